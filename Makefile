@@ -1,0 +1,33 @@
+# make demo: everything on an example panel, in ./demo.  make test, make check: what CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CODE := forecast pipelines
+
+.PHONY: demo test check ui bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/forecast demo
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+
+ui: $(VENV)/.installed
+	$(BIN)/forecast ui
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo mlflow.db mlruns
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[demo,dev]'
+	touch $@

@@ -1,0 +1,27 @@
+"""Gatecast: recurrent forecasting for every series you own.
+
+    import forecast as fc
+
+    base = fc.train(table, horizon=168, data={"freq": "1h"}).artifact
+    tuned = fc.finetune(base, table).artifact
+    print(fc.backtest(tuned, table, n_windows=4).summary)
+    made = fc.forecast(tuned, table)          # made.frame, made.rejects
+
+Tables are Polars, pandas or Arrow frames with the columns series_id, timestamp and target.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forecast.api import backtest, finetune, forecast, load, train
+
+__all__ = ["backtest", "finetune", "forecast", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package must stay cheap: torch comes with the first use of a function.
+    if name in __all__:
+        from forecast import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

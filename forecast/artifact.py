@@ -1,0 +1,155 @@
+"""A trained model as a folder of safetensors and JSON: save, load, check. No pickle, no code, no training data."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+
+from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
+from forecast.errors import ArtifactError
+from forecast.frequency import Grid
+from forecast.models.bank import HeadBank
+from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_BANK = "bank.safetensors"
+_BANK_INDEX = "bank.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A network with all that a forecast needs besides the panel."""
+
+    network: RecurrentForecaster
+    """In evaluation mode, on the CPU."""
+    data: DataConfig
+    """How to read a panel: resolved frequency, season, columns; without path, end and error policy."""
+    window: WindowConfig
+    model: ModelConfig
+    categories: dict[str, tuple[str, ...]]
+    """Values of each categorical static covariate; code = position + 1, 0 for all others."""
+    grid: Grid
+    trained_until: int
+    """Grid index of the last step that fitting, stopping or gating has seen."""
+    bank: HeadBank | None = None
+    """Changes per series, in a fine-tuned model."""
+    parent_digest: str | None = None
+
+    @property
+    def kind(self) -> Literal["pretrained", "fine_tuned"]:
+        """`fine_tuned` with a bank, `pretrained` without."""
+        return "fine_tuned" if self.bank else "pretrained"
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a forecast."""
+        return self.window.horizon
+
+    def digest(self) -> str:
+        """Return what `save` would: a hash of all that is stored."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder))
+
+    def reading(self, source: SourceConfig) -> DataConfig:
+        """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
+        return self.data.model_copy(update=source.model_dump())
+
+    def with_bank(self, bank: HeadBank, *, trained_until: int, parent_digest: str) -> "Artifact":
+        """Return this model with changes per series; the base is the same, bit by bit."""
+        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest)
+
+    def base(self) -> "Artifact":
+        """Return the model without its changes per series."""
+        return replace(self, bank=None, parent_digest=None)
+
+    def save(self, folder: Path) -> str:
+        """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: values.contiguous() for name, values in self.network.state_dict().items()}
+        safetensors.torch.save_file(state, folder / _WEIGHTS)
+        source = {key: field.default for key, field in SourceConfig.model_fields.items()}
+        config = {
+            "shape": self.network.shape.to_json(),
+            "data": self.data.model_copy(update=source).model_dump(mode="json"),
+            "window": self.window.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+            "categories": self.categories,
+            "grid": self.grid.to_json(),
+            "trained_until": self.trained_until,
+            "parent_digest": self.parent_digest,
+        }
+        _write_json(folder / _CONFIG, config)
+        files = [_WEIGHTS, _CONFIG]
+        if self.bank:
+            safetensors.torch.save_file(self.bank.tensors(), folder / _BANK)
+            _write_json(folder / _BANK_INDEX, {"kind": "head", "series_id": self.bank.series_id})
+            files += [_BANK, _BANK_INDEX]
+        manifest = {"format_version": FORMAT_VERSION, "kind": self.kind, "files": {name: _hash(folder / name) for name in sorted(files)}}
+        _write_json(folder / _MANIFEST, manifest)
+        return _hash(folder / _MANIFEST)
+
+
+def load(folder: Path) -> Artifact:
+    """Return the model in `folder`, after checking every file against the manifest.
+
+    Raises ArtifactError if a file is missing or changed, or the format is of another version.
+    """
+    manifest = _read_json(folder / _MANIFEST)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast")
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder}: {name} is missing; download the version again")
+        if _hash(folder / name) != expected:
+            raise ArtifactError(f"{folder}: {name} does not match its manifest; it was changed or damaged, download the version again")
+    config = _read_json(folder / _CONFIG)
+    model = ModelConfig.model_validate(config["model"])
+    network = RecurrentForecaster(NetworkShape.from_json(config["shape"]), model)
+    network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    bank = None
+    if _BANK in manifest["files"]:
+        bank = HeadBank.from_tensors(_read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK))
+    return Artifact(
+        network=network.eval(),
+        data=DataConfig.model_validate(config["data"]),
+        window=WindowConfig.model_validate(config["window"]),
+        model=model,
+        categories={name: tuple(values) for name, values in config["categories"].items()},
+        grid=Grid.from_json(config["grid"]),
+        trained_until=config["trained_until"],
+        bank=bank,
+        parent_digest=config["parent_digest"],
+    )
+
+
+def digest(folder: Path) -> str:
+    """Return the digest of a saved model."""
+    return _hash(folder / _MANIFEST)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.parent}: not a gatecast model, {path.name} is missing") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,135 @@
+"""Rolling origins: the forecasts a version would have made, scored beside seasonal naive."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from forecast.artifact import Artifact
+from forecast.config import BacktestSettings
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex, windows_at
+from forecast.errors import ConfigError, DataError, listing
+from forecast.metrics import MODEL, future_values, score_windows, seasonal_naive, seasonal_naive_errors, summarise
+from forecast.names import CUTOFF, SERIES_ID, SOURCE_SEASONAL_NAIVE, STEP, TIMESTAMP, quantile_column
+from forecast.predict import predict
+
+BACKTEST_RUN = "backtest_run"
+"""Tag of a version: the run that holds its latest backtest."""
+
+
+class Contender(NamedTuple):
+    """A model, and the panel as it reads it."""
+
+    artifact: Artifact
+    panel: Panel
+
+
+@dataclass(frozen=True)
+class BacktestResult:
+    """Scores and forecasts of all models on the same windows."""
+
+    scores: pl.DataFrame
+    """series_id, cutoff, model, and the columns of `metrics.score_windows`."""
+    forecasts: pl.DataFrame
+    """series_id, timestamp, cutoff, step, model, target, one column per quantile."""
+    summary: pl.DataFrame
+    """One row per model (`metrics.summarise`)."""
+    skipped: pl.DataFrame
+    """series_id, reason: series without a scored window."""
+
+
+def rolling_cutoffs(panel: Panel, *, horizon: int, settings: BacktestSettings, trained_until: int) -> list[int]:
+    """Return the grid indices of the latest cutoffs with a full horizon in the panel, oldest first.
+
+    Raises DataError if the panel is too short for them, or the model has already seen what lies behind one of them.
+    """
+    step = settings.step_size or horizon
+    last = int((panel.start + panel.lengths).max()) - 1
+    cutoffs = [last - horizon - k * step for k in reversed(range(settings.n_windows))]
+    if cutoffs[0] < int(panel.start.min()):
+        raise DataError(
+            f"{settings.n_windows} windows {step} steps apart begin before the panel does; lower backtest.n_windows or backtest.step_size"
+        )
+    seen = [cutoff for cutoff in cutoffs if cutoff < trained_until]
+    if seen:
+        until = panel.grid.timestamps(np.array([trained_until]))[0]
+        names = listing(panel.grid.timestamps(np.array(seen)).to_list())
+        raise DataError(
+            f"the model was trained on data up to {until}, and {len(seen)} of {len(cutoffs)} cutoffs lie before that ({names}): their "
+            "scores would flatter it; lower backtest.n_windows, or train with a larger fit.holdout_windows"
+        )
+    return cutoffs
+
+
+def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> BacktestResult:
+    """Return the scores of models (by name; all of one horizon and frequency) beside seasonal naive.
+
+    Each model forecasts as it would have in scoring. Windows without an observed target, or without history, are skipped.
+    Raises ConfigError if the models can't be compared, DataError if the panel is too short or was seen in training.
+    """
+    first, panel = next(iter(contenders.values()))
+    for name, (artifact, other) in contenders.items():
+        if (artifact.horizon, str(other.grid), len(artifact.model.quantile_levels)) != (
+            first.horizon,
+            str(panel.grid),
+            len(first.model.quantile_levels),
+        ) or not np.array_equal(other.series_id, panel.series_id):
+            raise ConfigError(
+                f"{name} forecasts {artifact.horizon} steps on {other.grid} for {other.n_series:,} series, the others {first.horizon} "
+                f"steps on {panel.grid} for {panel.n_series:,}: they can't be compared; register it under another registry.name"
+            )
+    horizon, season, levels = first.horizon, first.network.shape.season_length, first.model.quantile_levels
+    seen = max(artifact.trained_until for artifact, _ in contenders.values())
+    cutoffs = rolling_cutoffs(panel, horizon=horizon, settings=settings, trained_until=seen)
+    parts = [windows_at(panel, cutoff) for cutoff in cutoffs]
+    windows = WindowIndex(np.concatenate([p.series for p in parts]), np.concatenate([p.cutoff for p in parts]))
+
+    actual = future_values(panel, windows, horizon)
+    naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
+    scored = np.flatnonzero(np.isfinite(actual).any(1) & np.isfinite(naive).all((1, 2)))
+    windows, actual = windows[scored], actual[scored]
+    if not len(windows):
+        raise DataError("no series has both history and observations behind the cutoffs; check data.path and backtest.n_windows")
+    scale, _ = seasonal_naive_errors(panel, windows, season)
+
+    made = {SOURCE_SEASONAL_NAIVE: naive[scored]}
+    for name, (artifact, own) in contenders.items():
+        quantiles = predict(artifact, own, windows).tuned.astype(np.float64)
+        # The ladder of scoring: where the model gives nothing, seasonal naive speaks.
+        made[name] = np.where(np.isfinite(quantiles).all((1, 2), keepdims=True), quantiles, naive[scored])
+    keys = {
+        SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String),
+        CUTOFF: panel.grid.timestamps(panel.start[windows.series] + windows.cutoff),
+    }
+    scores = pl.concat(
+        pl.DataFrame({**keys, MODEL: [name] * len(windows), **score_windows(actual, quantiles, levels=levels, scale=scale)})
+        for name, quantiles in made.items()
+    )
+    forecasts = pl.concat(_long(panel, windows, actual, name, quantiles, levels) for name, quantiles in made.items())
+    absent = np.setdiff1d(np.arange(panel.n_series), windows.series)
+    skipped = pl.DataFrame(
+        {SERIES_ID: panel.series_id[absent].tolist(), "reason": ["no history or no observation at any cutoff"] * len(absent)},
+        schema={SERIES_ID: pl.String, "reason": pl.String},
+    )
+    return BacktestResult(scores, forecasts, summarise(scores), skipped)
+
+
+def _long(
+    panel: Panel, windows: WindowIndex, actual: np.ndarray, name: str, quantiles: np.ndarray, levels: tuple[float, ...]
+) -> pl.DataFrame:
+    n, horizon = actual.shape
+    at = (panel.start[windows.series] + windows.cutoff)[:, None] + np.arange(horizon + 1)
+    each = np.repeat(np.arange(n), horizon)
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(each),
+            TIMESTAMP: panel.grid.timestamps(at[:, 1:].ravel()),
+            CUTOFF: panel.grid.timestamps(at[:, 0]).gather(each),
+            STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
+            MODEL: pl.repeat(name, n * horizon, dtype=pl.String, eager=True),
+            "target": pl.Series(actual.ravel()).fill_nan(None),
+            **{quantile_column(level): quantiles[..., k].ravel() for k, level in enumerate(levels)},
+        }
+    )

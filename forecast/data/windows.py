@@ -1,0 +1,91 @@
+"""Windows as indices: which series, and the last step a forecast may see. NumPy only; tensors are gathered elsewhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forecast.data.panel import IntArray, Panel
+
+
+@dataclass(frozen=True)
+class WindowIndex:
+    """n windows, each a (series, cutoff) pair."""
+
+    series: IntArray
+    """[n], row of the panel."""
+    cutoff: IntArray
+    """[n], last visible step, counted from the start of the series; may lie beyond its end (the steps between are a gap)."""
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __getitem__(self, rows: slice | IntArray) -> "WindowIndex":
+        return WindowIndex(self.series[rows], self.cutoff[rows])
+
+
+def usable_lengths(panel: Panel, cutoff: int | None = None) -> IntArray:
+    """Return how many steps of each series lie up to grid index `cutoff` (all of them when None), [S]."""
+    if cutoff is None:
+        return panel.lengths
+    return np.clip(cutoff - panel.start + 1, 0, panel.lengths)
+
+
+def windows_at(panel: Panel, cutoff: int) -> WindowIndex:
+    """Return one window per series at grid index `cutoff`; series that start later are left out."""
+    series = np.flatnonzero(panel.start <= cutoff)
+    return WindowIndex(series, cutoff - panel.start[series])
+
+
+def windows_at_ends(panel: Panel) -> WindowIndex:
+    """Return one window per series at its own last step."""
+    return WindowIndex(np.arange(panel.n_series), panel.lengths - 1)
+
+
+def held_out_windows(lengths: IntArray, *, horizon: int, n_windows: int) -> tuple[WindowIndex, IntArray]:
+    """Return the latest windows with a full horizon, and what is left before their targets, [S].
+
+    Cutoffs are one horizon apart, oldest first within a series. A series keeps at least one horizon of history before its first
+    window, so short ones give fewer windows or none.
+
+        | o o o o o o x x x | - - - |        o history   x, - targets of two windows, horizon 3
+    """
+    counts = np.clip(lengths // horizon - 1, 0, n_windows)
+    series = np.repeat(np.arange(len(lengths)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.arange(len(series)) - first
+    cutoff = lengths[series] - (counts[series] - order) * horizon - 1
+    return WindowIndex(series, cutoff), lengths - counts * horizon
+
+
+class OriginSampler:
+    """Draws training windows: every series is as likely as any other, and every stretch of it as likely as any other.
+
+    A window has `span` consecutive origins; the loss is taken at some of them. Origins before the first observation, and targets
+    from `limits` on, are masked later. Series with fewer than two usable steps are never drawn.
+    """
+
+    def __init__(self, limits: IntArray, *, span: int) -> None:
+        self.series = np.flatnonzero(limits >= 2)
+        self._last = limits[self.series] - 2
+        self._span = span
+
+    def draw(self, count: int, rng: np.random.Generator) -> WindowIndex:
+        """Return `count` windows by their first origin (which may be negative: before the start)."""
+        rows = rng.integers(0, len(self.series), count)
+        high = self._last[rows]
+        low = np.minimum(high, self._span - 1)
+        final = rng.integers(low, high, endpoint=True)
+        return WindowIndex(self.series[rows], final - self._span + 1)
+
+
+def sample_origins(limits: IntArray, *, horizon: int, count: int, rng: np.random.Generator) -> WindowIndex:
+    """Return up to `count` origins with at least one step of history and a full horizon before `limits`.
+
+    All of them when there are no more than `count`, otherwise a sample without replacement; longer series give more.
+    """
+    available = np.clip(limits - horizon, 0, None)
+    ends = np.cumsum(available)
+    total = int(ends[-1]) if len(ends) else 0
+    picked = np.arange(total) if total <= count else np.sort(rng.choice(total, count, replace=False))
+    series = np.searchsorted(ends, picked, side="right")
+    return WindowIndex(series, picked - (ends - available)[series])

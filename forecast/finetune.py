@@ -1,0 +1,256 @@
+"""Per-series fine-tuning: one linear map per series, for all series at once, in closed form, behind a gate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from forecast.artifact import Artifact
+from forecast.config import FinetuneSettings
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import usable_lengths
+from forecast.errors import ConfigError, DataError
+from forecast.gate import choose
+from forecast.models.bank import HeadBank, head_features
+from forecast.models.batch import PanelTensors
+from forecast.models.heads import pinball
+from forecast.models.module import window_sizes
+from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
+from forecast.models.runtime import prepare
+from forecast.names import REASON, SERIES_ID
+
+# Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
+PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
+
+# Numbers held at once while the network runs (targets of all origins of a batch of windows), and per group of series.
+_BATCH_TARGETS = 500_000
+_GROUP_NUMBERS = 60_000_000
+
+TUNED = "tuned"
+TOO_SHORT = "too short"
+NO_GAIN = "no gain"
+CONSTANT = "constant"
+NOT_FINITE = "not finite"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A fine-tuned model and why each series is in it or not."""
+
+    artifact: Artifact
+    decisions: pl.DataFrame
+    """series_id, base_loss, tuned_loss, gain, penalty, blend, reason, report_base_loss, report_tuned_loss; one row per series."""
+    summary: dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class _Origins:
+    """What the frozen network gives at the last N steps of a group of G series; origin j is step `usable - N + j`."""
+
+    features: Tensor
+    """[G, N, feature], 0 where the origin is not usable."""
+    residual: Tensor
+    """[G, N, horizon], target minus median in units of scale, 0 where not observed."""
+    quantiles: Tensor
+    """[G, window, horizon, level] at the held-out cutoffs, oldest first."""
+    target: Tensor
+    weight: Tensor
+    """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
+
+
+def finetune(
+    artifact: Artifact,
+    panel: Panel,
+    settings: FinetuneSettings,
+    *,
+    device: str = "cpu",
+    progress: Callable[[float, str], None] | None = None,
+) -> FinetuneResult:
+    """Return the model with a linear map for each series that gains from one.
+
+    For each series, ridge regression of the base's residuals on [1; last season of the window; encoder state], over its last
+    `origins` cutoffs; one eigen-decomposition serves all penalties. The penalty is chosen on `gate_windows` cutoffs whose targets
+    lie behind everything fitted on; the series keeps the base unless it clears the gate. The uplift is reported on the
+    `report_windows` after those, seen by neither. What is kept is then fitted on all origins, and halved or so (`blend`).
+
+    Raises ConfigError if the model is fine-tuned already, DataError if its frequency is another than the panel's.
+    """
+    prepare()
+    if artifact.bank is not None:
+        raise ConfigError("registry.alias: this version is fine-tuned already; fine-tune its pretrained parent")
+    last = int((panel.start + panel.lengths).max()) - 1
+    trained_until = max(last - settings.holdout_windows * artifact.horizon, artifact.trained_until)
+    usable = usable_lengths(panel, trained_until)
+    horizon, n_windows = artifact.horizon, settings.gate_windows + settings.report_windows
+    # The oldest gate window leaves at least a horizon of origins to fit on.
+    long_enough = usable >= (n_windows + 2) * horizon
+    eligible = np.flatnonzero(long_enough)
+    if not len(eligible):
+        raise DataError(
+            f"no series is long enough to fine-tune: the longest of {panel.n_series:,} has {int(usable.max()):,} usable steps, and "
+            f"{n_windows} held-out windows of {horizon} steps need {(n_windows + 2) * horizon:,}; lower finetune.gate_windows or "
+            "finetune.report_windows"
+        )
+    n_origins = settings.origins + (n_windows + 1) * horizon
+    network = artifact.network.to(device)
+    data = PanelTensors(panel, device)
+    n_features = _feature_count(network)
+    group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + horizon) + n_features * n_features * 2))
+    columns: list[dict[str, np.ndarray]] = []
+    weights: list[Tensor] = []
+    for first in range(0, len(eligible), group):
+        series = eligible[first : first + group]
+        found, weight = _tune_group(network, data, series, usable[series], n_origins, settings)
+        columns.append({"series": series, **found})
+        weights.append(weight)
+        if progress:
+            progress(min(1.0, (first + group) / len(eligible)), f"{min(first + group, len(eligible)):,} series")
+    artifact.network.to("cpu")
+    table = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    tuned = table["series"][table["chosen"]]
+    bank = HeadBank(panel.series_id[tuned].tolist(), torch.cat(weights))
+    decisions = _decisions(panel, table, settings)
+    child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
+    return FinetuneResult(child, decisions, _summary(decisions, bank))
+
+
+def _feature_count(network: RecurrentForecaster) -> int:
+    season = network.shape.season_length if network.shape.season_length > 1 else network.shape.horizon
+    return 1 + min(season, network.shape.context_length, 168) + network.encoder.hidden_size
+
+
+@torch.inference_mode()
+def _tune_group(
+    network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, settings: FinetuneSettings
+) -> tuple[dict[str, np.ndarray], Tensor]:
+    horizon, levels = network.shape.horizon, network.head.levels
+    n_windows = settings.gate_windows + settings.report_windows
+    known = _run(network, data, series, usable, n_origins, n_windows)
+    penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
+
+    losses = [_loss(known.quantiles, known.target, known.weight, levels)]
+    shifts = []
+    for window in range(n_windows):
+        back = (n_windows - window) * horizon
+        cutoff = n_origins - 1 - back
+        values, vectors, projected = _decompose(known, last=cutoff - horizon, count=settings.origins)
+        at = torch.einsum("gf,gfe->ge", known.features[:, cutoff].double(), vectors)
+        shifts.append(torch.einsum("gpe,geh->gph", at[:, None] / (values[:, None] + penalties[:, None]), projected))
+    shift = settings.blend * torch.stack(shifts, 1).to(known.target.dtype)  # [G, window, penalty, horizon]
+    for p in range(len(PENALTIES)):
+        losses.append(_loss(known.quantiles + shift[:, :, p, :, None], known.target, known.weight, levels))
+    loss = torch.stack(losses, -1).cpu().numpy()
+
+    gate, report = loss[:, : settings.gate_windows], loss[:, settings.gate_windows :]
+    choice = choose(gate[..., 0], gate[..., 1:], settings)
+    rows = np.arange(len(series))
+    values, vectors, projected = _decompose(known, last=n_origins - 1 - horizon, count=settings.origins)
+    penalty = penalties[torch.from_numpy(choice.strength).to(data.device)]
+    weight = settings.blend * (vectors @ (projected / (values + penalty[:, None])[..., None]))
+    weight = weight.to(known.features.dtype)
+    finite = torch.isfinite(weight).flatten(1).all(1).cpu().numpy()
+    constant = gate[..., 0].sum(1) == 0
+    chosen = choice.chosen & finite & ~constant
+    reason = np.select([constant, ~finite, chosen], [CONSTANT, NOT_FINITE, TUNED], NO_GAIN)
+    best = 1 + choice.strength
+    found = {
+        "base_loss": gate[..., 0].mean(1),
+        "tuned_loss": gate[rows, :, best].mean(1),
+        "gain": choice.gain,
+        "penalty": np.array(PENALTIES)[choice.strength],
+        "chosen": chosen,
+        REASON: reason,
+        "report_base_loss": report[..., 0].mean(1),
+        "report_tuned_loss": np.where(chosen, report[rows, :, best].mean(1), report[..., 0].mean(1)),
+    }
+    return found, weight[torch.from_numpy(chosen)].cpu()
+
+
+def _run(
+    network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, n_windows: int
+) -> _Origins:
+    """Run the network once over the last `n_origins` steps of each series; every step is an origin."""
+    horizon, context = network.shape.horizon, network.shape.context_length
+    span = min(context, n_origins)
+    chunks = -(-n_origins // span)
+    held = n_origins - 1 - horizon * torch.arange(n_windows, 0, -1)
+    origins = torch.arange(span, device=data.device)
+    rows = torch.arange(len(series)).repeat_interleave(chunks)
+    begin = torch.arange(chunks).repeat(len(series)) * span + n_origins - chunks * span
+    first = torch.from_numpy(usable)[rows] - n_origins + begin
+    parts: list[tuple[Tensor, Tensor]] = []
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    size = max(1, _BATCH_TARGETS // (span * horizon))
+    for at in range(0, len(rows), size):
+        row, offset = rows[at : at + size], begin[at : at + size]
+        chosen = torch.from_numpy(series)[row].to(data.device)
+        limit = torch.from_numpy(usable)[row].to(data.device)
+        batch = data.gather(chosen, first[at : at + size].to(data.device), limit, **window_sizes(network, span))
+        output = network(batch, origins)
+        target, observed = targets(batch, output.frame, origins, network.shape)
+        weight = loss_weights(target, observed, output.frame)
+        strength = weight.amax(-1, keepdim=True).sqrt()
+        residual = (target - output.quantiles[..., network.head.median]) * (weight > 0)
+        parts.append((head_features(output, network.shape) * strength, residual * strength))
+        for window, j in enumerate(held.tolist()):
+            here = torch.nonzero((offset <= j) & (j < offset + span)).flatten()
+            local = j - offset[here]
+            picked = (output.quantiles[here, local], target[here, local], weight[here, local])
+            kept.append((row[here], torch.full_like(here, window), *picked))
+    features, residual = (torch.cat(p).unflatten(0, (len(series), chunks)).flatten(1, 2)[:, -n_origins:] for p in zip(*parts, strict=True))
+    at_row, at_window, *values = (torch.cat(column) for column in zip(*kept, strict=True))
+    order = (at_row * n_windows + at_window).argsort()
+    quantiles, target, weight = (v[order].unflatten(0, (len(series), n_windows)) for v in values)
+    return _Origins(features, residual, quantiles, target, weight)
+
+
+def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return eigenvalues, eigenvectors and projected right-hand side of the normal equations over origins up to `last`."""
+    part = slice(max(last - count + 1, 0), last + 1)
+    features, residual = known.features[:, part].double(), known.residual[:, part].double()
+    values, vectors = torch.linalg.eigh(features.mT @ features)
+    return values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual)
+
+
+def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+    """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
+    return (pinball(quantiles, target, levels) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+
+
+def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSettings) -> pl.DataFrame:
+    known = pl.DataFrame(
+        {
+            SERIES_ID: panel.series_id[table["series"]].tolist(),
+            **{name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty")},
+            "blend": np.where(table["chosen"], settings.blend, 0.0),
+            REASON: table[REASON].tolist(),
+            **{name: table[name].astype(np.float64) for name in ("report_base_loss", "report_tuned_loss")},
+        }
+    )
+    every = pl.DataFrame({SERIES_ID: panel.series_id.tolist()})
+    return every.join(known, on=SERIES_ID, how="left", maintain_order="left").with_columns(
+        pl.col(REASON).fill_null(TOO_SHORT), pl.col("blend").fill_null(0.0)
+    )
+
+
+def _summary(decisions: pl.DataFrame, bank: HeadBank) -> dict[str, float | int]:
+    """Return counts, and the uplift on the report windows with a 95 % interval over series."""
+    judged = decisions.filter(pl.col("report_base_loss") > 0)
+    base, tuned = judged["report_base_loss"], judged["report_tuned_loss"]
+    change = (1 - tuned / base).to_numpy()
+    total = float(base.sum())
+    share = lambda flags: float(flags.mean()) if len(flags) else 0.0  # noqa: E731
+    error = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
+    return {
+        "series": len(decisions),
+        "series_tuned": len(bank.series_id),
+        "series_too_short": int((decisions[REASON] == TOO_SHORT).sum()),
+        "uplift": 1 - float(tuned.sum()) / total if total else 0.0,
+        "uplift_per_series": float(change.mean()) if len(change) else 0.0,
+        "uplift_interval": error,
+        "share_improved": share(change > 0),
+        "share_worse_2_percent": share(change < -0.02),
+    }

@@ -1,0 +1,297 @@
+"""Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+
+from forecast.artifact import Artifact
+from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
+from forecast.errors import ConfigError, DataError
+from forecast.models.batch import PanelTensors
+from forecast.models.heads import empirical_quantiles
+from forecast.models.module import Budget, ForecastModule, KeepBest, TrainingWindows, held_out_error, validation_batches, window_sizes
+from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
+from forecast.models.runtime import prepare
+from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+
+log = logging.getLogger(__name__)
+
+# Windows that the closed-form solution is fitted on, and those of validation that choose its penalty.
+_SKIP_SAMPLES = 40_000
+_SKIP_CHECKS = 4_000
+
+Progress = Callable[[float, str], None]
+"""Told the share of the work done, and a few words."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained model and how it came about."""
+
+    artifact: Artifact
+    curve: list[tuple[int, dict[str, float]]]
+    """(step, {metric: value}), in the order of training."""
+    summary: dict[str, float | int | str]
+
+
+def default_context(season_length: int, horizon: int) -> int:
+    """Return the context length for a panel: two seasons, at least twice the horizon and 32 steps."""
+    return max(2 * season_length, 2 * horizon, 32)
+
+
+def fit(
+    panel: Panel,
+    *,
+    data: DataConfig,
+    categories: dict[str, tuple[str, ...]],
+    window: WindowConfig,
+    model: ModelConfig,
+    fit: FitConfig,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train on the panel up to the held-out windows and return the model with its best averaged weights.
+
+    The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows` horizons of
+    each series stop the training and choose the skip; the closed-form solution is kept if no network validates better.
+
+    Raises DataError if nothing is left to train on, ConfigError if the accelerator is not there.
+    """
+    prepare()
+    begun = time.monotonic()
+    budget = Budget(fit.max_steps, fit.max_minutes)
+    device = _device(fit)
+    assert data.season_length is not None
+    context = window.context_length or default_context(data.season_length, window.horizon)
+    shape = NetworkShape(
+        context_length=context,
+        horizon=window.horizon,
+        season_length=data.season_length,
+        n_past=panel.past.shape[0],
+        n_known=panel.known.shape[0],
+        n_calendar=panel.calendar.shape[0],
+        category_sizes=tuple(len(values) for values in categories.values()),
+        n_static_numbers=panel.static_numbers.shape[1],
+    )
+    last = int((panel.start + panel.lengths).max()) - 1
+    trained_until = last - fit.holdout_windows * window.horizon
+    usable = usable_lengths(panel, trained_until)
+    validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
+    _check(panel, limits, validation, fit, window)
+
+    lightning.seed_everything(fit.seed, verbose=False)
+    tensors = PanelTensors(panel, device)
+    rng = np.random.default_rng(fit.seed)
+    network, choice = _closed_form(panel, tensors, shape, model, limits, validation, rng)
+    network.to(device).eval()
+    solved = time.monotonic()
+    loss = _validate(network, tensors, validation)
+    keeper = KeepBest(loss, fit.patience, progress)
+    if fit.max_steps:
+        _train(network, fit, tensors, panel, limits, validation, budget, keeper)
+    if keeper.best:
+        network.load_state_dict(keeper.best)
+    network.to("cpu").eval()
+
+    trained = time.monotonic()
+    artifact = Artifact(
+        network=network,
+        data=data,
+        window=WindowConfig(context_length=context, horizon=window.horizon),
+        model=model,
+        categories=categories,
+        grid=panel.grid,
+        trained_until=trained_until,
+    )
+    steps = max(step for step, _ in keeper.curve)
+    summary: dict[str, float | int | str] = {
+        "val/loss": keeper.best_loss,
+        "val/loss_closed_form": loss,
+        "best_step": keeper.best_step,
+        "steps": steps,
+        "seconds_closed_form": solved - begun,
+        "seconds_training": trained - solved,
+        "windows_per_second": steps * fit.batch_size * min(fit.origins, context) / max(trained - solved, 1e-9),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "validation_windows": len(validation),
+        **choice,
+    }
+    log.info("fit: %s", summary)
+    return FitResult(artifact, keeper.curve, summary)
+
+
+def _device(config: FitConfig) -> torch.device:
+    there = torch.cuda.is_available()
+    if config.accelerator == "gpu" and not there:
+        raise ConfigError("fit.accelerator: gpu asked for, but torch finds none here; set fit.accelerator=cpu or auto")
+    device = torch.device("cuda" if there and config.accelerator != "cpu" else "cpu")
+    if config.precision == "bf16-mixed" and device.type == "cpu":
+        raise ConfigError("fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true")
+    return device
+
+
+def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConfig, window: WindowConfig) -> None:
+    trainable = int((limits >= 2).sum())
+    if not trainable or not len(validation):
+        longest = int(panel.lengths.max())
+        needed = (fit.holdout_windows + 2) * window.horizon + 1
+        raise DataError(
+            f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} steps, and "
+            f"{fit.holdout_windows} held-out windows, one validation window and one of history need {needed:,}; lower window.horizon "
+            "or fit.holdout_windows"
+        )
+
+
+def _closed_form(
+    panel: Panel,
+    tensors: PanelTensors,
+    shape: NetworkShape,
+    model: ModelConfig,
+    limits: IntArray,
+    validation: WindowIndex,
+    rng: np.random.Generator,
+) -> tuple[RecurrentForecaster, dict[str, str | float]]:
+    """Return the untrained network around the best linear skip, and what was chosen."""
+    drawn = sample_origins(limits, horizon=shape.horizon, count=_SKIP_SAMPLES, rng=rng)
+    checks = validation
+    if len(validation) > _SKIP_CHECKS:
+        checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
+    limit = torch.from_numpy(limits).to(tensors.device)
+    best: tuple[float, RecurrentForecaster, Samples, str, str] | None = None
+    for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
+        network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
+        fitted = _samples(network, tensors, drawn, limit)
+        checked = _samples(network, tensors, checks, None)
+        priors = {"anchor": torch.zeros_like(network.skip)}
+        if 1 < shape.season_length <= shape.context_length:
+            priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(network.skip)
+        for name, prior in priors.items():
+            labels = ["prior", *(f"{penalty:g}" for penalty in PENALTIES)]
+            solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
+            for label, solution in zip(labels, solutions, strict=False):
+                error = _absolute_error(checked, solution)
+                if best is None or error < best[0]:
+                    network.skip.copy_(solution)
+                    best = (error, network, fitted, f"{anchor}/{name}", label)
+    assert best is not None
+    _, network, fitted, kind, penalty = best
+    linear = fitted.window @ network.skip
+    level = empirical_quantiles(fitted.target - linear, fitted.observed.bool(), network.head.levels)
+    with torch.no_grad():
+        network.output_bias.copy_(network.head.parameters_of(level))
+    _standardise(network, panel, limits)
+    return network, {"skip": kind, "skip_penalty": penalty, "skip_samples": len(drawn)}
+
+
+def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
+    parts = []
+    origins = torch.zeros(1, dtype=torch.long, device=data.device)
+    divisors = []
+    for series, cutoff, _ in validation_batches(windows, 512):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        until = cutoff + network.shape.horizon + 1 if limit is None else limit[series]
+        batch = data.gather(series, cutoff, until, **window_sizes(network, 1))
+        frame = network.frame(batch, origins)
+        target, observed = targets(batch, frame, origins, network.shape)
+        weight = loss_weights(target, observed, frame)
+        # Constant windows, and those without any observed target, have nothing to say.
+        told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
+        parts.append((frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1)))
+        divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
+    if limit is not None and divisors:
+        logs = torch.cat(divisors).log()
+        if len(logs) > 1:
+            network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
+    window, target, observed, weight = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Samples(window, target, observed.to(target.dtype), weight)
+
+
+def _absolute_error(samples: Samples, solution: Tensor) -> float:
+    weight = samples.observed * samples.weight[:, None]
+    error = (samples.target - samples.window @ solution).abs()
+    return float((error * weight).sum() / weight.sum().clamp(min=1e-9))
+
+
+def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:
+    """Set mean and scale of the covariates from the steps that training may see."""
+    steps = np.arange(len(panel.target)) - np.repeat(panel.offsets[:-1], panel.lengths)
+    seen = steps < np.repeat(limits, panel.lengths)
+    held = np.repeat(panel.lengths + panel.horizon, 1)
+    ahead = np.arange(panel.known.shape[1]) - np.repeat(panel.offsets[:-1] + panel.horizon * np.arange(panel.n_series), held)
+    columns = [values[seen] for values in panel.past]
+    columns += [values[ahead < np.repeat(limits, held)] for values in panel.known]
+    columns += list(panel.static_numbers.T)
+    for row, values in enumerate(columns):
+        finite = values[np.isfinite(values)].astype(np.float64)
+        if len(finite):
+            network.covariate_mean[row] = float(finite.mean())
+            network.covariate_scale[row] = max(float(finite.std()), 1e-6 * abs(float(finite.mean())), 1e-12)
+
+
+def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
+    with torch.inference_mode():
+        parts = [held_out_error(network, data, tuple(i.to(data.device) for i in indices)) for indices in validation_batches(windows)]
+    return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)
+
+
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
+    """Return the update of the averaged weights: a mean at first, so that they do not trail behind the start."""
+
+    def update(averaged: Tensor, current: Tensor, count: int | Tensor) -> Tensor:
+        return averaged.lerp(current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return update
+
+
+def _train(
+    network: RecurrentForecaster,
+    config: FitConfig,
+    data: PanelTensors,
+    panel: Panel,
+    limits: IntArray,
+    validation: WindowIndex,
+    budget: Budget,
+    keeper: KeepBest,
+) -> None:
+    span = network.shape.context_length
+    module = ForecastModule(
+        network,
+        config,
+        data=data,
+        series_id=panel.series_id,
+        limits=torch.from_numpy(limits).to(data.device),
+        validation=validation,
+        span=span,
+        budget=budget,
+    )
+    sampler = OriginSampler(limits, span=span)
+    stream = TrainingWindows(sampler, batch_size=config.batch_size, span=span, origins=config.origins, seed=config.seed)
+    # The keeper goes first: it must see the averaged weights before they are swapped back.
+    averaging = [WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay))] if config.ema_decay else []
+    trainer = lightning.Trainer(
+        accelerator="cpu" if data.device.type == "cpu" else "gpu",
+        devices=1,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        val_check_interval=min(config.validation_every, config.max_steps),
+        check_val_every_n_epoch=None,
+        gradient_clip_val=config.gradient_clip,
+        callbacks=[keeper, *averaging],
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, torch.utils.data.DataLoader(stream, batch_size=None))

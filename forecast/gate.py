@@ -1,0 +1,95 @@
+"""The two gates: whether a series leaves the base, and whether a version becomes champion."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.config import FinetuneSettings
+from forecast.errors import GateRefused
+from forecast.metrics import MODEL, summarise
+from forecast.names import CUTOFF, SERIES_ID
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the gate decided for each of S series."""
+
+    strength: npt.NDArray[np.int64]
+    """[S], the candidate that gains most on the gate windows, chosen or not."""
+    gain: Array
+    """[S], share of the base loss that it saves there."""
+    chosen: npt.NDArray[np.bool_]
+    """[S], whether it clears the gate."""
+
+
+def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
+    """Return, per series, the best candidate and whether it clears the gate.
+
+    `base` is the loss on each gate window [S, windows], `candidates` that of each strength [S, windows, strengths]. A series leaves
+    the base if the best strength saves at least `min_gain` of the loss and is better on `min_windows_better` of the windows.
+    """
+    total = base.sum(1)
+    losses = np.where(np.isfinite(candidates), candidates, np.inf).sum(1)
+    best = losses.argmin(1)
+    rows = np.arange(len(base))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gain = np.where(total > 0, 1.0 - losses[rows, best] / total, 0.0)
+    better = (candidates[rows, :, best] < base).mean(1)
+    return Choice(best, gain, (gain >= settings.min_gain) & (better >= settings.min_windows_better))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Challenger against incumbent on the same windows."""
+
+    incumbent: str
+    mase: tuple[float, float]
+    """Of challenger and incumbent."""
+    wql: tuple[float, float]
+    n_windows: int
+    p_value: float
+    """One-sided paired test over series that the challenger's MASE is not lower (normal approximation); NaN with one series."""
+
+    def __str__(self) -> str:
+        return (
+            f"MASE {self.mase[0]:.4f} against {self.mase[1]:.4f}, WQL {self.wql[0]:.4f} against {self.wql[1]:.4f} of {self.incumbent} "
+            f"on {self.n_windows:,} windows (p = {self.p_value:.3g})"
+        )
+
+
+def compare(scores: pl.DataFrame, challenger: str, incumbent: str) -> Verdict:
+    """Return the verdict on the windows that both have a score for.
+
+    Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL.
+    """
+    keys = [SERIES_ID, CUTOFF]
+    ours, theirs = scores.filter(pl.col(MODEL) == challenger), scores.filter(pl.col(MODEL) == incumbent)
+    ours, theirs = ours.join(theirs, on=keys, how="semi"), theirs.join(ours, on=keys, how="semi")
+    if not len(ours):
+        raise GateRefused(f"{challenger} and {incumbent} have no backtest window in common; run forecast backtest again")
+    rows = [summarise(part).row(0, named=True) for part in (ours, theirs)]
+    mine, other = rows
+    paired = (
+        ours.join(theirs, on=keys, suffix="_other")
+        .filter(pl.col("mase").is_not_nan())
+        .group_by(SERIES_ID)
+        .agg((pl.col("mase") - pl.col("mase_other")).mean().alias("difference"))["difference"]
+    )
+    error = float(paired.std() or 0.0) / max(len(paired), 1) ** 0.5  # type: ignore[arg-type]
+    mean = float(paired.mean() or 0.0)  # type: ignore[arg-type]
+    p_value = _normal_below(mean / error) if error > 0 else float("nan")
+    verdict = Verdict(incumbent, (mine["mase"], other["mase"]), (mine["wql"], other["wql"]), len(ours), p_value)
+    worse = [name for name, (a, b) in (("MASE", verdict.mase), ("WQL", verdict.wql)) if not a <= b]
+    if worse:
+        raise GateRefused(f"{challenger} is worse than {incumbent} in {' and '.join(worse)}: {verdict}")
+    return verdict
+
+
+def _normal_below(deviate: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().cdf(deviate)

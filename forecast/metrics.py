@@ -1,0 +1,174 @@
+"""Metrics and the seasonal-naive baseline, each with its formula.
+
+Scores are kept per (series, cutoff, model) as sums and counts, so that any group of them can be summarised exactly.
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex
+from forecast.names import CUTOFF, SERIES_ID, STEP, TARGET
+
+Array = npt.NDArray[np.floating]
+
+MODEL = "model"
+SCORE_COLUMNS = ("mase", "smape", "abs_error", "pinball", "abs_target", "error", "covered", "width", "n_steps")
+
+
+def seasonal_differences(panel: Panel, season: int) -> Array:
+    """Return y[t] - y[t - season] at each step of the flat buffer, NaN where either is missing or in another series, [N]."""
+    target = panel.target.astype(np.float64)
+    step = np.arange(len(target)) - np.repeat(panel.offsets[:-1], panel.lengths)
+    lagged = np.full_like(target, np.nan)
+    lagged[season:] = target[: len(target) - season]
+    lagged[step < season] = np.nan
+    return target - lagged
+
+
+def _prefix(values: Array) -> Array:
+    return np.concatenate([[0.0], np.cumsum(values)])
+
+
+def _up_to(panel: Panel, windows: WindowIndex, values: Array) -> Array:
+    """Return the sum of `values` ([N]) from the start of each window's series up to its cutoff, [n]."""
+    sums = _prefix(values)
+    begin = panel.offsets[windows.series]
+    end = begin + np.minimum(windows.cutoff + 1, panel.lengths[windows.series])
+    return sums[end] - sums[begin]
+
+
+def seasonal_naive_errors(panel: Panel, windows: WindowIndex, season: int) -> tuple[Array, Array]:
+    """Return mean absolute and root mean square of the seasonal differences up to each cutoff; NaN where there is none, 2 x [n]."""
+    differences = seasonal_differences(panel, season)
+    there = np.isfinite(differences)
+    values = np.where(there, differences, 0.0)
+    count = _up_to(panel, windows, there.astype(np.float64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        absolute = np.clip(_up_to(panel, windows, np.abs(values)), 0.0, None) / count
+        square = np.clip(_up_to(panel, windows, values**2), 0.0, None) / count
+    return absolute, np.sqrt(square)
+
+
+def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, levels: Sequence[float]) -> Array:
+    """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value by its cutoff.
+
+    A missing value of the last season is taken from the season before (up to four), then from the last observed value. Quantiles
+    spread by sigma * sqrt(seasons ahead), sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
+    """
+    ahead = np.arange(1, horizon + 1)
+    seasons_ahead = -(-ahead // season)
+    begin = panel.offsets[windows.series]
+    last = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
+
+    point = np.full((len(windows), horizon), np.nan)
+    for back in range(4):
+        step = windows.cutoff[:, None] + (ahead - season * (seasons_ahead + back))[None]
+        inside = (step >= 0) & (step <= last[:, None])
+        values = panel.target[np.where(inside, begin[:, None] + step, 0)]
+        point = np.where(np.isnan(point) & inside, values, point)
+    point = np.where(np.isnan(point), last_values(panel, windows)[:, None], point)
+    _, sigma = seasonal_naive_errors(panel, windows, season)
+    deviates = np.array([NormalDist().inv_cdf(level) for level in levels])
+    spread = np.nan_to_num(sigma)[:, None] * np.sqrt(seasons_ahead)[None]
+    return point[..., None] + spread[..., None] * deviates
+
+
+def last_values(panel: Panel, windows: WindowIndex) -> Array:
+    """Return the last observed value up to each cutoff; NaN where there is none, [n]."""
+    observed = np.isfinite(panel.target)
+    latest = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
+    begin = panel.offsets[windows.series]
+    end = begin + np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
+    at = latest[np.maximum(end, 0)]
+    return np.where((end >= begin) & (at >= begin), panel.target[at], np.nan)
+
+
+def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
+    """Return the observed targets after each cutoff, NaN where there is none, [n, horizon]."""
+    step = windows.cutoff[:, None] + np.arange(1, horizon + 1)
+    inside = (step >= 0) & (step < panel.lengths[windows.series][:, None])
+    values = panel.target[np.where(inside, panel.offsets[windows.series][:, None] + step, 0)]
+    return np.where(inside, values, np.nan).astype(np.float64)
+
+
+def score_windows(
+    actual: Array, quantiles: Array, *, levels: Sequence[float], scale: Array
+) -> dict[str, Array]:
+    """Return per-window scores of forecasts [n, horizon, level] of `actual` [n, horizon] (NaN: not observed), each [n].
+
+    mase        mean |y - q50| / scale, scale = in-sample mean |y[t] - y[t - season]| (Hyndman & Koehler 2006); NaN where scale is 0
+    smape       mean 200 |y - q50| / (|y| + |q50|), 0 where both are 0 (M4)
+    pinball     sum over steps of the mean over levels of 2 max(level e, (level - 1) e), e = y - q
+    covered     steps with the actual inside the outermost interval; `width` the sum of its widths
+    error       sum of q50 - y; abs_error, abs_target sums of |y - q50| and |y|
+    """
+    observed = np.isfinite(actual)
+    count = observed.sum(1)
+    truth = np.where(observed, actual, 0.0)
+    median = quantiles[..., list(levels).index(0.5)]
+    miss = np.where(observed, np.abs(truth - median), 0.0)
+    size = np.abs(truth) + np.abs(median)
+    relative = np.divide(200.0 * miss, size, out=np.zeros_like(miss), where=size > 0)
+    deviation = truth[..., None] - quantiles
+    weights = np.asarray(levels)
+    loss = 2.0 * np.maximum(weights * deviation, (weights - 1.0) * deviation).mean(-1)
+    lower, upper = quantiles[..., 0], quantiles[..., -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "mase": np.where(scale > 0, miss.sum(1) / count / scale, np.nan),
+            "smape": relative.sum(1) / count,
+            "abs_error": miss.sum(1),
+            "pinball": (loss * observed).sum(1),
+            "abs_target": np.abs(truth).sum(1),
+            "error": np.where(observed, median - truth, 0.0).sum(1),
+            "covered": ((truth >= lower) & (truth <= upper) & observed).sum(1),
+            "width": ((upper - lower) * observed).sum(1),
+            "n_steps": count,
+        }
+
+
+def summarise(scores: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per model: means over windows (mase, smape) and ratios of sums (wql, wape, bias, coverage).
+
+    wql = sum pinball / sum |y|; wape = sum |y - q50| / sum |y|; bias = sum (q50 - y) / sum |y|. `n_undefined` windows have no MASE
+    (a constant or too short past) and are left out of its mean.
+    """
+    size = pl.col("abs_target").sum()
+    return (
+        scores.group_by(MODEL, maintain_order=True)
+        .agg(
+            pl.col("mase").drop_nans().mean(),
+            pl.col("smape").mean(),
+            (pl.col("pinball").sum() / size).alias("wql"),
+            (pl.col("abs_error").sum() / size).alias("wape"),
+            (pl.col("error").sum() / size).alias("bias"),
+            (pl.col("covered").sum() / pl.col("n_steps").sum()).alias("coverage"),
+            (pl.col("width").sum() / size).alias("width"),
+            pl.col(SERIES_ID).n_unique().alias("n_series"),
+            pl.struct(SERIES_ID, CUTOFF).n_unique().alias("n_windows"),
+            pl.col("mase").is_nan().sum().alias("n_undefined"),
+        )
+    )
+
+
+def error_by_step(forecasts: pl.DataFrame) -> pl.DataFrame:
+    """Return step, model, mae: the mean |target - q50| at each step of the horizon, over observed targets."""
+    error = (pl.col(TARGET) - pl.col("q50")).abs()
+    return forecasts.group_by(MODEL, STEP, maintain_order=True).agg(error.mean().alias("mae")).sort(MODEL, STEP)
+
+
+def coverage_by_level(forecasts: pl.DataFrame) -> pl.DataFrame:
+    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level)."""
+    observed = forecasts.filter(pl.col(TARGET).is_not_null())
+    levels = [name for name in forecasts.columns if name[0] == "q" and name[1:].replace(".", "").isdigit()]
+    return (
+        observed.group_by(MODEL, maintain_order=True)
+        .agg((pl.col(TARGET) <= pl.col(name)).mean().alias(name) for name in levels)
+        .unpivot(levels, index=MODEL, variable_name="level", value_name="coverage")
+        .with_columns(pl.col("level").str.slice(1).cast(pl.Float64) / 100)
+    )

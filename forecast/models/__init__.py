@@ -1,0 +1,1 @@
+"""Networks and training steps: torch and Lightning, never Polars."""

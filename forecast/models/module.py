@@ -1,0 +1,209 @@
+"""The Lightning module: joins network, loss and optimiser, and nothing else."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, IterableDataset
+
+from forecast.config import FitConfig
+from forecast.data.windows import OriginSampler, WindowIndex
+from forecast.errors import DataError, listing
+from forecast.models.batch import Batch, PanelTensors
+from forecast.models.heads import pinball
+from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
+from forecast.names import TRAIN_LOSS, VAL_LOSS
+
+_WARM_UP = 0.03
+_FINAL_RATE = 0.01
+
+Indices = tuple[Tensor, Tensor, Tensor]
+"""Series and first origin of each window, and the origins (counted from the first) that bear the loss."""
+
+
+class Budget:
+    """How much of the training is done, by steps or by the clock, whichever is further."""
+
+    def __init__(self, max_steps: int, max_minutes: float | None) -> None:
+        self._max_steps = max_steps
+        self._max_seconds = max_minutes * 60 if max_minutes else math.inf
+        self._begun = time.monotonic()
+
+    def spent(self, step: int) -> float:
+        """Return the share of the budget that is spent after `step` steps, at most 1."""
+        return min(1.0, max(step / max(self._max_steps, 1), (time.monotonic() - self._begun) / self._max_seconds))
+
+
+class TrainingWindows(IterableDataset[Indices]):
+    """An endless stream of batches, as indices: the batch itself is gathered on the device."""
+
+    def __init__(self, sampler: OriginSampler, *, batch_size: int, span: int, origins: int, seed: int) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._span = span
+        self._origins = min(origins, span)
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Indices]:
+        rng = np.random.default_rng(self._seed)
+        while True:
+            drawn = self._sampler.draw(self._batch_size, rng)
+            origins = np.sort(rng.choice(self._span, self._origins, replace=False))
+            yield torch.from_numpy(drawn.series), torch.from_numpy(drawn.cutoff), torch.from_numpy(origins)
+
+
+class ForecastModule(lightning.LightningModule):
+    """Trains a RecurrentForecaster on windows of one panel that lies on its device."""
+
+    def __init__(
+        self,
+        network: RecurrentForecaster,
+        config: FitConfig,
+        *,
+        data: PanelTensors,
+        series_id: np.ndarray,
+        limits: Tensor,
+        validation: WindowIndex,
+        span: int,
+        budget: Budget,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.budget = budget
+        self._config = config
+        self._data = data
+        self._series_id = series_id
+        self._limits = limits
+        self._validation = validation
+        self._span = span
+        self._validation_loss = [0.0, 0.0]
+
+    def training_step(self, indices: Indices, batch_idx: int) -> Tensor:
+        """Return the loss at the sampled origins of a batch of windows."""
+        series, first, origins = indices
+        batch = self._data.gather(series, first, self._limits[series], **window_sizes(self.network, self._span))
+        error, weight = step_errors(self.network, batch, origins)
+        loss = (error * weight).sum() / weight.sum().clamp(min=1e-9)
+        if not torch.isfinite(loss):
+            bad = ~torch.isfinite((error * weight).flatten(1).sum(1))
+            names = sorted(set(self._series_id[series[bad].cpu().numpy()].tolist()))
+            raise DataError(
+                f"the loss is not finite at step {self.global_step}, with windows of {len(names)} series: {listing(names)}; "
+                "look at their values, or lower fit.learning_rate"
+            )
+        self.log(TRAIN_LOSS, loss)
+        return loss
+
+    def val_dataloader(self) -> DataLoader[Indices]:
+        """Return the held-out windows, as indices."""
+        return validation_batches(self._validation)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._validation_loss = [0.0, 0.0]
+
+    def validation_step(self, indices: Indices, batch_idx: int) -> None:
+        """Add a batch of held-out windows to the validation loss."""
+        total, weight = held_out_error(self.network, self._data, indices)
+        self._validation_loss[0] += total
+        self._validation_loss[1] += weight
+
+    def validation_loss(self) -> float:
+        """Return the loss over all windows of the last validation."""
+        return self._validation_loss[0] / max(self._validation_loss[1], 1e-9)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Return AdamW with warm-up and cosine over the budget, no decay on biases and embeddings."""
+        decayed = [p for n, p in self.network.named_parameters() if p.ndim > 1 and "embeddings" not in n and "output_bias" not in n]
+        chosen = {id(p) for p in decayed}
+        others = [p for p in self.network.parameters() if id(p) not in chosen]
+        groups = [
+            {"params": decayed, "weight_decay": self._config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.AdamW(groups, lr=self._config.learning_rate, fused=True)
+
+        def rate(step: int) -> float:
+            done = self.budget.spent(step)
+            cosine = _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+            return min(cosine, (done + 1e-3) / _WARM_UP)
+
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, rate), "interval": "step"}}
+
+
+class KeepBest(Callback):
+    """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent."""
+
+    def __init__(self, loss: float, patience: int, progress: Callable[[float, str], None] | None) -> None:
+        self.best_loss = loss
+        self.best: dict[str, Tensor] | None = None
+        """Weights of the best validation; None while the starting point is the best."""
+        self.best_step = 0
+        self.curve: list[tuple[int, dict[str, float]]] = [(0, {VAL_LOSS: loss})]
+        self._patience = patience
+        self._waited = 0
+        self._progress = progress
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Note the training loss, tell the progress, and stop at the end of the budget."""
+        assert isinstance(pl_module, ForecastModule)
+        step = trainer.global_step
+        if step % 10 == 0:
+            self.curve.append((step, {TRAIN_LOSS: float(trainer.callback_metrics[TRAIN_LOSS])}))
+        done = pl_module.budget.spent(step)
+        if self._progress and step % 5 == 0:
+            self._progress(done, f"step {step}, loss {self.best_loss:.4f}")
+        if done >= 1.0:
+            trainer.should_stop = True
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compare with the best so far. The weights are the averaged ones here."""
+        assert isinstance(pl_module, ForecastModule)
+        loss = pl_module.validation_loss()
+        self.curve.append((trainer.global_step, {VAL_LOSS: loss}))
+        self._waited += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
+            self.best = {name: values.detach().clone() for name, values in pl_module.network.state_dict().items()}
+        if self._waited >= self._patience:
+            trainer.should_stop = True
+
+
+def window_sizes(network: RecurrentForecaster, span: int) -> dict[str, int]:
+    """Return the sizes that `PanelTensors.gather` needs for windows of `span` origins."""
+    return {"context": network.shape.context_length, "span": span, "horizon": network.shape.horizon}
+
+
+def step_errors(network: RecurrentForecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss at each target and its weight, both [batch, origin, horizon]."""
+    output = network(batch, origins)
+    target, observed = targets(batch, output.frame, origins, network.shape)
+    return pinball(output.quantiles, target, network.head.levels), loss_weights(target, observed, output.frame)
+
+
+def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:
+    """Return batches of windows with one origin each."""
+    zero = torch.zeros(1, dtype=torch.long)
+    batches = [
+        (torch.from_numpy(part.series), torch.from_numpy(part.cutoff), zero)
+        for part in (windows[slice(first, first + size)] for first in range(0, len(windows), size))
+    ]
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def held_out_error(network: nn.Module, data: PanelTensors, indices: Indices) -> tuple[float, float]:
+    """Return the summed loss and weight of windows with one origin. The targets are read, the inputs end at the cutoff."""
+    assert isinstance(network, RecurrentForecaster)
+    series, cutoff, origins = indices
+    limit = cutoff + network.shape.horizon + 1
+    batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))
+    error, weight = step_errors(network, batch, origins)
+    return float((error * weight).sum()), float(weight.sum())

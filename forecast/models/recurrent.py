@@ -1,0 +1,253 @@
+"""The forecaster: a recurrent encoder, a linear skip and a decoder that forecasts from every step it is asked for."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forecast.config import ModelConfig
+from forecast.models.batch import Batch
+from forecast.models.heads import QuantileHead
+from forecast.models.scaling import Statistics, running_statistics
+
+_CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+# Normalised values are kept within this range where they enter the network (never on the linear path).
+_REACH = 20.0
+_DECODER_HIDDEN = 128
+_STEP_HIDDEN = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """What a network is built from, besides its ModelConfig."""
+
+    context_length: int
+    horizon: int
+    season_length: int
+    n_past: int
+    n_known: int
+    """Known covariates of the user, without the calendar."""
+    n_calendar: int
+    category_sizes: tuple[int, ...]
+    """Values of each categorical static covariate, the unseen one not counted."""
+    n_static_numbers: int
+    anchor: str = "level"
+    """`level` or `last`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shape as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "NetworkShape":
+        """Return the shape that `to_json` wrote."""
+        return cls(**values | {"category_sizes": tuple(values["category_sizes"])})
+
+    @property
+    def scale_length(self) -> int:
+        """Steps over which level and scale are taken: one season, at least half the context."""
+        return max(self.context_length // 2, min(self.season_length, self.context_length), 1)
+
+    @property
+    def season_lags(self) -> tuple[int, ...]:
+        """How far back the same phase of the season is looked up: 1, 2 and 7 seasons (a week of days), where the context holds them."""
+        if self.season_length == 1:
+            return ()
+        return tuple(k * self.season_length for k in (1, 2, 7) if k * self.season_length <= self.context_length)
+
+
+class Frame(NamedTuple):
+    """Windows as seen from some of their origins: all that is not the network."""
+
+    location: Float[Tensor, "batch origin"]
+    divisor: Float[Tensor, "batch origin"]
+    """Scale, or 1 where it is 0."""
+    scale: Float[Tensor, "batch origin"]
+    """0 where all values in sight are equal: the forecast is then the location, with certainty."""
+    begun: Bool[Tensor, "batch origin"]
+    """Whether the origin sees any observation."""
+    window: Float[Tensor, "batch origin context"]
+    """Normalised values of the context, oldest first; 0 where not observed."""
+
+
+class Output(NamedTuple):
+    """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
+
+    quantiles: Float[Tensor, "batch origin horizon quantile"]
+    state: Float[Tensor, "batch origin hidden"]
+    """Encoder output at the origin."""
+    frame: Frame
+
+
+class RecurrentForecaster(nn.Module):
+    """forecast = location + scale * (linear skip + network), at any step of the window.
+
+    All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles of the skip's
+    residuals: an untrained network forecasts what the closed-form solution does.
+    """
+
+    skip: Tensor
+    covariate_mean: Tensor
+    covariate_scale: Tensor
+    log_scale: Tensor
+
+    def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        self.head = QuantileHead(config.quantile_levels)
+        self.embeddings = nn.ModuleList(nn.Embedding(size + 1, config.embedding_size) for size in shape.category_sizes)
+        n_covariates = shape.n_past + shape.n_known + shape.n_static_numbers
+        n_static = len(shape.category_sizes) * config.embedding_size + 2 * shape.n_static_numbers
+        n_future = 2 * shape.n_known + shape.n_calendar
+        n_inputs = 5 + 2 * len(shape.season_lags) + 2 * shape.n_past + n_future + n_static
+        self.encoder = _CELLS[config.cell](
+            n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=config.dropout * (config.num_layers > 1)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
+        self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
+        self.step = nn.Linear(config.decoder_size + 1 + 2 * len(shape.season_lags) + n_future, _STEP_HIDDEN)
+        self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
+        self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
+        self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
+        self.register_buffer("covariate_mean", torch.zeros(n_covariates))
+        self.register_buffer("covariate_scale", torch.ones(n_covariates))
+        self.register_buffer("log_scale", torch.tensor([0.0, 1.0]))
+        ahead = torch.arange(1, shape.horizon + 1)
+        season = max(shape.season_length, 1)
+        self.register_buffer("season_offset", ahead - season * torch.ceil(ahead / season).long(), persistent=False)
+        self._initialise()
+
+    season_offset: Tensor
+
+    def _initialise(self) -> None:
+        for name, values in self.encoder.named_parameters():
+            if "weight_hh" in name:
+                for block in values.data.chunk(values.shape[0] // values.shape[1]):
+                    nn.init.orthogonal_(block)
+            elif "bias_ih" in name and isinstance(self.encoder, nn.LSTM):
+                values.data.chunk(4)[1].fill_(1.0)  # the forget gate (Jozefowicz et al. 2015)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], anchor: str | None = None) -> Frame:
+        """Return the batch as seen from `origins` (counted from the first origin of each window)."""
+        return self._frame(batch, origins, self._statistics(batch), anchor or self.shape.anchor)
+
+    def _statistics(self, batch: Batch) -> Statistics:
+        return running_statistics(batch.target, batch.observed, self.shape.scale_length)
+
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, anchor: str) -> Frame:
+        at = origins + self.shape.context_length - 1
+        location = (statistics.last if anchor == "last" else statistics.level)[:, at]
+        scale = statistics.scale[:, at]
+        divisor = torch.where(scale > 0, scale, 1.0)
+        window = batch.target.unfold(1, self.shape.context_length, 1)[:, origins]
+        observed = batch.observed.unfold(1, self.shape.context_length, 1)[:, origins]
+        window = ((window - location[..., None]) / divisor[..., None]) * observed
+        return Frame(location, divisor, scale, statistics.begun[:, at], window)
+
+    def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
+        """Return forecasts from `origins`, counted from the first origin of each window."""
+        statistics = self._statistics(batch)
+        frame = self._frame(batch, origins, statistics, self.shape.anchor)
+        at = origins + self.shape.context_length - 1
+
+        static, future = self._static(batch), self._future(batch)
+        states, _ = self.encoder(self._inputs(batch, statistics, static, future))
+        state = states[:, at]
+
+        linear = frame.window @ self.skip
+        contrast = torch.asinh(frame.location / frame.divisor)
+        size = self._log_scale(frame.divisor)
+        summary = torch.cat([self.dropout(state), _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1)
+        context = self.context(functional.relu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
+        step = [context, linear.clamp(-_REACH, _REACH)[..., None], *self._seasons(batch, frame, at)]
+        if future.shape[-1]:
+            step.append(future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2))
+        parameters = self.output(functional.relu(self.step(torch.cat(step, dim=-1)))) + self.output_bias
+        quantiles = self.head.quantiles(parameters) + linear[..., None]
+        return Output(quantiles, state, frame)
+
+    def _log_scale(self, divisor: Tensor) -> Tensor:
+        return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)
+
+    def _standardised(self, values: Tensor, first: int) -> Tensor:
+        """Return [..., 2 * n]: standardised values, 0 where missing, and whether each one is there."""
+        n = values.shape[-1]
+        present = torch.isfinite(values)
+        mean, scale = self.covariate_mean[first : first + n], self.covariate_scale[first : first + n]
+        scaled = ((values - mean) / scale).clamp(-_REACH, _REACH)
+        return torch.cat([torch.where(present, scaled, 0.0), present.to(values.dtype)], dim=-1)
+
+    def _static(self, batch: Batch) -> Float[Tensor, "batch static"]:
+        embedded = [table(codes) for table, codes in zip(self.embeddings, batch.static_categories.T, strict=True)]
+        numbers = self._standardised(batch.static_numbers, self.shape.n_past + self.shape.n_known)
+        return torch.cat([*embedded, numbers], dim=-1)
+
+    def _future(self, batch: Batch) -> Float[Tensor, "batch time future"]:
+        """Return what is known of every step of the window, its targets' steps included."""
+        columns, calendar = batch.known.split([self.shape.n_known, self.shape.n_calendar], dim=-1)
+        return torch.cat([self._standardised(columns, self.shape.n_past), calendar], dim=-1)
+
+    def _inputs(self, batch: Batch, statistics: Statistics, static: Tensor, future: Tensor) -> Tensor:
+        """Return the encoder's inputs at all steps up to the last origin, each normalised as of its own step."""
+        time = batch.target.shape[1] - self.shape.horizon
+        observed = batch.observed[:, :time]
+        target = batch.target[:, :time]
+        level, last, scale, _ = (values[:, :time] for values in statistics)
+        divisor = torch.where(scale > 0, scale, 1.0)
+        before = functional.pad(last, (1, 0))[:, :time]
+        inputs = [
+            (target - level) / divisor * observed,
+            (target - before) / divisor * observed,
+            observed.to(target.dtype),
+            torch.asinh(level / divisor),
+            self._log_scale(divisor),
+        ]
+        for lag in self.shape.season_lags:
+            # What stood so long before the next step.
+            lagged = functional.pad(target, (lag - 1, 0))[:, :time]
+            seen = functional.pad(observed, (lag - 1, 0))[:, :time]
+            inputs += [(lagged - level) / divisor * seen, seen.to(target.dtype)]
+        columns = torch.stack(inputs, dim=-1).clamp(-_REACH, _REACH)
+        past = self._standardised(batch.past[:, :time], 0)
+        return torch.cat([columns, past, future[:, 1 : time + 1], _spread(static, time)], dim=-1)
+
+    def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
+        """Return the normalised values some seasons before each target step, and whether they were observed."""
+        features = []
+        for lag in self.shape.season_lags:
+            index = at[:, None] + self.season_offset - (lag - self.shape.season_length)
+            inside = index >= 0
+            index = index.clamp(min=0)
+            observed = batch.observed[:, index] & inside
+            values = (batch.target[:, index] - frame.location[..., None]) / frame.divisor[..., None]
+            features += [values.clamp(-_REACH, _REACH)[..., None] * observed[..., None], observed[..., None].to(values.dtype)]
+        return features
+
+
+def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:
+    return static[:, None].expand(-1, steps, -1)
+
+
+def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
+    """Return the targets after each origin in the frame's units, and which are observed, both [batch, origin, horizon]."""
+    first = origins + shape.context_length
+    values = batch.target.unfold(1, shape.horizon, 1)[:, first]
+    observed = batch.observed.unfold(1, shape.horizon, 1)[:, first]
+    scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
+    return scaled * observed, observed & frame.begun[..., None]
+
+
+def loss_weights(
+    target: Float[Tensor, "batch origin horizon"], observed: Bool[Tensor, "batch origin horizon"], frame: Frame
+) -> Float[Tensor, "batch origin horizon"]:
+    """Return the weight of each target: 0 where unobserved or the window constant, less where the future dwarfs the past's scale."""
+    size = (target.abs() * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp(min=1)
+    usable = observed & (frame.scale > 0)[..., None]
+    return usable / (size / math.pi).clamp(min=1.0)

@@ -1,0 +1,58 @@
+"""Causal normalisation: location and scale at each step, from observations up to that step only."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# A scale below this share of the level is within the rounding of float32 values.
+_RESOLUTION = 1e-6
+
+
+class Statistics(NamedTuple):
+    """Running statistics of each step's recent past, itself included."""
+
+    level: Float[Tensor, "batch time"]
+    """Mean of the observed values."""
+    last: Float[Tensor, "batch time"]
+    """Latest observed value."""
+    scale: Float[Tensor, "batch time"]
+    """Standard deviation around the level; exactly 0 where all observed values are equal."""
+    begun: Bool[Tensor, "batch time"]
+    """Whether anything was observed yet; where not, the others are 0."""
+
+
+def running_statistics(
+    target: Float[Tensor, "batch time"], observed: Bool[Tensor, "batch time"], length: int
+) -> Statistics:
+    """Return statistics over the last `length` steps, or over all steps so far where those hold no observation.
+
+    Sums are taken in float64 around the first observed value, so that a level much larger than the scale does no harm.
+    """
+    time = target.shape[1]
+    steps = torch.arange(time, device=target.device)
+    latest = torch.where(observed, steps, -1).cummax(dim=1).values
+    begun = latest >= 0
+    last = target.gather(1, latest.clamp(min=0)).masked_fill(~begun, 0.0)
+
+    reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
+    centred = (target - reference).masked_fill(~observed, 0.0).double()
+    before = torch.roll(last, 1, dims=1)
+    changed = observed & (target != before) & torch.roll(begun, 1, dims=1)
+    changed[:, 0] = False
+    sums = torch.stack([observed.double(), centred, centred.square(), changed.double()]).cumsum(dim=-1)
+
+    first = (steps - length + 1).clamp(min=0)
+    recent = sums - torch.nn.functional.pad(sums, (1, 0))[..., first]
+    # The first observation inside the stretch may differ from one before it: that is no change within the stretch.
+    following = torch.where(observed, steps, time - 1).flip(1).cummin(dim=1).values.flip(1)
+    recent[3] -= changed.gather(1, following[:, first]).double()
+    count, total, squares, changes = torch.where(recent[0] > 0, recent, sums)
+
+    count = count.clamp(min=1)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    level = (reference + mean).masked_fill(~begun, 0.0)
+    scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(changes <= 0, 0.0)
+    return Statistics(level.to(target.dtype), last, scale.masked_fill(~begun, 0.0).to(target.dtype), begun)

@@ -1,0 +1,46 @@
+"""The vocabulary: column, metric, alias and file names, each written down once."""
+
+from typing import Final
+
+# The three columns of a panel.
+SERIES_ID: Final = "series_id"
+TIMESTAMP: Final = "timestamp"
+TARGET: Final = "target"
+
+# Columns of forecasts, besides SERIES_ID and TIMESTAMP.
+CUTOFF: Final = "cutoff"
+STEP: Final = "step"
+MEAN: Final = "mean"
+SOURCE: Final = "source"
+MODEL_VERSION: Final = "model_version"
+
+# Columns of rejects, besides SERIES_ID and TIMESTAMP.
+REASON: Final = "reason"
+VALUE: Final = "value"
+
+# Where a forecast came from (the SOURCE column), best first.
+SOURCE_FINE_TUNED: Final = "fine_tuned"
+SOURCE_PRETRAINED: Final = "pretrained"
+SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
+SOURCE_LAST_VALUE: Final = "last_value"
+
+# Registry aliases.
+PRETRAINED: Final = "pretrained"
+CHALLENGER: Final = "challenger"
+CHAMPION: Final = "champion"
+
+# The metric that training watches.
+VAL_LOSS: Final = "val/loss"
+TRAIN_LOSS: Final = "train/loss"
+
+# Largest magnitude of a target: beyond it the squares of a float32 overflow.
+MAX_MAGNITUDE: Final = 1e18
+
+
+def quantile_column(level: float) -> str:
+    """Return the column name of a quantile level.
+
+    >>> quantile_column(0.1), quantile_column(0.975)
+    ('q10', 'q97.5')
+    """
+    return f"q{level * 100:.6g}"

@@ -1,0 +1,200 @@
+"""Forecasts from a trained model: a plain loop over windows, no trainer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import polars as pl
+import torch
+
+from forecast.artifact import Artifact
+from forecast.data.io import to_lazy
+from forecast.data.load import load_panel
+from forecast.data.panel import FloatArray, Panel
+from forecast.data.windows import WindowIndex, windows_at
+from forecast.errors import DataError
+from forecast.metrics import last_values, seasonal_naive
+from forecast.models.bank import head_features
+from forecast.models.batch import PanelTensors
+from forecast.models.module import validation_batches, window_sizes
+from forecast.models.runtime import prepare
+from forecast.names import (
+    CUTOFF,
+    MEAN,
+    MODEL_VERSION,
+    REASON,
+    SERIES_ID,
+    SOURCE,
+    SOURCE_FINE_TUNED,
+    SOURCE_LAST_VALUE,
+    SOURCE_PRETRAINED,
+    SOURCE_SEASONAL_NAIVE,
+    STEP,
+    TIMESTAMP,
+    VALUE,
+    quantile_column,
+)
+
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Forecasts of n windows in the units of the target."""
+
+    base: FloatArray
+    """[n, horizon, level], by the shared network; NaN where it sees no observation."""
+    tuned: FloatArray
+    """[n, horizon, level], with the changes of the series; the same as `base` where there are none."""
+    is_tuned: np.ndarray
+    """[n], whether the series has changes."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """A batch of forecasts. Series in = series in `frame` + series in `rejects`."""
+
+    frame: pl.DataFrame
+    """series_id, timestamp, cutoff, step, mean, one column per quantile, source, model_version; by series and step."""
+    rejects: pl.DataFrame
+    """series_id, timestamp, reason, value."""
+
+
+def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: str = "cpu") -> Quantiles:
+    """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
+
+    A window's forecast does not depend on the other windows.
+    """
+    parts = list(_predict_batches(artifact, panel, windows, device))
+    shape = (0, artifact.horizon, len(artifact.model.quantile_levels))
+    empty = Quantiles(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(0, bool))
+    parts = parts or [empty]
+    return Quantiles(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "tuned", "is_tuned")))
+
+
+@torch.inference_mode()
+def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, device: str) -> Iterator[Quantiles]:
+    prepare()
+    network = artifact.network.to(device)
+    data = PanelTensors(panel, device)
+    rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
+    for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
+        series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
+        batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
+        output = network(batch, origins)
+        location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
+        base = (location + scale * output.quantiles[:, 0]).masked_fill(~output.frame.begun[:, 0, None, None], torch.nan)
+        row = rows[series.cpu()].to(device)
+        tuned = base
+        if artifact.bank is not None and bool((row >= 0).any()):
+            features = head_features(output, network.shape)[:, 0]
+            tuned = base + scale * artifact.bank.shift(features, row)[..., None]
+        yield Quantiles(base.cpu().numpy(), tuned.cpu().numpy(), (row >= 0).cpu().numpy())
+
+
+def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, model_version: str = "", device: str = "cpu") -> Forecasts:
+    """Return the forecasts of every series of the panel from grid index `cutoff` (the latest step of the panel when None).
+
+    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within its
+    context), last value where there is no full season. A series without any observation up to the cutoff is rejected.
+
+    Raises DataError if the panel ends before the cutoff, or begins after it.
+    """
+    final = int((panel.start + panel.lengths).max()) - 1
+    cutoff = final if cutoff is None else cutoff
+    if cutoff > final:
+        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
+        raise DataError(f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff")
+    windows = windows_at(panel, cutoff)
+    if not len(windows):
+        raise DataError(f"no series has begun by the cutoff {panel.grid.timestamps(np.array([cutoff]))[0]}; set a later score.cutoff")
+    levels = artifact.model.quantile_levels
+    predicted = predict(artifact, panel, windows, device=device)
+
+    quantiles = predicted.tuned.astype(np.float64)
+    source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
+    finite = np.isfinite(quantiles).all((1, 2))
+    back_to_base = ~finite & np.isfinite(predicted.base).all((1, 2))
+    quantiles[back_to_base] = predicted.base[back_to_base]
+    source[back_to_base] = SOURCE_PRETRAINED
+    fallen = np.flatnonzero(~finite & ~back_to_base)
+    if len(fallen):
+        season = artifact.network.shape.season_length
+        naive = seasonal_naive(panel, windows[fallen], horizon=artifact.horizon, season=season, levels=levels)
+        quantiles[fallen] = naive
+        enough = windows.cutoff[fallen] >= season - 1
+        source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
+    given = np.isfinite(quantiles).all((1, 2))
+
+    frame = _frame(artifact, panel, windows[np.flatnonzero(given)], quantiles[given], source[given], cutoff, model_version)
+    late = np.setdiff1d(np.arange(panel.n_series), windows.series)
+    rejects = pl.concat(
+        [
+            _rejects(panel, windows.series[~given], "no observation up to the cutoff"),
+            _rejects(panel, late, "begins after the cutoff"),
+        ]
+    )
+    return Forecasts(frame, rejects)
+
+
+def forecast_frame(artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = "") -> Forecasts:
+    """Return the forecasts of every series in a Polars, pandas or Arrow table, with the rejects of rows and series.
+
+    `cutoff` is the last timestamp a forecast may see, the latest of the table when None. Raises DataError as `load_panel`.
+    """
+    loaded = load_panel(to_lazy(frame), artifact.data, artifact.horizon, artifact.categories)
+    at = None if cutoff is None else loaded.panel.grid.floor(cutoff)
+    made = forecast(artifact, loaded.panel, cutoff=at, model_version=model_version)
+    return Forecasts(made.frame, pl.concat([loaded.rejects, made.rejects]))
+
+
+def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return a made-up table that the model can read, and its forecasts: the model's signature, and how to call it."""
+    columns, data = artifact.data.columns, artifact.data
+    length = max(artifact.network.shape.season_length, 2) + 1
+    steps = np.arange(artifact.trained_until - length + 1, artifact.trained_until + 1)
+    wave = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
+    table = pl.DataFrame(
+        {
+            columns.series_id: ["example"] * length,
+            columns.timestamp: artifact.grid.timestamps(steps),
+            columns.target: wave,
+            **{name: [0.0] * length for name in (*data.past_covariates, *data.known_covariates)},
+            **{name: [artifact.categories[name][0] if artifact.categories.get(name) else 0.0] * length for name in data.static_covariates},
+        }
+    )
+    return table, forecast_frame(artifact, table).frame
+
+
+def _rejects(panel: Panel, series: np.ndarray, reason: str) -> pl.DataFrame:
+    schema = {SERIES_ID: pl.String, TIMESTAMP: panel.grid.timestamps(np.zeros(0, np.int64)).dtype, REASON: pl.String, VALUE: pl.Float64}
+    names = panel.series_id[series].tolist()
+    return pl.DataFrame([names, [None] * len(names), [reason] * len(names), [None] * len(names)], schema=schema)
+
+
+def _frame(
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    quantiles: np.ndarray,
+    source: np.ndarray,
+    cutoff: int,
+    model_version: str,
+) -> pl.DataFrame:
+    n, horizon = len(windows), artifact.horizon
+    ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
+    head = artifact.network.head
+    mean = (quantiles @ head.mean_weights.double().numpy()).ravel()
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
+            TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
+            CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
+            STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
+            MEAN: mean,
+            **{quantile_column(level): quantiles[..., k].ravel() for k, level in enumerate(artifact.model.quantile_levels)},
+            SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
+            MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
+        }
+    )

@@ -1,0 +1,36 @@
+"""A registered model as MLflow sees it: `mlflow.pyfunc.load_model("models:/name@champion").predict(frame)`."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class GatecastModel(PythonModel):
+    """Forecasts a table of series from the latest timestamp in it."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the artifact; nothing in it is executed."""
+        from forecast import artifact
+
+        folder = Path(context.artifacts["model"])
+        self._artifact = artifact.load(folder)
+        self._digest = artifact.digest(folder)
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002  MLflow calls it so
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> pd.DataFrame:
+        """Return the forecasts of the series in `model_input`; rejected rows and series are left out."""
+        import polars as pl
+
+        from forecast.data.load import load_panel
+        from forecast.predict import forecast
+
+        model = self._artifact
+        table = pl.from_pandas(model_input).lazy()
+        loaded = load_panel(table, model.data, model.horizon, model.categories)
+        return forecast(model, loaded.panel, model_version=self._digest).frame.to_pandas()

@@ -1,0 +1,395 @@
+"""One HTML page per result that works offline: tables, a browser of the series, and charts, in a single file.
+
+Series travel as compressed chunks, unpacked by the page when one of them is looked at, so the page opens as fast with
+10,000 series as with ten. No text from data reaches the markup unescaped, and the page can't load anything.
+"""
+
+import base64
+import gzip
+import html
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from forecast import names
+from forecast.data.io import write_text_atomic
+from forecast.metrics import MODEL
+from forecast.plots import Band, ModelStyle, bands, clock_label, model_styles, wall_clock, with_model
+
+_CHUNK: Final = 100
+"""Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
+_DIGITS: Final = 6
+_ABSENT: Final = "\u2013"
+_MINUS: Final = "\u2212"
+_METRICS: Final = {
+    "mase": "MASE",
+    "wql": "WQL",
+    "crps": "CRPS",
+    "smape": "sMAPE",
+    "wape": "WAPE",
+    "rmsse": "RMSSE",
+    "mae": "MAE",
+    "rmse": "RMSE",
+}
+"""Labels of the metrics that are better when smaller."""
+_COUNTS: Final = {"n_series": "Series", "n_windows": "Windows", "n_steps": "Steps", "n_undefined": "Without MASE"}
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    summary: pl.DataFrame | Sequence[Mapping[str, object]],
+    facts: Mapping[str, str],
+    stages: Sequence[tuple[str, float]],
+    history: pl.DataFrame,
+    forecasts: pl.DataFrame,
+    scores: pl.DataFrame | None = None,
+    decisions: pl.DataFrame | None = None,
+    rejects: pl.DataFrame | None = None,
+    error_by_step: pl.DataFrame | None = None,
+    calibration: pl.DataFrame | None = None,
+) -> None:
+    """Write the report to `path`, all of it or nothing.
+
+    `summary` has a row per model, with a column `model`. `history` has series_id, timestamp, target (null: a gap), and
+    the actuals of the horizon where they are known; only what is near a forecast is kept. `forecasts` are as written by
+    scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
+    series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in `forecast.plots`,
+    `stages` are names and seconds. Times are shown as local time of their time zone.
+
+    Raises OutputError if the file can't be written.
+    """
+    forecasts = with_model(forecasts)
+    extra = [frame[MODEL] for frame in (error_by_step, calibration) if frame is not None]
+    models = model_styles(name for column in (forecasts[MODEL], *extra) for name in column.unique())
+    intervals = bands(forecasts.columns)
+    series_ids = _natural_order(set(history[names.SERIES_ID].unique()) | set(forecasts[names.SERIES_ID].unique()))
+    meta = {
+        "models": [{"label": style.label, "colour": style.colour} for style in models],
+        "bands": [band.coverage for band in intervals],
+        "clock": clock_label(forecasts),
+        "chunk": _CHUNK,
+        "ids": series_ids,
+        "steps": _lines(error_by_step, models, names.STEP, "mae"),
+        "calibration": _lines(calibration, models, "level", "coverage", factor=100),
+        **_scores(scores, series_ids),
+        **_decisions(decisions, series_ids),
+    }
+    chunks = _series(series_ids, history, forecasts, models, intervals)
+    blobs = [("page", _packed(meta)), *((f"chunk-{number}", _packed(chunk)) for number, chunk in enumerate(chunks))]
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
+        "facts": _facts(facts),
+        "summary": _summary(summary),
+        "rejects": _rejects(rejects),
+        "stages": _stages(stages),
+        "plotly": _plotly(),
+        "data": "\n".join(f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in blobs),
+        "css": _template("report.css"),
+        "js": _template("report.js"),
+    }
+    # One pass, so that braces in the data are left alone.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("report.html"))
+    write_text_atomic(page, path)
+
+
+def _template(name: str) -> str:
+    return (files("forecast") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _packed(value: object) -> str:
+    """Return JSON as gzip + base64: compact, and free of any character that means something to HTML."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def _natural_order(ids: set[str]) -> list[str]:
+    """Sort so that D2 comes before D10."""
+    return sorted(
+        ids,
+        key=lambda name: (
+            [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)],
+            name,
+        ),
+    )
+
+
+def _rounded(column: str) -> pl.Expr:
+    """Return a column as floats of six digits, with null for whatever JSON has no number for."""
+    number = pl.col(column).cast(pl.Float64)
+    return pl.when(number.is_finite()).then(number).round_sig_figs(_DIGITS)
+
+
+# ---- Series ----
+
+
+def _series(
+    series_ids: Sequence[str],
+    history: pl.DataFrame,
+    forecasts: pl.DataFrame,
+    models: Sequence[ModelStyle],
+    intervals: Sequence[Band],
+) -> Iterator[list[dict[str, object]]]:
+    """Yield the series in chunks: t, y history; f forecasts, each of m model, c cutoff, t, q median, b intervals."""
+    rank = pl.DataFrame({names.SERIES_ID: series_ids}, schema={names.SERIES_ID: pl.String}).with_row_index("series")
+    median = names.quantile_column(0.5)
+    quantiles = [median, *(column for band in intervals for column in (band.low, band.high))]
+    order = pl.DataFrame({MODEL: [style.name for style in models]}, schema={MODEL: pl.String}).with_row_index("number")
+    drawn = (
+        forecasts.join(rank, on=names.SERIES_ID)
+        .join(order, on=MODEL)
+        .select("series", "number", *map(_milliseconds, (names.CUTOFF, names.TIMESTAMP)), *map(_rounded, quantiles))
+        .sort("series", "number", names.CUTOFF, names.TIMESTAMP)
+    )
+    past = (
+        history.join(rank, on=names.SERIES_ID)
+        .select("series", _milliseconds(names.TIMESTAMP), _rounded(names.TARGET))
+        .sort("series", names.TIMESTAMP)
+    )
+    past = _near(past, drawn, context=_context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
+    drawn = drawn.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
+    for first in range(0, len(series_ids), _CHUNK):
+        chunk = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]  # type: list[dict[str, Any]]
+        inside = pl.col("series").is_between(first, first + _CHUNK - 1)
+        for index, times, values in past.filter(inside).iter_rows():
+            chunk[index - first] |= {"t": _runs(times), "y": values}
+        for row in drawn.filter(inside).iter_rows(named=True):
+            found = {"m": row["number"], "c": row[names.CUTOFF], "t": _runs(row[names.TIMESTAMP]), "q": row[median]}
+            found["b"] = [[row[band.low], row[band.high]] for band in intervals]
+            chunk[row["series"] - first]["f"].append(found)
+        yield chunk
+
+
+def _milliseconds(column: str) -> pl.Expr:
+    return wall_clock(column).dt.epoch("ms").alias(column)
+
+
+def _context(forecasts: pl.DataFrame) -> int:
+    """Return how many steps of history to keep before the first cutoff: a few horizons, a week of hours at least."""
+    return max(168, 4 * (0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()))
+
+
+def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFrame:
+    """Return the history from `context` rows before a series' first cutoff to its last forecast step."""
+    span = drawn.group_by("series").agg(
+        pl.col(names.CUTOFF).min().alias("first"), pl.col(names.TIMESTAMP).max().alias("last")
+    )
+    past = past.join(span, on="series", how="left", maintain_order="left")
+    past = past.filter((pl.col(names.TIMESTAMP) <= pl.col("last")).fill_null(value=True))
+    before = (pl.col(names.TIMESTAMP) <= pl.col("first")).fill_null(value=True).sum().over("series")
+    row = pl.int_range(pl.len()).over("series")
+    return past.filter(row >= before.cast(pl.Int64) - context).drop("first", "last")
+
+
+def _runs(times: Sequence[int]) -> list[int]:
+    """Return times as the first one, then pairs of a gap and how often it follows.
+
+    >>> _runs([0, 10, 20, 50])
+    [0, 10, 2, 30, 1]
+    """
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    runs = ((gap, len(list(group))) for gap, group in itertools.groupby(gaps))
+    return [*times[:1], *itertools.chain.from_iterable(runs)]
+
+
+# ---- Data of the other charts ----
+
+
+def _lines(
+    frame: pl.DataFrame | None, models: Sequence[ModelStyle], x: str, y: str, factor: float = 1
+) -> list[dict[str, list[Any]] | None] | None:
+    """Return a line per model, null where the model has none."""
+    if frame is None or frame.is_empty():
+        return None
+    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, _rounded(x), _rounded(y)).sort(MODEL, x)
+    parts = [frame.filter(pl.col(MODEL) == style.name) for style in models]
+    return [{"x": part[x].to_list(), "y": part[y].to_list()} if part.height else None for part in parts]
+
+
+def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
+    """Return the mean score of each series by the best model, and that model's name."""
+    if scores is None or scores.is_empty():
+        return {}
+    best = model_styles(scores[MODEL].unique())[-1]
+    mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(pl.col("mase").fill_nan(None).mean())
+    values = dict(mean.select(names.SERIES_ID, _rounded("mase")).iter_rows())
+    return {"score": [values.get(name) for name in series_ids], "scored": best.label}
+
+
+def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
+    """Return the table of decisions, and the gain and a verdict in words for each series of the browser."""
+    if decisions is None or decisions.is_empty():
+        return {}
+    floats = [name for name, kind in decisions.schema.items() if kind.is_numeric()]
+    table = decisions.with_columns(map(_rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
+    rows = {row[names.SERIES_ID]: row for row in table.iter_rows(named=True)}
+    found = [rows.get(name) for name in series_ids]
+    tuned = [row is not None and (row["blend"] or 0) > 0 for row in found]
+    verdicts = [
+        ""
+        if row is None
+        else f"Fine-tuned, gain {_percent(row['gain'] or 0)}"
+        if on
+        else f"Base kept: {row[names.REASON]}"
+        for row, on in zip(found, tuned, strict=True)
+    ]
+    return {
+        "decisions": {"columns": table.columns, "rows": table.rows()},
+        "gain": [None if row is None else row["gain"] for row in found],
+        "tuned": tuned,
+        "verdicts": verdicts,
+        "colours": [style.colour for style in model_styles([names.SOURCE_PRETRAINED, names.SOURCE_FINE_TUNED])],
+    }
+
+
+# ---- Markup ----
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in facts.items()
+    )
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def _card(name: str, heading: str, body: str, caption: str = "") -> str:
+    note = f'<p class="caption">{caption}</p>' if caption else ""
+    return f'<section id="{name}" class="card"><h2>{heading}</h2><div class="scroll">{body}</div>{note}</section>'
+
+
+def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
+    rows = list(summary.iter_rows(named=True)) if isinstance(summary, pl.DataFrame) else [dict(row) for row in summary]
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    styles = {style.name: style for style in model_styles(str(row.get(MODEL)) for row in rows)}
+    base = next((row for row in rows if row.get(MODEL) == names.SOURCE_SEASONAL_NAIVE), None)
+    numeric = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
+    numbers = {name: [float(str(row[name])) for row in rows if _is_number(row.get(name))] for name in numeric}
+    best = {name: min(numbers[name]) for name in columns if name in numeric and name.lower() in _METRICS}
+    head = "".join(f'<th scope="col"{_right(name in numeric)}>{html.escape(_heading(name))}</th>' for name in columns)
+    lines = []
+    for row in rows:
+        cells = []
+        for name in columns:
+            value = row.get(name)
+            if name == MODEL:
+                style = styles[str(value)]
+                cells.append(
+                    f'<td><span class="swatch" style="background:{style.colour}"></span>{html.escape(style.label)}</td>'
+                )
+                continue
+            text = html.escape(_number(name, value))
+            if name in best and base is not None and row is not base:
+                text += _change(value, base.get(name))
+            kinds = " ".join(
+                ["number"] * (name in numeric) + ["best"] * (_is_number(value) and value == best.get(name))
+            )
+            cells.append(f'<td class="{kinds}">{text}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    caption = "Smaller is better, except for coverage, which should be near its level. The best value is bold."
+    if base is not None:
+        caption += " The small number is the change against the seasonal naive forecast."
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return _card("summary", "Accuracy", table, caption if best else "")
+
+
+def _right(yes: bool) -> str:
+    return ' class="number"' if yes else ""
+
+
+def _heading(name: str) -> str:
+    """Return the words for a column.
+
+    >>> _heading("mase"), _heading("coverage80"), _heading("series_id"), _heading("Total time")
+    ('MASE', 'Coverage of 80 %', 'Series id', 'Total time')
+    """
+    coverage = re.fullmatch(r"coverage_?(\d+\.?\d*)", name.lower())
+    if coverage:
+        return f"Coverage of {coverage[1]} %"
+    words = name.replace("_", " ")
+    return (_METRICS | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _number(name: str, value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not np.isfinite(value):
+            return _ABSENT
+        if name.lower().startswith("coverage"):
+            return _percent(value)
+        return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return _ABSENT if value is None else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _change(value: Any, base: Any) -> str:
+    if not (_is_number(value) and _is_number(base) and base > 0):
+        return ""
+    return f"<small>{value / base - 1:+.0%}</small>".replace("-", _MINUS).replace("%", " %")
+
+
+def _bar(share: float) -> str:
+    return f'<td class="bar"><i style="width:{share:.1%}"></i></td>'
+
+
+def _rejects(rejects: pl.DataFrame | None) -> str:
+    if rejects is None:
+        return ""
+    if rejects.is_empty():
+        return _card("rejects", "Rejected rows and series", "<p>None: every row was used.</p>")
+    first = pl.col(names.SERIES_ID).drop_nulls().first()
+    table = rejects.group_by(names.REASON).agg(
+        pl.len().alias("rows"), pl.col(names.SERIES_ID).n_unique().alias("series"), first.alias("first")
+    )
+    table = table.sort("rows", names.REASON, descending=[True, False])
+    most = table["rows"][0]
+    lines = [
+        f'<tr><td class="wide">{html.escape(str(reason))}</td><td class="number">{rows:,}</td>'
+        f'<td class="number">{series:,}</td><td>{html.escape(example or _ABSENT)}</td>{_bar(rows / most)}</tr>'
+        for reason, rows, series, example in table.iter_rows()
+    ]
+    head = '<th>Reason</th><th class="number">Rejects</th><th class="number">Series</th><th>For example</th><th></th>'
+    return _card(
+        "rejects",
+        "Rejected rows and series",
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+    )
+
+
+def _stages(stages: Sequence[tuple[str, float]]) -> str:
+    if not stages:
+        return ""
+    most = max(1e-9, *(seconds for _, seconds in stages))
+    lines = [
+        f'<tr><td>{html.escape(name)}</td><td class="number">{seconds:,.2f}</td>{_bar(seconds / most)}</tr>'
+        for name, seconds in stages
+    ]
+    total = sum(seconds for _, seconds in stages)
+    lines.append(f'<tr class="total"><td>Total</td><td class="number">{total:,.2f}</td><td></td></tr>')
+    head = '<th>Stage</th><th class="number">Seconds</th><th></th>'
+    return _card(
+        "stages", "Time by stage", f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )

@@ -1,0 +1,546 @@
+// Draws the report. Data arrives as gzip + base64 in <script type="text/plain"> tags: "page" once, "chunk-0", "chunk-1", ...
+// with the series, unpacked when one of them is looked at. Text from data only ever becomes textContent, or passes plain().
+(async function () {
+  "use strict";
+
+  const ROW = 30; // height of a row of the series list in pixels, as in report.css
+  const PAGE = 100; // rows added to the table of decisions at a time
+  const $ = (id) => document.getElementById(id);
+  const redraws = []; // what to draw again when the colours change
+
+  if (!("DecompressionStream" in window)) {
+    $("notice").textContent = "This browser is too old for the charts: it can't unpack their data.";
+    $("notice").hidden = false;
+    return;
+  }
+
+  async function unpack(id) {
+    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
+  function element(tag, text, properties = {}) {
+    const made = Object.assign(document.createElement(tag), properties);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  // Plotly reads a subset of HTML in its texts.
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+  // `digits` significant ones: at most, or with `exact` always, so that the numbers of a column line up.
+  function format(value, digits = 4, exact = false) {
+    if (value === null) return "–";
+    const options = { maximumSignificantDigits: digits, minimumSignificantDigits: exact ? digits : 1 };
+    return value.toLocaleString("en-US", options).replace("-", "−");
+  }
+  const percent = (share, decimals = 1) => (share === null ? "–" : `${(100 * share).toFixed(decimals).replace("-", "−")} %`);
+  const signedPercent = (share) => (share > 0 ? "+" : "") + percent(share);
+  const stamp = (time) => new Date(time).toISOString().slice(0, time % 86400000 ? 16 : 10).replace("T", " ");
+
+  function shade(colour, alpha) {
+    const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+    return `rgba(${parts.join(",")},${alpha})`;
+  }
+
+  function theme() {
+    const style = getComputedStyle(document.documentElement);
+    const of = (name) => style.getPropertyValue(`--${name}`).trim();
+    return { ink: of("ink"), muted: of("muted"), grid: of("grid"), line: of("line"), card: of("card") };
+  }
+
+  function draw(target, traces, x, y, extra = {}) {
+    const colours = theme();
+    const axis = (given) => ({
+      gridcolor: colours.grid, linecolor: colours.line, zerolinecolor: colours.line, tickfont: { color: colours.muted },
+      automargin: true, ...given, title: { text: given.title, font: { size: 12.5, color: colours.muted }, standoff: 10 },
+    });
+    const layout = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 12, t: 10, b: 10 },
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.ink },
+      hoverlabel: { bgcolor: colours.card, bordercolor: colours.line, font: { color: colours.ink } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
+      xaxis: axis(x), yaxis: axis(y), ...extra,
+    };
+    return Plotly.react(target, traces, layout, { displayModeBar: false, responsive: true });
+  }
+
+  const page = await unpack("page");
+  const models = page.models;
+
+  // ---- Series ----
+
+  const chunks = new Map();
+
+  async function load(index) {
+    const number = Math.floor(index / page.chunk);
+    if (!chunks.has(number)) chunks.set(number, unpack(`chunk-${number}`));
+    return (await chunks.get(number))[index % page.chunk];
+  }
+
+  // Times come as [first, gap, how often, gap, how often, ...] in milliseconds.
+  function times([first, ...runs]) {
+    if (first === undefined) return [];
+    const found = [first];
+    for (let at = 0; at < runs.length; at += 2) {
+      for (let n = 0; n < runs[at + 1]; n++) found.push(found[found.length - 1] + runs[at]);
+    }
+    return found;
+  }
+
+  // What the reader switched on or off; until then every line is drawn, and the intervals of the best model.
+  const switched = { actual: new Map(), line: new Map(), band: new Map() };
+  const shown = (kind, i, best) => switched[kind].get(i) ?? (kind !== "band" || i === best);
+  const orders = {
+    name: { label: "By name" },
+    score: { label: "Worst MASE", values: page.score },
+    gain: { label: "Largest gain", values: page.gain },
+  };
+  let matches = page.ids.map((_, i) => i);
+  let chosen = -1; // index into page.ids
+  let view = 0; // counts selections: a slow load must not draw over a later one
+
+  function arrange() {
+    const wanted = $("search").value.trim().toLowerCase();
+    matches = page.ids.map((_, i) => i).filter((i) => page.ids[i].toLowerCase().includes(wanted));
+    const values = orders[$("order").value].values;
+    if (values) {
+      const at = (i) => (values[i] === null ? -Infinity : values[i]);
+      matches.sort((a, b) => (at(b) === at(a) ? a - b : at(b) - at(a)));
+    }
+    const all = page.ids.length;
+    const [part, whole] = [matches.length, all].map((count) => count.toLocaleString("en-US"));
+    $("count").textContent = `${part === whole ? whole : `${part} of ${whole}`} series`;
+    $("noted").textContent = noted().values ? `The number beside a series is its ${noted().name}. ` : "";
+    $("rows").style.height = `${matches.length * ROW}px`;
+    fill();
+    buttons();
+  }
+
+  // The number beside each series: what it is sorted by, else its score.
+  function noted() {
+    if ($("order").value === "gain") return { values: page.gain, write: signedPercent, name: "gain by fine-tuning" };
+    return { values: page.score, write: (value) => format(value, 3, true), name: `MASE (${page.scored})` };
+  }
+
+  // Only the rows in sight are in the page, so the length of the list costs nothing.
+  function fill() {
+    const list = $("list");
+    const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 5);
+    const last = Math.min(matches.length, first + Math.ceil(list.clientHeight / ROW) + 10);
+    const { values, write } = noted();
+    $("rows").replaceChildren(
+      ...matches.slice(first, last).map((index, n) => {
+        const item = element("div", undefined, { className: "item", title: page.ids[index] });
+        item.setAttribute("role", "option");
+        item.setAttribute("aria-selected", String(index === chosen));
+        item.style.top = `${(first + n) * ROW}px`;
+        item.append(element("span", page.ids[index]));
+        if (values && values[index] !== null) item.append(element("small", write(values[index])));
+        item.addEventListener("click", () => select(index));
+        return item;
+      }),
+    );
+  }
+
+  function reveal() {
+    const list = $("list");
+    const top = matches.indexOf(chosen) * ROW;
+    if (top < 0) return;
+    if (top < list.scrollTop || top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top - list.clientHeight / 2;
+  }
+
+  function buttons() {
+    const at = matches.indexOf(chosen);
+    $("previous").disabled = matches.length === 0 || at === 0;
+    $("next").disabled = matches.length === 0 || at === matches.length - 1;
+  }
+
+  function move(by) {
+    if (matches.length === 0) return;
+    const at = matches.indexOf(chosen);
+    const to = at < 0 ? 0 : Math.min(matches.length - 1, Math.max(0, at + by));
+    if (matches[to] !== chosen) select(matches[to]);
+  }
+
+  async function select(index, cutoff) {
+    const mine = ++view;
+    chosen = index;
+    reveal();
+    fill();
+    buttons();
+    const series = await load(index);
+    if (mine !== view) return;
+    $("name").textContent = page.ids[index];
+    $("badge").textContent = page.verdicts ? page.verdicts[index] : "";
+    $("badge").className = page.tuned && page.tuned[index] ? "tuned" : "";
+    const cutoffs = [...new Set(series.f.map((forecast) => forecast.c))].sort((a, b) => b - a);
+    $("cutoff").replaceChildren(...cutoffs.map((time) => element("option", `Cutoff ${stamp(time)}`, { value: time })));
+    $("cutoff").hidden = cutoffs.length < 2;
+    if (cutoffs.includes(cutoff)) $("cutoff").value = cutoff;
+    await show(series);
+    remember();
+  }
+
+  // The address names what is on screen, so that it can be sent to someone. Not everywhere may it be written.
+  function remember() {
+    const parts = new URLSearchParams({ series: page.ids[chosen] });
+    if (!$("cutoff").hidden) parts.set("cutoff", $("cutoff").value);
+    try {
+      history.replaceState(null, "", `#${parts}`);
+    } catch {
+      // Inside another page's frame.
+    }
+  }
+
+  async function show(series) {
+    const cutoff = Number($("cutoff").value);
+    const actualTimes = times(series.t);
+    const forecasts = models.map((_, i) => series.f.find((forecast) => forecast.m === i && forecast.c === cutoff));
+    const present = models.map((_, i) => i).filter((i) => forecasts[i]);
+    const best = present[present.length - 1];
+    chips(present);
+    const traces = [];
+    models.forEach((model, i) => {
+      const forecast = forecasts[i];
+      if (!forecast || !shown("band", i, best)) return;
+      const x = times(forecast.t);
+      const line = { mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, x };
+      forecast.b.forEach(([low, high], at) => {
+        if (x.length < 2 || low.every((value) => value === null)) return;
+        traces.push({ ...line, y: low });
+        traces.push({ ...line, y: high, fill: "tonexty", fillcolor: shade(model.colour, at ? 0.24 : 0.16) });
+      });
+    });
+    const colours = theme();
+    if (shown("actual", 0)) {
+      const line = { color: colours.ink, width: 1.4 };
+      const mode = actualTimes.length === 1 ? "markers" : "lines";
+      traces.push({ name: "Actual", x: actualTimes, y: series.y, mode, line, hovertemplate: "%{y:,.5~r}" });
+    }
+    models.forEach((model, i) => {
+      const forecast = forecasts[i];
+      if (!forecast || !shown("line", i)) return;
+      const trace = {
+        name: plain(model.label), x: times(forecast.t), y: forecast.q, line: { color: model.colour, width: 2 },
+        mode: forecast.q.length === 1 ? "markers" : "lines", marker: { color: model.colour, size: 8 }, hovertemplate: "%{y:,.5~r}",
+      };
+      if (forecast.b.length) {
+        const [low, high] = forecast.b[0];
+        trace.text = low.map((value, at) => (value === null ? "" : ` (${format(value)} to ${format(high[at])})`));
+        trace.hovertemplate += "%{text}";
+        if (forecast.q.length === 1 && shown("band", i, best)) {
+          const q = forecast.q[0];
+          trace.error_y = { type: "data", symmetric: false, array: [high[0] - q], arrayminus: [q - low[0]] };
+        }
+      }
+      traces.push(trace);
+    });
+    const shapes = [];
+    if (series.f.length) {
+      const line = { color: colours.muted, width: 1, dash: "dot" };
+      shapes.push({ type: "line", x0: cutoff, x1: cutoff, yref: "paper", y0: 0, y1: 1, line, layer: "below" });
+    }
+    const extra = { shapes, showlegend: false, hovermode: "x unified" };
+    const ranges = present.length ? opening(traces, cutoff, actualTimes, times(forecasts[best].t)) : {};
+    await draw($("chart"), traces, { type: "date", title: page.clock, range: ranges.x }, { title: "Target", range: ranges.y }, extra);
+    errors(series, actualTimes, forecasts);
+    document.documentElement.dataset.drawn = page.ids[chosen];
+  }
+
+  // What the chart opens on: the forecast, and three times as many steps before it.
+  function opening(traces, cutoff, before, ahead) {
+    const past = before.filter((time) => time <= cutoff);
+    const from = past[Math.max(0, past.length - Math.max(24, 3 * ahead.length))] ?? cutoff;
+    const to = ahead[ahead.length - 1];
+    const seen = traces.flatMap(({ x, y, error_y }) =>
+      y.flatMap((value, i) => {
+        if (value === null || x[i] < from || x[i] > to) return [];
+        return error_y ? [value - error_y.arrayminus[i], value + error_y.array[i]] : [value];
+      }),
+    );
+    const [low, high] = seen.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+    const margin = 0.06 * (high - low) || 0.06 * Math.abs(high) || 1;
+    return { x: [from, to + 0.01 * (to - from)], y: high < low ? undefined : [low - margin, high + margin] };
+  }
+
+  function errors(series, actualTimes, forecasts) {
+    const actual = new Map(actualTimes.map((time, i) => [time, series.y[i]]));
+    const parts = [];
+    let most = 0;
+    forecasts.forEach((forecast, i) => {
+      if (!forecast) return;
+      const gaps = times(forecast.t)
+        .map((time, at) => [actual.get(time), forecast.q[at]])
+        .filter(([y, q]) => y !== undefined && y !== null && q !== null)
+        .map(([y, q]) => Math.abs(y - q));
+      most = Math.max(most, gaps.length);
+      if (gaps.length) parts.push([models[i].label, gaps.reduce((sum, gap) => sum + gap, 0) / gaps.length]);
+    });
+    $("errors").replaceChildren();
+    if (!series.f.length) $("errors").textContent = "No forecast for this series.";
+    if (!parts.length) return;
+    $("errors").append(`Mean absolute error of the median over ${most} known step${most === 1 ? "" : "s"}: `);
+    parts.forEach(([label, value], i) => $("errors").append(i ? ", " : "", `${label} `, element("b", format(value))));
+  }
+
+  async function again() {
+    if (chosen >= 0) await show(await load(chosen));
+  }
+
+  function toggle(kind, i, label, colour, best) {
+    const button = element("button", undefined, { type: "button" });
+    const swatch = element("span", undefined, { className: kind === "band" ? "swatch area" : "swatch" });
+    swatch.style.background = colour;
+    button.append(swatch, label);
+    button.setAttribute("aria-pressed", String(shown(kind, i, best)));
+    button.addEventListener("click", () => {
+      switched[kind].set(i, !shown(kind, i, best));
+      button.setAttribute("aria-pressed", String(shown(kind, i, best)));
+      again();
+    });
+    return button;
+  }
+
+  // The buttons are made again only for another set of models, so that a pressed one keeps the focus.
+  function chips(present) {
+    if ($("legend").dataset.present === String(present)) return;
+    $("legend").dataset.present = String(present);
+    const best = present[present.length - 1];
+    const intervals = `${page.bands.map((band) => format(100 * band)).join(" / ")} %`;
+    const groups = present.map((i) => {
+      const { label, colour } = models[i];
+      const buttons = [toggle("line", i, label, colour, best)];
+      if (page.bands.length) buttons.push(toggle("band", i, intervals, colour, best));
+      if (page.bands.length) buttons[1].title = `Intervals of ${label}`;
+      return buttons;
+    });
+    $("legend").replaceChildren(
+      ...[[toggle("actual", 0, "Actual", "var(--ink)")], ...groups].map((buttons) => {
+        const made = element("span");
+        made.append(...buttons);
+        return made;
+      }),
+    );
+  }
+
+  function fromAddress() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const index = page.ids.indexOf(asked.get("series"));
+    $("notice").hidden = !asked.has("series") || index >= 0;
+    $("notice").textContent = `This report has no series ${asked.get("series")}.`;
+    return [index, Number(asked.get("cutoff"))];
+  }
+
+  async function browser() {
+    if (!page.ids.length) return;
+    $("browser").hidden = false;
+    for (const [key, order] of Object.entries(orders)) {
+      if (key === "name" || order.values) $("order").append(element("option", order.label, { value: key }));
+    }
+    $("order").hidden = $("order").options.length < 2;
+    arrange();
+    $("search").addEventListener("input", () => {
+      $("list").scrollTop = 0;
+      arrange();
+    });
+    $("search").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== "ArrowDown") return;
+      event.preventDefault();
+      if (matches.length) select(matches[0]);
+      $("list").focus({ preventScroll: true });
+    });
+    $("order").addEventListener("change", () => {
+      $("list").scrollTop = 0;
+      arrange();
+      if (matches.length) select(matches[0]);
+    });
+    $("list").addEventListener("scroll", fill, { passive: true });
+    $("previous").addEventListener("click", () => move(-1));
+    $("next").addEventListener("click", () => move(1));
+    $("cutoff").addEventListener("change", async () => {
+      await again();
+      remember();
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      const inList = event.target === $("list");
+      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: inList ? -1 : 0, ArrowDown: inList ? 1 : 0 }[event.key];
+      if (by) move(by);
+      else if (event.key === "/") $("search").focus();
+      else return;
+      event.preventDefault();
+    });
+    window.addEventListener("hashchange", () => {
+      const [index, cutoff] = fromAddress();
+      if (index >= 0 && (index !== chosen || String(cutoff) !== $("cutoff").value)) select(index, cutoff);
+    });
+    new ResizeObserver(fill).observe($("list"));
+    redraws.push(again);
+    const [index, cutoff] = fromAddress();
+    await select(Math.max(index, 0), cutoff);
+  }
+
+  // ---- Charts over all series ----
+
+  function lines(id, x, y, table, extra) {
+    if (!table) return;
+    const target = $(id).querySelector(".chart");
+    const render = () => {
+      const traces = models
+        .map((model, i) => ({ model, points: table[i] }))
+        .filter(({ points }) => points)
+        .map(({ model, points }) => ({
+          name: plain(model.label), x: points.x, y: points.y, mode: "lines+markers", line: { color: model.colour, width: 2 },
+          marker: { size: 5 }, hovertemplate: "%{y:,.5~r}",
+        }));
+      return draw(target, [...traces, ...(extra ? [extra(theme())] : [])], x, y, { hovermode: "x unified", showlegend: true });
+    };
+    redraws.push(render);
+    render();
+  }
+
+  // ---- Decisions of fine-tuning ----
+
+  function decisions() {
+    const table = page.decisions;
+    if (!table) return;
+    const section = $("decisions");
+    section.hidden = false;
+    const column = (name) => table.columns.indexOf(name);
+    const rows = table.rows;
+    const gain = column("gain");
+    const blend = column("blend");
+    const tuned = (row) => row[blend] > 0;
+
+    const counted = (list) => list.length.toLocaleString("en-US");
+    const changed = rows.filter(tuned);
+    const sentences = [`${counted(changed)} of ${counted(rows)} series are fine-tuned, the others keep the base.`];
+    // What it was worth where neither the fit nor the gate has looked, if that was measured.
+    const [before, after] = [column("report_base_loss"), column("report_tuned_loss")];
+    const judged = before < 0 || after < 0 ? [] : changed.filter((row) => row[before] > 0 && row[after] !== null);
+    if (judged.length) {
+      const share = (test) => percent(judged.filter(test).length / judged.length, 0);
+      const improved = share((row) => row[after] < row[before]);
+      const worse = share((row) => row[after] > 1.02 * row[before]);
+      sentences.push(`On later windows that neither the fit nor the gate has seen, ${improved} of them improved and ${worse} lost more than 2 %.`);
+    }
+    $("uplift").textContent = sentences.join(" ");
+
+    // Gains beyond ±100 % are counted in the outermost bars.
+    const values = (wanted) => rows.filter((row) => tuned(row) === wanted && row[gain] !== null).map((row) => 100 * row[gain]);
+    const parts = [false, true].map((wanted) => values(wanted).map((value) => Math.max(-99.9, Math.min(99.9, value))));
+    const reach = parts.flat().reduce((most, value) => Math.max(most, Math.abs(value)), 1);
+    const width = [0.1, 0.2, 0.5, 1, 2, 5].find((step) => reach / step <= 20) ?? 5;
+    const render = () => {
+      const bars = parts.map((part, i) => {
+        const counts = new Map();
+        part.forEach((value) => counts.set(Math.floor(value / width), (counts.get(Math.floor(value / width)) ?? 0) + 1));
+        const bins = [...counts.keys()].sort((a, b) => a - b);
+        return {
+          type: "bar", name: ["Base kept", "Fine-tuned"][i], width, marker: { color: page.colours[i], line: { color: theme().card, width: 1 } },
+          x: bins.map((bin) => (bin + 0.5) * width), y: bins.map((bin) => counts.get(bin)),
+          hovertext: bins.map((bin) => `${format(bin * width)} to ${format((bin + 1) * width)} %`), hovertemplate: "%{hovertext}: %{y} series",
+        };
+      });
+      const x = { title: "Gain in the gate's loss by fine-tuning (%)" };
+      const line = { color: theme().muted, width: 1, dash: "dot" };
+      const shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line }];
+      const y = { title: "Series", tickformat: ",d", ...(rows.length < 8 ? { dtick: 1 } : {}) };
+      return draw(section.querySelector(".chart"), bars, x, y, { barmode: "stack", shapes, showlegend: true });
+    };
+    redraws.push(render);
+    render();
+
+    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss" };
+    const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
+    const known = new Map(page.ids.map((id, i) => [id, i]));
+    let by = gain;
+    let down = true;
+    let limit = 15;
+    let sorted = [];
+
+    function cell(row, i) {
+      const value = row[i];
+      const made = element("td", undefined, { className: numeric[i] ? "number" : table.columns[i] === "reason" ? "wide" : "" });
+      if (table.columns[i] === "series_id" && known.has(value)) {
+        const open = element("button", value, { type: "button", className: "open" });
+        open.addEventListener("click", () => {
+          select(known.get(value));
+          $("browser").scrollIntoView({ behavior: "smooth" });
+        });
+        made.append(open);
+      } else if (i === gain) made.textContent = value === null ? "–" : signedPercent(value);
+      else if (numeric[i]) made.textContent = format(value, 4, table.columns[i].endsWith("loss"));
+      else made.textContent = value ?? "–";
+      return made;
+    }
+
+    function fillTable() {
+      section.querySelector("tbody").replaceChildren(
+        ...sorted.slice(0, limit).map((row) => {
+          const made = element("tr");
+          made.append(...row.map((_, i) => cell(row, i)));
+          return made;
+        }),
+      );
+      $("shown").textContent = `${Math.min(limit, sorted.length).toLocaleString("en-US")} of ${sorted.length.toLocaleString("en-US")} rows`;
+      $("more").hidden = sorted.length <= limit;
+    }
+
+    function sort() {
+      const wanted = $("filter").value.trim().toLowerCase();
+      const texts = [column("series_id"), column("reason")];
+      sorted = rows.filter((row) => texts.some((i) => String(row[i]).toLowerCase().includes(wanted)));
+      const sign = down ? -1 : 1;
+      // Missing values come last either way.
+      sorted.sort((a, b) => {
+        const [left, right] = [a[by], b[by]];
+        if (left === null || right === null) return (left === null) - (right === null);
+        return sign * (numeric[by] ? left - right : String(left).localeCompare(String(right), "en", { numeric: true }));
+      });
+      heads.forEach((head, i) => {
+        if (i === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        else head.removeAttribute("aria-sort");
+      });
+      fillTable();
+    }
+
+    const heads = table.columns.map((name, i) => {
+      const head = element("th", undefined, { className: numeric[i] ? "number" : "", scope: "col" });
+      const button = element("button", labels[name] ?? name, { type: "button" });
+      button.addEventListener("click", () => {
+        down = by === i ? !down : numeric[i];
+        by = i;
+        sort();
+      });
+      head.append(button);
+      return head;
+    });
+    const headRow = element("tr");
+    headRow.append(...heads);
+    section.querySelector("thead").append(headRow);
+    $("filter").addEventListener("input", sort);
+    $("more").addEventListener("click", () => {
+      limit += PAGE;
+      fillTable();
+    });
+    sort();
+  }
+
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((render) => render()));
+  // First all places, then the charts: each takes the width that the others leave it.
+  $("steps").hidden = !page.steps;
+  $("calibration").hidden = !page.calibration;
+  decisions();
+  lines("steps", { title: "Steps after the cutoff", tickformat: ",d" }, { title: "Mean absolute error", rangemode: "tozero" }, page.steps);
+  lines(
+    "calibration", { title: "Nominal level (%)", range: [0, 100] }, { title: "Observed coverage (%)", range: [0, 100] }, page.calibration,
+    (colours) => ({
+      name: "Perfectly calibrated", x: [0, 100], y: [0, 100], mode: "lines", hoverinfo: "skip",
+      line: { color: colours.muted, width: 1, dash: "dot" },
+    }),
+  );
+  await browser();
+})();

@@ -1,0 +1,90 @@
+"""`forecast backtest`: a registered model on past cutoffs, beside seasonal naive, its base and the present champion."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import BacktestConfig
+from pipelines import console
+from pipelines.compose import verb_config
+
+if TYPE_CHECKING:
+    from forecast.backtest import BacktestResult
+    from forecast.registry import Version
+
+
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    config = verb_config(BacktestConfig, "backtest", argv)
+    console.setup()
+    version, line, result = run(config)
+    console.table(result.summary.select("model", "mase", "smape", "wql", "wape", "bias", "coverage", "n_windows"))
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
+    """Score the version at each cutoff, log the scores and tie them to the version; return it, a line about it, and the result."""
+    import polars as pl
+
+    from forecast import artifact as artifacts
+    from forecast import plots
+    from forecast.backtest import BACKTEST_RUN, Contender, backtest
+    from forecast.data.io import check_writable, write_parquet_atomic
+    from forecast.metrics import MODEL, coverage_by_level, error_by_step
+    from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SOURCE_PRETRAINED
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, open_version, pick, read_panel
+
+    if config.output.path:
+        check_writable(Path(config.output.path))
+    registry = Registry(config.registry)
+    version, artifact = open_version(registry, config.registry.alias)
+    data = artifact.reading(config.data)
+    loaded = read_panel(data, artifact.horizon, artifact.categories)
+    contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
+    contenders[artifact.kind] = Contender(artifact, loaded.panel)
+    champion = registry.find(CHAMPION)
+    if champion and champion.number != version.number:
+        theirs = artifacts.load(registry.download(champion))
+        reading = theirs.reading(config.data)
+        same = (reading, theirs.categories, theirs.horizon) == (data, artifact.categories, artifact.horizon)
+        panel = loaded.panel if same else read_panel(reading, theirs.horizon, theirs.categories).panel
+        contenders[CHAMPION] = Contender(theirs, panel)
+
+    with registry.run("backtest", config, {"version": str(version.number)}) as run:
+        log_data(run, loaded)
+        with console.stage("backtest") as stage:
+            result = backtest(contenders, config.backtest)
+            stage.note(windows=result.scores.select(SERIES_ID, CUTOFF).n_unique(), skipped_series=result.skipped.height)
+        steps, coverage = error_by_step(result.forecasts), coverage_by_level(result.forecasts)
+        for row in result.summary.iter_rows(named=True):
+            name = row.pop(MODEL)
+            run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
+        run.table(result.scores, "scores.parquet")
+        run.table(result.forecasts, "forecasts.parquet")
+        run.table(result.skipped, "skipped.parquet")
+        run.json(
+            {
+                "challenger": artifact.kind,
+                "version": version.number,
+                "champion": champion.number if champion else None,
+                "cutoffs": [str(cutoff) for cutoff in result.scores[CUTOFF].unique().sort()],
+            },
+            "backtest.json",
+        )
+        run.figure(plots.error_by_step(steps), "plots/error_by_step.png")
+        run.figure(plots.calibration(coverage), "plots/calibration.png")
+        last = result.forecasts.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max(), pl.col(MODEL) == artifact.kind)
+        sample = pick(last[SERIES_ID].unique().sort().to_list())
+        history = loaded.panel.frame().filter(pl.col(SERIES_ID).is_in(sample))
+        run.figure(plots.sample_forecasts(history, last, sample), "plots/sample_forecasts.png")
+        if config.output.path:
+            for name, frame in (("scores", result.scores), ("forecasts", result.forecasts), ("summary", result.summary)):
+                write_parquet_atomic(frame, Path(config.output.path) / f"{name}.parquet")
+        registry.tag(version, {BACKTEST_RUN: run.id})
+    of = {row[MODEL]: row for row in result.summary.iter_rows(named=True)}[artifact.kind]
+    naive = result.summary.row(0, named=True)
+    line = (
+        f"MASE {of['mase']:.4f} (seasonal naive {naive['mase']:.4f}), WQL {of['wql']:.4f} ({naive['wql']:.4f}) on {of['n_windows']:,} "
+        f"windows of {of['n_series']:,} series, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, run {run.id}"
+    )
+    return version, line, result

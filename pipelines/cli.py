@@ -1,0 +1,74 @@
+"""The `forecast` command: a table of verbs, and how errors end.
+
+Nothing heavy is imported here or at the top of a verb's module: `--help` has to be instant.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from forecast.errors import ConfigError, GatecastError
+
+# verb: (module:function, what it does); the function takes the arguments after the verb.
+VERBS: Final = {
+    "train": ("pipelines.train:main", "train a model on a panel and register it"),
+    "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
+    "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
+    "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
+    "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "models": ("pipelines.models:main", "list, show, export or roll back registered models"),
+    "ui": ("pipelines.ui:main", "open the web page of runs and models"),
+    "data": ("pipelines.data:main", "write an example panel"),
+    "demo": ("pipelines.demo:main", "run all of it on an example panel"),
+}
+
+INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code: that of the error (`forecast.errors`), 130 on an interrupt."""
+    # Threads that wait by spinning slow each other down many times where the cores are shared. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        if verb in ("-h", "--help", "help"):
+            print(_help())
+        elif verb == "--version":
+            print(f"gatecast {version('gatecast')}")
+        else:
+            _function(verb)(rest)
+    except GatecastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _function(verb: str) -> Callable[[list[str]], None]:
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
+        raise ConfigError(f"unknown verb {verb!r}; {hint}")
+    module, function = VERBS[verb][0].split(":")
+    found: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10} {about}" for verb, (_, about) in VERBS.items())
+    return f"""usage: forecast VERB [KEY=VALUE ...] [--cfg job] [--help]
+
+{verbs}
+
+`forecast VERB --help` lists the settings of a verb.
+Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 1 a defect of ours."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

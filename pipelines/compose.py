@@ -1,0 +1,171 @@
+"""From the command line to one validated config: presets in `conf/`, overrides, types and ranges.
+
+Hydra composes, pydantic judges. Overrides with a dotted key are forced into the tree, so that a misspelt one reaches
+`forecast.config.load` and is reported with all other mistakes, instead of stopping Hydra alone.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from forecast.config import Config, fields, group_of, load
+from forecast.errors import ConfigError
+
+T = TypeVar("T", bound=Config)
+
+# Inside the package where it is installed, beside it in a checkout.
+CONF = next(path for path in (Path(__file__).with_name("conf"), Path(__file__).parents[1] / "conf") if path.is_dir())
+
+
+def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
+    """Return the config of a verb from its command line.
+
+    `--help` and `--cfg job` print and exit.
+    """
+    parser = argparse.ArgumentParser(f"forecast {verb}", add_help=False, allow_abbrev=False, usage=_usage(verb))
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("--config-dir", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args(argv)
+    if given.help:
+        print(_help(kind, verb, given.config_dir))
+        sys.exit()
+    values = compose(verb, given.overrides, given.config_dir)
+    if given.cfg:
+        _print_config(kind, values)
+        sys.exit()
+    return load(kind, values)
+
+
+def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """Return the config tree of a verb, presets and overrides applied, not validated.
+
+    `config_dir` is a folder of more presets besides ours.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
+    presets = _presets(verb, config_dir)
+    not_here = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - presets.keys()
+    translated, mistakes, foreign = [], [], {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in not_here:  # presets of other verbs: Hydra would only say that it can't
+            foreign[key] = value
+            continue
+        try:
+            translated.append(_translate(override, presets))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n  ".join(mistakes))
+    if config_dir:
+        translated.append(f"hydra.searchpath=[{json.dumps(config_dir.absolute().as_uri())}]")
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose(verb if (CONF / f"{verb}.yaml").exists() else None, overrides=translated)
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
+    assert isinstance(values, dict)
+    return {**{str(key): value for key, value in values.items()}, **foreign}
+
+
+def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
+    """Return the groups of presets that a verb has, with the names in each."""
+    from omegaconf import OmegaConf
+
+    primary = CONF / f"{verb}.yaml"
+    entries = OmegaConf.select(OmegaConf.load(primary), "defaults", default=[]) if primary.exists() else []
+    groups = [str(group) for entry in entries if not isinstance(entry, str) for group in entry]
+    folders = [CONF, *([config_dir] if config_dir else [])]
+    return {
+        group: sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}) for group in groups
+    }
+
+
+def _translate(override: str, presets: Mapping[str, list[str]]) -> str:
+    """Return an override as Hydra takes it: presets chosen, keys forced, odd values quoted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    if key.startswith(("+", "~")):
+        return override
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not KEY=VALUE")
+    if key in presets:
+        if value == "null" or value in presets[key]:
+            return override
+        close = difflib.get_close_matches(value, presets[key], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(presets[key])}"
+        raise ConfigError(f"{override}: no such preset; {hint}; a single setting is {key}.NAME=VALUE")
+    forced = f"++{override}"
+    try:
+        parsed = OverridesParser.create().parse_override(forced)
+    except HydraException:  # a path with brackets, say: take it as text
+        return f"++{key}={QuotedString(value, Quote.single).with_quotes()}"
+    if parsed.is_sweep_override():
+        raise ConfigError(f"{override}: one value is wanted; a list is {key}=[{value}]")
+    return forced
+
+
+def _print_config(kind: type[Config], values: dict[str, Any]) -> None:
+    """Print the whole config as YAML, defaults included, with ??? for what is missing; mistakes go to stderr."""
+    from omegaconf import OmegaConf
+
+    try:
+        full: object = load(kind, values).model_dump(mode="json")
+    except ConfigError as error:
+        print(f"# {error}".replace("\n", "\n# "), file=sys.stderr)
+        full = OmegaConf.merge(_skeleton(kind), values)
+    print(OmegaConf.to_yaml(full), end="")
+
+
+def _skeleton(kind: type[Config]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        group = group_of(field)
+        missing = "???" if field.is_required() else field.default
+        result[name] = _skeleton(group) if group else list(missing) if isinstance(missing, tuple) else missing
+    return result
+
+
+def _usage(verb: str) -> str:
+    return f"forecast {verb} [KEY=VALUE ...] [--cfg job] [--config-dir DIR] [--help]"
+
+
+def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
+    from omegaconf import OmegaConf
+
+    lines = [
+        f"usage: {_usage(verb)}",
+        "",
+        "--cfg job         print the resolved config as YAML and stop",
+        "--config-dir DIR  a folder of more presets, e.g. DIR/experiment/mine.yaml for experiment=mine",
+    ]
+    presets = _presets(verb, config_dir)
+    if presets:
+        lines += ["", "Presets:"]
+        lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
+    lines += ["", "Settings and their defaults:"]
+    chosen = OmegaConf.create(compose(verb, [], config_dir))
+    for path, field in fields(kind):
+        if group_of(field):
+            continue
+        default = OmegaConf.select(chosen, path, default=None if field.is_required() else field.default)
+        shown = "(required)" if default is None and field.is_required() else json.dumps(default)
+        options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        about = [(field.description or "").replace("\n", " "), f"({'|'.join(options)})" if options else ""]
+        lines.append(f"  {f'{path}={shown}':<40} {' '.join(filter(None, about))}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""`forecast finetune`: a registered model -> changes for each series that gains from them, registered as `challenger`."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import FinetuneConfig
+from pipelines import console
+from pipelines.compose import verb_config
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from forecast.registry import Version
+
+
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    config = verb_config(FinetuneConfig, "finetune", argv)
+    console.setup()
+    version, line, _ = run(config)
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
+    """Fine-tune, log and register; return the version, a line about it, and the decisions."""
+    from forecast import plots
+    from forecast.finetune import finetune
+    from forecast.names import CHALLENGER
+    from forecast.predict import example
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, open_version, read_panel, version_tags
+
+    registry = Registry(config.registry)
+    parent, base = open_version(registry, config.registry.alias)
+    loaded = read_panel(base.reading(config.data), base.horizon, base.categories)
+    with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
+        data_digest = log_data(run, loaded)
+        with console.stage("finetune") as stage:
+            result = finetune(base, loaded.panel, config.finetune, progress=lambda done, text: stage.update(f"{done:.0%}, {text}"))
+            summary = result.summary
+            stage.note(series=summary["series"], tuned=summary["series_tuned"], uplift=f"{summary['uplift']:.2%}")
+        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+            run.metrics({f"finetune/{name}": value for name, value in summary.items()})
+            run.table(result.decisions, "decisions.parquet")
+            run.figure(plots.uplift_histogram(result.decisions), "plots/uplift.png")
+            digest = result.artifact.save(Path(folder))
+            tags = version_tags(result.artifact, config, data_digest)
+            version = registry.register(
+                run,
+                Path(folder),
+                digest=digest,
+                alias=CHALLENGER,
+                tags={**tags, "parent_version": str(parent.number), "parent_digest": parent.digest},
+                example=example(result.artifact),
+            )
+            stage.note(version=str(version))
+    line = (
+        f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "
+        f"{loaded.counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, "
+        f"uplift {summary['uplift']:.2%} (per series {summary['uplift_per_series']:.2%} +- {summary['uplift_interval']:.2%}), run {run.id}"
+    )
+    return version, line, result.decisions

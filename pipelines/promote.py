@@ -1,0 +1,51 @@
+"""`forecast promote`: the challenger becomes champion, if its backtest says that it is not worse."""
+
+from typing import TYPE_CHECKING
+
+from forecast.config import PromoteConfig
+from pipelines import console
+from pipelines.compose import verb_config
+
+if TYPE_CHECKING:
+    from forecast.gate import Verdict
+    from forecast.registry import Version
+
+
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    config = verb_config(PromoteConfig, "promote", argv)
+    console.setup()
+    version, verdict = run(config)
+    print(f"{version} is champion: {verdict}")
+
+
+def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
+    """Compare the version with the champion, or with seasonal naive where there is none, and move the alias.
+
+    Raises GateRefused if it is worse, or has not been backtested beside the present champion.
+    """
+    from forecast.backtest import BACKTEST_RUN
+    from forecast.errors import GateRefused
+    from forecast.gate import compare
+    from forecast.names import CHALLENGER, CHAMPION, SOURCE_SEASONAL_NAIVE
+    from forecast.registry import Registry
+
+    registry = Registry(config.registry)
+    version = registry.resolve(config.registry.alias or CHALLENGER)
+    champion = registry.find(CHAMPION)
+    if champion and champion.number == version.number:
+        return version, "it already was"
+    again = f"run forecast backtest registry.name={version.name} registry.alias={version.number} data.path=TABLE"
+    run_id = version.tags.get(BACKTEST_RUN)
+    if not run_id:
+        raise GateRefused(f"{version} has no backtest; {again}")
+    with registry.run("promote", config, {"version": str(version.number)}) as run:
+        judged = registry.read_json(run_id, "backtest.json")
+        if judged["champion"] != (champion.number if champion else None):
+            raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")
+        scores = registry.read_table(run_id, "scores.parquet")
+        incumbent = CHAMPION if champion else SOURCE_SEASONAL_NAIVE
+        verdict = compare(scores, judged["challenger"], incumbent)
+        run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})
+        registry.promote(version)
+    return version, verdict

@@ -1,0 +1,75 @@
+"""`forecast train`: table -> panel -> model, registered as `pretrained`."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import TrainConfig
+from pipelines import console
+from pipelines.compose import verb_config
+
+if TYPE_CHECKING:
+    from forecast.registry import Version
+
+
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    config = verb_config(TrainConfig, "train", argv)
+    console.setup()
+    version, line = run(config)
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: TrainConfig) -> "tuple[Version, str]":
+    """Train, log and register; return the version and a line about it."""
+    import numpy as np
+
+    from forecast import plots
+    from forecast.fit import fit
+    from forecast.names import PRETRAINED
+    from forecast.predict import example, forecast
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, pick, read_panel, version_tags
+
+    registry = Registry(config.registry)
+    loaded = read_panel(config.data, config.window.horizon)
+    with registry.run("train", config) as run:
+        data_digest = log_data(run, loaded)
+        with console.stage("train") as stage:
+            result = fit(
+                loaded.panel,
+                data=loaded.data,
+                categories=loaded.categories,
+                window=config.window,
+                model=config.model,
+                fit=config.fit,
+                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+            )
+            summary = result.summary
+            stage.note(steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"])
+        artifact = result.artifact
+        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+            run.curve(result.curve)
+            run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
+            run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
+            run.figure(plots.loss_curves(result.curve), "plots/loss.png")
+            sample = pick(loaded.panel.series_id.tolist())
+            rows = np.searchsorted(loaded.panel.series_id, sample)
+            # The last targets that validation has seen.
+            made = forecast(artifact, loaded.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
+            run.figure(plots.sample_forecasts(loaded.panel.frame(rows), made.frame, sample), "plots/sample_forecasts.png")
+            digest = artifact.save(Path(folder))
+            version = registry.register(
+                run,
+                Path(folder),
+                digest=digest,
+                alias=PRETRAINED,
+                tags=version_tags(artifact, config, data_digest),
+                example=example(artifact),
+            )
+            stage.note(version=str(version))
+    counts = loaded.counts
+    return version, (
+        f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, validation loss "
+        f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}), run {run.id}"
+    )

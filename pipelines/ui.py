@@ -1,0 +1,32 @@
+"""`forecast ui`: MLflow's web page on the store in use."""
+
+import os
+import sys
+
+from forecast.config import UiConfig
+from forecast.errors import ConfigError
+from pipelines import compose
+
+
+def main(argv: list[str]) -> None:
+    """Become the MLflow server; stop it with Ctrl-C."""
+    config = compose.verb_config(UiConfig, "ui", argv)
+    arguments, environment = command(config)
+    print(f"http://{config.ui.host}:{config.ui.port}", flush=True)
+    os.execve(arguments[0], arguments, {**os.environ, **environment})
+
+
+def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
+    """Return the command that serves the store, and its environment."""
+    from forecast.registry import public, tracking_uri
+
+    uri = tracking_uri(config.registry)
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"the store is a server, which has its own page: open {public(uri)}")
+    address = ["--host", config.ui.host, "--port", str(config.ui.port), "--workers", "1"]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are open to all users of the machine
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes instead of 10; we run no jobs in it
+    }
+    return [sys.executable, "-m", "mlflow", "server", *address], environment

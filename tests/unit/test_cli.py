@@ -1,0 +1,80 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from forecast import errors
+from pipelines import cli
+
+HEAVY = {"lightning_fabric", "mlflow", "pandas", "pytorch_lightning", "torch"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """Return the top-level modules that a `forecast` command imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: forecast" in done.stdout
+    return set(re.findall(r"\|\s+(\w+)$", done.stderr, flags=re.MULTILINE))
+
+
+def test_help_imports_nothing_that_takes_time() -> None:
+    modules = imported("--help")
+    assert "forecast" in modules
+    assert not modules & {*HEAVY, "hydra", "numpy", "polars", "pydantic"}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(verb: str) -> None:
+    assert not imported(verb, "--help") & HEAVY
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^  {verb} ", printed, flags=re.MULTILINE) for verb in cli.VERBS)
+
+
+def test_the_verbs_grow_on_purpose() -> None:
+    assert list(cli.VERBS) == ["train", "finetune", "backtest", "promote", "score", "models", "ui", "data", "demo"]
+
+
+def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "error: unknown verb 'trian'; did you mean train?\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2),
+        (errors.DataError("x"), 3),
+        (errors.ArtifactError("x"), 4),
+        (errors.RegistryError("x"), 4),
+        (errors.GateRefused("x"), 5),
+        (errors.OutputError("x"), 6),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_its_exit_code_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    def fail(_arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_function", lambda _verb: fail)
+    assert cli.main(["train"]) == code
+    assert capsys.readouterr().err in ("error: x\n", "interrupted\n")
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_function", lambda _verb: lambda arguments: arguments[99])
+    with pytest.raises(IndexError):
+        cli.main(["train"])
+
+
+def test_a_config_mistake_ends_a_real_command_with_its_exit_code() -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "models", "list", "registry.nam=x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: 1 mistake in the config:\n  registry.nam: unknown key; did you mean registry.name?\n"

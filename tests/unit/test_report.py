@@ -1,0 +1,340 @@
+import base64
+import gzip
+import html
+import json
+import re
+import shutil
+import subprocess
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from plotly.offline import get_plotlyjs
+
+from forecast import report
+from forecast.errors import OutputError
+
+START = datetime(2024, 1, 1)
+EVIL = "</script><script>document.title='hacked'</script>{{js}}"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def history(series: list[str], steps: int = 60, zone: str | None = None) -> pl.DataFrame:
+    frame = pl.DataFrame({"series_id": pl.Series(series, dtype=pl.String)}).join(
+        pl.DataFrame({"hour": range(steps)}), how="cross"
+    )
+    time = (pl.lit(START) + pl.duration(hours="hour")).dt.cast_time_unit("us").dt.replace_time_zone(zone)
+    return frame.select("series_id", time.alias("timestamp"), (pl.col("hour") % 24).cast(pl.Float64).alias("target"))
+
+
+def forecasts(series: list[str], cutoff: int = 47, horizon: int = 12, source: str = "pretrained") -> pl.DataFrame:
+    frame = pl.DataFrame({"series_id": series}).join(pl.DataFrame({"step": range(1, horizon + 1)}), how="cross")
+    at = pl.lit(START + timedelta(hours=cutoff)).dt.cast_time_unit("us")
+    quantiles = [(pl.col("step") + level / 10).alias(f"q{level}") for level in (10, 30, 50, 70, 90)]
+    times = [(at + pl.duration(hours="step")).alias("timestamp"), at.alias("cutoff")]
+    return frame.with_columns(*times, *quantiles, source=pl.lit(source), model_version=pl.lit("1"))
+
+
+def write(path: Path, **changes: Any) -> str:
+    series = ["S2", "S10"]
+    values: dict[str, Any] = {"title": "Title", "subtitle": "Subtitle", "summary": [], "facts": {}, "stages": []}
+    values |= {"history": history(series), "forecasts": forecasts(series)}
+    report.write_report(path, **(values | changes))
+    return path.read_text(encoding="utf-8")
+
+
+def unpacked(page: str, name: str) -> Any:
+    blob = re.search(rf'<script type="text/plain" id="{name}">([A-Za-z0-9+/=]*)</script>', page)
+    assert blob, f"no {name}"
+    return json.loads(gzip.decompress(base64.b64decode(blob[1])))
+
+
+def times(runs: list[int]) -> list[int]:
+    found = runs[:1]
+    for gap, count in zip(runs[1::2], runs[2::2], strict=True):
+        for _ in range(count):
+            found.append(found[-1] + gap)
+    return found
+
+
+def milliseconds(hour: float) -> int:
+    return int((START - datetime(1970, 1, 1)).total_seconds() * 1000 + hour * 3_600_000)
+
+
+def decisions() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "series_id": ["S2", "S10"],
+            "base_loss": [1.0, 2.0],
+            "tuned_loss": [0.75, float("nan")],
+            "gain": [0.25, None],
+            "penalty": [10.0, None],
+            "blend": [0.5, 0.0],
+            "reason": ["gain", "<b>too short</b>"],
+        }
+    )
+
+
+def test_the_series_come_back_from_the_page(tmp_path: Path) -> None:
+    page = write(tmp_path / "report.html")
+    meta = unpacked(page, "page")
+    assert meta["ids"] == ["S2", "S10"]
+    assert meta["bands"] == [0.8, 0.4]
+    [first, second] = unpacked(page, "chunk-0")
+    assert first == second
+    assert times(first["t"]) == [milliseconds(hour) for hour in range(60)]
+    assert first["y"] == [float(hour % 24) for hour in range(60)]
+    [forecast] = first["f"]
+    assert forecast["c"] == milliseconds(47)
+    assert times(forecast["t"]) == [milliseconds(47 + step) for step in range(1, 13)]
+    assert forecast["q"] == [step + 5.0 for step in range(1, 13)]
+    assert forecast["b"][0] == [[step + 1.0 for step in range(1, 13)], [step + 9.0 for step in range(1, 13)]]
+    assert meta["models"][forecast["m"]]["label"] == "Pretrained"
+
+
+def test_what_json_has_no_number_for_becomes_null_and_the_rest_keeps_six_digits(tmp_path: Path) -> None:
+    values = [float("nan"), None, float("inf"), 1 / 3, 123456.789, 1e18]
+    frame = history(["S2"], steps=6).with_columns(target=pl.Series(values, strict=False))
+    made = forecasts(["S2"], cutoff=5, horizon=2).with_columns(q50=pl.Series([float("-inf"), 2 / 3], dtype=pl.Float32))
+    [series] = unpacked(write(tmp_path / "report.html", history=frame, forecasts=made), "chunk-0")
+    assert series["y"] == [None, None, None, 0.333333, 123457.0, 1e18]
+    assert series["f"][0]["q"] == [None, 0.666667]
+
+
+def test_irregular_times_and_the_hour_that_comes_twice_survive(tmp_path: Path) -> None:
+    zone = "America/New_York"
+    days = pl.Series([datetime(2024, 1, 31), datetime(2024, 2, 29), datetime(2024, 3, 31)], dtype=pl.Datetime("us"))
+    monthly = pl.DataFrame(
+        {"series_id": ["M"] * 3, "timestamp": days.dt.replace_time_zone(zone), "target": [1.0, 2.0, 3.0]}
+    )
+    start = pl.datetime(2024, 11, 3, 4, time_zone="UTC")
+    hours = (
+        pl.select(pl.datetime_range(start, start + pl.duration(hours=3), "1h")).to_series().dt.convert_time_zone(zone)
+    )
+    autumn = pl.DataFrame({"series_id": ["H"] * 4, "timestamp": hours, "target": [0.0, 1.0, 2.0, 3.0]})
+    made = forecasts(["M"]).clear().with_columns(pl.col("timestamp", "cutoff").dt.replace_time_zone(zone))
+    page = write(tmp_path / "report.html", history=pl.concat([monthly, autumn]), forecasts=made)
+    hourly, calendar = unpacked(page, "chunk-0")
+    # 0:00, 1:00 (summer), 1:00 (winter), 2:00 on the wall.
+    assert [time - hourly["t"][0] for time in times(hourly["t"])] == [0, 3_600_000, 3_600_000, 7_200_000]
+    assert times(calendar["t"]) == [milliseconds(24 * day) for day in (30, 59, 90)]
+    assert unpacked(page, "page")["clock"] == f"Local time ({zone})"
+
+
+def test_only_history_near_a_forecast_is_kept(tmp_path: Path) -> None:
+    made = pl.concat([forecasts(["S2"], cutoff=999), forecasts(["S2"], cutoff=1011)])
+    [series] = unpacked(write(tmp_path / "report.html", history=history(["S2"], 3000), forecasts=made), "chunk-0")
+    assert times(series["t"]) == [milliseconds(hour) for hour in range(1000 - 168, 1024)]
+    assert [forecast["c"] for forecast in series["f"]] == [milliseconds(999), milliseconds(1011)]
+
+
+def test_a_column_model_tells_variants_of_a_series_apart(tmp_path: Path) -> None:
+    parts = [forecasts(["S2"]).with_columns(model=pl.lit(name)) for name in ("fine_tuned", "seasonal_naive")]
+    page = write(tmp_path / "report.html", forecasts=pl.concat(parts))
+    assert [model["label"] for model in unpacked(page, "page")["models"]] == ["Seasonal naive", "Fine-tuned"]
+    assert [len(series["f"]) for series in unpacked(page, "chunk-0")] == [2, 0]
+
+
+def test_series_are_packed_in_chunks_that_together_hold_all(tmp_path: Path) -> None:
+    ids = [f"S{n}" for n in range(250)]
+    page = write(tmp_path / "report.html", history=history(ids, 50), forecasts=forecasts(ids, horizon=2))
+    assert unpacked(page, "page")["ids"] == ids
+    assert [len(unpacked(page, f"chunk-{n}")) for n in range(3)] == [100, 100, 50]
+    assert all(series["y"] and series["f"] for n in range(3) for series in unpacked(page, f"chunk-{n}"))
+
+
+def test_text_from_data_never_becomes_markup(tmp_path: Path) -> None:
+    rejects = pl.DataFrame({"series_id": [EVIL], "timestamp": [None], "reason": [EVIL], "value": [None]})
+    page = write(
+        tmp_path / "report.html",
+        title=EVIL,
+        subtitle=EVIL,
+        summary=[{"model": EVIL, EVIL: EVIL}],
+        facts={EVIL: EVIL},
+        stages=[(EVIL, 1.0)],
+        history=history([EVIL]),
+        forecasts=forecasts([EVIL], source=EVIL),
+        decisions=decisions().with_columns(series_id=pl.lit(EVIL), reason=pl.lit(EVIL)),
+        rejects=rejects,
+    )
+    assert EVIL not in page
+    assert "hacked'</script>" not in page
+    assert page.count(html.escape(EVIL)) == 11
+    assert unpacked(page, "page")["ids"] == [EVIL]
+
+
+def test_the_page_names_no_other_place(tmp_path: Path) -> None:
+    page = write(tmp_path / "report.html", decisions=decisions(), summary=[{"model": "pretrained", "mase": 1.0}])
+    assert page.count(get_plotlyjs()) == 1
+    own = page.replace(get_plotlyjs(), "")
+    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r'id="(page|chunk-\d+)">[^<]*<', "", own))
+    assert not re.findall(r"<(?:link|img|iframe|script)[^>]*(?:src|href)=(?!\"data:,\")", own)
+    assert "default-src 'none'" in own
+    assert not re.findall(r"\{\{\w+\}\}", own)
+
+
+def test_the_tables_are_there_without_javascript(tmp_path: Path) -> None:
+    summary = pl.DataFrame(
+        {
+            "model": ["seasonal_naive", "pretrained"],
+            "mase": [1.25, 1.0],
+            "coverage80": [0.7512, 0.8],
+            "n_windows": [1200, 1200],
+        }
+    )
+    rejects = pl.DataFrame(
+        {"series_id": ["A", "A", "B"], "reason": ["off-grid timestamp", "duplicate key", "duplicate key"]}
+    )
+    page = write(
+        tmp_path / "report.html",
+        summary=summary,
+        rejects=rejects,
+        facts={"Rows": "1,234"},
+        stages=[("Read", 1.5), ("Write", 0.25)],
+    )
+    rows = [
+        re.sub(r"<[^>]+>", "|", row)
+        for row in re.findall(r"<tr>.*?</tr>|<tr class=.*?</tr>", page.replace(get_plotlyjs(), ""))
+    ]
+    cells = [[cell for cell in row.split("|") if cell] for row in rows]
+    assert ["Model", "MASE", "Coverage of 80 %", "Windows"] in cells
+    assert ["Seasonal naive", "1.250", "75.1 %", "1,200"] in cells
+    assert ["Pretrained", "1.000", "\N{MINUS SIGN}20 %", "80.0 %", "1,200"] in cells
+    assert ["duplicate key", "2", "2", "A"] in cells
+    assert ["Total", "1.75"] in cells
+    assert "<dt>Rows</dt><dd>1,234</dd>" in page
+    assert '<td class="number best">1.000' in page
+
+
+def test_decisions_scores_and_lines_are_in_the_page(tmp_path: Path) -> None:
+    scores = pl.DataFrame({"series_id": ["S2", "S2", "S10"], "model": "pretrained", "mase": [1.0, 2.0, float("nan")]})
+    page = write(
+        tmp_path / "report.html",
+        decisions=decisions(),
+        scores=scores,
+        error_by_step=pl.DataFrame({"step": [2, 1], "model": ["pretrained"] * 2, "mae": [4.0, 3.0]}),
+        calibration=pl.DataFrame({"model": ["fine_tuned"], "level": [0.1], "coverage": [0.125]}),
+    )
+    meta = unpacked(page, "page")
+    assert meta["decisions"]["rows"][1] == ["S10", 2.0, None, None, None, 0.0, "<b>too short</b>"]
+    assert meta["gain"] == [0.25, None]
+    assert meta["verdicts"] == ["Fine-tuned, gain 25.0 %", "Base kept: <b>too short</b>"]
+    assert meta["score"] == [1.5, None]
+    assert meta["steps"] == [{"x": [1, 2], "y": [3.0, 4.0]}, None]
+    assert meta["calibration"] == [None, {"x": [10.0], "y": [12.5]}]
+
+
+def test_a_report_without_any_series_can_be_written(tmp_path: Path) -> None:
+    page = write(tmp_path / "report.html", history=history([]), forecasts=forecasts(["S2"]).clear())
+    assert unpacked(page, "page")["ids"] == []
+    assert 'id="chunk-0"' not in page
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert write(tmp_path / "one.html", decisions=decisions()) == write(tmp_path / "two.html", decisions=decisions())
+
+
+def test_a_failed_write_leaves_the_old_report_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="file"):
+        write(tmp_path / "file" / "report.html")
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OutputError, match=r"report\.html"):
+        write(tmp_path / "report.html")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "report.html"]
+
+
+# ---- In a browser ----
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+
+
+def browse(path: Path, profile: Path, address: str = "") -> str:
+    """Return the page's markup after its scripts have run, without the scripts."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=10000 --window-size=1200,900"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "--dump-dom", f"{path.as_uri()}{address}"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    return re.sub(r"<script.*?</script>", "", done.stdout.decode(), flags=re.DOTALL)
+
+
+def drawn(dom: str) -> str:
+    found = re.search(r'<html[^>]* data-drawn="([^"]*)"', dom)
+    return html.unescape(found[1]) if found else ""
+
+
+def traces(dom: str) -> int:
+    return dom[dom.index('id="chart"') : dom.index('id="errors"')].count('class="trace scatter')
+
+
+@needs_chromium
+def test_a_link_opens_its_series_and_cutoff(tmp_path: Path) -> None:
+    made = [
+        forecasts(["S2", "S10"], cutoff=cutoff, source=name)
+        for cutoff in (35, 47)
+        for name in ("fine_tuned", "seasonal_naive")
+    ]
+    write(tmp_path / "report.html", forecasts=pl.concat(made), decisions=decisions())
+    dom = browse(tmp_path / "report.html", tmp_path / "profile", f"#series=S10&cutoff={milliseconds(35)}")
+    assert drawn(dom) == "S10"
+    assert '<h3 id="name">S10</h3>' in dom
+    assert "Base kept: &lt;b&gt;too short" in dom
+    # Two intervals of the best model (an area has two edges), the actual and two medians.
+    assert traces(dom) == 7
+    assert re.search(r'id="errors"[^>]*>[^<]*over 12 known steps', dom)
+    assert 'id="decisions" class="card"' in dom
+    assert 'class="trace bars' in dom
+
+
+@needs_chromium
+def test_2000_series_open_and_names_stay_text(tmp_path: Path) -> None:
+    ids = [f"S{n}" for n in range(2000)] + [EVIL]
+    write(tmp_path / "report.html", history=history(ids, 60), forecasts=forecasts(ids), title=EVIL)
+    dom = browse(tmp_path / "report.html", tmp_path / "profile", "#series=S1987")
+    assert drawn(dom) == "S1987"
+    assert dom.count('class="item"') < 50, "the list holds only what is in sight"
+    dom = browse(
+        tmp_path / "report.html",
+        tmp_path / "profile",
+        "#series=%3C%2Fscript%3E%3Cscript%3Edocument.title%3D'hacked'%3C%2Fscript%3E%7B%7Bjs%7D%7D",
+    )
+    assert drawn(dom) == EVIL
+    assert "<title>hacked" not in dom
+
+
+@needs_chromium
+def test_search_keys_buttons_and_sorting_work(tmp_path: Path) -> None:
+    page = write(tmp_path / "report.html", decisions=decisions())
+    # Each action waits for what it should bring about; the last one reached is written down.
+    script = """
+    <script>
+    (async () => {
+      const $ = (id) => document.getElementById(id);
+      const root = document.documentElement.dataset;
+      const until = async (test) => { while (!test()) await new Promise((done) => setTimeout(done, 20)); };
+      const pressed = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      const act = async (name, action, test) => { action(); await until(test); root.reached = name; };
+      const first = () => document.querySelector("#decisions tbody td").textContent;
+      await until(() => root.drawn === "S2");
+      await act("next", () => $("next").click(), () => root.drawn === "S10" && $("next").disabled);
+      await act("left", () => pressed("ArrowLeft"), () => root.drawn === "S2" && $("previous").disabled);
+      await act("address", () => (location.hash = "#series=S10"), () => root.drawn === "S10");
+      await act("search", () => { $("search").value = "s2"; $("search").dispatchEvent(new Event("input")); },
+        () => document.querySelectorAll(".item").length === 1);
+      await act("click", () => document.querySelector(".item").click(), () => root.drawn === "S2");
+      const lines = () => document.querySelectorAll("#chart .trace.scatter").length;
+      const before = lines();
+      await act("toggle", () => document.querySelectorAll("#legend button")[2].click(), () => lines() === before - 4);
+      await act("sort", () => document.querySelector("#decisions th button").click(), () => first() === "S2");
+      await act("turn", () => document.querySelector("#decisions th button").click(), () => first() === "S10");
+      await act("open", () => document.querySelector("#decisions .open").click(), () => root.drawn === "S10");
+      await act("unknown", () => (location.hash = "#series=absent"), () => !$("notice").hidden);
+    })();
+    </script>
+    """
+    (tmp_path / "acting.html").write_text(page.replace("</body>", f"{script}</body>"), encoding="utf-8")
+    dom = browse(tmp_path / "acting.html", tmp_path / "profile")
+    assert re.findall(r' data-reached="(\w+)"', dom) == ["unknown"]
+    assert "This report has no series absent." in dom
