@@ -110,6 +110,8 @@ class ModelConfig(Config):
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     hidden_size: Annotated[int, Field(ge=1)] = 128
     num_layers: Annotated[int, Field(ge=1)] = 1
+    segment_length: Annotated[int, Field(ge=1)] | None = None
+    """Steps that the encoder takes in at once; a day for steps below a day, otherwise one, when not given."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of units dropped between layers and before the decoder."""
     decoder_size: Annotated[int, Field(ge=1)] = 16

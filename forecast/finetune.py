@@ -51,11 +51,13 @@ class _Origins:
     """What the frozen network gives at the last N steps of a group of G series; origin j is step `usable - N + j`."""
 
     features: Tensor
-    """[G, N, feature], 0 where the origin is not usable."""
+    """[G, N, feature], times the square root of the origin's weight: 0 where it is not usable."""
     residual: Tensor
-    """[G, N, horizon], target minus median in units of scale, 0 where not observed."""
+    """[G, N, horizon], target minus median in units of scale, 0 where not observed, weighted likewise."""
     quantiles: Tensor
     """[G, window, horizon, level] at the held-out cutoffs, oldest first."""
+    held_features: Tensor
+    """[G, window, feature] there, unweighted."""
     target: Tensor
     weight: Tensor
     """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
@@ -137,7 +139,7 @@ def _tune_group(
         back = (n_windows - window) * horizon
         cutoff = n_origins - 1 - back
         values, vectors, projected = _decompose(known, last=cutoff - horizon, count=settings.origins)
-        at = torch.einsum("gf,gfe->ge", known.features[:, cutoff].double(), vectors)
+        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), vectors)
         shifts.append(torch.einsum("gpe,geh->gph", at[:, None] / (values[:, None] + penalties[:, None]), projected))
     shift = settings.blend * torch.stack(shifts, 1).to(known.target.dtype)  # [G, window, penalty, horizon]
     for p in range(len(PENALTIES)):
@@ -173,17 +175,21 @@ def _run(
     network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, n_windows: int
 ) -> _Origins:
     """Run the network once over the last `n_origins` steps of each series; every step is an origin."""
-    horizon, context = network.shape.horizon, network.shape.context_length
-    span = min(context, n_origins)
+    horizon, segment = network.shape.horizon, network.shape.segment_length
+    # Rounds of windows, one per phase of the segments, so that every step is an origin once.
+    span = min(network.shape.context_length, n_origins) // segment * segment or segment
     chunks = -(-n_origins // span)
-    held = n_origins - 1 - horizon * torch.arange(n_windows, 0, -1)
-    origins = torch.arange(span, device=data.device)
-    rows = torch.arange(len(series)).repeat_interleave(chunks)
-    begin = torch.arange(chunks).repeat(len(series)) * span + n_origins - chunks * span
-    first = torch.from_numpy(usable)[rows] - n_origins + begin
+    total = chunks * span
+    held = total - 1 - horizon * torch.arange(n_windows, 0, -1)
+    origins = torch.arange(0, span, segment, device=data.device)
+    rows = torch.arange(len(series)).repeat_interleave(chunks * segment)
+    chunk = torch.arange(chunks).repeat_interleave(segment).repeat(len(series))
+    phase = torch.arange(segment).repeat(len(series) * chunks)
+    begin = chunk * span + phase
+    first = torch.from_numpy(usable)[rows] - total + begin
     parts: list[tuple[Tensor, Tensor]] = []
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-    size = max(1, _BATCH_TARGETS // (span * horizon))
+    kept: list[tuple[Tensor, ...]] = []
+    size = max(1, _BATCH_TARGETS // (len(origins) * horizon))
     for at in range(0, len(rows), size):
         row, offset = rows[at : at + size], begin[at : at + size]
         chosen = torch.from_numpy(series)[row].to(data.device)
@@ -194,17 +200,20 @@ def _run(
         weight = loss_weights(target, observed, output.frame)
         strength = weight.amax(-1, keepdim=True).sqrt()
         residual = (target - output.quantiles[..., network.head.median]) * (weight > 0)
-        parts.append((head_features(output, network.shape) * strength, residual * strength))
+        features = head_features(output, network.shape)
+        parts.append((features * strength, residual * strength))
         for window, j in enumerate(held.tolist()):
-            here = torch.nonzero((offset <= j) & (j < offset + span)).flatten()
-            local = j - offset[here]
-            picked = (output.quantiles[here, local], target[here, local], weight[here, local])
+            here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
+            local = (j - offset[here]) // segment
+            picked = (output.quantiles[here, local], features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
-    features, residual = (torch.cat(p).unflatten(0, (len(series), chunks)).flatten(1, 2)[:, -n_origins:] for p in zip(*parts, strict=True))
+    features, residual = (
+        torch.cat(part).unflatten(0, (len(series), chunks, segment)).transpose(2, 3).flatten(1, 3)[:, total - n_origins :]
+        for part in zip(*parts, strict=True)
+    )
     at_row, at_window, *values = (torch.cat(column) for column in zip(*kept, strict=True))
     order = (at_row * n_windows + at_window).argsort()
-    quantiles, target, weight = (v[order].unflatten(0, (len(series), n_windows)) for v in values)
-    return _Origins(features, residual, quantiles, target, weight)
+    return _Origins(features, residual, *(value[order].unflatten(0, (len(series), n_windows)) for value in values))
 
 
 def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 # Windows that the closed-form solution is fitted on, and those of validation that choose its penalty.
 _SKIP_SAMPLES = 40_000
 _SKIP_CHECKS = 4_000
+# Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
+_LEAST_GAP = 1e-3
+_LEAST_TRAINED_GAP = 0.03
 
 Progress = Callable[[float, str], None]
 """Told the share of the work done, and a few words."""
@@ -81,6 +84,7 @@ def fit(
         n_calendar=panel.calendar.shape[0],
         category_sizes=tuple(len(values) for values in categories.values()),
         n_static_numbers=panel.static_numbers.shape[1],
+        segment_length=_segment_length(model, panel, context),
     )
     last = int((panel.start + panel.lengths).max()) - 1
     trained_until = last - fit.holdout_windows * window.horizon
@@ -95,11 +99,11 @@ def fit(
     network.to(device).eval()
     solved = time.monotonic()
     loss = _validate(network, tensors, validation)
-    keeper = KeepBest(loss, fit.patience, progress)
+    keeper = KeepBest(network, loss, fit.patience, progress)
     if fit.max_steps:
+        _widen(network)
         _train(network, fit, tensors, panel, limits, validation, budget, keeper)
-    if keeper.best:
-        network.load_state_dict(keeper.best)
+    network.load_state_dict(keeper.best)
     network.to("cpu").eval()
 
     trained = time.monotonic()
@@ -120,7 +124,7 @@ def fit(
         "steps": steps,
         "seconds_closed_form": solved - begun,
         "seconds_training": trained - solved,
-        "windows_per_second": steps * fit.batch_size * min(fit.origins, context) / max(trained - solved, 1e-9),
+        "windows_per_second": steps * fit.batch_size * min(fit.origins, shape.origins(context)) / max(trained - solved, 1e-9),
         "parameters": sum(p.numel() for p in network.parameters()),
         "validation_windows": len(validation),
         **choice,
@@ -137,6 +141,17 @@ def _device(config: FitConfig) -> torch.device:
     if config.precision == "bf16-mixed" and device.type == "cpu":
         raise ConfigError("fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true")
     return device
+
+
+def _segment_length(model: ModelConfig, panel: Panel, context: int) -> int:
+    """Return the steps of a segment: a day for steps below a day, if that divides the context, else one step."""
+    if model.segment_length is None:
+        frequency = panel.grid.frequency
+        day = frequency.season_length if frequency.sub_daily else 1
+        return day if context % day == 0 else 1
+    if context % model.segment_length:
+        raise ConfigError(f"model.segment_length: {model.segment_length} does not divide window.context_length ({context})")
+    return model.segment_length
 
 
 def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConfig, window: WindowConfig) -> None:
@@ -187,7 +202,7 @@ def _closed_form(
     linear = fitted.window @ network.skip
     level = empirical_quantiles(fitted.target - linear, fitted.observed.bool(), network.head.levels)
     with torch.no_grad():
-        network.output_bias.copy_(network.head.parameters_of(level))
+        network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
     return network, {"skip": kind, "skip_penalty": penalty, "skip_samples": len(drawn)}
 
@@ -237,6 +252,13 @@ def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -
             network.covariate_scale[row] = max(float(finite.std()), 1e-6 * abs(float(finite.mean())), 1e-12)
 
 
+def _widen(network: RecurrentForecaster) -> None:
+    """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
+    with torch.no_grad():
+        quantiles = network.head.quantiles(network.output_bias)
+        network.output_bias.copy_(network.head.parameters_of(quantiles, _LEAST_TRAINED_GAP))
+
+
 def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
     with torch.inference_mode():
         parts = [held_out_error(network, data, tuple(i.to(data.device) for i in indices)) for indices in validation_batches(windows)]
@@ -262,7 +284,7 @@ def _train(
     budget: Budget,
     keeper: KeepBest,
 ) -> None:
-    span = network.shape.context_length
+    span = network.shape.context_length - network.shape.segment_length + 1
     module = ForecastModule(
         network,
         config,
@@ -274,7 +296,8 @@ def _train(
         budget=budget,
     )
     sampler = OriginSampler(limits, span=span)
-    stream = TrainingWindows(sampler, batch_size=config.batch_size, span=span, origins=config.origins, seed=config.seed)
+    candidates = np.arange(0, span, network.shape.segment_length)
+    stream = TrainingWindows(sampler, batch_size=config.batch_size, candidates=candidates, origins=config.origins, seed=config.seed)
     # The keeper goes first: it must see the averaged weights before they are swapped back.
     averaging = [WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay))] if config.ema_decay else []
     trainer = lightning.Trainer(
@@ -292,6 +315,7 @@ def _train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    network.train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, torch.utils.data.DataLoader(stream, batch_size=None))

@@ -84,13 +84,19 @@ def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, dev
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
         output = network(batch, origins)
         location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
-        base = (location + scale * output.quantiles[:, 0]).masked_fill(~output.frame.begun[:, 0, None, None], torch.nan)
+        positions = data.horizon_positions(series, cutoff, network.shape.horizon)
+        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(~output.frame.begun[:, 0, None, None], torch.nan)
         row = rows[series.cpu()].to(device)
         tuned = base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
-            tuned = base + scale * artifact.bank.shift(features, row)[..., None]
+            tuned = base + scale * _in_order(artifact.bank.shift(features, row)[..., None], positions)
         yield Quantiles(base.cpu().numpy(), tuned.cpu().numpy(), (row >= 0).cpu().numpy())
+
+
+def _in_order(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """Return [batch, horizon, ...] by steps from [batch, horizon, ...] by positions of the local clock."""
+    return values if positions is None else values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, model_version: str = "", device: str = "cpu") -> Forecasts:

@@ -11,7 +11,7 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data import validate
-from forecast.data.calendar import calendar_features
+from forecast.data.calendar import calendar_features, clock_shift
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.regularise import BoolArray, Rows, Runs, Steps, duplicates, regularise, span
 from forecast.errors import ConfigError, DataError
@@ -93,6 +93,8 @@ def load_panel(
     counts = _counts(rows_in, len(names), rows, steps)
     table_of_rejects = rejects.table()
     _check_rejects(table_of_rejects, counts, data, grid)
+    first, last = int(steps.start.min()), int((steps.start + np.diff(steps.offsets)).max()) - 1 + horizon
+    _check_steps(last - first + 1, rows_in, grid, "the panel", first, last)
     codes, numbers, categories = _static(static[steps.series], data, categories)
     panel = Panel(
         grid=grid,
@@ -102,8 +104,9 @@ def load_panel(
         target=steps.target,
         past=steps.past,
         known=steps.known,
-        calendar=_calendar(steps, grid, data, horizon, rows_in),
-        calendar_start=int(steps.start.min()),
+        calendar=calendar_features(grid, first, last)[1] if data.calendar else np.empty((0, last - first + 1), dtype=np.float32),
+        calendar_start=first,
+        clock_shift=clock_shift(grid, first, last),
         horizon=horizon,
         static_categories=codes,
         static_numbers=numbers,
@@ -337,14 +340,6 @@ def _static(
     numbers = [column.cast(pl.Float32).to_numpy() for name, column in names.items() if name not in texts]
     stacked = np.stack(numbers, axis=1) if numbers else np.empty((values.height, 0), dtype=np.float32)
     return codes, stacked, dict(categories)
-
-
-def _calendar(steps: Steps, grid: Grid, data: DataConfig, horizon: int, rows: int) -> FloatArray:
-    first, last = int(steps.start.min()), int((steps.start + np.diff(steps.offsets)).max()) - 1 + horizon
-    if not data.calendar:
-        return np.empty((0, last - first + 1), dtype=np.float32)
-    _check_steps(last - first + 1, rows, grid, "the panel", first, last)
-    return calendar_features(grid, first, last)[1]
 
 
 def _check_steps(steps: int, rows: int, grid: Grid, what: str, first: int, last: int) -> None:

@@ -38,6 +38,9 @@ class Panel:
     calendar: FloatArray
     """[calendar features, T], one column per grid index from `calendar_start`; shared by all series."""
     calendar_start: int
+    clock_shift: IntArray
+    """[T], like `calendar`: by how many steps local clocks are ahead of the first step's. All 0 but for steps below a day in a time
+    zone whose clocks change."""
     horizon: int
     """Steps after the end of a series for which known covariates and calendar are held."""
     static_categories: IntArray
@@ -54,6 +57,10 @@ class Panel:
     def lengths(self) -> IntArray:
         """[S], steps per series."""
         return np.diff(self.offsets)
+
+    def clock_shift_at(self, index: IntArray) -> IntArray:
+        """Return the clock shift at grid indices; those outside the panel get the nearest one inside."""
+        return self.clock_shift[np.clip(index - self.calendar_start, 0, len(self.clock_shift) - 1)]
 
     def frame(self, series: IntArray | None = None) -> pl.DataFrame:
         """Return series_id, timestamp and target (null: a gap) of some series, or of all, by series and time."""

@@ -43,6 +43,7 @@ class PanelTensors:
         self.past = put(panel.past)
         self.known = put(panel.known)
         self.calendar = put(panel.calendar)
+        self.clock_shift = put(panel.clock_shift) if panel.clock_shift.any() else None
         self.static_categories = put(panel.static_categories)
         self.static_numbers = put(panel.static_numbers)
 
@@ -65,41 +66,70 @@ class PanelTensors:
         Targets and past covariates from step `limit` on are hidden, whatever the panel holds there.
         """
         time = context + span - 1 + horizon
-        step = first_origin[:, None] + torch.arange(1 - context, time - context + 1, device=self.device)
-        begun = step >= 0
+        step, there = self._steps(series, first_origin, 1 - context, time)
+        begun = there & (step >= 0)
         visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
-        begin = self.offsets[series] + step[:, 0]
-        target = _slices(self.target, begin, time)
+        offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
+        target = _windows(self.target[None], offset + step)[0]
         observed = visible & torch.isfinite(target)
 
-        past = _slices(self.past, begin, time).masked_fill(~visible, torch.nan) if len(self.past) else self.past
+        past = _windows(self.past, offset + step).masked_fill(~visible, torch.nan)
         # Each series has `self.horizon` more steps of known covariates than of the target.
         held = begun & (step < (self.lengths[series] + self.horizon)[:, None])
-        columns = _slices(self.known, begin + series * self.horizon, time).masked_fill(~held, torch.nan)
-        calendar = _slices(self.calendar, self.start[series] + step[:, 0] - self.calendar_start, time)
+        columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~held, torch.nan)
+        calendar = _windows(self.calendar, start + step)
         known = torch.cat([columns, calendar]).masked_fill(~begun, 0.0)
         return Batch(
             target=target.masked_fill(~observed, 0.0),
             observed=observed,
-            past=past.permute(1, 2, 0) if len(self.past) else target.new_empty((*target.shape, 0)),
+            past=past.permute(1, 2, 0),
             known=known.permute(1, 2, 0),
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
         )
 
+    def _steps(self, series: Tensor, first_origin: Tensor, begin: int, time: int) -> tuple[Tensor, Tensor]:
+        """Return the step of the series at each position of the windows, and whether there is one, both [batch, time].
 
-def _slices(buffer: Tensor, begin: Int[Tensor, " batch"], length: int) -> Tensor:
-    """Return [..., batch, length]: `length` entries of the last axis of `buffer` from each `begin`.
+        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day whatever clocks did
+        in between: the hour that a clock skips has no step, and of one that it repeats only one step is taken.
+        """
+        position = torch.arange(begin, begin + time, device=self.device)
+        step = first_origin[:, None] + position
+        if self.clock_shift is None:
+            return step, torch.ones_like(step, dtype=torch.bool)
+        start = self.start[series, None] - self.calendar_start
+        reference = self._shift_at(start + first_origin[:, None])
+        moved = step + reference - self._shift_at(start + step)
+        return moved, moved + self._shift_at(start + moved) == step + reference
 
-    Entries outside the buffer hold some other entry; the caller masks them.
-    """
-    size = buffer.shape[-1]
+    def _shift_at(self, column: Tensor) -> Tensor:
+        assert self.clock_shift is not None
+        return self.clock_shift[column.clamp(0, len(self.clock_shift) - 1)]
+
+    def horizon_positions(self, series: Int[Tensor, " batch"], cutoff: Int[Tensor, " batch"], horizon: int) -> Tensor | None:
+        """Return which position after the cutoff (0 is the first) each of the next `horizon` steps has, [batch, horizon].
+
+        None where that is just their order. Where clocks skip an hour on the way, the last position serves twice.
+        """
+        if self.clock_shift is None:
+            return None
+        at = (self.start[series] - self.calendar_start + cutoff)[:, None]
+        ahead = torch.arange(1, horizon + 1, device=self.device)
+        moved = ahead + self._shift_at(at + ahead) - self._shift_at(at)
+        return (moved - 1).clamp(0, horizon - 1)
+
+
+def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
+    """Return the entries of each row at `index`. Where the index is outside the buffer it is some other entry: the caller masks it."""
+    size, length = buffer.shape[1], index.shape[1]
     if buffer.numel() == 0:
-        return buffer.new_zeros((*buffer.shape[:-1], len(begin), length))
-    if size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
-        index = (begin[:, None] + torch.arange(length, device=begin.device)).clamp_(0, size - 1)
-        return buffer[..., index]
+        return buffer.new_zeros(len(buffer), *index.shape)
+    begin = index[:, 0]
+    straight = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
+    if not straight or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
+        return buffer[:, index.clamp(0, size - 1)]
     # Rows end to end, so that the windows are rows of one view: selecting along an inner axis would copy the whole view first.
-    rows = torch.arange(buffer[..., 0].numel(), device=begin.device)[:, None] * size
+    rows = torch.arange(len(buffer), device=begin.device)[:, None] * size
     windows = buffer.reshape(-1).unfold(0, length, 1).index_select(0, (rows + begin).flatten())
-    return windows.view(*buffer.shape[:-1], len(begin), length)
+    return windows.view(len(buffer), len(begin), length)

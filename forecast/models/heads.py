@@ -36,9 +36,9 @@ class QuantileHead(nn.Module):
         up = functional.softplus(above).cumsum(-1)
         return torch.cat([median - down, median, median + up], dim=-1)
 
-    def parameters_of(self, quantiles: Float[Tensor, "*axes quantile"]) -> Float[Tensor, "*axes parameter"]:
-        """Return the parameters that give these quantiles (increments of at least 1e-3)."""
-        gaps = quantiles.diff(dim=-1).clamp(min=1e-3)
+    def parameters_of(self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float) -> Float[Tensor, "*axes parameter"]:
+        """Return the parameters that give these quantiles, at least `least_gap` apart."""
+        gaps = quantiles.diff(dim=-1).clamp(min=least_gap)
         inverse = gaps + torch.log(-torch.expm1(-gaps))
         median = quantiles[..., self.median : self.median + 1]
         return torch.cat([inverse[..., : self.median], median, inverse[..., self.median :]], dim=-1)

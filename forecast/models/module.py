@@ -43,18 +43,18 @@ class Budget:
 class TrainingWindows(IterableDataset[Indices]):
     """An endless stream of batches, as indices: the batch itself is gathered on the device."""
 
-    def __init__(self, sampler: OriginSampler, *, batch_size: int, span: int, origins: int, seed: int) -> None:
+    def __init__(self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
-        self._span = span
-        self._origins = min(origins, span)
+        self._candidates = candidates
+        self._origins = min(origins, len(candidates))
         self._seed = seed
 
     def __iter__(self) -> Iterator[Indices]:
         rng = np.random.default_rng(self._seed)
         while True:
             drawn = self._sampler.draw(self._batch_size, rng)
-            origins = np.sort(rng.choice(self._span, self._origins, replace=False))
+            origins = np.sort(rng.choice(self._candidates, self._origins, replace=False))
             yield torch.from_numpy(drawn.series), torch.from_numpy(drawn.cutoff), torch.from_numpy(origins)
 
 
@@ -140,10 +140,12 @@ class ForecastModule(lightning.LightningModule):
 class KeepBest(Callback):
     """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent."""
 
-    def __init__(self, loss: float, patience: int, progress: Callable[[float, str], None] | None) -> None:
+    def __init__(
+        self, network: nn.Module, loss: float, patience: int, progress: Callable[[float, str], None] | None
+    ) -> None:
         self.best_loss = loss
-        self.best: dict[str, Tensor] | None = None
-        """Weights of the best validation; None while the starting point is the best."""
+        self.best = _copied(network)
+        """Weights of the best validation; those of the start until one is better."""
         self.best_step = 0
         self.curve: list[tuple[int, dict[str, float]]] = [(0, {VAL_LOSS: loss})]
         self._patience = patience
@@ -172,9 +174,13 @@ class KeepBest(Callback):
         self._waited += 1
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
-            self.best = {name: values.detach().clone() for name, values in pl_module.network.state_dict().items()}
+            self.best = _copied(pl_module.network)
         if self._waited >= self._patience:
             trainer.should_stop = True
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: values.detach().clone() for name, values in network.state_dict().items()}
 
 
 def window_sizes(network: RecurrentForecaster, span: int) -> dict[str, int]:

@@ -37,6 +37,8 @@ class NetworkShape:
     n_static_numbers: int
     anchor: str = "level"
     """`level` or `last`."""
+    segment_length: int = 1
+    """Steps that the encoder takes in at once; divides the context."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -58,6 +60,15 @@ class NetworkShape:
         if self.season_length == 1:
             return ()
         return tuple(k * self.season_length for k in (1, 2, 7) if k * self.season_length <= self.context_length)
+
+    @property
+    def input_lags(self) -> tuple[int, ...]:
+        """How far before the next segment the encoder looks back, besides what it has seen last."""
+        return tuple(lag for lag in self.season_lags if lag > self.segment_length)
+
+    def origins(self, span: int) -> int:
+        """Return how many of `span` consecutive steps are origins: one in each segment."""
+        return -(-span // self.segment_length)
 
 
 class Frame(NamedTuple):
@@ -103,14 +114,15 @@ class RecurrentForecaster(nn.Module):
         n_covariates = shape.n_past + shape.n_known + shape.n_static_numbers
         n_static = len(shape.category_sizes) * config.embedding_size + 2 * shape.n_static_numbers
         n_future = 2 * shape.n_known + shape.n_calendar
-        n_inputs = 5 + 2 * len(shape.season_lags) + 2 * shape.n_past + n_future + n_static
+        n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + 2 * shape.n_past + n_future + n_static
         self.encoder = _CELLS[config.cell](
             n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=config.dropout * (config.num_layers > 1)
         )
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
         self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
-        self.step = nn.Linear(config.decoder_size + 1 + 2 * len(shape.season_lags) + n_future, _STEP_HIDDEN)
+        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags)
+        self.step = nn.Linear(config.decoder_size + 1 + n_season + n_future, _STEP_HIDDEN)
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
         self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
@@ -152,14 +164,14 @@ class RecurrentForecaster(nn.Module):
         return Frame(location, divisor, scale, statistics.begun[:, at], window)
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
-        """Return forecasts from `origins`, counted from the first origin of each window."""
+        """Return forecasts from `origins`, counted from the first origin of each window; multiples of the segment length."""
         statistics = self._statistics(batch)
         frame = self._frame(batch, origins, statistics, self.shape.anchor)
         at = origins + self.shape.context_length - 1
 
         static, future = self._static(batch), self._future(batch)
         states, _ = self.encoder(self._inputs(batch, statistics, static, future))
-        state = states[:, at]
+        state = states[:, (at + 1) // self.shape.segment_length - 1]
 
         linear = frame.window @ self.skip
         contrast = torch.asinh(frame.location / frame.divisor)
@@ -195,40 +207,48 @@ class RecurrentForecaster(nn.Module):
         return torch.cat([self._standardised(columns, self.shape.n_past), calendar], dim=-1)
 
     def _inputs(self, batch: Batch, statistics: Statistics, static: Tensor, future: Tensor) -> Tensor:
-        """Return the encoder's inputs at all steps up to the last origin, each normalised as of its own step."""
-        time = batch.target.shape[1] - self.shape.horizon
-        observed = batch.observed[:, :time]
-        target = batch.target[:, :time]
-        level, last, scale, _ = (values[:, :time] for values in statistics)
+        """Return the encoder's inputs, [batch, segment, input]: each segment normalised as of its own last step."""
+        length = self.shape.segment_length
+        time = (batch.target.shape[1] - self.shape.horizon) // length * length
+        level, last, scale = (values[:, length - 1 : time : length, None] for values in statistics[:3])
         divisor = torch.where(scale > 0, scale, 1.0)
-        before = functional.pad(last, (1, 0))[:, :time]
-        inputs = [
-            (target - level) / divisor * observed,
-            (target - before) / divisor * observed,
-            observed.to(target.dtype),
-            torch.asinh(level / divisor),
-            self._log_scale(divisor),
-        ]
-        for lag in self.shape.season_lags:
-            # What stood so long before the next step.
-            lagged = functional.pad(target, (lag - 1, 0))[:, :time]
-            seen = functional.pad(observed, (lag - 1, 0))[:, :time]
-            inputs += [(lagged - level) / divisor * seen, seen.to(target.dtype)]
-        columns = torch.stack(inputs, dim=-1).clamp(-_REACH, _REACH)
-        past = self._standardised(batch.past[:, :time], 0)
-        return torch.cat([columns, past, future[:, 1 : time + 1], _spread(static, time)], dim=-1)
+
+        def columns(lag: int) -> list[Tensor]:
+            """Return the normalised values `lag` steps before each step, and whether they were observed."""
+            target = functional.pad(batch.target, (lag, 0))[:, :time].unflatten(1, (-1, length))
+            observed = functional.pad(batch.observed, (lag, 0))[:, :time].unflatten(1, (-1, length))
+            return [(target - level) / divisor * observed, observed.to(target.dtype)]
+
+        # Seasons are looked up for the segment that comes next.
+        values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
+        before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
+        values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
+        past = self._standardised(batch.past[:, :time], 0).unflatten(1, (-1, length)).mean(2)
+        ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
+        return torch.cat([torch.cat(values, dim=-1).clamp(-_REACH, _REACH), past, ahead, _spread(static, time // length)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
-        """Return the normalised values some seasons before each target step, and whether they were observed."""
+        """Return what stood some seasons before each target step: the normalised value, whether it was observed, and the mean around
+        it (of a seventh of a season: a day of a week), as far as the origin sees it."""
+        observed = functional.pad(batch.observed, (1, 0)).double().cumsum(1)
+        total = functional.pad(batch.target, (1, 0)).double().cumsum(1)
+        reach = self.shape.season_length // 14
         features = []
         for lag in self.shape.season_lags:
             index = at[:, None] + self.season_offset - (lag - self.shape.season_length)
-            inside = index >= 0
-            index = index.clamp(min=0)
-            observed = batch.observed[:, index] & inside
-            values = (batch.target[:, index] - frame.location[..., None]) / frame.divisor[..., None]
-            features += [values.clamp(-_REACH, _REACH)[..., None] * observed[..., None], observed[..., None].to(values.dtype)]
+            seen = (batch.observed[:, index.clamp(min=0)] & (index >= 0))[..., None]
+            value = self._relative(batch.target[:, index.clamp(min=0)], frame)
+            features += [value * seen, seen.to(value.dtype)]
+            if reach:
+                first, end = (index - reach).clamp(min=0), torch.minimum(index + reach, at[:, None]).clamp(min=-1) + 1
+                count = observed[:, end] - observed[:, first]
+                mean = (total[:, end] - total[:, first]) / count.clamp(min=1)
+                features.append(self._relative(mean.to(value.dtype), frame) * (count > 0)[..., None])
         return features
+
+    def _relative(self, values: Float[Tensor, "batch origin horizon"], frame: Frame) -> Float[Tensor, "batch origin horizon 1"]:
+        scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
+        return scaled.clamp(-_REACH, _REACH)[..., None]
 
 
 def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:
