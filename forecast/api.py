@@ -53,13 +53,13 @@ def train(
 
 def finetune(artifact: Artifact, table: object, **settings: Any) -> FinetuneResult:
     """Return the model with changes for each series that gains from them; `settings` are the keys of `finetune`."""
-    loaded = load_panel(to_lazy(table), artifact.data, artifact.horizon, artifact.categories)
+    loaded = artifact.read(to_lazy(table))
     return finetune_series(artifact, loaded.panel, validated(FinetuneSettings, settings))
 
 
 def backtest(artifact: Artifact, table: object, **settings: Any) -> BacktestResult:
     """Return the scores of a model on past cutoffs beside seasonal naive, and beside its base if it is fine-tuned."""
-    loaded = load_panel(to_lazy(table), artifact.data, artifact.horizon, artifact.categories)
+    loaded = artifact.read(to_lazy(table))
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
     return backtest_models(contenders, validated(BacktestSettings, settings))

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import polars as pl
 import safetensors
 import safetensors.torch
-import torch
 
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
-from forecast.errors import ArtifactError
+from forecast.data.load import Loaded, load_panel
+from forecast.data.panel import Panel
+from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
 from forecast.models.bank import HeadBank
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
@@ -23,6 +26,8 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
+# Fewer steps between values than this tell nothing about the frequency of a table.
+_FEW_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +68,37 @@ class Artifact:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
         return self.data.model_copy(update=source.model_dump())
 
+    def read(self, table: pl.LazyFrame, source: SourceConfig | None = None) -> Loaded:
+        """Return the panel in a table, read as the table of training was.
+
+        Raises DataError as `load_panel`, and for a table that is not on the grid of the model.
+        """
+        loaded = load_panel(table, self.reading(source) if source else self.data, self.horizon, self.categories)
+        self._check_grid(loaded.panel)
+        return loaded
+
+    def _check_grid(self, panel: Panel) -> None:
+        own, other = self.grid, panel.grid
+        if own.time_zone is None and other.time_zone is not None:
+            raise DataError(
+                f"the table's timestamps are in {other.time_zone}, those that the model was trained on had no time zone; "
+                "drop the time zone from the column, or train with data.time_zone"
+            )
+        span = np.array([panel.start.min(), (panel.start + panel.lengths).max() - 1])
+        if (own.clock(span) != other.clock(span)).any():
+            found, expected = (grid.timestamps(span)[0] for grid in (other, own))
+            raise DataError(
+                f"the table's rows are every {own.frequency} like those that the model was trained on, but at other moments: "
+                f"{found}, where the model has {expected}; shift the timestamps, or train on a table like this one"
+            )
+        observed = np.flatnonzero(~np.isnan(panel.target))
+        step = np.diff(observed)[np.diff(np.searchsorted(panel.offsets, observed, side="right")) == 0]
+        if len(step) >= _FEW_STEPS and step.min() > 1:
+            raise DataError(
+                f"the model has a value every {own.frequency}, the table only every {int(np.median(step)):,} of these steps: no series "
+                f"has values at two neighbouring ones; give a table every {own.frequency}, or train on one like this"
+            )
+
     def with_bank(self, bank: HeadBank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series; the base is the same, bit by bit."""
         return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest)
@@ -93,7 +129,11 @@ class Artifact:
             safetensors.torch.save_file(self.bank.tensors(), folder / _BANK)
             _write_json(folder / _BANK_INDEX, {"kind": "head", "series_id": self.bank.series_id})
             files += [_BANK, _BANK_INDEX]
-        manifest = {"format_version": FORMAT_VERSION, "kind": self.kind, "files": {name: _hash(folder / name) for name in sorted(files)}}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "files": {name: _hash(folder / name) for name in sorted(files)},
+        }
         _write_json(folder / _MANIFEST, manifest)
         return _hash(folder / _MANIFEST)
 
@@ -106,19 +146,25 @@ def load(folder: Path) -> Artifact:
     manifest = _read_json(folder / _MANIFEST)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast")
+        raise ArtifactError(
+            f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast"
+        )
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder}: {name} is missing; download the version again")
         if _hash(folder / name) != expected:
-            raise ArtifactError(f"{folder}: {name} does not match its manifest; it was changed or damaged, download the version again")
+            raise ArtifactError(
+                f"{folder}: {name} does not match its manifest; it was changed or damaged, download the version again"
+            )
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
     network = RecurrentForecaster(NetworkShape.from_json(config["shape"]), model)
     network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
     bank = None
     if _BANK in manifest["files"]:
-        bank = HeadBank.from_tensors(_read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK))
+        bank = HeadBank.from_tensors(
+            _read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK)
+        )
     return Artifact(
         network=network.eval(),
         data=DataConfig.model_validate(config["data"]),

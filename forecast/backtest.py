@@ -50,15 +50,17 @@ def rolling_cutoffs(panel: Panel, *, horizon: int, settings: BacktestSettings, t
     cutoffs = [last - horizon - k * step for k in reversed(range(settings.n_windows))]
     if cutoffs[0] < int(panel.start.min()):
         raise DataError(
-            f"{settings.n_windows} windows {step} steps apart begin before the panel does; lower backtest.n_windows or backtest.step_size"
+            f"{settings.n_windows} windows {step} steps apart begin before the panel does; lower backtest.n_windows or "
+            "backtest.step_size"
         )
     seen = [cutoff for cutoff in cutoffs if cutoff < trained_until]
     if seen:
         until = panel.grid.timestamps(np.array([trained_until]))[0]
         names = listing(panel.grid.timestamps(np.array(seen)).to_list())
         raise DataError(
-            f"the model was trained on data up to {until}, and {len(seen)} of {len(cutoffs)} cutoffs lie before that ({names}): their "
-            "scores would flatter it; lower backtest.n_windows, or train with a larger fit.holdout_windows"
+            f"the model was trained on data up to {until}, and {len(seen)} of {len(cutoffs)} cutoffs lie before that "
+            f"({names}): their scores would flatter it; lower backtest.n_windows, or train with a larger "
+            "fit.holdout_windows"
         )
     return cutoffs
 
@@ -66,19 +68,17 @@ def rolling_cutoffs(panel: Panel, *, horizon: int, settings: BacktestSettings, t
 def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> BacktestResult:
     """Return the scores of models (by name; all of one horizon and frequency) beside seasonal naive.
 
-    Each model forecasts as it would have in scoring. Windows without an observed target, or without history, are skipped.
-    Raises ConfigError if the models can't be compared, DataError if the panel is too short or was seen in training.
+    Each model forecasts as it would have in scoring. Windows without an observed target, or without history, are
+    skipped. Raises ConfigError if the models can't be compared, DataError if the panel is too short or was seen in
+    training.
     """
     first, panel = next(iter(contenders.values()))
     for name, (artifact, other) in contenders.items():
-        if (artifact.horizon, str(other.grid), len(artifact.model.quantile_levels)) != (
-            first.horizon,
-            str(panel.grid),
-            len(first.model.quantile_levels),
-        ) or not np.array_equal(other.series_id, panel.series_id):
+        ours, theirs = _what_it_forecasts(artifact, other), _what_it_forecasts(first, panel)
+        if ours != theirs or not np.array_equal(other.series_id, panel.series_id):
             raise ConfigError(
-                f"{name} forecasts {artifact.horizon} steps on {other.grid} for {other.n_series:,} series, the others {first.horizon} "
-                f"steps on {panel.grid} for {panel.n_series:,}: they can't be compared; register it under another registry.name"
+                f"{name} forecasts {ours}, the others {theirs}: they can't be compared; register it under another "
+                "registry.name"
             )
     horizon, season, levels = first.horizon, first.network.shape.season_length, first.model.quantile_levels
     seen = max(artifact.trained_until for artifact, _ in contenders.values())
@@ -91,7 +91,9 @@ def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> Ba
     scored = np.flatnonzero(np.isfinite(actual).any(1) & np.isfinite(naive).all((1, 2)))
     windows, actual = windows[scored], actual[scored]
     if not len(windows):
-        raise DataError("no series has both history and observations behind the cutoffs; check data.path and backtest.n_windows")
+        raise DataError(
+            "no series has both history and observations behind the cutoffs; check data.path and backtest.n_windows"
+        )
     scale, _ = seasonal_naive_errors(panel, windows, season)
 
     made = {SOURCE_SEASONAL_NAIVE: naive[scored]}
@@ -104,16 +106,26 @@ def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> Ba
         CUTOFF: panel.grid.timestamps(panel.start[windows.series] + windows.cutoff),
     }
     scores = pl.concat(
-        pl.DataFrame({**keys, MODEL: [name] * len(windows), **score_windows(actual, quantiles, levels=levels, scale=scale)})
+        pl.DataFrame(
+            {**keys, MODEL: [name] * len(windows), **score_windows(actual, quantiles, levels=levels, scale=scale)}
+        )
         for name, quantiles in made.items()
     )
     forecasts = pl.concat(_long(panel, windows, actual, name, quantiles, levels) for name, quantiles in made.items())
     absent = np.setdiff1d(np.arange(panel.n_series), windows.series)
     skipped = pl.DataFrame(
-        {SERIES_ID: panel.series_id[absent].tolist(), "reason": ["no history or no observation at any cutoff"] * len(absent)},
+        {
+            SERIES_ID: panel.series_id[absent].tolist(),
+            "reason": ["no history or no observation at any cutoff"] * len(absent),
+        },
         schema={SERIES_ID: pl.String, "reason": pl.String},
     )
     return BacktestResult(scores, forecasts, summarise(scores), skipped)
+
+
+def _what_it_forecasts(artifact: Artifact, panel: Panel) -> str:
+    levels = ", ".join(f"{level:g}" for level in artifact.model.quantile_levels)
+    return f"quantiles {levels} of {artifact.horizon} steps on {panel.grid} for {panel.n_series:,} series"
 
 
 def _long(

@@ -121,7 +121,7 @@ def finetune(
 
 def _feature_count(network: RecurrentForecaster) -> int:
     season = network.shape.season_length if network.shape.season_length > 1 else network.shape.horizon
-    return 1 + min(season, network.shape.context_length, 168) + network.encoder.hidden_size
+    return 1 + min(season, network.shape.context_length, 168) + int(network.encoder.hidden_size)
 
 
 @torch.inference_mode()
@@ -251,7 +251,6 @@ def _summary(decisions: pl.DataFrame, bank: HeadBank) -> dict[str, float | int]:
     base, tuned = judged["report_base_loss"], judged["report_tuned_loss"]
     change = (1 - tuned / base).to_numpy()
     total = float(base.sum())
-    share = lambda flags: float(flags.mean()) if len(flags) else 0.0  # noqa: E731
     error = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
     return {
         "series": len(decisions),
@@ -260,6 +259,10 @@ def _summary(decisions: pl.DataFrame, bank: HeadBank) -> dict[str, float | int]:
         "uplift": 1 - float(tuned.sum()) / total if total else 0.0,
         "uplift_per_series": float(change.mean()) if len(change) else 0.0,
         "uplift_interval": error,
-        "share_improved": share(change > 0),
-        "share_worse_2_percent": share(change < -0.02),
+        "share_improved": _share(change > 0),
+        "share_worse_2_percent": _share(change < -0.02),
     }
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else 0.0

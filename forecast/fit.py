@@ -200,7 +200,7 @@ def _closed_form(
     assert best is not None
     _, network, fitted, kind, penalty = best
     linear = fitted.window @ network.skip
-    level = empirical_quantiles(fitted.target - linear, fitted.observed.bool(), network.head.levels)
+    level = empirical_quantiles((fitted.target - linear) / fitted.spread, fitted.observed.bool(), network.head.levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -220,14 +220,14 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         weight = loss_weights(target, observed, frame)
         # Constant windows, and those without any observed target, have nothing to say.
         told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-        parts.append((frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1)))
+        parts.append((frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1), frame.spread[told, 0]))
         divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
     if limit is not None and divisors:
         logs = torch.cat(divisors).log()
         if len(logs) > 1:
             network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
-    window, target, observed, weight = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Samples(window, target, observed.to(target.dtype), weight)
+    window, target, observed, weight, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Samples(window, target, observed.to(target.dtype), weight, spread)
 
 
 def _absolute_error(samples: Samples, solution: Tensor) -> float:

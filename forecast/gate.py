@@ -29,8 +29,9 @@ class Choice:
 def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
     """Return, per series, the best candidate and whether it clears the gate.
 
-    `base` is the loss on each gate window [S, windows], `candidates` that of each strength [S, windows, strengths]. A series leaves
-    the base if the best strength saves at least `min_gain` of the loss and is better on `min_windows_better` of the windows.
+    `base` is the loss on each gate window [S, windows], `candidates` that of each strength [S, windows, strengths]. A
+    series leaves the base if the best strength saves at least `min_gain` of the loss and is better on
+    `min_windows_better` of the windows.
     """
     total = base.sum(1)
     losses = np.where(np.isfinite(candidates), candidates, np.inf).sum(1)
@@ -52,12 +53,12 @@ class Verdict:
     wql: tuple[float, float]
     n_windows: int
     p_value: float
-    """One-sided paired test over series that the challenger's MASE is not lower (normal approximation); NaN with one series."""
+    """One-sided paired test over series: the challenger's MASE is not lower (normal approximation); NaN for one."""
 
     def __str__(self) -> str:
         return (
-            f"MASE {self.mase[0]:.4f} against {self.mase[1]:.4f}, WQL {self.wql[0]:.4f} against {self.wql[1]:.4f} of {self.incumbent} "
-            f"on {self.n_windows:,} windows (p = {self.p_value:.3g})"
+            f"MASE {self.mase[0]:.4f} against {self.mase[1]:.4f}, WQL {self.wql[0]:.4f} against {self.wql[1]:.4f} "
+            f"of {self.incumbent} on {self.n_windows:,} windows (p = {self.p_value:.3g})"
         )
 
 
@@ -70,7 +71,9 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str) -> Verdict:
     ours, theirs = scores.filter(pl.col(MODEL) == challenger), scores.filter(pl.col(MODEL) == incumbent)
     ours, theirs = ours.join(theirs, on=keys, how="semi"), theirs.join(ours, on=keys, how="semi")
     if not len(ours):
-        raise GateRefused(f"{challenger} and {incumbent} have no backtest window in common; run forecast backtest again")
+        raise GateRefused(
+            f"{challenger} and {incumbent} have no backtest window in common; run forecast backtest again"
+        )
     rows = [summarise(part).row(0, named=True) for part in (ours, theirs)]
     mine, other = rows
     paired = (

@@ -21,7 +21,7 @@ SCORE_COLUMNS = ("mase", "smape", "abs_error", "pinball", "abs_target", "error",
 
 
 def seasonal_differences(panel: Panel, season: int) -> Array:
-    """Return y[t] - y[t - season] at each step of the flat buffer, NaN where either is missing or in another series, [N]."""
+    """Return y[t] - y[t - season] at each step of the flat buffer, [N]; NaN where either is missing or not there."""
     target = panel.target.astype(np.float64)
     step = np.arange(len(target)) - np.repeat(panel.offsets[:-1], panel.lengths)
     lagged = np.full_like(target, np.nan)
@@ -30,35 +30,36 @@ def seasonal_differences(panel: Panel, season: int) -> Array:
     return target - lagged
 
 
-def _prefix(values: Array) -> Array:
-    return np.concatenate([[0.0], np.cumsum(values)])
-
-
 def _up_to(panel: Panel, windows: WindowIndex, values: Array) -> Array:
-    """Return the sum of `values` ([N]) from the start of each window's series up to its cutoff, [n]."""
-    sums = _prefix(values)
+    """Return the sum of `values` ([N]) from the start of each window's series up to its cutoff, [n].
+
+    Not by running sums: the digits of small series would be lost behind large ones.
+    """
     begin = panel.offsets[windows.series]
-    end = begin + np.minimum(windows.cutoff + 1, panel.lengths[windows.series])
-    return sums[end] - sums[begin]
+    end = begin + np.clip(windows.cutoff + 1, 0, panel.lengths[windows.series])
+    edges = np.stack([begin, end], axis=1).ravel()
+    sums = np.add.reduceat(np.append(values, 0.0), edges)[::2]
+    return np.where(end > begin, sums, 0.0)
 
 
 def seasonal_naive_errors(panel: Panel, windows: WindowIndex, season: int) -> tuple[Array, Array]:
-    """Return mean absolute and root mean square of the seasonal differences up to each cutoff; NaN where there is none, 2 x [n]."""
+    """Return mean absolute and root mean square seasonal difference up to each cutoff, 2 x [n]; NaN for none."""
     differences = seasonal_differences(panel, season)
     there = np.isfinite(differences)
     values = np.where(there, differences, 0.0)
     count = _up_to(panel, windows, there.astype(np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
-        absolute = np.clip(_up_to(panel, windows, np.abs(values)), 0.0, None) / count
-        square = np.clip(_up_to(panel, windows, values**2), 0.0, None) / count
+        absolute = _up_to(panel, windows, np.abs(values)) / count
+        square = _up_to(panel, windows, values**2) / count
     return absolute, np.sqrt(square)
 
 
 def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, levels: Sequence[float]) -> Array:
-    """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value by its cutoff.
+    """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value yet.
 
-    One season back is the same time on the local clock. A missing value of the last season is taken from the season before (up to four), then from the last observed value. Quantiles
-    spread by sigma * sqrt(seasons ahead), sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
+    One season back is the same time on the local clock. A missing value of the last season is taken from the season
+    before (up to four), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead), sigma the
+    root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
     """
     ahead = np.arange(1, horizon + 1)
     seasons_ahead = -(-ahead // season)
@@ -76,7 +77,8 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
     _, sigma = seasonal_naive_errors(panel, windows, season)
     deviates = np.array([NormalDist().inv_cdf(level) for level in levels])
     spread = np.nan_to_num(sigma)[:, None] * np.sqrt(seasons_ahead)[None]
-    return point[..., None] + spread[..., None] * deviates
+    quantiles: Array = point[..., None] + spread[..., None] * deviates
+    return quantiles
 
 
 def last_values(panel: Panel, windows: WindowIndex) -> Array:
@@ -97,12 +99,11 @@ def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
     return np.where(inside, values, np.nan).astype(np.float64)
 
 
-def score_windows(
-    actual: Array, quantiles: Array, *, levels: Sequence[float], scale: Array
-) -> dict[str, Array]:
+def score_windows(actual: Array, quantiles: Array, *, levels: Sequence[float], scale: Array) -> dict[str, Array]:
     """Return per-window scores of forecasts [n, horizon, level] of `actual` [n, horizon] (NaN: not observed), each [n].
 
-    mase        mean |y - q50| / scale, scale = in-sample mean |y[t] - y[t - season]| (Hyndman & Koehler 2006); NaN where scale is 0
+    mase        mean |y - q50| / scale, scale = in-sample mean |y[t] - y[t - season]| (Hyndman & Koehler 2006); NaN
+                where scale is 0
     smape       mean 200 |y - q50| / (|y| + |q50|), 0 where both are 0 (M4)
     pinball     sum over steps of the mean over levels of 2 max(level e, (level - 1) e), e = y - q
     covered     steps with the actual inside the outermost interval; `width` the sum of its widths
@@ -136,24 +137,21 @@ def score_windows(
 def summarise(scores: pl.DataFrame) -> pl.DataFrame:
     """Return one row per model: means over windows (mase, smape) and ratios of sums (wql, wape, bias, coverage).
 
-    wql = sum pinball / sum |y|; wape = sum |y - q50| / sum |y|; bias = sum (q50 - y) / sum |y|. `n_undefined` windows have no MASE
-    (a constant or too short past) and are left out of its mean.
+    wql = sum pinball / sum |y|; wape = sum |y - q50| / sum |y|; bias = sum (q50 - y) / sum |y|. `n_undefined` windows
+    have no MASE (a constant or too short past) and are left out of its mean.
     """
     size = pl.col("abs_target").sum()
-    return (
-        scores.group_by(MODEL, maintain_order=True)
-        .agg(
-            pl.col("mase").drop_nans().mean(),
-            pl.col("smape").mean(),
-            (pl.col("pinball").sum() / size).alias("wql"),
-            (pl.col("abs_error").sum() / size).alias("wape"),
-            (pl.col("error").sum() / size).alias("bias"),
-            (pl.col("covered").sum() / pl.col("n_steps").sum()).alias("coverage"),
-            (pl.col("width").sum() / size).alias("width"),
-            pl.col(SERIES_ID).n_unique().alias("n_series"),
-            pl.struct(SERIES_ID, CUTOFF).n_unique().alias("n_windows"),
-            pl.col("mase").is_nan().sum().alias("n_undefined"),
-        )
+    return scores.group_by(MODEL, maintain_order=True).agg(
+        pl.col("mase").drop_nans().mean(),
+        pl.col("smape").mean(),
+        (pl.col("pinball").sum() / size).alias("wql"),
+        (pl.col("abs_error").sum() / size).alias("wape"),
+        (pl.col("error").sum() / size).alias("bias"),
+        (pl.col("covered").sum() / pl.col("n_steps").sum()).alias("coverage"),
+        (pl.col("width").sum() / size).alias("width"),
+        pl.col(SERIES_ID).n_unique().alias("n_series"),
+        pl.struct(SERIES_ID, CUTOFF).n_unique().alias("n_windows"),
+        pl.col("mase").is_nan().sum().alias("n_undefined"),
     )
 
 

@@ -26,13 +26,16 @@ class Output:
     """Of the manifest."""
 
 
-def write_output(folder: Path, artifact: Artifact, loaded: Loaded, made: Forecasts, *, versions: dict[str, str]) -> Output:
-    """Write one cutoff's forecasts and rejects below `folder`, each under a temporary name first, and the manifest last.
+def write_output(
+    folder: Path, artifact: Artifact, loaded: Loaded, made: Forecasts, *, versions: dict[str, str]
+) -> Output:
+    """Write one cutoff's forecasts and rejects below `folder`, each under a temporary name first; the manifest last.
 
-    A cutoff without a manifest is not complete. The same inputs give the same bytes. Raises OutputError if the folder can't be written.
+    A cutoff without a manifest is not complete. The same inputs give the same bytes. Raises OutputError if the folder
+    can't be written.
     """
     counts = loaded.counts
-    rejects = pl.concat([loaded.rejects, made.rejects.cast(dict(loaded.rejects.schema))]).sort(loaded.rejects.columns)
+    rejects = pl.concat([loaded.rejects, made.rejects.cast(loaded.rejects.schema)]).sort(loaded.rejects.columns)
     forecast_series = made.frame[SERIES_ID].n_unique()
     rejected_series = counts.series_rejected + made.rejects.height
     assert forecast_series + rejected_series == counts.series_in, "a series was lost"
@@ -40,22 +43,27 @@ def write_output(folder: Path, artifact: Artifact, loaded: Loaded, made: Forecas
 
     cutoff = made.frame[CUTOFF][0]
     name = f"{CUTOFF}={cutoff:%Y-%m-%dT%H-%M-%S}"
-    paths = [folder / kind / name / f"{kind}.parquet" for kind in ("forecasts", "rejects")]
-    for path, frame in zip(paths, (made.frame, rejects), strict=True):
-        write_parquet_atomic(frame, path)
+    forecast_path, reject_path = (folder / kind / name / f"{kind}.parquet" for kind in ("forecasts", "rejects"))
+    write_parquet_atomic(made.frame, forecast_path)
+    write_parquet_atomic(rejects, reject_path)
     content = {
         "cutoff": cutoff.isoformat(),
         "horizon": artifact.horizon,
         **versions,
         "series": {"in": counts.series_in, "forecast": forecast_series, "rejected": rejected_series},
-        "rows": {"in": counts.rows_in, "kept": counts.rows_kept, "rejected": counts.rows_rejected, "written": made.frame.height},
+        "rows": {
+            "in": counts.rows_in,
+            "kept": counts.rows_kept,
+            "rejected": counts.rows_rejected,
+            "written": made.frame.height,
+        },
         "sources": _counted(made.frame.group_by(SERIES_ID).agg(pl.col(SOURCE).first()), SOURCE),
         "rejects": _counted(rejects, REASON),
-        "files": {str(path.relative_to(folder)): _hash(path) for path in paths},
+        "files": {str(path.relative_to(folder)): _hash(path) for path in (forecast_path, reject_path)},
     }
     manifest = folder / "manifests" / f"{name}.json"
     write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
-    return Output(*paths, manifest, content)
+    return Output(forecast_path, reject_path, manifest, content)
 
 
 def _counted(frame: pl.DataFrame, column: str) -> dict[str, int]:

@@ -10,11 +10,10 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.data.io import to_lazy
-from forecast.data.load import load_panel
 from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import DataError
-from forecast.metrics import last_values, seasonal_naive
+from forecast.metrics import seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.module import validation_batches, window_sizes
@@ -70,7 +69,9 @@ def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: s
     shape = (0, artifact.horizon, len(artifact.model.quantile_levels))
     empty = Quantiles(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(0, bool))
     parts = parts or [empty]
-    return Quantiles(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "tuned", "is_tuned")))
+    return Quantiles(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "tuned", "is_tuned"))
+    )
 
 
 @torch.inference_mode()
@@ -85,7 +86,9 @@ def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, dev
         output = network(batch, origins)
         location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(~output.frame.begun[:, 0, None, None], torch.nan)
+        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(
+            ~output.frame.begun[:, 0, None, None], torch.nan
+        )
         row = rows[series.cpu()].to(device)
         tuned = base
         if artifact.bank is not None and bool((row >= 0).any()):
@@ -99,11 +102,14 @@ def _in_order(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Ten
     return values if positions is None else values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, model_version: str = "", device: str = "cpu") -> Forecasts:
-    """Return the forecasts of every series of the panel from grid index `cutoff` (the latest step of the panel when None).
+def forecast(
+    artifact: Artifact, panel: Panel, *, cutoff: int | None = None, model_version: str = "", device: str = "cpu"
+) -> Forecasts:
+    """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
-    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within its
-    context), last value where there is no full season. A series without any observation up to the cutoff is rejected.
+    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
+    its context), last value where there is no full season. A series without any observation up to the cutoff is
+    rejected.
 
     Raises DataError if the panel ends before the cutoff, or begins after it.
     """
@@ -111,10 +117,13 @@ def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, mod
     cutoff = final if cutoff is None else cutoff
     if cutoff > final:
         there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
-        raise DataError(f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff")
+        raise DataError(
+            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
+        )
     windows = windows_at(panel, cutoff)
     if not len(windows):
-        raise DataError(f"no series has begun by the cutoff {panel.grid.timestamps(np.array([cutoff]))[0]}; set a later score.cutoff")
+        asked = panel.grid.timestamps(np.array([cutoff]))[0]
+        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
     levels = artifact.model.quantile_levels
     predicted = predict(artifact, panel, windows, device=device)
 
@@ -133,7 +142,9 @@ def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, mod
         source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
     given = np.isfinite(quantiles).all((1, 2))
 
-    frame = _frame(artifact, panel, windows[np.flatnonzero(given)], quantiles[given], source[given], cutoff, model_version)
+    frame = _frame(
+        artifact, panel, windows[np.flatnonzero(given)], quantiles[given], source[given], cutoff, model_version
+    )
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
     rejects = pl.concat(
         [
@@ -144,12 +155,15 @@ def forecast(artifact: Artifact, panel: Panel, *, cutoff: int | None = None, mod
     return Forecasts(frame, rejects)
 
 
-def forecast_frame(artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = "") -> Forecasts:
+def forecast_frame(
+    artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = ""
+) -> Forecasts:
     """Return the forecasts of every series in a Polars, pandas or Arrow table, with the rejects of rows and series.
 
-    `cutoff` is the last timestamp a forecast may see, the latest of the table when None. Raises DataError as `load_panel`.
+    `cutoff` is the last timestamp a forecast may see, the latest of the table when None. Raises DataError as
+    `Artifact.read`.
     """
-    loaded = load_panel(to_lazy(frame), artifact.data, artifact.horizon, artifact.categories)
+    loaded = artifact.read(to_lazy(frame))
     at = None if cutoff is None else loaded.panel.grid.floor(cutoff)
     made = forecast(artifact, loaded.panel, cutoff=at, model_version=model_version)
     return Forecasts(made.frame, pl.concat([loaded.rejects, made.rejects]))
@@ -167,14 +181,22 @@ def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
             columns.timestamp: artifact.grid.timestamps(steps),
             columns.target: wave,
             **{name: [0.0] * length for name in (*data.past_covariates, *data.known_covariates)},
-            **{name: [artifact.categories[name][0] if artifact.categories.get(name) else 0.0] * length for name in data.static_covariates},
+            **{
+                name: [artifact.categories[name][0] if artifact.categories.get(name) else 0.0] * length
+                for name in data.static_covariates
+            },
         }
     )
     return table, forecast_frame(artifact, table).frame
 
 
 def _rejects(panel: Panel, series: np.ndarray, reason: str) -> pl.DataFrame:
-    schema = {SERIES_ID: pl.String, TIMESTAMP: panel.grid.timestamps(np.zeros(0, np.int64)).dtype, REASON: pl.String, VALUE: pl.Float64}
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
+        SERIES_ID: pl.String,
+        TIMESTAMP: panel.grid.timestamps(np.zeros(0, np.int64)).dtype,
+        REASON: pl.String,
+        VALUE: pl.Float64,
+    }
     names = panel.series_id[series].tolist()
     return pl.DataFrame([names, [None] * len(names), [reason] * len(names), [None] * len(names)], schema=schema)
 
@@ -194,12 +216,17 @@ def _frame(
     mean = (quantiles @ head.mean_weights.double().numpy()).ravel()
     return pl.DataFrame(
         {
-            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
+                np.repeat(np.arange(n), horizon)
+            ),
             TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
             CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
             MEAN: mean,
-            **{quantile_column(level): quantiles[..., k].ravel() for k, level in enumerate(artifact.model.quantile_levels)},
+            **{
+                quantile_column(level): quantiles[..., k].ravel()
+                for k, level in enumerate(artifact.model.quantile_levels)
+            },
             SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
         }

@@ -25,12 +25,6 @@ class GatecastModel(PythonModel):
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
         """Return the forecasts of the series in `model_input`; rejected rows and series are left out."""
-        import polars as pl
+        from forecast.predict import forecast_frame
 
-        from forecast.data.load import load_panel
-        from forecast.predict import forecast
-
-        model = self._artifact
-        table = pl.from_pandas(model_input).lazy()
-        loaded = load_panel(table, model.data, model.horizon, model.categories)
-        return forecast(model, loaded.panel, model_version=self._digest).frame.to_pandas()
+        return forecast_frame(self._artifact, model_input, model_version=self._digest).frame.to_pandas()

@@ -38,16 +38,14 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
     version, artifact = open_version(registry, config.registry.alias)
-    data = artifact.reading(config.data)
-    loaded = read_panel(data, artifact.horizon, artifact.categories)
+    loaded = read_panel(artifact, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
     champion = registry.find(CHAMPION)
     if champion and champion.number != version.number:
         theirs = artifacts.load(registry.download(champion))
-        reading = theirs.reading(config.data)
-        same = (reading, theirs.categories, theirs.horizon) == (data, artifact.categories, artifact.horizon)
-        panel = loaded.panel if same else read_panel(reading, theirs.horizon, theirs.categories).panel
+        same = all(getattr(theirs, name) == getattr(artifact, name) for name in ("data", "categories", "horizon", "grid"))
+        panel = loaded.panel if same else read_panel(theirs, config.data).panel
         contenders[CHAMPION] = Contender(theirs, panel)
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:

@@ -33,7 +33,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
 
     registry = Registry(config.registry)
     parent, base = open_version(registry, config.registry.alias)
-    loaded = read_panel(base.reading(config.data), base.horizon, base.categories)
+    loaded = read_panel(base, config.data)
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("finetune") as stage:

@@ -70,13 +70,13 @@ def _list(registry: "Registry") -> None:
 def _show(version: "Version") -> None:
     lines = {
         "version": str(version),
-        "aliases": ", ".join(version.aliases) or "none",
+        "aliases": ", ".join(version.aliases),
         "created": f"{_created(version)} UTC",
         "run": version.run_id,
         **dict(sorted(version.tags.items())),
     }
     width = max(map(len, lines))
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
+    print("\n".join(f"{name:<{width}}  {value or 'none'}" for name, value in lines.items()))
 
 
 def _export(registry: "Registry", version: "Version", target: Path) -> None:

@@ -45,7 +45,10 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
             raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")
         scores = registry.read_table(run_id, "scores.parquet")
         incumbent = CHAMPION if champion else SOURCE_SEASONAL_NAIVE
-        verdict = compare(scores, judged["challenger"], incumbent)
+        try:
+            verdict = compare(scores, judged["challenger"], incumbent)
+        except GateRefused as refused:
+            raise GateRefused(f"{version} is not promoted: {refused}") from None
         run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})
         registry.promote(version)
     return version, verdict

@@ -35,7 +35,7 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
     registry = Registry(config.registry)
     # Resolved once: the alias may move while the job runs.
     version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_panel(artifact.reading(config.data), artifact.horizon, artifact.categories)
+    loaded = read_panel(artifact, config.data)
     with registry.run("score", config, {"version": str(version.number)}) as run:
         data_digest = log_data(run, loaded)
         cutoff = None if config.score.cutoff is None else loaded.panel.grid.floor(config.score.cutoff)

@@ -3,27 +3,42 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from forecast.config import Config, DataConfig
+from forecast.config import Config, DataConfig, SourceConfig
 from pipelines.console import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable
+
+    import polars as pl
 
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.registry import Registry, Run, Version
 
 
-def read_panel(data: DataConfig, horizon: int, categories: "Mapping[str, tuple[str, ...]] | None" = None) -> "Loaded":
-    """Return the panel in the table at `data.path`."""
-    from forecast.data.io import scan
+def read_table(data: DataConfig, horizon: int) -> "Loaded":
+    """Return the panel in the table at `data.path`, to train on."""
     from forecast.data.load import load_panel
+
+    return _read(data, (), lambda table: load_panel(table, data, horizon))
+
+
+def read_panel(artifact: "Artifact", source: SourceConfig) -> "Loaded":
+    """Return the panel in the table at `source.path`, as the model reads it."""
+    # What looks like a truth value in a CSV file was read as one in training.
+    texts = [name for name, values in artifact.categories.items() if not {*values} <= {"false", "true"}]
+    return _read(artifact.reading(source), texts, lambda table: artifact.read(table, source))
+
+
+def _read(data: DataConfig, texts: "Iterable[str]", load: "Callable[[pl.LazyFrame], Loaded]") -> "Loaded":
+    from forecast.data.io import scan
 
     assert data.path is not None
     with stage("read") as running:
-        loaded = load_panel(scan(data.path, {data.columns.series_id, *data.static_covariates}), data, horizon, categories)
+        loaded = load(scan(data.path, {data.columns.series_id, *texts}))
         counts = loaded.counts
-        running.note(rows=counts.rows_in, series=counts.series_kept, rejected_rows=counts.rows_rejected, rejected_series=counts.series_rejected)
+        rejected = {"rejected_rows": counts.rows_rejected, "rejected_series": counts.series_rejected}
+        running.note(rows=counts.rows_in, series=counts.series_kept, **rejected)
     return loaded
 
 
@@ -53,10 +68,11 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
     from forecast.artifact import FORMAT_VERSION
 
+    settings = config.model_dump_json(exclude={"registry": {"tracking_uri"}})  # the same job in another store
     return {
         "kind": artifact.kind,
         "data_digest": data_digest,
-        "config_digest": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
+        "config_digest": hashlib.sha256(settings.encode()).hexdigest(),
         "format_version": str(FORMAT_VERSION),
         "trained_until": str(artifact.grid.timestamps(np.array([artifact.trained_until]))[0]),
         "horizon": str(artifact.horizon),

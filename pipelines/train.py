@@ -29,10 +29,10 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.names import PRETRAINED
     from forecast.predict import example, forecast
     from forecast.registry import Registry
-    from pipelines.shared import log_data, pick, read_panel, version_tags
+    from pipelines.shared import log_data, pick, read_table, version_tags
 
     registry = Registry(config.registry)
-    loaded = read_panel(config.data, config.window.horizon)
+    loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
         data_digest = log_data(run, loaded)
         with console.stage("train") as stage:

@@ -36,12 +36,16 @@ def calendar_features(grid: Grid, first_index: int, last_index: int) -> tuple[tu
 
 
 def clock_shift(grid: Grid, first_index: int, last_index: int) -> IntArray:
-    """Return by how many steps the local clock is ahead of where it stood at `first_index`, [T]: 0, 1 or -1 hour in most time zones."""
+    """Return by how many steps the local clock is ahead of where it stood at `first_index`, [T].
+
+    0, 1 or -1 hour in most time zones.
+    """
     if grid.time_zone is None or not grid.frequency.sub_daily:
         return np.zeros(last_index - first_index + 1, dtype=np.int64)
     instants = grid.timestamps(np.arange(first_index, last_index + 1))
     ahead = (instants.dt.replace_time_zone(None).to_physical() - instants.to_physical()).to_numpy()
-    return (ahead - ahead[0]) // grid.frequency.size
+    shift: IntArray = (ahead - ahead[0]) // grid.frequency.size
+    return shift
 
 
 def _waves(name: str, cycle: npt.NDArray[np.floating], count: int) -> dict[str, npt.NDArray[np.floating]]:

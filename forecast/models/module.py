@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
@@ -43,7 +44,9 @@ class Budget:
 class TrainingWindows(IterableDataset[Indices]):
     """An endless stream of batches, as indices: the batch itself is gathered on the device."""
 
-    def __init__(self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int) -> None:
+    def __init__(
+        self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int
+    ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._candidates = candidates
@@ -94,8 +97,8 @@ class ForecastModule(lightning.LightningModule):
             bad = ~torch.isfinite((error * weight).flatten(1).sum(1))
             names = sorted(set(self._series_id[series[bad].cpu().numpy()].tolist()))
             raise DataError(
-                f"the loss is not finite at step {self.global_step}, with windows of {len(names)} series: {listing(names)}; "
-                "look at their values, or lower fit.learning_rate"
+                f"the loss is not finite at step {self.global_step}, with windows of {len(names)} series: "
+                f"{listing(names)}; look at their values, or lower fit.learning_rate"
             )
         self.log(TRAIN_LOSS, loss)
         return loss
@@ -118,9 +121,13 @@ class ForecastModule(lightning.LightningModule):
         """Return the loss over all windows of the last validation."""
         return self._validation_loss[0] / max(self._validation_loss[1], 1e-9)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine over the budget, no decay on biases and embeddings."""
-        decayed = [p for n, p in self.network.named_parameters() if p.ndim > 1 and "embeddings" not in n and "output_bias" not in n]
+        decayed = [
+            p
+            for n, p in self.network.named_parameters()
+            if p.ndim > 1 and "embeddings" not in n and "output_bias" not in n
+        ]
         chosen = {id(p) for p in decayed}
         others = [p for p in self.network.parameters() if id(p) not in chosen]
         groups = [
@@ -153,7 +160,12 @@ class KeepBest(Callback):
         self._progress = progress
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         """Note the training loss, tell the progress, and stop at the end of the budget."""
         assert isinstance(pl_module, ForecastModule)
@@ -206,7 +218,7 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
 
 
 def held_out_error(network: nn.Module, data: PanelTensors, indices: Indices) -> tuple[float, float]:
-    """Return the summed loss and weight of windows with one origin. The targets are read, the inputs end at the cutoff."""
+    """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
     assert isinstance(network, RecurrentForecaster)
     series, cutoff, origins = indices
     limit = cutoff + network.shape.horizon + 1

@@ -17,8 +17,11 @@ from forecast.models.scaling import Statistics, running_statistics
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 # Normalised values are kept within this range where they enter the network (never on the linear path).
 _REACH = 20.0
+# The share of all phases in the spread of one, and the least spread, in units of scale.
+_GLOBAL_SHARE = 0.002
+_LEAST_SPREAD = 0.005
 _DECODER_HIDDEN = 128
-_STEP_HIDDEN = 32
+_STEP_HIDDEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,11 @@ class NetworkShape:
 
     @property
     def season_lags(self) -> tuple[int, ...]:
-        """How far back the same phase of the season is looked up: 1, 2 and 7 seasons (a week of days), where the context holds them."""
+        """How far back the same phase of the season is looked up, where the context holds it: the last four seasons, and the seventh
+        (a week of days)."""
         if self.season_length == 1:
             return ()
-        return tuple(k * self.season_length for k in (1, 2, 7) if k * self.season_length <= self.context_length)
+        return tuple(k * self.season_length for k in (1, 2, 3, 4, 7) if k * self.season_length <= self.context_length)
 
     @property
     def input_lags(self) -> tuple[int, ...]:
@@ -83,6 +87,8 @@ class Frame(NamedTuple):
     """Whether the origin sees any observation."""
     window: Float[Tensor, "batch origin context"]
     """Normalised values of the context, oldest first; 0 where not observed."""
+    spread: Float[Tensor, "batch origin horizon"]
+    """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units of it."""
 
 
 class Output(NamedTuple):
@@ -121,8 +127,13 @@ class RecurrentForecaster(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
         self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
-        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags)
-        self.step = nn.Linear(config.decoder_size + 1 + n_season + n_future, _STEP_HIDDEN)
+        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags) + shape.n_known * bool(shape.season_lags)
+        self.step = nn.Sequential(
+            nn.Linear(config.decoder_size + 2 + n_season + n_future, _STEP_HIDDEN),
+            nn.SiLU(),
+            nn.Linear(_STEP_HIDDEN, _STEP_HIDDEN),
+            nn.SiLU(),
+        )
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
         self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
@@ -161,7 +172,30 @@ class RecurrentForecaster(nn.Module):
         window = batch.target.unfold(1, self.shape.context_length, 1)[:, origins]
         observed = batch.observed.unfold(1, self.shape.context_length, 1)[:, origins]
         window = ((window - location[..., None]) / divisor[..., None]) * observed
-        return Frame(location, divisor, scale, statistics.begun[:, at], window)
+        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
+
+    def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
+        """Return the root mean square of the latest seasonal differences around the same phase, mixed with that of all phases.
+
+        So that the network says little where a series hardly differs from one season to the next (closed shops, nights without
+        flights), and the more where it does. 1 where the context does not hold two seasons.
+        """
+        season, horizon = self.shape.season_length, self.shape.horizon
+        if season == 1 or 2 * season > self.shape.context_length:
+            return torch.ones_like(divisor)[..., None].expand(-1, -1, horizon)
+        both = batch.observed[:, season:] & batch.observed[:, :-season]
+        square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * both).cumsum(1)
+        sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
+
+        def mean_square(first: Tensor, last: Tensor) -> Tensor:
+            total, count = sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]
+            return total / count.clamp(min=1)
+
+        phase, reach = at[:, None] + self.season_offset, season // 14
+        every = mean_square((at - season + 1)[:, None].expand_as(phase), at[:, None].expand_as(phase))
+        local = mean_square(phase - reach, phase + reach)
+        mixed = ((1 - _GLOBAL_SHARE) * local + _GLOBAL_SHARE * every).sqrt().to(divisor.dtype) / divisor[..., None]
+        return mixed.clamp(min=_LEAST_SPREAD)
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts from `origins`, counted from the first origin of each window; multiples of the segment length."""
@@ -177,12 +211,17 @@ class RecurrentForecaster(nn.Module):
         contrast = torch.asinh(frame.location / frame.divisor)
         size = self._log_scale(frame.divisor)
         summary = torch.cat([self.dropout(state), _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1)
-        context = self.context(functional.relu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
-        step = [context, linear.clamp(-_REACH, _REACH)[..., None], *self._seasons(batch, frame, at)]
+        context = self.context(functional.silu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
+        step = [context, torch.asinh(linear)[..., None], frame.spread.log()[..., None], *self._seasons(batch, frame, at)]
+        if self.shape.n_known and self.shape.season_lags:
+            # What was known of the same phase of the last season: whether that was a holiday, say.
+            known = future[..., : self.shape.n_known]
+            index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
+            step.append(known[:, index.clamp(min=0)])
         if future.shape[-1]:
             step.append(future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2))
-        parameters = self.output(functional.relu(self.step(torch.cat(step, dim=-1)))) + self.output_bias
-        quantiles = self.head.quantiles(parameters) + linear[..., None]
+        parameters = self.output(self.step(torch.cat(step, dim=-1))) + self.output_bias
+        quantiles = self.head.quantiles(parameters) * frame.spread[..., None] + linear[..., None]
         return Output(quantiles, state, frame)
 
     def _log_scale(self, divisor: Tensor) -> Tensor:
@@ -225,7 +264,7 @@ class RecurrentForecaster(nn.Module):
         values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
         past = self._standardised(batch.past[:, :time], 0).unflatten(1, (-1, length)).mean(2)
         ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
-        return torch.cat([torch.cat(values, dim=-1).clamp(-_REACH, _REACH), past, ahead, _spread(static, time // length)], dim=-1)
+        return torch.cat([torch.asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step: the normalised value, whether it was observed, and the mean around
@@ -248,7 +287,7 @@ class RecurrentForecaster(nn.Module):
 
     def _relative(self, values: Float[Tensor, "batch origin horizon"], frame: Frame) -> Float[Tensor, "batch origin horizon 1"]:
         scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
-        return scaled.clamp(-_REACH, _REACH)[..., None]
+        return torch.asinh(scaled)[..., None]
 
 
 def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:

@@ -37,7 +37,7 @@ def running_statistics(
     last = target.gather(1, latest.clamp(min=0)).masked_fill(~begun, 0.0)
 
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
-    centred = (target - reference).masked_fill(~observed, 0.0).double()
+    centred = (target.double() - reference).masked_fill(~observed, 0.0)
     before = torch.roll(last, 1, dims=1)
     changed = observed & (target != before) & torch.roll(begun, 1, dims=1)
     changed[:, 0] = False
@@ -53,6 +53,7 @@ def running_statistics(
     count = count.clamp(min=1)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    level = (reference + mean).masked_fill(~begun, 0.0)
-    scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(changes <= 0, 0.0)
-    return Statistics(level.to(target.dtype), last, scale.masked_fill(~begun, 0.0).to(target.dtype), begun)
+    constant = (changes <= 0) | ~begun
+    level = torch.where(constant, last, reference + mean)
+    scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
+    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun)

@@ -21,6 +21,7 @@ class Samples:
     observed: Float[Tensor, "sample horizon"]
     """1 where observed."""
     weight: Float[Tensor, " sample"]
+    spread: Float[Tensor, "sample horizon"]
 
 
 def seasonal_solution(context: int, horizon: int, season: int) -> Float[Tensor, "context horizon"]:

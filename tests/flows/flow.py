@@ -1,0 +1,128 @@
+"""The command line in this process, and a small panel to run it on."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from pipelines import cli
+
+NAME = "loads"
+HORIZON = 12
+STEPS = 24 * 18
+SERIES = [f"s{number:02d}" for number in range(20)]
+START = datetime(2024, 1, 1)
+END = START + timedelta(hours=STEPS - 1)
+
+TRAIN = (
+    f"window.horizon={HORIZON}",
+    "window.context_length=48",
+    "model.hidden_size=8",
+    "fit.max_steps=20",
+    "fit.batch_size=8",
+    "fit.validation_every=10",
+    "fit.validation_windows=2",
+    "fit.holdout_windows=2",
+    "fit.accelerator=cpu",
+)
+FINETUNE = ("finetune.gate_windows=2", "finetune.report_windows=1", "finetune.holdout_windows=2")
+BACKTEST = ("backtest.n_windows=2",)
+OVERFIT = ("finetune.origins=8", "finetune.min_gain=0", "finetune.min_windows_better=0", "finetune.blend=1")
+"""Settings that make the fine-tuned model worse than its base."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What was printed."""
+        return self.out.splitlines()
+
+
+def forecast(*arguments: object) -> Done:
+    """Run `forecast` with these arguments in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments: object) -> Done:
+    """Run `forecast`, which has to end well."""
+    done = forecast(*arguments)
+    assert done.code == 0, done.err
+    return done
+
+
+def refuse(code: int, *arguments: object) -> str:
+    """Run `forecast`, which has to end with this exit code and nothing printed; return its message."""
+    done = forecast(*arguments)
+    assert done.code == code, done.err
+    assert not done.out
+    assert "Traceback" not in done.err
+    *_, message = done.err.partition("error: ")
+    assert message, done.err
+    return message
+
+
+def panel() -> pl.DataFrame:
+    """Return 20 hourly series, sorted: ten with a daily cycle, ten each with a cycle of its own, as no shared model can know."""
+    rng = np.random.default_rng(0)
+    hours = np.arange(STEPS)
+    stamps = pl.datetime_range(START, END, "1h", eager=True)
+    periods = [24] * 10 + [25 + 3 * number for number in range(10)]
+    values = [
+        20 + 5 * np.sin(2 * np.pi * hours / period + number) + rng.normal(0, 0.5, STEPS)
+        for number, period in enumerate(periods)
+    ]
+    return pl.DataFrame(
+        {
+            "series_id": np.repeat(SERIES, STEPS),
+            "timestamp": pl.concat([stamps] * len(SERIES)),
+            "target": np.concatenate(values).round(3),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store with trained models in it, which is the default one of the test, and the table they were trained on."""
+
+    uri: str
+    table: Path
+    """The whole panel."""
+    mlruns: Path
+    """The artifacts of all runs and models of these tests."""
+    folder: Path
+    """An empty folder."""
+
+    def write(self, table: pl.DataFrame, name: str = "table.parquet") -> Path:
+        """Write another table."""
+        path = self.folder / name
+        table.write_csv(path) if path.suffix == ".csv" else table.write_parquet(path)
+        return path
+
+    def score(self, table: Path | None = None, *arguments: object, output: str = "out") -> Done:
+        """Score a table with the champion."""
+        path = f"data.path={table or self.table}"
+        return succeed("score", f"registry.name={NAME}", path, f"output.path={self.folder / output}", *arguments)
+
+    def forecasts(self, output: str = "out") -> pl.DataFrame:
+        """Return the one table of forecasts in an output folder."""
+        (path,) = (self.folder / output).glob("forecasts/*/forecasts.parquet")
+        return pl.read_parquet(path)
+
+    def rejects(self, output: str = "out") -> pl.DataFrame:
+        """Return the one table of rejects in an output folder."""
+        (path,) = (self.folder / output).glob("rejects/*/rejects.parquet")
+        return pl.read_parquet(path)

@@ -1,0 +1,333 @@
+"""Every verb on a small panel, from training to roll-back, with a real MLflow store."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import polars as pl
+import pytest
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, SERIES, TRAIN, Store, panel, refuse, succeed
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from polars.testing import assert_frame_equal
+
+import forecast as library
+from forecast import registry as registry_module
+from forecast.config import RegistryConfig
+from forecast.registry import Registry
+
+MODEL = f"registry.name={NAME}"
+QUANTILES = [f"q{level}0" for level in range(1, 10)]
+COLUMNS = ["series_id", "timestamp", "cutoff", "step", "mean", *QUANTILES, "source", "model_version"]
+
+
+def aliases(store: Store) -> dict[str, int]:
+    return {alias: version.number for version in versions(store).values() for alias in version.aliases}
+
+
+def versions(store: Store) -> dict[int, registry_module.Version]:
+    registry = Registry(RegistryConfig(name=NAME, tracking_uri=store.uri))
+    return {version.number: version for version in registry.versions()}
+
+
+def runs(store: Store) -> list[Run]:
+    """Return all runs, oldest first."""
+    client = MlflowClient(store.uri, store.uri)
+    experiment = client.get_experiment_by_name(NAME)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def shuffled(seed: int = 0) -> pl.DataFrame:
+    """Return the panel with the values of each series in any order: what is learnt from it is wrong."""
+    return panel().with_columns(pl.col("target").shuffle(seed).over("series_id"))
+
+
+def fine_tune_again(store: Store, *arguments: object, table: Path | None = None) -> None:
+    """Make v3, and backtest it beside the champion."""
+    succeed("finetune", MODEL, f"data.path={table or store.table}", *FINETUNE, *arguments)
+    succeed("backtest", MODEL, f"data.path={store.table}", *BACKTEST)
+
+
+def test_each_verb_adds_one_run_and_each_model_one_version_with_its_lineage(promoted: Store) -> None:
+    assert [(run.info.run_name, run.info.status) for run in runs(promoted)] == [
+        (job, "FINISHED") for job in ("train", "finetune", "backtest", "promote")
+    ]
+    found = versions(promoted)
+    pretrained, tuned = found[1], found[2]
+    assert [pretrained.run_id, tuned.run_id] == [run.info.run_id for run in runs(promoted)[:2]]
+    assert (pretrained.kind, tuned.kind) == ("pretrained", "fine_tuned")
+    assert (tuned.tags["parent_version"], tuned.tags["parent_digest"]) == ("1", pretrained.digest)
+    assert tuned.digest != pretrained.digest
+    assert "parent_version" not in pretrained.tags
+    assert pretrained.tags["data_digest"] == tuned.tags["data_digest"]
+    assert tuned.tags["backtest_run"] == runs(promoted)[2].info.run_id
+    assert aliases(promoted) == {"pretrained": 1, "challenger": 2, "champion": 2}
+
+
+def test_fine_tuning_leaves_the_series_alone_that_have_nothing_of_their_own(fine_tuned: Store) -> None:
+    run = runs(fine_tuned)[1]
+    decisions = Registry(RegistryConfig(name=NAME)).read_table(run.info.run_id, "decisions.parquet")
+    tuned = decisions.filter(reason="tuned")["series_id"]
+    assert decisions["series_id"].to_list() == SERIES
+    assert 0 < len(tuned) < len(SERIES)
+    assert len(tuned) == run.data.metrics["finetune/series_tuned"]
+    assert run.data.metrics["finetune/uplift"] > 0
+
+
+def test_the_model_beats_seasonal_naive_and_its_fine_tuned_child_beats_the_model(judged: Store) -> None:
+    metrics = runs(judged)[2].data.metrics
+    naive, pretrained, tuned = (metrics[f"backtest/{name}/mase"] for name in ("seasonal_naive", "pretrained", "fine_tuned"))
+    assert tuned < pretrained < naive
+    assert metrics["backtest/fine_tuned/n_windows"] == 2 * len(SERIES)
+
+
+def test_the_same_settings_and_data_train_the_same_model_in_any_store(promoted: Store) -> None:
+    other = f"registry.tracking_uri=sqlite:///{promoted.folder / 'other.db'}"
+    succeed("train", MODEL, f"data.path={promoted.table}", other, *TRAIN)
+    twin = Registry(RegistryConfig(name=NAME, tracking_uri=other.partition("=")[2])).resolve(1)
+    pretrained = versions(promoted)[1]
+    for tag in ("digest", "data_digest", "config_digest"):
+        assert twin.tags[tag] == pretrained.tags[tag], tag
+
+
+def test_forecasts_are_complete_in_order_and_say_where_they_come_from(promoted: Store) -> None:
+    promoted.score()
+    frame = promoted.forecasts()
+    assert frame.columns == COLUMNS
+    assert_frame_equal(frame, frame.sort("series_id", "step"))
+    assert frame.group_by("series_id", maintain_order=True).len().rows() == [(name, HORIZON) for name in SERIES]
+    assert frame["step"].to_list() == list(range(1, HORIZON + 1)) * len(SERIES)
+    assert (frame["cutoff"] == END).all()
+    ahead = frame.select((pl.col("timestamp") - pl.col("cutoff")).dt.total_minutes()).to_series()
+    assert (ahead == 60 * frame["step"]).all()
+    values = frame.select("mean", *QUANTILES).to_numpy()
+    assert np.isfinite(values).all()
+    assert (np.diff(values[:, 1:]) >= 0).all()
+    assert (frame["model_version"] == "2").all()
+    tuned = runs(promoted)[1].data.metrics["finetune/series_tuned"]
+    assert dict(frame["source"].value_counts().iter_rows()) == {
+        "fine_tuned": tuned * HORIZON,
+        "pretrained": (len(SERIES) - tuned) * HORIZON,
+    }
+    assert promoted.rejects().is_empty()
+
+
+def test_the_manifest_counts_every_series_and_row_and_hashes_the_files(promoted: Store) -> None:
+    bad = panel().with_columns(
+        pl.when(series_id=SERIES[3]).then(None).otherwise("target").alias("target"),
+        pl.when(pl.int_range(pl.len()) == 5).then(None).otherwise("series_id").alias("series_id"),
+    )
+    done = promoted.score(promoted.write(bad), "data.max_reject_share=0.1")
+    (path,) = (promoted.folder / "out" / "manifests").iterdir()
+    content = json.loads(path.read_text())
+    frame, rejects = promoted.forecasts(), promoted.rejects()
+    assert content["series"] == {"in": 20, "forecast": 19, "rejected": 1}
+    assert content["series"]["forecast"] == frame["series_id"].n_unique()
+    assert content["rows"]["in"] == content["rows"]["kept"] + content["rows"]["rejected"] == bad.height
+    assert content["rows"]["written"] == frame.height
+    assert content["rejects"] == dict(rejects["reason"].value_counts().iter_rows())
+    assert content["rejects"] == {"no observed target": 1, "null series_id": 1}
+    assert sum(content["sources"].values()) == 19
+    champion = versions(promoted)[2]
+    assert [content[key] for key in ("model", "model_version", "model_digest")] == [NAME, "2", champion.digest]
+    assert len(content["files"]) == 2
+    for name, expected in content["files"].items():
+        assert hashlib.sha256((promoted.folder / "out" / name).read_bytes()).hexdigest() == expected
+    assert "20 series = 19 forecast + 1 rejected" in done.out
+
+
+def test_scoring_twice_gives_the_same_bytes(promoted: Store) -> None:
+    def contents(output: str) -> dict[str, bytes]:
+        folder = promoted.folder / output
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    promoted.score()
+    first = contents("out")
+    promoted.score()
+    promoted.score(output="other")
+    assert len(first) == 3
+    assert contents("out") == contents("other") == first
+
+
+def test_an_earlier_cutoff_gets_its_own_files_and_sees_nothing_behind_it(promoted: Store) -> None:
+    cut = panel().filter(pl.col("timestamp") <= pl.datetime(2024, 1, 17))
+    promoted.score(promoted.write(cut), output="cut")
+    promoted.score(None, "score.cutoff=2024-01-17", output="past")
+    assert_frame_equal(promoted.forecasts("past"), promoted.forecasts("cut"))
+    promoted.score(output="past")
+    assert len(list((promoted.folder / "past").glob("*/*/forecasts.parquet"))) == 2
+
+
+def test_mlflow_and_python_give_the_forecasts_of_score(promoted: Store) -> None:
+    promoted.score()
+    expected = promoted.forecasts().drop("model_version")
+    mlflow.set_tracking_uri(promoted.uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    served = pl.from_pandas(loaded.predict(panel().to_pandas())).drop("model_version")
+    assert_frame_equal(served.cast(dict(expected.schema)), expected, check_exact=True)
+
+    exported = promoted.folder / "exported"
+    done = succeed("models", "export", MODEL, "registry.alias=champion", f"output.path={exported}")
+    assert done.lines == [f"{NAME} v2 -> {exported}"]
+    made = library.forecast(library.load(exported), panel())
+    assert_frame_equal(made.frame.drop("model_version"), expected, check_exact=True)
+
+
+def test_no_pickle_is_stored(promoted: Store) -> None:
+    stored = [path for path in promoted.mlruns.rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in stored)
+    for path in stored:
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib"}
+        start = path.read_bytes()[:4]
+        assert not start.startswith((b"\x80", b"PK\x03\x04")), path  # pickle, and the zip that torch.save makes
+
+
+@pytest.mark.parametrize("verb", ["finetune", "backtest", "score"])
+def test_the_number_of_calls_to_mlflow_does_not_depend_on_the_number_of_series(
+    promoted: Store, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    few = promoted.write(panel().filter(pl.col("series_id").is_in(SERIES[7:13])))
+    arguments = {"finetune": FINETUNE, "backtest": BACKTEST, "score": ["output.path=out"]}[verb]
+    counts = []
+    for table in (few, promoted.table):
+        calls = count_calls(monkeypatch)
+        succeed(verb, MODEL, f"data.path={table}", *arguments)
+        counts.append(calls)
+    assert counts[0] == counts[1]
+    assert 5 < counts[1].total() < 60
+    last = runs(promoted)[-2:]
+    assert len(last[0].data.metrics) == len(last[1].data.metrics) or verb == "score"  # counts per source and reason
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, connect: Callable[[str], Any] = registry_module._connect) -> Counter[str]:
+    """Count the calls of the real client from here on."""
+    calls: Counter[str] = Counter()
+
+    class Counting:
+        def __init__(self, uri: str) -> None:
+            self.client = connect(uri)
+
+        def __getattr__(self, name: str) -> Any:
+            calls[name] += 1
+            return getattr(self.client, name)
+
+    monkeypatch.setattr(registry_module, "_connect", Counting)
+    return calls
+
+
+def test_a_run_has_less_than_200_metrics(promoted: Store) -> None:
+    promoted.score()
+    counts = {run.info.run_name: len(run.data.metrics) for run in runs(promoted)}
+    assert counts.keys() == {"train", "finetune", "backtest", "promote", "score"}
+    assert max(counts.values()) < 200
+
+
+def test_promotion_is_refused_without_a_backtest(fine_tuned: Store) -> None:
+    message = refuse(5, "promote", MODEL)
+    assert f"{NAME} v2 has no backtest; run forecast backtest registry.name={NAME} registry.alias=2" in message
+    assert aliases(fine_tuned) == {"pretrained": 1, "challenger": 2}
+
+
+def test_a_worse_challenger_is_refused_and_the_champion_stays(promoted: Store) -> None:
+    fine_tune_again(promoted, "finetune.min_gain=0", "finetune.min_windows_better=0", table=promoted.write(shuffled()))
+    message = refuse(5, "promote", MODEL)
+    assert f"{NAME} v3" in message
+    assert "worse than champion in MASE and WQL" in message
+    assert aliases(promoted) == {"pretrained": 1, "challenger": 3, "champion": 2}
+    assert versions(promoted)[3].tags["parent_version"] == "1"
+
+
+def test_a_backtest_beside_an_earlier_champion_does_not_promote(judged: Store) -> None:
+    """The champion changed after the backtest, so that its verdict is about another one."""
+    succeed("finetune", MODEL, f"data.path={judged.table}", *FINETUNE)
+    succeed("backtest", MODEL, f"data.path={judged.table}", *BACKTEST)
+    succeed("promote", MODEL, "registry.alias=2")
+    assert f"not backtested beside the present champion, {NAME} v2" in refuse(5, "promote", MODEL)
+    assert aliases(judged)["champion"] == 2
+
+
+def test_promotion_moves_the_champion_and_rollback_moves_it_back(promoted: Store) -> None:
+    promoted.score(output="before")
+    fine_tune_again(promoted)  # not worse: the same
+    done = succeed("promote", MODEL)
+    assert done.lines[0].startswith(f"{NAME} v3 is champion: MASE ")
+    assert aliases(promoted) == {"pretrained": 1, "challenger": 3, "champion": 3}
+    promoted.score(output="promoted")
+    assert set(promoted.forecasts("promoted")["model_version"]) == {"3"}
+
+    assert succeed("models", "rollback", MODEL).lines == [f"champion of {NAME}: v3 -> v2"]
+    assert aliases(promoted) == {"pretrained": 1, "challenger": 3, "champion": 2}
+    promoted.score(output="after")
+    assert_frame_equal(promoted.forecasts("after"), promoted.forecasts("before"))
+    assert f"nothing to roll back to: {NAME} v2" in refuse(4, "models", "rollback", MODEL)
+
+
+def test_promoting_the_champion_again_changes_nothing(promoted: Store) -> None:
+    assert succeed("promote", MODEL).lines == [f"{NAME} v2 is champion: it already was"]
+    assert len(runs(promoted)) == 4
+
+
+def test_models_are_listed_and_shown(promoted: Store) -> None:
+    rows = [line.split() for line in succeed("models", "list", MODEL).lines if line.strip().startswith("v")]
+    assert [row[0] for row in rows] == ["version", "v2", "v1"]
+    assert rows[1][1:5] == ["challenger,", "champion", "fine_tuned", "v1"]
+    shown = dict(line.split(maxsplit=1) for line in succeed("models", "show", MODEL, "registry.alias=champion").lines)
+    assert (shown["version"], shown["aliases"], shown["parent_version"]) == (f"{NAME} v2", "challenger, champion", "1")
+    assert (shown["horizon"], shown["replaced_version"]) == (str(HORIZON), "none")
+
+
+def test_each_verb_ends_with_one_line(store: str, tmp_path: Path) -> None:
+    data = f"data.path={tmp_path / 'panel.parquet'}"
+    panel().write_parquet(tmp_path / "panel.parquet")
+    train = succeed("train", MODEL, data, *TRAIN, "fit.max_steps=0")
+    tune = succeed("finetune", MODEL, data, *FINETUNE)
+    judge = succeed("backtest", MODEL, data, *BACKTEST)
+    promote = succeed("promote", MODEL)
+    score = succeed("score", MODEL, data, "output.path=out")
+    assert [len(done.lines) for done in (train, tune, promote, score)] == [1, 1, 1, 1]
+    for number, done in ((1, train), (2, tune), (2, judge), (2, promote), (2, score)):
+        assert done.lines[-1].startswith(f"{NAME} v{number} ")
+    for done in (train, tune, judge, score):
+        assert " 0 rejects" in done.lines[-1]
+    table = judge.lines[:-1]
+    assert sum("fine_tuned" in line for line in table) == 1
+    assert all(line[0] in "┏┃┡│└" for line in table)
+
+
+def test_a_csv_file_is_read_at_scoring_as_it_was_in_training(store: str, tmp_path: Path) -> None:
+    """Text statics stay text though they look like numbers in a part of the table, and numbers stay numbers."""
+    names = pl.col("series_id")
+    table = panel().with_columns(
+        region=pl.when(names < "s05").then(pl.lit("07")).otherwise(pl.lit("north")),
+        floor=names.str.slice(1).cast(pl.Float64),
+        open=names < "s08",
+    )
+    statics = "data.static_covariates=[region,floor,open]"
+    table.write_csv(tmp_path / "all.csv")
+    succeed("train", MODEL, "data.path=all.csv", statics, *TRAIN)
+    for name, part in {"all": table, "few": table.filter(pl.col("region") == "07")}.items():
+        part.with_columns(pl.col("open").cast(pl.String).str.to_titlecase()).write_csv(f"{name}.csv")
+        succeed("score", MODEL, "registry.alias=pretrained", f"data.path={name}.csv", f"output.path={name}")
+    (every,), (few,) = (list((tmp_path / name).glob("forecasts/*/*.parquet")) for name in ("all", "few"))
+    expected = pl.read_parquet(every).filter(names < "s05")
+    assert_frame_equal(pl.read_parquet(few), expected, check_exact=False, rel_tol=1e-5)
+    found = library.load(next((tmp_path / "cache").iterdir()))
+    assert found.categories == {"region": ("07", "north"), "open": ("false", "true")}
+
+
+def test_a_real_command_prints_its_line_and_nothing_else(promoted: Store) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "score", MODEL, f"data.path={promoted.table}", "output.path=out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.startswith(f"{NAME} v2 (fine_tuned): cutoff 2024-01-18T23:00:00, 20 series = 20 forecast + 0 rejected")
+    assert all(" INFO " in line for line in done.stderr.splitlines())
+    assert promoted.forecasts().height == len(SERIES) * HORIZON

@@ -1,0 +1,220 @@
+"""The gather against a loop that reads the panel one step at a time."""
+
+import functools
+import zoneinfo
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecast.data.load import Loaded
+from forecast.data.panel import Panel
+from forecast.models.batch import Batch, PanelTensors
+
+HORIZON = 3
+LENGTHS = {"a": 30, "b": 1, "c": 12, "d": 2, "e": 17}
+NEW_YORK = "America/New_York"
+HOUR = timedelta(hours=1)
+Load = Callable[..., Loaded]
+Table = Callable[..., pl.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def panel(table: Table, loaded: Load) -> Panel:
+    """Series that start and end at different times, with gaps; known covariates reach past the end of some."""
+    rng = np.random.default_rng(0)
+    late = {"b": 4, "c": 11, "d": 28, "e": 3}
+    target = {name: rng.normal(size=length) for name, length in LENGTHS.items()}
+    target["a"][[3, 4, 20]] = np.nan
+    target["e"][[1, 8]] = np.nan
+    ahead = {"a": HORIZON, "b": 1, "c": HORIZON, "d": 0, "e": 2}
+    target = {name: np.append(values, [np.nan] * ahead[name]) for name, values in target.items()}
+    columns = {
+        name: {key: rng.normal(size=len(values)) for key, values in target.items()} for name in ("p", "q", "k", "l")
+    }
+    columns["p"]["a"][5] = columns["k"]["c"][2] = np.nan
+    columns = {name: {key: pl.Series(v).fill_nan(None) for key, v in by.items()} for name, by in columns.items()}
+    statics = {"kind": {name: [name] * len(v) for name, v in target.items()}}
+    statics["size"] = {name: [float(len(v))] * len(v) for name, v in target.items()}
+    return loaded(
+        table(target, late=late, **columns, **statics),
+        HORIZON,
+        past_covariates=["p", "q"],
+        known_covariates=["k", "l"],
+        static_covariates=["kind", "size"],
+        max_reject_share=0.5,
+    ).panel
+
+
+def reference(
+    panel: Panel, series: int, first_origin: int, limit: int, *, context: int, span: int, horizon: int
+) -> dict[str, np.ndarray]:
+    """One window, a step at a time. NaN where there is nothing."""
+    length, offset = int(panel.lengths[series]), int(panel.offsets[series])
+    rows: dict[str, list[np.ndarray]] = {"target": [], "past": [], "known": []}
+    for step in range(first_origin - context + 1, first_origin + span + horizon):
+        seen = 0 <= step < min(limit, length)
+        rows["target"].append(panel.target[offset + step] if seen else np.float32(np.nan))
+        rows["past"].append(panel.past[:, offset + step] if seen else np.full(2, np.nan, np.float32))
+        begin = offset + series * panel.horizon
+        held = panel.known[:, begin + step] if 0 <= step < length + panel.horizon else np.full(2, np.nan, np.float32)
+        column = min(int(panel.start[series]) + step - panel.calendar_start, panel.calendar.shape[1] - 1)
+        known = np.concatenate([held, panel.calendar[:, column]]) if step >= 0 else np.zeros(2 + len(panel.calendar))
+        rows["known"].append(known)
+    return {name: np.array(values, dtype=np.float32) for name, values in rows.items()}
+
+
+def gather(panel: Panel, series: list[int], first: list[int], limit: list[int], **sizes: int) -> Batch:
+    return PanelTensors(panel).gather(torch.tensor(series), torch.tensor(first), torch.tensor(limit), **sizes)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], dict[str, int]]:
+    sizes = {"context": draw(st.integers(1, 12)), "span": draw(st.integers(1, 6)), "horizon": draw(st.integers(1, HORIZON))}
+    window = st.integers(0, len(LENGTHS) - 1).flatmap(
+        lambda s: st.tuples(st.just(s), st.integers(-8, list(LENGTHS.values())[s] + 8), st.integers(0, 40))
+    )
+    return draw(st.lists(window, min_size=1, max_size=6)), sizes
+
+
+@given(windows())
+@settings(max_examples=150, deadline=None)
+def test_gather_equals_reading_step_by_step(
+    panel: Panel, drawn: tuple[list[tuple[int, int, int]], dict[str, int]]
+) -> None:
+    picked, sizes = drawn
+    batch = gather(panel, *(list(column) for column in zip(*picked, strict=True)), **sizes)
+    last = panel.calendar.shape[1]
+    for row, (series, first, limit) in enumerate(picked):
+        expected = reference(panel, series, first, limit, **sizes)
+        np.testing.assert_array_equal(batch.observed[row], np.isfinite(expected["target"]))
+        np.testing.assert_array_equal(batch.target[row], np.nan_to_num(expected["target"]))
+        np.testing.assert_array_equal(batch.past[row], expected["past"])
+        # The panel has no calendar more than a horizon behind its end: nothing is forecast from there.
+        begin = int(panel.start[series]) - panel.calendar_start + first - sizes["context"] + 1
+        within = np.arange(begin, begin + len(expected["known"])) < last
+        np.testing.assert_array_equal(batch.known[row][within], expected["known"][within])
+
+
+def test_no_window_crosses_into_another_series(panel: Panel) -> None:
+    other = PanelTensors(panel)
+    row = panel.series_id.tolist().index("c")
+    inside = (torch.arange(len(panel.target)) >= panel.offsets[row]) & (torch.arange(len(panel.target)) < panel.offsets[row + 1])
+    other.target, other.past = torch.where(inside, other.target, 1e6), torch.where(inside, other.past, 1e6)
+    sizes = {"context": 20, "span": 4, "horizon": 3}
+    for first in range(-5, 20):
+        at = (torch.tensor([row]), torch.tensor([first]), torch.tensor([100]))
+        assert max(float(other.gather(*at, **sizes).target.max()), 0) < 1e3
+        assert float(other.gather(*at, **sizes).past.nan_to_num(0.0).max()) < 1e3
+
+
+def test_what_lies_at_or_behind_the_limit_is_hidden(panel: Panel) -> None:
+    batch = gather(panel, [0], [9], [10], context=10, span=5, horizon=3)
+    assert batch.observed[0, :10].sum() == 8  # Two of the first ten steps are gaps.
+    assert not batch.observed[0, 10:].any()
+    assert not batch.target[0, 10:].any()
+    assert batch.past[0, 10:].isnan().all()
+    assert batch.known[0, 10:].isfinite().all()
+
+
+def test_steps_before_the_start_are_masked(panel: Panel) -> None:
+    batch = gather(panel, [1], [0], [1], context=4, span=1, horizon=2)
+    assert batch.observed[0].tolist() == [False, False, False, True, False, False]
+    assert batch.target[0, 3] == panel.target[panel.offsets[1]]
+    assert not batch.known[0, :3].any()
+    assert batch.past[0, :3].isnan().all()
+
+
+def test_a_cutoff_behind_the_end_sees_a_gap_and_the_calendar(table: Table, loaded: Load) -> None:
+    panel = loaded(table({"long": np.arange(20.0), "short": np.arange(5.0)}), 3).panel
+    batch = gather(panel, [1], [19], [20], context=18, span=1, horizon=3)
+    assert batch.target[0].tolist() == [2.0, 3.0, 4.0, *[0.0] * 18]
+    assert batch.observed[0].tolist() == [True] * 3 + [False] * 18
+    torch.testing.assert_close(batch.known[0], torch.from_numpy(panel.calendar[:, 2:23].T), rtol=0, atol=0)
+
+
+def test_static_covariates_are_those_of_the_series(panel: Panel) -> None:
+    batch = gather(panel, [4, 0], [3, 3], [9, 9], context=2, span=1, horizon=1)
+    assert batch.static_categories[:, 0].tolist() == [5, 1]
+    assert batch.static_numbers[:, 0].tolist() == [19.0, 33.0]
+
+
+# --- time zones whose clocks change
+
+SPRING, AUTUMN = datetime(2024, 3, 10, 7), datetime(2024, 11, 3, 6)  # In UTC; 02:00 to 03:00, and 02:00 back to 01:00.
+
+
+@pytest.fixture(scope="module")
+def hourly(table: Table, loaded: Load) -> Callable[[datetime], Panel]:
+    @functools.cache
+    def panel_around(change: datetime) -> Panel:
+        # The second series starts after the change. The value of a step is its number.
+        series = {"a": np.arange(240.0), "b": 1000 + np.arange(60.0)}
+        made = table(series, start=change - 120 * HOUR, every=HOUR, late={"b": 150}, time_zone=NEW_YORK)
+        return loaded(made, 24, freq="1h").panel
+
+    return panel_around
+
+
+def local(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC).astimezone(zoneinfo.ZoneInfo(NEW_YORK)).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN])
+@pytest.mark.parametrize("first", [95, 110, 118, 119, 120, 121, 130, 150, 200])
+def test_windows_follow_the_local_clock(hourly: Callable[[datetime], Panel], change: datetime, first: int) -> None:
+    panel = hourly(change)
+    sizes = {"context": 48, "span": 5, "horizon": 24}
+    batch = gather(panel, [0], [first], [240], **sizes)
+    begin = change - 120 * HOUR
+    origin = local(begin + first * HOUR)
+    steps_at: dict[datetime, set[int]] = {}
+    for step in range(240):
+        steps_at.setdefault(local(begin + step * HOUR), set()).add(step)
+    for position in range(76):
+        at = origin + (position - 47) * HOUR
+        steps = steps_at.get(at, set())
+        if not steps:
+            # Before the start, or an hour that the clock skips.
+            assert not batch.observed[0, position], at
+        else:
+            assert batch.observed[0, position], at
+            assert float(batch.target[0, position]) in steps, at
+    # No window looks past its origin, or takes its last step from elsewhere.
+    assert batch.target[0, 47] == first
+    assert (batch.target[0, :48] <= first).all()
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN])
+def test_each_series_has_its_own_clock_reference(hourly: Callable[[datetime], Panel], change: datetime) -> None:
+    panel, sizes = hourly(change), {"context": 48, "span": 1, "horizon": 24}
+    together = gather(panel, [0, 1, 0], [119, 20, 200], [240, 60, 240], **sizes)
+    for row, (series, first, limit) in enumerate([(0, 119, 240), (1, 20, 60), (0, 200, 240)]):
+        alone = gather(panel, [series], [first], [limit], **sizes)
+        assert torch.equal(together.target[row], alone.target[0])
+        assert torch.equal(together.known[row], alone.known[0])
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN])
+@pytest.mark.parametrize("cutoff", [90, 96, 97, 110, 118, 119, 120, 150])
+def test_horizon_positions_are_hours_of_the_local_clock(
+    hourly: Callable[[datetime], Panel], change: datetime, cutoff: int
+) -> None:
+    begin = change - 120 * HOUR
+    found = PanelTensors(hourly(change)).horizon_positions(torch.tensor([0]), torch.tensor([cutoff]), 24)
+    assert found is not None
+    for ahead in range(1, 25):
+        passed = local(begin + (cutoff + ahead) * HOUR) - local(begin + cutoff * HOUR)
+        assert int(found[0, ahead - 1]) == min(max(passed // HOUR - 1, 0), 23), ahead
+
+
+def test_horizon_positions_are_in_order_where_clocks_never_change(panel: Panel, hourly: Callable[..., Panel]) -> None:
+    assert PanelTensors(panel).horizon_positions(torch.tensor([0]), torch.tensor([3]), 3) is None
+    found = PanelTensors(hourly(SPRING)).horizon_positions(torch.tensor([1]), torch.tensor([4]), 24)
+    assert found is not None
+    assert found[0].tolist() == list(range(24))

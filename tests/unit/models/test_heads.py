@@ -1,0 +1,92 @@
+"""Quantile heads and their loss."""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from forecast.models.heads import QuantileHead, empirical_quantiles, pinball
+
+DECILES = tuple(k / 10 for k in range(1, 10))
+LEVELS = [DECILES, (0.5,), (0.025, 0.5), (0.5, 0.9), (0.01, 0.3, 0.5, 0.6, 0.995)]
+FLOATS = st.floats(-1e3, 1e3, width=32)
+
+
+def test_the_median_alone_gives_the_absolute_error() -> None:
+    error = pinball(torch.tensor([[1.0], [-2.0]]), torch.tensor([4.0, -2.5]), torch.tensor([0.5]))
+    assert error.tolist() == [3.0, 0.5]
+
+
+@given(arrays.arrays(np.float32, (4, 3, 9), elements=FLOATS))
+@settings(max_examples=100, deadline=None)
+def test_quantiles_never_cross_and_hold_the_median(parameters: np.ndarray) -> None:
+    quantiles = QuantileHead(DECILES).quantiles(torch.from_numpy(parameters))
+    assert (quantiles.diff(dim=-1) >= 0).all()
+    assert torch.equal(quantiles[..., 4], torch.from_numpy(parameters)[..., 4])
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_parameters_of_inverts_quantiles(levels: tuple[float, ...]) -> None:
+    head = QuantileHead(levels)
+    wanted = torch.randn(5, 3, len(levels), generator=torch.Generator().manual_seed(0)).sort(dim=-1).values * 3
+    found = head.quantiles(head.parameters_of(wanted, 1e-6))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_keeps_the_least_gap() -> None:
+    head = QuantileHead(DECILES)
+    found = head.quantiles(head.parameters_of(torch.full((2, 9), 7.0), 0.01))
+    torch.testing.assert_close(found.diff(dim=-1), torch.full((2, 8), 0.01), rtol=1e-3, atol=1e-5)
+    assert torch.equal(found[:, 4], torch.full((2,), 7.0))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_pinball_equals_the_formula_written_out(levels: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    quantiles, target = np.sort(rng.normal(size=(6, 4, len(levels))), -1), rng.normal(size=(6, 4))
+    expected = np.zeros((6, 4))
+    for i in range(6):
+        for j in range(4):
+            losses = [
+                2 * (level * max(target[i, j] - q, 0) + (1 - level) * max(q - target[i, j], 0))
+                for level, q in zip(levels, quantiles[i, j], strict=True)
+            ]
+            expected[i, j] = sum(losses) / len(losses)
+    found = pinball(torch.from_numpy(quantiles), torch.from_numpy(target), torch.tensor(levels, dtype=torch.float64))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_loss_is_the_weighted_mean() -> None:
+    head = QuantileHead((0.5,))
+    quantiles, target = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([2.0, 4.0, 100.0])
+    assert float(head.loss(quantiles, target, torch.tensor([1.0, 3.0, 0.0]))) == pytest.approx((1 * 1 + 3 * 2) / 4)
+    assert float(head.loss(quantiles, target, torch.zeros(3))) == 0.0
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_mean_is_the_integral_of_the_quantile_function(levels: tuple[float, ...]) -> None:
+    quantiles = np.sort(np.random.default_rng(1).normal(size=len(levels))) + 2
+    # Linear between the levels, flat outside them: exact by trapezoids.
+    grid = np.union1d(np.linspace(0, 1, 1001), levels)
+    expected = np.trapezoid(np.interp(grid, levels, quantiles), grid)
+    assert float(QuantileHead(levels).mean(torch.from_numpy(quantiles))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mean_of_a_symmetric_distribution_is_its_centre() -> None:
+    quantiles = torch.tensor([10 + 3 * NormalDist().inv_cdf(level) for level in DECILES])
+    assert float(QuantileHead(DECILES).mean(quantiles)) == pytest.approx(10, rel=1e-6)
+
+
+def test_empirical_quantiles_are_those_of_the_observed_samples() -> None:
+    rng = np.random.default_rng(2)
+    values, mask = rng.normal(size=(200, 3)).astype(np.float32), rng.random((200, 3)) < 0.5
+    mask[:, 2] = False
+    found = empirical_quantiles(torch.from_numpy(values), torch.from_numpy(mask), torch.tensor(DECILES))
+    for step in range(2):
+        expected = np.quantile(values[mask[:, step], step].astype(np.float64), DECILES)
+        np.testing.assert_allclose(found[step], expected, rtol=1e-5, atol=1e-6)
+    assert not found[2].any()

@@ -1,0 +1,287 @@
+"""The forecaster: what it may see, and what it says untrained. `trained` networks have random weights everywhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from forecast.config import ModelConfig
+from forecast.data.load import Loaded
+from forecast.models.batch import Batch, PanelTensors
+from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, loss_weights, targets
+
+CONTEXT, HORIZON, SEASON = 28, 7, 7
+CELLS = ["lstm", "gru", "rnn"]
+Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
+
+
+def network(found: Loaded, *, trained: bool, cell: str = "lstm", seed: int = 0, **shape: Any) -> RecurrentForecaster:
+    panel = found.panel
+    torch.manual_seed(seed)
+    made = RecurrentForecaster(
+        NetworkShape(
+            context_length=CONTEXT,
+            horizon=HORIZON,
+            season_length=SEASON,
+            n_past=len(panel.past),
+            n_known=len(panel.known),
+            n_calendar=len(panel.calendar),
+            category_sizes=tuple(len(values) for values in found.categories.values()),
+            n_static_numbers=panel.static_numbers.shape[1],
+            **shape,
+        ),
+        ModelConfig.model_validate({"cell": cell, "hidden_size": 6, "num_layers": 2, "decoder_size": 3}),
+    ).eval()
+    with torch.no_grad():
+        made.skip.normal_(0, 0.2)
+        made.output_bias.normal_()
+        if trained:
+            made.output.weight.normal_()
+    return made
+
+
+def windows(found: Loaded, series: list[int], first: list[int], *, span: int = 1, blank: bool = False) -> Batch:
+    """Windows; `blank` hides what comes after the first origin, as when forecasting."""
+    at = torch.tensor(first)
+    limit = at + 1 if blank else at + 1000
+    sizes = {"context": CONTEXT, "span": span, "horizon": HORIZON}
+    return PanelTensors(found.panel).gather(torch.tensor(series), at, limit, **sizes)
+
+
+@torch.no_grad()
+def run(made: RecurrentForecaster, batch: Batch, *origins: int) -> Output:
+    return made(batch, torch.tensor(origins or [0]))
+
+
+def forecast(output: Output) -> torch.Tensor:
+    """Quantiles in the units of the target, in float64."""
+    frame = output.frame
+    location, scale = frame.location[..., None, None].double(), frame.scale[..., None, None].double()
+    return location + scale * output.quantiles.double()
+
+
+@pytest.fixture(scope="module")
+def plain(table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray]]) -> Loaded:
+    """Five series of 120 steps, without gaps or covariates."""
+    return loaded(table(weekly(5, 120)), HORIZON)
+
+
+# --- causality
+
+
+@pytest.mark.parametrize("segment", [1, 7])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_behind_an_origin_changes_its_forecast(weekly_loaded: Loaded, cell: str, segment: int) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
+    batch = windows(weekly_loaded, [0, 1, 3, 6], [50, 90, 60, 40], span=15)
+    origins = (0, 7, 14)
+    before = run(made, batch, *origins)
+    rng = torch.Generator().manual_seed(1)
+    for k, origin in enumerate(origins):
+        behind = torch.arange(batch.target.shape[1]) >= CONTEXT + origin
+        noise = torch.randn(batch.target.shape, generator=rng) * 1e4
+        changed = batch._replace(
+            target=torch.where(behind, noise, batch.target),
+            observed=torch.where(behind, noise > 0, batch.observed),
+            past=torch.where(behind[:, None], noise[..., None], batch.past),
+        )
+        after = run(made, changed, *origins)
+        assert torch.equal(after.quantiles[:, : k + 1], before.quantiles[:, : k + 1])
+        assert torch.equal(after.state[:, : k + 1], before.state[:, : k + 1])
+        for was, now in zip(before.frame, after.frame, strict=True):
+            assert torch.equal(was[:, : k + 1], now[:, : k + 1])
+        assert k == 2 or not torch.equal(after.quantiles[:, k + 1 :], before.quantiles[:, k + 1 :])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_last_value_and_past_covariate_of_the_context_change_the_forecast(weekly_loaded: Loaded, cell: str) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell)
+    batch = windows(weekly_loaded, [0, 1], [50, 90], blank=True)
+    before = run(made, batch).quantiles
+    for name in ("target", "past"):
+        values = getattr(batch, name).clone()
+        values[:, CONTEXT - 1] += 1.0
+        after = run(made, batch._replace(**{name: values})).quantiles
+        assert (after != before).flatten(1).any(1).all(), name
+
+
+def test_known_covariates_change_the_forecast_of_their_own_step_only(weekly_loaded: Loaded) -> None:
+    made = network(weekly_loaded, trained=True)
+    batch = windows(weekly_loaded, [0], [50], blank=True)
+    known = batch.known.clone()
+    known[:, CONTEXT + 2, 0] += 3.0
+    changed = (run(made, batch._replace(known=known)).quantiles != run(made, batch).quantiles).any(-1)[0, 0]
+    assert changed.tolist() == [step == 2 for step in range(HORIZON)]
+
+
+def test_a_missing_covariate_is_not_the_same_as_its_mean(weekly_loaded: Loaded) -> None:
+    made = network(weekly_loaded, trained=True)
+    batch = windows(weekly_loaded, [0], [50], blank=True)
+    found = []
+    for value in (0.0, torch.nan):
+        past = batch.past.clone()
+        past[:, CONTEXT - 1] = value
+        found.append(run(made, batch._replace(past=past)).quantiles)
+    assert found[1].isfinite().all()
+    assert not torch.equal(*found)
+
+
+# --- the untrained network
+
+
+@pytest.mark.parametrize("anchor", ["level", "last"])
+def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(plain: Loaded, anchor: str) -> None:
+    made = network(plain, trained=False, anchor=anchor)
+    output = run(made, windows(plain, [0, 1, 2], [40, 60, 100], blank=True))
+    frame = output.frame
+    own = made.head.quantiles(made.output_bias) * frame.spread[..., None]
+    assert torch.equal(output.quantiles, own + (frame.window @ made.skip)[..., None])
+    for row, (series, cutoff) in enumerate([(0, 40), (1, 60), (2, 100)]):
+        values = plain.panel.target[plain.panel.offsets[series] :][cutoff - CONTEXT + 1 : cutoff + 1].astype(np.float64)
+        recent = values[-made.shape.scale_length :]
+        location, scale = (recent.mean() if anchor == "level" else values[-1]), recent.std()
+        linear = location + (values - location) @ made.skip.double().numpy()
+        median = linear + scale * own[row, 0, :, made.head.median].detach().numpy()
+        np.testing.assert_allclose(forecast(output)[row, 0, :, made.head.median], median, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(3.0, 0.0), (0.01, 0.0), (1.0, 500.0), (250.0, -1000.0)])
+def test_an_untrained_network_is_equivariant_to_scale_and_shift(
+    table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray]], factor: float, shift: float
+) -> None:
+    # The trained one sees the size of a series, too, and need not be.
+    series = weekly(3, 60)
+    found = [
+        loaded(table({name: values * a + b for name, values in series.items()}), HORIZON)
+        for a, b in ((1.0, 0.0), (factor, shift))
+    ]
+    made = network(found[0], trained=False)
+    base, moved = (forecast(run(made, windows(f, [0, 1, 2], [40, 50, 59], blank=True))) for f in found)
+    span = float((base * factor).abs().max()) + abs(shift)
+    torch.testing.assert_close(moved, base * factor + shift, rtol=0, atol=1e-5 * span)
+
+
+def test_gradients_of_an_untrained_network_reach_its_last_layer(weekly_loaded: Loaded) -> None:
+    check_gradients(network(weekly_loaded, trained=False).train(), weekly_loaded, ("output.weight", "output_bias"))
+
+
+# --- any network
+
+
+@pytest.mark.parametrize("segment", [1, 7, 14])
+@pytest.mark.parametrize("cell", CELLS)
+def test_several_origins_give_what_each_gives_alone(weekly_loaded: Loaded, cell: str, segment: int) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
+    batch = windows(weekly_loaded, [0, 2, 6], [50, 90, 40], span=29)
+    origins = (0, 14, 28)
+    together = run(made, batch, *origins)
+    for k, origin in enumerate(origins):
+        alone = run(made, batch, origin)
+        torch.testing.assert_close(together.quantiles[:, k], alone.quantiles[:, 0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(together.state[:, k], alone.state[:, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("segment", [1, 7])
+def test_an_origin_inside_a_longer_window_gives_what_its_own_window_gives_untrained(plain: Loaded, segment: int) -> None:
+    # Only the encoder of the trained one remembers more than the context.
+    made = network(plain, trained=False, segment_length=segment)
+    origins = (0, 7, 21)
+    inside = forecast(run(made, windows(plain, [0, 1], [50, 70], span=22), *origins))
+    for k, origin in enumerate(origins):
+        own = forecast(run(made, windows(plain, [0, 1], [50 + origin, 70 + origin], blank=True)))
+        torch.testing.assert_close(inside[:, k], own[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_window_gives_the_same_alone_as_in_a_batch(weekly_loaded: Loaded, cell: str) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell)
+    series, first = [0, 1, 3, 5, 6, 7], [10, 159, 21, 80, 99, 2]
+    together = run(made, windows(weekly_loaded, series, first, blank=True)).quantiles
+    for row, at in enumerate(zip(series, first, strict=True)):
+        alone = run(made, windows(weekly_loaded, [at[0]], [at[1]], blank=True)).quantiles
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-6, atol=1e-6 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("anchor", ["level", "last"])
+@pytest.mark.parametrize("value", [0.0, 1.1, -3.3e6, 1e17])
+def test_a_constant_window_forecasts_its_value_exactly(table: Table, loaded: Load, value: float, anchor: str) -> None:
+    # Other values long ago, outside of the context.
+    found = loaded(table({"a": [*np.random.default_rng(0).normal(size=20), *[value] * 50], "b": [value]}), HORIZON)
+    made = network(found, trained=True, anchor=anchor)
+    output = run(made, windows(found, [0, 1], [69, 0], blank=True))
+    assert (forecast(output) == np.float64(np.float32(value))).all()
+
+
+def test_quantiles_do_not_cross_and_are_finite_for_extreme_series(table: Table, loaded: Load) -> None:
+    rng = np.random.default_rng(0)
+    series = {
+        "huge": 1e17 * rng.normal(size=80),
+        "tiny": 1e-20 * rng.normal(size=80),
+        "flat": 1e7 + rng.normal(size=80),
+        "spike": np.append(np.zeros(79), 1e12),
+        "once": [3.0],
+        "zeros": np.zeros(80),
+    }
+    found = loaded(table(series), HORIZON)
+    made = network(found, trained=True)
+    quantiles = forecast(run(made, windows(found, [*range(6)], (found.panel.lengths - 1).tolist(), blank=True)))
+    assert quantiles.isfinite().all()
+    assert (quantiles.diff(dim=-1) >= 0).all()
+
+
+def test_a_window_without_any_observation_is_said_to_have_none(plain: Loaded) -> None:
+    output = run(network(plain, trained=True), windows(plain, [0, 0], [300, 119], blank=True))
+    assert output.frame.begun[:, 0].tolist() == [False, True]
+    assert output.quantiles.isfinite().all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_finite_and_reach_every_weight(weekly_loaded: Loaded, cell: str) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell).train()
+    check_gradients(made, weekly_loaded, tuple(name for name, _ in made.named_parameters()))
+
+
+def check_gradients(made: RecurrentForecaster, found: Loaded, names: tuple[str, ...]) -> None:
+    batch, origins = windows(found, [0, 1, 3, 4, 5, 7], [30, 60, 60, 12, 100, 1], span=15), torch.tensor([0, 7, 14])
+    output = made(batch, origins)
+    target, observed = targets(batch, output.frame, origins, made.shape)
+    made.head.loss(output.quantiles, target, loss_weights(target, observed, output.frame)).backward()
+    gradients = {name: values.grad for name, values in made.named_parameters()}
+    assert all(g is None or g.isfinite().all() for g in gradients.values())
+    for name in names:
+        gradient = gradients[name]
+        assert gradient is not None, name
+        assert gradient.any(), name
+
+
+# --- what the loss is taken of
+
+
+def test_targets_are_in_the_units_of_the_forecast(plain: Loaded) -> None:
+    batch, origins = windows(plain, [0, 1], [40, 80], span=8), torch.tensor([0, 7])
+    output = run(network(plain, trained=True), batch, 0, 7)
+    scaled, observed = targets(batch, output.frame, origins, network(plain, trained=True).shape)
+    back = output.frame.location[..., None] + output.frame.divisor[..., None] * scaled
+    for row, (series, first) in enumerate([(0, 40), (1, 80)]):
+        for k, origin in enumerate([0, 7]):
+            at = plain.panel.offsets[series] + first + origin + 1
+            np.testing.assert_allclose(back[row, k], plain.panel.target[at : at + HORIZON], rtol=1e-5)
+    assert observed.all()
+
+
+def test_loss_weights_leave_out_gaps_and_constant_windows_and_tame_explosions(table: Table, loaded: Load) -> None:
+    rng = np.random.default_rng(0)
+    gap, boom = rng.normal(size=35), rng.normal(size=35)
+    gap[30], boom[28:] = np.nan, 1e4
+    found = loaded(table({"a": gap, "b": boom, "c": np.append(np.ones(28), rng.normal(size=7))}), HORIZON)
+    batch, origins = windows(found, [0, 1, 2], [27, 27, 27]), torch.tensor([0])
+    made = network(found, trained=True)
+    frame = made.frame(batch, origins)
+    target, observed = targets(batch, frame, origins, made.shape)
+    weight = loss_weights(target, observed, frame)[:, 0]
+    assert weight[0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert (weight[1] * target[1, 0].abs()).tolist() == pytest.approx([np.pi] * 7, rel=1e-3)
+    assert not weight[2].any()

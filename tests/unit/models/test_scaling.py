@@ -1,0 +1,117 @@
+"""Running statistics against a plain loop in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecast.models.scaling import Statistics, running_statistics
+
+FLOOR = 1e-6
+
+
+def statistics(values: np.ndarray, length: int) -> Statistics:
+    """Statistics of [batch, time] values, NaN where nothing was observed."""
+    target = torch.from_numpy(np.nan_to_num(values).astype(np.float32))
+    return running_statistics(target, torch.from_numpy(np.isfinite(values)), length)
+
+
+def reference(values: np.ndarray, length: int) -> np.ndarray:
+    """Level, last and scale of one series, [3, time]."""
+    values = values.astype(np.float32).astype(np.float64)
+    found = np.zeros((3, len(values)))
+    for t in range(len(values)):
+        recent = values[max(t - length + 1, 0) : t + 1]
+        so_far = values[: t + 1]
+        seen = recent[np.isfinite(recent)] if np.isfinite(recent).any() else so_far[np.isfinite(so_far)]
+        if len(seen):
+            level = seen.mean()
+            scale = 0.0 if (seen == seen[0]).all() else max(seen.std(), FLOOR * abs(level))
+            found[:, t] = level, so_far[np.isfinite(so_far)][-1], scale
+    return found
+
+
+def check(values: np.ndarray, length: int, tolerance: float = 1e-5) -> None:
+    found = statistics(values, length)
+    for row, series in enumerate(values):
+        level, last, scale = reference(series, length)
+        np.testing.assert_allclose(found.level[row], level, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found.last[row], last.astype(np.float32))
+        np.testing.assert_allclose(found.scale[row], scale, rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(found.scale[row] == 0, scale == 0)
+        np.testing.assert_array_equal(found.begun[row], np.maximum.accumulate(np.isfinite(series)))
+
+
+# Few different values, so that equal neighbours and constant stretches are common.
+SERIES = st.lists(st.sampled_from([np.nan, np.nan, -3.0, 0.0, 0.0, 7.25, 7.25, 1000.0]), min_size=1, max_size=30)
+
+
+@given(SERIES, st.integers(1, 12))
+@settings(max_examples=150, deadline=None)
+def test_statistics_equal_those_of_a_loop(series: list[float], length: int) -> None:
+    check(np.array([series]), length)
+
+
+def test_each_row_of_a_batch_has_its_own_statistics() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 50)) * 10.0 ** rng.integers(-3, 4, (6, 1))
+    values[rng.random(values.shape) < 0.3] = np.nan
+    check(values, 9)
+
+
+@pytest.mark.parametrize("level", [1e7, -1e7, 1e4])
+def test_small_noise_on_a_large_level_keeps_its_scale(level: float) -> None:
+    noise = np.random.default_rng(1).normal(0.0, 50.0, (1, 200))
+    values = (level + noise).astype(np.float32).astype(np.float64)
+    check(values, 24, tolerance=1e-4)
+    assert 30 < float(statistics(values, 24).scale[0, -1]) < 70
+
+
+def test_a_difference_within_the_rounding_of_the_level_does_not_become_the_scale() -> None:
+    values = np.array([[1e7, 1e7, 1e7 + 1, 1e7]])
+    assert statistics(values, 4).scale[0].tolist() == [0.0, 0.0, 10.0, 10.0]
+
+
+def test_scale_is_exactly_zero_on_constant_stretches_and_only_there() -> None:
+    values = np.array([[5.0, 1.1, 1.1, 1.1, np.nan, 1.1, 1.1, 2.0, 1.1, 1.1, 1.1]])
+    scale = statistics(values, 3).scale[0]
+    assert (scale == 0).tolist() == [True, False, False, True, True, True, True, False, False, False, True]
+
+
+def test_scale_of_an_odd_constant_is_exactly_zero_whatever_came_before() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(1e3, 1e3, 300), np.full(20, 1.1)])[None]
+    found = statistics(values, 10)
+    assert float(found.scale[0, -1]) == 0.0
+    assert float(found.level[0, -1]) == pytest.approx(1.1, rel=1e-6)
+
+
+def test_a_stretch_without_observation_takes_all_steps_so_far() -> None:
+    values = np.array([[2.0, 4.0, np.nan, np.nan, np.nan, 10.0]])
+    found = statistics(values, 2)
+    assert found.level[0].tolist() == [2.0, 3.0, 4.0, 3.0, 3.0, 10.0]
+    assert found.scale[0].tolist() == [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    assert found.last[0].tolist() == [2.0, 4.0, 4.0, 4.0, 4.0, 10.0]
+
+
+def test_nothing_observed_gives_zeros() -> None:
+    found = statistics(np.array([[np.nan, np.nan], [np.nan, 3.0]]), 2)
+    assert found.begun.tolist() == [[False, False], [False, True]]
+    assert found.level.tolist() == [[0.0, 0.0], [0.0, 3.0]]
+    assert not found.scale.any()
+
+
+@given(SERIES.filter(lambda s: len(s) > 1), SERIES, st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_later_values_change_nothing_earlier(before: list[float], after: list[float], length: int) -> None:
+    whole = statistics(np.array([before + after]), length)
+    blank = statistics(np.array([before + [np.nan] * len(after)]), length)
+    for found, expected in zip(whole, blank, strict=True):
+        assert torch.equal(found[:, : len(before)], expected[:, : len(before)])
+
+
+@pytest.mark.parametrize("first", [3e3, 1e9, -1e15])
+def test_a_large_value_long_ago_does_not_blur_the_level_of_a_constant(first: float) -> None:
+    found = statistics(np.array([[first, 17.3, *[1.1] * 20]]), 10)
+    assert found.level[0, -1] == found.last[0, -1] == torch.tensor(1.1)
+    assert float(found.scale[0, -1]) == 0.0

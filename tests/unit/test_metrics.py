@@ -1,0 +1,195 @@
+"""Metrics against loops in float64."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from statistics import NormalDist
+
+import numpy as np
+import polars as pl
+import pytest
+
+from forecast.data.load import Loaded
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex
+from forecast.metrics import (
+    SCORE_COLUMNS,
+    coverage_by_level,
+    error_by_step,
+    future_values,
+    last_values,
+    score_windows,
+    seasonal_naive,
+    seasonal_naive_errors,
+    summarise,
+)
+
+LEVELS = (0.1, 0.5, 0.9)
+SEASON, HORIZON = 4, 6
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def panel(table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]) -> Panel:
+    rng = np.random.default_rng(0)
+    series = {"a": rng.normal(size=40), "b": rng.normal(size=3), "c": 100 * rng.normal(size=25), "d": np.ones(20)}
+    series["a"][[5, 17, 18, 30]] = np.nan
+    series["c"][[1, 13, 17, 21, 9]] = np.nan
+    return loaded(table(series, late={"b": 20, "c": 5}), HORIZON, season_length=SEASON).panel
+
+
+@pytest.fixture(scope="module")
+def windows(panel: Panel) -> WindowIndex:
+    """Every cutoff of every series, some before its start and some behind its end."""
+    cutoffs = [np.arange(-2, length + 8) for length in panel.lengths]
+    return WindowIndex(np.repeat(np.arange(4), [len(c) for c in cutoffs]), np.concatenate(cutoffs))
+
+
+def values(panel: Panel, series: int) -> np.ndarray:
+    return panel.target[panel.offsets[series] : panel.offsets[series + 1]].astype(np.float64)
+
+
+def differences(panel: Panel, series: int, cutoff: int) -> list[float]:
+    seen = values(panel, series)[: max(cutoff + 1, 0)]
+    found = [seen[t] - seen[t - SEASON] for t in range(SEASON, len(seen))]
+    return [d for d in found if np.isfinite(d)]
+
+
+def test_seasonal_naive_errors_equal_a_loop(panel: Panel, windows: WindowIndex) -> None:
+    absolute, square = seasonal_naive_errors(panel, windows, SEASON)
+    for row, (series, cutoff) in enumerate(zip(windows.series, windows.cutoff, strict=True)):
+        found = np.array(differences(panel, series, cutoff))
+        expected = (np.abs(found).mean(), np.sqrt((found**2).mean())) if len(found) else (NAN, NAN)
+        np.testing.assert_allclose((absolute[row], square[row]), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_large_series_does_not_blur_a_small_one(
+    table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
+) -> None:
+    small = np.random.default_rng(0).normal(size=50)
+    both = loaded(table({"a": 1e12 * np.sin(np.arange(50.0)), "b": small}), HORIZON).panel
+    alone = loaded(table({"b": small}), HORIZON).panel
+    found = seasonal_naive_errors(both, WindowIndex(np.array([1]), np.array([40])), SEASON)
+    expected = seasonal_naive_errors(alone, WindowIndex(np.array([0]), np.array([40])), SEASON)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_last_and_future_values_equal_a_loop(panel: Panel, windows: WindowIndex) -> None:
+    last, future = last_values(panel, windows), future_values(panel, windows, HORIZON)
+    for row, (series, cutoff) in enumerate(zip(windows.series, windows.cutoff, strict=True)):
+        series_values = values(panel, series)
+        seen = series_values[: max(cutoff + 1, 0)]
+        seen = seen[np.isfinite(seen)]
+        np.testing.assert_array_equal(last[row], seen[-1] if len(seen) else NAN)
+        padded = [series_values[t] if 0 <= t < len(series_values) else NAN for t in range(cutoff + 1, cutoff + 7)]
+        np.testing.assert_array_equal(future[row], padded)
+
+
+def test_seasonal_naive_equals_a_loop(panel: Panel, windows: WindowIndex) -> None:
+    found = seasonal_naive(panel, windows, horizon=HORIZON, season=SEASON, levels=LEVELS)
+    for row, (series, cutoff) in enumerate(zip(windows.series, windows.cutoff, strict=True)):
+        seen = values(panel, series)[: max(cutoff + 1, 0)]
+        gaps = differences(panel, series, cutoff)
+        sigma = np.sqrt(np.mean(np.square(gaps))) if gaps else 0.0
+        observed = seen[np.isfinite(seen)]
+        for ahead in range(1, HORIZON + 1):
+            seasons = (ahead + SEASON - 1) // SEASON
+            back = [cutoff + ahead - SEASON * (seasons + k) for k in range(4)]
+            usable = [seen[t] for t in back if 0 <= t < len(seen) and np.isfinite(seen[t])]
+            centre = (usable or [observed[-1] if len(observed) else NAN])[0]
+            expected = [centre + sigma * np.sqrt(seasons) * NormalDist().inv_cdf(level) for level in LEVELS]
+            np.testing.assert_allclose(found[row, ahead - 1], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_one_season_back_is_the_same_time_on_the_local_clock(
+    table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
+) -> None:
+    hours = table({"a": np.zeros(120)}, start=datetime(2024, 3, 8, 5), every=timedelta(hours=1), time_zone="America/New_York")
+    hours = hours.with_columns(target=pl.col("timestamp").dt.hour().cast(pl.Float64))
+    panel = loaded(hours, 24, freq="1h").panel
+    # The clock skips 02:00 on the 10th, step 50.
+    for cutoff in (30, 40, 47, 60, 80):
+        window = WindowIndex(np.array([0]), np.array([cutoff]))
+        made = seasonal_naive(panel, window, horizon=24, season=24, levels=(0.5,))[0, :, 0]
+        truth = future_values(panel, window, 24)[0]
+        wrong = truth[made != truth]
+        # What the clock skipped a day before has no value a season back.
+        assert set(wrong.tolist()) <= ({2.0} if 26 < cutoff + 24 - 50 + 24 else set()), (cutoff, wrong)
+
+
+def test_scores_equal_loops() -> None:
+    rng = np.random.default_rng(1)
+    actual = rng.normal(size=(6, 5))
+    actual[0, 2] = actual[3, :4] = NAN
+    actual[1, 0] = 0.0
+    quantiles = np.sort(rng.normal(size=(6, 5, 3)), -1)
+    quantiles[1, 0] = 0.0
+    scale = np.array([1.0, 2.0, 0.5, 3.0, 0.0, NAN])
+    found = score_windows(actual, quantiles, levels=LEVELS, scale=scale)
+    assert set(found) == set(SCORE_COLUMNS)
+    for i in range(6):
+        steps = [j for j in range(5) if np.isfinite(actual[i, j])]
+        y, q = [actual[i, j] for j in steps], [quantiles[i, j] for j in steps]
+        absolute = [abs(a - b[1]) for a, b in zip(y, q, strict=True)]
+        relative = [200 * abs(a - b[1]) / (abs(a) + abs(b[1])) if a or b[1] else 0.0 for a, b in zip(y, q, strict=True)]
+        pinball = [
+            np.mean([2 * max(level * (a - b), (level - 1) * (a - b)) for level, b in zip(LEVELS, row, strict=True)])
+            for a, row in zip(y, q, strict=True)
+        ]
+        expected = {
+            "mase": np.mean(absolute) / scale[i] if scale[i] > 0 else NAN,
+            "smape": np.mean(relative),
+            "abs_error": sum(absolute),
+            "pinball": sum(pinball),
+            "abs_target": sum(map(abs, y)),
+            "error": sum(b[1] - a for a, b in zip(y, q, strict=True)),
+            "covered": sum(b[0] <= a <= b[2] for a, b in zip(y, q, strict=True)),
+            "width": sum(b[2] - b[0] for b in q),
+            "n_steps": len(steps),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][i], value, rtol=1e-12, err_msg=f"{name} of window {i}")
+
+
+def test_summary_of_two_windows_by_hand() -> None:
+    # Window 1: y = (10, 20), q50 = (12, 20), q10/q90 two below/above. Window 2: y = (5, not observed), q50 = 2.
+    actual = np.array([[10.0, 20.0], [5.0, NAN]])
+    median = np.array([[12.0, 20.0], [2.0, 7.0]])
+    quantiles = np.stack([median - 2, median, median + 2], -1)
+    scores = score_windows(actual, quantiles, levels=LEVELS, scale=np.array([4.0, 0.0]))
+    keys = {"series_id": ["a", "b"], "cutoff": [1, 1], "model": ["m", "m"]}
+    row = summarise(pl.DataFrame({**keys, **scores})).row(0, named=True)
+    # Pinball of a step: mean over three levels of 2 max(level e, (level - 1) e).
+    first = (2 * 0.9 * 0 + 2 * 0.5 * 2 + 2 * 0.1 * 4) / 3
+    second = (2 * 0.1 * 2 + 0 + 2 * 0.1 * 2) / 3
+    third = (2 * 0.1 * 5 + 2 * 0.5 * 3 + 2 * 0.9 * 1) / 3
+    expected = {
+        "model": "m",
+        "mase": (2 + 0) / 2 / 4,
+        "smape": (200 * (2 / 22 + 0) / 2 + 200 * 3 / 7) / 2,
+        "wql": (first + second + third) / 35,
+        "wape": (2 + 0 + 3) / 35,
+        "bias": (2 + 0 - 3) / 35,
+        "coverage": 2 / 3,
+        "width": 12 / 35,
+        "n_series": 2,
+        "n_windows": 2,
+        "n_undefined": 1,
+    }
+    assert row == pytest.approx(expected)
+
+
+def test_error_and_coverage_leave_out_what_was_not_observed() -> None:
+    forecasts = pl.DataFrame(
+        {
+            "model": ["m"] * 4,
+            "step": [1, 2, 1, 2],
+            "target": [1.0, None, 3.0, 10.0],
+            "q10": [0.0, 0.0, 3.0, 12.0],
+            "q50": [2.0, 5.0, 3.0, 13.0],
+            "q97.5": [4.0, 6.0, 4.0, 14.0],
+        }
+    )
+    assert error_by_step(forecasts)["mae"].to_list() == [0.5, 3.0]
+    covered = coverage_by_level(forecasts).sort("level")
+    assert covered["level"].to_list() == [0.1, 0.5, 0.975]
+    assert covered["coverage"].to_list() == pytest.approx([2 / 3, 1.0, 1.0])
