@@ -81,22 +81,28 @@ class Artifact:
         own, other = self.grid, panel.grid
         if own.time_zone is None and other.time_zone is not None:
             raise DataError(
-                f"the table's timestamps are in {other.time_zone}, those that the model was trained on had no time zone; "
-                "drop the time zone from the column, or train with data.time_zone"
+                f"the table's timestamps are in {other.time_zone}, those that the model was trained on had no time "
+                "zone; drop the time zone from the column, or train with data.time_zone"
             )
         span = np.array([panel.start.min(), (panel.start + panel.lengths).max() - 1])
         if (own.clock(span) != other.clock(span)).any():
             found, expected = (grid.timestamps(span)[0] for grid in (other, own))
             raise DataError(
-                f"the table's rows are every {own.frequency} like those that the model was trained on, but at other moments: "
-                f"{found}, where the model has {expected}; shift the timestamps, or train on a table like this one"
+                f"the table's rows are every {own.frequency} like those that the model was trained on, but at other "
+                f"moments: {found}, where the model has {expected}; shift the timestamps, or train on a table like this"
             )
-        observed = np.flatnonzero(~np.isnan(panel.target))
+        there = ~np.isnan(panel.target)
+        neighbours = there[1:] & there[:-1]
+        neighbours[panel.offsets[1:-1] - 1] = False  # of two series
+        if neighbours.any():
+            return
+        observed = np.flatnonzero(there)
         step = np.diff(observed)[np.diff(np.searchsorted(panel.offsets, observed, side="right")) == 0]
-        if len(step) >= _FEW_STEPS and step.min() > 1:
+        if len(step) >= _FEW_STEPS:
             raise DataError(
-                f"the model has a value every {own.frequency}, the table only every {int(np.median(step)):,} of these steps: no series "
-                f"has values at two neighbouring ones; give a table every {own.frequency}, or train on one like this"
+                f"the model has a value every {own.frequency}, the table only every {int(np.median(step)):,} of these "
+                f"steps: no series has values at two neighbouring ones; give a table every {own.frequency}, or train "
+                "on one like this"
             )
 
     def with_bank(self, bank: HeadBank, *, trained_until: int, parent_digest: str) -> "Artifact":
@@ -144,12 +150,15 @@ def load(folder: Path) -> Artifact:
     Raises ArtifactError if a file is missing or changed, or the format is of another version.
     """
     manifest = _read_json(folder / _MANIFEST)
-    version = manifest.get("format_version")
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast"
         )
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {_CONFIG, _WEIGHTS} <= files.keys():
+        raise ArtifactError(f"{folder}: {_MANIFEST} does not list the files of a model; download the version again")
+    for name, expected in files.items():
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder}: {name} is missing; download the version again")
         if _hash(folder / name) != expected:
@@ -161,7 +170,7 @@ def load(folder: Path) -> Artifact:
     network = RecurrentForecaster(NetworkShape.from_json(config["shape"]), model)
     network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
     bank = None
-    if _BANK in manifest["files"]:
+    if _BANK in files:
         bank = HeadBank.from_tensors(
             _read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK)
         )

@@ -108,7 +108,7 @@ class ModelConfig(Config):
     """The network."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    hidden_size: Annotated[int, Field(ge=1)] = 128
+    hidden_size: Annotated[int, Field(ge=1)] = 64
     num_layers: Annotated[int, Field(ge=1)] = 1
     segment_length: Annotated[int, Field(ge=1)] | None = None
     """Steps that the encoder takes in at once; a day for steps below a day, otherwise one, when not given."""
@@ -137,15 +137,15 @@ class ModelConfig(Config):
 class FitConfig(Config):
     """Training."""
 
-    max_steps: Annotated[int, Field(ge=0)] = 1000
+    max_steps: Annotated[int, Field(ge=0)] = 2000
     """Optimiser steps; 0 keeps the closed-form solution."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Stop training after so many minutes, whatever max_steps says."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] = 16
     """Windows in one step; each window gives `origins` forecasts."""
-    origins: Annotated[int, Field(ge=1)] = 128
+    origins: Annotated[int, Field(ge=1)] = 32
     """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
@@ -156,7 +156,7 @@ class FitConfig(Config):
     """Horizons at the end of the panel that training leaves untouched, for backtests."""
     validation_every: Annotated[int, Field(ge=1)] = 100
     """Steps between validations."""
-    patience: Annotated[int, Field(ge=1)] = 5
+    patience: Annotated[int, Field(ge=1)] = 8
     """Validations without improvement before training stops."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -359,7 +359,7 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:
 def _unknown(kind: type[Config], path: str) -> str:
     """Return what to tell about a key that `kind` does not have."""
     group = path.rpartition(".")[0]
-    if kind is not TrainConfig and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
+    if kind not in (TrainConfig, FitSettings) and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
         return "fixed by the trained model, can't be set here; train a model with the value you want"
     known, leaf = paths(kind), path.rsplit(".", 1)[-1]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == leaf]

@@ -14,7 +14,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
-from forecast.models.bank import HeadBank, head_features
+from forecast.models.bank import HeadBank, changed, head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import pinball
 from forecast.models.module import window_sizes
@@ -24,6 +24,9 @@ from forecast.names import REASON, SERIES_ID
 
 # Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
 PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
+
+# Widths of the quantiles that are tried with each of them, and with no shift at all.
+WIDTHS = (1.0, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 
 # Numbers held at once while the network runs (targets of all origins of a batch of windows), and per group of series.
 _BATCH_TARGETS = 500_000
@@ -42,7 +45,8 @@ class FinetuneResult:
 
     artifact: Artifact
     decisions: pl.DataFrame
-    """series_id, base_loss, tuned_loss, gain, penalty, blend, reason, report_base_loss, report_tuned_loss; one row per series."""
+    """series_id, base_loss, tuned_loss, gain, penalty, width, blend, reason, report_base_loss, report_tuned_loss; a row per series.
+    A null penalty: no shift, only another width."""
     summary: dict[str, float | int]
 
 
@@ -102,18 +106,18 @@ def finetune(
     n_features = _feature_count(network)
     group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + horizon) + n_features * n_features * 2))
     columns: list[dict[str, np.ndarray]] = []
-    weights: list[Tensor] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(eligible), group):
         series = eligible[first : first + group]
-        found, weight = _tune_group(network, data, series, usable[series], n_origins, settings)
+        found, changes = _tune_group(network, data, series, usable[series], n_origins, settings)
         columns.append({"series": series, **found})
-        weights.append(weight)
+        kept.append(changes)
         if progress:
             progress(min(1.0, (first + group) / len(eligible)), f"{min(first + group, len(eligible)):,} series")
     artifact.network.to("cpu")
     table = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     tuned = table["series"][table["chosen"]]
-    bank = HeadBank(panel.series_id[tuned].tolist(), torch.cat(weights))
+    bank = HeadBank(panel.series_id[tuned].tolist(), *(torch.cat(parts) for parts in zip(*kept, strict=True)))
     decisions = _decisions(panel, table, settings)
     child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
     return FinetuneResult(child, decisions, _summary(decisions, bank))
@@ -127,48 +131,56 @@ def _feature_count(network: RecurrentForecaster) -> int:
 @torch.inference_mode()
 def _tune_group(
     network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, settings: FinetuneSettings
-) -> tuple[dict[str, np.ndarray], Tensor]:
+) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
     horizon, levels = network.shape.horizon, network.head.levels
     n_windows = settings.gate_windows + settings.report_windows
     known = _run(network, data, series, usable, n_origins, n_windows)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
 
-    losses = [_loss(known.quantiles, known.target, known.weight, levels)]
     shifts = []
     for window in range(n_windows):
-        back = (n_windows - window) * horizon
-        cutoff = n_origins - 1 - back
+        cutoff = n_origins - 1 - (n_windows - window) * horizon
         values, vectors, projected = _decompose(known, last=cutoff - horizon, count=settings.origins)
         at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), vectors)
         shifts.append(torch.einsum("gpe,geh->gph", at[:, None] / (values[:, None] + penalties[:, None]), projected))
     shift = settings.blend * torch.stack(shifts, 1).to(known.target.dtype)  # [G, window, penalty, horizon]
-    for p in range(len(PENALTIES)):
-        losses.append(_loss(known.quantiles + shift[:, :, p, :, None], known.target, known.weight, levels))
+    # No shift is a strength too; the very first candidate, without another width either, is the base.
+    shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
+    widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
+    median = network.head.median
+    losses = [
+        _loss(changed(known.quantiles, median, shift[:, :, strength], width), known.target, known.weight, levels)
+        for strength in range(shift.shape[2])
+        for width in widths
+    ]
     loss = torch.stack(losses, -1).cpu().numpy()
 
     gate, report = loss[:, : settings.gate_windows], loss[:, settings.gate_windows :]
     choice = choose(gate[..., 0], gate[..., 1:], settings)
     rows = np.arange(len(series))
+    best = 1 + choice.strength
+    strength = torch.from_numpy(best // len(WIDTHS)).to(data.device)
     values, vectors, projected = _decompose(known, last=n_origins - 1 - horizon, count=settings.origins)
-    penalty = penalties[torch.from_numpy(choice.strength).to(data.device)]
+    penalty = penalties[(strength - 1).clamp(min=0)]
     weight = settings.blend * (vectors @ (projected / (values + penalty[:, None])[..., None]))
-    weight = weight.to(known.features.dtype)
+    weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
     finite = torch.isfinite(weight).flatten(1).all(1).cpu().numpy()
     constant = gate[..., 0].sum(1) == 0
     chosen = choice.chosen & finite & ~constant
     reason = np.select([constant, ~finite, chosen], [CONSTANT, NOT_FINITE, TUNED], NO_GAIN)
-    best = 1 + choice.strength
     found = {
         "base_loss": gate[..., 0].mean(1),
         "tuned_loss": gate[rows, :, best].mean(1),
         "gain": choice.gain,
-        "penalty": np.array(PENALTIES)[choice.strength],
+        "penalty": np.array([np.nan, *PENALTIES])[best // len(WIDTHS)],
+        "width": widths.cpu().numpy()[best % len(WIDTHS)],
         "chosen": chosen,
         REASON: reason,
         "report_base_loss": report[..., 0].mean(1),
         "report_tuned_loss": np.where(chosen, report[rows, :, best].mean(1), report[..., 0].mean(1)),
     }
-    return found, weight[torch.from_numpy(chosen)].cpu()
+    kept = torch.from_numpy(chosen)
+    return found, (weight.cpu()[kept], widths.cpu()[torch.from_numpy(best % len(WIDTHS))[kept]])
 
 
 def _run(
@@ -233,12 +245,13 @@ def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSet
     known = pl.DataFrame(
         {
             SERIES_ID: panel.series_id[table["series"]].tolist(),
-            **{name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty")},
+            **{name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty", "width")},
             "blend": np.where(table["chosen"], settings.blend, 0.0),
             REASON: table[REASON].tolist(),
             **{name: table[name].astype(np.float64) for name in ("report_base_loss", "report_tuned_loss")},
         }
     )
+    known = known.with_columns(pl.col("penalty").fill_nan(None))
     every = pl.DataFrame({SERIES_ID: panel.series_id.tolist()})
     return every.join(known, on=SERIES_ID, how="left", maintain_order="left").with_columns(
         pl.col(REASON).fill_null(TOO_SHORT), pl.col("blend").fill_null(0.0)

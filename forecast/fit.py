@@ -32,6 +32,8 @@ _SKIP_CHECKS = 4_000
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
+# Changes of the median, in units of spread, that may be too small to be worth making; the last one keeps the skip's median.
+_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 
 Progress = Callable[[float, str], None]
 """Told the share of the work done, and a few words."""
@@ -104,6 +106,8 @@ def fit(
         _widen(network)
         _train(network, fit, tensors, panel, limits, validation, budget, keeper)
     network.load_state_dict(keeper.best)
+    network.eval()
+    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
     network.to("cpu").eval()
 
     trained = time.monotonic()
@@ -118,7 +122,8 @@ def fit(
     )
     steps = max(step for step, _ in keeper.curve)
     summary: dict[str, float | int | str] = {
-        "val/loss": keeper.best_loss,
+        "val/loss": loss_kept,
+        "threshold": float(network.threshold),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
         "steps": steps,
@@ -250,6 +255,20 @@ def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -
         if len(finite):
             network.covariate_mean[row] = float(finite.mean())
             network.covariate_scale[row] = max(float(finite.std()), 1e-6 * abs(float(finite.mean())), 1e-12)
+
+
+def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:
+    """Set the threshold below which the network leaves the median of the linear skip alone to the one that validates best.
+
+    Where most steps repeat the last season exactly, many small corrections cost more than they gain. Returns the loss.
+    """
+    losses = {0.0: loss}
+    for threshold in _THRESHOLDS:
+        network.threshold.fill_(threshold)
+        losses[threshold] = _validate(network, data, validation)
+    best = min(losses, key=losses.__getitem__)
+    network.threshold.fill_(best)
+    return losses[best]
 
 
 def _widen(network: RecurrentForecaster) -> None:

@@ -1,5 +1,6 @@
 """The two gates: whether a series leaves the base, and whether a version becomes champion."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,11 +86,18 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str) -> Verdict:
     error = float(paired.std() or 0.0) / max(len(paired), 1) ** 0.5  # type: ignore[arg-type]
     mean = float(paired.mean() or 0.0)  # type: ignore[arg-type]
     p_value = _normal_below(mean / error) if error > 0 else float("nan")
-    verdict = Verdict(incumbent, (mine["mase"], other["mase"]), (mine["wql"], other["wql"]), len(ours), p_value)
-    worse = [name for name, (a, b) in (("MASE", verdict.mase), ("WQL", verdict.wql)) if not a <= b]
+    # A metric that is not defined on these windows (of constant or short series) says nothing about either.
+    mase, wql = ((_number(mine[name]), _number(other[name])) for name in ("mase", "wql"))
+    verdict = Verdict(incumbent, mase, wql, len(ours), p_value)
+    judged = {"MASE": mase, "WQL": wql}
+    worse = [name for name, (a, b) in judged.items() if not (a <= b or (math.isnan(a) and math.isnan(b)))]
     if worse:
         raise GateRefused(f"{challenger} is worse than {incumbent} in {' and '.join(worse)}: {verdict}")
     return verdict
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _normal_below(deviate: float) -> float:

@@ -54,11 +54,15 @@ def seasonal_naive_errors(panel: Panel, windows: WindowIndex, season: int) -> tu
     return absolute, np.sqrt(square)
 
 
+SEASONS_BACK = 4
+"""How far seasonal naive looks back."""
+
+
 def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, levels: Sequence[float]) -> Array:
     """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value yet.
 
     One season back is the same time on the local clock. A missing value of the last season is taken from the season
-    before (up to four), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead), sigma the
+    before (up to SEASONS_BACK), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead), sigma the
     root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
     """
     ahead = np.arange(1, horizon + 1)
@@ -67,7 +71,7 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
     last = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
 
     point = np.full((len(windows), horizon), np.nan)
-    for back in range(4):
+    for back in range(SEASONS_BACK):
         step = windows.cutoff[:, None] + (ahead - season * (seasons_ahead + back))[None]
         step += panel.clock_shift_at(begun + windows.cutoff[:, None] + ahead) - panel.clock_shift_at(begun + step)
         inside = (step >= 0) & (step <= last[:, None])

@@ -13,7 +13,7 @@ from forecast.data.io import to_lazy
 from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import DataError
-from forecast.metrics import seasonal_naive
+from forecast.metrics import SEASONS_BACK, seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.module import validation_batches, window_sizes
@@ -86,14 +86,13 @@ def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, dev
         output = network(batch, origins)
         location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(
-            ~output.frame.begun[:, 0, None, None], torch.nan
-        )
-        row = rows[series.cpu()].to(device)
-        tuned = base
+        blind = ~output.frame.begun[:, 0, None, None]
+        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(blind, torch.nan)
+        row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
-            tuned = base + scale * _in_order(artifact.bank.shift(features, row)[..., None], positions)
+            better = artifact.bank.tuned(output.quantiles[:, 0], network.head.median, features, row)
+            tuned = (location + scale * _in_order(better, positions)).masked_fill(blind, torch.nan)
         yield Quantiles(base.cpu().numpy(), tuned.cpu().numpy(), (row >= 0).cpu().numpy())
 
 
@@ -108,7 +107,7 @@ def forecast(
     """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
-    its context), last value where there is no full season. A series without any observation up to the cutoff is
+    its context), last value where there is no full season of late. A series without any observation up to the cutoff is
     rejected.
 
     Raises DataError if the panel ends before the cutoff, or begins after it.
@@ -138,7 +137,8 @@ def forecast(
         season = artifact.network.shape.season_length
         naive = seasonal_naive(panel, windows[fallen], horizon=artifact.horizon, season=season, levels=levels)
         quantiles[fallen] = naive
-        enough = windows.cutoff[fallen] >= season - 1
+        end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallen]
+        enough = (end >= season - 1) & (windows.cutoff[fallen] - end < season * SEASONS_BACK)
         source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
     given = np.isfinite(quantiles).all((1, 2))
 

@@ -106,6 +106,9 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, public(uri))
+        if "Max retries exceeded" in reason:
+            cause = reason.rpartition(": ")[2].strip("()'\"")
+            reason = f"no answer ({cause}); is the server running?"
         raise RegistryError(f"MLflow store {public(uri)}: {reason} (registry.tracking_uri sets the store)") from error
 
 

@@ -22,7 +22,10 @@ def main(argv: list[str]) -> None:
 
 
 def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
-    """Score the version at each cutoff, log the scores and tie them to the version; return it, a line about it, and the result."""
+    """Score the version at each cutoff, log the scores and tie them to the version.
+
+    Returns the version, a line about it, and the result.
+    """
     import polars as pl
 
     from forecast import artifact as artifacts
@@ -44,7 +47,9 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     champion = registry.find(CHAMPION)
     if champion and champion.number != version.number:
         theirs = artifacts.load(registry.download(champion))
-        same = all(getattr(theirs, name) == getattr(artifact, name) for name in ("data", "categories", "horizon", "grid"))
+        same = all(
+            getattr(theirs, name) == getattr(artifact, name) for name in ("data", "categories", "horizon", "grid")
+        )
         panel = loaded.panel if same else read_panel(theirs, config.data).panel
         contenders[CHAMPION] = Contender(theirs, panel)
 
@@ -76,13 +81,18 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         history = loaded.panel.frame().filter(pl.col(SERIES_ID).is_in(sample))
         run.figure(plots.sample_forecasts(history, last, sample), "plots/sample_forecasts.png")
         if config.output.path:
-            for name, frame in (("scores", result.scores), ("forecasts", result.forecasts), ("summary", result.summary)):
+            for name, frame in (
+                ("scores", result.scores),
+                ("forecasts", result.forecasts),
+                ("summary", result.summary),
+            ):
                 write_parquet_atomic(frame, Path(config.output.path) / f"{name}.parquet")
         registry.tag(version, {BACKTEST_RUN: run.id})
     of = {row[MODEL]: row for row in result.summary.iter_rows(named=True)}[artifact.kind]
     naive = result.summary.row(0, named=True)
     line = (
-        f"MASE {of['mase']:.4f} (seasonal naive {naive['mase']:.4f}), WQL {of['wql']:.4f} ({naive['wql']:.4f}) on {of['n_windows']:,} "
-        f"windows of {of['n_series']:,} series, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, run {run.id}"
+        f"MASE {of['mase']:.4f} (seasonal naive {naive['mase']:.4f}), WQL {of['wql']:.4f} ({naive['wql']:.4f}) "
+        f"on {of['n_windows']:,} windows of {of['n_series']:,} series, {result.skipped.height:,} series skipped, "
+        f"{loaded.rejects.height:,} rejects, run {run.id}"
     )
     return version, line, result

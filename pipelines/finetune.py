@@ -1,4 +1,4 @@
-"""`forecast finetune`: a registered model -> changes for each series that gains from them, registered as `challenger`."""
+"""`forecast finetune`: a registered model -> changes for each series that gains, registered as `challenger`."""
 
 import tempfile
 from pathlib import Path
@@ -37,7 +37,9 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("finetune") as stage:
-            result = finetune(base, loaded.panel, config.finetune, progress=lambda done, text: stage.update(f"{done:.0%}, {text}"))
+            result = finetune(
+                base, loaded.panel, config.finetune, progress=lambda done, text: stage.update(f"{done:.0%}, {text}")
+            )
             summary = result.summary
             stage.note(series=summary["series"], tuned=summary["series_tuned"], uplift=f"{summary['uplift']:.2%}")
         with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
@@ -58,6 +60,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     line = (
         f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "
         f"{loaded.counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, "
-        f"uplift {summary['uplift']:.2%} (per series {summary['uplift_per_series']:.2%} +- {summary['uplift_interval']:.2%}), run {run.id}"
+        f"uplift {summary['uplift']:.2%} (per series {summary['uplift_per_series']:.2%} "
+        f"+- {summary['uplift_interval']:.2%}), run {run.id}"
     )
     return version, line, result.decisions

@@ -44,7 +44,12 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
             made = forecast(artifact, loaded.panel, cutoff=cutoff, model_version=str(version.number))
             seconds = time.monotonic() - forecasting
             stage.note(series=loaded.panel.n_series, rows=made.frame.height)
-        names = {"model": version.name, "model_version": str(version.number), "model_digest": version.digest, "data_digest": data_digest}
+        names = {
+            "model": version.name,
+            "model_version": str(version.number),
+            "model_digest": version.digest,
+            "data_digest": data_digest,
+        }
         with console.stage("write") as stage:
             output = write_output(folder, artifact, loaded, made, versions=names)
             stage.note(folder=folder)
@@ -61,8 +66,9 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
         run.json(content, "manifest.json")
     series = content["series"]
     line = (
-        f"cutoff {content['cutoff']}, {series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected, "
-        f"{content['rows']['written']:,} rows, {sum(content['rejects'].values()):,} rejects, {output.forecasts}, "
+        f"cutoff {content['cutoff']}, {series['in']:,} series = {series['forecast']:,} forecast + "
+        f"{series['rejected']:,} rejected, {content['rows']['written']:,} rows, "
+        f"{sum(content['rejects'].values()):,} rejects, {output.forecasts}, "
         f"{time.monotonic() - begun:.1f} s"
     )
     return version, line, output

@@ -46,7 +46,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             summary = result.summary
-            stage.note(steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"])
+            stage.note(
+                steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"]
+            )
         artifact = result.artifact
         with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
             run.curve(result.curve)
@@ -57,7 +59,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
             made = forecast(artifact, loaded.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
-            run.figure(plots.sample_forecasts(loaded.panel.frame(rows), made.frame, sample), "plots/sample_forecasts.png")
+            run.figure(
+                plots.sample_forecasts(loaded.panel.frame(rows), made.frame, sample), "plots/sample_forecasts.png"
+            )
             digest = artifact.save(Path(folder))
             version = registry.register(
                 run,

@@ -310,7 +310,8 @@ def _check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid
     for (reason,), part in rejects.group_by(REASON, maintain_order=True):
         lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(_offenders(part.head(_SHOWN)))}")
         if reason == "off-grid timestamp":
-            lines.append(f"    most rows are every {grid.frequency}: data.freq and data.time_zone set the grid")
+            grid_of = f"most rows are every {grid.frequency}"
+            lines.append(f"    {grid_of}: in training, data.freq and data.time_zone set the grid")
     raise DataError("\n".join(lines))
 
 

@@ -30,7 +30,8 @@ def read(frame: pl.LazyFrame, data: DataConfig, categories: Categories | None) -
     except io.UNREADABLE as error:
         raise io.unreadable(error, "the table") from error
     used = list(_used(data))
-    missing = [_missing(name, key, schema) for name, key in used if name not in schema]
+    fixed = categories is not None
+    missing = [_missing(name, key, schema, fixed) for name, key in used if name not in schema]
     if missing:
         raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
     is_category = {name: _is_category(name, schema[name], categories) for name in data.static_covariates}
@@ -127,12 +128,13 @@ def _used(data: DataConfig) -> Iterator[tuple[str, str]]:
             yield name, f"data.{key}"
 
 
-def _missing(name: str, key: str, schema: pl.Schema) -> str:
+def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
+    """Return what to tell about a column that is not there; its name is `fixed` by a trained model."""
     lower = {found.lower(): found for found in schema}
-    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
-    return f"no column {name!r} ({key}); " + (
-        f"did you mean {' or '.join(map(repr, close))}?" if close else f"set {key}"
-    )
+    close = " or ".join(repr(lower[match]) for match in difflib.get_close_matches(name.lower(), lower, n=3))
+    if fixed:
+        return f"no column {name!r} ({key} of the model); rename {close or 'the column'}, or train with another {key}"
+    return f"no column {name!r} ({key}); " + (f"did you mean {close}?" if close else f"set {key}")
 
 
 def _example(frame: pl.LazyFrame, name: str) -> str:

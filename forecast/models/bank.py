@@ -13,32 +13,53 @@ _WINDOW_FEATURES = 168
 
 
 class HeadBank:
-    """A linear map per series from [1; last season of the window; encoder state] to a shift of the forecast."""
+    """For each series a linear map from [1; last season of the window; encoder state] to a shift of the forecast, and the width of
+    its quantiles: by how much they are stretched around the median."""
 
-    def __init__(self, series_id: Sequence[str], weight: Float[Tensor, "series feature horizon"]) -> None:
+    def __init__(
+        self, series_id: Sequence[str], weight: Float[Tensor, "series feature horizon"], width: Float[Tensor, " series"]
+    ) -> None:
         self.series_id = list(series_id)
         self.weight = weight
+        self.width = width
         self._row = {name: row for row, name in enumerate(self.series_id)}
 
     def rows(self, series_id: Sequence[str]) -> Int[Tensor, " series"]:
         """Return the row of each series, -1 for those that keep the base."""
         return torch.tensor([self._row.get(name, -1) for name in series_id], dtype=torch.long)
 
-    def shift(self, features: Float[Tensor, "batch feature"], rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch horizon"]:
-        """Return what to add to each quantile, in units of the window's scale; 0 for row -1."""
-        if not len(self.series_id):
-            return features.new_zeros(len(features), self.weight.shape[-1])
-        chosen = self.weight.to(features.device)[rows.clamp(min=0)]
-        return torch.einsum("bf,bfh->bh", features, chosen).masked_fill((rows < 0)[:, None], 0.0)
+    def tuned(
+        self,
+        quantiles: Float[Tensor, "batch horizon quantile"],
+        median: int,
+        features: Float[Tensor, "batch feature"],
+        rows: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch horizon quantile"]:
+        """Return the quantiles of each series with its changes, in units of the window's scale; as they are for row -1."""
+        known = torch.nonzero(rows >= 0).flatten()
+        result = quantiles.clone()
+        chosen = rows[known].to(self.weight.device)
+        weight, width = self.weight[chosen].to(features), self.width[chosen].to(features)
+        shift = torch.einsum("bf,bfh->bh", features[known], weight)
+        result[known] = changed(quantiles[known], median, shift, width[:, None])
+        return result
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored besides the series ids."""
-        return {"weight": self.weight.contiguous()}
+        return {"weight": self.weight.contiguous(), "width": self.width.contiguous()}
 
     @classmethod
     def from_tensors(cls, series_id: Sequence[str], tensors: dict[str, Tensor]) -> "HeadBank":
         """Return the bank that `tensors` wrote."""
-        return cls(series_id, tensors["weight"])
+        return cls(series_id, tensors["weight"], tensors["width"])
+
+
+def changed(
+    quantiles: Float[Tensor, "*axes quantile"], median: int, shift: Float[Tensor, "*axes"], width: Float[Tensor, "*axes"]
+) -> Float[Tensor, "*axes quantile"]:
+    """Return the quantiles stretched around their median by `width` and moved by `shift`."""
+    middle = quantiles[..., median, None]
+    return middle + (quantiles - middle) * width[..., None] + shift[..., None]
 
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +21,7 @@ class QuantileHead(nn.Module):
         self.median = list(levels).index(0.5)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         # Mean of the distribution whose quantile function is linear between the levels and flat outside them.
-        edges = [0.0, *((a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)), 1.0]
+        edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
         weights = torch.tensor(edges).diff()
         self.register_buffer("mean_weights", weights, persistent=False)
 
@@ -35,6 +36,14 @@ class QuantileHead(nn.Module):
         down = functional.softplus(below).flip(-1).cumsum(-1).flip(-1)
         up = functional.softplus(above).cumsum(-1)
         return torch.cat([median - down, median, median + up], dim=-1)
+
+    def calmed(
+        self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return parameters whose median is moved towards 0 by `threshold`, and is 0 where it was nearer; the increments stay."""
+        below, median, above = parameters.split([self.median, 1, self.n_parameters - self.median - 1], dim=-1)
+        calm = median.sign() * (median.abs() - threshold).clamp(min=0)
+        return torch.cat([below, calm, above], dim=-1)
 
     def parameters_of(self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float) -> Float[Tensor, "*axes parameter"]:
         """Return the parameters that give these quantiles, at least `least_gap` apart."""
@@ -69,5 +78,7 @@ def empirical_quantiles(
     values: Float[Tensor, "sample horizon"], mask: Bool[Tensor, "sample horizon"], levels: Float[Tensor, " quantile"]
 ) -> Float[Tensor, "horizon quantile"]:
     """Return the quantiles of the masked samples at each step; zeros where a step has no sample."""
+    if not len(values):
+        return values.new_zeros(values.shape[1], len(levels))
     found = torch.nanquantile(values.double().masked_fill(~mask, math.nan), levels.double(), dim=0).T
     return found.nan_to_num(0.0).to(values.dtype)

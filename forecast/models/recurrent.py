@@ -111,6 +111,8 @@ class RecurrentForecaster(nn.Module):
     covariate_mean: Tensor
     covariate_scale: Tensor
     log_scale: Tensor
+    threshold: Tensor
+    """Changes of the median smaller than this, in units of spread, are not made, and larger ones that much less (soft threshold)."""
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
@@ -139,6 +141,7 @@ class RecurrentForecaster(nn.Module):
         self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
         self.register_buffer("covariate_mean", torch.zeros(n_covariates))
         self.register_buffer("covariate_scale", torch.ones(n_covariates))
+        self.register_buffer("threshold", torch.tensor(0.0))
         self.register_buffer("log_scale", torch.tensor([0.0, 1.0]))
         ahead = torch.arange(1, shape.horizon + 1)
         season = max(shape.season_length, 1)
@@ -221,6 +224,8 @@ class RecurrentForecaster(nn.Module):
         if future.shape[-1]:
             step.append(future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2))
         parameters = self.output(self.step(torch.cat(step, dim=-1))) + self.output_bias
+        if not self.training:
+            parameters = self.head.calmed(parameters, self.threshold)
         quantiles = self.head.quantiles(parameters) * frame.spread[..., None] + linear[..., None]
         return Output(quantiles, state, frame)
 

@@ -76,7 +76,7 @@ def refuse(code: int, *arguments: object) -> str:
 
 
 def panel() -> pl.DataFrame:
-    """Return 20 hourly series, sorted: ten with a daily cycle, ten each with a cycle of its own, as no shared model can know."""
+    """Return 20 hourly series, sorted: ten with a daily cycle, and ten each with a cycle that is its own."""
     rng = np.random.default_rng(0)
     hours = np.arange(STEPS)
     stamps = pl.datetime_range(START, END, "1h", eager=True)

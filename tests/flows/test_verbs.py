@@ -84,7 +84,9 @@ def test_fine_tuning_leaves_the_series_alone_that_have_nothing_of_their_own(fine
 
 def test_the_model_beats_seasonal_naive_and_its_fine_tuned_child_beats_the_model(judged: Store) -> None:
     metrics = runs(judged)[2].data.metrics
-    naive, pretrained, tuned = (metrics[f"backtest/{name}/mase"] for name in ("seasonal_naive", "pretrained", "fine_tuned"))
+    naive, pretrained, tuned = (
+        metrics[f"backtest/{name}/mase"] for name in ("seasonal_naive", "pretrained", "fine_tuned")
+    )
     assert tuned < pretrained < naive
     assert metrics["backtest/fine_tuned/n_windows"] == 2 * len(SERIES)
 
@@ -172,7 +174,7 @@ def test_mlflow_and_python_give_the_forecasts_of_score(promoted: Store) -> None:
     mlflow.set_tracking_uri(promoted.uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     served = pl.from_pandas(loaded.predict(panel().to_pandas())).drop("model_version")
-    assert_frame_equal(served.cast(dict(expected.schema)), expected, check_exact=True)
+    assert_frame_equal(served.cast(expected.schema), expected, check_exact=True)
 
     exported = promoted.folder / "exported"
     done = succeed("models", "export", MODEL, "registry.alias=champion", f"output.path={exported}")
@@ -207,7 +209,9 @@ def test_the_number_of_calls_to_mlflow_does_not_depend_on_the_number_of_series(
     assert len(last[0].data.metrics) == len(last[1].data.metrics) or verb == "score"  # counts per source and reason
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, connect: Callable[[str], Any] = registry_module._connect) -> Counter[str]:
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, connect: Callable[[str], Any] = registry_module._connect
+) -> Counter[str]:
     """Count the calls of the real client from here on."""
     calls: Counter[str] = Counter()
 
@@ -275,7 +279,8 @@ def test_promoting_the_champion_again_changes_nothing(promoted: Store) -> None:
     assert len(runs(promoted)) == 4
 
 
-def test_models_are_listed_and_shown(promoted: Store) -> None:
+@pytest.mark.usefixtures("promoted")
+def test_models_are_listed_and_shown() -> None:
     rows = [line.split() for line in succeed("models", "list", MODEL).lines if line.strip().startswith("v")]
     assert [row[0] for row in rows] == ["version", "v2", "v1"]
     assert rows[1][1:5] == ["challenger,", "champion", "fine_tuned", "v1"]
@@ -284,7 +289,8 @@ def test_models_are_listed_and_shown(promoted: Store) -> None:
     assert (shown["horizon"], shown["replaced_version"]) == (str(HORIZON), "none")
 
 
-def test_each_verb_ends_with_one_line(store: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_each_verb_ends_with_one_line(tmp_path: Path) -> None:
     data = f"data.path={tmp_path / 'panel.parquet'}"
     panel().write_parquet(tmp_path / "panel.parquet")
     train = succeed("train", MODEL, data, *TRAIN, "fit.max_steps=0")
@@ -302,7 +308,8 @@ def test_each_verb_ends_with_one_line(store: str, tmp_path: Path) -> None:
     assert all(line[0] in "┏┃┡│└" for line in table)
 
 
-def test_a_csv_file_is_read_at_scoring_as_it_was_in_training(store: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_csv_file_is_read_at_scoring_as_it_was_in_training(tmp_path: Path) -> None:
     """Text statics stay text though they look like numbers in a part of the table, and numbers stay numbers."""
     names = pl.col("series_id")
     table = panel().with_columns(
@@ -323,11 +330,32 @@ def test_a_csv_file_is_read_at_scoring_as_it_was_in_training(store: str, tmp_pat
     assert found.categories == {"region": ("07", "north"), "open": ("false", "true")}
 
 
+@pytest.mark.usefixtures("store")
+def test_timestamps_may_be_local_or_in_another_time_zone_than_in_training(tmp_path: Path) -> None:
+    local = pl.col("timestamp").dt.replace_time_zone("Asia/Tokyo")
+    tables = {
+        "training": panel().with_columns(local),
+        "naive": panel(),
+        "utc": panel().with_columns(local.dt.convert_time_zone("UTC")),
+    }
+    for name, table in tables.items():
+        table.write_parquet(f"{name}.parquet")
+    succeed("train", MODEL, "data.path=training.parquet", *TRAIN, "fit.max_steps=0")
+    written = []
+    for name in tables:
+        succeed("score", MODEL, "registry.alias=1", f"data.path={name}.parquet", f"output.path={name}")
+        (path,) = (tmp_path / name).glob("forecasts/*/forecasts.parquet")
+        written.append(path.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
 def test_a_real_command_prints_its_line_and_nothing_else(promoted: Store) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "score", MODEL, f"data.path={promoted.table}", "output.path=out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
-    assert done.stdout.startswith(f"{NAME} v2 (fine_tuned): cutoff 2024-01-18T23:00:00, 20 series = 20 forecast + 0 rejected")
+    assert done.stdout.startswith(
+        f"{NAME} v2 (fine_tuned): cutoff 2024-01-18T23:00:00, 20 series = 20 forecast + 0 rejected"
+    )
     assert all(" INFO " in line for line in done.stderr.splitlines())
     assert promoted.forecasts().height == len(SERIES) * HORIZON

@@ -75,7 +75,11 @@ def gather(panel: Panel, series: list[int], first: list[int], limit: list[int], 
 
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], dict[str, int]]:
-    sizes = {"context": draw(st.integers(1, 12)), "span": draw(st.integers(1, 6)), "horizon": draw(st.integers(1, HORIZON))}
+    sizes = {
+        "context": draw(st.integers(1, 12)),
+        "span": draw(st.integers(1, 6)),
+        "horizon": draw(st.integers(1, HORIZON)),
+    }
     window = st.integers(0, len(LENGTHS) - 1).flatmap(
         lambda s: st.tuples(st.just(s), st.integers(-8, list(LENGTHS.values())[s] + 8), st.integers(0, 40))
     )
@@ -104,7 +108,9 @@ def test_gather_equals_reading_step_by_step(
 def test_no_window_crosses_into_another_series(panel: Panel) -> None:
     other = PanelTensors(panel)
     row = panel.series_id.tolist().index("c")
-    inside = (torch.arange(len(panel.target)) >= panel.offsets[row]) & (torch.arange(len(panel.target)) < panel.offsets[row + 1])
+    inside = (torch.arange(len(panel.target)) >= panel.offsets[row]) & (
+        torch.arange(len(panel.target)) < panel.offsets[row + 1]
+    )
     other.target, other.past = torch.where(inside, other.target, 1e6), torch.where(inside, other.past, 1e6)
     sizes = {"context": 20, "span": 4, "horizon": 3}
     for first in range(-5, 20):

@@ -90,3 +90,9 @@ def test_empirical_quantiles_are_those_of_the_observed_samples() -> None:
         expected = np.quantile(values[mask[:, step], step].astype(np.float64), DECILES)
         np.testing.assert_allclose(found[step], expected, rtol=1e-5, atol=1e-6)
     assert not found[2].any()
+
+
+def test_quantiles_of_no_sample_at_all_are_zeros() -> None:
+    found = empirical_quantiles(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool), torch.tensor(DECILES))
+    assert found.shape == (4, 9)
+    assert not found.any()

@@ -185,7 +185,9 @@ def test_several_origins_give_what_each_gives_alone(weekly_loaded: Loaded, cell:
 
 
 @pytest.mark.parametrize("segment", [1, 7])
-def test_an_origin_inside_a_longer_window_gives_what_its_own_window_gives_untrained(plain: Loaded, segment: int) -> None:
+def test_an_origin_inside_a_longer_window_gives_what_its_own_window_gives_untrained(
+    plain: Loaded, segment: int
+) -> None:
     # Only the encoder of the trained one remembers more than the context.
     made = network(plain, trained=False, segment_length=segment)
     origins = (0, 7, 21)

@@ -1,0 +1,78 @@
+"""The program of the README, on the tables that users have."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import forecast as fc
+from forecast import api
+from forecast.errors import ConfigError, DataError
+
+QUICK = {"model": {"hidden_size": 4}, "fit": {"max_steps": 3, "batch_size": 4, "origins": 8, "accelerator": "cpu"}}
+
+
+@pytest.fixture(scope="module")
+def sales(table: Callable[..., pl.DataFrame], weekly: Callable[..., dict[str, np.ndarray]]) -> pl.DataFrame:
+    return table(weekly(4, 150))
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas", "arrow", "lazy"])
+def test_the_program_of_the_readme_runs_on_any_frame(sales: pl.DataFrame, kind: str, tmp_path: Path) -> None:
+    frame = {"polars": sales, "pandas": sales.to_pandas(), "arrow": sales.to_arrow(), "lazy": sales.lazy()}[kind]
+    base = fc.train(frame, horizon=7, **QUICK).artifact
+    tuned = fc.finetune(base, frame, gate_windows=2).artifact
+    summary = fc.backtest(tuned, frame, n_windows=4).summary
+    made = fc.forecast(tuned, frame)
+
+    assert summary["model"].to_list() == ["seasonal_naive", "pretrained", "fine_tuned"]
+    assert summary["mase"].is_finite().all()
+    assert base.data.freq == "1d"
+    assert made.frame["series_id"].unique().sort().to_list() == ["s00", "s01", "s02", "s03"]
+    assert made.frame.height == 4 * 7
+    assert made.frame["timestamp"].min() == datetime(2024, 5, 30)
+    assert made.rejects.is_empty()
+    tuned.save(tmp_path)
+    assert fc.forecast(fc.load(tmp_path), sales).frame.equals(made.frame)
+
+
+def test_a_pretrained_model_is_backtested_beside_seasonal_naive_only(sales: pl.DataFrame) -> None:
+    base = fc.train(sales, horizon=7, **QUICK).artifact
+    assert fc.backtest(base, sales).summary["model"].to_list() == ["seasonal_naive", "pretrained"]
+
+
+def test_a_cutoff_and_bad_rows_are_told(sales: pl.DataFrame) -> None:
+    base = fc.train(sales, horizon=7, **QUICK).artifact
+    bad = sales.with_columns(target=pl.when(pl.int_range(pl.len()) == 3).then(float("inf")).otherwise("target"))
+    made = fc.forecast(base, bad, cutoff=datetime(2024, 3, 1))
+    assert set(made.frame["cutoff"]) == {datetime(2024, 3, 1)}
+    assert made.rejects["reason"].to_list() == ["target not finite"]
+
+
+def test_mistakes_are_told_as_errors_of_ours(sales: pl.DataFrame) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean model.hidden_size"):
+        fc.train(sales, horizon=7, model={"hidden_sise": 4})
+    with pytest.raises(DataError, match=r"target"):
+        fc.train(sales.rename({"target": "sales"}), horizon=7, **QUICK)
+    base = fc.train(sales, horizon=7, **QUICK).artifact
+    with pytest.raises(ConfigError, match=r"min_gain"):
+        fc.finetune(base, sales, min_gain=2)
+
+
+@pytest.mark.parametrize("name", ["backtest", "finetune"])
+def test_a_module_does_not_take_the_place_of_the_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"forecast.{name}")
+    module = importlib.import_module(f"forecast.{name}")
+    assert module is sys.modules[f"forecast.{name}"]
+    assert getattr(fc, name) is getattr(api, name)
+
+
+def test_the_package_has_no_other_names() -> None:
+    assert all(callable(getattr(fc, name)) for name in fc.__all__)
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'"):
+        _ = fc.nothing

@@ -1,0 +1,232 @@
+"""Fine-tuning: who gains, who keeps the base, and why."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from forecast.config import FinetuneSettings
+from forecast.data.load import Loaded
+from forecast.data.windows import WindowIndex
+from forecast.errors import ConfigError, DataError
+from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune
+from forecast.fit import FitResult
+from forecast.metrics import future_values
+from forecast.predict import forecast, predict
+
+ODD = ("odd0", "odd1")
+SETTINGS = FinetuneSettings(origins=200, gate_windows=4, report_windows=2, holdout_windows=4)
+Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
+
+
+def series() -> dict[str, np.ndarray]:
+    """Most series repeat their last week, the odd ones its mirror image: from one week, one map for all can't tell them apart."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, memory in {**{f"s{i}": 0.9 for i in range(16)}, **dict.fromkeys(ODD, -0.95)}.items():
+        values = rng.normal(size=400)
+        for t in range(7, 400):
+            values[t] += memory * values[t - 7]
+        made[name] = 50 + values
+    return made | {"flat": np.full(400, 2.0), "short": 50 + rng.normal(size=75)}
+
+
+@pytest.fixture(scope="module")
+def panel(table: Table, loaded: Load) -> Loaded:
+    return loaded(table(series(), late={"short": 325}), 7, calendar=False)
+
+
+@pytest.fixture(scope="module")
+def base(train: Callable[..., FitResult], panel: Loaded) -> FitResult:
+    return train(panel, context=7, max_steps=4, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tuned(base: FitResult, panel: Loaded) -> FinetuneResult:
+    return finetune(base.artifact, panel.panel, SETTINGS)
+
+
+def test_a_series_whose_residual_the_base_can_not_see_is_improved_on_unseen_steps(
+    base: FitResult, tuned: FinetuneResult, panel: Loaded
+) -> None:
+    names = panel.panel.series_id.tolist()
+    cutoffs = np.arange(371, 393)
+    for name in ODD:
+        windows = WindowIndex(np.full(len(cutoffs), names.index(name)), cutoffs)
+        found = predict(tuned.artifact, panel.panel, windows)
+        assert found.is_tuned.all()
+        actual = future_values(panel.panel, windows, 7)
+        before, after = (np.abs(q[..., 4] - actual).mean() for q in (found.base, found.tuned))
+        assert after < 0.9 * before
+    assert tuned.summary["uplift"] > 0
+    report = tuned.decisions.filter(pl.col("series_id").is_in(ODD))
+    assert (report["report_tuned_loss"] < report["report_base_loss"]).all()
+
+
+def test_every_series_has_one_decision_with_its_reason(tuned: FinetuneResult, panel: Loaded) -> None:
+    decisions = tuned.decisions
+    assert decisions["series_id"].to_list() == panel.panel.series_id.tolist()
+    reason = dict(decisions.select("series_id", "reason").iter_rows())
+    assert {reason[name] for name in ODD} == {TUNED}
+    assert NO_GAIN in {reason[f"s{i}"] for i in range(16)}
+    assert reason["flat"] == CONSTANT
+    assert reason["short"] == TOO_SHORT
+    assert set(reason.values()) == {TUNED, NO_GAIN, CONSTANT, TOO_SHORT}
+    assert tuned.artifact.bank is not None
+    assert tuned.artifact.bank.series_id == [name for name, why in reason.items() if why == TUNED]
+    chosen = decisions["reason"] == TUNED
+    assert decisions["blend"].to_list() == [SETTINGS.blend if c else 0.0 for c in chosen]
+    assert (decisions.filter(chosen)["gain"] >= SETTINGS.min_gain).all()
+    assert set(decisions["penalty"].drop_nulls()) <= set(PENALTIES)
+    assert decisions.filter(series_id="short").select("base_loss", "gain", "penalty").row(0) == (None, None, None)
+    gain = 1 - decisions["tuned_loss"] / decisions["base_loss"]
+    with_loss = (decisions["base_loss"] > 0).fill_null(value=False)
+    np.testing.assert_allclose(gain.filter(with_loss), decisions["gain"].filter(with_loss), atol=1e-6)
+
+
+def test_the_summary_counts_the_decisions(tuned: FinetuneResult) -> None:
+    counted = dict(tuned.decisions.group_by("reason").len().iter_rows())
+    assert tuned.summary["series"] == 20
+    assert tuned.summary["series_tuned"] == counted[TUNED]
+    assert tuned.summary["series_too_short"] == 1
+    judged = tuned.decisions.filter(pl.col("report_base_loss") > 0)
+    total = [judged[f"report_{name}_loss"].sum() for name in ("base", "tuned")]
+    assert tuned.summary["uplift"] == pytest.approx(1 - total[1] / total[0])
+
+
+def test_the_base_is_the_same_bit_by_bit(base: FitResult, tuned: FinetuneResult, panel: Loaded) -> None:
+    assert tuned.artifact.base().digest() == base.artifact.digest() == tuned.artifact.parent_digest
+    assert tuned.artifact.kind == "fine_tuned"
+    rows = np.arange(panel.panel.n_series)
+    windows = WindowIndex(rows, np.full(len(rows), 60))
+    before, after = (predict(artifact, panel.panel, windows) for artifact in (base.artifact, tuned.artifact))
+    np.testing.assert_array_equal(before.tuned, after.base)
+    np.testing.assert_array_equal(after.tuned[~after.is_tuned], after.base[~after.is_tuned])
+    names = {name for name, is_tuned in zip(panel.panel.series_id, after.is_tuned, strict=True) if is_tuned}
+    made = forecast(tuned.artifact, panel.panel).frame
+    assert set(made.filter(source="fine_tuned")["series_id"]) == names
+    assert set(made["source"]) == {"fine_tuned", "pretrained"}
+
+
+def test_series_together_are_tuned_as_each_alone(
+    base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load, panel: Loaded
+) -> None:
+    assert tuned.artifact.bank is not None
+    for name in (*ODD, "s0", "s9"):
+        alone = finetune(base.artifact, loaded(table({name: series()[name]}), 7, calendar=False).panel, SETTINGS)
+        ours = tuned.decisions.filter(series_id=name)
+        for column in ("base_loss", "tuned_loss", "gain", "report_base_loss", "report_tuned_loss"):
+            assert alone.decisions[column][0] == pytest.approx(ours[column][0], rel=1e-4, abs=1e-5), column
+        assert alone.decisions["reason"][0] == ours["reason"][0]
+        assert alone.decisions["penalty"][0] == ours["penalty"][0]
+        if name in tuned.artifact.bank.series_id:
+            assert alone.artifact.bank is not None
+            weight = tuned.artifact.bank.weight[tuned.artifact.bank.series_id.index(name)]
+            torch.testing.assert_close(alone.artifact.bank.weight[0], weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_series_is_tuned_as_in_a_ridge_regression_by_hand(
+    base: FitResult, tuned: FinetuneResult, panel: Loaded
+) -> None:
+    # What was kept, on the 200 latest origins whose targets are all usable, refitted here in float64.
+    from forecast.models.bank import head_features
+    from forecast.models.batch import PanelTensors
+    from forecast.models.recurrent import loss_weights, targets
+
+    network, name = base.artifact.network, ODD[0]
+    row = panel.panel.series_id.tolist().index(name)
+    last = 399 - 28 - 7
+    tensors = PanelTensors(panel.panel)
+    features, residuals = [], []
+    with torch.inference_mode():
+        # The encoder's memory begins with the window, as in the library: a span of origins each.
+        origins = torch.arange(7)
+        for first in range(last + 7 - 7 * 40 + 1, last + 8, 7):
+            at = torch.tensor([first])
+            batch = tensors.gather(torch.tensor([row]), at, torch.tensor([372]), context=7, span=7, horizon=7)
+            output = network(batch, origins)
+            target, observed = targets(batch, output.frame, origins, network.shape)
+            weight = loss_weights(target, observed, output.frame)
+            root = weight.amax(-1, keepdim=True).sqrt()
+            residual = (target - output.quantiles[..., 4]) * (weight > 0) * root
+            features.append((head_features(output, network.shape) * root)[0])
+            residuals.append(residual[0])
+    z, y = (torch.cat(part).double().numpy() for part in (features, residuals))
+    steps = np.arange(last + 7 - 7 * 40 + 1, last + 8)
+    kept = (steps <= last) & (steps > last - 200)
+    assert kept.sum() == 200
+    z, y = z[kept], y[kept]
+    penalty = tuned.decisions.filter(series_id=name)["penalty"][0]
+    expected = SETTINGS.blend * np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y)
+    assert tuned.artifact.bank is not None
+    found = tuned.artifact.bank.weight[tuned.artifact.bank.series_id.index(name)]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_minimum_gain_of_one_tunes_nothing_and_changes_nothing(base: FitResult, panel: Loaded) -> None:
+    settings = SETTINGS.model_copy(update={"min_gain": 1.0})
+    result = finetune(base.artifact, panel.panel, settings)
+    assert set(result.decisions["reason"]) == {NO_GAIN, CONSTANT, TOO_SHORT}
+    assert result.summary["series_tuned"] == 0
+    assert result.summary["uplift"] == 0.0
+    made = [forecast(artifact, panel.panel).frame for artifact in (base.artifact, result.artifact)]
+    assert made[0].equals(made[1])
+
+
+def test_the_holdout_is_not_touched(base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load) -> None:
+    changed = {name: values.copy() for name, values in series().items()}
+    for values in changed.values():
+        values[-28:] += np.arange(28)
+    other = finetune(base.artifact, loaded(table(changed, late={"short": 325}), 7, calendar=False).panel, SETTINGS)
+    assert other.artifact.digest() == tuned.artifact.digest()
+    assert other.decisions.equals(tuned.decisions)
+
+
+def test_the_gate_never_sees_the_report_windows(
+    base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load
+) -> None:
+    changed = {name: values.copy() for name, values in series().items()}
+    for values in changed.values():
+        values[-28 - 14 : -28] += 5
+    other = finetune(base.artifact, loaded(table(changed, late={"short": 325}), 7, calendar=False).panel, SETTINGS)
+    columns = ["series_id", "base_loss", "tuned_loss", "gain", "penalty", "blend", "reason"]
+    kept = pl.col("series_id") != "flat"
+    assert other.decisions.filter(kept).select(columns).equals(tuned.decisions.filter(kept).select(columns))
+    assert not other.decisions["report_base_loss"].equals(tuned.decisions["report_base_loss"])
+
+
+def test_a_fine_tuned_model_is_not_tuned_again(tuned: FinetuneResult, panel: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"fine-tuned already; fine-tune its pretrained parent"):
+        finetune(tuned.artifact, panel.panel, SETTINGS)
+
+
+def test_a_panel_without_a_series_long_enough_is_refused(base: FitResult, table: Table, loaded: Load) -> None:
+    found = loaded(table({"a": np.random.default_rng(0).normal(size=50)}), 7, calendar=False)
+    with pytest.raises(DataError, match=r"the longest of 1 has 50 usable steps, .* need 56"):
+        finetune(base.artifact, found.panel, SETTINGS)
+
+
+def test_gaps_and_a_short_history_are_no_trouble(base: FitResult, table: Table, loaded: Load) -> None:
+    rng = np.random.default_rng(1)
+    gappy = np.where(rng.random(400) < 0.5, np.nan, rng.normal(size=400))
+    lately = np.append(np.full(330, np.nan), rng.normal(size=70))
+    gappy[0] = gappy[-1] = lately[0] = 1.0
+    found = loaded(table({"gappy": gappy, "lately": lately}), 7, calendar=False)
+    result = finetune(base.artifact, found.panel, SETTINGS.model_copy(update={"min_gain": 0.0}))
+    losses = result.decisions.select("base_loss", "tuned_loss", "gain").to_numpy()
+    assert np.isfinite(losses).all()
+    assert math.isfinite(result.summary["uplift"])
+    assert np.isfinite(forecast(result.artifact, found.panel).frame.select("q10", "mean", "q90").to_numpy()).all()
+
+
+def test_a_model_with_segments_is_tuned_too(
+    train: Callable[..., FitResult], panel: Loaded, tuned: FinetuneResult
+) -> None:
+    model = train(panel, context=7, model={"segment_length": 7}).artifact
+    result = finetune(model, panel.panel, SETTINGS)
+    reason = dict(result.decisions.select("series_id", "reason").iter_rows())
+    assert {reason[name] for name in ODD} == {TUNED}
+    assert result.summary["uplift"] > 0

@@ -1,0 +1,218 @@
+"""Training on tiny panels: what it keeps, and what it must not touch."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from forecast.artifact import Artifact
+from forecast.data.load import Loaded
+from forecast.data.windows import held_out_windows, usable_lengths
+from forecast.errors import ConfigError, DataError
+from forecast.fit import FitResult, default_context
+from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.predict import predict
+
+Train, Load = Callable[..., FitResult], Callable[..., Loaded]
+Table, Weekly = Callable[..., pl.DataFrame], Callable[..., dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def plain(table: Table, loaded: Load, weekly: Weekly) -> Loaded:
+    return loaded(table(weekly(8, 140, seed=3)), 7)
+
+
+@pytest.fixture(scope="module")
+def closed_form(train: Train, plain: Loaded) -> FitResult:
+    return train(plain)
+
+
+def state(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return artifact.network.state_dict()
+
+
+def validation_errors(artifact: Artifact, found: Loaded) -> tuple[float, float]:
+    """Mean absolute scaled error on the held-out validation windows, of the model and of seasonal naive."""
+    panel = found.panel
+    usable = usable_lengths(panel, artifact.trained_until)
+    windows, _ = held_out_windows(usable, horizon=7, n_windows=4)
+    median = predict(artifact, panel, windows).base[..., 4]
+    naive = seasonal_naive(panel, windows, horizon=7, season=7, levels=(0.5,))[..., 0]
+    actual, (scale, _) = future_values(panel, windows, 7), seasonal_naive_errors(panel, windows, 7)
+    model, baseline = (np.nanmean(np.abs(actual - made) / scale[:, None]) for made in (median, naive))
+    return float(model), float(baseline)
+
+
+def test_the_closed_form_beats_seasonal_naive_on_validation(closed_form: FitResult, plain: Loaded) -> None:
+    model, naive = validation_errors(closed_form.artifact, plain)
+    assert model < 0.95 * naive
+
+
+def test_the_closed_form_equals_seasonal_naive_where_that_is_perfect(train: Train, table: Table, loaded: Load) -> None:
+    rng = np.random.default_rng(0)
+    found = loaded(table({f"s{i}": np.tile(rng.normal(10, 3, 7), 20) for i in range(4)}), 7)
+    windows, _ = held_out_windows(found.panel.lengths, horizon=7, n_windows=4)
+    median = predict(train(found).artifact, found.panel, windows).base[..., 4]
+    np.testing.assert_allclose(median, future_values(found.panel, windows, 7), atol=0.05)
+
+
+def test_without_steps_the_closed_form_is_kept(closed_form: FitResult) -> None:
+    assert not closed_form.artifact.network.output.weight.any()
+    assert closed_form.summary["steps"] == closed_form.summary["best_step"] == 0
+    assert [step for step, _ in closed_form.curve] == [0]
+
+
+@pytest.mark.parametrize("learning_rate", [5e-3, 10.0])
+def test_a_trained_model_is_never_worse_than_the_closed_form(
+    train: Train, plain: Loaded, closed_form: FitResult, learning_rate: float
+) -> None:
+    result = train(plain, max_steps=15, learning_rate=learning_rate)
+    loss = result.summary["val/loss"]
+    assert isinstance(loss, float)
+    assert result.summary["val/loss_closed_form"] == closed_form.summary["val/loss_closed_form"]
+    assert loss <= float(closed_form.summary["val/loss"])
+    assert loss <= min(values["val/loss"] for _, values in result.curve if "val/loss" in values)
+    if result.summary["best_step"] == 0:
+        for name, values in state(closed_form.artifact).items():
+            assert torch.equal(values, state(result.artifact)[name]), name
+    else:
+        assert result.artifact.network.output.weight.any()
+
+
+def test_training_lowers_the_loss_where_there_is_something_to_learn(train: Train, table: Table, loaded: Load) -> None:
+    # A known covariate moves the target: the linear skip can't see it, the network can.
+    rng = np.random.default_rng(0)
+    promo = {f"s{i}": rng.integers(0, 2, 140).astype(float) for i in range(8)}
+    series = {name: 20 + 5 * flags + 0.3 * rng.normal(size=140) for name, flags in promo.items()}
+    found = loaded(table(series, promo=promo), 7, known_covariates=["promo"], calendar=False)
+    result = train(found, max_steps=80, batch_size=16, learning_rate=2e-2, validation_every=20, ema_decay=0.9)
+    closed, trained = result.summary["val/loss_closed_form"], result.summary["val/loss"]
+    assert isinstance(trained, float)
+    assert isinstance(closed, float)
+    assert trained < 0.6 * closed
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_the_same_seed_gives_the_same_weights_bit_by_bit(train: Train, weekly_loaded: Loaded, cell: str) -> None:
+    first, second = (
+        train(weekly_loaded, max_steps=6, validation_every=3, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
+    )
+    assert first.artifact.digest() == second.artifact.digest()
+    assert first.curve == second.curve
+    for name, values in state(first.artifact).items():
+        assert torch.equal(values, state(second.artifact)[name]), name
+
+
+def test_another_seed_gives_other_weights(train: Train, weekly_loaded: Loaded) -> None:
+    first, second = (train(weekly_loaded, max_steps=3, seed=seed).artifact.network.summary.weight for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_the_holdout_is_not_touched(train: Train, weekly_loaded: Loaded) -> None:
+    settings = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
+    trained = train(weekly_loaded, **settings)
+    assert isinstance(trained.summary["best_step"], int)
+    assert trained.summary["best_step"] > 0
+    panel = weekly_loaded.panel
+    steps = np.arange(len(panel.target)) - np.repeat(panel.offsets[:-1], panel.lengths)
+    index = steps + np.repeat(panel.start, panel.lengths)
+    held = index > trained.artifact.trained_until
+    assert trained.artifact.trained_until == index.max() - 28
+    changed = dataclasses.replace(
+        weekly_loaded,
+        panel=dataclasses.replace(
+            panel,
+            target=np.where(held, np.float32(1e4) - panel.target, panel.target),
+            past=np.where(held, np.float32(1e4), panel.past),
+        ),
+    )
+    assert train(changed, **settings).artifact.digest() == trained.artifact.digest()
+    # The validation windows only choose; the step before them is fitted on.
+    inside = index == trained.artifact.trained_until - 28
+    target = np.where(inside, panel.target + 1, panel.target)
+    seen = dataclasses.replace(weekly_loaded, panel=dataclasses.replace(panel, target=target))
+    assert train(seen, **settings).artifact.digest() != trained.artifact.digest()
+
+
+def test_the_artifact_says_what_it_was_trained_on(trained: FitResult, weekly_loaded: Loaded) -> None:
+    artifact = trained.artifact
+    assert artifact.kind == "pretrained"
+    assert artifact.data == weekly_loaded.data
+    assert artifact.grid == weekly_loaded.panel.grid
+    assert artifact.categories == {"city": ("oslo", "rome")}
+    assert (artifact.window.context_length, artifact.window.horizon) == (28, 7)
+    assert not artifact.network.training
+
+
+def test_covariates_are_standardised_on_what_training_may_see(trained: FitResult, weekly_loaded: Loaded) -> None:
+    panel, network = weekly_loaded.panel, trained.artifact.network
+    usable = usable_lengths(panel, trained.artifact.trained_until)
+    _, limits = held_out_windows(usable, horizon=7, n_windows=4)
+    seen = np.concatenate([panel.past[0, a : a + n] for a, n in zip(panel.offsets[:-1], limits, strict=True)])
+    assert float(network.covariate_mean[0]) == pytest.approx(float(seen.mean()), abs=1e-5)
+    assert float(network.covariate_scale[0]) == pytest.approx(float(seen.std()), rel=1e-4)
+    ahead = panel.offsets[:-1] + 7 * np.arange(panel.n_series)
+    known = np.concatenate([panel.known[0, a : a + n] for a, n in zip(ahead, limits, strict=True)])
+    assert float(network.covariate_mean[1]) == pytest.approx(float(known.mean()), abs=1e-5)
+    assert float(network.covariate_mean[2]) == pytest.approx(3.5)
+
+
+def test_default_context_is_two_seasons_and_at_least_twice_the_horizon() -> None:
+    assert [default_context(s, h) for s, h in ((24, 24), (7, 28), (1, 3), (12, 12))] == [48, 56, 32, 32]
+
+
+def test_progress_ends_at_one(train: Train, plain: Loaded) -> None:
+    # Through the library call, as `train` does not pass it on.
+    from forecast.config import FitConfig, ModelConfig, WindowConfig
+    from forecast.fit import fit
+
+    told: list[float] = []
+    fit(
+        plain.panel,
+        data=plain.data,
+        categories={},
+        window=WindowConfig(context_length=28, horizon=7),
+        model=ModelConfig(hidden_size=4),
+        fit=FitConfig(max_steps=10, batch_size=4, origins=4, validation_every=5, accelerator="cpu"),
+        progress=lambda done, _: told.append(done),
+    )
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+# --- refusals
+
+
+def test_nothing_to_train_on_says_how_much_is_needed(train: Train, table: Table, loaded: Load) -> None:
+    found = loaded(table({"a": np.arange(40.0), "b": np.arange(30.0)}), 7)
+    with pytest.raises(DataError, match=r"the longest of 2 has 40 steps, .* need 43; lower window.horizon"):
+        train(found)
+    assert train(loaded(table({"a": np.random.default_rng(0).normal(size=43)}), 7)).artifact.trained_until > 0
+
+
+def test_constant_series_alone_can_be_trained_on(train: Train, table: Table, loaded: Load) -> None:
+    found = loaded(table({"a": np.full(80, 3.0), "b": np.zeros(80)}), 7)
+    artifact = train(found, max_steps=2).artifact
+    windows, _ = held_out_windows(found.panel.lengths, horizon=7, n_windows=1)
+    made = predict(artifact, found.panel, windows).base
+    assert (made[0] == 3.0).all()
+    assert (made[1] == 0.0).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(train: Train, plain: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"fit.accelerator: gpu asked for"):
+        train(plain, accelerator="gpu")
+
+
+def test_half_precision_on_a_cpu_is_refused(train: Train, plain: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"fit.precision: bf16-mixed .* set fit.precision=32-true"):
+        train(plain, precision="bf16-mixed")
+
+
+def test_a_segment_that_does_not_divide_the_context_is_refused(train: Train, plain: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"5 does not divide window.context_length \(28\)"):
+        train(plain, model={"segment_length": 5})

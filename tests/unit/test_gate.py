@@ -1,0 +1,133 @@
+"""The two gates, on hand-made losses."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from forecast.config import FinetuneSettings
+from forecast.errors import GateRefused
+from forecast.gate import Verdict, choose, compare
+
+SETTINGS = FinetuneSettings(min_gain=0.1, min_windows_better=0.75)
+BASE = np.full((1, 4), 1.0)
+
+
+def one(*candidates: list[float]) -> np.ndarray:
+    """Losses of one series, [1, windows, strengths], from a list of windows per strength."""
+    return np.array(candidates).T[None]
+
+
+def test_the_strength_with_the_least_loss_is_chosen() -> None:
+    found = choose(BASE, one([0.9] * 4, [0.5] * 4, [0.7] * 4), SETTINGS)
+    assert (found.strength[0], found.gain[0], found.chosen[0]) == (1, 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ([0.89, 0.89, 0.89, 0.89], True),
+        ([0.91, 0.91, 0.91, 0.91], False),  # too little
+        ([0.0, 0.0, 1.0, 1.2], False),  # better on half of the windows
+        ([0.5, 0.5, 0.5, 1.2], True),  # better on three of four
+        ([0.9, 0.9, 0.9, 4.0], False),  # worse in sum
+        ([1.0, 1.0, 1.0, 1.0], False),
+    ],
+)
+def test_a_series_leaves_the_base_for_enough_gain_on_enough_windows(losses: list[float], chosen: bool) -> None:
+    found = choose(BASE, one(losses), SETTINGS)
+    assert bool(found.chosen[0]) is chosen
+    assert found.gain[0] == pytest.approx(1 - sum(losses) / 4)
+
+
+def test_a_candidate_that_is_not_finite_is_not_chosen() -> None:
+    found = choose(BASE, one([math.nan, 0.1, 0.1, 0.1], [0.8] * 4, [math.inf, 0.0, 0.0, 0.0]), SETTINGS)
+    assert (found.strength[0], bool(found.chosen[0])) == (1, True)
+    found = choose(BASE, one([math.nan] * 4, [math.inf] * 4), SETTINGS)
+    assert not found.chosen[0]
+
+
+def test_a_base_without_loss_can_not_be_gained_on() -> None:
+    found = choose(np.zeros((1, 4)), one([0.0] * 4, [1.0] * 4), SETTINGS)
+    assert (found.gain[0], bool(found.chosen[0])) == (0.0, False)
+
+
+def test_series_are_decided_one_by_one() -> None:
+    together = np.concatenate([one([0.5] * 4, [0.9] * 4), one([2.0] * 4, [1.0] * 4), one([0.95] * 4, [0.6] * 4)])
+    found = choose(np.ones((3, 4)), together, SETTINGS)
+    assert found.strength.tolist() == [0, 1, 1]
+    assert found.chosen.tolist() == [True, False, True]
+
+
+# --- challenger against champion
+
+
+def scores(model: str, mase: list[float], wql: list[float], cutoffs: int = 1) -> pl.DataFrame:
+    """Scores of one series per number, with |y| summing to 1 in each window."""
+    n = len(mase)
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "series_id": [f"s{i}" for i in range(n)],
+                "cutoff": [cutoff] * n,
+                "model": [model] * n,
+                "mase": mase,
+                "smape": [1.0] * n,
+                "abs_error": [1.0] * n,
+                "pinball": wql,
+                "abs_target": [1.0] * n,
+                "error": [0.0] * n,
+                "covered": [1] * n,
+                "width": [1.0] * n,
+                "n_steps": [1] * n,
+            }
+        )
+        for cutoff in range(cutoffs)
+    )
+
+
+def test_a_better_challenger_is_let_through_with_the_numbers() -> None:
+    both = pl.concat([scores("new", [0.8, 0.9], [0.4, 0.6]), scores("old", [1.0, 1.2], [0.5, 0.7])])
+    verdict = compare(both, "new", "old")
+    assert verdict.mase == pytest.approx((0.85, 1.1))
+    assert verdict.wql == pytest.approx((0.5, 0.6))
+    assert (verdict.incumbent, verdict.n_windows) == ("old", 2)
+    assert verdict.p_value < 0.05
+    assert "MASE 0.8500 against 1.1000" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("mase", "wql", "named"),
+    [([1.1, 1.3], [0.4, 0.6], "worse than old in MASE:"), ([0.8, 0.9], [0.9, 0.9], "worse than old in WQL:")],
+)
+def test_a_challenger_that_is_worse_in_either_is_refused(mase: list[float], wql: list[float], named: str) -> None:
+    both = pl.concat([scores("new", mase, wql), scores("old", [1.0, 1.2], [0.5, 0.7])])
+    with pytest.raises(GateRefused, match=named):
+        compare(both, "new", "old")
+
+
+def test_an_equal_challenger_is_let_through() -> None:
+    both = pl.concat([scores("new", [1.0, 2.0], [0.5, 0.5]), scores("old", [1.0, 2.0], [0.5, 0.5])])
+    verdict = compare(both, "new", "old")
+    assert verdict.mase[0] == verdict.mase[1]
+    assert math.isnan(verdict.p_value)
+
+
+def test_only_windows_of_both_count() -> None:
+    more = scores("new", [0.9, 0.9, 50.0], [0.5] * 3, cutoffs=2)
+    verdict = compare(pl.concat([more, scores("old", [1.0, 1.0], [0.5, 0.5])]), "new", "old")
+    assert (verdict.n_windows, verdict.mase) == (2, pytest.approx((0.9, 1.0)))
+    with pytest.raises(GateRefused, match=r"no backtest window in common"):
+        compare(more, "new", "old")
+
+
+def test_series_without_a_mase_are_judged_by_the_others_or_by_wql_alone() -> None:
+    both = pl.concat([scores("new", [0.9, math.nan], [0.5, 0.5]), scores("old", [1.0, math.nan], [0.5, 0.6])])
+    assert compare(both, "new", "old").mase == pytest.approx((0.9, 1.0))
+    undefined = pl.concat([scores("new", [math.nan] * 2, [0.4, 0.4]), scores("old", [math.nan] * 2, [0.5, 0.5])])
+    verdict = compare(undefined, "new", "old")
+    assert isinstance(verdict, Verdict)
+    assert math.isnan(verdict.mase[0])
+    with pytest.raises(GateRefused, match=r"worse than new in WQL"):
+        compare(undefined, "old", "new")
