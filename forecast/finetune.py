@@ -45,8 +45,10 @@ class FinetuneResult:
 
     artifact: Artifact
     decisions: pl.DataFrame
-    """series_id, base_loss, tuned_loss, gain, penalty, width, blend, reason, report_base_loss, report_tuned_loss; a row per series.
-    A null penalty: no shift, only another width."""
+    """series_id, base_loss, tuned_loss, gain, penalty, width, blend, reason, report_base_loss, report_tuned_loss.
+
+    A row per series. A null penalty: no shift, only another width.
+    """
     summary: dict[str, float | int]
 
 
@@ -77,10 +79,11 @@ def finetune(
 ) -> FinetuneResult:
     """Return the model with a linear map for each series that gains from one.
 
-    For each series, ridge regression of the base's residuals on [1; last season of the window; encoder state], over its last
-    `origins` cutoffs; one eigen-decomposition serves all penalties. The penalty is chosen on `gate_windows` cutoffs whose targets
-    lie behind everything fitted on; the series keeps the base unless it clears the gate. The uplift is reported on the
-    `report_windows` after those, seen by neither. What is kept is then fitted on all origins, and halved or so (`blend`).
+    For each series, ridge regression of the base's residuals on [1; last season of the window; encoder state], over its
+    last `origins` cutoffs; one eigen-decomposition serves all penalties. The penalty is chosen on `gate_windows`
+    cutoffs whose targets lie behind everything fitted on; the series keeps the base unless it clears the gate. The
+    uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on all origins,
+    and halved or so (`blend`).
 
     Raises ConfigError if the model is fine-tuned already, DataError if its frequency is another than the panel's.
     """
@@ -96,9 +99,9 @@ def finetune(
     eligible = np.flatnonzero(long_enough)
     if not len(eligible):
         raise DataError(
-            f"no series is long enough to fine-tune: the longest of {panel.n_series:,} has {int(usable.max()):,} usable steps, and "
-            f"{n_windows} held-out windows of {horizon} steps need {(n_windows + 2) * horizon:,}; lower finetune.gate_windows or "
-            "finetune.report_windows"
+            f"no series is long enough to fine-tune: the longest of {panel.n_series:,} has {int(usable.max()):,} "
+            f"usable steps, and {n_windows} held-out windows of {horizon} steps need {(n_windows + 2) * horizon:,}; "
+            "lower finetune.gate_windows or finetune.report_windows"
         )
     n_origins = settings.origins + (n_windows + 1) * horizon
     network = artifact.network.to(device)
@@ -130,7 +133,12 @@ def _feature_count(network: RecurrentForecaster) -> int:
 
 @torch.inference_mode()
 def _tune_group(
-    network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, settings: FinetuneSettings
+    network: RecurrentForecaster,
+    data: PanelTensors,
+    series: IntArray,
+    usable: IntArray,
+    n_origins: int,
+    settings: FinetuneSettings,
 ) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
     horizon, levels = network.shape.horizon, network.head.levels
     n_windows = settings.gate_windows + settings.report_windows
@@ -220,7 +228,10 @@ def _run(
             picked = (output.quantiles[here, local], features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
     features, residual = (
-        torch.cat(part).unflatten(0, (len(series), chunks, segment)).transpose(2, 3).flatten(1, 3)[:, total - n_origins :]
+        torch.cat(part)
+        .unflatten(0, (len(series), chunks, segment))
+        .transpose(2, 3)
+        .flatten(1, 3)[:, total - n_origins :]
         for part in zip(*parts, strict=True)
     )
     at_row, at_window, *values = (torch.cat(column) for column in zip(*kept, strict=True))
@@ -229,7 +240,7 @@ def _run(
 
 
 def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eigenvalues, eigenvectors and projected right-hand side of the normal equations over origins up to `last`."""
+    """Return eigenvalues, eigenvectors and projected right-hand side of the normal equations, origins up to `last`."""
     part = slice(max(last - count + 1, 0), last + 1)
     features, residual = known.features[:, part].double(), known.residual[:, part].double()
     values, vectors = torch.linalg.eigh(features.mT @ features)
@@ -245,7 +256,9 @@ def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSet
     known = pl.DataFrame(
         {
             SERIES_ID: panel.series_id[table["series"]].tolist(),
-            **{name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty", "width")},
+            **{
+                name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty", "width")
+            },
             "blend": np.where(table["chosen"], settings.blend, 0.0),
             REASON: table[REASON].tolist(),
             **{name: table[name].astype(np.float64) for name in ("report_base_loss", "report_tuned_loss")},

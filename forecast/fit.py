@@ -19,7 +19,15 @@ from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, 
 from forecast.errors import ConfigError, DataError
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import empirical_quantiles
-from forecast.models.module import Budget, ForecastModule, KeepBest, TrainingWindows, held_out_error, validation_batches, window_sizes
+from forecast.models.module import (
+    Budget,
+    ForecastModule,
+    KeepBest,
+    TrainingWindows,
+    held_out_error,
+    validation_batches,
+    window_sizes,
+)
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
 from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
@@ -32,7 +40,8 @@ _SKIP_CHECKS = 4_000
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
-# Changes of the median, in units of spread, that may be too small to be worth making; the last one keeps the skip's median.
+# Changes of the median, in units of spread, that may be too small to be worth making; the last one keeps the skip's
+# median.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 
 Progress = Callable[[float, str], None]
@@ -66,8 +75,9 @@ def fit(
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
-    The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows` horizons of
-    each series stop the training and choose the skip; the closed-form solution is kept if no network validates better.
+    The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
+    horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
+    validates better.
 
     Raises DataError if nothing is left to train on, ConfigError if the accelerator is not there.
     """
@@ -129,7 +139,10 @@ def fit(
         "steps": steps,
         "seconds_closed_form": solved - begun,
         "seconds_training": trained - solved,
-        "windows_per_second": steps * fit.batch_size * min(fit.origins, shape.origins(context)) / max(trained - solved, 1e-9),
+        "windows_per_second": steps
+        * fit.batch_size
+        * min(fit.origins, shape.origins(context))
+        / max(trained - solved, 1e-9),
         "parameters": sum(p.numel() for p in network.parameters()),
         "validation_windows": len(validation),
         **choice,
@@ -144,7 +157,9 @@ def _device(config: FitConfig) -> torch.device:
         raise ConfigError("fit.accelerator: gpu asked for, but torch finds none here; set fit.accelerator=cpu or auto")
     device = torch.device("cuda" if there and config.accelerator != "cpu" else "cpu")
     if config.precision == "bf16-mixed" and device.type == "cpu":
-        raise ConfigError("fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true")
+        raise ConfigError(
+            "fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true"
+        )
     return device
 
 
@@ -155,7 +170,9 @@ def _segment_length(model: ModelConfig, panel: Panel, context: int) -> int:
         day = frequency.season_length if frequency.sub_daily else 1
         return day if context % day == 0 else 1
     if context % model.segment_length:
-        raise ConfigError(f"model.segment_length: {model.segment_length} does not divide window.context_length ({context})")
+        raise ConfigError(
+            f"model.segment_length: {model.segment_length} does not divide window.context_length ({context})"
+        )
     return model.segment_length
 
 
@@ -165,9 +182,9 @@ def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConf
         longest = int(panel.lengths.max())
         needed = (fit.holdout_windows + 2) * window.horizon + 1
         raise DataError(
-            f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} steps, and "
-            f"{fit.holdout_windows} held-out windows, one validation window and one of history need {needed:,}; lower window.horizon "
-            "or fit.holdout_windows"
+            f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} "
+            f"steps, and {fit.holdout_windows} held-out windows, one validation window and one of history need "
+            f"{needed:,}; lower window.horizon or fit.holdout_windows"
         )
 
 
@@ -193,7 +210,9 @@ def _closed_form(
         checked = _samples(network, tensors, checks, None)
         priors = {"anchor": torch.zeros_like(network.skip)}
         if 1 < shape.season_length <= shape.context_length:
-            priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(network.skip)
+            priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
+                network.skip
+            )
         for name, prior in priors.items():
             labels = ["prior", *(f"{penalty:g}" for penalty in PENALTIES)]
             solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
@@ -225,7 +244,9 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         weight = loss_weights(target, observed, frame)
         # Constant windows, and those without any observed target, have nothing to say.
         told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-        parts.append((frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1), frame.spread[told, 0]))
+        parts.append(
+            (frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1), frame.spread[told, 0])
+        )
         divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
     if limit is not None and divisors:
         logs = torch.cat(divisors).log()
@@ -246,7 +267,9 @@ def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -
     steps = np.arange(len(panel.target)) - np.repeat(panel.offsets[:-1], panel.lengths)
     seen = steps < np.repeat(limits, panel.lengths)
     held = np.repeat(panel.lengths + panel.horizon, 1)
-    ahead = np.arange(panel.known.shape[1]) - np.repeat(panel.offsets[:-1] + panel.horizon * np.arange(panel.n_series), held)
+    ahead = np.arange(panel.known.shape[1]) - np.repeat(
+        panel.offsets[:-1] + panel.horizon * np.arange(panel.n_series), held
+    )
     columns = [values[seen] for values in panel.past]
     columns += [values[ahead < np.repeat(limits, held)] for values in panel.known]
     columns += list(panel.static_numbers.T)
@@ -258,7 +281,7 @@ def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -
 
 
 def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:
-    """Set the threshold below which the network leaves the median of the linear skip alone to the one that validates best.
+    """Set the threshold, below which the network leaves the skip's median alone, to the one that validates best.
 
     Where most steps repeat the last season exactly, many small corrections cost more than they gain. Returns the loss.
     """
@@ -280,7 +303,10 @@ def _widen(network: RecurrentForecaster) -> None:
 
 def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
     with torch.inference_mode():
-        parts = [held_out_error(network, data, tuple(i.to(data.device) for i in indices)) for indices in validation_batches(windows)]
+        parts = [
+            held_out_error(network, data, tuple(i.to(data.device) for i in indices))
+            for indices in validation_batches(windows)
+        ]
     return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)
 
 
@@ -316,7 +342,9 @@ def _train(
     )
     sampler = OriginSampler(limits, span=span)
     candidates = np.arange(0, span, network.shape.segment_length)
-    stream = TrainingWindows(sampler, batch_size=config.batch_size, candidates=candidates, origins=config.origins, seed=config.seed)
+    stream = TrainingWindows(
+        sampler, batch_size=config.batch_size, candidates=candidates, origins=config.origins, seed=config.seed
+    )
     # The keeper goes first: it must see the averaged weights before they are swapped back.
     averaging = [WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay))] if config.ema_decay else []
     trainer = lightning.Trainer(

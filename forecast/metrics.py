@@ -62,8 +62,8 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
     """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value yet.
 
     One season back is the same time on the local clock. A missing value of the last season is taken from the season
-    before (up to SEASONS_BACK), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead), sigma the
-    root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
+    before (up to SEASONS_BACK), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead),
+    sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
     """
     ahead = np.arange(1, horizon + 1)
     seasons_ahead = -(-ahead // season)

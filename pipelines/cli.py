@@ -31,7 +31,8 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code: that of the error (`forecast.errors`), 130 on an interrupt."""
-    # Threads that wait by spinning slow each other down many times where the cores are shared. Read when torch is imported.
+    # Threads that wait by spinning slow each other down many times where the cores are shared. Read when torch is
+    # imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:

@@ -1,4 +1,4 @@
-"""`forecast demo [OUT] [KEY=VALUE ...]`: the whole job on real data, from the table to scored forecasts and a report."""
+"""`forecast demo [OUT] [KEY=VALUE ...]`: the whole job on real data, from the table to forecasts and a report."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
 
-Train, fine-tune, backtest, promote and score on hourly departures from New York's airports, below OUT (demo when not given).
+Train, fine-tune, backtest, promote and score on hourly departures from New York's airports, below OUT (demo when not
+given).
 KEY=VALUE are settings of `forecast train`. Needs the demo extra: pip install 'gatecast[demo]'."""
 
 
@@ -81,22 +82,39 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
             decision = f"not promoted: {refused}"
         print(decision)
     with clock("score"):
-        scored = load(ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)]))
+        scored = load(
+            ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)])
+        )
         version, line, output = score.run(scored)
         print(f"{version}: {line}")
     made = pl.read_parquet(output.forecasts)
     with clock("report"), console.stage("report") as stage:
         page = folder / "report.html"
         summary = held_out(result.scores)
-        _report(page, panel, result.forecasts, result.scores, summary, made, decisions, pl.read_parquet(output.rejects), output.content, clock)
+        _report(
+            page,
+            panel,
+            result.forecasts,
+            result.scores,
+            summary,
+            made,
+            decisions,
+            pl.read_parquet(output.rejects),
+            output.content,
+            clock,
+        )
         stage.note(page=page)
     console.table(summary, "Held-out last week, and all held-out weeks: MASE and WQL, less is better")
     content = output.content
-    console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [round(s, 1) for s in clock.seconds.values()]}))
+    console.table(
+        pl.DataFrame({"stage": list(clock.seconds), "seconds": [round(s, 1) for s in clock.seconds.values()]})
+    )
     print(
-        f"{content['rows']['in']:,} rows, {content['series']['in']:,} series = {content['series']['forecast']:,} forecast + "
+        f"{content['rows']['in']:,} rows, "
+        f"{content['series']['in']:,} series = {content['series']['forecast']:,} forecast + "
         f"{content['series']['rejected']:,} rejected, {sum(content['rejects'].values()):,} rejects, "
-        f"{sum(clock.seconds.values()):.0f} s\n{decision}\nreport: {page}\nruns and models: forecast ui registry.tracking_uri={uri}"
+        f"{sum(clock.seconds.values()):.0f} s\n{decision}\n"
+        f"report: {page}\nruns and models: forecast ui registry.tracking_uri={uri}"
     )
 
 
@@ -117,7 +135,9 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     from forecast.metrics import MODEL, summarise
     from forecast.names import CUTOFF
 
-    last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(MODEL, mase_last="mase", wql_last="wql")
+    last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
+        MODEL, mase_last="mase", wql_last="wql"
+    )
     every = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
     return last.join(every, on=MODEL, maintain_order="left")
 

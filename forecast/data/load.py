@@ -104,7 +104,9 @@ def load_panel(
         target=steps.target,
         past=steps.past,
         known=steps.known,
-        calendar=calendar_features(grid, first, last)[1] if data.calendar else np.empty((0, last - first + 1), dtype=np.float32),
+        calendar=calendar_features(grid, first, last)[1]
+        if data.calendar
+        else np.empty((0, last - first + 1), dtype=np.float32),
         calendar_start=first,
         clock_shift=clock_shift(grid, first, last),
         horizon=horizon,

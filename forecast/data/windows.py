@@ -1,4 +1,4 @@
-"""Windows as indices: which series, and the last step a forecast may see. NumPy only; tensors are gathered elsewhere."""
+"""Windows as indices: which series, and the last step a forecast may see. NumPy only; gathering is done elsewhere."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ class WindowIndex:
     series: IntArray
     """[n], row of the panel."""
     cutoff: IntArray
-    """[n], last visible step, counted from the start of the series; may lie beyond its end (the steps between are a gap)."""
+    """[n], last visible step, counted from the start of the series; may lie beyond its end (the steps between are a
+    gap)."""
 
     def __len__(self) -> int:
         return len(self.series)
@@ -44,8 +45,8 @@ def windows_at_ends(panel: Panel) -> WindowIndex:
 def held_out_windows(lengths: IntArray, *, horizon: int, n_windows: int) -> tuple[WindowIndex, IntArray]:
     """Return the latest windows with a full horizon, and what is left before their targets, [S].
 
-    Cutoffs are one horizon apart, oldest first within a series. A series keeps at least one horizon of history before its first
-    window, so short ones give fewer windows or none.
+    Cutoffs are one horizon apart, oldest first within a series. A series keeps at least one horizon of history before
+    its first window, so short ones give fewer windows or none.
 
         | o o o o o o x x x | - - - |        o history   x, - targets of two windows, horizon 3
     """
@@ -60,8 +61,8 @@ def held_out_windows(lengths: IntArray, *, horizon: int, n_windows: int) -> tupl
 class OriginSampler:
     """Draws training windows: every series is as likely as any other, and every stretch of it as likely as any other.
 
-    A window has `span` consecutive origins; the loss is taken at some of them. Origins before the first observation, and targets
-    from `limits` on, are masked later. Series with fewer than two usable steps are never drawn.
+    A window has `span` consecutive origins; the loss is taken at some of them. Origins before the first observation,
+    and targets from `limits` on, are masked later. Series with fewer than two usable steps are never drawn.
     """
 
     def __init__(self, limits: IntArray, *, span: int) -> None:

@@ -13,8 +13,11 @@ _WINDOW_FEATURES = 168
 
 
 class HeadBank:
-    """For each series a linear map from [1; last season of the window; encoder state] to a shift of the forecast, and the width of
-    its quantiles: by how much they are stretched around the median."""
+    """What is changed for each series: a shift of the forecast, and the width of its quantiles.
+
+    The shift is a linear map of [1; last season of the window; encoder state]; the width is by how much the quantiles
+    are stretched around the median.
+    """
 
     def __init__(
         self, series_id: Sequence[str], weight: Float[Tensor, "series feature horizon"], width: Float[Tensor, " series"]
@@ -35,7 +38,7 @@ class HeadBank:
         features: Float[Tensor, "batch feature"],
         rows: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch horizon quantile"]:
-        """Return the quantiles of each series with its changes, in units of the window's scale; as they are for row -1."""
+        """Return the quantiles with the changes of each series, in units of scale; as they are for row -1."""
         known = torch.nonzero(rows >= 0).flatten()
         result = quantiles.clone()
         chosen = rows[known].to(self.weight.device)
@@ -55,7 +58,10 @@ class HeadBank:
 
 
 def changed(
-    quantiles: Float[Tensor, "*axes quantile"], median: int, shift: Float[Tensor, "*axes"], width: Float[Tensor, "*axes"]
+    quantiles: Float[Tensor, "*axes quantile"],
+    median: int,
+    shift: Float[Tensor, "*axes"],
+    width: Float[Tensor, "*axes"],
 ) -> Float[Tensor, "*axes quantile"]:
     """Return the quantiles stretched around their median by `width` and moved by `shift`."""
     middle = quantiles[..., median, None]

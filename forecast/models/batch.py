@@ -91,8 +91,9 @@ class PanelTensors:
     def _steps(self, series: Tensor, first_origin: Tensor, begin: int, time: int) -> tuple[Tensor, Tensor]:
         """Return the step of the series at each position of the windows, and whether there is one, both [batch, time].
 
-        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day whatever clocks did
-        in between: the hour that a clock skips has no step, and of one that it repeats only one step is taken.
+        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day whatever
+        clocks did in between: the hour that a clock skips has no step, and of one that it repeats only one step is
+        taken.
         """
         position = torch.arange(begin, begin + time, device=self.device)
         step = first_origin[:, None] + position
@@ -107,8 +108,10 @@ class PanelTensors:
         assert self.clock_shift is not None
         return self.clock_shift[column.clamp(0, len(self.clock_shift) - 1)]
 
-    def horizon_positions(self, series: Int[Tensor, " batch"], cutoff: Int[Tensor, " batch"], horizon: int) -> Tensor | None:
-        """Return which position after the cutoff (0 is the first) each of the next `horizon` steps has, [batch, horizon].
+    def horizon_positions(
+        self, series: Int[Tensor, " batch"], cutoff: Int[Tensor, " batch"], horizon: int
+    ) -> Tensor | None:
+        """Return the position after the cutoff (0 is the first) of each of the next `horizon` steps, [batch, horizon].
 
         None where that is just their order. Where clocks skip an hour on the way, the last position serves twice.
         """
@@ -121,7 +124,7 @@ class PanelTensors:
 
 
 def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
-    """Return the entries of each row at `index`. Where the index is outside the buffer it is some other entry: the caller masks it."""
+    """Return the entries of each row at `index`; outside the buffer some other entry, which the caller masks."""
     size, length = buffer.shape[1], index.shape[1]
     if buffer.numel() == 0:
         return buffer.new_zeros(len(buffer), *index.shape)
@@ -129,7 +132,8 @@ def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"
     straight = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
     if not straight or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
         return buffer[:, index.clamp(0, size - 1)]
-    # Rows end to end, so that the windows are rows of one view: selecting along an inner axis would copy the whole view first.
+    # Rows end to end, so that the windows are rows of one view: selecting along an inner axis would copy the whole
+    # view first.
     rows = torch.arange(len(buffer), device=begin.device)[:, None] * size
     windows = buffer.reshape(-1).unfold(0, length, 1).index_select(0, (rows + begin).flatten())
     return windows.view(len(buffer), len(begin), length)

@@ -40,12 +40,14 @@ class QuantileHead(nn.Module):
     def calmed(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return parameters whose median is moved towards 0 by `threshold`, and is 0 where it was nearer; the increments stay."""
+        """Return parameters whose median is moved towards 0 by `threshold`, to 0 where it was nearer."""
         below, median, above = parameters.split([self.median, 1, self.n_parameters - self.median - 1], dim=-1)
         calm = median.sign() * (median.abs() - threshold).clamp(min=0)
         return torch.cat([below, calm, above], dim=-1)
 
-    def parameters_of(self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float) -> Float[Tensor, "*axes parameter"]:
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
         """Return the parameters that give these quantiles, at least `least_gap` apart."""
         gaps = quantiles.diff(dim=-1).clamp(min=least_gap)
         inverse = gaps + torch.log(-torch.expm1(-gaps))

@@ -59,8 +59,7 @@ class NetworkShape:
 
     @property
     def season_lags(self) -> tuple[int, ...]:
-        """How far back the same phase of the season is looked up, where the context holds it: the last four seasons, and the seventh
-        (a week of days)."""
+        """How far back the same phase is looked up: the last four seasons and the seventh, if in the context."""
         if self.season_length == 1:
             return ()
         return tuple(k * self.season_length for k in (1, 2, 3, 4, 7) if k * self.season_length <= self.context_length)
@@ -88,7 +87,8 @@ class Frame(NamedTuple):
     window: Float[Tensor, "batch origin context"]
     """Normalised values of the context, oldest first; 0 where not observed."""
     spread: Float[Tensor, "batch origin horizon"]
-    """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units of it."""
+    """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
+    of it."""
 
 
 class Output(NamedTuple):
@@ -103,8 +103,8 @@ class Output(NamedTuple):
 class RecurrentForecaster(nn.Module):
     """forecast = location + scale * (linear skip + network), at any step of the window.
 
-    All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles of the skip's
-    residuals: an untrained network forecasts what the closed-form solution does.
+    All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
+    of the skip's residuals: an untrained network forecasts what the closed-form solution does.
     """
 
     skip: Tensor
@@ -112,7 +112,8 @@ class RecurrentForecaster(nn.Module):
     covariate_scale: Tensor
     log_scale: Tensor
     threshold: Tensor
-    """Changes of the median smaller than this, in units of spread, are not made, and larger ones that much less (soft threshold)."""
+    """Changes of the median smaller than this, in units of spread, are not made, and larger ones that much less
+    (soft threshold)."""
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
@@ -124,7 +125,11 @@ class RecurrentForecaster(nn.Module):
         n_future = 2 * shape.n_known + shape.n_calendar
         n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + 2 * shape.n_past + n_future + n_static
         self.encoder = _CELLS[config.cell](
-            n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=config.dropout * (config.num_layers > 1)
+            n_inputs,
+            config.hidden_size,
+            config.num_layers,
+            batch_first=True,
+            dropout=config.dropout * (config.num_layers > 1),
         )
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
@@ -178,10 +183,10 @@ class RecurrentForecaster(nn.Module):
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
 
     def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
-        """Return the root mean square of the latest seasonal differences around the same phase, mixed with that of all phases.
+        """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
-        So that the network says little where a series hardly differs from one season to the next (closed shops, nights without
-        flights), and the more where it does. 1 where the context does not hold two seasons.
+        So that the network says little where a series hardly differs from one season to the next (closed shops,
+        nights without flights), and the more where it does. 1 where the context does not hold two seasons.
         """
         season, horizon = self.shape.season_length, self.shape.horizon
         if season == 1 or 2 * season > self.shape.context_length:
@@ -191,8 +196,9 @@ class RecurrentForecaster(nn.Module):
         sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
 
         def mean_square(first: Tensor, last: Tensor) -> Tensor:
-            total, count = sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]
-            return total / count.clamp(min=1)
+            total, count = (sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]).unbind()
+            # Running sums of a GPU may fall by a rounding error.
+            return total.clamp(min=0) / count.clamp(min=1)
 
         phase, reach = at[:, None] + self.season_offset, season // 14
         every = mean_square((at - season + 1)[:, None].expand_as(phase), at[:, None].expand_as(phase))
@@ -201,7 +207,7 @@ class RecurrentForecaster(nn.Module):
         return mixed.clamp(min=_LEAST_SPREAD)
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
-        """Return forecasts from `origins`, counted from the first origin of each window; multiples of the segment length."""
+        """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
         statistics = self._statistics(batch)
         frame = self._frame(batch, origins, statistics, self.shape.anchor)
         at = origins + self.shape.context_length - 1
@@ -213,9 +219,16 @@ class RecurrentForecaster(nn.Module):
         linear = frame.window @ self.skip
         contrast = torch.asinh(frame.location / frame.divisor)
         size = self._log_scale(frame.divisor)
-        summary = torch.cat([self.dropout(state), _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1)
+        summary = torch.cat(
+            [self.dropout(state), _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1
+        )
         context = self.context(functional.silu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
-        step = [context, torch.asinh(linear)[..., None], frame.spread.log()[..., None], *self._seasons(batch, frame, at)]
+        step = [
+            context,
+            torch.asinh(linear)[..., None],
+            frame.spread.log()[..., None],
+            *self._seasons(batch, frame, at),
+        ]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.shape.n_known]
@@ -272,8 +285,10 @@ class RecurrentForecaster(nn.Module):
         return torch.cat([torch.asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
-        """Return what stood some seasons before each target step: the normalised value, whether it was observed, and the mean around
-        it (of a seventh of a season: a day of a week), as far as the origin sees it."""
+        """Return what stood some seasons before each target step, as far as the origin sees it.
+
+        The normalised value, whether it was observed, and the mean around it (a seventh of a season: a day of a week).
+        """
         observed = functional.pad(batch.observed, (1, 0)).double().cumsum(1)
         total = functional.pad(batch.target, (1, 0)).double().cumsum(1)
         reach = self.shape.season_length // 14
@@ -290,7 +305,9 @@ class RecurrentForecaster(nn.Module):
                 features.append(self._relative(mean.to(value.dtype), frame) * (count > 0)[..., None])
         return features
 
-    def _relative(self, values: Float[Tensor, "batch origin horizon"], frame: Frame) -> Float[Tensor, "batch origin horizon 1"]:
+    def _relative(
+        self, values: Float[Tensor, "batch origin horizon"], frame: Frame
+    ) -> Float[Tensor, "batch origin horizon 1"]:
         scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
         return torch.asinh(scaled)[..., None]
 
@@ -300,7 +317,7 @@ def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, 
 
 
 def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
-    """Return the targets after each origin in the frame's units, and which are observed, both [batch, origin, horizon]."""
+    """Return the targets after each origin in the frame's units, and which are observed, [batch, origin, horizon]."""
     first = origins + shape.context_length
     values = batch.target.unfold(1, shape.horizon, 1)[:, first]
     observed = batch.observed.unfold(1, shape.horizon, 1)[:, first]
@@ -311,7 +328,7 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
 def loss_weights(
     target: Float[Tensor, "batch origin horizon"], observed: Bool[Tensor, "batch origin horizon"], frame: Frame
 ) -> Float[Tensor, "batch origin horizon"]:
-    """Return the weight of each target: 0 where unobserved or the window constant, less where the future dwarfs the past's scale."""
+    """Return the weight of each target: 0 where it or the window tells nothing, less where it dwarfs the scale."""
     size = (target.abs() * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp(min=1)
     usable = observed & (frame.scale > 0)[..., None]
     return usable / (size / math.pi).clamp(min=1.0)

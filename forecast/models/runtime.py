@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 @functools.cache
 def prepare() -> None:
-    """Let the allocator keep large blocks instead of returning them to the system after each step, and silence Lightning's advice.
+    """Let the allocator keep large blocks instead of returning them after each step, and silence Lightning's advice.
 
     On glibc only; returning and faulting in the pages again took a third of the time of a training step.
     """

@@ -1,4 +1,4 @@
-"""The linear skip: one ridge solution from the normalised window to the horizon, shared by all series, in closed form."""
+"""The linear skip: one ridge solution from the normalised window to the horizon, for all series, in closed form."""
 
 from dataclasses import dataclass
 
@@ -37,8 +37,8 @@ def solve_ridge(
 ) -> list[Float[Tensor, "context horizon"]]:
     """Return, for each penalty p, the W that minimises sum of w |y - z W|^2 + p n |W - prior|^2.
 
-    One eigen-decomposition of the Gram matrix serves all penalties. Targets that were not observed are replaced by the current
-    solution's values and solved for again (EM), which converges to least squares over the observed ones.
+    One eigen-decomposition of the Gram matrix serves all penalties. Targets that were not observed are replaced by
+    the current solution's values and solved for again (EM), which converges to least squares over the observed ones.
     """
     gram, cross = _products(samples, prior)
     values, vectors = torch.linalg.eigh(gram)

@@ -12,7 +12,7 @@ from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.load import Loaded, load_panel
 
 if TYPE_CHECKING:
-    from forecast.fit import FitResult
+    from forecast.fit import FitResult, Progress
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -94,7 +94,12 @@ def train() -> "Callable[..., FitResult]":
     torch.set_num_threads(1)
 
     def run(
-        found: Loaded, *, context: int | None = 28, model: dict[str, Any] | None = None, **settings: Any
+        found: Loaded,
+        *,
+        context: int | None = 28,
+        model: dict[str, Any] | None = None,
+        progress: "Progress | None" = None,
+        **settings: Any,
     ) -> "FitResult":
         small = {"hidden_size": 8, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}
         quick = {"max_steps": 0, "batch_size": 8, "origins": 8, "validation_every": 5, "learning_rate": 5e-3}
@@ -105,6 +110,7 @@ def train() -> "Callable[..., FitResult]":
             window=WindowConfig(context_length=context, horizon=found.panel.horizon),
             model=ModelConfig.model_validate(small | (model or {})),
             fit=FitConfig.model_validate(quick | {"accelerator": "cpu"} | settings),
+            progress=progress,
         )
 
     return run

@@ -46,7 +46,7 @@ def test_every_verb_has_a_version_to_work_on(kind: type[Config], verb: str, alia
 
 def test_the_demo_experiment_is_complete() -> None:
     config = verb_config(TrainConfig, "train", ["experiment=nyc_flights", "model=gru"])
-    assert (config.window.context_length, config.window.horizon, config.data.season_length) == (336, 168, 168)
+    assert (config.window.context_length, config.window.horizon, config.data.season_length) == (672, 168, 168)
     assert config.registry.name == "nyc-flights"
     assert config.data.time_zone == "America/New_York"
     assert len(config.data.past_covariates) == 7

@@ -23,7 +23,7 @@ Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 
 
 def series() -> dict[str, np.ndarray]:
-    """Most series repeat their last week, the odd ones its mirror image: from one week, one map for all can't tell them apart."""
+    """Most series repeat their last week, the odd ones its mirror image: one map can't tell them apart by one week."""
     rng = np.random.default_rng(0)
     made = {}
     for name, memory in {**{f"s{i}": 0.9 for i in range(16)}, **dict.fromkeys(ODD, -0.95)}.items():
@@ -50,7 +50,7 @@ def tuned(base: FitResult, panel: Loaded) -> FinetuneResult:
 
 
 def test_a_series_whose_residual_the_base_can_not_see_is_improved_on_unseen_steps(
-    base: FitResult, tuned: FinetuneResult, panel: Loaded
+    tuned: FinetuneResult, panel: Loaded
 ) -> None:
     names = panel.panel.series_id.tolist()
     cutoffs = np.arange(371, 393)
@@ -112,7 +112,7 @@ def test_the_base_is_the_same_bit_by_bit(base: FitResult, tuned: FinetuneResult,
 
 
 def test_series_together_are_tuned_as_each_alone(
-    base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load, panel: Loaded
+    base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load
 ) -> None:
     assert tuned.artifact.bank is not None
     for name in (*ODD, "s0", "s9"):
@@ -222,9 +222,7 @@ def test_gaps_and_a_short_history_are_no_trouble(base: FitResult, table: Table, 
     assert np.isfinite(forecast(result.artifact, found.panel).frame.select("q10", "mean", "q90").to_numpy()).all()
 
 
-def test_a_model_with_segments_is_tuned_too(
-    train: Callable[..., FitResult], panel: Loaded, tuned: FinetuneResult
-) -> None:
+def test_a_model_with_segments_is_tuned_too(train: Callable[..., FitResult], panel: Loaded) -> None:
     model = train(panel, context=7, model={"segment_length": 7}).artifact
     result = finetune(model, panel.panel, SETTINGS)
     reason = dict(result.decisions.select("series_id", "reason").iter_rows())

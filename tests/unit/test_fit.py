@@ -165,20 +165,8 @@ def test_default_context_is_two_seasons_and_at_least_twice_the_horizon() -> None
 
 
 def test_progress_ends_at_one(train: Train, plain: Loaded) -> None:
-    # Through the library call, as `train` does not pass it on.
-    from forecast.config import FitConfig, ModelConfig, WindowConfig
-    from forecast.fit import fit
-
     told: list[float] = []
-    fit(
-        plain.panel,
-        data=plain.data,
-        categories={},
-        window=WindowConfig(context_length=28, horizon=7),
-        model=ModelConfig(hidden_size=4),
-        fit=FitConfig(max_steps=10, batch_size=4, origins=4, validation_every=5, accelerator="cpu"),
-        progress=lambda done, _: told.append(done),
-    )
+    train(plain, max_steps=10, progress=lambda done, _: told.append(done))
     assert told == sorted(told)
     assert told[-1] == 1.0
 

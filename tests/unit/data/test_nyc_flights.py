@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from forecast.data import nyc_flights as module
-from forecast.data.nyc_flights import PAST_COVARIATES, nyc_flights
+from forecast.data.nyc_flights import FUTURE_HOURS, KNOWN_COVARIATES, PAST_COVARIATES, nyc_flights
 from forecast.errors import ConfigError, DataError
 from pipelines.data import main
 
@@ -27,9 +27,9 @@ def test_every_series_has_every_hour_of_the_year_in_new_york(folder: Path) -> No
         pl.len(), pl.col("timestamp").min().alias("first"), pl.col("timestamp").max().alias("last")
     )
     assert series.height == 35
-    assert series["len"].unique().to_list() == [8760]
+    assert series["len"].unique().to_list() == [8760 + FUTURE_HOURS]
     assert series["first"].unique().to_list() == [datetime(2013, 1, 1, 5, tzinfo=UTC)]
-    assert series["last"].unique().to_list() == [datetime(2014, 1, 1, 4, tzinfo=UTC)]
+    assert series["last"].unique().to_list() == [datetime(2014, 1, 8, 4, tzinfo=UTC)]
     assert panel.select("series_id", "timestamp").is_duplicated().any() is False
     assert panel["series_id"].is_sorted()
 
@@ -38,7 +38,8 @@ def test_the_target_counts_the_flights_that_left(folder: Path) -> None:
     panel = pl.read_parquet(folder / "panel.parquet")
     # 336,776 flights were scheduled and 8,255 of them did not leave.
     assert panel["target"].sum() == 336_776 - 8_255
-    assert panel["target"].null_count() == 0
+    future = panel.filter(pl.col("timestamp") > datetime(2014, 1, 1, 4, tzinfo=UTC))
+    assert panel["target"].null_count() == future["target"].null_count() == future.height == 35 * FUTURE_HOURS
     first = panel.filter(pl.col("series_id") == "EWR-UA", pl.col("timestamp") == datetime(2013, 1, 1, 10, tzinfo=UTC))
     assert first.select("target", "airport", "carrier").row(0) == (2.0, "EWR", "UA")
 
@@ -48,7 +49,20 @@ def test_weather_is_that_of_the_hour_and_null_where_there_is_none(folder: Path) 
     assert set(PAST_COVARIATES.values()) < set(panel.columns)
     row = panel.filter(pl.col("series_id") == "EWR-UA", pl.col("timestamp") == datetime(2013, 1, 1, 6, tzinfo=UTC))
     assert row.select("temperature", "humidity", "visibility").row(0) == (39.02, 59.37, 10.0)
-    assert 0 < panel["temperature"].null_count() < 0.01 * panel.height
+    year = panel.filter(pl.col("target").is_not_null())
+    assert 0 < year["temperature"].null_count() < 0.01 * year.height
+
+
+def test_holidays_are_known_over_the_week_to_come(folder: Path) -> None:
+    panel = pl.read_parquet(folder / "panel.parquet").filter(pl.col("series_id") == "EWR-UA")
+    day = pl.col("timestamp").dt.convert_time_zone("America/New_York").dt.date()
+    marked = {
+        name: panel.filter(pl.col(name) == 1).select(day.unique())["timestamp"].to_list() for name in KNOWN_COVARIATES
+    }
+    assert {date(2013, 7, 4), date(2013, 12, 25), date(2014, 1, 1)} <= set(marked["holiday"])
+    assert date(2013, 12, 24) in marked["day_before_holiday"]
+    assert date(2014, 1, 2) in marked["day_after_holiday"]
+    assert panel.select(KNOWN_COVARIATES).null_count().sum_horizontal().item() == 0
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_missing_targets_give_about_the_ridge_of_the_observed_ones(problem: Prob
     assert np.abs(found.numpy() - expected).max() < 0.02 * np.abs(ignorant.numpy() - expected).max()
 
 
-def test_more_windows_than_a_chunk_are_all_used(problem: Problem) -> None:
+def test_more_windows_than_a_chunk_are_all_used() -> None:
     rng = np.random.default_rng(3)
     window = rng.normal(size=(5000, 3))
     target = window @ np.ones((3, 2)) + np.where(np.arange(5000) >= 4096, 5.0, 0.0)[:, None] * window[:, :1]
