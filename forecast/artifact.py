@@ -113,8 +113,9 @@ class Artifact:
         """Return the model without its changes per series."""
         return replace(self, bank=None, parent_digest=None)
 
-    def save(self, folder: Path) -> str:
+    def save(self, folder: str | Path) -> str:
         """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: values.contiguous() for name, values in self.network.state_dict().items()}
         safetensors.torch.save_file(state, folder / _WEIGHTS)

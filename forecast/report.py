@@ -317,13 +317,16 @@ def _right(yes: bool) -> str:
 def _heading(name: str) -> str:
     """Return the words for a column.
 
-    >>> _heading("mase"), _heading("coverage80"), _heading("series_id"), _heading("Total time")
-    ('MASE', 'Coverage of 80 %', 'Series id', 'Total time')
+    >>> _heading("mase"), _heading("wql_last_week"), _heading("coverage80"), _heading("series_id"), _heading("Total time")
+    ('MASE', 'WQL last week', 'Coverage of 80 %', 'Series id', 'Total time')
     """
     coverage = re.fullmatch(r"coverage_?(\d+\.?\d*)", name.lower())
     if coverage:
         return f"Coverage of {coverage[1]} %"
     words = name.replace("_", " ")
+    metric, _, rest = words.partition(" ")
+    if rest and metric.lower() in _METRICS:
+        return f"{_METRICS[metric.lower()]} {rest}"
     return (_METRICS | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
 
 

@@ -104,7 +104,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
             clock,
         )
         stage.note(page=page)
-    console.table(summary, "Held-out last week, and all held-out weeks: MASE and WQL, less is better")
+    console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
     content = output.content
     console.table(
         pl.DataFrame({"stage": list(clock.seconds), "seconds": [round(s, 1) for s in clock.seconds.values()]})
@@ -136,7 +136,7 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     from forecast.names import CUTOFF
 
     last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
-        MODEL, mase_last="mase", wql_last="wql"
+        MODEL, mase_last_week="mase", wql_last_week="wql"
     )
     every = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
     return last.join(every, on=MODEL, maintain_order="left")

@@ -15,6 +15,9 @@ from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
 from forecast.metrics import future_values
+from forecast.models.bank import head_features
+from forecast.models.batch import PanelTensors
+from forecast.models.recurrent import loss_weights, targets
 from forecast.predict import forecast, predict
 
 ODD = ("odd0", "odd1")
@@ -128,42 +131,68 @@ def test_series_together_are_tuned_as_each_alone(
             torch.testing.assert_close(alone.artifact.bank.weight[0], weight, rtol=1e-5, atol=1e-5)
 
 
-def test_a_series_is_tuned_as_in_a_ridge_regression_by_hand(
-    base: FitResult, tuned: FinetuneResult, panel: Loaded
-) -> None:
-    # What was kept, on the 200 latest origins whose targets are all usable, refitted here in float64.
-    from forecast.models.bank import head_features
-    from forecast.models.batch import PanelTensors
-    from forecast.models.recurrent import loss_weights, targets
-
-    network, name = base.artifact.network, ODD[0]
-    row = panel.panel.series_id.tolist().index(name)
-    last = 399 - 28 - 7
-    tensors = PanelTensors(panel.panel)
-    features, residuals = [], []
+def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
+    """What the base says and misses at origins 92 to 371 (the last before the holdout) of one series, in float64."""
+    network, tensors = base.artifact.network, PanelTensors(panel.panel)
+    row, origins = torch.tensor([panel.panel.series_id.tolist().index(name)]), torch.arange(7)
+    parts: dict[str, list[torch.Tensor]] = {}
     with torch.inference_mode():
-        # The encoder's memory begins with the window, as in the library: a span of origins each.
-        origins = torch.arange(7)
-        for first in range(last + 7 - 7 * 40 + 1, last + 8, 7):
-            at = torch.tensor([first])
-            batch = tensors.gather(torch.tensor([row]), at, torch.tensor([372]), context=7, span=7, horizon=7)
+        # The encoder's memory begins with the window, as in the library: a context of origins each.
+        for first in range(92, 372, 7):
+            at, limit = torch.tensor([first]), torch.tensor([372])
+            batch = tensors.gather(row, at, limit, context=7, span=7, horizon=7)
             output = network(batch, origins)
             target, observed = targets(batch, output.frame, origins, network.shape)
-            weight = loss_weights(target, observed, output.frame)
-            root = weight.amax(-1, keepdim=True).sqrt()
-            residual = (target - output.quantiles[..., 4]) * (weight > 0) * root
-            features.append((head_features(output, network.shape) * root)[0])
-            residuals.append(residual[0])
-    z, y = (torch.cat(part).double().numpy() for part in (features, residuals))
-    steps = np.arange(last + 7 - 7 * 40 + 1, last + 8)
-    kept = (steps <= last) & (steps > last - 200)
-    assert kept.sum() == 200
-    z, y = z[kept], y[kept]
-    penalty = tuned.decisions.filter(series_id=name)["penalty"][0]
-    expected = SETTINGS.blend * np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y)
-    assert tuned.artifact.bank is not None
-    found = tuned.artifact.bank.weight[tuned.artifact.bank.series_id.index(name)]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+            found = {
+                "features": head_features(output, network.shape),
+                "quantiles": output.quantiles,
+                "target": target,
+                "weight": loss_weights(target, observed, output.frame),
+            }
+            for key, values in found.items():
+                parts.setdefault(key, []).append(values[0])
+    return {key: torch.cat(values).double().numpy() for key, values in parts.items()}
+
+
+def ridge(known: dict[str, np.ndarray], *, last: int, penalty: float) -> np.ndarray:
+    """The map of the 200 origins up to `last`, whose targets end a horizon later."""
+    part = slice(last - 200 + 1 - 92, last + 1 - 92)
+    root = np.sqrt(known["weight"][part].max(1, keepdims=True))
+    z = known["features"][part] * root
+    y = (known["target"] - known["quantiles"][..., 4])[part] * (known["weight"][part] > 0) * root
+    return SETTINGS.blend * np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y)
+
+
+def test_what_is_kept_is_the_ridge_regression_of_all_usable_origins(
+    base: FitResult, tuned: FinetuneResult, panel: Loaded
+) -> None:
+    bank = tuned.artifact.bank
+    assert bank is not None
+    for name in ODD:
+        penalty = tuned.decisions.filter(series_id=name)["penalty"][0]
+        expected = ridge(origins_of(base, panel, name), last=371 - 7, penalty=penalty)
+        np.testing.assert_allclose(bank.weight[bank.series_id.index(name)], expected, atol=1e-4)
+
+
+def test_held_out_losses_are_of_fits_on_what_was_known_at_each_cutoff(
+    base: FitResult, tuned: FinetuneResult, panel: Loaded
+) -> None:
+    levels = np.arange(1, 10) / 10
+    for name in ODD:
+        known, row = origins_of(base, panel, name), tuned.decisions.filter(series_id=name).row(0, named=True)
+        losses = []
+        for window in range(6):
+            cutoff = 371 - (6 - window) * 7
+            here = {key: values[cutoff - 92] for key, values in known.items()}
+            # The targets of the last origin that is fitted on end at the cutoff.
+            shift = here["features"] @ ridge(known, last=cutoff - 7, penalty=row["penalty"])
+            middle = here["quantiles"][:, 4:5]
+            made = middle + (here["quantiles"] - middle) * row["width"] + shift[:, None]
+            error = here["target"][:, None] - made
+            pinball = 2 * np.maximum(levels * error, (levels - 1) * error).mean(1)
+            losses.append((pinball * here["weight"]).sum() / here["weight"].sum())
+        assert np.mean(losses[:4]) == pytest.approx(row["tuned_loss"], rel=1e-4)
+        assert np.mean(losses[4:]) == pytest.approx(row["report_tuned_loss"], rel=1e-4)
 
 
 def test_a_minimum_gain_of_one_tunes_nothing_and_changes_nothing(base: FitResult, panel: Loaded) -> None:
