@@ -317,8 +317,8 @@ def _right(yes: bool) -> str:
 def _heading(name: str) -> str:
     """Return the words for a column.
 
-    >>> _heading("mase"), _heading("wql_last_week"), _heading("coverage80"), _heading("series_id"), _heading("Total time")
-    ('MASE', 'WQL last week', 'Coverage of 80 %', 'Series id', 'Total time')
+    >>> [_heading(name) for name in ("mase", "wql_last_week", "coverage80", "series_id", "Total time")]
+    ['MASE', 'WQL last week', 'Coverage of 80 %', 'Series id', 'Total time']
     """
     coverage = re.fullmatch(r"coverage_?(\d+\.?\d*)", name.lower())
     if coverage:
