@@ -18,14 +18,16 @@ CELLS = ["lstm", "gru", "rnn"]
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 
 
-def network(found: Loaded, *, trained: bool, cell: str = "lstm", seed: int = 0, **shape: Any) -> RecurrentForecaster:
+def network(
+    found: Loaded, *, trained: bool, cell: str = "lstm", season: int = SEASON, **shape: Any
+) -> RecurrentForecaster:
     panel = found.panel
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     made = RecurrentForecaster(
         NetworkShape(
             context_length=CONTEXT,
-            horizon=HORIZON,
-            season_length=SEASON,
+            horizon=panel.horizon,
+            season_length=season,
             n_past=len(panel.past),
             n_known=len(panel.known),
             n_calendar=len(panel.calendar),
@@ -47,7 +49,7 @@ def windows(found: Loaded, series: list[int], first: list[int], *, span: int = 1
     """Windows; `blank` hides what comes after the first origin, as when forecasting."""
     at = torch.tensor(first)
     limit = at + 1 if blank else at + 1000
-    sizes = {"context": CONTEXT, "span": span, "horizon": HORIZON}
+    sizes = {"context": CONTEXT, "span": span, "horizon": found.panel.horizon}
     return PanelTensors(found.panel).gather(torch.tensor(series), at, limit, **sizes)
 
 
@@ -72,11 +74,8 @@ def plain(table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray
 # --- causality
 
 
-@pytest.mark.parametrize("segment", [1, 7])
-@pytest.mark.parametrize("cell", CELLS)
-def test_nothing_behind_an_origin_changes_its_forecast(weekly_loaded: Loaded, cell: str, segment: int) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
-    batch = windows(weekly_loaded, [0, 1, 3, 6], [50, 90, 60, 40], span=15)
+def check_causality(made: RecurrentForecaster, batch: Batch) -> None:
+    """Change everything behind an origin that is not known in advance: what was said up to there stays, bit by bit."""
     origins = (0, 7, 14)
     before = run(made, batch, *origins)
     rng = torch.Generator().manual_seed(1)
@@ -94,6 +93,24 @@ def test_nothing_behind_an_origin_changes_its_forecast(weekly_loaded: Loaded, ce
         for was, now in zip(before.frame, after.frame, strict=True):
             assert torch.equal(was[:, : k + 1], now[:, : k + 1])
         assert k == 2 or not torch.equal(after.quantiles[:, k + 1 :], before.quantiles[:, k + 1 :])
+
+
+@pytest.mark.parametrize("segment", [1, 7])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_behind_an_origin_changes_its_forecast(weekly_loaded: Loaded, cell: str, segment: int) -> None:
+    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
+    check_causality(made, windows(weekly_loaded, [0, 1, 3, 6], [50, 90, 60, 40], span=15))
+
+
+@pytest.mark.parametrize(("season", "horizon"), [(1, 7), (14, 14), (14, 20), (28, 30)])
+def test_nor_with_seasons_whose_neighbourhood_reaches_the_origin(
+    table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray]], season: int, horizon: int
+) -> None:
+    # Means around a season back, and spreads, of up to a fourteenth of a season to either side.
+    found = loaded(table(weekly(3, 120)), horizon)
+    for anchor in ("level", "last"):
+        made = network(found, trained=True, season=season, anchor=anchor)
+        check_causality(made, windows(found, [0, 1, 2], [50, 80, 60], span=15))
 
 
 @pytest.mark.parametrize("cell", CELLS)
