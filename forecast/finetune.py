@@ -16,7 +16,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
 from forecast.models.bank import HeadBank, changed, head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import pinball
+from forecast.models.heads import QuantileHead
 from forecast.models.module import window_sizes
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
@@ -140,7 +140,7 @@ def _tune_group(
     n_origins: int,
     settings: FinetuneSettings,
 ) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
-    horizon, levels = network.shape.horizon, network.head.levels
+    horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
     known = _run(network, data, series, usable, n_origins, n_windows)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
@@ -155,9 +155,9 @@ def _tune_group(
     # No shift is a strength too; the very first candidate, without another width either, is the base.
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
-    median = network.head.median
+    median = head.median
     losses = [
-        _loss(changed(known.quantiles, median, shift[:, :, strength], width), known.target, known.weight, levels)
+        _loss(changed(known.quantiles, median, shift[:, :, strength], width), known.target, known.weight, head)
         for strength in range(shift.shape[2])
         for width in widths
     ]
@@ -247,9 +247,9 @@ def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tenso
     return values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual)
 
 
-def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, head: QuantileHead) -> Tensor:
     """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
-    return (pinball(quantiles, target, levels) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+    return (head.errors(quantiles, target) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
 
 
 def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSettings) -> pl.DataFrame:

@@ -139,7 +139,7 @@ def fit(
         "steps": steps,
         "seconds_closed_form": solved - begun,
         "seconds_training": trained - solved,
-        "windows_per_second": steps
+        "forecasts_per_second": steps
         * fit.batch_size
         * min(fit.origins, shape.origins(context))
         / max(trained - solved, 1e-9),
@@ -180,7 +180,7 @@ def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConf
     trainable = int((limits >= 2).sum())
     if not trainable or not len(validation):
         longest = int(panel.lengths.max())
-        needed = (fit.holdout_windows + 2) * window.horizon + 1
+        needed = (fit.holdout_windows + 2) * window.horizon
         raise DataError(
             f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} "
             f"steps, and {fit.holdout_windows} held-out windows, one validation window and one of history need "

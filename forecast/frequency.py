@@ -294,7 +294,9 @@ def infer_frequency(series: IntArray, timestamp: pl.Series, time_zone: str | Non
     days, days_before = local_clock // DAY, before // DAY
     step_days = days - days_before
     usual = _mode(step_days)
-    if usual >= 1 and _share((local_clock - before) % DAY == 0) >= _FIT:
+    # A time that the clock skips on some day is an hour later there.
+    time = rows["local"].to_numpy() % DAY
+    if usual >= 1 and _share(time == _mode(time)) >= _FIT:
         if usual >= 28 and _share(step_days % 7 == 0) < _FIT:
             grid = Grid.through(rows["local"].to_numpy(), Frequency(1, "mo"), None)
             step_months = _month_day(local_clock)[0] - _month_day(before)[0]

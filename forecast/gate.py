@@ -63,10 +63,11 @@ class Verdict:
         )
 
 
-def compare(scores: pl.DataFrame, challenger: str, incumbent: str) -> Verdict:
+def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat: bool = False) -> Verdict:
     """Return the verdict on the windows that both have a score for.
 
-    Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL.
+    Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL, or, where it `must_beat` it,
+    better in neither.
     """
     keys = [SERIES_ID, CUTOFF]
     ours, theirs = scores.filter(pl.col(MODEL) == challenger), scores.filter(pl.col(MODEL) == incumbent)
@@ -93,6 +94,8 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str) -> Verdict:
     worse = [name for name, (a, b) in judged.items() if not (a <= b or (math.isnan(a) and math.isnan(b)))]
     if worse:
         raise GateRefused(f"{challenger} is worse than {incumbent} in {' and '.join(worse)}: {verdict}")
+    if must_beat and not any(a < b for a, b in judged.values()):
+        raise GateRefused(f"{challenger} does not beat {incumbent}: {verdict}")
     return verdict
 
 

@@ -46,7 +46,7 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
         scores = registry.read_table(run_id, "scores.parquet")
         incumbent = CHAMPION if champion else SOURCE_SEASONAL_NAIVE
         try:
-            verdict = compare(scores, judged["challenger"], incumbent)
+            verdict = compare(scores, judged["challenger"], incumbent, must_beat=champion is None)
         except GateRefused as refused:
             raise GateRefused(f"{version} is not promoted: {refused}") from None
         run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})

@@ -58,14 +58,11 @@ class QuantileHead(nn.Module):
         """Return the mean of the distribution that is linear between the quantiles and ends at the outer ones."""
         return quantiles @ self.mean_weights.to(quantiles.dtype)
 
-    def loss(
-        self,
-        quantiles: Float[Tensor, "*axes quantile"],
-        target: Float[Tensor, "*axes"],
-        weight: Float[Tensor, "*axes"],
-    ) -> Float[Tensor, ""]:
-        """Return the weighted mean of the pinball loss, doubled (so that the median alone gives the absolute error)."""
-        return (pinball(quantiles, target, self.levels) * weight).sum() / weight.sum().clamp(min=1e-9)
+    def errors(
+        self, quantiles: Float[Tensor, "*axes quantile"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error)."""
+        return pinball(quantiles, target, self.levels)
 
 
 def pinball(

@@ -17,7 +17,6 @@ from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
-from forecast.models.heads import pinball
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
@@ -204,7 +203,7 @@ def step_errors(network: RecurrentForecaster, batch: Batch, origins: Tensor) -> 
     """Return the loss at each target and its weight, both [batch, origin, horizon]."""
     output = network(batch, origins)
     target, observed = targets(batch, output.frame, origins, network.shape)
-    return pinball(output.quantiles, target, network.head.levels), loss_weights(target, observed, output.frame)
+    return network.head.errors(output.quantiles, target), loss_weights(target, observed, output.frame)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:

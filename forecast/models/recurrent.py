@@ -20,6 +20,8 @@ _REACH = 20.0
 # The share of all phases in the spread of one, and the least spread, in units of scale.
 _GLOBAL_SHARE = 0.002
 _LEAST_SPREAD = 0.005
+# The share of categories that are hidden in training.
+_HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
 _STEP_HIDDEN = 64
 
@@ -111,6 +113,7 @@ class RecurrentForecaster(nn.Module):
     covariate_mean: Tensor
     covariate_scale: Tensor
     log_scale: Tensor
+    season_offset: Tensor
     threshold: Tensor
     """Changes of the median smaller than this, in units of spread, are not made, and larger ones that much less
     (soft threshold)."""
@@ -153,8 +156,6 @@ class RecurrentForecaster(nn.Module):
         self.register_buffer("season_offset", ahead - season * torch.ceil(ahead / season).long(), persistent=False)
         self._initialise()
 
-    season_offset: Tensor
-
     def _initialise(self) -> None:
         for name, values in self.encoder.named_parameters():
             if "weight_hh" in name:
@@ -165,16 +166,16 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], anchor: str | None = None) -> Frame:
+    def frame(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Frame:
         """Return the batch as seen from `origins` (counted from the first origin of each window)."""
-        return self._frame(batch, origins, self._statistics(batch), anchor or self.shape.anchor)
+        return self._frame(batch, origins, self._statistics(batch))
 
     def _statistics(self, batch: Batch) -> Statistics:
         return running_statistics(batch.target, batch.observed, self.shape.scale_length)
 
-    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, anchor: str) -> Frame:
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
         at = origins + self.shape.context_length - 1
-        location = (statistics.last if anchor == "last" else statistics.level)[:, at]
+        location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
         scale = statistics.scale[:, at]
         divisor = torch.where(scale > 0, scale, 1.0)
         window = batch.target.unfold(1, self.shape.context_length, 1)[:, origins]
@@ -209,7 +210,7 @@ class RecurrentForecaster(nn.Module):
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
         statistics = self._statistics(batch)
-        frame = self._frame(batch, origins, statistics, self.shape.anchor)
+        frame = self._frame(batch, origins, statistics)
         at = origins + self.shape.context_length - 1
 
         static, future = self._static(batch), self._future(batch)
@@ -254,7 +255,13 @@ class RecurrentForecaster(nn.Module):
         return torch.cat([torch.where(present, scaled, 0.0), present.to(values.dtype)], dim=-1)
 
     def _static(self, batch: Batch) -> Float[Tensor, "batch static"]:
-        embedded = [table(codes) for table, codes in zip(self.embeddings, batch.static_categories.T, strict=True)]
+        categories = batch.static_categories
+        if self.training:
+            # Some values are hidden, so that the row for those never seen is trained too.
+            categories = categories.masked_fill(
+                torch.rand(categories.shape, device=categories.device) < _HIDDEN_SHARE, 0
+            )
+        embedded = [table(codes) for table, codes in zip(self.embeddings, categories.T, strict=True)]
         numbers = self._standardised(batch.static_numbers, self.shape.n_past + self.shape.n_known)
         return torch.cat([*embedded, numbers], dim=-1)
 

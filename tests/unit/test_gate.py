@@ -131,3 +131,10 @@ def test_series_without_a_mase_are_judged_by_the_others_or_by_wql_alone() -> Non
     assert math.isnan(verdict.mase[0])
     with pytest.raises(GateRefused, match=r"worse than new in WQL"):
         compare(undefined, "old", "new")
+
+
+def test_the_first_champion_has_to_beat_its_rival() -> None:
+    equal = pl.concat([scores("new", [1.0, 1.0], [0.5, 0.5]), scores("old", [1.0, 1.0], [0.5, 0.5])])
+    assert compare(equal, "new", "old").mase == (1.0, 1.0)
+    with pytest.raises(GateRefused, match="new does not beat old"):
+        compare(equal, "new", "old", must_beat=True)
