@@ -177,10 +177,10 @@ def _segment_length(model: ModelConfig, panel: Panel, context: int) -> int:
 
 
 def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConfig, window: WindowConfig) -> None:
-    trainable = int((limits >= 2).sum())
-    if not trainable or not len(validation):
+    # The closed-form solution is fitted on full horizons.
+    if not (limits > window.horizon).any() or not len(validation):
         longest = int(panel.lengths.max())
-        needed = (fit.holdout_windows + 2) * window.horizon
+        needed = (fit.holdout_windows + 2) * window.horizon + 1
         raise DataError(
             f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} "
             f"steps, and {fit.holdout_windows} held-out windows, one validation window and one of history need "

@@ -176,9 +176,9 @@ def test_progress_ends_at_one(train: Train, plain: Loaded) -> None:
 
 def test_nothing_to_train_on_says_how_much_is_needed(train: Train, table: Table, loaded: Load) -> None:
     found = loaded(table({"a": np.arange(40.0), "b": np.arange(30.0)}), 7)
-    with pytest.raises(DataError, match=r"the longest of 2 has 40 steps, .* need 42; lower window.horizon"):
+    with pytest.raises(DataError, match=r"the longest of 2 has 40 steps, .* need 43; lower window.horizon"):
         train(found)
-    assert train(loaded(table({"a": np.random.default_rng(0).normal(size=42)}), 7)).artifact.trained_until > 0
+    assert train(loaded(table({"a": np.random.default_rng(0).normal(size=43)}), 7)).artifact.trained_until > 0
 
 
 def test_constant_series_alone_can_be_trained_on(train: Train, table: Table, loaded: Load) -> None:
