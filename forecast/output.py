@@ -55,6 +55,8 @@ def write_output(
             "in": counts.rows_in,
             "kept": counts.rows_kept,
             "rejected": counts.rows_rejected,
+            "future": counts.rows_future,
+            "after_until": counts.rows_after_until,
             "written": made.frame.height,
         },
         "sources": _counted(made.frame.group_by(SERIES_ID).agg(pl.col(SOURCE).first()), SOURCE),
