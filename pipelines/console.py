@@ -80,8 +80,12 @@ def table(frame: "pl.DataFrame", title: str = "") -> None:
     for name, dtype in frame.schema.items():
         drawn.add_column(name, justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
-        drawn.add_row(*("" if value is None else _text(value) for value in row))
+        drawn.add_row(*("" if value is None else _cell(value) for value in row))
     Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 100 else _text(value)
 
 
 def _text(value: object) -> str:

@@ -106,9 +106,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         stage.note(page=page)
     console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
     content = output.content
-    console.table(
-        pl.DataFrame({"stage": list(clock.seconds), "seconds": [round(s, 1) for s in clock.seconds.values()]})
-    )
+    console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [f"{s:.1f}" for s in clock.seconds.values()]}))
     print(
         f"{content['rows']['in']:,} rows, "
         f"{content['series']['in']:,} series = {content['series']['forecast']:,} forecast + "
