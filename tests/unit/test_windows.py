@@ -48,7 +48,7 @@ def test_held_out_windows_as_in_the_drawing() -> None:
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_held_out_windows_tile_the_end_of_each_series(lengths: np.ndarray, horizon: int, n_windows: int) -> None:
     windows, left = held_out_windows(lengths, horizon=horizon, n_windows=n_windows)
     assert len(left) == len(lengths)
@@ -63,7 +63,7 @@ def test_held_out_windows_tile_the_end_of_each_series(lengths: np.ndarray, horiz
 
 
 @given(LENGTHS, st.integers(1, 30), st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_drawn_windows_end_before_the_last_usable_step(limits: np.ndarray, span: int, seed: int) -> None:
     sampler = OriginSampler(limits, span=span)
     assert sampler.series.tolist() == np.flatnonzero(limits >= 2).tolist()
@@ -86,7 +86,7 @@ def test_every_series_and_every_stretch_of_it_is_drawn_equally_often() -> None:
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 400), st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_sampled_origins_have_history_and_a_full_horizon(
     limits: np.ndarray, horizon: int, count: int, seed: int
 ) -> None:

@@ -108,7 +108,7 @@ tables = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=tables, seed=st.integers(0, 10), chunk=st.integers(1, 9), until=st.sampled_from([None, DAYS[3], DAYS[8]]))
 def test_order_and_chunks_of_rows_do_not_matter_and_no_row_is_lost(
     rows: list[tuple[str, int, float | None, float | None, int]], seed: int, chunk: int, until: datetime | None
@@ -378,7 +378,7 @@ def test_until_hides_targets_and_past_covariates_but_not_known_ones() -> None:
     assert load(blind, **covariates).panel.digest() == loaded.panel.digest()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=tables, day=st.integers(0, 12))
 def test_the_panel_up_to_until_does_not_depend_on_later_rows(
     rows: list[tuple[str, int, float | None, float | None, int]], day: int

@@ -87,7 +87,7 @@ def windows(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], dict[str, int]
 
 
 @given(windows())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_gather_equals_reading_step_by_step(
     panel: Panel, drawn: tuple[list[tuple[int, int, int]], dict[str, int]]
 ) -> None:

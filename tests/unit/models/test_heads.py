@@ -22,7 +22,7 @@ def test_the_median_alone_gives_the_absolute_error() -> None:
 
 
 @given(arrays.arrays(np.float32, (4, 3, 9), elements=FLOATS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_quantiles_never_cross_and_hold_the_median(parameters: np.ndarray) -> None:
     quantiles = QuantileHead(DECILES).quantiles(torch.from_numpy(parameters))
     assert (quantiles.diff(dim=-1) >= 0).all()

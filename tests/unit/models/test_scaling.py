@@ -48,7 +48,7 @@ SERIES = st.lists(st.sampled_from([np.nan, np.nan, -3.0, 0.0, 0.0, 7.25, 7.25, 1
 
 
 @given(SERIES, st.integers(1, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_statistics_equal_those_of_a_loop(series: list[float], length: int) -> None:
     check(np.array([series]), length)
 
@@ -102,7 +102,7 @@ def test_nothing_observed_gives_zeros() -> None:
 
 
 @given(SERIES.filter(lambda s: len(s) > 1), SERIES, st.integers(1, 12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_later_values_change_nothing_earlier(before: list[float], after: list[float], length: int) -> None:
     whole = statistics(np.array([before + after]), length)
     blank = statistics(np.array([before + [np.nan] * len(after)]), length)
