@@ -46,7 +46,7 @@ def rolling_cutoffs(panel: Panel, *, horizon: int, settings: BacktestSettings, t
     Raises DataError if the panel is too short for them, or the model has already seen what lies behind one of them.
     """
     step = settings.step_size or horizon
-    last = int((panel.start + panel.lengths).max()) - 1
+    last = panel.last_index
     cutoffs = [last - horizon - k * step for k in reversed(range(settings.n_windows))]
     if cutoffs[0] < int(panel.start.min()):
         raise DataError(

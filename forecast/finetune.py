@@ -14,7 +14,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
-from forecast.models.bank import HeadBank, changed, head_features
+from forecast.models.bank import HeadBank, changed, head_feature_count, head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import QuantileHead
 from forecast.models.module import window_sizes
@@ -77,20 +77,20 @@ def finetune(
     device: str = "cpu",
     progress: Callable[[float, str], None] | None = None,
 ) -> FinetuneResult:
-    """Return the model with a linear map for each series that gains from one.
+    """Return the model with changes for each series that gains from them: a shift, another width, or both.
 
-    For each series, ridge regression of the base's residuals on [1; last season of the window; encoder state], over its
-    last `origins` cutoffs; one eigen-decomposition serves all penalties. The penalty is chosen on `gate_windows`
-    cutoffs whose targets lie behind everything fitted on; the series keeps the base unless it clears the gate. The
-    uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on all origins,
-    and halved or so (`blend`).
+    The shift is a ridge regression of the base's residuals on [1; last season of the window; encoder state], over the
+    last `origins` cutoffs of a series; one eigen-decomposition serves all penalties. Penalty and width are chosen on
+    `gate_windows` cutoffs whose targets lie behind everything fitted on; the series keeps the base unless it clears the
+    gate. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
+    all origins, and weighted by `blend` against the base.
 
-    Raises ConfigError if the model is fine-tuned already, DataError if its frequency is another than the panel's.
+    Raises ConfigError if the model is fine-tuned already, DataError if no series is long enough.
     """
     prepare()
     if artifact.bank is not None:
         raise ConfigError("registry.alias: this version is fine-tuned already; fine-tune its pretrained parent")
-    last = int((panel.start + panel.lengths).max()) - 1
+    last = panel.last_index
     trained_until = max(last - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
     horizon, n_windows = artifact.horizon, settings.gate_windows + settings.report_windows
@@ -106,7 +106,7 @@ def finetune(
     n_origins = settings.origins + (n_windows + 1) * horizon
     network = artifact.network.to(device)
     data = PanelTensors(panel, device)
-    n_features = _feature_count(network)
+    n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
     group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + horizon) + n_features * n_features * 2))
     columns: list[dict[str, np.ndarray]] = []
     kept: list[tuple[Tensor, Tensor]] = []
@@ -124,11 +124,6 @@ def finetune(
     decisions = _decisions(panel, table, settings)
     child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
     return FinetuneResult(child, decisions, _summary(decisions, bank))
-
-
-def _feature_count(network: RecurrentForecaster) -> int:
-    season = network.shape.season_length if network.shape.season_length > 1 else network.shape.horizon
-    return 1 + min(season, network.shape.context_length, 168) + int(network.encoder.hidden_size)
 
 
 @torch.inference_mode()

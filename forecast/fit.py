@@ -98,7 +98,7 @@ def fit(
         n_static_numbers=panel.static_numbers.shape[1],
         segment_length=_segment_length(model, panel, context),
     )
-    last = int((panel.start + panel.lengths).max()) - 1
+    last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)

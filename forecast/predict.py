@@ -112,7 +112,7 @@ def forecast(
 
     Raises DataError if the panel ends before the cutoff, or begins after it.
     """
-    final = int((panel.start + panel.lengths).max()) - 1
+    final = panel.last_index
     cutoff = final if cutoff is None else cutoff
     if cutoff > final:
         there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()

@@ -76,6 +76,11 @@ class Panel:
             }
         )
 
+    @property
+    def last_index(self) -> int:
+        """Grid index of the latest step of any series."""
+        return int((self.start + self.lengths).max()) - 1
+
     def digest(self) -> str:
         """Return a hash of the content: the same for any order of rows or chunking of the same data."""
         hasher = hashlib.sha256(str(self.grid).encode())

@@ -70,6 +70,15 @@ def changed(
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:
     """Return what a series' own map sees at each origin."""
-    season = shape.season_length if shape.season_length > 1 else shape.horizon
-    recent = output.frame.window[..., -min(season, shape.context_length, _WINDOW_FEATURES) :]
+    recent = output.frame.window[..., -_recent_length(shape) :]
     return torch.cat([torch.ones_like(recent[..., :1]), recent, output.state], dim=-1)
+
+
+def head_feature_count(shape: NetworkShape, hidden_size: int) -> int:
+    """Return how many features `head_features` gives."""
+    return 1 + _recent_length(shape) + hidden_size
+
+
+def _recent_length(shape: NetworkShape) -> int:
+    season = shape.season_length if shape.season_length > 1 else shape.horizon
+    return min(season, shape.context_length, _WINDOW_FEATURES)
