@@ -6,7 +6,7 @@ CODE := forecast pipelines
 
 .PHONY: demo test check ui bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
 
 test: $(VENV)/.installed
@@ -18,7 +18,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
 
-ui: $(VENV)/.installed
+ui: $(VENV)/.installed-demo
 	$(BIN)/forecast ui
 
 bench: $(VENV)/.installed
@@ -27,7 +27,12 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo mlflow.db mlruns
 
+$(VENV)/.installed-demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[demo]'
+	touch $@
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[demo,dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[delta,demo,dev,holidays,sql]'
+	touch $(VENV)/.installed-demo $@

@@ -1,4 +1,4 @@
-"""`make bench`: every measurement in turn, or those named: `python -m benchmarks step load`."""
+"""`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`."""
 
 import importlib
 import os
@@ -6,7 +6,7 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("load", "step", "m4_hourly")
+NAMES = ("data", "step", "m4_hourly")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

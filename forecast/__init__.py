@@ -7,7 +7,7 @@
     print(fc.backtest(tuned, table, n_windows=4).summary)
     made = fc.forecast(tuned, table)          # made.frame, made.rejects
 
-Tables are Polars, pandas or Arrow frames with the columns series_id, timestamp and target.
+Tables are Polars, pandas or Arrow frames, or paths, with the columns series_id, timestamp and target.
 """
 
 import sys
@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forecast.api import backtest, finetune, forecast, load, train
+    from forecast.api import backtest, finetune, forecast, load, prepare, train
 
-__all__ = ["backtest", "finetune", "forecast", "load", "train"]
+__all__ = ["backtest", "finetune", "forecast", "load", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

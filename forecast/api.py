@@ -1,24 +1,28 @@
-"""The verbs on frames, for notebooks and programs: no files, no registry."""
+"""The verbs on tables, for notebooks and programs: no registry."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender
 from forecast.backtest import backtest as backtest_models
-from forecast.config import BacktestSettings, FinetuneSettings, FitSettings
+from forecast.config import BacktestSettings, DataConfig, FinetuneSettings, FitSettings, SourceConfig
 from forecast.config import load as validated
 from forecast.data.io import to_lazy
-from forecast.data.load import load_panel
+from forecast.data.load import Loaded, load_panel
+from forecast.data.prepared import prepare as prepare_panel
+from forecast.data.read import read_panel
+from forecast.data.source import Tables, fingerprint, open_tables
+from forecast.errors import ConfigError, listing
 from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
 from forecast.names import SOURCE_PRETRAINED
-from forecast.predict import Forecasts, forecast_frame
+from forecast.predict import Forecasts, forecast_loaded
 
 Settings = Mapping[str, Any]
 
@@ -27,6 +31,8 @@ def train(
     table: object,
     *,
     horizon: int,
+    known: object = None,
+    static: object = None,
     context_length: int | None = None,
     data: Settings | None = None,
     model: Settings | None = None,
@@ -35,11 +41,17 @@ def train(
 ) -> FitResult:
     """Return a model trained on a table; `.artifact` is what forecasts.
 
-    `data`, `model` and `fit` take the keys of the config groups of the same names. Raises ConfigError, DataError.
+    `table` is a Polars, pandas or Arrow one, or the path of one (or of a prepared panel). `known` and `static` are
+    tables of their own with the known covariates, reaching over the horizon, and the static ones, where these are not
+    columns of the first. `data`, `model` and `fit` take the keys of the config groups of the same names. Raises
+    ConfigError, DataError.
     """
     window = {"horizon": horizon, "context_length": context_length}
     config = validated(FitSettings, {"data": data or {}, "window": window, "model": model or {}, "fit": fit or {}})
-    loaded = load_panel(to_lazy(table), config.data, horizon)
+    if isinstance(table, str | Path):
+        loaded = read_panel(_at(config.data, table, known, static), horizon)
+    else:
+        loaded = load_panel(_tables(table, known, static), config.data, horizon)
     return fit_panel(
         loaded.panel,
         data=loaded.data,
@@ -51,25 +63,74 @@ def train(
     )
 
 
-def finetune(artifact: Artifact, table: object, **settings: Any) -> FinetuneResult:
+def read(artifact: Artifact, table: object, known: object = None, static: object = None) -> Loaded:
+    """Return the panel in a table (as in `train`), read as the table of training was. Raises ConfigError, DataError."""
+    if isinstance(table, str | Path):
+        return artifact.open(_at(SourceConfig(), table, known, static))
+    return artifact.read(_tables(table, known, static))
+
+
+def prepare(
+    table: object,
+    folder: str | Path,
+    *,
+    horizon: int,
+    known: object = None,
+    static: object = None,
+    data: Settings | None = None,
+) -> Loaded:
+    """Write a panel into a folder, which the other functions take as `table` and map into memory; return it.
+
+    Raises ConfigError, DataError, OutputError.
+    """
+    config = validated(DataConfig, data or {})
+    if isinstance(table, str | Path):
+        config = _at(config, table, known, static)
+        return prepare_panel(open_tables(config), config, horizon, Path(folder), fingerprint=fingerprint(config)).loaded
+    return prepare_panel(_tables(table, known, static), config, horizon, Path(folder)).loaded
+
+
+def finetune(
+    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+) -> FinetuneResult:
     """Return the model with changes for each series that gains from them; `settings` are the keys of `finetune`."""
-    loaded = artifact.read(to_lazy(table))
-    return finetune_series(artifact, loaded.panel, validated(FinetuneSettings, settings))
+    panel = read(artifact, table, known, static).panel
+    return finetune_series(artifact, panel, validated(FinetuneSettings, settings))
 
 
-def backtest(artifact: Artifact, table: object, **settings: Any) -> BacktestResult:
+def backtest(
+    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+) -> BacktestResult:
     """Return the scores of a model on past cutoffs beside seasonal naive, and beside its base if it is fine-tuned."""
-    loaded = artifact.read(to_lazy(table))
-    contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
-    contenders[artifact.kind] = Contender(artifact, loaded.panel)
+    panel = read(artifact, table, known, static).panel
+    contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), panel)}
+    contenders[artifact.kind] = Contender(artifact, panel)
     return backtest_models(contenders, validated(BacktestSettings, settings))
 
 
-def forecast(artifact: Artifact, table: object, *, cutoff: datetime | None = None) -> Forecasts:
+def forecast(
+    artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
+) -> Forecasts:
     """Return the forecasts of every series in the table from `cutoff`, its latest timestamp when None."""
-    return forecast_frame(artifact, table, cutoff=cutoff)
+    return forecast_loaded(artifact, read(artifact, table, known, static), cutoff=cutoff)
 
 
 def load(folder: str | Path) -> Artifact:
     """Return a model that `artifact.save(folder)` or `forecast models export` has written."""
     return artifacts.load(Path(folder))
+
+
+Source = TypeVar("Source", bound=SourceConfig)
+
+
+def _at(source: Source, path: object, known: object, static: object) -> Source:
+    """Return how to read tables that are given by their paths."""
+    paths = {"path": path, "known_path": known, "static_path": static}
+    wrong = [name for name, given in paths.items() if given is not None and not isinstance(given, str | Path)]
+    if wrong:
+        raise ConfigError(f"{listing(wrong)}: the first table is given by its path, so the others must be too")
+    return source.model_copy(update={name: str(given) for name, given in paths.items() if given is not None})
+
+
+def _tables(rows: object, known: object, static: object) -> Tables:
+    return Tables(to_lazy(rows), *(None if table is None else to_lazy(table) for table in (known, static)))

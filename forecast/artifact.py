@@ -15,6 +15,8 @@ import safetensors.torch
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
+from forecast.data.read import read_panel
+from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
 from forecast.models.bank import HeadBank
@@ -41,7 +43,7 @@ class Artifact:
     window: WindowConfig
     model: ModelConfig
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical static covariate; code = position + 1, 0 for all others."""
+    """Values of each categorical covariate; code = position + 1, 0 for all others."""
     grid: Grid
     trained_until: int
     """Grid index of the last step that fitting, stopping or gating has seen."""
@@ -68,12 +70,18 @@ class Artifact:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
         return self.data.model_copy(update=source.model_dump())
 
-    def read(self, table: pl.LazyFrame, source: SourceConfig | None = None) -> Loaded:
+    def read(self, tables: Tables | pl.LazyFrame) -> Loaded:
         """Return the panel in a table, read as the table of training was.
 
         Raises DataError as `load_panel`, and for a table that is not on the grid of the model.
         """
-        loaded = load_panel(table, self.reading(source) if source else self.data, self.horizon, self.categories)
+        loaded = load_panel(tables, self.data, self.horizon, self.categories)
+        self._check_grid(loaded.panel)
+        return loaded
+
+    def open(self, source: SourceConfig) -> Loaded:
+        """Return the panel at `source.path` or in its database, prepared or not, read as the table of training was."""
+        loaded = read_panel(self.reading(source), self.horizon, self.categories)
         self._check_grid(loaded.panel)
         return loaded
 
@@ -91,13 +99,14 @@ class Artifact:
                 f"the table's rows are every {own.frequency} like those that the model was trained on, but at other "
                 f"moments: {found}, where the model has {expected}; shift the timestamps, or train on a table like this"
             )
-        there = ~np.isnan(panel.target)
-        neighbours = there[1:] & there[:-1]
-        neighbours[panel.offsets[1:-1] - 1] = False  # of two series
-        if neighbours.any():
-            return
-        observed = np.flatnonzero(there)
-        step = np.diff(observed)[np.diff(np.searchsorted(panel.offsets, observed, side="right")) == 0]
+        steps = []
+        for shard in panel.shards():
+            observed = np.flatnonzero(~np.isnan(shard.target))
+            step = np.diff(observed)[np.diff(np.searchsorted(shard.offsets, observed, side="right")) == 0]
+            if (step == 1).any():
+                return
+            steps.append(step)
+        step = np.concatenate(steps)
         if len(step) >= _FEW_STEPS:
             raise DataError(
                 f"the model has a value every {own.frequency}, the table only every {int(np.median(step)):,} of these "

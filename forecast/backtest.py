@@ -1,5 +1,6 @@
 """Rolling origins: the forecasts a version would have made, scored beside seasonal naive."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +12,20 @@ from forecast.config import BacktestSettings
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
-from forecast.metrics import MODEL, future_values, score_windows, seasonal_naive, seasonal_naive_errors, summarise
+from forecast.metrics import (
+    MODEL,
+    future_values,
+    last_values,
+    score_windows,
+    seasonal_naive,
+    seasonal_naive_errors,
+    summarise,
+)
 from forecast.names import CUTOFF, SERIES_ID, SOURCE_SEASONAL_NAIVE, STEP, TIMESTAMP, quantile_column
-from forecast.predict import predict
+from forecast.predict import BATCH_SIZE, predict
+
+# Windows that are forecast and scored together: full batches, so that blocks change no forecast.
+_BLOCK = 16 * BATCH_SIZE
 
 BACKTEST_RUN = "backtest_run"
 """Tag of a version: the run that holds its latest backtest."""
@@ -85,33 +97,27 @@ def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> Ba
     cutoffs = rolling_cutoffs(panel, horizon=horizon, settings=settings, trained_until=seen)
     parts = [windows_at(panel, cutoff) for cutoff in cutoffs]
     windows = WindowIndex(np.concatenate([p.series for p in parts]), np.concatenate([p.cutoff for p in parts]))
-
-    actual = future_values(panel, windows, horizon)
-    naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
-    scored = np.flatnonzero(np.isfinite(actual).any(1) & np.isfinite(naive).all((1, 2)))
-    windows, actual = windows[scored], actual[scored]
+    windows = windows[np.flatnonzero(_can_be_scored(panel, windows, horizon))]
     if not len(windows):
         raise DataError(
             "no series has both history and observations behind the cutoffs; check data.path and backtest.n_windows"
         )
-    scale, _ = seasonal_naive_errors(panel, windows, season)
-
-    made = {SOURCE_SEASONAL_NAIVE: naive[scored]}
-    for name, (artifact, own) in contenders.items():
-        quantiles = predict(artifact, own, windows).tuned.astype(np.float64)
-        # The ladder of scoring: where the model gives nothing, seasonal naive speaks.
-        made[name] = np.where(np.isfinite(quantiles).all((1, 2), keepdims=True), quantiles, naive[scored])
-    keys = {
-        SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String),
-        CUTOFF: panel.grid.timestamps(panel.start[windows.series] + windows.cutoff),
-    }
-    scores = pl.concat(
-        pl.DataFrame(
-            {**keys, MODEL: [name] * len(windows), **score_windows(actual, quantiles, levels=levels, scale=scale)}
-        )
-        for name, quantiles in made.items()
-    )
-    forecasts = pl.concat(_long(panel, windows, actual, name, quantiles, levels) for name, quantiles in made.items())
+    tables: dict[str, list[tuple[pl.DataFrame, pl.DataFrame]]] = {}
+    for block in _blocks(windows):
+        begin, end = int(block.series.min()), int(block.series.max()) + 1
+        shard, own = panel.rows(begin, end), WindowIndex(block.series - begin, block.cutoff)
+        actual, (scale, _) = future_values(shard, own, horizon), seasonal_naive_errors(shard, own, season)
+        naive = seasonal_naive(shard, own, horizon=horizon, season=season, levels=levels)
+        made = {SOURCE_SEASONAL_NAIVE: naive}
+        for name, (artifact, other) in contenders.items():
+            quantiles = predict(artifact, other.rows(begin, end), own).tuned.astype(np.float64)
+            # The ladder of scoring: where the model gives nothing, seasonal naive speaks.
+            made[name] = np.where(np.isfinite(quantiles).all((1, 2), keepdims=True), quantiles, naive)
+        for name, values in made.items():
+            scored = score_windows(actual, values, levels=levels, scale=scale)
+            pair = _scores(shard, own, name, scored), _long(shard, own, actual, name, values, levels)
+            tables.setdefault(name, []).append(pair)
+    scores, forecasts = (pl.concat(pair[kind] for parts in tables.values() for pair in parts) for kind in (0, 1))
     absent = np.setdiff1d(np.arange(panel.n_series), windows.series)
     skipped = pl.DataFrame(
         {
@@ -126,6 +132,29 @@ def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> Ba
 def _what_it_forecasts(artifact: Artifact, panel: Panel) -> str:
     levels = ", ".join(f"{level:g}" for level in artifact.model.quantile_levels)
     return f"quantiles {levels} of {artifact.horizon} steps on {panel.grid} for {panel.n_series:,} series"
+
+
+def _blocks(windows: WindowIndex) -> Iterator[WindowIndex]:
+    """Yield the windows a block at a time, in their order."""
+    for first in range(0, len(windows), _BLOCK):
+        yield windows[slice(first, first + _BLOCK)]
+
+
+def _can_be_scored(panel: Panel, windows: WindowIndex, horizon: int) -> np.ndarray:
+    """Return whether each window has an observed target, and a value before it, [n]."""
+    behind = [np.isfinite(future_values(panel, block, horizon)).any(1) for block in _blocks(windows)]
+    return np.concatenate(behind) & np.isfinite(last_values(panel, windows))
+
+
+def _scores(panel: Panel, windows: WindowIndex, name: str, scored: dict[str, np.ndarray]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String),
+            CUTOFF: panel.grid.timestamps(panel.start[windows.series] + windows.cutoff),
+            MODEL: [name] * len(windows),
+            **scored,
+        }
+    )
 
 
 def _long(

@@ -10,8 +10,20 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from forecast.errors import ConfigError
 
@@ -43,7 +55,16 @@ class SourceConfig(Config):
     """Where the rows are, and what to do with bad ones. The same for every verb."""
 
     path: str | None = None
-    """A Parquet, CSV or Arrow file, a folder of them, or a glob."""
+    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; or a folder
+    that `forecast data prepare` wrote."""
+    uri: SecretStr | None = None
+    """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
+    query: str | None = None
+    """The SQL query that gives the table, with data.uri."""
+    known_path: str | None = None
+    """A second table with the known covariates, reaching over the horizon; without a series_id it is for all series."""
+    static_path: str | None = None
+    """A table with one row per series, where the static covariates are."""
     until: datetime | None = None
     """Use rows up to and including this timestamp (naive: in the panel's own time zone)."""
     on_error: Literal["quarantine", "fail"] = "quarantine"
@@ -51,25 +72,61 @@ class SourceConfig(Config):
     max_reject_share: Share = 0.05
     """Stop if a larger share of the rows is rejected."""
 
+    @field_serializer("uri", when_used="json")
+    def _without_password(self, uri: SecretStr | None) -> str | None:
+        return None if uri is None else without_password(uri.get_secret_value())
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.uri is not None:
+            raise ValueError("path and uri are both given; the table is in one of them")
+        if (self.uri is None) != (self.query is None):
+            raise ValueError("uri and query go together: uri=postgresql://user@host/db query='select ...'")
+        return self
+
+
+def without_password(uri: str) -> str:
+    """Return a connection URI as it may be shown.
+
+    >>> without_password("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    hidden = re.sub(r"(?<=://)([^/@:]*):\S*@", r"\1:***@", uri)
+    return re.sub(r"((?:password|pwd|token|secret)[^=&;\s]*)=[^&;\s]+", r"\1=***", hidden, flags=re.IGNORECASE)
+
 
 class DataConfig(SourceConfig):
     """How to read the table a model is trained on. The choices are stored with the model and hold for later verbs."""
 
+    layout: Literal["long", "wide"] = "long"
+    """`wide`: a column per series, named after it, besides the timestamp and the past and known covariates."""
     freq: str | None = None
     """Step between rows: 15m, 1h, 1d, 1w, 1mo, 1q, 1y, 1bd and multiples; inferred when not given."""
+    aggregate: Literal["sum", "mean", "last"] | None = None
+    """Put finer rows together to steps of data.freq; covariates by their mean (categories: the last)."""
     season_length: Annotated[int, Field(ge=1)] | None = None
     """Steps in one season (MASE, seasonal naive, seasonal inputs); from the frequency when not given."""
     time_zone: str | None = None
     """Time zone of the calendar (IANA name). Naive timestamps are read as local time of it."""
     calendar: bool = True
     """Add calendar features (hour, weekday, time of year) as known covariates."""
+    holidays: str | None = None
+    """Add the public holidays of a country, or of a part of it, as known covariates: US, US-NY, DE-BY."""
+    holiday_names: tuple[str, ...] | None = None
+    """Which of them; all that fall into the panel when not given."""
+    fourier: dict[Annotated[float, Field(gt=1)], Annotated[int, Field(ge=1)]] = {}
+    """Add waves of further seasons as known covariates: {168: 3} is three harmonics of a period of 168 steps."""
+    lags: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Add earlier targets as past covariates: [24, 168] is the value 24 and 168 steps before."""
+    rolling: tuple[Annotated[str, Field(pattern=r"^(mean|std|min|max|median|sum)_[1-9]\d{0,5}$")], ...] = ()
+    """Add statistics of the latest steps as past covariates: [mean_7, std_28]."""
     columns: ColumnsConfig = ColumnsConfig()
     past_covariates: tuple[str, ...] = ()
-    """Numeric columns known up to the cutoff only."""
+    """Columns known up to the cutoff only, numbers or text (embedded)."""
     known_covariates: tuple[str, ...] = ()
-    """Numeric columns known over the horizon too: the table has rows with a null target for the future."""
+    """Columns known over the horizon too, numbers or text (embedded): rows with a null target, or data.known_path."""
     static_covariates: tuple[str, ...] = ()
-    """Columns with one value per series, text (embedded) or numeric."""
+    """Columns with one value per series, numbers or text (embedded)."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -80,19 +137,43 @@ class DataConfig(SourceConfig):
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.aggregate and not self.freq:
+            raise ValueError("aggregate needs freq: the step to put rows together to")
+        if self.holiday_names is not None and self.holidays is None:
+            raise ValueError("holiday_names needs holidays: the country")
+        if self.known_path and not self.known_covariates:
+            raise ValueError("known_path is given, but no known_covariates: name the columns to read from it")
+        if self.static_path and not self.static_covariates:
+            raise ValueError("static_path is given, but no static_covariates: name the columns to read from it")
+        if self.layout == "wide" and self.static_covariates and not self.static_path:
+            raise ValueError("layout=wide has no place for static_covariates; give them in a table at static_path")
+        return self
+
+
+def _table_given(query: str | None, info: ValidationInfo) -> str | None:
+    # Not a check of the whole group: those are left out where one of its settings is wrong.
+    if all(info.data.get(name, "") is None for name in ("path", "uri")):
+        raise PydanticCustomError("no_table", "missing")
+    return query
+
+
+_Query = Annotated[str | None, Field(validate_default=True), AfterValidator(_table_given)]
+
 
 class SourceTable(SourceConfig):
     """`SourceConfig` on the command line, where the table has to be named."""
 
-    path: str
-    """A Parquet, CSV or Arrow file, a folder of them, or a glob."""
+    query: _Query = None
+    """The SQL query that gives the table, with data.uri."""
 
 
 class DataTable(DataConfig):
     """`DataConfig` on the command line, where the table has to be named."""
 
-    path: str
-    """A Parquet, CSV or Arrow file, a folder of them, or a glob."""
+    query: _Query = None
+    """The SQL query that gives the table, with data.uri."""
 
 
 class WindowConfig(Config):
@@ -117,7 +198,7 @@ class ModelConfig(Config):
     decoder_size: Annotated[int, Field(ge=1)] = 16
     """Features that the decoder's first stage hands to each step of the horizon."""
     embedding_size: Annotated[int, Field(ge=1)] = 8
-    """Size of the embedding of each categorical static covariate."""
+    """Size of the embedding of each categorical covariate."""
     anchor: Literal["auto", "last", "level"] = "auto"
     """What a window is centred on: its last value, its mean, or whichever validates better."""
     skip: bool = True
@@ -248,6 +329,51 @@ class TrainConfig(VerbConfig):
     fit: FitConfig = FitConfig()
 
 
+class HorizonConfig(Config):
+    """How far forecasts may reach."""
+
+    horizon: Annotated[int, Field(ge=1)]
+    """Steps for which known covariates are kept after the end of a series; a model's horizon may be shorter."""
+
+
+class PrepareSettings(Config):
+    """Prepared panels."""
+
+    chunk_rows: Annotated[int, Field(ge=1)] = 10_000_000
+    """Rows in memory at a time, about."""
+
+
+class PrepareConfig(VerbConfig):
+    """`forecast data prepare`."""
+
+    data: DataTable
+    window: HorizonConfig
+    prepare: PrepareSettings = PrepareSettings()
+    output: OutputFolder
+
+
+class AppendSettings(Config):
+    """New rows for a prepared panel."""
+
+    revisions: Literal["accept", "refuse", "fail"] = "accept"
+    """What to do with values that differ from those of the panel: take them over, reject them, or stop."""
+
+
+class AppendConfig(VerbConfig):
+    """`forecast data append`: `output.path` is the prepared panel, `data` the table with the new rows."""
+
+    data: SourceTable
+    append: AppendSettings = AppendSettings()
+    output: OutputFolder
+
+
+class ProfileConfig(VerbConfig):
+    """`forecast data profile`."""
+
+    data: DataTable
+    output: OutputConfig = OutputConfig()
+
+
 class FinetuneConfig(VerbConfig):
     """`forecast finetune`: `registry.alias` is the base."""
 
@@ -334,10 +460,12 @@ def group_of(field: FieldInfo) -> type[Config] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
 
 
-def _explain(kind: type[Config], detail: Any) -> list[str]:
+def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  one for each kind of mistake
     path, given = ".".join(str(part) for part in detail["loc"]), detail["input"]
     if detail["type"] == "extra_forbidden":
         return [f"{leaf}: {_unknown(kind, leaf)}" for leaf in _leaves(path, given)]
+    if detail["type"] == "no_table":
+        return ["data.path: missing; give data.path=VALUE, or data.uri and data.query for a database"]
     if detail["type"] == "missing":
         group = group_of(dict(fields(kind))[path])
         keys = [name for name, field in group.model_fields.items() if field.is_required()] if group else []
@@ -359,7 +487,9 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:
 def _unknown(kind: type[Config], path: str) -> str:
     """Return what to tell about a key that `kind` does not have."""
     group = path.rpartition(".")[0]
-    if kind not in (TrainConfig, FitSettings) and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
+    data = group_of(kind.model_fields["data"]) if "data" in kind.model_fields else None
+    trained = data is None or not issubclass(data, DataConfig)
+    if trained and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
         return "fixed by the trained model, can't be set here; train a model with the value you want"
     known, leaf = paths(kind), path.rsplit(".", 1)[-1]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == leaf]

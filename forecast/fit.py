@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
-from forecast.data.panel import IntArray, Panel
+from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.models.batch import PanelTensors
@@ -40,6 +40,8 @@ _SKIP_CHECKS = 4_000
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
+# Entries of a panel's buffer that are looked at together.
+_BLOCK = 1 << 20
 # Changes of the median, in units of spread, that may be too small to be worth making; the last one keeps the skip's
 # median.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
@@ -75,6 +77,8 @@ def fit(
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
+    `categories` are the values of the static, past and known covariates that hold codes, by name.
+
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
     validates better.
@@ -94,9 +98,11 @@ def fit(
         n_past=panel.past.shape[0],
         n_known=panel.known.shape[0],
         n_calendar=panel.calendar.shape[0],
-        category_sizes=tuple(len(values) for values in categories.values()),
+        category_sizes=tuple(len(categories[name]) for name in data.static_covariates if name in categories),
         n_static_numbers=panel.static_numbers.shape[1],
         segment_length=_segment_length(model, panel, context),
+        past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
+        known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
     )
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
@@ -149,6 +155,15 @@ def fit(
     }
     log.info("fit: %s", summary)
     return FitResult(artifact, keeper.curve, summary)
+
+
+def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
+    """Return how many values each row of a panel's covariates has, 0 for numbers; empty if all are.
+
+    Rows beyond `columns` are derived ones: numbers.
+    """
+    sizes = [len(categories.get(name, ())) for name in columns]
+    return (*sizes, *[0] * (n_rows - len(sizes))) if any(sizes) else ()
 
 
 def _device(config: FitConfig) -> torch.device:
@@ -263,21 +278,42 @@ def _absolute_error(samples: Samples, solution: Tensor) -> float:
 
 
 def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:
-    """Set mean and scale of the covariates from the steps that training may see."""
-    steps = np.arange(len(panel.target)) - np.repeat(panel.offsets[:-1], panel.lengths)
-    seen = steps < np.repeat(limits, panel.lengths)
-    held = np.repeat(panel.lengths + panel.horizon, 1)
-    ahead = np.arange(panel.known.shape[1]) - np.repeat(
-        panel.offsets[:-1] + panel.horizon * np.arange(panel.n_series), held
-    )
-    columns = [values[seen] for values in panel.past]
-    columns += [values[ahead < np.repeat(limits, held)] for values in panel.known]
-    columns += list(panel.static_numbers.T)
-    for row, values in enumerate(columns):
-        finite = values[np.isfinite(values)].astype(np.float64)
-        if len(finite):
-            network.covariate_mean[row] = float(finite.mean())
-            network.covariate_scale[row] = max(float(finite.std()), 1e-6 * abs(float(finite.mean())), 1e-12)
+    """Set mean and scale of the covariates from the steps that training may see. Those of codes are not used."""
+    begin = panel.offsets[:-1]
+    every = np.zeros(1, dtype=np.int64), np.array([panel.n_series])
+    found = [
+        *_moments(panel.past, begin, limits),
+        *_moments(panel.known, begin + panel.horizon * np.arange(panel.n_series), limits),
+        *_moments(panel.static_numbers.T, *every),
+    ]
+    for row, (count, mean, squares) in enumerate(found):
+        if count:
+            network.covariate_mean[row] = mean
+            network.covariate_scale[row] = max((squares / count) ** 0.5, 1e-6 * abs(mean), 1e-12)
+
+
+def _moments(values: FloatArray, begin: IntArray, limits: IntArray) -> list[tuple[int, float, float]]:
+    """Return count, mean and squared deviations of the finite values of each row ([row, entry]).
+
+    Of a series, which begins at entry `begin`, the first `limits` entries are taken. A block of entries at a time, put
+    together as in Chan, Golub & LeVeque (1983): a panel on disk is read once, and never held.
+    """
+    found = [(0, 0.0, 0.0)] * len(values)
+    for first in range(0, values.shape[1] if len(values) else 0, _BLOCK):
+        last = min(first + _BLOCK, values.shape[1])
+        series = slice(np.searchsorted(begin, first, side="right") - 1, np.searchsorted(begin, last))
+        inside = np.diff(np.append(np.maximum(begin[series], first), last))
+        seen = np.arange(first, last) < np.repeat(begin[series] + limits[series], inside)
+        for row, entries in enumerate(values[:, first:last]):
+            part = entries[seen]
+            part = part[np.isfinite(part)].astype(np.float64)
+            if not len(part):
+                continue
+            count, mean, squares = found[row]
+            total, change = count + len(part), float(part.mean()) - mean
+            squares += float(np.square(part - part.mean()).sum()) + change**2 * count * (len(part) / total)
+            found[row] = total, mean + change * (len(part) / total), squares
+    return found
 
 
 def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:

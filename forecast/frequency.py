@@ -175,14 +175,32 @@ class Grid:
             index[off], on_grid[off] = self._place(clock[off] - HOUR)
         return index, on_grid
 
+    @classmethod
+    def natural(cls, frequency: Frequency, time_zone: str | None) -> Self:
+        """Return the grid of whole periods: from midnight, Monday, the first of the month or the first of January.
+
+        Raises ConfigError for business days: they leave no place for what happens on a weekend.
+        """
+        if frequency.base == "business day":
+            raise ConfigError(f"data.aggregate: rows can't be put together to {frequency}; use data.freq=1d or 1w")
+        if frequency.base == "microsecond":
+            midnight = moment_clock(datetime(2000, 1, 1), frequency, time_zone)
+            return cls(frequency, (midnight % frequency.size,), time_zone)
+        if frequency.base == "month":
+            return cls(frequency, (0, 1, 0), time_zone)
+        monday = 4 if frequency.unit == "w" else 0  # 1970-01-05
+        return cls(frequency, (monday, 0), time_zone)
+
     def floor(self, moment: datetime) -> int:
         """Return the index of the last grid timestamp at or before `moment` (naive: in the time zone of the panel)."""
-        micros = self.clock_of(moment)
-        number, _ = self._number(np.array([micros]))
-        index = (number - self.phase[0]) // self.frequency.size + 1
-        while self.clock(index)[0] > micros:
-            index -= 1
-        return int(index[0])
+        return int(self.floor_of(np.array([self.clock_of(moment)]))[0])
+
+    def floor_of(self, clock: IntArray) -> IntArray:
+        """Return the index of the last grid timestamp at or before each time as from `clock()`."""
+        index: IntArray = (self._number(clock)[0] - self.phase[0]) // self.frequency.size + 1
+        while (late := self.clock(index) > clock).any():
+            index = index - late
+        return index
 
     def clock_of(self, moment: datetime) -> int:
         """Return the time, as from `clock()`, of one moment (naive: in the time zone of the panel)."""

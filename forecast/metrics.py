@@ -3,14 +3,14 @@
 Scores are kept per (series, cutoff, model) as sums and counts, so that any group of them can be summarised exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.data.panel import Panel
+from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.names import CUTOFF, SERIES_ID, STEP, TARGET
 
@@ -20,7 +20,19 @@ MODEL = "model"
 SCORE_COLUMNS = ("mase", "smape", "abs_error", "pinball", "abs_target", "error", "covered", "width", "n_steps")
 
 
-def seasonal_differences(panel: Panel, season: int) -> Array:
+def _by_shard(panel: Panel, windows: WindowIndex) -> Iterator[tuple[IntArray, Panel, WindowIndex]]:
+    """Yield the shards that hold a window's series: numbers of the windows, the shard, and its windows."""
+    order = np.argsort(windows.series, kind="stable")
+    sorted_series, first = windows.series[order], 0
+    for shard in panel.shards():
+        last = first + shard.n_series
+        chosen = order[slice(*np.searchsorted(sorted_series, [first, last]))]
+        if len(chosen):
+            yield chosen, shard, WindowIndex(windows.series[chosen] - first, windows.cutoff[chosen])
+        first = last
+
+
+def _seasonal_differences(panel: Panel, season: int) -> Array:
     """Return y[t] - y[t - season] at each step of the flat buffer, [N]; NaN where either is missing or not there."""
     target = panel.target.astype(np.float64)
     step = np.arange(len(target)) - np.repeat(panel.offsets[:-1], panel.lengths)
@@ -44,13 +56,15 @@ def _up_to(panel: Panel, windows: WindowIndex, values: Array) -> Array:
 
 def seasonal_naive_errors(panel: Panel, windows: WindowIndex, season: int) -> tuple[Array, Array]:
     """Return mean absolute and root mean square seasonal difference up to each cutoff, 2 x [n]; NaN for none."""
-    differences = seasonal_differences(panel, season)
-    there = np.isfinite(differences)
-    values = np.where(there, differences, 0.0)
-    count = _up_to(panel, windows, there.astype(np.float64))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        absolute = _up_to(panel, windows, np.abs(values)) / count
-        square = _up_to(panel, windows, values**2) / count
+    absolute, square = np.full((2, len(windows)), np.nan)
+    for chosen, shard, own in _by_shard(panel, windows):
+        differences = _seasonal_differences(shard, season)
+        there = np.isfinite(differences)
+        values = np.where(there, differences, 0.0)
+        count = _up_to(shard, own, there.astype(np.float64))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            absolute[chosen] = _up_to(shard, own, np.abs(values)) / count
+            square[chosen] = _up_to(shard, own, values**2) / count
     return absolute, np.sqrt(square)
 
 
@@ -87,12 +101,15 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
 
 def last_values(panel: Panel, windows: WindowIndex) -> Array:
     """Return the last observed value up to each cutoff; NaN where there is none, [n]."""
-    observed = np.isfinite(panel.target)
-    latest = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
-    begin = panel.offsets[windows.series]
-    end = begin + np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
-    at = latest[np.maximum(end, 0)]
-    return np.where((end >= begin) & (at >= begin), panel.target[at], np.nan)
+    found = np.full(len(windows), np.nan, dtype=np.float32)
+    for chosen, shard, own in _by_shard(panel, windows):
+        observed = np.isfinite(shard.target)
+        latest = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
+        begin = shard.offsets[own.series]
+        end = begin + np.minimum(own.cutoff, shard.lengths[own.series] - 1)
+        at = latest[np.maximum(end, 0)]
+        found[chosen] = np.where((end >= begin) & (at >= begin), shard.target[at], np.nan)
+    return found
 
 
 def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:

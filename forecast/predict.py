@@ -10,6 +10,7 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.data.io import to_lazy
+from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import DataError
@@ -155,18 +156,26 @@ def forecast(
     return Forecasts(frame, rejects)
 
 
-def forecast_frame(
-    artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = ""
+def forecast_loaded(
+    artifact: Artifact, loaded: Loaded, *, cutoff: datetime | None = None, model_version: str = ""
 ) -> Forecasts:
-    """Return the forecasts of every series in a Polars, pandas or Arrow table, with the rejects of rows and series.
+    """Return the forecasts of every series of a panel that `artifact` has read, with the rejects of rows and series.
 
-    `cutoff` is the last timestamp a forecast may see, the latest of the table when None. Raises DataError as
-    `Artifact.read`.
+    `cutoff` is the last timestamp a forecast may see, the latest of the panel when None.
     """
-    loaded = artifact.read(to_lazy(frame))
     at = None if cutoff is None else loaded.panel.grid.floor(cutoff)
     made = forecast(artifact, loaded.panel, cutoff=at, model_version=model_version)
     return Forecasts(made.frame, pl.concat([loaded.rejects, made.rejects]))
+
+
+def forecast_frame(
+    artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = ""
+) -> Forecasts:
+    """Return the forecasts of every series in a Polars, pandas or Arrow table, as `forecast_loaded`.
+
+    Raises DataError as `Artifact.read`.
+    """
+    return forecast_loaded(artifact, artifact.read(to_lazy(frame)), cutoff=cutoff, model_version=model_version)
 
 
 def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -175,15 +184,19 @@ def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
     length = max(artifact.network.shape.season_length, 2) + 1
     steps = np.arange(artifact.trained_until - length + 1, artifact.trained_until + 1)
     wave = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
+    wide = data.layout == "wide"
     table = pl.DataFrame(
         {
-            columns.series_id: ["example"] * length,
+            **({} if wide else {columns.series_id: ["example"] * length}),
             columns.timestamp: artifact.grid.timestamps(steps),
-            columns.target: wave,
-            **{name: [0.0] * length for name in (*data.past_covariates, *data.known_covariates)},
+            ("example" if wide else columns.target): wave,
             **{
-                name: [artifact.categories[name][0] if artifact.categories.get(name) else 0.0] * length
-                for name in data.static_covariates
+                name: [(artifact.categories[name] or ("",))[0] if name in artifact.categories else 0.0] * length
+                for name in (
+                    *data.past_covariates,
+                    *data.known_covariates,
+                    *(() if wide else data.static_covariates),
+                )
             },
         }
     )

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 # Read when MLflow is imported, so before it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -40,7 +39,7 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 from forecast import names
-from forecast.config import Config, RegistryConfig
+from forecast.config import Config, RegistryConfig, without_password
 from forecast.errors import RegistryError, listing
 
 DEFAULT_URI: Final = "sqlite:///mlflow.db"
@@ -105,29 +104,17 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, public(uri))
+        shown = without_password(uri)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown)
         if "Max retries exceeded" in reason:
             cause = reason.rpartition(": ")[2].strip("()'\"")
             reason = f"no answer ({cause}); is the server running?"
-        raise RegistryError(f"MLflow store {public(uri)}: {reason} (registry.tracking_uri sets the store)") from error
+        raise RegistryError(f"MLflow store {shown}: {reason} (registry.tracking_uri sets the store)") from error
 
 
 def tracking_uri(config: RegistryConfig) -> str:
     """Return the MLflow store in use: configured, from MLFLOW_TRACKING_URI, or a SQLite file here."""
     return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
-def public(uri: str) -> str:
-    """Return a URI without its password.
-
-    >>> public("postgresql://me:secret@db/mlflow")
-    'postgresql://me:***@db/mlflow'
-    """
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
 
 
 class Run:
@@ -174,6 +161,11 @@ class Run:
     def json(self, value: object, path: str) -> None:
         """Log a value as JSON."""
         self._write(path, lambda file: file.write_text(_json(value)))
+
+    @_calls_mlflow
+    def text(self, value: str, path: str) -> None:
+        """Log a text: a page, say."""
+        self._write(path, lambda file: file.write_text(value, encoding="utf-8"))
 
     @_calls_mlflow
     def file(self, path: Path, folder: str | None = None) -> None:
@@ -238,7 +230,7 @@ class Registry:
         run = Run(self._client, self.uri, info.run_id, experiment)
         values = config.model_dump(mode="json")
         if uri := values.get("registry", {}).get("tracking_uri"):
-            values["registry"]["tracking_uri"] = public(uri)
+            values["registry"]["tracking_uri"] = without_password(uri)
         params = [Param(name, text[:_PARAM_LENGTH]) for name, text in _flat(values)]
         for first in range(0, len(params), _PARAM_BATCH):
             self._client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
@@ -260,7 +252,7 @@ class Registry:
                 assert found is not None
         if found.lifecycle_stage != "active":
             raise RegistryError(
-                f"experiment {self.name} was deleted from {public(self.uri)}; restore it with "
+                f"experiment {self.name} was deleted from {without_password(self.uri)}; restore it with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another registry.name"
             )
         return str(found.experiment_id)
@@ -369,7 +361,7 @@ class Registry:
             return {alias: int(number) for alias, number in found.aliases.items()}
         known = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
         raise RegistryError(
-            f"no registered model {self.name} in {public(self.uri)}; there are: {known or 'none'}; "
+            f"no registered model {self.name} in {without_password(self.uri)}; there are: {known or 'none'}; "
             "set registry.name, or train one"
         )
 

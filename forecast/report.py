@@ -4,14 +4,10 @@ Series travel as compressed chunks, unpacked by the page when one of them is loo
 10,000 series as with ten. No text from data reaches the markup unescaped, and the page can't load anything.
 """
 
-import base64
-import gzip
 import html
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +17,11 @@ import polars as pl
 from forecast import names
 from forecast.data.io import write_text_atomic
 from forecast.metrics import MODEL
-from forecast.plots import Band, ModelStyle, bands, clock_label, model_styles, wall_clock, with_model
+from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
+from forecast.plots import Band, ModelStyle, bands, clock_label, model_styles, with_model
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
-_DIGITS: Final = 6
-_ABSENT: Final = "\u2013"
 _MINUS: Final = "\u2212"
 _METRICS: Final = {
     "mase": "MASE",
@@ -85,38 +80,17 @@ def write_report(
         **_decisions(decisions, series_ids),
     }
     chunks = _series(series_ids, history, forecasts, models, intervals)
-    blobs = [("page", _packed(meta)), *((f"chunk-{number}", _packed(chunk)) for number, chunk in enumerate(chunks))]
-    parts = {
-        "title": html.escape(title),
-        "subtitle": html.escape(subtitle),
-        "facts": _facts(facts),
-        "summary": _summary(summary),
-        "rejects": _rejects(rejects),
-        "stages": _stages(stages),
-        "plotly": _plotly(),
-        "data": "\n".join(f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in blobs),
-        "css": _template("report.css"),
-        "js": _template("report.js"),
-    }
-    # One pass, so that braces in the data are left alone.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("report.html"))
-    write_text_atomic(page, path)
-
-
-def _template(name: str) -> str:
-    return (files("forecast") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-def _packed(value: object) -> str:
-    """Return JSON as gzip + base64: compact, and free of any character that means something to HTML."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+    made = page(
+        "report",
+        title=title,
+        subtitle=subtitle,
+        facts=facts,
+        data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
+        summary=_summary(summary),
+        rejects=_rejects(rejects),
+        stages=_stages(stages),
+    )
+    write_text_atomic(made, path)
 
 
 def _natural_order(ids: set[str]) -> list[str]:
@@ -128,12 +102,6 @@ def _natural_order(ids: set[str]) -> list[str]:
             name,
         ),
     )
-
-
-def _rounded(column: str) -> pl.Expr:
-    """Return a column as floats of six digits, with null for whatever JSON has no number for."""
-    number = pl.col(column).cast(pl.Float64)
-    return pl.when(number.is_finite()).then(number).round_sig_figs(_DIGITS)
 
 
 # ---- Series ----
@@ -154,12 +122,12 @@ def _series(
     drawn = (
         forecasts.join(rank, on=names.SERIES_ID)
         .join(order, on=MODEL)
-        .select("series", "number", *map(_milliseconds, (names.CUTOFF, names.TIMESTAMP)), *map(_rounded, quantiles))
+        .select("series", "number", *map(milliseconds, (names.CUTOFF, names.TIMESTAMP)), *map(rounded, quantiles))
         .sort("series", "number", names.CUTOFF, names.TIMESTAMP)
     )
     past = (
         history.join(rank, on=names.SERIES_ID)
-        .select("series", _milliseconds(names.TIMESTAMP), _rounded(names.TARGET))
+        .select("series", milliseconds(names.TIMESTAMP), rounded(names.TARGET))
         .sort("series", names.TIMESTAMP)
     )
     past = _near(past, drawn, context=_context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
@@ -168,16 +136,12 @@ def _series(
         chunk = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]  # type: list[dict[str, Any]]
         inside = pl.col("series").is_between(first, first + _CHUNK - 1)
         for index, times, values in past.filter(inside).iter_rows():
-            chunk[index - first] |= {"t": _runs(times), "y": values}
+            chunk[index - first] |= {"t": runs(times), "y": values}
         for row in drawn.filter(inside).iter_rows(named=True):
-            found = {"m": row["number"], "c": row[names.CUTOFF], "t": _runs(row[names.TIMESTAMP]), "q": row[median]}
+            found = {"m": row["number"], "c": row[names.CUTOFF], "t": runs(row[names.TIMESTAMP]), "q": row[median]}
             found["b"] = [[row[band.low], row[band.high]] for band in intervals]
             chunk[row["series"] - first]["f"].append(found)
         yield chunk
-
-
-def _milliseconds(column: str) -> pl.Expr:
-    return wall_clock(column).dt.epoch("ms").alias(column)
 
 
 def _context(forecasts: pl.DataFrame) -> int:
@@ -197,17 +161,6 @@ def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFr
     return past.filter(row >= before.cast(pl.Int64) - context).drop("first", "last")
 
 
-def _runs(times: Sequence[int]) -> list[int]:
-    """Return times as the first one, then pairs of a gap and how often it follows.
-
-    >>> _runs([0, 10, 20, 50])
-    [0, 10, 2, 30, 1]
-    """
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    runs = ((gap, len(list(group))) for gap, group in itertools.groupby(gaps))
-    return [*times[:1], *itertools.chain.from_iterable(runs)]
-
-
 # ---- Data of the other charts ----
 
 
@@ -217,7 +170,7 @@ def _lines(
     """Return a line per model, null where the model has none."""
     if frame is None or frame.is_empty():
         return None
-    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, _rounded(x), _rounded(y)).sort(MODEL, x)
+    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(MODEL, x)
     parts = [frame.filter(pl.col(MODEL) == style.name) for style in models]
     return [{"x": part[x].to_list(), "y": part[y].to_list()} if part.height else None for part in parts]
 
@@ -228,7 +181,7 @@ def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str,
         return {}
     best = model_styles(scores[MODEL].unique())[-1]
     mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(pl.col("mase").fill_nan(None).mean())
-    values = dict(mean.select(names.SERIES_ID, _rounded("mase")).iter_rows())
+    values = dict(mean.select(names.SERIES_ID, rounded("mase")).iter_rows())
     return {"score": [values.get(name) for name in series_ids], "scored": best.label}
 
 
@@ -237,20 +190,20 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
     if decisions is None or decisions.is_empty():
         return {}
     floats = [name for name, kind in decisions.schema.items() if kind.is_numeric()]
-    table = decisions.with_columns(map(_rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
-    rows = {row[names.SERIES_ID]: row for row in table.iter_rows(named=True)}
+    shown = decisions.with_columns(map(rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
+    rows = {row[names.SERIES_ID]: row for row in shown.iter_rows(named=True)}
     found = [rows.get(name) for name in series_ids]
     tuned = [row is not None and (row["blend"] or 0) > 0 for row in found]
     verdicts = [
         ""
         if row is None
-        else f"Fine-tuned, gain {_percent(row['gain'] or 0)}"
+        else f"Fine-tuned, gain {percent(row['gain'] or 0)}"
         if on
         else f"Base kept: {row[names.REASON]}"
         for row, on in zip(found, tuned, strict=True)
     ]
     return {
-        "decisions": {"columns": table.columns, "rows": table.rows()},
+        "decisions": {"columns": shown.columns, "rows": shown.rows()},
         "gain": [None if row is None else row["gain"] for row in found],
         "tuned": tuned,
         "verdicts": verdicts,
@@ -259,18 +212,6 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
 
 
 # ---- Markup ----
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    items = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in facts.items()
-    )
-    return f'<dl class="facts">{items}</dl>' if items else ""
-
-
-def _card(name: str, heading: str, body: str, caption: str = "") -> str:
-    note = f'<p class="caption">{caption}</p>' if caption else ""
-    return f'<section id="{name}" class="card"><h2>{heading}</h2><div class="scroll">{body}</div>{note}</section>'
 
 
 def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
@@ -306,8 +247,8 @@ def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
     caption = "Smaller is better, except for coverage, which should be near its level. The best value is bold."
     if base is not None:
         caption += " The small number is the change against the seasonal naive forecast."
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _card("summary", "Accuracy", table, caption if best else "")
+    markup = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return card("summary", "Accuracy", markup, caption if best else "")
 
 
 def _right(yes: bool) -> str:
@@ -337,15 +278,11 @@ def _is_number(value: object) -> bool:
 def _number(name: str, value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not np.isfinite(value):
-            return _ABSENT
+            return ABSENT
         if name.lower().startswith("coverage"):
-            return _percent(value)
+            return percent(value)
         return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return _ABSENT if value is None else str(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return ABSENT if value is None else str(value)
 
 
 def _change(value: Any, base: Any) -> str:
@@ -354,45 +291,28 @@ def _change(value: Any, base: Any) -> str:
     return f"<small>{value / base - 1:+.0%}</small>".replace("-", _MINUS).replace("%", " %")
 
 
-def _bar(share: float) -> str:
-    return f'<td class="bar"><i style="width:{share:.1%}"></i></td>'
-
-
 def _rejects(rejects: pl.DataFrame | None) -> str:
     if rejects is None:
         return ""
     if rejects.is_empty():
-        return _card("rejects", "Rejected rows and series", "<p>None: every row was used.</p>")
+        return card("rejects", "Rejected rows and series", "<p>None: every row was used.</p>")
     first = pl.col(names.SERIES_ID).drop_nulls().first()
-    table = rejects.group_by(names.REASON).agg(
+    found = rejects.group_by(names.REASON).agg(
         pl.len().alias("rows"), pl.col(names.SERIES_ID).n_unique().alias("series"), first.alias("first")
     )
-    table = table.sort("rows", names.REASON, descending=[True, False])
-    most = table["rows"][0]
-    lines = [
-        f'<tr><td class="wide">{html.escape(str(reason))}</td><td class="number">{rows:,}</td>'
-        f'<td class="number">{series:,}</td><td>{html.escape(example or _ABSENT)}</td>{_bar(rows / most)}</tr>'
-        for reason, rows, series, example in table.iter_rows()
+    found = found.sort("rows", names.REASON, descending=[True, False])
+    rows = [
+        (str(reason), f"{rows:,}", f"{series:,}", example or ABSENT, bar(rows / found["rows"][0]))
+        for reason, rows, series, example in found.iter_rows()
     ]
-    head = '<th>Reason</th><th class="number">Rejects</th><th class="number">Series</th><th>For example</th><th></th>'
-    return _card(
-        "rejects",
-        "Rejected rows and series",
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
-    )
+    heads = {"Reason": "wide", "Rejects": "number", "Series": "number", "For example": "", "": "bar"}
+    return card("rejects", "Rejected rows and series", table(heads, rows))
 
 
 def _stages(stages: Sequence[tuple[str, float]]) -> str:
     if not stages:
         return ""
     most = max(1e-9, *(seconds for _, seconds in stages))
-    lines = [
-        f'<tr><td>{html.escape(name)}</td><td class="number">{seconds:,.2f}</td>{_bar(seconds / most)}</tr>'
-        for name, seconds in stages
-    ]
-    total = sum(seconds for _, seconds in stages)
-    lines.append(f'<tr class="total"><td>Total</td><td class="number">{total:,.2f}</td><td></td></tr>')
-    head = '<th>Stage</th><th class="number">Seconds</th><th></th>'
-    return _card(
-        "stages", "Time by stage", f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    )
+    rows = [(name, f"{seconds:,.2f}", bar(seconds / most)) for name, seconds in stages]
+    rows.append(("Total", f"{sum(seconds for _, seconds in stages):,.2f}", ""))
+    return card("stages", "Time by stage", table({"Stage": "", "Seconds": "number", "": "bar"}, rows, total=True))

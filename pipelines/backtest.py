@@ -35,13 +35,13 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     from forecast.metrics import MODEL, coverage_by_level, error_by_step
     from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SOURCE_PRETRAINED
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, pick, read_panel
+    from pipelines.shared import log_data, open_version, pick, read_for
 
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
     version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_panel(artifact, config.data)
+    loaded = read_for(artifact, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
     champion = registry.find(CHAMPION)
@@ -50,7 +50,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         same = all(
             getattr(theirs, name) == getattr(artifact, name) for name in ("data", "categories", "horizon", "grid")
         )
-        panel = loaded.panel if same else read_panel(theirs, config.data).panel
+        panel = loaded.panel if same else read_for(theirs, config.data).panel
         contenders[CHAMPION] = Contender(theirs, panel)
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:

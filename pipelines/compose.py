@@ -72,7 +72,7 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
         translated.append(f"hydra.searchpath=[{json.dumps(config_dir.absolute().as_uri())}]")
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra.compose(verb if (CONF / f"{verb}.yaml").exists() else None, overrides=translated)
+            composed = hydra.compose(_primary(verb).stem if _primary(verb).exists() else None, overrides=translated)
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
@@ -80,11 +80,15 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
     return {**{str(key): value for key, value in values.items()}, **foreign}
 
 
+def _primary(verb: str) -> Path:
+    return CONF / f"{verb.replace(' ', '_')}.yaml"
+
+
 def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
     """Return the groups of presets that a verb has, with the names in each."""
     from omegaconf import OmegaConf
 
-    primary = CONF / f"{verb}.yaml"
+    primary = _primary(verb)
     entries = OmegaConf.select(OmegaConf.load(primary), "defaults", default=[]) if primary.exists() else []
     groups = [str(group) for entry in entries if not isinstance(entry, str) for group in entry]
     folders = [CONF, *([config_dir] if config_dir else [])]

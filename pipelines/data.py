@@ -1,27 +1,152 @@
-"""`forecast data nyc-flights OUT`: write the demo panel."""
+"""`forecast data`: panels that are kept, added to, looked at, and an example of one."""
 
+import difflib
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from forecast.data.io import write_parquet_atomic
-from forecast.data.nyc_flights import nyc_flights
+from forecast.config import AppendConfig, PrepareConfig, ProfileConfig
 from forecast.errors import ConfigError
-from forecast.names import SERIES_ID
+from pipelines import console
+from pipelines.compose import verb_config
 
-USAGE: Final = """usage: forecast data nyc-flights OUT
+if TYPE_CHECKING:
+    from forecast.data.load import Loaded
+    from forecast.data.prepared import Appended, Prepared
 
-Write the demo panel, hourly departures of 2013 from New York's airports with the weather, to OUT/panel.parquet.
-Needs the demo extra: pip install 'gatecast[demo]'."""
+USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
+
+  prepare      write a panel of any size into a folder, which every verb takes as data.path and maps into memory
+  append       add new rows to a prepared panel
+  profile      lengths, gaps, zeros, seasons of every series, and what is wrong with the rows
+  nyc-flights  OUT: write the demo panel, hourly departures of 2013 from New York's airports with the weather, to
+               OUT/panel.parquet. Needs the demo extra: pip install 'gatecast[demo]'
+
+`forecast data prepare --help` lists the settings; so do append and profile."""
 
 
 def main(argv: list[str]) -> None:
     """Run the verb."""
-    if argv and argv[0] in ("-h", "--help"):
+    name, *rest = argv or ["--help"]
+    verbs = {"prepare": _prepare, "append": _append, "profile": _profile, "nyc-flights": _nyc_flights}
+    if name in ("-h", "--help"):
         print(USAGE)
-        return
-    if len(argv) != 2 or argv[0] != "nyc-flights":
+    elif name in verbs:
+        verbs[name](rest)
+    else:
+        close = difflib.get_close_matches(name, verbs, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}"
+        raise ConfigError(f"unknown verb data {name!r}; {hint}")
+
+
+def _prepare(argv: list[str]) -> None:
+    config = verb_config(PrepareConfig, "data prepare", argv)
+    console.setup()
+    done = prepare(config)
+    print(f"{config.output.path}: {'reused, ' if done.reused else ''}{_size(done.loaded)}")
+
+
+def prepare(config: PrepareConfig) -> "Prepared":
+    """Write the panel, log what is in it, and return it."""
+    from forecast.data import prepared
+    from forecast.data.read import text_columns
+    from forecast.data.source import fingerprint, open_tables
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, log_profile
+
+    registry = Registry(config.registry)
+    with console.stage("prepare") as stage:
+        done = prepared.prepare(
+            open_tables(config.data, text_columns(config.data, None)),
+            config.data,
+            config.window.horizon,
+            Path(config.output.path),
+            fingerprint=fingerprint(config.data),
+            chunk_rows=config.prepare.chunk_rows,
+            progress=stage.update,
+        )
+        stage.note(series=done.loaded.panel.n_series, steps=len(done.loaded.panel.target), reused=done.reused)
+    if not done.reused:
+        with registry.run("prepare", config) as run:
+            log_data(run, done.loaded)
+            log_profile(run, done.loaded)
+    return done
+
+
+def _append(argv: list[str]) -> None:
+    config = verb_config(AppendConfig, "data append", argv)
+    console.setup()
+    done = append(config)
+    print(
+        f"{config.output.path}: {_size(done.loaded)}; {done.new_steps:,} new values, {done.new_series:,} new series, "
+        f"{done.revisions.height:,} values revised"
+    )
+
+
+def append(config: AppendConfig) -> "Appended":
+    """Add the rows, log what has changed, and return the panel."""
+    from forecast.data import prepared
+    from forecast.data.read import text_columns
+    from forecast.data.source import open_tables
+    from forecast.registry import Registry
+    from pipelines.shared import log_data
+
+    registry, folder = Registry(config.registry), Path(config.output.path)
+    data = prepared.reading(folder, config.data)
+    with console.stage("append") as stage:
+        tables = open_tables(data, text_columns(data, prepared.categories(folder)))
+        done = prepared.append(folder, tables, config.data, revisions=config.append.revisions)
+        stage.note(new_values=done.new_steps, new_series=done.new_series, revised=done.revisions.height)
+    with registry.run("append", config) as run:
+        log_data(run, done.loaded)
+        run.table(done.revisions, "revisions.parquet")
+        counts = {"new_steps": done.new_steps, "new_series": done.new_series, "revised": done.revisions.height}
+        run.metrics({f"append/{name}": value for name, value in counts.items()})
+    return done
+
+
+def _profile(argv: list[str]) -> None:
+    from forecast.data.io import check_writable, write_parquet_atomic, write_text_atomic
+    from forecast.data.load import missing_known
+    from forecast.data.profile import profile, quality, summary
+    from forecast.profile_page import profile_page
+    from pipelines.shared import read_table
+
+    config = verb_config(ProfileConfig, "data profile", argv)
+    console.setup()
+    folder = Path(config.output.path) if config.output.path else None
+    if folder:
+        check_writable(folder)
+    loaded = read_table(config.data, 1)
+    assert loaded.data.season_length is not None
+    found = profile(loaded.panel, loaded.data.season_length)
+    wrong = quality(loaded.rejects, loaded.counts)
+    console.table(summary(found), f"{loaded.panel.n_series:,} series every {loaded.panel.grid.frequency}")
+    if wrong.height:
+        console.table(wrong, "Rejected")
+    if folder:
+        missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
+        write_parquet_atomic(found, folder / "profile.parquet")
+        write_parquet_atomic(loaded.rejects, folder / "rejects.parquet")
+        write_text_atomic(profile_page(loaded, found, missing), folder / "profile.html")
+        print(folder / "profile.html")
+
+
+def _nyc_flights(argv: list[str]) -> None:
+    from forecast.data.io import write_parquet_atomic
+    from forecast.data.nyc_flights import nyc_flights
+    from forecast.names import SERIES_ID
+
+    if len(argv) != 1 or argv[0].startswith("-"):
         raise ConfigError(USAGE)
-    path = Path(argv[1]) / "panel.parquet"
+    path = Path(argv[0]) / "panel.parquet"
     panel = nyc_flights()
     write_parquet_atomic(panel, path)
     print(f"{path}: {panel.height:,} rows, {panel[SERIES_ID].n_unique()} series")
+
+
+def _size(loaded: "Loaded") -> str:
+    counts = loaded.counts
+    return (
+        f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {counts.rows_rejected:,} rejected, every "
+        f"{loaded.panel.grid.frequency}, digest {loaded.digest[:16]}"
+    )

@@ -29,11 +29,11 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER
     from forecast.predict import example
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, read_panel, version_tags
+    from pipelines.shared import log_data, open_version, read_for, version_tags
 
     registry = Registry(config.registry)
     parent, base = open_version(registry, config.registry.alias)
-    loaded = read_panel(base, config.data)
+    loaded = read_for(base, config.data)
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("finetune") as stage:

@@ -27,7 +27,7 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
     from forecast.output import write_output
     from forecast.predict import forecast
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, read_panel
+    from pipelines.shared import log_data, log_missing, open_version, read_for
 
     begun = time.monotonic()
     folder = Path(config.output.path)
@@ -35,10 +35,11 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
     registry = Registry(config.registry)
     # Resolved once: the alias may move while the job runs.
     version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_panel(artifact, config.data)
+    loaded = read_for(artifact, config.data)
     with registry.run("score", config, {"version": str(version.number)}) as run:
         data_digest = log_data(run, loaded)
         cutoff = None if config.score.cutoff is None else loaded.panel.grid.floor(config.score.cutoff)
+        log_missing(run, loaded, horizon=artifact.horizon, cutoff=loaded.panel.last_index if cutoff is None else cutoff)
         with console.stage("score") as stage:
             forecasting = time.monotonic()
             made = forecast(artifact, loaded.panel, cutoff=cutoff, model_version=str(version.number))

@@ -1,43 +1,45 @@
 """What several verbs do alike: read the panel, open a version, say how it ended."""
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 
 from forecast.config import Config, DataConfig, SourceConfig
 from pipelines.console import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import polars as pl
+    from collections.abc import Callable
 
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.registry import Registry, Run, Version
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def read_table(data: DataConfig, horizon: int) -> "Loaded":
-    """Return the panel in the table at `data.path`, to train on."""
-    from forecast.data.load import load_panel
+    """Return the panel in the table that `data` describes, to train on."""
+    from forecast.data.read import read_panel
 
-    return _read(data, (), lambda table: load_panel(table, data, horizon))
-
-
-def read_panel(artifact: "Artifact", source: SourceConfig) -> "Loaded":
-    """Return the panel in the table at `source.path`, as the model reads it."""
-    # What looks like a truth value in a CSV file was read as one in training.
-    texts = [name for name, values in artifact.categories.items() if not {*values} <= {"false", "true"}]
-    return _read(artifact.reading(source), texts, lambda table: artifact.read(table, source))
+    return _noted(lambda: read_panel(data, horizon))
 
 
-def _read(data: DataConfig, texts: "Iterable[str]", load: "Callable[[pl.LazyFrame], Loaded]") -> "Loaded":
-    from forecast.data.io import scan
+def read_for(artifact: "Artifact", source: SourceConfig) -> "Loaded":
+    """Return the panel in the table that `source` describes, as the model reads it."""
+    return _noted(lambda: artifact.open(source))
 
-    assert data.path is not None
+
+def _noted(read: "Callable[[], Loaded]") -> "Loaded":
     with stage("read") as running:
-        loaded = load(scan(data.path, {data.columns.series_id, *texts}))
+        loaded = read()
         counts = loaded.counts
         rejected = {"rejected_rows": counts.rows_rejected, "rejected_series": counts.series_rejected}
+        if counts.known_rows_in:
+            rejected |= {
+                "rejected_known_rows": counts.known_rows_rejected,
+                "unused_known_rows": counts.known_rows_unused,
+            }
         running.note(rows=counts.rows_in, series=counts.series_kept, **rejected)
     return loaded
 
@@ -55,11 +57,48 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
 
 def log_data(run: "Run", loaded: "Loaded") -> str:
     """Log which data a run has used, and its rejects; return the digest of the panel."""
-    digest = loaded.panel.digest()
-    run.dataset("panel", digest=digest, source=str(loaded.data.path), rows=loaded.counts.rows_in)
-    run.metrics({f"data/{name}": value for name, value in vars(loaded.counts).items()})
+    from forecast.config import without_password
+    from forecast.data.profile import quality
+
+    data, counts = loaded.data, loaded.counts
+    source = data.path if data.uri is None else without_password(data.uri.get_secret_value())
+    run.dataset("panel", digest=loaded.digest, source=str(source), rows=counts.rows_in)
+    run.metrics({f"data/{name}": value for name, value in vars(counts).items()})
     run.table(loaded.rejects, "rejects.parquet")
-    return digest
+    run.table(quality(loaded.rejects, counts), "quality.parquet")
+    return loaded.digest
+
+
+def log_profile(run: "Run", loaded: "Loaded") -> None:
+    """Log what the series of a panel are like, as a table and a page."""
+    from forecast.data.load import missing_known
+    from forecast.data.profile import profile
+    from forecast.profile_page import profile_page
+
+    assert loaded.data.season_length is not None
+    found = profile(loaded.panel, loaded.data.season_length)
+    missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
+    run.table(found, "profile.parquet")
+    run.text(profile_page(loaded, found, missing), "profile.html")
+
+
+def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoff: int) -> None:
+    """Log which cells of the known covariates a forecast from a cutoff has to do without, and say so."""
+    import polars as pl
+
+    from forecast.data.load import missing_known
+    from forecast.errors import listing
+    from forecast.names import SERIES_ID
+
+    if not loaded.data.known_covariates:
+        return
+    missing = missing_known(loaded.panel, loaded.data, horizon=horizon, cutoff=cutoff)
+    run.table(missing, "missing_known.parquet")
+    ahead = missing.filter(pl.col("missing_horizon") > 0)
+    for (name,), part in ahead.group_by("covariate", maintain_order=True):
+        series = part[SERIES_ID]
+        cells = f"{part['missing_horizon'].sum():,} of {len(series) * horizon:,} cells"
+        _LOG.warning(f"{name}: {cells} missing over the horizon, in {len(series):,} series: {listing(series)}")
 
 
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:

@@ -29,12 +29,13 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.names import PRETRAINED
     from forecast.predict import example, forecast
     from forecast.registry import Registry
-    from pipelines.shared import log_data, pick, read_table, version_tags
+    from pipelines.shared import log_data, log_profile, pick, read_table, version_tags
 
     registry = Registry(config.registry)
     loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
         data_digest = log_data(run, loaded)
+        log_profile(run, loaded)
         with console.stage("train") as stage:
             result = fit(
                 loaded.panel,

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from forecast.config import UiConfig
+from forecast.config import UiConfig, without_password
 from forecast.errors import ConfigError
 from pipelines import compose
 
@@ -18,11 +18,11 @@ def main(argv: list[str]) -> None:
 
 def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
     """Return the command that serves the store, and its environment."""
-    from forecast.registry import public, tracking_uri
+    from forecast.registry import tracking_uri
 
     uri = tracking_uri(config.registry)
     if uri.startswith(("http://", "https://")):
-        raise ConfigError(f"the store is a server, which has its own page: open {public(uri)}")
+        raise ConfigError(f"the store is a server, which has its own page: open {without_password(uri)}")
     address = ["--host", config.ui.host, "--port", str(config.ui.port), "--workers", "1"]
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are open to all users of the machine

@@ -1,93 +1,470 @@
 """Tables from and to files: the only code that reads or writes Parquet, CSV and Arrow files."""
 
-import glob
+import base64
+import codecs
+import csv
+import io
 import os
+import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from urllib.parse import unquote
 
 import polars as pl
 
-from forecast.errors import DataError, OutputError, listing
+from forecast.data.storage import S3, File, Place
+from forecast.errors import ConfigError, DataError, OutputError, listing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _KINDS: Final = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv", ".csv.zst": "csv",
     ".arrow": "ipc", ".ipc": "ipc", ".feather": "ipc",
 }  # fmt: skip
+_TABLE: Final = re.compile("(" + "|".join(map(re.escape, _KINDS)) + ")$", re.IGNORECASE)
+
+# Requests for the footers of files in S3 that run at a time.
+_REQUESTS: Final = 16
 
 UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
-"""What Polars raises for a table that it can't read; it panics at a time zone that is an offset, such as +05:30."""
+"""What Polars raises for a table that it can't read."""
 
 
-def scan(path: str | Path, text: Collection[str] = ("series_id",)) -> pl.LazyFrame:
-    """Return the table in a Parquet, CSV or Arrow file, in all such files below a folder, or of a glob.
+def scan(
+    path: str | Path,
+    text: Collection[str] = ("series_id",),
+    key: str = "data.path",
+    columns: Collection[str] | None = None,
+) -> pl.LazyFrame:
+    """Return the table in a Parquet, CSV or Arrow file, in all such files of a folder or glob, or in Delta Lake.
 
-    `text` names the CSV columns to read as they are: "007" is not 7.
+    The path may be an s3:// address. `text` names the columns of CSV files, and of folders such as store=7, to read as
+    they are: "007" is not 7. `columns` are those that have to be alike in all files (all when not given); they get the
+    type that holds the values of each file: Float64 for whole numbers and floats, Datetime for dates and datetimes.
+    Raises DataError for what can't be read, ConfigError if a package is missing.
     """
-    files = _files(str(path))
+    what = f"{key}={path}"
+    place = Place.of(str(path), what)
+    if place.has_folder("_delta_log"):
+        return _scan_delta(place)
+    root, files = place.find(_TABLE)
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         found = listing(sorted(map(str, kinds)))
-        raise DataError(f"data.path={path} holds files of several kinds ({found}); give files of one kind")
+        raise DataError(f"{what} holds files of several kinds ({found}); give files of one kind")
     kind = kinds.pop()
     if kind is None:
-        raise DataError(f"data.path={path}: unknown kind of file; known are {', '.join(_KINDS)}")
+        raise DataError(f"{what}: unknown kind of file; known are {', '.join(_KINDS)}")
+    empty = [file.address for file in files if not file.size]
+    if empty:
+        raise DataError(
+            f"{what}: {_of(empty, files)} empty (0 bytes): {listing(empty)}; remove what is empty or write it again"
+        )
+    schemas = _schemas(place, kind, files, text)
     try:
-        if kind == "parquet":
-            in_folders = any("=" in part for part in Path(files[0]).parts)
-            frame = pl.scan_parquet(files, hive_partitioning=in_folders, extra_columns="ignore")
-        elif kind == "csv":
-            # Types come from all rows of all files: what looks like integers may have a fraction in the last row.
-            types = dict.fromkeys(text, pl.String)
-            parts = [pl.scan_csv(file, infer_schema_length=None, schema_overrides=types) for file in files]
-            frame = pl.concat(parts, how="vertical_relaxed")
+        if kind == "csv":
+            _type_empty_columns(place, schemas)
+            read: _Reader = partial(_read_csv, place)
         else:
-            frame = pl.scan_ipc(files)
+            read = partial(_read_parquet_or_ipc, place, kind, _hive_schema(place, root, list(schemas), text))
+        frame = _join(what, schemas, read, columns)
         frame.collect_schema()
     except UNREADABLE as error:
-        raise unreadable(error, f"data.path={path}") from error
+        raise unreadable(error, what) from error
     return frame
 
 
-def _files(path: str) -> list[str]:
-    folder = Path(path)
-    if folder.is_dir():
-        below = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        # Others leave temporary files, logs and markers under such names.
-        shown = [file for file in below if not any(part.startswith((".", "_")) for part in file.parts)]
-        files = [str(folder / file) for file in shown if _kind(str(file))]
-        if not files:
-            raise DataError(f"data.path={path}: no Parquet, CSV or Arrow file in this folder")
-        return files
-    if folder.exists():
-        return [path]
-    # Path.glob takes no absolute pattern.
-    files = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())  # noqa: PTH207
-    if not files:
-        raise DataError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
-    return files
+_Schemas = dict[str, pl.Schema]
+"""The columns of each file."""
+_Reader = Callable[[list[str], pl.Schema], pl.LazyFrame]
+"""Reads files that have the same columns."""
 
 
-def _kind(file: str) -> str | None:
-    name = Path(file).name.lower()
-    return next((kind for suffix, kind in _KINDS.items() if name.endswith(suffix)), None)
+def _kind(file: File) -> str | None:
+    found = _TABLE.search(file.address)
+    return _KINDS[found[0].lower()] if found else None
+
+
+def _of(some: Collection[object], every: Collection[object]) -> str:
+    """Return "2 of 5 files are"."""
+    if len(every) == 1:
+        return "the file is"
+    return f"{len(some):,} of {len(every):,} files {'is' if len(some) == 1 else 'are'}"
+
+
+def _schemas(place: Place, kind: str, files: Sequence[File], text: Collection[str]) -> _Schemas:
+    """Return the columns of each file. Raises DataError that names the files that can't be read."""
+    import pyarrow as pa
+
+    finders: dict[str, Callable[[Place, str], pl.Schema]] = {
+        "parquet": _parquet_schema,
+        "csv": partial(_csv_schema, text=text),
+        "ipc": _ipc_schema,
+    }
+
+    def schema(file: File) -> pl.Schema | Exception:
+        try:
+            return finders[kind](place, file.address)
+        except (*UNREADABLE, pa.ArrowException, UnicodeDecodeError, DataError) as error:
+            return error
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        far = kind != "csv" and place.path.startswith(S3)
+        found = list(pool.map(schema, files) if far else map(schema, files))
+    schemas = {file.address: one for file, one in zip(files, found, strict=True) if isinstance(one, pl.Schema)}
+    faults = {file.address: one for file, one in zip(files, found, strict=True) if not isinstance(one, pl.Schema)}
+    for fault in faults.values():
+        if isinstance(fault, DataError):
+            raise fault
+    if len(files) == 1 and faults:
+        raise unreadable(faults[files[0].address], place.what)
+    if faults:
+        shown = listing(f"{address} ({_reason(fault)})" for address, fault in faults.items())
+        raise DataError(
+            f"{place.what}: {len(faults):,} of {len(files):,} files can't be read (truncated or damaged?): {shown}; "
+            "write them again, or move them out of the folder"
+        )
+    return schemas
+
+
+def _parquet_schema(place: Place, address: str) -> pl.Schema:
+    import pyarrow as pa
+
+    metadata = pl.read_parquet_metadata(address, storage_options=place.options)
+    if "ARROW:schema" in metadata:
+        content = base64.b64decode(metadata["ARROW:schema"])
+        _check_time_zones(pa.ipc.read_schema(pa.py_buffer(content)), f"{place.what}: {address}")
+    return pl.scan_parquet(address, glob=False, storage_options=place.options).collect_schema()
+
+
+def _ipc_schema(place: Place, address: str) -> pl.Schema:
+    import pyarrow as pa
+
+    with place.open_anywhere(address) as stream:
+        _check_time_zones(pa.ipc.open_file(stream).schema, f"{place.what}: {address}")
+    return pl.scan_ipc(address, glob=False, storage_options=place.options).collect_schema()
+
+
+def _check_time_zones(schema: "pa.Schema", what: str) -> None:
+    """Raise DataError for a time zone that Polars does not know, before it panics."""
+    import pyarrow as pa
+
+    for field in schema:
+        if pa.types.is_timestamp(field.type) and field.type.tz and not _known_time_zone(field.type.tz):
+            raise DataError(
+                f"{what}: column {field.name!r} has the time zone {field.type.tz!r}, which is no place; "
+                "convert it to UTC or to an IANA name such as Asia/Kolkata before writing the table"
+            )
+
+
+@cache
+def _known_time_zone(name: str) -> bool:
+    try:
+        pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(name)
+    except pl.exceptions.PolarsError:
+        return False
+    return True
+
+
+def _csv_schema(place: Place, address: str, text: Collection[str]) -> pl.Schema:
+    # Types come from all rows of all files: what looks like integers may have a fraction in the last row.
+    types = dict.fromkeys(text, pl.String)
+    frame = pl.scan_csv(
+        address, glob=False, infer_schema_length=None, schema_overrides=types, storage_options=place.options
+    )
+    try:
+        schema = frame.collect_schema()
+    except pl.exceptions.PolarsError:
+        _check_fields(place, address)
+        raise
+    _check_fields(place, address)
+    return schema
+
+
+def _check_fields(place: Place, address: str) -> None:
+    """Raise DataError for rows of a CSV file with more or fewer fields than its header: Polars would fill some."""
+    from pyarrow import csv as arrow_csv
+
+    broken: list[Any] = []
+
+    def skip(row: Any) -> str:
+        broken.append(row)
+        return "skip"
+
+    rows = arrow_csv.open_csv(
+        _CheckedText(place.open(address)),
+        # A single column that isn't there: the rows are split into fields, and nothing is converted.
+        read_options=arrow_csv.ReadOptions(use_threads=False, block_size=1 << 22),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+        convert_options=arrow_csv.ConvertOptions(include_columns=["\0"], include_missing_columns=True),
+    )
+    for _ in rows:
+        pass
+    if broken:
+        first = broken[0]
+        found = "1 field" if first.actual_columns == 1 else f"{first.actual_columns} fields"
+        hint = "" if first.expected_columns > 1 else " (fields are separated by commas)"
+        raise DataError(
+            f"{place.what}: {len(broken):,} row(s) of {address} are broken: line {_line(place, address, first)} has "
+            f"{found} where the header has {first.expected_columns}{hint}; mend or remove what is broken"
+        )
+
+
+class _CheckedText:
+    """A file that raises UnicodeDecodeError where it is not UTF-8: Polars finds that when it reads the rows."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
+
+    def read(self, size: int) -> bytes:
+        block: bytes = self._file.read(size)
+        self._decoder.decode(block, final=not block)
+        return block
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(place: Place, address: str, row: Any) -> int:
+    """Return the number of the line where a broken row ends; its own number does not count line breaks in quotes."""
+    reader = csv.reader(io.TextIOWrapper(io.BufferedReader(place.open(address)), errors="replace", newline=""))
+    try:
+        for fields in reader:
+            if fields and len(fields) != row.expected_columns:
+                break
+    except csv.Error:
+        return int(row.number)
+    return reader.line_num
+
+
+def _type_empty_columns(place: Place, schemas: _Schemas) -> None:
+    """Give columns without any value, which Polars reads as text, the type that they have in another CSV file."""
+    for name in {name for schema in schemas.values() for name in schema}:
+        types = dict.fromkeys(schema[name] for schema in schemas.values() if name in schema)
+        if pl.String in types and len(types) > 1:
+            other = next(dtype for dtype in types if dtype != pl.String)
+            for address, schema in schemas.items():
+                if schema.get(name) == pl.String:
+                    values = _read_csv(place, [address], schema).select(pl.col(name).is_null().all())
+                    if values.collect().item():
+                        schemas[address] = pl.Schema({**schema, name: other})
+
+
+def _read_csv(place: Place, addresses: list[str], schema: pl.Schema) -> pl.LazyFrame:
+    return pl.scan_csv(addresses, glob=False, schema=schema, storage_options=place.options)
+
+
+def _hive_schema(
+    place: Place, root: str, addresses: list[str], text: Collection[str]
+) -> tuple[pl.Schema, list[str]] | None:
+    """Return the columns that folders such as store=7 hold, None without such folders.
+
+    The first are those of the whole path, the second those below `root`, where the table begins.
+    """
+    start = len(root) + len(S3) * place.path.startswith(S3)
+    keys = {address: re.findall(r"([^/=]+)=[^/=]+/", address[start:]) for address in addresses}
+    below = keys[addresses[0]]
+    other = [address for address in addresses if keys[address] != below]
+    if other:
+        raise DataError(
+            f"{place.what}: files are in folders of different kinds: {addresses[0]} ({', '.join(below) or 'none'}), "
+            f"{other[0]} ({', '.join(keys[other[0]]) or 'none'}); all files need the same ones, such as store=7/ "
+            "(a sign = in a value is written %3D)"
+        )
+    if not below:
+        return None
+    values: dict[str, set[str]] = {}
+    for address in addresses:
+        for name, value in re.findall(r"([^/=]+)=([^/=]+)/", address):
+            values.setdefault(name, set()).add(unquote(value))
+    types = {name: pl.String() if name in text else _type_of(found) for name, found in values.items()}
+    return pl.Schema(types), below
+
+
+def _type_of(values: set[str]) -> pl.DataType:
+    """Return the type of the values that folders are named by."""
+    texts = pl.Series(sorted(values - {"__HIVE_DEFAULT_PARTITION__"}), dtype=pl.String)
+    parsed = (
+        texts.cast(pl.Int64, strict=False),
+        texts.cast(pl.Float64, strict=False),
+        texts.str.to_date("%F", strict=False),
+    )
+    return next((found.dtype for found in parsed if not found.null_count()), pl.String())
+
+
+def _read_parquet_or_ipc(
+    place: Place, kind: str, hive: tuple[pl.Schema, list[str]] | None, addresses: list[str], schema: pl.Schema
+) -> pl.LazyFrame:
+    scan_files: Any = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
+    if hive is None:
+        frame: pl.LazyFrame = scan_files(addresses, glob=False, hive_partitioning=False, storage_options=place.options)
+        return frame
+    types, below = hive
+    clash = [name for name in types if name not in below and name in schema]
+    if clash:
+        raise DataError(f"{place.what}: a folder above the table is called {clash[0]}=..., like a column; rename it")
+    frame = scan_files(addresses, glob=False, hive_partitioning=True, hive_schema=types, storage_options=place.options)
+    return frame.select(*(name for name in schema if name not in below), *below)
+
+
+def _join(what: str, schemas: _Schemas, read: _Reader, columns: Collection[str] | None) -> pl.LazyFrame:
+    """Return the rows of all files. Raises DataError for columns that are missing or can't be joined."""
+    groups: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
+    for address, schema in schemas.items():
+        groups.setdefault(tuple(schema.items()), []).append(address)
+    if len(groups) == 1:
+        return read(list(schemas), next(iter(schemas.values())))
+
+    parts = [(pl.Schema(items), addresses) for items, addresses in groups.items()]
+    chosen: dict[str, pl.DataType] = {}
+    faults = []
+    for name in dict.fromkeys(name for schema, _ in parts for name in schema):
+        needed = columns is None or name in columns
+        lacking = [address for schema, addresses in parts if name not in schema for address in addresses]
+        types = {schema[name]: addresses[0] for schema, addresses in reversed(parts) if name in schema}
+        common = None if lacking else _common(list(types))
+        if common is not None:
+            chosen[name] = common
+        elif needed and lacking:
+            faults.append(
+                f"column {name!r} is missing in {len(lacking):,} of {len(schemas):,} files: {listing(lacking)}"
+            )
+        elif needed:
+            zones = all(dtype in (pl.Date, pl.Datetime, pl.Null) for dtype in types)
+            kinds = {
+                _zone(dtype) if zones else str(dtype): address for dtype, address in types.items() if dtype != pl.Null
+            }
+            shown = listing(f"{kind} in {address}" for kind, address in reversed(kinds.items()))
+            how = "has several time zones: {}; convert it to one" if zones else "differs: {}; write it as one type"
+            faults.append(f"column {name!r} {how.format(shown)}")
+    if faults:
+        raise DataError("\n".join(f"{what}: {fault}" for fault in faults))
+
+    frames = []
+    for schema, addresses in parts:
+        frame = read(addresses, schema)
+        own = [name for name in frame.collect_schema() if name not in schema]  # those that folders hold
+        cast = [pl.col(name) if schema[name] == dtype else pl.col(name).cast(dtype) for name, dtype in chosen.items()]
+        frames.append(frame.select(*(column for column in cast if column.meta.output_name() not in own), *own))
+    return pl.concat(frames)
+
+
+def _zone(dtype: pl.DataType) -> str:
+    return (isinstance(dtype, pl.Datetime) and dtype.time_zone) or "none"
+
+
+def _common(types: Iterable[pl.DataType]) -> pl.DataType | None:
+    """Return the type that holds the values of all types unchanged, None if there is none.
+
+    Whole numbers beyond 2^53 are rounded where floats are among them.
+    """
+    found = {dtype for dtype in types if dtype != pl.Null}
+    if len(found) <= 1:
+        return found.pop() if found else pl.Null()
+    if all(isinstance(dtype, pl.String | pl.Categorical | pl.Enum) for dtype in found):
+        return pl.String()
+    if all(dtype.is_integer() for dtype in found):
+        return pl.Int128() if found & {pl.UInt64(), pl.Int128()} else pl.Int64()
+    if all(dtype.is_numeric() for dtype in found):
+        return pl.Float64()
+    zones = {dtype.time_zone if isinstance(dtype, pl.Datetime) else None for dtype in found}
+    if len(zones) == 1 and all(isinstance(dtype, pl.Date | pl.Datetime) for dtype in found):
+        return pl.Datetime("us", zones.pop())
+    return None
+
+
+def _scan_delta(place: Place) -> pl.LazyFrame:
+    table = open_delta(place)
+    try:
+        frame = pl.scan_delta(table, storage_options=place.options)
+        frame.collect_schema()
+    except UNREADABLE as error:
+        raise unreadable(error, place.what) from error
+    return frame
+
+
+def open_delta(place: Place) -> Any:
+    """Return the deltalake.DeltaTable at a place. Raises ConfigError without that package, DataError if damaged."""
+    try:
+        import deltalake
+    except ImportError:
+        raise ConfigError(f"{place.what} is a Delta Lake table, which needs: pip install 'gatecast[delta]'") from None
+    options = {name: str(value) for name, value in (place.options or {}).items()}
+    try:
+        return deltalake.DeltaTable(place.path, storage_options=options)
+    except (deltalake.exceptions.DeltaError, OSError) as error:
+        raise unreadable(error, f"the Delta Lake table {place.what}") from None
+
+
+def identity(path: str, key: str) -> list[tuple[str, int, int]]:
+    """Return the name, size and time (ns) of each file of a table, or id and version of a Delta Lake table."""
+    place = Place.of(path, f"{key}={path}")
+    if place.has_folder("_delta_log"):
+        table = open_delta(place)
+        return [(f"{path} {table.metadata().id}", table.version(), 0)]
+    _, files = place.find(_TABLE)
+    return [(file.address, file.size, file.modified) for file in files]
+
+
+def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFrame:
+    """Return rows that come once, batch by batch, as a table that can be read again and again.
+
+    They are kept in a temporary file, which goes when this process ends: all passes see the same rows, memory holds a
+    batch at a time, and a filter skips row groups. Raises OutputError if the file can't be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    handle, name = tempfile.mkstemp(".parquet", dir=_spool_folder().name)
+    os.close(handle)
+    file = Path(name)
+    try:
+        with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"can't write the rows of the query to {file} (set TMPDIR to a larger disk?): {error}"
+        ) from None
+    return pl.scan_parquet(file, glob=False)
+
+
+@cache
+def _spool_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="gatecast-")
 
 
 def to_lazy(frame: Any) -> pl.LazyFrame:
     """Return a Polars, pandas or Arrow table (anything that exports Arrow streams) as a LazyFrame."""
+    import pyarrow as pa
+
     if isinstance(frame, pl.LazyFrame):
         return frame
     try:
+        if isinstance(frame, pl.DataFrame):
+            return frame.lazy()
         if type(frame).__module__.split(".")[0] == "pandas":
+            zoned = frame.head(0).reset_index().select_dtypes("datetimetz")
+            _check_time_zones(pa.Schema.from_pandas(zoned, preserve_index=False), "the table")
             return pl.from_pandas(frame, include_index=frame.index.name is not None).lazy()
-        if (
-            isinstance(frame, pl.DataFrame)
-            or hasattr(frame, "__arrow_c_stream__")
-            or hasattr(frame, "__arrow_c_array__")
-        ):
-            return pl.DataFrame(frame).lazy()
+        if hasattr(frame, "__arrow_c_stream__"):
+            rows = pa.RecordBatchReader.from_stream(frame)
+            _check_time_zones(rows.schema, "the table")
+            return pl.DataFrame(rows).lazy()
+        if hasattr(frame, "__arrow_c_array__"):
+            batch = pa.record_batch(frame)
+            _check_time_zones(batch.schema, "the table")
+            return pl.DataFrame(batch).lazy()
     except (TypeError, ValueError, *UNREADABLE) as error:
         raise unreadable(error, "the table") from error
     raise DataError(f"expected a Polars, pandas or Arrow table, found {type(frame).__qualname__}")
@@ -101,9 +478,25 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
         raise unreadable(error, "the table") from error
 
 
-def unreadable(error: Exception, what: str) -> DataError:
+def unreadable(error: BaseException, what: str) -> DataError:
     """Return the DataError for a table that Polars could not read."""
-    return DataError(f"{what} can't be read (truncated or damaged?): {str(error).splitlines()[0]}")
+    return DataError(f"{what} can't be read (truncated or damaged?): {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return what is wrong with a file, in short."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    for pattern, reason in _REASONS.items():
+        if re.search(pattern, first):
+            return reason
+    return re.sub(r"^(object-store error|parquet|out-of-spec): ", "", first)
+
+
+_REASONS: Final[Mapping[str, str]] = {
+    r"magic bytes|footer|InvalidFooter|Not an Arrow file": "its end is missing, or it is another kind of file",
+    r"(?i)invalid utf-?8|'utf-8' codec": "it is not UTF-8: save it in that encoding",
+    r"(?i)empty CSV": "empty CSV",
+}
 
 
 def write_parquet_atomic(frame: pl.DataFrame, path: Path) -> None:

@@ -1,52 +1,37 @@
 """A table to a panel: check it, place its rows on the grid, and account for every one."""
 
-import difflib
-import zoneinfo
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data import validate
-from forecast.data.calendar import calendar_features, clock_shift
+from forecast.data import aggregate, validate
+from forecast.data.calendar import calendar_features, clock_shift, holiday_names
+from forecast.data.features import past_features
 from forecast.data.panel import FloatArray, IntArray, Panel
-from forecast.data.regularise import BoolArray, Rows, Runs, Steps, duplicates, regularise, span
-from forecast.errors import ConfigError, DataError
-from forecast.frequency import Frequency, Grid, clock, infer_frequency, moment_clock
-from forecast.names import MAX_MAGNITUDE, REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
-
-NO_TARGET = "no observed target"
-
-# Steps that a table may make of each of its rows, on average, before a date or the frequency is taken for wrong.
-_MAX_STEPS_PER_ROW = 200
-_MANY_STEPS = 10_000_000
-
-# Rejects of each reason that a message shows.
-_SHOWN = 5
-
-# Series whose rows tell the frequency when it is not given: the longest ones.
-_INFER_FROM = 100
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Where the rows went: rows_in = rows_kept + rows_rejected + rows_future + rows_after_until."""
-
-    rows_in: int
-    rows_kept: int
-    rows_rejected: int
-    """Bad rows, and all rows of series without an observed target."""
-    rows_future: int
-    """Rows without a target after the last observed one of their series: read for known covariates only."""
-    rows_after_until: int
-    steps_filled: int
-    """Steps of the panel without a row, or with a null target."""
-    series_in: int
-    series_kept: int
-    series_rejected: int
+from forecast.data.regularise import (
+    BoolArray,
+    Rows,
+    Runs,
+    Steps,
+    duplicates,
+    known_steps,
+    regularise,
+    shared_known_steps,
+    span,
+)
+from forecast.data.rejects import NO_TARGET, Counts, Rejects, check_rejects, check_steps
+from forecast.data.source import Tables
+from forecast.data.times import Settled, Times, check_settings, on_clock, settle
+from forecast.data.wide import to_long
+from forecast.errors import DataError, listing
+from forecast.frequency import Grid
+from forecast.names import MAX_MAGNITUDE, SERIES_ID, TARGET, TIMESTAMP
 
 
 @dataclass(frozen=True)
@@ -55,47 +40,113 @@ class Loaded:
 
     panel: Panel
     data: DataConfig
-    """The settings, with frequency, season length and time zone filled in."""
+    """The settings, with frequency, season length, time zone and holidays filled in."""
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical static covariate: code = position + 1, 0 for any other value."""
+    """Values of each categorical covariate: code = position + 1, 0 for any other value."""
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value: a row for each bad row, and for each series without an observed target."""
     counts: Counts
+    stored_digest: str | None = None
+    """The digest of the panel, if it is known."""
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the panel's content."""
+        return self.stored_digest or self.panel.digest()
 
 
 def load_panel(
-    frame: pl.LazyFrame, data: DataConfig, horizon: int, categories: validate.Categories | None = None
+    tables: Tables | pl.LazyFrame,
+    data: DataConfig,
+    horizon: int,
+    categories: validate.Categories | None = None,
 ) -> Loaded:
-    """Return the panel in a long table, whatever the order of its rows.
+    """Return the panel in a table, whatever the order of its rows.
 
     `categories` are those of training, when there was one. Targets and past covariates after `data.until` are hidden;
     known covariates are read up to `horizon` steps after the last observed target of a series. Raises DataError for a
     table that can't be used, or of which more than `data.max_reject_share` of the rows is rejected.
     """
-    _check_settings(data)
-    table = validate.read(frame, data, categories)
-    if table.is_empty():
-        raise DataError("the table has no rows")
+    check_settings(data)
+    if isinstance(tables, pl.LazyFrame):
+        tables = Tables(tables)
+    tables = long(tables, data)
+    found = find_categories(tables, data) if categories is None else categories
+    loaded = load_part(tables, data, horizon, found)
+    check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
+    if categories is None:
+        loaded = recoded(loaded, used_categories(found, data, [loaded.panel]))
+    panel, data = with_calendar(with_features(loaded.panel, loaded.data), loaded.data, loaded.counts)
+    return replace(loaded, panel=panel, data=data)
+
+
+def long(tables: Tables, data: DataConfig) -> Tables:
+    """Return the tables with a row for each series and timestamp, whatever data.layout is."""
+    return replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables
+
+
+def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
+    """Return the columns that are read from the table of rows."""
+    known = ["known_covariates"] if tables.known is None else []
+    static = ["static_covariates"] if tables.static is None else []
+    return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known, *static)
+
+
+def find_categories(tables: Tables, data: DataConfig) -> dict[str, tuple[str, ...]]:
+    """Return the values of each covariate that is text."""
+    found = validate.find_categories(tables.rows, row_columns(tables, data))
+    if tables.known is not None:
+        found |= validate.find_categories(tables.known, validate.columns_of(data, "known_covariates"))
+    if tables.static is not None:
+        found |= validate.find_categories(tables.static, validate.columns_of(data, "static_covariates"))
+    return found
+
+
+def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categories: validate.Categories) -> Loaded:
+    """Return the panel in the rows of some series, without calendar and derived features.
+
+    What is settled for the whole panel is settled from these rows if only settings are given.
+    """
+    data = settled.data if isinstance(settled, Settled) else settled
+    once, rest = _split(row_columns(tables, data))
+    series = validate.read_runs(tables.rows, once, categories)
+    table = validate.read(tables.rows, rest, categories)
     rows_in = table.height
-    runs, names = Runs.of(table[SERIES_ID])
-    static = validate.static_values(table, data) if data.static_covariates else names.to_frame()
-    times = _Times.of(table[TIMESTAMP], runs, data)
-    grid, data = times.grid, times.data
-    table = table.drop(SERIES_ID, TIMESTAMP)
+    series = validate.run_lengths(series, rows_in)
+    if not rows_in:
+        raise DataError("the table has no rows")
+    runs, names = Runs.of(series)
+    static = _static_values(tables, series, names, data, categories)
+    if isinstance(settled, DataConfig):
+        settled = settle(table[TIMESTAMP], runs, settled)
+    data, grid = settled.data, settled.grid
+    times = Times.of(table.drop_in_place(TIMESTAMP), settled)
+    known = data.known_covariates if tables.known is None else ()
 
-    rejects = _Rejects(names, grid)
-    rows = _good_rows(table, runs, times, data, rejects)
-    del table, times, runs
-    rows = _unique_rows(rows, names, grid, rejects)
-    steps = regularise(rows, len(names), horizon)
-
-    rejects.add(NO_TARGET, series=np.setdiff1d(np.arange(len(names)), steps.series))
+    rows = Rows(
+        runs=runs,
+        index=times.clock,
+        target=_hidden(table.drop_in_place(TARGET).to_numpy(), times.after),
+        past=[
+            _hidden(table.drop_in_place(validate.PAST + name).to_numpy(), times.after) for name in data.past_covariates
+        ],
+        known=[table.drop_in_place(validate.KNOWN + name).to_numpy() for name in known],
+        after=times.after,
+        instant=times.instant,
+    )
+    del table
+    place = _Placing(settled, names, Rejects(names, grid), categories)
+    rows = place(rows, times, [TARGET, *data.past_covariates, *known])
+    del times, runs
+    steps = regularise(rows, len(names))
+    place.rejects.add(NO_TARGET, series=np.setdiff1d(np.arange(len(names)), steps.series))
     counts = _counts(rows_in, len(names), rows, steps)
-    table_of_rejects = rejects.table()
-    _check_rejects(table_of_rejects, counts, data, grid)
-    first, last = int(steps.start.min()), int((steps.start + np.diff(steps.offsets)).max()) - 1 + horizon
-    _check_steps(last - first + 1, rows_in, grid, "the panel", first, last)
-    codes, numbers, categories = _static(static[steps.series], data, categories)
+    if tables.known is None:
+        known_values = known_steps(steps, rows, len(names), horizon)
+    else:
+        known_values, known_counts = _read_known(tables.known, place, steps, horizon)
+        counts += known_counts
+    codes, numbers = _static(static[steps.series], data, categories)
     panel = Panel(
         grid=grid,
         series_id=names.gather(steps.series).to_numpy().astype(np.str_),
@@ -103,188 +154,269 @@ def load_panel(
         start=steps.start,
         target=steps.target,
         past=steps.past,
-        known=steps.known,
-        calendar=calendar_features(grid, first, last)[1]
-        if data.calendar
-        else np.empty((0, last - first + 1), dtype=np.float32),
-        calendar_start=first,
-        clock_shift=clock_shift(grid, first, last),
+        known=known_values,
+        calendar=np.empty((0, 0), dtype=np.float32),
+        calendar_start=0,
+        clock_shift=np.empty(0, dtype=np.int64),
         horizon=horizon,
         static_categories=codes,
         static_numbers=numbers,
     )
-    return Loaded(panel=panel, data=data, categories=categories, rejects=table_of_rejects, counts=counts)
+    return Loaded(panel, data, dict(categories), place.rejects.table(), counts)
 
 
-def _check_settings(data: DataConfig) -> None:
-    if data.freq is not None:
-        Frequency.parse(data.freq)
-    if data.time_zone is not None:
-        try:
-            pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(data.time_zone)
-        except pl.exceptions.ComputeError:
-            close = difflib.get_close_matches(data.time_zone, sorted(zoneinfo.available_timezones()), n=1)
-            hint = f"did you mean {close[0]}?" if close else "use an IANA name, such as Europe/Paris"
-            raise ConfigError(f"data.time_zone: unknown time zone {data.time_zone!r}; {hint}") from None
+def with_features(panel: Panel, data: DataConfig) -> Panel:
+    """Return the panel with the features of data.lags and data.rolling behind the user's past covariates."""
+    if not data.lags and not data.rolling:
+        return panel
+    features = np.empty((len(data.lags) + len(data.rolling), len(panel.target)), dtype=np.float32)
+    end = 0
+    for shard in panel.shards():
+        begin, end = end, end + len(shard.target)
+        features[:, begin:end] = past_features(shard.target, shard.offsets, data)[1]
+    return replace(panel, past=np.concatenate([panel.past[: len(data.past_covariates)], features]))
+
+
+def with_calendar(panel: Panel, data: DataConfig, counts: Counts) -> tuple[Panel, DataConfig]:
+    """Return the panel with its calendar, and the settings with the names of the holidays in it."""
+    first, last = int(panel.start.min()), panel.last_index + panel.horizon
+    check_steps(last - first + 1, counts.rows_in, panel.grid, "the panel", first, last)
+    if data.holidays is not None and data.holiday_names is None:
+        data = data.model_copy(update={"holiday_names": holiday_names(panel.grid, first, last, data.holidays)})
+    panel = replace(
+        panel,
+        calendar=calendar_features(panel.grid, first, last, data)[1],
+        calendar_start=first,
+        clock_shift=clock_shift(panel.grid, first, last),
+    )
+    return panel, data
+
+
+def used_categories(
+    categories: validate.Categories, data: DataConfig, panels: Sequence[Panel]
+) -> dict[str, tuple[str, ...]]:
+    """Return the categories without those values of static covariates that no series has: they can't be learnt."""
+    used = dict(categories)
+    names = [name for name in data.static_covariates if name in categories]
+    for column, name in enumerate(names):
+        codes = np.unique(np.concatenate([panel.static_categories[:, column] for panel in panels]))
+        used[name] = tuple(categories[name][code - 1] for code in codes if code)
+    return used
+
+
+def recoded(found: Loaded, categories: validate.Categories) -> Loaded:
+    """Return the panel with the codes that a model was trained with, 0 for values that it has not seen."""
+    own, data, panel = found.categories, found.data, found.panel
+    if dict(categories) == own:
+        return found
+    if categories.keys() != own.keys():
+        raise DataError(
+            f"text covariates of the panel are {listing(own) or 'none'}, of the model {listing(categories) or 'none'}; "
+            "prepare the panel from a table like the one of training"
+        )
+
+    def lookup(name: str) -> npt.NDArray[np.int64]:
+        places = {value: place + 1 for place, value in enumerate(categories[name])}
+        return np.array([0, *(places.get(value, 0) for value in own[name])])
+
+    def rows(values: FloatArray, names: Sequence[str]) -> FloatArray:
+        if not any(name in own for name in names):
+            return values
+        result = np.array(values)
+        for row, name in zip(result, names, strict=False):
+            if name in own:
+                there = ~np.isnan(row)
+                row[there] = lookup(name)[row[there].astype(np.int64)]
+        return result
+
+    codes = np.array(panel.static_categories)
+    for column, name in enumerate(name for name in data.static_covariates if name in own):
+        codes[:, column] = lookup(name)[codes[:, column]]
+    panel = replace(
+        panel,
+        past=rows(panel.past, data.past_covariates),
+        known=rows(panel.known, data.known_covariates),
+        static_categories=codes,
+    )
+    return replace(found, panel=panel, categories=dict(categories), stored_digest=None)
+
+
+def missing_known(panel: Panel, data: DataConfig, *, horizon: int, cutoff: int | None = None) -> pl.DataFrame:
+    """Return how many cells of each known covariate are missing up to a cutoff, and over the `horizon` steps after it.
+
+    The cutoff is a grid index, or the end of each series when None. Columns series_id, covariate, missing_history,
+    missing_horizon; only series and covariates that miss any.
+    """
+    parts = []
+    for shard in panel.shards():
+        held = shard.lengths + panel.horizon
+        begin = np.cumsum(held) - held
+        seen = shard.lengths if cutoff is None else np.clip(cutoff + 1 - shard.start, 0, None)
+        middle, end = begin + np.minimum(seen, held), begin + np.minimum(seen + horizon, held)
+        for name, values in zip(data.known_covariates, shard.known, strict=True):
+            missing = np.append(0, np.cumsum(np.isnan(values)))
+            history = missing[middle] - missing[begin]
+            ahead = missing[end] - missing[middle] + horizon - (end - middle)
+            some = (seen > 0) & ((history > 0) | (ahead > 0))
+            parts.append(
+                pl.DataFrame(
+                    {
+                        SERIES_ID: pl.Series(shard.series_id[some].tolist(), dtype=pl.String),
+                        "covariate": pl.repeat(name, int(some.sum()), dtype=pl.String, eager=True),
+                        "missing_history": history[some],
+                        "missing_horizon": ahead[some],
+                    }
+                )
+            )
+    schema = {SERIES_ID: pl.String, "covariate": pl.String, "missing_history": pl.Int64, "missing_horizon": pl.Int64}
+    return pl.concat([pl.DataFrame(schema=schema), *parts])
+
+
+def _split(columns: validate.Columns) -> tuple[validate.Columns, validate.Columns]:
+    """Return the columns that are read by runs, and the others."""
+    by_runs = ("data.columns.series_id", "data.static_covariates")
+    return [item for item in columns if item[1] in by_runs], [item for item in columns if item[1] not in by_runs]
+
+
+def _hidden(values: npt.NDArray[Any], rows: BoolArray | None) -> npt.NDArray[Any]:
+    return values if rows is None else np.where(rows, np.nan, values).astype(values.dtype, copy=False)
 
 
 @dataclass(frozen=True)
-class _Times:
-    """The timestamp of each row."""
+class _Placing:
+    """Puts the rows of a table on the grid and refuses those that break a rule."""
 
-    faults: list[tuple[str, BoolArray]]
-    """Reasons why a row has no time, and which rows."""
-    known: BoolArray
-    clock: IntArray
-    """Time on the clock of the grid, 0 if not known."""
-    after: BoolArray | None
-    """Rows after data.until, None without one."""
-    grid: Grid
-    data: DataConfig
-    """The settings, with frequency, season length and time zone filled in."""
+    settled: Settled
+    names: pl.Series
+    rejects: Rejects
+    categories: validate.Categories
 
-    @classmethod
-    def of(cls, stated: pl.Series, runs: Runs, data: DataConfig) -> "_Times":
-        timestamp = validate.parse_times(stated) if stated.dtype == pl.String else stated
-        time_zone = data.time_zone or timestamp.dtype.time_zone  # type: ignore[attr-defined]
-        frequency = Frequency.parse(data.freq) if data.freq else _infer(timestamp, runs, data, time_zone)
-        found = clock(timestamp, frequency, time_zone)
-        known = found.is_not_null().to_numpy()
-        faults = []
-        if not known.all():
-            null, unread = stated.is_null().to_numpy(), timestamp.is_null().to_numpy()
-            faults = [
-                ("null timestamp", null),
-                ("timestamp is not ISO 8601", unread & ~null),
-                (f"timestamp skipped by the clock of {time_zone}", ~known & ~unread),
-            ]
-        micros = found.fill_null(0).to_numpy()
-        after = None if data.until is None else known & (micros > moment_clock(data.until, frequency, time_zone))
-        usable = known & np.repeat(runs.series >= 0, runs.length)
-        if after is not None:
-            usable &= ~after
-        if not usable.any():
-            limit = "" if data.until is None else f" up to data.until={data.until}"
-            raise DataError(f"no row has both a series_id and a timestamp{limit}")
-        grid = Grid.through(micros if usable.all() else micros[usable], frequency, time_zone)
-        season_length = data.season_length or frequency.season_length
-        settled = {"freq": str(frequency), "season_length": season_length, "time_zone": time_zone}
-        return cls(faults, known, micros, after, grid, data.model_copy(update=settled))
+    def __call__(self, rows: Rows, times: Times, labels: Sequence[str], table: str = "") -> Rows:
+        """Return one row per series and step; `labels` name the columns of values, `table` begins the reasons."""
+        data, grid, finer = self.settled.data, self.settled.grid, self.settled.finer
+        if data.aggregate is None:
+            index, on_grid = grid.place(times.clock)
+        elif finer is not None:
+            assert times.instant is not None
+            index, on_grid = finer.place(on_clock(times.instant, finer))
+        else:
+            assert times.instant is not None
+            index, on_grid = times.instant, np.ones(len(rows), dtype=np.bool_)
+        rows = replace(rows, index=index)
+        bad = np.zeros(len(rows), dtype=np.bool_)
+        for reason, mask, value in _faults(rows, times, on_grid, labels):
+            fresh = mask & ~bad
+            if fresh.any():
+                known = pl.Series(times.known[fresh])
+                clock = pl.select(pl.when(known).then(pl.Series(times.clock[fresh]))).to_series()
+                self.rejects.add(table + reason, series=rows.runs.each()[fresh], clock=clock, value=value[fresh])
+                bad |= fresh
+        if bad.any():
+            rows = rows.keep(~bad)
+        if data.aggregate is None or finer is not None:
+            rows = self._unique(rows, finer or grid, table)
+        return rows if data.aggregate is None else self._put_together(rows)
 
+    def _unique(self, rows: Rows, grid: Grid, table: str) -> Rows:
+        """Return one row for each series and time."""
+        if not len(rows):
+            return rows
+        first, last = span(rows.runs, rows.index, len(self.names))
+        widest = int(np.argmax(last - first))
+        steps = int(np.maximum(last - first + 1, 0).sum())
+        check_steps(steps, len(rows), grid, self.names[widest], first[widest], last[widest])
+        found = duplicates(rows, first, last)
+        if found is None:
+            return rows
+        for reason, mask in zip(("duplicate key", "duplicate key with different values"), found, strict=True):
+            self._reject(table + reason, rows, mask)
+        return rows.keep(~(found[0] | found[1]))
 
-def _infer(timestamp: pl.Series, runs: Runs, data: DataConfig, time_zone: str | None) -> Frequency:
-    """Return the frequency from the rows, up to data.until, of the longest series."""
-    known = runs.series >= 0
-    lengths = np.bincount(runs.series[known], weights=runs.length[known])
-    longest = np.argsort(-lengths, kind="stable")[:_INFER_FROM]
-    chosen = np.isin(runs.series, longest)
-    series = np.repeat(runs.series[chosen], runs.length[chosen])
-    timestamp = timestamp.filter(pl.Series(np.repeat(chosen, runs.length)))
-    if data.until is not None:
-        hour = Frequency(1, "h")
-        early = clock(timestamp, hour, time_zone) <= moment_clock(data.until, hour, time_zone)
-        series, timestamp = series[early.fill_null(False).to_numpy()], timestamp.filter(early)
-    return infer_frequency(series, timestamp, time_zone)
+    def _put_together(self, rows: Rows) -> Rows:
+        assert rows.instant is not None
+        rows = replace(rows, index=self.settled.grid.floor_of(on_clock(rows.instant, self.settled.grid)))
+        bad = np.zeros(len(rows), dtype=np.bool_)
+        if len(rows):
+            for reason, mask in aggregate.faults(rows, self.settled, len(self.names)):
+                self._reject(reason, rows, mask)
+                bad |= mask
+        return aggregate.put_together(rows.keep(~bad) if bad.any() else rows, self.settled.data, self.categories)
 
-
-class _Rejects:
-    """Collects the table of rejects."""
-
-    def __init__(self, names: pl.Series, grid: Grid) -> None:
-        self._names, self._grid = names, grid
-        self._parts: list[pl.DataFrame] = []
-        self.add("", series=np.empty(0, dtype=np.int64))  # The columns, should nothing else be added.
-
-    def add(
-        self,
-        reason: str,
-        *,
-        series: IntArray,
-        clock: pl.Series | None = None,
-        value: npt.NDArray[np.floating] | None = None,
-    ) -> None:
-        """Add a reject for each entry of `series` (-1: no series_id); clock and value are null by default."""
-        nothing = pl.repeat(None, len(series), eager=True)
-        number = pl.Series(series)
-        self._parts.append(
-            pl.DataFrame(
-                {
-                    SERIES_ID: self._names.gather(number.set(number < 0, None)),
-                    TIMESTAMP: self._grid.from_clock(nothing.cast(pl.Int64) if clock is None else clock),
-                    REASON: pl.repeat(reason, len(series), dtype=pl.String, eager=True),
-                    VALUE: (nothing if value is None else pl.Series(value).fill_nan(None)).cast(pl.Float64),
-                }
-            )
-        )
-
-    def table(self) -> pl.DataFrame:
-        """Return all rejects, in an order that does not depend on the table's."""
-        return pl.concat(self._parts).sort(SERIES_ID, TIMESTAMP, REASON, VALUE)
-
-
-def _good_rows(table: pl.DataFrame, runs: Runs, times: _Times, data: DataConfig, rejects: _Rejects) -> Rows:
-    """Return the rows that break no rule of their own."""
-    target = table[TARGET].to_numpy()
-    past = [table[validate.PAST + name].to_numpy() for name in data.past_covariates]
-    known = [table[validate.KNOWN + name].to_numpy() for name in data.known_covariates]
-    if times.after is not None:
-        target, *past = [
-            np.where(times.after, np.nan, column).astype(column.dtype, copy=False) for column in (target, *past)
-        ]
-    index, on_grid = times.grid.place(times.clock)
-    rows = Rows(runs=runs, index=index, target=target, past=past, known=known, after=times.after)
-
-    bad = np.zeros(len(rows), dtype=np.bool_)
-    for reason, mask, value in _faults(rows, times, on_grid, data):
-        fresh = mask & ~bad
-        if fresh.any():
-            clock = pl.select(pl.when(pl.Series(times.known[fresh])).then(pl.Series(times.clock[fresh]))).to_series()
-            rejects.add(reason, series=runs.each()[fresh], clock=clock, value=value[fresh])
-            bad |= fresh
-    return rows.keep(~bad) if bad.any() else rows
+    def _reject(self, reason: str, rows: Rows, mask: BoolArray) -> None:
+        grid = self.settled.grid
+        clock = grid.clock(rows.index[mask]) if rows.instant is None else on_clock(rows.instant[mask], grid)
+        self.rejects.add(reason, series=rows.runs.each()[mask], clock=pl.Series(clock), value=rows.target[mask])
 
 
 def _faults(
-    rows: Rows, times: _Times, on_grid: BoolArray, data: DataConfig
+    rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str]
 ) -> Iterator[tuple[str, BoolArray, npt.NDArray[np.floating]]]:
     """Yield each rule that a row can break by itself: reason, which rows break it, and the value at fault."""
-    yield "null series_id", np.repeat(rows.runs.series < 0, rows.runs.length), rows.target
+    if (rows.runs.series < 0).any():
+        yield "null series_id", np.repeat(rows.runs.series < 0, rows.runs.length), rows.target
     for reason, mask in times.faults:
         yield reason, mask, rows.target
     yield "off-grid timestamp", ~on_grid, rows.target
-    names = ["target", *data.past_covariates, *data.known_covariates]
-    columns: list[npt.NDArray[np.floating]] = [rows.target, *rows.past, *rows.known]
-    for name, value in zip(names, columns, strict=True):
-        yield f"{name} not finite", np.isinf(value), value
-        yield f"{name} beyond {MAX_MAGNITUDE:g}", (value > MAX_MAGNITUDE) | (value < -MAX_MAGNITUDE), value
+    for name, value in zip(labels, rows.columns()[-len(labels) :], strict=True):
+        if max(np.fmax.reduce(value, initial=0), -np.fmin.reduce(value, initial=0)) > MAX_MAGNITUDE:
+            yield f"{name} not finite", np.isinf(value), value
+            yield f"{name} beyond {MAX_MAGNITUDE:g}", (value > MAX_MAGNITUDE) | (value < -MAX_MAGNITUDE), value
 
 
-def _unique_rows(rows: Rows, names: pl.Series, grid: Grid, rejects: _Rejects) -> Rows:
-    """Return one row for each key."""
-    first, last = span(rows.runs, rows.index, len(names))
-    widest = int(np.argmax(last - first))
-    _check_steps(
-        int(np.maximum(last - first + 1, 0).sum()), len(rows), grid, names[widest], first[widest], last[widest]
+def _read_known(frame: pl.LazyFrame, place: _Placing, steps: Steps, horizon: int) -> tuple[FloatArray, Counts]:
+    """Return the known covariates from a table of their own, with or without a series_id, and where its rows went."""
+    data, names, rejects = place.settled.data, place.names, place.rejects
+    shared = data.columns.series_id not in frame.collect_schema()
+    keys = ["timestamp", "known_covariates"] if shared else ["series_id", "timestamp", "known_covariates"]
+    once, rest = _split(validate.columns_of(data, *keys))
+    table = validate.read(frame, rest, place.categories)
+    rows_in = table.height
+    if shared:
+        runs = Runs(np.zeros(min(1, rows_in), dtype=np.int64), np.full(min(1, rows_in), rows_in))
+        nameless = pl.Series([None], dtype=pl.String)
+        place = replace(place, names=nameless, rejects=Rejects(nameless, place.settled.grid))
+        unused = 0
+    else:
+        series = validate.run_lengths(validate.read_runs(frame, once, place.categories), rows_in)
+        runs = Runs.of(series, names)[0]
+        foreign = np.repeat((runs.series < 0) & series[SERIES_ID].is_not_null().to_numpy(), runs.length)
+        unused = int(foreign.sum())
+        if unused:
+            table = table.filter(pl.Series(~foreign))
+            runs = runs.keep(~foreign)
+    times = Times.of(table[TIMESTAMP], place.settled)
+    rows = Rows(
+        runs=runs,
+        index=times.clock,
+        target=np.full(table.height, np.nan),
+        past=[],
+        known=[table[validate.KNOWN + name].to_numpy() for name in data.known_covariates],
+        after=None,
+        instant=times.instant,
     )
-    found = duplicates(rows, first, last)
-    if found is None:
-        return rows
-    for reason, mask in zip(("duplicate key", "duplicate key with different values"), found, strict=True):
-        clock = pl.Series(grid.clock(rows.index[mask]))
-        rejects.add(reason, series=rows.runs.each()[mask], clock=clock, value=rows.target[mask])
-    return rows.keep(~(found[0] | found[1]))
+    rows = place(rows, times, data.known_covariates, "data.known_path: ")
+    values = shared_known_steps(steps, rows, horizon) if shared else known_steps(steps, rows, len(names), horizon)
+    if shared:
+        rejects.include(place.rejects)
+    kept = rows.count()
+    return values, Counts(
+        known_rows_in=rows_in,
+        known_rows_kept=kept,
+        known_rows_rejected=rows_in - unused - kept,
+        known_rows_unused=unused,
+    )
 
 
 def _counts(rows_in: int, series_in: int, rows: Rows, steps: Steps) -> Counts:
     """Return where all rows went, from those that are left and their steps."""
     after = np.zeros(len(rows), dtype=np.bool_) if rows.after is None else rows.after
-    n_after = int(np.count_nonzero(after))
-    n_future = 0 if steps.future is None else int(np.count_nonzero(steps.future & ~after))
-    n_unobserved = 0 if steps.unobserved is None else int(np.count_nonzero(steps.unobserved & ~after))
+    n_after = rows.count(after)
+    n_future = 0 if steps.future is None else rows.count(steps.future & ~after)
+    n_unobserved = 0 if steps.unobserved is None else rows.count(steps.unobserved & ~after)
     return Counts(
         rows_in=rows_in,
-        rows_kept=len(rows) - n_after - n_future - n_unobserved,
-        rows_rejected=rows_in - len(rows) + n_unobserved,
+        rows_kept=rows.count() - n_after - n_future - n_unobserved,
+        rows_rejected=rows_in - rows.count() + n_unobserved,
         rows_future=n_future,
         rows_after_until=n_after,
         steps_filled=int(np.count_nonzero(np.isnan(steps.target))),
@@ -294,62 +426,28 @@ def _counts(rows_in: int, series_in: int, rows: Rows, steps: Steps) -> Counts:
     )
 
 
-def _check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid: Grid) -> None:
-    """Raise DataError if there are more rejects than allowed, or no series is left."""
-    share = counts.rows_rejected / counts.rows_in
-    if data.on_error == "fail" and counts.rows_rejected:
-        limit = "data.on_error=fail allows none; mend the table or set data.on_error=quarantine"
-    elif share > data.max_reject_share:
-        limit = f"more than data.max_reject_share={data.max_reject_share:g}; mend the table or raise it"
-    elif not counts.series_kept:
-        limit = "no series is left to forecast"
-    else:
-        return
-    lines = [
-        f"{counts.rows_rejected:,} of {counts.rows_in:,} rows ({share:.1%}) and "
-        f"{counts.series_rejected:,} of {counts.series_in:,} series were rejected, {limit}:"
-    ]
-    for (reason,), part in rejects.group_by(REASON, maintain_order=True):
-        lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(_offenders(part.head(_SHOWN)))}")
-        if reason == "off-grid timestamp":
-            grid_of = f"most rows are every {grid.frequency}"
-            lines.append(f"    {grid_of}: in training, data.freq and data.time_zone set the grid")
-    raise DataError("\n".join(lines))
+def _static_values(
+    tables: Tables, runs: pl.DataFrame, names: pl.Series, data: DataConfig, categories: validate.Categories
+) -> pl.DataFrame:
+    """Return the static covariates of each series, in the order of `names`."""
+    if not data.static_covariates:
+        return names.to_frame()
+    if tables.static is None:
+        return validate.static_values(runs, data)
+    columns = validate.columns_of(data, "series_id", "static_covariates")
+    values = validate.static_values(validate.read(tables.static, columns, categories), data)
+    return names.to_frame(SERIES_ID).join(values, on=SERIES_ID, how="left", maintain_order="left")
 
 
-def _offenders(rejects: pl.DataFrame) -> Iterator[str]:
-    for series_id, timestamp, _, value in rejects.with_columns(_as_text(pl.col(TIMESTAMP))).iter_rows():
-        where = f"{series_id}" + ("" if timestamp is None else f" at {timestamp}")
-        yield where + ("" if value is None else f" ({value:g})")
-
-
-def _as_text(timestamp: pl.Expr) -> pl.Expr:
-    # By Polars: Python's datetime ends with the year 9999.
-    return timestamp.dt.to_string("%Y-%m-%d %H:%M:%S")
-
-
-def _static(
-    values: pl.DataFrame, data: DataConfig, categories: validate.Categories | None
-) -> tuple[IntArray, FloatArray, dict[str, tuple[str, ...]]]:
-    """Return codes and numbers of the static covariates, [series, covariates] each, and the values of the codes."""
+def _static(values: pl.DataFrame, data: DataConfig, categories: validate.Categories) -> tuple[IntArray, FloatArray]:
+    """Return codes and numbers of the static covariates, [series, covariates] each."""
     names = {name: values[validate.STATIC + name] for name in data.static_covariates}
-    texts = {name: column for name, column in names.items() if column.dtype == pl.String}
-    if categories is None:
-        categories = {name: tuple(column.drop_nulls().unique().sort()) for name, column in texts.items()}
+    texts = [name for name in names if name in categories]
     codes = np.zeros((values.height, len(texts)), dtype=np.int64)
-    for position, (name, column) in enumerate(texts.items()):
-        code = column.cast(pl.Enum(categories[name]), strict=False).to_physical().cast(pl.Int64) + 1
+    for position, name in enumerate(texts):
+        code = names[name].cast(pl.Enum(categories[name]), strict=False).to_physical().cast(pl.Int64) + 1
         codes[:, position] = code.fill_null(0).to_numpy()
-    numbers = [column.cast(pl.Float32).to_numpy() for name, column in names.items() if name not in texts]
-    stacked = np.stack(numbers, axis=1) if numbers else np.empty((values.height, 0), dtype=np.float32)
-    return codes, stacked, dict(categories)
-
-
-def _check_steps(steps: int, rows: int, grid: Grid, what: str, first: int, last: int) -> None:
-    """Raise DataError if so few rows make so many steps that one of them must be wrong."""
-    if steps > max(_MANY_STEPS, _MAX_STEPS_PER_ROW * rows):
-        start, end = grid.timestamps(np.array([first, last])).to_frame().select(_as_text(pl.all())).to_series()
-        raise DataError(
-            f"{rows:,} rows make {steps:,} steps of {grid.frequency}: {what} runs from {start} to {end}; "
-            "look for dates far off (1900, 9999), or set data.freq"
-        )
+    numbers = [
+        column.cast(pl.Float32).fill_null(np.nan).to_numpy() for name, column in names.items() if name not in texts
+    ]
+    return codes, np.stack(numbers, axis=1) if numbers else np.empty((values.height, 0), dtype=np.float32)

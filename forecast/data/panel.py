@@ -1,7 +1,8 @@
 """The panel: many series in one flat buffer, with offsets."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,31 @@ class Panel:
     static_numbers: FloatArray
     """[S, numeric static covariates], NaN where missing."""
 
+    def rows(self, first: int, last: int) -> "Panel":
+        """Return the series from number `first` up to `last`, excluded, as views of the same buffers: a shard."""
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        known = slice(begin + first * self.horizon, end + last * self.horizon)
+        return replace(
+            self,
+            series_id=self.series_id[first:last],
+            offsets=self.offsets[first : last + 1] - begin,
+            start=self.start[first:last],
+            target=self.target[begin:end],
+            past=self.past[:, begin:end],
+            known=self.known[:, known],
+            static_categories=self.static_categories[first:last],
+            static_numbers=self.static_numbers[first:last],
+        )
+
+    def shards(self, steps: int = 1 << 22) -> Iterator["Panel"]:
+        """Yield the panel in shards of about `steps` steps, each of one series at least."""
+        first = 0
+        while first < self.n_series:
+            last = int(np.searchsorted(self.offsets, self.offsets[first] + steps, side="right")) - 1
+            last = min(max(last, first + 1), self.n_series)
+            yield self.rows(first, last)
+            first = last
+
     @property
     def n_series(self) -> int:
         """Number of series."""
@@ -82,17 +108,41 @@ class Panel:
         return int((self.start + self.lengths).max()) - 1
 
     def digest(self) -> str:
-        """Return a hash of the content: the same for any order of rows or chunking of the same data."""
-        hasher = hashlib.sha256(str(self.grid).encode())
-        hasher.update("\0".join(self.series_id.tolist()).encode())
-        for values in (
-            self.offsets,
-            self.start,
-            self.target,
-            self.past,
-            self.known,
-            self.static_categories,
-            self.static_numbers,
-        ):
-            hasher.update(np.ascontiguousarray(values).tobytes())
-        return hasher.hexdigest()
+        """Return a hash of the content: the same for any order of rows, chunking or sharding of the same data."""
+        return digest_of(self.grid, self.series_digests())
+
+    def series_digests(self) -> npt.NDArray[np.uint8]:
+        """Return a hash of the content of each series, [S, 16]."""
+        digests = np.empty((self.n_series, 16), dtype=np.uint8)
+        ends = self.offsets + np.arange(self.n_series + 1) * self.horizon
+        for number, series_id in enumerate(self.series_id.tolist()):
+            steps = slice(self.offsets[number], self.offsets[number + 1])
+            hasher = hashlib.blake2b(series_id.encode(), digest_size=16)
+            hasher.update(self.start[number : number + 1].tobytes())
+            hasher.update(self.target[steps].tobytes())
+            for values in (self.past[:, steps], self.known[:, ends[number] : ends[number + 1]]):
+                hasher.update(values.tobytes())
+            hasher.update(self.static_categories[number].tobytes())
+            hasher.update(self.static_numbers[number].tobytes())
+            digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
+        return digests
+
+
+def concatenated(panels: Sequence[Panel]) -> Panel:
+    """Return the series of several panels with the same grid, calendar and horizon, in the order given, as one."""
+    return replace(
+        panels[0],
+        series_id=np.concatenate([panel.series_id for panel in panels]),
+        offsets=np.append(0, np.cumsum(np.concatenate([panel.lengths for panel in panels]))),
+        start=np.concatenate([panel.start for panel in panels]),
+        target=np.concatenate([panel.target for panel in panels]),
+        past=np.concatenate([panel.past for panel in panels], axis=1),
+        known=np.concatenate([panel.known for panel in panels], axis=1),
+        static_categories=np.concatenate([panel.static_categories for panel in panels]),
+        static_numbers=np.concatenate([panel.static_numbers for panel in panels]),
+    )
+
+
+def digest_of(grid: Grid, series_digests: npt.NDArray[np.uint8]) -> str:
+    """Return the digest of a panel from its grid and those of its series."""
+    return hashlib.sha256(str(grid).encode() + series_digests.tobytes()).hexdigest()

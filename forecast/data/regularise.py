@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from forecast.data.panel import FloatArray, IntArray
+from forecast.data.validate import ROWS
+from forecast.names import SERIES_ID
 
 BoolArray = npt.NDArray[np.bool_]
+
+# Rows that are looked at at once, so that what is in between stays in the cache.
+BLOCK: Final = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,22 @@ class Runs:
     """[runs], rows."""
 
     @classmethod
-    def of(cls, series_id: pl.Series) -> tuple[Self, pl.Series]:
-        """Return the runs of a column, and the names of its series, sorted."""
-        runs = series_id.rle().struct.unnest()
-        names = runs["value"].drop_nulls().unique().sort()
-        series = runs["value"].cast(pl.Enum(names)).to_physical().cast(pl.Int64).fill_null(-1)
-        return cls(series.to_numpy(), runs["len"].cast(pl.Int64).to_numpy()), names
+    def of(cls, runs: pl.DataFrame, names: pl.Series | None = None) -> tuple[Self, pl.Series]:
+        """Return the runs of a table, from `validate.run_lengths`, and the names of its series, sorted.
+
+        Where `names` are given, rows of other series have the number -1.
+        """
+        series_id = runs[SERIES_ID]
+        if names is None:
+            names = series_id.drop_nulls().unique().sort()
+        series = series_id.cast(pl.Enum(names), strict=False).to_physical().cast(pl.Int64).fill_null(-1)
+        return cls(series.to_numpy(), runs[ROWS].to_numpy()), names
+
+    @classmethod
+    def of_numbers(cls, series: IntArray) -> Self:
+        """Return the runs of rows, given the number of the series of each."""
+        first = np.flatnonzero(np.diff(series, prepend=-2))
+        return cls(series[first], np.diff(first, append=len(series)))
 
     def rows(self, per_series: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return, for each row, the value of its series."""
@@ -40,9 +56,7 @@ class Runs:
 
     def keep(self, rows: BoolArray) -> "Runs":
         """Return the runs of some rows."""
-        series = self.each()[rows]
-        first = np.flatnonzero(np.diff(series, prepend=-2))
-        return Runs(series[first], np.diff(first, append=len(series)))
+        return Runs.of_numbers(self.each()[rows])
 
     def reduce(self, function: np.ufunc, values: npt.NDArray[Any], initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return, for each series, `function` of the values of its rows and `initial`."""
@@ -65,6 +79,10 @@ class Rows:
     known: Sequence[FloatArray]
     after: BoolArray | None
     """Rows after data.until, None if there are none; their target and past covariates are NaN."""
+    instant: IntArray | None = None
+    """The instant of each row, where rows are to be put together."""
+    merged: IntArray | None = None
+    """How many rows of the table each one stands for; None: one."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -78,7 +96,43 @@ class Rows:
             [column[rows] for column in self.past],
             [column[rows] for column in self.known],
             None if self.after is None else self.after[rows],
+            None if self.instant is None else self.instant[rows],
+            None if self.merged is None else self.merged[rows],
         )
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether the rows of each series follow one another step by step, as in a sorted table without gaps."""
+        if not len(self):
+            return False
+        # A series may have several runs on end, where its static covariates change.
+        runs = self.runs
+        new = np.flatnonzero(np.diff(runs.series, prepend=-2))
+        if np.bincount(runs.series[new]).max() > 1:
+            return False
+        starts = (np.cumsum(runs.length) - runs.length)[new[1:]]
+        ones = sum(
+            int(
+                np.count_nonzero(
+                    self.index[first + 1 : first + 1 + BLOCK]
+                    - self.index[first : first + BLOCK][: len(self) - 1 - first]
+                    == 1
+                )
+            )
+            for first in range(0, len(self) - 1, BLOCK)
+        )
+        between = int(np.count_nonzero(self.index[starts] - self.index[starts - 1] == 1))
+        return ones - between == len(self) - len(new)
+
+    def count(self, rows: BoolArray | None = None) -> int:
+        """Return how many rows of the table some of the rows (all when None) stand for."""
+        if self.merged is None:
+            return len(self) if rows is None else int(np.count_nonzero(rows))
+        return int(self.merged.sum() if rows is None else self.merged[rows].sum())
+
+    def columns(self) -> list[npt.NDArray[np.floating]]:
+        """Return target, past and known covariates."""
+        return [self.target, *self.past, *self.known]
 
 
 def span(runs: Runs, index: IntArray, n_series: int) -> tuple[IntArray, IntArray]:
@@ -88,18 +142,25 @@ def span(runs: Runs, index: IntArray, n_series: int) -> tuple[IntArray, IntArray
     return first, runs.reduce(np.maximum, index, np.full(n_series, limits.min // 2))
 
 
+def cells(rows: Rows, first: IntArray, last: IntArray) -> tuple[IntArray, int]:
+    """Return the place of each row among the steps of all series, from `first` to `last`, and how many these are."""
+    width = np.maximum(last - first + 1, 0)
+    position: IntArray = rows.runs.rows(np.cumsum(width) - width - first)
+    position += rows.index
+    return position, int(width.sum())
+
+
 def duplicates(rows: Rows, first: IntArray, last: IntArray) -> tuple[BoolArray, BoolArray] | None:
     """Return which rows repeat one that is kept, and which differ from another row of their key; None if none do."""
-    width = np.maximum(last - first + 1, 0)
-    position = rows.runs.rows(np.cumsum(width) - width - first)
-    position += rows.index
-    seen = np.zeros(width.sum(), dtype=np.bool_)
+    if rows.dense:
+        return None
+    position, size = cells(rows, first, last)
+    seen = np.zeros(size, dtype=np.bool_)
     seen[position] = True
     if np.count_nonzero(seen) == len(rows):
         return None
     repeated = np.flatnonzero(np.bincount(position)[position] > 1)
-    columns: list[npt.NDArray[np.floating]] = [rows.target, *rows.past, *rows.known]
-    table = pl.DataFrame([position[repeated], *(column[repeated] for column in columns)])
+    table = pl.DataFrame([position[repeated], *(column[repeated] for column in rows.columns())])
     key, *values = table.columns
     differs = table.select(pl.any_horizontal(pl.col(values).n_unique().over(key) > 1)).to_series().to_numpy()
     again = table.select(pl.int_range(pl.len()).over(key) > 0).to_series().to_numpy()
@@ -118,14 +179,13 @@ class Steps:
     offsets: IntArray
     target: FloatArray
     past: FloatArray
-    known: FloatArray
     unobserved: BoolArray | None
     """Rows of a series without any observed target, None if there are none."""
     future: BoolArray | None
     """Rows without a target after the last observed one of their series, None if there are none."""
 
 
-def regularise(rows: Rows, n_series: int, horizon: int) -> Steps:
+def regularise(rows: Rows, n_series: int) -> Steps:
     """Return the steps of each series from its first to its last observed target, NaN where there is no value."""
     runs, observed = rows.runs, ~np.isnan(rows.target)
     complete = bool(observed.all())
@@ -135,11 +195,9 @@ def regularise(rows: Rows, n_series: int, horizon: int) -> Steps:
         seen = runs.keep(observed)
         first, last = span(seen, rows.index[observed], n_series)
     length = np.maximum(last - first + 1, 0)
-    offsets = np.cumsum(length) - length
-    n_steps = int(length.sum())
-    position = runs.rows(offsets - first)
-    position += rows.index
-
+    if complete and rows.dense:
+        return _as_they_lie(rows, first, length)
+    position, n_steps = cells(rows, first, last)
     inside, unobserved, future = observed, None, None
     if not complete:
         behind = rows.index > runs.rows(last)
@@ -148,25 +206,76 @@ def regularise(rows: Rows, n_series: int, horizon: int) -> Steps:
         future = behind & ~unobserved
 
     kept = length > 0
-    target = _scatter(n_steps, position, [rows.target], observed)[0]
-    past = _scatter(n_steps, position, rows.past, inside)
-    if rows.known:
-        # Series s has s more horizons before it than in the other buffers.
-        position += runs.rows(horizon * (np.cumsum(kept) - kept))
-        near = runs.rows(kept) & (rows.index >= runs.rows(first)) & (rows.index <= runs.rows(last + horizon))
-        known = _scatter(n_steps + horizon * int(kept.sum()), position, rows.known, near)
-    else:
-        known = np.empty((0, n_steps + horizon * int(kept.sum())), dtype=np.float32)
     return Steps(
         series=np.flatnonzero(kept),
         start=first[kept],
-        offsets=np.append(offsets[kept], n_steps),
-        target=target,
-        past=past,
-        known=known,
+        offsets=np.append(0, np.cumsum(length[kept])),
+        target=_scatter(n_steps, position, [rows.target], observed)[0],
+        past=_scatter(n_steps, position, rows.past, inside),
         unobserved=unobserved,
         future=future,
     )
+
+
+def _as_they_lie(rows: Rows, first: IntArray, length: IntArray) -> Steps:
+    """Return the steps of rows that are dense and have all targets: nothing has to be looked up."""
+    series = rows.runs.series
+    columns: list[npt.NDArray[np.floating]] = [rows.target, *rows.past]
+    if (np.diff(series) < 0).any():
+        order = np.argsort(series, kind="stable")
+        starts = np.cumsum(rows.runs.length) - rows.runs.length
+        take = ranges(starts[order], rows.runs.length[order])
+        columns = [column[take] for column in columns]
+    kept = np.unique(series)
+    buffers = np.empty((len(columns), len(rows)), dtype=np.float32)
+    for buffer, column in zip(buffers, columns, strict=True):
+        buffer[:] = column
+    return Steps(
+        series=kept,
+        start=first[kept],
+        offsets=np.append(0, np.cumsum(length[kept])),
+        target=buffers[0],
+        past=buffers[1:],
+        unobserved=None,
+        future=None,
+    )
+
+
+def ranges(first: IntArray, length: IntArray) -> IntArray:
+    """Return first[0], first[0] + 1, ... (length[0] of them), first[1], ..."""
+    ends = np.cumsum(length)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + length, length)
+
+
+def known_steps(steps: Steps, rows: Rows, n_series: int, horizon: int) -> FloatArray:
+    """Return the known covariates of each series over its steps and `horizon` more, [columns, N + S * horizon].
+
+    NaN where there is no value. Rows of series that are not in `steps`, or outside, are left out.
+    """
+    size = len(steps.target) + horizon * len(steps.series)
+    if not rows.known:
+        return np.empty((0, size), dtype=np.float32)
+    first, last, base = np.zeros((3, n_series), dtype=np.int64)
+    last -= 1  # Of series that are not there: before the first.
+    first[steps.series] = steps.start
+    last[steps.series] = steps.start + np.diff(steps.offsets) - 1 + horizon
+    base[steps.series] = steps.offsets[:-1] + horizon * np.arange(len(steps.series)) - steps.start
+    near = (rows.index >= rows.runs.rows(first)) & (rows.index <= rows.runs.rows(last))
+    return _scatter(size, rows.runs.rows(base) + rows.index, rows.known, near)
+
+
+def shared_known_steps(steps: Steps, rows: Rows, horizon: int) -> FloatArray:
+    """Return the same as `known_steps` for covariates that all series share: rows of one series."""
+    begin = int(steps.start.min())
+    length = np.diff(steps.offsets) + horizon
+    shared = np.full((len(rows.known), int((steps.start + length).max()) - begin), np.nan, dtype=np.float32)
+    near = (rows.index >= begin) & (rows.index < begin + shared.shape[1])
+    shared[:, rows.index[near] - begin] = np.stack(rows.known)[:, near]
+    ends = np.cumsum(length)
+    known = np.empty((len(shared), int(ends[-1])), dtype=np.float32)
+    for number, (start, end) in enumerate(zip(steps.start - begin, ends, strict=True)):
+        known[:, end - length[number] : end] = shared[:, start : start + length[number]]
+    return known
 
 
 def _scatter(size: int, position: IntArray, columns: Sequence[npt.NDArray[Any]], rows: BoolArray) -> FloatArray:

@@ -1,63 +1,142 @@
 """What a table must have before its rows are looked at: columns, types, one static value per series."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import polars as pl
 
-from forecast.config import DataConfig
+from forecast.config import ColumnsConfig, DataConfig
 from forecast.data import io
 from forecast.errors import DataError, listing
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
 Categories = Mapping[str, tuple[str, ...]]
+Columns = Sequence[tuple[str, str]]
+"""Columns of the user's table, each with the key of the config that names it."""
+
+COVARIATES: Final = ("data.past_covariates", "data.known_covariates", "data.static_covariates")
 
 # Prefixes of covariates inside the reader: a user's covariate may be called "target".
 PAST: Final = "past "
 KNOWN: Final = "known "
 STATIC: Final = "static "
+ROWS: Final = "rows"
 
 
-def read(frame: pl.LazyFrame, data: DataConfig, categories: Categories | None) -> pl.DataFrame:
-    """Return the columns that `data` names, and no other, under their names inside the reader.
+def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
+    """Return some columns of a table, and no other, under their names inside the reader.
 
-    series_id is text, timestamp a Datetime in microseconds or text, target Float64, past and known covariates Float32,
-    static ones text (categories) or Float64. Raises DataError for columns that are missing or of the wrong type.
+    series_id is text, timestamp a Datetime in microseconds or text, target Float64, past and known covariates Float32
+    (text as codes: position among the `categories`, counted from 1, 0 for any other), static ones text or Float64.
+    Raises DataError for columns that are missing or of the wrong type.
     """
-    try:
-        schema = frame.collect_schema()
-    except io.UNREADABLE as error:
-        raise io.unreadable(error, "the table") from error
-    used = list(_used(data))
-    fixed = categories is not None
-    missing = [_missing(name, key, schema, fixed) for name, key in used if name not in schema]
-    if missing:
-        raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
-    is_category = {name: _is_category(name, schema[name], categories) for name in data.static_covariates}
+    return io.collect(select(frame, columns, categories))
+
+
+def read_runs(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
+    """Return some columns as `read` does, a row for each run of equal rows, and in ROWS where it begins.
+
+    What a series has only once, its name and static covariates, is never held row by row that way.
+    """
+    chosen = select(frame, columns, categories)
+    names = chosen.collect_schema().names()
+    # Expr.rle would say the same, and panics in the streaming engine.
+    begins = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift(1)) for name in names) | (pl.col(ROWS) == 0)
+    return io.collect(chosen.with_row_index(ROWS).filter(begins).with_columns(pl.col(ROWS).cast(pl.Int64)))
+
+
+def run_lengths(runs: pl.DataFrame, height: int) -> pl.DataFrame:
+    """Return `read_runs` with the length of each run in ROWS, for a table of `height` rows.
+
+    Raises DataError if the table had not as many when the runs were read.
+    """
+    if (height == 0) != runs.is_empty() or (height and int(runs[ROWS][-1]) >= height):
+        raise DataError("the table has changed while it was read; try again once nobody writes to it")
+    return runs.with_columns(pl.col(ROWS).shift(-1, fill_value=height) - pl.col(ROWS))
+
+
+def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.LazyFrame:
+    """Return what `read` reads, lazily."""
+    schema = _schema(frame)
+    _check_columns(schema, columns, fixed=True)
+    texts = {name for name, key in columns if key in COVARIATES and _is_category(name, schema[name], key, categories)}
     wrong = []
-    for name, key in used:
-        wanted, fits = _WANTED["text or numbers" if is_category.get(name) else key]
+    for name, key in columns:
+        wanted, fits = _WANTED["text or numbers" if name in texts else key]
         if not fits(schema[name]):
-            example = _example(frame, name) if schema[name] == pl.String else ""
+            example = _examples(frame, name) if schema[name] == pl.String else ""
             wrong.append(f"column {name!r} ({key}) must hold {wanted}, but is {schema[name]}{example}")
     if wrong:
         raise DataError("\n".join(wrong))
 
-    time = schema[data.columns.timestamp]
-    time = time if time == pl.String else pl.Datetime("us", time.time_zone if isinstance(time, pl.Datetime) else None)
-    columns = [
-        pl.col(data.columns.series_id).cast(pl.String).alias(SERIES_ID),
-        pl.col(data.columns.timestamp).cast(time).alias(TIMESTAMP),
-        pl.col(data.columns.target).cast(pl.Float64).alias(TARGET),
-        *(pl.col(name).cast(pl.Float32).alias(PAST + name) for name in data.past_covariates),
-        *(pl.col(name).cast(pl.Float32).alias(KNOWN + name) for name in data.known_covariates),
-        *(
-            pl.col(name).cast(pl.String if text else pl.Float64).alias(STATIC + name)
-            for name, text in is_category.items()
-        ),
-    ]
-    return io.collect(frame.select(columns))
+    chosen = []
+    for name, key in columns:
+        column = pl.col(name)
+        if key == "data.columns.series_id":
+            chosen.append(column.cast(pl.String).alias(SERIES_ID))
+        elif key == "data.columns.timestamp":
+            time = schema[name]
+            if time != pl.String:
+                column = column.cast(pl.Datetime("us", time.time_zone if isinstance(time, pl.Datetime) else None))
+            chosen.append(column.alias(TIMESTAMP))
+        elif key == "data.columns.target":
+            chosen.append(column.cast(pl.Float64).alias(TARGET))
+        elif key == "data.static_covariates":
+            chosen.append(column.cast(pl.String if name in texts else pl.Float64).alias(STATIC + name))
+        else:
+            if name in texts:
+                known = pl.Enum((categories or {}).get(name, ()))
+                code = column.cast(pl.String).cast(known, strict=False).to_physical().cast(pl.Int32) + 1
+                column = pl.when(column.is_not_null()).then(code.fill_null(0))
+            chosen.append(column.cast(pl.Float32).alias((PAST if key == "data.past_covariates" else KNOWN) + name))
+    return frame.select(chosen)
+
+
+def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Return the values, sorted, of the covariates that are text: the first look at a table to train on.
+
+    Raises DataError.
+    """
+    schema = _schema(frame)
+    _check_columns(schema, columns, fixed=False)
+    found = {}
+    for name, key in columns:
+        if key in COVARIATES and _is_category(name, schema[name], key, None):
+            values = io.collect(frame.select(pl.col(name).cast(pl.String).unique())).to_series().drop_nulls().sort()
+            text = values.filter(values.str.strip_chars().cast(pl.Float64, strict=False).is_null())
+            if key != "data.static_covariates" and len(values) > 2 * len(text):
+                wrong = f"{listing(repr(value) for value in text)} are none" if len(text) else "they are all text"
+                raise DataError(
+                    f"column {name!r} ({key}) is {schema[name]}, but most of its {len(values):,} values are numbers; "
+                    f"{wrong}: make the column numbers, or clearly text"
+                )
+            found[name] = tuple(values)
+    return found
+
+
+def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
+    missing = [_missing(name, key, schema, fixed) for name, key in columns if name not in schema]
+    if missing:
+        raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
+
+
+def _schema(frame: pl.LazyFrame) -> pl.Schema:
+    try:
+        return frame.collect_schema()
+    except io.UNREADABLE as error:
+        raise io.unreadable(error, "the table") from error
+
+
+def columns_of(data: DataConfig, *keys: str) -> list[tuple[str, str]]:
+    """Return the columns that `data` names under some keys: series_id, timestamp, target, past_covariates, ..."""
+    found = []
+    for key in keys:
+        if key in ColumnsConfig.model_fields:
+            found.append((getattr(data.columns, key), f"data.columns.{key}"))
+        else:
+            found += [(name, f"data.{key}") for name in getattr(data, key)]
+    return found
 
 
 def parse_times(text: pl.Series) -> pl.Series:
@@ -88,17 +167,14 @@ def _first_match(text: pl.Series, *formats: str) -> pl.Series:
     return found
 
 
-def static_values(table: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
-    """Return one row per series, sorted, with its static covariates; nulls are overlooked.
+def static_values(runs: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
+    """Return one row per series, sorted, with its static covariates, from rows or runs of them; nulls are overlooked.
 
     Raises DataError if a covariate has two values in a series, or an infinite one.
     """
     names = [STATIC + name for name in data.static_covariates]
-    numbers = [name for name in names if table.schema[name].is_float()]
-    changes = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift(1)) for name in [SERIES_ID, *names])
-    # Rows are looked at where a value changes only: once per series in a sorted table.
-    few = table.select(SERIES_ID, *names).filter(changes | (pl.int_range(pl.len()) == 0)).drop_nulls(SERIES_ID)
-    few = few.with_columns(pl.col(name).fill_nan(None) for name in numbers)
+    numbers = [name for name in names if runs.schema[name].is_float()]
+    few = runs.drop_nulls(SERIES_ID).with_columns(pl.col(name).fill_nan(None) for name in numbers)
     found = few.group_by(SERIES_ID).agg(
         *(pl.col(name).drop_nulls().min() for name in names),
         *(pl.col(name).drop_nulls().max().alias(f"last {name}") for name in names),
@@ -119,15 +195,6 @@ def static_values(table: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
     return found.select(SERIES_ID, *names).sort(SERIES_ID)
 
 
-def _used(data: DataConfig) -> Iterator[tuple[str, str]]:
-    """Yield each column that is read and the key that names it."""
-    for field, name in data.columns.model_dump().items():
-        yield name, f"data.columns.{field}"
-    for key in ("past_covariates", "known_covariates", "static_covariates"):
-        for name in getattr(data, key):
-            yield name, f"data.{key}"
-
-
 def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
     """Return what to tell about a column that is not there; its name is `fixed` by a trained model."""
     lower = {found.lower(): found for found in schema}
@@ -137,12 +204,13 @@ def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
     return f"no column {name!r} ({key}); " + (f"did you mean {close}?" if close else f"set {key}")
 
 
-def _example(frame: pl.LazyFrame, name: str) -> str:
-    """Return a value of a text column that is not a number."""
+def _examples(frame: pl.LazyFrame, name: str) -> str:
+    """Return how many values of a text column are not numbers, and one of them."""
     column = pl.col(name)
     no_number = column.is_not_null() & column.cast(pl.Float64, strict=False).is_null()
-    found = io.collect(frame.select(column).filter(no_number).head(1))
-    return f" (e.g. {found.item()!r})" if found.height else " (numbers written as text)"
+    found = io.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
+    wrong, example, rows = found.row(0)
+    return f" ({wrong:,} of {rows:,} rows are no number, e.g. {example!r})" if wrong else " (numbers written as text)"
 
 
 def _is_number(dtype: pl.DataType) -> bool:
@@ -153,9 +221,11 @@ def _is_text(dtype: pl.DataType) -> bool:
     return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
 
 
-def _is_category(name: str, dtype: pl.DataType, categories: Categories | None) -> bool:
-    """Return whether a static covariate is categorical: as in training, else by its type."""
-    return name in categories if categories is not None else _is_text(dtype) or dtype == pl.Boolean
+def _is_category(name: str, dtype: pl.DataType, key: str, categories: Categories | None) -> bool:
+    """Return whether a covariate is categorical: as in training, else by its type."""
+    if categories is not None:
+        return name in categories
+    return _is_text(dtype) or (key == "data.static_covariates" and dtype == pl.Boolean)
 
 
 _NUMBERS: Final = ("numbers", _is_number)
@@ -166,8 +236,8 @@ _WANTED: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
         lambda dtype: isinstance(dtype, pl.Date | pl.Datetime | pl.String),
     ),
     "data.columns.target": _NUMBERS,
-    "data.past_covariates": _NUMBERS,
-    "data.known_covariates": _NUMBERS,
+    "data.past_covariates": ("numbers (text would be a category)", _is_number),
+    "data.known_covariates": ("numbers (text would be a category)", _is_number),
     "data.static_covariates": ("numbers (text would be a category)", _is_number),
     "text or numbers": ("text or numbers", lambda dtype: _is_text(dtype) or _is_number(dtype)),
 }

@@ -1,5 +1,7 @@
 """The panel on a device, and the one gather that makes a batch of windows."""
 
+import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.data.panel import Panel
+
+# The share of a device's free memory that a panel may take; the rest is for the network and its batches.
+_DEVICE_SHARE = 0.5
 
 
 class Batch(NamedTuple):
@@ -19,22 +24,31 @@ class Batch(NamedTuple):
     past: Float[Tensor, "batch time past"]
     """NaN where missing."""
     known: Float[Tensor, "batch time known"]
-    """NaN where missing; the user's columns, then the calendar's. Zero before the start of a series."""
+    """NaN where missing; the user's columns, then the calendar's. Zero where `there` is not."""
+    there: Bool[Tensor, "batch time"]
+    """Whether there is such a step: not before the start of a series, nor in an hour that the clock skips."""
     static_categories: Int[Tensor, "batch categorical"]
     static_numbers: Float[Tensor, "batch numeric"]
 
 
 class PanelTensors:
-    """A panel's buffers on one device. Windows are views: memory does not depend on their number."""
+    """A panel's buffers as tensors, on a device or, where they are too large for it, on the host.
+
+    Windows are views: memory does not depend on their number. On the host the buffers are the panel's own, never
+    written to, so that a memory-mapped panel may be larger than the memory.
+    """
 
     def __init__(self, panel: Panel, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        """Where batches are wanted."""
         self.horizon = panel.horizon
         self.calendar_start = panel.calendar_start
         self.n_calendar = panel.calendar.shape[0]
+        n_bytes = panel.target.nbytes + panel.past.nbytes + panel.known.nbytes
+        self._home = self.device if n_bytes <= _DEVICE_SHARE * _free_memory(self.device) else torch.device("cpu")
 
         def put(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)
+            return _shared(values).to(self._home)
 
         self.offsets = put(panel.offsets)
         self.start = put(panel.start)
@@ -61,10 +75,11 @@ class PanelTensors:
         span: int,
         horizon: int,
     ) -> Batch:
-        """Return the windows whose first origin is step `first_origin` of `series`.
+        """Return the windows whose first origin is step `first_origin` of `series`, on the device.
 
         Targets and past covariates from step `limit` on are hidden, whatever the panel holds there.
         """
+        series, first_origin, limit = (values.to(self._home) for values in (series, first_origin, limit))
         time = context + span - 1 + horizon
         step, there = self._steps(series, first_origin, 1 - context, time)
         begun = there & (step >= 0)
@@ -79,14 +94,16 @@ class PanelTensors:
         columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~held, torch.nan)
         calendar = _windows(self.calendar, start + step)
         known = torch.cat([columns, calendar]).masked_fill(~begun, 0.0)
-        return Batch(
+        batch = Batch(
             target=target.masked_fill(~observed, 0.0),
             observed=observed,
             past=past.permute(1, 2, 0),
             known=known.permute(1, 2, 0),
+            there=begun,
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
         )
+        return Batch(*(values.to(self.device) for values in batch))
 
     def _steps(self, series: Tensor, first_origin: Tensor, begin: int, time: int) -> tuple[Tensor, Tensor]:
         """Return the step of the series at each position of the windows, and whether there is one, both [batch, time].
@@ -95,7 +112,7 @@ class PanelTensors:
         clocks did in between: the hour that a clock skips has no step, and of one that it repeats only one step is
         taken.
         """
-        position = torch.arange(begin, begin + time, device=self.device)
+        position = torch.arange(begin, begin + time, device=self._home)
         step = first_origin[:, None] + position
         if self.clock_shift is None:
             return step, torch.ones_like(step, dtype=torch.bool)
@@ -117,10 +134,24 @@ class PanelTensors:
         """
         if self.clock_shift is None:
             return None
-        at = (self.start[series] - self.calendar_start + cutoff)[:, None]
-        ahead = torch.arange(1, horizon + 1, device=self.device)
+        at = (self.start[series.to(self._home)] - self.calendar_start + cutoff.to(self._home))[:, None]
+        ahead = torch.arange(1, horizon + 1, device=self._home)
         moved = ahead + self._shift_at(at + ahead) - self._shift_at(at)
-        return (moved - 1).clamp(0, horizon - 1)
+        return (moved - 1).clamp(0, horizon - 1).to(self.device)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the free bytes of a device; the host pages what it maps, and has no limit here."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def _shared(values: np.ndarray) -> Tensor:
+    """Return a tensor on the host in the array's own memory, read-only or not. It must not be written to."""
+    if values.ndim and values.strides[-1] != values.itemsize:
+        values = np.ascontiguousarray(values)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(values)
 
 
 def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
@@ -132,8 +163,10 @@ def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"
     straight = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
     if not straight or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
         return buffer[:, index.clamp(0, size - 1)]
-    # Rows end to end, so that the windows are rows of one view: selecting along an inner axis would copy the whole
-    # view first.
-    rows = torch.arange(len(buffer), device=begin.device)[:, None] * size
-    windows = buffer.reshape(-1).unfold(0, length, 1).index_select(0, (rows + begin).flatten())
+    # One flat view of all rows (a shard's have others' entries in between), so that the windows are rows of it:
+    # selecting along an inner axis would copy the whole view first.
+    row = buffer.stride(0)
+    flat = buffer.as_strided(((len(buffer) - 1) * row + size,), (1,))
+    rows = torch.arange(len(buffer), device=begin.device)[:, None] * row
+    windows = flat.unfold(0, length, 1).index_select(0, (rows + begin).flatten())
     return windows.view(len(buffer), len(begin), length)

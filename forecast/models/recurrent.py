@@ -44,6 +44,10 @@ class NetworkShape:
     """`level` or `last`."""
     segment_length: int = 1
     """Steps that the encoder takes in at once; divides the context."""
+    past_categories: tuple[int, ...] = ()
+    """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
+    known_categories: tuple[int, ...] = ()
+    """Likewise of each known covariate."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -52,7 +56,8 @@ class NetworkShape:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "NetworkShape":
         """Return the shape that `to_json` wrote."""
-        return cls(**values | {"category_sizes": tuple(values["category_sizes"])})
+        sizes = {name: tuple(values[name]) for name in values if isinstance(values[name], list)}
+        return cls(**values | sizes)
 
     @property
     def scale_length(self) -> int:
@@ -123,10 +128,14 @@ class RecurrentForecaster(nn.Module):
         self.shape = shape
         self.head = QuantileHead(config.quantile_levels)
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, config.embedding_size) for size in shape.category_sizes)
+        self.past_embeddings = _embeddings(shape.past_categories, config.embedding_size)
+        self.known_embeddings = _embeddings(shape.known_categories, config.embedding_size)
         n_covariates = shape.n_past + shape.n_known + shape.n_static_numbers
         n_static = len(shape.category_sizes) * config.embedding_size + 2 * shape.n_static_numbers
-        n_future = 2 * shape.n_known + shape.n_calendar
-        n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + 2 * shape.n_past + n_future + n_static
+        n_past = 2 * shape.n_past + len(self.past_embeddings) * (config.embedding_size - 1)
+        self.n_known_values = shape.n_known + len(self.known_embeddings) * (config.embedding_size - 1)
+        n_future = self.n_known_values + shape.n_known + shape.n_calendar
+        n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + n_past + n_future + n_static
         self.encoder = _CELLS[config.cell](
             n_inputs,
             config.hidden_size,
@@ -137,7 +146,8 @@ class RecurrentForecaster(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
         self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
-        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags) + shape.n_known * bool(shape.season_lags)
+        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags)
+        n_season += self.n_known_values * bool(shape.season_lags)
         self.step = nn.Sequential(
             nn.Linear(config.decoder_size + 2 + n_season + n_future, _STEP_HIDDEN),
             nn.SiLU(),
@@ -232,7 +242,7 @@ class RecurrentForecaster(nn.Module):
         ]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
-            known = future[..., : self.shape.n_known]
+            known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
         if future.shape[-1]:
@@ -248,11 +258,32 @@ class RecurrentForecaster(nn.Module):
 
     def _standardised(self, values: Tensor, first: int) -> Tensor:
         """Return [..., 2 * n]: standardised values, 0 where missing, and whether each one is there."""
-        n = values.shape[-1]
         present = torch.isfinite(values)
+        return torch.cat([self._scaled(values, present, first), present.to(values.dtype)], dim=-1)
+
+    def _scaled(self, values: Tensor, present: Tensor, first: int) -> Tensor:
+        n = values.shape[-1]
         mean, scale = self.covariate_mean[first : first + n], self.covariate_scale[first : first + n]
-        scaled = ((values - mean) / scale).clamp(-_REACH, _REACH)
-        return torch.cat([torch.where(present, scaled, 0.0), present.to(values.dtype)], dim=-1)
+        return torch.where(present, ((values - mean) / scale).clamp(-_REACH, _REACH), 0.0)
+
+    def _covariates(self, values: Tensor, there: Tensor, first: int, embeddings: nn.ModuleDict) -> Tensor:
+        """Return [..., feature]: as `_standardised`, but the columns of `embeddings` hold codes, and are embedded."""
+        if not embeddings:
+            return self._standardised(values, first)
+        present = torch.isfinite(values)
+        columns = list(self._scaled(values, present, first).split(1, dim=-1))
+        for name, table in embeddings.items():
+            assert isinstance(table, nn.Embedding)
+            column = int(name)
+            # Steps before the start are no unseen values.
+            present[..., column] &= there
+            codes = values[..., column].nan_to_num(0.0).long()
+            if self.training:
+                # A value never seen is unknown at every step of a window.
+                hidden = torch.rand(len(codes), table.num_embeddings, device=codes.device) < _HIDDEN_SHARE
+                codes = codes.masked_fill(hidden.gather(1, codes), 0)
+            columns[column] = table(codes) * present[..., column, None]
+        return torch.cat([*columns, present.to(values.dtype)], dim=-1)
 
     def _static(self, batch: Batch) -> Float[Tensor, "batch static"]:
         categories = batch.static_categories
@@ -268,7 +299,8 @@ class RecurrentForecaster(nn.Module):
     def _future(self, batch: Batch) -> Float[Tensor, "batch time future"]:
         """Return what is known of every step of the window, its targets' steps included."""
         columns, calendar = batch.known.split([self.shape.n_known, self.shape.n_calendar], dim=-1)
-        return torch.cat([self._standardised(columns, self.shape.n_past), calendar], dim=-1)
+        known = self._covariates(columns, batch.there, self.shape.n_past, self.known_embeddings)
+        return torch.cat([known, calendar], dim=-1)
 
     def _inputs(self, batch: Batch, statistics: Statistics, static: Tensor, future: Tensor) -> Tensor:
         """Return the encoder's inputs, [batch, segment, input]: each segment normalised as of its own last step."""
@@ -287,7 +319,8 @@ class RecurrentForecaster(nn.Module):
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
         values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
-        past = self._standardised(batch.past[:, :time], 0).unflatten(1, (-1, length)).mean(2)
+        past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
+        past = past.unflatten(1, (-1, length)).mean(2)
         ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
         return torch.cat([torch.asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
 
@@ -317,6 +350,12 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "batch origin horizon 1"]:
         scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
         return torch.asinh(scaled)[..., None]
+
+
+def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:
+    """Return a table for each column that holds codes, by its number."""
+    tables = {str(column): nn.Embedding(size + 1, embedding_size) for column, size in enumerate(sizes) if size}
+    return nn.ModuleDict(tables)
 
 
 def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:

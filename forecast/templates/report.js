@@ -1,71 +1,10 @@
-// Draws the report. Data arrives as gzip + base64 in <script type="text/plain"> tags: "page" once, "chunk-0", "chunk-1", ...
-// with the series, unpacked when one of them is looked at. Text from data only ever becomes textContent, or passes plain().
-(async function () {
+// Draws the report: "page" holds what is needed at once, "chunk-0", "chunk-1", ... the series, unpacked when one of them is looked
+// at.
+Page.start(async () => {
   "use strict";
 
-  const ROW = 30; // height of a row of the series list in pixels, as in report.css
-  const PAGE = 100; // rows added to the table of decisions at a time
-  const $ = (id) => document.getElementById(id);
-  const redraws = []; // what to draw again when the colours change
-
-  if (!("DecompressionStream" in window)) {
-    $("notice").textContent = "This browser is too old for the charts: it can't unpack their data.";
-    $("notice").hidden = false;
-    return;
-  }
-
-  async function unpack(id) {
-    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
-  }
-
-  function element(tag, text, properties = {}) {
-    const made = Object.assign(document.createElement(tag), properties);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
-
-  // Plotly reads a subset of HTML in its texts.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
-  // `digits` significant ones: at most, or with `exact` always, so that the numbers of a column line up.
-  function format(value, digits = 4, exact = false) {
-    if (value === null) return "–";
-    const options = { maximumSignificantDigits: digits, minimumSignificantDigits: exact ? digits : 1 };
-    return value.toLocaleString("en-US", options).replace("-", "−");
-  }
-  const percent = (share, decimals = 1) => (share === null ? "–" : `${(100 * share).toFixed(decimals).replace("-", "−")} %`);
-  const signedPercent = (share) => (share > 0 ? "+" : "") + percent(share);
-  const stamp = (time) => new Date(time).toISOString().slice(0, time % 86400000 ? 16 : 10).replace("T", " ");
-
-  function shade(colour, alpha) {
-    const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-    return `rgba(${parts.join(",")},${alpha})`;
-  }
-
-  function theme() {
-    const style = getComputedStyle(document.documentElement);
-    const of = (name) => style.getPropertyValue(`--${name}`).trim();
-    return { ink: of("ink"), muted: of("muted"), grid: of("grid"), line: of("line"), card: of("card") };
-  }
-
-  function draw(target, traces, x, y, extra = {}) {
-    const colours = theme();
-    const axis = (given) => ({
-      gridcolor: colours.grid, linecolor: colours.line, zerolinecolor: colours.line, tickfont: { color: colours.muted },
-      automargin: true, ...given, title: { text: given.title, font: { size: 12.5, color: colours.muted }, standoff: 10 },
-    });
-    const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 12, t: 10, b: 10 },
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.ink },
-      hoverlabel: { bgcolor: colours.card, bordercolor: colours.line, font: { color: colours.ink } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
-      xaxis: axis(x), yaxis: axis(y), ...extra,
-    };
-    return Plotly.react(target, traces, layout, { displayModeBar: false, responsive: true });
-  }
-
+  const { $, unpack, element, plain, format, percent, signedPercent, stamp, shade, theme, draw, redraws, times, sortable } = Page;
+  const ROW = 30; // height of a row of the series list in pixels, as in page.css
   const page = await unpack("page");
   const models = page.models;
 
@@ -77,16 +16,6 @@
     const number = Math.floor(index / page.chunk);
     if (!chunks.has(number)) chunks.set(number, unpack(`chunk-${number}`));
     return (await chunks.get(number))[index % page.chunk];
-  }
-
-  // Times come as [first, gap, how often, gap, how often, ...] in milliseconds.
-  function times([first, ...runs]) {
-    if (first === undefined) return [];
-    const found = [first];
-    for (let at = 0; at < runs.length; at += 2) {
-      for (let n = 0; n < runs[at + 1]; n++) found.push(found[found.length - 1] + runs[at]);
-    }
-    return found;
   }
 
   // What the reader switched on or off; until then every line is drawn, and the intervals of the best model.
@@ -454,82 +383,28 @@
     render();
 
     const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss" };
-    const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
     const known = new Map(page.ids.map((id, i) => [id, i]));
-    let by = gain;
-    let down = true;
-    let limit = 15;
-    let sorted = [];
-
-    function cell(row, i) {
-      const value = row[i];
-      const made = element("td", undefined, { className: numeric[i] ? "number" : table.columns[i] === "reason" ? "wide" : "" });
-      if (table.columns[i] === "series_id" && known.has(value)) {
+    const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
+    function cell(value, i) {
+      const name = table.columns[i];
+      if (name === "series_id" && known.has(value)) {
         const open = element("button", value, { type: "button", className: "open" });
         open.addEventListener("click", () => {
           select(known.get(value));
           $("browser").scrollIntoView({ behavior: "smooth" });
         });
-        made.append(open);
-      } else if (i === gain) made.textContent = value === null ? "–" : signedPercent(value);
-      else if (numeric[i]) made.textContent = format(value, 4, table.columns[i].endsWith("loss"));
-      else made.textContent = value ?? "–";
-      return made;
+        return open;
+      }
+      if (i === gain) return value === null ? "–" : signedPercent(value);
+      return numeric[i] ? format(value, 4, name.endsWith("loss")) : (value ?? "–");
     }
-
-    function fillTable() {
-      section.querySelector("tbody").replaceChildren(
-        ...sorted.slice(0, limit).map((row) => {
-          const made = element("tr");
-          made.append(...row.map((_, i) => cell(row, i)));
-          return made;
-        }),
-      );
-      $("shown").textContent = `${Math.min(limit, sorted.length).toLocaleString("en-US")} of ${sorted.length.toLocaleString("en-US")} rows`;
-      $("more").hidden = sorted.length <= limit;
-    }
-
-    function sort() {
-      const wanted = $("filter").value.trim().toLowerCase();
-      const texts = [column("series_id"), column("reason")];
-      sorted = rows.filter((row) => texts.some((i) => String(row[i]).toLowerCase().includes(wanted)));
-      const sign = down ? -1 : 1;
-      // Missing values come last either way.
-      sorted.sort((a, b) => {
-        const [left, right] = [a[by], b[by]];
-        if (left === null || right === null) return (left === null) - (right === null);
-        return sign * (numeric[by] ? left - right : String(left).localeCompare(String(right), "en", { numeric: true }));
-      });
-      heads.forEach((head, i) => {
-        if (i === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        else head.removeAttribute("aria-sort");
-      });
-      fillTable();
-    }
-
-    const heads = table.columns.map((name, i) => {
-      const head = element("th", undefined, { className: numeric[i] ? "number" : "", scope: "col" });
-      const button = element("button", labels[name] ?? name, { type: "button" });
-      button.addEventListener("click", () => {
-        down = by === i ? !down : numeric[i];
-        by = i;
-        sort();
-      });
-      head.append(button);
-      return head;
-    });
-    const headRow = element("tr");
-    headRow.append(...heads);
-    section.querySelector("thead").append(headRow);
-    $("filter").addEventListener("input", sort);
-    $("more").addEventListener("click", () => {
-      limit += PAGE;
-      fillTable();
-    });
-    sort();
+    const columns = table.columns.map((name, i) => ({
+      label: labels[name] ?? name, numeric: numeric[i], wide: name === "reason", searched: name === "series_id" || name === "reason",
+      cell: (value) => cell(value, i),
+    }));
+    sortable(section, columns, rows, gain);
   }
 
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((render) => render()));
   // First all places, then the charts: each takes the width that the others leave it.
   $("steps").hidden = !page.steps;
   $("calibration").hidden = !page.calibration;
@@ -543,4 +418,4 @@
     }),
   );
   await browser();
-})();
+});

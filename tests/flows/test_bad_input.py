@@ -288,7 +288,7 @@ def test_all_mistakes_in_the_settings_are_reported_together() -> None:
     lines = message.splitlines()
     assert lines[0] == "7 mistakes in the config:"
     for part in (
-        "data.path: missing; give data.path=VALUE",
+        "data.path: missing; give data.path=VALUE, or data.uri and data.query for a database",
         "data.pth: unknown key; did you mean data.path?",
         "fit.max_steps: must be greater than or equal to 0 (given: -1)",
         "fit.sede: unknown key; did you mean fit.seed?",
@@ -312,7 +312,7 @@ def test_what_the_model_fixes_can_not_be_set_at_scoring(promoted: Store, setting
 @pytest.mark.usefixtures("promoted")
 def test_a_missing_setting_is_named() -> None:
     message = refuse(2, "score", MODEL)
-    assert "data.path: missing; give data.path=VALUE" in message
+    assert "data.path: missing; give data.path=VALUE, or data.uri and data.query for a database" in message
     assert "output.path: missing; give output.path=VALUE" in message
 
 

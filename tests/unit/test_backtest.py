@@ -1,10 +1,12 @@
 """Rolling origins on tiny panels."""
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from forecast.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
 from forecast.config import BacktestSettings
@@ -90,6 +92,16 @@ def test_forecasts_are_those_of_scoring_at_the_same_cutoff(
         ours = result.forecasts.filter(pl.col("model") == "pretrained").join(made, on=keys, suffix="_scored")
         assert len(ours) == 56
         np.testing.assert_allclose(ours.select(QUANTILES), ours.select(f"{q}_scored" for q in QUANTILES), rtol=1e-5)
+
+
+def test_blocks_of_windows_change_no_score(
+    result: BacktestResult, trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("forecast.backtest"), "_BLOCK", 5)
+    blocks = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, SETTINGS)
+    for name in ("scores", "forecasts", "summary", "skipped"):
+        # Batches of another size round otherwise.
+        assert_frame_equal(getattr(blocks, name), getattr(result, name), rel_tol=1e-5, abs_tol=1e-5)
 
 
 def test_series_without_a_scored_window_are_named(

@@ -33,7 +33,7 @@ def test_all_mistakes_are_reported_together_with_their_paths() -> None:
     assert mistakes(TrainConfig, values) == [
         "data.max_reject_share: must be less than or equal to 1 (given: 2)",
         "data.past_covariates: must be a list: data.past_covariates=[wind]",
-        "data.path: missing; give data.path=VALUE",
+        "data.path: missing; give data.path=VALUE, or data.uri and data.query for a database",
         "fit.batch_size: must be greater than or equal to 1 (given: 0)",
         "fit.max_steps: must be a valid integer, unable to parse string as an integer (given: 'many')",
         "horizon: unknown key; did you mean window.horizon?",
@@ -51,7 +51,7 @@ def test_all_mistakes_are_reported_together_with_their_paths() -> None:
         ({"model": {"learning_rate": 1}}, "model.learning_rate: unknown key; did you mean fit.learning_rate?"),
         ({"fit": {"lr": 1}}, "fit.lr: unknown key; keys of fit: max_steps, max_minutes,"),
         ({"xyz": 1}, "xyz: unknown key; there are: registry, data, window, model, fit"),
-        ({"data": "panel.csv"}, "data: a group of settings (path, until,"),
+        ({"data": "panel.csv"}, "data: a group of settings (path, uri, query,"),
     ],
 )
 def test_an_unknown_key_points_at_the_likely_one(values: dict[str, Any], hint: str) -> None:

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from forecast.artifact import Artifact
+from forecast import fit as module
+from forecast.artifact import Artifact, load
 from forecast.data.load import Loaded
-from forecast.data.windows import held_out_windows, usable_lengths
+from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult, default_context
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
@@ -158,6 +160,88 @@ def test_covariates_are_standardised_on_what_training_may_see(trained: FitResult
     known = np.concatenate([panel.known[0, a : a + n] for a, n in zip(ahead, limits, strict=True)])
     assert float(network.covariate_mean[1]) == pytest.approx(float(known.mean()), abs=1e-5)
     assert float(network.covariate_mean[2]) == pytest.approx(3.5)
+
+
+def test_blocks_of_steps_change_no_moment(
+    train: Train, trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 50)
+    blocks = train(weekly_loaded).artifact.network
+    for name in ("covariate_mean", "covariate_scale"):
+        expected = getattr(trained.artifact.network, name)
+        torch.testing.assert_close(getattr(blocks, name), expected, rtol=1e-6, atol=1e-6)
+
+
+# --- covariates that hold codes
+
+EFFECTS = np.array([0.0, 6.0, -3.0, 9.0, -8.0])
+
+
+@pytest.fixture(scope="module")
+def events(table: Table, loaded: Load) -> Loaded:
+    """Series that a known covariate of five values moves up and down."""
+    rng = np.random.default_rng(0)
+    codes = {f"s{i}": rng.integers(1, 6, 140).astype(float) for i in range(8)}
+    series = {name: 20 + EFFECTS[code.astype(int) - 1] + 0.3 * rng.normal(size=140) for name, code in codes.items()}
+    weather = {name: rng.integers(1, 3, 140).astype(float) for name in codes}
+    found = loaded(
+        table(series, event=codes, weather=weather),
+        7,
+        known_covariates=["event"],
+        past_covariates=["weather"],
+        calendar=False,
+    )
+    # A derived row comes after those of the columns.
+    panel = dataclasses.replace(found.panel, past=np.concatenate([found.panel.past, found.panel.target[None]]))
+    values = {"event": tuple("abcde"), "weather": ("dry", "wet")}
+    return dataclasses.replace(found, panel=panel, categories=values)
+
+
+@pytest.fixture(scope="module")
+def event_model(train: Train, events: Loaded) -> FitResult:
+    return train(events, max_steps=150, batch_size=16, learning_rate=2e-2, validation_every=25, ema_decay=0.9)
+
+
+def test_a_known_category_that_moves_the_target_is_learnt(event_model: FitResult, events: Loaded) -> None:
+    shape = event_model.artifact.network.shape
+    assert (shape.past_categories, shape.known_categories, shape.category_sizes) == ((2, 0), (5,), ())
+    loss, closed = event_model.summary["val/loss"], event_model.summary["val/loss_closed_form"]
+    assert isinstance(loss, float)
+    assert isinstance(closed, float)
+    assert loss < 0.25 * closed
+    # Each event moves the forecast of its step to where the target is on such days.
+    known, windows = events.panel.known, WindowIndex(np.arange(8), np.full(8, 130))
+    made = []
+    for code in range(1, 6):
+        third = np.arange(known.shape[1]) % (140 + 7) == 133
+        panel = dataclasses.replace(events.panel, known=np.where(third, np.float32(code), known))
+        made.append(predict(event_model.artifact, panel, windows).base[:, 2, 4].mean())
+    np.testing.assert_allclose(made, 20 + EFFECTS, atol=2.0)
+
+
+@pytest.mark.parametrize("code", [0.0, np.nan])
+def test_values_never_seen_and_missing_ones_give_a_forecast_in_between(
+    event_model: FitResult, events: Loaded, code: float
+) -> None:
+    panel = dataclasses.replace(
+        events.panel,
+        known=np.full_like(events.panel.known, code),
+        past=np.stack([np.full_like(events.panel.past[0], code), events.panel.past[1]]),
+    )
+    made = predict(event_model.artifact, panel, WindowIndex(np.arange(8), np.full(8, 130))).base
+    assert np.isfinite(made).all()
+    assert (np.abs(made[..., 4] - 20) < 20).all()
+
+
+def test_a_model_with_codes_survives_its_folder_bit_by_bit(
+    event_model: FitResult, events: Loaded, tmp_path: Path
+) -> None:
+    event_model.artifact.save(tmp_path)
+    stored = load(tmp_path)
+    assert stored.network.shape == event_model.artifact.network.shape
+    windows = WindowIndex(np.arange(8), np.arange(100, 140, 5))
+    before, after = (predict(a, events.panel, windows).base for a in (event_model.artifact, stored))
+    np.testing.assert_array_equal(before, after)
 
 
 def test_default_context_is_two_seasons_and_at_least_twice_the_horizon() -> None:

@@ -1,5 +1,6 @@
 """Metrics against loops in float64."""
 
+import functools
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from statistics import NormalDist
@@ -71,6 +72,20 @@ def test_a_large_series_does_not_blur_a_small_one(
     found = seasonal_naive_errors(both, WindowIndex(np.array([1]), np.array([40])), SEASON)
     expected = seasonal_naive_errors(alone, WindowIndex(np.array([0]), np.array([40])), SEASON)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_shards_change_no_value(panel: Panel, windows: WindowIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled = windows[np.random.default_rng(0).permutation(len(windows))]
+
+    def found() -> list[np.ndarray]:
+        naive = seasonal_naive(panel, shuffled, horizon=HORIZON, season=SEASON, levels=LEVELS)
+        return [*seasonal_naive_errors(panel, shuffled, SEASON), last_values(panel, shuffled), naive]
+
+    whole = found()
+    monkeypatch.setattr(Panel, "shards", functools.partialmethod(Panel.shards, steps=30))
+    assert len(list(panel.shards())) > 2
+    for ours, theirs in zip(found(), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_last_and_future_values_equal_a_loop(panel: Panel, windows: WindowIndex) -> None:

@@ -553,7 +553,7 @@ def test_missing_columns_are_all_named_with_close_matches_and_keys() -> None:
         (
             "target",
             ["1", "NA"],
-            r"column 'target' \(data.columns.target\) must hold numbers, but is String \(e.g. 'NA'\)",
+            r"column 'target' .* must hold numbers, but is String \(1 of 2 rows are no number, e.g. 'NA'\)",
         ),
         ("target", ["1", "2"], r"must hold numbers, but is String \(numbers written as text\)"),
         ("series_id", [1.0, 2.0], r"\(data.columns.series_id\) must hold text or whole numbers, but is Float64"),
@@ -562,7 +562,8 @@ def test_missing_columns_are_all_named_with_close_matches_and_keys() -> None:
             [2012, 2013],
             r"\(data.columns.timestamp\) must hold dates, datetimes or ISO 8601 text, but is Int64",
         ),
-        ("price", ["high", "low"], r"\(data.known_covariates\) must hold numbers, but is String \(e.g. 'high'\)"),
+        ("price", ["1", "2"], r"\(data.known_covariates\) is String, but most of its 2 values are numbers"),
+        ("price", [[1], [2]], r"\(data.known_covariates\) must hold numbers.*, but is List\(Int64\)"),
         ("area", [[1], [2]], r"\(data.static_covariates\) must hold .*numbers.*, but is List\(Int64\)"),
     ],
 )

@@ -1,9 +1,12 @@
 """The gather against a loop that reads the panel one step at a time."""
 
 import functools
+import warnings
 import zoneinfo
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
+from forecast.models import batch as module
 from forecast.models.batch import Batch, PanelTensors
 
 HORIZON = 3
@@ -134,6 +138,7 @@ def test_steps_before_the_start_are_masked(panel: Panel) -> None:
     assert batch.target[0, 3] == panel.target[panel.offsets[1]]
     assert not batch.known[0, :3].any()
     assert batch.past[0, :3].isnan().all()
+    assert batch.there[0].tolist() == [False, False, False, True, True, True]
 
 
 def test_a_cutoff_behind_the_end_sees_a_gap_and_the_calendar(table: Table, loaded: Load) -> None:
@@ -148,6 +153,63 @@ def test_static_covariates_are_those_of_the_series(panel: Panel) -> None:
     batch = gather(panel, [4, 0], [3, 3], [9, 9], context=2, span=1, horizon=1)
     assert batch.static_categories[:, 0].tolist() == [5, 1]
     assert batch.static_numbers[:, 0].tolist() == [19.0, 33.0]
+
+
+# --- where the buffers lie
+
+EVERYWHERE = ([0, 2, 4, 1, 3, 2], [9, 3, 20, 0, 1, -4], [20, 9, 40, 1, 2, 5])
+SIZES = {"context": 8, "span": 4, "horizon": 3}
+
+
+def mapped(panel: Panel, folder: Path) -> Panel:
+    """The panel with its buffers in files, mapped read-only."""
+    arrays = {}
+    for name in ("offsets", "start", "target", "past", "known", "calendar", "static_categories", "static_numbers"):
+        np.save(folder / f"{name}.npy", getattr(panel, name))
+        arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return replace(panel, **arrays)
+
+
+def test_a_read_only_memory_mapped_panel_is_not_copied(panel: Panel, tmp_path: Path) -> None:
+    on_disk = mapped(panel, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensors = PanelTensors(on_disk)
+    for name in ("target", "past", "known", "calendar", "static_numbers"):
+        array = getattr(on_disk, name)
+        assert not array.flags.writeable
+        assert np.shares_memory(getattr(tensors, name).numpy(), array), name
+    made = tensors.gather(*map(torch.tensor, EVERYWHERE), **SIZES)
+    for ours, theirs in zip(made, gather(panel, *EVERYWHERE, **SIZES), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_shard_gives_the_windows_of_the_whole_panel_and_is_not_copied(panel: Panel) -> None:
+    shard = panel.rows(1, 4)
+    tensors = PanelTensors(shard)
+    for name in ("target", "past", "known"):
+        assert np.shares_memory(getattr(tensors, name).numpy(), getattr(panel, name)), name
+    for first in range(-3, 14):
+        whole = gather(panel, [1, 2, 3], [first] * 3, [9, 9, 9], **SIZES)
+        part = tensors.gather(torch.arange(3), torch.full((3,), first), torch.full((3,), 9), **SIZES)
+        for ours, theirs in zip(part, whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", ["meta", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_a_panel_too_large_for_the_device_stays_on_the_host(
+    panel: Panel, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tensors of "meta" have a device and a shape, but no values.
+    monkeypatch.setattr(module, "_free_memory", lambda _: 0.0)
+    tensors = PanelTensors(panel, device)
+    assert tensors.target.device.type == "cpu"
+    made = tensors.gather(*map(torch.tensor, EVERYWHERE), **SIZES)
+    for ours, theirs in zip(made, gather(panel, *EVERYWHERE, **SIZES), strict=True):
+        assert ours.device.type == device
+        assert ours.shape == theirs.shape
+        if device != "meta":
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
 
 
 # --- time zones whose clocks change

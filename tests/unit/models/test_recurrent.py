@@ -1,5 +1,8 @@
 """The forecaster: what it may see, and what it says untrained. `trained` networks have random weights everywhere."""
 
+import dataclasses
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +24,7 @@ Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 def network(
     found: Loaded, *, trained: bool, cell: str = "lstm", season: int = SEASON, **shape: Any
 ) -> RecurrentForecaster:
-    panel = found.panel
+    panel, categories = found.panel, found.categories
     torch.manual_seed(0)
     made = RecurrentForecaster(
         NetworkShape(
@@ -31,7 +34,7 @@ def network(
             n_past=len(panel.past),
             n_known=len(panel.known),
             n_calendar=len(panel.calendar),
-            category_sizes=tuple(len(values) for values in found.categories.values()),
+            category_sizes=tuple(len(categories[n]) for n in found.data.static_covariates if n in categories),
             n_static_numbers=panel.static_numbers.shape[1],
             **shape,
         ),
@@ -144,6 +147,92 @@ def test_a_missing_covariate_is_not_the_same_as_its_mean(weekly_loaded: Loaded) 
         found.append(run(made, batch._replace(past=past)).quantiles)
     assert found[1].isfinite().all()
     assert not torch.equal(*found)
+
+
+# --- past and known covariates that hold codes
+
+
+@pytest.fixture(scope="module")
+def coded(weekly_loaded: Loaded) -> Loaded:
+    """Three past covariates, the middle one codes of four values, and two known ones, the first codes of two."""
+    panel, rng = weekly_loaded.panel, np.random.default_rng(0)
+
+    def codes(n_values: int, like: np.ndarray) -> np.ndarray:
+        drawn = rng.integers(0, n_values + 1, like.shape).astype(np.float32)
+        return np.where(rng.random(like.shape) < 0.1, np.float32(np.nan), drawn)
+
+    past = np.concatenate([panel.past, codes(4, panel.past), panel.past**2])
+    known = np.concatenate([codes(2, panel.known), panel.known])
+    return dataclasses.replace(weekly_loaded, panel=dataclasses.replace(panel, past=past, known=known))
+
+
+CODED: dict[str, Any] = {"past_categories": (0, 4, 0), "known_categories": (2, 0)}
+
+
+@pytest.mark.parametrize("segment", [1, 7])
+def test_codes_are_causal_and_their_gradients_reach_every_weight(coded: Loaded, segment: int) -> None:
+    made = network(coded, trained=True, segment_length=segment, **CODED)
+    batch = windows(coded, [0, 1, 3, 6], [50, 90, 60, 40], span=15)
+    before = run(made, batch, 0, 7, 14)
+    assert before.quantiles.isfinite().all()
+    past = batch.past.clone()
+    past[:, CONTEXT + 7 :, 1] = 3.0
+    after = run(made, batch._replace(past=past), 0, 7, 14)
+    assert torch.equal(after.quantiles[:, :2], before.quantiles[:, :2])
+    assert not torch.equal(after.quantiles[:, 2], before.quantiles[:, 2])
+    made.train()
+    check_gradients(made, coded, tuple(name for name, _ in made.named_parameters()))
+
+
+def test_each_code_the_unseen_and_the_missing_one_say_something_else(coded: Loaded) -> None:
+    made = network(coded, trained=True, **CODED)
+    batch = windows(coded, [0], [50], blank=True)
+    found = []
+    for value in (math.nan, 0.0, 1.0, 2.0):
+        known = batch.known.clone()
+        known[:, CONTEXT + 2, 0] = value
+        found.append(run(made, batch._replace(known=known)).quantiles[0, 0])
+        # Known ahead: it changes the forecast of its own step only.
+        changed = (found[-1] != found[0]).any(-1)
+        assert changed.tolist() == [step == 2 and not math.isnan(value) for step in range(HORIZON)]
+    assert len({float(made[2, 0]) for made in found}) == 4
+    found = []
+    for value in (math.nan, 0.0, 1.0, 2.0, 3.0, 4.0):
+        past = batch.past.clone()
+        past[:, CONTEXT - 1, 1] = value
+        found.append(run(made, batch._replace(past=past)).quantiles[0, 0])
+    assert len({float(made[0, 0]) for made in found}) == 6
+
+
+def test_steps_before_the_start_are_no_unseen_values(coded: Loaded) -> None:
+    made = network(coded, trained=True, **CODED)
+    batch = windows(coded, [0], [9], blank=True)
+    batch.known[:, CONTEXT - 10 :, 0] = 1.0
+    before = run(made, batch).quantiles
+    with torch.no_grad():
+        made.known_embeddings["0"].weight[0] += 100.0
+    assert torch.equal(run(made, batch).quantiles, before)
+
+
+def test_training_hides_a_value_at_every_step_of_a_window(coded: Loaded) -> None:
+    made = network(coded, trained=True, **CODED).train()
+    batch = windows(coded, [0] * 400, [50] * 400, blank=True)
+    with torch.no_grad():
+        made.known_embeddings["0"].weight.copy_(torch.arange(3.0)[:, None].expand(-1, 8))
+        seen = made._future(batch)[..., 0]
+    codes = batch.known[..., 0].nan_to_num(0.0)
+    hidden = torch.stack([((seen == 0) & (codes == code)).any(1) for code in (1, 2)])
+    kept = torch.stack([((seen == code) & (codes == code)).any(1) for code in (1, 2)])
+    assert (hidden ^ kept).all()
+    assert 0.02 < float(hidden.float().mean()) < 0.09
+
+
+def test_the_shape_survives_json_and_one_without_codes_is_read_as_before(coded: Loaded) -> None:
+    shape = network(coded, trained=False, **CODED).shape
+    stored = json.loads(json.dumps(shape.to_json()))
+    assert NetworkShape.from_json(stored) == shape
+    del stored["past_categories"], stored["known_categories"]
+    assert NetworkShape.from_json(stored) == dataclasses.replace(shape, past_categories=(), known_categories=())
 
 
 # --- the untrained network

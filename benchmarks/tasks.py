@@ -1,0 +1,213 @@
+"""What `benchmarks.data` measures of Gatecast: each task runs in a process of its own and returns figures."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from benchmarks import step
+from benchmarks.meter import Figures, Meter, answer
+from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast.data.load import Loaded
+from forecast.data.panel import Panel
+from forecast.data.prepared import prepare
+from forecast.data.read import read_panel, text_columns
+from forecast.data.source import open_tables
+from forecast.data.windows import OriginSampler, windows_at
+from forecast.fit import fit
+from forecast.models.batch import PanelTensors
+from forecast.models.module import TrainingWindows, validation_batches
+
+CONTEXT, HORIZON, BATCH = 168, 24, 64
+WARM_UP = 20
+HELD_OUT = 240  # The latest steps, which the held-out windows of `windows` are spread over.
+
+
+def load(settings: dict[str, Any], horizon: int) -> Loaded:
+    """Return the panel that `data` of a config names."""
+    return read_panel(DataConfig.model_validate(settings), horizon)
+
+
+def write(folder: str, series: int, steps: int, files: int = 1, messy: bool = False) -> Figures:
+    """Write an hourly panel as Parquet files, one after the other.
+
+    A messy one lacks a row in twenty, repeats one in two hundred, contradicts as many, and its rows are shuffled.
+    """
+    Path(folder).mkdir(parents=True)
+    stamps = np.datetime64("2024-01-01T00:00:00", "us") + np.arange(steps) * np.timedelta64(3_600_000_000, "us")
+    rows = 0
+    for number, part in enumerate(np.array_split(np.arange(series), files)):
+        rng = np.random.default_rng(number)
+        names = pl.Series([f"s{name:06d}" for name in part.tolist()])
+        table = pl.DataFrame(
+            {
+                "series_id": names.gather(np.repeat(np.arange(len(part)), steps)),
+                "timestamp": np.tile(stamps, len(part)),
+                "target": rng.normal(size=len(part) * steps),
+            }
+        )
+        if messy:
+            table = table[np.sort(rng.permutation(table.height)[: table.height * 19 // 20])]
+            again = table[rng.permutation(table.height)[: table.height // 100]]
+            differs = pl.Series(np.arange(again.height) % 2 == 0)
+            again = again.with_columns(pl.when(differs).then(pl.col("target") + 1).otherwise("target"))
+            table = pl.concat([table, again])[rng.permutation(table.height + again.height)]
+        table.write_parquet(Path(folder) / f"part-{number:03d}.parquet")
+        rows += table.height
+    return {"rows": rows, "megabytes": sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6}
+
+
+def read(path: str) -> Figures:
+    """Read the columns of the table, and nothing else; `megabytes` are those of the frame."""
+    with Meter() as meter:
+        table = pl.read_parquet(path)
+    return {**meter.figures, "megabytes": table.to_arrow(compat_level=pl.CompatLevel.newest()).nbytes / 1e6}
+
+
+def panel(horizon: int, **settings: Any) -> Figures:
+    """Table to panel. `megabytes` are those of its buffers, which have an entry per step."""
+    with Meter() as meter:
+        loaded = load(settings, horizon)
+    counts, made = loaded.counts, loaded.panel
+    ends = counts.rows_kept + counts.rows_rejected + counts.rows_future + counts.rows_after_until
+    assert ends == counts.rows_in, counts
+    shapes = {"known": len(made.known), "static": made.static_categories.shape[1], "steps": len(made.target)}
+    return {**meter.figures, **vars(counts), **shapes, "megabytes": _megabytes(made)}
+
+
+def prepare_panel(horizon: int, folder: str, **settings: Any) -> Figures:
+    """Table to the files of a prepared panel."""
+    data = DataConfig.model_validate(settings)
+    with Meter(anonymous=True) as meter:
+        loaded = prepare(open_tables(data, text_columns(data, None)), data, horizon, Path(folder)).loaded
+    return {**meter.figures, **vars(loaded.counts), "megabytes": _megabytes(loaded.panel)}
+
+
+def gather(path: str, batches: int) -> Figures:
+    """Batches of random windows by our one gather, drawing them included."""
+    data, limits = _tensors(path)
+    sampler, rng = OriginSampler(limits.numpy(), span=1), np.random.default_rng(0)
+
+    def stream() -> Iterator[torch.Size]:
+        while True:
+            drawn = sampler.draw(BATCH, rng)
+            series = torch.from_numpy(drawn.series)
+            batch = _gather(data, series, torch.from_numpy(drawn.cutoff), limits[series])
+            yield batch.shape
+
+    return _rate(stream(), batches)
+
+
+class WindowDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The windows of a panel one by one, as a tutorial would have it: target and mask."""
+
+    def __init__(self, data: PanelTensors, length: int) -> None:
+        self._data = data
+        self._length = length
+        counts = (data.lengths - length + 1).clamp(min=0)
+        self._ends = counts.cumsum(0)
+        self._begins = self._ends - counts
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        series = int(torch.searchsorted(self._ends, number, right=True))
+        begin = int(self._data.offsets[series]) + number - int(self._begins[series])
+        window = self._data.target[begin : begin + self._length]
+        observed = torch.isfinite(window)
+        return window.masked_fill(~observed, 0.0), observed
+
+
+def loader(path: str, batches: int, workers: int) -> Figures:
+    """The same batches by a DataLoader over single windows of the same buffer."""
+    dataset = WindowDataset(_tensors(path)[0], CONTEXT + HORIZON)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=(batches + WARM_UP) * BATCH)
+    items = DataLoader(dataset, batch_size=BATCH, sampler=sampler, num_workers=workers)
+    return _rate((target.shape for target, _ in items), batches)
+
+
+def training_step(path: str) -> Figures:
+    """The shares of a training step, an hour and a day at once."""
+    made = load({"path": path, "freq": "1h"}, HORIZON).panel
+    return {str(segment): step.costs(made, segment) for segment in (1, 24)}
+
+
+def windows(path: str, stride: int, batches: int) -> Figures:
+    """Draw training windows with origins `stride` apart, then gather all held-out ones at cutoffs `stride` apart.
+
+    Of a prepared panel: reading a table leaves memory behind, which would hide what the windows take.
+    """
+    made = load({"path": path, "calendar": False}, HORIZON).panel
+    data, limits, span = PanelTensors(made), torch.from_numpy(made.lengths - HELD_OUT), CONTEXT
+    with Meter(anonymous=True) as meter:
+        training = TrainingWindows(
+            OriginSampler(limits.numpy(), span=span),
+            batch_size=BATCH,
+            candidates=np.arange(0, span, stride),
+            origins=16,
+            seed=0,
+        )
+        for series, first, _ in islice(training, batches):
+            data.gather(series, first, limits[series], context=CONTEXT, span=span, horizon=HORIZON)
+        held_out = 0
+        for cutoff in range(made.last_index - HELD_OUT, made.last_index - HORIZON + 1, stride):
+            index = windows_at(made, cutoff)
+            for series, at, _ in validation_batches(index):
+                _gather(data, series, at, at + HORIZON + 1)
+            held_out += len(index)
+    return {**meter.figures, "windows": held_out}
+
+
+def train(folder: str, steps: int) -> Figures:
+    """Open a prepared panel, which is mapped from its files, and train a few steps on it."""
+    with Meter(anonymous=True) as opening:
+        loaded = load({"path": folder}, HORIZON)
+    with Meter(anonymous=True) as meter:
+        fit(
+            loaded.panel,
+            data=loaded.data,
+            categories=loaded.categories,
+            window=WindowConfig(context_length=CONTEXT, horizon=HORIZON),
+            model=ModelConfig(),
+            fit=FitConfig(max_steps=steps, validation_every=steps, validation_windows=1),
+        )
+    return {**meter.figures, "opening": opening.figures}
+
+
+def _megabytes(made: Panel) -> float:
+    return (made.target.nbytes + made.past.nbytes + made.known.nbytes) / 1e6
+
+
+def _tensors(path: str) -> tuple[PanelTensors, torch.Tensor]:
+    # Without the calendar, so that a window is what the DataLoader's is: target and mask.
+    made = load({"path": path, "freq": "1h", "calendar": False}, HORIZON).panel
+    return PanelTensors(made), torch.from_numpy(made.lengths)
+
+
+def _gather(data: PanelTensors, series: torch.Tensor, cutoff: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    return data.gather(series, cutoff, limit, context=CONTEXT, span=1, horizon=HORIZON).target
+
+
+def _rate(shapes: Iterator[torch.Size], batches: int) -> Figures:
+    """Return the cost of so many batches, after the first ones."""
+    for _ in islice(shapes, WARM_UP):
+        pass
+    with Meter() as meter:
+        found = set(islice(shapes, batches))
+        del shapes
+    assert found == {(BATCH, CONTEXT + HORIZON)}, found
+    return {**meter.figures, "windows": batches * BATCH}
+
+
+TASKS: dict[str, Callable[..., Figures]] = {
+    task.__name__: task for task in (write, read, panel, prepare_panel, gather, loader, training_step, windows, train)
+}
+
+if __name__ == "__main__":
+    answer(TASKS)

@@ -1,0 +1,29 @@
+"""The panel at data.path or in a database, whatever kind of source that is."""
+
+from pathlib import Path
+
+from forecast.config import DataConfig
+from forecast.data.load import Loaded, load_panel
+from forecast.data.prepared import is_prepared, open_prepared
+from forecast.data.source import open_tables
+from forecast.data.validate import Categories
+
+
+def read_panel(data: DataConfig, horizon: int, categories: Categories | None = None) -> Loaded:
+    """Return the panel that `data` describes, with known covariates for `horizon` steps ahead.
+
+    `categories` are those of training, when there was one. A folder that `forecast data prepare` wrote is
+    memory-mapped, anything else is read. Raises ConfigError, DataError.
+    """
+    if data.path is not None and is_prepared(data.path):
+        return open_prepared(Path(data.path), data, horizon, categories)
+    return load_panel(open_tables(data, text_columns(data, categories)), data, horizon, categories)
+
+
+def text_columns(data: DataConfig, categories: Categories | None) -> set[str]:
+    """Return the columns that are text even where they look like numbers.
+
+    What looks like truth values in a CSV file was read as such in training.
+    """
+    texts = {name for name, values in (categories or {}).items() if not {*values} <= {"false", "true"}}
+    return {data.columns.series_id, *texts}

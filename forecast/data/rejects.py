@@ -1,0 +1,137 @@
+"""What was refused, and how much of it is allowed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.config import DataConfig
+from forecast.data.panel import IntArray
+from forecast.errors import DataError
+from forecast.frequency import Grid
+from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
+
+NO_TARGET: Final = "no observed target"
+
+# Steps that a table may make of each of its rows, on average, before a date or the frequency is taken for wrong.
+_MAX_STEPS_PER_ROW: Final = 200
+_MANY_STEPS: Final = 10_000_000
+
+# Rejects of each reason that a message shows.
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where the rows went: rows_in = rows_kept + rows_rejected + rows_future + rows_after_until."""
+
+    rows_in: int = 0
+    rows_kept: int = 0
+    rows_rejected: int = 0
+    """Bad rows, and all rows of series without an observed target."""
+    rows_future: int = 0
+    """Rows without a target after the last observed one of their series: read for known covariates only."""
+    rows_after_until: int = 0
+    steps_filled: int = 0
+    """Steps of the panel without a row, or with a null target."""
+    series_in: int = 0
+    series_kept: int = 0
+    series_rejected: int = 0
+    known_rows_in: int = 0
+    """Rows of the table at data.known_path: known_rows_in = known_rows_kept + known_rows_rejected +
+    known_rows_unused."""
+    known_rows_kept: int = 0
+    known_rows_rejected: int = 0
+    known_rows_unused: int = 0
+    """Of series that are not in the panel."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+
+class Rejects:
+    """Collects the table of rejects."""
+
+    def __init__(self, names: pl.Series, grid: Grid) -> None:
+        self._names, self._grid = names, grid
+        self._parts: list[pl.DataFrame] = []
+        self.add("", series=np.empty(0, dtype=np.int64))  # The columns, should nothing else be added.
+
+    def add(
+        self,
+        reason: str,
+        *,
+        series: IntArray,
+        clock: pl.Series | None = None,
+        value: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        """Add a reject for each entry of `series` (-1: no series_id); clock and value are null by default."""
+        nothing = pl.repeat(None, len(series), eager=True)
+        number = pl.Series(series)
+        self._parts.append(
+            pl.DataFrame(
+                {
+                    SERIES_ID: self._names.gather(number.set(number < 0, None)),
+                    TIMESTAMP: self._grid.from_clock(nothing.cast(pl.Int64) if clock is None else clock),
+                    REASON: pl.repeat(reason, len(series), dtype=pl.String, eager=True),
+                    VALUE: (nothing if value is None else pl.Series(value).fill_nan(None)).cast(pl.Float64),
+                }
+            )
+        )
+
+    def include(self, other: "Rejects") -> None:
+        """Add all rejects of another collection."""
+        self._parts += other._parts
+
+    def table(self) -> pl.DataFrame:
+        """Return all rejects, in an order that does not depend on the table's."""
+        return pl.concat(self._parts).sort(SERIES_ID, TIMESTAMP, REASON, VALUE)
+
+
+def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid: Grid) -> None:
+    """Raise DataError if there are more rejects than allowed, or no series is left."""
+    share = max(counts.rows_rejected / counts.rows_in, counts.known_rows_rejected / max(counts.known_rows_in, 1))
+    if data.on_error == "fail" and (counts.rows_rejected or counts.known_rows_rejected):
+        limit = "data.on_error=fail allows none; mend the table or set data.on_error=quarantine"
+    elif share > data.max_reject_share:
+        limit = f"more than data.max_reject_share={data.max_reject_share:g}; mend the table or raise it"
+    elif not counts.series_kept:
+        limit = "no series is left to forecast"
+    else:
+        return
+    lines = [
+        f"{counts.rows_rejected:,} of {counts.rows_in:,} rows ({share:.1%}) and "
+        f"{counts.series_rejected:,} of {counts.series_in:,} series were rejected, {limit}:"
+    ]
+    if counts.known_rows_rejected:
+        lines.append(f"  of data.known_path {counts.known_rows_rejected:,} of {counts.known_rows_in:,} rows")
+    for (reason,), part in rejects.group_by(REASON, maintain_order=True):
+        lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(_offenders(part.head(_SHOWN)))}")
+        if reason == "off-grid timestamp":
+            grid_of = f"most rows are every {grid.frequency}"
+            lines.append(f"    {grid_of}: in training, data.freq and data.time_zone set the grid")
+    raise DataError("\n".join(lines))
+
+
+def _offenders(rejects: pl.DataFrame) -> Iterator[str]:
+    for series_id, timestamp, _, value in rejects.with_columns(_as_text(pl.col(TIMESTAMP))).iter_rows():
+        where = f"{series_id}" + ("" if timestamp is None else f" at {timestamp}")
+        yield where + ("" if value is None else f" ({value:g})")
+
+
+def _as_text(timestamp: pl.Expr) -> pl.Expr:
+    # By Polars: Python's datetime ends with the year 9999.
+    return timestamp.dt.to_string("%Y-%m-%d %H:%M:%S")
+
+
+def check_steps(steps: int, rows: int, grid: Grid, what: str, first: int, last: int) -> None:
+    """Raise DataError if so few rows make so many steps that one of them must be wrong."""
+    if steps > max(_MANY_STEPS, _MAX_STEPS_PER_ROW * rows):
+        start, end = grid.timestamps(np.array([first, last])).to_frame().select(_as_text(pl.all())).to_series()
+        raise DataError(
+            f"{rows:,} rows make {steps:,} steps of {grid.frequency}: {what} runs from {start} to {end}; "
+            "look for dates far off (1900, 9999), or set data.freq"
+        )

@@ -1,0 +1,60 @@
+"""Where the rows are: opens the tables that a config names."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import polars as pl
+
+from forecast.config import DataConfig, SourceConfig
+from forecast.data import io
+from forecast.data.sql import read_sql
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a panel, as their owners keep them."""
+
+    rows: pl.LazyFrame
+    known: pl.LazyFrame | None = None
+    """Known covariates over the horizon too, by series or for all series."""
+    static: pl.LazyFrame | None = None
+    """One row per series."""
+
+
+def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
+    """Return the tables at data.path, or of data.query at data.uri, and at data.known_path and data.static_path.
+
+    `text` names further columns of CSV files that are read as they are, as series_id is: "007" is not 7. A database is
+    read here, once; files are read when rows are asked for. Raises DataError and ConfigError, see `io.scan` and
+    `sql.read_sql`.
+    """
+    ids = data.columns.series_id
+    text = {ids, *text}
+    known = () if data.known_path else data.known_covariates
+    static = () if data.static_path else data.static_covariates
+    own = [ids, data.columns.timestamp, data.columns.target, *data.past_covariates, *known, *static]
+    if data.uri is not None:
+        rows = read_sql(data.uri.get_secret_value(), data.query or "")
+    else:
+        assert data.path is not None
+        rows = io.scan(data.path, text, "data.path", own if data.layout == "long" else None)
+    known_columns = [ids, data.columns.timestamp, *data.known_covariates]
+    static_columns = [ids, *data.static_covariates]
+    return Tables(
+        rows=rows,
+        known=io.scan(data.known_path, text, "data.known_path", known_columns) if data.known_path else None,
+        static=io.scan(data.static_path, text, "data.static_path", static_columns) if data.static_path else None,
+    )
+
+
+def fingerprint(data: SourceConfig) -> str | None:
+    """Return a digest that changes when a file of the tables does, None for a database, of which it can't be told.
+
+    It is made of the names, sizes and times of all files, or of the version of a Delta Lake table; no row is read.
+    """
+    if data.uri is not None:
+        return None
+    paths = {"data.path": data.path, "data.known_path": data.known_path, "data.static_path": data.static_path}
+    found = [(key, io.identity(path, key)) for key, path in paths.items() if path is not None]
+    return hashlib.sha256(repr(found).encode()).hexdigest()

@@ -1,0 +1,225 @@
+"""Rows of a database.
+
+PostgreSQL is read through ADBC: its driver streams COPY in binary form, twice as fast as connectorx and in a third of
+the memory. SQLite is read through Python's own module: ADBC's driver takes the types of the columns from the first
+rows, and stops at the first fraction or text behind nulls or whole numbers.
+"""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote
+
+import polars as pl
+
+from forecast.config import without_password
+from forecast.data.io import spool
+from forecast.errors import ConfigError, DataError, listing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CONNECT_SECONDS: Final = 10
+
+# Rows that Python objects are made of at a time.
+_SQLITE_ROWS: Final = 50_000
+
+# Types of PostgreSQL that have one of ours. Others are to be cast in the query: what they mean is the user's to say.
+_POSTGRES_TYPES: Final = {
+    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "bpchar", "name",
+    "date", "timestamp", "timestamptz",
+}  # fmt: skip
+
+# A URI that libpq would take apart elsewhere shows pieces of the password in its messages: it is refused before.
+_HOST: Final = r"([\w.%-]*|\[[\da-f:.]+\])(:\d+)?"
+_POSTGRES_URI: Final = re.compile(
+    rf"postgres(ql)?(\+\w+)?://([^/@:?#\s]*(:[^/@:?#\s]*)?@)?{_HOST}(,{_HOST})*(/[^@?\s]*)?(\?[^@\s]*)?", re.IGNORECASE
+)
+
+
+def read_sql(uri: str, query: str) -> pl.LazyFrame:
+    """Return the rows of a query, which runs once and can change nothing; see `spool` for where they are kept.
+
+    Of PostgreSQL, numeric is Float64 and timestamptz a Datetime in UTC. Of SQLite, a column is Int64, Float64 (some
+    value has a fraction) or text (some value is text): timestamps, which it does not know, stay what they are.
+    Raises ConfigError for a URI that is not understood, DataError for what the database refuses. Neither tells the
+    password.
+    """
+    scheme = uri.partition(":")[0].split("+")[0]
+    if "://" in uri and scheme in ("postgresql", "postgres"):
+        rows = _read_postgresql(uri, query)
+    elif "://" in uri and scheme == "sqlite":
+        rows = _read_sqlite(uri, query)
+    else:
+        shown = f"a database of kind {scheme!r} can't be read" if "://" in uri else "not the URI of a database"
+        raise ConfigError(f"data.uri: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
+    if not rows.select(pl.len()).collect().item():
+        raise DataError("data.query returns no rows")
+    return rows
+
+
+def _read_postgresql(uri: str, query: str) -> pl.LazyFrame:
+    try:
+        import adbc_driver_manager
+        from adbc_driver_postgresql import dbapi
+    except ImportError:
+        raise ConfigError("data.uri: PostgreSQL needs: pip install 'gatecast[sql]'") from None
+    if not _POSTGRES_URI.fullmatch(uri):
+        raise ConfigError(
+            "data.uri: not of the form postgresql://user:password@host:5432/database; in a user or password, / @ : ? # "
+            "and spaces are written %2F %40 %3A %3F %23 %20 (or set PGPASSWORD)"
+        )
+    shown, secrets = without_password(uri), _secrets(uri)
+    try:
+        connection = dbapi.connect(_libpq_uri(uri))
+    except adbc_driver_manager.Error as error:
+        raise DataError(f"data.uri={shown}: {_postgres_message(error, secrets)}") from None
+    with connection, connection.cursor() as cursor:
+        try:
+            cursor.execute("set transaction read only")
+            cursor.execute(_statement(query))
+            reader = cursor.fetch_record_batch()
+            schema = _postgres_schema(reader.schema)
+            return spool(_postgres_batches(reader, schema, shown, secrets), schema)
+        except adbc_driver_manager.Error as error:
+            raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
+
+
+def _libpq_uri(uri: str) -> str:
+    """Return the URI as libpq takes it: without the driver of SQLAlchemy, and with a limit on the time to connect."""
+    uri = re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql:", uri)
+    if "connect_timeout=" in uri or "PGCONNECT_TIMEOUT" in os.environ:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}connect_timeout={_CONNECT_SECONDS}"
+
+
+def _postgres_schema(found: "pa.Schema") -> "pa.Schema":
+    """Return the columns as they are kept. Raises DataError for types that have to be cast in the query."""
+    import pyarrow as pa
+
+    types = {field.name: (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode() for field in found}
+    _check_names(found.names)
+    other = [f"{name} ({dtype})" for name, dtype in types.items() if dtype not in _POSTGRES_TYPES]
+    if other:
+        raise DataError(
+            f"data.query returns {len(other):,} column(s) of types that can't be read: {listing(other)}; "
+            "cast them in the query (column::text, column::float8) or leave them out"
+        )
+    return pa.schema([(field.name, pa.float64() if types[field.name] == "numeric" else field.type) for field in found])
+
+
+def _postgres_batches(reader: Any, schema: "pa.Schema", shown: str, secrets: list[str]) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    try:
+        for batch in reader:
+            plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
+            _check_finite(batch.schema.names, plain)
+            columns = [column.cast(dtype) for column, dtype in zip(plain, schema.types, strict=True)]
+            yield pa.record_batch(columns, schema=schema)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
+
+
+def _check_finite(names: list[str], columns: "list[pa.Array]") -> None:
+    """Raise DataError for dates and timestamps that are infinite: they arrive as numbers that are no date."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    for name, column in zip(names, columns, strict=True):
+        if pa.types.is_temporal(column.type):
+            days, ticks = pa.types.is_date32(column.type), pa.int32() if pa.types.is_date32(column.type) else pa.int64()
+            limit = 3_650_000 * (1 if days else 86_400_000_000)  # about 10,000 years
+            found = compute.min_max(column.view(ticks)).as_py()
+            if found["min"] is not None and max(-found["min"], found["max"]) > limit:
+                raise DataError(f"data.query returns infinite dates or timestamps in the column {name!r}; filter them")
+
+
+def _postgres_message(error: Exception, secrets: list[str]) -> str:
+    """Return what the server, or its client library, says: in a line, and without the password."""
+    text = re.split(r"\s*Query was: |\.? SQLSTATE: ", str(error))[0]
+    text = re.sub(r"^([A-Z_]+: |\[libpq\] |Failed to [\w ]+: |Execution error \[\w+\]: )*", "", text)
+    text = re.sub(r"^.*\b(FATAL|ERROR):\s+", "", text, flags=re.DOTALL)
+    text = text.replace("fe_sendauth: no password supplied", "no password supplied; set PGPASSWORD")
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip(" ^"))
+
+
+def _secrets(uri: str) -> list[str]:
+    """Return what must not be shown, longest first: passwords as they are written and as they are meant."""
+    found = re.findall(r"://[^:@]*:(.*)@", uri)
+    found += re.findall(r"(?:password|pwd|token|secret)[^=&;\s]*=([^&;\s]+)", uri, flags=re.IGNORECASE)
+    found.append(os.environ.get("PGPASSWORD", ""))
+    return sorted({form for secret in found for form in (secret, unquote(secret)) if form}, key=len, reverse=True)
+
+
+def _read_sqlite(uri: str, query: str) -> pl.LazyFrame:
+    import pyarrow as pa
+
+    address = uri.partition("://")[2].partition("?")[0]
+    file = Path(address[1:])
+    if not address.startswith("/") or not file.name:
+        raise ConfigError("data.uri: a SQLite file is given as sqlite:///relative.db or sqlite:////absolute.db")
+    if not file.is_file():
+        raise DataError(f"data.uri={uri}: no such file (from {Path.cwd()})")
+    # In parentheses of its own a query can do nothing but select.
+    given = f"with given as (\n{_statement(query)}) select"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+            connection.execute("begin")  # All passes see the same rows.
+            names = [column[0] for column in connection.execute(f"{given} * from given limit 0").description]
+            _check_names(names)
+            types = _sqlite_types(connection, names, given)
+            schema = pa.schema(list(zip(names, types, strict=True)))
+            return spool(_sqlite_batches(connection.execute(f"{given} * from given"), schema), schema)
+    except sqlite3.Error as error:
+        raise DataError(f"data.query at {uri}: {error}") from None
+
+
+def _sqlite_types(connection: sqlite3.Connection, names: list[str], given: str) -> "list[pa.DataType]":
+    """Return the type that holds all values of each column: in SQLite, each value has a type of its own."""
+    import pyarrow as pa
+
+    kinds = "case typeof({}) when 'null' then 0 when 'integer' then 1 when 'real' then 2 when 'text' then 3 else 4 end"
+    quoted = ['"{}"'.format(name.replace('"', '""')) for name in names]
+    chosen = ", ".join(f"max({kinds.format(name)})" for name in quoted)
+    widest = [kind or 0 for kind in connection.execute(f"{given} {chosen} from given").fetchone()]
+    blobs = [name for name, kind in zip(names, widest, strict=True) if kind == 4]
+    if blobs:
+        raise DataError(
+            f"data.query returns {len(blobs):,} column(s) that hold blobs: {listing(blobs)}; leave them out"
+        )
+    return [(pa.float64(), pa.int64(), pa.float64(), pa.string())[kind] for kind in widest]
+
+
+def _sqlite_batches(cursor: sqlite3.Cursor, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    while rows := cursor.fetchmany(_SQLITE_ROWS):
+        columns = []
+        for values, dtype in zip(zip(*rows, strict=True), schema.types, strict=True):
+            if dtype == pa.string():
+                values = tuple(value if value is None else str(value) for value in values)
+            elif dtype == pa.float64():
+                values = tuple(value if value is None else float(value) for value in values)
+            columns.append(pa.array(values, dtype))
+        yield pa.record_batch(columns, schema=schema)
+
+
+def _statement(query: str) -> str:
+    return query.strip().rstrip(";") + "\n"  # A comment may be its end.
+
+
+def _check_names(names: list[str]) -> None:
+    if not names:
+        raise DataError("data.query returns no columns; it has to be a SELECT")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"data.query returns {len(twice):,} column name(s) more than once: {listing(twice)}; rename them"
+        )

@@ -1,0 +1,229 @@
+"""Files on a disk or in S3: which ones a path means, and what opens them."""
+
+import glob
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forecast.errors import DataError
+
+S3 = "s3://"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file with bytes in it, or none."""
+
+    address: str
+    """A path, or s3://bucket/key."""
+    size: int
+    modified: int
+    """Nanoseconds since 1970; S3 keeps seconds."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path of a user: a file, a folder, a glob, or one of these in S3."""
+
+    path: str
+    what: str
+    """How messages name it: data.path=panel.parquet."""
+    _system: Any
+    """The pyarrow.fs.FileSystem where it is."""
+
+    @classmethod
+    def of(cls, path: str, what: str) -> "Place":
+        """Return the place that `path` names. Nothing is opened, but a bucket of AWS may be asked for its region."""
+        from pyarrow import fs
+
+        scheme, separator, rest = path.partition("://")
+        if not separator:
+            return cls(path, what, fs.LocalFileSystem())
+        if f"{scheme}{separator}" != S3 or not rest.strip("/"):
+            raise DataError(f"{what}: not an address that can be read; give a path, or s3://bucket/folder/file.parquet")
+        place = cls(path, what, None)
+        try:
+            return cls(path, what, _s3(rest.split("/")[0]))
+        except OSError as error:
+            raise place.failure(error) from None
+
+    @property
+    def options(self) -> dict[str, str | int] | None:
+        """What Polars and Delta Lake have to know to read S3 (None on a disk): few and short tries, and credentials."""
+        if not self.path.startswith(S3):
+            return None
+        found = {f"aws_{name}": value for name, value in _environment().items()}
+        if found.get("aws_endpoint_url", "").startswith("http://"):
+            found["aws_allow_http"] = "true"
+        return {**found, "connect_timeout": "5s", "timeout": "60s", "max_retries": 3}
+
+    def find(self, wanted: "re.Pattern[str]") -> tuple[str, list[File]]:
+        """Return the folder below which the files are, and the files, sorted; `wanted` matches the names of tables.
+
+        A file that the path names itself is returned whatever its name. Raises DataError if there is none.
+        """
+        try:
+            return self._find(wanted)
+        except OSError as error:
+            raise self.failure(error) from None
+
+    def has_folder(self, name: str) -> bool:
+        """Return whether the path is a folder with a folder of this name in it."""
+        from pyarrow import fs
+
+        try:
+            info = self._system.get_file_info(f"{self._inside}/{name}")
+        except OSError as error:
+            raise self.failure(error) from None
+        return bool(info.type == fs.FileType.Directory)
+
+    def open(self, address: str) -> Any:
+        """Return a pyarrow.NativeFile that reads a file of this place from its start, uncompressed."""
+        return self._system.open_input_stream(address.removeprefix(S3))
+
+    def open_anywhere(self, address: str) -> Any:
+        """Return a pyarrow.NativeFile that reads any part of a file of this place."""
+        return self._system.open_input_file(address.removeprefix(S3))
+
+    def failure(self, error: Exception) -> DataError:
+        """Return what to tell about a place that can't be listed or opened."""
+        text = _without_secrets(str(error).splitlines()[0])
+        if not self.path.startswith(S3):
+            return DataError(f"{self.what} can't be read: {text}")
+        bucket = self._inside.split("/")[0]
+        endpoint = _environment().get("endpoint_url", "AWS")
+        if "NO_SUCH_BUCKET" in text or "Bucket '" in text:
+            return DataError(f"{self.what}: there is no bucket {bucket!r} at {endpoint}")
+        if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|\b40[13]\b", text, re.IGNORECASE):
+            return DataError(
+                f"{self.what}: {endpoint} refuses access to the bucket {bucket!r}; check the credentials "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and what they may read"
+            )
+        if re.search("NETWORK_CONNECTION|curlCode|timed? ?out|error sending request", text, re.IGNORECASE):
+            return DataError(
+                f"{self.what}: {endpoint} does not answer; check AWS_ENDPOINT_URL, AWS_REGION and the network"
+            )
+        return DataError(f"{self.what} can't be read from {endpoint}: {text}")
+
+    @property
+    def _inside(self) -> str:
+        """The path as pyarrow names it: without s3://."""
+        return self.path.removeprefix(S3).rstrip("/") or self.path
+
+    def _find(self, wanted: "re.Pattern[str]") -> tuple[str, list[File]]:
+        from pyarrow import fs
+
+        here = self._system.get_file_info(self._inside)
+        if here.type == fs.FileType.Directory:
+            below = self._files(fs.FileSelector(self._inside, recursive=True))
+            start = len(self._inside.rstrip("/")) + 1
+            # Others leave temporary files, logs and markers under such names.
+            shown = [file for file in below if not re.search(r"(^|/)[._]", _inner(file)[start:])]
+            files = [file for file in shown if wanted.search(file.address)]
+            if not files:
+                raise DataError(f"{self.what}: no Parquet, CSV or Arrow file in this folder")
+            return self._inside, files
+        if here.type != fs.FileType.NotFound:
+            return str(Path(self._inside).parent), [self._file(here)]
+
+        root, pattern = _split_glob(self._inside)
+        if not pattern:
+            files = []
+        elif self.path.startswith(S3):
+            deep = "/" in pattern or "**" in pattern
+            below = self._files(fs.FileSelector(root, allow_not_found=True, recursive=deep))
+            matches = _glob_pattern(pattern)
+            files = [file for file in below if matches.fullmatch(_inner(file)[len(root) + 1 :])]
+        else:
+            # Path.glob takes no absolute pattern.
+            names = sorted(name for name in glob.glob(self.path, recursive=True) if Path(name).is_file())  # noqa: PTH207
+            files = [self._file(info) for info in self._system.get_file_info(names)]
+        if files:
+            return root, [file for file in files if wanted.search(file.address)] or files
+        if not self.path.startswith(S3):
+            raise DataError(f"{self.what}: no such file or folder (from {Path.cwd()})")
+        bucket = self._inside.split("/")[0]
+        if self._system.get_file_info(bucket).type == fs.FileType.NotFound:
+            raise OSError("NO_SUCH_BUCKET")
+        raise DataError(f"{self.what}: no such file or folder in the bucket {bucket!r}")
+
+    def _files(self, selector: Any) -> list[File]:
+        from pyarrow import fs
+
+        found = self._system.get_file_info(selector)
+        files = [self._file(info) for info in found if info.type == fs.FileType.File]
+        return sorted(files, key=lambda file: file.address)
+
+    def _file(self, info: Any) -> File:
+        address = (S3 if self.path.startswith(S3) else "") + info.path
+        return File(address, info.size or 0, info.mtime_ns or 0)
+
+
+def _inner(file: File) -> str:
+    return file.address.removeprefix(S3)
+
+
+def _split_glob(path: str) -> tuple[str, str]:
+    """Return the last folder before any wildcard, and the rest: empty if there is none.
+
+    >>> _split_glob("a/b/c=*/d.csv")
+    ('a/b', 'c=*/d.csv')
+    """
+    wildcard = re.search(r"[*?\[]", path)
+    if not wildcard:
+        return path, ""
+    root, _, first = path[: wildcard.start()].rpartition("/")
+    return root, first + path[wildcard.start() :]
+
+
+def _glob_pattern(pattern: str) -> "re.Pattern[str]":
+    """Return a glob as a regular expression.
+
+    >>> [bool(_glob_pattern("**/p=*/?.csv").fullmatch(path)) for path in ("x/y/p=1/a.csv", "p=1/a.csv", "p=1/b/a.csv")]
+    [True, True, False]
+    """
+    known = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return re.compile("".join(known.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts))
+
+
+def _environment() -> dict[str, str]:
+    """Return what the environment says about S3, under the names that AWS tools use."""
+    names: Mapping[str, tuple[str, ...]] = {
+        "access_key_id": ("AWS_ACCESS_KEY_ID",),
+        "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
+        "session_token": ("AWS_SESSION_TOKEN",),
+        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+        "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    }
+    found = {key: next(filter(None, map(os.environ.get, variables)), "") for key, variables in names.items()}
+    if not (found["access_key_id"] and found["secret_access_key"]):
+        found |= {"access_key_id": "", "secret_access_key": "", "session_token": ""}  # a profile or role may have them
+    return {key: value for key, value in found.items() if value}
+
+
+def _s3(bucket: str) -> Any:
+    from pyarrow import fs
+
+    given = _environment()
+    region, endpoint = given.get("region"), given.get("endpoint_url")
+    return fs.S3FileSystem(
+        access_key=given.get("access_key_id"),
+        secret_key=given.get("secret_access_key"),
+        session_token=given.get("session_token"),
+        region=region or ("us-east-1" if endpoint else fs.resolve_s3_region(bucket)),
+        endpoint_override=endpoint,
+        connect_timeout=5,
+        request_timeout=30,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+    )
+
+
+def _without_secrets(text: str) -> str:
+    for name in ("secret_access_key", "session_token"):
+        secret = _environment().get(name)
+        text = text.replace(secret, "***") if secret else text
+    return text

@@ -1,0 +1,186 @@
+"""When the rows are: time zone, frequency and grid are settled once, then each row gets a time."""
+
+import difflib
+import zoneinfo
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.config import DataConfig
+from forecast.data import validate
+from forecast.data.panel import IntArray
+from forecast.data.regularise import BoolArray, Runs
+from forecast.errors import ConfigError, DataError
+from forecast.frequency import Frequency, Grid, clock, infer_frequency, moment_clock
+
+# Instants are counted in microseconds of UTC (of the naive clock where there is no time zone).
+_INSTANT: Final = Frequency(1, "h")
+
+_SECOND: Final = 1_000_000
+
+# The series that tell frequency and grid are the longest ones: so many.
+LONGEST: Final = 100
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is decided once for all rows of a panel, however they are read."""
+
+    data: DataConfig
+    """The settings, with frequency, season length and time zone filled in."""
+    grid: Grid
+    finer: Grid | None = None
+    """The grid of the rows that are put together, None if there is nothing to put together, or they are irregular."""
+    over: int | None = None
+    """The instant up to which the rows tell all, where they are put together: later periods are not over."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """The time of each row."""
+
+    faults: list[tuple[str, BoolArray]]
+    """Reasons why a row has no time, and which rows."""
+    known: BoolArray
+    clock: IntArray
+    """Time on the clock of the grid, 0 if not known."""
+    instant: IntArray | None
+    """The instant of each row, where rows are put together."""
+    after: BoolArray | None
+    """Rows after data.until, None without one."""
+
+    @classmethod
+    def of(cls, stated: pl.Series, settled: Settled) -> "Times":
+        """Return the times of rows from their timestamps as the table states them."""
+        data, grid = settled.data, settled.grid
+        timestamp = parsed(stated)
+        found = clock(timestamp, grid.frequency, grid.time_zone)
+        known = found.is_not_null().to_numpy()
+        faults = []
+        if not known.all():
+            null, unread = stated.is_null().to_numpy(), timestamp.is_null().to_numpy()
+            faults = [
+                ("null timestamp", null),
+                ("timestamp is not ISO 8601", unread & ~null),
+                (f"timestamp skipped by the clock of {grid.time_zone}", ~known & ~unread),
+            ]
+        micros = found.fill_null(0).to_numpy()
+        after = None
+        if data.until is not None:
+            after = known & (micros > moment_clock(data.until, grid.frequency, grid.time_zone))
+        instant = instants(timestamp, grid.time_zone).fill_null(0).to_numpy() if data.aggregate else None
+        return cls(faults, known, micros, instant, after)
+
+
+def parsed(stated: pl.Series) -> pl.Series:
+    """Return timestamps as a Datetime: text is read as ISO 8601, null where it is something else."""
+    return validate.parse_times(stated) if stated.dtype == pl.String else stated
+
+
+def instants(timestamp: pl.Series, time_zone: str | None) -> pl.Series:
+    """Return the instants of timestamps."""
+    return clock(timestamp, _INSTANT, time_zone)
+
+
+def settle(stated: pl.Series, runs: Runs, data: DataConfig) -> Settled:
+    """Return what holds for all rows of a table, from its longest series up to data.until.
+
+    Raises ConfigError for settings that can't be, DataError if the rows do not tell the frequency.
+    """
+    timestamp = parsed(stated)
+    time_zone = data.time_zone or timestamp.dtype.time_zone  # type: ignore[attr-defined]
+    instant = instants(timestamp, time_zone)
+    usable = instant.is_not_null().to_numpy()
+    if (runs.series < 0).any():
+        usable = usable & np.repeat(runs.series >= 0, runs.length)
+    if data.until is not None:
+        usable = usable & (instant <= moment_clock(data.until, _INSTANT, time_zone)).fill_null(False).to_numpy()
+    if not usable.any():
+        limit = "" if data.until is None else f" up to data.until={data.until}"
+        raise DataError(f"no row has both a series_id and a timestamp{limit}")
+    latest = int(instant.filter(pl.Series(usable)).max()) if data.aggregate else 0  # type: ignore[arg-type]
+    all_usable = bool(usable.all())
+    rows = np.bincount(runs.series, runs.length) if all_usable else np.bincount(runs.each()[usable])
+    chosen = np.isin(runs.series, longest_series(rows))
+    series, sample = np.repeat(runs.series[chosen], runs.length[chosen]), np.repeat(chosen, runs.length)
+    timestamp, usable = timestamp.filter(pl.Series(sample)), usable[sample]
+    if not usable.all():
+        series, timestamp = series[usable], timestamp.filter(pl.Series(usable))
+    return settle_from(timestamp, series, data, time_zone, latest)
+
+
+def longest_series(rows: npt.NDArray[Any]) -> IntArray:
+    """Return the numbers of the series with most rows, given the rows of each."""
+    return np.argsort(-rows, kind="stable")[:LONGEST]
+
+
+def settle_from(
+    timestamp: pl.Series, series: IntArray, data: DataConfig, time_zone: str | None, latest: int
+) -> Settled:
+    """Return what holds for all rows, from those of some series, none after data.until, and the latest instant."""
+    if data.aggregate is None:
+        frequency = Frequency.parse(data.freq) if data.freq else infer_frequency(series, timestamp, time_zone)
+        known = clock(timestamp, frequency, time_zone).drop_nulls()
+        if known.is_empty():
+            raise DataError(f"no timestamp exists in data.time_zone={time_zone}: its clock skips them all")
+        return Settled(_filled(data, frequency, time_zone), Grid.through(known.to_numpy(), frequency, time_zone))
+
+    assert data.freq is not None
+    frequency = Frequency.parse(data.freq)
+    grid = Grid.natural(frequency, time_zone)
+    settled = _filled(data, frequency, time_zone)
+    try:
+        step = infer_frequency(series, timestamp, time_zone)
+    except DataError:
+        # Irregular rows, such as single sales: the period of the latest one is not over, unless data.until says so.
+        over = latest if data.until is None else moment_clock(data.until, _INSTANT, time_zone) + _SECOND
+        return Settled(settled, grid, over=over)
+    finer = Grid.through(clock(timestamp, step, time_zone).drop_nulls().to_numpy(), step, time_zone)
+    at = int(finer.floor_of(on_clock(np.array([latest]), finer))[0])
+    begin, end = instants(finer.timestamps(np.array([at, at + 1])), time_zone).to_list()
+    longest = int(np.diff(instants(grid.timestamps(np.arange(13)), time_zone).to_numpy()).max())
+    if end - begin > longest:
+        raise ConfigError(
+            f"data.aggregate: rows every {step} can't be put together to data.freq={frequency}; give a longer data.freq"
+        )
+    return Settled(settled, grid, finer, over=end)
+
+
+def _filled(data: DataConfig, frequency: Frequency, time_zone: str | None) -> DataConfig:
+    season_length = data.season_length or frequency.season_length
+    return data.model_copy(update={"freq": str(frequency), "season_length": season_length, "time_zone": time_zone})
+
+
+def on_clock(instant: IntArray, grid: Grid) -> IntArray:
+    """Return instants as times on the clock of a grid."""
+    moment = pl.Series(instant).cast(pl.Datetime("us"))
+    if grid.time_zone is not None:
+        moment = moment.dt.replace_time_zone("UTC").dt.convert_time_zone(grid.time_zone)
+    return clock(moment, grid.frequency, grid.time_zone).to_numpy()
+
+
+def period_ends(index: IntArray, settled: Settled) -> tuple[IntArray, IntArray | None]:
+    """Return the instant at which each period of the grid ends, and how many finer steps it has (None: any)."""
+    grid = settled.grid
+    first, last = int(index.min()), int(index.max())
+    instant = instants(grid.timestamps(np.arange(first, last + 2)), grid.time_zone).to_numpy()
+    count = None
+    if settled.finer is not None:
+        count = np.diff(settled.finer.floor_of(on_clock(instant - 1, settled.finer)))[index - first]
+    return instant[1:][index - first], count
+
+
+def check_settings(data: DataConfig) -> None:
+    """Raise ConfigError for a frequency or a time zone that does not exist."""
+    if data.freq is not None:
+        Frequency.parse(data.freq)
+    if data.time_zone is not None:
+        try:
+            pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(data.time_zone)
+        except pl.exceptions.ComputeError:
+            close = difflib.get_close_matches(data.time_zone, sorted(zoneinfo.available_timezones()), n=1)
+            hint = f"did you mean {close[0]}?" if close else "use an IANA name, such as Europe/Paris"
+            raise ConfigError(f"data.time_zone: unknown time zone {data.time_zone!r}; {hint}") from None

@@ -1,0 +1,67 @@
+"""A table with a column per series, made long."""
+
+import polars as pl
+import polars.selectors as cs
+
+from forecast.config import DataConfig
+from forecast.data import io
+from forecast.errors import DataError, listing
+
+
+def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
+    """Return a table with a row per series and timestamp, lazily, from one with a column per series.
+
+    The timestamp and the past and known covariates are shared by all series; every other column is a series, named
+    after it, and must hold numbers. A null stays a row with a null target. The columns are called as `data` says.
+    Known covariates may be missing where `data.known_path` has them. Raises DataError.
+    """
+    columns = data.columns
+    try:
+        schema = frame.collect_schema()
+    except io.UNREADABLE as error:
+        raise io.unreadable(error, "the table") from error
+    elsewhere = data.known_covariates if data.known_path else ()
+    wanted = {
+        columns.timestamp: "data.columns.timestamp",
+        **dict.fromkeys(data.past_covariates, "data.past_covariates"),
+        **dict.fromkeys(data.known_covariates, "data.known_covariates"),
+    }
+    missing = [f"no column {name!r} ({key})" for name, key in wanted.items() if name not in {*schema, *elsewhere}]
+    if missing:
+        raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
+    if columns.series_id in schema:
+        raise DataError(
+            f"data.layout=wide, but the table has a column {columns.series_id!r} (data.columns.series_id): "
+            "set data.layout=long, or drop it"
+        )
+    shared = [name for name in wanted if name in schema]
+    series = [name for name in schema if name not in wanted]
+    if not series:
+        raise DataError("data.layout=wide, but the table has no column besides the timestamp and the covariates")
+    odd = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
+    # In CSV files a column without any value is text.
+    texts = [name for name in odd if schema[name] == pl.String]
+    if texts:
+        empty = io.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
+        odd = [name for name in odd if not empty.get(name)]
+    if odd:
+        shown = listing(f"{name!r} ({schema[name]})" for name in odd)
+        raise DataError(
+            f"data.layout=wide: {len(odd):,} of {len(series):,} columns can't be series, which hold numbers: {shown}; "
+            "drop them, or name them in data.past_covariates or data.known_covariates"
+        )
+    # Under names of our own first: a series may be called like the target, and a covariate like anything. By selectors,
+    # since pl.col takes "*" for all columns.
+    renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
+    return (
+        frame.select(
+            *(cs.by_name(name).as_expr().alias(own) for name, own in renamed.items()),
+            *(cs.by_name(name).as_expr().cast(pl.Float64).alias(f"series {name}") for name in series),
+        )
+        .unpivot(index=list(renamed.values()), variable_name="name", value_name="value")
+        .select(
+            pl.col("name").str.strip_prefix("series ").alias(columns.series_id),
+            *(pl.col(own).alias(name) for name, own in renamed.items()),
+            pl.col("value").alias(columns.target),
+        )
+    )

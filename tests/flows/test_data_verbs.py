@@ -1,0 +1,175 @@
+"""`forecast data`: prepared panels take the place of tables in every verb, and grow."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import mlflow
+import polars as pl
+import pytest
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, succeed
+
+from forecast.config import RegistryConfig
+from forecast.registry import Registry
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def prepared(table: pl.DataFrame, folder: Path, *settings: str) -> Path:
+    path = folder / "table.parquet"
+    table.write_parquet(path)
+    succeed(
+        "data",
+        "prepare",
+        f"data.path={path}",
+        f"window.horizon={HORIZON}",
+        f"output.path={folder / 'panel'}",
+        *settings,
+    )
+    return folder / "panel"
+
+
+def test_every_verb_takes_a_prepared_panel_for_the_table(tmp_path: Path) -> None:
+    """The same models, scores and forecasts come of it, bit by bit."""
+    folder = prepared(panel(), tmp_path, "prepare.chunk_rows=1000")
+    made: list[object] = []
+    for path in (folder, tmp_path / "table.parquet"):
+        data = f"data.path={path}"
+        name = f"registry.name={NAME if path == folder else 'other'}"
+        succeed("train", name, data, *TRAIN)
+        succeed("finetune", name, data, *FINETUNE)
+        succeed("backtest", name, data, *BACKTEST, f"output.path={tmp_path / 'judged'}")
+        succeed("promote", name)
+        out = tmp_path / f"out-{path.stem}"
+        succeed("score", name, data, f"output.path={out}")
+        (forecasts,) = out.glob("forecasts/*/forecasts.parquet")
+        digests = [version.digest for version in Registry(RegistryConfig(name=name.partition("=")[2])).versions()]
+        made.append((digests, pl.read_parquet(forecasts).drop("model_version").rows()))
+    assert made[0] == made[1]
+
+
+def test_preparing_again_reuses_the_panel_and_new_settings_make_a_new_one(tmp_path: Path) -> None:
+    folder = prepared(panel(), tmp_path)
+    setting = (f"data.path={tmp_path / 'table.parquet'}", f"window.horizon={HORIZON}", f"output.path={folder}")
+    index = (folder / "panel.json").read_bytes()
+    assert "panel: reused, 20 series, 8,640 rows" in succeed("data", "prepare", *setting).out
+    assert (folder / "panel.json").read_bytes() == index
+    assert "reused" not in succeed("data", "prepare", *setting, "data.lags=[24]").out
+    assert (folder / "panel.json").read_bytes() != index
+
+
+def test_a_panel_grows_by_what_the_night_has_brought(promoted: Store, tmp_path: Path) -> None:
+    early, late = pl.col("timestamp") <= END - timedelta(days=2), pl.col("timestamp") > END - timedelta(days=2)
+    table = pl.read_parquet(promoted.table)
+    folder = prepared(table.filter(early), tmp_path)
+    new = promoted.write(table.filter(late | (pl.col("timestamp") == END - timedelta(days=2))), "new.parquet")
+    done = succeed("data", "append", f"data.path={new}", f"output.path={folder}")
+    assert done.lines[-1].endswith("960 new values, 0 new series, 0 values revised")
+    promoted.score(folder, output="grown")
+    promoted.score(output="whole")
+    assert promoted.forecasts("grown").equals(promoted.forecasts("whole"))
+    runs = mlflow.MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("forecaster").experiment_id], "tags.job = 'append'"
+    )
+    assert runs[0].data.metrics["append/new_steps"] == 960
+
+
+def test_a_changed_past_is_told(tmp_path: Path) -> None:
+    folder = prepared(panel(), tmp_path)
+    changed = panel().head(3).with_columns(pl.col("target") + 1)
+    changed.write_parquet(tmp_path / "new.parquet")
+    append = ("data", "append", f"data.path={tmp_path / 'new.parquet'}", f"output.path={folder}")
+    message = refuse(3, *append, "append.revisions=fail")
+    assert message.startswith(
+        "3 values of 1 series differ from those of the prepared panel: s00 at 2024-01-01 00:00:00"
+    )
+    assert succeed(*append).lines[-1].endswith("0 new values, 0 new series, 3 values revised")
+
+
+def test_the_profile_of_a_panel_is_printed_and_written(tmp_path: Path) -> None:
+    table = tmp_path / "table.parquet"
+    panel().write_parquet(table)
+    done = succeed("data", "profile", f"data.path={table}", f"output.path={tmp_path / 'profile'}")
+    assert "20 series every 1h" in done.out
+    found = pl.read_parquet(tmp_path / "profile" / "profile.parquet")
+    assert found.height == 20
+    assert found["length"].unique().to_list() == [24 * 18]
+    page = (tmp_path / "profile" / "profile.html").read_text()
+    assert "<html" in page
+    assert "Plotly" in page
+
+
+def test_training_logs_what_the_panel_is_like(promoted: Store) -> None:
+    client = mlflow.MlflowClient(promoted.uri)
+    experiment = client.get_experiment_by_name(NAME)
+    (run,) = client.search_runs([experiment.experiment_id], "tags.job = 'train'")
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"profile.parquet", "profile.html", "quality.parquet", "rejects.parquet"} <= files
+
+
+def test_wide_and_aggregated_tables_go_through_all_verbs(tmp_path: Path) -> None:
+    """A column per series, by quarters of an hour, forecast by the hour; scored as trained."""
+    quarter = panel().filter(pl.col("series_id") < "s04").upsample("timestamp", every="15m", group_by="series_id")
+    quarter = quarter.with_columns(pl.col("series_id").forward_fill(), pl.col("target").forward_fill() / 4)
+    wide = quarter.pivot("series_id", index="timestamp", values="target").sort("timestamp")
+    last_hour = wide.tail(1).select(
+        pl.col("timestamp").dt.offset_by(f"{15 * step}m") if name == "timestamp" else pl.col(name)
+        for step in [1]
+        for name in wide.columns
+    )
+    wide = pl.concat([wide, last_hour])
+    path = tmp_path / "wide.csv"
+    wide.write_csv(path)
+    settings = ("data.layout=wide", "data.aggregate=sum", "data.freq=1h", "data.max_reject_share=0.2")
+    succeed("train", f"registry.name={NAME}", f"data.path={path}", *settings, *TRAIN)
+    name = (f"registry.name={NAME}", "registry.alias=pretrained")
+    out = tmp_path / "out"
+    succeed("score", *name, f"data.path={path}", f"output.path={out}", "data.max_reject_share=0.2")
+    (found,) = out.glob("forecasts/*/forecasts.parquet")
+    forecasts = pl.read_parquet(found)
+    assert forecasts["series_id"].unique().sort().to_list() == ["s00", "s01", "s02", "s03"]
+    assert forecasts["cutoff"].unique().to_list() == [END - timedelta(hours=1)]
+    folder = tmp_path / "panel"
+    succeed("data", "prepare", f"data.path={path}", *settings, f"window.horizon={HORIZON}", f"output.path={folder}")
+    succeed("score", *name, f"data.path={folder}", f"output.path={tmp_path / 'again'}")
+    (again,) = (tmp_path / "again").glob("forecasts/*/forecasts.parquet")
+    assert pl.read_parquet(again).equals(forecasts)
+
+
+def test_known_and_static_covariates_from_tables_of_their_own(tmp_path: Path) -> None:
+    table = panel().filter(pl.col("series_id") < "s04")
+    hours = pl.datetime_range(datetime(2024, 1, 1), END + timedelta(hours=HORIZON), "1h", eager=True)
+    event = pl.when(pl.col("timestamp").dt.weekday() == 3).then(pl.lit("match")).otherwise(pl.lit("none"))
+    hours.alias("timestamp").to_frame().with_columns(event=event).write_parquet(tmp_path / "known.parquet")
+    pl.DataFrame({"series_id": ["s00", "s01", "s02"], "city": ["Ulm", "Ulm", "Bonn"]}).write_csv(
+        tmp_path / "static.csv"
+    )
+    table.write_parquet(tmp_path / "table.parquet")
+    source = (
+        f"registry.name={NAME}",
+        f"data.path={tmp_path / 'table.parquet'}",
+        f"data.known_path={tmp_path / 'known.parquet'}",
+        f"data.static_path={tmp_path / 'static.csv'}",
+    )
+    succeed("train", *source, "data.known_covariates=[event]", "data.static_covariates=[city]", *TRAIN)
+    succeed("score", *source, "registry.alias=pretrained", f"output.path={tmp_path / 'out'}")
+    (found,) = (tmp_path / "out").glob("forecasts/*/forecasts.parquet")
+    assert pl.read_parquet(found).height == 4 * HORIZON
+    # What the horizon lacks is told.
+    short = pl.read_parquet(tmp_path / "known.parquet").head(24 * 18 + 2)
+    short.write_parquet(tmp_path / "short.parquet")
+    swapped = [value.replace("known.parquet", "short.parquet") for value in source]
+    done = succeed("score", *swapped, "registry.alias=pretrained", f"output.path={tmp_path / 'out'}")
+    assert "event: 40 of 48 cells missing over the horizon, in 4 series: s00, s01, s02, s03" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("prepair",), 2, "unknown verb data 'prepair'; did you mean prepare?"),
+        (("prepare", "window.horizon=3", "output.path=x"), 2, r"give data.path=VALUE, or data.uri and data.query"),
+        (("append", "data.path=x", "output.path=nowhere"), 3, "nowhere: no prepared panel; `forecast data prepare`"),
+        (("prepare", "data.path=x", "output.path=y", "model.cell=gru"), 2, "model.cell: unknown key"),
+    ],
+)
+def test_mistakes_are_told(arguments: tuple[str, ...], code: int, message: str) -> None:
+    assert message in refuse(code, "data", *arguments)
