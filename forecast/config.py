@@ -137,6 +137,15 @@ class DataConfig(SourceConfig):
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
         return self
 
+    @field_validator("lags", "rolling")
+    @classmethod
+    def _no_repeats(cls, features: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(features)) < len(features):
+            raise ValueError("must not repeat")
+        if "std_1" in features:
+            raise ValueError("std_1: one value has no spread; give std_2 or more")
+        return features
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.aggregate and not self.freq:
@@ -464,10 +473,10 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  on
     path, given = ".".join(str(part) for part in detail["loc"]), detail["input"]
     if detail["type"] == "extra_forbidden":
         return [f"{leaf}: {_unknown(kind, leaf)}" for leaf in _leaves(path, given)]
-    if detail["type"] == "no_table":
+    group = group_of(dict(fields(kind))[path]) if detail["type"] == "missing" else None
+    if detail["type"] == "no_table" or (group and issubclass(group, SourceConfig)):
         return ["data.path: missing; give data.path=VALUE, or data.uri and data.query for a database"]
     if detail["type"] == "missing":
-        group = group_of(dict(fields(kind))[path])
         keys = [name for name, field in group.model_fields.items() if field.is_required()] if group else []
         missing = [f"{path}.{name}" for name in keys] or [path]
         return [f"{leaf}: missing; give {leaf}=VALUE" for leaf in missing]

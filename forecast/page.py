@@ -128,7 +128,7 @@ def table(heads: Mapping[str, str], rows: Iterable[Sequence[str]], *, total: boo
     head = "".join(
         f'<th scope="col" class="number">{html.escape(name)}</th>'
         if kind == "number"
-        else f'<th scope="col">{html.escape(name.strip())}</th>'
+        else f'<th scope="col">{html.escape(name)}</th>'
         for name, kind in heads.items()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

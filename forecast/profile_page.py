@@ -68,14 +68,14 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
 
 
 def _facts(loaded: "Loaded", profile: pl.DataFrame) -> dict[str, str]:
-    counts, steps = loaded.counts, int(profile["length"].sum())
+    counts, (steps, gaps) = loaded.counts, profile.select(pl.col("length", "gaps").sum()).row(0)
     return {
         "Series": f"{counts.series_kept:,}",
         "Series rejected": f"{counts.series_rejected:,}",
         "Rows read": f"{counts.rows_in:,}",
         "Rows rejected": f"{counts.rows_rejected:,} ({part_of(counts.rows_rejected, counts.rows_in)})",
         "Steps": f"{steps:,}",
-        "Steps missing": f"{counts.steps_filled:,} ({part_of(counts.steps_filled, steps)})",
+        "Steps missing": f"{gaps:,} ({part_of(gaps, steps)})",
     }
 
 

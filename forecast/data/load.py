@@ -109,6 +109,7 @@ def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categ
     """
     data = settled.data if isinstance(settled, Settled) else settled
     once, rest = _split(row_columns(tables, data))
+    validate.select(tables.rows, [*once, *rest], categories)  # All that is wrong with the columns, at once.
     series = validate.read_runs(tables.rows, once, categories)
     table = validate.read(tables.rows, rest, categories)
     rows_in = table.height

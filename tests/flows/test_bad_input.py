@@ -172,7 +172,7 @@ UNUSABLE = {
     ),
     "text target": (
         panel().with_columns(target=AT_FIRST_ODD.then(pl.lit("n/a")).otherwise(pl.col("target").cast(pl.String))),
-        ["column 'target' (data.columns.target) must hold numbers, but is String (e.g. 'n/a')"],
+        ["column 'target' (data.columns.target) must hold numbers, but is String (1 of 8,640 rows", "'n/a'"],
     ),
     "float series_id": (
         panel().with_columns(series_id=1.5),
