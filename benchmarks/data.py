@@ -145,7 +145,7 @@ def m5() -> None:
     if not folder.is_dir():
         print("M5 skipped: set GATECAST_BENCH_DATA to a folder that holds m5")
         return
-    settings = {
+    settings: dict[str, Any] = {
         "freq": "1d",
         "columns": {"target": "value"},
         "known_covariates": ["snap", "event_name", "event_type"],
@@ -187,6 +187,7 @@ def large() -> None:
             _memory_row("closed form, and 20 steps of training", trained),
         ),
     )
+    print(_account(made))
     print(f"prepare: {rows / made['wall']:,.0f} rows / s, {rows / made['cpu']:,.0f} rows / CPU s")
     print(
         f"the panel's buffers hold {made['megabytes']:.0f} MB; the table as a frame would take {rows * 32 / 1e6:,.0f}"
@@ -207,11 +208,11 @@ def _memory_row(name: str, cost: Figures) -> tuple[str, ...]:
 
 
 def _grown(cost: Figures) -> float:
-    return cost["rss"] - cost["rss_before"]
+    return float(cost["rss"] - cost["rss_before"])
 
 
 def _each(cost: Figures) -> float:
-    return cost["cpu"] / cost["windows"] * 1e6
+    return float(cost["cpu"] / cost["windows"] * 1e6)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -237,7 +238,7 @@ def _account(cost: Figures) -> str:
 
 def _peers(tasks: dict[str, tuple[str, Figures]]) -> dict[str, Callable[[], Figures]]:
     """Return the measurements of other libraries (task and arguments by name) whose environments are there."""
-    found = {}
+    found: dict[str, Callable[[], Figures]] = {}
     for name, (task, given) in tasks.items():
         if python := _environment(task.split("_", maxsplit=1)[0]):
             found[name] = partial(run, task, module="benchmarks.peers.measure", python=python, **given)

@@ -14,7 +14,6 @@ from benchmarks import step
 from benchmarks.meter import Figures, Meter, answer
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.load import Loaded
-from forecast.data.panel import Panel
 from forecast.data.prepared import prepare
 from forecast.data.read import read_panel, text_columns
 from forecast.data.source import open_tables
@@ -73,11 +72,13 @@ def panel(horizon: int, **settings: Any) -> Figures:
     """Table to panel. `megabytes` are those of its buffers, which have an entry per step."""
     with Meter() as meter:
         loaded = load(settings, horizon)
-    counts, made = loaded.counts, loaded.panel
-    ends = counts.rows_kept + counts.rows_rejected + counts.rows_future + counts.rows_after_until
-    assert ends == counts.rows_in, counts
-    shapes = {"known": len(made.known), "static": made.static_categories.shape[1], "steps": len(made.target)}
-    return {**meter.figures, **vars(counts), **shapes, "megabytes": _megabytes(made)}
+    made = loaded.panel
+    return {
+        **meter.figures,
+        **_account(loaded),
+        "known": len(made.known),
+        "static": made.static_categories.shape[1] + made.static_numbers.shape[1],
+    }
 
 
 def prepare_panel(horizon: int, folder: str, **settings: Any) -> Figures:
@@ -85,7 +86,7 @@ def prepare_panel(horizon: int, folder: str, **settings: Any) -> Figures:
     data = DataConfig.model_validate(settings)
     with Meter(anonymous=True) as meter:
         loaded = prepare(open_tables(data, text_columns(data, None)), data, horizon, Path(folder)).loaded
-    return {**meter.figures, **vars(loaded.counts), "megabytes": _megabytes(loaded.panel)}
+    return {**meter.figures, **_account(loaded)}
 
 
 def gather(path: str, batches: int) -> Figures:
@@ -180,8 +181,13 @@ def train(folder: str, steps: int) -> Figures:
     return {**meter.figures, "opening": opening.figures}
 
 
-def _megabytes(made: Panel) -> float:
-    return (made.target.nbytes + made.past.nbytes + made.known.nbytes) / 1e6
+def _account(loaded: Loaded) -> Figures:
+    """Return where the rows went, and what the buffers of the panel take, in MB."""
+    counts, made = loaded.counts, loaded.panel
+    ends = counts.rows_kept + counts.rows_rejected + counts.rows_future + counts.rows_after_until
+    assert ends == counts.rows_in, counts
+    assert counts.steps_filled == np.count_nonzero(np.isnan(made.target)), counts
+    return {**vars(counts), "megabytes": (made.target.nbytes + made.past.nbytes + made.known.nbytes) / 1e6}
 
 
 def _tensors(path: str) -> tuple[PanelTensors, torch.Tensor]:

@@ -43,7 +43,9 @@ class Runs:
     @classmethod
     def of_numbers(cls, series: IntArray) -> Self:
         """Return the runs of rows, given the number of the series of each."""
-        first = np.flatnonzero(np.diff(series, prepend=-2))
+        begins = np.ones(len(series), dtype=np.bool_)
+        np.not_equal(series[1:], series[:-1], out=begins[1:])
+        first = np.flatnonzero(begins)
         return cls(series[first], np.diff(first, append=len(series)))
 
     def rows(self, per_series: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -103,14 +105,15 @@ class Rows:
     @cached_property
     def dense(self) -> bool:
         """Whether the rows of each series follow one another step by step, as in a sorted table without gaps."""
-        if not len(self):
-            return False
         # A series may have several runs on end, where its static covariates change.
         runs = self.runs
-        new = np.flatnonzero(np.diff(runs.series, prepend=-2))
+        changes = np.flatnonzero(runs.series[1:] != runs.series[:-1]) + 1
+        if not len(self) or len(changes) >= runs.series.max() + 1:
+            return False
+        new = np.append(0, changes)
         if np.bincount(runs.series[new]).max() > 1:
             return False
-        starts = (np.cumsum(runs.length) - runs.length)[new[1:]]
+        starts = (np.cumsum(runs.length) - runs.length)[changes]
         ones = sum(
             int(
                 np.count_nonzero(
