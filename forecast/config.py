@@ -51,6 +51,12 @@ class ColumnsConfig(Config):
     target: str = "target"
 
 
+def _rolling(name: str) -> str:
+    if not re.fullmatch(r"(mean|std|min|max|median|sum)_[1-9]\d{0,5}", name):
+        raise ValueError("must be mean, std, min, max, median or sum, and a number of steps: mean_7")
+    return name
+
+
 class SourceConfig(Config):
     """Where the rows are, and what to do with bad ones. The same for every verb."""
 
@@ -118,7 +124,7 @@ class DataConfig(SourceConfig):
     """Add waves of further seasons as known covariates: {168: 3} is three harmonics of a period of 168 steps."""
     lags: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Add earlier targets as past covariates: [24, 168] is the value 24 and 168 steps before."""
-    rolling: tuple[Annotated[str, Field(pattern=r"^(mean|std|min|max|median|sum)_[1-9]\d{0,5}$")], ...] = ()
+    rolling: tuple[Annotated[str, AfterValidator(_rolling)], ...] = ()
     """Add statistics of the latest steps as past covariates: [mean_7, std_28]."""
     columns: ColumnsConfig = ColumnsConfig()
     past_covariates: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
     """Return the page as one file that works offline.
 
     `profile` is that of `loaded.panel`. `missing` has a row for each series and known covariate with missing cells
-    (series_id, covariate, missing_history, missing_horizon); None if there are no known covariates.
+    (series_id, covariate, missing_history, as from `missing_known`); None if there are no known covariates.
     """
     data, panel = loaded.data, loaded.panel
     source = data.path if data.uri is None else without_password(data.uri.get_secret_value())
@@ -124,14 +124,13 @@ def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
         return ""
     heading = "Missing cells of known covariates"
     if missing.is_empty():
-        return card("missing", heading, "<p>None: all are there, at every step and over the horizon.</p>")
-    cells = pl.col("missing_history") + pl.col("missing_horizon")
+        return card("missing", heading, "<p>None: all are there, at every step of every series.</p>")
     found = (
-        missing.sort(cells, SERIES_ID, descending=[True, False])
+        missing.sort("missing_history", SERIES_ID, descending=[True, False])
         .group_by("covariate", maintain_order=True)
         .agg(
             pl.len().alias("series"),
-            pl.col("missing_history", "missing_horizon").sum(),
+            pl.col("missing_history").sum(),
             pl.col(SERIES_ID).head(_EXAMPLES).str.join(", ").alias("examples"),
         )
         .sort("covariate")
@@ -142,14 +141,11 @@ def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
             row["covariate"],
             f"{row['series']:,}",
             f"{row['missing_history']:,} ({part_of(row['missing_history'], len(panel.target))})",
-            f"{row['missing_horizon']:,} ({part_of(row['missing_horizon'], panel.n_series * panel.horizon)})",
             row["examples"],
         )
         for row in found.iter_rows(named=True)
     ]
-    heads = {"Covariate": "wide", "Series": "number", "Within the series": "number"}
-    after = "step" if panel.horizon == 1 else f"{panel.horizon:,} steps"
-    heads |= {f"In the {after} after it": "number", "Most in": "wide"}
+    heads = {"Covariate": "wide", "Series": "number", "Cells": "number", "Most in": "wide"}
     return card("missing", heading, table(heads, rows), "A model is told where a covariate is missing.")
 
 

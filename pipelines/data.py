@@ -64,7 +64,7 @@ def prepare(config: PrepareConfig) -> "Prepared":
             chunk_rows=config.prepare.chunk_rows,
             progress=stage.update,
         )
-        stage.note(series=done.loaded.panel.n_series, steps=len(done.loaded.panel.target), reused=done.reused)
+        stage.note(series=done.loaded.panel.n_series, steps=len(done.loaded.panel.target))
     if not done.reused:
         with registry.run("prepare", config) as run:
             log_data(run, done.loaded)

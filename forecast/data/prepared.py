@@ -36,14 +36,13 @@ from forecast.data.load import (
 from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
 from forecast.data.rejects import NO_TARGET, Counts, check_rejects
-from forecast.data.source import Tables
+from forecast.data.source import PREPARED, Tables, is_prepared
 from forecast.data.times import Settled, check_settings, instants, longest_series, parsed, settle_from
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.frequency import Grid
 from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 
 SCHEMA_VERSION: Final = 1
-_INDEX: Final = "panel.json"
 _REJECTS: Final = "rejects.parquet"
 _PARTS: Final = ".parts"
 
@@ -83,11 +82,6 @@ class Appended(Prepared):
     new_series: int = 0
     revisions: pl.DataFrame = field(default_factory=pl.DataFrame)
     """series_id, timestamp, before, after: targets of the past that the new rows state otherwise."""
-
-
-def is_prepared(path: str | Path | None) -> bool:
-    """Return whether a path is a folder that `prepare` wrote."""
-    return path is not None and "://" not in str(path) and (Path(path) / _INDEX).is_file()
 
 
 def prepare(
@@ -550,7 +544,7 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         "categories": first.categories,
         "counts": asdict(counts),
     }
-    write_text_atomic(json.dumps(index, indent=1) + "\n", folder / _INDEX)
+    write_text_atomic(json.dumps(index, indent=1) + "\n", folder / PREPARED)
     for other in folder.glob("data-*"):
         if other != data_folder:  # Open memory maps live on.
             shutil.rmtree(other)
@@ -575,11 +569,11 @@ def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> N
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared panel; `forecast data prepare` writes one") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: {_INDEX} can't be read ({error}); prepare the panel again") from error
+        raise DataError(f"{folder}: {PREPARED} can't be read ({error}); prepare the panel again") from error
     if index.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
             f"{folder}: a panel of schema version {index.get('schema_version')}, this program reads {SCHEMA_VERSION}; "

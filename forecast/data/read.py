@@ -4,8 +4,8 @@ from pathlib import Path
 
 from forecast.config import DataConfig
 from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import is_prepared, open_prepared
-from forecast.data.source import open_tables
+from forecast.data.prepared import open_prepared
+from forecast.data.source import is_prepared, open_tables
 from forecast.data.validate import Categories
 
 

@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data import io
 from forecast.data.sql import read_sql
+from forecast.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,15 @@ class Tables:
     """One row per series."""
 
 
+PREPARED: Final = "panel.json"
+"""The file that makes a folder a prepared panel."""
+
+
+def is_prepared(path: str | Path | None) -> bool:
+    """Return whether a path is a folder that `forecast data prepare` wrote."""
+    return path is not None and "://" not in str(path) and (Path(path) / PREPARED).is_file()
+
+
 def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     """Return the tables at data.path, or of data.query at data.uri, and at data.known_path and data.static_path.
 
@@ -29,6 +41,8 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     read here, once; files are read when rows are asked for. Raises DataError and ConfigError, see `io.scan` and
     `sql.read_sql`.
     """
+    if is_prepared(data.path):
+        raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
     ids = data.columns.series_id
     text = {ids, *text}
     known = () if data.known_path else data.known_covariates

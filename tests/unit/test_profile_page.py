@@ -93,14 +93,13 @@ def test_missing_cells_are_summed_by_covariate(dirty: Loaded) -> None:
         {
             "series_id": ["s00", "rare", "s00"],
             "covariate": ["promo", "promo", EVIL],
-            "missing_history": [5, 30, 0],
-            "missing_horizon": [1, 0, 1],
+            "missing_history": [5, 30, 2],
         }
     )
     found = cells(made(dirty, missing))
     steps = int(dirty.panel.lengths.sum())
-    assert ["promo", "2", f"35 ({100 * 35 / steps:.1f} %)", "1 (16.7 %)", "rare, s00"] in found
-    assert [EVIL, "1", "0 (0 %)", "1 (16.7 %)", "s00"] in found
+    assert ["promo", "2", f"35 ({100 * 35 / steps:.1f} %)", "rare, s00"] in found
+    assert [EVIL, "1", f"2 ({100 * 2 / steps:.1f} %)", "s00"] in found
     assert "None: all are there" in made(dirty, missing.clear())
     assert "known covariates</h2>" not in made(dirty, None)
 

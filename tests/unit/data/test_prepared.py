@@ -16,9 +16,9 @@ from forecast.config import DataConfig, SourceConfig
 from forecast.data import prepared
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
-from forecast.data.prepared import append, is_prepared, open_prepared, prepare
+from forecast.data.prepared import append, open_prepared, prepare
 from forecast.data.read import read_panel
-from forecast.data.source import Tables
+from forecast.data.source import Tables, is_prepared, open_tables
 from forecast.errors import ConfigError, DataError, OutputError
 
 HORIZON = 3
@@ -278,6 +278,12 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds other files \(thesis.txt\); choose an empty folder"):
         prepare(Tables(random_table(9).lazy()), DATA, HORIZON, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_prepared_panel_is_not_a_table(tmp_path: Path) -> None:
+    prepare(Tables(random_table(11).lazy()), DATA, HORIZON, tmp_path)
+    with pytest.raises(ConfigError, match="is a prepared panel already; give the table that it was made from"):
+        open_tables(DATA.model_copy(update={"path": str(tmp_path)}))
 
 
 def test_too_many_rejects_leave_no_panel(tmp_path: Path) -> None:
