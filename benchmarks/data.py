@@ -35,23 +35,26 @@ def main(*names: str) -> None:
 def table() -> None:
     """From Parquet to a panel."""
     with tempfile.TemporaryDirectory() as folder:
-        tidy, messy = f"{folder}/tidy", f"{folder}/messy"
-        rows = run("write", folder=tidy, series=SERIES, steps=STEPS)["rows"]
-        run("write", folder=messy, series=SERIES, steps=STEPS, messy=True)
-        ours = {
-            "reading the columns": partial(run, "read", path=tidy),
-            "gatecast": partial(run, "panel", horizon=HORIZON, path=tidy, **HOURLY),
-            "reading the columns, messy": partial(run, "read", path=messy),
-            "gatecast, messy": partial(run, "panel", horizon=HORIZON, path=messy, **HOURLY),
-        }
         file = "part-000.parquet"
+        rows = run("write", folder=f"{folder}/tidy", series=SERIES, steps=STEPS)["rows"]
+        run("write", folder=f"{folder}/messy", series=SERIES, steps=STEPS, messy=True)
+        run("write", folder=f"{folder}/small", series=10, steps=STEPS)
+        tidy, messy = (
+            {"path": f"{folder}/{kind}/{file}", "warm": f"{folder}/small/{file}"} for kind in ("tidy", "messy")
+        )
+        ours = {
+            "reading the columns": partial(run, "read", **tidy),
+            "gatecast": partial(run, "panel", horizon=HORIZON, **tidy, **HOURLY),
+            "reading the columns, messy": partial(run, "read", **messy),
+            "gatecast, messy": partial(run, "panel", horizon=HORIZON, **messy, **HOURLY),
+        }
         peers = _peers(
             {
-                "neuralforecast, Polars": ("neuralforecast_load", {"path": f"{tidy}/{file}", "frame": "polars"}),
-                "neuralforecast, pandas": ("neuralforecast_load", {"path": f"{tidy}/{file}", "frame": "pandas"}),
-                "gluonts": ("gluonts_load", {"path": f"{tidy}/{file}"}),
-                "darts": ("darts_load", {"path": f"{tidy}/{file}"}),
-                "neuralforecast + fill_gaps, messy": ("neuralforecast_gaps", {"path": f"{messy}/{file}"}),
+                "neuralforecast, Polars": ("neuralforecast_load", {**tidy, "frame": "polars"}),
+                "neuralforecast, pandas": ("neuralforecast_load", {**tidy, "frame": "pandas"}),
+                "gluonts": ("gluonts_load", tidy),
+                "darts": ("darts_load", tidy),
+                "neuralforecast + fill_gaps, messy": ("neuralforecast_gaps", messy),
             }
         )
         found = least({**ours, **peers}, ROUNDS)
@@ -152,11 +155,11 @@ def m5() -> None:
         "static_path": str(folder / "static.parquet"),
         "static_covariates": ["store_id", "dept_id", "cat_id", "state_id"],
     }
-    path = str(folder / "train.parquet")
+    path, warm = str(folder / "train.parquet"), str(folder / "test.parquet")
     found = least(
         {
-            "reading": partial(run, "read", path=path),
-            "gatecast": partial(run, "panel", horizon=28, path=path, **settings),
+            "reading": partial(run, "read", path=path, warm=warm),
+            "gatecast": partial(run, "panel", horizon=28, path=path, warm=warm, **settings),
         },
         ROUNDS,
     )

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 ROOT = Path(__file__).parents[1]
 
 Figures = dict[str, Any]
+T = TypeVar("T")
 
 
 class Meter:
@@ -51,6 +52,17 @@ class Meter:
     def _sample(self) -> None:
         while not self._stop.wait(0.005):
             self.figures["anon"] = max(self.figures["anon"], memory("RssAnon"))
+
+
+def warmed(work: Callable[[str], T], warm: str, path: str) -> tuple[T, Figures]:
+    """Return what `work` makes of the table at `path`, and its cost; a small table at `warm` goes first.
+
+    So imports, thread pools and the like are counted for nobody.
+    """
+    work(warm)
+    with Meter() as meter:
+        made = work(path)
+    return made, meter.figures
 
 
 def memory(field: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks import step
-from benchmarks.meter import Figures, Meter, answer
+from benchmarks.meter import Figures, Meter, answer, warmed
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
@@ -61,20 +61,18 @@ def write(folder: str, series: int, steps: int, files: int = 1, messy: bool = Fa
     return {"rows": rows, "megabytes": sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6}
 
 
-def read(path: str) -> Figures:
+def read(path: str, warm: str) -> Figures:
     """Read the columns of the table, and nothing else; `megabytes` are those of the frame."""
-    with Meter() as meter:
-        table = pl.read_parquet(path)
-    return {**meter.figures, "megabytes": table.to_arrow(compat_level=pl.CompatLevel.newest()).nbytes / 1e6}
+    table, figures = warmed(pl.read_parquet, warm, path)
+    return {**figures, "megabytes": table.to_arrow(compat_level=pl.CompatLevel.newest()).nbytes / 1e6}
 
 
-def panel(horizon: int, **settings: Any) -> Figures:
+def panel(horizon: int, path: str, warm: str, **settings: Any) -> Figures:
     """Table to panel. `megabytes` are those of its buffers, which have an entry per step."""
-    with Meter() as meter:
-        loaded = load(settings, horizon)
+    loaded, figures = warmed(lambda table: load({**settings, "path": table}, horizon), warm, path)
     made = loaded.panel
     return {
-        **meter.figures,
+        **figures,
         **_account(loaded),
         "known": len(made.known),
         "static": made.static_categories.shape[1] + made.static_numbers.shape[1],

@@ -204,12 +204,26 @@ class ModelConfig(Config):
     """The network."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    """Of cell=rnn."""
     hidden_size: Annotated[int, Field(ge=1)] = 64
     num_layers: Annotated[int, Field(ge=1)] = 1
+    residual: bool = False
+    """Add a layer's input to its output, from the second layer on."""
+    dilations: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """How many encoder steps back each layer goes on from: [1, 2, 4] for three layers; 1 when not given."""
+    forget_bias: float | None = None
+    """Bias that the forget gate (lstm) or update gate (gru) starts with: the higher, the longer the memory. 1 for lstm
+    and as drawn for gru when not given."""
+    truncate: Annotated[int, Field(ge=2)] | None = None
+    """Stop gradients every so many encoder steps (truncated backpropagation); the state is carried on."""
     segment_length: Annotated[int, Field(ge=1)] | None = None
     """Steps that the encoder takes in at once; a day for steps below a day, otherwise one, when not given."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of units dropped between layers and before the decoder."""
+    recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share dropped of the inputs of each layer, in place of dropout between layers, and of the recurrent weights: the
+    same at all steps of a window."""
     decoder_size: Annotated[int, Field(ge=1)] = 16
     """Features that the decoder's first stage hands to each step of the horizon."""
     embedding_size: Annotated[int, Field(ge=1)] = 8
@@ -219,6 +233,26 @@ class ModelConfig(Config):
     skip: bool = True
     """Add the linear skip, solved in closed form."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+    @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
+    @classmethod
+    def _fits_the_cell(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what contradicts the keys above it."""
+        cell, n = info.data.get("cell"), info.data.get("num_layers")
+        match info.field_name:
+            case "nonlinearity" if value != "tanh" and cell in ("lstm", "gru"):
+                raise ValueError(f"{value} is for cell=rnn; the gates of cell={cell} have their own")
+            case "residual" if value and n == 1:
+                raise ValueError("needs num_layers of 2 or more: the first layer has no sum")
+            case "dilations" if value and n is not None and len(value) != n:
+                raise ValueError(f"one for each of the {n} layers (num_layers); {len(value)} are given")
+            case "forget_bias" if value is not None and cell == "rnn":
+                raise ValueError("cell=rnn has no gates; use cell=lstm or gru")
+            case "truncate" if value is not None and value <= max(info.data.get("dilations", ()), default=1):
+                raise ValueError("must be more than each of the dilations: no gradient would pass through that layer")
+            case "recurrent_dropout" if value and info.data.get("nonlinearity") == "relu":
+                raise ValueError("nonlinearity=relu grows without bound once kept weights are scaled up")
+        return value
 
     @field_validator("quantile_levels")
     @classmethod

@@ -4,55 +4,62 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from benchmarks.meter import Figures, Meter, answer
+from benchmarks.meter import Figures, Meter, answer, warmed
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20
 
 
-def neuralforecast_load(path: str, frame: str = "polars") -> Figures:
+def neuralforecast_load(path: str, warm: str, frame: str) -> Figures:
     """`TimeSeriesDataset.from_df` of a Polars or pandas frame."""
     import pandas as pd
     import polars as pl
     from neuralforecast.tsdataset import TimeSeriesDataset
 
-    read = pl.read_parquet if frame == "polars" else pd.read_parquet
-    with Meter() as meter:
-        data, *_ = TimeSeriesDataset.from_df(read(path), id_col="series_id", time_col="timestamp", target_col="target")
-    return {**meter.figures, "steps": len(data.temporal), "series": len(data)}
+    read = {"polars": pl.read_parquet, "pandas": pd.read_parquet}[frame]
+
+    def work(table: str) -> Any:
+        return TimeSeriesDataset.from_df(read(table), id_col="series_id", time_col="timestamp", target_col="target")
+
+    (data, *_), figures = warmed(work, warm, path)
+    return {**figures, "steps": len(data.temporal), "series": len(data)}
 
 
-def neuralforecast_gaps(path: str) -> Figures:
+def neuralforecast_gaps(path: str, warm: str) -> Figures:
     """The same of a table with duplicates and gaps: one row of each key, `fill_gaps`, then the data set."""
     import polars as pl
     from neuralforecast.tsdataset import TimeSeriesDataset
     from utilsforecast.preprocessing import fill_gaps
 
     columns = {"id_col": "series_id", "time_col": "timestamp"}
-    with Meter() as meter:
-        table = pl.read_parquet(path).unique(columns.values())
-        data, *_ = TimeSeriesDataset.from_df(fill_gaps(table, freq="1h", **columns), target_col="target", **columns)
-    return {**meter.figures, "steps": len(data.temporal), "series": len(data)}
+
+    def work(table: str) -> Any:
+        rows = pl.read_parquet(table).unique(columns.values())
+        return TimeSeriesDataset.from_df(fill_gaps(rows, freq="1h", **columns), target_col="target", **columns)
+
+    (data, *_), figures = warmed(work, warm, path)
+    return {**figures, "steps": len(data.temporal), "series": len(data)}
 
 
-def gluonts_load(path: str) -> Figures:
+def gluonts_load(path: str, warm: str) -> Figures:
     """`PandasDataset.from_long_dataframe` and one pass over its entries: each pass makes them anew."""
     import pandas as pd
     from gluonts.dataset.pandas import PandasDataset
 
-    with Meter() as meter:
-        steps = sum(entry["target"].shape[-1] for entry in _gluonts(PandasDataset, pd.read_parquet(path)))
-    return {**meter.figures, "steps": steps}
+    def work(table: str) -> int:
+        return sum(entry["target"].shape[-1] for entry in _gluonts(PandasDataset, pd.read_parquet(table)))
+
+    steps, figures = warmed(work, warm, path)
+    return {**figures, "steps": steps}
 
 
-def darts_load(path: str) -> Figures:
+def darts_load(path: str, warm: str) -> Figures:
     """`TimeSeries.from_group_dataframe`."""
     import pandas as pd
     from darts import TimeSeries
 
-    with Meter() as meter:
-        series = _darts(TimeSeries, pd.read_parquet(path))
-    return {**meter.figures, "steps": sum(map(len, series)), "series": len(series)}
+    series, figures = warmed(lambda table: _darts(TimeSeries, pd.read_parquet(table)), warm, path)
+    return {**figures, "steps": sum(map(len, series)), "series": len(series)}
 
 
 def neuralforecast_batches(path: str, batches: int) -> Figures:

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
+from forecast.models.cells import Encoder
 from forecast.models.heads import QuantileHead
 from forecast.models.scaling import Statistics, running_statistics
 
-_CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 # Normalised values are kept within this range where they enter the network (never on the linear path).
 _REACH = 20.0
 # The share of all phases in the spread of one, and the least spread, in units of scale.
@@ -136,13 +136,7 @@ class RecurrentForecaster(nn.Module):
         self.n_known_values = shape.n_known + len(self.known_embeddings) * (config.embedding_size - 1)
         n_future = self.n_known_values + shape.n_known + shape.n_calendar
         n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + n_past + n_future + n_static
-        self.encoder = _CELLS[config.cell](
-            n_inputs,
-            config.hidden_size,
-            config.num_layers,
-            batch_first=True,
-            dropout=config.dropout * (config.num_layers > 1),
-        )
+        self.encoder = Encoder(n_inputs, config)
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
         self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
@@ -167,12 +161,7 @@ class RecurrentForecaster(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for name, values in self.encoder.named_parameters():
-            if "weight_hh" in name:
-                for block in values.data.chunk(values.shape[0] // values.shape[1]):
-                    nn.init.orthogonal_(block)
-            elif "bias_ih" in name and isinstance(self.encoder, nn.LSTM):
-                values.data.chunk(4)[1].fill_(1.0)  # the forget gate (Jozefowicz et al. 2015)
+        self.encoder.initialise()
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
