@@ -22,7 +22,7 @@ from forecast.metrics import (
     summarise,
 )
 from forecast.names import CUTOFF, SERIES_ID, SOURCE_SEASONAL_NAIVE, STEP, TIMESTAMP, quantile_column
-from forecast.predict import BATCH_SIZE, predict
+from forecast.predict import BATCH_SIZE, naive_forecasts, predict
 
 # Windows that are forecast and scored together: full batches, so that blocks change no forecast.
 _BLOCK = 16 * BATCH_SIZE
@@ -112,7 +112,9 @@ def backtest(contenders: dict[str, Contender], settings: BacktestSettings) -> Ba
         for name, (artifact, other) in contenders.items():
             quantiles = predict(artifact, other.rows(begin, end), own).tuned.astype(np.float64)
             # The ladder of scoring: where the model gives nothing, seasonal naive speaks.
-            made[name] = np.where(np.isfinite(quantiles).all((1, 2), keepdims=True), quantiles, naive)
+            silent = ~np.isfinite(quantiles).all((1, 2))
+            quantiles[silent] = naive_forecasts(artifact, shard, own[np.flatnonzero(silent)])
+            made[name] = quantiles
         for name, values in made.items():
             scored = score_windows(actual, values, levels=levels, scale=scale)
             pair = _scores(shard, own, name, scored), _long(shard, own, actual, name, values, levels)

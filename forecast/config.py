@@ -200,6 +200,10 @@ class WindowConfig(Config):
     """Steps it forecasts."""
 
 
+COUNT_HEADS = ("poisson", "negative_binomial")
+"""Those of `model.head` whose targets are whole numbers, 0 and more."""
+
+
 class ModelConfig(Config):
     """The network."""
 
@@ -232,6 +236,9 @@ class ModelConfig(Config):
     """What a window is centred on: its last value, its mean, or whichever validates better."""
     skip: bool = True
     """Add the linear skip, solved in closed form."""
+    head: Literal["quantile", "normal", "student_t", "poisson", "negative_binomial"] = "quantile"
+    """What is forecast: quantiles of any shape, or a distribution, trained by its likelihood. poisson and
+    negative_binomial are for counts."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")

@@ -16,7 +16,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
 from forecast.models.bank import HeadBank, changed, head_feature_count, head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import QuantileHead
+from forecast.models.heads import pinball
 from forecast.models.module import window_sizes
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
@@ -59,7 +59,7 @@ class _Origins:
     features: Tensor
     """[G, N, feature], times the square root of the origin's weight: 0 where it is not usable."""
     residual: Tensor
-    """[G, N, horizon], target minus median in units of scale, 0 where not observed, weighted likewise."""
+    """[G, N, horizon], target minus the head's centre in units of scale, 0 where not observed, weighted likewise."""
     quantiles: Tensor
     """[G, window, horizon, level] at the held-out cutoffs, oldest first."""
     held_features: Tensor
@@ -84,6 +84,8 @@ def finetune(
     `gate_windows` cutoffs whose targets lie behind everything fitted on; the series keeps the base unless it clears the
     gate. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
     all origins, and weighted by `blend` against the base.
+
+    Whatever the head, it is quantiles that are changed, and their pinball loss that is compared.
 
     Raises ConfigError if the model is fine-tuned already, DataError if no series is long enough.
     """
@@ -135,7 +137,7 @@ def _tune_group(
     n_origins: int,
     settings: FinetuneSettings,
 ) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
-    horizon, head = network.shape.horizon, network.head
+    horizon, head, levels = network.shape.horizon, network.head, network.head.levels
     n_windows = settings.gate_windows + settings.report_windows
     known = _run(network, data, series, usable, n_origins, n_windows)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
@@ -150,9 +152,8 @@ def _tune_group(
     # No shift is a strength too; the very first candidate, without another width either, is the base.
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
-    median = head.median
     losses = [
-        _loss(changed(known.quantiles, median, shift[:, :, strength], width), known.target, known.weight, head)
+        _loss(changed(known.quantiles, head.median, shift[:, :, strength], width), known.target, known.weight, levels)
         for strength in range(shift.shape[2])
         for width in widths
     ]
@@ -214,13 +215,14 @@ def _run(
         target, observed = targets(batch, output.frame, origins, network.shape)
         weight = loss_weights(target, observed, output.frame)
         strength = weight.amax(-1, keepdim=True).sqrt()
-        residual = (target - output.quantiles[..., network.head.median]) * (weight > 0)
+        residual = (target - network.head.centre(output.arguments)) * (weight > 0)
         features = head_features(output, network.shape)
         parts.append((features * strength, residual * strength))
         for window, j in enumerate(held.tolist()):
             here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
             local = (j - offset[here]) // segment
-            picked = (output.quantiles[here, local], features[here, local], target[here, local], weight[here, local])
+            quantiles = network.head.quantiles(output.arguments[here, local])
+            picked = (quantiles, features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
     features, residual = (
         torch.cat(part)
@@ -242,9 +244,9 @@ def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tenso
     return values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual)
 
 
-def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, head: QuantileHead) -> Tensor:
-    """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
-    return (head.errors(quantiles, target) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+    """Return the mean weighted pinball loss of each held-out window, [G, window]; 0 where nothing was observed."""
+    return (pinball(quantiles, target, levels) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
 
 
 def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSettings) -> pl.DataFrame:

@@ -13,10 +13,10 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast.config import COUNT_HEADS, DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
-from forecast.errors import ConfigError, DataError
+from forecast.errors import ConfigError, DataError, listing
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import empirical_quantiles
 from forecast.models.module import (
@@ -42,8 +42,8 @@ _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
 # Entries of a panel's buffer that are looked at together.
 _BLOCK = 1 << 20
-# Changes of the median, in units of spread, that may be too small to be worth making; the last one keeps the skip's
-# median.
+# Changes of the location (the median of quantiles), in units of spread, that may be too small to be worth making; the
+# last one keeps the skip's.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 
 Progress = Callable[[float, str], None]
@@ -83,7 +83,8 @@ def fit(
     horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
     validates better.
 
-    Raises DataError if nothing is left to train on, ConfigError if the accelerator is not there.
+    Raises DataError if nothing is left to train on, or model.head is for counts and not all targets are; ConfigError if
+    the accelerator is not there.
     """
     prepare()
     begun = time.monotonic()
@@ -109,6 +110,8 @@ def fit(
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
+    if model.head in COUNT_HEADS:
+        _check_counts(panel, model)
 
     lightning.seed_everything(fit.seed, verbose=False)
     tensors = PanelTensors(panel, device)
@@ -203,6 +206,22 @@ def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConf
         )
 
 
+def _check_counts(panel: Panel, model: ModelConfig) -> None:
+    negative, fractional, names, total = 0, 0, list[str](), 0
+    for shard in panel.shards():
+        below, between = shard.target < 0, np.isfinite(shard.target) & (shard.target % 1 != 0)
+        negative, fractional = negative + int(below.sum()), fractional + int(between.sum())
+        total += int(np.isfinite(shard.target).sum())
+        bad = np.flatnonzero(below | between)
+        names += shard.series_id[np.unique(np.searchsorted(shard.offsets, bad, side="right") - 1)].tolist()
+    if names:
+        raise DataError(
+            f"model.head={model.head} is for counts, but of {total:,} targets {negative:,} are negative and "
+            f"{fractional:,} fractional, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
+            "model.head=quantile, normal or student_t, or give whole numbers"
+        )
+
+
 def _closed_form(
     panel: Panel,
     tensors: PanelTensors,
@@ -239,7 +258,9 @@ def _closed_form(
     assert best is not None
     _, network, fitted, kind, penalty = best
     linear = fitted.window @ network.skip
-    level = empirical_quantiles((fitted.target - linear) / fitted.spread, fitted.observed.bool(), network.head.levels)
+    level = empirical_quantiles(
+        (fitted.target - linear) / fitted.spread, fitted.observed.bool(), network.head.start_levels
+    )
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -333,8 +354,7 @@ def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIn
 def _widen(network: RecurrentForecaster) -> None:
     """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
     with torch.no_grad():
-        quantiles = network.head.quantiles(network.output_bias)
-        network.output_bias.copy_(network.head.parameters_of(quantiles, _LEAST_TRAINED_GAP))
+        network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
 
 
 def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:

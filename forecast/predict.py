@@ -1,10 +1,11 @@
 """Forecasts from a trained model: a plain loop over windows, no trainer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 
@@ -17,7 +18,9 @@ from forecast.errors import DataError
 from forecast.metrics import SEASONS_BACK, seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
+from forecast.models.heads import Head, QuantileHead
 from forecast.models.module import validation_batches, window_sizes
+from forecast.models.recurrent import Frame
 from forecast.models.runtime import prepare
 from forecast.names import (
     CUTOFF,
@@ -38,6 +41,8 @@ from forecast.names import (
 
 BATCH_SIZE = 512
 
+DoubleArray = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Quantiles:
@@ -47,6 +52,9 @@ class Quantiles:
     """[n, horizon, level], by the shared network; NaN where it sees no observation."""
     tuned: FloatArray
     """[n, horizon, level], with the changes of the series; the same as `base` where there are none."""
+    base_mean: DoubleArray
+    tuned_mean: DoubleArray
+    """[n, horizon], the means of the distributions."""
     is_tuned: np.ndarray
     """[n], whether the series has changes."""
 
@@ -68,11 +76,10 @@ def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: s
     """
     parts = list(_predict_batches(artifact, panel, windows, device))
     shape = (0, artifact.horizon, len(artifact.model.quantile_levels))
-    empty = Quantiles(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(0, bool))
-    parts = parts or [empty]
-    return Quantiles(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "tuned", "is_tuned"))
-    )
+    nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
+    parts = parts or [Quantiles(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
+    names = [field.name for field in fields(Quantiles)]
+    return Quantiles(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @torch.inference_mode()
@@ -85,16 +92,51 @@ def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, dev
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
         output = network(batch, origins)
-        location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        blind = ~output.frame.begun[:, 0, None, None]
-        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(blind, torch.nan)
+        # The mean goes through the changes of a series as the quantiles do.
+        columns = torch.cat([output.quantiles[:, 0], output.mean[:, 0, :, None]], dim=-1)
+        base = _in_units(columns, output.frame, positions, network.head)
+        if network.head.counts:
+            base[..., :-1] = base[..., :-1].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
-            better = artifact.bank.tuned(output.quantiles[:, 0], network.head.median, features, row)
-            tuned = (location + scale * _in_order(better, positions)).masked_fill(blind, torch.nan)
-        yield Quantiles(base.cpu().numpy(), tuned.cpu().numpy(), (row >= 0).cpu().numpy())
+            better = artifact.bank.tuned(columns, network.head.median, features, row)
+            tuned = _in_units(better, output.frame, positions, network.head)
+            tuned = torch.where((row >= 0)[:, None, None], tuned, base)
+        (found, mean), (found_tuned, tuned_mean) = (_separated(values, network.head) for values in (base, tuned))
+        yield Quantiles(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
+
+
+def _in_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, head: Head) -> torch.Tensor:
+    """Return [batch, horizon, column] in units of the target, by steps; NaN where nothing was observed."""
+    location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
+    found = location + scale * _in_order(columns, positions)
+    if head.counts:
+        # Of a fine-tuned series: the head's own are.
+        found = found.clamp(min=0)
+    return found.masked_fill(~begun, torch.nan)
+
+
+def _separated(columns: torch.Tensor, head: Head) -> tuple[FloatArray, DoubleArray]:
+    """Return quantiles and mean of [batch, horizon, quantile + mean]."""
+    found = columns.cpu().numpy()
+    quantiles = np.ascontiguousarray(found[..., :-1])
+    mean = _mean_of(quantiles, head) if isinstance(head, QuantileHead) else found[..., -1].astype(np.float64)
+    return quantiles, mean
+
+
+def _mean_of(quantiles: np.ndarray, head: Head) -> DoubleArray:
+    mean: DoubleArray = quantiles.astype(np.float64) @ head.mean_weights.double().cpu().numpy()
+    return mean
+
+
+def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex) -> DoubleArray:
+    """Return seasonal naive as the model's own forecast, where it has none: not below 0 if it is one of counts."""
+    season, levels = artifact.network.shape.season_length, artifact.model.quantile_levels
+    naive = seasonal_naive(panel, windows, horizon=artifact.horizon, season=season, levels=levels)
+    least = 0.0 if artifact.network.head.counts else -np.inf
+    return np.maximum(naive, least).astype(np.float64)
 
 
 def _in_order(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -124,27 +166,33 @@ def forecast(
     if not len(windows):
         asked = panel.grid.timestamps(np.array([cutoff]))[0]
         raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
-    levels = artifact.model.quantile_levels
     predicted = predict(artifact, panel, windows, device=device)
 
-    quantiles = predicted.tuned.astype(np.float64)
+    quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
     finite = np.isfinite(quantiles).all((1, 2))
     back_to_base = ~finite & np.isfinite(predicted.base).all((1, 2))
-    quantiles[back_to_base] = predicted.base[back_to_base]
+    quantiles[back_to_base], mean[back_to_base] = predicted.base[back_to_base], predicted.base_mean[back_to_base]
     source[back_to_base] = SOURCE_PRETRAINED
     fallen = np.flatnonzero(~finite & ~back_to_base)
     if len(fallen):
         season = artifact.network.shape.season_length
-        naive = seasonal_naive(panel, windows[fallen], horizon=artifact.horizon, season=season, levels=levels)
-        quantiles[fallen] = naive
+        naive = naive_forecasts(artifact, panel, windows[fallen])
+        quantiles[fallen], mean[fallen] = naive, _mean_of(naive, artifact.network.head)
         end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallen]
         enough = (end >= season - 1) & (windows.cutoff[fallen] - end < season * SEASONS_BACK)
         source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
     given = np.isfinite(quantiles).all((1, 2))
 
     frame = _frame(
-        artifact, panel, windows[np.flatnonzero(given)], quantiles[given], source[given], cutoff, model_version
+        artifact,
+        panel,
+        windows[np.flatnonzero(given)],
+        quantiles[given],
+        mean[given],
+        source[given],
+        cutoff,
+        model_version,
     )
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
     rejects = pl.concat(
@@ -219,14 +267,13 @@ def _frame(
     panel: Panel,
     windows: WindowIndex,
     quantiles: np.ndarray,
+    mean: np.ndarray,
     source: np.ndarray,
     cutoff: int,
     model_version: str,
 ) -> pl.DataFrame:
     n, horizon = len(windows), artifact.horizon
     ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
-    head = artifact.network.head
-    mean = (quantiles @ head.mean_weights.double().numpy()).ravel()
     return pl.DataFrame(
         {
             SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
@@ -235,7 +282,7 @@ def _frame(
             TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
             CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
-            MEAN: mean,
+            MEAN: mean.ravel(),
             **{
                 quantile_column(level): quantiles[..., k].ravel()
                 for k, level in enumerate(artifact.model.quantile_levels)

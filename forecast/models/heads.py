@@ -1,68 +1,419 @@
 """Output heads: what the network's numbers mean."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from forecast.models.recurrent import Frame
 
-class QuantileHead(nn.Module):
-    """Quantiles that cannot cross: the median, plus softplus increments outwards."""
+# Levels that a distribution starts from: those of the residuals of the linear skip.
+_START_LEVELS = (0.01, 0.05, *(k / 10 for k in range(1, 10)), 0.95, 0.99)
+# Degrees of freedom that a Student-t may start with.
+_START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
+# The least standard deviation (or scale) of a distribution, in units of spread.
+_LEAST_WIDTH = 0.01
+# How softly the mean of a count stays above 0, in units of the divisor.
+_SOFTNESS = 0.1
+# With less excess variance, in units of the mean, the quantiles of a negative binomial are taken to be Poisson's.
+_POISSON_SHARE = 1e-6
+_HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+
+class Head(nn.Module, ABC):
+    """What is forecast of each step: a distribution, made of `n_parameters` numbers of the network.
+
+    `arguments` makes the distribution; loss, quantiles, mean and samples are taken from its arguments. All are in the
+    frame's units: the target minus `location`, over `divisor`.
+    """
 
     levels: Tensor
+    start_levels: Tensor
     mean_weights: Tensor
+    n_parameters: int
+    location = 0
+    """Which of the parameters moves the forecast."""
+    counts = False
+    """Whether targets and quantiles are whole numbers, 0 and more."""
 
-    def __init__(self, levels: Sequence[float]) -> None:
+    def __init__(self, levels: Sequence[float], start_levels: Sequence[float] = _START_LEVELS) -> None:
         super().__init__()
         self.median = list(levels).index(0.5)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        # Mean of the distribution whose quantile function is linear between the levels and flat outside them.
-        edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
-        weights = torch.tensor(edges).diff()
-        self.register_buffer("mean_weights", weights, persistent=False)
+        self.register_buffer("start_levels", torch.tensor(start_levels), persistent=False)
+        self.register_buffer("mean_weights", _mean_weights(levels), persistent=False)
 
-    @property
-    def n_parameters(self) -> int:
-        """Numbers per forecast step."""
-        return len(self.levels)
+    @abstractmethod
+    def arguments(
+        self,
+        parameters: Float[Tensor, "*axes horizon parameter"],
+        linear: Float[Tensor, "*axes horizon"],
+        frame: "Frame",
+    ) -> Float[Tensor, "*axes horizon argument"]:
+        """Return the distribution around the linear skip, [..., horizon, argument]."""
 
-    def quantiles(self, parameters: Float[Tensor, "*axes parameter"]) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles, in the order of the levels."""
+    @abstractmethod
+    def errors(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the loss of each forecast: finite wherever its target is, and the smaller the better."""
+
+    @abstractmethod
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None. No gradient passes through them."""
+
+    @abstractmethod
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the mean of the distribution."""
+
+    @abstractmethod
+    def samples(
+        self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return independent draws from each distribution."""
+
+    @abstractmethod
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return parameters for errors of the skip, in units of spread, with these quantiles at `start_levels`."""
+
+    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the one number that residuals are taken from."""
+        return self.mean(arguments)
+
+    def widened(
+        self,
+        parameters: Float[Tensor, "*axes parameter"],
+        least_gap: float,  # noqa: ARG002
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return parameters from which training can start: quantiles on top of each other hardly learn to part."""
+        return parameters
+
+    def calmed(
+        self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return parameters whose location is moved towards 0 by `threshold`, to 0 where it was nearer."""
+        below, middle, above = parameters.split([self.location, 1, self.n_parameters - self.location - 1], dim=-1)
+        calm = middle.sign() * (middle.abs() - threshold).clamp(min=0)
+        return torch.cat([below, calm, above], dim=-1)
+
+
+class QuantileHead(Head):
+    """Quantiles that cannot cross: the median, plus softplus increments outwards. Its arguments are the quantiles."""
+
+    def __init__(self, levels: Sequence[float]) -> None:
+        super().__init__(levels, levels)
+        self.n_parameters = len(levels)
+        self.location = self.median
+
+    def ordered(self, parameters: Float[Tensor, "*axes parameter"]) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles of the parameters, in the order of the levels."""
         below, median, above = parameters.split([self.median, 1, self.n_parameters - self.median - 1], dim=-1)
         down = functional.softplus(below).flip(-1).cumsum(-1).flip(-1)
         up = functional.softplus(above).cumsum(-1)
         return torch.cat([median - down, median, median + up], dim=-1)
 
-    def calmed(
-        self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
-    ) -> Float[Tensor, "*axes parameter"]:
-        """Return parameters whose median is moved towards 0 by `threshold`, to 0 where it was nearer."""
-        below, median, above = parameters.split([self.median, 1, self.n_parameters - self.median - 1], dim=-1)
-        calm = median.sign() * (median.abs() - threshold).clamp(min=0)
-        return torch.cat([below, calm, above], dim=-1)
+    def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
+        """Return the quantiles around the linear skip."""
+        return self.ordered(parameters) * frame.spread[..., None] + linear[..., None]
+
+    def errors(
+        self, arguments: Float[Tensor, "*axes quantile"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error)."""
+        return pinball(arguments, target, self.levels)
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles; at levels other than the head's own, linear between them and flat outside."""
+        if levels is None:
+            return arguments
+        return self._interpolated(arguments, levels.expand(*arguments.shape[:-1], -1))
+
+    def mean(self, arguments: Float[Tensor, "*axes quantile"]) -> Float[Tensor, "*axes"]:
+        """Return the mean of the distribution that is linear between the quantiles and ends at the outer ones."""
+        return arguments @ self.mean_weights.to(arguments.dtype)
+
+    def samples(
+        self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return draws from the distribution that `mean` is the mean of."""
+        shape = *arguments.shape[:-1], count
+        uniform = torch.rand(shape, generator=generator, device=arguments.device, dtype=arguments.dtype)
+        return self._interpolated(arguments, uniform)
 
     def parameters_of(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return the parameters that give these quantiles, at least `least_gap` apart."""
         gaps = quantiles.diff(dim=-1).clamp(min=least_gap)
-        inverse = gaps + torch.log(-torch.expm1(-gaps))
+        inverse = _softplus_inverse(gaps)
         median = quantiles[..., self.median : self.median + 1]
         return torch.cat([inverse[..., : self.median], median, inverse[..., self.median :]], dim=-1)
 
-    def mean(self, quantiles: Float[Tensor, "*axes quantile"]) -> Float[Tensor, "*axes"]:
-        """Return the mean of the distribution that is linear between the quantiles and ends at the outer ones."""
-        return quantiles @ self.mean_weights.to(quantiles.dtype)
+    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the median."""
+        return arguments[..., self.median]
+
+    def widened(
+        self, parameters: Float[Tensor, "*axes parameter"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return parameters of the same quantiles, at least `least_gap` apart."""
+        return self.parameters_of(self.ordered(parameters), least_gap)
+
+    def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
+        """Return the quantile function at `levels`."""
+        own = self.levels.to(quantiles.dtype)
+        if len(own) == 1:
+            return quantiles.expand_as(levels)
+        right = torch.searchsorted(own, levels.to(own.dtype).contiguous()).clamp(1, len(own) - 1)
+        share = ((levels - own[right - 1]) / (own[right] - own[right - 1])).clamp(0, 1)
+        return quantiles.gather(-1, right - 1).lerp(quantiles.gather(-1, right), share.to(quantiles.dtype))
+
+
+class NormalHead(Head):
+    """A normal distribution; its arguments are mean and standard deviation."""
+
+    n_parameters = 2
+
+    def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
+        """Return location and scale around the linear skip, and what else the distribution has."""
+        middle, width, *others = parameters.unbind(-1)
+        scale = frame.spread * (_LEAST_WIDTH + functional.softplus(width))
+        return torch.stack([linear + frame.spread * middle, scale, *self._shape(others)], dim=-1)
+
+    def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        return list(parameters)
 
     def errors(
-        self, quantiles: Float[Tensor, "*axes quantile"], target: Float[Tensor, "*axes"]
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
-        """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error)."""
-        return pinball(quantiles, target, self.levels)
+        """Return the negative log-likelihood, in float64 throughout."""
+        location, scale = arguments.double().unbind(-1)
+        error: Tensor = scale.log() + 0.5 * ((target - location) / scale).square() + _HALF_LOG_TAU
+        return error
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None."""
+        asked = (self.levels if levels is None else levels).double()
+        standard = self._standard_quantiles(arguments, asked).to(arguments.dtype)
+        return arguments[..., :1] + arguments[..., 1:2] * standard
+
+    def _standard_quantiles(self, arguments: Tensor, levels: Tensor) -> Tensor:  # noqa: ARG002
+        found: Tensor = torch.special.ndtri(levels)
+        return found
+
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the location."""
+        return arguments[..., 0]
+
+    def samples(
+        self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return independent draws."""
+        noise = arguments.new_empty(*arguments.shape[:-1], count).normal_(generator=generator)
+        return arguments[..., :1] + arguments[..., 1:2] * noise
+
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return location and scale of the line through the quantiles against those of the standard distribution."""
+        middle, width, _ = _line(quantiles, torch.special.ndtri(self.start_levels.double()))
+        return torch.stack([middle, _width_parameter(width, least_gap)], dim=-1)
+
+
+class StudentTHead(NormalHead):
+    """Student's t with more than two degrees of freedom; its arguments are location, scale and those degrees."""
+
+    n_parameters = 3
+
+    def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        return [2.0 + functional.softplus(parameters[0])]
+
+    def errors(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the negative log-likelihood, in float64 throughout."""
+        location, scale, freedom = arguments.double().unbind(-1)
+        normaliser = torch.lgamma(0.5 * freedom) - torch.lgamma(0.5 * (freedom + 1)) + 0.5 * (math.pi * freedom).log()
+        square = ((target - location) / scale).square()
+        return normaliser + scale.log() + 0.5 * (freedom + 1) * (square / freedom).log1p()
+
+    def _standard_quantiles(self, arguments: Tensor, levels: Tensor) -> Tensor:
+        return _student_t_quantiles(arguments[..., 2:].double(), levels)
+
+    def samples(
+        self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return independent draws: normal ones, over the square root of Gamma ones with mean 1."""
+        half = (0.5 * arguments[..., 2:].double()).repeat_interleave(count, dim=-1)
+        wide = (half / torch._standard_gamma(half, generator=generator)).sqrt().to(arguments.dtype)
+        location = arguments[..., :1]
+        return location + (super().samples(arguments, count, generator) - location) * wide
+
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return the parameters of the straightest line, among those of some degrees of freedom."""
+        freedom = quantiles.new_tensor(_START_FREEDOM)
+        standard = _student_t_quantiles(freedom[:, None].double(), self.start_levels.double())
+        lines = [_line(quantiles, each) for each in standard]
+        middle, width, error = (torch.stack(column, dim=-1) for column in zip(*lines, strict=True))
+        best = error.argmin(-1, keepdim=True)
+        found = middle.gather(-1, best), _width_parameter(width.gather(-1, best), least_gap)
+        return torch.cat([*found, _softplus_inverse(freedom - 2.0)[best]], dim=-1)
+
+
+class PoissonHead(Head):
+    """A Poisson distribution of the target itself.
+
+    Its arguments are location and divisor of the frame, and the mean, in units of the target: `divisor` times the
+    squareplus (Barron 2021) of what a location head would forecast, which is positive and has a slow tail below 0.
+    """
+
+    n_parameters = 1
+    counts = True
+
+    def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
+        """Return the distribution of the target whose mean is around the linear skip, kept positive."""
+        location, divisor = (values[..., None].expand_as(linear) for values in (frame.location, frame.divisor))
+        middle, *others = parameters.unbind(-1)
+        mean = divisor * _squareplus(location / divisor + linear + frame.spread * middle)
+        return torch.stack([location, divisor, mean, *self._shape(others, divisor * frame.spread)], dim=-1)
+
+    def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:  # noqa: ARG002
+        return list(parameters)
+
+    def errors(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the negative log-likelihood of the count, in float64 throughout."""
+        location, divisor, *others = arguments.double().unbind(-1)
+        count = (location + divisor * target).round().clamp(min=0).detach()
+        return self._surprise(count, *others)
+
+    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+        (mean,) = arguments
+        surprise: Tensor = mean - torch.xlogy(count, mean) + torch.lgamma(count + 1)
+        return surprise
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None: whole numbers, in the frame's units."""
+        location, divisor, *others = arguments.double().split(1, dim=-1)
+        asked = (self.levels if levels is None else levels).double()
+        found = self._count_quantiles(*(values.detach().cpu().numpy() for values in (*others, asked)))
+        counts = torch.from_numpy(found).to(arguments.device)
+        scaled: Tensor = (counts - location) / divisor
+        return scaled.to(arguments.dtype)
+
+    def _count_quantiles(self, *values: np.ndarray) -> np.ndarray:
+        from scipy.stats import poisson
+
+        mean, levels = values
+        return np.asarray(poisson.ppf(levels, mean))
+
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the mean, in the frame's units."""
+        return (arguments[..., 2] - arguments[..., 0]) / arguments[..., 1]
+
+    def samples(
+        self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return independent draws, in the frame's units."""
+        location, divisor, *others = arguments.double().split(1, dim=-1)
+        rate = self._rate([values.repeat_interleave(count, dim=-1) for values in others], generator)
+        scaled: Tensor = (torch.poisson(rate, generator=generator) - location) / divisor
+        return scaled.to(arguments.dtype)
+
+    def _rate(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        return arguments[0]
+
+    def parameters_of(
+        self,
+        quantiles: Float[Tensor, "*axes quantile"],
+        least_gap: float,  # noqa: ARG002
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return the mean of the distribution with these quantiles."""
+        weights = _mean_weights(self.start_levels.tolist()).to(quantiles)
+        return (quantiles @ weights)[..., None]
+
+
+class NegativeBinomialHead(PoissonHead):
+    """A negative binomial distribution of the target itself, with mean m and variance m + s^2.
+
+    Its arguments are those of the Poisson head, and s in units of the target: the learnt dispersion is in units of
+    spread, like the width of the other heads. scipy's n is m^2 / s^2.
+    """
+
+    n_parameters = 2
+
+    def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:
+        return [spread * (_LEAST_WIDTH + functional.softplus(parameters[0]))]
+
+    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+        mean, excess = arguments
+        size = (mean / excess).square()
+        # The Gamma functions by Stirling's formula, so that their large parts cancel on paper: the sizes of nearly
+        # Poisson counts are beyond 1e15.
+        return (
+            torch.lgamma(count + 1)
+            + count
+            - torch.xlogy(count, mean)
+            - (count + size - 0.5) * (count / size).log1p()
+            + (count + size) * (mean / size).log1p()
+            - _stirling_rest(count + size)
+            + _stirling_rest(size)
+        )
+
+    def _count_quantiles(self, *values: np.ndarray) -> np.ndarray:
+        from scipy.stats import nbinom, poisson
+
+        mean, excess, levels = values
+        found = nbinom.ppf(levels, (mean / excess) ** 2, mean / (mean + excess**2))
+        return np.asarray(np.where(excess**2 < _POISSON_SHARE * mean, poisson.ppf(levels, mean), found))
+
+    def _rate(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        mean, excess = arguments
+        size = (mean / excess).square()
+        return torch._standard_gamma(size, generator=generator) / size * mean
+
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return the mean of the distribution with these quantiles, and all its width as dispersion."""
+        _, width, _ = _line(quantiles, torch.special.ndtri(self.start_levels.double()))
+        return torch.cat(
+            [super().parameters_of(quantiles, least_gap), _width_parameter(width, least_gap)[..., None]], -1
+        )
+
+
+_HEADS: dict[str, type[Head]] = {
+    "normal": NormalHead,
+    "student_t": StudentTHead,
+    "poisson": PoissonHead,
+    "negative_binomial": NegativeBinomialHead,
+}
+
+
+def make_head(kind: str, levels: Sequence[float]) -> Head:
+    """Return the head that `model.head` names."""
+    return QuantileHead(levels) if kind == "quantile" else _HEADS[kind](levels)
 
 
 def pinball(
@@ -81,3 +432,52 @@ def empirical_quantiles(
         return values.new_zeros(values.shape[1], len(levels))
     found = torch.nanquantile(values.double().masked_fill(~mask, math.nan), levels.double(), dim=0).T
     return found.nan_to_num(0.0).to(values.dtype)
+
+
+def _mean_weights(levels: Sequence[float]) -> Float[Tensor, " quantile"]:
+    """Return the weights of the quantiles in the mean of a distribution that is linear between them, flat outside."""
+    edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
+    return torch.tensor(edges).diff()
+
+
+def _softplus_inverse(values: Tensor) -> Tensor:
+    return values + torch.log(-torch.expm1(-values))
+
+
+def _width_parameter(width: Tensor, least_gap: float) -> Tensor:
+    return _softplus_inverse((width - _LEAST_WIDTH).clamp(min=least_gap))
+
+
+def _line(quantiles: Float[Tensor, "*axes quantile"], standard: Float[Tensor, " quantile"]) -> tuple[Tensor, ...]:
+    """Return intercept, slope and squared error of the least-squares line of quantiles over standard ones."""
+    standard = standard.to(quantiles.dtype)
+    x = standard - standard.mean()
+    slope = quantiles @ x / x.square().sum()
+    middle = quantiles.mean(-1) - slope * standard.mean()
+    error = (quantiles - middle[..., None] - slope[..., None] * standard).square().sum(-1)
+    return middle, slope, error
+
+
+def _student_t_quantiles(
+    freedom: Float[Tensor, "*axes 1"], levels: Float[Tensor, " quantile"]
+) -> Float[Tensor, "*axes quantile"]:
+    """Return the quantiles of Student's t with location 0 and scale 1."""
+    from scipy.special import stdtrit
+
+    found = stdtrit(freedom.detach().cpu().numpy(), levels.cpu().numpy())
+    return torch.from_numpy(np.asarray(found)).to(freedom.device)
+
+
+def _squareplus(values: Tensor) -> Tensor:
+    """Return (x + sqrt(x^2 + c^2)) / 2, without cancellation below 0."""
+    larger = 0.5 * (torch.where(values >= 0, values, -values) + (values.square() + _SOFTNESS**2).sqrt())
+    return torch.where(values >= 0, larger, 0.25 * _SOFTNESS**2 / larger)
+
+
+def _stirling_rest(values: Tensor) -> Tensor:
+    """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2; by its asymptotic series (DLMF 5.11.1) from 10 on."""
+    small, inverse = values.clamp(max=10), 1.0 / values.clamp(min=10)
+    exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - _HALF_LOG_TAU
+    square = inverse.square()
+    terms = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
+    return torch.where(values < 10, exact, inverse * terms)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.heads import QuantileHead
+from forecast.models.heads import Head, make_head
 from forecast.models.scaling import Statistics, running_statistics
 
 # Normalised values are kept within this range where they enter the network (never on the linear path).
@@ -101,10 +101,22 @@ class Frame(NamedTuple):
 class Output(NamedTuple):
     """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
 
-    quantiles: Float[Tensor, "batch origin horizon quantile"]
+    arguments: Float[Tensor, "batch origin horizon argument"]
+    """What the distributions are made of (`Head.arguments`)."""
     state: Float[Tensor, "batch origin hidden"]
     """Encoder output at the origin."""
     frame: Frame
+    head: Head
+
+    @property
+    def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
+        """Quantiles at the head's levels."""
+        return self.head.quantiles(self.arguments)
+
+    @property
+    def mean(self) -> Float[Tensor, "batch origin horizon"]:
+        """Means of the distributions."""
+        return self.head.mean(self.arguments)
 
 
 class RecurrentForecaster(nn.Module):
@@ -120,13 +132,13 @@ class RecurrentForecaster(nn.Module):
     log_scale: Tensor
     season_offset: Tensor
     threshold: Tensor
-    """Changes of the median smaller than this, in units of spread, are not made, and larger ones that much less
+    """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
     (soft threshold)."""
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.head = QuantileHead(config.quantile_levels)
+        self.head = make_head(config.head, config.quantile_levels)
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, config.embedding_size) for size in shape.category_sizes)
         self.past_embeddings = _embeddings(shape.past_categories, config.embedding_size)
         self.known_embeddings = _embeddings(shape.known_categories, config.embedding_size)
@@ -239,8 +251,8 @@ class RecurrentForecaster(nn.Module):
         parameters = self.output(self.step(torch.cat(step, dim=-1))) + self.output_bias
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
-        quantiles = self.head.quantiles(parameters) * frame.spread[..., None] + linear[..., None]
-        return Output(quantiles, state, frame)
+        arguments = self.head.arguments(parameters, linear, frame)
+        return Output(arguments, state, frame, self.head)
 
     def _log_scale(self, divisor: Tensor) -> Tensor:
         return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)

@@ -243,7 +243,7 @@ def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(p
     made = network(plain, trained=False, anchor=anchor)
     output = run(made, windows(plain, [0, 1, 2], [40, 60, 100], blank=True))
     frame = output.frame
-    own = made.head.quantiles(made.output_bias) * frame.spread[..., None]
+    own = made.head.ordered(made.output_bias) * frame.spread[..., None]
     assert torch.equal(output.quantiles, own + (frame.window @ made.skip)[..., None])
     for row, (series, cutoff) in enumerate([(0, 40), (1, 60), (2, 100)]):
         values = plain.panel.target[plain.panel.offsets[series] :][cutoff - CONTEXT + 1 : cutoff + 1].astype(np.float64)
@@ -356,7 +356,7 @@ def check_gradients(made: RecurrentForecaster, found: Loaded, names: tuple[str, 
     batch, origins = windows(found, [0, 1, 3, 4, 5, 7], [30, 60, 60, 12, 100, 1], span=15), torch.tensor([0, 7, 14])
     output = made(batch, origins)
     target, observed = targets(batch, output.frame, origins, made.shape)
-    (made.head.errors(output.quantiles, target) * loss_weights(target, observed, output.frame)).mean().backward()
+    (made.head.errors(output.arguments, target) * loss_weights(target, observed, output.frame)).mean().backward()
     gradients = {name: values.grad for name, values in made.named_parameters()}
     assert all(g is None or g.isfinite().all() for g in gradients.values())
     for name in names:
