@@ -85,7 +85,8 @@ def finetune(
     gate. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
     all origins, and weighted by `blend` against the base.
 
-    Whatever the head, it is quantiles that are changed, and their pinball loss that is compared.
+    Whatever the head, it is quantiles and mean that are changed, and the pinball loss that is compared. Those of counts
+    are no whole numbers then, and where a change would take them below 0, `predict` gives 0.
 
     Raises ConfigError if the model is fine-tuned already, DataError if no series is long enough.
     """

@@ -189,7 +189,7 @@ def loss_curves(curve: Sequence[tuple[int, Mapping[str, float]]]) -> "Figure":
             found = f"Best: {best[1]:.4g} at step {best[0]:,}"
             axes.plot(*best, "o", markersize=8, markerfacecolor="none", color="#e07b1a", label=found)
     axes.set_xlabel("Optimiser step")
-    axes.set_ylabel("Quantile loss (scaled target)")
+    axes.set_ylabel("Loss (scaled target)")
     axes.set_title("Loss during training", loc="left", fontsize=12)
     _finish(axes)
     _legend(axes)

@@ -15,8 +15,9 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from forecast.models.recurrent import Frame
 
-# Levels that a distribution starts from: those of the residuals of the linear skip.
-_START_LEVELS = (0.01, 0.05, *(k / 10 for k in range(1, 10)), 0.95, 0.99)
+# Levels of the skip's residuals that a distribution starts from. None far out: those are of windows too short to tell
+# their spread.
+_START_LEVELS = tuple(k / 10 for k in range(1, 10))
 # Degrees of freedom that a Student-t may start with.
 _START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 # The least standard deviation (or scale) of a distribution, in units of spread.
@@ -349,9 +350,8 @@ class PoissonHead(Head):
         quantiles: Float[Tensor, "*axes quantile"],
         least_gap: float,  # noqa: ARG002
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return the mean of the distribution with these quantiles."""
-        weights = _mean_weights(self.start_levels.tolist()).to(quantiles)
-        return (quantiles @ weights)[..., None]
+        """Return 0: least squares have made the line a mean already, and inner quantiles tell none of rare counts."""
+        return torch.zeros_like(quantiles[..., :1])
 
 
 class NegativeBinomialHead(PoissonHead):
@@ -396,7 +396,7 @@ class NegativeBinomialHead(PoissonHead):
     def parameters_of(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return the mean of the distribution with these quantiles, and all its width as dispersion."""
+        """Return 0 for the mean, as the Poisson head, and all the width of these quantiles as dispersion."""
         _, width, _ = _line(quantiles, torch.special.ndtri(self.start_levels.double()))
         return torch.cat(
             [super().parameters_of(quantiles, least_gap), _width_parameter(width, least_gap)[..., None]], -1

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from forecast.config import DataConfig
 from forecast.data.features import feature_names, longest_reach, past_features
 from forecast.data.panel import FloatArray, IntArray
-from forecast.errors import ConfigError
 from forecast.names import MAX_MAGNITUDE
 
 STATISTICS: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
@@ -166,5 +166,5 @@ def test_without_lags_and_statistics_there_is_nothing() -> None:
 
 
 def test_the_spread_of_one_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match="std_1 is the spread of a single value"):
-        past_features(*buffers([[1, 2]]), DataConfig(rolling=("std_1",)))
+    with pytest.raises(ValidationError, match="std_1: one value has no spread"):
+        DataConfig(rolling=("std_1",))
