@@ -232,6 +232,8 @@ class ModelConfig(Config):
     """What a window is centred on: its last value, its mean, or whichever validates better."""
     skip: bool = True
     """Add the linear skip, solved in closed form."""
+    transform: Literal["auto", "none", "log"] = "auto"
+    """Scale of the target: as it is, or logarithmic; auto: whichever validates better, if all values are positive."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")

@@ -18,7 +18,9 @@ from forecast.metrics import SEASONS_BACK, seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.module import validation_batches, window_sizes
+from forecast.models.recurrent import Frame
 from forecast.models.runtime import prepare
+from forecast.models.transform import to_data
 from forecast.names import (
     CUTOFF,
     MEAN,
@@ -79,27 +81,28 @@ def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: s
 def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, device: str) -> Iterator[Quantiles]:
     prepare()
     network = artifact.network.to(device)
-    data = PanelTensors(panel, device)
+    data = PanelTensors(panel, device, unit=network.shape.unit)
     rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
         output = network(batch, origins)
-        location, scale = output.frame.location[:, 0, None, None], output.frame.scale[:, 0, None, None]
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        blind = ~output.frame.begun[:, 0, None, None]
-        base = (location + scale * _in_order(output.quantiles[:, 0], positions)).masked_fill(blind, torch.nan)
+        base = _in_data_units(output.quantiles[:, 0], output.frame, positions, network.shape.unit)
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
             better = artifact.bank.tuned(output.quantiles[:, 0], network.head.median, features, row)
-            tuned = (location + scale * _in_order(better, positions)).masked_fill(blind, torch.nan)
+            tuned = _in_data_units(better, output.frame, positions, network.shape.unit)
         yield Quantiles(base.cpu().numpy(), tuned.cpu().numpy(), (row >= 0).cpu().numpy())
 
 
-def _in_order(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Return [batch, horizon, ...] by steps from [batch, horizon, ...] by positions of the local clock."""
-    return values if positions is None else values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+def _in_data_units(quantiles: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+    """Return [batch, horizon, level] by steps, in the units of the target; NaN where nothing was observed."""
+    if positions is not None:  # By positions of the local clock until here.
+        quantiles = quantiles.gather(1, positions[..., None].expand(-1, -1, quantiles.shape[-1]))
+    location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
+    return to_data(location + scale * quantiles, unit).masked_fill(~begun, torch.nan)
 
 
 def forecast(
