@@ -239,6 +239,9 @@ class ModelConfig(Config):
     head: Literal["quantile", "normal", "student_t", "poisson", "negative_binomial"] = "quantile"
     """What is forecast: quantiles of any shape, or a distribution, trained by its likelihood. poisson and
     negative_binomial are for counts."""
+    transform: Literal["auto", "none", "log"] = "auto"
+    """Scale of the target: as it is, or logarithmic; auto: whichever validates better, if all values are positive.
+    Counts (head=poisson, negative_binomial) are taken as they are."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
@@ -260,6 +263,14 @@ class ModelConfig(Config):
             case "recurrent_dropout" if value and info.data.get("nonlinearity") == "relu":
                 raise ValueError("nonlinearity=relu grows without bound once kept weights are scaled up")
         return value
+
+    @field_validator("transform")
+    @classmethod
+    def _fits_the_head(cls, transform: str, info: ValidationInfo) -> str:
+        head = info.data.get("head")
+        if transform == "log" and head in COUNT_HEADS:
+            raise ValueError(f"head={head} is of the counts themselves; set transform=auto or none")
+        return transform
 
     @field_validator("quantile_levels")
     @classmethod

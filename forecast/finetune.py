@@ -108,7 +108,7 @@ def finetune(
         )
     n_origins = settings.origins + (n_windows + 1) * horizon
     network = artifact.network.to(device)
-    data = PanelTensors(panel, device)
+    data = PanelTensors(panel, device, unit=network.shape.unit)
     n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
     group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + horizon) + n_features * n_features * 2))
     columns: list[dict[str, np.ndarray]] = []

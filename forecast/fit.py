@@ -31,6 +31,7 @@ from forecast.models.module import (
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
 from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
 # Entries of a panel's buffer that are looked at together.
 _BLOCK = 1 << 20
+# Errors of one forecast, in units of deviation, that count at most when scales are compared.
+_REACH = 20.0
 # Changes of the location (the median of quantiles), in units of spread, that may be too small to be worth making; the
 # last one keeps the skip's.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
@@ -114,9 +117,8 @@ def fit(
         _check_counts(panel, model)
 
     lightning.seed_everything(fit.seed, verbose=False)
-    tensors = PanelTensors(panel, device)
     rng = np.random.default_rng(fit.seed)
-    network, choice = _closed_form(panel, tensors, shape, model, limits, validation, rng)
+    network, tensors, choice = _closed_form(panel, device, shape, model, limits, validation, rng)
     network.to(device).eval()
     solved = time.monotonic()
     loss = _validate(network, tensors, validation)
@@ -222,22 +224,76 @@ def _check_counts(panel: Panel, model: ModelConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Solution:
+    """The closed form on one scale."""
+
+    error: float
+    network: RecurrentForecaster
+    fitted: Samples
+    checked: Samples
+    kind: str
+    penalty: str
+
+
 def _closed_form(
     panel: Panel,
-    tensors: PanelTensors,
+    device: torch.device,
     shape: NetworkShape,
     model: ModelConfig,
     limits: IntArray,
     validation: WindowIndex,
     rng: np.random.Generator,
-) -> tuple[RecurrentForecaster, dict[str, str | float]]:
-    """Return the untrained network around the best linear skip, and what was chosen."""
+) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
+    """Return the untrained network around the best linear skip, its data, and what was chosen."""
     drawn = sample_origins(limits, horizon=shape.horizon, count=_SKIP_SAMPLES, rng=rng)
     checks = validation
     if len(validation) > _SKIP_CHECKS:
         checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
-    limit = torch.from_numpy(limits).to(tensors.device)
-    best: tuple[float, RecurrentForecaster, Samples, str, str] | None = None
+    limit = torch.from_numpy(limits).to(device)
+    best: _Solution | None = None
+    for unit in _units(panel, limits, model):
+        tensors = PanelTensors(panel, device, unit=unit)
+        found = _solve(tensors, replace(shape, unit=unit), model, drawn, checks, limit)
+        best = found if best is None or _better(found, best) else best
+    assert best is not None
+    network, fitted = best.network, best.fitted
+    linear = fitted.window @ network.skip
+    residual = (fitted.target - linear) / fitted.spread
+    level = empirical_quantiles(residual, fitted.observed.bool(), network.head.start_levels)
+    with torch.no_grad():
+        network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
+    _standardise(network, panel, limits)
+    unit = network.shape.unit
+    choice: dict[str, str | float] = {
+        "transform": f"log, unit {unit:g}" if unit else "none",
+        "skip": best.kind,
+        "skip_penalty": best.penalty,
+        "skip_samples": len(drawn),
+    }
+    return network, PanelTensors(panel, device, unit=unit), choice
+
+
+def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
+    """Return the units of the scales to try."""
+    if model.transform == "none" or model.head in COUNT_HEADS:
+        return [0.0]
+    unit, positive = unit_of(panel, limits)
+    if model.transform == "log":
+        return [unit]
+    return [0.0, unit] if positive else [0.0]
+
+
+def _solve(
+    tensors: PanelTensors,
+    shape: NetworkShape,
+    model: ModelConfig,
+    drawn: WindowIndex,
+    checks: WindowIndex,
+    limit: Tensor,
+) -> _Solution:
+    """Return the best linear skip on one scale."""
+    best: _Solution | None = None
     for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
         network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
         fitted = _samples(network, tensors, drawn, limit)
@@ -252,19 +308,36 @@ def _closed_form(
             solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
             for label, solution in zip(labels, solutions, strict=False):
                 error = _absolute_error(checked, solution)
-                if best is None or error < best[0]:
+                if best is None or error < best.error:
                     network.skip.copy_(solution)
-                    best = (error, network, fitted, f"{anchor}/{name}", label)
+                    best = _Solution(error, network, fitted, checked, f"{anchor}/{name}", label)
     assert best is not None
-    _, network, fitted, kind, penalty = best
-    linear = fitted.window @ network.skip
-    level = empirical_quantiles(
-        (fitted.target - linear) / fitted.spread, fitted.observed.bool(), network.head.start_levels
-    )
-    with torch.no_grad():
-        network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
-    _standardise(network, panel, limits)
-    return network, {"skip": kind, "skip_penalty": penalty, "skip_samples": len(drawn)}
+    return best
+
+
+def _better(one: _Solution, other: _Solution) -> bool:
+    """Return whether one scale forecasts better than another, by the mean of two ratios of errors in the data's units.
+
+    These are the absolute error in units of the window's deviation (as in MASE), and the symmetric relative one.
+    """
+    mine, theirs = (_errors_of_data(found) for found in (one, other))
+    ratios = [a / b if b > 0 else float(a > 0) + 1.0 for a, b in zip(mine, theirs, strict=True)]
+    return sum(ratios) / len(ratios) < 1.0
+
+
+def _errors_of_data(found: _Solution) -> tuple[float, float]:
+    samples, unit = found.checked, found.network.shape.unit
+
+    def restored(values: Tensor) -> Tensor:
+        return to_data((samples.location[:, None] + samples.divisor[:, None] * values).double(), unit)
+
+    made, actual = restored(samples.window @ found.network.skip), restored(samples.target)
+    deviation = restored(samples.window).std(dim=1, keepdim=True)
+    error, there = (made - actual).abs(), samples.observed > 0
+    scaled = (error / deviation.clamp(min=1e-12))[there]
+    relative = (error / (made.abs() + actual.abs()).clamp(min=1e-12))[there]
+    # Windows that hardly vary must not decide alone.
+    return float(scaled.clamp(max=_REACH).mean()), float(relative.mean())
 
 
 def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
@@ -281,15 +354,22 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         # Constant windows, and those without any observed target, have nothing to say.
         told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
         parts.append(
-            (frame.window[told, 0], target[told, 0], observed[told, 0], weight[told, 0].amax(-1), frame.spread[told, 0])
+            (
+                frame.window[told, 0],
+                target[told, 0],
+                observed[told, 0].to(target.dtype),
+                weight[told, 0].amax(-1),
+                frame.spread[told, 0],
+                frame.location[told, 0],
+                frame.divisor[told, 0],
+            )
         )
         divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
     if limit is not None and divisors:
         logs = torch.cat(divisors).log()
         if len(logs) > 1:
             network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
-    window, target, observed, weight, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Samples(window, target, observed.to(target.dtype), weight, spread)
+    return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _absolute_error(samples: Samples, solution: Tensor) -> float:

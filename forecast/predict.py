@@ -18,10 +18,11 @@ from forecast.errors import DataError
 from forecast.metrics import SEASONS_BACK, seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import Head, QuantileHead
+from forecast.models.heads import Head, QuantileHead, StudentTHead
 from forecast.models.module import validation_batches, window_sizes
-from forecast.models.recurrent import Frame
+from forecast.models.recurrent import Frame, Output
 from forecast.models.runtime import prepare
+from forecast.models.transform import to_data
 from forecast.names import (
     CUTOFF,
     MEAN,
@@ -40,6 +41,8 @@ from forecast.names import (
 )
 
 BATCH_SIZE = 512
+# Quantiles whose average is the mean of a distribution on a logarithmic scale.
+_POINTS = 100
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -86,44 +89,52 @@ def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: s
 def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, device: str) -> Iterator[Quantiles]:
     prepare()
     network = artifact.network.to(device)
-    data = PanelTensors(panel, device)
+    data = PanelTensors(panel, device, unit=network.shape.unit)
+    n_levels = len(artifact.model.quantile_levels)
     rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
         output = network(batch, origins)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        # The mean goes through the changes of a series as the quantiles do.
-        columns = torch.cat([output.quantiles[:, 0], output.mean[:, 0, :, None]], dim=-1)
-        base = _in_units(columns, output.frame, positions, network.head)
+        unit = network.shape.unit
+        columns = _columns(output, unit)
+        base = _in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
-            base[..., :-1] = base[..., :-1].round()
+            base[..., :n_levels] = base[..., :n_levels].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
             better = artifact.bank.tuned(columns, network.head.median, features, row)
-            tuned = _in_units(better, output.frame, positions, network.head)
+            tuned = _in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
+        if network.head.counts:
+            base, tuned = base.clamp(min=0), tuned.clamp(min=0)
         (found, mean), (found_tuned, tuned_mean) = (_separated(values, network.head) for values in (base, tuned))
         yield Quantiles(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
 
 
-def _in_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, head: Head) -> torch.Tensor:
-    """Return [batch, horizon, column] in units of the target, by steps; NaN where nothing was observed."""
-    location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
-    found = location + scale * _in_order(columns, positions)
-    if head.counts:
-        # Of a fine-tuned series: the head's own are.
-        found = found.clamp(min=0)
-    return found.masked_fill(~begun, torch.nan)
+def _columns(output: Output, unit: float) -> torch.Tensor:
+    """Return [batch, horizon, quantile + point]: quantiles, and the points whose average, in data units, is the mean.
+
+    Changes of a series are made to all of them. No points where the mean is that of the stated quantiles: also
+    for Student-t on a logarithmic scale, which has none there. For others there, the points are quantiles too.
+    """
+    head, arguments = output.head, output.arguments[:, 0]
+    quantiles = head.quantiles(arguments)
+    if isinstance(head, QuantileHead) or (unit and isinstance(head, StudentTHead)):
+        return quantiles
+    if not unit:
+        return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
+    points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
+    return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
 
 
 def _separated(columns: torch.Tensor, head: Head) -> tuple[FloatArray, DoubleArray]:
-    """Return quantiles and mean of [batch, horizon, quantile + mean]."""
-    found = columns.cpu().numpy()
-    quantiles = np.ascontiguousarray(found[..., :-1])
-    mean = _mean_of(quantiles, head) if isinstance(head, QuantileHead) else found[..., -1].astype(np.float64)
-    return quantiles, mean
+    """Return quantiles and mean of the columns."""
+    found, n_levels = columns.cpu().numpy(), len(head.levels)
+    quantiles, points = np.ascontiguousarray(found[..., :n_levels]), found[..., n_levels:]
+    return quantiles, points.mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(quantiles, head)
 
 
 def _mean_of(quantiles: np.ndarray, head: Head) -> DoubleArray:
@@ -139,9 +150,12 @@ def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex) -> D
     return np.maximum(naive, least).astype(np.float64)
 
 
-def _in_order(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Return [batch, horizon, ...] by steps from [batch, horizon, ...] by positions of the local clock."""
-    return values if positions is None else values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+def _in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+    """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
+    if positions is not None:  # By positions of the local clock until here.
+        columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
+    location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
+    return to_data(location + scale * columns, unit).masked_fill(~begun, torch.nan)
 
 
 def forecast(

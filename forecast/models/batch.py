@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.data.panel import Panel
+from forecast.models.transform import to_model
 
 # The share of a device's free memory that a panel may take; the rest is for the network and its batches.
 _DEVICE_SHARE = 0.5
@@ -38,7 +39,9 @@ class PanelTensors:
     written to, so that a memory-mapped panel may be larger than the memory.
     """
 
-    def __init__(self, panel: Panel, device: torch.device | str = "cpu") -> None:
+    def __init__(self, panel: Panel, device: torch.device | str = "cpu", *, unit: float = 0.0) -> None:
+        self.unit = unit
+        """Of the logarithmic scale on which batches hold the target; 0 for the target as it is."""
         self.device = torch.device(device)
         """Where batches are wanted."""
         self.horizon = panel.horizon
@@ -85,7 +88,7 @@ class PanelTensors:
         begun = there & (step >= 0)
         visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
-        target = _windows(self.target[None], offset + step)[0]
+        target = to_model(_windows(self.target[None], offset + step)[0], self.unit)
         observed = visible & torch.isfinite(target)
 
         past = _windows(self.past, offset + step).masked_fill(~visible, torch.nan)

@@ -48,6 +48,8 @@ class NetworkShape:
     """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
     known_categories: tuple[int, ...] = ()
     """Likewise of each known covariate."""
+    unit: float = 0.0
+    """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""

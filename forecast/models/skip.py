@@ -22,6 +22,8 @@ class Samples:
     """1 where observed."""
     weight: Float[Tensor, " sample"]
     spread: Float[Tensor, "sample horizon"]
+    location: Float[Tensor, " sample"]
+    divisor: Float[Tensor, " sample"]
 
 
 def seasonal_solution(context: int, horizon: int, season: int) -> Float[Tensor, "context horizon"]:

@@ -133,7 +133,8 @@ def test_series_together_are_tuned_as_each_alone(
 
 def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
     """What the base says and misses at origins 92 to 371 (the last before the holdout) of one series, in float64."""
-    network, tensors = base.artifact.network, PanelTensors(panel.panel)
+    network = base.artifact.network
+    tensors = PanelTensors(panel.panel, unit=network.shape.unit)
     row, origins = torch.tensor([panel.panel.series_id.tolist().index(name)]), torch.arange(7)
     parts: dict[str, list[torch.Tensor]] = {}
     with torch.inference_mode():

@@ -185,6 +185,36 @@ def test_a_likelihood_finds_width_and_tails(train: Train, table: Table, loaded: 
         assert 2 < float(freedom[0].median()) < 6
 
 
+@pytest.mark.parametrize("head", ["normal", "student_t"])
+def test_on_a_logarithmic_scale_the_mean_is_that_of_the_data(
+    train: Train, table: Table, loaded: Load, head: str
+) -> None:
+    rng = np.random.default_rng(0)
+    series = {f"s{i:02d}": 100 * np.exp(0.8 * row) for i, row in enumerate(rng.normal(size=(12, 400)))}
+    found = loaded(table(series), 7, calendar=False)
+    artifact = train(found, model={"head": head, "transform": "log"}, **LEARNING).artifact
+    frame = forecast(artifact, found.panel).frame
+    assert frame["q50"].mean() == pytest.approx(100, rel=0.15)
+    ratio = (frame["mean"] / frame["q50"]).mean()
+    if head == "normal":
+        # Log-normal: the mean is above the median by exp(variance / 2).
+        assert ratio == pytest.approx(np.exp(0.8**2 / 2), rel=0.15)
+    else:
+        # exp of a Student-t has no mean: it is that of the stated quantiles.
+        levels = np.arange(1, 10) / 10
+        stated = frame.select(QUANTILES).to_numpy()
+        grid = np.linspace(0, 1, 2001)
+        expected = [np.trapezoid(np.interp(grid, levels, row), grid) for row in stated]
+        np.testing.assert_allclose(frame["mean"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", COUNTS)
+def test_counts_are_taken_as_they_are(train: Train, counts: Loaded, head: str) -> None:
+    with pytest.raises(ValueError, match=rf"head={head} is of the counts themselves"):
+        ModelConfig.model_validate({"head": head, "transform": "log"})
+    assert train(counts, model={"head": head}).summary["transform"] == "none"
+
+
 @pytest.mark.parametrize("head", COUNTS)
 def test_targets_that_are_no_counts_are_refused(train: Train, table: Table, loaded: Load, head: str) -> None:
     series = sales()

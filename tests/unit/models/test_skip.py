@@ -21,6 +21,7 @@ def problem() -> Problem:
 def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed: np.ndarray | None = None) -> Samples:
     seen = np.ones_like(target) if observed is None else observed.astype(np.float64)
     columns = {"window": window, "target": target * seen, "observed": seen, "weight": weight, "spread": seen}
+    columns |= {"location": np.zeros_like(weight), "divisor": np.ones_like(weight)}
     return Samples(**{name: torch.from_numpy(values) for name, values in columns.items()})
 
 

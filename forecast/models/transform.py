@@ -1,0 +1,50 @@
+"""The scale on which targets are modelled: as they are, or a logarithmic one.
+
+A logarithmic scale is asinh(value / unit), which is log(2 value / unit) far above the unit, and defined for zeros and
+negative values too (Johnson 1949). It is monotone, so quantiles stay quantiles.
+"""
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecast.data.panel import IntArray, Panel
+
+# The unit of a panel of positive values is so much less than nearly all of them: there the scale is that of logarithms.
+_LOW_SHARE: Final = 0.01
+_BELOW: Final = 0.1
+_SAMPLED: Final = 1_000_000
+
+
+def to_model(values: Tensor, unit: float) -> Tensor:
+    """Return values on the scale of the model; as they are if `unit` is 0."""
+    return torch.asinh(values / unit) if unit else values
+
+
+def to_data(values: Tensor, unit: float) -> Tensor:
+    """Return what `to_model` was given."""
+    return torch.sinh(values) * unit if unit else values
+
+
+def unit_of(panel: Panel, limits: IntArray) -> tuple[float, bool]:
+    """Return the unit of a logarithmic scale for a panel, and whether all its values are positive.
+
+    Seen are the first `limits` steps of each series. The unit is far below nearly all values if they are positive, the
+    least usual size of one that is not zero otherwise.
+    """
+    positive, sizes, first = True, [np.empty(0, dtype=np.float32)], 0
+    for shard in panel.shards():
+        step = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1], shard.lengths)
+        seen = step < np.repeat(limits[first : first + shard.n_series], shard.lengths)
+        target = shard.target[seen & ~np.isnan(shard.target)]
+        positive &= bool((target > 0).all())
+        sizes.append(np.abs(target[:: max(1, len(panel.target) // _SAMPLED)]))
+        first += shard.n_series
+    size = np.concatenate(sizes)
+    size = size[size > 0]
+    if not len(size):
+        return 1.0, False
+    low = float(np.quantile(size, _LOW_SHARE))
+    return low * _BELOW if positive else low, positive
