@@ -291,6 +291,11 @@ class FitConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
+    checkpoint: str | None = None
+    """A folder for the state of the training, written at each validation: the same command, run again after a kill,
+    goes on from there, to the very same model if no clock decides. It is emptied when the training is done."""
 
 
 class RegistryConfig(Config):

@@ -1,10 +1,14 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
 import logging
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -13,11 +17,12 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast.config import DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.models.batch import PanelTensors
+from forecast.models.checkpoint import Checkpoint
 from forecast.models.heads import empirical_quantiles
 from forecast.models.module import (
     Budget,
@@ -83,12 +88,18 @@ def fit(
     horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
     validates better.
 
-    Raises DataError if nothing is left to train on, ConfigError if the accelerator is not there.
+    Raises DataError if nothing is left to train on, ConfigError if the accelerator is not there, or `fit.checkpoint`
+    holds another training.
     """
     prepare()
     begun = time.monotonic()
     budget = Budget(fit.max_steps, fit.max_minutes)
     device = _device(fit)
+    checkpoint = None
+    if fit.checkpoint and fit.max_steps:
+        settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
+        checkpoint = Checkpoint(Path(fit.checkpoint), settings)
+        budget.resume(checkpoint.elapsed)
     assert data.season_length is not None
     context = window.context_length or default_context(data.season_length, window.horizon)
     shape = NetworkShape(
@@ -120,11 +131,14 @@ def fit(
     keeper = KeepBest(network, loss, fit.patience, progress)
     if fit.max_steps:
         _widen(network)
-        _train(network, fit, tensors, panel, limits, validation, budget, keeper)
+        with _only_deterministic(fit.deterministic and device.type == "cuda"):
+            _train(network, fit, tensors, panel, limits, validation, budget, keeper, checkpoint)
     network.load_state_dict(keeper.best)
     network.eval()
     loss_kept = _calm(network, tensors, validation, keeper.best_loss)
     network.to("cpu").eval()
+    if checkpoint is not None:
+        checkpoint.remove()
 
     trained = time.monotonic()
     artifact = Artifact(
@@ -164,6 +178,32 @@ def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, .
     """
     sizes = [len(categories.get(name, ())) for name in columns]
     return (*sizes, *[0] * (n_rows - len(sizes))) if any(sizes) else ()
+
+
+def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: Any) -> dict[str, Any]:
+    """Return all that a training depends on, by its path: a training is gone on from with the same only."""
+    source = set(SourceConfig.model_fields)
+    found: dict[str, Any] = {"panel": panel.digest(), "device": device.type}
+    # Which accelerator was asked for is not what counts.
+    groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
+    for group, config in groups.items():
+        values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
+        found |= {f"{group}.{name}": value for name, value in values.items()}
+    return found
+
+
+@contextmanager
+def _only_deterministic(wanted: bool) -> Iterator[None]:
+    """Refuse algorithms that give other bits each time, for as long as it lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _device(config: FitConfig) -> torch.device:
@@ -364,7 +404,15 @@ def _train(
     validation: WindowIndex,
     budget: Budget,
     keeper: KeepBest,
+    checkpoint: Checkpoint | None,
 ) -> None:
+    averaging = WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay)) if config.ema_decay else None
+    # The keeper goes first: it must see the averaged weights before they are swapped back.
+    callbacks = [keeper, averaging, checkpoint]
+    if checkpoint is not None:
+        checkpoint.attach(keeper, averaging)
+        if checkpoint.finished:
+            return
     span = network.shape.context_length - network.shape.segment_length + 1
     module = ForecastModule(
         network,
@@ -379,10 +427,13 @@ def _train(
     sampler = OriginSampler(limits, span=span)
     candidates = np.arange(0, span, network.shape.segment_length)
     stream = TrainingWindows(
-        sampler, batch_size=config.batch_size, candidates=candidates, origins=config.origins, seed=config.seed
+        sampler,
+        batch_size=config.batch_size,
+        candidates=candidates,
+        origins=config.origins,
+        seed=config.seed,
+        skip=checkpoint.step if checkpoint else 0,
     )
-    # The keeper goes first: it must see the averaged weights before they are swapped back.
-    averaging = [WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay))] if config.ema_decay else []
     trainer = lightning.Trainer(
         accelerator="cpu" if data.device.type == "cpu" else "gpu",
         devices=1,
@@ -391,7 +442,7 @@ def _train(
         val_check_interval=min(config.validation_every, config.max_steps),
         check_val_every_n_epoch=None,
         gradient_clip_val=config.gradient_clip,
-        callbacks=[keeper, *averaging],
+        callbacks=[callback for callback in callbacks if callback is not None],
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

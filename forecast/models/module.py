@@ -1,8 +1,10 @@
 """The Lightning module: joins network, loss and optimiser, and nothing else."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -35,28 +37,43 @@ class Budget:
         self._max_seconds = max_minutes * 60 if max_minutes else math.inf
         self._begun = time.monotonic()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the begin."""
+        return time.monotonic() - self._begun
+
+    def resume(self, elapsed: float) -> None:
+        """Count the seconds of the run that is gone on from."""
+        self._begun -= elapsed
+
     def spent(self, step: int) -> float:
         """Return the share of the budget that is spent after `step` steps, at most 1."""
-        return min(1.0, max(step / max(self._max_steps, 1), (time.monotonic() - self._begun) / self._max_seconds))
+        return min(1.0, max(step / max(self._max_steps, 1), self.elapsed / self._max_seconds))
 
 
 class TrainingWindows(IterableDataset[Indices]):
-    """An endless stream of batches, as indices: the batch itself is gathered on the device."""
+    """An endless stream of batches, as indices: the batch itself is gathered on the device.
+
+    The first `skip` batches are drawn and left out: a training that is gone on from has seen them.
+    """
 
     def __init__(
-        self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int
+        self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int, skip: int = 0
     ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._candidates = candidates
         self._origins = min(origins, len(candidates))
         self._seed = seed
+        self._skip = skip
 
     def __iter__(self) -> Iterator[Indices]:
         rng = np.random.default_rng(self._seed)
-        while True:
+        for number in itertools.count():
             drawn = self._sampler.draw(self._batch_size, rng)
             origins = np.sort(rng.choice(self._candidates, self._origins, replace=False))
+            if number < self._skip:
+                continue
             yield torch.from_numpy(drawn.series), torch.from_numpy(drawn.cutoff), torch.from_numpy(origins)
 
 
@@ -157,6 +174,21 @@ class KeepBest(Callback):
         self._patience = patience
         self._waited = 0
         self._progress = progress
+
+    def state(self) -> dict[str, Any]:
+        """Return all but the best weights, as JSON."""
+        return {
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "curve": self.curve,
+            "waited": self._waited,
+        }
+
+    def restore(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
+        """Take up the state of the training that is gone on from."""
+        self.best_loss, self.best_step, self._waited = state["best_loss"], state["best_step"], state["waited"]
+        self.curve = [(step, values) for step, values in state["curve"]]
+        self.best = {name: values.to(self.best[name].device) for name, values in best.items()}
 
     def on_train_batch_end(
         self,

@@ -1,8 +1,9 @@
 """Training on tiny panels: what it keeps, and what it must not touch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult, default_context
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.models.module import Budget
 from forecast.predict import predict
 
 Train, Load = Callable[..., FitResult], Callable[..., Loaded]
@@ -97,10 +99,19 @@ def test_training_lowers_the_loss_where_there_is_something_to_learn(train: Train
     assert trained < 0.6 * closed
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("cell", "threads"), [("lstm", 1), ("lstm", 2), ("gru", 1), ("rnn", 1)], indirect=["threads"])
 def test_the_same_seed_gives_the_same_weights_bit_by_bit(train: Train, weekly_loaded: Loaded, cell: str) -> None:
     first, second = (
-        train(weekly_loaded, max_steps=6, validation_every=3, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
+        train(weekly_loaded, max_steps=20, validation_every=10, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
     )
     assert first.artifact.digest() == second.artifact.digest()
     assert first.curve == second.curve
@@ -288,3 +299,117 @@ def test_half_precision_on_a_cpu_is_refused(train: Train, plain: Loaded) -> None
 def test_a_segment_that_does_not_divide_the_context_is_refused(train: Train, plain: Loaded) -> None:
     with pytest.raises(ConfigError, match=r"5 does not divide window.context_length \(28\)"):
         train(plain, model={"segment_length": 5})
+
+
+# --- going on after a kill
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(share: float) -> Callable[[float, str], None]:
+    def progress(done: float, _: str) -> None:
+        if done >= share:
+            raise Killed
+
+    return progress
+
+
+KILLED: dict[str, Any] = {"max_steps": 24, "validation_every": 6, "learning_rate": 2e-2, "patience": 3}
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.0}], ids=["averaged", "raw"])
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.1])
+def test_a_training_that_was_killed_goes_on_to_the_same_model(
+    train: Train, weekly_loaded: Loaded, tmp_path: Path, share: float, settings: dict[str, Any]
+) -> None:
+    known = {**KILLED, **settings, "model": {"dropout": 0.2}}
+    undisturbed = train(weekly_loaded, **known)
+    with pytest.raises(Killed):
+        train(weekly_loaded, **known, checkpoint=str(tmp_path), progress=killed_at(share))
+    assert any(tmp_path.iterdir()) == (share > 0.25)
+    resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == undisturbed.artifact.digest()
+    assert resumed.curve == undisturbed.curve
+    for name in ("val/loss", "best_step", "steps"):
+        assert resumed.summary[name] == undisturbed.summary[name]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_training_that_was_killed_at_its_very_end_takes_no_further_step(
+    train: Train, weekly_loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Patience stops it long before the steps are used up.
+    known = {**KILLED, "max_steps": 1000, "learning_rate": 10.0, "patience": 2}
+    undisturbed = train(weekly_loaded, **known)
+    assert int(undisturbed.summary["steps"]) < 1000
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_calm", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == undisturbed.artifact.digest()
+    assert resumed.curve == undisturbed.curve
+
+
+@pytest.fixture
+def cut_short(train: Train, weekly_loaded: Loaded, tmp_path: Path) -> dict[str, Any]:
+    """The settings of a training that was killed, with its folder."""
+    known = {**KILLED, "checkpoint": str(tmp_path)}
+    with pytest.raises(Killed):
+        train(weekly_loaded, **known, progress=killed_at(0.4))
+    return known
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 1e-2}, r"fit.learning_rate was 0.02, is 0.01; choose another folder"),
+        ({"seed": 1}, r"fit.seed was 0, is 1"),
+        ({"model": {"hidden_size": 16}}, r"model.hidden_size was 8, is 16"),
+        ({"context": 14}, r"window.context_length was 28, is 14"),
+    ],
+)
+def test_another_training_does_not_go_on_from_it(
+    train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"fit.checkpoint: .* holds another training, .*{said}"):
+        train(weekly_loaded, **cut_short | change)
+
+
+def test_other_data_does_not_go_on_from_it(train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any]) -> None:
+    other = dataclasses.replace(weekly_loaded.panel, target=weekly_loaded.panel.target + 1)
+    with pytest.raises(ConfigError, match=r'panel was "\w+\.\.\., is "\w+\.\.\.; choose another folder'):
+        train(dataclasses.replace(weekly_loaded, panel=other), **cut_short)
+
+
+def test_a_damaged_state_is_refused(train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any]) -> None:
+    (path,) = Path(cut_short["checkpoint"]).iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"fit.checkpoint: .* is not readable .* delete it"):
+        train(weekly_loaded, **cut_short)
+
+
+# --- budgets
+
+
+def test_the_clock_ends_a_training_whatever_the_steps_say(train: Train, plain: Loaded) -> None:
+    result = train(plain, max_steps=10**9, max_minutes=0.02, validation_every=10**9, patience=100)
+    step, last = result.curve[-1]
+    assert 0 < int(result.summary["steps"]) < 10**9
+    # A validation ends it, whenever it comes.
+    assert (step, set(last)) == (result.summary["steps"], {"val/loss"})
+
+
+def test_the_steps_end_a_training_whatever_the_clock_says(train: Train, plain: Loaded) -> None:
+    assert train(plain, max_steps=7, max_minutes=1e6).summary["steps"] == 7
+
+
+def test_a_run_that_is_gone_on_from_has_spent_its_share_of_the_minutes() -> None:
+    budget = Budget(100, 1.0)
+    budget.resume(45.0)
+    assert 0.75 <= budget.spent(0) < 0.76
+    assert budget.spent(90) == 0.9
+    budget.resume(45.0)
+    assert budget.spent(0) == 1.0
