@@ -289,6 +289,8 @@ class FitConfig(Config):
     patience: Annotated[int, Field(ge=1)] = 8
     """Validations without improvement before training stops."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+    """GPUs to train on at once, or processes on a CPU; each takes `batch_size` windows in a step."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False

@@ -1,11 +1,9 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
 import logging
-import os
+import multiprocessing
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +11,27 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.panel import FloatArray, IntArray, Panel
-from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
+from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.heads import empirical_quantiles
 from forecast.models.module import (
     Budget,
-    ForecastModule,
     KeepBest,
-    TrainingWindows,
     held_out_error,
     validation_batches,
     window_sizes,
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
-from forecast.models.runtime import prepare
+from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.training import Job, train, train_on_devices
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +49,9 @@ _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 
 Progress = Callable[[float, str], None]
 """Told the share of the work done, and a few words."""
+Curve = list[tuple[int, dict[str, float]]]
+"""(step, {metric: value})."""
+Summary = dict[str, float | int | str]
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class FitResult:
     """A trained model and how it came about."""
 
     artifact: Artifact
-    curve: list[tuple[int, dict[str, float]]]
-    """(step, {metric: value}), in the order of training."""
-    summary: dict[str, float | int | str]
+    curve: Curve
+    """In the order of training."""
+    summary: Summary
 
 
 def default_context(season_length: int, horizon: int) -> int:
@@ -92,7 +91,6 @@ def fit(
     holds another training.
     """
     prepare()
-    begun = time.monotonic()
     budget = Budget(fit.max_steps, fit.max_minutes)
     device = _device(fit)
     checkpoint = None
@@ -121,26 +119,12 @@ def fit(
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
 
-    lightning.seed_everything(fit.seed, verbose=False)
-    tensors = PanelTensors(panel, device)
-    rng = np.random.default_rng(fit.seed)
-    network, choice = _closed_form(panel, tensors, shape, model, limits, validation, rng)
-    network.to(device).eval()
-    solved = time.monotonic()
-    loss = _validate(network, tensors, validation)
-    keeper = KeepBest(network, loss, fit.patience, progress)
-    if fit.max_steps:
-        _widen(network)
-        with _only_deterministic(fit.deterministic and device.type == "cuda"):
-            _train(network, fit, tensors, panel, limits, validation, budget, keeper, checkpoint)
-    network.load_state_dict(keeper.best)
-    network.eval()
-    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
-    network.to("cpu").eval()
+    with only_deterministic(fit.deterministic and device.type == "cuda"):
+        network, curve, summary = _train(
+            panel, PanelTensors(panel, device), shape, model, fit, limits, validation, budget, checkpoint, progress
+        )
     if checkpoint is not None:
         checkpoint.remove()
-
-    trained = time.monotonic()
     artifact = Artifact(
         network=network,
         data=data,
@@ -150,25 +134,64 @@ def fit(
         grid=panel.grid,
         trained_until=trained_until,
     )
+    log.info("fit: %s", summary)
+    return FitResult(artifact, curve, summary)
+
+
+def _train(
+    panel: Panel,
+    tensors: PanelTensors,
+    shape: NetworkShape,
+    model: ModelConfig,
+    fit: FitConfig,
+    limits: IntArray,
+    validation: WindowIndex,
+    budget: Budget,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+) -> tuple[RecurrentForecaster, Curve, Summary]:
+    """Return the best network, on the CPU, and how it came about."""
+    begun = time.monotonic()
+    lightning.seed_everything(fit.seed, verbose=False)
+    network, choice = _closed_form(panel, tensors, shape, model, limits, validation, np.random.default_rng(fit.seed))
+    network.to(tensors.device).eval()
+    solved = time.monotonic()
+    loss = _validate(network, tensors, validation)
+    keeper = KeepBest(network, loss, fit.patience, progress)
+    found: dict[str, float] = {}
+    if fit.max_steps:
+        _widen(network)
+        job = Job(network, fit, panel, limits, validation, budget)
+        if fit.devices == 1:
+            found = train(job, tensors, keeper, checkpoint)
+        else:
+            found = train_on_devices(job, keeper, checkpoint, progress)
+    network.load_state_dict(keeper.best)
+    network.eval()
+    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
+    network.to("cpu").eval()
+
+    seconds = time.monotonic() - solved
     steps = max(step for step, _ in keeper.curve)
-    summary: dict[str, float | int | str] = {
+    resumed = checkpoint.step if checkpoint else 0
+    windows_per_second = (steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
+    summary: Summary = {
         "val/loss": loss_kept,
         "threshold": float(network.threshold),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
         "steps": steps,
+        **({"resumed_at_step": resumed} if resumed else {}),
         "seconds_closed_form": solved - begun,
-        "seconds_training": trained - solved,
-        "forecasts_per_second": steps
-        * fit.batch_size
-        * min(fit.origins, shape.origins(context))
-        / max(trained - solved, 1e-9),
+        "seconds_training": seconds,
+        "windows_per_second": windows_per_second,
+        "forecasts_per_second": windows_per_second * min(fit.origins, shape.origins(shape.context_length)),
+        **found,
         "parameters": sum(p.numel() for p in network.parameters()),
         "validation_windows": len(validation),
         **choice,
     }
-    log.info("fit: %s", summary)
-    return FitResult(artifact, keeper.curve, summary)
+    return network, keeper.curve, summary
 
 
 def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
@@ -192,20 +215,6 @@ def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: A
     return found
 
 
-@contextmanager
-def _only_deterministic(wanted: bool) -> Iterator[None]:
-    """Refuse algorithms that give other bits each time, for as long as it lasts."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        # cuBLAS reads it when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 def _device(config: FitConfig) -> torch.device:
     there = torch.cuda.is_available()
     if config.accelerator == "gpu" and not there:
@@ -214,6 +223,13 @@ def _device(config: FitConfig) -> torch.device:
     if config.precision == "bf16-mixed" and device.type == "cpu":
         raise ConfigError(
             "fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true"
+        )
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise ConfigError(f"fit.devices: {config.devices} asked for, but torch finds {torch.cuda.device_count()} GPUs")
+    if config.devices > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "fit.devices: each process of the training imports the script that was run, which must not train again "
+            'there; put what it does under `if __name__ == "__main__":`'
         )
     return device
 
@@ -384,72 +400,3 @@ def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowI
             for indices in validation_batches(windows)
         ]
     return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)
-
-
-def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
-    """Return the update of the averaged weights: a mean at first, so that they do not trail behind the start."""
-
-    def update(averaged: Tensor, current: Tensor, count: int | Tensor) -> Tensor:
-        return averaged.lerp(current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
-
-
-def _train(
-    network: RecurrentForecaster,
-    config: FitConfig,
-    data: PanelTensors,
-    panel: Panel,
-    limits: IntArray,
-    validation: WindowIndex,
-    budget: Budget,
-    keeper: KeepBest,
-    checkpoint: Checkpoint | None,
-) -> None:
-    averaging = WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay)) if config.ema_decay else None
-    # The keeper goes first: it must see the averaged weights before they are swapped back.
-    callbacks = [keeper, averaging, checkpoint]
-    if checkpoint is not None:
-        checkpoint.attach(keeper, averaging)
-        if checkpoint.finished:
-            return
-    span = network.shape.context_length - network.shape.segment_length + 1
-    module = ForecastModule(
-        network,
-        config,
-        data=data,
-        series_id=panel.series_id,
-        limits=torch.from_numpy(limits).to(data.device),
-        validation=validation,
-        span=span,
-        budget=budget,
-    )
-    sampler = OriginSampler(limits, span=span)
-    candidates = np.arange(0, span, network.shape.segment_length)
-    stream = TrainingWindows(
-        sampler,
-        batch_size=config.batch_size,
-        candidates=candidates,
-        origins=config.origins,
-        seed=config.seed,
-        skip=checkpoint.step if checkpoint else 0,
-    )
-    trainer = lightning.Trainer(
-        accelerator="cpu" if data.device.type == "cpu" else "gpu",
-        devices=1,
-        precision=config.precision,
-        max_steps=config.max_steps,
-        val_check_interval=min(config.validation_every, config.max_steps),
-        check_val_every_n_epoch=None,
-        gradient_clip_val=config.gradient_clip,
-        callbacks=[callback for callback in callbacks if callback is not None],
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    network.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, torch.utils.data.DataLoader(stream, batch_size=None))

@@ -32,7 +32,7 @@ class Checkpoint(Callback):
         Raises ConfigError if that is of a training with other `settings`, or can't be read.
         """
         self.path = folder / f"{name}.safetensors"
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self._tensors: dict[str, Tensor] = {}
         self._state: dict[str, Any] = {}
         self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
@@ -132,7 +132,7 @@ class Checkpoint(Callback):
     def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".unfinished")
-        header = {"format": _FORMAT, "settings": json.dumps(self._settings), "state": json.dumps(state)}
+        header = {"format": _FORMAT, "settings": json.dumps(self.settings), "state": json.dumps(state)}
         content = {name: values.detach().contiguous() for name, values in tensors.items()}
         safetensors.torch.save_file(content, unfinished, header)
         with unfinished.open("rb+") as file:
@@ -153,7 +153,7 @@ class Checkpoint(Callback):
             raise ConfigError(
                 f"fit.checkpoint: {self.path} is of another version of gatecast; delete it, or choose another folder"
             )
-        before, now = json.loads(header["settings"]), json.loads(json.dumps(self._settings))
+        before, now = json.loads(header["settings"]), json.loads(json.dumps(self.settings))
         different = [
             f"{key} was {_text(before.get(key))}, is {_text(now.get(key))}"
             for key in sorted(before.keys() | now.keys())

@@ -1,5 +1,6 @@
 """The Lightning module: joins network, loss and optimiser, and nothing else."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -36,11 +37,20 @@ class Budget:
         self._max_steps = max_steps
         self._max_seconds = max_minutes * 60 if max_minutes else math.inf
         self._begun = time.monotonic()
+        self._held: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the begin."""
+        """Seconds since the begin, or those that it is held at."""
+        return self.now() if self._held is None else self._held
+
+    def now(self) -> float:
+        """Return the seconds since the begin."""
         return time.monotonic() - self._begun
+
+    def hold(self, elapsed: float | None = None) -> None:
+        """Stop the clock, at `elapsed` seconds if given: processes that train together must read the same."""
+        self._held = self.now() if elapsed is None else elapsed
 
     def resume(self, elapsed: float) -> None:
         """Count the seconds of the run that is gone on from."""
@@ -58,7 +68,14 @@ class TrainingWindows(IterableDataset[Indices]):
     """
 
     def __init__(
-        self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int, skip: int = 0
+        self,
+        sampler: OriginSampler,
+        *,
+        batch_size: int,
+        candidates: np.ndarray,
+        origins: int,
+        seed: int | list[int],
+        skip: int = 0,
     ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
@@ -120,8 +137,10 @@ class ForecastModule(lightning.LightningModule):
         return loss
 
     def val_dataloader(self) -> DataLoader[Indices]:
-        """Return the held-out windows, as indices."""
-        return validation_batches(self._validation)
+        """Return the held-out windows, as indices; each of several processes takes its share."""
+        world = self.trainer.world_size
+        share = slice(self.global_rank, None, world) if len(self._validation) >= world else slice(None)
+        return validation_batches(self._validation[share])
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
@@ -134,8 +153,13 @@ class ForecastModule(lightning.LightningModule):
         self._validation_loss[1] += weight
 
     def validation_loss(self) -> float:
-        """Return the loss over all windows of the last validation."""
-        return self._validation_loss[0] / max(self._validation_loss[1], 1e-9)
+        """Return the loss over all windows of the last validation, the same in each of several processes."""
+        total, weight = self._validation_loss
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(torch.tensor([total, weight], device=self.device))
+            assert isinstance(sums, Tensor)
+            total, weight = sums.sum(0).tolist()
+        return total / max(weight, 1e-9)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine over the budget, no decay on biases and embeddings."""
@@ -220,6 +244,54 @@ class KeepBest(Callback):
             self.best = _copied(pl_module.network)
         if self._waited >= self._patience:
             trainer.should_stop = True
+
+
+class OneClock(Callback):
+    """Lets all processes read the clock of the first: rates and the end of the budget must be the same."""
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Read the clock for this step."""
+        assert isinstance(pl_module, ForecastModule)
+        elapsed = torch.tensor([pl_module.budget.now()], device=pl_module.device)
+        torch.distributed.broadcast(elapsed, 0)
+        pl_module.budget.hold(float(elapsed))
+
+
+class Meter(Callback):
+    """Looks now and then at how busy the GPU is, and notes the most memory that was taken."""
+
+    def __init__(self) -> None:
+        self._shares: list[float] = []
+        self._device: torch.device | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin anew."""
+        if pl_module.device.type == "cuda":
+            self._device = pl_module.device
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Look, every 20 steps."""
+        if self._device is not None and trainer.global_step % 20 == 0:
+            # NVIDIA's Python package may be absent, and a driver need not tell.
+            with contextlib.suppress(ImportError, RuntimeError):
+                self._shares.append(torch.cuda.utilization(self._device) / 100)
+
+    def values(self) -> dict[str, float]:
+        """Return the GPU's mean busy share, if it tells, and the peak of its memory in GiB; nothing on a CPU."""
+        if self._device is None:
+            return {}
+        peak = {"gpu_peak_gib": torch.cuda.max_memory_allocated(self._device) / 2**30}
+        return peak | ({"gpu_busy_share": float(np.mean(self._shares))} if self._shares else {})
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:

@@ -413,3 +413,18 @@ def test_a_run_that_is_gone_on_from_has_spent_its_share_of_the_minutes() -> None
     assert budget.spent(90) == 0.9
     budget.resume(45.0)
     assert budget.spent(0) == 1.0
+
+
+# --- several processes
+
+
+@pytest.fixture(scope="module")
+def on_two(train: Train, weekly_loaded: Loaded) -> FitResult:
+    return train(weekly_loaded, **KILLED, max_minutes=100, devices=2)
+
+
+def test_two_processes_train_one_model(on_two: FitResult) -> None:
+    # That their weights stayed equal is asserted in the training itself.
+    assert on_two.summary["steps"] == 24
+    assert [step for step, values in on_two.curve if "val/loss" in values] == [0, 6, 12, 18, 24]
+    assert float(on_two.summary["val/loss"]) < float(on_two.summary["val/loss_closed_form"])
