@@ -91,9 +91,10 @@ class Checkpoint(Callback):
         loop = trainer.fit_loop.epoch_loop
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self.step
         loop.batch_progress.total.ready = self.step
-        torch.set_rng_state(self._tensors["rng"][trainer.global_rank])
+        # Torch breaks on a view that begins elsewhere than its storage.
+        torch.set_rng_state(self._tensors["rng"][trainer.global_rank].clone())
         if "rng_cuda" in self._tensors:
-            torch.cuda.set_rng_state(self._tensors["rng_cuda"][trainer.global_rank], pl_module.device)
+            torch.cuda.set_rng_state(self._tensors["rng_cuda"][trainer.global_rank].clone(), pl_module.device)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the file. The averaged weights have been swapped back by now."""

@@ -2,9 +2,11 @@
 
 import copy
 import hashlib
+import multiprocessing
 import os
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -175,6 +177,7 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(start.port),
     }
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
     torch.set_num_threads(start.threads)
     job = start.job
@@ -201,6 +204,14 @@ def _run(rank: int, start: _Start, told: Any) -> None:
     except GatecastError as error:
         told.put(("error", error))
         raise
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, even by a kill that leaves no time to tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _listen(
