@@ -293,6 +293,9 @@ class FitConfig(Config):
     """GPUs to train on at once, or processes on a CPU; each takes `batch_size` windows in a step."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
+    ensemble: Annotated[int, Field(ge=1, le=99)] = 1
+    """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
+    max_steps; the model forecasts the mean of their quantiles."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
     checkpoint: str | None = None

@@ -20,6 +20,7 @@ from forecast.data.windows import WindowIndex, held_out_windows, sample_origins,
 from forecast.errors import ConfigError, DataError
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
+from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import empirical_quantiles
 from forecast.models.module import (
     Budget,
@@ -91,13 +92,12 @@ def fit(
     holds another training.
     """
     prepare()
-    budget = Budget(fit.max_steps, fit.max_minutes)
     device = _device(fit)
-    checkpoint = None
+    checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
         settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
-        checkpoint = Checkpoint(Path(fit.checkpoint), settings)
-        budget.resume(checkpoint.elapsed)
+        names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
+        checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
     context = window.context_length or default_context(data.season_length, window.horizon)
     shape = NetworkShape(
@@ -119,14 +119,27 @@ def fit(
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
 
+    tensors = PanelTensors(panel, device)
+    minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
+    members: list[RecurrentForecaster] = []
+    results: list[tuple[Curve, Summary]] = []
     with only_deterministic(fit.deterministic and device.type == "cuda"):
-        network, curve, summary = _train(
-            panel, PanelTensors(panel, device), shape, model, fit, limits, validation, budget, checkpoint, progress
-        )
-    if checkpoint is not None:
-        checkpoint.remove()
+        for number, checkpoint in enumerate(checkpoints):
+            own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
+            told = _share_of(progress, number, fit.ensemble)
+            network, curve, summary = _train(panel, tensors, shape, model, own, limits, validation, checkpoint, told)
+            members.append(network)
+            results.append((curve, summary))
+    forecaster = together(members)
+    if len(members) > 1:
+        loss = _validate(forecaster.to(device), tensors, validation)
+        curve, summary = _joined(results, loss)
+    forecaster.to("cpu")
+    for checkpoint in checkpoints:
+        if checkpoint is not None:
+            checkpoint.remove()
     artifact = Artifact(
-        network=network,
+        network=forecaster,
         data=data,
         window=WindowConfig(context_length=context, horizon=window.horizon),
         model=model,
@@ -146,12 +159,14 @@ def _train(
     fit: FitConfig,
     limits: IntArray,
     validation: WindowIndex,
-    budget: Budget,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
 ) -> tuple[RecurrentForecaster, Curve, Summary]:
     """Return the best network, on the CPU, and how it came about."""
     begun = time.monotonic()
+    budget = Budget(fit.max_steps, fit.max_minutes)
+    if checkpoint is not None:
+        budget.resume(checkpoint.elapsed)
     lightning.seed_everything(fit.seed, verbose=False)
     network, choice = _closed_form(panel, tensors, shape, model, limits, validation, np.random.default_rng(fit.seed))
     network.to(tensors.device).eval()
@@ -192,6 +207,27 @@ def _train(
         **choice,
     }
     return network, keeper.curve, summary
+
+
+def _share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Return how one of several trainings tells its progress."""
+    if progress is None or count == 1:
+        return progress
+    return lambda done, text: progress((number + done) / count, f"member {number + 1} of {count}, {text}")
+
+
+def _joined(results: list[tuple[Curve, Summary]], loss: float) -> tuple[Curve, Summary]:
+    """Return curve and summary of an ensemble: those of the first member, with the sums and losses of all."""
+    curve, summary = list(results[0][0]), dict(results[0][1])
+    for number, (own_curve, own) in enumerate(results[1:], 2):
+        member = f"member_{number:02d}"
+        curve += [(step, {f"{member}/{name}": value for name, value in values.items()}) for step, values in own_curve]
+        summary |= {f"{member}/{name}": own[name] for name in ("val/loss", "best_step", "steps", "threshold")}
+    for name in ("steps", "parameters"):
+        summary[name] = sum(int(own[name]) for _, own in results)
+    for name in ("seconds_closed_form", "seconds_training"):
+        summary[name] = sum(float(own[name]) for _, own in results)
+    return curve, summary | {"member_01/val/loss": summary["val/loss"], "val/loss": loss}
 
 
 def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
@@ -393,7 +429,7 @@ def _widen(network: RecurrentForecaster) -> None:
         network.output_bias.copy_(network.head.parameters_of(quantiles, _LEAST_TRAINED_GAP))
 
 
-def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
+def _validate(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
     with torch.inference_mode():
         parts = [
             held_out_error(network, data, tuple(i.to(data.device) for i in indices))

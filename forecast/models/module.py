@@ -20,6 +20,7 @@ from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
+from forecast.models.ensemble import Forecaster
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
@@ -298,12 +299,12 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: values.detach().clone() for name, values in network.state_dict().items()}
 
 
-def window_sizes(network: RecurrentForecaster, span: int) -> dict[str, int]:
+def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
     """Return the sizes that `PanelTensors.gather` needs for windows of `span` origins."""
     return {"context": network.shape.context_length, "span": span, "horizon": network.shape.horizon}
 
 
-def step_errors(network: RecurrentForecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
+def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss at each target and its weight, both [batch, origin, horizon]."""
     output = network(batch, origins)
     target, observed = targets(batch, output.frame, origins, network.shape)
@@ -320,9 +321,8 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def held_out_error(network: nn.Module, data: PanelTensors, indices: Indices) -> tuple[float, float]:
+def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:
     """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
-    assert isinstance(network, RecurrentForecaster)
     series, cutoff, origins = indices
     limit = cutoff + network.shape.horizon + 1
     batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))

@@ -393,3 +393,21 @@ def test_a_training_that_is_killed_goes_on_to_the_model_it_would_have_been(store
     steps = [run.data.metrics.get("resumed_at_step") for run in runs_of(store)]
     assert sum(step is not None and step > 0 for step in steps) == 1
     assert not any(folder.iterdir())
+
+
+def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_path: Path) -> None:
+    table = tmp_path / "panel.parquet"
+    panel().write_parquet(table)
+    data = f"data.path={table}"
+    succeed("train", MODEL, data, *TRAIN, "fit.ensemble=2")
+    succeed("finetune", MODEL, data, *FINETUNE)
+    succeed("backtest", MODEL, data, *BACKTEST)
+    succeed("promote", MODEL)
+    found = Store(store, table, tmp_path / "mlruns", tmp_path)
+    found.score()
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(panel().to_pandas())
+    columns = ["series_id", "step", *QUANTILES]
+    assert_frame_equal(pl.from_pandas(served).select(columns), found.forecasts().select(columns))
+    metrics = runs(found)[0].data.metrics
+    assert metrics["steps"] == 40
+    assert metrics["member_02/steps"] == 20

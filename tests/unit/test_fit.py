@@ -12,9 +12,11 @@ import torch
 
 from forecast import fit as module
 from forecast.artifact import Artifact, load
+from forecast.config import FinetuneSettings
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
+from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.module import Budget
@@ -428,3 +430,61 @@ def test_two_processes_train_one_model(on_two: FitResult) -> None:
     assert on_two.summary["steps"] == 24
     assert [step for step, values in on_two.curve if "val/loss" in values] == [0, 6, 12, 18, 24]
     assert float(on_two.summary["val/loss"]) < float(on_two.summary["val/loss_closed_form"])
+
+
+# --- ensembles
+
+MEMBERS: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
+
+
+@pytest.fixture(scope="module")
+def ensemble(train: Train, weekly_loaded: Loaded) -> FitResult:
+    return train(weekly_loaded, **MEMBERS, ensemble=3)
+
+
+def test_an_ensemble_forecasts_the_mean_of_what_its_members_would_alone(
+    train: Train, ensemble: FitResult, weekly_loaded: Loaded
+) -> None:
+    windows = WindowIndex(np.arange(8), weekly_loaded.panel.lengths - 1)
+    alone = [train(weekly_loaded, **MEMBERS, seed=seed).artifact for seed in range(3)]
+    each = [predict(artifact, weekly_loaded.panel, windows).base for artifact in alone]
+    made = predict(ensemble.artifact, weekly_loaded.panel, windows).base
+    np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-5, atol=1e-4)
+    assert (np.diff(made, axis=-1) >= 0).all()
+    assert not np.allclose(each[0], each[1])
+    assert ensemble.summary["steps"] == 120
+    assert float(ensemble.summary["val/loss"]) < float(ensemble.summary["val/loss_closed_form"])
+
+
+def test_an_ensemble_survives_its_folder_and_is_fine_tuned_like_one_network(
+    ensemble: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    settings = FinetuneSettings(min_gain=0, min_windows_better=0, gate_windows=2, report_windows=1, origins=32)
+    tuned = finetune(ensemble.artifact, weekly_loaded.panel, settings).artifact
+    digest = tuned.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "bank.safetensors",
+        "member-02.safetensors",
+        "member-03.safetensors",
+        "model.safetensors",
+    ]
+    stored = load(tmp_path)
+    assert stored.digest() == digest
+    assert stored.base().digest() == ensemble.artifact.digest()
+    windows = WindowIndex(np.arange(8), weekly_loaded.panel.lengths - 1)
+    before, after = (predict(artifact, weekly_loaded.panel, windows) for artifact in (tuned, stored))
+    assert after.is_tuned.any()
+    np.testing.assert_array_equal(before.tuned, after.tuned)
+    np.testing.assert_array_equal(before.base, after.base)
+
+
+def test_an_ensemble_that_was_killed_keeps_the_members_it_has(
+    train: Train, ensemble: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        train(weekly_loaded, **MEMBERS, ensemble=3, checkpoint=str(tmp_path), progress=killed_at(0.5))
+    assert len(list(tmp_path.iterdir())) == 2
+    resumed = train(weekly_loaded, **MEMBERS, ensemble=3, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == ensemble.artifact.digest()
+    assert resumed.curve == ensemble.curve
+    assert not any(tmp_path.iterdir())
