@@ -405,6 +405,7 @@ def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_pa
     succeed("promote", MODEL)
     found = Store(store, table, tmp_path / "mlruns", tmp_path)
     found.score()
+    mlflow.set_tracking_uri(store)
     served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(panel().to_pandas())
     columns = ["series_id", "step", *QUANTILES]
     assert_frame_equal(pl.from_pandas(served).select(columns), found.forecasts().select(columns))
