@@ -20,12 +20,14 @@ from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
 from forecast.models.bank import HeadBank
+from forecast.models.ensemble import Forecaster, members_of, together
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_MEMBER = "member-"
 _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
 # Fewer steps between values than this tell nothing about the frequency of a table.
@@ -36,7 +38,7 @@ _FEW_STEPS = 10
 class Artifact:
     """A network with all that a forecast needs besides the panel."""
 
-    network: RecurrentForecaster
+    network: Forecaster
     """In evaluation mode, on the CPU."""
     data: DataConfig
     """How to read a panel: resolved frequency, season, columns; without path, end and error policy."""
@@ -126,8 +128,11 @@ class Artifact:
         """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: values.contiguous() for name, values in self.network.state_dict().items()}
-        safetensors.torch.save_file(state, folder / _WEIGHTS)
+        members = members_of(self.network)
+        names = [_WEIGHTS, *(f"{_MEMBER}{number:02d}.safetensors" for number in range(2, len(members) + 1))]
+        for name, member in zip(names, members, strict=True):
+            state = {key: values.contiguous() for key, values in member.state_dict().items()}
+            safetensors.torch.save_file(state, folder / name)
         source = {key: field.default for key, field in SourceConfig.model_fields.items()}
         config = {
             "shape": self.network.shape.to_json(),
@@ -139,8 +144,10 @@ class Artifact:
             "trained_until": self.trained_until,
             "parent_digest": self.parent_digest,
         }
+        if len(members) > 1:
+            config["members"] = {name: member.shape.to_json() for name, member in zip(names, members, strict=True)}
         _write_json(folder / _CONFIG, config)
-        files = [_WEIGHTS, _CONFIG]
+        files = [*names, _CONFIG]
         if self.bank:
             safetensors.torch.save_file(self.bank.tensors(), folder / _BANK)
             _write_json(folder / _BANK_INDEX, {"kind": "head", "series_id": self.bank.series_id})
@@ -177,15 +184,18 @@ def load(folder: Path) -> Artifact:
             )
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
-    network = RecurrentForecaster(NetworkShape.from_json(config["shape"]), model)
-    network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    shapes = config.get("members", {_WEIGHTS: config["shape"]})
+    members = []
+    for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
+        members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
+        members[-1].load_state_dict(safetensors.torch.load_file(folder / name))
     bank = None
     if _BANK in files:
         bank = HeadBank.from_tensors(
             _read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK)
         )
     return Artifact(
-        network=network.eval(),
+        network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),
         window=WindowConfig.model_validate(config["window"]),
         model=model,

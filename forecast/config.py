@@ -307,8 +307,18 @@ class FitConfig(Config):
     patience: Annotated[int, Field(ge=1)] = 8
     """Validations without improvement before training stops."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+    """GPUs to train on at once, or processes on a CPU; each takes `batch_size` windows in a step."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
+    ensemble: Annotated[int, Field(ge=1, le=99)] = 1
+    """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
+    max_steps; the model forecasts the mean of their quantiles."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
+    checkpoint: str | None = None
+    """A folder for the state of the training, written at each validation: the same command, run again after a kill,
+    goes on from there, to the very same model if no clock decides. It is emptied when the training is done."""
 
 
 class RegistryConfig(Config):

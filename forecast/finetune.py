@@ -16,9 +16,10 @@ from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
 from forecast.models.bank import HeadBank, changed, head_feature_count, head_features
 from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Forecaster
 from forecast.models.heads import pinball
 from forecast.models.module import window_sizes
-from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import loss_weights, targets
 from forecast.models.runtime import prepare
 from forecast.names import REASON, SERIES_ID
 
@@ -131,7 +132,7 @@ def finetune(
 
 @torch.inference_mode()
 def _tune_group(
-    network: RecurrentForecaster,
+    network: Forecaster,
     data: PanelTensors,
     series: IntArray,
     usable: IntArray,
@@ -189,7 +190,7 @@ def _tune_group(
 
 
 def _run(
-    network: RecurrentForecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, n_windows: int
+    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, n_windows: int
 ) -> _Origins:
     """Run the network once over the last `n_origins` steps of each series; every step is an origin."""
     horizon, segment = network.shape.horizon, network.shape.segment_length

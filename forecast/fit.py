@@ -1,36 +1,38 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
 import logging
+import multiprocessing
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import COUNT_HEADS, DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast.config import COUNT_HEADS, DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.panel import FloatArray, IntArray, Panel
-from forecast.data.windows import OriginSampler, WindowIndex, held_out_windows, sample_origins, usable_lengths
+from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.batch import PanelTensors
+from forecast.models.checkpoint import Checkpoint
+from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import empirical_quantiles
 from forecast.models.module import (
     Budget,
-    ForecastModule,
     KeepBest,
-    TrainingWindows,
     held_out_error,
     validation_batches,
     window_sizes,
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
-from forecast.models.runtime import prepare
+from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 
 Progress = Callable[[float, str], None]
 """Told the share of the work done, and a few words."""
+Curve = list[tuple[int, dict[str, float]]]
+"""(step, {metric: value})."""
+Summary = dict[str, float | int | str]
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class FitResult:
     """A trained model and how it came about."""
 
     artifact: Artifact
-    curve: list[tuple[int, dict[str, float]]]
-    """(step, {metric: value}), in the order of training."""
-    summary: dict[str, float | int | str]
+    curve: Curve
+    """In the order of training."""
+    summary: Summary
 
 
 def default_context(season_length: int, horizon: int) -> int:
@@ -87,12 +92,15 @@ def fit(
     validates better.
 
     Raises DataError if nothing is left to train on, or model.head is for counts and not all targets are; ConfigError if
-    the accelerator is not there.
+    the accelerator is not there, or `fit.checkpoint` holds another training.
     """
     prepare()
-    begun = time.monotonic()
-    budget = Budget(fit.max_steps, fit.max_minutes)
     device = _device(fit)
+    checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
+    if fit.checkpoint and fit.max_steps:
+        settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
+        names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
+        checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
     context = window.context_length or default_context(data.season_length, window.horizon)
     shape = NetworkShape(
@@ -113,27 +121,38 @@ def fit(
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
+    if fit.ensemble > 1 and model.head != "quantile":
+        raise ConfigError(
+            f"fit.ensemble: the mean of several networks is one of quantiles; set model.head=quantile (given: "
+            f"{model.head}), or fit.ensemble=1"
+        )
     if model.head in COUNT_HEADS:
         _check_counts(panel, model)
 
-    lightning.seed_everything(fit.seed, verbose=False)
-    rng = np.random.default_rng(fit.seed)
-    network, tensors, choice = _closed_form(panel, device, shape, model, limits, validation, rng)
-    network.to(device).eval()
-    solved = time.monotonic()
-    loss = _validate(network, tensors, validation)
-    keeper = KeepBest(network, loss, fit.patience, progress)
-    if fit.max_steps:
-        _widen(network)
-        _train(network, fit, tensors, panel, limits, validation, budget, keeper)
-    network.load_state_dict(keeper.best)
-    network.eval()
-    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
-    network.to("cpu").eval()
-
-    trained = time.monotonic()
+    units = _units(panel, limits, model)
+    minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
+    members: list[RecurrentForecaster] = []
+    results: list[tuple[Curve, Summary]] = []
+    with only_deterministic(fit.deterministic and device.type == "cuda"):
+        for number, checkpoint in enumerate(checkpoints):
+            own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
+            told = _share_of(progress, number, fit.ensemble)
+            network, curve, summary = _train(
+                panel, device, shape, model, own, limits, validation, units, checkpoint, told
+            )
+            units = [network.shape.unit]  # Quantiles can only be averaged on one scale.
+            members.append(network)
+            results.append((curve, summary))
+    forecaster = together(members)
+    if len(members) > 1:
+        loss = _validate(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
+        curve, summary = _joined(results, loss)
+    forecaster.to("cpu")
+    for checkpoint in checkpoints:
+        if checkpoint is not None:
+            checkpoint.remove()
     artifact = Artifact(
-        network=network,
+        network=forecaster,
         data=data,
         window=WindowConfig(context_length=context, horizon=window.horizon),
         model=model,
@@ -141,25 +160,89 @@ def fit(
         grid=panel.grid,
         trained_until=trained_until,
     )
+    log.info("fit: %s", summary)
+    return FitResult(artifact, curve, summary)
+
+
+def _train(
+    panel: Panel,
+    device: torch.device,
+    shape: NetworkShape,
+    model: ModelConfig,
+    fit: FitConfig,
+    limits: IntArray,
+    validation: WindowIndex,
+    units: Sequence[float],
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+) -> tuple[RecurrentForecaster, Curve, Summary]:
+    """Return the best network, on the CPU, and how it came about."""
+    begun = time.monotonic()
+    budget = Budget(fit.max_steps, fit.max_minutes)
+    if checkpoint is not None:
+        budget.resume(checkpoint.elapsed)
+    lightning.seed_everything(fit.seed, verbose=False)
+    rng = np.random.default_rng(fit.seed)
+    network, tensors, choice = _closed_form(panel, device, shape, model, limits, validation, units, rng)
+    network.to(device).eval()
+    solved = time.monotonic()
+    loss = _validate(network, tensors, validation)
+    keeper = KeepBest(network, loss, fit.patience, progress)
+    found: dict[str, float] = {}
+    if fit.max_steps:
+        _widen(network)
+        job = Job(network, fit, panel, limits, validation, budget)
+        if fit.devices == 1:
+            found = train(job, tensors, keeper, checkpoint)
+        else:
+            found = train_on_devices(job, keeper, checkpoint, progress)
+    network.load_state_dict(keeper.best)
+    network.eval()
+    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
+    network.to("cpu").eval()
+
+    seconds = time.monotonic() - solved
     steps = max(step for step, _ in keeper.curve)
-    summary: dict[str, float | int | str] = {
+    resumed = checkpoint.step if checkpoint else 0
+    windows_per_second = (steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
+    summary: Summary = {
         "val/loss": loss_kept,
         "threshold": float(network.threshold),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
         "steps": steps,
+        **({"resumed_at_step": resumed} if resumed else {}),
         "seconds_closed_form": solved - begun,
-        "seconds_training": trained - solved,
-        "forecasts_per_second": steps
-        * fit.batch_size
-        * min(fit.origins, shape.origins(context))
-        / max(trained - solved, 1e-9),
+        "seconds_training": seconds,
+        "windows_per_second": windows_per_second,
+        "forecasts_per_second": windows_per_second * min(fit.origins, shape.origins(shape.context_length)),
+        **found,
         "parameters": sum(p.numel() for p in network.parameters()),
         "validation_windows": len(validation),
         **choice,
     }
-    log.info("fit: %s", summary)
-    return FitResult(artifact, keeper.curve, summary)
+    return network, keeper.curve, summary
+
+
+def _share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Return how one of several trainings tells its progress."""
+    if progress is None or count == 1:
+        return progress
+    return lambda done, text: progress((number + done) / count, f"member {number + 1} of {count}, {text}")
+
+
+def _joined(results: list[tuple[Curve, Summary]], loss: float) -> tuple[Curve, Summary]:
+    """Return curve and summary of an ensemble: those of the first member, with the sums and losses of all."""
+    curve, summary = list(results[0][0]), dict(results[0][1])
+    for number, (own_curve, own) in enumerate(results[1:], 2):
+        member = f"member_{number:02d}"
+        curve += [(step, {f"{member}/{name}": value for name, value in values.items()}) for step, values in own_curve]
+        summary |= {f"{member}/{name}": own[name] for name in ("val/loss", "best_step", "steps", "threshold")}
+    for name in ("steps", "parameters"):
+        summary[name] = sum(int(own[name]) for _, own in results)
+    for name in ("seconds_closed_form", "seconds_training"):
+        summary[name] = sum(float(own[name]) for _, own in results)
+    return curve, summary | {"member_01/val/loss": summary["val/loss"], "val/loss": loss}
 
 
 def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
@@ -171,6 +254,18 @@ def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, .
     return (*sizes, *[0] * (n_rows - len(sizes))) if any(sizes) else ()
 
 
+def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: Any) -> dict[str, Any]:
+    """Return all that a training depends on, by its path: a training is gone on from with the same only."""
+    source = set(SourceConfig.model_fields)
+    found: dict[str, Any] = {"panel": panel.digest(), "device": device.type}
+    # Which accelerator was asked for is not what counts.
+    groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
+    for group, config in groups.items():
+        values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
+        found |= {f"{group}.{name}": value for name, value in values.items()}
+    return found
+
+
 def _device(config: FitConfig) -> torch.device:
     there = torch.cuda.is_available()
     if config.accelerator == "gpu" and not there:
@@ -179,6 +274,13 @@ def _device(config: FitConfig) -> torch.device:
     if config.precision == "bf16-mixed" and device.type == "cpu":
         raise ConfigError(
             "fit.precision: bf16-mixed is several times slower than 32-true on a CPU; set fit.precision=32-true"
+        )
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise ConfigError(f"fit.devices: {config.devices} asked for, but torch finds {torch.cuda.device_count()} GPUs")
+    if config.devices > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "fit.devices: each process of the training imports the script that was run, which must not train again "
+            'there; put what it does under `if __name__ == "__main__":`'
         )
     return device
 
@@ -243,16 +345,20 @@ def _closed_form(
     model: ModelConfig,
     limits: IntArray,
     validation: WindowIndex,
+    units: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
-    """Return the untrained network around the best linear skip, its data, and what was chosen."""
+    """Return the untrained network around the best linear skip, its data, and what was chosen.
+
+    `units` are those of the scales to choose from.
+    """
     drawn = sample_origins(limits, horizon=shape.horizon, count=_SKIP_SAMPLES, rng=rng)
     checks = validation
     if len(validation) > _SKIP_CHECKS:
         checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
     best: _Solution | None = None
-    for unit in _units(panel, limits, model):
+    for unit in units:
         tensors = PanelTensors(panel, device, unit=unit)
         found = _solve(tensors, replace(shape, unit=unit), model, drawn, checks, limit)
         best = found if best is None or _better(found, best) else best
@@ -437,68 +543,10 @@ def _widen(network: RecurrentForecaster) -> None:
         network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
 
 
-def _validate(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
+def _validate(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
     with torch.inference_mode():
         parts = [
             held_out_error(network, data, tuple(i.to(data.device) for i in indices))
             for indices in validation_batches(windows)
         ]
     return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)
-
-
-def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
-    """Return the update of the averaged weights: a mean at first, so that they do not trail behind the start."""
-
-    def update(averaged: Tensor, current: Tensor, count: int | Tensor) -> Tensor:
-        return averaged.lerp(current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
-
-
-def _train(
-    network: RecurrentForecaster,
-    config: FitConfig,
-    data: PanelTensors,
-    panel: Panel,
-    limits: IntArray,
-    validation: WindowIndex,
-    budget: Budget,
-    keeper: KeepBest,
-) -> None:
-    span = network.shape.context_length - network.shape.segment_length + 1
-    module = ForecastModule(
-        network,
-        config,
-        data=data,
-        series_id=panel.series_id,
-        limits=torch.from_numpy(limits).to(data.device),
-        validation=validation,
-        span=span,
-        budget=budget,
-    )
-    sampler = OriginSampler(limits, span=span)
-    candidates = np.arange(0, span, network.shape.segment_length)
-    stream = TrainingWindows(
-        sampler, batch_size=config.batch_size, candidates=candidates, origins=config.origins, seed=config.seed
-    )
-    # The keeper goes first: it must see the averaged weights before they are swapped back.
-    averaging = [WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay))] if config.ema_decay else []
-    trainer = lightning.Trainer(
-        accelerator="cpu" if data.device.type == "cpu" else "gpu",
-        devices=1,
-        precision=config.precision,
-        max_steps=config.max_steps,
-        val_check_interval=min(config.validation_every, config.max_steps),
-        check_val_every_n_epoch=None,
-        gradient_clip_val=config.gradient_clip,
-        callbacks=[keeper, *averaging],
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    network.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, torch.utils.data.DataLoader(stream, batch_size=None))

@@ -107,7 +107,8 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
     from forecast.artifact import FORMAT_VERSION
 
-    settings = config.model_dump_json(exclude={"registry": {"tracking_uri"}})  # the same job in another store
+    # The same job in another store, or gone on from another folder.
+    settings = config.model_dump_json(exclude={"registry": {"tracking_uri"}, "fit": {"checkpoint"}})
     return {
         "kind": artifact.kind,
         "data_digest": data_digest,

@@ -50,6 +50,8 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             stage.note(
                 steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"]
             )
+            speed = "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"
+            stage.note(**{name: summary[name] for name in speed if name in summary})
         artifact = result.artifact
         with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
             run.curve(result.curve)

@@ -1,8 +1,11 @@
 """The Lightning module: joins network, loss and optimiser, and nothing else."""
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -17,6 +20,7 @@ from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
+from forecast.models.ensemble import Forecaster
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
@@ -34,29 +38,60 @@ class Budget:
         self._max_steps = max_steps
         self._max_seconds = max_minutes * 60 if max_minutes else math.inf
         self._begun = time.monotonic()
+        self._held: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the begin, or those that it is held at."""
+        return self.now() if self._held is None else self._held
+
+    def now(self) -> float:
+        """Return the seconds since the begin."""
+        return time.monotonic() - self._begun
+
+    def hold(self, elapsed: float | None = None) -> None:
+        """Stop the clock, at `elapsed` seconds if given: processes that train together must read the same."""
+        self._held = self.now() if elapsed is None else elapsed
+
+    def resume(self, elapsed: float) -> None:
+        """Count the seconds of the run that is gone on from."""
+        self._begun -= elapsed
 
     def spent(self, step: int) -> float:
         """Return the share of the budget that is spent after `step` steps, at most 1."""
-        return min(1.0, max(step / max(self._max_steps, 1), (time.monotonic() - self._begun) / self._max_seconds))
+        return min(1.0, max(step / max(self._max_steps, 1), self.elapsed / self._max_seconds))
 
 
 class TrainingWindows(IterableDataset[Indices]):
-    """An endless stream of batches, as indices: the batch itself is gathered on the device."""
+    """An endless stream of batches, as indices: the batch itself is gathered on the device.
+
+    The first `skip` batches are drawn and left out: a training that is gone on from has seen them.
+    """
 
     def __init__(
-        self, sampler: OriginSampler, *, batch_size: int, candidates: np.ndarray, origins: int, seed: int
+        self,
+        sampler: OriginSampler,
+        *,
+        batch_size: int,
+        candidates: np.ndarray,
+        origins: int,
+        seed: int | list[int],
+        skip: int = 0,
     ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._candidates = candidates
         self._origins = min(origins, len(candidates))
         self._seed = seed
+        self._skip = skip
 
     def __iter__(self) -> Iterator[Indices]:
         rng = np.random.default_rng(self._seed)
-        while True:
+        for number in itertools.count():
             drawn = self._sampler.draw(self._batch_size, rng)
             origins = np.sort(rng.choice(self._candidates, self._origins, replace=False))
+            if number < self._skip:
+                continue
             yield torch.from_numpy(drawn.series), torch.from_numpy(drawn.cutoff), torch.from_numpy(origins)
 
 
@@ -103,8 +138,10 @@ class ForecastModule(lightning.LightningModule):
         return loss
 
     def val_dataloader(self) -> DataLoader[Indices]:
-        """Return the held-out windows, as indices."""
-        return validation_batches(self._validation)
+        """Return the held-out windows, as indices; each of several processes takes its share."""
+        world = self.trainer.world_size
+        share = slice(self.global_rank, None, world) if len(self._validation) >= world else slice(None)
+        return validation_batches(self._validation[share])
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
@@ -117,8 +154,13 @@ class ForecastModule(lightning.LightningModule):
         self._validation_loss[1] += weight
 
     def validation_loss(self) -> float:
-        """Return the loss over all windows of the last validation."""
-        return self._validation_loss[0] / max(self._validation_loss[1], 1e-9)
+        """Return the loss over all windows of the last validation, the same in each of several processes."""
+        total, weight = self._validation_loss
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(torch.tensor([total, weight], device=self.device))
+            assert isinstance(sums, Tensor)
+            total, weight = sums.sum(0).tolist()
+        return total / max(weight, 1e-9)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine over the budget, no decay on biases and embeddings."""
@@ -158,6 +200,21 @@ class KeepBest(Callback):
         self._waited = 0
         self._progress = progress
 
+    def state(self) -> dict[str, Any]:
+        """Return all but the best weights, as JSON."""
+        return {
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "curve": self.curve,
+            "waited": self._waited,
+        }
+
+    def restore(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
+        """Take up the state of the training that is gone on from."""
+        self.best_loss, self.best_step, self._waited = state["best_loss"], state["best_step"], state["waited"]
+        self.curve = [(step, values) for step, values in state["curve"]]
+        self.best = {name: values.to(self.best[name].device) for name, values in best.items()}
+
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
@@ -190,16 +247,64 @@ class KeepBest(Callback):
             trainer.should_stop = True
 
 
+class OneClock(Callback):
+    """Lets all processes read the clock of the first: rates and the end of the budget must be the same."""
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Read the clock for this step."""
+        assert isinstance(pl_module, ForecastModule)
+        elapsed = torch.tensor([pl_module.budget.now()], device=pl_module.device)
+        torch.distributed.broadcast(elapsed, 0)
+        pl_module.budget.hold(float(elapsed))
+
+
+class Meter(Callback):
+    """Looks now and then at how busy the GPU is, and notes the most memory that was taken."""
+
+    def __init__(self) -> None:
+        self._shares: list[float] = []
+        self._device: torch.device | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin anew."""
+        if pl_module.device.type == "cuda":
+            self._device = pl_module.device
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Look, every 20 steps."""
+        if self._device is not None and trainer.global_step % 20 == 0:
+            # NVIDIA's Python package may be absent, and a driver need not tell.
+            with contextlib.suppress(ImportError, RuntimeError):
+                self._shares.append(torch.cuda.utilization(self._device) / 100)
+
+    def values(self) -> dict[str, float]:
+        """Return the GPU's mean busy share, if it tells, and the peak of its memory in GiB; nothing on a CPU."""
+        if self._device is None:
+            return {}
+        peak = {"gpu_peak_gib": torch.cuda.max_memory_allocated(self._device) / 2**30}
+        return peak | ({"gpu_busy_share": float(np.mean(self._shares))} if self._shares else {})
+
+
 def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: values.detach().clone() for name, values in network.state_dict().items()}
 
 
-def window_sizes(network: RecurrentForecaster, span: int) -> dict[str, int]:
+def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
     """Return the sizes that `PanelTensors.gather` needs for windows of `span` origins."""
     return {"context": network.shape.context_length, "span": span, "horizon": network.shape.horizon}
 
 
-def step_errors(network: RecurrentForecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
+def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss at each target and its weight, both [batch, origin, horizon]."""
     output = network(batch, origins)
     target, observed = targets(batch, output.frame, origins, network.shape)
@@ -216,9 +321,8 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def held_out_error(network: nn.Module, data: PanelTensors, indices: Indices) -> tuple[float, float]:
+def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:
     """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
-    assert isinstance(network, RecurrentForecaster)
     series, cutoff, origins = indices
     limit = cutoff + network.shape.horizon + 1
     batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))

@@ -3,7 +3,12 @@
 import ctypes
 import functools
 import logging
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -24,3 +29,20 @@ def prepare() -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, gigabyte)
     libc.mallopt(_M_TRIM_THRESHOLD, 2 * gigabyte - 1)
     libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+@contextmanager
+def only_deterministic(wanted: bool) -> Iterator[None]:
+    """Take algorithms that give the same bits each time, wherever torch has one, for as long as it lasts.
+
+    A running sum on a GPU is not refused, as torch would: only those of a single row differ from run to run.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

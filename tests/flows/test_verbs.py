@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,12 @@ def versions(store: Store) -> dict[int, registry_module.Version]:
 
 def runs(store: Store) -> list[Run]:
     """Return all runs, oldest first."""
-    client = MlflowClient(store.uri, store.uri)
+    return runs_of(store.uri)
+
+
+def runs_of(uri: str) -> list[Run]:
+    """Return all runs of a store, oldest first."""
+    client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(NAME)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
@@ -359,3 +365,50 @@ def test_a_real_command_prints_its_line_and_nothing_else(promoted: Store) -> Non
     )
     assert all(" INFO " in line for line in done.stderr.splitlines())
     assert promoted.forecasts().height == len(SERIES) * HORIZON
+
+
+def test_a_training_that_is_killed_goes_on_to_the_model_it_would_have_been(store: str, tmp_path: Path) -> None:
+    table, folder = tmp_path / "panel.parquet", tmp_path / "state"
+    panel().write_parquet(table)
+    command = ["train", MODEL, f"data.path={table}", *TRAIN, "fit.max_steps=200", "fit.patience=100"]
+    kept = f"fit.checkpoint={folder}"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *command, kept],
+        cwd=Path(library.__file__).parents[1],
+        stderr=subprocess.DEVNULL,
+    )
+    while not (folder / "training.safetensors").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    message = refuse(2, *command, kept, "fit.seed=1")
+    assert "another training" in message
+    assert "fit.seed was 0, is 1" in message
+    succeed(*command, kept)
+    succeed(*command)
+    resumed, undisturbed = Registry(RegistryConfig(name=NAME, tracking_uri=store)).versions()
+    assert resumed.digest == undisturbed.digest
+    assert resumed.tags["config_digest"] == undisturbed.tags["config_digest"]
+    steps = [run.data.metrics.get("resumed_at_step") for run in runs_of(store)]
+    assert sum(step is not None and step > 0 for step in steps) == 1
+    assert not any(folder.iterdir())
+
+
+def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_path: Path) -> None:
+    table = tmp_path / "panel.parquet"
+    panel().write_parquet(table)
+    data = f"data.path={table}"
+    succeed("train", MODEL, data, *TRAIN, "fit.ensemble=2")
+    succeed("finetune", MODEL, data, *FINETUNE)
+    succeed("backtest", MODEL, data, *BACKTEST)
+    succeed("promote", MODEL)
+    found = Store(store, table, tmp_path / "mlruns", tmp_path)
+    found.score()
+    mlflow.set_tracking_uri(store)
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(panel().to_pandas())
+    columns = ["series_id", "step", *QUANTILES]
+    assert_frame_equal(pl.from_pandas(served).select(columns), found.forecasts().select(columns))
+    metrics = runs(found)[0].data.metrics
+    assert metrics["steps"] == 40
+    assert metrics["member_02/steps"] == 20

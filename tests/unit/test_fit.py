@@ -1,8 +1,9 @@
 """Training on tiny panels: what it keeps, and what it must not touch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,11 +12,15 @@ import torch
 
 from forecast import fit as module
 from forecast.artifact import Artifact, load
+from forecast.config import FinetuneSettings
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
+from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.models.ensemble import members_of
+from forecast.models.module import Budget
 from forecast.predict import predict
 
 Train, Load = Callable[..., FitResult], Callable[..., Loaded]
@@ -97,10 +102,19 @@ def test_training_lowers_the_loss_where_there_is_something_to_learn(train: Train
     assert trained < 0.6 * closed
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("cell", "threads"), [("lstm", 1), ("lstm", 2), ("gru", 1), ("rnn", 1)], indirect=["threads"])
 def test_the_same_seed_gives_the_same_weights_bit_by_bit(train: Train, weekly_loaded: Loaded, cell: str) -> None:
     first, second = (
-        train(weekly_loaded, max_steps=6, validation_every=3, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
+        train(weekly_loaded, max_steps=20, validation_every=10, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
     )
     assert first.artifact.digest() == second.artifact.digest()
     assert first.curve == second.curve
@@ -288,3 +302,200 @@ def test_half_precision_on_a_cpu_is_refused(train: Train, plain: Loaded) -> None
 def test_a_segment_that_does_not_divide_the_context_is_refused(train: Train, plain: Loaded) -> None:
     with pytest.raises(ConfigError, match=r"5 does not divide window.context_length \(28\)"):
         train(plain, model={"segment_length": 5})
+
+
+# --- going on after a kill
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(share: float) -> Callable[[float, str], None]:
+    def progress(done: float, _: str) -> None:
+        if done >= share:
+            raise Killed
+
+    return progress
+
+
+KILLED: dict[str, Any] = {"max_steps": 24, "validation_every": 6, "learning_rate": 2e-2, "patience": 3}
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.0}], ids=["averaged", "raw"])
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.1])
+def test_a_training_that_was_killed_goes_on_to_the_same_model(
+    train: Train, weekly_loaded: Loaded, tmp_path: Path, share: float, settings: dict[str, Any]
+) -> None:
+    known = {**KILLED, **settings, "model": {"dropout": 0.2}}
+    undisturbed = train(weekly_loaded, **known)
+    with pytest.raises(Killed):
+        train(weekly_loaded, **known, checkpoint=str(tmp_path), progress=killed_at(share))
+    assert any(tmp_path.iterdir()) == (share > 0.25)
+    resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == undisturbed.artifact.digest()
+    assert resumed.curve == undisturbed.curve
+    for name in ("val/loss", "best_step", "steps"):
+        assert resumed.summary[name] == undisturbed.summary[name]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_training_that_was_killed_at_its_very_end_takes_no_further_step(
+    train: Train, weekly_loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Patience stops it long before the steps are used up.
+    known = {**KILLED, "max_steps": 1000, "learning_rate": 10.0, "patience": 2}
+    undisturbed = train(weekly_loaded, **known)
+    assert int(undisturbed.summary["steps"]) < 1000
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_calm", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == undisturbed.artifact.digest()
+    assert resumed.curve == undisturbed.curve
+
+
+@pytest.fixture
+def cut_short(train: Train, weekly_loaded: Loaded, tmp_path: Path) -> dict[str, Any]:
+    """The settings of a training that was killed, with its folder."""
+    known = {**KILLED, "checkpoint": str(tmp_path)}
+    with pytest.raises(Killed):
+        train(weekly_loaded, **known, progress=killed_at(0.4))
+    return known
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 1e-2}, r"fit.learning_rate was 0.02, is 0.01; choose another folder"),
+        ({"seed": 1}, r"fit.seed was 0, is 1"),
+        ({"model": {"hidden_size": 16}}, r"model.hidden_size was 8, is 16"),
+        ({"context": 14}, r"window.context_length was 28, is 14"),
+    ],
+)
+def test_another_training_does_not_go_on_from_it(
+    train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"fit.checkpoint: .* holds another training, .*{said}"):
+        train(weekly_loaded, **cut_short | change)
+
+
+def test_other_data_does_not_go_on_from_it(train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any]) -> None:
+    other = dataclasses.replace(weekly_loaded.panel, target=weekly_loaded.panel.target + 1)
+    with pytest.raises(ConfigError, match=r'panel was "\w+\.\.\., is "\w+\.\.\.; choose another folder'):
+        train(dataclasses.replace(weekly_loaded, panel=other), **cut_short)
+
+
+def test_a_damaged_state_is_refused(train: Train, weekly_loaded: Loaded, cut_short: dict[str, Any]) -> None:
+    (path,) = Path(cut_short["checkpoint"]).iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"fit.checkpoint: .* is not readable .* delete it"):
+        train(weekly_loaded, **cut_short)
+
+
+# --- budgets
+
+
+def test_the_clock_ends_a_training_whatever_the_steps_say(train: Train, plain: Loaded) -> None:
+    result = train(plain, max_steps=10**9, max_minutes=0.02, validation_every=10**9, patience=100)
+    step, last = result.curve[-1]
+    assert 0 < int(result.summary["steps"]) < 10**9
+    # A validation ends it, whenever it comes.
+    assert (step, set(last)) == (result.summary["steps"], {"val/loss"})
+
+
+def test_the_steps_end_a_training_whatever_the_clock_says(train: Train, plain: Loaded) -> None:
+    assert train(plain, max_steps=7, max_minutes=1e6).summary["steps"] == 7
+
+
+def test_a_run_that_is_gone_on_from_has_spent_its_share_of_the_minutes() -> None:
+    budget = Budget(100, 1.0)
+    budget.resume(45.0)
+    assert 0.75 <= budget.spent(0) < 0.76
+    assert budget.spent(90) == 0.9
+    budget.resume(45.0)
+    assert budget.spent(0) == 1.0
+
+
+# --- several processes
+
+
+@pytest.fixture(scope="module")
+def on_two(train: Train, weekly_loaded: Loaded) -> FitResult:
+    return train(weekly_loaded, **KILLED, max_minutes=100, devices=2)
+
+
+def test_two_processes_train_one_model(on_two: FitResult) -> None:
+    # That their weights stayed equal is asserted in the training itself.
+    assert on_two.summary["steps"] == 24
+    assert [step for step, values in on_two.curve if "val/loss" in values] == [0, 6, 12, 18, 24]
+    assert float(on_two.summary["val/loss"]) < float(on_two.summary["val/loss_closed_form"])
+
+
+# --- ensembles
+
+MEMBERS: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
+
+
+@pytest.fixture(scope="module")
+def ensemble(train: Train, weekly_loaded: Loaded) -> FitResult:
+    return train(weekly_loaded, **MEMBERS, ensemble=3, model={"transform": "none"})
+
+
+def test_an_ensemble_forecasts_the_mean_of_what_its_members_would_alone(
+    train: Train, ensemble: FitResult, weekly_loaded: Loaded
+) -> None:
+    windows = WindowIndex(np.arange(8), weekly_loaded.panel.lengths - 1)
+    settings = {**MEMBERS, "model": {"transform": "none"}}  # On a logarithmic scale it is the mean of the logarithms.
+    alone = [train(weekly_loaded, **settings, seed=seed).artifact for seed in range(3)]
+    each = [predict(artifact, weekly_loaded.panel, windows).base for artifact in alone]
+    made = predict(ensemble.artifact, weekly_loaded.panel, windows).base
+    np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-5, atol=1e-4)
+    assert (np.diff(made, axis=-1) >= 0).all()
+    assert not np.allclose(each[0], each[1])
+    assert ensemble.summary["steps"] == 120
+    assert float(ensemble.summary["val/loss"]) < float(ensemble.summary["val/loss_closed_form"])
+
+
+def test_members_share_one_scale_and_only_quantiles_are_averaged(train: Train, weekly_loaded: Loaded) -> None:
+    logarithmic = train(weekly_loaded, ensemble=2, model={"transform": "log"}).artifact
+    units = {member.shape.unit for member in members_of(logarithmic.network)}
+    assert len(units) == 1
+    assert units.pop() > 0
+    with pytest.raises(ConfigError, match=r"fit.ensemble: .*; set model.head=quantile \(given: normal\)"):
+        train(weekly_loaded, ensemble=2, model={"head": "normal"})
+
+
+def test_an_ensemble_survives_its_folder_and_is_fine_tuned_like_one_network(
+    ensemble: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    settings = FinetuneSettings(min_gain=0, min_windows_better=0, gate_windows=2, report_windows=1, origins=32)
+    tuned = finetune(ensemble.artifact, weekly_loaded.panel, settings).artifact
+    digest = tuned.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "bank.safetensors",
+        "member-02.safetensors",
+        "member-03.safetensors",
+        "model.safetensors",
+    ]
+    stored = load(tmp_path)
+    assert stored.digest() == digest
+    assert stored.base().digest() == ensemble.artifact.digest()
+    windows = WindowIndex(np.arange(8), weekly_loaded.panel.lengths - 1)
+    before, after = (predict(artifact, weekly_loaded.panel, windows) for artifact in (tuned, stored))
+    assert after.is_tuned.any()
+    np.testing.assert_array_equal(before.tuned, after.tuned)
+    np.testing.assert_array_equal(before.base, after.base)
+
+
+def test_an_ensemble_that_was_killed_keeps_the_members_it_has(
+    train: Train, ensemble: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        train(weekly_loaded, **MEMBERS, ensemble=3, checkpoint=str(tmp_path), progress=killed_at(0.5))
+    assert len(list(tmp_path.iterdir())) == 2
+    resumed = train(weekly_loaded, **MEMBERS, ensemble=3, checkpoint=str(tmp_path))
+    assert resumed.artifact.digest() == ensemble.artifact.digest()
+    assert resumed.curve == ensemble.curve
+    assert not any(tmp_path.iterdir())

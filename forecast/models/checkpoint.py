@@ -1,0 +1,188 @@
+"""The state of a training on disk, to go on from after a kill: safetensors and JSON, no pickle."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import safetensors
+import safetensors.torch
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor, nn
+
+from forecast.errors import ConfigError, listing
+from forecast.models.module import ForecastModule, KeepBest
+
+_FORMAT = "1"
+
+
+class Checkpoint(Callback):
+    """Writes the whole state of a training at each validation, and restores it when the training begins.
+
+    One file: the tensors, and the rest as JSON in its header. It is replaced as a whole, so that a kill leaves the
+    state of the last validation or of the one before, never half of one.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, name: str = "training") -> None:
+        """Read what `folder` holds, if anything.
+
+        Raises ConfigError if that is of a training with other `settings`, or can't be read.
+        """
+        self.path = folder / f"{name}.safetensors"
+        self.settings = dict(settings)
+        self._tensors: dict[str, Tensor] = {}
+        self._state: dict[str, Any] = {}
+        self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
+        if self.path.exists():
+            self._read()
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done when the file was written; 0 without one."""
+        return int(self._state.get("step", 0))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training had come to its end."""
+        return bool(self._state.get("finished", False))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the budget that were spent when the file was written."""
+        return float(self._state.get("elapsed", 0.0))
+
+    def attach(self, keeper: KeepBest, averaging: WeightAveraging | None) -> None:
+        """Name the callbacks whose state belongs to the training, and restore what `keeper` had found."""
+        self._attached = keeper, averaging
+        if self._state:
+            keeper.restore(self._state["keeper"], self._of("best"))
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.path.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Restore weights, averages, optimiser, schedule, counters and random state."""
+        if not self._state:
+            return
+        assert isinstance(pl_module, ForecastModule)
+        assert self._attached is not None
+        pl_module.network.load_state_dict(self._of("network"))
+        _, averaging = self._attached
+        if averaging is not None:
+            model, network = _average(averaging)
+            network.load_state_dict(self._of("averaged"))
+            model.n_averaged.copy_(self._tensors["n_averaged"])
+            averaging._latest_update_step = self.step
+        (optimiser,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
+        groups = optimiser.state_dict()["param_groups"]
+        for group, rate in zip(groups, self._state["rates"], strict=True):
+            group["lr"] = rate
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, values in self._of("optimiser").items():
+            number, _, name = key.partition(".")
+            moments.setdefault(int(number), {})[name] = values
+        optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        scheduler.scheduler.load_state_dict(self._state["schedule"])
+        # The two counters of Lightning's loop that go on over epochs: steps taken, and batches until a validation.
+        loop = trainer.fit_loop.epoch_loop
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self.step
+        loop.batch_progress.total.ready = self.step
+        # Torch breaks on a view that begins elsewhere than its storage.
+        torch.set_rng_state(self._tensors["rng"][trainer.global_rank].clone())
+        if "rng_cuda" in self._tensors:
+            torch.cuda.set_rng_state(self._tensors["rng_cuda"][trainer.global_rank].clone(), pl_module.device)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the file. The averaged weights have been swapped back by now."""
+        assert isinstance(pl_module, ForecastModule)
+        assert self._attached is not None
+        keeper, averaging = self._attached
+        (optimiser,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
+        tensors = {"rng": _of_all_ranks(pl_module, torch.get_rng_state())}
+        if pl_module.device.type == "cuda":
+            tensors["rng_cuda"] = _of_all_ranks(pl_module, torch.cuda.get_rng_state(pl_module.device))
+        if not trainer.is_global_zero:
+            return
+        parts = {"network": pl_module.network.state_dict(), "best": keeper.best}
+        if averaging is not None:
+            model, network = _average(averaging)
+            parts["averaged"] = network.state_dict()
+            tensors["n_averaged"] = model.n_averaged
+        tensors |= {f"{part}/{name}": values for part, state in parts.items() for name, values in state.items()}
+        for number, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{number}.{name}": values for name, values in moments.items()}
+        schedule = scheduler.scheduler.state_dict()
+        state = {
+            "step": trainer.global_step,
+            "finished": trainer.should_stop,
+            "elapsed": pl_module.budget.elapsed,
+            "keeper": keeper.state(),
+            "rates": [group["lr"] for group in optimiser.param_groups],
+            "schedule": schedule,
+        }
+        self._write(tensors, state)
+
+    def _of(self, part: str) -> dict[str, Tensor]:
+        prefix = f"{part}/"
+        return {name.removeprefix(prefix): v for name, v in self._tensors.items() if name.startswith(prefix)}
+
+    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".unfinished")
+        header = {"format": _FORMAT, "settings": json.dumps(self.settings), "state": json.dumps(state)}
+        content = {name: values.detach().contiguous() for name, values in tensors.items()}
+        safetensors.torch.save_file(content, unfinished, header)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(self.path)
+
+    def _read(self) -> None:
+        folder = self.path.parent
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except safetensors.SafetensorError as error:
+            raise ConfigError(
+                f"fit.checkpoint: {self.path} is not readable ({error}); delete it, or choose another folder"
+            ) from None
+        if header.get("format") != _FORMAT:
+            raise ConfigError(
+                f"fit.checkpoint: {self.path} is of another version of gatecast; delete it, or choose another folder"
+            )
+        before, now = json.loads(header["settings"]), json.loads(json.dumps(self.settings))
+        different = [
+            f"{key} was {_text(before.get(key))}, is {_text(now.get(key))}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if different:
+            raise ConfigError(
+                f"fit.checkpoint: {folder} holds another training, which was cut short: {listing(different)}; choose "
+                "another folder, or delete that one to give it up"
+            )
+        self._tensors, self._state = tensors, json.loads(header["state"])
+
+
+def _average(averaging: WeightAveraging) -> tuple[Any, nn.Module]:
+    """Return Lightning's averaged model, and the network in it."""
+    model = averaging._average_model
+    assert model is not None
+    assert isinstance(model.module, ForecastModule)
+    return model, model.module.network
+
+
+def _of_all_ranks(pl_module: lightning.LightningModule, values: Tensor) -> Tensor:
+    """Return the values of each process, [rank, entry], on the host."""
+    gathered = pl_module.all_gather(values.to(pl_module.device))
+    assert isinstance(gathered, Tensor)
+    return gathered.reshape(-1, len(values)).cpu()
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,57 @@
+"""Several networks that forecast as one."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from forecast.models.batch import Batch
+from forecast.models.recurrent import Output, RecurrentForecaster
+
+
+class Ensemble(nn.Module):
+    """Forecasts the mean of its members' quantiles, level by level.
+
+    Vincentization (Ratcliff, 1979, Psychological Bulletin 86): a mean of increasing sequences increases, and the mean
+    distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
+    model, which members share: that of logarithms where `NetworkShape.unit` says so.
+
+    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over.
+    """
+
+    def __init__(self, members: Sequence[RecurrentForecaster]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.shape = members[0].shape
+        self.head = members[0].head
+        self.encoder = members[0].encoder
+
+    def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
+        """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
+        outputs = [member(batch, origins) for member in self.members]
+        frame = outputs[0].frame
+        moved = []
+        for output in outputs:
+            # Members may have chosen other anchors.
+            factor = (output.frame.divisor / frame.divisor)[..., None, None]
+            shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
+            moved.append(output.quantiles * factor + shift)
+        # The arguments of a quantile head are its quantiles.
+        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head)
+
+
+Forecaster = RecurrentForecaster | Ensemble
+
+
+def members_of(network: Forecaster) -> list[RecurrentForecaster]:
+    """Return the networks of an ensemble, or the one."""
+    if isinstance(network, RecurrentForecaster):
+        return [network]
+    members = list(network.members)
+    return [member for member in members if isinstance(member, RecurrentForecaster)]
+
+
+def together(members: Sequence[RecurrentForecaster]) -> Forecaster:
+    """Return the one network, or the ensemble of several."""
+    return members[0] if len(members) == 1 else Ensemble(members).eval()
