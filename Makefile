@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check ui bench clean
+.PHONY: demo test check ui bench bench-accuracy clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -23,6 +23,10 @@ ui: $(VENV)/.installed-demo
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# make bench-accuracy ARGS='m4 --budget 120 --rows naive,closed,lstm,tuned'
+bench-accuracy: $(VENV)/.installed
+	$(BIN)/python -m benchmarks accuracy $(ARGS)
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo mlflow.db mlruns

@@ -1,15 +1,21 @@
-"""`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`."""
+"""`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`.
+
+`make bench-accuracy` is `python -m benchmarks accuracy`, which takes hours and arguments.
+"""
 
 import importlib
 import os
 import sys
+from itertools import takewhile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("data", "step", "m4_hourly")
+NAMES = ("data", "step", "accuracy")
 
-for name in sys.argv[1:] or NAMES:
-    if name not in NAMES:
-        sys.exit(f"no benchmark {name}; there are: {', '.join(NAMES)}")
+names = list(takewhile(NAMES.__contains__, sys.argv[1:])) or (list(NAMES[:2]) if not sys.argv[1:] else [])
+given = sys.argv[1 + len(names) :]
+if given and names[-1:] != ["accuracy"]:
+    sys.exit(f"no benchmark {given[0]}; there are: {', '.join(NAMES)}")
+for name in names:
     print(f"== {name}")
-    importlib.import_module(f"benchmarks.{name}").main()
+    importlib.import_module(f"benchmarks.{name}").main(*(given if name == "accuracy" else ()))

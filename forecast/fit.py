@@ -21,7 +21,7 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, together
-from forecast.models.heads import empirical_quantiles
+from forecast.models.heads import empirical_quantiles, pinball
 from forecast.models.module import (
     Budget,
     KeepBest,
@@ -365,8 +365,7 @@ def _closed_form(
     assert best is not None
     network, fitted = best.network, best.fitted
     linear = fitted.window @ network.skip
-    residual = (fitted.target - linear) / fitted.spread
-    level = empirical_quantiles(residual, fitted.observed.bool(), network.head.start_levels)
+    level = _residual_quantiles(fitted, linear, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -378,6 +377,15 @@ def _closed_form(
         "skip_samples": len(drawn),
     }
     return network, PanelTensors(panel, device, unit=unit), choice
+
+
+def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Tensor:
+    """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
+
+    Weighted as the loss is, in units of scale: a window that hardly varies says little about the others.
+    """
+    weight = samples.spread * samples.weight[:, None] * samples.observed
+    return empirical_quantiles((samples.target - linear) / samples.spread, weight, levels)
 
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
@@ -424,7 +432,7 @@ def _solve(
 def _better(one: _Solution, other: _Solution) -> bool:
     """Return whether one scale forecasts better than another, by the mean of two ratios of errors in the data's units.
 
-    These are the absolute error in units of the window's deviation (as in MASE), and the symmetric relative one.
+    These are the pinball loss in units of the window's deviation, and the symmetric relative error of the median.
     """
     mine, theirs = (_errors_of_data(found) for found in (one, other))
     ratios = [a / b if b > 0 else float(a > 0) + 1.0 for a, b in zip(mine, theirs, strict=True)]
@@ -432,16 +440,20 @@ def _better(one: _Solution, other: _Solution) -> bool:
 
 
 def _errors_of_data(found: _Solution) -> tuple[float, float]:
-    samples, unit = found.checked, found.network.shape.unit
+    samples, unit, line = found.checked, found.network.shape.unit, found.network.skip
+    levels = torch.arange(1, 10, device=line.device, dtype=line.dtype) / 10
 
     def restored(values: Tensor) -> Tensor:
-        return to_data((samples.location[:, None] + samples.divisor[:, None] * values).double(), unit)
+        shape = (-1, *[1] * (values.ndim - 1))
+        return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
 
-    made, actual = restored(samples.window @ found.network.skip), restored(samples.target)
-    deviation = restored(samples.window).std(dim=1, keepdim=True)
-    error, there = (made - actual).abs(), samples.observed > 0
-    scaled = (error / deviation.clamp(min=1e-12))[there]
-    relative = (error / (made.abs() + actual.abs()).clamp(min=1e-12))[there]
+    linear, actual = samples.window @ line, restored(samples.target)
+    around = _residual_quantiles(found.fitted, found.fitted.window @ line, levels)
+    quantiles = restored(linear[..., None] + samples.spread[..., None] * around)
+    deviation = restored(samples.window).std(dim=1, keepdim=True).clamp(min=1e-12)
+    there, made = samples.observed > 0, restored(linear)
+    scaled = (pinball(quantiles, actual, levels.double()) / deviation)[there]
+    relative = ((made - actual).abs() / (made.abs() + actual.abs()).clamp(min=1e-12))[there]
     # Windows that hardly vary must not decide alone.
     return float(scaled.clamp(max=_REACH).mean()), float(relative.mean())
 

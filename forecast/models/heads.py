@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -425,13 +425,28 @@ def pinball(
 
 
 def empirical_quantiles(
-    values: Float[Tensor, "sample horizon"], mask: Bool[Tensor, "sample horizon"], levels: Float[Tensor, " quantile"]
+    values: Float[Tensor, "sample horizon"],
+    weights: Float[Tensor, "sample horizon"],
+    levels: Float[Tensor, " quantile"],
 ) -> Float[Tensor, "horizon quantile"]:
-    """Return the quantiles of the masked samples at each step; zeros where a step has no sample."""
-    if not len(values):
-        return values.new_zeros(values.shape[1], len(levels))
-    found = torch.nanquantile(values.double().masked_fill(~mask, math.nan), levels.double(), dim=0).T
-    return found.nan_to_num(0.0).to(values.dtype)
+    """Return the weighted quantiles of the samples at each step; zeros where a step has no sample of any weight.
+
+    They are near the minimum of the weighted pinball loss: linear between the samples, and for equal weights what
+    `numpy.quantile` gives.
+    """
+    result = values.new_zeros(values.shape[1], len(levels), dtype=torch.float64)
+    for step, (column, weight) in enumerate(zip(values.T, weights.T, strict=True)):
+        there = weight > 0
+        if not there.any():
+            continue
+        found, order = column[there].double().sort()
+        mass = weight[there].double()[order]
+        place = (mass.cumsum(0) - mass) / (mass.sum() - mass[-1]).clamp(min=1e-300)
+        after = torch.searchsorted(place, levels.double()).clamp(1, max(len(found) - 1, 1)).clamp(max=len(found) - 1)
+        before = (after - 1).clamp(min=0)
+        share = (levels.double() - place[before]) / (place[after] - place[before]).clamp(min=1e-300)
+        result[step] = torch.lerp(found[before], found[after], share.clamp(0, 1))
+    return result.to(values.dtype)
 
 
 def _mean_weights(levels: Sequence[float]) -> Float[Tensor, " quantile"]:

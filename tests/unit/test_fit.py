@@ -435,20 +435,26 @@ def test_two_processes_train_one_model(on_two: FitResult) -> None:
 
 # --- ensembles
 
-MEMBERS: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
+# On one scale for all: quantiles are averaged on that of the model.
+MEMBERS: dict[str, Any] = {
+    "max_steps": 40,
+    "learning_rate": 2e-2,
+    "ema_decay": 0.9,
+    "validation_every": 10,
+    "model": {"transform": "none"},
+}
 
 
 @pytest.fixture(scope="module")
 def ensemble(train: Train, weekly_loaded: Loaded) -> FitResult:
-    return train(weekly_loaded, **MEMBERS, ensemble=3, model={"transform": "none"})
+    return train(weekly_loaded, **MEMBERS, ensemble=3)
 
 
 def test_an_ensemble_forecasts_the_mean_of_what_its_members_would_alone(
     train: Train, ensemble: FitResult, weekly_loaded: Loaded
 ) -> None:
     windows = WindowIndex(np.arange(8), weekly_loaded.panel.lengths - 1)
-    settings = {**MEMBERS, "model": {"transform": "none"}}  # On a logarithmic scale it is the mean of the logarithms.
-    alone = [train(weekly_loaded, **settings, seed=seed).artifact for seed in range(3)]
+    alone = [train(weekly_loaded, **MEMBERS, seed=seed).artifact for seed in range(3)]
     each = [predict(artifact, weekly_loaded.panel, windows).base for artifact in alone]
     made = predict(ensemble.artifact, weekly_loaded.panel, windows).base
     np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-5, atol=1e-4)

@@ -84,7 +84,7 @@ def test_empirical_quantiles_are_those_of_the_observed_samples() -> None:
     rng = np.random.default_rng(2)
     values, mask = rng.normal(size=(200, 3)).astype(np.float32), rng.random((200, 3)) < 0.5
     mask[:, 2] = False
-    found = empirical_quantiles(torch.from_numpy(values), torch.from_numpy(mask), torch.tensor(DECILES))
+    found = empirical_quantiles(torch.from_numpy(values), torch.from_numpy(mask) * 0.7, torch.tensor(DECILES))
     for step in range(2):
         expected = np.quantile(values[mask[:, step], step].astype(np.float64), DECILES)
         np.testing.assert_allclose(found[step], expected, rtol=1e-5, atol=1e-6)
@@ -92,6 +92,23 @@ def test_empirical_quantiles_are_those_of_the_observed_samples() -> None:
 
 
 def test_quantiles_of_no_sample_at_all_are_zeros() -> None:
-    found = empirical_quantiles(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool), torch.tensor(DECILES))
+    found = empirical_quantiles(torch.zeros(0, 4), torch.zeros(0, 4), torch.tensor(DECILES))
     assert found.shape == (4, 9)
     assert not found.any()
+    one = empirical_quantiles(torch.tensor([[3.0], [9.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor(DECILES))
+    assert one.tolist() == [[3.0] * 9]
+
+
+def test_weighted_quantiles_minimise_the_weighted_pinball_loss() -> None:
+    rng = np.random.default_rng(3)
+    values, weights = torch.from_numpy(rng.normal(size=(500, 1)) ** 3), torch.from_numpy(rng.exponential(size=(500, 1)))
+    levels = torch.tensor(DECILES, dtype=torch.float64)
+
+    def loss(quantile: float, level: float) -> float:
+        error = values[:, 0] - quantile
+        return float((weights[:, 0] * torch.maximum(level * error, (level - 1) * error)).sum())
+
+    found = empirical_quantiles(values, weights, levels)[0]
+    for quantile, level in zip(found.tolist(), DECILES, strict=True):
+        best = min(loss(value, level) for value in values[:, 0].tolist())
+        assert loss(quantile, level) <= best * 1.001

@@ -1,0 +1,357 @@
+"""Accuracy on public data sets, by the protocol of each, beside what others have reached.
+
+`python -m benchmarks accuracy [TASK ...] [KEY=VALUE ...]` trains with the preset `conf/experiment/TASK.yaml` on the
+training part alone, and scores on the test part, which nothing before has seen. TASK may be the beginning of several:
+`m4`, `etth1`. KEY=VALUE are settings as of `forecast train`. The data are folders of `GATECAST_BENCH_DATA`
+(`../shared/data` beside the checkout when not set) with train.parquet and test.parquet, or data.parquet: columns
+series_id, timestamp, value.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from benchmarks.meter import ROOT
+from forecast.artifact import Artifact
+from forecast.config import FinetuneSettings, TrainConfig, load
+from forecast.data.load import Loaded
+from forecast.data.panel import Panel
+from forecast.data.read import read_panel
+from forecast.data.windows import WindowIndex, windows_at_ends
+from forecast.finetune import finetune
+from forecast.fit import fit
+from forecast.metrics import future_values, score_windows, seasonal_naive, seasonal_naive_errors
+from forecast.models.heads import QuantileHead
+from forecast.predict import predict
+from pipelines.compose import compose
+
+Array = npt.NDArray[np.floating]
+Scores = dict[str, float]
+Forecaster = Callable[[Panel, WindowIndex], Array]
+"""Gives the quantiles of n windows, [n, horizon, level]."""
+Judge = Callable[[Forecaster], Scores]
+
+# Settings of each contender, after those of the preset; NAIVE needs none.
+NAIVE, TUNED = "naive", "tuned"
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    NAIVE: (),
+    "closed": ("fit.max_steps=0",),
+    "lstm": ("model.cell=lstm",),
+    "gru": ("model.cell=gru",),
+    "lstm-plain": ("model.cell=lstm", "model.skip=false"),
+    "gru-plain": ("model.cell=gru", "model.skip=false"),
+    TUNED: ("model.cell=lstm",),
+}
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "no-skip": ("model.skip=false",),
+    "no-transform": ("model.transform=none",),
+    "no-season": ("data.season_length=1",),
+    "no-segments": ("model.segment_length=1",),
+    "no-ema": ("fit.ema_decay=0",),
+    "no-forking": ("fit.origins=1",),
+}
+DEFAULT_ROWS = (NAIVE, "closed", "lstm")
+TUNING = FinetuneSettings(holdout_windows=0, gate_windows=4, report_windows=1)
+# Windows that are forecast and scored together.
+CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set with its protocol."""
+
+    preset: str
+    """Names the preset and the folder of the data."""
+    judge: Callable[["Task", TrainConfig, Loaded, Path], Judge]
+    season: int
+    """m of seasonal naive and MASE, whatever the model is told."""
+    metrics: tuple[str, ...]
+    bars: Mapping[str, Sequence[float | None]]
+    """What others have reached, in the order of `metrics`."""
+    settings: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=lambda: {"data.path": "train.parquet"})
+    rows: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CONTENDERS)
+    naive2: tuple[float, float] | None = None
+    """sMAPE and MASE of Naive2 as published: the denominators of OWA."""
+    split: tuple[int, int, int] = (0, 0, 0)
+    """Time points at which training, validation and test end."""
+    tuning: FinetuneSettings = TUNING
+
+
+# --- the protocols
+
+
+def after_the_end(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Judge:
+    """Return the judge of M4 and M5: one forecast at the end of each series' training part, against test.parquet.
+
+    Series of the test part without training part are left out; MASE leaves out those without a season of past.
+    """
+    panel, horizon = loaded.panel, config.window.horizon
+    windows, levels = windows_at_ends(panel), config.model.quantile_levels
+    own = pl.DataFrame({"series_id": panel.series_id.tolist()})
+    test = pl.read_parquet(folder / "test.parquet", columns=["series_id", "timestamp", "value"])
+    kept = test.join(own, on="series_id", how="semi").sort("series_id", "timestamp")
+    actual = kept["value"].to_numpy().reshape(panel.n_series, horizon)
+    scale, _ = seasonal_naive_errors(panel, windows, task.season)
+
+    def judge(forecaster: Forecaster) -> Scores:
+        quantiles = forecaster(panel, windows).astype(np.float64)
+        found = score_windows(actual, quantiles, levels=levels, scale=scale)
+        smape, mase = float(found["smape"].mean()), float(np.nanmean(found["mase"]))
+        scores = {"sMAPE": smape, "MASE": mase, "wQL": float(found["pinball"].sum() / found["abs_target"].sum())}
+        if task.naive2:
+            scores["OWA"] = (smape / task.naive2[0] + mase / task.naive2[1]) / 2
+        return scores
+
+    return judge
+
+
+def long_horizon(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Judge:  # noqa: ARG001  as all
+    """Return the judge of ETT and exchange rates: all windows of stride 1 whose targets lie in the test part.
+
+    Errors are in units of each series' standard deviation over the training part, as after z-scores.
+    """
+    horizon = config.window.horizon
+    panel = read_panel(config.data.model_copy(update={"until": None}), horizon).panel
+    trained, validated, tested = task.split
+    if set(loaded.panel.lengths) != {validated}:
+        raise ValueError(f"{task.preset}: data.until leaves {set(loaded.panel.lengths)} points, not {validated}")
+    past = panel.target.reshape(panel.n_series, -1)[:, :trained].astype(np.float64)
+    cutoffs = np.arange(validated - 1, tested - horizon)
+    windows = WindowIndex(np.repeat(np.arange(panel.n_series), len(cutoffs)), np.tile(cutoffs, panel.n_series))
+    head = QuantileHead(config.model.quantile_levels)
+    return lambda forecaster: scaled_errors(forecaster, panel, windows, scale=past.std(axis=1), head=head)
+
+
+def scaled_errors(
+    forecaster: Forecaster, panel: Panel, windows: WindowIndex, *, scale: Array, head: QuantileHead
+) -> Scores:
+    """Return MSE of the mean and MAE of the median over all windows and steps, in units of `scale` per series, [S]."""
+    square = absolute = 0.0
+    count = 0
+    for first in range(0, len(windows), CHUNK):
+        some = windows[slice(first, first + CHUNK)]
+        quantiles = torch.from_numpy(forecaster(panel, some).astype(np.float64))
+        actual = future_values(panel, some, quantiles.shape[1])
+        unit = scale[some.series][:, None]
+        square += float((((actual - head.mean(quantiles).numpy()) / unit) ** 2).sum())
+        absolute += float(np.abs((actual - quantiles[..., head.median].numpy()) / unit).sum())
+        count += actual.size
+    return {"MSE": square / count, "MAE": absolute / count}
+
+
+# --- the tasks
+
+OWA = ("sMAPE", "MASE", "OWA", "wQL")
+M4_HOURLY = Task(
+    preset="m4_hourly",
+    judge=after_the_end,
+    season=24,
+    metrics=OWA,
+    naive2=(18.383, 2.395),
+    bars={
+        "ES-RNN, winner of M4": (9.328, 0.893, 0.440, None),
+        "Card, best of M4 here": (8.913, 0.801, 0.410, None),
+        "TiRex": (7.853, 0.722, 0.364, 0.0202),
+    },
+    tuning=TUNING.model_copy(update={"origins": 300}),
+)
+# MSE and MAE by horizon.
+HORIZONS = (96, 192, 336, 720)
+LONG_BARS = {
+    "etth1": {
+        "ridge, look-back 720": ((0.366, 0.395), (0.400, 0.419), (0.424, 0.434), (0.423, 0.453)),
+        "SegRNN, look-back 720": ((0.351, 0.392), (0.392, 0.414), (0.423, 0.433), (0.466, 0.472)),
+        "FITS": ((0.372, None), (0.404, None), (0.427, None), (0.424, None)),
+    },
+    "etth2": {
+        "ridge, look-back 720": ((0.267, 0.331), (0.329, 0.371), (0.352, 0.393), (0.376, 0.421)),
+        "SegRNN, look-back 720": ((0.276, 0.335), (0.341, 0.389), (0.364, 0.403), (0.403, 0.448)),
+        "FITS": ((0.271, None), (0.331, None), (0.354, None), (0.377, None)),
+    },
+    "exchange_rate": {"ridge": ((0.082, None), (0.170, None), (0.312, None), (0.836, None))},
+}
+ETT, EXCHANGE = (8640, 11520, 14400), (5311, 6071, 7588)
+
+
+def _long(preset: str, position: int) -> Task:
+    horizon, split = HORIZONS[position], EXCHANGE if preset == "exchange_rate" else ETT
+    return Task(
+        preset=preset,
+        judge=long_horizon,
+        season=1 if preset == "exchange_rate" else 24,
+        metrics=("MSE", "MAE"),
+        bars={name: scores[position] for name, scores in LONG_BARS[preset].items()},
+        settings=(f"window.horizon={horizon}", f"fit.validation_windows={(split[1] - split[0]) // horizon}"),
+        files={"data.path": "data.parquet"},
+        split=split,
+    )
+
+
+TASKS: dict[str, Task] = {
+    "m4_hourly": M4_HOURLY,
+    "m4_weekly": Task(
+        preset="m4_weekly",
+        judge=after_the_end,
+        season=1,
+        metrics=OWA,
+        naive2=(9.161, 2.777),
+        bars={
+            "ES-RNN, winner of M4": (7.817, 2.356, 0.851, None),
+            "Forecast Pro, best of M4 here": (6.582, 2.107, 0.739, None),
+            "TiRex": (6.006, 1.990, 0.686, 0.0367),
+        },
+    ),
+    "m4_yearly": Task(
+        preset="m4_yearly",
+        judge=after_the_end,
+        season=1,
+        metrics=OWA,
+        naive2=(16.342, 3.974),
+        bars={
+            "ES-RNN, winner of M4": (13.176, 2.980, 0.778, None),
+            "N-BEATS, 180 models": (12.913, None, 0.758, None),
+            "FlowState": (None, None, 0.786, 0.1069),
+        },
+        tuning=TUNING.model_copy(update={"gate_windows": 2}),
+    ),
+    "m5": Task(
+        preset="m5",
+        judge=after_the_end,
+        season=7,
+        metrics=("MASE", "wQL"),
+        bars={"quantiles of the last 28 days": (0.887, 0.546)},
+        files={"data.path": "train.parquet", "data.known_path": "t*.parquet", "data.static_path": "static.parquet"},
+    ),
+    **{f"{preset}_{h}": _long(preset, position) for preset in LONG_BARS for position, h in enumerate(HORIZONS)},
+    "ablation": Task(
+        preset="m4_hourly",
+        judge=after_the_end,
+        season=24,
+        metrics=OWA,
+        naive2=M4_HOURLY.naive2,
+        bars={},
+        rows=ABLATIONS,
+    ),
+}
+
+
+# --- running them
+
+
+def main(*argv: str) -> None:
+    """Print a table for each task."""
+    parser = argparse.ArgumentParser("python -m benchmarks accuracy", description=__doc__)
+    parser.add_argument("given", nargs="*", metavar="TASK|KEY=VALUE", help=f"tasks: {', '.join(TASKS)}")
+    parser.add_argument("--rows", help=f"{', '.join(CONTENDERS)} ({','.join(DEFAULT_ROWS)} when not given)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of the clock, for each training")
+    parser.add_argument("--seed", "--seeds", default="0", metavar="N,...", help="a row for each")
+    parser.add_argument("--ensemble", action="store_true", help="also the mean of the seeds' quantiles")
+    options = parser.parse_intermixed_args(argv)
+    settings = [given for given in options.given if "=" in given]
+    if options.budget:
+        settings.append(f"fit.max_minutes={options.budget / 60}")
+    names = [given for given in options.given if "=" not in given] or [name for name in TASKS if name != "ablation"]
+    for given in names:
+        chosen = [name for name in TASKS if name == given or name.startswith(f"{given}_")]
+        if not chosen:
+            parser.error(f"no task {given}; there are: {', '.join(TASKS)}")
+        for name in chosen:
+            task = TASKS[name]
+            usual = DEFAULT_ROWS if task.rows is CONTENDERS else tuple(task.rows)
+            rows = options.rows.split(",") if options.rows else usual
+            if unknown := set(rows) - set(task.rows):
+                parser.error(f"no rows {', '.join(sorted(unknown))} in {name}; there are: {', '.join(task.rows)}")
+            run(name, rows, settings, [int(seed) for seed in options.seed.split(",")], ensemble=options.ensemble)
+
+
+def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence[int], *, ensemble: bool) -> None:
+    """Print the table of a task: what others have reached, then a line for each contender and seed."""
+    task = TASKS[name]
+    folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / task.preset
+    if not folder.is_dir():
+        print(f"{name} skipped: set GATECAST_BENCH_DATA to a folder that holds {task.preset}")
+        return
+    _show(task, name, dict(zip(task.metrics, task.metrics, strict=True)), "seed", "steps", "CPU s")
+    print(f"| :{'-' * 31} |{' -----: |' * len(task.metrics)} ---: | ----: | ----: |")
+    for label, scores in task.bars.items():
+        _show(task, f"({label})", dict(zip(task.metrics, scores, strict=True)))
+    fitted: dict[tuple[object, ...], tuple[Artifact, object, float]] = {}
+    for row in rows:
+        forecasters: list[Forecaster] = []
+        for seed in (0,) if row == NAIVE else seeds:
+            config = configured(task, folder, [*settings, f"fit.seed={seed}", *task.rows[row]])
+            loaded = read_panel(config.data, config.window.horizon)
+            judge, label = task.judge(task, config, loaded, folder), row
+            if row == NAIVE:
+                _show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))
+                continue
+            key = (task.rows[row], seed)  # The fine-tuned model has the same base.
+            if key not in fitted:
+                fitted[key] = _fitted(config, loaded)
+            artifact, steps, spent = fitted[key]
+            if row == TUNED:
+                begun = time.process_time()
+                tuned = finetune(artifact, loaded.panel, task.tuning)
+                spent += time.process_time() - begun
+                artifact = tuned.artifact
+                label = f"{row}, {tuned.summary['series_tuned']:,} of {loaded.panel.n_series:,}"
+            forecasters.append(model(artifact))
+            _show(task, label, judge(forecasters[-1]), seed, steps, f"{spent:.0f}")
+        if ensemble and len(forecasters) > 1:
+            _show(task, f"{row}, mean of {len(forecasters)}", judge(mean(forecasters)))
+    print()
+
+
+def _show(task: Task, label: str, scores: Mapping[str, float | str | None], *costs: object) -> None:
+    given = {metric: "" if scores.get(metric) is None else scores[metric] for metric in task.metrics}
+    cells = [x if isinstance(x, str) else f"{x:.{4 if metric == 'wQL' else 3}f}" for metric, x in given.items()]
+    seed, steps, cpu = costs or ("", "", "")
+    print(
+        f"| {label:<32} | {''.join(f'{cell:>6} | ' for cell in cells)}{seed:>4} | {steps:>5} | {cpu:>5} |", flush=True
+    )
+
+
+def configured(task: Task, folder: Path, settings: Sequence[str]) -> TrainConfig:
+    """Return the preset of a task with the paths of its tables and further settings."""
+    files = [f"{key}={folder / name}" for key, name in task.files.items()]
+    return load(TrainConfig, compose("train", [f"experiment={task.preset}", *files, *task.settings, *settings]))
+
+
+def _fitted(config: TrainConfig, loaded: Loaded) -> tuple[Artifact, object, float]:
+    """Return the model, its steps and the CPU seconds of all threads."""
+    begun = time.process_time()
+    result = fit(
+        loaded.panel,
+        data=loaded.data,
+        categories=loaded.categories,
+        window=config.window,
+        model=config.model,
+        fit=config.fit,
+    )
+    return result.artifact, result.summary["steps"], time.process_time() - begun
+
+
+def _naive(task: Task, config: TrainConfig) -> Forecaster:
+    horizon, levels = config.window.horizon, config.model.quantile_levels
+    return partial(seasonal_naive, horizon=horizon, season=task.season, levels=levels)
+
+
+def model(artifact: Artifact) -> Forecaster:
+    """Return the forecaster of a model, with what fine-tuning has changed."""
+    return lambda panel, windows: predict(artifact, panel, windows).tuned
+
+
+def mean(forecasters: Sequence[Forecaster]) -> Forecaster:
+    """Return the mean of the quantiles, level by level."""
+    return lambda panel, windows: np.mean([forecaster(panel, windows) for forecaster in forecasters], axis=0)

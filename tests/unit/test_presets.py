@@ -1,0 +1,114 @@
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from forecast.config import TrainConfig, load
+from forecast.data.load import Loaded
+from forecast.data.windows import WindowIndex
+from pipelines.compose import CONF, compose
+
+if TYPE_CHECKING:
+    from forecast.fit import FitResult
+
+# Horizon, season and frequency: what the protocol of a data set fixes.
+PRESETS = {
+    "m4_hourly": (48, 24, "1h"),
+    "m4_weekly": (13, 1, "1w"),
+    "m4_yearly": (6, 1, "1y"),
+    "m5": (28, 7, "1d"),
+    "etth1": (96, 24, "1h"),
+    "etth2": (96, 24, "1h"),
+    "exchange_rate": (96, 1, "1d"),
+    "nyc_flights": (168, 168, "1h"),
+}
+
+
+def _preset(name: str, *overrides: str) -> TrainConfig:
+    return load(TrainConfig, compose("train", [f"experiment={name}", "data.path=x.parquet", *overrides]))
+
+
+def test_every_data_set_has_its_protocol() -> None:
+    assert {file.stem for file in (CONF / "experiment").glob("*.yaml")} == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_needs_no_more_than_a_path(name: str) -> None:
+    config = _preset(name)
+    assert (config.window.horizon, config.data.season_length, config.data.freq) == PRESETS[name]
+    assert config.registry.name == name.replace("_", "-")
+    assert config.window.context_length is not None
+    assert config.window.context_length >= config.window.horizon
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"nyc_flights"}))
+def test_the_preset_of_a_benchmark_trains_up_to_the_test_part(name: str) -> None:
+    config = _preset(name)
+    assert config.data.columns.target == "value"
+    assert config.fit.holdout_windows == 0
+    assert (config.data.until is None) == name.startswith("m")
+    # Dates of these are made up.
+    assert config.data.calendar == (name in ("m5", "etth1", "etth2"))
+
+
+def test_m5_takes_covariates_from_further_tables() -> None:
+    data = _preset("m5", "data.known_path=t*.parquet", "data.static_path=static.parquet").data
+    assert data.known_covariates == ("snap", "event_name", "event_type")
+    assert data.static_covariates == ("dept_id", "cat_id", "store_id", "state_id")
+
+
+# --- the benchmark that uses them
+
+
+@pytest.mark.parametrize("size", [7, 64])
+def test_long_horizon_scores_do_not_depend_on_batches(
+    trained: "FitResult", weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    from benchmarks import accuracy
+
+    artifact, panel = trained.artifact, weekly_loaded.panel
+    cutoffs = np.arange(99, 153)  # All with a full horizon; 162 windows are no multiple of any batch.
+    windows = WindowIndex(np.repeat(np.array([0, 1, 2]), len(cutoffs)), np.tile(cutoffs, 3))
+    scale = np.linspace(1.0, 3.0, panel.n_series)
+    head = artifact.network.head
+
+    def scores() -> dict[str, float]:
+        return accuracy.scaled_errors(accuracy.model(artifact), panel, windows, scale=scale, head=head)
+
+    whole = scores()
+    monkeypatch.setattr("forecast.predict.BATCH_SIZE", size)
+    monkeypatch.setattr(accuracy, "CHUNK", 50)
+    assert scores() == pytest.approx(whole, rel=1e-6)
+    # By hand, all windows at once.
+    quantiles = accuracy.model(artifact)(panel, windows).astype(np.float64)
+    begin = panel.offsets[windows.series] + windows.cutoff
+    actual = panel.target[begin[:, None] + np.arange(1, 8)]
+    unit = scale[windows.series][:, None]
+    mean = quantiles @ head.mean_weights.double().numpy()
+    assert whole["MSE"] == pytest.approx((((actual - mean) / unit) ** 2).mean(), rel=1e-6)
+    assert whole["MAE"] == pytest.approx(np.abs((actual - quantiles[..., 4]) / unit).mean(), rel=1e-6)
+
+
+def test_an_ensemble_is_the_mean_of_the_quantiles(weekly_loaded: Loaded) -> None:
+    from benchmarks import accuracy
+
+    windows = WindowIndex(np.array([0, 1]), np.array([100, 100]))
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 2, 7, 9))
+    made = accuracy.mean([lambda *_: one, lambda *_: other])(weekly_loaded.panel, windows)
+    np.testing.assert_allclose(made, (one + other) / 2)
+
+
+def test_tasks_are_scored_where_training_ends() -> None:
+    from benchmarks.accuracy import TASKS, configured
+
+    for name, task in TASKS.items():
+        config = configured(task, Path("x"), [])
+        trained, validated, tested = task.split
+        assert all(len(bar) == len(task.metrics) for bar in task.bars.values()), name
+        if tested:
+            # Validation lies in its own part, and the test part has the windows of the literature.
+            assert config.fit.validation_windows * config.window.horizon <= validated - trained
+            assert f"{task.preset}_{config.window.horizon}" == name
+    assert TASKS["etth1_96"].split[2] - TASKS["etth1_96"].split[1] - 96 + 1 == 2785
