@@ -7,7 +7,6 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.panel import FloatArray, IntArray
-from forecast.errors import ConfigError
 from forecast.names import TARGET
 
 _FEW: Final = 16
@@ -71,8 +70,6 @@ def expression(name: str) -> pl.Expr:
     if statistic == "median":
         return target.cast(pl.Float64).rolling_median(steps, min_samples=1).over("series").cast(pl.Float32)
     if statistic == "std":
-        if steps == 1:
-            raise ConfigError("data.rolling: std_1 is the spread of a single value; give 2 steps or more")
         return target.cast(pl.Float64).rolling_std(steps, min_samples=2).over("series").cast(pl.Float32)
     seen = target.cum_count().over("series")
     observed = seen - _before(seen, steps).fill_null(0)

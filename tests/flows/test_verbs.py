@@ -410,5 +410,5 @@ def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_pa
     columns = ["series_id", "step", *QUANTILES]
     assert_frame_equal(pl.from_pandas(served).select(columns), found.forecasts().select(columns))
     metrics = runs(found)[0].data.metrics
-    assert metrics["steps"] == 40
-    assert metrics["member_02/steps"] == 20
+    assert metrics["steps"] == 120
+    assert metrics["member_02/steps"] == 60
