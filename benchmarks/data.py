@@ -37,14 +37,17 @@ def table() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = "part-000.parquet"
         rows = run("write", folder=f"{folder}/tidy", series=SERIES, steps=STEPS)["rows"]
-        run("write", folder=f"{folder}/messy", series=SERIES, steps=STEPS, messy=True)
+        run("write", folder=f"{folder}/gaps", series=SERIES, steps=STEPS, kind="gaps")
+        run("write", folder=f"{folder}/messy", series=SERIES, steps=STEPS, kind="messy")
         run("write", folder=f"{folder}/small", series=10, steps=STEPS)
-        tidy, messy = (
-            {"path": f"{folder}/{kind}/{file}", "warm": f"{folder}/small/{file}"} for kind in ("tidy", "messy")
+        tidy, gaps, messy = (
+            {"path": f"{folder}/{kind}/{file}", "warm": f"{folder}/small/{file}"} for kind in ("tidy", "gaps", "messy")
         )
         ours = {
             "reading the columns": partial(run, "read", **tidy),
             "gatecast": partial(run, "panel", horizon=HORIZON, **tidy, **HOURLY),
+            "reading the columns, gaps": partial(run, "read", **gaps),
+            "gatecast, gaps": partial(run, "panel", horizon=HORIZON, **gaps, **HOURLY),
             "reading the columns, messy": partial(run, "read", **messy),
             "gatecast, messy": partial(run, "panel", horizon=HORIZON, **messy, **HOURLY),
         }
@@ -60,7 +63,7 @@ def table() -> None:
         found = least({**ours, **peers}, ROUNDS)
 
     def ratios(name: str, cost: Figures) -> tuple[str, ...]:
-        same = found["gatecast, messy" if name.endswith("messy") else "gatecast"]
+        same = found[f"gatecast{_kind_of(name)}"]
         return f"{cost['cpu'] / same['cpu']:.2f}", f"{_grown(cost):.0f}", f"{_grown(cost) / _grown(same):.2f}"
 
     print(f"Table to panel: {rows:,} rows, {SERIES:,} series x {STEPS:,} hours, one Parquet file in the page cache")
@@ -68,9 +71,9 @@ def table() -> None:
         ("", "wall s", "CPU s", "/ ours", "peak RSS for data, MB", "/ ours"),
         ((name, f"{cost['wall']:.2f}", f"{cost['cpu']:.2f}", *ratios(name, cost)) for name, cost in found.items()),
     )
-    for kind, cpu_of_peer, cpu_of_reading in (("", 5, 3), (", messy", 5, 6)):
+    for kind, cpu_of_peer, cpu_of_reading in (("", 5, 3), (", gaps", 5, 6), (", messy", 5, 6)):
         cost, read = found[f"gatecast{kind}"], found[f"reading the columns{kind}"]
-        rivals = [found[name]["cpu"] for name in peers if name.endswith("messy") == bool(kind)]
+        rivals = [found[name]["cpu"] for name in peers if _kind_of(name) == kind]
         best = f"cheapest peer / ours {min(rivals) / cost['cpu']:.1f} (aim {cpu_of_peer}); " if rivals else ""
         buffers, frame = cost["megabytes"], read["megabytes"]
         print(
@@ -78,6 +81,11 @@ def table() -> None:
             f"(buffers {buffers:.0f} MB + frame {frame:.0f} MB) {_grown(cost) / (buffers + frame):.2f} (aim 2)"
         )
         print(_account(cost))
+
+
+def _kind_of(name: str) -> str:
+    """Return the end of a row's name that says which table it is of."""
+    return next((kind for kind in (", gaps", ", messy") if name.endswith(kind)), "")
 
 
 def batches() -> None:

@@ -32,10 +32,11 @@ def load(settings: dict[str, Any], horizon: int) -> Loaded:
     return read_panel(DataConfig.model_validate(settings), horizon)
 
 
-def write(folder: str, series: int, steps: int, files: int = 1, messy: bool = False) -> Figures:
+def write(folder: str, series: int, steps: int, files: int = 1, kind: str = "tidy") -> Figures:
     """Write an hourly panel as Parquet files, one after the other.
 
-    A messy one lacks a row in twenty, repeats one in two hundred, contradicts as many, and its rows are shuffled.
+    One with gaps lacks a row in twenty. A messy one also repeats one in two hundred, contradicts as many, and its rows
+    are shuffled.
     """
     Path(folder).mkdir(parents=True)
     stamps = np.datetime64("2024-01-01T00:00:00", "us") + np.arange(steps) * np.timedelta64(3_600_000_000, "us")
@@ -50,8 +51,9 @@ def write(folder: str, series: int, steps: int, files: int = 1, messy: bool = Fa
                 "target": rng.normal(size=len(part) * steps),
             }
         )
-        if messy:
+        if kind != "tidy":
             table = table[np.sort(rng.permutation(table.height)[: table.height * 19 // 20])]
+        if kind == "messy":
             again = table[rng.permutation(table.height)[: table.height // 100]]
             differs = pl.Series(np.arange(again.height) % 2 == 0)
             again = again.with_columns(pl.when(differs).then(pl.col("target") + 1).otherwise("target"))
