@@ -11,8 +11,8 @@ import polars as pl
 import polars.selectors as cs
 
 from forecast.data.panel import IntArray, Panel
-from forecast.data.rejects import NO_TARGET, Counts
-from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
+from forecast.data.rejects import NO_TARGET, SHOWN, Counts, offenders
+from forecast.names import REASON, SERIES_ID
 
 Array = npt.NDArray[np.float64]
 
@@ -29,7 +29,6 @@ _WINDOW: Final = 5
 _SHARD: Final = 1 << 19
 """Steps that are looked at at once: small enough for the cache, large enough for the overhead of a call."""
 
-_SHOWN: Final = 5
 _TIME: Final = "%Y-%m-%d %H:%M:%S"
 
 
@@ -258,15 +257,10 @@ def quality(rejects: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     observed target are one reject each; their rows are what is left of `counts.rows_rejected`, so that the rows of all
     reasons add up to it and to `counts.known_rows_rejected`.
     """
-    texts: dict[str, list[str]] = {}
-    time = pl.col(TIMESTAMP).dt.to_string(_TIME)  # by Polars: Python's datetime ends with the year 9999
-    for row in rejects.with_columns(time).group_by(REASON, maintain_order=True).head(_SHOWN).iter_rows(named=True):
-        at = "" if row[TIMESTAMP] is None else f" at {_short(row[TIMESTAMP])}"
-        value = "" if row[VALUE] is None else f" ({row[VALUE]:g})"
-        texts.setdefault(row[REASON], []).append(f"{row[SERIES_ID] or 'no series_id'}{at}{value}")
+    first = rejects.group_by(REASON, maintain_order=True)
+    texts = {str(reason): ", ".join(offenders(part.head(SHOWN), _short)) for (reason,), part in first}
     examples = pl.DataFrame(
-        {REASON: list(texts), "examples": [", ".join(found) for found in texts.values()]},
-        schema={REASON: pl.String, "examples": pl.String},
+        {REASON: list(texts), "examples": list(texts.values())}, schema={REASON: pl.String, "examples": pl.String}
     )
     known = pl.col(REASON).str.starts_with("data.known_path: ")
     empty = pl.col(REASON) == NO_TARGET

@@ -1,6 +1,6 @@
 """What was refused, and how much of it is allowed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -21,7 +21,7 @@ _MAX_STEPS_PER_ROW: Final = 200
 _MANY_STEPS: Final = 10_000_000
 
 # Rejects of each reason that a message shows.
-_SHOWN: Final = 5
+SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,20 @@ def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid:
     if counts.known_rows_rejected:
         lines.append(f"  of data.known_path {counts.known_rows_rejected:,} of {counts.known_rows_in:,} rows")
     for (reason,), part in rejects.group_by(REASON, maintain_order=True):
-        lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(_offenders(part.head(_SHOWN)))}")
+        lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(offenders(part.head(SHOWN)))}")
         if reason == "off-grid timestamp":
             grid_of = f"most rows are every {grid.frequency}"
             lines.append(f"    {grid_of}: in training, data.freq and data.time_zone set the grid")
     raise DataError("\n".join(lines))
 
 
-def _offenders(rejects: pl.DataFrame) -> Iterator[str]:
-    for series_id, timestamp, _, value in rejects.with_columns(_as_text(pl.col(TIMESTAMP))).iter_rows():
-        where = f"{series_id}" + ("" if timestamp is None else f" at {timestamp}")
-        yield where + ("" if value is None else f" ({value:g})")
+def offenders(rejects: pl.DataFrame, time: Callable[[str], str] = str) -> Iterator[str]:
+    """Yield a text for each reject: series, time (as `time` writes it) and value."""
+    rows = rejects.select(SERIES_ID, _as_text(pl.col(TIMESTAMP)), VALUE)
+    for series_id, timestamp, value in rows.iter_rows():
+        where = "no series_id" if series_id is None else str(series_id)
+        at = "" if timestamp is None else f" at {time(timestamp)}"
+        yield where + at + ("" if value is None else f" ({value:g})")
 
 
 def _as_text(timestamp: pl.Expr) -> pl.Expr:
