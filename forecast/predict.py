@@ -18,7 +18,7 @@ from forecast.errors import DataError
 from forecast.metrics import SEASONS_BACK, seasonal_naive
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import Head, QuantileHead, StudentTHead
+from forecast.models.heads import Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output
 from forecast.models.runtime import prepare
@@ -118,14 +118,17 @@ def _columns(output: Output, unit: float) -> torch.Tensor:
     """Return [batch, horizon, quantile + point]: quantiles, and the points whose average, in data units, is the mean.
 
     Changes of a series are made to all of them. No points where the mean is that of the stated quantiles: also
-    for Student-t on a logarithmic scale, which has none there. For others there, the points are quantiles too.
+    for Student-t on a logarithmic scale, which has none there. For others there, the points are quantiles too, or the
+    values of sampled paths.
     """
     head, arguments = output.head, output.arguments[:, 0]
     quantiles = head.quantiles(arguments)
-    if isinstance(head, QuantileHead) or (unit and isinstance(head, StudentTHead)):
+    if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
         return quantiles
     if not unit:
         return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
+    if isinstance(head, SampledHead):
+        return torch.cat([quantiles, arguments[..., :-1]], dim=-1)
     points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
     return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
 
