@@ -10,22 +10,6 @@ from forecast.config import ModelConfig
 from forecast.models.cells import Carry, Encoder
 
 
-class DirectDecoder(nn.Linear):
-    """One linear map to all steps at once."""
-
-    def __init__(self, summary_size: int, horizon: int, config: ModelConfig) -> None:
-        super().__init__(summary_size, horizon * config.decoder_size)
-        self.horizon = horizon
-
-    def forward(
-        self,
-        summary: Float[Tensor, "batch origin summary"],
-        ahead: Float[Tensor, "batch origin horizon future"],  # noqa: ARG002
-    ) -> Float[Tensor, "batch origin horizon feature"]:
-        """Return the features of each step."""
-        return super().forward(summary).unflatten(-1, (self.horizon, -1))
-
-
 class SegmentDecoder(nn.Module):
     """One recurrent step for each segment of the horizon, all from the same state (Lin et al. 2023, "SegRNN").
 
@@ -33,7 +17,9 @@ class SegmentDecoder(nn.Module):
     ahead, and its output is mapped to all steps of the segment. The state is made from the summary.
     """
 
-    def __init__(self, summary_size: int, horizon: int, n_future: int, segment_length: int, config: ModelConfig) -> None:
+    def __init__(
+        self, summary_size: int, horizon: int, n_future: int, segment_length: int, config: ModelConfig
+    ) -> None:
         super().__init__()
         self.horizon, self.segment_length = horizon, segment_length
         self.recurrent = _one_layer(config.hidden_size + n_future, config)
@@ -53,7 +39,8 @@ class SegmentDecoder(nn.Module):
         state = self.start(summary)[:, :, None].expand(-1, -1, inputs.shape[2], -1)
         outputs, _ = self.recurrent(inputs.flatten(0, 2)[:, None], _carry(state.flatten(0, 2), self.recurrent))
         segments = self.output(outputs).view(*inputs.shape[:3], self.segment_length, -1)
-        return segments.flatten(2, 3)[:, :, : self.horizon]
+        features: Tensor = segments.flatten(2, 3)[:, :, : self.horizon]
+        return features
 
 
 class AutoregressiveDecoder(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.decoders import Attention, AutoregressiveDecoder, DirectDecoder, SegmentDecoder, uniforms
+from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.scaling import Statistics, running_statistics
 
@@ -272,23 +272,17 @@ class RecurrentForecaster(nn.Module):
             step.append(known[:, index.clamp(min=0)])
         ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
         features = torch.cat([*step, ahead], dim=-1)
-        found = Output(linear, state, frame, self.head, weight)
-        if not isinstance(self.context, AutoregressiveDecoder):
-            context = self.context(summary, ahead)
-        elif self.training:
+        if isinstance(self.context, AutoregressiveDecoder):
+            if not self.training:
+                last = batch.observed[:, at]
+                found = self._sampled(self.context, summary, features, linear, frame, last)
+                return Output(found[0], state, frame, found[1], weight, found[2])
             context = self._taught(self.context, batch, origins, summary, features, linear, frame)
-        elif self.output.weight.any():
-            last = batch.observed[:, at]
-            arguments, paths = self._sampled(self.context, summary, features, linear, frame, last)
-            return found._replace(arguments=arguments, paths=paths, head=self.marginal)
+        elif isinstance(self.context, SegmentDecoder):
+            context = self.context(summary, ahead)
         else:
-            # What is told says nothing yet, so that the distributions are known: the closed form's own.
-            context = summary.new_zeros(*linear.shape, self.context.output.out_features)
-        arguments = self._arguments(context, features, linear, frame)
-        if self.n_paths > 1 and not self.training:
-            each = arguments[:, :, None].expand(-1, -1, self.n_paths, -1, -1)
-            found = found._replace(paths=self.head.drawn(each, self.uniforms.expand(each.shape[:-1])))
-        return found._replace(arguments=arguments)
+            context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
+        return Output(self._arguments(context, features, linear, frame), state, frame, self.head, weight)
 
     def _arguments(
         self,
@@ -343,14 +337,13 @@ class RecurrentForecaster(nn.Module):
                 )
             ]
             inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
-            made, _ = decoder(inputs, decoder.start(summary.flatten(0, 1)))
-            return made.unflatten(0, linear.shape[:2])
+            made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
+            return made.view(*linear.shape, -1)
 
         if self.own_share:
             with torch.no_grad():
-                drawn = self.head.drawn(
-                    self._arguments(context(), features, linear, frame).float(), torch.rand_like(target)
-                )
+                arguments = self._arguments(context(), features, linear, frame).to(target.dtype)
+                drawn = self.head.drawn(arguments, torch.rand_like(target))
             own = torch.rand_like(target) < self.own_share
             values, observed = torch.where(own, drawn, values), observed | own
         return context()
@@ -364,13 +357,23 @@ class RecurrentForecaster(nn.Module):
         linear: Float[Tensor, "batch origin horizon"],
         frame: Frame,
         last: Bool[Tensor, "batch origin"],
-    ) -> tuple[Float[Tensor, "batch origin horizon pooled"], Float[Tensor, "batch origin path horizon"]]:
-        """Return the distribution of each step over `n_paths` paths, and the paths (ancestral sampling)."""
+    ) -> tuple[Tensor, Head | SampledHead, Float[Tensor, "batch origin path horizon"]]:
+        """Return the distribution of each step over `n_paths` paths, what reads it, and the paths (ancestral sampling).
+
+        Where what is told does not count yet, steps do not depend on each other, and their distributions are known.
+        """
+        if not self.output.weight.any():
+            context = linear.new_zeros(*linear.shape, decoder.output.out_features)
+            arguments = self._arguments(context, features, linear, frame)
+            each = arguments[:, :, None].expand(-1, -1, self.n_paths, -1, -1)
+            return arguments, self.head, self.head.drawn(each, self.uniforms.expand(each.shape[:-1]))
         rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
-        parts = zip(*(values.split(max(1, _PATHS // self.n_paths)) for values in rows), strict=True)
-        found = [self._rolled(decoder, *part[:4], Frame(*part[4:])) for part in parts]
-        arguments, paths = (torch.cat(column).unflatten(0, linear.shape[:2]) for column in zip(*found, strict=True))
-        return arguments, paths
+        found = []
+        for part in zip(*(values.split(max(1, _PATHS // self.n_paths)) for values in rows), strict=True):
+            summary, features, linear, last, *fields = part
+            found.append(self._rolled(decoder, summary, features, linear, last, Frame(*fields)))
+        arguments, paths = (torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*found, strict=True))
+        return arguments, self.marginal, paths
 
     def _rolled(
         self,
@@ -383,7 +386,7 @@ class RecurrentForecaster(nn.Module):
     ) -> tuple[Float[Tensor, "row horizon pooled"], Float[Tensor, "row path horizon"]]:
         """Return what `_sampled` does of some origins; fields of `frame` are by row, too."""
 
-        def each(values: Float[Tensor, "row *axes"]) -> Float[Tensor, "row path *axes"]:
+        def each(values: Tensor) -> Tensor:
             return values[:, None].expand(-1, self.n_paths, *values.shape[1:])
 
         features, linear, frame = each(features), each(linear), Frame(*(each(values) for values in frame))
@@ -398,6 +401,8 @@ class RecurrentForecaster(nn.Module):
             context = made.unflatten(0, linear.shape[:2])
             here = frame._replace(spread=frame.spread[..., now])
             arguments = self._arguments(context, features[:, :, now], linear[..., now], here, now)[:, :, 0]
+            # Half precision is for products, not for what is drawn.
+            arguments = arguments.to(frame.location.dtype)
             values = self.head.drawn(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
             observed, expected = torch.ones_like(observed), linear[..., k]
             pooled.append(self.head.pooled(arguments, values))
@@ -505,13 +510,16 @@ class RecurrentForecaster(nn.Module):
 
 def _decoder(
     shape: NetworkShape, config: ModelConfig, n_future: int, n_inputs: int
-) -> DirectDecoder | SegmentDecoder | AutoregressiveDecoder:
-    """Return the decoder that `model.decoder` names; `n_inputs` are those of a step that is told the one before it."""
+) -> nn.Linear | SegmentDecoder | AutoregressiveDecoder:
+    """Return the decoder that `model.decoder` names: one linear map to all steps at once, if it is direct.
+
+    `n_inputs` are those of a step that is told the value before it.
+    """
     if config.decoder == "autoregressive":
         return AutoregressiveDecoder(_DECODER_HIDDEN, n_inputs, config)
     if config.decoder == "segment":
         return SegmentDecoder(_DECODER_HIDDEN, shape.horizon, n_future, shape.segment_length, config)
-    return DirectDecoder(_DECODER_HIDDEN, shape.horizon, config)
+    return nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
 
 
 def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:
