@@ -350,7 +350,11 @@ def test_its_own_samples_are_told_at_a_share_of_the_steps() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "model",
-    [{"decoder": "segment", "segment_length": 3}, *({**AUTOREGRESSIVE, "cell": cell} for cell in CELLS)],
+    [
+        {"decoder": "segment", "segment_length": 3, "cell": "gru"},
+        {**AUTOREGRESSIVE, "cell": "gru"},
+        {**AUTOREGRESSIVE, "cell": "rnn"},
+    ],
     ids=str,
 )
 def test_half_precision_gives_about_the_same(model: dict[str, Any], training: bool) -> None:
