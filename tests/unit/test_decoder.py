@@ -1,5 +1,6 @@
 """The whole way with each `model.decoder` and with attention: training, fine-tuning, backtest, forecast, stored."""
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
+from forecast.models.ensemble import members_of
 from forecast.predict import attention, forecast, predict
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
@@ -160,16 +162,12 @@ def test_several_networks_with_paths_forecast_the_mean_of_their_quantiles(train:
     artifact, panel = result.artifact, counts.panel
     frame = forecast(artifact, panel).frame
     members = []
-    for member in artifact.network.members:
-        alone = fc_artifact(artifact, member)
+    for member in members_of(artifact.network):
+        alone = dataclasses.replace(artifact, network=member)
         members.append(forecast(alone, panel).frame.select(QUANTILES).to_numpy())
     np.testing.assert_allclose(frame.select(QUANTILES).to_numpy(), np.mean(members, axis=0), rtol=1e-4)
     weights = attention(artifact, panel).group_by("series_id").agg(pl.col("weight").sum())
     np.testing.assert_allclose(weights["weight"], 1.0, rtol=1e-5)
-
-
-def fc_artifact(artifact: Any, network: Any) -> Any:
-    return type(artifact)(**{**{f: getattr(artifact, f) for f in artifact.__dataclass_fields__}, "network": network})
 
 
 # --- attention as a table
