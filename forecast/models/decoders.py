@@ -38,7 +38,7 @@ class SegmentDecoder(nn.Module):
         inputs = torch.cat([position, known], dim=-1)
         state = self.start(summary)[:, :, None].expand(-1, -1, inputs.shape[2], -1)
         outputs, _ = self.recurrent(inputs.flatten(0, 2)[:, None], _carry(state.flatten(0, 2), self.recurrent))
-        segments = self.output(outputs).view(*inputs.shape[:3], self.segment_length, -1)
+        segments = self.output(outputs).reshape(*inputs.shape[:3], self.segment_length, -1)
         features: Tensor = segments.flatten(2, 3)[:, :, : self.horizon]
         return features
 

@@ -338,7 +338,7 @@ class RecurrentForecaster(nn.Module):
             ]
             inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
             made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
-            return made.view(*linear.shape, -1)
+            return made.reshape(*linear.shape, -1)
 
         if self.own_share:
             with torch.no_grad():
