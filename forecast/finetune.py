@@ -207,7 +207,7 @@ def _run(
     first = torch.from_numpy(usable)[rows] - total + begin
     parts: list[tuple[Tensor, Tensor]] = []
     kept: list[tuple[Tensor, ...]] = []
-    size = max(1, _BATCH_TARGETS // (len(origins) * horizon))
+    size = max(1, _BATCH_TARGETS // (len(origins) * horizon * network.n_paths))
     for at in range(0, len(rows), size):
         row, offset = rows[at : at + size], begin[at : at + size]
         chosen = torch.from_numpy(series)[row].to(data.device)
@@ -217,13 +217,13 @@ def _run(
         target, observed = targets(batch, output.frame, origins, network.shape)
         weight = loss_weights(target, observed, output.frame)
         strength = weight.amax(-1, keepdim=True).sqrt()
-        residual = (target - network.head.centre(output.arguments)) * (weight > 0)
+        residual = (target - output.head.centre(output.arguments)) * (weight > 0)
         features = head_features(output, network.shape)
         parts.append((features * strength, residual * strength))
         for window, j in enumerate(held.tolist()):
             here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
             local = (j - offset[here]) // segment
-            quantiles = network.head.quantiles(output.arguments[here, local])
+            quantiles = output.head.quantiles(output.arguments[here, local])
             picked = (quantiles, features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
     features, residual = (

@@ -116,6 +116,11 @@ def fit(
         past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
     )
+    if model.decoder == "segment" and shape.segment_length >= shape.horizon:
+        raise ConfigError(
+            f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
+            f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
+        )
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)
