@@ -5,12 +5,14 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
@@ -31,15 +33,19 @@ from forecast.models.module import (
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
 
-# Windows that the closed-form solution is fitted on, and those of validation that choose its penalty.
-_SKIP_SAMPLES = 40_000
+# Windows that the closed-form solution is fitted on: so many values, between these limits; and those of validation that
+# choose its penalty.
+_SKIP_VALUES = 20_000_000
+_SKIP_SAMPLES = 40_000, 200_000
 _SKIP_CHECKS = 4_000
+# What takes the place of its penalty where the skip is not fitted at all.
+_PRIOR = "prior"
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
@@ -335,8 +341,10 @@ def _check_counts(panel: Panel, model: ModelConfig) -> None:
 class _Solution:
     """The closed form on one scale."""
 
-    error: float
+    errors: Float[Tensor, "sample 2"]
+    """Of each window that is checked (`_point_errors`)."""
     network: RecurrentForecaster
+    skip: Solution
     fitted: Samples
     checked: Samples
     kind: str
@@ -357,19 +365,19 @@ def _closed_form(
 
     `units` are those of the scales to choose from.
     """
-    drawn = sample_origins(limits, horizon=shape.horizon, count=_SKIP_SAMPLES, rng=rng)
+    count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
+    drawn = sample_origins(limits, horizon=shape.horizon, count=count, rng=rng)
     checks = validation
     if len(validation) > _SKIP_CHECKS:
         checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
-    best: _Solution | None = None
-    for unit in units:
-        tensors = PanelTensors(panel, device, unit=unit)
-        found = _solve(tensors, replace(shape, unit=unit), model, drawn, checks, limit)
-        best = found if best is None or _better(found, best) else best
-    assert best is not None
+    solutions = (
+        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, drawn, checks, limit)
+        for unit in units
+    )
+    best = reduce(lambda best, found: found if _better(found, best) else best, solutions)
     network, fitted = best.network, best.fitted
-    linear = fitted.window @ network.skip
+    linear = line(fitted.window, network.skip)
     level = _residual_quantiles(fitted, linear, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
@@ -412,7 +420,7 @@ def _solve(
     limit: Tensor,
 ) -> _Solution:
     """Return the best linear skip on one scale."""
-    best: _Solution | None = None
+    candidates: list[_Solution] = []
     for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
         network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
         fitted = _samples(network, tensors, drawn, limit)
@@ -422,16 +430,48 @@ def _solve(
             priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
                 network.skip
             )
+        fitted = robust(fitted, priors["anchor"]) if model.skip and len(fitted.window) else fitted
         for name, prior in priors.items():
-            labels = ["prior", *(f"{penalty:g}" for penalty in PENALTIES)]
+            labels = [_PRIOR, *(f"{penalty:g}" for penalty in PENALTIES)]
             solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
             for label, solution in zip(labels, solutions, strict=False):
-                error = _absolute_error(checked, solution)
-                if best is None or error < best.error:
-                    network.skip.copy_(solution)
-                    best = _Solution(error, network, fitted, checked, f"{anchor}/{name}", label)
-    assert best is not None
+                errors = _point_errors(checked, solution, shape.unit)
+                candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
+    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
+    best, unsolved = (
+        min(some, key=lambda found: float((found.errors.sum(0) / usual).sum()))
+        for some in (candidates, [found for found in candidates if found.penalty == _PRIOR])
+    )
+    # The simpler one is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
+    # random walks, a fitted line may win on the few windows of validation, and lose ever after.
+    gain = ((unsolved.errors - best.errors) / usual).sum(1)
+    best = best if gain.sum() > len(gain) ** 0.5 * gain.std() else unsolved
+    best.network.skip.copy_(best.skip)
     return best
+
+
+def _point_errors(samples: Samples, solution: Solution, unit: float) -> Float[Tensor, "sample 2"]:
+    """Return the absolute error of each window in units of its deviation, and its symmetric relative error.
+
+    Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive.
+    """
+    made, actual = (_restored(samples, values, unit) for values in (line(samples.window, solution), samples.target))
+    error = (made - actual).abs() * samples.observed
+    # Windows that hardly vary must not decide alone.
+    scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
+    relative = error / (made.abs() + actual.abs()).clamp(min=1e-12)
+    positive = bool((actual > 0)[samples.observed > 0].all())
+    return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1)
+
+
+def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
+    """Return normalised values, [sample, ...], in the data's units, in float64."""
+    shape = (-1, *[1] * (values.ndim - 1))
+    return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
+
+
+def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
+    return _restored(samples, samples.window, unit).std(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _better(one: _Solution, other: _Solution) -> bool:
@@ -445,22 +485,15 @@ def _better(one: _Solution, other: _Solution) -> bool:
 
 
 def _errors_of_data(found: _Solution) -> tuple[float, float]:
-    samples, unit, line = found.checked, found.network.shape.unit, found.network.skip
-    levels = torch.arange(1, 10, device=line.device, dtype=line.dtype) / 10
-
-    def restored(values: Tensor) -> Tensor:
-        shape = (-1, *[1] * (values.ndim - 1))
-        return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
-
-    linear, actual = samples.window @ line, restored(samples.target)
-    around = _residual_quantiles(found.fitted, found.fitted.window @ line, levels)
-    quantiles = restored(linear[..., None] + samples.spread[..., None] * around)
-    deviation = restored(samples.window).std(dim=1, keepdim=True).clamp(min=1e-12)
-    there, made = samples.observed > 0, restored(linear)
-    scaled = (pinball(quantiles, actual, levels.double()) / deviation)[there]
-    relative = ((made - actual).abs() / (made.abs() + actual.abs()).clamp(min=1e-12))[there]
-    # Windows that hardly vary must not decide alone.
-    return float(scaled.clamp(max=_REACH).mean()), float(relative.mean())
+    samples, unit, skip = found.checked, found.network.shape.unit, found.skip
+    levels = torch.arange(1, 10, device=skip.device, dtype=skip.dtype) / 10
+    around = _residual_quantiles(found.fitted, line(found.fitted.window, skip), levels)
+    quantiles = line(samples.window, skip)[..., None] + samples.spread[..., None] * around
+    actual = _restored(samples, samples.target, unit)
+    loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
+    steps = samples.observed.sum()
+    relative = _point_errors(samples, skip, unit)[:, 1].sum() / steps
+    return float((loss.clamp(max=_REACH) * samples.observed).sum() / steps), float(relative)
 
 
 def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
@@ -493,12 +526,6 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         if len(logs) > 1:
             network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
     return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _absolute_error(samples: Samples, solution: Tensor) -> float:
-    weight = samples.observed * samples.weight[:, None]
-    error = (samples.target - samples.window @ solution).abs()
-    return float((error * weight).sum() / weight.sum().clamp(min=1e-9))
 
 
 def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:

@@ -15,6 +15,7 @@ from forecast.models.cells import Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.scaling import Statistics, running_statistics
+from forecast.models.skip import line
 
 # Normalised values are kept within this range where they enter the network (never on the linear path).
 _REACH = 20.0
@@ -189,7 +190,7 @@ class RecurrentForecaster(nn.Module):
         )
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
-        self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
+        self.register_buffer("skip", torch.zeros(shape.context_length + 1, shape.horizon))
         self.register_buffer("covariate_mean", torch.zeros(n_covariates))
         self.register_buffer("covariate_scale", torch.ones(n_covariates))
         self.register_buffer("threshold", torch.tensor(0.0))
@@ -209,15 +210,21 @@ class RecurrentForecaster(nn.Module):
         return self._frame(batch, origins, self._statistics(batch))
 
     def _statistics(self, batch: Batch) -> Statistics:
-        return running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        found = running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        if self.shape.anchor == "level":
+            return found
+        # Around the last value: the root mean square distance from there.
+        return found._replace(scale=torch.hypot(found.scale, found.last - found.level))
 
     def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
         at = origins + self.shape.context_length - 1
         location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
         scale = statistics.scale[:, at]
         divisor = torch.where(scale > 0, scale, 1.0)
-        window = batch.target.unfold(1, self.shape.context_length, 1)[:, origins]
-        observed = batch.observed.unfold(1, self.shape.context_length, 1)[:, origins]
+        before = batch.there.cummax(1).values.logical_not()
+        first = batch.target.gather(1, before.sum(1, keepdim=True).clamp(max=before.shape[1] - 1))
+        window = torch.where(before, first, batch.target).unfold(1, self.shape.context_length, 1)[:, origins]
+        observed = (before | batch.observed).unfold(1, self.shape.context_length, 1)[:, origins]
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
 
@@ -255,7 +262,7 @@ class RecurrentForecaster(nn.Module):
         states, _ = self.encoder(self._inputs(batch, statistics, static, future))
         state = states[:, (at + 1) // self.shape.segment_length - 1]
 
-        linear = frame.window @ self.skip
+        linear = line(frame.window, self.skip)
         contrast = torch.asinh(frame.location / frame.divisor)
         size = self._log_scale(frame.divisor)
         seen, weight = [self.dropout(state)], None
@@ -426,13 +433,13 @@ class RecurrentForecaster(nn.Module):
         """Return [..., feature]: as `_standardised`, but the columns of `embeddings` hold codes, and are embedded."""
         if not embeddings:
             return self._standardised(values, first)
-        present = torch.isfinite(values)
+        # Steps before the start are no unseen values.
+        coded = [str(column) in embeddings for column in range(values.shape[-1])]
+        present = torch.isfinite(values) & (there[..., None] | ~torch.tensor(coded, device=values.device))
         columns = list(self._scaled(values, present, first).split(1, dim=-1))
         for name, table in embeddings.items():
             assert isinstance(table, nn.Embedding)
             column = int(name)
-            # Steps before the start are no unseen values.
-            present[..., column] &= there
             codes = values[..., column].nan_to_num(0.0).long()
             if self.training:
                 # A value never seen is unknown at every step of a window.
