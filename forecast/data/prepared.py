@@ -28,6 +28,7 @@ from forecast.data.load import (
     find_categories,
     load_part,
     long,
+    own_classes,
     recoded,
     used_categories,
     with_calendar,
@@ -160,6 +161,8 @@ def open_prepared(
             categories = used_categories(found.categories, data, [found.panel])
     if categories is not None:
         found = recoded(found, categories)
+        if found.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see.
+            check_rejects(found.rejects, found.counts, data, panel.grid)
     panel, data = with_calendar(found.panel, data, found.counts)
     return replace(found, panel=panel, data=data)
 
@@ -184,7 +187,9 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     check_writable(folder)
     data = old.data.model_copy(update=source.model_dump())
     tables = long(tables, data)
-    found = find_categories(tables, data)
+    target = data.columns.target
+    classes = {target: old.categories[target]} if target in old.categories else {}
+    found = own_classes(tables, data, {**find_categories(tables, data), **classes})
     categories = {
         name: (*values, *(value for value in found.get(name, ()) if value not in values))
         for name, values in old.categories.items()
@@ -197,7 +202,11 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     check_rejects(new.rejects, new.counts, data, grid)
     revised, n_filled = _compare(old.panel, new.panel)
     if revised.height and revisions == "fail":
-        examples = listing(f"{row[0]} at {row[1]} ({row[2]:g}, now {row[3]:g})" for row in revised.head(5).iter_rows())
+        names = categories.get(target)
+        examples = listing(
+            f"{row[0]} at {row[1]} ({_shown(row[2], names)}, now {_shown(row[3], names)})"
+            for row in revised.head(5).iter_rows()
+        )
         raise DataError(
             f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the prepared "
             f"panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
@@ -228,6 +237,10 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
     loaded = open_prepared(folder, old.data, old.panel.horizon)
     return Appended(loaded, False, n_filled, added, revised)
+
+
+def _shown(value: float, classes: tuple[str, ...] | None) -> str:
+    return f"{value:g}" if classes is None else classes[int(value)]
 
 
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:

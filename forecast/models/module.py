@@ -308,7 +308,7 @@ def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Ten
     """Return the loss at each target and its weight, both [batch, origin, horizon]."""
     output = network(batch, origins)
     target, observed = targets(batch, output.frame, origins, network.shape)
-    return network.head.errors(output.arguments, target), loss_weights(target, observed, output.frame)
+    return network.head.errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:
