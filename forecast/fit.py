@@ -343,8 +343,8 @@ def _check_positive(panel: Panel, model: ModelConfig) -> None:
         wrong = f"{negative:,} are negative" + (f" and {fractional:,} fractional" if counts else "")
         raise DataError(
             f"model.head={model.head} is for {'counts' if counts else 'values of 0 and more'}, but of {total:,} "
-            f"targets {wrong}, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set model.head=quantile, "
-            f"normal or student_t, or give {'whole numbers' if counts else 'none below 0'}"
+            f"targets {wrong}, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
+            f"model.head=quantile, normal or student_t, or give {'whole numbers' if counts else 'none below 0'}"
         )
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.names import CLASS, CUTOFF, SERIES_ID, STEP, TARGET
+from forecast.names import CLASS, CUTOFF, SERIES_ID, STEP, TARGET, class_column
 
 Array = npt.NDArray[np.floating]
 
@@ -97,7 +97,7 @@ def seasonal_naive_classes(panel: Panel, windows: WindowIndex, *, horizon: int, 
     2); the rest goes to the others by how often they came, (count + 1) / (steps + classes). So no class is impossible.
     """
     point = _last_season(panel, windows, horizon, season)
-    hit, count = np.empty((2, len(windows))), np.empty((len(windows), n_classes))
+    hit, count = np.empty(len(windows)), np.empty((len(windows), n_classes))
     for chosen, shard, own in _by_shard(panel, windows):
         differences = _seasonal_differences(shard, season)
         hits, steps = (_up_to(shard, own, values) for values in (differences == 0.0, np.isfinite(differences)))
@@ -302,8 +302,22 @@ def error_by_step(forecasts: pl.DataFrame) -> pl.DataFrame:
 
 
 def coverage_by_level(forecasts: pl.DataFrame) -> pl.DataFrame:
-    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level)."""
+    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level).
+
+    Of classes, the share of times that a class came whose probability was in each tenth, against its mean there.
+    """
     observed = forecasts.filter(pl.col(TARGET).is_not_null())
+    if CLASS in forecasts.columns:
+        each = observed.unpivot(
+            [name for name in forecasts.columns if name.startswith(class_column(""))],
+            index=[MODEL, TARGET],
+            variable_name="name",
+            value_name="level",
+        )
+        tenth = (pl.col("level") * 10).floor().clip(upper_bound=9)
+        came = (pl.col("name") == class_column("") + pl.col(TARGET)).mean().alias("coverage")
+        found = each.group_by(MODEL, tenth.alias("tenth"), maintain_order=True).agg(pl.col("level").mean(), came)
+        return found.sort(MODEL, "level").drop("tenth")
     levels = [name for name in forecasts.columns if name[0] == "q" and name[1:].replace(".", "").isdigit()]
     return (
         observed.group_by(MODEL, maintain_order=True)

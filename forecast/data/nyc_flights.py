@@ -1,4 +1,4 @@
-"""The demo panels: flights that left New York in 2013, by airport, carrier and hour, with the weather; and that alone."""
+"""The demo panels: flights that left New York in 2013, by airport, carrier and hour, and the weather there."""
 
 import zipfile
 from datetime import timedelta
