@@ -181,6 +181,11 @@ def _tune_group(
     weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
     finite = torch.isfinite(weight).flatten(1).all(1).cpu().numpy()
     constant = gate[..., 0].sum(1) == 0
+    if isinstance(head, CategoricalHead):
+        # Where one class came alone, any forecast gains by being surer of it.
+        judged = slice(settings.gate_windows)
+        came = known.target[:, judged].masked_fill(known.weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
+        constant |= np.fmax.reduce(came, axis=1) == np.fmin.reduce(came, axis=1)
     chosen = choice.chosen & finite & ~constant
     reason = np.select([constant, ~finite, chosen], [CONSTANT, NOT_FINITE, TUNED], NO_GAIN)
     found = {
