@@ -201,12 +201,17 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     new = load_part(tables, settled, old.panel.horizon, categories)
     check_rejects(new.rejects, new.counts, data, grid)
     revised, n_filled = _compare(old.panel, new.panel)
-    if revised.height and revisions == "fail":
-        names = categories.get(target)
-        examples = listing(
-            f"{row[0]} at {row[1]} ({_shown(row[2], names)}, now {_shown(row[3], names)})"
-            for row in revised.head(5).iter_rows()
+    if classes:
+        names = pl.Series(categories[target], dtype=pl.String)
+        revised = revised.with_columns(
+            names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
         )
+    if revised.height and revisions == "fail":
+        shown = [
+            (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
+            for row in revised.head(5).iter_rows()
+        ]
+        examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
         raise DataError(
             f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the prepared "
             f"panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
@@ -214,7 +219,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     rejects = [old.rejects, new.rejects]
     counts = _joint_counts(old, new)
     if revised.height and revisions == "refuse":
-        row = {REASON: pl.lit("revision of the past"), VALUE: pl.col("after").cast(pl.Float64)}
+        row = {REASON: pl.lit("revision of the past"), VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64)}
         rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
         counts = replace(
             counts,
@@ -237,10 +242,6 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
     loaded = open_prepared(folder, old.data, old.panel.horizon)
     return Appended(loaded, False, n_filled, added, revised)
-
-
-def _shown(value: float, classes: tuple[str, ...] | None) -> str:
-    return f"{value:g}" if classes is None else classes[int(value)]
 
 
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:
