@@ -219,7 +219,10 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     rejects = [old.rejects, new.rejects]
     counts = _joint_counts(old, new)
     if revised.height and revisions == "refuse":
-        row = {REASON: pl.lit("revision of the past"), VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64)}
+        row = {
+            REASON: pl.lit("revision of the past"),
+            VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
+        }
         rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
         counts = replace(
             counts,

@@ -253,4 +253,4 @@ def test_a_loss_takes_only_what_was_observed(made: dict[str, FitResult], counts:
 def test_the_head_of_a_model_is_a_choice() -> None:
     assert ModelConfig().head == "quantile"
     with pytest.raises(ValueError, match="negative_binomial"):
-        ModelConfig.model_validate({"head": "tweedie"})
+        ModelConfig.model_validate({"head": "gamma"})

@@ -1,6 +1,5 @@
 """Targets that are classes, from tables and prepared panels."""
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,9 @@ def test_a_class_that_training_did_not_see_is_a_reject() -> None:
     assert rejects["timestamp"].head(2).to_list() == [START + timedelta(days=2), START + timedelta(days=10)]
     counts = found.counts
     assert (counts.rows_in, counts.rows_kept, counts.rows_rejected) == (65, 56, 9)
-    with pytest.raises(DataError, match=r"9 of 65 rows .* more than data.max_reject_share=0.05.*\n.*unknown class 'hail'"):
+    with pytest.raises(
+        DataError, match=r"9 of 65 rows .* more than data.max_reject_share=0.05.*\n.*unknown class 'hail'"
+    ):
         load(table, known)
 
 
@@ -86,7 +87,11 @@ def test_whole_numbers_become_classes_where_a_head_asks_for_them() -> None:
 @pytest.mark.parametrize(
     ("labels", "head", "message"),
     [
-        (SKY, "normal", r"holds 3 classes \(clear, rain, snow\), and model.head=normal forecasts numbers; set model.he"),
+        (
+            SKY,
+            "normal",
+            r"holds 3 classes \(clear, rain, snow\), and model.head=normal forecasts numbers; set model.he",
+        ),
         (SKY, "bernoulli", r"for 2 classes at most, .* holds 3: clear, rain, snow; set model.head=categorical"),
         (["clear", "clear"], "categorical", r"for two classes or more, .* holds only clear"),
         ([1.0, 2.5, 3.5], "categorical", r"holds fractional numbers: 2.5, 3.5; set model.head=quantile"),
