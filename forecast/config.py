@@ -324,7 +324,7 @@ class FitConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     ensemble: Annotated[int, Field(ge=1, le=99)] = 1
     """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
-    max_steps; the model forecasts the mean of their quantiles."""
+    max_steps; the model forecasts the mean of their quantiles (of classes, of their probabilities)."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
     checkpoint: str | None = None

@@ -135,10 +135,10 @@ def fit(
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
-    if fit.ensemble > 1 and model.head != "quantile":
+    if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
         raise ConfigError(
-            f"fit.ensemble: the mean of several networks is one of quantiles; set model.head=quantile (given: "
-            f"{model.head}), or fit.ensemble=1"
+            f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
+            f"model.head=quantile (given: {model.head}), or fit.ensemble=1"
         )
     if model.head in POSITIVE_HEADS:
         _check_positive(panel, model)

@@ -1,6 +1,7 @@
 """Models of classes: training, fine-tuning, backtest and forecasts, in Python."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from forecast.finetune import CONSTANT, TUNED, FinetuneResult
 from forecast.fit import FitResult
 from forecast.gate import compare
 from forecast.metrics import summarise
+from forecast.models.ensemble import members_of
 from forecast.predict import example, forecast_loaded
 
 LABELS = ("clear", "rain", "snow")
@@ -203,8 +205,19 @@ def test_classes_that_do_not_go_are_refused(table: pl.DataFrame) -> None:
         fc.train(table, horizon=7, **settings(model={"head": "quantile"}))
     with pytest.raises(ConfigError, match=r"head=categorical is of the classes themselves; set transform=auto"):
         fc.train(table, horizon=7, **settings(model={"transform": "log"}))
-    with pytest.raises(ConfigError, match=r"fit.ensemble"):
-        fc.train(table, horizon=7, **settings(fit={"ensemble": 2}))
+
+
+def test_an_ensemble_forecasts_the_mean_of_its_probabilities(table: pl.DataFrame, tmp_path: Path) -> None:
+    fit = {"max_steps": 10, "ensemble": 2, "learning_rate": 2e-2, "ema_decay": 0.5, "validation_every": 5}
+    artifact = fc.train(table, horizon=7, context_length=28, **settings(fit=fit)).artifact
+    members = members_of(artifact.network)
+    frames = [fc.forecast(replace(artifact, network=one), table).frame for one in (artifact.network, *members)]
+    joint, *each = (frame.select(P).to_numpy() for frame in frames)
+    assert not np.array_equal(*each)
+    np.testing.assert_allclose(joint, np.mean(each, axis=0), atol=1e-6)
+    check(frames[0])
+    artifact.save(tmp_path)
+    assert fc.forecast(fc.load(tmp_path), table).frame.equals(frames[0])
 
 
 def test_a_prepared_panel_of_text_trains_the_same_model(base: FitResult, table: pl.DataFrame, tmp_path: Path) -> None:
