@@ -232,6 +232,18 @@ class ModelConfig(Config):
     recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share dropped of the inputs of each layer, in place of dropout between layers, and of the recurrent weights: the
     same at all steps of a window."""
+    decoder: Literal["direct", "segment", "autoregressive"] = "direct"
+    """How the steps of the horizon follow from the encoder's state: all at once by one linear map, by a recurrent step
+    for each segment of segment_length steps (SegRNN), or one after another, each told the value before it: sampled
+    paths, whose quantiles are the forecast (DeepAR)."""
+    own_samples: Share = 0.0
+    """With decoder=autoregressive, the share of steps that are told a value of its own instead of the true one at the
+    end of training, from none at the start (scheduled sampling). More than 0 forgives mistakes, but makes paths follow
+    themselves less than the data do."""
+    n_paths: Annotated[int, Field(ge=2)] = 128
+    """With decoder=autoregressive, the paths that are sampled for each forecast."""
+    attention: bool = False
+    """Add what the encoder put out at each step of the context, weighted, to what the decoder sees of its state."""
     decoder_size: Annotated[int, Field(ge=1)] = 16
     """Features that the decoder's first stage hands to each step of the horizon."""
     embedding_size: Annotated[int, Field(ge=1)] = 8
@@ -273,6 +285,21 @@ class ModelConfig(Config):
             case "recurrent_dropout" if value and info.data.get("nonlinearity") == "relu":
                 raise ValueError("nonlinearity=relu grows without bound once kept weights are scaled up")
         return value
+
+    @field_validator("own_samples", "n_paths")
+    @classmethod
+    def _fits_the_decoder(cls, value: Any, info: ValidationInfo) -> Any:
+        decoder = info.data.get("decoder", "autoregressive")
+        if decoder != "autoregressive" and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"is for decoder=autoregressive; decoder={decoder} samples nothing")
+        return value
+
+    @field_validator("head")
+    @classmethod
+    def _fits_the_decoder_of_classes(cls, head: str, info: ValidationInfo) -> str:
+        if head in CLASS_HEADS and info.data.get("decoder") == "autoregressive":
+            raise ValueError(f"head={head} goes with decoder=direct or segment; autoregressive is for numbers")
+        return head
 
     @field_validator("transform")
     @classmethod

@@ -221,7 +221,8 @@ def _run(
     first = torch.from_numpy(usable)[rows] - total + begin
     parts: list[tuple[Tensor, Tensor]] = []
     kept: list[tuple[Tensor, ...]] = []
-    size = max(1, _BATCH_TARGETS // (len(origins) * horizon * max(network.shape.n_classes, 1)))
+    n_numbers = horizon * max(network.shape.n_classes, 1) * network.n_paths
+    size = max(1, _BATCH_TARGETS // (len(origins) * n_numbers))
     for at in range(0, len(rows), size):
         row, offset = rows[at : at + size], begin[at : at + size]
         chosen = torch.from_numpy(series)[row].to(data.device)
@@ -231,13 +232,13 @@ def _run(
         target, observed = targets(batch, output.frame, origins, network.shape)
         weight = loss_weights(target, observed, output.frame, network.shape)
         strength = weight.amax(-1, keepdim=True).sqrt()
-        residual = network.head.residual(output.arguments, target) * (weight > 0)[..., None]
+        residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         features = head_features(output, network.shape)
         parts.append((features * strength, residual.flatten(-2) * strength))
         for window, j in enumerate(held.tolist()):
             here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
             local = (j - offset[here]) // segment
-            columns = network.head.columns(output.arguments[here, local])
+            columns = output.head.columns(output.arguments[here, local])
             picked = (columns, features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
     features, residual = (

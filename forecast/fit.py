@@ -130,6 +130,11 @@ def fit(
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
         n_classes=n_classes,
     )
+    if model.decoder == "segment" and shape.segment_length >= shape.horizon:
+        raise ConfigError(
+            f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
+            f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
+        )
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)

@@ -15,11 +15,11 @@ from forecast.data.io import to_lazy
 from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.errors import DataError
+from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import CategoricalHead, Head, QuantileHead, StudentTHead
+from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output
 from forecast.models.runtime import prepare
@@ -133,7 +133,7 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.
 
     Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
     all of them. No points where the mean is that of the stated quantiles: also for Student-t on a logarithmic scale,
-    which has none there. For others there, the points are quantiles too.
+    which has none there. For others there, the points are quantiles too, or the values of sampled paths.
     """
     head, arguments = output.head, output.arguments[:, 0]
     if levels is not None:
@@ -141,10 +141,12 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.
     if isinstance(head, CategoricalHead):
         return head.columns(arguments)
     quantiles = head.quantiles(arguments)
-    if isinstance(head, QuantileHead) or (unit and isinstance(head, StudentTHead)):
+    if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
         return quantiles
     if not unit:
         return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
+    if isinstance(head, SampledHead):
+        return torch.cat([quantiles, arguments[..., :-1]], dim=-1)
     points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
     return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
 
@@ -208,17 +210,7 @@ def forecast(
 
     Raises DataError if the panel ends before the cutoff, or begins after it.
     """
-    final = panel.last_index
-    cutoff = final if cutoff is None else cutoff
-    if cutoff > final:
-        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
-        raise DataError(
-            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
-        )
-    windows = windows_at(panel, cutoff)
-    if not len(windows):
-        asked = panel.grid.timestamps(np.array([cutoff]))[0]
-        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
+    cutoff, windows = _latest(panel, cutoff)
     predicted = predict(artifact, panel, windows, device=device)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
@@ -255,6 +247,59 @@ def forecast(
         ]
     )
     return Forecasts(frame, rejects)
+
+
+def _latest(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
+    """Return grid index and windows of the cutoff, the latest step of the panel when None."""
+    final = panel.last_index
+    cutoff = final if cutoff is None else cutoff
+    if cutoff > final:
+        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
+        raise DataError(
+            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
+        )
+    windows = windows_at(panel, cutoff)
+    if not len(windows):
+        asked = panel.grid.timestamps(np.array([cutoff]))[0]
+        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
+    return cutoff, windows
+
+
+@torch.inference_mode()
+def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) -> pl.DataFrame:
+    """Return how much each step of the encoder weighs in the forecasts from grid index `cutoff`, the latest when None.
+
+    Columns: series_id, cutoff, timestamp (of the last row that the step takes in), step (0 at the cutoff, -1 before
+    it), weight; a series' weights sum to 1, and are 0 before its start.
+
+    Raises ConfigError for a model without attention, DataError as `forecast`.
+    """
+    if not artifact.model.attention:
+        raise ConfigError("model.attention: this model was trained without; train one with model.attention=true")
+    prepare()
+    cutoff, windows = _latest(panel, cutoff)
+    network, data = artifact.network, PanelTensors(panel, unit=artifact.network.shape.unit)
+    length, context = network.shape.segment_length, network.shape.context_length
+    weights, indices = [], []
+    for series, own, origins in validation_batches(windows, BATCH_SIZE):
+        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+        assert output.attention is not None
+        weights.append(output.attention[:, 0].numpy())
+        steps, _ = data.steps(series, own, 1 - context, context)
+        indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
+    weight, index = np.concatenate(weights), np.concatenate(indices)
+    n, n_steps = weight.shape
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
+                np.repeat(np.arange(n), n_steps)
+            ),
+            CUTOFF: panel.grid.timestamps(np.array([cutoff])).gather(np.zeros(n * n_steps, dtype=np.int64)),
+            TIMESTAMP: panel.grid.timestamps(index.ravel()),
+            STEP: np.tile(np.arange(1 - n_steps, 1, dtype=np.int32), n),
+            "weight": weight.ravel(),
+        }
+    )
 
 
 def forecast_loaded(

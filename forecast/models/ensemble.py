@@ -19,7 +19,8 @@ class Ensemble(nn.Module):
     distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
     model, which members share: that of logarithms where `NetworkShape.unit` says so.
 
-    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over.
+    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of
+    attention are the members' mean. There are no paths: those of several members have no mean.
     """
 
     def __init__(self, members: Sequence[RecurrentForecaster]) -> None:
@@ -28,6 +29,7 @@ class Ensemble(nn.Module):
         self.shape = members[0].shape
         self.head = members[0].head
         self.encoder = members[0].encoder
+        self.n_paths = members[0].n_paths
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
@@ -43,7 +45,9 @@ class Ensemble(nn.Module):
             shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
             moved.append(output.quantiles * factor + shift)
         # The arguments of a quantile head are its quantiles.
-        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head)
+        weights = [output.attention for output in outputs if output.attention is not None]
+        attention = torch.stack(weights).mean(0) if weights else None
+        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head, attention)
 
 
 Forecaster = RecurrentForecaster | Ensemble

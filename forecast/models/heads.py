@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +30,8 @@ _SOFTNESS = 0.1
 _POISSON_SHARE = 1e-6
 # Values of a panel are float32; nearer to 0 than this share of what they are made of, they are 0.
 _ROUNDING = 4e-7
+# Levels times draws that are so little above a whole number are that number.
+_WHOLE = 1e-4
 _HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
@@ -50,6 +52,10 @@ class Head(nn.Module, ABC):
     """Whether targets and quantiles are whole numbers."""
     positive = False
     """Whether no target is below 0: the distribution is of the target itself, not of what the frame makes of it."""
+    heavy_tailed = False
+    """Whether its exponential has no mean."""
+    n_fed = 3
+    """Features that `fed` gives."""
 
     def __init__(self, levels: Sequence[float], start_levels: Sequence[float] = _START_LEVELS) -> None:
         super().__init__()
@@ -98,6 +104,45 @@ class Head(nn.Module, ABC):
     def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the one number that residuals are taken from."""
         return self.mean(arguments)
+
+    def scores(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return a loss that can be compared with that of `marginal`, which is known by samples only."""
+        return pinball(self.quantiles(arguments), target, self.levels)
+
+    def drawn(
+        self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return a draw from each distribution: its quantile at a uniform random number."""
+        return self.quantiles(arguments, uniform[..., None])[..., 0]
+
+    def fed(
+        self,
+        values: Float[Tensor, "*axes"],
+        observed: Bool[Tensor, "*axes"],
+        linear: Float[Tensor, "*axes"],
+        spread: Float[Tensor, "*axes"],
+    ) -> Float[Tensor, "*axes feature"]:
+        """Return what an autoregressive decoder is told of the values before its steps.
+
+        The value in the frame's units, how far it is off the skip in units of spread, and whether it was observed.
+        """
+        surprise = torch.asinh((values - linear) / spread)
+        return torch.stack([torch.asinh(values), surprise, observed.to(values.dtype)], dim=-1)
+
+    def pooled(
+        self, arguments: Float[Tensor, "*axes path argument"], values: Float[Tensor, "*axes path"]
+    ) -> Float[Tensor, "*axes pooled"]:
+        """Return the arguments of `marginal` for one step: from the distributions of all paths, and what they drew.
+
+        The mean is that of the distributions, not of the draws (Rao-Blackwell).
+        """
+        return torch.cat([values.sort(dim=-1).values, self.mean(arguments).mean(-1, keepdim=True)], dim=-1)
+
+    def marginal(self) -> "Head | SampledHead":
+        """Return what reads the arguments that `pooled` returns."""
+        return SampledHead(self)
 
     def widened(
         self,
@@ -206,6 +251,22 @@ class QuantileHead(Head):
         """Return parameters of the same quantiles, at least `least_gap` apart."""
         return self.parameters_of(self.ordered(parameters), least_gap)
 
+    def drawn(
+        self, arguments: Float[Tensor, "*axes quantile"], uniform: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return draws whose tails are exponential, with the density that the outer two quantiles have between them.
+
+        A path adds up what its steps draw: without tails, it would stray less and less far than it should.
+        """
+        drawn = super().drawn(arguments, uniform)
+        if len(self.levels) > 1:
+            low, high = self.levels[0], 1 - self.levels[-1]
+            below, above = self.levels[1] - low, self.levels[-1] - self.levels[-2]
+            drawn = drawn + low / below * (arguments[..., 1] - arguments[..., 0]) * (uniform / low).clamp(max=1).log()
+            above = high / above * (arguments[..., -1] - arguments[..., -2])
+            drawn = drawn - above * ((1 - uniform) / high).clamp(max=1).log()
+        return drawn
+
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""
         own = self.levels.to(quantiles.dtype)
@@ -273,6 +334,7 @@ class StudentTHead(NormalHead):
     """Student's t with more than two degrees of freedom; its arguments are location, scale and those degrees."""
 
     n_parameters = 3
+    heavy_tailed = True
 
     def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return [2.0 + functional.softplus(parameters[0])]
@@ -582,6 +644,58 @@ class BernoulliHead(CategoricalHead):
 
     def _logits(self, parameters: Tensor) -> Tensor:
         return functional.pad(parameters, (1, 0))
+
+
+class SampledHead(nn.Module):
+    """A distribution known by samples: its arguments are draws, the least first, and the mean."""
+
+    levels: Tensor
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.median, self.counts, self.heavy_tailed = head.median, head.counts, head.heavy_tailed
+        self.register_buffer("levels", head.levels, persistent=False)
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None.
+
+        They are linear between draws, each in the middle of its share; of counts, draws.
+
+        These are definitions 5 and 1 of Hyndman & Fan (1996).
+        """
+        draws = arguments[..., :-1]
+        place = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
+        if self.counts:
+            return draws[..., (place - 0.5 - _WHOLE).ceil().long().clamp(0, draws.shape[-1] - 1)]
+        before = place.floor().clamp(0, draws.shape[-1] - 2)
+        share = (place - before).clamp(0, 1).to(draws.dtype)
+        return draws[..., before.long()].lerp(draws[..., before.long() + 1], share)
+
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the mean."""
+        return arguments[..., -1]
+
+    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the one number that residuals are taken from: the median, but the mean of counts."""
+        return self.mean(arguments) if self.counts else self.quantiles(arguments)[..., self.median]
+
+    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
+        """Return what is stated of each step: the quantiles."""
+        return self.quantiles(arguments)
+
+    def residual(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes shift"]:
+        """Return what a shift should make up for, as `Head.residual`."""
+        return (target - self.centre(arguments))[..., None]
+
+    def scores(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the pinball loss at the levels."""
+        return pinball(self.quantiles(arguments), target, self.levels)
 
 
 _HEADS: dict[str, type[Head]] = {

@@ -12,7 +12,8 @@ from torch.nn import functional
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.heads import Head, make_head
+from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
+from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.scaling import Statistics, running_statistics
 
@@ -25,6 +26,8 @@ _LEAST_SPREAD = 0.005
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
 _STEP_HIDDEN = 64
+# Paths that are sampled together.
+_PATHS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +110,17 @@ class Output(NamedTuple):
     """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
 
     arguments: Float[Tensor, "batch origin horizon argument"]
-    """What the distributions are made of (`Head.arguments`)."""
+    """What the distributions are made of (`Head.arguments`, `Head.pooled`)."""
     state: Float[Tensor, "batch origin hidden"]
     """Encoder output at the origin."""
     frame: Frame
-    head: Head
+    head: Head | SampledHead
+    """What reads the arguments."""
+    attention: Float[Tensor, "batch origin step"] | None = None
+    """Weight of each encoder step, of a model with attention."""
+    paths: Float[Tensor, "batch origin path horizon"] | None = None
+    """What an autoregressive decoder has sampled: each path is one possible future. All windows share their random
+    numbers, so that paths of different series are not independent."""
 
     @property
     def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
@@ -129,6 +138,9 @@ class RecurrentForecaster(nn.Module):
 
     All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
     of the skip's residuals: an untrained network forecasts what the closed-form solution does.
+
+    An autoregressive decoder is told true values in training (teacher forcing), and some of its own (`own_share`). In
+    evaluation mode it reads no target and forecasts the distribution of sampled paths, at each step.
     """
 
     skip: Tensor
@@ -139,6 +151,7 @@ class RecurrentForecaster(nn.Module):
     threshold: Tensor
     """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
     (soft threshold)."""
+    uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
@@ -169,13 +182,25 @@ class RecurrentForecaster(nn.Module):
         n_inputs = n_values + n_past + n_future + n_static
         self.encoder = Encoder(n_inputs, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.summary = nn.Linear(config.hidden_size + n_static + n_level, _DECODER_HIDDEN)
-        self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
+        self.attention = None
+        if config.attention:
+            self.attention = Attention(config.hidden_size, shape.context_length // shape.segment_length)
+        n_seen = config.hidden_size * (1 + config.attention)
+        self.summary = nn.Linear(n_seen + n_static + n_level, _DECODER_HIDDEN)
         n_around = 0 if shape.n_classes else int(shape.season_length >= 14)
         n_season = (n_value + 1 + n_around) * len(shape.season_lags)
         n_season += self.n_known_values * bool(shape.season_lags)
+        n_step = n_level + n_season + n_future
+        self.context = _decoder(shape, config, n_future, self.head.n_fed + n_step)
+        self.own_samples, self.own_share = config.own_samples, 0.0
+        """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
+        self.n_paths = 1
+        """Paths that are sampled for a forecast; 1 where its distributions are known."""
+        if isinstance(self.context, AutoregressiveDecoder):
+            self.n_paths, self.marginal = config.n_paths, self.head.marginal()
+            self.register_buffer("uniforms", uniforms(config.n_paths, shape.horizon), persistent=False)
         self.step = nn.Sequential(
-            nn.Linear(config.decoder_size + n_level + n_season + n_future, _STEP_HIDDEN),
+            nn.Linear(config.decoder_size + n_step, _STEP_HIDDEN),
             nn.SiLU(),
             nn.Linear(_STEP_HIDDEN, _STEP_HIDDEN),
             nn.SiLU(),
@@ -258,25 +283,155 @@ class RecurrentForecaster(nn.Module):
         state = states[:, (at + 1) // self.shape.segment_length - 1]
 
         linear, level, expected = self._linear(frame)
-        summary = torch.cat([self.dropout(state), _spread(static, len(origins)), level], dim=-1)
-        context = self.context(functional.silu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
-        step = [
-            context,
-            expected,
-            *self._seasons(batch, frame, at),
-        ]
+        seen, weight = [self.dropout(state)], None
+        if self.attention is not None:
+            attended, weight = self._attended(batch, states, at)
+            seen.append(self.dropout(attended))
+        summary = functional.silu(self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1)))
+        step = [expected, *self._seasons(batch, frame, at)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        if future.shape[-1]:
-            step.append(future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2))
-        parameters = self.output(self.step(torch.cat(step, dim=-1))) + self.output_bias
+        ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
+        features = torch.cat([*step, ahead], dim=-1)
+        if isinstance(self.context, AutoregressiveDecoder):
+            if not self.training:
+                last = batch.observed[:, at]
+                found = self._sampled(self.context, summary, features, linear, frame, last)
+                return Output(found[0], state, frame, found[1], weight, found[2])
+            context = self._taught(self.context, batch, origins, summary, features, linear, frame)
+        elif isinstance(self.context, SegmentDecoder):
+            context = self.context(summary, ahead)
+        else:
+            context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
+        return Output(self._arguments(context, features, linear, frame), state, frame, self.head, weight)
+
+    def _arguments(
+        self,
+        context: Float[Tensor, "*axes horizon feature"],
+        features: Float[Tensor, "*axes horizon step"],
+        linear: Float[Tensor, "*axes horizon"],
+        frame: Frame,
+        steps: slice = slice(None),
+    ) -> Float[Tensor, "*axes horizon argument"]:
+        """Return the distributions of some steps, that `frame` and the others are of."""
+        parameters = self.output(self.step(torch.cat([context, features], dim=-1))) + self.output_bias[steps]
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
-        arguments = self.head.arguments(parameters, linear, frame)
-        return Output(arguments, state, frame, self.head)
+        return self.head.arguments(parameters, linear, frame)
+
+    def _attended(
+        self, batch: Batch, states: Float[Tensor, "batch step hidden"], at: Int[Tensor, " origin"]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.attention is not None
+        length = self.shape.segment_length
+        there = batch.there[:, : states.shape[1] * length].unflatten(1, (-1, length)).any(-1)
+        attended, weight = self.attention(states, there, (at + 1) // length - 1)
+        return attended, weight
+
+    def _taught(
+        self,
+        decoder: AutoregressiveDecoder,
+        batch: Batch,
+        origins: Int[Tensor, " origin"],
+        summary: Float[Tensor, "batch origin summary"],
+        features: Float[Tensor, "batch origin horizon step"],
+        linear: Float[Tensor, "batch origin horizon"],
+        frame: Frame,
+    ) -> Float[Tensor, "batch origin horizon feature"]:
+        """Return the features of all steps, each told the true value before it: the skip's where that is missing.
+
+        A share of the steps is told what the decoder itself draws, after true values (Bengio et al. 2015, "Scheduled
+        Sampling", here in two passes: Mihaylova & Martins 2019).
+        """
+        target, observed = targets(batch, frame, origins, self.shape)
+        values = torch.where(observed, target, linear)
+        last = batch.observed[:, origins + self.shape.context_length - 1]
+
+        def context() -> Tensor:
+            before = [
+                torch.cat([first[..., None], later[..., :-1]], dim=-1)
+                for first, later in (
+                    (frame.window[..., -1], values),
+                    (last, observed),
+                    (frame.window[..., -1], linear),
+                    (frame.spread[..., 0], frame.spread),
+                )
+            ]
+            inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
+            made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
+            return made.reshape(*linear.shape, -1)
+
+        if self.own_share:
+            with torch.no_grad():
+                arguments = self._arguments(context(), features, linear, frame).to(target.dtype)
+                drawn = self.head.drawn(arguments, torch.rand_like(target))
+            own = torch.rand_like(target) < self.own_share
+            values, observed = torch.where(own, drawn, values), observed | own
+        return context()
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        decoder: AutoregressiveDecoder,
+        summary: Float[Tensor, "batch origin summary"],
+        features: Float[Tensor, "batch origin horizon step"],
+        linear: Float[Tensor, "batch origin horizon"],
+        frame: Frame,
+        last: Bool[Tensor, "batch origin"],
+    ) -> tuple[Tensor, Head | SampledHead, Float[Tensor, "batch origin path horizon"]]:
+        """Return the distribution of each step over `n_paths` paths, what reads it, and the paths (ancestral sampling).
+
+        Where what is told does not count yet, steps do not depend on each other, and their distributions are known.
+        """
+        if not self.output.weight.any():
+            context = linear.new_zeros(*linear.shape, decoder.output.out_features)
+            arguments = self._arguments(context, features, linear, frame)
+            each = arguments[:, :, None].expand(-1, -1, self.n_paths, -1, -1)
+            return arguments, self.head, self.head.drawn(each, self.uniforms.expand(each.shape[:-1]))
+        rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
+        found = []
+        for part in zip(*(values.split(max(1, _PATHS // self.n_paths)) for values in rows), strict=True):
+            summary, features, linear, last, *fields = part
+            found.append(self._rolled(decoder, summary, features, linear, last, Frame(*fields)))
+        arguments, paths = (torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*found, strict=True))
+        return arguments, self.marginal, paths
+
+    def _rolled(
+        self,
+        decoder: AutoregressiveDecoder,
+        summary: Float[Tensor, "row summary"],
+        features: Float[Tensor, "row horizon step"],
+        linear: Float[Tensor, "row horizon"],
+        last: Bool[Tensor, " row"],
+        frame: Frame,
+    ) -> tuple[Float[Tensor, "row horizon pooled"], Float[Tensor, "row path horizon"]]:
+        """Return what `_sampled` does of some origins; fields of `frame` are by row, too."""
+
+        def each(values: Tensor) -> Tensor:
+            return values[:, None].expand(-1, self.n_paths, *values.shape[1:])
+
+        features, linear, frame = each(features), each(linear), Frame(*(each(values) for values in frame))
+        carry = tuple(part.repeat_interleave(self.n_paths, dim=1) for part in decoder.start(summary))
+        values, observed, expected = frame.window[..., -1], each(last), frame.window[..., -1]
+        pooled, paths = [], []
+        for k in range(self.shape.horizon):
+            now = slice(k, k + 1)
+            told = self.head.fed(values, observed, expected, frame.spread[..., max(k - 1, 0)])
+            inputs = torch.cat([told, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
+            made, carry = decoder(inputs, carry)
+            context = made.unflatten(0, linear.shape[:2])
+            here = frame._replace(spread=frame.spread[..., now])
+            arguments = self._arguments(context, features[:, :, now], linear[..., now], here, now)[:, :, 0]
+            # Half precision is for products, not for what is drawn.
+            arguments = arguments.to(frame.location.dtype)
+            values = self.head.drawn(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
+            observed, expected = torch.ones_like(observed), linear[..., k]
+            pooled.append(self.head.pooled(arguments, values))
+            paths.append(values)
+        return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
 
     def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Return the skip, what is said of each window ([..., feature]), and of each step ([..., horizon, feature])."""
@@ -396,6 +551,20 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "batch origin horizon 1"]:
         scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
         return torch.asinh(scaled)[..., None]
+
+
+def _decoder(
+    shape: NetworkShape, config: ModelConfig, n_future: int, n_inputs: int
+) -> nn.Linear | SegmentDecoder | AutoregressiveDecoder:
+    """Return the decoder that `model.decoder` names: one linear map to all steps at once, if it is direct.
+
+    `n_inputs` are those of a step that is told the value before it.
+    """
+    if config.decoder == "autoregressive":
+        return AutoregressiveDecoder(_DECODER_HIDDEN, n_inputs, config)
+    if config.decoder == "segment":
+        return SegmentDecoder(_DECODER_HIDDEN, shape.horizon, n_future, shape.segment_length, config)
+    return nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
 
 
 def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:

@@ -207,6 +207,14 @@ def test_classes_that_do_not_go_are_refused(table: pl.DataFrame) -> None:
         fc.train(table, horizon=7, **settings(model={"transform": "log"}))
 
 
+@pytest.mark.parametrize("model", [{"decoder": "segment"}, {"attention": True}])
+def test_decoders_and_attention_take_classes(table: pl.DataFrame, model: dict[str, Any]) -> None:
+    artifact = fc.train(table, horizon=7, context_length=28, **settings(model=model, fit={"max_steps": 5})).artifact
+    check(fc.forecast(artifact, table).frame)
+    with pytest.raises(ConfigError, match=r"head=categorical goes with decoder=direct or segment"):
+        fc.train(table, horizon=7, **settings(model={"decoder": "autoregressive"}))
+
+
 def test_an_ensemble_forecasts_the_mean_of_its_probabilities(table: pl.DataFrame, tmp_path: Path) -> None:
     fit = {"max_steps": 10, "ensemble": 2, "learning_rate": 2e-2, "ema_decay": 0.5, "validation_every": 5}
     artifact = fc.train(table, horizon=7, context_length=28, **settings(fit=fit)).artifact
