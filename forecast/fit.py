@@ -16,7 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import COUNT_HEADS, DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
+from forecast.config import (
+    CLASS_HEADS,
+    COUNT_HEADS,
+    POSITIVE_HEADS,
+    DataConfig,
+    FitConfig,
+    ModelConfig,
+    SourceConfig,
+    WindowConfig,
+)
+from forecast.data.classes import with_trained_classes
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
@@ -24,6 +34,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import empirical_quantiles, pinball
+from forecast.models.markov import MAX_TABLE
 from forecast.models.module import (
     Budget,
     KeepBest,
@@ -91,17 +102,19 @@ def fit(
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
-    `categories` are the values of the static, past and known covariates that hold codes, by name.
+    `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
     validates better.
 
-    Raises DataError if nothing is left to train on, or model.head is for counts and not all targets are; ConfigError if
-    the accelerator is not there, or `fit.checkpoint` holds another training.
+    Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
+    ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
     """
     prepare()
     device = _device(fit)
+    panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
+    n_classes = len(categories.get(data.columns.target, ()))
     checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
         settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
@@ -121,6 +134,7 @@ def fit(
         segment_length=_segment_length(model, panel, context),
         past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
+        n_classes=n_classes,
     )
     if model.decoder == "segment" and shape.segment_length >= shape.horizon:
         raise ConfigError(
@@ -132,13 +146,19 @@ def fit(
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
-    if fit.ensemble > 1 and model.head != "quantile":
+    if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
         raise ConfigError(
-            f"fit.ensemble: the mean of several networks is one of quantiles; set model.head=quantile (given: "
-            f"{model.head}), or fit.ensemble=1"
+            f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
+            f"model.head=quantile (given: {model.head}), or fit.ensemble=1"
         )
-    if model.head in COUNT_HEADS:
-        _check_counts(panel, model)
+    if model.head in POSITIVE_HEADS:
+        _check_positive(panel, model)
+    if model.skip and n_classes**2 * window.horizon > MAX_TABLE:
+        raise ConfigError(
+            f"model.skip: with {n_classes:,} classes and window.horizon={window.horizon} its tables hold "
+            f"{n_classes**2 * window.horizon:,} numbers, and may hold {MAX_TABLE:,}; lower window.horizon, or set "
+            "model.skip=false"
+        )
 
     units = _units(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
@@ -321,19 +341,21 @@ def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConf
         )
 
 
-def _check_counts(panel: Panel, model: ModelConfig) -> None:
+def _check_positive(panel: Panel, model: ModelConfig) -> None:
+    counts = model.head in COUNT_HEADS
     negative, fractional, names, total = 0, 0, list[str](), 0
     for shard in panel.shards():
-        below, between = shard.target < 0, np.isfinite(shard.target) & (shard.target % 1 != 0)
+        below, between = shard.target < 0, counts & np.isfinite(shard.target) & (shard.target % 1 != 0)
         negative, fractional = negative + int(below.sum()), fractional + int(between.sum())
         total += int(np.isfinite(shard.target).sum())
         bad = np.flatnonzero(below | between)
         names += shard.series_id[np.unique(np.searchsorted(shard.offsets, bad, side="right") - 1)].tolist()
     if names:
+        wrong = f"{negative:,} are negative" + (f" and {fractional:,} fractional" if counts else "")
         raise DataError(
-            f"model.head={model.head} is for counts, but of {total:,} targets {negative:,} are negative and "
-            f"{fractional:,} fractional, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
-            "model.head=quantile, normal or student_t, or give whole numbers"
+            f"model.head={model.head} is for {'counts' if counts else 'values of 0 and more'}, but of {total:,} "
+            f"targets {wrong}, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
+            f"model.head=quantile, normal or student_t, or give {'whole numbers' if counts else 'none below 0'}"
         )
 
 
@@ -371,6 +393,10 @@ def _closed_form(
     if len(validation) > _SKIP_CHECKS:
         checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
+    if shape.n_classes:
+        counted = _counted(panel, device, shape, model, drawn, checks, limit)
+        _standardise(counted[0], panel, limits)
+        return counted
     solutions = (
         _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, drawn, checks, limit)
         for unit in units
@@ -392,6 +418,33 @@ def _closed_form(
     return network, PanelTensors(panel, device, unit=unit), choice
 
 
+def _counted(
+    panel: Panel,
+    device: torch.device,
+    shape: NetworkShape,
+    model: ModelConfig,
+    drawn: WindowIndex,
+    checks: WindowIndex,
+    limit: Tensor,
+) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
+    """Return what `_closed_form` does, for classes: what follows what is counted."""
+    tensors = PanelTensors(panel, device)
+    network = RecurrentForecaster(shape, model).to(device)
+    skip = network.class_skip
+    for samples, take in (
+        (_samples(network, tensors, drawn, limit), skip.fit),
+        (_samples(network, tensors, checks, None), skip.choose),
+    ):
+        take(samples.window, samples.target, samples.observed)
+    shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
+    choice: dict[str, str | float] = {
+        "transform": "none",
+        "skip": ", ".join(f"{name} {share:g}" for name, share in shares),
+        "skip_samples": len(drawn),
+    }
+    return network, tensors, choice
+
+
 def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Tensor:
     """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
 
@@ -403,7 +456,7 @@ def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Ten
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
     """Return the units of the scales to try."""
-    if model.transform == "none" or model.head in COUNT_HEADS:
+    if model.transform == "none" or model.head in (*POSITIVE_HEADS, *CLASS_HEADS):
         return [0.0]
     unit, positive = unit_of(panel, limits)
     if model.transform == "log":
@@ -506,7 +559,7 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         batch = data.gather(series, cutoff, until, **window_sizes(network, 1))
         frame = network.frame(batch, origins)
         target, observed = targets(batch, frame, origins, network.shape)
-        weight = loss_weights(target, observed, frame)
+        weight = loss_weights(target, observed, frame, network.shape)
         # Constant windows, and those without any observed target, have nothing to say.
         told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
         parts.append(

@@ -1,5 +1,6 @@
 """Several networks that forecast as one."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,11 +8,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from forecast.models.batch import Batch
+from forecast.models.heads import CategoricalHead
 from forecast.models.recurrent import Output, RecurrentForecaster
 
 
 class Ensemble(nn.Module):
-    """Forecasts the mean of its members' quantiles, level by level.
+    """Forecasts the mean of its members' quantiles, level by level; of classes the mean of their probabilities.
 
     Vincentization (Ratcliff, 1979, Psychological Bulletin 86): a mean of increasing sequences increases, and the mean
     distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
@@ -33,6 +35,9 @@ class Ensemble(nn.Module):
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
         outputs = [member(batch, origins) for member in self.members]
         frame = outputs[0].frame
+        if isinstance(self.head, CategoricalHead):
+            mixed = torch.stack([output.arguments for output in outputs]).logsumexp(0) - math.log(len(outputs))
+            return Output(mixed, outputs[0].state, frame, self.head)
         moved = []
         for output in outputs:
             # Members may have chosen other anchors.

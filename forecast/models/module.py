@@ -314,7 +314,7 @@ def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Ten
     target, observed = targets(batch, output.frame, origins, network.shape)
     sampled = network.n_paths > 1 and not network.training
     errors = output.head.scores if sampled else network.head.errors
-    return errors(output.arguments, target), loss_weights(target, observed, output.frame)
+    return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:

@@ -14,6 +14,7 @@ from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
+from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.scaling import Statistics, running_statistics
 from forecast.models.skip import line
 
@@ -52,6 +53,8 @@ class NetworkShape:
     """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
     known_categories: tuple[int, ...] = ()
     """Likewise of each known covariate."""
+    n_classes: int = 0
+    """Classes of the target, which are codes then; 0 for numbers."""
     unit: float = 0.0
     """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
 
@@ -98,7 +101,7 @@ class Frame(NamedTuple):
     begun: Bool[Tensor, "batch origin"]
     """Whether the origin sees any observation."""
     window: Float[Tensor, "batch origin context"]
-    """Normalised values of the context, oldest first; 0 where not observed."""
+    """Normalised values of the context, oldest first; 0 where not observed. Of classes the codes, -1 where not."""
     spread: Float[Tensor, "batch origin horizon"]
     """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
     of it."""
@@ -154,7 +157,20 @@ class RecurrentForecaster(nn.Module):
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.head = make_head(config.head, config.quantile_levels)
+        self.head = make_head(
+            config.head, config.quantile_levels, power=config.tweedie_power, n_classes=shape.n_classes
+        )
+        # Of each value of the target that enters, and of all that is said about a window besides.
+        n_value, n_level = (min(shape.n_classes, config.embedding_size),) * 2 if shape.n_classes else (1, 2)
+        if shape.n_classes:
+            self.class_embeddings = nn.Embedding(shape.n_classes, n_value)
+            self.class_skip = ClassSkip(
+                n_classes=shape.n_classes,
+                context=shape.context_length,
+                horizon=shape.horizon,
+                season=shape.season_length,
+                tables=config.skip,
+            )
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, config.embedding_size) for size in shape.category_sizes)
         self.past_embeddings = _embeddings(shape.past_categories, config.embedding_size)
         self.known_embeddings = _embeddings(shape.known_categories, config.embedding_size)
@@ -163,17 +179,19 @@ class RecurrentForecaster(nn.Module):
         n_past = 2 * shape.n_past + len(self.past_embeddings) * (config.embedding_size - 1)
         self.n_known_values = shape.n_known + len(self.known_embeddings) * (config.embedding_size - 1)
         n_future = self.n_known_values + shape.n_known + shape.n_calendar
-        n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + n_past + n_future + n_static
+        n_values = shape.segment_length * (n_value + 1) * (1 + len(shape.input_lags)) + (0 if shape.n_classes else 3)
+        n_inputs = n_values + n_past + n_future + n_static
         self.encoder = Encoder(n_inputs, config)
         self.dropout = nn.Dropout(config.dropout)
         self.attention = None
         if config.attention:
             self.attention = Attention(config.hidden_size, shape.context_length // shape.segment_length)
         n_seen = config.hidden_size * (1 + config.attention)
-        self.summary = nn.Linear(n_seen + n_static + 2, _DECODER_HIDDEN)
-        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags)
+        self.summary = nn.Linear(n_seen + n_static + n_level, _DECODER_HIDDEN)
+        n_around = 0 if shape.n_classes else int(shape.season_length >= 14)
+        n_season = (n_value + 1 + n_around) * len(shape.season_lags)
         n_season += self.n_known_values * bool(shape.season_lags)
-        n_step = 2 + n_season + n_future
+        n_step = n_level + n_season + n_future
         self.context = _decoder(shape, config, n_future, self.head.n_fed + n_step)
         self.own_samples, self.own_share = config.own_samples, 0.0
         """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
@@ -190,7 +208,7 @@ class RecurrentForecaster(nn.Module):
         )
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
-        self.register_buffer("skip", torch.zeros(shape.context_length + 1, shape.horizon))
+        self.register_buffer("skip", torch.zeros(0 if shape.n_classes else shape.context_length + 1, shape.horizon))
         self.register_buffer("covariate_mean", torch.zeros(n_covariates))
         self.register_buffer("covariate_scale", torch.ones(n_covariates))
         self.register_buffer("threshold", torch.tensor(0.0))
@@ -218,15 +236,25 @@ class RecurrentForecaster(nn.Module):
 
     def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
         at = origins + self.shape.context_length - 1
+        if self.shape.n_classes:
+            return self._class_frame(batch, origins, statistics.begun[:, at])
         location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
         scale = statistics.scale[:, at]
         divisor = torch.where(scale > 0, scale, 1.0)
+        # Before its start, a series is taken to have been what it was at first.
         before = batch.there.cummax(1).values.logical_not()
-        first = batch.target.gather(1, before.sum(1, keepdim=True).clamp(max=before.shape[1] - 1))
+        first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
         window = torch.where(before, first, batch.target).unfold(1, self.shape.context_length, 1)[:, origins]
         observed = (before | batch.observed).unfold(1, self.shape.context_length, 1)[:, origins]
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
+
+    def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
+        codes = batch.target.masked_fill(~batch.observed, -1.0)
+        window = codes.unfold(1, self.shape.context_length, 1)[:, origins]
+        one = torch.ones_like(window[..., 0])
+        spread = one[..., None].expand(-1, -1, self.shape.horizon)
+        return Frame(torch.zeros_like(one), one, one, begun, window, spread)
 
     def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
@@ -262,16 +290,13 @@ class RecurrentForecaster(nn.Module):
         states, _ = self.encoder(self._inputs(batch, statistics, static, future))
         state = states[:, (at + 1) // self.shape.segment_length - 1]
 
-        linear = line(frame.window, self.skip)
-        contrast = torch.asinh(frame.location / frame.divisor)
-        size = self._log_scale(frame.divisor)
+        linear, level, expected = self._linear(frame)
         seen, weight = [self.dropout(state)], None
         if self.attention is not None:
             attended, weight = self._attended(batch, states, at)
             seen.append(self.dropout(attended))
-        told = torch.cat([*seen, _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1)
-        summary = functional.silu(self.summary(told))
-        step = [torch.asinh(linear)[..., None], frame.spread.log()[..., None], *self._seasons(batch, frame, at)]
+        summary = functional.silu(self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1)))
+        step = [expected, *self._seasons(batch, frame, at)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
@@ -416,6 +441,17 @@ class RecurrentForecaster(nn.Module):
             paths.append(values)
         return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
 
+    def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the skip, what is said of each window ([..., feature]), and of each step ([..., horizon, feature])."""
+        if self.shape.n_classes:
+            linear = self.class_skip(frame.window)
+            count = class_counts(frame.window, self.shape.n_classes)
+            share = count / count.sum(-1, keepdim=True).clamp(min=1)
+            return linear, share @ self.class_embeddings.weight, linear.exp() @ self.class_embeddings.weight
+        linear = line(frame.window, self.skip)
+        level = torch.stack([torch.asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
+        return linear, level, torch.stack([torch.asinh(linear), frame.spread.log()], dim=-1)
+
     def _log_scale(self, divisor: Tensor) -> Tensor:
         return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)
 
@@ -476,12 +512,18 @@ class RecurrentForecaster(nn.Module):
             """Return the normalised values `lag` steps before each step, and whether they were observed."""
             target = functional.pad(batch.target, (lag, 0))[:, :time].unflatten(1, (-1, length))
             observed = functional.pad(batch.observed, (lag, 0))[:, :time].unflatten(1, (-1, length))
+            if self.shape.n_classes:
+                return [
+                    (self.class_embeddings(target.long()) * observed[..., None]).flatten(2),
+                    observed.to(scale.dtype),
+                ]
             return [(target - level) / divisor * observed, observed.to(target.dtype)]
 
         # Seasons are looked up for the segment that comes next.
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
-        before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
-        values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
+        if not self.shape.n_classes:
+            before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
+            values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
         past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
         past = past.unflatten(1, (-1, length)).mean(2)
         ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
@@ -499,6 +541,10 @@ class RecurrentForecaster(nn.Module):
         for lag in self.shape.season_lags:
             index = at[:, None] + self.season_offset - (lag - self.shape.season_length)
             seen = (batch.observed[:, index.clamp(min=0)] & (index >= 0))[..., None]
+            if self.shape.n_classes:
+                code = batch.target[:, index.clamp(min=0)].long()
+                features += [self.class_embeddings(code) * seen, seen.to(batch.target.dtype)]
+                continue
             value = self._relative(batch.target[:, index.clamp(min=0)], frame)
             features += [value * seen, seen.to(value.dtype)]
             if reach:
@@ -549,9 +595,14 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
 
 
 def loss_weights(
-    target: Float[Tensor, "batch origin horizon"], observed: Bool[Tensor, "batch origin horizon"], frame: Frame
+    target: Float[Tensor, "batch origin horizon"],
+    observed: Bool[Tensor, "batch origin horizon"],
+    frame: Frame,
+    shape: NetworkShape,
 ) -> Float[Tensor, "batch origin horizon"]:
     """Return the weight of each target: 0 where it or the window tells nothing, less where it dwarfs the scale."""
+    if shape.n_classes:
+        return observed.to(target.dtype)
     size = (target.abs() * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp(min=1)
     usable = observed & (frame.scale > 0)[..., None]
     return usable / (size / math.pi).clamp(min=1.0)

@@ -374,7 +374,9 @@ def check_gradients(made: RecurrentForecaster, found: Loaded, names: tuple[str, 
     batch, origins = windows(found, [0, 1, 3, 4, 5, 7], [30, 60, 60, 12, 100, 1], span=15), torch.tensor([0, 7, 14])
     output = made(batch, origins)
     target, observed = targets(batch, output.frame, origins, made.shape)
-    (made.head.errors(output.arguments, target) * loss_weights(target, observed, output.frame)).mean().backward()
+    (
+        made.head.errors(output.arguments, target) * loss_weights(target, observed, output.frame, made.shape)
+    ).mean().backward()
     gradients = {name: values.grad for name, values in made.named_parameters()}
     assert all(g is None or g.isfinite().all() for g in gradients.values())
     for name in names:
@@ -407,7 +409,7 @@ def test_loss_weights_leave_out_gaps_and_constant_windows_and_tame_explosions(ta
     made = network(found, trained=True)
     frame = made.frame(batch, origins)
     target, observed = targets(batch, frame, origins, made.shape)
-    weight = loss_weights(target, observed, frame)[:, 0]
+    weight = loss_weights(target, observed, frame, made.shape)[:, 0]
     assert weight[0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     assert (weight[1] * target[1, 0].abs()).tolist() == pytest.approx([np.pi] * 7, rel=1e-3)
     assert not weight[2].any()
