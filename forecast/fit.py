@@ -497,8 +497,10 @@ def _solve(
     )
     # The simpler one is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
     # random walks, a fitted line may win on the few windows of validation, and lose ever after.
+    # One window has no standard error: the better one is taken.
     gain = ((unsolved.errors - best.errors) / usual).sum(1)
-    best = best if gain.sum() > len(gain) ** 0.5 * gain.std() else unsolved
+    doubt = len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
+    best = best if gain.sum() > doubt else unsolved
     best.network.skip.copy_(best.skip)
     return best
 
@@ -524,7 +526,8 @@ def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
 
 
 def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
-    return _restored(samples, samples.window, unit).std(dim=1, keepdim=True).clamp(min=1e-12)
+    values = _restored(samples, samples.window, unit)
+    return (values - values.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _better(one: _Solution, other: _Solution) -> bool:
