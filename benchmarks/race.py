@@ -88,6 +88,8 @@ def main(*argv: str) -> None:
             try:
                 train(name, seconds)
             except RuntimeError as error:
+                if name not in peers:
+                    raise
                 print(f"{name} left out: {error}")
     reached = {name: found[name, budgets[-1]][0] for name in peers if (name, budgets[-1]) in found}
     if not reached:
