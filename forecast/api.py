@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import polars as pl
+
 from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender
@@ -23,6 +25,7 @@ from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
 from forecast.names import SOURCE_PRETRAINED
 from forecast.predict import Forecasts, forecast_loaded
+from forecast.predict import attention as attention_of
 
 Settings = Mapping[str, Any]
 
@@ -113,6 +116,17 @@ def forecast(
 ) -> Forecasts:
     """Return the forecasts of every series in the table from `cutoff`, its latest timestamp when None."""
     return forecast_loaded(artifact, read(artifact, table, known, static), cutoff=cutoff)
+
+
+def attention(
+    artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
+) -> pl.DataFrame:
+    """Return how much each step of the context weighs in the forecast of each series (`predict.attention`).
+
+    Raises ConfigError if the model was trained without model.attention.
+    """
+    panel = read(artifact, table, known, static).panel
+    return attention_of(artifact, panel, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
 
 
 def load(folder: str | Path) -> Artifact:

@@ -45,7 +45,8 @@ class Artifact:
     window: WindowConfig
     model: ModelConfig
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical covariate; code = position + 1, 0 for all others."""
+    """Values of each categorical covariate; code = position + 1, 0 for all others. Classes of the target, if it is one
+    of classes; code = position."""
     grid: Grid
     trained_until: int
     """Grid index of the last step that fitting, stopping or gating has seen."""
@@ -62,6 +63,11 @@ class Artifact:
     def horizon(self) -> int:
         """Steps of a forecast."""
         return self.window.horizon
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Classes whose probabilities are forecast, by their codes; None for numbers."""
+        return self.categories.get(self.data.columns.target)
 
     def digest(self) -> str:
         """Return what `save` would: a hash of all that is stored."""

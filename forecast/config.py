@@ -202,6 +202,10 @@ class WindowConfig(Config):
 
 COUNT_HEADS = ("poisson", "negative_binomial")
 """Those of `model.head` whose targets are whole numbers, 0 and more."""
+POSITIVE_HEADS = (*COUNT_HEADS, "tweedie")
+"""Those whose targets are 0 and more."""
+CLASS_HEADS = ("bernoulli", "categorical")
+"""Those whose targets are classes."""
 
 
 class ModelConfig(Config):
@@ -228,6 +232,18 @@ class ModelConfig(Config):
     recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share dropped of the inputs of each layer, in place of dropout between layers, and of the recurrent weights: the
     same at all steps of a window."""
+    decoder: Literal["direct", "segment", "autoregressive"] = "direct"
+    """How the steps of the horizon follow from the encoder's state: all at once by one linear map, by a recurrent step
+    for each segment of segment_length steps (SegRNN), or one after another, each told the value before it: sampled
+    paths, whose quantiles are the forecast (DeepAR)."""
+    own_samples: Share = 0.0
+    """With decoder=autoregressive, the share of steps that are told a value of its own instead of the true one at the
+    end of training, from none at the start (scheduled sampling). More than 0 forgives mistakes, but makes paths follow
+    themselves less than the data do."""
+    n_paths: Annotated[int, Field(ge=2)] = 128
+    """With decoder=autoregressive, the paths that are sampled for each forecast."""
+    attention: bool = False
+    """Add what the encoder put out at each step of the context, weighted, to what the decoder sees of its state."""
     decoder_size: Annotated[int, Field(ge=1)] = 16
     """Features that the decoder's first stage hands to each step of the horizon."""
     embedding_size: Annotated[int, Field(ge=1)] = 8
@@ -235,13 +251,19 @@ class ModelConfig(Config):
     anchor: Literal["auto", "last", "level"] = "auto"
     """What a window is centred on: its last value, its mean, or whichever validates better."""
     skip: bool = True
-    """Add the linear skip, solved in closed form."""
-    head: Literal["quantile", "normal", "student_t", "poisson", "negative_binomial"] = "quantile"
+    """Add the linear skip, solved in closed form; of classes, what mostly follows the latest class and that of one
+    season back."""
+    head: Literal[
+        "quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie", "bernoulli", "categorical"
+    ] = "quantile"
     """What is forecast: quantiles of any shape, or a distribution, trained by its likelihood. poisson and
-    negative_binomial are for counts."""
+    negative_binomial are for counts, tweedie for amounts of 0 and more, bernoulli and categorical for classes (text,
+    truth values or whole numbers): their probabilities are forecast."""
+    tweedie_power: Annotated[float, Field(ge=1.1, le=1.9)] = 1.5
+    """Of head=tweedie: the variance grows with this power of the mean."""
     transform: Literal["auto", "none", "log"] = "auto"
     """Scale of the target: as it is, or logarithmic; auto: whichever validates better, if all values are positive.
-    Counts (head=poisson, negative_binomial) are taken as they are."""
+    Counts, amounts and classes (head=poisson, negative_binomial, tweedie, ...) are taken as they are."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
@@ -264,12 +286,28 @@ class ModelConfig(Config):
                 raise ValueError("nonlinearity=relu grows without bound once kept weights are scaled up")
         return value
 
+    @field_validator("own_samples", "n_paths")
+    @classmethod
+    def _fits_the_decoder(cls, value: Any, info: ValidationInfo) -> Any:
+        decoder = info.data.get("decoder", "autoregressive")
+        if decoder != "autoregressive" and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"is for decoder=autoregressive; decoder={decoder} samples nothing")
+        return value
+
+    @field_validator("head")
+    @classmethod
+    def _fits_the_decoder_of_classes(cls, head: str, info: ValidationInfo) -> str:
+        if head in CLASS_HEADS and info.data.get("decoder") == "autoregressive":
+            raise ValueError(f"head={head} goes with decoder=direct or segment; autoregressive is for numbers")
+        return head
+
     @field_validator("transform")
     @classmethod
     def _fits_the_head(cls, transform: str, info: ValidationInfo) -> str:
         head = info.data.get("head")
-        if transform == "log" and head in COUNT_HEADS:
-            raise ValueError(f"head={head} is of the counts themselves; set transform=auto or none")
+        if transform == "log" and head in (*POSITIVE_HEADS, *CLASS_HEADS):
+            kind = "counts" if head in COUNT_HEADS else "classes" if head in CLASS_HEADS else "values"
+            raise ValueError(f"head={head} is of the {kind} themselves; set transform=auto or none")
         return transform
 
     @field_validator("quantile_levels")
@@ -313,7 +351,7 @@ class FitConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     ensemble: Annotated[int, Field(ge=1, le=99)] = 1
     """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
-    max_steps; the model forecasts the mean of their quantiles."""
+    max_steps; the model forecasts the mean of their quantiles (of classes, of their probabilities)."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
     checkpoint: str | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,10 +15,10 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.gate import choose
-from forecast.models.bank import HeadBank, changed, head_feature_count, head_features
+from forecast.models.bank import HeadBank, head_feature_count, head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
-from forecast.models.heads import pinball
+from forecast.models.heads import CategoricalHead, Head
 from forecast.models.module import window_sizes
 from forecast.models.recurrent import loss_weights, targets
 from forecast.models.runtime import prepare
@@ -60,9 +61,9 @@ class _Origins:
     features: Tensor
     """[G, N, feature], times the square root of the origin's weight: 0 where it is not usable."""
     residual: Tensor
-    """[G, N, horizon], target minus the head's centre in units of scale, 0 where not observed, weighted likewise."""
-    quantiles: Tensor
-    """[G, window, horizon, level] at the held-out cutoffs, oldest first."""
+    """[G, N, shift], `Head.residual` at all steps of the horizon, 0 where not observed, weighted likewise."""
+    columns: Tensor
+    """[G, window, horizon, column] at the held-out cutoffs, oldest first: quantiles or probabilities."""
     held_features: Tensor
     """[G, window, feature] there, unweighted."""
     target: Tensor
@@ -86,8 +87,13 @@ def finetune(
     gate. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
     all origins, and weighted by `blend` against the base.
 
-    Whatever the head, it is quantiles and mean that are changed, and the pinball loss that is compared. Those of counts
-    are no whole numbers then, and where a change would take them below 0, `predict` gives 0.
+    Whatever the head of numbers, it is quantiles and mean that are changed, and the pinball loss that is compared.
+    Those of counts are no whole numbers then, and where a change would take them below 0, `predict` gives 0.
+
+    Of classes it is log-odds that are shifted, and the log-loss that is compared. There is no closed form: the shift is
+    the first Newton step of the penalised likelihood, with the curvature of each step and class averaged over the
+    origins (the mean square of the gradient, Berndt, Hall, Hall & Hausman 1974), so that one eigen-decomposition serves
+    here too; a width is a temperature.
 
     Raises ConfigError if the model is fine-tuned already, DataError if no series is long enough.
     """
@@ -111,7 +117,8 @@ def finetune(
     network = artifact.network.to(device)
     data = PanelTensors(panel, device, unit=network.shape.unit)
     n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
-    group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + horizon) + n_features * n_features * 2))
+    n_shifts = horizon * max(network.shape.n_classes, 1)
+    group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + n_shifts) + n_features * n_features * 2))
     columns: list[dict[str, np.ndarray]] = []
     kept: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(eligible), group):
@@ -139,7 +146,7 @@ def _tune_group(
     n_origins: int,
     settings: FinetuneSettings,
 ) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
-    horizon, head, levels = network.shape.horizon, network.head, network.head.levels
+    horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
     known = _run(network, data, series, usable, n_origins, n_windows)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
@@ -147,15 +154,17 @@ def _tune_group(
     shifts = []
     for window in range(n_windows):
         cutoff = n_origins - 1 - (n_windows - window) * horizon
-        values, vectors, projected = _decompose(known, last=cutoff - horizon, count=settings.origins)
-        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), vectors)
-        shifts.append(torch.einsum("gpe,geh->gph", at[:, None] / (values[:, None] + penalties[:, None]), projected))
-    shift = settings.blend * torch.stack(shifts, 1).to(known.target.dtype)  # [G, window, penalty, horizon]
+        solved = _decompose(known, head, last=cutoff - horizon, count=settings.origins)
+        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.vectors)
+        each = [torch.einsum("ge,geh->gh", at, solved.coefficients(penalty)) for penalty in penalties]
+        shifts.append(torch.stack(each, 1))
+    # [G, window, penalty, horizon, shift]
+    shift = settings.blend * torch.stack(shifts, 1).to(known.columns.dtype).unflatten(-1, (horizon, -1))
     # No shift is a strength too; the very first candidate, without another width either, is the base.
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
     losses = [
-        _loss(changed(known.quantiles, head.median, shift[:, :, strength], width), known.target, known.weight, levels)
+        _loss(head, head.changed(known.columns, shift[:, :, strength], width.expand(known.target.shape)), known)
         for strength in range(shift.shape[2])
         for width in widths
     ]
@@ -166,12 +175,17 @@ def _tune_group(
     rows = np.arange(len(series))
     best = 1 + choice.strength
     strength = torch.from_numpy(best // len(WIDTHS)).to(data.device)
-    values, vectors, projected = _decompose(known, last=n_origins - 1 - horizon, count=settings.origins)
+    solved = _decompose(known, head, last=n_origins - 1 - horizon, count=settings.origins)
     penalty = penalties[(strength - 1).clamp(min=0)]
-    weight = settings.blend * (vectors @ (projected / (values + penalty[:, None])[..., None]))
+    weight = settings.blend * (solved.vectors @ solved.coefficients(penalty[:, None, None]))
     weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
     finite = torch.isfinite(weight).flatten(1).all(1).cpu().numpy()
     constant = gate[..., 0].sum(1) == 0
+    if isinstance(head, CategoricalHead):
+        # Where one class came alone, any forecast gains by being surer of it.
+        judged = slice(settings.gate_windows)
+        came = known.target[:, judged].masked_fill(known.weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
+        constant |= np.fmax.reduce(came, axis=1) == np.fmin.reduce(came, axis=1)
     chosen = choice.chosen & finite & ~constant
     reason = np.select([constant, ~finite, chosen], [CONSTANT, NOT_FINITE, TUNED], NO_GAIN)
     found = {
@@ -207,7 +221,8 @@ def _run(
     first = torch.from_numpy(usable)[rows] - total + begin
     parts: list[tuple[Tensor, Tensor]] = []
     kept: list[tuple[Tensor, ...]] = []
-    size = max(1, _BATCH_TARGETS // (len(origins) * horizon))
+    n_numbers = horizon * max(network.shape.n_classes, 1) * network.n_paths
+    size = max(1, _BATCH_TARGETS // (len(origins) * n_numbers))
     for at in range(0, len(rows), size):
         row, offset = rows[at : at + size], begin[at : at + size]
         chosen = torch.from_numpy(series)[row].to(data.device)
@@ -215,16 +230,16 @@ def _run(
         batch = data.gather(chosen, first[at : at + size].to(data.device), limit, **window_sizes(network, span))
         output = network(batch, origins)
         target, observed = targets(batch, output.frame, origins, network.shape)
-        weight = loss_weights(target, observed, output.frame)
+        weight = loss_weights(target, observed, output.frame, network.shape)
         strength = weight.amax(-1, keepdim=True).sqrt()
-        residual = (target - network.head.centre(output.arguments)) * (weight > 0)
+        residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         features = head_features(output, network.shape)
-        parts.append((features * strength, residual * strength))
+        parts.append((features * strength, residual.flatten(-2) * strength))
         for window, j in enumerate(held.tolist()):
             here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
             local = (j - offset[here]) // segment
-            quantiles = network.head.quantiles(output.arguments[here, local])
-            picked = (quantiles, features[here, local], target[here, local], weight[here, local])
+            columns = output.head.columns(output.arguments[here, local])
+            picked = (columns, features[here, local], target[here, local], weight[here, local])
             kept.append((row[here], torch.full_like(here, window), *picked))
     features, residual = (
         torch.cat(part)
@@ -238,17 +253,40 @@ def _run(
     return _Origins(features, residual, *(value[order].unflatten(0, (len(series), n_windows)) for value in values))
 
 
-def _decompose(known: _Origins, *, last: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eigenvalues, eigenvectors and projected right-hand side of the normal equations, origins up to `last`."""
+class _Solved(NamedTuple):
+    """The normal equations of a group of series in the basis of their eigenvectors."""
+
+    values: Tensor
+    """[G, feature]."""
+    vectors: Tensor
+    """[G, feature, eigenvector]."""
+    projected: Tensor
+    """[G, eigenvector, shift], the right-hand side."""
+    curvature: Tensor
+    """[G, 1, shift], of the loss: 1 for squares."""
+
+    def coefficients(self, penalty: Tensor) -> Tensor:
+        """Return the solution for one penalty, or one of each series ([G, 1, 1]), [G, eigenvector, shift]."""
+        return self.projected / (self.values[..., None] * self.curvature + penalty)
+
+
+def _decompose(known: _Origins, head: Head, *, last: int, count: int) -> _Solved:
+    """Return the solved normal equations of the origins up to `last`."""
     part = slice(max(last - count + 1, 0), last + 1)
     features, residual = known.features[:, part].double(), known.residual[:, part].double()
     values, vectors = torch.linalg.eigh(features.mT @ features)
-    return values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual)
+    curvature = torch.ones_like(residual[:, :1])
+    if isinstance(head, CategoricalHead):
+        # The first feature is 1, weighted: its squares are the weights.
+        weight = features[..., :1].square().sum(1, keepdim=True).clamp(min=1e-9)
+        curvature = residual.square().sum(1, keepdim=True) / weight
+    return _Solved(values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual), curvature)
 
 
-def _loss(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
-    """Return the mean weighted pinball loss of each held-out window, [G, window]; 0 where nothing was observed."""
-    return (pinball(quantiles, target, levels) * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+def _loss(head: Head, columns: Tensor, known: _Origins) -> Tensor:
+    """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
+    error = head.column_errors(columns, known.target)
+    return (error * known.weight).sum(-1) / known.weight.sum(-1).clamp(min=1e-9)
 
 
 def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSettings) -> pl.DataFrame:

@@ -5,16 +5,28 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import COUNT_HEADS, DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
+from forecast.config import (
+    CLASS_HEADS,
+    COUNT_HEADS,
+    POSITIVE_HEADS,
+    DataConfig,
+    FitConfig,
+    ModelConfig,
+    SourceConfig,
+    WindowConfig,
+)
+from forecast.data.classes import with_trained_classes
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
@@ -22,6 +34,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import empirical_quantiles, pinball
+from forecast.models.markov import MAX_TABLE
 from forecast.models.module import (
     Budget,
     KeepBest,
@@ -31,15 +44,19 @@ from forecast.models.module import (
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
 
-# Windows that the closed-form solution is fitted on, and those of validation that choose its penalty.
-_SKIP_SAMPLES = 40_000
+# Windows that the closed-form solution is fitted on: so many values, between these limits; and those of validation that
+# choose its penalty.
+_SKIP_VALUES = 20_000_000
+_SKIP_SAMPLES = 40_000, 200_000
 _SKIP_CHECKS = 4_000
+# What takes the place of its penalty where the skip is not fitted at all.
+_PRIOR = "prior"
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
@@ -85,17 +102,19 @@ def fit(
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
-    `categories` are the values of the static, past and known covariates that hold codes, by name.
+    `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
     validates better.
 
-    Raises DataError if nothing is left to train on, or model.head is for counts and not all targets are; ConfigError if
-    the accelerator is not there, or `fit.checkpoint` holds another training.
+    Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
+    ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
     """
     prepare()
     device = _device(fit)
+    panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
+    n_classes = len(categories.get(data.columns.target, ()))
     checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
         settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
@@ -115,19 +134,31 @@ def fit(
         segment_length=_segment_length(model, panel, context),
         past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
+        n_classes=n_classes,
     )
+    if model.decoder == "segment" and shape.segment_length >= shape.horizon:
+        raise ConfigError(
+            f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
+            f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
+        )
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
-    if fit.ensemble > 1 and model.head != "quantile":
+    if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
         raise ConfigError(
-            f"fit.ensemble: the mean of several networks is one of quantiles; set model.head=quantile (given: "
-            f"{model.head}), or fit.ensemble=1"
+            f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
+            f"model.head=quantile (given: {model.head}), or fit.ensemble=1"
         )
-    if model.head in COUNT_HEADS:
-        _check_counts(panel, model)
+    if model.head in POSITIVE_HEADS:
+        _check_positive(panel, model)
+    if model.skip and n_classes**2 * window.horizon > MAX_TABLE:
+        raise ConfigError(
+            f"model.skip: with {n_classes:,} classes and window.horizon={window.horizon} its tables hold "
+            f"{n_classes**2 * window.horizon:,} numbers, and may hold {MAX_TABLE:,}; lower window.horizon, or set "
+            "model.skip=false"
+        )
 
     units = _units(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
@@ -310,19 +341,21 @@ def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConf
         )
 
 
-def _check_counts(panel: Panel, model: ModelConfig) -> None:
+def _check_positive(panel: Panel, model: ModelConfig) -> None:
+    counts = model.head in COUNT_HEADS
     negative, fractional, names, total = 0, 0, list[str](), 0
     for shard in panel.shards():
-        below, between = shard.target < 0, np.isfinite(shard.target) & (shard.target % 1 != 0)
+        below, between = shard.target < 0, counts & np.isfinite(shard.target) & (shard.target % 1 != 0)
         negative, fractional = negative + int(below.sum()), fractional + int(between.sum())
         total += int(np.isfinite(shard.target).sum())
         bad = np.flatnonzero(below | between)
         names += shard.series_id[np.unique(np.searchsorted(shard.offsets, bad, side="right") - 1)].tolist()
     if names:
+        wrong = f"{negative:,} are negative" + (f" and {fractional:,} fractional" if counts else "")
         raise DataError(
-            f"model.head={model.head} is for counts, but of {total:,} targets {negative:,} are negative and "
-            f"{fractional:,} fractional, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
-            "model.head=quantile, normal or student_t, or give whole numbers"
+            f"model.head={model.head} is for {'counts' if counts else 'values of 0 and more'}, but of {total:,} "
+            f"targets {wrong}, in {len(names):,} of {panel.n_series:,} series: {listing(names)}; set "
+            f"model.head=quantile, normal or student_t, or give {'whole numbers' if counts else 'none below 0'}"
         )
 
 
@@ -330,8 +363,10 @@ def _check_counts(panel: Panel, model: ModelConfig) -> None:
 class _Solution:
     """The closed form on one scale."""
 
-    error: float
+    errors: Float[Tensor, "sample 2"]
+    """Of each window that is checked (`_point_errors`)."""
     network: RecurrentForecaster
+    skip: Solution
     fitted: Samples
     checked: Samples
     kind: str
@@ -352,19 +387,23 @@ def _closed_form(
 
     `units` are those of the scales to choose from.
     """
-    drawn = sample_origins(limits, horizon=shape.horizon, count=_SKIP_SAMPLES, rng=rng)
+    count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
+    drawn = sample_origins(limits, horizon=shape.horizon, count=count, rng=rng)
     checks = validation
     if len(validation) > _SKIP_CHECKS:
         checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
-    best: _Solution | None = None
-    for unit in units:
-        tensors = PanelTensors(panel, device, unit=unit)
-        found = _solve(tensors, replace(shape, unit=unit), model, drawn, checks, limit)
-        best = found if best is None or _better(found, best) else best
-    assert best is not None
+    if shape.n_classes:
+        counted = _counted(panel, device, shape, model, drawn, checks, limit)
+        _standardise(counted[0], panel, limits)
+        return counted
+    solutions = (
+        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, drawn, checks, limit)
+        for unit in units
+    )
+    best = reduce(lambda best, found: found if _better(found, best) else best, solutions)
     network, fitted = best.network, best.fitted
-    linear = fitted.window @ network.skip
+    linear = line(fitted.window, network.skip)
     level = _residual_quantiles(fitted, linear, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
@@ -379,6 +418,33 @@ def _closed_form(
     return network, PanelTensors(panel, device, unit=unit), choice
 
 
+def _counted(
+    panel: Panel,
+    device: torch.device,
+    shape: NetworkShape,
+    model: ModelConfig,
+    drawn: WindowIndex,
+    checks: WindowIndex,
+    limit: Tensor,
+) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
+    """Return what `_closed_form` does, for classes: what follows what is counted."""
+    tensors = PanelTensors(panel, device)
+    network = RecurrentForecaster(shape, model).to(device)
+    skip = network.class_skip
+    for samples, take in (
+        (_samples(network, tensors, drawn, limit), skip.fit),
+        (_samples(network, tensors, checks, None), skip.choose),
+    ):
+        take(samples.window, samples.target, samples.observed)
+    shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
+    choice: dict[str, str | float] = {
+        "transform": "none",
+        "skip": ", ".join(f"{name} {share:g}" for name, share in shares),
+        "skip_samples": len(drawn),
+    }
+    return network, tensors, choice
+
+
 def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Tensor:
     """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
 
@@ -390,7 +456,7 @@ def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Ten
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
     """Return the units of the scales to try."""
-    if model.transform == "none" or model.head in COUNT_HEADS:
+    if model.transform == "none" or model.head in (*POSITIVE_HEADS, *CLASS_HEADS):
         return [0.0]
     unit, positive = unit_of(panel, limits)
     if model.transform == "log":
@@ -407,7 +473,7 @@ def _solve(
     limit: Tensor,
 ) -> _Solution:
     """Return the best linear skip on one scale."""
-    best: _Solution | None = None
+    candidates: list[_Solution] = []
     for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
         network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
         fitted = _samples(network, tensors, drawn, limit)
@@ -417,16 +483,48 @@ def _solve(
             priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
                 network.skip
             )
+        fitted = robust(fitted, priors["anchor"]) if model.skip and len(fitted.window) else fitted
         for name, prior in priors.items():
-            labels = ["prior", *(f"{penalty:g}" for penalty in PENALTIES)]
+            labels = [_PRIOR, *(f"{penalty:g}" for penalty in PENALTIES)]
             solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
             for label, solution in zip(labels, solutions, strict=False):
-                error = _absolute_error(checked, solution)
-                if best is None or error < best.error:
-                    network.skip.copy_(solution)
-                    best = _Solution(error, network, fitted, checked, f"{anchor}/{name}", label)
-    assert best is not None
+                errors = _point_errors(checked, solution, shape.unit)
+                candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
+    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
+    best, unsolved = (
+        min(some, key=lambda found: float((found.errors.sum(0) / usual).sum()))
+        for some in (candidates, [found for found in candidates if found.penalty == _PRIOR])
+    )
+    # The simpler one is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
+    # random walks, a fitted line may win on the few windows of validation, and lose ever after.
+    gain = ((unsolved.errors - best.errors) / usual).sum(1)
+    best = best if gain.sum() > len(gain) ** 0.5 * gain.std() else unsolved
+    best.network.skip.copy_(best.skip)
     return best
+
+
+def _point_errors(samples: Samples, solution: Solution, unit: float) -> Float[Tensor, "sample 2"]:
+    """Return the absolute error of each window in units of its deviation, and its symmetric relative error.
+
+    Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive.
+    """
+    made, actual = (_restored(samples, values, unit) for values in (line(samples.window, solution), samples.target))
+    error = (made - actual).abs() * samples.observed
+    # Windows that hardly vary must not decide alone.
+    scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
+    relative = error / (made.abs() + actual.abs()).clamp(min=1e-12)
+    positive = bool((actual > 0)[samples.observed > 0].all())
+    return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1)
+
+
+def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
+    """Return normalised values, [sample, ...], in the data's units, in float64."""
+    shape = (-1, *[1] * (values.ndim - 1))
+    return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
+
+
+def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
+    return _restored(samples, samples.window, unit).std(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _better(one: _Solution, other: _Solution) -> bool:
@@ -440,22 +538,15 @@ def _better(one: _Solution, other: _Solution) -> bool:
 
 
 def _errors_of_data(found: _Solution) -> tuple[float, float]:
-    samples, unit, line = found.checked, found.network.shape.unit, found.network.skip
-    levels = torch.arange(1, 10, device=line.device, dtype=line.dtype) / 10
-
-    def restored(values: Tensor) -> Tensor:
-        shape = (-1, *[1] * (values.ndim - 1))
-        return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
-
-    linear, actual = samples.window @ line, restored(samples.target)
-    around = _residual_quantiles(found.fitted, found.fitted.window @ line, levels)
-    quantiles = restored(linear[..., None] + samples.spread[..., None] * around)
-    deviation = restored(samples.window).std(dim=1, keepdim=True).clamp(min=1e-12)
-    there, made = samples.observed > 0, restored(linear)
-    scaled = (pinball(quantiles, actual, levels.double()) / deviation)[there]
-    relative = ((made - actual).abs() / (made.abs() + actual.abs()).clamp(min=1e-12))[there]
-    # Windows that hardly vary must not decide alone.
-    return float(scaled.clamp(max=_REACH).mean()), float(relative.mean())
+    samples, unit, skip = found.checked, found.network.shape.unit, found.skip
+    levels = torch.arange(1, 10, device=skip.device, dtype=skip.dtype) / 10
+    around = _residual_quantiles(found.fitted, line(found.fitted.window, skip), levels)
+    quantiles = line(samples.window, skip)[..., None] + samples.spread[..., None] * around
+    actual = _restored(samples, samples.target, unit)
+    loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
+    steps = samples.observed.sum()
+    relative = _point_errors(samples, skip, unit)[:, 1].sum() / steps
+    return float((loss.clamp(max=_REACH) * samples.observed).sum() / steps), float(relative)
 
 
 def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
@@ -468,7 +559,7 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         batch = data.gather(series, cutoff, until, **window_sizes(network, 1))
         frame = network.frame(batch, origins)
         target, observed = targets(batch, frame, origins, network.shape)
-        weight = loss_weights(target, observed, frame)
+        weight = loss_weights(target, observed, frame, network.shape)
         # Constant windows, and those without any observed target, have nothing to say.
         told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
         parts.append(
@@ -488,12 +579,6 @@ def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIn
         if len(logs) > 1:
             network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
     return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _absolute_error(samples: Samples, solution: Tensor) -> float:
-    weight = samples.observed * samples.weight[:, None]
-    error = (samples.target - samples.window @ solution).abs()
-    return float((error * weight).sum() / weight.sum().clamp(min=1e-9))
 
 
 def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:

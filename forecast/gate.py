@@ -1,6 +1,7 @@
 """The two gates: whether a series leaves the base, and whether a version becomes champion."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.metrics import MODEL, summarise
+from forecast.metrics import LOG_LOSS, MODEL, summarise
 from forecast.names import CUTOFF, SERIES_ID
 
 Array = npt.NDArray[np.floating]
@@ -49,25 +50,23 @@ class Verdict:
     """Challenger against incumbent on the same windows."""
 
     incumbent: str
-    mase: tuple[float, float]
-    """Of challenger and incumbent."""
-    wql: tuple[float, float]
+    metrics: Mapping[str, tuple[float, float]]
+    """Of challenger and incumbent: MASE and WQL, or log-loss where classes are forecast."""
     n_windows: int
     p_value: float
-    """One-sided paired test over series: the challenger's MASE is not lower (normal approximation); NaN for one."""
+    """One-sided paired test over series: the challenger's first metric is not lower (normal approximation); NaN for
+    one."""
 
     def __str__(self) -> str:
-        return (
-            f"MASE {self.mase[0]:.4f} against {self.mase[1]:.4f}, WQL {self.wql[0]:.4f} against {self.wql[1]:.4f} "
-            f"of {self.incumbent} on {self.n_windows:,} windows (p = {self.p_value:.3g})"
-        )
+        numbers = (f"{name} {mine:.4f} against {theirs:.4f}" for name, (mine, theirs) in self.metrics.items())
+        return f"{', '.join(numbers)} of {self.incumbent} on {self.n_windows:,} windows (p = {self.p_value:.3g})"
 
 
 def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat: bool = False) -> Verdict:
     """Return the verdict on the windows that both have a score for.
 
-    Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL, or, where it `must_beat` it,
-    better in neither.
+    Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL (in log-loss, of classes), or,
+    where it `must_beat` it, better in none.
     """
     keys = [SERIES_ID, CUTOFF]
     ours, theirs = scores.filter(pl.col(MODEL) == challenger), scores.filter(pl.col(MODEL) == incumbent)
@@ -76,25 +75,29 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
         raise GateRefused(
             f"{challenger} and {incumbent} have no backtest window in common; run forecast backtest again"
         )
-    rows = [summarise(part).row(0, named=True) for part in (ours, theirs)]
-    mine, other = rows
+    if LOG_LOSS in scores.columns:
+        judged, each = {"log-loss": LOG_LOSS}, pl.col(LOG_LOSS) / pl.col("n_steps")
+    else:
+        judged, each = {"MASE": "mase", "WQL": "wql"}, pl.col("mase").fill_nan(None)
+    mine, other = (summarise(part).row(0, named=True) for part in (ours, theirs))
+    per_window = [part.select(*keys, score=each) for part in (ours, theirs)]
     paired = (
-        ours.join(theirs, on=keys, suffix="_other")
-        .filter(pl.col("mase").is_not_nan())
+        per_window[0]
+        .join(per_window[1], on=keys, suffix="_other")
+        .drop_nulls()
         .group_by(SERIES_ID)
-        .agg((pl.col("mase") - pl.col("mase_other")).mean().alias("difference"))["difference"]
+        .agg((pl.col("score") - pl.col("score_other")).mean().alias("difference"))["difference"]
     )
     error = float(paired.std() or 0.0) / max(len(paired), 1) ** 0.5  # type: ignore[arg-type]
     mean = float(paired.mean() or 0.0)  # type: ignore[arg-type]
     p_value = _normal_below(mean / error) if error > 0 else float("nan")
     # A metric that is not defined on these windows (of constant or short series) says nothing about either.
-    mase, wql = ((_number(mine[name]), _number(other[name])) for name in ("mase", "wql"))
-    verdict = Verdict(incumbent, mase, wql, len(ours), p_value)
-    judged = {"MASE": mase, "WQL": wql}
-    worse = [name for name, (a, b) in judged.items() if not (a <= b or (math.isnan(a) and math.isnan(b)))]
+    metrics = {label: (_number(mine[name]), _number(other[name])) for label, name in judged.items()}
+    verdict = Verdict(incumbent, metrics, len(ours), p_value)
+    worse = [name for name, (a, b) in metrics.items() if not (a <= b or (math.isnan(a) and math.isnan(b)))]
     if worse:
         raise GateRefused(f"{challenger} is worse than {incumbent} in {' and '.join(worse)}: {verdict}")
-    if must_beat and not any(a < b for a, b in judged.values()):
+    if must_beat and not any(a < b for a, b in metrics.values()):
         raise GateRefused(f"{challenger} does not beat {incumbent}: {verdict}")
     return verdict
 

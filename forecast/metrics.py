@@ -12,11 +12,13 @@ import polars as pl
 
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.names import CUTOFF, SERIES_ID, STEP, TARGET
+from forecast.names import CLASS, CUTOFF, SERIES_ID, STEP, TARGET, class_column
 
 Array = npt.NDArray[np.floating]
 
 MODEL = "model"
+LOG_LOSS = "log_loss"
+CRPS = "crps"
 SCORE_COLUMNS = ("mase", "smape", "abs_error", "pinball", "abs_target", "error", "covered", "width", "n_steps")
 
 
@@ -79,6 +81,39 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
     before (up to SEASONS_BACK), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead),
     sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
     """
+    point = _last_season(panel, windows, horizon, season)
+    _, sigma = seasonal_naive_errors(panel, windows, season)
+    deviates = np.array([NormalDist().inv_cdf(level) for level in levels])
+    seasons_ahead = -(-np.arange(1, horizon + 1) // season)
+    spread = np.nan_to_num(sigma)[:, None] * np.sqrt(seasons_ahead)[None]
+    quantiles: Array = point[..., None] + spread[..., None] * deviates
+    return quantiles
+
+
+def seasonal_naive_classes(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, n_classes: int) -> Array:
+    """Return probabilities around the class of the last season, [n, horizon, class]; NaN where a series has none yet.
+
+    That class has the share of steps up to the cutoff that were of the class one season before, (hits + 1) / (steps +
+    2); the rest goes to the others by how often they came, (count + 1) / (steps + classes). So no class is impossible.
+    """
+    point = _last_season(panel, windows, horizon, season)
+    hit, count = np.empty(len(windows)), np.empty((len(windows), n_classes))
+    for chosen, shard, own in _by_shard(panel, windows):
+        differences = _seasonal_differences(shard, season)
+        hits, steps = (_up_to(shard, own, values) for values in (differences == 0.0, np.isfinite(differences)))
+        hit[chosen] = (hits + 1) / (steps + 2)
+        for code in range(n_classes):
+            count[chosen, code] = _up_to(shard, own, shard.target == code)
+    frequency = (count + 1) / (count.sum(1, keepdims=True) + n_classes)
+    seen = np.isfinite(point)
+    is_point = np.arange(n_classes) == point[..., None]
+    others = np.where(is_point, 0.0, frequency[:, None])
+    others *= (1 - hit)[:, None, None] / others.sum(-1, keepdims=True)
+    return np.where(seen[..., None], np.where(is_point, hit[:, None, None], others), np.nan)
+
+
+def _last_season(panel: Panel, windows: WindowIndex, horizon: int, season: int) -> Array:
+    """Return the point forecast of seasonal naive, [n, horizon]."""
     ahead = np.arange(1, horizon + 1)
     seasons_ahead = -(-ahead // season)
     begin, begun = panel.offsets[windows.series], panel.start[windows.series][:, None]
@@ -91,12 +126,7 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
         inside = (step >= 0) & (step <= last[:, None])
         values = panel.target[np.where(inside, begin[:, None] + step, 0)]
         point = np.where(np.isnan(point) & inside, values, point)
-    point = np.where(np.isnan(point), last_values(panel, windows)[:, None], point)
-    _, sigma = seasonal_naive_errors(panel, windows, season)
-    deviates = np.array([NormalDist().inv_cdf(level) for level in levels])
-    spread = np.nan_to_num(sigma)[:, None] * np.sqrt(seasons_ahead)[None]
-    quantiles: Array = point[..., None] + spread[..., None] * deviates
-    return quantiles
+    return np.where(np.isnan(point), last_values(panel, windows)[:, None], point)
 
 
 def last_values(panel: Panel, windows: WindowIndex) -> Array:
@@ -155,17 +185,100 @@ def score_windows(actual: Array, quantiles: Array, *, levels: Sequence[float], s
         }
 
 
+def midpoints(count: int) -> tuple[float, ...]:
+    """Return the levels in the middle of `count` equal shares.
+
+    >>> midpoints(2)
+    (0.25, 0.75)
+    """
+    return tuple((k + 0.5) / count for k in range(count))
+
+
+def score_points(actual: Array, points: Array) -> Array:
+    """Return the sum over steps of the CRPS of forecasts that are given by `points`, each window, [n].
+
+    crps        mean over the points of 2 max(level e, (level - 1) e), e = y - point, whose levels (k - 1/2) / K are the
+                midpoints of K equal shares: the integral of the pinball loss over all levels, which is the continuous
+                ranked probability score (Gneiting & Raftery 2007, JASA 102; Laio & Tamea 2007, HESS 11). For counts it
+                is the ranked probability score. Defined for any distribution, a certain one included (there it is the
+                absolute error), in the units of the target, so that models of all heads and seasonal naive compare.
+    """
+    observed = np.isfinite(actual)
+    deviation = np.where(observed, actual, 0.0)[..., None] - points
+    levels = np.array(midpoints(points.shape[-1]))
+    loss = 2.0 * np.maximum(levels * deviation, (levels - 1.0) * deviation).mean(-1)
+    total: Array = (loss * observed).sum(1)
+    return total
+
+
+def score_classes(actual: Array, probabilities: Array) -> dict[str, Array]:
+    """Return per-window scores of probabilities [n, horizon, class] of the codes `actual` [n, horizon], each [n].
+
+    log_loss    sum over steps of -log p of the class that came (the logarithmic score, Good 1952)
+    brier       sum over steps of the sum over classes of (p - [it came])^2 (Brier 1950)
+    correct     steps at which the most probable class came
+    """
+    observed = np.isfinite(actual)
+    code = np.where(observed, actual, 0).astype(np.int64)
+    likelihood = np.take_along_axis(probabilities, code[..., None], -1)[..., 0]
+    tiny = np.finfo(np.float32).tiny
+    brier = np.square(probabilities).sum(-1) + 1.0 - 2.0 * likelihood
+    return {
+        "log_loss": (-np.log(np.maximum(likelihood, tiny)) * observed).sum(1),
+        "brier": (brier * observed).sum(1),
+        "correct": ((probabilities.argmax(-1) == code) & observed).sum(1),
+        "n_steps": observed.sum(1),
+    }
+
+
 def summarise(scores: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per model: `summarise_classes` or `summarise_numbers`, as the scores are."""
+    return summarise_classes(scores) if LOG_LOSS in scores.columns else summarise_numbers(scores)
+
+
+def summarise_classes(scores: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per model: log_loss, brier and accuracy, means over all steps."""
+    steps = pl.col("n_steps").sum()
+    return scores.group_by(MODEL, maintain_order=True).agg(
+        (pl.col(LOG_LOSS).sum() / steps).alias(LOG_LOSS),
+        (pl.col("brier").sum() / steps).alias("brier"),
+        (pl.col("correct").sum() / steps).alias("accuracy"),
+        pl.col(SERIES_ID).n_unique().alias("n_series"),
+        pl.struct(SERIES_ID, CUTOFF).n_unique().alias("n_windows"),
+    )
+
+
+def confusion(forecasts: pl.DataFrame) -> pl.DataFrame:
+    """Return model, target, class, n: how often each class was the most probable one where another came."""
+    observed = forecasts.filter(pl.col(TARGET).is_not_null())
+    return observed.group_by(MODEL, TARGET, CLASS, maintain_order=True).agg(pl.len().alias("n"))
+
+
+def macro_f1(counts: pl.DataFrame) -> pl.DataFrame:
+    """Return model, macro_f1 from `confusion`: the mean over the classes that came or were forecast of their F1.
+
+    F1 = 2 hits / (times forecast + times it came) (van Rijsbergen 1979).
+    """
+    came, said = (counts.group_by(MODEL, pl.col(name).alias("name")).agg(pl.col("n").sum()) for name in (TARGET, CLASS))
+    hits = counts.filter(pl.col(TARGET) == pl.col(CLASS)).select(MODEL, pl.col(CLASS).alias("name"), hits="n")
+    each = pl.concat([came, said]).group_by(MODEL, "name").agg(pl.col("n").sum())
+    each = each.join(hits, on=[MODEL, "name"], how="left")
+    return each.group_by(MODEL).agg((2 * pl.col("hits").fill_null(0) / pl.col("n")).mean().alias("macro_f1"))
+
+
+def summarise_numbers(scores: pl.DataFrame) -> pl.DataFrame:
     """Return one row per model: means over windows (mase, smape) and ratios of sums (wql, wape, bias, coverage).
 
     wql = sum pinball / sum |y|; wape = sum |y - q50| / sum |y|; bias = sum (q50 - y) / sum |y|. `n_undefined` windows
-    have no MASE (a constant or too short past) and are left out of its mean.
+    have no MASE (a constant or too short past) and are left out of its mean. crps is the mean over steps, where scored.
     """
     size = pl.col("abs_target").sum()
+    crps = [(pl.col(CRPS).sum() / pl.col("n_steps").sum()).alias(CRPS)] if CRPS in scores.columns else []
     return scores.group_by(MODEL, maintain_order=True).agg(
         pl.col("mase").drop_nans().mean(),
         pl.col("smape").mean(),
         (pl.col("pinball").sum() / size).alias("wql"),
+        *crps,
         (pl.col("abs_error").sum() / size).alias("wape"),
         (pl.col("error").sum() / size).alias("bias"),
         (pl.col("covered").sum() / pl.col("n_steps").sum()).alias("coverage"),
@@ -177,14 +290,34 @@ def summarise(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def error_by_step(forecasts: pl.DataFrame) -> pl.DataFrame:
-    """Return step, model, mae: the mean |target - q50| at each step of the horizon, over observed targets."""
+    """Return step, model and the mean error at each step of the horizon, over observed targets.
+
+    mae, the mean |target - q50|; of classes error_rate, the share of steps whose most probable class did not come.
+    """
+    if CLASS in forecasts.columns:
+        wrong = (pl.col(TARGET) != pl.col(CLASS)).mean().alias("error_rate")
+        return forecasts.group_by(MODEL, STEP, maintain_order=True).agg(wrong).sort(MODEL, STEP)
     error = (pl.col(TARGET) - pl.col("q50")).abs()
     return forecasts.group_by(MODEL, STEP, maintain_order=True).agg(error.mean().alias("mae")).sort(MODEL, STEP)
 
 
 def coverage_by_level(forecasts: pl.DataFrame) -> pl.DataFrame:
-    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level)."""
+    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level).
+
+    Of classes, the share of times that a class came whose probability was in each tenth, against its mean there.
+    """
     observed = forecasts.filter(pl.col(TARGET).is_not_null())
+    if CLASS in forecasts.columns:
+        each = observed.unpivot(
+            [name for name in forecasts.columns if name.startswith(class_column(""))],
+            index=[MODEL, TARGET],
+            variable_name="name",
+            value_name="level",
+        )
+        tenth = (pl.col("level") * 10).floor().clip(upper_bound=9)
+        came = (pl.col("name") == class_column("") + pl.col(TARGET)).mean().alias("coverage")
+        found = each.group_by(MODEL, tenth.alias("tenth"), maintain_order=True).agg(pl.col("level").mean(), came)
+        return found.sort(MODEL, "level").drop("tenth")
     levels = [name for name in forecasts.columns if name[0] == "q" and name[1:].replace(".", "").isdigit()]
     return (
         observed.group_by(MODEL, maintain_order=True)

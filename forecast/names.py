@@ -11,6 +11,7 @@ TARGET: Final = "target"
 CUTOFF: Final = "cutoff"
 STEP: Final = "step"
 MEAN: Final = "mean"
+CLASS: Final = "class"
 SOURCE: Final = "source"
 MODEL_VERSION: Final = "model_version"
 
@@ -44,3 +45,12 @@ def quantile_column(level: float) -> str:
     ('q10', 'q97.5')
     """
     return f"q{level * 100:.6g}"
+
+
+def class_column(name: str) -> str:
+    """Return the column name of the probability of a class.
+
+    >>> class_column("rain")
+    'p_rain'
+    """
+    return f"p_{name}"

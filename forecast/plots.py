@@ -32,6 +32,10 @@ _LABELS: Final = {
     names.SOURCE_FINE_TUNED: "Fine-tuned",
 }
 _OTHER_COLOURS: Final = ("#149494", "#8f62c9", "#c94a72", "#7a8a22")
+# Of classes: like the others, told apart without red and green.
+_CLASS_COLOURS: Final = ("#f2c14e", "#3577dc", "#8f62c9", "#149494", "#c94a72", "#858c97", "#e07b1a", "#7a8a22")
+# Classes whose counts fit into the cells of a table.
+_MOST_WRITTEN: Final = 12
 _INK: Final = "#22262d"
 _MUTED: Final = "#6a717c"
 
@@ -101,21 +105,27 @@ def sample_forecasts(history: pl.DataFrame, forecasts: pl.DataFrame, series: Seq
     """Return small multiples of each series' latest forecast, after two horizons of history (24 steps at least).
 
     `history` has series_id, timestamp and target (null: a gap); where it reaches past the cutoff, it is drawn as what
-    happened. Intervals are drawn for the best model only, medians for all.
+    happened. Intervals are drawn for the best model only, medians for all. Of classes, the probabilities by the best
+    model are stacked, and what happened is a row of marks above them.
     """
     forecasts = with_model(forecasts).filter(pl.col(names.SERIES_ID).is_in(list(series)))
     styles = model_styles(forecasts[MODEL].unique())
     intervals = bands(forecasts.columns)
+    classes = class_styles(forecasts.columns) if names.CLASS in forecasts.columns else []
     across = min(3, max(1, len(series)))
     down = max(1, -(-len(series) // across))
     figure = _figure(4.3 * across + 0.3, 2.35 * down + 1.0)
     for index, series_id in enumerate(series):
         axes = figure.add_subplot(down, across, index + 1)
         own = pl.col(names.SERIES_ID) == series_id
-        _forecast_axes(axes, history.filter(own), forecasts.filter(own), styles=styles, intervals=intervals)
+        if classes:
+            best = pl.col(MODEL) == styles[-1].name
+            _class_axes(axes, history.filter(own), forecasts.filter(own, best), classes)
+        else:
+            _forecast_axes(axes, history.filter(own), forecasts.filter(own), styles=styles, intervals=intervals)
         axes.set_title(_plain(series_id), fontsize=9, loc="left")
         if index % across == 0:
-            axes.set_ylabel("Target")
+            axes.set_ylabel("Probability (%)" if classes else "Target")
         if index + across >= len(series):
             axes.set_xlabel(clock_label(forecasts))
     steps = 0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()
@@ -173,6 +183,64 @@ def _forecast_axes(
     _date_axis(axes)
 
 
+def class_styles(columns: Iterable[str]) -> list[ModelStyle]:
+    """Return a style per class of a forecast, in the order of its columns.
+
+    >>> [style.label for style in class_styles(["class", "p_clear", "p_rain"])]
+    ['clear', 'rain']
+    """
+    prefix = names.class_column("")
+    found = [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
+    return [ModelStyle(name, name, _CLASS_COLOURS[i % len(_CLASS_COLOURS)]) for i, name in enumerate(found)]
+
+
+def _class_axes(axes: "Axes", history: pl.DataFrame, forecasts: pl.DataFrame, classes: Sequence[ModelStyle]) -> None:
+    rows = forecasts.filter(pl.col(names.CUTOFF) == pl.col(names.CUTOFF).max()).sort(names.STEP)
+    cutoff, end = rows[names.CUTOFF][0], rows[names.TIMESTAMP].max()
+    past = history.filter(pl.col(names.TIMESTAMP) <= end).sort(names.TIMESTAMP)
+    before = past.filter(pl.col(names.TIMESTAMP) <= cutoff).tail(max(2 * len(rows), 24))
+    past = pl.concat([before, past.filter(pl.col(names.TIMESTAMP) > cutoff)])
+    # A bar lasts for a step: what is stated is constant in it.
+    shares = [_values(rows, names.class_column(style.name)) * 100 for style in classes]
+    axes.stackplot(
+        _times(rows), *shares, step="mid", colors=[style.colour for style in classes], alpha=0.85, linewidth=0.0
+    )
+    for style in classes:
+        marks = past.filter(pl.col(names.TARGET) == style.name)
+        at = [106.0] * marks.height
+        axes.plot(_times(marks), at, linestyle="", marker="s", markersize=4, color=style.colour, label=style.label)
+    axes.axvline(_times(rows.head(1), names.CUTOFF)[0], color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.set_ylim(0, 112)
+    axes.set_yticks([0, 25, 50, 75, 100])
+    _finish(axes)
+    _date_axis(axes)
+
+
+def confusion(counts: pl.DataFrame, model: str) -> "Figure":
+    """Return the table of classes that came, in rows, by the most probable one, in columns, as shares of each row."""
+    own = counts.filter(pl.col(MODEL) == model)
+    found = sorted({*own[names.TARGET], *own[names.CLASS]})
+    size = min(12.0, 2.4 + 0.7 * len(found))
+    figure = _figure(size + 0.6, size)
+    axes = figure.add_subplot()
+    cells = {(row[names.TARGET], row[names.CLASS]): row["n"] for row in own.iter_rows(named=True)}
+    table = [[cells.get((came, said), 0) for said in found] for came in found]
+    shares = [[count / max(1, sum(row)) for count in row] for row in table]
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for y, row in enumerate(table if len(found) <= _MOST_WRITTEN else []):
+        for x, count in enumerate(row):
+            colour = "white" if shares[y][x] > 0.5 else _INK
+            axes.text(x, y, f"{count:,}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(found)), [_plain(name) for name in found], rotation=45, ha="right")
+    axes.set_yticks(range(len(found)), [_plain(name) for name in found])
+    axes.set_xlabel("Most probable class")
+    axes.set_ylabel("Class that came")
+    axes.set_title(f"Confusion, {_LABELS.get(model, model)}", loc="left", fontsize=12)
+    _finish(axes)
+    axes.grid(visible=False)
+    return figure
+
+
 def loss_curves(curve: Sequence[tuple[int, Mapping[str, float]]]) -> "Figure":
     """Return training and validation loss by optimiser step, with the best validation marked."""
     figure = _figure(7.5, 4.2)
@@ -197,17 +265,20 @@ def loss_curves(curve: Sequence[tuple[int, Mapping[str, float]]]) -> "Figure":
 
 
 def error_by_step(scores: pl.DataFrame) -> "Figure":
-    """Return the mean absolute error at each step of the horizon, a line per model; needs step, model and mae."""
+    """Return the mean error at each step of the horizon, a line per model; needs step, model and mae or error_rate."""
+    error, unit = ("mae", "Mean absolute error (units of the target)")
+    if "error_rate" in scores.columns:
+        error, unit = "error_rate", "Share of steps with another class than the most probable one"
     figure = _figure(7.5, 4.2)
     axes = figure.add_subplot()
     for style in model_styles(scores[MODEL].unique()):
         rows = scores.filter(pl.col(MODEL) == style.name).sort(names.STEP)
-        steps, errors = rows[names.STEP].to_list(), _values(rows, "mae")
+        steps, errors = rows[names.STEP].to_list(), _values(rows, error)
         axes.plot(steps, errors, color=style.colour, linewidth=1.6, marker="o", markersize=3, label=style.label)
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("Steps after the cutoff")
-    axes.set_ylabel("Mean absolute error (units of the target)")
+    axes.set_ylabel(unit)
     axes.set_title("Error by step of the horizon", loc="left", fontsize=12)
     _finish(axes)
     _legend(axes)
@@ -223,7 +294,7 @@ def calibration(frame: pl.DataFrame) -> "Figure":
         rows = frame.filter(pl.col(MODEL) == style.name).sort("level")
         levels, shares = _values(rows, "level") * 100, _values(rows, "coverage") * 100
         axes.plot(levels, shares, color=style.colour, linewidth=1.6, marker="o", markersize=4, label=style.label)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="Nominal level (%)", ylabel="Observed coverage (%)")
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="Level or probability stated (%)", ylabel="Observed share (%)")
     axes.set_aspect("equal")
     axes.set_title("Calibration", loc="left", fontsize=12)
     _finish(axes)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +15,17 @@ from forecast.data.io import to_lazy
 from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.errors import DataError
-from forecast.metrics import SEASONS_BACK, seasonal_naive
+from forecast.errors import ConfigError, DataError
+from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import Head, QuantileHead, StudentTHead
+from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output
 from forecast.models.runtime import prepare
 from forecast.models.transform import to_data
 from forecast.names import (
+    CLASS,
     CUTOFF,
     MEAN,
     MODEL_VERSION,
@@ -37,6 +39,7 @@ from forecast.names import (
     STEP,
     TIMESTAMP,
     VALUE,
+    class_column,
     quantile_column,
 )
 
@@ -48,16 +51,16 @@ DoubleArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Quantiles:
-    """Forecasts of n windows in the units of the target."""
+class Predicted:
+    """Forecasts of n windows in the units of the target: quantiles at each level, or probabilities of each class."""
 
     base: FloatArray
-    """[n, horizon, level], by the shared network; NaN where it sees no observation."""
+    """[n, horizon, column], by the shared network; NaN where it sees no observation."""
     tuned: FloatArray
-    """[n, horizon, level], with the changes of the series; the same as `base` where there are none."""
+    """[n, horizon, column], with the changes of the series; the same as `base` where there are none."""
     base_mean: DoubleArray
     tuned_mean: DoubleArray
-    """[n, horizon], the means of the distributions."""
+    """[n, horizon], the means of the distributions; of classes the code of the most probable one."""
     is_tuned: np.ndarray
     """[n], whether the series has changes."""
 
@@ -67,30 +70,39 @@ class Forecasts:
     """A batch of forecasts. Series in = series in `frame` + series in `rejects`."""
 
     frame: pl.DataFrame
-    """series_id, timestamp, cutoff, step, mean, one column per quantile, source, model_version; by series and step."""
+    """series_id, timestamp, cutoff, step, mean, one column per quantile, source, model_version; by series and step.
+
+    Of classes: class, the most probable one, and one column per class in place of mean and quantiles.
+    """
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value."""
 
 
-def predict(artifact: Artifact, panel: Panel, windows: WindowIndex, *, device: str = "cpu") -> Quantiles:
+def predict(
+    artifact: Artifact, panel: Panel, windows: WindowIndex, *, points: int = 0, device: str = "cpu"
+) -> Predicted:
     """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
 
-    A window's forecast does not depend on the other windows.
+    A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
+    of so many equal shares instead of the model's own levels.
     """
-    parts = list(_predict_batches(artifact, panel, windows, device))
-    shape = (0, artifact.horizon, len(artifact.model.quantile_levels))
+    levels = torch.tensor(midpoints(points)) if points else None
+    parts = list(_predict_batches(artifact, panel, windows, levels, device))
+    shape = (0, artifact.horizon, points or len(stated_columns(artifact)))
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
-    parts = parts or [Quantiles(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
-    names = [field.name for field in fields(Quantiles)]
-    return Quantiles(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
+    names = [field.name for field in fields(Predicted)]
+    return Predicted(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @torch.inference_mode()
-def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, device: str) -> Iterator[Quantiles]:
+def _predict_batches(
+    artifact: Artifact, panel: Panel, windows: WindowIndex, levels: torch.Tensor | None, device: str
+) -> Iterator[Predicted]:
     prepare()
     network = artifact.network.to(device)
     data = PanelTensors(panel, device, unit=network.shape.unit)
-    n_levels = len(artifact.model.quantile_levels)
+    n_stated = len(stated_columns(artifact) if levels is None else levels)
     rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
@@ -98,55 +110,84 @@ def _predict_batches(artifact: Artifact, panel: Panel, windows: WindowIndex, dev
         output = network(batch, origins)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
-        columns = _columns(output, unit)
+        columns = _columns(output, unit, levels)
         base = _in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
-            base[..., :n_levels] = base[..., :n_levels].round()
+            base[..., :n_stated] = base[..., :n_stated].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             features = head_features(output, network.shape)[:, 0]
-            better = artifact.bank.tuned(columns, network.head.median, features, row)
+            better = artifact.bank.tuned(network.head, columns, features, row)
             tuned = _in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
-        if network.head.counts:
+        if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
-        (found, mean), (found_tuned, tuned_mean) = (_separated(values, network.head) for values in (base, tuned))
-        yield Quantiles(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
+        (found, mean), (found_tuned, tuned_mean) = (
+            _separated(values, n_stated, network.head) for values in (base, tuned)
+        )
+        yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
 
 
-def _columns(output: Output, unit: float) -> torch.Tensor:
+def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.Tensor:
     """Return [batch, horizon, quantile + point]: quantiles, and the points whose average, in data units, is the mean.
 
-    Changes of a series are made to all of them. No points where the mean is that of the stated quantiles: also
-    for Student-t on a logarithmic scale, which has none there. For others there, the points are quantiles too.
+    Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
+    all of them. No points where the mean is that of the stated quantiles: also for Student-t on a logarithmic scale,
+    which has none there. For others there, the points are quantiles too, or the values of sampled paths.
     """
     head, arguments = output.head, output.arguments[:, 0]
+    if levels is not None:
+        return head.quantiles(arguments, levels.to(arguments.device))
+    if isinstance(head, CategoricalHead):
+        return head.columns(arguments)
     quantiles = head.quantiles(arguments)
-    if isinstance(head, QuantileHead) or (unit and isinstance(head, StudentTHead)):
+    if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
         return quantiles
     if not unit:
         return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
+    if isinstance(head, SampledHead):
+        return torch.cat([quantiles, arguments[..., :-1]], dim=-1)
     points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
     return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
 
 
-def _separated(columns: torch.Tensor, head: Head) -> tuple[FloatArray, DoubleArray]:
-    """Return quantiles and mean of the columns."""
-    found, n_levels = columns.cpu().numpy(), len(head.levels)
-    quantiles, points = np.ascontiguousarray(found[..., :n_levels]), found[..., n_levels:]
-    return quantiles, points.mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(quantiles, head)
+def _separated(columns: torch.Tensor, n_stated: int, head: Head) -> tuple[FloatArray, DoubleArray]:
+    """Return quantiles (or probabilities) and mean of the columns."""
+    found = columns.cpu().numpy()
+    stated, points = np.ascontiguousarray(found[..., :n_stated]), found[..., n_stated:]
+    return stated, points.mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(stated, head)
 
 
-def _mean_of(quantiles: np.ndarray, head: Head) -> DoubleArray:
-    mean: DoubleArray = quantiles.astype(np.float64) @ head.mean_weights.double().cpu().numpy()
+def _mean_of(stated: np.ndarray, head: Head) -> DoubleArray:
+    if isinstance(head, CategoricalHead):
+        mean: DoubleArray = stated.argmax(-1).astype(np.float64)
+    elif stated.shape[-1] != len(head.levels):
+        mean = stated.mean(-1, dtype=np.float64)
+    else:
+        mean = stated.astype(np.float64) @ head.mean_weights.double().cpu().numpy()
     return mean
 
 
-def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex) -> DoubleArray:
-    """Return seasonal naive as the model's own forecast, where it has none: not below 0 if it is one of counts."""
-    season, levels = artifact.network.shape.season_length, artifact.model.quantile_levels
+def stated_columns(artifact: Artifact) -> tuple[str, ...]:
+    """Return the columns of a forecast: one for each quantile, or for each class."""
+    if artifact.classes is not None:
+        return tuple(class_column(name) for name in artifact.classes)
+    return tuple(quantile_column(level) for level in artifact.model.quantile_levels)
+
+
+def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, points: int = 0) -> DoubleArray:
+    """Return seasonal naive as the model's own forecast, where it has none: not below 0 if no target is.
+
+    `points` as in `predict`.
+    """
+    season = artifact.network.shape.season_length
+    levels = midpoints(points) if points else artifact.model.quantile_levels
+    if artifact.classes is not None:
+        n_classes = len(artifact.classes)
+        classes = seasonal_naive_classes(panel, windows, horizon=artifact.horizon, season=season, n_classes=n_classes)
+        return classes.astype(np.float64)
     naive = seasonal_naive(panel, windows, horizon=artifact.horizon, season=season, levels=levels)
-    least = 0.0 if artifact.network.head.counts else -np.inf
+    least = 0.0 if artifact.network.head.positive else -np.inf
     return np.maximum(naive, least).astype(np.float64)
 
 
@@ -169,17 +210,7 @@ def forecast(
 
     Raises DataError if the panel ends before the cutoff, or begins after it.
     """
-    final = panel.last_index
-    cutoff = final if cutoff is None else cutoff
-    if cutoff > final:
-        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
-        raise DataError(
-            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
-        )
-    windows = windows_at(panel, cutoff)
-    if not len(windows):
-        asked = panel.grid.timestamps(np.array([cutoff]))[0]
-        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
+    cutoff, windows = _latest(panel, cutoff)
     predicted = predict(artifact, panel, windows, device=device)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
@@ -218,6 +249,59 @@ def forecast(
     return Forecasts(frame, rejects)
 
 
+def _latest(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
+    """Return grid index and windows of the cutoff, the latest step of the panel when None."""
+    final = panel.last_index
+    cutoff = final if cutoff is None else cutoff
+    if cutoff > final:
+        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
+        raise DataError(
+            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
+        )
+    windows = windows_at(panel, cutoff)
+    if not len(windows):
+        asked = panel.grid.timestamps(np.array([cutoff]))[0]
+        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
+    return cutoff, windows
+
+
+@torch.inference_mode()
+def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) -> pl.DataFrame:
+    """Return how much each step of the encoder weighs in the forecasts from grid index `cutoff`, the latest when None.
+
+    Columns: series_id, cutoff, timestamp (of the last row that the step takes in), step (0 at the cutoff, -1 before
+    it), weight; a series' weights sum to 1, and are 0 before its start.
+
+    Raises ConfigError for a model without attention, DataError as `forecast`.
+    """
+    if not artifact.model.attention:
+        raise ConfigError("model.attention: this model was trained without; train one with model.attention=true")
+    prepare()
+    cutoff, windows = _latest(panel, cutoff)
+    network, data = artifact.network, PanelTensors(panel, unit=artifact.network.shape.unit)
+    length, context = network.shape.segment_length, network.shape.context_length
+    weights, indices = [], []
+    for series, own, origins in validation_batches(windows, BATCH_SIZE):
+        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+        assert output.attention is not None
+        weights.append(output.attention[:, 0].numpy())
+        steps, _ = data.steps(series, own, 1 - context, context)
+        indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
+    weight, index = np.concatenate(weights), np.concatenate(indices)
+    n, n_steps = weight.shape
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
+                np.repeat(np.arange(n), n_steps)
+            ),
+            CUTOFF: panel.grid.timestamps(np.array([cutoff])).gather(np.zeros(n * n_steps, dtype=np.int64)),
+            TIMESTAMP: panel.grid.timestamps(index.ravel()),
+            STEP: np.tile(np.arange(1 - n_steps, 1, dtype=np.int32), n),
+            "weight": weight.ravel(),
+        }
+    )
+
+
 def forecast_loaded(
     artifact: Artifact, loaded: Loaded, *, cutoff: datetime | None = None, model_version: str = ""
 ) -> Forecasts:
@@ -245,13 +329,15 @@ def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
     columns, data = artifact.data.columns, artifact.data
     length = max(artifact.network.shape.season_length, 2) + 1
     steps = np.arange(artifact.trained_until - length + 1, artifact.trained_until + 1)
-    wave = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
+    values: Any = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
+    if artifact.classes is not None:
+        values = [artifact.classes[step % len(artifact.classes)] for step in range(length)]
     wide = data.layout == "wide"
     table = pl.DataFrame(
         {
             **({} if wide else {columns.series_id: ["example"] * length}),
             columns.timestamp: artifact.grid.timestamps(steps),
-            ("example" if wide else columns.target): wave,
+            ("example" if wide else columns.target): values,
             **{
                 name: [(artifact.categories[name] or ("",))[0] if name in artifact.categories else 0.0] * length
                 for name in (
@@ -287,6 +373,10 @@ def _frame(
     model_version: str,
 ) -> pl.DataFrame:
     n, horizon = len(windows), artifact.horizon
+    classes = artifact.classes
+    centre: dict[str, Any] = {MEAN: mean.ravel()}
+    if classes is not None:
+        centre = {CLASS: pl.Series(classes, dtype=pl.String).gather(mean.ravel().astype(np.int64))}
     ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
     return pl.DataFrame(
         {
@@ -296,11 +386,8 @@ def _frame(
             TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
             CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
-            MEAN: mean.ravel(),
-            **{
-                quantile_column(level): quantiles[..., k].ravel()
-                for k, level in enumerate(artifact.model.quantile_levels)
-            },
+            **centre,
+            **{name: quantiles[..., k].ravel() for k, name in enumerate(stated_columns(artifact))},
             SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
         }

@@ -16,9 +16,9 @@ import polars as pl
 
 from forecast import names
 from forecast.data.io import write_text_atomic
-from forecast.metrics import MODEL
+from forecast.metrics import LOG_LOSS, MODEL
 from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
-from forecast.plots import Band, ModelStyle, bands, clock_label, model_styles, with_model
+from forecast.plots import Band, ModelStyle, bands, class_styles, clock_label, model_styles, with_model
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
@@ -31,9 +31,13 @@ _METRICS: Final = {
     "wape": "WAPE",
     "rmsse": "RMSSE",
     "mae": "MAE",
+    "log_loss": "Log-loss",
+    "brier": "Brier score",
     "rmse": "RMSE",
 }
 """Labels of the metrics that are better when smaller."""
+_LARGER: Final = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
+"""Of those that are better when larger."""
 _COUNTS: Final = {"n_series": "Series", "n_windows": "Windows", "n_steps": "Steps", "n_undefined": "Without MASE"}
 
 
@@ -52,6 +56,7 @@ def write_report(
     rejects: pl.DataFrame | None = None,
     error_by_step: pl.DataFrame | None = None,
     calibration: pl.DataFrame | None = None,
+    confusion: pl.DataFrame | None = None,
 ) -> None:
     """Write the report to `path`, all of it or nothing.
 
@@ -59,7 +64,8 @@ def write_report(
     the actuals of the horizon where they are known; only what is near a forecast is kept. `forecasts` are as written by
     scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
     series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in `forecast.plots`,
-    `stages` are names and seconds. Times are shown as local time of their time zone.
+    `confusion` is as in `forecast.metrics`, `stages` are names and seconds. Of classes, targets and forecasts are the
+    names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone.
 
     Raises OutputError if the file can't be written.
     """
@@ -67,19 +73,21 @@ def write_report(
     extra = [frame[MODEL] for frame in (error_by_step, calibration) if frame is not None]
     models = model_styles(name for column in (forecasts[MODEL], *extra) for name in column.unique())
     intervals = bands(forecasts.columns)
+    classes = class_styles(forecasts.columns) if names.CLASS in forecasts.columns else []
     series_ids = _natural_order(set(history[names.SERIES_ID].unique()) | set(forecasts[names.SERIES_ID].unique()))
     meta = {
         "models": [{"label": style.label, "colour": style.colour} for style in models],
         "bands": [band.coverage for band in intervals],
+        "classes": [{"label": style.label, "colour": style.colour} for style in classes],
         "clock": clock_label(forecasts),
         "chunk": _CHUNK,
         "ids": series_ids,
-        "steps": _lines(error_by_step, models, names.STEP, "mae"),
+        "steps": _lines(error_by_step, models, names.STEP, "error_rate" if classes else "mae"),
         "calibration": _lines(calibration, models, "level", "coverage", factor=100),
         **_scores(scores, series_ids),
         **_decisions(decisions, series_ids),
     }
-    chunks = _series(series_ids, history, forecasts, models, intervals)
+    chunks = _series(series_ids, history, forecasts, models, intervals, classes)
     made = page(
         "report",
         title=title,
@@ -87,6 +95,7 @@ def write_report(
         facts=facts,
         data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
         summary=_summary(summary),
+        confusion=_confusion(confusion, classes),
         rejects=_rejects(rejects),
         stages=_stages(stages),
     )
@@ -113,11 +122,20 @@ def _series(
     forecasts: pl.DataFrame,
     models: Sequence[ModelStyle],
     intervals: Sequence[Band],
+    classes: Sequence[ModelStyle],
 ) -> Iterator[list[dict[str, object]]]:
-    """Yield the series in chunks: t, y history; f forecasts, each of m model, c cutoff, t, q median, b intervals."""
+    """Yield the series in chunks: t, y history; f forecasts, each of m model, c cutoff, t, q median, b intervals.
+
+    Of classes y and q are codes, q that of the most probable one, and p the probabilities of each class.
+    """
     rank = pl.DataFrame({names.SERIES_ID: series_ids}, schema={names.SERIES_ID: pl.String}).with_row_index("series")
-    median = names.quantile_column(0.5)
-    quantiles = [median, *(column for band in intervals for column in (band.low, band.high))]
+    median = names.CLASS if classes else names.quantile_column(0.5)
+    shares = [names.class_column(style.name) for style in classes]
+    quantiles = [median, *shares, *(column for band in intervals for column in (band.low, band.high))]
+    if classes:
+        codes = {style.name: code for code, style in enumerate(classes)}
+        history = history.with_columns(pl.col(names.TARGET).replace_strict(codes, return_dtype=pl.Int32))
+        forecasts = forecasts.with_columns(pl.col(names.CLASS).replace_strict(codes, return_dtype=pl.Int32))
     order = pl.DataFrame({MODEL: [style.name for style in models]}, schema={MODEL: pl.String}).with_row_index("number")
     drawn = (
         forecasts.join(rank, on=names.SERIES_ID)
@@ -140,6 +158,7 @@ def _series(
         for row in drawn.filter(inside).iter_rows(named=True):
             found = {"m": row["number"], "c": row[names.CUTOFF], "t": runs(row[names.TIMESTAMP]), "q": row[median]}
             found["b"] = [[row[band.low], row[band.high]] for band in intervals]
+            found["p"] = [row[share] for share in shares]
             chunk[row["series"] - first]["f"].append(found)
         yield chunk
 
@@ -180,9 +199,12 @@ def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str,
     if scores is None or scores.is_empty():
         return {}
     best = model_styles(scores[MODEL].unique())[-1]
-    mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(pl.col("mase").fill_nan(None).mean())
-    values = dict(mean.select(names.SERIES_ID, rounded("mase")).iter_rows())
-    return {"score": [values.get(name) for name in series_ids], "scored": best.label}
+    metric, each = "mase", pl.col("mase").fill_nan(None) if "mase" in scores.columns else None
+    if each is None:
+        metric, each = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
+    mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(each.mean().alias("score"))
+    values = dict(mean.select(names.SERIES_ID, rounded("score")).iter_rows())
+    return {"score": [values.get(name) for name in series_ids], "scored": best.label, "metric": _METRICS[metric]}
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
@@ -224,6 +246,7 @@ def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
     numeric = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
     numbers = {name: [float(str(row[name])) for row in rows if _is_number(row.get(name))] for name in numeric}
     best = {name: min(numbers[name]) for name in columns if name in numeric and name.lower() in _METRICS}
+    best |= {name: max(numbers[name]) for name in columns if name in numeric and name.lower() in _LARGER}
     head = "".join(f'<th scope="col"{_right(name in numeric)}>{html.escape(_heading(name))}</th>' for name in columns)
     lines = []
     for row in rows:
@@ -244,7 +267,9 @@ def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
             )
             cells.append(f'<td class="{kinds}">{text}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    caption = "Smaller is better, except for coverage, which should be near its level. The best value is bold."
+    caption = "Smaller is better, except for coverage, which should be near its level"
+    caption += ", and accuracy and F1." if _LARGER.keys() & best.keys() else "."
+    caption += " The best value is bold."
     if base is not None:
         caption += " The small number is the change against the seasonal naive forecast."
     markup = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
@@ -268,7 +293,7 @@ def _heading(name: str) -> str:
     metric, _, rest = words.partition(" ")
     if rest and metric.lower() in _METRICS:
         return f"{_METRICS[metric.lower()]} {rest}"
-    return (_METRICS | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
+    return (_METRICS | _LARGER | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
 
 
 def _is_number(value: object) -> bool:
@@ -289,6 +314,24 @@ def _change(value: Any, base: Any) -> str:
     if not (_is_number(value) and _is_number(base) and base > 0):
         return ""
     return f"<small>{value / base - 1:+.0%}</small>".replace("-", _MINUS).replace("%", " %")
+
+
+def _confusion(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) -> str:
+    if counts is None:
+        return ""
+    said = [style.name for style in classes]
+    cells = {(row[MODEL], row[names.TARGET], row[names.CLASS]): row["n"] for row in counts.iter_rows(named=True)}
+    rows = []
+    for model in model_styles(counts[MODEL].unique()):
+        for came in said:
+            found = [cells.get((model.name, came, name), 0) for name in said]
+            share = found[said.index(came)] / max(1, sum(found))
+            rows.append([model.label, came, *(f"{count:,}" for count in found), bar(share)])
+    heads = {"Model": "", "Class that came": "wide", **dict.fromkeys(said, "number"), "Share found": "bar"}
+    caption = (
+        "How often each class was the most probable one. The bar is the share of those that came that were forecast."
+    )
+    return card("confusion", "Which class was forecast when", table(heads, rows), caption)
 
 
 def _rejects(rejects: pl.DataFrame | None) -> str:

@@ -17,7 +17,9 @@ def main(argv: list[str]) -> None:
     config = verb_config(BacktestConfig, "backtest", argv)
     console.setup()
     version, line, result = run(config)
-    console.table(result.summary.select("model", "mase", "smape", "wql", "wape", "bias", "coverage", "n_windows"))
+    shown = "mase", "smape", "wql", "crps", "wape", "bias", "coverage", "log_loss", "brier", "accuracy", "macro_f1"
+    columns = [name for name in shown if name in result.summary.columns]
+    console.table(result.summary.select("model", *columns, "n_windows"))
     print(f"{version} ({version.kind}): {line}")
 
 
@@ -78,8 +80,11 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         run.figure(plots.calibration(coverage), "plots/calibration.png")
         last = result.forecasts.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max(), pl.col(MODEL) == artifact.kind)
         sample = pick(last[SERIES_ID].unique().sort().to_list())
-        history = loaded.panel.frame().filter(pl.col(SERIES_ID).is_in(sample))
+        history = loaded.panel.frame(classes=artifact.classes).filter(pl.col(SERIES_ID).is_in(sample))
         run.figure(plots.sample_forecasts(history, last, sample), "plots/sample_forecasts.png")
+        if result.confusion is not None:
+            run.table(result.confusion, "confusion.parquet")
+            run.figure(plots.confusion(result.confusion, artifact.kind), "plots/confusion.png")
         if config.output.path:
             for name, frame in (
                 ("scores", result.scores),
@@ -88,11 +93,20 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
             ):
                 write_parquet_atomic(frame, Path(config.output.path) / f"{name}.parquet")
         registry.tag(version, {BACKTEST_RUN: run.id})
-    of = {row[MODEL]: row for row in result.summary.iter_rows(named=True)}[artifact.kind]
-    naive = result.summary.row(0, named=True)
     line = (
-        f"MASE {of['mase']:.4f} (seasonal naive {naive['mase']:.4f}), WQL {of['wql']:.4f} ({naive['wql']:.4f}) "
-        f"on {of['n_windows']:,} windows of {of['n_series']:,} series, {result.skipped.height:,} series skipped, "
+        f"{_scored(result, artifact.kind)}, {result.skipped.height:,} series skipped, "
         f"{loaded.rejects.height:,} rejects, run {run.id}"
     )
     return version, line, result
+
+
+def _scored(result: "BacktestResult", kind: str) -> str:
+    """Return the metrics that matter most, those of seasonal naive beside them."""
+    rows = result.summary.rows_by_key("model", named=True, unique=True)
+    own, naive = rows[kind], rows["seasonal_naive"]
+    judged = {"MASE": "mase", "WQL": "wql", "CRPS": "crps", "log-loss": "log_loss", "macro F1": "macro_f1"}
+    parts = [
+        f"{label} {own[name]:.4f} ({'seasonal naive ' * (number == 0)}{naive[name]:.4f})"
+        for number, (label, name) in enumerate((label, name) for label, name in judged.items() if name in own)
+    ]
+    return f"{', '.join(parts)} on {own['n_windows']:,} windows of {own['n_series']:,} series"

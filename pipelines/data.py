@@ -19,7 +19,8 @@ USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
   append       add new rows to a prepared panel
   profile      lengths, gaps, zeros, seasons of every series, and what is wrong with the rows
   nyc-flights  OUT: write the demo panel, hourly departures of 2013 from New York's airports with the weather, to
-               OUT/panel.parquet. Needs the demo extra: pip install 'gatecast[demo]'
+               OUT/panel.parquet, and that weather as classes (clear, rain, snow) to OUT/weather.parquet. Needs the demo
+               extra: pip install 'gatecast[demo]'
 
 `forecast data prepare --help` lists the settings; so do append and profile."""
 
@@ -133,15 +134,15 @@ def _profile(argv: list[str]) -> None:
 
 def _nyc_flights(argv: list[str]) -> None:
     from forecast.data.io import write_parquet_atomic
-    from forecast.data.nyc_flights import nyc_flights
+    from forecast.data.nyc_flights import nyc_flights, nyc_weather
     from forecast.names import SERIES_ID
 
     if len(argv) != 1 or argv[0].startswith("-"):
         raise ConfigError(USAGE)
-    path = Path(argv[0]) / "panel.parquet"
-    panel = nyc_flights()
-    write_parquet_atomic(panel, path)
-    print(f"{path}: {panel.height:,} rows, {panel[SERIES_ID].n_unique()} series")
+    for name, make in {"panel": nyc_flights, "weather": nyc_weather}.items():
+        path, panel = Path(argv[0]) / f"{name}.parquet", make()
+        write_parquet_atomic(panel, path)
+        print(f"{path}: {panel.height:,} rows, {panel[SERIES_ID].n_unique()} series")
 
 
 def _size(loaded: "Loaded") -> str:

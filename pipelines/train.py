@@ -25,6 +25,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import numpy as np
 
     from forecast import plots
+    from forecast.data.load import reclassed
     from forecast.fit import fit
     from forecast.names import PRETRAINED
     from forecast.predict import example, forecast
@@ -61,10 +62,10 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
-            made = forecast(artifact, loaded.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
-            run.figure(
-                plots.sample_forecasts(loaded.panel.frame(rows), made.frame, sample), "plots/sample_forecasts.png"
-            )
+            panel = reclassed(loaded, artifact.categories).panel
+            made = forecast(artifact, panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
+            history = panel.frame(rows, artifact.classes)
+            run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             digest = artifact.save(Path(folder))
             version = registry.register(
                 run,

@@ -12,6 +12,7 @@ import polars as pl
 from forecast.config import DataConfig
 from forecast.data import aggregate, validate
 from forecast.data.calendar import calendar_features, clock_shift, holiday_names
+from forecast.data.classes import with_classes
 from forecast.data.features import past_features
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.regularise import (
@@ -42,7 +43,8 @@ class Loaded:
     data: DataConfig
     """The settings, with frequency, season length, time zone and holidays filled in."""
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical covariate: code = position + 1, 0 for any other value."""
+    """Values of each categorical covariate: code = position + 1, 0 for any other value. Classes of the target, if it
+    is one of classes: code = position."""
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value: a row for each bad row, and for each series without an observed target."""
     counts: Counts
@@ -71,8 +73,10 @@ def load_panel(
     if isinstance(tables, pl.LazyFrame):
         tables = Tables(tables)
     tables = long(tables, data)
-    found = find_categories(tables, data) if categories is None else categories
+    found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
     loaded = load_part(tables, data, horizon, found)
+    if categories is not None:
+        loaded = reclassed(loaded, categories)
     check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
     if categories is None:
         loaded = recoded(loaded, used_categories(found, data, [loaded.panel]))
@@ -93,13 +97,58 @@ def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
 
 
 def find_categories(tables: Tables, data: DataConfig) -> dict[str, tuple[str, ...]]:
-    """Return the values of each covariate that is text."""
+    """Return the values of each covariate that is text, and of a target of classes."""
     found = validate.find_categories(tables.rows, row_columns(tables, data))
     if tables.known is not None:
         found |= validate.find_categories(tables.known, validate.columns_of(data, "known_covariates"))
     if tables.static is not None:
         found |= validate.find_categories(tables.static, validate.columns_of(data, "static_covariates"))
+    if found.get(data.columns.target) == validate.TRUTH and data.aggregate in ("sum", "mean"):
+        del found[data.columns.target]  # How often, or how mostly, is a number.
+    _check_target(found, data)
     return found
+
+
+def own_classes(tables: Tables, data: DataConfig, categories: validate.Categories) -> validate.Categories:
+    """Return the categories of training, with the classes that the target of a table has, where it is one of classes.
+
+    Truth values are numbers where training had numbers.
+    """
+    target = data.columns.target
+    if target not in categories:
+        return categories
+    own = validate.find_classes(tables.rows, target)
+    rest = {name: values for name, values in categories.items() if name != target}
+    return rest if own is None else {**rest, target: own}
+
+
+def reclassed(found: Loaded, categories: validate.Categories) -> Loaded:
+    """Return the panel with the codes of the classes in `categories`, those of training; others are rejects."""
+    target = found.data.columns.target
+    own, classes = (known.get(target) for known in (found.categories, categories))
+    if own == classes:
+        return found
+    panel, rejects, counts = with_classes(found.panel, found.rejects, found.counts, own, classes)
+    rest = {name: values for name, values in found.categories.items() if name != target}
+    kept = rest if classes is None else {**rest, target: classes}
+    return replace(found, panel=panel, rejects=rejects, counts=counts, categories=kept, stored_digest=None)
+
+
+def _check_target(categories: validate.Categories, data: DataConfig) -> None:
+    """Raise DataError for settings that make a number of the target, where it is text."""
+    if categories.get(data.columns.target, validate.TRUTH) == validate.TRUTH:
+        return
+    given = {
+        "data.aggregate": data.aggregate in ("sum", "mean") and data.aggregate,
+        "data.lags": data.lags,
+        "data.rolling": data.rolling,
+    }
+    wrong = [f"{key}={value}" for key, value in given.items() if value]
+    if wrong:
+        raise DataError(
+            f"column {data.columns.target!r} (data.columns.target) holds classes, of which {listing(wrong)} can't be "
+            "taken; leave it out (data.aggregate=last puts classes together)"
+        )
 
 
 def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categories: validate.Categories) -> Loaded:
@@ -207,6 +256,7 @@ def used_categories(
 
 def recoded(found: Loaded, categories: validate.Categories) -> Loaded:
     """Return the panel with the codes that a model was trained with, 0 for values that it has not seen."""
+    found = reclassed(found, categories)
     own, data, panel = found.categories, found.data, found.panel
     if dict(categories) == own:
         return found

@@ -1,4 +1,4 @@
-"""The demo panel: flights that left New York in 2013, by airport, carrier and hour, with the weather."""
+"""The demo panels: flights that left New York in 2013, by airport, carrier and hour, and the weather there."""
 
 import zipfile
 from datetime import timedelta
@@ -26,6 +26,9 @@ KNOWN_COVARIATES = ("holiday", "day_before_holiday", "day_after_holiday")
 
 TIME_ZONE = "America/New_York"
 
+SNOW_BELOW = 33.0
+"""Degrees Fahrenheit below which precipitation is taken for snow."""
+
 FUTURE_HOURS = 168
 """Rows without a target after the end of the year: what is known of the week to come."""
 
@@ -44,10 +47,9 @@ def nyc_flights() -> pl.DataFrame:
         flights = _read(archive.read("flights.csv"), ["origin", "carrier", "time_hour", "dep_time"])
     weather = _read((folder / "weather.csv").read_bytes(), ["origin", "time_hour", *PAST_COVARIATES])
 
-    hour = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC").alias(TIMESTAMP)
     departures = (
         flights.filter(pl.col("dep_time").is_not_null())
-        .group_by("origin", "carrier", hour)
+        .group_by("origin", "carrier", _hour())
         .agg(pl.len().cast(pl.Float64).alias(TARGET))
     )
     first, end = pl.datetime(2013, 1, 1, time_zone=TIME_ZONE), pl.datetime(2014, 1, 1, time_zone=TIME_ZONE)
@@ -56,7 +58,7 @@ def nyc_flights() -> pl.DataFrame:
     hours = hours.with_columns(in_year=pl.col(TIMESTAMP) < end, **_holidays()).with_columns(
         pl.col(TIMESTAMP).dt.convert_time_zone("UTC")
     )
-    reports = weather.with_columns(hour).select(
+    reports = weather.with_columns(_hour()).select(
         "origin", TIMESTAMP, *(pl.col(old).alias(new) for old, new in PAST_COVARIATES.items())
     )
     return (
@@ -76,6 +78,38 @@ def nyc_flights() -> pl.DataFrame:
         )
         .sort(SERIES_ID, TIMESTAMP)
     )
+
+
+WEATHER_COVARIATES = ("temperature", "dew_point", "humidity", "wind_speed", "pressure", "visibility")
+"""Numbers of the panel of weather, known up to the cutoff."""
+
+
+def nyc_weather() -> pl.DataFrame:
+    """Return the hourly weather at EWR, JFK and LGA in 2013 as a panel of classes, one series per airport.
+
+    The target of an hour is `snow` if any precipitation was measured below 33 degrees Fahrenheit, `rain` if any was
+    measured at or above that, and `clear` otherwise. Covariates are null where the station reports none; hours without
+    a report have no row. Source and times are those of `nyc_flights`.
+    """
+    weather = _read((_source() / "weather.csv").read_bytes(), ["origin", "time_hour", *PAST_COVARIATES])
+    wet = pl.col("precip") > 0
+    condition = pl.when(wet & (pl.col("temp") < SNOW_BELOW)).then(pl.lit("snow")).when(wet).then(pl.lit("rain"))
+    names = {new: old for old, new in PAST_COVARIATES.items()}
+    return (
+        weather.filter(pl.col("precip").is_not_null() & pl.col("temp").is_not_null())
+        .select(
+            pl.col("origin").alias(SERIES_ID),
+            _hour(),
+            condition.otherwise(pl.lit("clear")).alias(TARGET),
+            *(pl.col(names[name]).alias(name) for name in WEATHER_COVARIATES),
+        )
+        .unique([SERIES_ID, TIMESTAMP], keep="first", maintain_order=True)
+        .sort(SERIES_ID, TIMESTAMP)
+    )
+
+
+def _hour() -> pl.Expr:
+    return pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC").alias(TIMESTAMP)
 
 
 def _holidays() -> dict[str, pl.Expr]:

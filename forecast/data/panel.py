@@ -88,17 +88,23 @@ class Panel:
         """Return the clock shift at grid indices; those outside the panel get the nearest one inside."""
         return self.clock_shift[np.clip(index - self.calendar_start, 0, len(self.clock_shift) - 1)]
 
-    def frame(self, series: IntArray | None = None) -> pl.DataFrame:
-        """Return series_id, timestamp and target (null: a gap) of some series, or of all, by series and time."""
+    def frame(self, series: IntArray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return series_id, timestamp and target (null: a gap) of some series, or of all, by series and time.
+
+        The names of `classes` take the place of their codes.
+        """
         rows = np.arange(self.n_series) if series is None else series
         steps = self.lengths[rows]
         each = np.repeat(np.arange(len(rows)), steps)
         step = np.arange(len(each)) - np.repeat(np.cumsum(steps) - steps, steps)
+        target = pl.Series(self.target[self.offsets[rows][each] + step]).fill_nan(None)
+        if classes is not None:
+            target = pl.Series(classes, dtype=pl.String).gather(target.cast(pl.Int64))
         return pl.DataFrame(
             {
                 SERIES_ID: pl.Series(self.series_id[rows].tolist(), dtype=pl.String).gather(each),
                 TIMESTAMP: self.grid.timestamps(self.start[rows][each] + step),
-                TARGET: pl.Series(self.target[self.offsets[rows][each] + step]).fill_nan(None),
+                TARGET: target,
             }
         )
 

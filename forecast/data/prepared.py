@@ -28,6 +28,7 @@ from forecast.data.load import (
     find_categories,
     load_part,
     long,
+    own_classes,
     recoded,
     used_categories,
     with_calendar,
@@ -160,6 +161,8 @@ def open_prepared(
             categories = used_categories(found.categories, data, [found.panel])
     if categories is not None:
         found = recoded(found, categories)
+        if found.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see.
+            check_rejects(found.rejects, found.counts, data, panel.grid)
     panel, data = with_calendar(found.panel, data, found.counts)
     return replace(found, panel=panel, data=data)
 
@@ -184,7 +187,9 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     check_writable(folder)
     data = old.data.model_copy(update=source.model_dump())
     tables = long(tables, data)
-    found = find_categories(tables, data)
+    target = data.columns.target
+    classes = {target: old.categories[target]} if target in old.categories else {}
+    found = own_classes(tables, data, {**find_categories(tables, data), **classes})
     categories = {
         name: (*values, *(value for value in found.get(name, ()) if value not in values))
         for name, values in old.categories.items()
@@ -196,8 +201,17 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     new = load_part(tables, settled, old.panel.horizon, categories)
     check_rejects(new.rejects, new.counts, data, grid)
     revised, n_filled = _compare(old.panel, new.panel)
+    if classes:
+        names = pl.Series(categories[target], dtype=pl.String)
+        revised = revised.with_columns(
+            names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
+        )
     if revised.height and revisions == "fail":
-        examples = listing(f"{row[0]} at {row[1]} ({row[2]:g}, now {row[3]:g})" for row in revised.head(5).iter_rows())
+        shown = [
+            (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
+            for row in revised.head(5).iter_rows()
+        ]
+        examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
         raise DataError(
             f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the prepared "
             f"panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
@@ -205,7 +219,10 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     rejects = [old.rejects, new.rejects]
     counts = _joint_counts(old, new)
     if revised.height and revisions == "refuse":
-        row = {REASON: pl.lit("revision of the past"), VALUE: pl.col("after").cast(pl.Float64)}
+        row = {
+            REASON: pl.lit("revision of the past"),
+            VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
+        }
         rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
         counts = replace(
             counts,

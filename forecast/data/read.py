@@ -1,12 +1,13 @@
 """The panel at data.path or in a database, whatever kind of source that is."""
 
+import re
 from pathlib import Path
 
 from forecast.config import DataConfig
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import open_prepared
 from forecast.data.source import is_prepared, open_tables
-from forecast.data.validate import Categories
+from forecast.data.validate import TRUTH, Categories
 
 
 def read_panel(data: DataConfig, horizon: int, categories: Categories | None = None) -> Loaded:
@@ -23,7 +24,9 @@ def read_panel(data: DataConfig, horizon: int, categories: Categories | None = N
 def text_columns(data: DataConfig, categories: Categories | None) -> set[str]:
     """Return the columns that are text even where they look like numbers.
 
-    What looks like truth values in a CSV file was read as such in training.
+    What looks like truth values in a CSV file was read as such in training, and so were classes that are numbers.
     """
-    texts = {name for name, values in (categories or {}).items() if not {*values} <= {"false", "true"}}
+    texts = {name for name, values in (categories or {}).items() if not {*values} <= {*TRUTH}}
+    if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in (categories or {}).get(data.columns.target, ())):
+        texts.discard(data.columns.target)
     return {data.columns.series_id, *texts}

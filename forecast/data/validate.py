@@ -23,12 +23,18 @@ KNOWN: Final = "known "
 STATIC: Final = "static "
 ROWS: Final = "rows"
 
+MAX_CLASSES: Final = 1000
+"""The most classes that a target may have."""
+TRUTH: Final = ("false", "true")
+"""The classes of a column of truth values; their codes are the numbers that stand for them."""
+
 
 def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
     """Return some columns of a table, and no other, under their names inside the reader.
 
-    series_id is text, timestamp a Datetime in microseconds or text, target Float64, past and known covariates Float32
-    (text as codes: position among the `categories`, counted from 1, 0 for any other), static ones text or Float64.
+    series_id is text, timestamp a Datetime in microseconds or text, target Float64 (classes as codes: position among
+    the `categories`, counted from 0), past and known covariates Float32 (text as codes: position among the
+    `categories`, counted from 1, 0 for any other), static ones text or Float64.
     Raises DataError for columns that are missing or of the wrong type.
     """
     return io.collect(select(frame, columns, categories))
@@ -61,9 +67,10 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
     schema = _schema(frame)
     _check_columns(schema, columns, fixed=True)
     texts = {name for name, key in columns if key in COVARIATES and _is_category(name, schema[name], key, categories)}
+    classes = {name for name, key in columns if key == "data.columns.target" and name in (categories or {})}
     wrong = []
     for name, key in columns:
-        wanted, fits = _WANTED["text or numbers" if name in texts else key]
+        wanted, fits = _WANTED["text or numbers" if name in texts else "classes" if name in classes else key]
         if not fits(schema[name]):
             example = _examples(frame, name) if schema[name] == pl.String else ""
             wrong.append(f"column {name!r} ({key}) must hold {wanted}, but is {schema[name]}{example}")
@@ -80,6 +87,9 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
             if time != pl.String:
                 column = column.cast(pl.Datetime("us", time.time_zone if isinstance(time, pl.Datetime) else None))
             chosen.append(column.alias(TIMESTAMP))
+        elif name in classes:
+            known = pl.Enum((categories or {})[name])
+            chosen.append(column.cast(pl.String).cast(known).to_physical().cast(pl.Float64).alias(TARGET))
         elif key == "data.columns.target":
             chosen.append(column.cast(pl.Float64).alias(TARGET))
         elif key == "data.static_covariates":
@@ -94,9 +104,10 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
 
 
 def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[str, ...]]:
-    """Return the values, sorted, of the covariates that are text: the first look at a table to train on.
+    """Return the values, sorted, of the covariates that are text, and of the target, if these are classes.
 
-    Raises DataError.
+    The first look at a table to train on. A target of text is taken for numbers, badly written, where half of its
+    values are some, or where there are very many. Raises DataError.
     """
     schema = _schema(frame)
     _check_columns(schema, columns, fixed=False)
@@ -112,7 +123,23 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
                     f"{wrong}: make the column numbers, or clearly text"
                 )
             found[name] = tuple(values)
+        elif key == "data.columns.target":
+            classes = find_classes(frame, name) or ()
+            text = pl.Series(classes, dtype=pl.String).str.strip_chars()
+            numbers = text.cast(pl.Float64, strict=False).count()
+            if 2 * numbers < len(classes) <= MAX_CLASSES:
+                found[name] = classes
     return found
+
+
+def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
+    """Return the values of a target, sorted, if it holds text or truth values; None for numbers, or if not there."""
+    dtype = _schema(frame).get(name)
+    if dtype == pl.Boolean:
+        return TRUTH
+    if dtype is None or not _is_text(dtype):
+        return None
+    return tuple(io.collect(frame.select(pl.col(name).cast(pl.String).unique())).to_series().drop_nulls().sort())
 
 
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
@@ -239,5 +266,6 @@ _WANTED: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
     "data.past_covariates": ("numbers (text would be a category)", _is_number),
     "data.known_covariates": ("numbers (text would be a category)", _is_number),
     "data.static_covariates": ("numbers (text would be a category)", _is_number),
+    "classes": ("classes (text or truth values)", lambda dtype: _is_text(dtype) or dtype == pl.Boolean),
     "text or numbers": ("text or numbers", lambda dtype: _is_text(dtype) or _is_number(dtype)),
 }

@@ -12,8 +12,9 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     """Return a table with a row per series and timestamp, lazily, from one with a column per series.
 
     The timestamp and the past and known covariates are shared by all series; every other column is a series, named
-    after it, and must hold numbers. A null stays a row with a null target. The columns are called as `data` says.
-    Known covariates may be missing where `data.known_path` has them. Raises DataError.
+    after it, and must hold numbers, or all of them classes (text or truth values). A null stays a row with a null
+    target. The columns are called as `data` says. Known covariates may be missing where `data.known_path` has them.
+    Raises DataError.
     """
     columns = data.columns
     try:
@@ -44,7 +45,8 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     if texts:
         empty = io.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
         odd = [name for name in odd if not empty.get(name)]
-    if odd:
+    kinds = {schema[name].base_type() for name in odd} or {pl.Float64}
+    if odd and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
         shown = listing(f"{name!r} ({schema[name]})" for name in odd)
         raise DataError(
             f"data.layout=wide: {len(odd):,} of {len(series):,} columns can't be series, which hold numbers: {shown}; "
@@ -52,11 +54,12 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
         )
     # Under names of our own first: a series may be called like the target, and a covariate like anything. By selectors,
     # since pl.col takes "*" for all columns.
+    (kind,) = kinds
     renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
     return (
         frame.select(
             *(cs.by_name(name).as_expr().alias(own) for name, own in renamed.items()),
-            *(cs.by_name(name).as_expr().cast(pl.Float64).alias(f"series {name}") for name in series),
+            *(cs.by_name(name).as_expr().cast(kind).alias(f"series {name}") for name in series),
         )
         .unpivot(index=list(renamed.values()), variable_name="name", value_name="value")
         .select(

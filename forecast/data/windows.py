@@ -80,13 +80,15 @@ class OriginSampler:
 
 
 def sample_origins(limits: IntArray, *, horizon: int, count: int, rng: np.random.Generator) -> WindowIndex:
-    """Return up to `count` origins with at least one step of history and a full horizon before `limits`.
+    """Return up to `count` origins with a horizon of history and a full one before `limits`.
 
     All of them when there are no more than `count`, otherwise a sample without replacement; longer series give more.
+    If no series is long enough, one step of history will do.
     """
-    available = np.clip(limits - horizon, 0, None)
+    history = horizon if (limits >= 2 * horizon).any() else 1
+    available = np.clip(limits - horizon - history + 1, 0, None)
     ends = np.cumsum(available)
     total = int(ends[-1]) if len(ends) else 0
     picked = np.arange(total) if total <= count else np.sort(rng.choice(total, count, replace=False))
     series = np.searchsorted(ends, picked, side="right")
-    return WindowIndex(series, picked - (ends - available)[series])
+    return WindowIndex(series, picked - (ends - available)[series] + history - 1)

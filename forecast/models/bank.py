@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from forecast.models.heads import Head
 from forecast.models.recurrent import NetworkShape, Output
 
 # Most recent values of the window that a series' own map sees, at most.
@@ -16,11 +17,11 @@ class HeadBank:
     """What is changed for each series: a shift of the forecast, and the width of its quantiles.
 
     The shift is a linear map of [1; last season of the window; encoder state]; the width is by how much the quantiles
-    are stretched around the median.
+    are stretched around the median. Of classes it is log-odds that are shifted, and divided by the width (`Head`).
     """
 
     def __init__(
-        self, series_id: Sequence[str], weight: Float[Tensor, "series feature horizon"], width: Float[Tensor, " series"]
+        self, series_id: Sequence[str], weight: Float[Tensor, "series feature shift"], width: Float[Tensor, " series"]
     ) -> None:
         self.series_id = list(series_id)
         self.weight = weight
@@ -33,18 +34,18 @@ class HeadBank:
 
     def tuned(
         self,
-        quantiles: Float[Tensor, "batch horizon quantile"],
-        median: int,
+        head: Head,
+        columns: Float[Tensor, "batch horizon column"],
         features: Float[Tensor, "batch feature"],
         rows: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch horizon quantile"]:
-        """Return the quantiles with the changes of each series, in units of scale; as they are for row -1."""
+    ) -> Float[Tensor, "batch horizon column"]:
+        """Return what is stated with the changes of each series, in units of scale; as it is for row -1."""
         known = torch.nonzero(rows >= 0).flatten()
-        result = quantiles.clone()
+        result = columns.clone()
         chosen = rows[known].to(self.weight.device)
         weight, width = self.weight[chosen].to(features), self.width[chosen].to(features)
-        shift = torch.einsum("bf,bfh->bh", features[known], weight)
-        result[known] = changed(quantiles[known], median, shift, width[:, None])
+        shift = torch.einsum("bf,bfh->bh", features[known], weight).unflatten(1, (columns.shape[1], -1))
+        result[known] = head.changed(columns[known], shift, width[:, None])
         return result
 
     def tensors(self) -> dict[str, Tensor]:
@@ -57,28 +58,20 @@ class HeadBank:
         return cls(series_id, tensors["weight"], tensors["width"])
 
 
-def changed(
-    quantiles: Float[Tensor, "*axes quantile"],
-    median: int,
-    shift: Float[Tensor, "*axes"],
-    width: Float[Tensor, "*axes"],
-) -> Float[Tensor, "*axes quantile"]:
-    """Return the quantiles stretched around their median by `width` and moved by `shift`."""
-    middle = quantiles[..., median, None]
-    return middle + (quantiles - middle) * width[..., None] + shift[..., None]
-
-
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:
     """Return what a series' own map sees at each origin."""
     recent = output.frame.window[..., -_recent_length(shape) :]
-    return torch.cat([torch.ones_like(recent[..., :1]), recent, output.state], dim=-1)
+    if shape.n_classes:
+        codes = torch.arange(shape.n_classes, device=recent.device)
+        recent = (recent[..., None] == codes).to(output.state.dtype).flatten(-2)
+    return torch.cat([torch.ones_like(output.state[..., :1]), recent, output.state], dim=-1)
 
 
 def head_feature_count(shape: NetworkShape, hidden_size: int) -> int:
     """Return how many features `head_features` gives."""
-    return 1 + _recent_length(shape) + hidden_size
+    return 1 + _recent_length(shape) * max(shape.n_classes, 1) + hidden_size
 
 
 def _recent_length(shape: NetworkShape) -> int:
     season = shape.season_length if shape.season_length > 1 else shape.horizon
-    return min(season, shape.context_length, _WINDOW_FEATURES)
+    return max(1, min(season, shape.context_length, _WINDOW_FEATURES // max(shape.n_classes, 1)))

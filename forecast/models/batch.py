@@ -84,7 +84,7 @@ class PanelTensors:
         """
         series, first_origin, limit = (values.to(self._home) for values in (series, first_origin, limit))
         time = context + span - 1 + horizon
-        step, there = self._steps(series, first_origin, 1 - context, time)
+        step, there = self.steps(series, first_origin, 1 - context, time)
         begun = there & (step >= 0)
         visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
@@ -108,8 +108,10 @@ class PanelTensors:
         )
         return Batch(*(values.to(self.device) for values in batch))
 
-    def _steps(self, series: Tensor, first_origin: Tensor, begin: int, time: int) -> tuple[Tensor, Tensor]:
-        """Return the step of the series at each position of the windows, and whether there is one, both [batch, time].
+    def steps(
+        self, series: Int[Tensor, " batch"], first_origin: Int[Tensor, " batch"], begin: int, time: int
+    ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
+        """Return the step of the series at each of `time` positions, the first origin's being 0, and if there is one.
 
         Positions are hours (or minutes) of the local clock, so that one season back is the same time of day whatever
         clocks did in between: the hour that a clock skips has no step, and of one that it repeats only one step is

@@ -1,5 +1,6 @@
 """Several networks that forecast as one."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,17 +8,19 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from forecast.models.batch import Batch
+from forecast.models.heads import CategoricalHead
 from forecast.models.recurrent import Output, RecurrentForecaster
 
 
 class Ensemble(nn.Module):
-    """Forecasts the mean of its members' quantiles, level by level.
+    """Forecasts the mean of its members' quantiles, level by level; of classes the mean of their probabilities.
 
     Vincentization (Ratcliff, 1979, Psychological Bulletin 86): a mean of increasing sequences increases, and the mean
     distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
     model, which members share: that of logarithms where `NetworkShape.unit` says so.
 
-    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over.
+    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of
+    attention are the members' mean. There are no paths: those of several members have no mean.
     """
 
     def __init__(self, members: Sequence[RecurrentForecaster]) -> None:
@@ -26,11 +29,15 @@ class Ensemble(nn.Module):
         self.shape = members[0].shape
         self.head = members[0].head
         self.encoder = members[0].encoder
+        self.n_paths = members[0].n_paths
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
         outputs = [member(batch, origins) for member in self.members]
         frame = outputs[0].frame
+        if isinstance(self.head, CategoricalHead):
+            mixed = torch.stack([output.arguments for output in outputs]).logsumexp(0) - math.log(len(outputs))
+            return Output(mixed, outputs[0].state, frame, self.head)
         moved = []
         for output in outputs:
             # Members may have chosen other anchors.
@@ -38,7 +45,9 @@ class Ensemble(nn.Module):
             shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
             moved.append(output.quantiles * factor + shift)
         # The arguments of a quantile head are its quantiles.
-        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head)
+        weights = [output.attention for output in outputs if output.attention is not None]
+        attention = torch.stack(weights).mean(0) if weights else None
+        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head, attention)
 
 
 Forecaster = RecurrentForecaster | Ensemble

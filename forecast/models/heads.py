@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from forecast.models import tweedie
 
 if TYPE_CHECKING:
     from forecast.models.recurrent import Frame
@@ -26,6 +28,10 @@ _LEAST_WIDTH = 0.01
 _SOFTNESS = 0.1
 # With less excess variance, in units of the mean, the quantiles of a negative binomial are taken to be Poisson's.
 _POISSON_SHARE = 1e-6
+# Values of a panel are float32; nearer to 0 than this share of what they are made of, they are 0.
+_ROUNDING = 4e-7
+# Levels times draws that are so little above a whole number are that number.
+_WHOLE = 1e-4
 _HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
@@ -43,7 +49,13 @@ class Head(nn.Module, ABC):
     location = 0
     """Which of the parameters moves the forecast."""
     counts = False
-    """Whether targets and quantiles are whole numbers, 0 and more."""
+    """Whether targets and quantiles are whole numbers."""
+    positive = False
+    """Whether no target is below 0: the distribution is of the target itself, not of what the frame makes of it."""
+    heavy_tailed = False
+    """Whether its exponential has no mean."""
+    n_fed = 3
+    """Features that `fed` gives."""
 
     def __init__(self, levels: Sequence[float], start_levels: Sequence[float] = _START_LEVELS) -> None:
         super().__init__()
@@ -93,6 +105,45 @@ class Head(nn.Module, ABC):
         """Return the one number that residuals are taken from."""
         return self.mean(arguments)
 
+    def scores(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return a loss that can be compared with that of `marginal`, which is known by samples only."""
+        return pinball(self.quantiles(arguments), target, self.levels)
+
+    def drawn(
+        self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return a draw from each distribution: its quantile at a uniform random number."""
+        return self.quantiles(arguments, uniform[..., None])[..., 0]
+
+    def fed(
+        self,
+        values: Float[Tensor, "*axes"],
+        observed: Bool[Tensor, "*axes"],
+        linear: Float[Tensor, "*axes"],
+        spread: Float[Tensor, "*axes"],
+    ) -> Float[Tensor, "*axes feature"]:
+        """Return what an autoregressive decoder is told of the values before its steps.
+
+        The value in the frame's units, how far it is off the skip in units of spread, and whether it was observed.
+        """
+        surprise = torch.asinh((values - linear) / spread)
+        return torch.stack([torch.asinh(values), surprise, observed.to(values.dtype)], dim=-1)
+
+    def pooled(
+        self, arguments: Float[Tensor, "*axes path argument"], values: Float[Tensor, "*axes path"]
+    ) -> Float[Tensor, "*axes pooled"]:
+        """Return the arguments of `marginal` for one step: from the distributions of all paths, and what they drew.
+
+        The mean is that of the distributions, not of the draws (Rao-Blackwell).
+        """
+        return torch.cat([values.sort(dim=-1).values, self.mean(arguments).mean(-1, keepdim=True)], dim=-1)
+
+    def marginal(self) -> "Head | SampledHead":
+        """Return what reads the arguments that `pooled` returns."""
+        return SampledHead(self)
+
     def widened(
         self,
         parameters: Float[Tensor, "*axes parameter"],
@@ -100,6 +151,32 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters from which training can start: quantiles on top of each other hardly learn to part."""
         return parameters
+
+    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes column"]:
+        """Return what is stated of each step: the quantiles."""
+        return self.quantiles(arguments)
+
+    def column_errors(
+        self, columns: Float[Tensor, "*axes column"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the loss of what is stated: the pinball loss of the quantiles."""
+        return pinball(columns, target, self.levels)
+
+    def changed(
+        self,
+        columns: Float[Tensor, "*axes column"],
+        shift: Float[Tensor, "*axes shift"],
+        width: Float[Tensor, "*axes"],
+    ) -> Float[Tensor, "*axes column"]:
+        """Return the quantiles stretched around their median by `width` and moved by `shift`, one number for all."""
+        middle = columns[..., self.median, None]
+        return middle + (columns - middle) * width[..., None] + shift
+
+    def residual(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes shift"]:
+        """Return what a shift should make up for: how far the target is from the centre."""
+        return (target - self.centre(arguments))[..., None]
 
     def calmed(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
@@ -174,6 +251,22 @@ class QuantileHead(Head):
         """Return parameters of the same quantiles, at least `least_gap` apart."""
         return self.parameters_of(self.ordered(parameters), least_gap)
 
+    def drawn(
+        self, arguments: Float[Tensor, "*axes quantile"], uniform: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return draws whose tails are exponential, with the density that the outer two quantiles have between them.
+
+        A path adds up what its steps draw: without tails, it would stray less and less far than it should.
+        """
+        drawn = super().drawn(arguments, uniform)
+        if len(self.levels) > 1:
+            low, high = self.levels[0], 1 - self.levels[-1]
+            below, above = self.levels[1] - low, self.levels[-1] - self.levels[-2]
+            drawn = drawn + low / below * (arguments[..., 1] - arguments[..., 0]) * (uniform / low).clamp(max=1).log()
+            above = high / above * (arguments[..., -1] - arguments[..., -2])
+            drawn = drawn - above * ((1 - uniform) / high).clamp(max=1).log()
+        return drawn
+
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""
         own = self.levels.to(quantiles.dtype)
@@ -241,6 +334,7 @@ class StudentTHead(NormalHead):
     """Student's t with more than two degrees of freedom; its arguments are location, scale and those degrees."""
 
     n_parameters = 3
+    heavy_tailed = True
 
     def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return [2.0 + functional.softplus(parameters[0])]
@@ -288,6 +382,7 @@ class PoissonHead(Head):
 
     n_parameters = 1
     counts = True
+    positive = True
 
     def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
         """Return the distribution of the target whose mean is around the linear skip, kept positive."""
@@ -302,10 +397,14 @@ class PoissonHead(Head):
     def errors(
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
-        """Return the negative log-likelihood of the count, in float64 throughout."""
+        """Return the negative log-likelihood of the target itself, in float64 throughout."""
         location, divisor, *others = arguments.double().unbind(-1)
-        count = (location + divisor * target).round().clamp(min=0).detach()
-        return self._surprise(count, *others)
+        value = location + divisor * target
+        return self._surprise(self._possible(value, location, divisor * target).detach(), *others)
+
+    def _possible(self, value: Tensor, *parts: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the value that can be, from one with the rounding errors of its parts."""
+        return value.round().clamp(min=0)
 
     def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
         (mean,) = arguments
@@ -315,15 +414,14 @@ class PoissonHead(Head):
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles at `levels`, the head's own when None: whole numbers, in the frame's units."""
+        """Return the quantiles at `levels`, the head's own when None, in the frame's units: whole numbers of counts."""
         location, divisor, *others = arguments.double().split(1, dim=-1)
         asked = (self.levels if levels is None else levels).double()
-        found = self._count_quantiles(*(values.detach().cpu().numpy() for values in (*others, asked)))
-        counts = torch.from_numpy(found).to(arguments.device)
-        scaled: Tensor = (counts - location) / divisor
+        found = self._own_quantiles(*(values.detach().cpu().numpy() for values in (*others, asked)))
+        scaled: Tensor = (torch.from_numpy(found).to(arguments.device) - location) / divisor
         return scaled.to(arguments.dtype)
 
-    def _count_quantiles(self, *values: np.ndarray) -> np.ndarray:
+    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
         from scipy.stats import poisson
 
         mean, levels = values
@@ -338,12 +436,12 @@ class PoissonHead(Head):
     ) -> Float[Tensor, "*axes sample"]:
         """Return independent draws, in the frame's units."""
         location, divisor, *others = arguments.double().split(1, dim=-1)
-        rate = self._rate([values.repeat_interleave(count, dim=-1) for values in others], generator)
-        scaled: Tensor = (torch.poisson(rate, generator=generator) - location) / divisor
+        drawn = self._draws([values.repeat_interleave(count, dim=-1) for values in others], generator)
+        scaled: Tensor = (drawn - location) / divisor
         return scaled.to(arguments.dtype)
 
-    def _rate(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        return arguments[0]
+    def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        return torch.poisson(arguments[0], generator=generator)
 
     def parameters_of(
         self,
@@ -381,17 +479,17 @@ class NegativeBinomialHead(PoissonHead):
             + _stirling_rest(size)
         )
 
-    def _count_quantiles(self, *values: np.ndarray) -> np.ndarray:
+    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
         from scipy.stats import nbinom, poisson
 
         mean, excess, levels = values
         found = nbinom.ppf(levels, (mean / excess) ** 2, mean / (mean + excess**2))
         return np.asarray(np.where(excess**2 < _POISSON_SHARE * mean, poisson.ppf(levels, mean), found))
 
-    def _rate(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         mean, excess = arguments
         size = (mean / excess).square()
-        return torch._standard_gamma(size, generator=generator) / size * mean
+        return torch.poisson(torch._standard_gamma(size, generator=generator) / size * mean, generator=generator)
 
     def parameters_of(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
@@ -403,17 +501,218 @@ class NegativeBinomialHead(PoissonHead):
         )
 
 
+class TweedieHead(PoissonHead):
+    """A compound Poisson-Gamma distribution of the target itself: 0 or more, with a probability of 0 of its own.
+
+    Its arguments are those of the Poisson head, and the dispersion: the variance is dispersion * mean^power.
+    """
+
+    n_parameters = 2
+    counts = False
+
+    def __init__(self, levels: Sequence[float], power: float) -> None:
+        super().__init__(levels)
+        self.power = power
+
+    def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:
+        # In units that make the variance that of the spread where the mean is as large as that.
+        return [spread ** (2 - self.power) * (_LEAST_WIDTH + functional.softplus(parameters[0]))]
+
+    def _possible(self, value: Tensor, *parts: Tensor) -> Tensor:
+        size = sum((part.abs() for part in parts), start=torch.zeros_like(value))
+        return value.masked_fill(value <= _ROUNDING * size, 0.0)
+
+    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+        mean, dispersion = arguments
+        return tweedie.surprise(count, mean, dispersion, self.power)
+
+    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
+        mean, dispersion, levels = values
+        rate, scale = tweedie.rate_and_scale(torch.from_numpy(mean), torch.from_numpy(dispersion), self.power)
+        return scale.numpy() * tweedie.quantiles(rate.numpy()[..., 0], levels.tolist(), self.power)
+
+    def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        mean, dispersion = arguments
+        return tweedie.samples(*tweedie.rate_and_scale(mean, dispersion, self.power), self.power, generator)
+
+    def parameters_of(
+        self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return 0 for the mean, as the Poisson head, and the dispersion of these quantiles around a mean of 1."""
+        _, width, _ = _line(quantiles, torch.special.ndtri(self.start_levels.double()))
+        dispersion = _width_parameter(width.clamp(min=0).square(), least_gap)
+        return torch.cat([super().parameters_of(quantiles, least_gap), dispersion[..., None]], -1)
+
+
+class CategoricalHead(Head):
+    """Probabilities of classes. Targets are their codes: 0, 1, 2, ...
+
+    Its arguments are log-probabilities: the network's numbers are added to those of the skip (`ClassSkip`).
+    """
+
+    def __init__(self, levels: Sequence[float], n_classes: int) -> None:
+        super().__init__(levels)
+        self.n_classes = n_classes
+        self.n_parameters = n_classes
+
+    def arguments(
+        self,
+        parameters: Float[Tensor, "*axes horizon parameter"],
+        linear: Float[Tensor, "*axes horizon class"],
+        frame: "Frame",  # noqa: ARG002
+    ) -> Float[Tensor, "*axes horizon class"]:
+        """Return the log-probabilities of the classes."""
+        return torch.log_softmax(linear + self._logits(parameters), dim=-1)
+
+    def _logits(self, parameters: Tensor) -> Tensor:
+        return parameters
+
+    def errors(self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Return the log-loss."""
+        return -arguments.gather(-1, target.long()[..., None])[..., 0]
+
+    def columns(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes class"]:
+        """Return the probabilities of the classes."""
+        return arguments.exp()
+
+    def column_errors(
+        self, columns: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the log-loss of probabilities."""
+        return self.errors(_log(columns), target)
+
+    def changed(
+        self,
+        columns: Float[Tensor, "*axes class"],
+        shift: Float[Tensor, "*axes class"],
+        width: Float[Tensor, "*axes"],
+    ) -> Float[Tensor, "*axes class"]:
+        """Return probabilities whose log-odds are divided by `width`, the temperature, and then moved by `shift`."""
+        return torch.softmax(_log(columns) / width[..., None] + shift, dim=-1)
+
+    def residual(
+        self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes class"]:
+        """Return 1 for the class that came and 0 for the others, minus their probabilities: the gradient."""
+        return functional.one_hot(target.long(), self.n_classes).to(arguments.dtype) - arguments.exp()
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes class"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles of the code: in the order of the classes' names, which says little of more than two."""
+        asked = self.levels if levels is None else levels
+        return self._codes(arguments, asked.to(arguments.dtype).expand(*arguments.shape[:-1], -1))
+
+    def mean(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes"]:
+        """Return the mean of the code: of two classes, the probability of the second."""
+        return arguments.exp() @ torch.arange(self.n_classes, dtype=arguments.dtype, device=arguments.device)
+
+    def samples(
+        self, arguments: Float[Tensor, "*axes class"], count: int, generator: torch.Generator
+    ) -> Float[Tensor, "*axes sample"]:
+        """Return independent draws of the code."""
+        shape = *arguments.shape[:-1], count
+        uniform = torch.rand(shape, generator=generator, device=arguments.device, dtype=arguments.dtype)
+        return self._codes(arguments, uniform)
+
+    def _codes(self, arguments: Tensor, levels: Tensor) -> Tensor:
+        """Return the first code up to which the probabilities sum to the levels."""
+        sums = arguments.exp().cumsum(-1)
+        return torch.searchsorted(sums, levels.contiguous()).clamp(max=self.n_classes - 1).to(arguments.dtype)
+
+    def parameters_of(
+        self,
+        quantiles: Float[Tensor, "*axes quantile"],
+        least_gap: float,  # noqa: ARG002
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return 0: the skip is a distribution already."""
+        return quantiles.new_zeros(*quantiles.shape[:-1], self.n_parameters)
+
+    def calmed(
+        self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
+    ) -> Float[Tensor, "*axes parameter"]:
+        """Return the numbers, each moved towards 0 by `threshold`, to 0 where it was nearer."""
+        return parameters.sign() * (parameters.abs() - threshold).clamp(min=0)
+
+
+class BernoulliHead(CategoricalHead):
+    """Probabilities of two classes, by one number: the log-odds of the second."""
+
+    def __init__(self, levels: Sequence[float]) -> None:
+        super().__init__(levels, 2)
+        self.n_parameters = 1
+
+    def _logits(self, parameters: Tensor) -> Tensor:
+        return functional.pad(parameters, (1, 0))
+
+
+class SampledHead(nn.Module):
+    """A distribution known by samples: its arguments are draws, the least first, and the mean."""
+
+    levels: Tensor
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.median, self.counts, self.heavy_tailed = head.median, head.counts, head.heavy_tailed
+        self.register_buffer("levels", head.levels, persistent=False)
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None.
+
+        They are linear between draws, each in the middle of its share; of counts, draws.
+
+        These are definitions 5 and 1 of Hyndman & Fan (1996).
+        """
+        draws = arguments[..., :-1]
+        place = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
+        if self.counts:
+            return draws[..., (place - 0.5 - _WHOLE).ceil().long().clamp(0, draws.shape[-1] - 1)]
+        before = place.floor().clamp(0, draws.shape[-1] - 2)
+        share = (place - before).clamp(0, 1).to(draws.dtype)
+        return draws[..., before.long()].lerp(draws[..., before.long() + 1], share)
+
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the mean."""
+        return arguments[..., -1]
+
+    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the one number that residuals are taken from: the median, but the mean of counts."""
+        return self.mean(arguments) if self.counts else self.quantiles(arguments)[..., self.median]
+
+    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
+        """Return what is stated of each step: the quantiles."""
+        return self.quantiles(arguments)
+
+    def residual(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes shift"]:
+        """Return what a shift should make up for, as `Head.residual`."""
+        return (target - self.centre(arguments))[..., None]
+
+    def scores(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the pinball loss at the levels."""
+        return pinball(self.quantiles(arguments), target, self.levels)
+
+
 _HEADS: dict[str, type[Head]] = {
+    "quantile": QuantileHead,
     "normal": NormalHead,
     "student_t": StudentTHead,
     "poisson": PoissonHead,
     "negative_binomial": NegativeBinomialHead,
+    "bernoulli": BernoulliHead,
 }
 
 
-def make_head(kind: str, levels: Sequence[float]) -> Head:
-    """Return the head that `model.head` names."""
-    return QuantileHead(levels) if kind == "quantile" else _HEADS[kind](levels)
+def make_head(kind: str, levels: Sequence[float], *, power: float = 1.5, n_classes: int = 0) -> Head:
+    """Return the head that `model.head` names; `power` is that of a Tweedie, `n_classes` of a categorical one."""
+    if kind == "tweedie":
+        return TweedieHead(levels, power)
+    return CategoricalHead(levels, n_classes) if kind == "categorical" else _HEADS[kind](levels)
 
 
 def pinball(
@@ -496,3 +795,7 @@ def _stirling_rest(values: Tensor) -> Tensor:
     square = inverse.square()
     terms = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
     return torch.where(values < 10, exact, inverse * terms)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()

@@ -125,6 +125,7 @@ class ForecastModule(lightning.LightningModule):
         """Return the loss at the sampled origins of a batch of windows."""
         series, first, origins = indices
         batch = self._data.gather(series, first, self._limits[series], **window_sizes(self.network, self._span))
+        self.network.own_share = self.network.own_samples * self.budget.spent(self.global_step)
         error, weight = step_errors(self.network, batch, origins)
         loss = (error * weight).sum() / weight.sum().clamp(min=1e-9)
         if not torch.isfinite(loss):
@@ -305,10 +306,15 @@ def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
 
 
 def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss at each target and its weight, both [batch, origin, horizon]."""
+    """Return the loss at each target and its weight, both [batch, origin, horizon].
+
+    The loss is the head's own; outside of training, of a model that samples paths, one that can be taken of those.
+    """
     output = network(batch, origins)
     target, observed = targets(batch, output.frame, origins, network.shape)
-    return network.head.errors(output.arguments, target), loss_weights(target, observed, output.frame)
+    sampled = network.n_paths > 1 and not network.training
+    errors = output.head.scores if sampled else network.head.errors
+    return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:

@@ -12,8 +12,11 @@ from torch.nn import functional
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.heads import Head, make_head
+from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
+from forecast.models.heads import Head, SampledHead, make_head
+from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.scaling import Statistics, running_statistics
+from forecast.models.skip import line
 
 # Normalised values are kept within this range where they enter the network (never on the linear path).
 _REACH = 20.0
@@ -24,6 +27,8 @@ _LEAST_SPREAD = 0.005
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
 _STEP_HIDDEN = 64
+# Paths that are sampled together.
+_PATHS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class NetworkShape:
     """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
     known_categories: tuple[int, ...] = ()
     """Likewise of each known covariate."""
+    n_classes: int = 0
+    """Classes of the target, which are codes then; 0 for numbers."""
     unit: float = 0.0
     """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
 
@@ -94,7 +101,7 @@ class Frame(NamedTuple):
     begun: Bool[Tensor, "batch origin"]
     """Whether the origin sees any observation."""
     window: Float[Tensor, "batch origin context"]
-    """Normalised values of the context, oldest first; 0 where not observed."""
+    """Normalised values of the context, oldest first; 0 where not observed. Of classes the codes, -1 where not."""
     spread: Float[Tensor, "batch origin horizon"]
     """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
     of it."""
@@ -104,11 +111,17 @@ class Output(NamedTuple):
     """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
 
     arguments: Float[Tensor, "batch origin horizon argument"]
-    """What the distributions are made of (`Head.arguments`)."""
+    """What the distributions are made of (`Head.arguments`, `Head.pooled`)."""
     state: Float[Tensor, "batch origin hidden"]
     """Encoder output at the origin."""
     frame: Frame
-    head: Head
+    head: Head | SampledHead
+    """What reads the arguments."""
+    attention: Float[Tensor, "batch origin step"] | None = None
+    """Weight of each encoder step, of a model with attention."""
+    paths: Float[Tensor, "batch origin path horizon"] | None = None
+    """What an autoregressive decoder has sampled: each path is one possible future. All windows share their random
+    numbers, so that paths of different series are not independent."""
 
     @property
     def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
@@ -126,6 +139,9 @@ class RecurrentForecaster(nn.Module):
 
     All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
     of the skip's residuals: an untrained network forecasts what the closed-form solution does.
+
+    An autoregressive decoder is told true values in training (teacher forcing), and some of its own (`own_share`). In
+    evaluation mode it reads no target and forecasts the distribution of sampled paths, at each step.
     """
 
     skip: Tensor
@@ -136,11 +152,25 @@ class RecurrentForecaster(nn.Module):
     threshold: Tensor
     """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
     (soft threshold)."""
+    uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.head = make_head(config.head, config.quantile_levels)
+        self.head = make_head(
+            config.head, config.quantile_levels, power=config.tweedie_power, n_classes=shape.n_classes
+        )
+        # Of each value of the target that enters, and of all that is said about a window besides.
+        n_value, n_level = (min(shape.n_classes, config.embedding_size),) * 2 if shape.n_classes else (1, 2)
+        if shape.n_classes:
+            self.class_embeddings = nn.Embedding(shape.n_classes, n_value)
+            self.class_skip = ClassSkip(
+                n_classes=shape.n_classes,
+                context=shape.context_length,
+                horizon=shape.horizon,
+                season=shape.season_length,
+                tables=config.skip,
+            )
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, config.embedding_size) for size in shape.category_sizes)
         self.past_embeddings = _embeddings(shape.past_categories, config.embedding_size)
         self.known_embeddings = _embeddings(shape.known_categories, config.embedding_size)
@@ -149,22 +179,36 @@ class RecurrentForecaster(nn.Module):
         n_past = 2 * shape.n_past + len(self.past_embeddings) * (config.embedding_size - 1)
         self.n_known_values = shape.n_known + len(self.known_embeddings) * (config.embedding_size - 1)
         n_future = self.n_known_values + shape.n_known + shape.n_calendar
-        n_inputs = shape.segment_length * (2 + 2 * len(shape.input_lags)) + 3 + n_past + n_future + n_static
+        n_values = shape.segment_length * (n_value + 1) * (1 + len(shape.input_lags)) + (0 if shape.n_classes else 3)
+        n_inputs = n_values + n_past + n_future + n_static
         self.encoder = Encoder(n_inputs, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.summary = nn.Linear(config.hidden_size + n_static + 2, _DECODER_HIDDEN)
-        self.context = nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
-        n_season = (2 + (shape.season_length >= 14)) * len(shape.season_lags)
+        self.attention = None
+        if config.attention:
+            self.attention = Attention(config.hidden_size, shape.context_length // shape.segment_length)
+        n_seen = config.hidden_size * (1 + config.attention)
+        self.summary = nn.Linear(n_seen + n_static + n_level, _DECODER_HIDDEN)
+        n_around = 0 if shape.n_classes else int(shape.season_length >= 14)
+        n_season = (n_value + 1 + n_around) * len(shape.season_lags)
         n_season += self.n_known_values * bool(shape.season_lags)
+        n_step = n_level + n_season + n_future
+        self.context = _decoder(shape, config, n_future, self.head.n_fed + n_step)
+        self.own_samples, self.own_share = config.own_samples, 0.0
+        """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
+        self.n_paths = 1
+        """Paths that are sampled for a forecast; 1 where its distributions are known."""
+        if isinstance(self.context, AutoregressiveDecoder):
+            self.n_paths, self.marginal = config.n_paths, self.head.marginal()
+            self.register_buffer("uniforms", uniforms(config.n_paths, shape.horizon), persistent=False)
         self.step = nn.Sequential(
-            nn.Linear(config.decoder_size + 2 + n_season + n_future, _STEP_HIDDEN),
+            nn.Linear(config.decoder_size + n_step, _STEP_HIDDEN),
             nn.SiLU(),
             nn.Linear(_STEP_HIDDEN, _STEP_HIDDEN),
             nn.SiLU(),
         )
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
-        self.register_buffer("skip", torch.zeros(shape.context_length, shape.horizon))
+        self.register_buffer("skip", torch.zeros(0 if shape.n_classes else shape.context_length + 1, shape.horizon))
         self.register_buffer("covariate_mean", torch.zeros(n_covariates))
         self.register_buffer("covariate_scale", torch.ones(n_covariates))
         self.register_buffer("threshold", torch.tensor(0.0))
@@ -184,17 +228,33 @@ class RecurrentForecaster(nn.Module):
         return self._frame(batch, origins, self._statistics(batch))
 
     def _statistics(self, batch: Batch) -> Statistics:
-        return running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        found = running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        if self.shape.anchor == "level":
+            return found
+        # Around the last value: the root mean square distance from there.
+        return found._replace(scale=torch.hypot(found.scale, found.last - found.level))
 
     def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
         at = origins + self.shape.context_length - 1
+        if self.shape.n_classes:
+            return self._class_frame(batch, origins, statistics.begun[:, at])
         location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
         scale = statistics.scale[:, at]
         divisor = torch.where(scale > 0, scale, 1.0)
-        window = batch.target.unfold(1, self.shape.context_length, 1)[:, origins]
-        observed = batch.observed.unfold(1, self.shape.context_length, 1)[:, origins]
+        # Before its start, a series is taken to have been what it was at first.
+        before = batch.there.cummax(1).values.logical_not()
+        first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
+        window = torch.where(before, first, batch.target).unfold(1, self.shape.context_length, 1)[:, origins]
+        observed = (before | batch.observed).unfold(1, self.shape.context_length, 1)[:, origins]
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
+
+    def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
+        codes = batch.target.masked_fill(~batch.observed, -1.0)
+        window = codes.unfold(1, self.shape.context_length, 1)[:, origins]
+        one = torch.ones_like(window[..., 0])
+        spread = one[..., None].expand(-1, -1, self.shape.horizon)
+        return Frame(torch.zeros_like(one), one, one, begun, window, spread)
 
     def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
@@ -230,31 +290,167 @@ class RecurrentForecaster(nn.Module):
         states, _ = self.encoder(self._inputs(batch, statistics, static, future))
         state = states[:, (at + 1) // self.shape.segment_length - 1]
 
-        linear = frame.window @ self.skip
-        contrast = torch.asinh(frame.location / frame.divisor)
-        size = self._log_scale(frame.divisor)
-        summary = torch.cat(
-            [self.dropout(state), _spread(static, len(origins)), contrast[..., None], size[..., None]], dim=-1
-        )
-        context = self.context(functional.silu(self.summary(summary))).unflatten(-1, (self.shape.horizon, -1))
-        step = [
-            context,
-            torch.asinh(linear)[..., None],
-            frame.spread.log()[..., None],
-            *self._seasons(batch, frame, at),
-        ]
+        linear, level, expected = self._linear(frame)
+        seen, weight = [self.dropout(state)], None
+        if self.attention is not None:
+            attended, weight = self._attended(batch, states, at)
+            seen.append(self.dropout(attended))
+        summary = functional.silu(self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1)))
+        step = [expected, *self._seasons(batch, frame, at)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        if future.shape[-1]:
-            step.append(future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2))
-        parameters = self.output(self.step(torch.cat(step, dim=-1))) + self.output_bias
+        ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
+        features = torch.cat([*step, ahead], dim=-1)
+        if isinstance(self.context, AutoregressiveDecoder):
+            if not self.training:
+                last = batch.observed[:, at]
+                found = self._sampled(self.context, summary, features, linear, frame, last)
+                return Output(found[0], state, frame, found[1], weight, found[2])
+            context = self._taught(self.context, batch, origins, summary, features, linear, frame)
+        elif isinstance(self.context, SegmentDecoder):
+            context = self.context(summary, ahead)
+        else:
+            context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
+        return Output(self._arguments(context, features, linear, frame), state, frame, self.head, weight)
+
+    def _arguments(
+        self,
+        context: Float[Tensor, "*axes horizon feature"],
+        features: Float[Tensor, "*axes horizon step"],
+        linear: Float[Tensor, "*axes horizon"],
+        frame: Frame,
+        steps: slice = slice(None),
+    ) -> Float[Tensor, "*axes horizon argument"]:
+        """Return the distributions of some steps, that `frame` and the others are of."""
+        parameters = self.output(self.step(torch.cat([context, features], dim=-1))) + self.output_bias[steps]
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
-        arguments = self.head.arguments(parameters, linear, frame)
-        return Output(arguments, state, frame, self.head)
+        return self.head.arguments(parameters, linear, frame)
+
+    def _attended(
+        self, batch: Batch, states: Float[Tensor, "batch step hidden"], at: Int[Tensor, " origin"]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.attention is not None
+        length = self.shape.segment_length
+        there = batch.there[:, : states.shape[1] * length].unflatten(1, (-1, length)).any(-1)
+        attended, weight = self.attention(states, there, (at + 1) // length - 1)
+        return attended, weight
+
+    def _taught(
+        self,
+        decoder: AutoregressiveDecoder,
+        batch: Batch,
+        origins: Int[Tensor, " origin"],
+        summary: Float[Tensor, "batch origin summary"],
+        features: Float[Tensor, "batch origin horizon step"],
+        linear: Float[Tensor, "batch origin horizon"],
+        frame: Frame,
+    ) -> Float[Tensor, "batch origin horizon feature"]:
+        """Return the features of all steps, each told the true value before it: the skip's where that is missing.
+
+        A share of the steps is told what the decoder itself draws, after true values (Bengio et al. 2015, "Scheduled
+        Sampling", here in two passes: Mihaylova & Martins 2019).
+        """
+        target, observed = targets(batch, frame, origins, self.shape)
+        values = torch.where(observed, target, linear)
+        last = batch.observed[:, origins + self.shape.context_length - 1]
+
+        def context() -> Tensor:
+            before = [
+                torch.cat([first[..., None], later[..., :-1]], dim=-1)
+                for first, later in (
+                    (frame.window[..., -1], values),
+                    (last, observed),
+                    (frame.window[..., -1], linear),
+                    (frame.spread[..., 0], frame.spread),
+                )
+            ]
+            inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
+            made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
+            return made.reshape(*linear.shape, -1)
+
+        if self.own_share:
+            with torch.no_grad():
+                arguments = self._arguments(context(), features, linear, frame).to(target.dtype)
+                drawn = self.head.drawn(arguments, torch.rand_like(target))
+            own = torch.rand_like(target) < self.own_share
+            values, observed = torch.where(own, drawn, values), observed | own
+        return context()
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        decoder: AutoregressiveDecoder,
+        summary: Float[Tensor, "batch origin summary"],
+        features: Float[Tensor, "batch origin horizon step"],
+        linear: Float[Tensor, "batch origin horizon"],
+        frame: Frame,
+        last: Bool[Tensor, "batch origin"],
+    ) -> tuple[Tensor, Head | SampledHead, Float[Tensor, "batch origin path horizon"]]:
+        """Return the distribution of each step over `n_paths` paths, what reads it, and the paths (ancestral sampling).
+
+        Where what is told does not count yet, steps do not depend on each other, and their distributions are known.
+        """
+        if not self.output.weight.any():
+            context = linear.new_zeros(*linear.shape, decoder.output.out_features)
+            arguments = self._arguments(context, features, linear, frame)
+            each = arguments[:, :, None].expand(-1, -1, self.n_paths, -1, -1)
+            return arguments, self.head, self.head.drawn(each, self.uniforms.expand(each.shape[:-1]))
+        rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
+        found = []
+        for part in zip(*(values.split(max(1, _PATHS // self.n_paths)) for values in rows), strict=True):
+            summary, features, linear, last, *fields = part
+            found.append(self._rolled(decoder, summary, features, linear, last, Frame(*fields)))
+        arguments, paths = (torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*found, strict=True))
+        return arguments, self.marginal, paths
+
+    def _rolled(
+        self,
+        decoder: AutoregressiveDecoder,
+        summary: Float[Tensor, "row summary"],
+        features: Float[Tensor, "row horizon step"],
+        linear: Float[Tensor, "row horizon"],
+        last: Bool[Tensor, " row"],
+        frame: Frame,
+    ) -> tuple[Float[Tensor, "row horizon pooled"], Float[Tensor, "row path horizon"]]:
+        """Return what `_sampled` does of some origins; fields of `frame` are by row, too."""
+
+        def each(values: Tensor) -> Tensor:
+            return values[:, None].expand(-1, self.n_paths, *values.shape[1:])
+
+        features, linear, frame = each(features), each(linear), Frame(*(each(values) for values in frame))
+        carry = tuple(part.repeat_interleave(self.n_paths, dim=1) for part in decoder.start(summary))
+        values, observed, expected = frame.window[..., -1], each(last), frame.window[..., -1]
+        pooled, paths = [], []
+        for k in range(self.shape.horizon):
+            now = slice(k, k + 1)
+            told = self.head.fed(values, observed, expected, frame.spread[..., max(k - 1, 0)])
+            inputs = torch.cat([told, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
+            made, carry = decoder(inputs, carry)
+            context = made.unflatten(0, linear.shape[:2])
+            here = frame._replace(spread=frame.spread[..., now])
+            arguments = self._arguments(context, features[:, :, now], linear[..., now], here, now)[:, :, 0]
+            # Half precision is for products, not for what is drawn.
+            arguments = arguments.to(frame.location.dtype)
+            values = self.head.drawn(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
+            observed, expected = torch.ones_like(observed), linear[..., k]
+            pooled.append(self.head.pooled(arguments, values))
+            paths.append(values)
+        return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
+
+    def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the skip, what is said of each window ([..., feature]), and of each step ([..., horizon, feature])."""
+        if self.shape.n_classes:
+            linear = self.class_skip(frame.window)
+            count = class_counts(frame.window, self.shape.n_classes)
+            share = count / count.sum(-1, keepdim=True).clamp(min=1)
+            return linear, share @ self.class_embeddings.weight, linear.exp() @ self.class_embeddings.weight
+        linear = line(frame.window, self.skip)
+        level = torch.stack([torch.asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
+        return linear, level, torch.stack([torch.asinh(linear), frame.spread.log()], dim=-1)
 
     def _log_scale(self, divisor: Tensor) -> Tensor:
         return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)
@@ -273,13 +469,13 @@ class RecurrentForecaster(nn.Module):
         """Return [..., feature]: as `_standardised`, but the columns of `embeddings` hold codes, and are embedded."""
         if not embeddings:
             return self._standardised(values, first)
-        present = torch.isfinite(values)
+        # Steps before the start are no unseen values.
+        coded = [str(column) in embeddings for column in range(values.shape[-1])]
+        present = torch.isfinite(values) & (there[..., None] | ~torch.tensor(coded, device=values.device))
         columns = list(self._scaled(values, present, first).split(1, dim=-1))
         for name, table in embeddings.items():
             assert isinstance(table, nn.Embedding)
             column = int(name)
-            # Steps before the start are no unseen values.
-            present[..., column] &= there
             codes = values[..., column].nan_to_num(0.0).long()
             if self.training:
                 # A value never seen is unknown at every step of a window.
@@ -316,12 +512,18 @@ class RecurrentForecaster(nn.Module):
             """Return the normalised values `lag` steps before each step, and whether they were observed."""
             target = functional.pad(batch.target, (lag, 0))[:, :time].unflatten(1, (-1, length))
             observed = functional.pad(batch.observed, (lag, 0))[:, :time].unflatten(1, (-1, length))
+            if self.shape.n_classes:
+                return [
+                    (self.class_embeddings(target.long()) * observed[..., None]).flatten(2),
+                    observed.to(scale.dtype),
+                ]
             return [(target - level) / divisor * observed, observed.to(target.dtype)]
 
         # Seasons are looked up for the segment that comes next.
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
-        before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
-        values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
+        if not self.shape.n_classes:
+            before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
+            values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
         past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
         past = past.unflatten(1, (-1, length)).mean(2)
         ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
@@ -339,6 +541,10 @@ class RecurrentForecaster(nn.Module):
         for lag in self.shape.season_lags:
             index = at[:, None] + self.season_offset - (lag - self.shape.season_length)
             seen = (batch.observed[:, index.clamp(min=0)] & (index >= 0))[..., None]
+            if self.shape.n_classes:
+                code = batch.target[:, index.clamp(min=0)].long()
+                features += [self.class_embeddings(code) * seen, seen.to(batch.target.dtype)]
+                continue
             value = self._relative(batch.target[:, index.clamp(min=0)], frame)
             features += [value * seen, seen.to(value.dtype)]
             if reach:
@@ -353,6 +559,20 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "batch origin horizon 1"]:
         scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
         return torch.asinh(scaled)[..., None]
+
+
+def _decoder(
+    shape: NetworkShape, config: ModelConfig, n_future: int, n_inputs: int
+) -> nn.Linear | SegmentDecoder | AutoregressiveDecoder:
+    """Return the decoder that `model.decoder` names: one linear map to all steps at once, if it is direct.
+
+    `n_inputs` are those of a step that is told the value before it.
+    """
+    if config.decoder == "autoregressive":
+        return AutoregressiveDecoder(_DECODER_HIDDEN, n_inputs, config)
+    if config.decoder == "segment":
+        return SegmentDecoder(_DECODER_HIDDEN, shape.horizon, n_future, shape.segment_length, config)
+    return nn.Linear(_DECODER_HIDDEN, shape.horizon * config.decoder_size)
 
 
 def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:
@@ -375,9 +595,14 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
 
 
 def loss_weights(
-    target: Float[Tensor, "batch origin horizon"], observed: Bool[Tensor, "batch origin horizon"], frame: Frame
+    target: Float[Tensor, "batch origin horizon"],
+    observed: Bool[Tensor, "batch origin horizon"],
+    frame: Frame,
+    shape: NetworkShape,
 ) -> Float[Tensor, "batch origin horizon"]:
     """Return the weight of each target: 0 where it or the window tells nothing, less where it dwarfs the scale."""
+    if shape.n_classes:
+        return observed.to(target.dtype)
     size = (target.abs() * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp(min=1)
     usable = observed & (frame.scale > 0)[..., None]
     return usable / (size / math.pi).clamp(min=1.0)

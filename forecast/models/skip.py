@@ -1,6 +1,7 @@
-"""The linear skip: one ridge solution from the normalised window to the horizon, for all series, in closed form."""
+"""The linear skip: one robust ridge solution from the normalised window to the horizon, for all series."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,13 @@ from torch import Tensor
 # Penalties per sample that are tried; validation chooses.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _ROUNDS = 6
+# How often windows are weighted anew, by their errors at this penalty, with a solution for each so-many-th.
+_REWEIGHTINGS = 2
+_PILOT = 1e-2
+_PILOTS = 4
+# The constant feature: large, so that what is multiplied with it is hardly penalised.
+_CONSTANT = 10.0
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -25,28 +33,39 @@ class Samples:
     location: Float[Tensor, " sample"]
     divisor: Float[Tensor, " sample"]
 
+    def every(self, stride: int) -> "Samples":
+        """Return each `stride`-th sample."""
+        return Samples(**{field.name: getattr(self, field.name)[::stride] for field in fields(self)})
 
-def seasonal_solution(context: int, horizon: int, season: int) -> Float[Tensor, "context horizon"]:
-    """Return the matrix that repeats the last season of the window (seasonal naive)."""
+
+Solution: TypeAlias = Float[Tensor, "context+1 horizon"]
+"""Weights of the window's values, and in the last row what is added whatever they are."""
+
+
+def line(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
+    """Return what a solution forecasts from windows."""
+    return window @ solution[:-1] + solution[-1]
+
+
+def seasonal_solution(context: int, horizon: int, season: int) -> Solution:
+    """Return the solution that repeats the last season of the window (seasonal naive)."""
     ahead = torch.arange(horizon)
-    solution = torch.zeros(context, horizon)
+    solution = torch.zeros(context + 1, horizon)
     solution[context - season + ahead % season, ahead] = 1.0
     return solution
 
 
-def solve_ridge(
-    samples: Samples, prior: Float[Tensor, "context horizon"], penalties: tuple[float, ...] = PENALTIES
-) -> list[Float[Tensor, "context horizon"]]:
-    """Return, for each penalty p, the W that minimises sum of w |y - z W|^2 + p n |W - prior|^2.
+def solve_ridge(samples: Samples, prior: Solution, penalties: tuple[float, ...] = PENALTIES) -> list[Solution]:
+    """Return, for each penalty p, the W that minimises sum of w |y - [z; 1] W|^2 + p n |W - prior|^2.
 
-    One eigen-decomposition of the Gram matrix serves all penalties. Targets that were not observed are replaced by
-    the current solution's values and solved for again (EM), which converges to least squares over the observed ones.
+    The constant is hardly penalised. One eigen-decomposition of the Gram matrix serves all penalties. Targets that were
+    not observed are replaced by the current solution's values and solved for again (EM), which converges to least
+    squares over the observed ones.
     """
     gram, cross = _products(samples, prior)
     values, vectors = torch.linalg.eigh(gram)
     partial = torch.nonzero((samples.observed == 0).any(1)).flatten()
-    scale = samples.weight[partial, None].sqrt()
-    window, missing = (samples.window[partial] * scale).double(), 1.0 - samples.observed[partial].double()
+    window, missing = _features(samples, partial), 1.0 - samples.observed[partial].double()
     solutions = []
     for penalty in penalties:
         shrink = (1.0 / (values.clamp(min=0) + penalty * len(samples.window)))[:, None]
@@ -54,20 +73,50 @@ def solve_ridge(
         for _ in range(_ROUNDS if len(partial) else 0):
             filled = cross + window.T @ ((window @ change) * missing)
             change = vectors @ (shrink * (vectors.T @ filled))
+        change[-1] *= _CONSTANT
         solutions.append(prior + change.to(prior.dtype))
     return solutions
 
 
-def _products(samples: Samples, prior: Tensor) -> tuple[Tensor, Tensor]:
+def robust(samples: Samples, prior: Solution) -> Samples:
+    """Return the samples with less weight on windows whose mean absolute error is more than usual.
+
+    A few windows whose level breaks would else bend the line for all (Huber 1964, by iteratively reweighted least
+    squares: Holland & Welsch 1977). The errors are those of a solution for every fourth window.
+    """
+    weighted = pilots = samples.every(_PILOTS)
+    for _ in range(_REWEIGHTINGS):
+        (pilot,) = solve_ridge(weighted, prior, (_PILOT,))
+        usual, error = _errors(pilots, pilot).median(), _errors(samples, pilot)
+        if not usual > 0:
+            return samples
+        inlying = (usual / error.clamp(min=1e-9)).clamp(max=1.0)
+        result = replace(samples, weight=samples.weight * inlying)
+        weighted = result.every(_PILOTS)
+    return result
+
+
+def _errors(samples: Samples, solution: Solution) -> Float[Tensor, " sample"]:
+    """Return the mean absolute error of each window."""
+    error = (samples.target - line(samples.window, solution)) * samples.observed
+    return error.abs().sum(1) / samples.observed.sum(1).clamp(min=1)
+
+
+def _features(samples: Samples, rows: slice | Tensor) -> Float[Tensor, "sample context+1"]:
+    """Return windows and the constant, times the root of the weight, in float64."""
+    root = samples.weight[rows, None].double().sqrt()
+    return torch.cat([samples.window[rows].double() * root, _CONSTANT * root], dim=1)
+
+
+def _products(samples: Samples, prior: Solution) -> tuple[Tensor, Tensor]:
     """Return z'wz and z'w(y - z prior) in float64, a chunk of samples at a time."""
-    context, horizon = prior.shape
-    gram = torch.zeros(context, context, dtype=torch.float64, device=prior.device)
-    cross = torch.zeros(context, horizon, dtype=torch.float64, device=prior.device)
-    for first in range(0, len(samples.window), 4096):
-        part = slice(first, first + 4096)
-        root = samples.weight[part, None].sqrt()
-        window = (samples.window[part] * root).double()
-        rest = (samples.target[part] - samples.window[part] @ prior) * samples.observed[part] * root
-        gram += window.T @ window
-        cross += window.T @ rest.double()
+    size, horizon = prior.shape
+    gram = torch.zeros(size, size, dtype=torch.float64, device=prior.device)
+    cross = torch.zeros(size, horizon, dtype=torch.float64, device=prior.device)
+    for first in range(0, len(samples.window), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        features = _features(samples, part)
+        rest = (samples.target[part] - line(samples.window[part], prior)) * samples.observed[part]
+        gram += features.T @ features
+        cross += features.T @ (rest * samples.weight[part, None].sqrt()).double()
     return gram, cross

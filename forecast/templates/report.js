@@ -23,7 +23,7 @@ Page.start(async () => {
   const shown = (kind, i, best) => switched[kind].get(i) ?? (kind !== "band" || i === best);
   const orders = {
     name: { label: "By name" },
-    score: { label: "Worst MASE", values: page.score },
+    score: { label: `Worst ${page.metric}`, values: page.score },
     gain: { label: "Largest gain", values: page.gain },
   };
   let matches = page.ids.map((_, i) => i);
@@ -50,7 +50,7 @@ Page.start(async () => {
   // The number beside each series: what it is sorted by, else its score.
   function noted() {
     if ($("order").value === "gain") return { values: page.gain, write: signedPercent, name: "gain by fine-tuning" };
-    return { values: page.score, write: (value) => format(value, 3, true), name: `MASE (${page.scored})` };
+    return { values: page.score, write: (value) => format(value, 3, true), name: `${page.metric} (${page.scored})` };
   }
 
   // Only the rows in sight are in the page, so the length of the list costs nothing.
@@ -130,6 +130,13 @@ Page.start(async () => {
     const present = models.map((_, i) => i).filter((i) => forecasts[i]);
     const best = present[present.length - 1];
     chips(present);
+    if (page.classes.length) {
+      const drawn = present.filter((i) => shown("line", i));
+      await stack(cutoff, series, actualTimes, forecasts[drawn[drawn.length - 1]]);
+      errors(series, actualTimes, forecasts);
+      document.documentElement.dataset.drawn = page.ids[chosen];
+      return;
+    }
     const traces = [];
     models.forEach((model, i) => {
       const forecast = forecasts[i];
@@ -178,6 +185,27 @@ Page.start(async () => {
     document.documentElement.dataset.drawn = page.ids[chosen];
   }
 
+  // Of classes: the probabilities by one model, stacked, and what happened as a row of marks above them.
+  async function stack(cutoff, series, actualTimes, forecast) {
+    const traces = page.classes.flatMap(({ label, colour }, code) => {
+      const at = shown("actual", 0) ? actualTimes.filter((_, i) => series.y[i] === code) : [];
+      const marks = { x: at, y: at.map(() => 106), mode: "markers", marker: { color: colour, symbol: "square", size: 6 } };
+      const found = [{ ...marks, name: `${plain(label)}, actual`, hovertemplate: " " }];
+      if (forecast) {
+        const y = forecast.p[code].map((share) => 100 * share);
+        const area = { x: times(forecast.t), y, stackgroup: "p", line: { width: 0, shape: "hvh" }, fillcolor: colour };
+        found.push({ ...area, name: plain(label), mode: y.length === 1 ? "markers" : "lines", hovertemplate: "%{y:.1f} %" });
+      }
+      return found;
+    });
+    const line = { color: theme().muted, width: 1, dash: "dot" };
+    const shapes = [{ type: "line", x0: cutoff, x1: cutoff, yref: "paper", y0: 0, y1: 1, line }];
+    const ahead = forecast ? times(forecast.t) : [];
+    const range = ahead.length ? opening(traces, cutoff, actualTimes, ahead).x : undefined;
+    const extra = { shapes, showlegend: true, hovermode: "x unified", legend: { orientation: "h" } };
+    await draw($("chart"), traces, { type: "date", title: page.clock, range }, { title: "Probability (%)", range: [0, 112] }, extra);
+  }
+
   // What the chart opens on: the forecast, and three times as many steps before it.
   function opening(traces, cutoff, before, ahead) {
     const past = before.filter((time) => time <= cutoff);
@@ -203,14 +231,15 @@ Page.start(async () => {
       const gaps = times(forecast.t)
         .map((time, at) => [actual.get(time), forecast.q[at]])
         .filter(([y, q]) => y !== undefined && y !== null && q !== null)
-        .map(([y, q]) => Math.abs(y - q));
+        .map(([y, q]) => (page.classes.length ? Number(y !== q) : Math.abs(y - q)));
       most = Math.max(most, gaps.length);
       if (gaps.length) parts.push([models[i].label, gaps.reduce((sum, gap) => sum + gap, 0) / gaps.length]);
     });
     $("errors").replaceChildren();
     if (!series.f.length) $("errors").textContent = "No forecast for this series.";
     if (!parts.length) return;
-    $("errors").append(`Mean absolute error of the median over ${most} known step${most === 1 ? "" : "s"}: `);
+    const error = page.classes.length ? "Share of other classes than the most probable one" : "Mean absolute error of the median";
+    $("errors").append(`${error} over ${most} known step${most === 1 ? "" : "s"}: `);
     parts.forEach(([label, value], i) => $("errors").append(i ? ", " : "", `${label} `, element("b", format(value))));
   }
 
@@ -407,11 +436,14 @@ Page.start(async () => {
 
   // First all places, then the charts: each takes the width that the others leave it.
   $("steps").hidden = !page.steps;
+  $("steps").querySelector(".caption span").textContent = page.classes.length
+    ? "Share of steps at which another class came than the most probable one, over all series."
+    : "Mean absolute error over all series, in units of the target.";
   $("calibration").hidden = !page.calibration;
   decisions();
-  lines("steps", { title: "Steps after the cutoff", tickformat: ",d" }, { title: "Mean absolute error", rangemode: "tozero" }, page.steps);
+  lines("steps", { title: "Steps after the cutoff", tickformat: ",d" }, { title: page.classes.length ? "Share of steps" : "Mean absolute error", rangemode: "tozero" }, page.steps);
   lines(
-    "calibration", { title: "Nominal level (%)", range: [0, 100] }, { title: "Observed coverage (%)", range: [0, 100] }, page.calibration,
+    "calibration", { title: "Level or probability stated (%)", range: [0, 100] }, { title: "Observed share (%)", range: [0, 100] }, page.calibration,
     (colours) => ({
       name: "Perfectly calibrated", x: [0, 100], y: [0, 100], mode: "lines", hoverinfo: "skip",
       line: { color: colours.muted, width: 1, dash: "dot" },

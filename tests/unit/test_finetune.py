@@ -148,7 +148,7 @@ def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarra
                 "features": head_features(output, network.shape),
                 "quantiles": output.quantiles,
                 "target": target,
-                "weight": loss_weights(target, observed, output.frame),
+                "weight": loss_weights(target, observed, output.frame, network.shape),
             }
             for key, values in found.items():
                 parts.setdefault(key, []).append(values[0])

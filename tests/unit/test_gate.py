@@ -90,8 +90,8 @@ def scores(model: str, mase: list[float], wql: list[float], cutoffs: int = 1) ->
 def test_a_better_challenger_is_let_through_with_the_numbers() -> None:
     both = pl.concat([scores("new", [0.8, 0.9], [0.4, 0.6]), scores("old", [1.0, 1.2], [0.5, 0.7])])
     verdict = compare(both, "new", "old")
-    assert verdict.mase == pytest.approx((0.85, 1.1))
-    assert verdict.wql == pytest.approx((0.5, 0.6))
+    assert verdict.metrics["MASE"] == pytest.approx((0.85, 1.1))
+    assert verdict.metrics["WQL"] == pytest.approx((0.5, 0.6))
     assert (verdict.incumbent, verdict.n_windows) == ("old", 2)
     assert verdict.p_value < 0.05
     assert "MASE 0.8500 against 1.1000" in str(verdict)
@@ -110,31 +110,31 @@ def test_a_challenger_that_is_worse_in_either_is_refused(mase: list[float], wql:
 def test_an_equal_challenger_is_let_through() -> None:
     both = pl.concat([scores("new", [1.0, 2.0], [0.5, 0.5]), scores("old", [1.0, 2.0], [0.5, 0.5])])
     verdict = compare(both, "new", "old")
-    assert verdict.mase[0] == verdict.mase[1]
+    assert verdict.metrics["MASE"][0] == verdict.metrics["MASE"][1]
     assert math.isnan(verdict.p_value)
 
 
 def test_only_windows_of_both_count() -> None:
     more = scores("new", [0.9, 0.9, 50.0], [0.5] * 3, cutoffs=2)
     verdict = compare(pl.concat([more, scores("old", [1.0, 1.0], [0.5, 0.5])]), "new", "old")
-    assert (verdict.n_windows, verdict.mase) == (2, pytest.approx((0.9, 1.0)))
+    assert (verdict.n_windows, verdict.metrics["MASE"]) == (2, pytest.approx((0.9, 1.0)))
     with pytest.raises(GateRefused, match=r"no backtest window in common"):
         compare(more, "new", "old")
 
 
 def test_series_without_a_mase_are_judged_by_the_others_or_by_wql_alone() -> None:
     both = pl.concat([scores("new", [0.9, math.nan], [0.5, 0.5]), scores("old", [1.0, math.nan], [0.5, 0.6])])
-    assert compare(both, "new", "old").mase == pytest.approx((0.9, 1.0))
+    assert compare(both, "new", "old").metrics["MASE"] == pytest.approx((0.9, 1.0))
     undefined = pl.concat([scores("new", [math.nan] * 2, [0.4, 0.4]), scores("old", [math.nan] * 2, [0.5, 0.5])])
     verdict = compare(undefined, "new", "old")
     assert isinstance(verdict, Verdict)
-    assert math.isnan(verdict.mase[0])
+    assert math.isnan(verdict.metrics["MASE"][0])
     with pytest.raises(GateRefused, match=r"worse than new in WQL"):
         compare(undefined, "old", "new")
 
 
 def test_the_first_champion_has_to_beat_its_rival() -> None:
     equal = pl.concat([scores("new", [1.0, 1.0], [0.5, 0.5]), scores("old", [1.0, 1.0], [0.5, 0.5])])
-    assert compare(equal, "new", "old").mase == (1.0, 1.0)
+    assert compare(equal, "new", "old").metrics["MASE"] == (1.0, 1.0)
     with pytest.raises(GateRefused, match="new does not beat old"):
         compare(equal, "new", "old", must_beat=True)

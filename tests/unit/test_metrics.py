@@ -8,18 +8,25 @@ from statistics import NormalDist
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.metrics import (
     SCORE_COLUMNS,
+    confusion,
     coverage_by_level,
     error_by_step,
     future_values,
     last_values,
+    macro_f1,
+    midpoints,
+    score_classes,
+    score_points,
     score_windows,
     seasonal_naive,
+    seasonal_naive_classes,
     seasonal_naive_errors,
     summarise,
 )
@@ -209,3 +216,77 @@ def test_error_and_coverage_leave_out_what_was_not_observed() -> None:
     covered = coverage_by_level(forecasts).sort("level")
     assert covered["level"].to_list() == [0.1, 0.5, 0.975]
     assert covered["coverage"].to_list() == pytest.approx([2 / 3, 1.0, 1.0])
+
+
+def test_naive_probabilities_follow_hits_and_counts(
+    table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
+) -> None:
+    codes = {"a": [0, 1, 2, 0, 0, 1, 2, 2, 0, 1, 0, 0], "b": [2] * 12, "c": [1]}
+    panel = loaded(table({name: np.array(values, float) for name, values in codes.items()}), 6, season_length=4).panel
+    windows = WindowIndex(np.array([0, 1, 2, 0]), np.array([11, 11, 0, 7]))
+    found = seasonal_naive_classes(panel, windows, horizon=6, season=4, n_classes=3)
+    np.testing.assert_allclose(found.sum(-1), 1.0)
+    assert (found > 0).all()
+    assert found.argmax(-1)[1].tolist() == [2] * 6
+    for row, (name, end) in enumerate([("a", 12), ("b", 12), ("c", 1), ("a", 8)]):
+        own = codes[name][:end]
+        hits = sum(own[t] == own[t - 4] for t in range(4, end))
+        share = (hits + 1) / (max(end - 4, 0) + 2)
+        for step in range(6):
+            point = own[-4 + step % 4] if end >= 4 else own[-1]
+            others = [own.count(k) + 1 if k != point else 0 for k in range(3)]
+            expected = [share if k == point else (1 - share) * others[k] / sum(others) for k in range(3)]
+            np.testing.assert_allclose(found[row, step], expected)
+
+
+def test_scores_of_classes_are_those_written_out() -> None:
+    rng = np.random.default_rng(0)
+    stated, actual = rng.dirichlet([1, 1, 1], (5, 4)), rng.integers(0, 3, (5, 4)).astype(float)
+    actual[1, 2], actual[3] = NAN, NAN
+    found = score_classes(actual, stated)
+    for row in range(5):
+        steps = [step for step in range(4) if not np.isnan(actual[row, step])]
+        pairs = [(stated[row, step], int(actual[row, step])) for step in steps]
+        assert found["n_steps"][row] == len(steps)
+        assert found["log_loss"][row] == pytest.approx(sum(-np.log(p[y]) for p, y in pairs))
+        assert found["brier"][row] == pytest.approx(sum(((p - np.eye(3)[y]) ** 2).sum() for p, y in pairs))
+        assert found["correct"][row] == sum(p.argmax() == y for p, y in pairs)
+    certain = np.array([[[1.0, 0.0]]])
+    assert np.isfinite(score_classes(np.array([[1.0]]), certain)["log_loss"]).all()
+
+
+def test_macro_f1_is_the_mean_over_classes() -> None:
+    came = ["a", "a", "a", "b", "b", None]
+    said = ["a", "a", "b", "b", "c", "a"]
+    counts = confusion(pl.DataFrame({"model": ["m"] * 6, "target": came, "class": said}))
+    assert counts["n"].sum() == 5
+    # a: 2 hits, said 2, came 3; b: 1 hit, said 2, came 2; c: said once, never came.
+    assert macro_f1(counts)["macro_f1"].item() == pytest.approx((4 / 5 + 2 / 4 + 0) / 3)
+
+
+def test_crps_is_that_of_the_distribution() -> None:
+    levels = np.array(midpoints(100))
+    counts = np.arange(200)
+    for mean, value in [(0.3, 0.0), (0.3, 2.0), (4.0, 1.0), (60.0, 75.0)]:
+        ranked = ((stats.poisson(mean).cdf(counts) - (counts >= value)) ** 2).sum()
+        found = score_points(np.array([[value]]), stats.poisson(mean).ppf(levels)[None, None])
+        assert found[0] == pytest.approx(ranked, rel=0.02, abs=2e-3)
+    for value in (-1.0, 0.2, 3.0):
+        density, below = stats.norm.pdf(value), stats.norm.cdf(value)
+        exact = value * (2 * below - 1) + 2 * density - np.pi**-0.5
+        assert score_points(np.array([[value]]), stats.norm.ppf(levels)[None, None])[0] == pytest.approx(
+            exact, rel=0.01
+        )
+    certain = score_points(np.array([[3.0, NAN]]), np.full((1, 2, 100), 5.0))
+    assert certain.tolist() == [2.0]
+
+
+def test_probabilities_are_calibrated_where_classes_come_as_often_as_stated() -> None:
+    rng = np.random.default_rng(0)
+    stated = rng.random(20_000)
+    came = np.where(rng.random(20_000) < stated, "rain", "clear")
+    frame = pl.DataFrame({"model": "m", "target": came, "class": "rain", "p_clear": 1 - stated, "p_rain": stated})
+    found = coverage_by_level(frame)
+    assert found.height == 10
+    np.testing.assert_allclose(found["coverage"], found["level"], atol=0.03)
+    assert found["level"].is_sorted()

@@ -175,3 +175,25 @@ def test_neither_import_nor_drawing_touches_pyplot() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_probabilities_of_classes_are_stacked_to_a_hundred_below_what_came() -> None:
+    names = ["clear", "rain"]
+    history = panel(series=("a",)).with_columns(target=pl.Series([names[hour % 2] for hour in range(60)]))
+    share = pl.Series([0.1 * k for k in range(1, 9)] + [0.5] * 4)
+    made = forecasts(series=("a",)).select("series_id", "timestamp", "cutoff", "step", "source")
+    made = made.with_columns(p_clear=share, p_rain=1 - share, **{"class": pl.lit("clear")})
+    (axes,) = plots.sample_forecasts(history, made, ["a"]).axes
+    lower, upper = (area.get_paths()[0].vertices for area in axes.collections)
+    assert upper[:, 1].max() == pytest.approx(100.0)
+    assert lower[:, 1].max() == pytest.approx(80.0)
+    marks = {line.get_label(): len(line.get_xdata()) for line in axes.lines}
+    assert (marks["clear"], marks["rain"]) == (18, 18)
+
+
+def test_a_confusion_shows_the_counts_of_one_model() -> None:
+    rows = [("m", "a", "a", 8), ("m", "a", "b", 2), ("m", "b", "b", 1), ("other", "a", "c", 99)]
+    counts = pl.DataFrame(rows, schema=["model", "target", "class", "n"], orient="row")
+    (axes,) = plots.confusion(counts, "m").axes
+    assert [text.get_text() for text in axes.texts] == ["8", "2", "0", "1"]
+    assert axes.images[0].get_array().tolist() == [[0.8, 0.2], [0.0, 1.0]]

@@ -338,3 +338,30 @@ def test_search_keys_buttons_and_sorting_work(tmp_path: Path) -> None:
     dom = browse(tmp_path / "acting.html", tmp_path / "profile")
     assert re.findall(r' data-reached="(\w+)"', dom) == ["unknown"]
     assert "This report has no series absent." in dom
+
+
+def test_classes_are_told_by_their_probabilities_and_confusions(tmp_path: Path) -> None:
+    names = pl.Series(["clear", "rain"])
+    past = history(["S2"]).with_columns(target=names.gather([hour % 2 for hour in range(60)]))
+    share = pl.Series([0.75] * 12)
+    made = forecasts(["S2"]).select("series_id", "timestamp", "cutoff", "step", "source", "model_version")
+    made = made.with_columns(p_clear=share, p_rain=1 - share, **{"class": pl.lit("clear")})
+    counts = pl.DataFrame(
+        {"model": "pretrained", "target": ["clear", "rain"], "class": ["clear", "clear"], "n": [9, 3]}
+    )
+    scores = pl.DataFrame({"series_id": ["S2"], "model": ["pretrained"], "log_loss": [6.0], "n_steps": [12]})
+    summary = [{"model": "seasonal_naive", "log_loss": 0.6, "accuracy": 0.5}]
+    summary += [{"model": "pretrained", "log_loss": 0.5, "accuracy": 0.75}]
+    page = write(
+        tmp_path / "report.html", history=past, forecasts=made, confusion=counts, scores=scores, summary=summary
+    )
+    meta = unpacked(page, "page")
+    assert [each["label"] for each in meta["classes"]] == ["clear", "rain"]
+    assert (meta["score"], meta["metric"]) == ([0.5], "Log-loss")
+    (series,) = unpacked(page, "chunk-0")
+    assert series["y"] == [hour % 2 for hour in range(60)]
+    assert series["f"][0]["q"] == [0] * 12
+    assert series["f"][0]["p"] == [[0.75] * 12, [0.25] * 12]
+    assert "Which class was forecast when" in page
+    assert '<td class="number">9</td>' in page
+    assert page.count('class="number best"') == 2

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from forecast.data import nyc_flights as module
-from forecast.data.nyc_flights import FUTURE_HOURS, KNOWN_COVARIATES, PAST_COVARIATES, nyc_flights
+from forecast.data.nyc_flights import FUTURE_HOURS, KNOWN_COVARIATES, PAST_COVARIATES, SNOW_BELOW, nyc_flights
 from forecast.errors import ConfigError, DataError
 from pipelines.data import main
 
@@ -76,3 +76,15 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "forecast data prepare|append|profile|nyc-flights" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean nyc-flights"):
         main(["tokyo-flights", "out"])
+
+
+def test_the_weather_is_a_panel_of_classes(folder: Path) -> None:
+    panel = pl.read_parquet(folder / "weather.parquet")
+    assert panel["series_id"].unique().sort().to_list() == ["EWR", "JFK", "LGA"]
+    assert not panel.select("series_id", "timestamp").is_duplicated().any()
+    snow = panel.filter(pl.col("target") == "snow")
+    assert snow.height > 100
+    assert snow["temperature"].max() < SNOW_BELOW
+    assert panel.filter(pl.col("target") == "rain")["temperature"].min() >= SNOW_BELOW
+    assert set(snow["timestamp"].dt.month()) <= {1, 2, 3, 4, 11, 12}
+    assert panel["target"].value_counts(sort=True)["target"].to_list() == ["clear", "rain", "snow"]

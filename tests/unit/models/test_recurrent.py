@@ -18,11 +18,18 @@ from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster,
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 CELLS = ["lstm", "gru", "rnn"]
+DECODERS: list[dict[str, Any]] = [
+    {"decoder": "segment"},
+    {"decoder": "autoregressive", "n_paths": 8},
+    {"attention": True},
+    {"decoder": "autoregressive", "n_paths": 8, "cell": "gru", "head": "normal", "attention": True},
+]
+EVERY = [*({"cell": cell} for cell in CELLS), *DECODERS]
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 
 
 def network(
-    found: Loaded, *, trained: bool, cell: str = "lstm", season: int = SEASON, **shape: Any
+    found: Loaded, *, trained: bool, model: dict[str, Any] | None = None, season: int = SEASON, **shape: Any
 ) -> RecurrentForecaster:
     panel, categories = found.panel, found.categories
     torch.manual_seed(0)
@@ -38,7 +45,7 @@ def network(
             n_static_numbers=panel.static_numbers.shape[1],
             **shape,
         ),
-        ModelConfig.model_validate({"cell": cell, "hidden_size": 6, "num_layers": 2, "decoder_size": 3}),
+        ModelConfig.model_validate({"hidden_size": 6, "num_layers": 2, "decoder_size": 3} | (model or {})),
     ).eval()
     with torch.no_grad():
         made.skip.normal_(0, 0.2)
@@ -99,9 +106,11 @@ def check_causality(made: RecurrentForecaster, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("segment", [1, 7])
-@pytest.mark.parametrize("cell", CELLS)
-def test_nothing_behind_an_origin_changes_its_forecast(weekly_loaded: Loaded, cell: str, segment: int) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
+@pytest.mark.parametrize("model", EVERY)
+def test_nothing_behind_an_origin_changes_its_forecast(
+    weekly_loaded: Loaded, model: dict[str, Any], segment: int
+) -> None:
+    made = network(weekly_loaded, trained=True, model=model, segment_length=segment)
     check_causality(made, windows(weekly_loaded, [0, 1, 3, 6], [50, 90, 60, 40], span=15))
 
 
@@ -118,7 +127,7 @@ def test_nor_with_seasons_whose_neighbourhood_reaches_the_origin(
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_last_value_and_past_covariate_of_the_context_change_the_forecast(weekly_loaded: Loaded, cell: str) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell)
+    made = network(weekly_loaded, trained=True, model={"cell": cell})
     batch = windows(weekly_loaded, [0, 1], [50, 90], blank=True)
     before = run(made, batch).quantiles
     for name in ("target", "past"):
@@ -239,8 +248,11 @@ def test_the_shape_survives_json_and_one_without_codes_is_read_as_before(coded: 
 
 
 @pytest.mark.parametrize("anchor", ["level", "last"])
-def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(plain: Loaded, anchor: str) -> None:
-    made = network(plain, trained=False, anchor=anchor)
+@pytest.mark.parametrize("model", [{}, *DECODERS[:3]])
+def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(
+    plain: Loaded, model: dict[str, Any], anchor: str
+) -> None:
+    made = network(plain, trained=False, model=model, anchor=anchor)
     output = run(made, windows(plain, [0, 1, 2], [40, 60, 100], blank=True))
     frame = output.frame
     own = made.head.ordered(made.output_bias) * frame.spread[..., None]
@@ -278,9 +290,9 @@ def test_gradients_of_an_untrained_network_reach_its_last_layer(weekly_loaded: L
 
 
 @pytest.mark.parametrize("segment", [1, 7, 14])
-@pytest.mark.parametrize("cell", CELLS)
-def test_several_origins_give_what_each_gives_alone(weekly_loaded: Loaded, cell: str, segment: int) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell, segment_length=segment)
+@pytest.mark.parametrize("model", EVERY)
+def test_several_origins_give_what_each_gives_alone(weekly_loaded: Loaded, model: dict[str, Any], segment: int) -> None:
+    made = network(weekly_loaded, trained=True, model=model, segment_length=segment)
     batch = windows(weekly_loaded, [0, 2, 6], [50, 90, 40], span=29)
     origins = (0, 14, 28)
     together = run(made, batch, *origins)
@@ -303,9 +315,9 @@ def test_an_origin_inside_a_longer_window_gives_what_its_own_window_gives_untrai
         torch.testing.assert_close(inside[:, k], own[:, 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_window_gives_the_same_alone_as_in_a_batch(weekly_loaded: Loaded, cell: str) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell)
+@pytest.mark.parametrize("model", EVERY)
+def test_a_window_gives_the_same_alone_as_in_a_batch(weekly_loaded: Loaded, model: dict[str, Any]) -> None:
+    made = network(weekly_loaded, trained=True, model=model)
     series, first = [0, 1, 3, 5, 6, 7], [10, 159, 21, 80, 99, 2]
     together = run(made, windows(weekly_loaded, series, first, blank=True)).quantiles
     for row, at in enumerate(zip(series, first, strict=True)):
@@ -315,15 +327,21 @@ def test_a_window_gives_the_same_alone_as_in_a_batch(weekly_loaded: Loaded, cell
 
 @pytest.mark.parametrize("anchor", ["level", "last"])
 @pytest.mark.parametrize("value", [0.0, 1.1, -3.3e6, 1e17])
-def test_a_constant_window_forecasts_its_value_exactly(table: Table, loaded: Load, value: float, anchor: str) -> None:
+@pytest.mark.parametrize("model", [{}, {"decoder": "autoregressive"}])
+def test_a_constant_window_forecasts_its_value_exactly(
+    table: Table, loaded: Load, value: float, anchor: str, model: dict[str, Any]
+) -> None:
     # Other values long ago, outside of the context.
     found = loaded(table({"a": [*np.random.default_rng(0).normal(size=20), *[value] * 50], "b": [value]}), HORIZON)
-    made = network(found, trained=True, anchor=anchor)
+    made = network(found, trained=True, model=model, anchor=anchor)
     output = run(made, windows(found, [0, 1], [69, 0], blank=True))
     assert (forecast(output) == np.float64(np.float32(value))).all()
 
 
-def test_quantiles_do_not_cross_and_are_finite_for_extreme_series(table: Table, loaded: Load) -> None:
+@pytest.mark.parametrize("model", [{}, *DECODERS])
+def test_quantiles_do_not_cross_and_are_finite_for_extreme_series(
+    table: Table, loaded: Load, model: dict[str, Any]
+) -> None:
     rng = np.random.default_rng(0)
     series = {
         "huge": 1e17 * rng.normal(size=80),
@@ -334,7 +352,7 @@ def test_quantiles_do_not_cross_and_are_finite_for_extreme_series(table: Table, 
         "zeros": np.zeros(80),
     }
     found = loaded(table(series), HORIZON)
-    made = network(found, trained=True)
+    made = network(found, trained=True, model=model)
     quantiles = forecast(run(made, windows(found, [*range(6)], (found.panel.lengths - 1).tolist(), blank=True)))
     assert quantiles.isfinite().all()
     assert (quantiles.diff(dim=-1) >= 0).all()
@@ -346,9 +364,9 @@ def test_a_window_without_any_observation_is_said_to_have_none(plain: Loaded) ->
     assert output.quantiles.isfinite().all()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_gradients_are_finite_and_reach_every_weight(weekly_loaded: Loaded, cell: str) -> None:
-    made = network(weekly_loaded, trained=True, cell=cell).train()
+@pytest.mark.parametrize("model", EVERY)
+def test_gradients_are_finite_and_reach_every_weight(weekly_loaded: Loaded, model: dict[str, Any]) -> None:
+    made = network(weekly_loaded, trained=True, model=model).train()
     check_gradients(made, weekly_loaded, tuple(name for name, _ in made.named_parameters()))
 
 
@@ -356,7 +374,9 @@ def check_gradients(made: RecurrentForecaster, found: Loaded, names: tuple[str, 
     batch, origins = windows(found, [0, 1, 3, 4, 5, 7], [30, 60, 60, 12, 100, 1], span=15), torch.tensor([0, 7, 14])
     output = made(batch, origins)
     target, observed = targets(batch, output.frame, origins, made.shape)
-    (made.head.errors(output.arguments, target) * loss_weights(target, observed, output.frame)).mean().backward()
+    (
+        made.head.errors(output.arguments, target) * loss_weights(target, observed, output.frame, made.shape)
+    ).mean().backward()
     gradients = {name: values.grad for name, values in made.named_parameters()}
     assert all(g is None or g.isfinite().all() for g in gradients.values())
     for name in names:
@@ -389,7 +409,7 @@ def test_loss_weights_leave_out_gaps_and_constant_windows_and_tame_explosions(ta
     made = network(found, trained=True)
     frame = made.frame(batch, origins)
     target, observed = targets(batch, frame, origins, made.shape)
-    weight = loss_weights(target, observed, frame)[:, 0]
+    weight = loss_weights(target, observed, frame, made.shape)[:, 0]
     assert weight[0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     assert (weight[1] * target[1, 0].abs()).tolist() == pytest.approx([np.pi] * 7, rel=1e-3)
     assert not weight[2].any()

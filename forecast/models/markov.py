@@ -1,0 +1,135 @@
+"""The skip of classes: what mostly follows the latest class and that of one season back, counted in closed form."""
+
+from itertools import product
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# Observations that the overall frequencies stand for, in each row of a table and beside those of a window.
+_PRIOR = 2.0
+# How much of each part's say is tried; validation chooses.
+_SHARES = (0.0, 0.5, 1.0)
+# Numbers held at once where samples are looked up.
+_NUMBERS = 20_000_000
+MAX_TABLE = 50_000_000
+"""Numbers that the tables of all steps of the horizon may hold."""
+
+
+class ClassSkip(nn.Module):
+    """Log-probabilities of each step's class: log f + a log P/f + b log S/f + c log g/f, normalised.
+
+    f are the frequencies of training, P those after the latest class, a table for each step of the horizon, S those one
+    season after a class, and g the frequencies in the window. P alone is a Markov chain; together they are a naive
+    Bayes classifier (Hand & Yu 2001, International Statistical Review 69) whose shares are tempered. What is not in the
+    window has no say.
+    """
+
+    frequency: Tensor
+    latest: Tensor
+    season: Tensor
+    share: Tensor
+    """a, b and c."""
+    season_index: Tensor
+
+    def __init__(self, *, n_classes: int, context: int, horizon: int, season: int, tables: bool) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        ahead = torch.arange(horizon)
+        self.register_buffer("frequency", torch.full((n_classes,), 1.0 / n_classes).log())
+        self.register_buffer("latest", torch.zeros(horizon if tables else 0, n_classes, n_classes))
+        has_season = tables and 1 < season <= context
+        self.register_buffer("season", torch.zeros(n_classes if has_season else 0, n_classes))
+        self.register_buffer("share", torch.zeros(3))
+        self.register_buffer("season_index", context - season + ahead % season, persistent=False)
+
+    def forward(self, window: Float[Tensor, "*axes context"]) -> Float[Tensor, "*axes horizon class"]:
+        """Return log-probabilities from codes, -1 where not observed, oldest first."""
+        parts = self._parts(window)
+        return self._joined(parts, self.share)
+
+    def _joined(self, parts: list[Tensor], share: Tensor) -> Tensor:
+        said = torch.stack([weight * part for weight, part in zip(share, parts, strict=True)]).sum(0)
+        return torch.log_softmax(self.frequency + said, dim=-1)
+
+    def _parts(self, window: Tensor) -> list[Tensor]:
+        """Return what latest class, season and window say, each [..., horizon, class]."""
+        horizon = len(self.season_index)
+        nothing = self.frequency.new_zeros(*window.shape[:-1], horizon, self.n_classes)
+        parts = [nothing, nothing, nothing]
+        if len(self.season):
+            code = window[..., self.season_index]
+            parts[1] = self.season[code.clamp(min=0).long()] * (code >= 0)[..., None]
+        if len(self.latest):
+            code, seen = latest_class(window)
+            parts[0] = self.latest[:, code].movedim(0, -2) * seen[..., None, None]
+            prior = self.frequency.exp() * _PRIOR
+            count = class_counts(window, self.n_classes) + prior
+            said = (count / count.sum(-1, keepdim=True)).log() - self.frequency
+            parts[2] = said[..., None, :].expand_as(nothing)
+        return parts
+
+    @torch.no_grad()
+    def fit(
+        self,
+        window: Float[Tensor, "sample context"],
+        target: Float[Tensor, "sample horizon"],
+        observed: Float[Tensor, "sample horizon"],
+    ) -> None:
+        """Count what follows what."""
+        there, code = observed > 0, target.long()
+        count = torch.bincount(code[there], minlength=self.n_classes).double() + 1.0
+        frequency = count / count.sum()
+        self.frequency.copy_(frequency.log())
+        if not len(self.latest):
+            return
+        last, seen = latest_class(window)
+        for step in range(len(self.latest)):
+            some = there[:, step] & seen
+            self.latest[step] = self._table(last[some], code[some, step], frequency)
+        if len(self.season):
+            before = window[:, self.season_index].long()
+            some = there & (before >= 0)
+            self.season.copy_(self._table(before[some], code[some], frequency))
+
+    def _table(self, before: Tensor, after: Tensor, frequency: Tensor) -> Tensor:
+        """Return log-probabilities of each class after each one, beyond those of the frequencies."""
+        n = self.n_classes
+        count = torch.bincount(before * n + after, minlength=n * n).view(n, n) + _PRIOR * frequency
+        return (count / count.sum(-1, keepdim=True)).log() - frequency.log()
+
+    @torch.no_grad()
+    def choose(
+        self,
+        window: Float[Tensor, "sample context"],
+        target: Float[Tensor, "sample horizon"],
+        observed: Float[Tensor, "sample horizon"],
+    ) -> None:
+        """Set the shares to those with the least log-loss."""
+        if not len(self.latest):
+            return
+        season = _SHARES if len(self.season) else (0.0,)
+        tried = self.share.new_tensor(list(product(_SHARES, season, _SHARES)))
+        loss = torch.zeros(len(tried), dtype=torch.float64, device=window.device)
+        size = max(1, _NUMBERS // (4 * target.shape[1] * self.n_classes))
+        for first in range(0, len(window), size):
+            part = slice(first, first + size)
+            parts, code = self._parts(window[part]), target[part].long()[..., None]
+            for number, share in enumerate(tried):
+                found = self._joined(parts, share).gather(-1, code)[..., 0]
+                loss[number] -= (found * observed[part]).double().sum()
+        self.share.copy_(tried[loss.argmin()])
+
+
+def latest_class(window: Float[Tensor, "*axes context"]) -> tuple[Int[Tensor, "*axes"], Tensor]:
+    """Return the last observed code of each window, 0 where there is none, and whether there is one."""
+    place = torch.where(window >= 0, torch.arange(window.shape[-1], device=window.device), -1).amax(-1)
+    found = window.gather(-1, place.clamp(min=0)[..., None])[..., 0]
+    return found.clamp(min=0).long(), place >= 0
+
+
+def class_counts(window: Float[Tensor, "*axes context"], n_classes: int) -> Float[Tensor, "*axes class"]:
+    """Return how often each class was observed in each window."""
+    count = window.new_zeros(*window.shape[:-1], n_classes + 1)
+    count.scatter_add_(-1, window.long() + 1, torch.ones_like(window))
+    return count[..., 1:]
