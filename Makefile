@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check ui bench bench-accuracy clean
+.PHONY: demo test check ui bench bench-accuracy bench-race clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -27,6 +27,10 @@ bench: $(VENV)/.installed
 # make bench-accuracy ARGS='m4 --budget 120 --rows naive,closed,lstm,tuned'
 bench-accuracy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks accuracy $(ARGS)
+
+# make bench-race ARGS='--seconds 60,300'
+bench-race: $(VENV)/.installed
+	$(BIN)/python -m benchmarks race $(ARGS)
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo mlflow.db mlruns

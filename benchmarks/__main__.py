@@ -1,6 +1,7 @@
 """`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`.
 
-`make bench-accuracy` is `python -m benchmarks accuracy`, which takes hours and arguments.
+`make bench-accuracy` and `make bench-race` are `python -m benchmarks accuracy` and `race`, which take
+arguments, and long.
 """
 
 import importlib
@@ -10,12 +11,13 @@ from itertools import takewhile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("data", "step", "accuracy")
+NAMES = ("data", "step", "accuracy", "race")
+TAKE_ARGUMENTS = NAMES[2:]
 
 names = list(takewhile(NAMES.__contains__, sys.argv[1:])) or (list(NAMES[:2]) if not sys.argv[1:] else [])
 given = sys.argv[1 + len(names) :]
-if given and names[-1:] != ["accuracy"]:
+if given and names[-1:] not in [[name] for name in TAKE_ARGUMENTS]:
     sys.exit(f"no benchmark {given[0]}; there are: {', '.join(NAMES)}")
 for name in names:
     print(f"== {name}")
-    importlib.import_module(f"benchmarks.{name}").main(*(given if name == "accuracy" else ()))
+    importlib.import_module(f"benchmarks.{name}").main(*(given if name in TAKE_ARGUMENTS else ()))

@@ -278,15 +278,13 @@ def main(*argv: str) -> None:
 def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence[int], *, ensemble: bool) -> None:
     """Print the table of a task: what others have reached, then a line for each contender and seed."""
     task = TASKS[name]
-    folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / task.preset
-    if not folder.is_dir():
-        print(f"{name} skipped: set GATECAST_BENCH_DATA to a folder that holds {task.preset}")
+    folder = data_folder(task, name)
+    if folder is None:
         return
-    _show(task, name, dict(zip(task.metrics, task.metrics, strict=True)), "seed", "steps", "CPU s")
-    print(f"| :{'-' * 31} |{' -----: |' * len(task.metrics)} ---: | ----: | ----: |")
+    head(task, name, "seed")
     for label, scores in task.bars.items():
-        _show(task, f"({label})", dict(zip(task.metrics, scores, strict=True)))
-    fitted: dict[tuple[object, ...], tuple[Artifact, object, float]] = {}
+        show(task, f"({label})", dict(zip(task.metrics, scores, strict=True)))
+    done: dict[tuple[object, ...], tuple[Artifact, object, float]] = {}
     for row in rows:
         forecasters: list[Forecaster] = []
         for seed in (0,) if row == NAIVE else seeds:
@@ -294,12 +292,12 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
             loaded = read_panel(config.data, config.window.horizon)
             judge, label = task.judge(task, config, loaded, folder), row
             if row == NAIVE:
-                _show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))
+                show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))
                 continue
             key = (task.rows[row], seed)  # The fine-tuned model has the same base.
-            if key not in fitted:
-                fitted[key] = _fitted(config, loaded)
-            artifact, steps, spent = fitted[key]
+            if key not in done:
+                done[key] = fitted(config, loaded)
+            artifact, steps, spent = done[key]
             if row == TUNED:
                 begun = time.process_time()
                 tuned = finetune(artifact, loaded.panel, task.tuning)
@@ -307,18 +305,34 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
                 artifact = tuned.artifact
                 label = f"{row}, {tuned.summary['series_tuned']:,} of {loaded.panel.n_series:,}"
             forecasters.append(model(artifact))
-            _show(task, label, judge(forecasters[-1]), seed, steps, f"{spent:.0f}")
+            show(task, label, judge(forecasters[-1]), seed, steps, f"{spent:.0f}")
         if ensemble and len(forecasters) > 1:
-            _show(task, f"{row}, mean of {len(forecasters)}", judge(mean(forecasters)))
+            show(task, f"{row}, mean of {len(forecasters)}", judge(mean(forecasters)))
     print()
 
 
-def _show(task: Task, label: str, scores: Mapping[str, float | str | None], *costs: object) -> None:
+def data_folder(task: Task, name: str) -> Path | None:
+    """Return the folder of a task's data; None, said aloud, where it isn't there."""
+    folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / task.preset
+    if folder.is_dir():
+        return folder
+    print(f"{name} skipped: set GATECAST_BENCH_DATA to a folder that holds {task.preset}")
+    return None
+
+
+def head(task: Task, name: str, what: str) -> None:
+    """Print the head of a table, whose lines are told apart by `what`."""
+    show(task, name, dict(zip(task.metrics, task.metrics, strict=True)), what, "steps", "CPU s")
+    print(f"| :{'-' * 31} |{' -----: |' * len(task.metrics)} -----: | ----: | ----: |")
+
+
+def show(task: Task, label: str, scores: Mapping[str, float | str | None], *costs: object) -> None:
+    """Print a line of a table: scores, then what tells it apart, steps and CPU seconds."""
     given = {metric: "" if scores.get(metric) is None else scores[metric] for metric in task.metrics}
     cells = [x if isinstance(x, str) else f"{x:.{4 if metric == 'wQL' else 3}f}" for metric, x in given.items()]
-    seed, steps, cpu = costs or ("", "", "")
+    what, steps, cpu = costs or ("", "", "")
     print(
-        f"| {label:<32} | {''.join(f'{cell:>6} | ' for cell in cells)}{seed:>4} | {steps:>5} | {cpu:>5} |", flush=True
+        f"| {label:<32} | {''.join(f'{cell:>6} | ' for cell in cells)}{what:>6} | {steps:>5} | {cpu:>5} |", flush=True
     )
 
 
@@ -328,7 +342,7 @@ def configured(task: Task, folder: Path, settings: Sequence[str]) -> TrainConfig
     return load(TrainConfig, compose("train", [f"experiment={task.preset}", *files, *task.settings, *settings]))
 
 
-def _fitted(config: TrainConfig, loaded: Loaded) -> tuple[Artifact, object, float]:
+def fitted(config: TrainConfig, loaded: Loaded) -> tuple[Artifact, object, float]:
     """Return the model, its steps and the CPU seconds of all threads."""
     begun = time.process_time()
     result = fit(

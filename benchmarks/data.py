@@ -251,13 +251,13 @@ def _peers(tasks: dict[str, tuple[str, Figures]]) -> dict[str, Callable[[], Figu
     """Return the measurements of other libraries (task and arguments by name) whose environments are there."""
     found: dict[str, Callable[[], Figures]] = {}
     for name, (task, given) in tasks.items():
-        if python := _environment(task.split("_", maxsplit=1)[0]):
+        if python := environment(task.split("_", maxsplit=1)[0]):
             found[name] = partial(run, task, module="benchmarks.peers.measure", python=python, **given)
     return found
 
 
 @cache
-def _environment(name: str) -> Path | None:
+def environment(name: str) -> Path | None:
     """Return the Python of a peer's environment, made if need be; None, said aloud, where that fails."""
     home = ROOT / ".venv-peers"
     file = Path(__file__).parent / "peers" / f"{name}.txt"

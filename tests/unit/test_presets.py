@@ -113,3 +113,41 @@ def test_tasks_are_scored_where_training_ends() -> None:
             assert config.fit.validation_windows * config.window.horizon <= validated - trained
             assert f"{task.preset}_{config.window.horizon}" == name
     assert TASKS["etth1_96"].split[2] - TASKS["etth1_96"].split[1] - 96 + 1 == 2785
+
+
+def test_a_peer_trains_for_its_cpu_seconds_with_a_rate_that_fits_them() -> None:
+    import pytorch_lightning as lightning
+    import torch
+
+    from benchmarks.peers.train import Clock
+
+    rates: list[float] = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return self.linear(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.5)
+
+    clock = Clock(0.3)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=100_000,
+        callbacks=[clock.callback(lightning.Callback)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(5, 1)))
+    assert clock.cpu() >= 0.3
+    assert clock.steps == trainer.global_step == len(rates) < 500_000
+    assert rates[0] < 0.5
+    assert max(rates) <= 0.5
+    assert rates[-1] < 0.05

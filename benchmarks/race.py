@@ -1,0 +1,134 @@
+"""Accuracy for equal cost, beside other libraries: M4 Hourly, each trained for the same CPU seconds in one thread.
+
+`python -m benchmarks race [--seconds 60,300]` trains the recurrent networks of neuralforecast, darts and gluonts and
+the preset `m4_hourly` for each budget, and scores all by the code of `benchmarks accuracy`. Then the preset gets
+budgets from none upwards, until it is as good as the best of the others was with the largest. CPU seconds are those of
+all threads from the data in a library's own form to the trained model; reading the table and forecasting are not
+counted. The other libraries are installed as for `benchmarks data`; those that can't be are left out. What was chosen
+for them is said in `peers/train.py`.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks.accuracy import TASKS, Forecaster, configured, data_folder, fitted, head, model, show
+from benchmarks.data import environment
+from benchmarks.meter import run
+from forecast.config import TrainConfig
+from forecast.data.load import Loaded
+from forecast.data.read import read_panel
+from forecast.models.module import Budget
+
+TASK = TASKS["m4_hourly"]
+OURS = "gatecast, preset m4_hourly"
+# The library, which names the environment and the task of `peers.train`, and its settings.
+PEERS: dict[str, tuple[str, dict[str, str]]] = {
+    "neuralforecast LSTM": ("neuralforecast", {"network": "LSTM"}),
+    "neuralforecast GRU": ("neuralforecast", {"network": "GRU"}),
+    "darts BlockRNN, LSTM": ("darts", {}),
+    "gluonts DeepAR": ("gluonts", {}),
+}
+# CPU seconds that ours gets to reach the best peer; 0 is the closed form alone.
+RUNGS = (0.0, 30.0, 45.0, 60.0, 120.0)
+
+Trained = tuple[Forecaster, object, float]
+"""What forecasts, its steps, and the CPU seconds of its training."""
+
+
+class CpuBudget(Budget):
+    """A budget in CPU seconds of this process, all threads, in place of those of the clock."""
+
+    def __init__(self, max_steps: int, max_minutes: float | None) -> None:
+        super().__init__(max_steps, max_minutes)
+        self._begun = time.process_time()
+
+    def now(self) -> float:
+        """Return the CPU seconds since the begin."""
+        return time.process_time() - self._begun
+
+
+def main(*argv: str) -> None:
+    """Print a line for each budget and model, and the cost at which ours has reached the best of the others."""
+    parser = argparse.ArgumentParser("python -m benchmarks race", description=__doc__)
+    parser.add_argument("--seconds", default="60,300", metavar="N,...", help="budgets of CPU (60,300 when not given)")
+    budgets = sorted(float(seconds) for seconds in parser.parse_args(argv).seconds.split(","))
+    folder = data_folder(TASK, "race")
+    if folder is None:
+        return
+    torch.set_num_threads(1)
+    config = configured(TASK, folder, ["fit.max_steps=1000000"])  # The budget ends it.
+    loaded = read_panel(config.data, config.window.horizon)
+    judge = TASK.judge(TASK, config, loaded, folder)
+    contenders: dict[str, Callable[[float], Trained]] = {
+        name: partial(_peer, python, library, settings, config, loaded)
+        for name, (library, settings) in PEERS.items()
+        if (python := environment(library))
+    }
+    peers = tuple(contenders)
+    contenders[OURS] = partial(_ours, config, loaded)
+    found: dict[tuple[str, float], tuple[float, float]] = {}  # MASE and CPU seconds.
+
+    def train(name: str, seconds: float) -> None:
+        forecaster, steps, spent = contenders[name](seconds)
+        scores = judge(forecaster)
+        show(TASK, name, scores, f"{seconds:g}", steps, f"{spent:.1f}")
+        found[name, seconds] = scores["MASE"], spent
+
+    head(TASK, "M4 Hourly", "budget")
+    for seconds in budgets:
+        for name in contenders:
+            try:
+                train(name, seconds)
+            except RuntimeError as error:
+                if name not in peers:
+                    raise
+                print(f"{name} left out: {error}")
+    reached = {name: found[name, budgets[-1]][0] for name in peers if (name, budgets[-1]) in found}
+    if not reached:
+        return
+    best = min(reached, key=reached.__getitem__)
+    said = f"{best} has MASE {reached[best]:.3f} after {budgets[-1]:g} CPU seconds"
+    for seconds in sorted({*RUNGS, *budgets}):
+        if (OURS, seconds) not in found:
+            train(OURS, seconds)
+        mase, spent = found[OURS, seconds]
+        if mase <= reached[best]:
+            print(f"\n{said}; ours {mase:.3f} after {spent:.1f}")
+            return
+    print(f"\n{said}, which ours does not reach")
+
+
+def _ours(config: TrainConfig, loaded: Loaded, seconds: float) -> Trained:
+    budget = {"max_minutes": seconds / 60} if seconds else {"max_steps": 0}
+    with mock.patch("forecast.fit.Budget", CpuBudget):
+        artifact, steps, spent = fitted(config.model_copy(update={"fit": config.fit.model_copy(update=budget)}), loaded)
+    return model(artifact), steps, spent
+
+
+def _peer(
+    python: Path, library: str, settings: dict[str, str], config: TrainConfig, loaded: Loaded, seconds: float
+) -> Trained:
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/quantiles.npy"
+        made = run(
+            library,
+            module="benchmarks.peers.train",
+            python=python,
+            path=config.data.path,
+            out=out,
+            seconds=seconds,
+            horizon=config.window.horizon,
+            levels=config.model.quantile_levels,
+            **settings,
+        )
+        quantiles = np.load(out)
+    assert made["series"] == loaded.panel.series_id.tolist()
+    return lambda *_: quantiles, made["steps"], made["cpu"]
