@@ -58,6 +58,8 @@ _SKIP_SAMPLES = 40_000, 200_000
 _SKIP_CHECKS = 4_000
 # What takes the place of its penalty where the skip is not fitted at all.
 _PRIOR = "prior"
+# Standard errors by which a solution must be better than a simpler one.
+_CERTAIN = 2.0
 # What the context is when not given, in steps and in shares of a typical series.
 _LEAST_CONTEXT, _MOST_CONTEXT, _SHARE_OF_LENGTH = 32, 1024, 0.6
 # Steps to train on from which a network is large, if not told otherwise.
@@ -508,9 +510,9 @@ def _solve(
             for label, solution in zip(labels, solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
                 candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
-    # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
-    # random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
-    # standard error: the better one is taken.
+    # What is simpler is kept if it is worse by less than some standard errors of the difference (after Breiman et al.
+    # 1984): of random walks, a fitted line may win on the few windows of validation, and lose ever after. A single
+    # window has no standard error: the better one is taken.
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     unsolved = [found for found in candidates if found.penalty == _PRIOR]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
@@ -519,7 +521,7 @@ def _solve(
     )
     for other in others:
         gain = ((best.errors - other.errors) / usual).sum(1)
-        doubt = len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
+        doubt = _CERTAIN * len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
         best = other if gain.sum() > doubt else best
     best.network.skip.copy_(best.skip)
     return best
