@@ -44,7 +44,7 @@ from forecast.models.module import (
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge, spectrum
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
@@ -431,9 +431,9 @@ def _counted(
     tensors = PanelTensors(panel, device)
     network = RecurrentForecaster(shape, model).to(device)
     skip = network.class_skip
-    for samples, take in (
-        (_samples(network, tensors, drawn, limit), skip.fit),
-        (_samples(network, tensors, checks, None), skip.choose),
+    for (samples,), take in (
+        (_samples([network], tensors, drawn, limit), skip.fit),
+        (_samples([network], tensors, checks, None), skip.choose),
     ):
         take(samples.window, samples.target, samples.observed)
     shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
@@ -473,23 +473,26 @@ def _solve(
     limit: Tensor,
 ) -> _Solution:
     """Return the best linear skip on one scale."""
+    anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
+    networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
+    seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, checks, None), strict=True)
     candidates: list[_Solution] = []
-    for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
-        network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
-        fitted = _samples(network, tensors, drawn, limit)
-        checked = _samples(network, tensors, checks, None)
+    for network, (fitted, checked) in zip(networks, seen, strict=True):
         priors = {"anchor": torch.zeros_like(network.skip)}
         if 1 < shape.season_length <= shape.context_length:
             priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
                 network.skip
             )
-        fitted = robust(fitted, priors["anchor"]) if model.skip and len(fitted.window) else fitted
+        solved = model.skip and len(fitted.window) > 0
+        fitted = robust(fitted, priors["anchor"]) if solved else fitted
+        known = spectrum(fitted) if solved else None
         for name, prior in priors.items():
             labels = [_PRIOR, *(f"{penalty:g}" for penalty in PENALTIES)]
-            solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
+            solutions = [prior, *(solve_ridge(fitted, prior, known=known) if solved else [])]
             for label, solution in zip(labels, solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
-                candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
+                kind = f"{network.shape.anchor}/{name}"
+                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, label))
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     best, unsolved = (
         min(some, key=lambda found: float((found.errors.sum(0) / usual).sum()))
@@ -549,36 +552,43 @@ def _errors_of_data(found: _Solution) -> tuple[float, float]:
     return float((loss.clamp(max=_REACH) * samples.observed).sum() / steps), float(relative)
 
 
-def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
-    parts = []
+def _samples(
+    networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
+) -> list[Samples]:
+    """Return the samples of each network; they differ in their anchor only, and share gathered windows."""
+    shape = networks[0].shape
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
-    divisors = []
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
+    divisors: list[list[Tensor]] = [[] for _ in networks]
     for series, cutoff, _ in validation_batches(windows, 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
-        until = cutoff + network.shape.horizon + 1 if limit is None else limit[series]
-        batch = data.gather(series, cutoff, until, **window_sizes(network, 1))
-        frame = network.frame(batch, origins)
-        target, observed = targets(batch, frame, origins, network.shape)
-        weight = loss_weights(target, observed, frame, network.shape)
-        # Constant windows, and those without any observed target, have nothing to say.
-        told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-        parts.append(
-            (
-                frame.window[told, 0],
-                target[told, 0],
-                observed[told, 0].to(target.dtype),
-                weight[told, 0].amax(-1),
-                frame.spread[told, 0],
-                frame.location[told, 0],
-                frame.divisor[told, 0],
+        until = cutoff + shape.horizon + 1 if limit is None else limit[series]
+        batch = data.gather(series, cutoff, until, **window_sizes(networks[0], 1))
+        statistics = networks[0].statistics(batch, shape.context_length)
+        for network, own, scales in zip(networks, parts, divisors, strict=True):
+            frame = network.frame(batch, origins, statistics)
+            target, observed = targets(batch, frame, origins, shape)
+            weight = loss_weights(target, observed, frame, shape)
+            # Constant windows, and those without any observed target, have nothing to say.
+            told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
+            own.append(
+                (
+                    frame.window[told, 0],
+                    target[told, 0],
+                    observed[told, 0].to(target.dtype),
+                    weight[told, 0].amax(-1),
+                    frame.spread[told, 0],
+                    frame.location[told, 0],
+                    frame.divisor[told, 0],
+                )
             )
-        )
-        divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
-    if limit is not None and divisors:
-        logs = torch.cat(divisors).log()
-        if len(logs) > 1:
-            network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
-    return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            scales.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
+    if limit is not None:
+        for network, scales in zip(networks, divisors, strict=True):
+            logs = torch.cat(scales).log() if scales else torch.empty(0)
+            if len(logs) > 1:
+                network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
+    return [Samples(*(torch.cat(columns) for columns in zip(*own, strict=True))) for own in parts]
 
 
 def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:

@@ -223,12 +223,18 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def frame(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Frame:
-        """Return the batch as seen from `origins` (counted from the first origin of each window)."""
-        return self._frame(batch, origins, self._statistics(batch))
+    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics) -> Frame:
+        """Return the batch as seen from `origins` (counted from the first origin of each window).
 
-    def _statistics(self, batch: Batch) -> Statistics:
-        found = running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        `statistics` are those of `statistics`; up to the last origin is enough.
+        """
+        return self._frame(batch, origins, self._anchored(statistics))
+
+    def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
+        """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
+        return running_statistics(batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length)
+
+    def _anchored(self, found: Statistics) -> Statistics:
         if self.shape.anchor == "level":
             return found
         # Around the last value: the root mean square distance from there.
@@ -282,7 +288,7 @@ class RecurrentForecaster(nn.Module):
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
-        statistics = self._statistics(batch)
+        statistics = self._anchored(self.statistics(batch))
         frame = self._frame(batch, origins, statistics)
         at = origins + self.shape.context_length - 1
 
