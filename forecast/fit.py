@@ -50,13 +50,13 @@ from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
 
-# Windows that the closed-form solution is fitted on: so many values, between these limits; and those of validation that
-# choose its penalty.
+# Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each
+# fourth of them, or such a share that this many are left.
 _SKIP_VALUES = 20_000_000
 _SKIP_SAMPLES = 40_000, 200_000
-_SKIP_CHECKS = 4_000
-# What takes the place of its penalty where the skip is not fitted at all.
-_PRIOR = "prior"
+_TRIED_SHARE, _LEAST_TRIED = 4, 10_000
+# Windows of validation that are used at most, a sample that is the same at each validation.
+_CHECKS = 4_096
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
@@ -105,8 +105,8 @@ def fit(
     `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
-    horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
-    validates better.
+    horizons of each series stop the training and choose the skip (of many windows, the same 4,096 each time); the
+    closed-form solution is kept if no network validates better.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
     ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
@@ -146,6 +146,10 @@ def fit(
     usable = usable_lengths(panel, trained_until)
     validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
     _check(panel, limits, validation, fit, window)
+    if len(validation) > _CHECKS:
+        log.info("fit: of %d validation windows, %d are used", len(validation), _CHECKS)
+        picked = np.random.default_rng(fit.seed).choice(len(validation), _CHECKS, replace=False)
+        validation = validation[np.sort(picked)]
     if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
         raise ConfigError(
             f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
@@ -370,7 +374,9 @@ class _Solution:
     fitted: Samples
     checked: Samples
     kind: str
-    penalty: str
+    prior: Solution
+    penalty: float | None
+    """None where the skip is the prior itself, not fitted at all."""
 
 
 def _closed_form(
@@ -389,33 +395,34 @@ def _closed_form(
     """
     count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
     drawn = sample_origins(limits, horizon=shape.horizon, count=count, rng=rng)
-    checks = validation
-    if len(validation) > _SKIP_CHECKS:
-        checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
     if shape.n_classes:
-        counted = _counted(panel, device, shape, model, drawn, checks, limit)
+        counted = _counted(panel, device, shape, model, drawn, validation, limit)
         _standardise(counted[0], panel, limits)
         return counted
+    tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
     solutions = (
-        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, drawn, checks, limit)
+        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, tried, validation, limit)
         for unit in units
     )
     best = reduce(lambda best, found: found if _better(found, best) else best, solutions)
-    network, fitted = best.network, best.fitted
-    linear = line(fitted.window, network.skip)
-    level = _residual_quantiles(fitted, linear, network.head.start_levels)
+    network, unit = best.network, best.network.shape.unit
+    tensors = PanelTensors(panel, device, unit=unit)
+    if best.penalty is not None and len(tried) < len(drawn):
+        (every,) = _samples([network], tensors, drawn, limit)
+        (skip,) = solve_ridge(robust(every, torch.zeros_like(best.prior)), best.prior, (best.penalty,))
+        network.skip.copy_(skip)
+    level = _residual_quantiles(best.fitted, line(best.fitted.window, network.skip), network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
-    unit = network.shape.unit
     choice: dict[str, str | float] = {
         "transform": f"log, unit {unit:g}" if unit else "none",
         "skip": best.kind,
-        "skip_penalty": best.penalty,
+        "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
         "skip_samples": len(drawn),
     }
-    return network, PanelTensors(panel, device, unit=unit), choice
+    return network, tensors, choice
 
 
 def _counted(
@@ -424,7 +431,7 @@ def _counted(
     shape: NetworkShape,
     model: ModelConfig,
     drawn: WindowIndex,
-    checks: WindowIndex,
+    validation: WindowIndex,
     limit: Tensor,
 ) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
     """Return what `_closed_form` does, for classes: what follows what is counted."""
@@ -433,7 +440,7 @@ def _counted(
     skip = network.class_skip
     for (samples,), take in (
         (_samples([network], tensors, drawn, limit), skip.fit),
-        (_samples([network], tensors, checks, None), skip.choose),
+        (_samples([network], tensors, validation, None), skip.choose),
     ):
         take(samples.window, samples.target, samples.observed)
     shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
@@ -469,13 +476,13 @@ def _solve(
     shape: NetworkShape,
     model: ModelConfig,
     drawn: WindowIndex,
-    checks: WindowIndex,
+    validation: WindowIndex,
     limit: Tensor,
 ) -> _Solution:
-    """Return the best linear skip on one scale."""
+    """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
     anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
     networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
-    seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, checks, None), strict=True)
+    seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, validation, None), strict=True)
     candidates: list[_Solution] = []
     for network, (fitted, checked) in zip(networks, seen, strict=True):
         priors = {"anchor": torch.zeros_like(network.skip)}
@@ -487,16 +494,15 @@ def _solve(
         fitted = robust(fitted, priors["anchor"]) if solved else fitted
         known = spectrum(fitted) if solved else None
         for name, prior in priors.items():
-            labels = [_PRIOR, *(f"{penalty:g}" for penalty in PENALTIES)]
             solutions = [prior, *(solve_ridge(fitted, prior, known=known) if solved else [])]
-            for label, solution in zip(labels, solutions, strict=False):
+            for penalty, solution in zip((None, *PENALTIES), solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
                 kind = f"{network.shape.anchor}/{name}"
-                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, label))
+                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     best, unsolved = (
         min(some, key=lambda found: float((found.errors.sum(0) / usual).sum()))
-        for some in (candidates, [found for found in candidates if found.penalty == _PRIOR])
+        for some in (candidates, [found for found in candidates if found.penalty is None])
     )
     # The simpler one is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
     # random walks, a fitted line may win on the few windows of validation, and lose ever after.
