@@ -224,12 +224,12 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics) -> Frame:
+    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics | None = None) -> Frame:
         """Return the batch as seen from `origins` (counted from the first origin of each window).
 
-        `statistics` are those of `statistics`; up to the last origin is enough.
+        `statistics` are those of `statistics`, up to the last origin at least; made here if None.
         """
-        return self._frame(batch, origins, self._anchored(statistics))
+        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)))
 
     def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
         """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
@@ -332,7 +332,13 @@ class RecurrentForecaster(nn.Module):
         steps: slice = slice(None),
     ) -> Float[Tensor, "*axes horizon argument"]:
         """Return the distributions of some steps, that `frame` and the others are of."""
-        parameters = self.output(self.step(torch.cat([context, features], dim=-1))) + self.output_bias[steps]
+        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
+        first, *others = self.step
+        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
+        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
+        for layer in others:
+            made = layer(made)
+        parameters = self.output(made) + self.output_bias[steps]
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
         return self.head.arguments(parameters, linear, frame)
