@@ -333,11 +333,11 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "*axes horizon argument"]:
         """Return the distributions of some steps, that `frame` and the others are of."""
         # The first layer in two parts: features need no gradient, nor to be copied together with the context.
-        first, *others = self.step
+        first = self.step.get_submodule("0")
+        assert isinstance(first, nn.Linear)
         own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
         made = functional.linear(context, own, first.bias) + functional.linear(features, told)
-        for layer in others:
-            made = layer(made)
+        made = self.step[1:](made)
         parameters = self.output(made) + self.output_bias[steps]
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
