@@ -45,19 +45,19 @@ from forecast.models.module import (
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge, spectrum
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
 log = logging.getLogger(__name__)
 
-# Windows that the closed-form solution is fitted on: so many values, between these limits; and those of validation that
-# choose its penalty.
+# Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each
+# fourth of them, or such a share that this many are left.
 _SKIP_VALUES = 20_000_000
 _SKIP_SAMPLES = 40_000, 200_000
-_SKIP_CHECKS = 4_000
-# What takes the place of its penalty where the skip is not fitted at all.
-_PRIOR = "prior"
+_TRIED_SHARE, _LEAST_TRIED = 4, 10_000
+# Windows of validation that are used at most, a sample that is the same at each validation.
+_CHECKS = 4_096
 # Standard errors by which a solution must be better than a simpler one.
 _CERTAIN = 2.0
 # What the context is when not given, in steps and in shares of a typical series.
@@ -121,8 +121,8 @@ def fit(
     `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
-    horizons of each series stop the training and choose the skip; the closed-form solution is kept if no network
-    validates better.
+    horizons of each series stop the training and choose the skip (of many windows, the same 4,096 each time); the
+    closed-form solution is kept if no network validates better.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
     ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
@@ -140,8 +140,9 @@ def fit(
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)
-    validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
-    _check(panel, limits, validation, fit, window)
+    every, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
+    _check(panel, limits, every, fit, window)
+    validation = _sampled(every, fit.seed)
     context = window.context_length or default_context(
         panel.grid.frequency, data.season_length, window.horizon, float(np.median(limits[limits > 0]))
     )
@@ -379,6 +380,14 @@ def _check_positive(panel: Panel, model: ModelConfig) -> None:
         )
 
 
+def _sampled(validation: WindowIndex, seed: int) -> WindowIndex:
+    """Return as many of the windows as are used."""
+    if len(validation) <= _CHECKS:
+        return validation
+    log.info("fit: of %d validation windows, %d are used", len(validation), _CHECKS)
+    return validation[np.sort(np.random.default_rng(seed).choice(len(validation), _CHECKS, replace=False))]
+
+
 @dataclass(frozen=True)
 class _Solution:
     """The closed form on one scale."""
@@ -390,7 +399,9 @@ class _Solution:
     fitted: Samples
     checked: Samples
     kind: str
-    penalty: str
+    prior: Solution
+    penalty: float | None
+    """None where the skip is the prior itself, not fitted at all."""
 
 
 def _closed_form(
@@ -409,33 +420,34 @@ def _closed_form(
     """
     count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
     drawn = sample_origins(limits, horizon=shape.horizon, count=count, rng=rng)
-    checks = validation
-    if len(validation) > _SKIP_CHECKS:
-        checks = validation[np.sort(rng.choice(len(validation), _SKIP_CHECKS, replace=False))]
     limit = torch.from_numpy(limits).to(device)
     if shape.n_classes:
-        counted = _counted(panel, device, shape, model, drawn, checks, limit)
+        counted = _counted(panel, device, shape, model, drawn, validation, limit)
         _standardise(counted[0], panel, limits)
         return counted
+    tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
     solutions = (
-        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, drawn, checks, limit)
+        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, tried, validation, limit)
         for unit in units
     )
     best = reduce(lambda best, found: found if _better(found, best) else best, solutions)
-    network, fitted = best.network, best.fitted
-    linear = line(fitted.window, network.skip)
-    level = _residual_quantiles(fitted, linear, network.head.start_levels)
+    network, unit = best.network, best.network.shape.unit
+    tensors = PanelTensors(panel, device, unit=unit)
+    if best.penalty is not None and len(tried) < len(drawn):
+        (every,) = _samples([network], tensors, drawn, limit)
+        (skip,) = solve_ridge(robust(every, torch.zeros_like(best.prior)), best.prior, (best.penalty,))
+        network.skip.copy_(skip)
+    level = _residual_quantiles(best.fitted, line(best.fitted.window, network.skip), network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
-    unit = network.shape.unit
     choice: dict[str, str | float] = {
         "transform": f"log, unit {unit:g}" if unit else "none",
         "skip": best.kind,
-        "skip_penalty": best.penalty,
+        "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
         "skip_samples": len(drawn),
     }
-    return network, PanelTensors(panel, device, unit=unit), choice
+    return network, tensors, choice
 
 
 def _counted(
@@ -444,16 +456,16 @@ def _counted(
     shape: NetworkShape,
     model: ModelConfig,
     drawn: WindowIndex,
-    checks: WindowIndex,
+    validation: WindowIndex,
     limit: Tensor,
 ) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
     """Return what `_closed_form` does, for classes: what follows what is counted."""
     tensors = PanelTensors(panel, device)
     network = RecurrentForecaster(shape, model).to(device)
     skip = network.class_skip
-    for samples, take in (
-        (_samples(network, tensors, drawn, limit), skip.fit),
-        (_samples(network, tensors, checks, None), skip.choose),
+    for (samples,), take in (
+        (_samples([network], tensors, drawn, limit), skip.fit),
+        (_samples([network], tensors, validation, None), skip.choose),
     ):
         take(samples.window, samples.target, samples.observed)
     shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
@@ -489,32 +501,34 @@ def _solve(
     shape: NetworkShape,
     model: ModelConfig,
     drawn: WindowIndex,
-    checks: WindowIndex,
+    validation: WindowIndex,
     limit: Tensor,
 ) -> _Solution:
-    """Return the best linear skip on one scale."""
+    """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
+    anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
+    networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
+    seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, validation, None), strict=True)
     candidates: list[_Solution] = []
-    for anchor in ("level", "last") if model.anchor == "auto" else (model.anchor,):
-        network = RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device)
-        fitted = _samples(network, tensors, drawn, limit)
-        checked = _samples(network, tensors, checks, None)
+    for network, (fitted, checked) in zip(networks, seen, strict=True):
         priors = {"anchor": torch.zeros_like(network.skip)}
         if 1 < shape.season_length <= shape.context_length:
             priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
                 network.skip
             )
-        fitted = robust(fitted, priors["anchor"]) if model.skip and len(fitted.window) else fitted
+        fits = model.skip and len(fitted.window) > 0
+        fitted = robust(fitted, priors["anchor"]) if fits else fitted
+        known = spectrum(fitted) if fits else None
         for name, prior in priors.items():
-            labels = [_PRIOR, *(f"{penalty:g}" for penalty in PENALTIES)]
-            solutions = [prior, *(solve_ridge(fitted, prior) if model.skip and len(fitted.window) else [])]
-            for label, solution in zip(labels, solutions, strict=False):
+            solutions = [prior, *(solve_ridge(fitted, prior, known=known) if fits else [])]
+            for penalty, solution in zip((None, *PENALTIES), solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
-                candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
+                kind = f"{network.shape.anchor}/{name}"
+                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
     # What is simpler is kept if it is worse by less than some standard errors of the difference (after Breiman et al.
     # 1984): of random walks, a fitted line may win on the few windows of validation, and lose ever after. A single
     # window has no standard error: the better one is taken.
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
-    unsolved = [found for found in candidates if found.penalty == _PRIOR]
+    unsolved = [found for found in candidates if found.penalty is None]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
     best, *others = (
         min(some, key=lambda found: float((found.errors.sum(0) / usual).sum())) for some in (unsolved, *solved) if some
@@ -574,36 +588,43 @@ def _errors_of_data(found: _Solution) -> tuple[float, float]:
     return float((loss.clamp(max=_REACH) * samples.observed).sum() / steps), float(relative)
 
 
-def _samples(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor | None) -> Samples:
-    parts = []
+def _samples(
+    networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
+) -> list[Samples]:
+    """Return the samples of each network; they differ in their anchor only, and share gathered windows."""
+    shape = networks[0].shape
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
-    divisors = []
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
+    divisors: list[list[Tensor]] = [[] for _ in networks]
     for series, cutoff, _ in validation_batches(windows, 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
-        until = cutoff + network.shape.horizon + 1 if limit is None else limit[series]
-        batch = data.gather(series, cutoff, until, **window_sizes(network, 1))
-        frame = network.frame(batch, origins)
-        target, observed = targets(batch, frame, origins, network.shape)
-        weight = loss_weights(target, observed, frame, network.shape)
-        # Constant windows, and those without any observed target, have nothing to say.
-        told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-        parts.append(
-            (
-                frame.window[told, 0],
-                target[told, 0],
-                observed[told, 0].to(target.dtype),
-                weight[told, 0].amax(-1),
-                frame.spread[told, 0],
-                frame.location[told, 0],
-                frame.divisor[told, 0],
+        until = cutoff + shape.horizon + 1 if limit is None else limit[series]
+        batch = data.gather(series, cutoff, until, **window_sizes(networks[0], 1))
+        statistics = networks[0].statistics(batch, shape.context_length)
+        for network, own, scales in zip(networks, parts, divisors, strict=True):
+            frame = network.frame(batch, origins, statistics)
+            target, observed = targets(batch, frame, origins, shape)
+            weight = loss_weights(target, observed, frame, shape)
+            # Constant windows, and those without any observed target, have nothing to say.
+            told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
+            own.append(
+                (
+                    frame.window[told, 0],
+                    target[told, 0],
+                    observed[told, 0].to(target.dtype),
+                    weight[told, 0].amax(-1),
+                    frame.spread[told, 0],
+                    frame.location[told, 0],
+                    frame.divisor[told, 0],
+                )
             )
-        )
-        divisors.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
-    if limit is not None and divisors:
-        logs = torch.cat(divisors).log()
-        if len(logs) > 1:
-            network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
-    return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            scales.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
+    if limit is not None:
+        for network, scales in zip(networks, divisors, strict=True):
+            logs = torch.cat(scales).log() if scales else torch.empty(0)
+            if len(logs) > 1:
+                network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
+    return [Samples(*(torch.cat(columns) for columns in zip(*own, strict=True))) for own in parts]
 
 
 def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:

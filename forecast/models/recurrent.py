@@ -17,6 +17,7 @@ from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.scaling import Statistics, running_statistics
 from forecast.models.skip import line
+from forecast.models.transform import asinh
 
 # Normalised values are kept within this range where they enter the network (never on the linear path).
 _REACH = 20.0
@@ -223,12 +224,18 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def frame(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Frame:
-        """Return the batch as seen from `origins` (counted from the first origin of each window)."""
-        return self._frame(batch, origins, self._statistics(batch))
+    def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics | None = None) -> Frame:
+        """Return the batch as seen from `origins` (counted from the first origin of each window).
 
-    def _statistics(self, batch: Batch) -> Statistics:
-        found = running_statistics(batch.target, batch.observed, self.shape.scale_length)
+        `statistics` are those of `statistics`, up to the last origin at least; made here if None.
+        """
+        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)))
+
+    def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
+        """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
+        return running_statistics(batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length)
+
+    def _anchored(self, found: Statistics) -> Statistics:
         if self.shape.anchor == "level":
             return found
         # Around the last value: the root mean square distance from there.
@@ -275,14 +282,14 @@ class RecurrentForecaster(nn.Module):
             return total.clamp(min=0) / count.clamp(min=1)
 
         phase, reach = at[:, None] + self.season_offset, season // 14
-        every = mean_square((at - season + 1)[:, None].expand_as(phase), at[:, None].expand_as(phase))
+        every = mean_square((at - season + 1)[:, None], at[:, None])
         local = mean_square(phase - reach, phase + reach)
         mixed = ((1 - _GLOBAL_SHARE) * local + _GLOBAL_SHARE * every).sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
-        statistics = self._statistics(batch)
+        statistics = self._anchored(self.statistics(batch))
         frame = self._frame(batch, origins, statistics)
         at = origins + self.shape.context_length - 1
 
@@ -325,7 +332,13 @@ class RecurrentForecaster(nn.Module):
         steps: slice = slice(None),
     ) -> Float[Tensor, "*axes horizon argument"]:
         """Return the distributions of some steps, that `frame` and the others are of."""
-        parameters = self.output(self.step(torch.cat([context, features], dim=-1))) + self.output_bias[steps]
+        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
+        first = self.step.get_submodule("0")
+        assert isinstance(first, nn.Linear)
+        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
+        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
+        made = self.step[1:](made)
+        parameters = self.output(made) + self.output_bias[steps]
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
         return self.head.arguments(parameters, linear, frame)
@@ -449,8 +462,8 @@ class RecurrentForecaster(nn.Module):
             share = count / count.sum(-1, keepdim=True).clamp(min=1)
             return linear, share @ self.class_embeddings.weight, linear.exp() @ self.class_embeddings.weight
         linear = line(frame.window, self.skip)
-        level = torch.stack([torch.asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
-        return linear, level, torch.stack([torch.asinh(linear), frame.spread.log()], dim=-1)
+        level = torch.stack([asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
+        return linear, level, torch.stack([asinh(linear), frame.spread.log()], dim=-1)
 
     def _log_scale(self, divisor: Tensor) -> Tensor:
         return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)
@@ -523,42 +536,39 @@ class RecurrentForecaster(nn.Module):
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         if not self.shape.n_classes:
             before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
-            values += [(last - before) / divisor, torch.asinh(level / divisor), self._log_scale(divisor)]
+            values += [(last - before) / divisor, asinh(level / divisor), self._log_scale(divisor)]
         past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
         past = past.unflatten(1, (-1, length)).mean(2)
         ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
-        return torch.cat([torch.asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
+        return torch.cat([asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.
 
         The normalised value, whether it was observed, and the mean around it (a seventh of a season: a day of a week).
         """
-        observed = functional.pad(batch.observed, (1, 0)).double().cumsum(1)
-        total = functional.pad(batch.target, (1, 0)).double().cumsum(1)
-        reach = self.shape.season_length // 14
-        features = []
-        for lag in self.shape.season_lags:
-            index = at[:, None] + self.season_offset - (lag - self.shape.season_length)
-            seen = (batch.observed[:, index.clamp(min=0)] & (index >= 0))[..., None]
-            if self.shape.n_classes:
-                code = batch.target[:, index.clamp(min=0)].long()
-                features += [self.class_embeddings(code) * seen, seen.to(batch.target.dtype)]
-                continue
-            value = self._relative(batch.target[:, index.clamp(min=0)], frame)
-            features += [value * seen, seen.to(value.dtype)]
-            if reach:
-                first, end = (index - reach).clamp(min=0), torch.minimum(index + reach, at[:, None]).clamp(min=-1) + 1
-                count = observed[:, end] - observed[:, first]
-                mean = (total[:, end] - total[:, first]) / count.clamp(min=1)
-                features.append(self._relative(mean.to(value.dtype), frame) * (count > 0)[..., None])
-        return features
+        if not self.shape.season_lags:
+            return []
+        lags = torch.tensor(self.shape.season_lags, device=at.device)
+        index = (at[:, None] + self.season_offset + self.shape.season_length)[..., None] - lags
+        inside = index.clamp(min=0)
+        seen, value = batch.observed[:, inside] & (index >= 0), batch.target[:, inside]
+        if self.shape.n_classes:
+            known = self.class_embeddings(value.long()) * seen[..., None]
+            return [torch.cat([known, seen[..., None].to(known.dtype)], dim=-1).flatten(-2)]
+        features = [self._relative(value, frame) * seen, seen.to(value.dtype)]
+        if reach := self.shape.season_length // 14:
+            sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
+            first, end = (index - reach).clamp(min=0), torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
+            total, count = sums[..., end] - sums[..., first]
+            mean = (total / count.clamp(min=1)).to(value.dtype)
+            features.append(self._relative(mean, frame) * (count > 0))
+        return [torch.stack(features, dim=-1).flatten(-2)]
 
     def _relative(
-        self, values: Float[Tensor, "batch origin horizon"], frame: Frame
-    ) -> Float[Tensor, "batch origin horizon 1"]:
-        scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
-        return torch.asinh(scaled)[..., None]
+        self, values: Float[Tensor, "batch origin horizon lag"], frame: Frame
+    ) -> Float[Tensor, "batch origin horizon lag"]:
+        return asinh((values - frame.location[..., None, None]) / frame.divisor[..., None, None])
 
 
 def _decoder(

@@ -41,19 +41,18 @@ def running_statistics(
     before = torch.roll(last, 1, dims=1)
     changed = observed & (target != before) & torch.roll(begun, 1, dims=1)
     changed[:, 0] = False
-    sums = torch.stack([observed.double(), centred, centred.square(), changed.double()]).cumsum(dim=-1)
-
-    first = (steps - length + 1).clamp(min=0)
-    recent = sums - torch.nn.functional.pad(sums, (1, 0))[..., first]
-    # The first observation inside the stretch may differ from one before it: that is no change within the stretch.
-    following = torch.where(observed, steps, time - 1).flip(1).cummin(dim=1).values.flip(1)
-    recent[3] -= changed.gather(1, following[:, first]).double()
-    count, total, squares, changes = torch.where(recent[0] > 0, recent, sums)
+    sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
+    recent = sums.clone()
+    recent[..., length:] -= sums[..., :-length]
+    seen = recent[0] > 0
+    count, total, squares = torch.where(seen, recent, sums)
+    # Of the latest change, the observation before it: if that is not within the stretch, the change is none there.
+    changed_from = torch.where(changed, torch.roll(latest, 1, dims=1), -1).cummax(dim=1).values
+    constant = (changed_from < (steps - length + 1).clamp(min=0) * seen) | ~begun
 
     count = count.clamp(min=1)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    constant = (changes <= 0) | ~begun
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
     return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun)

@@ -40,6 +40,7 @@ class Samples:
 
 Solution: TypeAlias = Float[Tensor, "context+1 horizon"]
 """Weights of the window's values, and in the last row what is added whatever they are."""
+Spectrum: TypeAlias = tuple[Float[Tensor, " context+1"], Float[Tensor, "context+1 context+1"]]
 
 
 def line(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
@@ -55,20 +56,36 @@ def seasonal_solution(context: int, horizon: int, season: int) -> Solution:
     return solution
 
 
-def solve_ridge(samples: Samples, prior: Solution, penalties: tuple[float, ...] = PENALTIES) -> list[Solution]:
+def spectrum(samples: Samples) -> Spectrum:
+    """Return the eigenvalues and vectors of the Gram matrix z'wz, which serve all priors and penalties."""
+    size = samples.window.shape[1] + 1
+    gram = torch.zeros(size, size, dtype=torch.float64, device=samples.window.device)
+    for part in _chunks(samples):
+        features = _features(samples, part)
+        gram += features.T @ features
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp(min=0), vectors
+
+
+def solve_ridge(
+    samples: Samples,
+    prior: Solution,
+    penalties: tuple[float, ...] = PENALTIES,
+    *,
+    known: Spectrum | None = None,
+) -> list[Solution]:
     """Return, for each penalty p, the W that minimises sum of w |y - [z; 1] W|^2 + p n |W - prior|^2.
 
-    The constant is hardly penalised. One eigen-decomposition of the Gram matrix serves all penalties. Targets that were
-    not observed are replaced by the current solution's values and solved for again (EM), which converges to least
-    squares over the observed ones.
+    The constant is hardly penalised. Targets that were not observed are replaced by the current solution's values and
+    solved for again (EM), which converges to least squares over the observed ones. `known` is the samples' spectrum.
     """
-    gram, cross = _products(samples, prior)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = known or spectrum(samples)
+    cross = _cross(samples, prior)
     partial = torch.nonzero((samples.observed == 0).any(1)).flatten()
     window, missing = _features(samples, partial), 1.0 - samples.observed[partial].double()
     solutions = []
     for penalty in penalties:
-        shrink = (1.0 / (values.clamp(min=0) + penalty * len(samples.window)))[:, None]
+        shrink = (1.0 / (values + penalty * len(samples.window)))[:, None]
         change = vectors @ (shrink * (vectors.T @ cross))
         for _ in range(_ROUNDS if len(partial) else 0):
             filled = cross + window.T @ ((window @ change) * missing)
@@ -108,15 +125,14 @@ def _features(samples: Samples, rows: slice | Tensor) -> Float[Tensor, "sample c
     return torch.cat([samples.window[rows].double() * root, _CONSTANT * root], dim=1)
 
 
-def _products(samples: Samples, prior: Solution) -> tuple[Tensor, Tensor]:
-    """Return z'wz and z'w(y - z prior) in float64, a chunk of samples at a time."""
-    size, horizon = prior.shape
-    gram = torch.zeros(size, size, dtype=torch.float64, device=prior.device)
-    cross = torch.zeros(size, horizon, dtype=torch.float64, device=prior.device)
-    for first in range(0, len(samples.window), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        features = _features(samples, part)
+def _cross(samples: Samples, prior: Solution) -> Float[Tensor, "context+1 horizon"]:
+    """Return z'w(y - z prior) in float64."""
+    cross = torch.zeros(prior.shape, dtype=torch.float64, device=prior.device)
+    for part in _chunks(samples):
         rest = (samples.target[part] - line(samples.window[part], prior)) * samples.observed[part]
-        gram += features.T @ features
-        cross += features.T @ (rest * samples.weight[part, None].sqrt()).double()
-    return gram, cross
+        cross += _features(samples, part).T @ (rest * samples.weight[part, None].sqrt()).double()
+    return cross
+
+
+def _chunks(samples: Samples) -> list[slice]:
+    return [slice(first, first + _CHUNK) for first in range(0, len(samples.window), _CHUNK)]

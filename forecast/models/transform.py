@@ -18,9 +18,18 @@ _BELOW: Final = 0.1
 _SAMPLED: Final = 1_000_000
 
 
+def asinh(values: Tensor) -> Tensor:
+    """Return asinh, several times faster on a CPU than torch's own, which takes one value at a time. Not for gradients.
+
+    log1p(m + m^2 / (1 + sqrt(m^2 + 1))) of the size m (fdlibm's s_asinh.c), without its overflow.
+    """
+    size = values.abs()
+    return torch.log1p(size + size * (size / (1.0 + torch.hypot(size, torch.ones_like(size))))).copysign(values)
+
+
 def to_model(values: Tensor, unit: float) -> Tensor:
     """Return values on the scale of the model; as they are if `unit` is 0."""
-    return torch.asinh(values / unit) if unit else values
+    return asinh(values / unit) if unit else values
 
 
 def to_data(values: Tensor, unit: float) -> Tensor:
