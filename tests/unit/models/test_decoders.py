@@ -226,8 +226,8 @@ def test_paths_of_an_untrained_network_are_draws_from_the_closed_form(head: str)
     assert found.paths.shape == (3, 1, 400, HORIZON)
     stated = found.quantiles[:, 0]
     below = (found.paths[:, 0, :, :, None] <= stated[:, None] + 1e-9).double().mean(1)
-    if made.head.counts:
-        assert (below >= torch.tensor(DECILES) - 0.01).all()
+    if made.head.positive:  # Quantiles with a probability of their own.
+        assert (below >= torch.tensor(DECILES) - 0.02).all()
     else:
         torch.testing.assert_close(below, torch.tensor(DECILES).double().expand_as(below), rtol=0, atol=0.005)
 
