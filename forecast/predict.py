@@ -303,9 +303,7 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
 
 
 @torch.inference_mode()
-def sample_paths(
-    artifact: Artifact, panel: Panel, *, n: int | None = None, cutoff: int | None = None
-) -> pl.DataFrame:
+def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cutoff: int | None = None) -> pl.DataFrame:
     """Return `n` possible futures (model.n_paths when None) of every series from grid index `cutoff`.
 
     Columns: series_id, cutoff, path (1 to n), step, timestamp, value (a class of a model of classes). The steps of a

@@ -584,9 +584,7 @@ class CategoricalHead(Head):
         """Return the log-loss."""
         return -arguments.gather(-1, target.long()[..., None])[..., 0]
 
-    def scores(
-        self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]
-    ) -> Float[Tensor, "*axes"]:
+    def scores(self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Return the log-loss."""
         return self.errors(arguments, target)
 

@@ -146,10 +146,8 @@ def test_the_first_champion_has_to_beat_its_rival() -> None:
 
 def losses(model: str, loss: list[float]) -> pl.DataFrame:
     """Scores of classes, of one series per number."""
-    keys = {"series_id": [f"s{i}" for i in range(len(loss))], "cutoff": 0, "model": model}
-    values = {"log_loss": loss, "brier": 0.5, "correct": 1, "n_steps": 2}
-    return pl.DataFrame(keys).with_columns(**{name: pl.lit(value) if not isinstance(value, list) else pl.Series(value)
-                                              for name, value in values.items()})  # fmt: skip
+    made = pl.DataFrame({"series_id": [f"s{i}" for i in range(len(loss))], "log_loss": loss})
+    return made.with_columns(cutoff=0, model=pl.lit(model), brier=0.5, correct=1, n_steps=2)
 
 
 @pytest.mark.parametrize("made", [losses, lambda model, loss: scores(model, loss, loss)])

@@ -158,7 +158,9 @@ def test_own_samples_of_classes_are_classes() -> None:
     made.own_share = 1.0
     torch.manual_seed(3)
     found = taught(made, windows)
-    conditional = {tuple(row.tolist()): values for row, values in zip(every(3), taught_truly(made, windows), strict=True)}
+    conditional = {
+        tuple(row.tolist()): values for row, values in zip(every(3), taught_truly(made, windows), strict=True)
+    }
     # Each third step follows some pair of classes.
     for values in found[:, 2]:
         assert any(torch.allclose(values, other[2]) for other in conditional.values())
