@@ -9,26 +9,8 @@ import torch
 
 import forecast as fc
 
-WORDS = [
-    "the",
-    "small",
-    "black",
-    "cat",
-    "sleeps",
-    "under",
-    "a",
-    "warm",
-    "stove",
-    "while",
-    "rain",
-    "falls",
-    "on",
-    "old",
-    "roofs",
-    "and",
-    "birds",
-    "sing",
-]
+SENTENCE = "the small black cat sleeps under a warm stove while rain falls on old roofs and birds sing"
+WORDS = SENTENCE.split(" ")
 HORIZON, LENGTH, CUTOFFS = 6, 300, range(240, 294, 6)
 START = datetime(2024, 1, 1)
 

@@ -158,17 +158,12 @@ def test_own_samples_of_classes_are_classes() -> None:
     made.own_share = 1.0
     torch.manual_seed(3)
     found = taught(made, windows)
-    conditional = {
-        tuple(row.tolist()): values for row, values in zip(every(3), taught_truly(made, windows), strict=True)
-    }
-    # Each third step follows some pair of classes.
-    for values in found[:, 2]:
-        assert any(torch.allclose(values, other[2]) for other in conditional.values())
-
-
-def taught_truly(made: RecurrentForecaster, windows: Batch) -> Tensor:
     made.own_share = 0.0
-    return taught(made, windows)
+    true = taught(made, windows)
+    # Each third step follows some pair of classes, mostly another one than came.
+    for values in found[:, 2]:
+        assert any(torch.allclose(values, other) for other in true[:, 2])
+    assert not torch.allclose(found[:, 2], true[:, 2])
 
 
 def test_the_number_of_paths_is_that_asked_for_and_the_model_keeps_its_own() -> None:
