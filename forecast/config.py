@@ -195,7 +195,8 @@ class WindowConfig(Config):
     """How much of a series a forecast sees and how far it reaches, in steps."""
 
     context_length: Annotated[int, Field(ge=1)] | None = None
-    """Steps the model sees; when not given, two seasons, but at least twice the horizon and 32 steps."""
+    """Steps the model sees; when not given, two weeks of hours, eight of days, two years of weeks, months and quarters,
+    at least two seasons and two horizons, as far as typical series are long enough."""
     horizon: Annotated[int, Field(ge=1)]
     """Steps it forecasts."""
 
@@ -215,6 +216,7 @@ class ModelConfig(Config):
     nonlinearity: Literal["tanh", "relu"] = "tanh"
     """Of cell=rnn."""
     hidden_size: Annotated[int, Field(ge=1)] = 64
+    """Units of a layer; 64, or 128 for half a million steps to train on and more, when not given."""
     num_layers: Annotated[int, Field(ge=1)] = 1
     residual: bool = False
     """Add a layer's input to its output, from the second layer on."""

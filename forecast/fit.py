@@ -30,6 +30,7 @@ from forecast.data.classes import with_trained_classes
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
+from forecast.frequency import Frequency
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, together
@@ -57,6 +58,10 @@ _SKIP_SAMPLES = 40_000, 200_000
 _SKIP_CHECKS = 4_000
 # What takes the place of its penalty where the skip is not fitted at all.
 _PRIOR = "prior"
+# What the context is when not given, in steps and in shares of a typical series.
+_LEAST_CONTEXT, _MOST_CONTEXT, _SHARE_OF_LENGTH = 32, 1024, 0.6
+# Steps to train on from which a network is large, if not told otherwise.
+_LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
@@ -85,9 +90,18 @@ class FitResult:
     summary: Summary
 
 
-def default_context(season_length: int, horizon: int) -> int:
-    """Return the context length for a panel: two seasons, at least twice the horizon and 32 steps."""
-    return max(2 * season_length, 2 * horizon, 32)
+def default_context(frequency: Frequency, season_length: int, horizon: int, typical_length: float) -> int:
+    """Return the context length for a panel whose series have typically so many steps to train on.
+
+    Two of the next longer cycle, two weeks of hours or eight of days, or two seasons where these have none; at least
+    two horizons and 32 steps. Of more than a thousand steps no more than that many, and no more than three fifths of a
+    typical series, but two seasons or horizons in any case; whole seasons where there are some.
+    """
+    cycles = 7 if frequency.sub_daily else 4 if frequency.unit in ("d", "bd") else 1
+    least = 2 * max(season_length, horizon)
+    cycle = max(cycles * frequency.season_length, season_length) if season_length > 1 else 1
+    wanted = min(max(2 * cycle, least, _LEAST_CONTEXT), _MOST_CONTEXT, int(_SHARE_OF_LENGTH * typical_length))
+    return max(wanted - wanted % season_length, least) if wanted > least else least
 
 
 def fit(
@@ -121,7 +135,16 @@ def fit(
         names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
         checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
-    context = window.context_length or default_context(data.season_length, window.horizon)
+    last = panel.last_index
+    trained_until = last - fit.holdout_windows * window.horizon
+    usable = usable_lengths(panel, trained_until)
+    validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
+    _check(panel, limits, validation, fit, window)
+    context = window.context_length or default_context(
+        panel.grid.frequency, data.season_length, window.horizon, float(np.median(limits[limits > 0]))
+    )
+    if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
+        model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
     shape = NetworkShape(
         context_length=context,
         horizon=window.horizon,
@@ -141,11 +164,6 @@ def fit(
             f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
             f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
         )
-    last = panel.last_index
-    trained_until = last - fit.holdout_windows * window.horizon
-    usable = usable_lengths(panel, trained_until)
-    validation, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
-    _check(panel, limits, validation, fit, window)
     if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
         raise ConfigError(
             f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
@@ -490,15 +508,17 @@ def _solve(
             for label, solution in zip(labels, solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
                 candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
-    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
-    best, unsolved = (
-        min(some, key=lambda found: float((found.errors.sum(0) / usual).sum()))
-        for some in (candidates, [found for found in candidates if found.penalty == _PRIOR])
-    )
-    # The simpler one is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
+    # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
     # random walks, a fitted line may win on the few windows of validation, and lose ever after.
-    gain = ((unsolved.errors - best.errors) / usual).sum(1)
-    best = best if gain.sum() > len(gain) ** 0.5 * gain.std() else unsolved
+    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
+    unsolved = [found for found in candidates if found.penalty == _PRIOR]
+    solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
+    best, *others = (
+        min(some, key=lambda found: float((found.errors.sum(0) / usual).sum())) for some in (unsolved, *solved) if some
+    )
+    for other in others:
+        gain = ((best.errors - other.errors) / usual).sum(1)
+        best = other if gain.sum() > len(gain) ** 0.5 * gain.std() else best
     best.network.skip.copy_(best.skip)
     return best
 

@@ -18,6 +18,7 @@ from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context
+from forecast.frequency import Frequency
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.ensemble import members_of
 from forecast.models.module import Budget
@@ -258,8 +259,24 @@ def test_a_model_with_codes_survives_its_folder_bit_by_bit(
     np.testing.assert_array_equal(before, after)
 
 
-def test_default_context_is_two_seasons_and_at_least_twice_the_horizon() -> None:
-    assert [default_context(s, h) for s, h in ((24, 24), (7, 28), (1, 3), (12, 12))] == [48, 56, 32, 32]
+@pytest.mark.parametrize(
+    ("freq", "season", "horizon", "length", "expected"),
+    [
+        ("1h", 24, 24, 5000, 336),  # two weeks
+        ("1h", 168, 24, 5000, 336),
+        ("15m", 96, 96, 50_000, 960),  # ten days: whole ones, up to a thousand steps
+        ("1d", 7, 28, 400, 56),
+        ("1w", 52, 13, 900, 104),
+        ("1mo", 12, 12, 200, 32 - 32 % 12),
+        ("1y", 1, 6, 29, 17),  # three fifths of a series
+        ("1d", 1, 3, 1000, 32),
+        ("1h", 24, 48, 60, 96),  # two horizons, though series are short
+    ],
+)
+def test_default_context_holds_the_longer_cycle(
+    freq: str, season: int, horizon: int, length: int, expected: int
+) -> None:
+    assert default_context(Frequency.parse(freq), season, horizon, length) == expected
 
 
 def test_progress_ends_at_one(train: Train, plain: Loaded) -> None:
