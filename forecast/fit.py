@@ -509,7 +509,8 @@ def _solve(
                 errors = _point_errors(checked, solution, shape.unit)
                 candidates.append(_Solution(errors, network, solution, fitted, checked, f"{anchor}/{name}", label))
     # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
-    # random walks, a fitted line may win on the few windows of validation, and lose ever after.
+    # random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
+    # standard error: the better one is taken.
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     unsolved = [found for found in candidates if found.penalty == _PRIOR]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
@@ -518,7 +519,8 @@ def _solve(
     )
     for other in others:
         gain = ((best.errors - other.errors) / usual).sum(1)
-        best = other if gain.sum() > len(gain) ** 0.5 * gain.std() else best
+        doubt = len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
+        best = other if gain.sum() > doubt else best
     best.network.skip.copy_(best.skip)
     return best
 
@@ -544,7 +546,8 @@ def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
 
 
 def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
-    return _restored(samples, samples.window, unit).std(dim=1, keepdim=True).clamp(min=1e-12)
+    values = _restored(samples, samples.window, unit)
+    return (values - values.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _better(one: _Solution, other: _Solution) -> bool:

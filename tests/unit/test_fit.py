@@ -24,6 +24,7 @@ from forecast.models.ensemble import members_of
 from forecast.models.module import Budget
 from forecast.predict import predict
 
+LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
 Train, Load = Callable[..., FitResult], Callable[..., Loaded]
 Table, Weekly = Callable[..., pl.DataFrame], Callable[..., dict[str, np.ndarray]]
 
@@ -65,6 +66,59 @@ def test_the_closed_form_equals_seasonal_naive_where_that_is_perfect(train: Trai
     windows, _ = held_out_windows(found.panel.lengths, horizon=7, n_windows=4)
     median = predict(train(found).artifact, found.panel, windows).base[..., 4]
     np.testing.assert_allclose(median, future_values(found.panel, windows, 7), atol=0.05)
+
+
+def walks(n: int, length: int, *, drift: float, seed: int) -> dict[str, np.ndarray]:
+    """Random walks whose steps spread by 1."""
+    rng = np.random.default_rng(seed)
+    return {f"s{i}": np.cumsum(drift + rng.normal(size=length)) for i in range(n)}
+
+
+@pytest.mark.parametrize("drift", [1.0, -0.5])
+def test_a_drift_that_all_series_share_is_forecast_at_every_step(
+    train: Train, table: Table, loaded: Load, drift: float
+) -> None:
+    found = loaded(table(walks(12, 200, drift=drift, seed=0)), 7, calendar=False)
+    result = train(found, model={"transform": "none"})
+    assert result.summary["skip_penalty"] != "prior"
+    windows, _ = held_out_windows(found.panel.lengths, horizon=7, n_windows=4)
+    median = predict(result.artifact, found.panel, windows).base[..., 4]
+    last = found.panel.target[found.panel.offsets[windows.series] + windows.cutoff]
+    np.testing.assert_allclose((median - last[:, None]).mean(0), drift * np.arange(1, 8), rtol=0.2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_walks_are_forecast_as_their_last_value(train: Train, table: Table, loaded: Load, seed: int) -> None:
+    found = loaded(table(walks(8, 160, drift=0.0, seed=seed)), 7, calendar=False)
+    result = train(found, model={"transform": "none"})
+    assert (result.summary["skip"], result.summary["skip_penalty"]) == ("last/anchor", "prior")
+    assert not result.artifact.network.skip.any()
+
+
+def test_a_pattern_that_no_prior_has_is_fitted(closed_form: FitResult, train: Train, plain: Loaded) -> None:
+    assert closed_form.summary["skip_penalty"] != "prior"
+    assert closed_form.artifact.network.skip[:-1].any()
+    without = train(plain, model={"skip": False})
+    assert without.summary["skip_penalty"] == "prior"
+    assert float(closed_form.summary["val/loss"]) < 0.95 * float(without.summary["val/loss"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_window_of_validation_takes_the_better_line(train: Train, table: Table, loaded: Load) -> None:
+    # It has no standard error. No prior knows of a wave of twelve days.
+    wave = np.sin(np.arange(120) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=120)
+    found = loaded(table({"a": wave}), 7, calendar=False)
+    result = train(found, validation_windows=1, model={"transform": "none"})
+    assert result.summary["validation_windows"] == 1
+    assert result.summary["skip_penalty"] != "prior"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_context_of_one_step_has_no_deviation_and_forecasts_its_value(train: Train, plain: Loaded) -> None:
+    artifact = train(plain, context=1).artifact
+    made = predict(artifact, plain.panel, WindowIndex(np.arange(8), np.full(8, 130))).base
+    last = plain.panel.target[plain.panel.offsets[:-1] + 130]
+    np.testing.assert_array_equal(made, np.broadcast_to(last[:, None, None], made.shape))
 
 
 def test_without_steps_the_closed_form_is_kept(closed_form: FitResult) -> None:
@@ -129,8 +183,7 @@ def test_another_seed_gives_other_weights(train: Train, weekly_loaded: Loaded) -
 
 
 def test_the_holdout_is_not_touched(train: Train, weekly_loaded: Loaded) -> None:
-    settings = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
-    trained = train(weekly_loaded, **settings)
+    trained = train(weekly_loaded, **LEARNING)
     assert isinstance(trained.summary["best_step"], int)
     assert trained.summary["best_step"] > 0
     panel = weekly_loaded.panel
@@ -146,12 +199,12 @@ def test_the_holdout_is_not_touched(train: Train, weekly_loaded: Loaded) -> None
             past=np.where(held, np.float32(1e4), panel.past),
         ),
     )
-    assert train(changed, **settings).artifact.digest() == trained.artifact.digest()
+    assert train(changed, **LEARNING).artifact.digest() == trained.artifact.digest()
     # The validation windows only choose; the step before them is fitted on.
     inside = index == trained.artifact.trained_until - 28
     target = np.where(inside, panel.target + 1, panel.target)
     seen = dataclasses.replace(weekly_loaded, panel=dataclasses.replace(panel, target=target))
-    assert train(seen, **settings).artifact.digest() != trained.artifact.digest()
+    assert train(seen, **LEARNING).artifact.digest() != trained.artifact.digest()
 
 
 def test_the_artifact_says_what_it_was_trained_on(trained: FitResult, weekly_loaded: Loaded) -> None:
@@ -257,6 +310,39 @@ def test_a_model_with_codes_survives_its_folder_bit_by_bit(
     windows = WindowIndex(np.arange(8), np.arange(100, 140, 5))
     before, after = (predict(a, events.panel, windows).base for a in (event_model.artifact, stored))
     np.testing.assert_array_equal(before, after)
+
+
+def test_several_covariates_of_codes_are_trained_and_each_changes_the_forecast(
+    train: Train, table: Table, loaded: Load
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"s{i}" for i in range(8)]
+    codes = {column: {name: rng.integers(1, 4, 140).astype(float) for name in names} for column in "abcd"}
+    size = {name: rng.normal(size=140) for name in names}
+    series = {}
+    for name in names:
+        known = 4 * codes["a"][name] - 3 * codes["b"][name] + 2 * size[name]
+        past = sum(np.roll(codes[column][name], 1) for column in "cd")
+        series[name] = 20 + known + past + 0.3 * rng.normal(size=140)
+    found = loaded(
+        table(series, size=size, **codes),
+        7,
+        known_covariates=["a", "size", "b"],
+        past_covariates=["c", "d"],
+        calendar=False,
+    )
+    found = dataclasses.replace(found, categories=dict.fromkeys("abcd", ("x", "y", "z")))
+    result = train(found, **LEARNING, batch_size=16)
+    shape = result.artifact.network.shape
+    assert (shape.past_categories, shape.known_categories) == ((3, 3), (3, 0, 3))
+    assert float(result.summary["val/loss"]) < float(result.summary["val/loss_closed_form"])
+    windows = WindowIndex(np.arange(8), np.full(8, 130))
+    before = predict(result.artifact, found.panel, windows).base
+    for field, row in (("known", 0), ("known", 1), ("known", 2), ("past", 0), ("past", 1)):
+        values = getattr(found.panel, field).copy()
+        values[row] = values[row] % 3 + 1
+        panel = dataclasses.replace(found.panel, **{field: values})
+        assert (predict(result.artifact, panel, windows).base != before).any(axis=(1, 2)).all(), (field, row)
 
 
 @pytest.mark.parametrize(
@@ -453,13 +539,7 @@ def test_two_processes_train_one_model(on_two: FitResult) -> None:
 # --- ensembles
 
 # On one scale for all: quantiles are averaged on that of the model.
-MEMBERS: dict[str, Any] = {
-    "max_steps": 40,
-    "learning_rate": 2e-2,
-    "ema_decay": 0.9,
-    "validation_every": 10,
-    "model": {"transform": "none"},
-}
+MEMBERS: dict[str, Any] = {**LEARNING, "model": {"transform": "none"}}
 
 
 @pytest.fixture(scope="module")

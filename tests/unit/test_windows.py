@@ -91,6 +91,15 @@ def test_sampled_origins_have_history_and_a_full_horizon(
     limits: np.ndarray, horizon: int, count: int, seed: int
 ) -> None:
     drawn = pairs(sample_origins(limits, horizon=horizon, count=count, rng=np.random.default_rng(seed)))
-    possible = {(s, c) for s, limit in enumerate(limits.tolist()) for c in range(limit - horizon)}
+    history = horizon if any(limits >= 2 * horizon) else 1
+    possible = {(s, c) for s, limit in enumerate(limits.tolist()) for c in range(history - 1, limit - horizon)}
     assert len(drawn) == len(set(drawn)) == min(count, len(possible))
     assert set(drawn) <= possible
+
+
+def test_where_no_series_has_a_horizon_of_history_one_step_will_do() -> None:
+    drawn = [
+        pairs(sample_origins(np.array([length, 5, 2]), horizon=4, count=9, rng=np.random.default_rng(0)))
+        for length in (7, 8)
+    ]
+    assert drawn == [[(0, 0), (0, 1), (0, 2), (1, 0)], [(0, 3)]]

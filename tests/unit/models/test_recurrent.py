@@ -15,6 +15,7 @@ from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, loss_weights, targets
+from forecast.models.skip import line
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 CELLS = ["lstm", "gru", "rnn"]
@@ -213,6 +214,19 @@ def test_each_code_the_unseen_and_the_missing_one_say_something_else(coded: Load
     assert len({float(made[0, 0]) for made in found}) == 6
 
 
+def test_gradients_reach_the_tables_of_several_covariates_of_codes(coded: Loaded) -> None:
+    # Numbers before, between and after them.
+    panel = coded.panel
+    twice = dataclasses.replace(
+        panel,
+        past=panel.past[[0, 1, 2, 1]],
+        known=np.concatenate([panel.known, np.roll(panel.known[:1], 3, axis=1)]),
+    )
+    found = dataclasses.replace(coded, panel=twice)
+    made = network(found, trained=True, past_categories=(0, 4, 0, 4), known_categories=(2, 0, 2)).train()
+    check_gradients(made, found, tuple(name for name, _ in made.named_parameters()))
+
+
 def test_steps_before_the_start_are_no_unseen_values(coded: Loaded) -> None:
     made = network(coded, trained=True, **CODED)
     batch = windows(coded, [0], [9], blank=True)
@@ -256,12 +270,14 @@ def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(
     output = run(made, windows(plain, [0, 1, 2], [40, 60, 100], blank=True))
     frame = output.frame
     own = made.head.ordered(made.output_bias) * frame.spread[..., None]
-    assert torch.equal(output.quantiles, own + (frame.window @ made.skip)[..., None])
+    assert torch.equal(output.quantiles, own + line(frame.window, made.skip)[..., None])
     for row, (series, cutoff) in enumerate([(0, 40), (1, 60), (2, 100)]):
         values = plain.panel.target[plain.panel.offsets[series] :][cutoff - CONTEXT + 1 : cutoff + 1].astype(np.float64)
         recent = values[-made.shape.scale_length :]
-        location, scale = (recent.mean() if anchor == "level" else values[-1]), recent.std()
-        linear = location + (values - location) @ made.skip.double().numpy()
+        location = recent.mean() if anchor == "level" else values[-1]
+        scale = np.sqrt(np.mean((recent - location) ** 2))
+        weights, constant = made.skip[:-1].double().numpy(), made.skip[-1].double().numpy()
+        linear = location + (values - location) @ weights + scale * constant
         median = linear + scale * own[row, 0, :, made.head.median].detach().numpy()
         np.testing.assert_allclose(forecast(output)[row, 0, :, made.head.median], median, rtol=1e-4)
 
@@ -313,6 +329,100 @@ def test_an_origin_inside_a_longer_window_gives_what_its_own_window_gives_untrai
     for k, origin in enumerate(origins):
         own = forecast(run(made, windows(plain, [0, 1], [50 + origin, 70 + origin], blank=True)))
         torch.testing.assert_close(inside[:, k], own[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def short(table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray]]) -> Loaded:
+    """A long series, and short ones: one with gaps and another level, one whose first rows have no target."""
+    series = weekly(4, 120)
+    series["s01"], series["s02"], series["s03"] = series["s01"][:20] + 1e3, series["s02"][:20], series["s03"][:2]
+    series["s01"][[8, 9, 15]] = np.nan
+    found = loaded(table(series), HORIZON)
+    target = found.panel.target.copy()
+    target[found.panel.offsets[2] :][:3] = np.nan
+    return dataclasses.replace(found, panel=dataclasses.replace(found.panel, target=target))
+
+
+@pytest.mark.parametrize("anchor", ["level", "last"])
+@pytest.mark.parametrize("model", [{}, {"head": "normal"}, {"decoder": "autoregressive", "n_paths": 8}])
+def test_batches_of_training_and_of_scoring_forecast_the_same_at_the_same_origin(
+    short: Loaded, model: dict[str, Any], anchor: str
+) -> None:
+    # As they are drawn: a batch of training may begin before its series, and sees no target from a limit on.
+    made = network(short, trained=False, model=model, anchor=anchor)
+    data, sizes = PanelTensors(short.panel), {"context": CONTEXT, "horizon": HORIZON}
+    series = torch.tensor([0, 0, 1, 2, 3])
+    final, limit = torch.tensor([60, 20, 18, 18, 0]), torch.tensor([100, 22, 20, 20, 2])
+    inside = run(made, data.gather(series, final - 21, limit, span=22, **sizes), 0, 7, 13, 21)
+    for k, origin in enumerate((0, 7, 13, 21)):
+        first = final - 21 + origin
+        own = run(made, data.gather(series, first, first + 1, span=1, **sizes))
+        assert torch.equal(inside.frame.begun[:, k], own.frame.begun[:, 0])
+        begun = own.frame.begun[:, 0]
+        assert begun.tolist() == [True, first[1] >= 0, first[2] >= 0, first[3] >= 3, first[4] >= 0]
+        torch.testing.assert_close(inside.frame.window[begun, k], own.frame.window[begun, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(forecast(inside)[begun, k], forecast(own)[begun, 0], rtol=1e-5, atol=1e-4)
+
+
+# --- windows that reach before the start, and scales
+
+
+@pytest.mark.parametrize("anchor", ["level", "last"])
+@pytest.mark.parametrize("cutoff", [3, 12, 19])
+def test_before_its_start_a_series_was_what_it_was_at_first(short: Loaded, anchor: str, cutoff: int) -> None:
+    frame = network(short, trained=False, anchor=anchor).frame(
+        windows(short, [1, 2], [cutoff, cutoff], blank=True), torch.zeros(1, dtype=torch.long)
+    )
+    panel = short.panel
+    for row, series in enumerate([1, 2]):
+        seen = panel.target[panel.offsets[series] :][: cutoff + 1].astype(np.float64)
+        padded = np.append(np.full(CONTEXT - len(seen), seen[np.isfinite(seen)][0]), seen)
+        location, divisor = float(frame.location[row, 0]), float(frame.divisor[row, 0])
+        # A gap inside, also one at the very start, is at the location.
+        expected = np.nan_to_num((padded - location) / divisor, nan=0.0)
+        np.testing.assert_allclose(frame.window[row, 0], expected, rtol=1e-4, atol=1e-4)
+        assert (frame.window[row, 0, : CONTEXT - len(seen)] == frame.window[row, 0, 0]).all()
+        gaps = np.flatnonzero(np.isnan(padded))
+        assert len(gaps) == (int(np.isin([8, 9, 15], range(cutoff + 1)).sum()) if series == 1 else 3)
+        assert (frame.window[row, 0, gaps] == 0).all()
+
+
+def test_the_scale_around_the_last_value_is_the_root_mean_square_distance_from_it() -> None:
+    rng = np.random.default_rng(0)
+    target, observed = 1e3 + rng.normal(size=(4, 60)).cumsum(1), rng.random((4, 60)) > 0.2
+    observed[1, :25], observed[2, 20:45], target[3, 10:] = False, False, 7.0
+    shape = NetworkShape(
+        context_length=CONTEXT,
+        horizon=HORIZON,
+        season_length=1,
+        n_past=0,
+        n_known=0,
+        n_calendar=0,
+        category_sizes=(),
+        n_static_numbers=0,
+        anchor="last",
+    )
+    made = RecurrentForecaster(shape, ModelConfig())
+    nothing = torch.zeros(4, 60, 0, dtype=torch.float64)
+    batch = Batch(
+        target=torch.from_numpy(target * observed),
+        observed=torch.from_numpy(observed),
+        past=nothing,
+        known=nothing,
+        there=torch.ones(4, 60, dtype=torch.bool),
+        static_categories=torch.zeros(4, 0, dtype=torch.long),
+        static_numbers=nothing[:, 0],
+    )
+    frame = made.frame(batch, torch.arange(60 - CONTEXT - HORIZON + 1))
+    for row in range(4):
+        for origin, at in enumerate(range(CONTEXT - 1, 60 - HORIZON)):
+            seen = [t for t in range(at + 1) if observed[row, t]]
+            recent = [t for t in seen if t > at - shape.scale_length] or seen
+            values = target[row, recent]
+            expected = np.sqrt(np.mean((values - target[row, seen[-1]]) ** 2)) if seen else 0.0
+            assert float(frame.scale[row, origin]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            assert float(frame.location[row, origin]) == (target[row, seen[-1]] if seen else 0.0)
+    assert (frame.scale[3, -1], frame.divisor[3, -1]) == (0, 1)
 
 
 @pytest.mark.parametrize("model", EVERY)

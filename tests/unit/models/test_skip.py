@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.skip import PENALTIES, Samples, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, line, robust, seasonal_solution, solve_ridge
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Windows [600, 10], targets [600, 4], weights and a prior."""
+    """Windows [600, 10], targets [600, 4] around constants, weights and a prior."""
     rng = np.random.default_rng(0)
     window = rng.normal(size=(600, 10)) @ (np.eye(10) + 0.3 * rng.normal(size=(10, 10)))
-    target = window @ rng.normal(size=(10, 4)) + rng.normal(size=(600, 4))
-    return window, target, rng.uniform(0.2, 1.0, 600), rng.normal(size=(10, 4))
+    target = window @ rng.normal(size=(10, 4)) + rng.normal(size=(600, 4)) + rng.normal(size=4)
+    return window, target, rng.uniform(0.2, 1.0, 600), rng.normal(size=(11, 4))
 
 
 def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed: np.ndarray | None = None) -> Samples:
@@ -26,9 +26,11 @@ def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed
 
 
 def ridge(window: np.ndarray, target: np.ndarray, weight: np.ndarray, prior: np.ndarray, total: float) -> np.ndarray:
-    """Least squares on rows that pull towards the prior with the penalty `total`."""
-    root, pull = np.sqrt(weight)[:, None], np.sqrt(total) * np.eye(window.shape[1])
-    stacked = np.concatenate([window * root, pull]), np.concatenate([target * root, pull @ prior])
+    """Least squares with a constant, on rows that pull towards the prior with the penalty `total`: the constant with a
+    hundredth of it."""
+    features = np.concatenate([window, np.ones((len(window), 1))], axis=1)
+    root, pull = np.sqrt(weight)[:, None], np.sqrt(total) * np.diag([*np.ones(window.shape[1]), 0.1])
+    stacked = np.concatenate([features * root, pull]), np.concatenate([target * root, pull @ prior])
     return np.linalg.lstsq(*stacked, rcond=None)[0]
 
 
@@ -73,15 +75,84 @@ def test_missing_targets_give_about_the_ridge_of_the_observed_ones(problem: Prob
 
 def test_more_windows_than_a_chunk_are_all_used() -> None:
     rng = np.random.default_rng(3)
-    window = rng.normal(size=(5000, 3))
+    window, prior = rng.normal(size=(5000, 3)), np.zeros((4, 2))
     target = window @ np.ones((3, 2)) + np.where(np.arange(5000) >= 4096, 5.0, 0.0)[:, None] * window[:, :1]
-    (found,) = solve_ridge(samples(window, target, np.ones(5000)), torch.zeros(3, 2, dtype=torch.float64), (0.0,))
-    np.testing.assert_allclose(found, np.linalg.lstsq(window, target, rcond=None)[0], rtol=1e-9)
+    (found,) = solve_ridge(samples(window, target, np.ones(5000)), torch.from_numpy(prior), (0.0,))
+    np.testing.assert_allclose(found, ridge(window, target, np.ones(5000), prior, 0.0), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("context", "horizon", "season"), [(14, 7, 7), (20, 10, 7), (24, 30, 12), (5, 3, 1)])
 def test_the_seasonal_prior_is_seasonal_naive(context: int, horizon: int, season: int) -> None:
     window = np.random.default_rng(0).normal(size=(8, context)).astype(np.float32)
-    found = torch.from_numpy(window) @ seasonal_solution(context, horizon, season)
+    found = line(torch.from_numpy(window), seasonal_solution(context, horizon, season))
     expected = [[row[context - season + step % season] for step in range(horizon)] for row in window]
     np.testing.assert_array_equal(found, expected)
+
+
+# --- the constant
+
+
+def test_a_constant_is_learnt_whatever_the_penalty() -> None:
+    # Walks that climb by 0.4 a step, each window in units around its last value.
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(0.4 + rng.normal(size=(3000, 11)), axis=1)
+    window, target = walk[:, :8] - walk[:, 7:8], walk[:, 8:] - walk[:, 7:8]
+    prior = torch.zeros(9, 3, dtype=torch.float64)
+    for found in solve_ridge(samples(window, target, np.ones(3000)), prior):
+        made = line(torch.from_numpy(window), found)
+        np.testing.assert_allclose(made.mean(0), target.mean(0), rtol=0.02)
+    # The last one knows nothing else: the window's values are penalised.
+    np.testing.assert_allclose(found[-1], 0.4 * np.arange(1, 4), atol=0.1)
+
+
+# --- robust weights
+
+
+def errors_of(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_a_few_broken_windows_hardly_bend_the_solution() -> None:
+    rng = np.random.default_rng(0)
+    window, prior = rng.normal(size=(2000, 10)), torch.zeros(11, 4, dtype=torch.float64)
+    target = window @ rng.normal(size=(10, 4)) + 0.3 * rng.normal(size=(2000, 4))
+    broken = target.copy()
+    broken[::50] += 100.0 + 20.0 * window[::50, :1]
+    clean, bent = (samples(window, values, np.ones(2000)) for values in (target, broken))
+    made = robust(bent, prior)
+    expected, plain, weighted = (solve_ridge(some, prior, (1e-3,))[0] for some in (clean, bent, made))
+    assert errors_of(plain, expected) > 0.2
+    assert errors_of(weighted, expected) < 0.02
+    # Weights only: those of broken windows fall far, half of the others keep all of theirs, and none gains.
+    whole = np.arange(2000) % 50 != 0
+    weight = made.weight.numpy()
+    assert weight[~whole].max() < 0.02
+    assert weight.max() == 1.0
+    assert 0.4 < (weight[whole] == 1.0).mean() < 0.65
+    for name in ("window", "target", "observed"):
+        assert torch.equal(getattr(made, name), getattr(bent, name))
+
+
+def test_robust_weights_are_shares_of_those_given() -> None:
+    rng = np.random.default_rng(1)
+    window, target, prior = rng.normal(size=(400, 3)), rng.normal(size=(400, 2)), torch.zeros(4, 2, dtype=torch.float64)
+    weight = rng.uniform(0.2, 1.0, 400)
+    made = robust(samples(window, target, weight), prior).weight.numpy()
+    assert ((made > 0) & (made <= weight)).all()
+    # Of the mean error over observed steps only: what is hidden does not count.
+    observed = np.ones_like(target)
+    observed[:, 1] = rng.random(400) < 0.5
+    hidden = np.where(observed > 0, target, 1e6)
+    seen, other = (robust(samples(window, values, weight, observed), prior).weight for values in (target, hidden))
+    assert torch.equal(seen, other)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_equal_errors_leave_weights_alone(size: float) -> None:
+    # Windows of zeros say nothing, and half of the targets is above what the constant may be, half below.
+    weight = np.random.default_rng(0).uniform(0.2, 1.0, 80)
+    weight[1::2] = weight[::2]
+    side = size * np.where(np.arange(80) // 4 % 2, 1.0, -1.0)
+    weight = np.repeat(weight[::8], 8)
+    given = samples(np.zeros((80, 3)), np.repeat(side[:, None], 2, axis=1), weight)
+    assert torch.equal(robust(given, torch.zeros(4, 2, dtype=torch.float64)).weight, given.weight)
