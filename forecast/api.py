@@ -26,6 +26,7 @@ from forecast.fit import fit as fit_panel
 from forecast.names import SOURCE_PRETRAINED
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
+from forecast.predict import sample_paths as paths_of
 
 Settings = Mapping[str, Any]
 
@@ -127,6 +128,23 @@ def attention(
     """
     panel = read(artifact, table, known, static).panel
     return attention_of(artifact, panel, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
+
+
+def sample_paths(
+    artifact: Artifact,
+    table: object,
+    *,
+    n: int | None = None,
+    known: object = None,
+    static: object = None,
+    cutoff: datetime | None = None,
+) -> pl.DataFrame:
+    """Return `n` possible futures of each series, model.n_paths of them when None (`predict.sample_paths`).
+
+    Raises ConfigError if the model was trained without model.decoder=autoregressive.
+    """
+    panel = read(artifact, table, known, static).panel
+    return paths_of(artifact, panel, n=n, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
 
 
 def load(folder: str | Path) -> Artifact:

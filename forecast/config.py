@@ -236,8 +236,8 @@ class ModelConfig(Config):
     same at all steps of a window."""
     decoder: Literal["direct", "segment", "autoregressive"] = "direct"
     """How the steps of the horizon follow from the encoder's state: all at once by one linear map, by a recurrent step
-    for each segment of segment_length steps (SegRNN), or one after another, each told the value before it: sampled
-    paths, whose quantiles are the forecast (DeepAR)."""
+    for each segment of segment_length steps (SegRNN), or one after another, each told the value or class before it:
+    sampled paths, whose quantiles (of classes, mean probabilities) are the forecast (DeepAR)."""
     own_samples: Share = 0.0
     """With decoder=autoregressive, the share of steps that are told a value of its own instead of the true one at the
     end of training, from none at the start (scheduled sampling). More than 0 forgives mistakes, but makes paths follow
@@ -295,13 +295,6 @@ class ModelConfig(Config):
         if decoder != "autoregressive" and value != cls.model_fields[str(info.field_name)].default:
             raise ValueError(f"is for decoder=autoregressive; decoder={decoder} samples nothing")
         return value
-
-    @field_validator("head")
-    @classmethod
-    def _fits_the_decoder_of_classes(cls, head: str, info: ValidationInfo) -> str:
-        if head in CLASS_HEADS and info.data.get("decoder") == "autoregressive":
-            raise ValueError(f"head={head} goes with decoder=direct or segment; autoregressive is for numbers")
-        return head
 
     @field_validator("transform")
     @classmethod

@@ -11,7 +11,7 @@ import polars as pl
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
 from forecast.metrics import LOG_LOSS, MODEL, summarise
-from forecast.names import CUTOFF, SERIES_ID
+from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
 
 Array = npt.NDArray[np.floating]
 
@@ -60,6 +60,22 @@ class Verdict:
     def __str__(self) -> str:
         numbers = (f"{name} {mine:.4f} against {theirs:.4f}" for name, (mine, theirs) in self.metrics.items())
         return f"{', '.join(numbers)} of {self.incumbent} on {self.n_windows:,} windows (p = {self.p_value:.3g})"
+
+
+def judge(scores: pl.DataFrame, challenger: str) -> Verdict:
+    """Return the verdict on a challenger, from the scores of its backtest, against the champion in it.
+
+    Where there is none, against seasonal naive, which it must beat. A fine-tuned challenger must not be worse than its
+    base either, if that is in the backtest. Raises GateRefused as `compare`.
+    """
+    there = set(scores[MODEL].unique())
+    if CHAMPION in there:
+        verdict = compare(scores, challenger, CHAMPION)
+    else:
+        verdict = compare(scores, challenger, SOURCE_SEASONAL_NAIVE, must_beat=True)
+    if challenger == SOURCE_FINE_TUNED and SOURCE_PRETRAINED in there:
+        compare(scores, challenger, SOURCE_PRETRAINED)
+    return verdict
 
 
 def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat: bool = False) -> Verdict:

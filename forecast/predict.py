@@ -21,7 +21,7 @@ from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
-from forecast.models.recurrent import Frame, Output
+from forecast.models.recurrent import Frame, Output, RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.transform import to_data
 from forecast.names import (
@@ -298,6 +298,77 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
             TIMESTAMP: panel.grid.timestamps(index.ravel()),
             STEP: np.tile(np.arange(1 - n_steps, 1, dtype=np.int32), n),
             "weight": weight.ravel(),
+        }
+    )
+
+
+@torch.inference_mode()
+def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cutoff: int | None = None) -> pl.DataFrame:
+    """Return `n` possible futures (model.n_paths when None) of every series from grid index `cutoff`.
+
+    Columns: series_id, cutoff, path (1 to n), step, timestamp, value (a class of a model of classes). The steps of a
+    path follow from one another, unless training has kept the closed form (`best_step` 0), which knows each step by
+    itself. All series and calls share their random numbers: paths of equal number are not independent. The cutoff is
+    the latest step of the panel when None; series that begin later are left out, and values are null where the context
+    of the model holds no observation.
+
+    Raises ConfigError for a model that has no paths, DataError as `forecast`.
+    """
+    network = artifact.network
+    if artifact.model.decoder != "autoregressive":
+        raise ConfigError(
+            f"model.decoder: a model with decoder={artifact.model.decoder} knows each step of the horizon by itself, "
+            "and what is drawn from each is no path; train one with model.decoder=autoregressive"
+        )
+    if not isinstance(network, RecurrentForecaster):
+        raise ConfigError(
+            f"fit.ensemble: this model is of {len(network.members)} networks, whose paths have no mean; train one with "
+            "fit.ensemble=1"
+        )
+    if artifact.bank is not None and artifact.classes is not None:
+        raise ConfigError(
+            "fine-tuning changes the probabilities of classes at each step, which moves no path; sample those of the "
+            "model without it (model.base(), or its pretrained version)"
+        )
+    if n is not None and n < 2:
+        raise ConfigError(f"n: a sample has 2 paths or more, {n} asked for")
+    prepare()
+    cutoff, windows = _latest(panel, cutoff)
+    network = network if n is None else network.sampling(n)
+    data, unit = PanelTensors(panel, unit=network.shape.unit), network.shape.unit
+    rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else None
+    parts = []
+    for series, own, origins in validation_batches(windows, BATCH_SIZE):
+        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+        assert output.paths is not None
+        paths = output.paths[:, 0].mT
+        if artifact.bank is not None and rows is not None:
+            quantiles = output.quantiles[:, 0]
+            features = head_features(output, network.shape)[:, 0]
+            both = torch.cat([quantiles, paths], dim=-1)
+            paths = artifact.bank.tuned(network.head, both, features, rows[series])[..., quantiles.shape[-1] :]
+        positions = data.horizon_positions(series, own, network.shape.horizon)
+        values = _in_data_units(paths, output.frame, positions, unit)
+        values = values.round() if network.head.counts else values
+        values = values.clamp(min=0) if network.head.positive else values
+        parts.append(values.mT.numpy())
+    found = np.concatenate(parts)
+    n_series, n_paths, horizon = found.shape
+    each = np.tile(np.arange(horizon), n_series * n_paths)
+    value = pl.Series(found.ravel(), dtype=pl.Float64).fill_nan(None)
+    if artifact.classes is not None:
+        value = pl.Series(artifact.classes, dtype=pl.String).gather(value.cast(pl.Int64))
+    ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
+                np.repeat(np.arange(n_series), n_paths * horizon)
+            ),
+            CUTOFF: ahead[:1].gather(np.zeros(len(each), dtype=np.int64)),
+            "path": np.tile(np.repeat(np.arange(1, n_paths + 1, dtype=np.int32), horizon), n_series),
+            STEP: each.astype(np.int32) + 1,
+            TIMESTAMP: ahead[1:].gather(each),
+            VALUE: value,
         }
     )
 

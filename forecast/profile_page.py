@@ -8,9 +8,9 @@ import polars as pl
 
 from forecast.config import without_password
 from forecast.data.panel import Panel
-from forecast.data.profile import DEMAND, part_of, quality, summary
+from forecast.data.profile import DEMAND, frequencies, part_of, quality, summary
 from forecast.data.rejects import Counts
-from forecast.names import SERIES_ID, TARGET, TIMESTAMP
+from forecast.names import CLASS, SERIES_ID, TARGET, TIMESTAMP
 from forecast.page import bar, card, milliseconds, page, rounded, runs, table
 from forecast.plots import clock_label, wall_clock
 
@@ -24,12 +24,17 @@ _MAX_STEPS: Final = 20_000
 _BINS: Final = 20
 _WIDTHS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _EXAMPLES: Final = 5
+_STRENGTHS: Final = (
+    "Strength of season and trend: the share of the variance that they explain, from 0 to 1. Kinds of demand: rare "
+    "(intermittent, lumpy) or not, of varying size (erratic, lumpy) or not. "
+)
 
 _COLUMNS: Final = (
     SERIES_ID, "first", "last", "length", "gaps", "longest_gap", "zeros", "trailing_zeros", "negatives", "mean", "std",
     "min", "max", "adi", "cv2", "demand", "seasonality", "trend",
 )  # fmt: skip
 """Columns of the profile that the page's table shows."""
+_CLASS_COLUMNS: Final = SERIES_ID, "first", "last", "length", "gaps", "longest_gap", "classes", CLASS, "share"
 
 
 def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame | None) -> str:
@@ -44,7 +49,7 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
     worst = _worst_first(profile)
     content = {
         "charts": list(_charts(profile, data.season_length)),
-        "examples": list(_examples(panel, profile)),
+        "examples": [] if loaded.classes else list(_examples(panel, profile)),
         "clock": clock_label(panel.frame(np.arange(0))),
         "columns": worst.columns,
         "rows": worst.rows(),
@@ -57,10 +62,13 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
         facts=_facts(loaded, profile),
         data=[("page", content)],
         rows=_rows(loaded.counts),
+        classes=_classes(loaded),
+        strengths="" if loaded.classes else _STRENGTHS,
         summary=card("summary", "At a glance", table({"Measure": "", "Found": "wide"}, summary(profile).rows())),
         quality=_quality(loaded),
         missing=_missing(missing, panel),
-        note=f"These are the {worst.height:,} worst series (most missing steps, constant, most zeros, shortest); "
+        note=f"These are the {worst.height:,} worst series (most missing steps, constant, "
+        f"{'largest share of one class' if loaded.classes else 'most zeros'}, shortest); "
         f"the other {left_out:,} are in profile.parquet."
         if left_out
         else "",
@@ -119,6 +127,17 @@ def _quality(loaded: "Loaded") -> str:
     return card("quality", "Rejected rows", table(heads, rows), "All of them are in rejects.parquet.")
 
 
+def _classes(loaded: "Loaded") -> str:
+    if loaded.classes is None:
+        return ""
+    rows = [
+        (row[CLASS], f"{row['values']:,}", bar(row["share"]), part_of(row["share"], 1), f"{row['series']:,}")
+        for row in frequencies(loaded.panel, loaded.classes).iter_rows(named=True)
+    ]
+    heads = {"Class": "wide", "Values": "number", "": "bar", "Share": "number", "Series": "number"}
+    return card("classes", "Classes", table(heads, rows), "The series are those that have the class.")
+
+
 def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
     if missing is None:
         return ""
@@ -151,11 +170,12 @@ def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
 
 def _worst_first(profile: pl.DataFrame) -> pl.DataFrame:
     """Return what the page's table shows, the series that most likely need care first."""
+    of_classes = CLASS in profile.columns
     worst = profile.sort(
-        pl.col("gaps") / pl.col("length"), "constant", "zeros", "length", SERIES_ID,
+        pl.col("gaps") / pl.col("length"), "constant", "share" if of_classes else "zeros", "length", SERIES_ID,
         descending=[True, True, True, False, False],
     )  # fmt: skip
-    chosen = worst.head(MAX_ROWS).select(*_COLUMNS)
+    chosen = worst.head(MAX_ROWS).select(*(_CLASS_COLUMNS if of_classes else _COLUMNS))
     times = chosen.select(wall_clock(name) for name in ("first", "last"))
     whole = times.equals(times.select(pl.all().dt.truncate("1d")))
     form = "%Y-%m-%d" if whole else "%Y-%m-%d %H:%M"
@@ -180,6 +200,8 @@ def _charts(profile: pl.DataFrame, season_length: int | None) -> Iterator[dict[s
         yield _histogram("Missing steps", "Share of steps", gaps, nice * np.arange(_BINS + 1), note, share=True)
     else:
         yield {"title": "Missing steps", "note": "No series has gaps."}
+    if CLASS in profile.columns:
+        return
 
     zeros = profile["zeros"].to_numpy()
     shares = np.linspace(0, 1, _BINS + 1)

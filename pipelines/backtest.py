@@ -90,6 +90,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
                 ("scores", result.scores),
                 ("forecasts", result.forecasts),
                 ("summary", result.summary),
+                *([] if result.confusion is None else [("confusion", result.confusion)]),
             ):
                 write_parquet_atomic(frame, Path(config.output.path) / f"{name}.parquet")
         registry.tag(version, {BACKTEST_RUN: run.id})

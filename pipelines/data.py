@@ -23,6 +23,8 @@ USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
                extra: pip install 'gatecast[demo]'
 
 `forecast data prepare --help` lists the settings; so do append and profile."""
+# Classes that a profile prints.
+_CLASSES: Final = 20
 
 
 def main(argv: list[str]) -> None:
@@ -108,7 +110,7 @@ def append(config: AppendConfig) -> "Appended":
 def _profile(argv: list[str]) -> None:
     from forecast.data.io import check_writable, write_parquet_atomic, write_text_atomic
     from forecast.data.load import missing_known
-    from forecast.data.profile import profile, quality, summary
+    from forecast.data.profile import frequencies, profile, quality, summary
     from forecast.profile_page import profile_page
     from pipelines.shared import read_table
 
@@ -119,9 +121,14 @@ def _profile(argv: list[str]) -> None:
         check_writable(folder)
     loaded = read_table(config.data, 1)
     assert loaded.data.season_length is not None
-    found = profile(loaded.panel, loaded.data.season_length)
+    found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
     wrong = quality(loaded.rejects, loaded.counts)
     console.table(summary(found), f"{loaded.panel.n_series:,} series every {loaded.panel.grid.frequency}")
+    if loaded.classes is not None:
+        most = frequencies(loaded.panel, loaded.classes)
+        console.table(
+            most.head(_CLASSES), "Classes" if most.height <= _CLASSES else f"{_CLASSES} of {most.height:,} classes"
+        )
     if wrong.height:
         console.table(wrong, "Rejected")
     if folder:

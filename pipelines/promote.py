@@ -22,12 +22,14 @@ def main(argv: list[str]) -> None:
 def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     """Compare the version with the champion, or with seasonal naive where there is none, and move the alias.
 
+    A fine-tuned version is compared with its base, too.
+
     Raises GateRefused if it is worse, or has not been backtested beside the present champion.
     """
     from forecast.backtest import BACKTEST_RUN
     from forecast.errors import GateRefused
-    from forecast.gate import compare
-    from forecast.names import CHALLENGER, CHAMPION, SOURCE_SEASONAL_NAIVE
+    from forecast.gate import judge
+    from forecast.names import CHALLENGER, CHAMPION
     from forecast.registry import Registry
 
     registry = Registry(config.registry)
@@ -44,9 +46,8 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
         if judged["champion"] != (champion.number if champion else None):
             raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")
         scores = registry.read_table(run_id, "scores.parquet")
-        incumbent = CHAMPION if champion else SOURCE_SEASONAL_NAIVE
         try:
-            verdict = compare(scores, judged["challenger"], incumbent, must_beat=champion is None)
+            verdict = judge(scores, judged["challenger"])
         except GateRefused as refused:
             raise GateRefused(f"{version} is not promoted: {refused}") from None
         run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})

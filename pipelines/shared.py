@@ -76,7 +76,7 @@ def log_profile(run: "Run", loaded: "Loaded") -> None:
     from forecast.profile_page import profile_page
 
     assert loaded.data.season_length is not None
-    found = profile(loaded.panel, loaded.data.season_length)
+    found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
     missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
     run.table(found, "profile.parquet")
     run.text(profile_page(loaded, found, missing), "profile.html")

@@ -51,6 +51,11 @@ class Loaded:
     stored_digest: str | None = None
     """The digest of the panel, if it is known."""
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Classes of the target, by their codes; None for numbers."""
+        return self.categories.get(self.data.columns.target)
+
     @cached_property
     def digest(self) -> str:
         """A hash of the panel's content."""

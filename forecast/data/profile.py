@@ -3,7 +3,8 @@
 Computed on the flat buffer in shards of whole series, so memory does not grow with the panel.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import polars.selectors as cs
 
 from forecast.data.panel import IntArray, Panel
 from forecast.data.rejects import NO_TARGET, SHOWN, Counts, offenders
-from forecast.names import REASON, SERIES_ID
+from forecast.names import CLASS, REASON, SERIES_ID
 
 Array = npt.NDArray[np.float64]
 
@@ -32,7 +33,7 @@ _SHARD: Final = 1 << 19
 _TIME: Final = "%Y-%m-%d %H:%M:%S"
 
 
-def profile(panel: Panel, season_length: int) -> pl.DataFrame:
+def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = None) -> pl.DataFrame:
     """Return a row for each series, in the panel's order.
 
     Shares are of the observed values. Null is what a series has no answer to.
@@ -52,8 +53,67 @@ def profile(panel: Panel, season_length: int) -> pl.DataFrame:
                         negative values or only zeros: they are no demand.
     seasonality, trend  strength in [0, 1], see `_strengths`
     constant            all values are the same
+
+    Codes of `classes` have no size. In place of zeros and all that follows but `constant`, they have
+
+    classes             how many of them the series has
+    class, share        the most frequent one, the first by its code of several, and its share
     """
-    return pl.concat([_profile(shard, season_length) for shard in panel.shards(_SHARD)])
+    if classes is None:
+        return pl.concat([_profile(shard, season_length) for shard in panel.shards(_SHARD)])
+    return pl.concat([_profile_of_classes(shard, classes) for shard in panel.shards(_SHARD)])
+
+
+def frequencies(panel: Panel, classes: Sequence[str]) -> pl.DataFrame:
+    """Return class, values, share of all observed values, and series that have it; most values first."""
+    counts = pl.concat([_class_counts(shard) for shard in panel.shards(_SHARD)])
+    found = counts.group_by("code").agg(pl.col("values").sum(), series=pl.len().cast(pl.Int64))
+    found = found.sort("values", "code", descending=[True, False])
+    name = pl.Series(CLASS, classes, dtype=pl.String).gather(found["code"])
+    return found.select(name, "values", (pl.col("values") / pl.col("values").sum()).alias("share"), "series")
+
+
+def _class_counts(panel: Panel) -> pl.DataFrame:
+    """Return series (by number), code and values: how often each class came in each series."""
+    there = np.isfinite(panel.target)
+    series = np.repeat(np.arange(panel.n_series), panel.lengths)[there]
+    steps = pl.DataFrame({"series": series, "code": panel.target[there].astype(np.int64)})
+    return steps.group_by("series", "code").agg(pl.len().cast(pl.Int64).alias("values"))
+
+
+def _profile_of_classes(panel: Panel, classes: Sequence[str]) -> pl.DataFrame:
+    most = (
+        _class_counts(panel)
+        .sort("series", "values", "code", descending=[False, True, False])
+        .group_by("series", maintain_order=True)
+        .agg(pl.len().cast(pl.Int64).alias("classes"), pl.col("code", "values").first())
+    )
+    return pl.DataFrame(_steps(panel)).with_columns(
+        most["classes"],
+        pl.Series(classes, dtype=pl.String).gather(most["code"]).alias(CLASS),
+        (most["values"] / pl.col("observed")).alias("share"),
+        (most["classes"] == 1).alias("constant"),
+    )
+
+
+def _steps(panel: Panel) -> dict[str, Any]:
+    """Return the columns on when each series is, and where it has no value."""
+    lengths, begin = panel.lengths, panel.offsets[:-1]
+    there = np.isfinite(panel.target)
+    observed = _counts(there, begin)
+    # Runs of missing steps lie between one observed step and the next of the same series.
+    number = np.cumsum(observed) - observed
+    missing = np.diff(np.flatnonzero(there), prepend=0) - 1
+    missing[number] = 0
+    return {
+        SERIES_ID: pl.Series(panel.series_id.tolist(), dtype=pl.String),
+        "first": panel.grid.timestamps(panel.start),
+        "last": panel.grid.timestamps(panel.start + lengths - 1),
+        "length": lengths,
+        "observed": observed,
+        "gaps": lengths - observed,
+        "longest_gap": np.maximum.reduceat(missing, number),
+    }
 
 
 def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
@@ -61,14 +121,8 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     there = np.isfinite(panel.target)
     target = panel.target.astype(np.float64)
     values = np.where(there, target, 0.0)
-    observed = _counts(there, begin)
-    gaps = lengths - observed
-
-    # Runs of missing steps lie between one observed step and the next of the same series.
-    at = np.flatnonzero(there)
-    number = np.cumsum(observed) - observed
-    missing = np.diff(at, prepend=0) - 1
-    missing[number] = 0
+    steps = _steps(panel)
+    observed = steps["observed"]
     nonzero = np.flatnonzero(values)
     first, last = np.searchsorted(nonzero, [begin, panel.offsets[1:]])
     demands = last - first
@@ -104,13 +158,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     return (
         pl.DataFrame(
             {
-                SERIES_ID: pl.Series(panel.series_id.tolist(), dtype=pl.String),
-                "first": panel.grid.timestamps(panel.start),
-                "last": panel.grid.timestamps(panel.start + lengths - 1),
-                "length": lengths,
-                "observed": observed,
-                "gaps": gaps,
-                "longest_gap": np.maximum.reduceat(missing, number),
+                **steps,
                 "zeros": zeros / observed,
                 "leading_zeros": leading,
                 "trailing_zeros": trailing,
@@ -300,15 +348,21 @@ def summary(profile: pl.DataFrame) -> pl.DataFrame:
         ends = profile.select("first", "last", "length", "longest_gap").select(low, high)
         edge = ends.with_columns(cs.datetime().dt.to_string(_TIME)).row(0, named=True)
         half = column("length").quantile(0.5, "lower")
-        zeros = float((column("zeros") * column("observed")).sum())
-        kinds = dict(column("demand").value_counts().iter_rows())
-        demand = [f"{kind} {share(kinds[kind])}" for kind in DEMAND if kind in kinds]
         found |= {
             "Time": f"{_short(edge['min_first'])} to {_short(edge['max_last'])}",
             "Steps": f"{steps:,}, {part_of(observed, steps)} observed",
             "Length": f"{edge['min_length']:,} to {edge['max_length']:,}, median {half:,.0f}",
             "With gaps": f"{share(column('gaps') > 0)}, longest gap {edge['max_longest_gap']:,}",
             "Constant": share(column("constant")),
+        }
+    if n and CLASS in profile.columns:
+        few, many = profile.select(pl.col("classes").min().alias("few"), pl.col("classes").max().alias("many")).row(0)
+        found["Classes"] = f"{few:,} to {many:,} in a series"
+    elif n:
+        zeros = float((column("zeros") * column("observed")).sum())
+        kinds = dict(column("demand").value_counts().iter_rows())
+        demand = [f"{kind} {share(kinds[kind])}" for kind in DEMAND if kind in kinds]
+        found |= {
             "Zeros": f"{part_of(zeros, observed)} of the values, in {share(column('zeros') > 0)} of the series",
             "Negatives": f"in {share(column('negatives') > 0)} of the series",
             "Demand": ", ".join(demand) or "none: no series is without negative values and not all zeros",

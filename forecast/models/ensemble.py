@@ -35,9 +35,11 @@ class Ensemble(nn.Module):
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
         outputs = [member(batch, origins) for member in self.members]
         frame = outputs[0].frame
+        weights = [output.attention for output in outputs if output.attention is not None]
+        attention = torch.stack(weights).mean(0) if weights else None
         if isinstance(self.head, CategoricalHead):
             mixed = torch.stack([output.arguments for output in outputs]).logsumexp(0) - math.log(len(outputs))
-            return Output(mixed, outputs[0].state, frame, self.head)
+            return Output(mixed, outputs[0].state, frame, self.head, attention)
         moved = []
         for output in outputs:
             # Members may have chosen other anchors.
@@ -45,8 +47,6 @@ class Ensemble(nn.Module):
             shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
             moved.append(output.quantiles * factor + shift)
         # The arguments of a quantile head are its quantiles.
-        weights = [output.attention for output in outputs if output.attention is not None]
-        attention = torch.stack(weights).mean(0) if weights else None
         return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head, attention)
 
 

@@ -126,8 +126,10 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "*axes feature"]:
         """Return what an autoregressive decoder is told of the values before its steps.
 
-        The value in the frame's units, how far it is off the skip in units of spread, and whether it was observed.
+        The value in the frame's units, that of the skip where it was not observed; how far it is off the skip in units
+        of spread; and whether it was observed.
         """
+        values = torch.where(observed, values, linear)
         surprise = torch.asinh((values - linear) / spread)
         return torch.stack([torch.asinh(values), surprise, observed.to(values.dtype)], dim=-1)
 
@@ -531,6 +533,16 @@ class TweedieHead(PoissonHead):
         rate, scale = tweedie.rate_and_scale(torch.from_numpy(mean), torch.from_numpy(dispersion), self.power)
         return scale.numpy() * tweedie.quantiles(rate.numpy()[..., 0], levels.tolist(), self.power)
 
+    def drawn(
+        self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return a draw from each distribution, made of a uniform random number (`tweedie.drawn`)."""
+        location, divisor, mean, dispersion = arguments.double().unbind(-1)
+        rate, scale = tweedie.rate_and_scale(mean, dispersion, self.power)
+        found = tweedie.drawn(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
+        scaled: Tensor = (scale * torch.from_numpy(found).to(arguments.device) - location) / divisor
+        return scaled.to(arguments.dtype)
+
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         mean, dispersion = arguments
         return tweedie.samples(*tweedie.rate_and_scale(mean, dispersion, self.power), self.power, generator)
@@ -554,6 +566,7 @@ class CategoricalHead(Head):
         super().__init__(levels)
         self.n_classes = n_classes
         self.n_parameters = n_classes
+        self.n_fed = n_classes + 1
 
     def arguments(
         self,
@@ -570,6 +583,37 @@ class CategoricalHead(Head):
     def errors(self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Return the log-loss."""
         return -arguments.gather(-1, target.long()[..., None])[..., 0]
+
+    def scores(self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Return the log-loss."""
+        return self.errors(arguments, target)
+
+    def fed(
+        self,
+        values: Float[Tensor, "*axes"],
+        observed: Bool[Tensor, "*axes"],
+        linear: Float[Tensor, "*axes class"],
+        spread: Float[Tensor, "*axes"],  # noqa: ARG002
+    ) -> Float[Tensor, "*axes feature"]:
+        """Return 1 for the class that came and 0 for the others, the skip's probabilities where it was not observed.
+
+        And whether it was.
+        """
+        came = functional.one_hot(values.clamp(min=0).long(), self.n_classes).to(linear.dtype)
+        told = torch.where(observed[..., None], came, linear.exp())
+        return torch.cat([told, observed[..., None].to(linear.dtype)], dim=-1)
+
+    def pooled(
+        self,
+        arguments: Float[Tensor, "*axes path class"],
+        values: Float[Tensor, "*axes path"],  # noqa: ARG002
+    ) -> Float[Tensor, "*axes class"]:
+        """Return log-probabilities: of the mean of the paths' probabilities, not of what they drew (Rao-Blackwell)."""
+        return arguments.logsumexp(-2) - math.log(arguments.shape[-2])
+
+    def marginal(self) -> "CategoricalHead":
+        """Return itself: the distribution over all paths is one of classes, too."""
+        return self
 
     def columns(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes class"]:
         """Return the probabilities of the classes."""

@@ -1,5 +1,6 @@
 """The forecaster: a recurrent encoder, a linear skip and a decoder that forecasts from every step it is asked for."""
 
+import copy
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -28,8 +29,8 @@ _LEAST_SPREAD = 0.005
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
 _STEP_HIDDEN = 64
-# Paths that are sampled together.
-_PATHS = 1 << 16
+# Numbers of a step, in its widest layer, of the paths that are sampled together.
+_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,12 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
+    def sampling(self, n_paths: int) -> "RecurrentForecaster":
+        """Return a copy of a network with an autoregressive decoder that samples so many paths."""
+        other = copy.deepcopy(self)
+        other.n_paths, other.uniforms = n_paths, uniforms(n_paths, self.shape.horizon).to(self.uniforms)
+        return other
+
     def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics | None = None) -> Frame:
         """Return the batch as seen from `origins` (counted from the first origin of each window).
 
@@ -362,34 +369,34 @@ class RecurrentForecaster(nn.Module):
         linear: Float[Tensor, "batch origin horizon"],
         frame: Frame,
     ) -> Float[Tensor, "batch origin horizon feature"]:
-        """Return the features of all steps, each told the true value before it: the skip's where that is missing.
+        """Return the features of all steps, each told the true value before it, what the skip says where it is missing.
 
         A share of the steps is told what the decoder itself draws, after true values (Bengio et al. 2015, "Scheduled
         Sampling", here in two passes: Mihaylova & Martins 2019).
         """
-        target, observed = targets(batch, frame, origins, self.shape)
-        values = torch.where(observed, target, linear)
+        values, observed = targets(batch, frame, origins, self.shape)
         last = batch.observed[:, origins + self.shape.context_length - 1]
 
         def context() -> Tensor:
             before = [
-                torch.cat([first[..., None], later[..., :-1]], dim=-1)
+                torch.cat([first[:, :, None], later[:, :, :-1]], dim=2)
                 for first, later in (
                     (frame.window[..., -1], values),
                     (last, observed),
-                    (frame.window[..., -1], linear),
+                    (self._expected_last(frame), linear),
                     (frame.spread[..., 0], frame.spread),
                 )
             ]
             inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
             made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
-            return made.reshape(*linear.shape, -1)
+            return made.reshape(*values.shape, -1)
 
         if self.own_share:
             with torch.no_grad():
-                arguments = self._arguments(context(), features, linear, frame).to(target.dtype)
-                drawn = self.head.drawn(arguments, torch.rand_like(target))
-            own = torch.rand_like(target) < self.own_share
+                arguments = self._arguments(context(), features, linear, frame).to(values.dtype)
+                # Some distributions have no quantile at 0.
+                drawn = self.head.drawn(arguments, torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps))
+            own = torch.rand_like(values) < self.own_share
             values, observed = torch.where(own, drawn, values), observed | own
         return context()
 
@@ -408,13 +415,14 @@ class RecurrentForecaster(nn.Module):
         Where what is told does not count yet, steps do not depend on each other, and their distributions are known.
         """
         if not self.output.weight.any():
-            context = linear.new_zeros(*linear.shape, decoder.output.out_features)
+            context = features.new_zeros(*features.shape[:-1], decoder.output.out_features)
             arguments = self._arguments(context, features, linear, frame)
-            each = arguments[:, :, None].expand(-1, -1, self.n_paths, -1, -1)
-            return arguments, self.head, self.head.drawn(each, self.uniforms.expand(each.shape[:-1]))
+            drawn = [self.head.drawn(arguments, uniform.expand(arguments.shape[:-1])) for uniform in self.uniforms]
+            return arguments, self.head, torch.stack(drawn, dim=2)
         rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
+        size = max(1, _NUMBERS // (self.n_paths * max(_STEP_HIDDEN, self.head.n_parameters)))
         found = []
-        for part in zip(*(values.split(max(1, _PATHS // self.n_paths)) for values in rows), strict=True):
+        for part in zip(*(values.split(size) for values in rows), strict=True):
             summary, features, linear, last, *fields = part
             found.append(self._rolled(decoder, summary, features, linear, last, Frame(*fields)))
         arguments, paths = (torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*found, strict=True))
@@ -436,23 +444,28 @@ class RecurrentForecaster(nn.Module):
 
         features, linear, frame = each(features), each(linear), Frame(*(each(values) for values in frame))
         carry = tuple(part.repeat_interleave(self.n_paths, dim=1) for part in decoder.start(summary))
-        values, observed, expected = frame.window[..., -1], each(last), frame.window[..., -1]
+        values, observed, expected = frame.window[..., -1], each(last), self._expected_last(frame)
         pooled, paths = [], []
         for k in range(self.shape.horizon):
             now = slice(k, k + 1)
             told = self.head.fed(values, observed, expected, frame.spread[..., max(k - 1, 0)])
             inputs = torch.cat([told, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
             made, carry = decoder(inputs, carry)
-            context = made.unflatten(0, linear.shape[:2])
+            context = made.unflatten(0, observed.shape)
             here = frame._replace(spread=frame.spread[..., now])
-            arguments = self._arguments(context, features[:, :, now], linear[..., now], here, now)[:, :, 0]
+            arguments = self._arguments(context, features[:, :, now], linear[:, :, now], here, now)[:, :, 0]
             # Half precision is for products, not for what is drawn.
             arguments = arguments.to(frame.location.dtype)
             values = self.head.drawn(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
-            observed, expected = torch.ones_like(observed), linear[..., k]
+            observed, expected = torch.ones_like(observed), linear[:, :, k]
             pooled.append(self.head.pooled(arguments, values))
             paths.append(values)
         return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
+
+    def _expected_last(self, frame: Frame) -> Float[Tensor, "*axes"] | Float[Tensor, "*axes class"]:
+        """Return what the skip says of the step of the origin: the value itself, of classes their frequencies."""
+        last = frame.window[..., -1]
+        return self.class_skip.frequency.expand(*last.shape, -1) if self.shape.n_classes else last
 
     def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Return the skip, what is said of each window ([..., feature]), and of each step ([..., horizon, feature])."""

@@ -136,3 +136,19 @@ def samples(
     share = (2 - power) / (power - 1)
     drawn = torch._standard_gamma(share * count.clamp(min=1), generator=generator)
     return torch.where(count > 0, scale * drawn, 0.0)
+
+
+def drawn(uniform: Array, rate: Array, power: float) -> Array:
+    """Return one draw of each distribution for Gamma draws of scale 1, made of a uniform random number in (0, 1).
+
+    By inversion: the count is the Poisson's quantile there, and where in the count's share of the numbers it lies makes
+    the sum of the Gamma draws.
+    """
+    from scipy.special import gammaincinv, pdtr
+    from scipy.stats import poisson
+
+    count = np.maximum(poisson.ppf(uniform, rate), 1.0)
+    less = pdtr(count - 1, rate)
+    place = np.clip((uniform - less) / (pdtr(count, rate) - less), _TOLERANCE, 1 - _TOLERANCE)
+    found: Array = np.where(uniform > np.exp(-rate), gammaincinv((2 - power) / (power - 1) * count, place), 0.0)
+    return found

@@ -56,15 +56,16 @@ Page.start(async () => {
   const heads = {
     series_id: "Series", first: "First", last: "Last", length: "Steps", gaps: "Missing", longest_gap: "Longest gap", zeros: "Zeros",
     trailing_zeros: "Zeros at the end", negatives: "Negative", mean: "Mean", std: "Std", min: "Min", max: "Max", adi: "ADI", cv2: "CV²",
-    demand: "Demand", seasonality: "Season", trend: "Trend",
+    demand: "Demand", seasonality: "Season", trend: "Trend", classes: "Classes", class: "Most frequent", share: "Share",
   };
   const titles = {
     zeros: "Share of observed values", negatives: "Share of observed values", trailing_zeros: "Steps since the last value that is not zero",
     longest_gap: "Most missing steps in a row", adi: "Average inter-demand interval", cv2: "Squared coefficient of variation of demand that is not zero",
     seasonality: "Strength of the season, 0 to 1", trend: "Strength of the trend, 0 to 1", std: "Standard deviation",
+    share: "Share of observed values that are of the most frequent class",
   };
-  const texts = new Set(["series_id", "first", "last", "demand"]);
-  const shares = new Set(["zeros", "negatives"]);
+  const texts = new Set(["series_id", "first", "last", "demand", "class"]);
+  const shares = new Set(["zeros", "negatives", "share"]);
   const strengths = new Set(["seasonality", "trend"]);
 
   function cell(name, value) {
@@ -74,11 +75,12 @@ Page.start(async () => {
     return strengths.has(name) ? value.toFixed(2) : Number.isInteger(value) ? format(value, 21) : format(value);
   }
 
-  ["charts", "examples", "series"].forEach((id) => ($(id).hidden = false));
+  ["charts", "series"].forEach((id) => ($(id).hidden = false));
+  $("examples").hidden = !page.examples.length;
   page.charts.forEach(histogram);
   page.examples.forEach(example);
   const columns = page.columns.map((name) => ({
-    label: heads[name], title: titles[name], numeric: !texts.has(name), searched: name === "series_id" || name === "demand",
+    label: heads[name], title: titles[name], numeric: !texts.has(name), searched: ["series_id", "demand", "class"].includes(name),
     cell: (value) => cell(name, value),
   }));
   sortable($("series"), columns, page.rows, page.columns.indexOf("gaps"));

@@ -39,14 +39,20 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     table, prepared, out = tmp_path / "table.csv", tmp_path / "panel", tmp_path / "out"
     states().write_csv(table)
     succeed("data", "prepare", f"data.path={table}", *DATA, "window.horizon=6", f"output.path={prepared}")
-    succeed("data", "profile", f"data.path={table}", *DATA, f"output.path={tmp_path / 'profile'}")
+    shown = succeed("data", "profile", f"data.path={table}", *DATA, f"output.path={tmp_path / 'profile'}").out
+    counts = states()["state"].value_counts()
+    assert all(f"{count:,}" in shown for count in counts["count"])
+    assert "Zeros" not in shown
     succeed("train", NAME, f"data.path={prepared}", *DATA, *MODEL, *SMALL, "fit.accelerator=cpu")
     fine = "finetune.gate_windows=2", "finetune.report_windows=1", "finetune.min_gain=0"
     succeed("finetune", NAME, f"data.path={table}", *fine)
     done = succeed("backtest", NAME, "registry.alias=challenger", f"data.path={table}", f"output.path={out / 'test'}")
     assert "log-loss" in done.lines[-1]
     assert "macro F1" in done.lines[-1]
-    assert "log-loss" in succeed("promote", NAME).out
+    # The gate was told to keep any gain: it has kept chance.
+    assert "fine_tuned is worse than pretrained in log-loss: " in refuse(5, "promote", NAME)
+    succeed("backtest", NAME, "registry.alias=pretrained", f"data.path={table}")
+    assert "log-loss" in succeed("promote", NAME, "registry.alias=pretrained").out
     scored = succeed("score", NAME, f"data.path={table}", f"output.path={out}")
     assert "8 series = 8 forecast + 0 rejected" in scored.out
 
@@ -62,6 +68,7 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     run = registry.resolve("challenger").tags["backtest_run"]
     confusion = registry.read_table(run, "confusion.parquet")
     assert set(confusion["target"]) <= set(NAMES)
+    assert pl.read_parquet(out / "test" / "confusion.parquet").equals(confusion)
     summary = pl.read_parquet(out / "test" / "summary.parquet")
     own, naive = (summary.filter(model=name)["log_loss"].item() for name in ("pretrained", "seasonal_naive"))
     assert own < naive
@@ -70,6 +77,21 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     again = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.number}").predict(states().to_pandas())
     stated = again[["p_down", "p_idle", "p_up"]].to_numpy()
     np.testing.assert_allclose(stated, probabilities)
+
+
+def test_paths_of_classes_go_through_the_registry(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    table, out = tmp_path / "table.parquet", tmp_path / "out"
+    states().write_parquet(table)
+    paths = "model.decoder=autoregressive", "model.n_paths=16", "model.attention=true"
+    succeed("train", NAME, f"data.path={table}", *DATA, *MODEL, *SMALL, *paths, "fit.accelerator=cpu")
+    version = NAME, "registry.alias=pretrained", f"data.path={table}"
+    assert "log-loss" in succeed("backtest", *version).lines[-1]
+    assert "8 series = 8 forecast + 0 rejected" in succeed("score", *version, f"output.path={out}").out
+    (path,) = out.glob("forecasts/*/forecasts.parquet")
+    scored = pl.read_parquet(path).select("p_down", "p_idle", "p_up").to_numpy()
+    np.testing.assert_allclose(scored.sum(1), 1.0, atol=1e-6)
+    again = mlflow.pyfunc.load_model("models:/states/1").predict(states().to_pandas())
+    np.testing.assert_allclose(again[["p_down", "p_idle", "p_up"]].to_numpy(), scored)
 
 
 def test_bad_classes_are_told(store: str, tmp_path: Path) -> None:  # noqa: ARG001

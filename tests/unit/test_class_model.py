@@ -207,12 +207,57 @@ def test_classes_that_do_not_go_are_refused(table: pl.DataFrame) -> None:
         fc.train(table, horizon=7, **settings(model={"transform": "log"}))
 
 
-@pytest.mark.parametrize("model", [{"decoder": "segment"}, {"attention": True}])
-def test_decoders_and_attention_take_classes(table: pl.DataFrame, model: dict[str, Any]) -> None:
-    artifact = fc.train(table, horizon=7, context_length=28, **settings(model=model, fit={"max_steps": 5})).artifact
-    check(fc.forecast(artifact, table).frame)
-    with pytest.raises(ConfigError, match=r"head=categorical goes with decoder=direct or segment"):
-        fc.train(table, horizon=7, **settings(model={"decoder": "autoregressive"}))
+PATHS: dict[str, Any] = {"decoder": "autoregressive", "n_paths": 16}
+LEARNING = {"max_steps": 20, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
+
+
+@pytest.mark.parametrize("model", [{"decoder": "segment"}, {"attention": True}, PATHS, {**PATHS, "own_samples": 0.5}])
+def test_decoders_and_attention_take_classes(table: pl.DataFrame, model: dict[str, Any], tmp_path: Path) -> None:
+    made = fc.train(table, horizon=7, context_length=28, **settings(model=model, fit=LEARNING))
+    assert made.summary["best_step"] > 0
+    found = fc.finetune(made.artifact, table, gate_windows=4, origins=128)
+    tuned = found.artifact
+    assert "odd" in found.decisions.filter(reason=TUNED)["series_id"].to_list()
+    frame = fc.forecast(tuned, table).frame
+    check(frame)
+    scores = fc.backtest(tuned, table, n_windows=2).summary.rows_by_key("model", named=True, unique=True)
+    assert scores["pretrained"]["log_loss"] < scores["seasonal_naive"]["log_loss"]
+    tuned.save(tmp_path)
+    assert fc.forecast(fc.load(tmp_path), table).frame.equals(frame)
+
+
+@pytest.mark.parametrize("head", ["categorical", "bernoulli"])
+def test_without_training_paths_of_classes_give_the_closed_form_exactly(head: str) -> None:
+    table = weather(labels=("no", "yes", "yes") if head == "bernoulli" else LABELS)
+    results = [
+        fc.train(table, horizon=7, context_length=28, **settings(model={"head": head, **model}))
+        for model in ({}, PATHS)
+    ]
+    frames = [fc.forecast(result.artifact, table).frame for result in results]
+    assert frames[0].equals(frames[1])
+    # So their losses can be compared.
+    assert results[0].summary["val/loss_closed_form"] == pytest.approx(results[1].summary["val/loss_closed_form"])
+
+
+def test_paths_of_models_that_have_none_are_refused(table: pl.DataFrame) -> None:
+    made = settings(model=PATHS, fit={"max_steps": 3, "ensemble": 2})
+    both = fc.train(table, horizon=7, context_length=28, **made).artifact
+    with pytest.raises(ConfigError, match=r"fit\.ensemble: this model is of 2 networks"):
+        fc.sample_paths(both, table)
+    tuned = fc.finetune(replace(both, network=members_of(both.network)[0]), table, gate_windows=4, origins=128).artifact
+    assert tuned.bank is not None
+    with pytest.raises(ConfigError, match=r"sample those of the model without it \(model\.base\(\)"):
+        fc.sample_paths(tuned, table)
+    old = table.filter((pl.col("series_id") != "s1") | (pl.col("timestamp") < datetime(2024, 5, 1)))
+    found = fc.sample_paths(tuned.base(), old, n=3)
+    assert set(found.filter(pl.col("value").is_null())["series_id"]) == {"s1"}
+    assert set(found["value"].drop_nulls()) <= set(LABELS)
+
+
+def test_an_ensemble_of_classes_tells_its_attention(table: pl.DataFrame) -> None:
+    made = settings(model={"attention": True}, fit={"max_steps": 3, "ensemble": 2})
+    weights = fc.attention(fc.train(table, horizon=7, context_length=28, **made).artifact, table)
+    np.testing.assert_allclose(weights.group_by("series_id").agg(pl.col("weight").sum())["weight"], 1.0, rtol=1e-5)
 
 
 def test_an_ensemble_forecasts_the_mean_of_its_probabilities(table: pl.DataFrame, tmp_path: Path) -> None:

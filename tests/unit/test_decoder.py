@@ -21,7 +21,7 @@ from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.models.ensemble import members_of
-from forecast.predict import attention, forecast, predict
+from forecast.predict import attention, forecast, predict, sample_paths
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]
@@ -132,7 +132,7 @@ def test_a_model_is_fine_tuned_and_backtested(made: dict[str, FitResult], counts
     assert np.isfinite(scores["tuned"]["wql"])
 
 
-@pytest.mark.parametrize("head", ["quantile", "normal", "negative_binomial"])
+@pytest.mark.parametrize("head", ["quantile", "normal", "negative_binomial", "tweedie"])
 def test_without_training_paths_give_the_closed_form_exactly(train: Train, counts: Loaded, head: str) -> None:
     frames = [
         forecast(train(counts, model={"head": head, "decoder": decoder}).artifact, counts.panel).frame
@@ -182,6 +182,80 @@ def test_several_networks_with_paths_forecast_the_mean_of_their_quantiles(train:
     np.testing.assert_allclose(frame.select(QUANTILES).to_numpy(), np.mean(members, axis=0), rtol=1e-4)
     weights = attention(artifact, panel).group_by("series_id").agg(pl.col("weight").sum())
     np.testing.assert_allclose(weights["weight"], 1.0, rtol=1e-5)
+
+
+# --- paths as a table
+
+
+@pytest.mark.parametrize("name", ["quantile", "student_t", "negative_binomial"])
+def test_paths_have_the_quantiles_and_the_mean_that_are_forecast(
+    made: dict[str, FitResult], counts: Loaded, name: str
+) -> None:
+    artifact, panel = made[name].artifact, counts.panel
+    found = sample_paths(artifact, panel)
+    assert found.columns == ["series_id", "cutoff", "path", "step", "timestamp", "value"]
+    assert found.height == panel.n_series * 32 * 7
+    assert found["value"].is_finite().all()
+    stated = forecast(artifact, panel).frame
+    own = found.group_by("series_id", "timestamp", "step", "cutoff").agg(
+        pl.col("value").quantile(0.5, "linear").alias("middle"), pl.col("value").mean().alias("mean_of_paths")
+    )
+    both = stated.join(own, on=["series_id", "timestamp", "step", "cutoff"], validate="1:1")
+    assert both.height == stated.height
+    if not artifact.network.head.counts:
+        np.testing.assert_allclose(both["middle"], both["q50"], rtol=1e-3, atol=1e-3)
+    else:
+        assert (found["value"] % 1 == 0).all()
+    np.testing.assert_allclose(both["mean_of_paths"], both["mean"], rtol=0.3, atol=0.3)
+    assert (found.filter(series_id="still")["value"] - 7).abs().max() < 1e-5
+
+
+def test_paths_of_amounts_have_their_zeros(train: Train, table: Table, loaded: Load) -> None:
+    rng = np.random.default_rng(0)
+    jumps = rng.poisson(0.9 + 0.6 * np.sin(2 * np.pi * np.arange(200) / 7), (5, 200))
+    values = np.where(jumps > 0, rng.gamma(np.maximum(jumps, 1)), 0.0)
+    found = loaded(table({f"s{i}": row for i, row in enumerate(values)}), 7, calendar=False)
+    made = train(found, model={**PATHS, "head": "tweedie"}, **LEARNING)
+    assert made.summary["best_step"] > 0
+    frame = forecast(made.artifact, found.panel).frame
+    stated = frame.select(QUANTILES).to_numpy()
+    assert np.isfinite(stated).all()
+    assert (stated >= 0).all()
+    assert (np.diff(stated) >= 0).all()
+    paths = sample_paths(made.artifact, found.panel)["value"]
+    assert paths.min() == 0
+    assert (paths == 0).mean() == pytest.approx((stated == 0).mean(), abs=0.06)
+    assert paths.mean() == pytest.approx(frame["mean"].mean(), rel=0.1)
+
+
+def test_paths_of_a_fine_tuned_model_have_its_quantiles(made: dict[str, FitResult], counts: Loaded) -> None:
+    settings = FinetuneSettings(min_gain=0.0, min_windows_better=0.0, origins=48, gate_windows=2, report_windows=1)
+    tuned = finetune(made["normal"].artifact, counts.panel, settings).artifact
+    assert tuned.bank is not None
+    base, found = (sample_paths(artifact, counts.panel) for artifact in (tuned.base(), tuned))
+    changed = (base["value"] != found["value"]).to_numpy()
+    assert set(found.filter(changed)["series_id"]) == set(tuned.bank.series_id)
+    stated = forecast(tuned, counts.panel).frame
+    middle = found.group_by("series_id", "step", maintain_order=True).agg(pl.col("value").quantile(0.5, "linear"))
+    np.testing.assert_allclose(middle.sort("series_id", "step")["value"], stated["q50"], rtol=1e-3, atol=1e-3)
+
+
+def test_as_many_paths_as_are_asked_for_from_any_cutoff(made: dict[str, FitResult], counts: Loaded) -> None:
+    artifact, panel = made["normal"].artifact, counts.panel
+    cutoff = int(panel.start[0]) + 150
+    found = sample_paths(artifact, panel, n=5, cutoff=cutoff)
+    assert found["path"].unique().sort().to_list() == [1, 2, 3, 4, 5]
+    assert found["step"].unique().sort().to_list() == list(range(1, 8))
+    assert set(found["cutoff"]) == {datetime(2024, 1, 1) + timedelta(days=150)}
+    assert found["timestamp"].min() == datetime(2024, 1, 1) + timedelta(days=151)
+    assert found.equals(sample_paths(artifact, panel, n=5, cutoff=cutoff))
+    with pytest.raises(ConfigError, match=r"n: a sample has 2 paths or more, 1 asked for"):
+        sample_paths(artifact, panel, n=1)
+
+
+def test_steps_that_do_not_follow_from_one_another_are_no_paths(train: Train, counts: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"decoder=direct knows each step .* train one with model\.decoder=autoreg"):
+        sample_paths(train(counts).artifact, counts.panel)
 
 
 # --- attention as a table

@@ -1,6 +1,7 @@
 """The two gates, on hand-made losses."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -8,7 +9,7 @@ import pytest
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.gate import Verdict, choose, compare
+from forecast.gate import Verdict, choose, compare, judge
 
 SETTINGS = FinetuneSettings(min_gain=0.1, min_windows_better=0.75)
 BASE = np.full((1, 4), 1.0)
@@ -138,3 +139,33 @@ def test_the_first_champion_has_to_beat_its_rival() -> None:
     assert compare(equal, "new", "old").metrics["MASE"] == (1.0, 1.0)
     with pytest.raises(GateRefused, match="new does not beat old"):
         compare(equal, "new", "old", must_beat=True)
+
+
+# --- a fine-tuned challenger against its base
+
+
+def losses(model: str, loss: list[float]) -> pl.DataFrame:
+    """Scores of classes, of one series per number."""
+    made = pl.DataFrame({"series_id": [f"s{i}" for i in range(len(loss))], "log_loss": loss})
+    return made.with_columns(cutoff=0, model=pl.lit(model), brier=0.5, correct=1, n_steps=2)
+
+
+@pytest.mark.parametrize("made", [losses, lambda model, loss: scores(model, loss, loss)])
+def test_a_fine_tuned_challenger_that_is_worse_than_its_base_is_refused(
+    made: Callable[[str, list[float]], pl.DataFrame],
+) -> None:
+    naive, base = made("seasonal_naive", [2.0, 2.0]), made("pretrained", [1.0, 1.0])
+    for tuned, refused in ([0.9, 1.2], True), ([0.9, 1.0], False), ([1.0, 1.0], False):
+        found = pl.concat([naive, base, made("fine_tuned", tuned)])
+        if refused:
+            with pytest.raises(GateRefused, match=r"fine_tuned is worse than pretrained in (log-loss|MASE and WQL): "):
+                judge(found, "fine_tuned")
+        else:
+            assert judge(found, "fine_tuned").incumbent == "seasonal_naive"
+    # Whether its base is in the backtest or not, the champion comes first.
+    champion = made("champion", [0.8, 0.8])
+    with pytest.raises(GateRefused, match="fine_tuned is worse than champion"):
+        judge(pl.concat([naive, base, champion, made("fine_tuned", [0.9, 0.9])]), "fine_tuned")
+    worse = pl.concat([naive, made("fine_tuned", [0.9, 1.2])])
+    assert judge(worse, "fine_tuned").incumbent == "seasonal_naive"
+    assert judge(pl.concat([naive, base]), "pretrained").incumbent == "seasonal_naive"

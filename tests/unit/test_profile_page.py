@@ -189,6 +189,26 @@ def test_passwords_are_not_shown_and_the_page_is_the_same_twice(dirty: Loaded) -
     assert page == made(replace(dirty, data=data))
 
 
+def test_the_page_of_classes_shows_how_often_each_one_comes(loaded: Callable[..., Loaded]) -> None:
+    days = [datetime(2024, 1, day) for day in range(1, 5)]
+    frames = [
+        pl.DataFrame({"series_id": name, "timestamp": days[: len(states)], "target": states})
+        for name, states in {"a": ["up", "up", "<b>", "up"], "b": ["idle", "up"]}.items()
+    ]
+    found = loaded(pl.concat(frames), 1)
+    page = profile_page(found, profile(found.panel, 7, found.classes), None)
+    rows = cells(page)
+    assert ["up", "4", "66.7 %", "2"] in rows
+    assert ["<b>", "1", "16.7 %", "1"] in rows
+    told = page.replace(get_plotlyjs(), "")
+    assert not any(word in told.split("<script")[0] for word in ("Zeros", "Demand", "Seasonality"))
+    drawn = content(page)
+    assert drawn["columns"][-3:] == ["classes", "class", "share"]
+    assert sorted(row[-3:] for row in drawn["rows"]) == [[2, "idle", 0.5], [2, "up", 0.75]]
+    assert [chart["title"] for chart in drawn["charts"]] == ["Length", "Missing steps"]
+    assert drawn["examples"] == []
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_in_a_browser_all_is_drawn_and_the_table_is_searched_and_sorted(dirty: Loaded, tmp_path: Path) -> None:
     # Each action waits for what it should bring about; the last one reached is written down.

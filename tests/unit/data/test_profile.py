@@ -13,7 +13,7 @@ from forecast.data import profile as module
 from forecast.data.calendar import clock_shift
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
-from forecast.data.profile import profile, quality, summary
+from forecast.data.profile import frequencies, profile, quality, summary
 from forecast.data.rejects import Counts
 from forecast.frequency import Frequency, Grid
 
@@ -358,3 +358,26 @@ def test_the_summary_says_it_in_words() -> None:
         "Seasonality": "not known for any series",
         "Trend": "not known for any series",
     }
+
+
+def test_classes_have_frequencies_and_no_size() -> None:
+    panel = make_panel([[1, NAN, 0, 1], [2, 2], [0, 1]])
+    names = ("idle", "up", "down")
+    found = profile(panel, 7, names)
+    assert found.columns == [
+        *("series_id", "first", "last", "length", "observed", "gaps", "longest_gap"),
+        *("classes", "class", "share", "constant"),
+    ]
+    assert found.drop("series_id", "first", "last").rows() == [
+        (4, 3, 1, 1, 2, "up", 2 / 3, False),
+        (2, 2, 0, 0, 1, "down", 1.0, True),
+        (2, 2, 0, 0, 2, "idle", 0.5, False),
+    ]
+    assert found.select("first", "last", "length", "gaps").equals(
+        profile(panel, 7).select("first", "last", "length", "gaps")
+    )
+    assert frequencies(panel, names).rows() == [("up", 3, 3 / 7, 2), ("idle", 2, 2 / 7, 2), ("down", 2, 2 / 7, 1)]
+    told = dict(summary(found).iter_rows())
+    assert told["Classes"] == "1 to 2 in a series"
+    assert told["Constant"] == "1 (33.3 %)"
+    assert not told.keys() & {"Zeros", "Negatives", "Demand", "Seasonality", "Trend"}

@@ -1,5 +1,7 @@
 """The compound Poisson-Gamma distribution against its definition, and the head made of it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,15 @@ def test_the_dispersion_scales_with_the_series() -> None:
         frame = Frame(2 * one, one, one, one > 0, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.7))
         made.append(head.quantiles(head.arguments(parameters, line, frame)))
     torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.3, 3.0, 200.0, 1e5])
+def test_draws_made_of_uniform_numbers_have_the_distribution(rate: float) -> None:
+    uniform = (np.arange(20_000) + 0.5) / 20_000
+    found = tweedie.drawn(uniform, np.full(20_000, rate), 1.5)
+    assert (found == 0).mean() == pytest.approx(math.exp(-rate), abs=1e-4)
+    assert found.mean() == pytest.approx(rate, rel=1e-3, abs=1e-4)
+    for value in np.quantile(found, [0.1, 0.5, 0.9, 0.99]):
+        if value:
+            share = tweedie.below(np.array([value]), np.array([rate]), 1.5)
+            assert (found <= value).mean() == pytest.approx(float(share[0]), abs=2e-3)
