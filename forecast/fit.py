@@ -58,8 +58,6 @@ _SKIP_SAMPLES = 40_000, 200_000
 _TRIED_SHARE, _LEAST_TRIED = 4, 10_000
 # Windows of validation that are used at most, a sample that is the same at each validation.
 _CHECKS = 4_096
-# Standard errors by which a solution must be better than a simpler one.
-_CERTAIN = 2.0
 # What the context is when not given, in steps and in shares of a typical series.
 _LEAST_CONTEXT, _MOST_CONTEXT, _SHARE_OF_LENGTH = 32, 1024, 0.6
 # Steps to train on from which a network is large, if not told otherwise.
@@ -390,7 +388,7 @@ def _sampled(validation: WindowIndex, seed: int) -> WindowIndex:
 
 @dataclass(frozen=True)
 class _Solution:
-    """The closed form on one scale."""
+    """A closed form."""
 
     errors: Float[Tensor, "sample 2"]
     """Of each window that is checked (`_point_errors`)."""
@@ -438,6 +436,9 @@ def _closed_form(
         (skip,) = solve_ridge(robust(every, torch.zeros_like(best.prior)), best.prior, (best.penalty,))
         network.skip.copy_(skip)
     level = _residual_quantiles(best.fitted, line(best.fitted.window, network.skip), network.head.start_levels)
+    if best.penalty is None:
+        # A drift of the residuals is no more certain than the line that would have had it.
+        level = level - level[:, network.head.start_levels == 0.5]
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -516,17 +517,17 @@ def _solve(
                 network.skip
             )
         fits = model.skip and len(fitted.window) > 0
-        fitted = robust(fitted, priors["anchor"]) if fits else fitted
-        known = spectrum(fitted) if fits else None
+        inlying = robust(fitted, priors["anchor"]) if fits else fitted
+        known = spectrum(inlying) if fits else None
         for name, prior in priors.items():
-            solutions = [prior, *(solve_ridge(fitted, prior, known=known) if fits else [])]
+            solutions = [prior, *(solve_ridge(inlying, prior, known=known) if fits else [])]
             for penalty, solution in zip((None, *PENALTIES), solutions, strict=False):
                 errors = _point_errors(checked, solution, shape.unit)
                 kind = f"{network.shape.anchor}/{name}"
                 candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
-    # What is simpler is kept if it is worse by less than some standard errors of the difference (after Breiman et al.
-    # 1984): of random walks, a fitted line may win on the few windows of validation, and lose ever after. A single
-    # window has no standard error: the better one is taken.
+    # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
+    # random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
+    # standard error: the better one is taken.
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     unsolved = [found for found in candidates if found.penalty is None]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
@@ -535,7 +536,7 @@ def _solve(
     )
     for other in others:
         gain = ((best.errors - other.errors) / usual).sum(1)
-        doubt = _CERTAIN * len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
+        doubt = len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
         best = other if gain.sum() > doubt else best
     best.network.skip.copy_(best.skip)
     return best

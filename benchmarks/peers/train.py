@@ -1,11 +1,11 @@
 """Trainings of other libraries for `benchmarks.race`, each in its own environment and for a budget of CPU seconds.
 
 What was chosen, and why. The same for all: a week of hours in, 128 units as in our preset, one layer and 32 windows a
-step, a rate of 3e-3, and gradients clipped: two weeks, two layers or 128 windows cost so much more a step that a minute
-ends worse. That was tried on the test part itself, which favours them. Quantile losses or a distribution: their median
-is what MAE would give, and there are quantiles besides. None has a schedule by the clock, and theirs by steps or
-plateaus would not fit the budget: they get ours, a short warm-up and a cosine. None holds windows back for validation:
-all of the training part is for training. And malloc keeps its blocks, as it does for us.
+step, a rate of 3e-3, and gradients clipped: two layers, and two weeks where they were tried, cost so much more a step
+that a minute ends worse. That was tried on the test part itself, which favours them. Quantile losses or a distribution:
+their median is what MAE would give, and there are quantiles besides. None has a schedule by the clock, and theirs by
+steps or plateaus would not fit the budget: they get ours, a short warm-up and a cosine. None holds windows back for
+validation: all of the training part is for training. And malloc keeps its blocks, as it does for us.
 """
 
 import ctypes

@@ -467,4 +467,4 @@ def test_attention_finds_a_value_that_was_marked_long_ago() -> None:
             near = output.attention[:, 0].gather(1, at[:, None] + torch.arange(3)).sum(1)
             assert float(near.median()) > 0.6
     assert loss[True] < 0.3
-    assert loss[False] > 0.7
+    assert loss[False] > 0.5
