@@ -324,8 +324,9 @@ class FitConfig(Config):
     """Stop training after so many minutes, whatever max_steps says."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Windows in one step; each window gives `origins` forecasts."""
-    origins: Annotated[int, Field(ge=1)] = 32
-    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences)."""
+    origins: Annotated[int, Field(ge=1)] | None = None
+    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences). 4 to 32 when not given, the
+    fewer the longer the horizon."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
