@@ -1,6 +1,7 @@
 """The panel: many series in one flat buffer, with offsets."""
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,40 @@ class Panel:
             last = min(max(last, first + 1), self.n_series)
             yield self.rows(first, last)
             first = last
+
+    def seen_digest(self, cutoff: int, horizon: int) -> str:
+        """Return a hash of what forecasts of `horizon` steps from grid index `cutoff` may see: nothing else changes it.
+
+        The calendar, which follows from the grid and the settings, is not in it.
+        """
+        index = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        held = self.lengths + self.horizon
+        ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
+        seen, near = index <= cutoff, ahead <= cutoff + horizon
+        hasher = hashlib.sha256("\0".join(self.series_id.tolist()).encode())
+        for values in (
+            np.minimum(self.start, cutoff + 1),
+            np.clip(cutoff + 1 - self.start, 0, self.lengths),
+            self.target[seen],
+            *(row[seen] for row in self.past),
+            *(row[near] for row in self.known),
+            self.static_categories,
+            self.static_numbers,
+        ):
+            hasher.update(values.tobytes())
+        return hasher.hexdigest()
+
+    def advise(self, option: int) -> None:
+        """Tell the system how a panel that is mapped from files will be read, for all of it; see mmap.madvise.
+
+        With MADV_DONTNEED its pages go, and come back from the files when they are read.
+        """
+        for values in (self.series_id, self.target, self.past, self.known, self.static_categories, self.static_numbers):
+            base: object = values
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if isinstance(base, mmap.mmap):
+                base.madvise(option)
 
     @property
     def n_series(self) -> int:
