@@ -49,11 +49,21 @@ class Sink(Protocol):
 
 
 def open_sink(output: ScoreOutput) -> Sink:
-    """Return the sink that the settings describe; a database is asked for an answer, and Delta Lake imported."""
+    """Return the sink that the settings describe; a database is asked for an answer, and Delta Lake imported.
+
+    Raises ConfigError and OutputError.
+    """
+    folder = Path(output.path)
+    held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
+    is_delta = any((folder / kind / "_delta_log").is_dir() for kind in KINDS)
+    if held and output.sink in ("parquet", "delta") and (output.sink == "delta") != is_delta:
+        raise OutputError(
+            f"{folder} holds {'Delta Lake tables' if is_delta else 'Parquet files'}; choose another output.path"
+        )
     if output.sink == "parquet":
-        return ParquetSink(Path(output.path))
+        return ParquetSink(folder)
     if output.sink == "delta":
-        return DeltaSink(Path(output.path))
+        return DeltaSink(folder)
     assert output.uri is not None
     return SqlSink(output.uri.get_secret_value(), output.table)
 

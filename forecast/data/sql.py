@@ -315,8 +315,11 @@ def transaction(uri: str, key: str) -> Iterator[Database]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, isolation_level=None)) as connection:
             connection.execute("begin immediate")
-            yield Database(connection.cursor(), postgresql=False)
-            connection.execute("commit")
+            try:
+                yield Database(connection.cursor(), postgresql=False)
+                connection.execute("commit")
+            finally:
+                connection.rollback()  # A cursor that an error holds would keep the transaction open.
     except (sqlite3.Error, OSError) as error:
         raise OutputError(f"{key}={uri}: {error}; nothing was changed") from None
     except OutputError as error:
