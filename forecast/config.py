@@ -465,7 +465,7 @@ class ScoreSettings(Config):
     cutoffs: Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)] | None = None
     """Many of them, in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
     shard_size: Annotated[int, Field(ge=1)] | None = None
-    """Series that are forecast and written at a time; as many as give about 130,000 rows when not given."""
+    """Series that are forecast and written at a time; as many as give about 65,000 rows when not given."""
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
     """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
     last value before."""

@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,9 +44,7 @@ from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP
 from forecast.predict import Forecasts, check_cutoff, forecast_shard, stated_columns
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
-_SHARD_ROWS: Final = 1 << 17
-# Shards that wait for the writer.
-_QUEUE: Final = 2
+_SHARD_ROWS: Final = 1 << 16
 # In the footer of a part.
 _PART: Final = "gatecast"
 _PUBLISHING: Final = "publishing"
@@ -128,11 +126,8 @@ class Job:
         self._score, self._output, self._names = score, output, names
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
-        for kind in KINDS:  # What a kill has left of a file.
-            for rest in (self.folder / ".staging").glob(f"*/{kind}/.*.tmp"):
-                rest.unlink()
-        for rest in (self.folder / "manifests").glob(".*.tmp"):
-            rest.unlink()
+        for half in (self.folder / "manifests").glob(".*.tmp"):  # What a kill has left.
+            half.unlink()
 
     def write(self, cutoff: int, progress: Progress | None = None) -> Output:
         """Write the forecasts from a grid index, unless they are there already.
@@ -149,6 +144,7 @@ class Job:
         self._check_known(cutoff)
         shards = self._shards()
         digests = [shard.seen_digest(cutoff, horizon) for shard in _passing(shards)]
+        panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [_digest(inputs, digest) for digest in digests]
         data_digest, key = _digest(digests), _digest(inputs, keys, self._rows_digest)
@@ -246,7 +242,7 @@ class Job:
             write_parquet_atomic(self.loaded.rejects, staging / REJECTS / rows)
 
         parts: list[Part | Future[Part]] = []
-        waiting: deque[Future[Part]] = deque()
+        writing: Future[Part] | None = None
         done = 0
         with ThreadPoolExecutor(1) as writer:
             for shard, name in zip(_passing(self._shards()), names, strict=True):
@@ -255,10 +251,13 @@ class Job:
                     begun = time.monotonic()
                     made, carried = self._forecast(shard, cutoff)
                     seconds["forecast"] += time.monotonic() - begun
-                    if len(waiting) == _QUEUE:
-                        waiting.popleft().result()
-                    waiting.append(writer.submit(self._write_part, made, carried, staging, name, seconds))
-                parts.append(part or waiting[-1])
+                    if writing:
+                        writing.result()  # One at a time: memory is bounded, and an error ends the job.
+                    writing = writer.submit(self._write_part, made, carried, staging, name, seconds)
+                    parts.append(writing)
+                    del made
+                else:
+                    parts.append(part)
                 done += shard.n_series
                 if progress:
                     progress(done)

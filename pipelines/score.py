@@ -14,7 +14,7 @@ from pipelines.compose import verb_config
 
 if TYPE_CHECKING:
     from forecast.data.load import Loaded
-    from forecast.output import Output
+    from forecast.output import Job, Output
     from forecast.registry import Run, Version
 
 
@@ -69,27 +69,42 @@ def run(config: ScoreConfig) -> Scored:
     version, artifact = open_version(registry, config.registry.alias)
     loaded = read_for(artifact, config.data)
     names = {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
-    with locked(folder), registry.run("score", config, {"version": str(version.number)}) as run:
-        job = Job(artifact, loaded, config.score, config.output, names)
-        cutoffs = _cutoffs(config, loaded)
-        log_data(run, loaded)
-        log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
-        outputs: list[Output] = []
-        failed: dict[str, GatecastError] = {}
-        with console.stage("score") as stage:
-            for number, (name, cutoff) in enumerate(cutoffs.items(), start=1):
-                where = f"cutoff {number:,} of {len(cutoffs):,}, " if len(cutoffs) > 1 else ""
+    scored: Scored | None = None
+    try:
+        with locked(folder), registry.run("score", config, {"version": str(version.number)}) as run:
+            log_data(run, loaded)
+            cutoffs = _cutoffs(config, loaded)
+            log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
+            outputs, failed = _write(Job(artifact, loaded, config.score, config.output, names), cutoffs)
+            seconds = time.monotonic() - begun
+            _log(run, outputs, failed, seconds)
+            scored = Scored(version, _line(outputs, folder, seconds), outputs, failed)
+            scored.check()  # The run ends as failed, too.
+    except GatecastError:
+        if scored is None:
+            raise
+    return scored
 
-                def show(done: int, where: str = where) -> None:
-                    stage.update(f"{where}{done:,} of {loaded.panel.n_series:,} series")
 
-                try:
-                    outputs.append(job.write(cutoff, show))
-                except GatecastError as error:
-                    failed[name] = error
-            stage.note(cutoffs=len(cutoffs), done_before=sum(output.done_before for output in outputs))
-        _log(run, outputs, failed, time.monotonic() - begun)
-    return Scored(version, _line(outputs, folder, time.monotonic() - begun), outputs, failed)
+def _write(job: "Job", cutoffs: dict[str, int]) -> "tuple[list[Output], dict[str, GatecastError]]":
+    """Write each cutoff; return those that are done, and why others are not."""
+    outputs: list[Output] = []
+    failed: dict[str, GatecastError] = {}
+    total = job.loaded.panel.n_series
+    with console.stage("score") as stage:
+        for number, (name, cutoff) in enumerate(cutoffs.items(), start=1):
+            where = f"cutoff {number:,} of {len(cutoffs):,}, " if len(cutoffs) > 1 else ""
+
+            def show(done: int, where: str = where) -> None:
+                stage.update(f"{where}{done:,} of {total:,} series")
+
+            try:
+                outputs.append(job.write(cutoff, show))
+            except GatecastError as error:
+                failed[name] = error
+        rows = sum(output.content["rows"]["written"] for output in outputs if not output.done_before)
+        stage.note(cutoffs=len(cutoffs), series=total, rows_written=rows)
+    return outputs, failed
 
 
 def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:

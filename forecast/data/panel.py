@@ -4,6 +4,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,16 +99,22 @@ class Panel:
         return hasher.hexdigest()
 
     def advise(self, option: int) -> None:
-        """Tell the system how a panel that is mapped from files will be read, for all of it; see mmap.madvise.
+        """Tell the system about the pages of a panel, or shard, that is mapped from files; see mmap.madvise.
 
-        With MADV_DONTNEED its pages go, and come back from the files when they are read.
+        With MADV_WILLNEED they are read ahead; with MADV_DONTNEED they go, and come back when they are read.
         """
-        for values in (self.series_id, self.target, self.past, self.known, self.static_categories, self.static_numbers):
+        buffers = (
+            *(self.series_id, self.offsets, self.start, self.target),
+            *(self.past, self.known, self.static_categories, self.static_numbers),
+        )
+        for values in (stretch for buffer in buffers for stretch in _stretches(buffer)):
             base: object = values
             while isinstance(base, np.ndarray):
                 base = base.base
-            if isinstance(base, mmap.mmap):
-                base.madvise(option)
+            if isinstance(base, mmap.mmap) and values.nbytes:
+                begin = values.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                base.madvise(option, page, begin - page + values.nbytes)
 
     @property
     def n_series(self) -> int:
@@ -167,6 +174,11 @@ class Panel:
             hasher.update(self.static_numbers[number].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
+
+
+def _stretches(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+    """Return the parts of a buffer that are in one piece each."""
+    return [buffer] if buffer.flags.c_contiguous else list(buffer)
 
 
 def concatenated(panels: Sequence[Panel]) -> Panel:
