@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -40,7 +40,7 @@ from forecast.data.load import Loaded, missing_known
 from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP
+from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP
 from forecast.predict import Forecasts, check_cutoff, forecast_shard, stated_columns
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
@@ -96,13 +96,16 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another job is writing into {folder}: {file.read() or 'it has just begun'}; wait for it to end, or "
                 "choose another output.path"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
-        file.flush()
+        os.truncate(file.fileno(), 0)
+        with suppress(OSError):  # A full disk holds the lock, if not the text.
+            os.write(
+                file.fileno(),
+                f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode(),
+            )
         try:
             yield
         finally:
-            file.truncate(0)
+            os.truncate(file.fileno(), 0)
 
 
 class Job:
@@ -147,7 +150,7 @@ class Job:
         panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [_digest(inputs, digest) for digest in digests]
-        data_digest, key = _digest(digests), _digest(inputs, keys, self._rows_digest)
+        data_digest, key = _digest(digests), _digest(inputs, keys, self._rows_digest(moment))
         seconds = {"check": time.monotonic() - begun}
 
         manifest = self.folder / "manifests" / f"{partition(moment)}.json"
@@ -156,7 +159,7 @@ class Job:
             shutil.rmtree(staging, ignore_errors=True)
         elif old := _read(manifest):
             found = self._sink.found(moment)
-            same = old["key"] == key and all(old.get(name) == value for name, value in found.items())
+            same = old.get("key") == key and all(old.get(name) == value for name, value in found.items())
             if same and not (staging / _PUBLISHING).exists():
                 shutil.rmtree(staging, ignore_errors=True)
                 return Output(manifest, old, done_before=True, seconds=seconds)
@@ -189,11 +192,11 @@ class Job:
             "code": f"gatecast {version('gatecast')}",
         }
 
-    @cached_property
-    def _rows_digest(self) -> str:
-        """A digest of the rejects of reading."""
-        buffer = io.BytesIO()
-        self.loaded.rejects.write_parquet(buffer)
+    def _rows_digest(self, until: datetime | None = None) -> str:
+        """Return a digest of the rejects of reading; with `until`, without those that are later."""
+        rejects, buffer = self.loaded.rejects, io.BytesIO()
+        late = False if until is None else (pl.col(TIMESTAMP) > until).fill_null(False)
+        rejects.remove(late).write_parquet(buffer)
         return hashlib.sha256(buffer.getvalue()).hexdigest()
 
     def _shards(self) -> list[Panel]:
@@ -231,7 +234,7 @@ class Job:
                 if final := self._sink.folder(kind, moment):
                     folders[kind].append(final)
         names = [f"part-{number:05d}-{key[:16]}.parquet" for number, key in enumerate(keys)]
-        rows = f"rows-{self._rows_digest[:16]}.parquet"
+        rows = f"rows-{self._rows_digest()[:16]}.parquet"
         wanted = {*names, rows}
         for kind in KINDS:
             for file in (staging / kind).glob("*"):

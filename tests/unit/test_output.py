@@ -114,7 +114,9 @@ def test_what_comes_after_the_cutoff_redoes_nothing_and_a_change_before_it_only_
     categories = trained.artifact.categories
     last = weekly_table["timestamp"].max()
     early = loaded(weekly_table.filter(pl.col("timestamp") <= last - timedelta(days=20)), 7, categories, **kinds)
-    whole = loaded(weekly_table, 7, categories, **kinds)
+    bad = pl.when(pl.int_range(pl.len()) == 159).then(1e30).otherwise("target")  # The last row of the first series.
+    whole = loaded(weekly_table.with_columns(target=bad), 7, categories, **kinds)
+    assert whole.counts.rows_rejected == 1
     cutoff = whole.panel.last_index - 40
     with locked(tmp_path):
         assert not job(trained.artifact, early, tmp_path).write(cutoff).done_before
