@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,8 +145,7 @@ class Job:
         check_cutoff(panel, cutoff)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         self._check_known(cutoff)
-        shards = self._shards()
-        digests = [shard.seen_digest(cutoff, horizon) for shard in _passing(shards)]
+        digests = [shard.seen_digest(cutoff, horizon) for shard in self._shards()]
         panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [_digest(inputs, digest) for digest in digests]
@@ -199,10 +198,17 @@ class Job:
         rejects.remove(late).write_parquet(buffer)
         return hashlib.sha256(buffer.getvalue()).hexdigest()
 
-    def _shards(self) -> list[Panel]:
+    def _shards(self) -> Iterator[Panel]:
+        """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
         panel = self.loaded.panel
         size = self._score.shard_size or max(1, _SHARD_ROWS // self.artifact.horizon)
-        return [panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size)]
+        every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
+        for shard, following in pairwise(chain(every, [None])):
+            assert shard is not None
+            if following is not None:
+                following.advise(mmap.MADV_WILLNEED)
+            yield shard
+            shard.advise(mmap.MADV_DONTNEED)
 
     def _check_known(self, cutoff: int) -> None:
         if self._score.missing_known != "fail":
@@ -248,7 +254,7 @@ class Job:
         writing: Future[Part] | None = None
         done = 0
         with ThreadPoolExecutor(1) as writer:
-            for shard, name in zip(_passing(self._shards()), names, strict=True):
+            for shard, name in zip(self._shards(), names, strict=True):
                 part = _ready(name, folders)
                 if part is None:
                     begun = time.monotonic()
@@ -334,16 +340,6 @@ class Job:
             "bounded": dict(sorted(bounded.items())),
             "carried_forward": sum(part.carried for part in parts),
         }
-
-
-def _passing(shards: Sequence[Panel]) -> Iterator[Panel]:
-    """Yield shards whose pages the system reads a shard ahead, and lets go when they are done with."""
-    for shard, following in pairwise([*shards, None]):
-        assert shard is not None
-        if following is not None:
-            following.advise(mmap.MADV_WILLNEED)
-        yield shard
-        shard.advise(mmap.MADV_DONTNEED)
 
 
 def _place(name: str, folders: Sequence[Path]) -> Path | None:
