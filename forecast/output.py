@@ -63,7 +63,7 @@ class Output:
     done_before: bool
     """Nothing had to be written."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage; forecasting and writing overlap."""
+    """By stage, and all; forecasting and writing overlap."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Job:
         written.
         """
         panel, horizon = self.loaded.panel, self.artifact.horizon
-        begun = time.monotonic()
+        first = begun = time.monotonic()
         check_cutoff(panel, cutoff)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         self._check_known(cutoff)
@@ -176,7 +176,7 @@ class Job:
         self._sink.clean(moment, files)
         (staging / _PUBLISHING).unlink()
         shutil.rmtree(staging)
-        seconds["publish"] = time.monotonic() - begun
+        seconds |= {"publish": time.monotonic() - begun, "all": time.monotonic() - first}
         return Output(manifest, content, done_before=False, seconds=seconds)
 
     @cached_property

@@ -116,34 +116,14 @@ def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
     return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(list(index)))), index, strict=True))
 
 
-def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], seconds: float) -> None:
-    """Log counts, seconds and shares over all cutoffs of the job, and every manifest."""
+def _totals(outputs: "list[Output]") -> Counter[str]:
+    """Return all counts of the manifests, summed over the cutoffs, by names that MLflow takes: rejects/bad row."""
     totals: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
-    for output in outputs:
-        content = output.content
-        spent.update(output.seconds)
-        totals["rows"] += content["rows"]["written"]
-        totals["carried_forward"] += content["carried_forward"]
+    for content in (output.content for output in outputs):
+        totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
         for group in ("series", "sources", "rejects", "bounded"):
             totals.update({f"{group}/{_metric(name)}": count for name, count in content[group].items()})
-    written = [output.content["series"]["in"] for output in outputs if not output.done_before]
-    shares = {name: count / totals["series/forecast"] for name, count in totals.items() if name.startswith("sources/")}
-    run.metrics(
-        {
-            **{f"score/{name}": count for name, count in totals.items()},
-            **{f"score/share/{name.removeprefix('sources/')}": share for name, share in shares.items()},
-            **{f"score/seconds/{stage}": value for stage, value in spent.items()},
-            "score/seconds/all": seconds,
-            "score/series_per_second": sum(written) / max(sum(spent.values()), 1e-9),
-            "score/cutoffs_written": len(written),
-            "score/cutoffs_done_before": len(outputs) - len(written),
-            "score/cutoffs_failed": len(failed),
-        }
-    )
-    run.json([output.content for output in outputs], "manifests.json")
-    if failed:
-        run.json({cutoff: str(error) for cutoff, error in failed.items()}, "failed.json")
+    return totals
 
 
 def _metric(name: str) -> str:
@@ -155,27 +135,51 @@ def _metric(name: str) -> str:
     return re.sub(r"[^-/. \w]", "_", name)
 
 
+def _of(group: str, totals: Counter[str]) -> dict[str, int]:
+    """Return the counts of a group, by name."""
+    start = f"{group}/"
+    return {name.removeprefix(start): count for name, count in sorted(totals.items()) if name.startswith(start)}
+
+
+def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], seconds: float) -> None:
+    """Log counts, seconds and shares over all cutoffs of the job, and every manifest."""
+    totals = _totals(outputs)
+    spent: Counter[str] = Counter()
+    for output in outputs:
+        spent.update(output.seconds)
+    written = [output.content["series"]["in"] for output in outputs if not output.done_before]
+    run.metrics(
+        {
+            **{f"score/{name}": count for name, count in totals.items()},
+            **{f"score/share/{name}": n / totals["series/forecast"] for name, n in _of("sources", totals).items()},
+            **{f"score/seconds/{stage}": value for stage, value in spent.items()},
+            "score/seconds/job": seconds,
+            "score/series_per_second": sum(written) / max(spent["all"], 1e-9),
+            "score/cutoffs_written": len(written),
+            "score/cutoffs_done_before": len(outputs) - len(written),
+            "score/cutoffs_failed": len(failed),
+        }
+    )
+    run.json([output.content for output in outputs], "manifests.json")
+    if failed:
+        run.json({cutoff: str(error) for cutoff, error in failed.items()}, "failed.json")
+
+
 def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
     if not outputs:
         return ""
-    contents = [output.content for output in outputs]
-    first, last = contents[0]["cutoff"], contents[-1]["cutoff"]
-    series = {name: sum(content["series"][name] for content in contents) for name in ("in", "forecast", "rejected")}
-    sources: Counter[str] = Counter()
-    bounded: Counter[str] = Counter()
-    for content in contents:
-        sources.update(content["sources"])
-        bounded.update(content["bounded"])
-    written = [output for output in outputs if not output.done_before]
+    totals, n_done = _totals(outputs), sum(output.done_before for output in outputs)
+    first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
+    series = _of("series", totals)
     parts = [
-        f"cutoff {first}" if len(contents) == 1 else f"{len(contents):,} cutoffs {first} to {last}",
+        f"cutoff {first}" if len(outputs) == 1 else f"{len(outputs):,} cutoffs {first} to {last}",
         f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected",
-        *(f"{count:,} {source}" for source, count in sorted(sources.items())),
-        f"{sum(content['rows']['written'] for content in contents):,} rows",
-        f"{sum(sum(content['rejects'].values()) for content in contents):,} rejects",
-        *(f"{count:,} values moved to output.{bound}" for bound, count in sorted(bounded.items())),
-        "all done before, nothing was written" if not written else f"{folder}",
+        *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
+        f"{totals['rows']:,} rows",
+        f"{sum(_of('rejects', totals).values()):,} rejects",
+        *(f"{count:,} values moved to output.{bound}" for bound, count in _of("bounded", totals).items()),
+        *([f"{n_done:,} done before"] if 0 < n_done < len(outputs) else []),
+        "all done before, nothing was written" if n_done == len(outputs) else f"{folder}",
+        f"{seconds:.1f} s",
     ]
-    if written and len(written) < len(outputs):
-        parts.append(f"{len(outputs) - len(written):,} done before")
-    return ", ".join([*parts, f"{seconds:.1f} s"])
+    return ", ".join(parts)

@@ -109,6 +109,7 @@ class ParquetSink:
                 for file, place in zip(files[kind], moved, strict=True):
                     file.replace(place)
                 sync_folder(target)
+                sync_folder(target.parent)
             except OSError as error:
                 raise OutputError(f"can't move the files of {partition(cutoff)} to {target}: {error}") from error
             _check(kind, sum(_scan(file).select(pl.len()).collect().item() for file in moved), rows)

@@ -23,6 +23,7 @@ from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.source import Tables
+from forecast.data.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.models.bank import HeadBank
@@ -186,6 +187,30 @@ def test_a_job_killed_at_any_moment_ends_like_one_that_was_not(
         again = {path.name: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
         assert {path.name: time for path, time in shards.items()}.items() <= again.items()
         assert not list(folder.glob(".staging/*"))
+
+
+@pytest.mark.parametrize("sink", [{"sink": "delta"}, {"sink": "sql", "uri": "sqlite:///scores.db"}])
+def test_a_table_that_was_written_without_its_manifest_is_written_again(
+    trained: FitResult, weekly_loaded: Loaded, tmp_path: Path, sink: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same number of rows the old manifest would say that all is done."""
+    monkeypatch.chdir(tmp_path)
+    manifest = write(trained.artifact, weekly_loaded, tmp_path / "out", **sink).manifest
+    old = manifest.read_text()
+    manifest.unlink()
+    manifest.mkdir()  # Nothing can be moved here.
+    with pytest.raises(OutputError, match=r"can't write .*\.json"):
+        write(trained.artifact, weekly_loaded, tmp_path / "out", max=1.0, **sink)
+    manifest.rmdir()
+    manifest.write_text(old)
+    again = write(trained.artifact, weekly_loaded, tmp_path / "out", **sink)
+    assert not again.done_before
+    if sink["sink"] == "delta":
+        table = pl.read_delta(str(tmp_path / "out" / "forecasts"))
+    else:
+        table = read_sql("sqlite:///scores.db", "select * from forecasts").collect()
+    assert table["q50"].max() > 1.0
+    assert write(trained.artifact, weekly_loaded, tmp_path / "out", **sink).done_before
 
 
 def test_two_jobs_can_not_write_into_one_folder(tmp_path: Path) -> None:
