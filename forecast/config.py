@@ -423,6 +423,9 @@ class ScoreOutput(OutputFolder):
     """Raise lower forecasts to this value, and count them."""
     max: float | None = None
     """Lower higher forecasts to this value, and count them."""
+    n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
+    depend on each other as those of the errors did in validation."""
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: SecretStr | None) -> str | None:
@@ -470,6 +473,9 @@ class ScoreSettings(Config):
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
     """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
     last value before."""
+    runtime: Literal["torch", "onnx", "auto"] = "torch"
+    """What runs the network: torch, ONNX Runtime (gatecast[onnx]), or the one that takes less time here, if both can;
+    that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
 
@@ -576,9 +582,17 @@ class ScoreConfig(VerbConfig):
     output: ScoreOutput
 
 
+class ExportSettings(Config):
+    """What of a version is exported."""
+
+    format: Literal["gatecast", "onnx"] = "gatecast"
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json."""
+
+
 class ModelsConfig(VerbConfig):
     """`forecast models`: `registry.alias` is the version to show or export."""
 
+    export: ExportSettings = ExportSettings()
     output: OutputConfig = OutputConfig()
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,7 @@ ACTIONS: Final = {
     "list": "all versions of registry.name, newest first",
     "show": "one version (registry.alias) with its tags",
     "rollback": "give the champion alias back to the version it replaced",
-    "export": "copy the files of one version (registry.alias) to output.path",
+    "export": "copy the files of one version (registry.alias) to output.path; with export.format=onnx, its network too",
 }
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
         if action == "show":
             _show(version)
         else:
-            _export(registry, version, Path(str(config.output.path)))
+            _export(registry, version, Path(str(config.output.path)), config.export.format)
 
 
 def _list(registry: "Registry") -> None:
@@ -79,13 +80,21 @@ def _show(version: "Version") -> None:
     print("\n".join(f"{name:<{width}}  {value or 'none'}" for name, value in lines.items()))
 
 
-def _export(registry: "Registry", version: "Version", target: Path) -> None:
+def _export(registry: "Registry", version: "Version", target: Path, kind: str) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not an empty folder; give another output.path")
-    try:
-        shutil.copytree(registry.download(version), target, dirs_exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"can't write {target}: {error}") from error
+    source = registry.download(version)
+    with tempfile.TemporaryDirectory() as made:
+        if kind == "onnx":  # First: a model that can't be exported leaves nothing behind.
+            from forecast import artifact
+            from forecast.export import export_onnx
+
+            export_onnx(artifact.load(source), Path(made))
+        try:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            shutil.copytree(made, target, dirs_exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"can't write {target}: {error}") from error
     print(f"{version} -> {target}")
 
 
