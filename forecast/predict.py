@@ -215,7 +215,9 @@ def _mean_of(stated: np.ndarray, head: Head) -> DoubleArray:
     elif stated.shape[-1] != len(head.levels):
         mean = stated.mean(-1, dtype=np.float64)
     else:
-        mean = stated.astype(np.float64) @ head.mean_weights.double().cpu().numpy()
+        # From the median on, so that the mean of equal numbers is that number.
+        middle = stated[..., head.median].astype(np.float64)
+        mean = middle + (stated - middle[..., None]) @ head.mean_weights.double().cpu().numpy()
     return mean
 
 

@@ -3,19 +3,14 @@
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-import safetensors.numpy
-from flow import HORIZON, NAME, SERIES, TRAIN, Store, panel, refuse, succeed
+from flow import NAME, Store, panel, succeed
 from polars.testing import assert_frame_equal
 from services import scoring
-
-import forecast as fc
-from forecast.data.windows import windows_at
-from forecast.models.batch import PanelTensors
 
 VERSION = ("registry.alias=champion", f"registry.name={NAME}")
 QUANTILES = [f"q{level}0" for level in range(1, 10)]
@@ -59,8 +54,47 @@ def test_an_exported_network_and_its_json_give_the_forecasts_without_us(promoted
     target = promoted.folder / "exported"
     succeed("models", "export", *VERSION, f"output.path={target}", "export.format=onnx")
     around = json.loads((target / "onnx.json").read_text())
-    assert around["head"] == "quantile"
-    assert around["inputs"]["known"]["columns"] == [
-        *(f"time_of_day_{wave}" for wave in ()),
-        *around["inputs"]["known"]["columns"],
-    ]
+    assert (around["head"], around["value"]) == ("quantile", "location + scale * quantile")
+
+    loaded = fc.load(target).open(SourceConfig(path=str(promoted.table)))
+    windows = windows_at(loaded.panel, loaded.panel.last_index)
+    sizes = {"context": around["context_length"], "span": 1, "horizon": around["horizon"]}
+    series, cutoff = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
+    batch = PanelTensors(loaded.panel).gather(series, cutoff, cutoff + 1, **sizes)._asdict()
+    given = {name: batch[name].numpy() for name in around["inputs"]}
+    for name, field in around["inputs"].items():
+        assert given[name].shape == (len(SERIES), *field["shape"][1:])
+        assert len(field.get("columns", ())) in (0, given[name].shape[-1])
+    session = onnxruntime.InferenceSession(target / "model.onnx", providers=["CPUExecutionProvider"])
+    found = dict(zip(around["outputs"], session.run(around["outputs"], given), strict=True))
+
+    # What the JSON says of a fine-tuned model, in NumPy.
+    names = json.loads((target / "bank.json").read_text())["series_id"]
+    bank = safetensors.numpy.load_file(target / "bank.safetensors")
+    quantiles = found["arguments"].copy()
+    for row, name in enumerate(names):
+        at = SERIES.index(name)
+        recent = found["window"][at, -(bank["weight"].shape[1] - 1 - found["state"].shape[1]) :]
+        shift = np.concatenate([[1.0], recent, found["state"][at]]) @ bank["weight"][row]
+        middle = quantiles[at, :, 4:5]
+        quantiles[at] = middle + bank["width"][row] * (quantiles[at] - middle) + shift[:, None]
+    values = found["location"][:, None, None] + found["scale"][:, None, None] * quantiles
+    promoted.score()
+    scored = promoted.forecasts()
+    assert "fine_tuned" in set(scored["source"])
+    np.testing.assert_allclose(values.reshape(-1, 9), scored.select(QUANTILES), rtol=1e-5)
+
+
+def test_a_model_that_is_no_graph_leaves_nothing_behind(store: str, tmp_path: Path) -> None:
+    table = tmp_path / "panel.parquet"
+    panel().write_parquet(table)
+    decoder = ("model.decoder=autoregressive", "model.n_paths=4", "fit.max_steps=0")
+    succeed("train", f"registry.name={NAME}", f"data.path={table}", *TRAIN[:-6], *decoder)
+    target = tmp_path / "exported"
+    version = ("registry.alias=pretrained", f"registry.name={NAME}")
+    message = refuse(2, "models", "export", *version, f"output.path={target}", "export.format=onnx")
+    assert message.startswith("model.decoder: an autoregressive model samples its forecasts")
+    assert not target.exists()
+    score = ("score", *version, f"data.path={table}", f"output.path={tmp_path / 'out'}")
+    assert "model.decoder: an autoregressive" in refuse(2, *score, "score.runtime=onnx")
+    succeed(*score, "score.runtime=auto", "output.n_samples=3")
