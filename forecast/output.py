@@ -234,7 +234,9 @@ class Job:
         """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
         panel = self.loaded.panel
         columns = 1 + self._output.n_samples // _COLUMNS
-        size = self._score.shard_size or max(1, _SHARD_ROWS // (self.artifact.horizon * columns))
+        fitting = max(1, _SHARD_ROWS // (self.artifact.horizon * columns))
+        # Full batches, if there is room for one.
+        size = self._score.shard_size or (fitting - fitting % BATCH_SIZE or fitting)
         every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
         for shard, following in pairwise(chain(every, [None])):
             assert shard is not None

@@ -50,7 +50,7 @@ class OnnxForecaster:
 
 def is_faster(made: Forward, network: Forecaster, count: int) -> bool:
     """Return whether a forward takes less CPU time than the network for so many windows; the least of three each."""
-    batch, origins = _example(network, count), torch.zeros(1, dtype=torch.long)
+    batch, origins = example_windows(network, count), torch.zeros(1, dtype=torch.long)
     spent: dict[Forward, list[float]] = {made: [], network: []}
     with torch.inference_mode():
         for _ in range(3):
@@ -89,7 +89,7 @@ def exported(network: Forecaster) -> bytes:
     }
     for name, symbol in symbols.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)  # type: ignore[attr-defined]
-    example = _example(network)
+    example = example_windows(network)
     names = [name for name, values in zip(Batch._fields, example, strict=True) if values.numel()]
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -125,7 +125,7 @@ class _Forward(nn.Module):
         return tuple(values[:, 0] for values in (output.arguments, output.state, *output.frame))
 
 
-def _example(network: Forecaster, count: int = 2) -> Batch:
+def example_windows(network: Forecaster, count: int = 2) -> Batch:
     """Return windows without any observation."""
     shape = network.shape
     length = shape.context_length + shape.horizon

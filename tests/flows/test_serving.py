@@ -6,11 +6,19 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
-from flow import NAME, Store, panel, succeed
+import safetensors.numpy
+import torch
+from flow import NAME, SERIES, TRAIN, Store, panel, refuse, succeed
 from polars.testing import assert_frame_equal
 from services import scoring
+
+import forecast as fc
+from forecast.config import SourceConfig
+from forecast.data.windows import windows_at
+from forecast.models.batch import PanelTensors
 
 VERSION = ("registry.alias=champion", f"registry.name={NAME}")
 QUANTILES = [f"q{level}0" for level in range(1, 10)]
@@ -85,11 +93,12 @@ def test_an_exported_network_and_its_json_give_the_forecasts_without_us(promoted
     np.testing.assert_allclose(values.reshape(-1, 9), scored.select(QUANTILES), rtol=1e-5)
 
 
-def test_a_model_that_is_no_graph_leaves_nothing_behind(store: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_model_that_is_no_graph_leaves_nothing_behind(tmp_path: Path) -> None:
     table = tmp_path / "panel.parquet"
     panel().write_parquet(table)
-    decoder = ("model.decoder=autoregressive", "model.n_paths=4", "fit.max_steps=0")
-    succeed("train", f"registry.name={NAME}", f"data.path={table}", *TRAIN[:-6], *decoder)
+    decoder = ("model.decoder=autoregressive", "model.n_paths=4", "fit.max_steps=10")
+    succeed("train", f"registry.name={NAME}", f"data.path={table}", *TRAIN, *decoder)
     target = tmp_path / "exported"
     version = ("registry.alias=pretrained", f"registry.name={NAME}")
     message = refuse(2, "models", "export", *version, f"output.path={target}", "export.format=onnx")
