@@ -19,7 +19,7 @@ from forecast.data.read import read_panel
 from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
-from forecast.models.bank import HeadBank
+from forecast.models.bank import Bank
 from forecast.models.ensemble import Forecaster, members_of, together
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 
@@ -50,7 +50,7 @@ class Artifact:
     grid: Grid
     trained_until: int
     """Grid index of the last step that fitting, stopping or gating has seen."""
-    bank: HeadBank | None = None
+    bank: Bank | None = None
     """Changes per series, in a fine-tuned model."""
     parent_digest: str | None = None
 
@@ -122,7 +122,7 @@ class Artifact:
                 "on one like this"
             )
 
-    def with_bank(self, bank: HeadBank, *, trained_until: int, parent_digest: str) -> "Artifact":
+    def with_bank(self, bank: Bank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series; the base is the same, bit by bit."""
         return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest)
 
@@ -155,8 +155,10 @@ class Artifact:
         _write_json(folder / _CONFIG, config)
         files = [*names, _CONFIG]
         if self.bank:
-            safetensors.torch.save_file(self.bank.tensors(), folder / _BANK)
-            _write_json(folder / _BANK_INDEX, {"kind": "head", "series_id": self.bank.series_id})
+            tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
+            safetensors.torch.save_file(tensors, folder / _BANK)
+            index = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
+            _write_json(folder / _BANK_INDEX, index)
             files += [_BANK, _BANK_INDEX]
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -197,9 +199,9 @@ def load(folder: Path) -> Artifact:
         members[-1].load_state_dict(safetensors.torch.load_file(folder / name))
     bank = None
     if _BANK in files:
-        bank = HeadBank.from_tensors(
-            _read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK)
-        )
+        index = _read_json(folder / _BANK_INDEX)
+        tensors = safetensors.torch.load_file(folder / _BANK)
+        bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
     return Artifact(
         network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),
