@@ -53,6 +53,8 @@ class Artifact:
     bank: Bank | None = None
     """Changes per series, in a fine-tuned model."""
     parent_digest: str | None = None
+    before: tuple[int, str | None] | None = None
+    """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
 
     @property
     def kind(self) -> Literal["pretrained", "fine_tuned"]:
@@ -124,11 +126,15 @@ class Artifact:
 
     def with_bank(self, bank: Bank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series; the base is the same, bit by bit."""
-        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest)
+        before = self.before or (self.trained_until, self.parent_digest)
+        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before)
 
     def base(self) -> "Artifact":
         """Return the model without its changes per series."""
-        return replace(self, bank=None, parent_digest=None)
+        if self.before is None:
+            return self
+        trained_until, parent_digest = self.before
+        return replace(self, bank=None, trained_until=trained_until, parent_digest=parent_digest, before=None)
 
     def save(self, folder: str | Path) -> str:
         """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
@@ -157,7 +163,8 @@ class Artifact:
         if self.bank:
             tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
             safetensors.torch.save_file(tensors, folder / _BANK)
-            index = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
+            own = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
+            index = {**own, "before": self.before}
             _write_json(folder / _BANK_INDEX, index)
             files += [_BANK, _BANK_INDEX]
         manifest = {
@@ -197,11 +204,11 @@ def load(folder: Path) -> Artifact:
     for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
         members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
         members[-1].load_state_dict(safetensors.torch.load_file(folder / name))
-    bank = None
+    bank, before = None, None
     if _BANK in files:
         index = _read_json(folder / _BANK_INDEX)
         tensors = safetensors.torch.load_file(folder / _BANK)
-        bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
+        bank, before = Bank(index["kind"], index["series_id"], tensors, index["seen"]), tuple(index["before"])
     return Artifact(
         network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),
@@ -212,6 +219,7 @@ def load(folder: Path) -> Artifact:
         trained_until=config["trained_until"],
         bank=bank,
         parent_digest=config["parent_digest"],
+        before=before,
     )
 
 

@@ -284,7 +284,9 @@ def _tune_by_gradient(
         shares = [0.0, *(share * settings.blend for share in SHARES)]
         each = [examples.at(stacked.blended(found.changes, torch.full_like(found.rate, s)), held) for s in shares]
         losses = torch.stack([_loss(head, head.columns(told.arguments), told.target, told.weight) for told in each], -1)
-    gated = _gated(head, losses, each[0].target, each[0].weight, settings).without(found.diverged, DIVERGED)
+    gated = _gated(head, losses, each[0].target, each[0].weight, settings)
+    steps = found.steps.cpu().numpy()
+    gated = gated.without(steps == 0, NO_GAIN).without(found.diverged, DIVERGED)
 
     rows = torch.from_numpy(np.flatnonzero(gated.reason == TUNED)).to(data.device)
     begin = start
@@ -300,10 +302,9 @@ def _tune_by_gradient(
     diverged[rows.cpu().numpy()] = ~descent.finite.cpu().numpy()
     gated = gated.without(diverged, DIVERGED)
     blend = np.where(gated.reason == TUNED, np.array(shares)[gated.best], 0.0)
-    steps = found.steps.cpu().numpy()
     columns = {
         **gated.columns(),
-        "learning_rate": np.where(steps > 0, found.rate.double().cpu().numpy(), np.nan),
+        "learning_rate": np.where(steps > 0, found.rate.cpu().numpy(), np.nan),
         "steps": steps.astype(np.float64),
         BLEND: blend,
     }
@@ -332,7 +333,7 @@ def _search(examples: Examples, start: Changes, looked: Tensor, end: int, settin
 
     base = look(start)
     best, least = start, base
-    rate, steps = torch.zeros_like(base, dtype=torch.float32), torch.zeros_like(base, dtype=torch.long)
+    rate, steps = torch.zeros_like(base, dtype=torch.float64), torch.zeros_like(base, dtype=torch.long)
     diverged = torch.ones_like(base, dtype=torch.bool)
     most = STEPS if settings.steps is None else settings.steps
     for one in settings.learning_rates or RATES[settings.kind]:
@@ -536,9 +537,10 @@ def _long_enough(artifact: Artifact, usable: IntArray, settings: FinetuneSetting
 def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> None:
     if not _long_enough(artifact, usable, settings).any():
         raise DataError(
-            f"no series is long enough to fine-tune: the longest of {len(usable):,} has {int(usable.max()):,} "
-            f"usable steps, and {settings.gate_windows + settings.report_windows} held-out windows of "
-            f"{artifact.horizon} steps need {_least_steps(artifact, settings):,}; lower finetune.gate_windows or finetune.report_windows"
+            f"no series is long enough to fine-tune: the longest of {len(usable):,} has {int(usable.max()):,} usable "
+            f"steps, and {settings.gate_windows + settings.report_windows} held-out windows of "
+            f"{artifact.horizon} steps need {_least_steps(artifact, settings):,}; lower finetune.gate_windows or "
+            "finetune.report_windows"
         )
 
 

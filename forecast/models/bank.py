@@ -63,7 +63,9 @@ class Bank:
         self, network: RecurrentForecaster, batch: Batch, origins: Int[Tensor, " origin"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch origin horizon argument"]:
         """Return the distributions with the changes of each window's series, of the other kinds."""
-        size = max(1, _NUMBERS // stacked.numbers_of(network, self.tensors))
+        size = max(
+            1, _NUMBERS // (stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters()))
+        )
         parts = []
         for first in range(0, len(rows), size):
             some = slice(first, first + size)

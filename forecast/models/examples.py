@@ -210,10 +210,10 @@ def group_numbers(network: RecurrentForecaster, settings: FinetuneSettings) -> i
     """Return about how many numbers are held for each series of a group."""
     shape, size = network.shape, int(network.encoder.hidden_size)
     if settings.kind in stacked.FROZEN:
-        features = network.step.state_dict()["0.weight"].shape[1]
+        features = len(network.step.state_dict()["0.weight"].T)
         return shape.horizon * (_CACHED * (features + network.head.n_parameters) + _STEP_ORIGINS * _WIDTH)
     changes = stacked.unchanged(network, settings.kind, 1, settings.rank)
-    own, all_weights = sum(values.numel() for values in changes.values()), sum(p.numel() for p in network.parameters())
+    own, weights = stacked.count(changes.values()), stacked.count(network.parameters())
     steps = 2 * shape.context_length // shape.segment_length
     width = steps * network.encoder.num_layers * _LAYERS * size + _WINDOW_ORIGINS * shape.horizon * _WIDTH
-    return _COPIES * own + 2 * all_weights + (settings.batch_size or BATCH_SIZE) * width
+    return _COPIES * own + 2 * weights + (settings.batch_size or BATCH_SIZE) * width

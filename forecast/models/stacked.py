@@ -1,12 +1,12 @@
 """Networks of many series at once: what is changed of the base, with the series as the first axis."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
 from forecast.models.batch import Batch
@@ -30,28 +30,28 @@ _CLIP = 1.0
 _MOMENTS, _LEAST = (0.9, 0.999), 1e-8
 
 
-def unchanged(network: RecurrentForecaster, kind: str, count: int, rank: int) -> Changes:
-    """Return the changes of `count` series that change nothing, from which a descent can start."""
+def unchanged(network: RecurrentForecaster, kind: str, n_series: int, rank: int) -> Changes:
+    """Return the changes of `n_series` series that change nothing, from which a descent can start."""
     device = network.output_bias.device
     if kind == BIAS:
-        return {BIAS: torch.zeros(count, *network.output_bias.shape, device=device)}
+        return {BIAS: torch.zeros(n_series, *network.output_bias.shape, device=device)}
     if kind == EMBEDDING:
-        return {EMBEDDING: torch.zeros(count, network.summary.out_features, device=device)}
+        return {EMBEDDING: torch.zeros(n_series, network.summary.out_features, device=device)}
     if kind == "full":
-        return {name: torch.zeros(count, *p.shape, device=device) for name, p in network.named_parameters()}
+        return {name: torch.zeros(n_series, *p.shape, device=device) for name, p in network.named_parameters()}
     generator, found = torch.Generator().manual_seed(0), {}
     for name, p in network.encoder.named_parameters(prefix="encoder"):
         if "weight" in name:
             down = _SPREAD * torch.randn(rank, p.shape[1], generator=generator)
-            found[name + _DOWN] = down.to(device).expand(count, -1, -1).clone()
-            found[name + _UP] = torch.zeros(count, p.shape[0], rank, device=device)
+            found[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
+            found[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
     return found
 
 
 def blended(changes: Changes, share: Float[Tensor, " series"]) -> Changes:
     """Return the changes weighted by a share for each series: weights between those of the base and of the series."""
     return {
-        name: values if name.endswith(_DOWN) else values * share.view(-1, *[1] * (values.ndim - 1))
+        name: values if name.endswith(_DOWN) else values * share.to(values).view(-1, *[1] * (values.ndim - 1))
         for name, values in changes.items()
     }
 
@@ -80,8 +80,8 @@ def arguments(
     if changes.keys() <= set(FROZEN):
         return restated(network, changes, network.read(batch, origins)).arguments
     weights = _weights(network, changes)
-    count = len(next(iter(weights.values())))
-    each = [values.unflatten(0, (count, -1)) for values in batch]
+    n_series = len(next(iter(weights.values())))
+    each = [values.unflatten(0, (n_series, -1)) for values in batch]
     if _stacks(network):
         written = _written(network)
 
@@ -95,7 +95,7 @@ def arguments(
         functional_call(
             network, {name: own[row] for name, own in weights.items()}, (Batch(*(part[row] for part in each)), origins)
         )
-        for row in range(count)
+        for row in range(n_series)
     ]
     return torch.cat([output.arguments for output in outputs])
 
@@ -164,7 +164,7 @@ class Descent:
                 for moment, decay, power in zip(self._moments, _MOMENTS, (1, 2), strict=True):
                     moment[name].lerp_(gradient**power, 1 - decay)
                     corrected.append(moment[name] / (1 - decay**self._count))
-                move = self._rate.view(-1, *ndim) * corrected[0] / (corrected[1].sqrt() + _LEAST)
+                move = self._rate.to(gradient).view(-1, *ndim) * corrected[0] / (corrected[1].sqrt() + _LEAST)
                 self.changes[name] = self.changes[name].detach() - move.masked_fill(~there, 0.0)
 
 
@@ -182,6 +182,6 @@ def kept(one: Changes, other: Changes, which: Bool[Tensor, " series"]) -> Change
     }
 
 
-def numbers_of(network: nn.Module, changes: Changes) -> int:
-    """Return how many numbers the changes of a series are, and the weights they are added to."""
-    return sum(values[0].numel() for values in changes.values()) + sum(p.numel() for p in network.parameters())
+def count(tensors: Iterable[Tensor]) -> int:
+    """Return how many numbers there are in tensors."""
+    return sum(values.numel() for values in tensors)
