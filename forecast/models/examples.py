@@ -102,7 +102,7 @@ class Remembered(Examples):
         last = int(judged.max()) + horizon + settings.origins
         some = torch.randperm(last - horizon, generator=torch.Generator().manual_seed(0))[:_CACHED] + horizon
         self._ago = torch.cat([judged, some]).unique()
-        self._segments = isinstance(network.context, SegmentDecoder)
+        segments = isinstance(network.context, SegmentDecoder)
         slot = torch.full((2 * last + network.shape.context_length,), -1)
         slot[self._ago] = torch.arange(len(self._ago))
         parts: list[tuple[Tensor, ...]] = []
@@ -112,15 +112,15 @@ class Remembered(Examples):
                 target, observed = targets(batch, reading.frame, origins, network.shape)
                 weight = loss_weights(target, observed, reading.frame, network.shape)
                 here, local = torch.nonzero(slot[ago] >= 0, as_tuple=True)
-                numbers = network.numbers(reading)
                 light = reading._replace(
-                    ahead=reading.ahead if self._segments else reading.ahead[..., :0],
+                    ahead=reading.ahead if segments else reading.ahead[..., :0],
                     state=reading.state[..., :0],
                     frame=reading.frame._replace(window=reading.frame.window[..., :0]),
-                )
-                fields = (*light[:5], *light.frame, numbers, target, weight)
+                ).each(lambda values, at=(here, local): values[at][:, None])  # type: ignore[misc]
                 place = row[here] * len(self._ago) + slot[ago[here, local]]
-                parts.append((place, *(values[here, local] for values in fields)))
+                told = network.numbers(light)[:, 0], target[here, local], weight[here, local]
+                light = light.each(lambda values: values[:, 0])
+                parts.append((place, *light[:5], *light.frame, *told))
         at, *columns = (torch.cat(column) for column in zip(*parts, strict=True))
         order = at.argsort().to(data.device)
         # Out of inference mode, so that gradients may pass.

@@ -25,7 +25,7 @@ _UP, _DOWN = ".up", ".down"
 _SPREAD = 0.05
 # Up to this size, products of stacked weights are faster on a CPU than a fused LSTM for each series (measured with
 # `benchmarks finetune`); the kernels of GRU and RNN are slower than them in training.
-_STACKED_SIZE = 48
+_STACKED_SIZE = 64
 _CLIP = 1.0
 _MOMENTS, _LEAST = (0.9, 0.999), 1e-8
 
