@@ -63,7 +63,7 @@ def main(*argv: str) -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--hidden", default="32,128", metavar="N,...")
     parser.add_argument("--cells", default="lstm")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="for each base of accuracy")
     options = parser.parse_args(argv)
     tasks = [name for name in options.parts if name not in PARTS]
@@ -87,7 +87,13 @@ def main(*argv: str) -> None:
 
 def _times(cell: str, hidden: int, counts: list[int], kinds: list[str], device: str) -> None:
     settings = FinetuneSettings(
-        gate_windows=2, report_windows=1, holdout_windows=0, steps=STEPS, learning_rates=(1e-3,), batch_size=BATCH
+        gate_windows=2,
+        report_windows=1,
+        holdout_windows=0,
+        steps=STEPS,
+        learning_rates=(1e-3,),
+        batch_size=BATCH,
+        accelerator="cpu" if device == "cpu" else "gpu",
     )
     # Patience would spare steps: all are taken.
     rows = settings.model_copy(update=UNGATED)
@@ -105,7 +111,7 @@ def _times(cell: str, hidden: int, counts: list[int], kinds: list[str], device: 
             panel = _panel(count)
             with mock.patch("forecast.finetune._PATIENCE", STEPS):
                 begun = _clock(device)
-                result = finetune(base, panel, rows.model_copy(update={"kind": kind}), device=device)
+                result = finetune(base, panel, rows.model_copy(update={"kind": kind}))
                 spent = (_clock(device) - begun) / count
             line += f"{spent * 1000:>10.2f} {loop / spent:>8.1f}x"
         bank = result.artifact.bank

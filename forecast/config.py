@@ -406,6 +406,7 @@ class FinetuneSettings(Config):
     blend: Share = 0.5
     """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
     rest is the base."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     checkpoint: str | None = None
     """A folder for what is done: the same command, run again after a kill, goes on with the next group of series. It
     is emptied when all are done."""

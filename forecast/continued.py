@@ -35,13 +35,13 @@ def continued(
     settings: FinetuneSettings,
     *,
     device: str,
-    checkpoint: dict[str, Any] | None,
+    described: dict[str, Any],
     progress: Callable[[float, str], None] | None,
 ) -> tuple[Forecaster, list[tuple[int, float]]]:
     """Return the network after more training, and of each member the steps of its best weights and their share.
 
     Targets come from the first `limits` steps of each series. Weights are those of the best validation, interpolated
-    with the base's as validates best; without any gain, the base's. `checkpoint` are the settings of the whole job.
+    with the base's as validates best; without any gain, the base's. `described` is all that the result depends on.
     """
     config = FitConfig(
         max_steps=STEPS if settings.steps is None else settings.steps,
@@ -52,7 +52,7 @@ def continued(
         accelerator="cpu" if device == "cpu" else "gpu",
     )
     validation = validation[:: max(1, len(validation) // _CHECKS)]
-    members, found = [], []
+    members, found, checkpoints = [], [], []
     data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
     every = members_of(artifact.network)
     for number, base in enumerate(every, 1):
@@ -63,8 +63,9 @@ def continued(
                 progress((number - 1 + done) / len(every), text)
 
         saved = None
-        if checkpoint is not None and settings.checkpoint:
-            saved = Checkpoint(Path(settings.checkpoint), checkpoint, name=f"global-{number:02d}")
+        if settings.checkpoint:
+            name = f"global-{number:02d}"
+            saved = Checkpoint(Path(settings.checkpoint), described, name=name, key="finetune.checkpoint")
         lightning.seed_everything(number, verbose=False)
         network.eval()
         keeper = KeepBest(network, validated(network, data, validation), config.patience, tell)
@@ -73,7 +74,11 @@ def continued(
             train(Job(network, config, panel, limits, validation, budget), data, keeper, saved)
         share = _interpolate(network.eval(), base, keeper, data, validation, settings.blend)
         members.append(network.cpu().eval())
+        checkpoints.append(saved)
         found.append((keeper.best_step if share else 0, share))
+    for saved in checkpoints:
+        if saved is not None:
+            saved.remove()
     return together(members), found
 
 

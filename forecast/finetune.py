@@ -92,7 +92,6 @@ def finetune(
     panel: Panel,
     settings: FinetuneSettings,
     *,
-    device: str = "cpu",
     progress: Callable[[float, str], None] | None = None,
 ) -> FinetuneResult:
     """Return the model with changes for each series that gains from them (`finetune.kind`).
@@ -112,6 +111,7 @@ def finetune(
     enough.
     """
     prepare()
+    device = _device(settings)
     _check(artifact, panel, settings)
     if settings.kind == "global":
         return _tune_globally(artifact, panel, settings, device, progress)
@@ -378,7 +378,7 @@ def _tune_globally(
     validation, limits = held_out_windows(limits, horizon=horizon, n_windows=settings.gate_windows)
     described = _settings(artifact, panel, settings, device=device)
     network, found = continued(
-        artifact, panel, limits, validation, settings, device=device, checkpoint=described, progress=progress
+        artifact, panel, limits, validation, settings, device=device, described=described, progress=progress
     )
     data = PanelTensors(panel, unit=network.shape.unit)
     held = [_held_out(own, data, rows, usable[rows], n_windows) for own in (artifact.network, network)]
@@ -464,6 +464,13 @@ def _base_losses(
 
 
 # --- who may be fine-tuned
+
+
+def _device(settings: FinetuneSettings) -> str:
+    there = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not there:
+        raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
+    return "cuda" if there and settings.accelerator != "cpu" else "cpu"
 
 
 def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None:

@@ -26,10 +26,13 @@ class Checkpoint(Callback):
     state of the last validation or of the one before, never half of one.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, name: str = "training") -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, name: str = "training", key: str = "fit.checkpoint"
+    ) -> None:
         """Read what `folder` holds, if anything.
 
-        Raises ConfigError if that is of a training with other `settings`, or can't be read.
+        Raises ConfigError that names the setting `key` if that is of a training with other `settings`, or can't be
+        read.
         """
         self.path = folder / f"{name}.safetensors"
         self.settings = dict(settings)
@@ -37,7 +40,7 @@ class Checkpoint(Callback):
         self._state: dict[str, Any] = {}
         self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
         if self.path.exists():
-            self._read()
+            self._tensors, self._state = read_state(self.path, self.settings, key=key, job="training")
 
     @property
     def step(self) -> int:
@@ -124,17 +127,11 @@ class Checkpoint(Callback):
             "rates": [group["lr"] for group in optimiser.param_groups],
             "schedule": schedule,
         }
-        self._write(tensors, state)
+        write_state(self.path, tensors, self.settings, state)
 
     def _of(self, part: str) -> dict[str, Tensor]:
         prefix = f"{part}/"
         return {name.removeprefix(prefix): v for name, v in self._tensors.items() if name.startswith(prefix)}
-
-    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        write_state(self.path, tensors, self.settings, state)
-
-    def _read(self) -> None:
-        self._tensors, self._state = read_state(self.path, self.settings, key="fit.checkpoint", job="training")
 
 
 def write_state(

@@ -22,7 +22,7 @@ from forecast.models.stacked import Changes
 
 # Origins of each series that a frozen encoder is run over, and that one step takes.
 _CACHED = 256
-_STEP_ORIGINS = 32
+_STEP_ORIGINS = 16
 # Windows of each series in one step, and origins of each of them.
 BATCH_SIZE = 4
 _WINDOW_ORIGINS = 16

@@ -511,6 +511,12 @@ def test_kinds_by_gradient_change_one_network_that_samples_nothing(train: Train,
     assert tune(two, panel, kind="global", **QUICK).artifact.bank is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_refused(base: Artifact, panel: Loaded) -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.accelerator: gpu asked for, but torch finds none here"):
+        tune(base, panel, accelerator="gpu")
+
+
 # --- killed in the middle
 
 KILLED = """
