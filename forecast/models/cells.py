@@ -187,8 +187,10 @@ class Encoder(nn.RNNBase):
         """Return what the kernel does, for one layer; the equations are those of `torch.nn`."""
         state, *cell = (part[0] for part in carry)
         outputs = []
-        for given in functional.linear(inputs, input_weight, input_bias).unbind(0):
-            told = functional.linear(state, weight, bias)
+        # But for a GRU, which resets a part of it, the bias of the state may be added once for all steps.
+        early, late = (input_bias, bias) if self.mode == "GRU" else (input_bias + bias, None)
+        for given in functional.linear(inputs, input_weight, early).unbind(0):
+            told = functional.linear(state, weight, late)
             if self.mode == "LSTM":
                 enter, keep, new, leave = (given + told).chunk(4, dim=-1)
                 cell = [keep.sigmoid() * cell[0] + enter.sigmoid() * new.tanh()]
