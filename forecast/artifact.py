@@ -131,9 +131,9 @@ class Artifact:
 
     def base(self) -> "Artifact":
         """Return the model without its changes per series."""
-        if self.before is None:
+        if self.bank is None:
             return self
-        trained_until, parent_digest = self.before
+        trained_until, parent_digest = self.before or (self.trained_until, None)
         return replace(self, bank=None, trained_until=trained_until, parent_digest=parent_digest, before=None)
 
     def save(self, folder: str | Path) -> str:
@@ -208,7 +208,8 @@ def load(folder: Path) -> Artifact:
     if _BANK in files:
         index = _read_json(folder / _BANK_INDEX)
         tensors = safetensors.torch.load_file(folder / _BANK)
-        bank, before = Bank(index["kind"], index["series_id"], tensors, index["seen"]), tuple(index["before"])
+        bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
+        before = tuple(index["before"]) if index.get("before") else None
     return Artifact(
         network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),

@@ -118,14 +118,9 @@ def finetune(
     before, network, names = artifact.bank, artifact.network, panel.series_id.tolist()
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    meant, long_enough = selected(artifact, panel, settings), _long_enough(artifact, usable, settings)
-    _refuse_short(artifact, usable[meant], settings)
     data = PanelTensors(panel, device, unit=network.shape.unit)
     network.to(device)
-    if settings.worst is not None:
-        meant &= long_enough
-        losses = _base_losses(network, data, np.flatnonzero(meant), usable, settings)
-        meant[meant] = worst(losses, settings.worst)
+    meant, long_enough = _meant(artifact, panel, data, usable, settings), _long_enough(artifact, usable, settings)
     digests = _digests(panel, usable)
     seen = before.seen if before else {}
     same = np.array([seen.get(name) == found for name, found in digests.items()])
@@ -370,17 +365,17 @@ def _tune_globally(
     """
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    meant = selected(artifact, panel, settings) & _long_enough(artifact, usable, settings)
-    _refuse_short(artifact, usable, settings)
+    data = PanelTensors(panel, unit=artifact.network.shape.unit)
+    named = _meant(artifact, panel, data, usable, settings)
+    meant = named & _long_enough(artifact, usable, settings)
     rows = np.flatnonzero(meant)
     n_windows, horizon = settings.gate_windows + settings.report_windows, artifact.horizon
     limits = np.where(meant, usable - settings.report_windows * horizon, 0)
     validation, limits = held_out_windows(limits, horizon=horizon, n_windows=settings.gate_windows)
-    described = _settings(artifact, panel, settings, device=device)
+    described = _settings(artifact, panel, settings, device=device) if settings.checkpoint else {}
     network, found = continued(
         artifact, panel, limits, validation, settings, device=device, described=described, progress=progress
     )
-    data = PanelTensors(panel, unit=network.shape.unit)
     held = [_held_out(own, data, rows, usable[rows], n_windows) for own in (artifact.network, network)]
     losses = [_loss(network.head, *part).cpu().numpy() for part in held]
     base, tuned = ((part[:, : settings.gate_windows], part[:, settings.gate_windows :]) for part in losses)
@@ -397,7 +392,7 @@ def _tune_globally(
         BLEND: np.full(len(rows), float(np.mean([share for _, share in found]))),
         REASON: np.full(len(rows), TUNED if moved else NO_GAIN, dtype=object),
     }
-    every = np.where(selected(artifact, panel, settings), TOO_SHORT, NOT_SELECTED)
+    every = np.where(named, TOO_SHORT, NOT_SELECTED)
     decisions = _decisions(panel, table, every, settings, None)
     child = replace(artifact, network=network, trained_until=trained_until, parent_digest=artifact.digest())
     return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0))
@@ -502,7 +497,8 @@ def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None
             "kind=head or global"
         )
     if settings.kind == "lora" and bank is not None:
-        rank = next(values.shape[1] for name, values in bank.tensors.items() if name.endswith(".down"))
+        ranks = (values.shape[1] for name, values in bank.tensors.items() if name.endswith(".down"))
+        rank = next(ranks, settings.rank)
         if rank != settings.rank:
             raise ConfigError(f"finetune.rank: this version has rank {rank}; set finetune.rank={rank}")
     shape, own = artifact.network.shape, artifact.grid.frequency
@@ -539,6 +535,19 @@ def _least_steps(artifact: Artifact, settings: FinetuneSettings) -> int:
 
 def _long_enough(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> np.ndarray:
     return usable >= _least_steps(artifact, settings)
+
+
+def _meant(
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: FinetuneSettings
+) -> np.ndarray:
+    """Return which series are to be fine-tuned, [S], as far as they are long enough."""
+    found = selected(artifact, panel, settings)
+    _refuse_short(artifact, usable[found], settings)
+    if settings.worst is not None:
+        found &= _long_enough(artifact, usable, settings)
+        losses = _base_losses(artifact.network, data, np.flatnonzero(found), usable, settings)
+        found[found] = worst(losses, settings.worst)
+    return found
 
 
 def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> None:

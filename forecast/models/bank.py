@@ -71,7 +71,8 @@ class Bank:
             some = slice(first, first + size)
             changes = {name: values[rows[some]].to(batch.target.device) for name, values in self.tensors.items()}
             changes = stacked.blended(changes, changes.pop(BLEND))
-            parts.append(stacked.arguments(network, changes, Batch(*(values[some] for values in batch)), origins))
+            windows = Batch(*(values[some] for values in batch))
+            parts.append(stacked.forecasts(network, changes, windows, origins)[0])
         return torch.cat(parts)
 
 

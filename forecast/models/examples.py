@@ -199,10 +199,9 @@ class Rolled(Examples):
         origins = origins.to(self.data.device)
         series = self.series[:, None].expand_as(first)
         batch = self.data.gather(series.flatten(), first.flatten(), limit.flatten(), **window_sizes(self.network, span))
-        frame = self.network.frame(batch, origins)
+        made, frame = stacked.forecasts(network, changes, batch, origins)
         target, observed = targets(batch, frame, origins, self.network.shape)
         weight = loss_weights(target, observed, frame, self.network.shape)
-        made = stacked.arguments(network, changes, batch, origins)
         return Told(*(values.unflatten(0, first.shape) for values in (made, target, weight)))
 
 

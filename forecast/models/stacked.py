@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.recurrent import Output, Reading, RecurrentForecaster
+from forecast.models.recurrent import Frame, Output, Reading, RecurrentForecaster
 
 Changes: TypeAlias = dict[str, Tensor]
 """What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
@@ -69,35 +70,34 @@ def restated(
     return network.stated(numbers + changes[BIAS][:, None] if BIAS in changes else numbers, reading)
 
 
-def arguments(
+def forecasts(
     network: RecurrentForecaster, changes: Changes, batch: Batch, origins: Int[Tensor, " origin"]
-) -> Float[Tensor, "batch origin horizon argument"]:
+) -> tuple[Float[Tensor, "batch origin horizon argument"], Frame]:
     """Return the distributions that each series forecasts with its changes: `batch` holds as many windows of each.
 
     The windows of the first series come first. Without a kernel for weights of several series, all are stacked in
     batched products, or the series follow one another, whichever is faster.
     """
     if changes.keys() <= set(FROZEN):
-        return restated(network, changes, network.read(batch, origins)).arguments
+        output = restated(network, changes, network.read(batch, origins))
+        return output.arguments, output.frame
     weights = _weights(network, changes)
     n_series = len(next(iter(weights.values())))
     each = [values.unflatten(0, (n_series, -1)) for values in batch]
+
+    def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: list[Tensor]) -> tuple[Tensor, ...]:
+        made: Output = functional_call(model, weights, (Batch(*windows), origins))
+        return made.arguments, *made.frame
+
     if _stacks(network):
-        written = _written(network)
-
-        def one(weights: dict[str, Tensor], windows: list[Tensor]) -> Tensor:
-            made: Output = functional_call(written, weights, (Batch(*windows), origins))
-            return made.arguments
-
-        found: Tensor = vmap(one)(weights, each)
-        return found.flatten(0, 1)
-    outputs = [
-        functional_call(
-            network, {name: own[row] for name, own in weights.items()}, (Batch(*(part[row] for part in each)), origins)
-        )
-        for row in range(n_series)
-    ]
-    return torch.cat([output.arguments for output in outputs])
+        found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(weights, each)]
+    else:
+        rows = [
+            one(network, {name: own[row] for name, own in weights.items()}, [part[row] for part in each])
+            for row in range(n_series)
+        ]
+        found = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    return found[0], Frame._make(found[1:])
 
 
 def _stacks(network: RecurrentForecaster) -> bool:

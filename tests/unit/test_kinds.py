@@ -190,13 +190,13 @@ def test_stacked_products_give_what_the_kernels_do(
     for way in (True, False):
         monkeypatch.setattr(stacked, "_stacks", lambda _, way=way: way)
         changes = stacked.unchanged(network, "full", 6, 1)
-        same = stacked.arguments(network, changes, batch, origins)
+        same, _ = stacked.forecasts(network, changes, batch, origins)
         torch.testing.assert_close(same, network(batch, origins).arguments, rtol=1e-4, atol=1e-4)
         generator = torch.Generator().manual_seed(0)
         for values in changes.values():
             values += 0.05 * torch.randn(values.shape, generator=generator)
             values.requires_grad_()
-        made[way] = stacked.arguments(network, changes, batch, origins)
+        made[way], _ = stacked.forecasts(network, changes, batch, origins)
         assert not torch.allclose(made[way], same, atol=1e-3)
         gradients = torch.autograd.grad(made[way].square().mean(), list(changes.values()), allow_unused=True)
         made[way, "gradients"] = torch.cat([g.flatten() for g in gradients if g is not None])
