@@ -67,7 +67,7 @@ def table() -> None:
         return f"{cost['cpu'] / same['cpu']:.2f}", f"{_grown(cost):.0f}", f"{_grown(cost) / _grown(same):.2f}"
 
     print(f"Table to panel: {rows:,} rows, {SERIES:,} series x {STEPS:,} hours, one Parquet file in the page cache")
-    _table(
+    show_table(
         ("", "wall s", "CPU s", "/ ours", "peak RSS for data, MB", "/ ours"),
         ((name, f"{cost['wall']:.2f}", f"{cost['cpu']:.2f}", *ratios(name, cost)) for name, cost in found.items()),
     )
@@ -107,7 +107,7 @@ def batches() -> None:
         shares = run("training_step", path=small)
     least_each = _each(found["gatecast"])
     print(f"Batches of 64 random windows of 168 + 24 steps; others than the first three on {fewer:,} series")
-    _table(
+    show_table(
         ("", "windows / s", "CPU us / window", "CPU / ours"),
         (
             (
@@ -134,7 +134,7 @@ def windows() -> None:
         run("prepare_panel", horizon=HORIZON, folder=prepared, path=path, **HOURLY)
         found = {stride: run("windows", path=prepared, stride=stride, batches=BATCHES) for stride in (100, 1)}
     print("Memory against the number of windows: training batches, and all held-out windows of the last 240 steps")
-    _table(
+    show_table(
         ("stride", "held-out windows", "peak RSS, MB", "not of files, MB", "more than before, MB"),
         (
             (
@@ -190,7 +190,7 @@ def large() -> None:
         trained = run("train", folder=prepared, steps=20)
     opening = trained["opening"]
     print(f"{rows:,} rows in {LARGE_FILES} Parquet files ({written['megabytes']:.0f} MB), {LARGE_SERIES:,} series")
-    _table(
+    show_table(
         ("", "wall s", "CPU s", "peak RSS MB", "of it not file pages MB"),
         (
             _memory_row("prepare", made),
@@ -226,7 +226,7 @@ def _each(cost: Figures) -> float:
     return float(cost["cpu"] / cost["windows"] * 1e6)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table that is Markdown too."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]

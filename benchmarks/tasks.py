@@ -1,5 +1,9 @@
-"""What `benchmarks.data` measures of Gatecast: each task runs in a process of its own and returns figures."""
+"""What is measured of Gatecast: each task runs in a process of its own and returns figures."""
 
+import hashlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks import step
 from benchmarks.meter import Figures, Meter, answer, warmed
-from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
+from forecast import artifact as artifacts
+from forecast.config import DataConfig, FitConfig, ModelConfig, ScoreOutput, ScoreSettings, SourceConfig, WindowConfig
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.read import read_panel, text_columns
@@ -21,9 +26,11 @@ from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
 from forecast.models.batch import PanelTensors
 from forecast.models.module import TrainingWindows, validation_batches
+from forecast.output import Job, locked
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20
+_HOURLY: dict[str, Any] = {"freq": "1h"}
 HELD_OUT = 240  # The latest steps, which the held-out windows of `windows` are spread over.
 
 
@@ -181,6 +188,75 @@ def train(folder: str, steps: int) -> Figures:
     return {**meter.figures, "opening": opening.figures}
 
 
+def small_model(folder: str, context: int, horizon: int) -> Figures:
+    """Write a model that a few steps have trained."""
+    write(f"{folder}-table", 100, 300)
+    made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
+    found = fit(
+        made.panel,
+        data=made.data,
+        categories=made.categories,
+        window=WindowConfig(context_length=context, horizon=horizon),
+        model=ModelConfig(hidden_size=32),
+        fit=FitConfig(max_steps=10, validation_windows=1, holdout_windows=0),
+    )
+    found.artifact.save(folder)
+    return {}
+
+
+def score(model: str, panel: str, folder: str) -> Figures:
+    """Forecasts of a prepared panel, to Parquet."""
+    with Meter(anonymous=True) as meter:
+        rows = _score(model, panel, folder)
+    return {**meter.figures, "rows": rows}
+
+
+def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
+    """Kill a job at random moments, each time into another folder, and run it again: are the files those of another?"""
+    rng = np.random.default_rng(0)
+    found: Figures = {"equal": 0, "undisturbed": 0.0, "moments": [], "kept": []}
+    expected: dict[str, str] = {}
+    for number in range(kills + 1):
+        out = Path(folder) / str(number)
+        begun = time.perf_counter()
+        # A child by fork: nothing but imports has been done so far, so no thread is lost.
+        child = os.fork()
+        if not child:
+            _score(model, panel, str(out))
+            os._exit(0)
+        if number:
+            time.sleep(rng.uniform(0.0, found["undisturbed"]))
+            found["moments"].append(time.perf_counter() - begun)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            found["kept"].append(len(list(out.rglob("part-*.parquet"))))
+            child = os.fork()
+            if not child:
+                _score(model, panel, str(out))
+                os._exit(0)
+        os.waitpid(child, 0)
+        files = {
+            str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in out.rglob("*")
+            if path.is_file()
+        }
+        if number:
+            found["equal"] += files == expected
+        else:
+            found["undisturbed"], expected = time.perf_counter() - begun, files
+            found["shards"] = len(list(out.rglob("part-*.parquet")))
+    return found
+
+
+def _score(model: str, panel: str, folder: str) -> int:
+    found = artifacts.load(Path(model))
+    loaded = found.open(SourceConfig(path=panel))
+    names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
+    with locked(Path(folder)):
+        job = Job(found, loaded, ScoreSettings(), ScoreOutput(path=folder), names)
+        return int(job.write(loaded.panel.last_index).content["rows"]["written"])
+
+
 def _account(loaded: Loaded) -> Figures:
     """Return where the rows went, and what the buffers of the panel take, in MB."""
     counts, made = loaded.counts, loaded.panel
@@ -212,7 +288,21 @@ def _rate(shapes: Iterator[torch.Size], batches: int) -> Figures:
 
 
 TASKS: dict[str, Callable[..., Figures]] = {
-    task.__name__: task for task in (write, read, panel, prepare_panel, gather, loader, training_step, windows, train)
+    task.__name__: task
+    for task in (
+        write,
+        read,
+        panel,
+        prepare_panel,
+        gather,
+        loader,
+        training_step,
+        windows,
+        train,
+        small_model,
+        score,
+        kills,
+    )
 }
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -324,8 +325,9 @@ class FitConfig(Config):
     """Stop training after so many minutes, whatever max_steps says."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Windows in one step; each window gives `origins` forecasts."""
-    origins: Annotated[int, Field(ge=1)] = 32
-    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences)."""
+    origins: Annotated[int, Field(ge=1)] | None = None
+    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences). 4 to 32 when not given, the
+    fewer the longer the horizon."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
@@ -455,11 +457,74 @@ class OutputFolder(OutputConfig):
     """A folder; it is made if it does not exist."""
 
 
+class ScoreOutput(OutputFolder):
+    """Where forecasts and rejects go."""
+
+    sink: Literal["parquet", "delta", "sql"] = "parquet"
+    """Parquet files or Delta Lake tables in output.path, or the database at output.uri."""
+    uri: SecretStr | None = None
+    """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
+    table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
+    """Its table; rejects go to the table of this name with _rejects behind it. Both are made if they do not exist."""
+    min: float | None = None
+    """Raise lower forecasts to this value, and count them."""
+    max: float | None = None
+    """Lower higher forecasts to this value, and count them."""
+
+    @field_serializer("uri", when_used="json")
+    def _without_password(self, uri: SecretStr | None) -> str | None:
+        return None if uri is None else without_password(uri.get_secret_value())
+
+    @model_validator(mode="after")
+    def _fits_the_sink(self) -> Self:
+        if (self.sink == "sql") != (self.uri is not None):
+            raise ValueError("sink=sql and uri go together: sink=sql uri=postgresql://user@host/db")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min={self.min:g} is above max={self.max:g}")
+        return self
+
+
+def _cutoffs(given: Any) -> Any:
+    """Return the timestamps of a range FIRST..LAST/STEP; anything else as it is."""
+    if not isinstance(given, str) or ".." not in given:
+        return given
+    import polars as pl
+
+    found = re.fullmatch(r"\s*(\S.*?)\s*\.\.\s*(.*?\S)\s*/\s*([1-9]\d*(?:m|h|d|w|mo|q|y))\s*", given)
+    if found is None:
+        raise ValueError(
+            "a range is FIRST..LAST/STEP, with a step such as 1d, 6h, 1w or 1mo: 2013-11-01..2013-12-01/1d"
+        )
+    try:
+        first, last = (datetime.fromisoformat(moment) for moment in found.groups()[:2])
+        moments = pl.datetime_range(first, last, found[3], eager=True).to_list()
+    except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"not a range of timestamps ({error})") from None
+    if not moments:
+        raise ValueError("the range ends before it begins")
+    return moments
+
+
 class ScoreSettings(Config):
     """Batch scoring."""
 
     cutoff: datetime | None = None
     """Last timestamp the forecast may see; the latest of the panel when not given."""
+    cutoffs: Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)] | None = None
+    """Many of them, in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
+    shard_size: Annotated[int, Field(ge=1)] | None = None
+    """Series that are forecast and written at a time; as many as give about 65,000 rows when not given."""
+    missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
+    """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
+    last value before."""
+    force: bool = False
+    """Forecast and write cutoffs that are done already, too."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.cutoff is not None and self.cutoffs is not None:
+            raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
+        return self
 
 
 class VerbConfig(Config):
@@ -555,7 +620,7 @@ class ScoreConfig(VerbConfig):
 
     data: SourceTable
     score: ScoreSettings = ScoreSettings()
-    output: OutputFolder
+    output: ScoreOutput
 
 
 class ModelsConfig(VerbConfig):

@@ -28,7 +28,7 @@ from forecast.config import (
 )
 from forecast.data.classes import with_trained_classes
 from forecast.data.panel import FloatArray, IntArray, Panel
-from forecast.data.windows import WindowIndex, held_out_windows, sample_origins, usable_lengths
+from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.frequency import Frequency
 from forecast.models.batch import PanelTensors
@@ -45,7 +45,17 @@ from forecast.models.module import (
 )
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.skip import PENALTIES, Samples, Solution, line, robust, seasonal_solution, solve_ridge, spectrum
+from forecast.models.skip import (
+    PENALTIES,
+    Samples,
+    Solution,
+    eventful,
+    line,
+    robust,
+    seasonal_solution,
+    solve_ridge,
+    spectrum,
+)
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
 
@@ -56,8 +66,11 @@ log = logging.getLogger(__name__)
 _SKIP_VALUES = 20_000_000
 _SKIP_SAMPLES = 40_000, 200_000
 _TRIED_SHARE, _LEAST_TRIED = 4, 10_000
-# Windows of validation that are used at most, a sample that is the same at each validation.
-_CHECKS = 4_096
+# Windows of validation that are used at most, a sample that is the same at each validation; and at least, if need be
+# closer to each other than a horizon.
+_CHECKS, _LEAST_CHECKS = 4_096, 512
+# Steps forecast from one window in training, for which it has so many origins, between these limits.
+_STEPS_OF_WINDOW, _ORIGINS = 1_536, (4, 32)
 # What the context is when not given, in steps and in shares of a typical series.
 _LEAST_CONTEXT, _MOST_CONTEXT, _SHARE_OF_LENGTH = 32, 1024, 0.6
 # Steps to train on from which a network is large, if not told otherwise.
@@ -119,8 +132,8 @@ def fit(
     `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
-    horizons of each series stop the training and choose the skip (of many windows, the same 4,096 each time); the
-    closed-form solution is kept if no network validates better.
+    horizons of each series stop the training and choose the skip (512 to 4,096 windows, the same each time, that
+    overlap where the series are few); the closed-form solution is kept if no network validates better.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
     ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
@@ -138,14 +151,15 @@ def fit(
     last = panel.last_index
     trained_until = last - fit.holdout_windows * window.horizon
     usable = usable_lengths(panel, trained_until)
-    every, limits = held_out_windows(usable, horizon=window.horizon, n_windows=fit.validation_windows)
+    every, limits = held_out_windows(
+        usable, horizon=window.horizon, n_windows=fit.validation_windows, at_least=_LEAST_CHECKS
+    )
     _check(panel, limits, every, fit, window)
     validation = _sampled(every, fit.seed)
     context = window.context_length or default_context(
         panel.grid.frequency, data.season_length, window.horizon, float(np.median(limits[limits > 0]))
     )
-    if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
-        model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
+    fit, model = _sized(fit, model, window.horizon, limits)
     shape = NetworkShape(
         context_length=context,
         horizon=window.horizon,
@@ -227,6 +241,7 @@ def _train(
     progress: Progress | None,
 ) -> tuple[RecurrentForecaster, Curve, Summary]:
     """Return the best network, on the CPU, and how it came about."""
+    assert fit.origins is not None
     begun = time.monotonic()
     budget = Budget(fit.max_steps, fit.max_minutes)
     if checkpoint is not None:
@@ -335,6 +350,15 @@ def _device(config: FitConfig) -> torch.device:
     return device
 
 
+def _sized(fit: FitConfig, model: ModelConfig, horizon: int, limits: IntArray) -> tuple[FitConfig, ModelConfig]:
+    """Return the settings with those that were left open set by the horizon and the size of the panel."""
+    if fit.origins is None:
+        fit = fit.model_copy(update={"origins": int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))})
+    if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
+        model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
+    return fit, model
+
+
 def _segment_length(model: ModelConfig, panel: Panel, context: int) -> int:
     """Return the steps of a segment: a day for steps below a day, if that divides the context, else one step."""
     if model.segment_length is None:
@@ -433,12 +457,11 @@ def _closed_form(
     tensors = PanelTensors(panel, device, unit=unit)
     if best.penalty is not None and len(tried) < len(drawn):
         (every,) = _samples([network], tensors, drawn, limit)
-        (skip,) = solve_ridge(robust(every, torch.zeros_like(best.prior)), best.prior, (best.penalty,))
+        (skip,) = solve_ridge(robust(eventful(every), torch.zeros_like(best.prior)), best.prior, (best.penalty,))
         network.skip.copy_(skip)
-    level = _residual_quantiles(best.fitted, line(best.fitted.window, network.skip), network.head.start_levels)
-    if best.penalty is None:
-        # A drift of the residuals is no more certain than the line that would have had it.
-        level = level - level[:, network.head.start_levels == 0.5]
+    # Of a prior that is kept: a drift of the residuals is no more certain than the line that would have had it.
+    linear, mirrored = line(best.fitted.window, network.skip), best.penalty is None
+    level = _residual_quantiles(best.fitted, linear, network.head.start_levels, mirrored=mirrored)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -478,13 +501,17 @@ def _counted(
     return network, tensors, choice
 
 
-def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor) -> Tensor:
+def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor, *, mirrored: bool = False) -> Tensor:
     """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
 
-    Weighted as the loss is, in units of scale: a window that hardly varies says little about the others.
+    Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. If `mirrored`,
+    of what is left over and its negative alike.
     """
     weight = samples.spread * samples.weight[:, None] * samples.observed
-    return empirical_quantiles((samples.target - linear) / samples.spread, weight, levels)
+    rest = (samples.target - linear) / samples.spread
+    if mirrored:
+        rest, weight = torch.cat([rest, -rest]), weight.repeat(2, 1)
+    return empirical_quantiles(rest, weight, levels)
 
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
@@ -517,6 +544,7 @@ def _solve(
                 network.skip
             )
         fits = model.skip and len(fitted.window) > 0
+        fitted = eventful(fitted)
         inlying = robust(fitted, priors["anchor"]) if fits else fitted
         known = spectrum(inlying) if fits else None
         for name, prior in priors.items():
@@ -527,7 +555,8 @@ def _solve(
                 candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
     # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
     # random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
-    # standard error: the better one is taken.
+    # standard error: the better one is taken. Of windows that overlap, only so many count as are independent.
+    shared = overlap(validation, shape.horizon)
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     unsolved = [found for found in candidates if found.penalty is None]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
@@ -536,7 +565,7 @@ def _solve(
     )
     for other in others:
         gain = ((best.errors - other.errors) / usual).sum(1)
-        doubt = len(gain) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
+        doubt = (len(gain) * shared) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
         best = other if gain.sum() > doubt else best
     best.network.skip.copy_(best.skip)
     return best
@@ -617,6 +646,7 @@ def _samples(
                     frame.spread[told, 0],
                     frame.location[told, 0],
                     frame.divisor[told, 0],
+                    series[told],
                 )
             )
             scales.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])

@@ -1,77 +1,393 @@
-"""What a scoring job leaves behind: forecasts, rejects, and a manifest that is written last."""
+"""What a scoring job leaves behind: for each cutoff forecasts, rejects, and a manifest that is written last.
 
+    .lock                                                       held by the job that writes here
+    .staging/cutoff=.../forecasts/part-00007-1f2e....parquet    a shard that is complete; rejects beside forecasts
+    manifests/cutoff=....json                                   counts, versions, and what the sink holds
+
+Shards are staged, and given to the sink once all are there. A part's name has its key, a digest of all that its content
+follows from: so a job that was killed, at whatever moment, finds those that need not be made again.
+"""
+
+import fcntl
 import hashlib
+import io
 import json
-from dataclasses import dataclass
+import mmap
+import os
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.data.io import write_parquet_atomic, write_text_atomic
-from forecast.data.load import Loaded
-from forecast.names import CUTOFF, REASON, SERIES_ID, SOURCE
-from forecast.predict import Forecasts
+from forecast.config import ScoreOutput, ScoreSettings
+from forecast.data.io import UNREADABLE, check_writable, write_parquet_atomic, write_text_atomic
+from forecast.data.known import carried_forward, lacking
+from forecast.data.load import Loaded, missing_known
+from forecast.data.panel import Panel
+from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
+from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP
+from forecast.predict import Forecasts, check_cutoff, forecast_shard, stated_columns
+
+# Rows of forecasts in a shard, if score.shard_size does not say how many series.
+_SHARD_ROWS: Final = 1 << 16
+# In the footer of a part.
+_PART: Final = "gatecast"
+_PUBLISHING: Final = "publishing"
+
+Progress = Callable[[int], None]
+"""Is told how many series are done."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The files of one cutoff."""
+    """What there is of one cutoff."""
 
-    forecasts: Path
-    rejects: Path
     manifest: Path
     content: dict[str, Any]
     """Of the manifest."""
+    done_before: bool
+    """Nothing had to be written."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, and all; forecasting and writing overlap."""
 
 
-def write_output(
-    folder: Path, artifact: Artifact, loaded: Loaded, made: Forecasts, *, versions: dict[str, str]
-) -> Output:
-    """Write one cutoff's forecasts and rejects below `folder`, each under a temporary name first; the manifest last.
+@dataclass(frozen=True)
+class Part:
+    """What is in the files of a shard."""
 
-    A cutoff without a manifest is not complete. The same inputs give the same bytes. Raises OutputError if the folder
-    can't be written.
+    series: int
+    """That are forecast."""
+    rejected: int
+    sources: dict[str, int]
+    """Series by the rung of the ladder."""
+    rejects: dict[str, int]
+    """Series by the reason."""
+    bounded: dict[str, int]
+    """Values by the bound that they were moved to, of those that are set."""
+    carried: int
+    """Cells of known covariates that have the value before."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of an output folder. Raises OutputError if one is in it, or nothing can be written there."""
+    check_writable(folder)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise OutputError(
+                f"another job is writing into {folder}: {file.read() or 'it has just begun'}; wait for it to end, or "
+                "choose another output.path"
+            ) from None
+        os.truncate(file.fileno(), 0)
+        with suppress(OSError):  # A full disk holds the lock, if not the text.
+            os.write(
+                file.fileno(),
+                f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode(),
+            )
+        try:
+            yield
+        finally:
+            os.truncate(file.fileno(), 0)
+
+
+class Job:
+    """Writes the forecasts of a model on a panel, cutoff by cutoff. Hold the lock of the folder meanwhile.
+
+    `names` says which model it is: model, model_version and model_digest. Raises ConfigError and OutputError for
+    settings that the model or the sink can't follow.
     """
-    counts = loaded.counts
-    rejects = pl.concat([loaded.rejects, made.rejects.cast(loaded.rejects.schema)]).sort(loaded.rejects.columns)
-    forecast_series = made.frame[SERIES_ID].n_unique()
-    rejected_series = counts.series_rejected + made.rejects.height
-    assert forecast_series + rejected_series == counts.series_in, "a series was lost"
-    assert made.frame.height == forecast_series * artifact.horizon, "a forecast step was lost"
 
-    cutoff = made.frame[CUTOFF][0]
-    name = f"{CUTOFF}={cutoff:%Y-%m-%dT%H-%M-%S}"
-    forecast_path, reject_path = (folder / kind / name / f"{kind}.parquet" for kind in ("forecasts", "rejects"))
-    write_parquet_atomic(made.frame, forecast_path)
-    write_parquet_atomic(rejects, reject_path)
-    content = {
-        "cutoff": cutoff.isoformat(),
-        "horizon": artifact.horizon,
-        **versions,
-        "series": {"in": counts.series_in, "forecast": forecast_series, "rejected": rejected_series},
-        "rows": {
-            "in": counts.rows_in,
-            "kept": counts.rows_kept,
-            "rejected": counts.rows_rejected,
-            "future": counts.rows_future,
-            "after_until": counts.rows_after_until,
-            "written": made.frame.height,
-        },
-        "sources": _counted(made.frame.group_by(SERIES_ID).agg(pl.col(SOURCE).first()), SOURCE),
-        "rejects": _counted(rejects, REASON),
-        "files": {str(path.relative_to(folder)): _hash(path) for path in (forecast_path, reject_path)},
+    def __init__(
+        self,
+        artifact: Artifact,
+        loaded: Loaded,
+        score: ScoreSettings,
+        output: ScoreOutput,
+        names: dict[str, str],
+    ) -> None:
+        if artifact.classes is not None and (output.min is not None or output.max is not None):
+            raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
+        self.artifact, self.loaded = artifact, loaded
+        self._score, self._output, self._names = score, output, names
+        self.folder = Path(output.path)
+        self._sink: Sink = open_sink(output)
+        for half in (self.folder / "manifests").glob(".*.tmp"):  # What a kill has left.
+            half.unlink()
+
+    def write(self, cutoff: int, progress: Progress | None = None) -> Output:
+        """Write the forecasts from a grid index, unless they are there already.
+
+        Series are forecast in shards, so memory holds a few of these at a time; a thread writes one while the next is
+        forecast, and the system reads the one after it. The same inputs give the same bytes. Raises DataError as
+        `check_cutoff`, and for known covariates that are missing where none may be; OutputError for what can't be
+        written.
+        """
+        panel, horizon = self.loaded.panel, self.artifact.horizon
+        first = begun = time.monotonic()
+        check_cutoff(panel, cutoff)
+        moment = panel.grid.timestamps(np.array([cutoff]))[0]
+        self._check_known(cutoff)
+        digests = [shard.seen_digest(cutoff, horizon) for shard in self._shards()]
+        panel.advise(mmap.MADV_DONTNEED)
+        inputs = {"cutoff": moment.isoformat(), **self._inputs}
+        keys = [_digest(inputs, digest) for digest in digests]
+        data_digest, key = _digest(digests), _digest(inputs, keys, self._rows_digest(moment))
+        seconds = {"check": time.monotonic() - begun}
+
+        manifest = self.folder / "manifests" / f"{partition(moment)}.json"
+        staging = self.folder / ".staging" / partition(moment)
+        if self._score.force:
+            shutil.rmtree(staging, ignore_errors=True)
+        elif old := _read(manifest):
+            found = self._sink.found(moment)
+            same = old.get("key") == key and all(old.get(name) == value for name, value in found.items())
+            if same and not (staging / _PUBLISHING).exists():
+                shutil.rmtree(staging, ignore_errors=True)
+                return Output(manifest, old, done_before=True, seconds=seconds)
+            for name, expected in old.get("files", {}).items():
+                if found.get("files", {}).get(name, expected) != expected:
+                    (self.folder / name).unlink()  # Changed or damaged since.
+
+        parts, files = self._parts(cutoff, moment, keys, staging, seconds, progress)
+        begun = time.monotonic()
+        content = self._content(inputs | {"data_digest": data_digest, "key": key}, parts)
+        write_text_atomic("", staging / _PUBLISHING)
+        stored = self._sink.replace(moment, files, {FORECASTS: content["rows"]["written"], REJECTS: _total(content)})
+        content |= stored
+        write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
+        self._sink.clean(moment, files)
+        (staging / _PUBLISHING).unlink()
+        shutil.rmtree(staging)
+        seconds |= {"publish": time.monotonic() - begun, "all": time.monotonic() - first}
+        return Output(manifest, content, done_before=False, seconds=seconds)
+
+    @cached_property
+    def _inputs(self) -> dict[str, str | int]:
+        """What forecasts follow from besides the cutoff and the panel, as the manifest says it."""
+        shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max"})
+        settings = {**shown, "missing_known": self._score.missing_known}
+        return {
+            "horizon": self.artifact.horizon,
+            **self._names,
+            "config_digest": _digest(settings),
+            "code": f"gatecast {version('gatecast')}",
+        }
+
+    def _rows_digest(self, until: datetime | None = None) -> str:
+        """Return a digest of the rejects of reading; with `until`, without those that are later."""
+        rejects, buffer = self.loaded.rejects, io.BytesIO()
+        late = False if until is None else (pl.col(TIMESTAMP) > until).fill_null(False)
+        rejects.remove(late).write_parquet(buffer)
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    def _shards(self) -> Iterator[Panel]:
+        """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
+        panel = self.loaded.panel
+        size = self._score.shard_size or max(1, _SHARD_ROWS // self.artifact.horizon)
+        every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
+        for shard, following in pairwise(chain(every, [None])):
+            assert shard is not None
+            if following is not None:
+                following.advise(mmap.MADV_WILLNEED)
+            yield shard
+            shard.advise(mmap.MADV_DONTNEED)
+
+    def _check_known(self, cutoff: int) -> None:
+        if self._score.missing_known != "fail":
+            return
+        horizon = self.artifact.horizon
+        missing = missing_known(self.loaded.panel, self.loaded.data, horizon=horizon, cutoff=cutoff)
+        missing = missing.filter(pl.col("missing_horizon") > 0)
+        if missing.height:
+            names = missing[SERIES_ID].unique(maintain_order=True)
+            raise DataError(
+                f"{missing['missing_horizon'].sum():,} cells of {listing(missing['covariate'].unique().sort())} are "
+                f"missing over the horizon, in {len(names):,} series: {listing(names)}; mend the table, or set "
+                "score.missing_known to mask, quarantine or carry_forward"
+            )
+
+    def _parts(
+        self,
+        cutoff: int,
+        moment: datetime,
+        keys: Sequence[str],
+        staging: Path,
+        seconds: dict[str, float],
+        progress: Progress | None,
+    ) -> tuple[list[Part], Files]:
+        """Return what is in each shard, and where its files are, after making those that are not there."""
+        folders = {kind: [staging / kind] for kind in KINDS}
+        if not self._score.force:
+            for kind in KINDS:
+                if final := self._sink.folder(kind, moment):
+                    folders[kind].append(final)
+        names = [f"part-{number:05d}-{key[:16]}.parquet" for number, key in enumerate(keys)]
+        rows = f"rows-{self._rows_digest()[:16]}.parquet"
+        wanted = {*names, rows}
+        for kind in KINDS:
+            for file in (staging / kind).glob("*"):
+                if file.name not in wanted:
+                    file.unlink()
+        seconds |= {"forecast": 0.0, "write": 0.0}
+        if _place(rows, folders[REJECTS]) is None:
+            write_parquet_atomic(self.loaded.rejects, staging / REJECTS / rows)
+
+        parts: list[Part | Future[Part]] = []
+        writing: Future[Part] | None = None
+        done = 0
+        with ThreadPoolExecutor(1) as writer:
+            for shard, name in zip(self._shards(), names, strict=True):
+                part = _ready(name, folders)
+                if part is None:
+                    begun = time.monotonic()
+                    made, carried = self._forecast(shard, cutoff)
+                    seconds["forecast"] += time.monotonic() - begun
+                    if writing:
+                        writing.result()  # One at a time: memory is bounded, and an error ends the job.
+                    writing = writer.submit(self._write_part, made, carried, staging, name, seconds)
+                    parts.append(writing)
+                    del made
+                else:
+                    parts.append(part)
+                done += shard.n_series
+                if progress:
+                    progress(done)
+            found = [part.result() if isinstance(part, Future) else part for part in parts]
+        files: dict[Kind, list[Path]] = {
+            kind: [path for name in (rows, *names) if (path := _place(name, folders[kind])) is not None]
+            for kind in KINDS
+        }
+        return found, files
+
+    def _forecast(self, shard: Panel, cutoff: int) -> tuple[Forecasts, int]:
+        """Return the forecasts of a shard, and how many cells of known covariates were carried forward."""
+        horizon, carried, refused = self.artifact.horizon, 0, None
+        if len(shard.known) and self._score.missing_known == "carry_forward":
+            context = self.artifact.network.shape.context_length
+            shard, carried = carried_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
+        if len(shard.known) and self._score.missing_known == "quarantine":
+            refused = lacking(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
+        number = self._names["model_version"]
+        return forecast_shard(self.artifact, shard, cutoff, refused=refused, model_version=number), carried
+
+    def _write_part(self, made: Forecasts, carried: int, staging: Path, name: str, seconds: dict[str, float]) -> Part:
+        """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
+        begun = time.monotonic()
+        stated = stated_columns(self.artifact)
+        numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
+        frame, bounded = _within(made.frame, numbers, self._output.min, self._output.max)
+        assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
+        rejects = made.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
+        part = Part(
+            series=frame.height // self.artifact.horizon,
+            rejected=rejects.height,
+            sources=_counted(frame.filter(pl.col(STEP) == 1), SOURCE),
+            rejects=_counted(rejects, REASON),
+            bounded=bounded,
+            carried=carried,
+        )
+        if rejects.height:
+            write_parquet_atomic(rejects, staging / REJECTS / name)
+        write_parquet_atomic(frame, staging / FORECASTS / name, {_PART: json.dumps(asdict(part))})
+        seconds["write"] += time.monotonic() - begun
+        return part
+
+    def _content(self, versions: dict[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+        """Return the manifest, but for what the sink holds. No series and no row is lost on the way to it."""
+        counts = self.loaded.counts
+        series, rejected = sum(part.series for part in parts), sum(part.rejected for part in parts)
+        rejected += counts.series_rejected
+        assert series + rejected == counts.series_in, "a series was lost"
+        rejects = Counter(_counted(self.loaded.rejects, REASON))
+        sources: Counter[str] = Counter()
+        bounded: Counter[str] = Counter()
+        for part in parts:
+            rejects.update(part.rejects)
+            sources.update(part.sources)
+            bounded.update(part.bounded)
+        assert sources.total() == series, "a source was lost"
+        return {
+            **versions,
+            "series": {"in": counts.series_in, "forecast": series, "rejected": rejected},
+            "rows": {
+                "in": counts.rows_in,
+                "kept": counts.rows_kept,
+                "rejected": counts.rows_rejected,
+                "future": counts.rows_future,
+                "after_until": counts.rows_after_until,
+                "written": series * self.artifact.horizon,
+            },
+            "sources": dict(sorted(sources.items())),
+            "rejects": dict(sorted(rejects.items())),
+            "bounded": dict(sorted(bounded.items())),
+            "carried_forward": sum(part.carried for part in parts),
+        }
+
+
+def _place(name: str, folders: Sequence[Path]) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _ready(name: str, folders: dict[Kind, list[Path]]) -> Part | None:
+    """Return what is in the files of a shard, None if they are not there, or not whole."""
+    path = _place(name, folders[FORECASTS])
+    if path is None:
+        return None
+    try:
+        part = Part(**json.loads(pl.read_parquet_metadata(path)[_PART]))
+    except (*UNREADABLE, KeyError):
+        path.unlink()
+        return None
+    return part if not part.rejected or _place(name, folders[REJECTS]) else None
+
+
+def _within(
+    frame: pl.DataFrame, columns: list[str], least: float | None, most: float | None
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return forecasts moved to the bounds that there are, and how many values were beyond each."""
+    values = pl.col(columns)
+    beyond = {"min": None if least is None else values < least, "max": None if most is None else values > most}
+    counts = {
+        name: int(frame.select(pl.sum_horizontal(outside.sum())).item())
+        for name, outside in beyond.items()
+        if outside is not None
     }
-    manifest = folder / "manifests" / f"{name}.json"
-    write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
-    return Output(forecast_path, reject_path, manifest, content)
+    return (frame.with_columns(values.clip(least, most)), counts) if any(counts.values()) else (frame, counts)
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _total(content: dict[str, Any]) -> int:
+    return sum(content["rejects"].values())
 
 
 def _counted(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame.group_by(column).len().sort(column).iter_rows())
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

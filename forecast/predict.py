@@ -228,19 +228,38 @@ def forecast(
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
-    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
-    its context), last value where there is no full season of late. A series without any observation up to the cutoff is
-    rejected.
-
     Raises DataError if the panel ends before the cutoff, or begins after it.
     """
-    cutoff, windows = _latest(panel, cutoff)
+    return forecast_shard(artifact, panel, check_cutoff(panel, cutoff), model_version=model_version, device=device)
+
+
+def forecast_shard(
+    artifact: Artifact,
+    panel: Panel,
+    cutoff: int,
+    *,
+    refused: npt.NDArray[np.bool_] | None = None,
+    model_version: str = "",
+    device: str = "cpu",
+) -> Forecasts:
+    """Return the forecasts of every series from grid index `cutoff`, which is anywhere: the panel may be part of one.
+
+    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
+    its context), last value where there is no full season of late. A series without any observation up to the cutoff is
+    rejected, and so are those that are `refused`, [S], for the known covariates that they lack.
+    """
+    windows = windows_at(panel, cutoff)
+    late = np.setdiff1d(np.arange(panel.n_series), windows.series)
+    lacking = np.zeros(0, np.int64)
+    if refused is not None:
+        lacking = windows.series[refused[windows.series]]
+        windows = windows[np.flatnonzero(~refused[windows.series])]
     predicted = predict(artifact, panel, windows, device=device)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
-    finite = np.isfinite(quantiles).all((1, 2))
-    back_to_base = ~finite & np.isfinite(predicted.base).all((1, 2))
+    finite = _finite(quantiles, mean)
+    back_to_base = ~finite & _finite(predicted.base, predicted.base_mean)
     quantiles[back_to_base], mean[back_to_base] = predicted.base[back_to_base], predicted.base_mean[back_to_base]
     source[back_to_base] = SOURCE_PRETRAINED
     fallen = np.flatnonzero(~finite & ~back_to_base)
@@ -251,7 +270,7 @@ def forecast(
         end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallen]
         enough = (end >= season - 1) & (windows.cutoff[fallen] - end < season * SEASONS_BACK)
         source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
-    given = np.isfinite(quantiles).all((1, 2))
+    given = _finite(quantiles, mean)
 
     frame = _frame(
         artifact,
@@ -263,18 +282,27 @@ def forecast(
         cutoff,
         model_version,
     )
-    late = np.setdiff1d(np.arange(panel.n_series), windows.series)
     rejects = pl.concat(
         [
             _rejects(panel, windows.series[~given], "no observation up to the cutoff"),
             _rejects(panel, late, "begins after the cutoff"),
+            _rejects(panel, lacking, "known covariates missing over the horizon"),
         ]
     )
     return Forecasts(frame, rejects)
 
 
-def _latest(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
-    """Return grid index and windows of the cutoff, the latest step of the panel when None."""
+def _finite(stated: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Return whether all that is said of a window is finite, [n]."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(stated).all((1, 2)) & np.isfinite(mean).all(1)
+    return finite
+
+
+def check_cutoff(panel: Panel, cutoff: int | None) -> int:
+    """Return the grid index of a cutoff, the latest step of the panel when None.
+
+    Raises DataError if the panel ends before it, or begins after it.
+    """
     final = panel.last_index
     cutoff = final if cutoff is None else cutoff
     if cutoff > final:
@@ -282,11 +310,16 @@ def _latest(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
         raise DataError(
             f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
         )
-    windows = windows_at(panel, cutoff)
-    if not len(windows):
+    if cutoff < panel.start.min():
         asked = panel.grid.timestamps(np.array([cutoff]))[0]
         raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
-    return cutoff, windows
+    return cutoff
+
+
+def _latest(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
+    """Return grid index and windows of the cutoff, the latest step of the panel when None."""
+    cutoff = check_cutoff(panel, cutoff)
+    return cutoff, windows_at(panel, cutoff)
 
 
 @torch.inference_mode()

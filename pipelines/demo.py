@@ -54,6 +54,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
 
         from forecast.data.io import write_parquet_atomic
         from forecast.data.nyc_flights import nyc_flights
+        from forecast.data.sinks import FORECASTS, REJECTS
         from forecast.names import SERIES_ID
         from pipelines import backtest, finetune, promote, score, train
 
@@ -85,9 +86,18 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         scored = load(
             ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)])
         )
-        version, line, output = score.run(scored)
-        print(f"{version}: {line}")
-    made = pl.read_parquet(output.forecasts)
+        done = score.run(scored)
+        done.check()
+        print(f"{done.version}: {done.line}")
+    (content,) = (output.content for output in done.outputs)
+    made, rejects = (
+        pl.concat(
+            pl.read_parquet(folder / "scores" / name, glob=False, hive_partitioning=False)
+            for name in content["files"]
+            if name.startswith(kind)
+        )
+        for kind in (FORECASTS, REJECTS)
+    )
     with clock("report"), console.stage("report") as stage:
         page = folder / "report.html"
         summary = held_out(result.scores)
@@ -99,13 +109,12 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
             summary,
             made,
             decisions,
-            pl.read_parquet(output.rejects),
-            output.content,
+            rejects,
+            content,
             clock,
         )
         stage.note(page=page)
     console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
-    content = output.content
     console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [f"{s:.1f}" for s in clock.seconds.values()]}))
     print(
         f"{content['rows']['in']:,} rows, "

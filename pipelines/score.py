@@ -1,31 +1,63 @@
-"""`forecast score`: a registered model and a panel -> forecasts, rejects and a manifest."""
+"""`forecast score`: a registered model and a panel -> forecasts, rejects and a manifest for each cutoff."""
 
+import re
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import ScoreConfig
+from forecast.errors import GatecastError
 from pipelines import console
 from pipelines.compose import verb_config
 
 if TYPE_CHECKING:
-    from forecast.output import Output
-    from forecast.registry import Version
+    from forecast.data.load import Loaded
+    from forecast.output import Job, Output
+    from forecast.registry import Run, Version
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How a job ended."""
+
+    version: "Version"
+    line: str
+    """What to tell about it."""
+    outputs: "list[Output]"
+    """Of the cutoffs that are done."""
+    failed: dict[str, GatecastError]
+    """Cutoffs that are not, and why."""
+
+    def check(self) -> None:
+        """Raise an error of the first failure's kind that lists all of them, if there is any."""
+        if not self.failed:
+            return
+        if not self.outputs and len(self.failed) == 1:
+            raise next(iter(self.failed.values()))
+        total = len(self.outputs) + len(self.failed)
+        reasons = [f"  {cutoff}: {error}" for cutoff, error in self.failed.items()]
+        raise type(next(iter(self.failed.values())))(
+            f"{len(self.failed):,} of {total:,} cutoffs failed, the others are done; the same command tries these "
+            "again:\n" + "\n".join(reasons)
+        )
 
 
 def main(argv: list[str]) -> None:
     """Run the verb."""
     config = verb_config(ScoreConfig, "score", argv)
     console.setup()
-    version, line, _ = run(config)
-    print(f"{version} ({version.kind}): {line}")
+    scored = run(config)
+    if scored.outputs:
+        print(f"{scored.version} ({scored.version.kind}): {scored.line}")
+    scored.check()
 
 
-def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
-    """Forecast every series and write the output; return the version, a line about it, and the files."""
+def run(config: ScoreConfig) -> Scored:
+    """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.io import check_writable
-    from forecast.output import write_output
-    from forecast.predict import forecast
+    from forecast.output import Job, locked
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_missing, open_version, read_for
 
@@ -33,43 +65,121 @@ def run(config: ScoreConfig) -> "tuple[Version, str, Output]":
     folder = Path(config.output.path)
     check_writable(folder)
     registry = Registry(config.registry)
-    # Resolved once: the alias may move while the job runs.
+    # Resolved and loaded once: the alias may move, and the version go, while the job runs.
     version, artifact = open_version(registry, config.registry.alias)
     loaded = read_for(artifact, config.data)
-    with registry.run("score", config, {"version": str(version.number)}) as run:
-        data_digest = log_data(run, loaded)
-        cutoff = None if config.score.cutoff is None else loaded.panel.grid.floor(config.score.cutoff)
-        log_missing(run, loaded, horizon=artifact.horizon, cutoff=loaded.panel.last_index if cutoff is None else cutoff)
-        with console.stage("score") as stage:
-            forecasting = time.monotonic()
-            made = forecast(artifact, loaded.panel, cutoff=cutoff, model_version=str(version.number))
-            seconds = time.monotonic() - forecasting
-            stage.note(series=loaded.panel.n_series, rows=made.frame.height)
-        names = {
-            "model": version.name,
-            "model_version": str(version.number),
-            "model_digest": version.digest,
-            "data_digest": data_digest,
+    names = {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
+    scored: Scored | None = None
+    try:
+        with locked(folder), registry.run("score", config, {"version": str(version.number)}) as run:
+            log_data(run, loaded)
+            cutoffs = _cutoffs(config, loaded)
+            log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
+            outputs, failed = _write(Job(artifact, loaded, config.score, config.output, names), cutoffs)
+            seconds = time.monotonic() - begun
+            _log(run, outputs, failed, seconds)
+            scored = Scored(version, _line(outputs, folder, seconds), outputs, failed)
+            scored.check()  # The run ends as failed, too.
+    except GatecastError:
+        if scored is None:
+            raise
+    return scored
+
+
+def _write(job: "Job", cutoffs: dict[str, int]) -> "tuple[list[Output], dict[str, GatecastError]]":
+    """Write each cutoff; return those that are done, and why others are not."""
+    outputs: list[Output] = []
+    failed: dict[str, GatecastError] = {}
+    total = job.loaded.panel.n_series
+    with console.stage("score") as stage:
+        for number, (name, cutoff) in enumerate(cutoffs.items(), start=1):
+            where = f"cutoff {number:,} of {len(cutoffs):,}, " if len(cutoffs) > 1 else ""
+
+            def show(done: int, where: str = where) -> None:
+                stage.update(f"{where}{done:,} of {total:,} series")
+
+            try:
+                outputs.append(job.write(cutoff, show))
+            except GatecastError as error:
+                failed[name] = error
+        rows = sum(output.content["rows"]["written"] for output in outputs if not output.done_before)
+        stage.note(cutoffs=len(cutoffs), series=total, rows_written=rows)
+    return outputs, failed
+
+
+def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
+    """Return the grid indices to forecast from, by their timestamps."""
+    import numpy as np
+
+    grid, asked = loaded.panel.grid, config.score.cutoffs or (config.score.cutoff,)
+    index = dict.fromkeys(loaded.panel.last_index if moment is None else grid.floor(moment) for moment in asked)
+    return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(list(index)))), index, strict=True))
+
+
+def _totals(outputs: "list[Output]") -> Counter[str]:
+    """Return all counts of the manifests, summed over the cutoffs, by names that MLflow takes: rejects/bad row."""
+    totals: Counter[str] = Counter()
+    for content in (output.content for output in outputs):
+        totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
+        for group in ("series", "sources", "rejects", "bounded"):
+            totals.update({f"{group}/{_metric(name)}": count for name, count in content[group].items()})
+    return totals
+
+
+def _metric(name: str) -> str:
+    """Return a name with the characters that MLflow takes.
+
+    >>> _metric("target beyond 1e+18")
+    'target beyond 1e_18'
+    """
+    return re.sub(r"[^-/. \w]", "_", name)
+
+
+def _of(group: str, totals: Counter[str]) -> dict[str, int]:
+    """Return the counts of a group, by name."""
+    start = f"{group}/"
+    return {name.removeprefix(start): count for name, count in sorted(totals.items()) if name.startswith(start)}
+
+
+def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], seconds: float) -> None:
+    """Log counts, seconds and shares over all cutoffs of the job, and every manifest."""
+    totals = _totals(outputs)
+    spent: Counter[str] = Counter()
+    for output in outputs:
+        spent.update(output.seconds)
+    written = [output.content["series"]["in"] for output in outputs if not output.done_before]
+    run.metrics(
+        {
+            **{f"score/{name}": count for name, count in totals.items()},
+            **{f"score/share/{name}": n / totals["series/forecast"] for name, n in _of("sources", totals).items()},
+            **{f"score/seconds/{stage}": value for stage, value in spent.items()},
+            "score/seconds/job": seconds,
+            "score/series_per_second": sum(written) / max(spent["all"], 1e-9),
+            "score/cutoffs_written": len(written),
+            "score/cutoffs_done_before": len(outputs) - len(written),
+            "score/cutoffs_failed": len(failed),
         }
-        with console.stage("write") as stage:
-            output = write_output(folder, artifact, loaded, made, versions=names)
-            stage.note(folder=folder)
-        content = output.content
-        run.metrics(
-            {
-                **{f"score/series_{name}": count for name, count in content["series"].items()},
-                **{f"score/source/{name}": count for name, count in content["sources"].items()},
-                "score/rows": content["rows"]["written"],
-                "score/seconds_forecasting": seconds,
-                "score/series_per_second": loaded.panel.n_series / max(seconds, 1e-9),
-            }
-        )
-        run.json(content, "manifest.json")
-    series = content["series"]
-    line = (
-        f"cutoff {content['cutoff']}, {series['in']:,} series = {series['forecast']:,} forecast + "
-        f"{series['rejected']:,} rejected, {content['rows']['written']:,} rows, "
-        f"{sum(content['rejects'].values()):,} rejects, {output.forecasts}, "
-        f"{time.monotonic() - begun:.1f} s"
     )
-    return version, line, output
+    run.json([output.content for output in outputs], "manifests.json")
+    if failed:
+        run.json({cutoff: str(error) for cutoff, error in failed.items()}, "failed.json")
+
+
+def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
+    if not outputs:
+        return ""
+    totals, n_done = _totals(outputs), sum(output.done_before for output in outputs)
+    first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
+    series = _of("series", totals)
+    parts = [
+        f"cutoff {first}" if len(outputs) == 1 else f"{len(outputs):,} cutoffs {first} to {last}",
+        f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected",
+        *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
+        f"{totals['rows']:,} rows",
+        f"{sum(_of('rejects', totals).values()):,} rejects",
+        *(f"{count:,} values moved to output.{bound}" for bound, count in _of("bounded", totals).items()),
+        *([f"{n_done:,} done before"] if 0 < n_done < len(outputs) else []),
+        "all done before, nothing was written" if n_done == len(outputs) else f"{folder}",
+        f"{seconds:.1f} s",
+    ]
+    return ", ".join(parts)

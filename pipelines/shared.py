@@ -82,22 +82,28 @@ def log_profile(run: "Run", loaded: "Loaded") -> None:
     run.text(profile_page(loaded, found, missing), "profile.html")
 
 
-def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoff: int) -> None:
-    """Log which cells of the known covariates a forecast from a cutoff has to do without, and say so."""
+def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[int]") -> None:
+    """Log which cells of the known covariates forecasts from some cutoffs have to do without, and say so."""
+    import numpy as np
     import polars as pl
 
     from forecast.data.load import missing_known
     from forecast.errors import listing
-    from forecast.names import SERIES_ID
+    from forecast.names import CUTOFF, SERIES_ID
 
     if not loaded.data.known_covariates:
         return
-    missing = missing_known(loaded.panel, loaded.data, horizon=horizon, cutoff=cutoff)
+    missing = pl.concat(
+        missing_known(loaded.panel, loaded.data, horizon=horizon, cutoff=cutoff).with_columns(
+            pl.lit(loaded.panel.grid.timestamps(np.array([cutoff]))[0]).alias(CUTOFF)
+        )
+        for cutoff in cutoffs
+    )
     run.table(missing, "missing_known.parquet")
     ahead = missing.filter(pl.col("missing_horizon") > 0)
     for (name,), part in ahead.group_by("covariate", maintain_order=True):
-        series = part[SERIES_ID]
-        cells = f"{part['missing_horizon'].sum():,} of {len(series) * horizon:,} cells"
+        series = part[SERIES_ID].unique(maintain_order=True)
+        cells = f"{part['missing_horizon'].sum():,} of {part.height * horizon:,} cells"
         _LOG.warning(f"{name}: {cells} missing over the horizon, in {len(series):,} series: {listing(series)}")
 
 

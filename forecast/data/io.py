@@ -499,10 +499,10 @@ _REASONS: Final[Mapping[str, str]] = {
 }
 
 
-def write_parquet_atomic(frame: pl.DataFrame, path: Path) -> None:
-    """Write a Parquet file; a reader sees all of it or nothing."""
+def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a Parquet file, with `metadata` in its footer; a reader sees all of it or nothing."""
     with _atomic(path) as file:
-        frame.write_parquet(file, compression="zstd", row_group_size=500_000)
+        frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
 
 
 def write_text_atomic(text: str, path: Path) -> None:
@@ -522,10 +522,20 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise OutputError(f"can't write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_writable(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """The panel: many series in one flat buffer, with offsets."""
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +76,46 @@ class Panel:
             yield self.rows(first, last)
             first = last
 
+    def seen_digest(self, cutoff: int, horizon: int) -> str:
+        """Return a hash of what forecasts of `horizon` steps from grid index `cutoff` may see: nothing else changes it.
+
+        The calendar, which follows from the grid and the settings, is not in it.
+        """
+        index = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        held = self.lengths + self.horizon
+        ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
+        seen, near = index <= cutoff, ahead <= cutoff + horizon
+        hasher = hashlib.sha256("\0".join(self.series_id.tolist()).encode())
+        for values in (
+            np.minimum(self.start, cutoff + 1),
+            np.clip(cutoff + 1 - self.start, 0, self.lengths),
+            self.target[seen],
+            *(row[seen] for row in self.past),
+            *(row[near] for row in self.known),
+            self.static_categories,
+            self.static_numbers,
+        ):
+            hasher.update(values.tobytes())
+        return hasher.hexdigest()
+
+    def advise(self, option: int) -> None:
+        """Tell the system about the pages of a panel, or shard, that is mapped from files; see mmap.madvise.
+
+        With MADV_WILLNEED they are read ahead; with MADV_DONTNEED they go, and come back when they are read.
+        """
+        buffers = (
+            *(self.series_id, self.offsets, self.start, self.target),
+            *(self.past, self.known, self.static_categories, self.static_numbers),
+        )
+        for values in (stretch for buffer in buffers for stretch in _stretches(buffer)):
+            base: object = values
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if isinstance(base, mmap.mmap) and values.nbytes:
+                begin = values.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                base.madvise(option, page, begin - page + values.nbytes)
+
     @property
     def n_series(self) -> int:
         """Number of series."""
@@ -132,6 +174,11 @@ class Panel:
             hasher.update(self.static_numbers[number].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
+
+
+def _stretches(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+    """Return the parts of a buffer that are in one piece each."""
+    return [buffer] if buffer.flags.c_contiguous else list(buffer)
 
 
 def concatenated(panels: Sequence[Panel]) -> Panel:

@@ -1,15 +1,16 @@
-"""Rows of a database.
+"""Rows of a database, from it and to it.
 
-PostgreSQL is read through ADBC: its driver streams COPY in binary form, twice as fast as connectorx and in a third of
-the memory. SQLite is read through Python's own module: ADBC's driver takes the types of the columns from the first
-rows, and stops at the first fraction or text behind nulls or whole numbers.
+PostgreSQL is read and written through ADBC: its driver streams COPY in binary form, twice as fast as connectorx and in
+a third of the memory. SQLite is read and written through Python's own module: ADBC's driver takes the types of the
+columns from the first rows, and stops at the first fraction or text behind nulls or whole numbers.
 """
 
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
@@ -18,7 +19,7 @@ import polars as pl
 
 from forecast.config import without_password
 from forecast.data.io import spool
-from forecast.errors import ConfigError, DataError, listing
+from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,35 +50,44 @@ def read_sql(uri: str, query: str) -> pl.LazyFrame:
     Raises ConfigError for a URI that is not understood, DataError for what the database refuses. Neither tells the
     password.
     """
-    scheme = uri.partition(":")[0].split("+")[0]
-    if "://" in uri and scheme in ("postgresql", "postgres"):
-        rows = _read_postgresql(uri, query)
-    elif "://" in uri and scheme == "sqlite":
-        rows = _read_sqlite(uri, query)
-    else:
-        shown = f"a database of kind {scheme!r} can't be read" if "://" in uri else "not the URI of a database"
-        raise ConfigError(f"data.uri: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
+    rows = _read_postgresql(uri, query) if _is_postgresql(uri, "data.uri") else _read_sqlite(uri, query)
     if not rows.select(pl.len()).collect().item():
         raise DataError("data.query returns no rows")
     return rows
 
 
-def _read_postgresql(uri: str, query: str) -> pl.LazyFrame:
+def _is_postgresql(uri: str, key: str) -> bool:
+    """Return whether a URI is of PostgreSQL, else of SQLite. Raises ConfigError for any other; `key` is set to it."""
+    scheme = uri.partition(":")[0].split("+")[0]
+    if "://" in uri and scheme in ("postgresql", "postgres", "sqlite"):
+        return scheme != "sqlite"
+    shown = f"a database of kind {scheme!r} is not known" if "://" in uri else "not the URI of a database"
+    raise ConfigError(f"{key}: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
+
+
+def _connect_postgresql(uri: str, key: str, failure: type[GatecastError]) -> Any:
+    """Return a connection. Raises ConfigError for a URI that is not understood, `failure` if there is no answer."""
     try:
         import adbc_driver_manager
         from adbc_driver_postgresql import dbapi
     except ImportError:
-        raise ConfigError("data.uri: PostgreSQL needs: pip install 'gatecast[sql]'") from None
+        raise ConfigError(f"{key}: PostgreSQL needs: pip install 'gatecast[sql]'") from None
     if not _POSTGRES_URI.fullmatch(uri):
         raise ConfigError(
-            "data.uri: not of the form postgresql://user:password@host:5432/database; in a user or password, / @ : ? # "
+            f"{key}: not of the form postgresql://user:password@host:5432/database; in a user or password, / @ : ? # "
             "and spaces are written %2F %40 %3A %3F %23 %20 (or set PGPASSWORD)"
         )
-    shown, secrets = without_password(uri), _secrets(uri)
     try:
-        connection = dbapi.connect(_libpq_uri(uri))
+        return dbapi.connect(_libpq_uri(uri))
     except adbc_driver_manager.Error as error:
-        raise DataError(f"data.uri={shown}: {_postgres_message(error, secrets)}") from None
+        raise failure(f"{key}={without_password(uri)}: {_postgres_message(error, _secrets(uri))}") from None
+
+
+def _read_postgresql(uri: str, query: str) -> pl.LazyFrame:
+    connection = _connect_postgresql(uri, "data.uri", DataError)
+    import adbc_driver_manager
+
+    shown, secrets = without_password(uri), _secrets(uri)
     with connection, connection.cursor() as cursor:
         try:
             cursor.execute("set transaction read only")
@@ -161,10 +171,7 @@ def _secrets(uri: str) -> list[str]:
 def _read_sqlite(uri: str, query: str) -> pl.LazyFrame:
     import pyarrow as pa
 
-    address = uri.partition("://")[2].partition("?")[0]
-    file = Path(address[1:])
-    if not address.startswith("/") or not file.name:
-        raise ConfigError("data.uri: a SQLite file is given as sqlite:///relative.db or sqlite:////absolute.db")
+    file = _sqlite_file(uri, "data.uri")
     if not file.is_file():
         raise DataError(f"data.uri={uri}: no such file (from {Path.cwd()})")
     # In parentheses of its own a query can do nothing but select.
@@ -181,12 +188,20 @@ def _read_sqlite(uri: str, query: str) -> pl.LazyFrame:
         raise DataError(f"data.query at {uri}: {error}") from None
 
 
+def _sqlite_file(uri: str, key: str) -> Path:
+    address = uri.partition("://")[2].partition("?")[0]
+    file = Path(address[1:])
+    if not address.startswith("/") or not file.name:
+        raise ConfigError(f"{key}: a SQLite file is given as sqlite:///relative.db or sqlite:////absolute.db")
+    return file
+
+
 def _sqlite_types(connection: sqlite3.Connection, names: list[str], given: str) -> "list[pa.DataType]":
     """Return the type that holds all values of each column: in SQLite, each value has a type of its own."""
     import pyarrow as pa
 
     kinds = "case typeof({}) when 'null' then 0 when 'integer' then 1 when 'real' then 2 when 'text' then 3 else 4 end"
-    quoted = ['"{}"'.format(name.replace('"', '""')) for name in names]
+    quoted = _quoted(names)
     chosen = ", ".join(f"max({kinds.format(name)})" for name in quoted)
     widest = [kind or 0 for kind in connection.execute(f"{given} {chosen} from given").fetchone()]
     blobs = [name for name, kind in zip(names, widest, strict=True) if kind == 4]
@@ -223,3 +238,111 @@ def _check_names(names: list[str]) -> None:
         raise DataError(
             f"data.query returns {len(twice):,} column name(s) more than once: {listing(twice)}; rename them"
         )
+
+
+class Database:
+    """A transaction: all that is done in it becomes visible at its end, or nothing."""
+
+    def __init__(self, cursor: Any, *, postgresql: bool) -> None:
+        self._cursor, self._postgresql = cursor, postgresql
+
+    def create(self, table: str, schema: pl.Schema, key: Sequence[str] = ()) -> None:
+        """Make a table if there is none. Raises OutputError if there is one with other columns."""
+        columns = [f"{name} {_sql_type(dtype)}" for name, dtype in zip(_quoted(schema), schema.dtypes(), strict=True)]
+        columns += [f"primary key ({', '.join(_quoted(key))})"] if key else []
+        self._cursor.execute(f'create table if not exists "{table}" ({", ".join(columns)})')
+        self._cursor.execute(f'select * from "{table}" limit 0')
+        found = [column[0] for column in self._cursor.description]
+        if set(found) != set(schema):
+            raise OutputError(
+                f"its table {table} has the columns {listing(found, 30)}, where {listing(schema, 30)} are to be "
+                "written; choose another output.table"
+            )
+        if self._postgresql:  # Others who write wait here; readers see what was there before.
+            self._cursor.execute(f'lock table "{table}" in share row exclusive mode')
+
+    def replace(self, table: str, column: str, value: datetime, frames: Iterable[pl.DataFrame]) -> None:
+        """Put rows in the place of those whose `column` is `value`."""
+        self._cursor.execute(f'delete from "{table}" where "{column}" = {_literal(value)}')
+        for frame in frames:
+            if self._postgresql:
+                rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+                self._cursor.adbc_ingest(table, rows, mode="append")
+            else:
+                marks = ", ".join("?" * frame.width)
+                times = [
+                    _as_text(name, dtype) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime)
+                ]
+                into = f'insert into "{table}" ({", ".join(_quoted(frame.columns))}) values ({marks})'
+                self._cursor.executemany(into, frame.with_columns(times).iter_rows())
+
+    def rows(self, table: str, column: str, value: datetime) -> int:
+        """Return how many rows have this value; 0 if there is no such table."""
+        there = f"to_regclass('\"{table}\"') is not null"
+        if not self._postgresql:
+            there = f"exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
+        if not self._one(f"select {there}"):
+            return 0
+        return int(self._one(f'select count(*) from "{table}" where "{column}" = {_literal(value)}'))
+
+    def _one(self, query: str) -> Any:
+        self._cursor.execute(query)
+        return self._cursor.fetchone()[0]
+
+
+@contextmanager
+def transaction(uri: str, key: str) -> Iterator[Database]:
+    """Yield a transaction in the database at `uri`, to which the setting `key` is set.
+
+    Raises OutputError if the database does not answer or refuses something; nothing has changed then.
+    """
+    if _is_postgresql(uri, key):
+        connection = _connect_postgresql(uri, key, OutputError)
+        import adbc_driver_manager
+
+        shown, secrets = without_password(uri), _secrets(uri)
+        try:
+            with connection, connection.cursor() as cursor:
+                yield Database(cursor, postgresql=True)
+                connection.commit()
+        except adbc_driver_manager.Error as error:
+            raise OutputError(f"{key}={shown}: {_postgres_message(error, secrets)}; nothing was changed") from None
+        except OutputError as error:
+            raise OutputError(f"{key}={shown}: {error}") from None
+        return
+    file = _sqlite_file(uri, key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute("begin immediate")
+            try:
+                yield Database(connection.cursor(), postgresql=False)
+                connection.execute("commit")
+            finally:
+                connection.rollback()  # A cursor that an error holds would keep the transaction open.
+    except (sqlite3.Error, OSError) as error:
+        raise OutputError(f"{key}={uri}: {error}; nothing was changed") from None
+    except OutputError as error:
+        raise OutputError(f"{key}={uri}: {error}") from None
+
+
+def _sql_type(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.Datetime):
+        return "timestamp with time zone" if dtype.time_zone else "timestamp"
+    return {pl.String(): "text", pl.Int32(): "integer"}.get(dtype, "double precision")
+
+
+def _quoted(names: Iterable[str]) -> list[str]:
+    return ['"{}"'.format(name.replace('"', '""')) for name in names]
+
+
+def _literal(moment: datetime) -> str:
+    """Return a moment as both databases compare it: SQLite, which knows no timestamps, by its text."""
+    return f"'{moment.astimezone(UTC) if moment.tzinfo else moment}'"
+
+
+def _as_text(name: str, dtype: pl.Datetime) -> pl.Expr:
+    """Return timestamps as SQLite keeps them: text, those with a time zone in UTC."""
+    if dtype.time_zone is None:
+        return pl.col(name).dt.to_string("%Y-%m-%d %H:%M:%S")
+    return pl.col(name).dt.convert_time_zone("UTC").dt.to_string("%Y-%m-%d %H:%M:%S+00:00")

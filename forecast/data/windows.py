@@ -42,20 +42,35 @@ def windows_at_ends(panel: Panel) -> WindowIndex:
     return WindowIndex(np.arange(panel.n_series), panel.lengths - 1)
 
 
-def held_out_windows(lengths: IntArray, *, horizon: int, n_windows: int) -> tuple[WindowIndex, IntArray]:
+def held_out_windows(
+    lengths: IntArray, *, horizon: int, n_windows: int, at_least: int = 0
+) -> tuple[WindowIndex, IntArray]:
     """Return the latest windows with a full horizon, and what is left before their targets, [S].
 
     Cutoffs are one horizon apart, oldest first within a series. A series keeps at least one horizon of history before
     its first window, so short ones give fewer windows or none.
 
         | o o o o o o x x x | - - - |        o history   x, - targets of two windows, horizon 3
+
+    If all series together give less than `at_least`, cutoffs are closer to each other, as far as that is possible, and
+    an odd number of steps apart, so that they are at many times of day; the targets lie where they would have been.
     """
-    counts = np.clip(lengths // horizon - 1, 0, n_windows)
+    held_out = np.clip(lengths // horizon - 1, 0, n_windows) * horizon
+    total = int(held_out.sum()) // horizon
+    stride = horizon
+    if 0 < total < at_least:
+        stride = min(max(horizon // -(-at_least // total), 1) | 1, horizon)
+    counts = np.where(held_out > 0, (held_out - horizon) // stride + 1, 0)
     series = np.repeat(np.arange(len(lengths)), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    order = np.arange(len(series)) - first
-    cutoff = lengths[series] - (counts[series] - order) * horizon - 1
-    return WindowIndex(series, cutoff), lengths - counts * horizon
+    before_last = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(series))
+    cutoff = lengths[series] - horizon - 1 - before_last * stride
+    return WindowIndex(series, cutoff), lengths - held_out
+
+
+def overlap(windows: WindowIndex, horizon: int) -> float:
+    """Return in how many windows of a series a target is, roughly; at least 1."""
+    gaps = np.diff(windows.cutoff)[np.diff(windows.series) == 0]
+    return max(1.0, horizon / float(gaps.mean())) if len(gaps) else 1.0
 
 
 class OriginSampler:

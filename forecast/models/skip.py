@@ -4,18 +4,20 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # Penalties per sample that are tried; validation chooses.
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _ROUNDS = 6
 # How often windows are weighted anew, by their errors at this penalty, with a solution for each so-many-th.
 _REWEIGHTINGS = 2
 _PILOT = 1e-2
 _PILOTS = 4
 # The constant feature: large, so that what is multiplied with it is hardly penalised.
-_CONSTANT = 10.0
+_CONSTANT = 30.0
+# Share of what a series usually varies below which its windows count less.
+_CALM = 0.5
 _CHUNK = 4096
 
 
@@ -32,6 +34,7 @@ class Samples:
     spread: Float[Tensor, "sample horizon"]
     location: Float[Tensor, " sample"]
     divisor: Float[Tensor, " sample"]
+    series: Int[Tensor, " sample"]
 
     def every(self, stride: int) -> "Samples":
         """Return each `stride`-th sample."""
@@ -111,6 +114,20 @@ def robust(samples: Samples, prior: Solution) -> Samples:
         result = replace(samples, weight=samples.weight * inlying)
         weighted = result.every(_PILOTS)
     return result
+
+
+def eventful(samples: Samples) -> Samples:
+    """Return the samples with less weight on windows that vary by less than half of what is usual for their series.
+
+    In units of their own scale, what follows a quiet stretch would else be far larger than all the rest. The weight is
+    the square of the divisor, so that these errors count as in units of the series, (divisor / usual)^2 error^2.
+    """
+    n_series = int(samples.series.max()) + 1 if len(samples.series) else 0
+    square = samples.divisor.double().square()
+    total = square.new_zeros(n_series).index_add(0, samples.series, square)
+    usual = _CALM**2 * total / torch.bincount(samples.series, minlength=n_series).clamp(min=1)
+    usual = usual[samples.series].clamp(min=torch.finfo(square.dtype).tiny)
+    return replace(samples, weight=samples.weight * (square / usual).clamp(max=1.0).to(samples.weight))
 
 
 def _errors(samples: Samples, solution: Solution) -> Float[Tensor, " sample"]:

@@ -70,6 +70,7 @@ def train(
         span=span,
         budget=job.budget,
     )
+    assert config.origins is not None
     stream = TrainingWindows(
         OriginSampler(job.limits, span=span),
         batch_size=config.batch_size,

@@ -118,11 +118,15 @@ class Store:
         return succeed("score", f"registry.name={NAME}", path, f"output.path={self.folder / output}", *arguments)
 
     def forecasts(self, output: str = "out") -> pl.DataFrame:
-        """Return the one table of forecasts in an output folder."""
-        (path,) = (self.folder / output).glob("forecasts/*/forecasts.parquet")
-        return pl.read_parquet(path)
+        """Return the forecasts in an output folder, which are of one cutoff."""
+        return written(self.folder / output)
 
     def rejects(self, output: str = "out") -> pl.DataFrame:
-        """Return the one table of rejects in an output folder."""
-        (path,) = (self.folder / output).glob("rejects/*/rejects.parquet")
-        return pl.read_parquet(path)
+        """Return the rejects in an output folder, which are of one cutoff."""
+        return written(self.folder / output, "rejects")
+
+
+def written(folder: Path, kind: str = "forecasts") -> pl.DataFrame:
+    """Return the forecasts, or the rejects, in an output folder, which are of one cutoff."""
+    (path,) = (folder / kind).iterdir()
+    return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in sorted(path.iterdir()))

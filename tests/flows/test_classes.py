@@ -8,7 +8,7 @@ import mlflow.pyfunc
 import numpy as np
 import polars as pl
 import pytest
-from flow import refuse, succeed
+from flow import refuse, succeed, written
 
 from forecast.config import RegistryConfig
 from forecast.registry import Registry
@@ -56,8 +56,7 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     scored = succeed("score", NAME, f"data.path={table}", f"output.path={out}")
     assert "8 series = 8 forecast + 0 rejected" in scored.out
 
-    (path,) = out.glob("forecasts/*/forecasts.parquet")
-    frame = pl.read_parquet(path)
+    frame = written(out)
     probabilities = frame.select("p_down", "p_idle", "p_up").to_numpy()
     np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-6)
     assert frame["class"].to_list() == [NAMES[code] for code in probabilities.argmax(1)]
@@ -87,8 +86,7 @@ def test_paths_of_classes_go_through_the_registry(store: str, tmp_path: Path) ->
     version = NAME, "registry.alias=pretrained", f"data.path={table}"
     assert "log-loss" in succeed("backtest", *version).lines[-1]
     assert "8 series = 8 forecast + 0 rejected" in succeed("score", *version, f"output.path={out}").out
-    (path,) = out.glob("forecasts/*/forecasts.parquet")
-    scored = pl.read_parquet(path).select("p_down", "p_idle", "p_up").to_numpy()
+    scored = written(out).select("p_down", "p_idle", "p_up").to_numpy()
     np.testing.assert_allclose(scored.sum(1), 1.0, atol=1e-6)
     again = mlflow.pyfunc.load_model("models:/states/1").predict(states().to_pandas())
     np.testing.assert_allclose(again[["p_down", "p_idle", "p_up"]].to_numpy(), scored)
@@ -110,8 +108,7 @@ def test_bad_classes_are_told(store: str, tmp_path: Path) -> None:  # noqa: ARG0
     score = "score", NAME, "registry.alias=pretrained", f"data.path={other}"
     done = succeed(*score, f"output.path={tmp_path / 'out'}")
     assert "48 rejects" in done.out
-    (path,) = (tmp_path / "out").glob("rejects/*/rejects.parquet")
-    assert set(pl.read_parquet(path)["reason"]) == {"unknown class 'broken'"}
+    assert set(written(tmp_path / "out", "rejects")["reason"]) == {"unknown class 'broken'"}
     message = refuse(3, *score, f"output.path={tmp_path / 'more'}", "data.max_reject_share=0.01")
     assert "48 of 1,920 rows (2.5%)" in message
     assert "unknown class 'broken'" in message

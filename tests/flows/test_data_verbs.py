@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import polars as pl
 import pytest
-from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, succeed
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, succeed, written
 
 from forecast.config import RegistryConfig
 from forecast.registry import Registry
@@ -41,9 +41,8 @@ def test_every_verb_takes_a_prepared_panel_for_the_table(tmp_path: Path) -> None
         succeed("promote", name)
         out = tmp_path / f"out-{path.stem}"
         succeed("score", name, data, f"output.path={out}")
-        (forecasts,) = out.glob("forecasts/*/forecasts.parquet")
         digests = [version.digest for version in Registry(RegistryConfig(name=name.partition("=")[2])).versions()]
-        made.append((digests, pl.read_parquet(forecasts).drop("model_version").rows()))
+        made.append((digests, written(out).drop("model_version").rows()))
     assert made[0] == made[1]
 
 
@@ -124,15 +123,13 @@ def test_wide_and_aggregated_tables_go_through_all_verbs(tmp_path: Path) -> None
     name = (f"registry.name={NAME}", "registry.alias=pretrained")
     out = tmp_path / "out"
     succeed("score", *name, f"data.path={path}", f"output.path={out}", "data.max_reject_share=0.2")
-    (found,) = out.glob("forecasts/*/forecasts.parquet")
-    forecasts = pl.read_parquet(found)
+    forecasts = written(out)
     assert forecasts["series_id"].unique().sort().to_list() == ["s00", "s01", "s02", "s03"]
     assert forecasts["cutoff"].unique().to_list() == [END - timedelta(hours=1)]
     folder = tmp_path / "panel"
     succeed("data", "prepare", f"data.path={path}", *settings, f"window.horizon={HORIZON}", f"output.path={folder}")
     succeed("score", *name, f"data.path={folder}", f"output.path={tmp_path / 'again'}")
-    (again,) = (tmp_path / "again").glob("forecasts/*/forecasts.parquet")
-    assert pl.read_parquet(again).equals(forecasts)
+    assert written(tmp_path / "again").equals(forecasts)
 
 
 def test_known_and_static_covariates_from_tables_of_their_own(tmp_path: Path) -> None:
@@ -152,8 +149,7 @@ def test_known_and_static_covariates_from_tables_of_their_own(tmp_path: Path) ->
     )
     succeed("train", *source, "data.known_covariates=[event]", "data.static_covariates=[city]", *TRAIN)
     succeed("score", *source, "registry.alias=pretrained", f"output.path={tmp_path / 'out'}")
-    (found,) = (tmp_path / "out").glob("forecasts/*/forecasts.parquet")
-    assert pl.read_parquet(found).height == 4 * HORIZON
+    assert written(tmp_path / "out").height == 4 * HORIZON
     # What the horizon lacks is told.
     short = pl.read_parquet(tmp_path / "known.parquet").head(24 * 18 + 2)
     short.write_parquet(tmp_path / "short.parquet")

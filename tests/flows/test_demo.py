@@ -3,6 +3,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from flow import written
 
 from pipelines import cli
 
@@ -30,7 +31,7 @@ def test_the_demo_runs_every_verb_and_accounts_for_every_series(
     assert "312,480 rows, 35 series = 35 forecast + 0 rejected, 0 rejects" in said
     assert "v2 is champion" in said or "not promoted" in said
 
-    forecasts = pl.read_parquet(tmp_path / "out" / "scores" / "forecasts" / "*" / "forecasts.parquet")
+    forecasts = written(tmp_path / "out" / "scores")
     assert forecasts.height == 35 * 24
     assert forecasts.select(pl.col("^q\\d+$").is_finite().all()).row(0) == (True,) * 9
     page = (tmp_path / "out" / "report.html").read_text()

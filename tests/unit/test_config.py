@@ -1,8 +1,19 @@
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from forecast.config import BacktestConfig, Config, ScoreConfig, TrainConfig, UiConfig, fields, load, paths
+from forecast.config import (
+    BacktestConfig,
+    Config,
+    ScoreConfig,
+    ScoreSettings,
+    TrainConfig,
+    UiConfig,
+    fields,
+    load,
+    paths,
+)
 from forecast.errors import ConfigError
 
 TRAIN: dict[str, Any] = {"data": {"path": "panel.parquet"}, "window": {"horizon": 24}}
@@ -114,3 +125,31 @@ def test_settings_describe_themselves() -> None:
     described = {path: field.description for path, field in fields(TrainConfig)}
     assert described["window.horizon"] == "Steps it forecasts."
     assert described["data.path"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("2013-11-01..2013-11-03/1d", [datetime(2013, 11, day) for day in (1, 2, 3)]),
+        ("2013-11-01T06:00..2013-11-01T23:00/12h", [datetime(2013, 11, 1, hour) for hour in (6, 18)]),
+        ("2024-01-31..2024-03-31/1mo", [datetime(2024, 1, 31), datetime(2024, 2, 29), datetime(2024, 3, 31)]),
+        (["2013-11-01", "2012-01-01"], [datetime(2013, 11, 1), datetime(2012, 1, 1)]),
+    ],
+)
+def test_cutoffs_are_a_list_or_a_range(given: object, expected: list[datetime]) -> None:
+    assert load(ScoreSettings, {"cutoffs": given}).cutoffs == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cutoffs": "2013-11-03..2013-11-01/1d"}, "the range ends before it begins"),
+        ({"cutoffs": "2013-11-03..2013-11-05/1x"}, "a range is FIRST..LAST/STEP"),
+        ({"cutoffs": "2013-11-03..soon/1d"}, "not a range of timestamps"),
+        ({"cutoffs": []}, "at least 1 item"),
+        ({"cutoffs": ["2013-11-03"], "cutoff": "2013-11-03"}, "cutoff and cutoffs are both given"),
+    ],
+)
+def test_cutoffs_that_mean_nothing_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(ScoreSettings, given)

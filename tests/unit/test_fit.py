@@ -98,7 +98,7 @@ def test_random_walks_are_forecast_as_their_last_value(train: Train, table: Tabl
 def test_a_pattern_that_no_prior_has_is_fitted(closed_form: FitResult, train: Train, plain: Loaded) -> None:
     assert closed_form.summary["skip_penalty"] != "prior"
     assert closed_form.artifact.network.skip[:-1].any()
-    without = train(plain, model={"skip": False})
+    without = train(plain, model={"skip": False, "anchor": closed_form.artifact.network.shape.anchor})
     assert without.summary["skip_penalty"] == "prior"
     assert float(closed_form.summary["val/loss"]) < 0.95 * float(without.summary["val/loss"])
 

@@ -10,6 +10,7 @@ from forecast.data.windows import (
     OriginSampler,
     WindowIndex,
     held_out_windows,
+    overlap,
     sample_origins,
     usable_lengths,
     windows_at,
@@ -60,6 +61,33 @@ def test_held_out_windows_tile_the_end_of_each_series(lengths: np.ndarray, horiz
         assert not cutoffs or left[series] >= horizon
         # No window that would have fitted is missing.
         assert len(cutoffs) == n_windows or length < (len(cutoffs) + 2) * horizon
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 6), st.integers(0, 300))
+@settings(max_examples=150)
+def test_few_held_out_windows_overlap_and_hold_out_what_they_would(
+    lengths: np.ndarray, horizon: int, n_windows: int, at_least: int
+) -> None:
+    apart, left = held_out_windows(lengths, horizon=horizon, n_windows=n_windows)
+    closer, left_by_closer = held_out_windows(lengths, horizon=horizon, n_windows=n_windows, at_least=at_least)
+    assert left_by_closer.tolist() == left.tolist()
+    assert len(closer) >= len(apart)
+    assert (len(closer) == len(apart)) or len(apart) < at_least
+    strides = np.diff(closer.cutoff)[np.diff(closer.series) == 0]
+    assert len(set(strides.tolist())) <= 1
+    for series, length in enumerate(lengths.tolist()):
+        cutoffs = closer.cutoff[closer.series == series]
+        assert (cutoffs >= left[series] - 1).all()
+        assert (len(cutoffs) == 0) == (left[series] == length)
+        assert not len(cutoffs) or cutoffs[-1] + horizon == length - 1
+    if len(strides) and strides[0] < horizon:
+        assert strides[0] % 2 == 1
+        assert overlap(closer, horizon) == pytest.approx(horizon / strides[0])
+
+
+def test_windows_apart_do_not_overlap() -> None:
+    assert overlap(held_out_windows(np.array([50, 30]), horizon=3, n_windows=4)[0], 3) == 1.0
+    assert overlap(held_out_windows(np.array([50, 30]), horizon=3, n_windows=1)[0], 3) == 1.0
 
 
 @given(LENGTHS, st.integers(1, 30), st.integers(0, 2**32 - 1))

@@ -102,7 +102,7 @@ def test_a_file_that_is_no_database_is_refused_and_none_is_made(
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("mysql://me:wr0ng@host/db", "a database of kind 'mysql' can't be read; give postgresql://"),
+        ("mysql://me:wr0ng@host/db", "a database of kind 'mysql' is not known; give postgresql://"),
         ("panel.db", "not the URI of a database; give postgresql://"),
         ("sqlite://panel.db", "as sqlite:///relative.db or sqlite:////absolute.db"),
         ("sqlite:///", "as sqlite:///relative.db or sqlite:////absolute.db"),

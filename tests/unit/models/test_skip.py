@@ -1,10 +1,12 @@
 """The closed-form skip against NumPy's least squares."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from forecast.models.skip import PENALTIES, Samples, line, robust, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, eventful, line, robust, seasonal_solution, solve_ridge
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -22,14 +24,15 @@ def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed
     seen = np.ones_like(target) if observed is None else observed.astype(np.float64)
     columns = {"window": window, "target": target * seen, "observed": seen, "weight": weight, "spread": seen}
     columns |= {"location": np.zeros_like(weight), "divisor": np.ones_like(weight)}
+    columns["series"] = np.zeros(len(weight), dtype=np.int64)
     return Samples(**{name: torch.from_numpy(values) for name, values in columns.items()})
 
 
 def ridge(window: np.ndarray, target: np.ndarray, weight: np.ndarray, prior: np.ndarray, total: float) -> np.ndarray:
     """Least squares with a constant, on rows that pull towards the prior with the penalty `total`: the constant with a
-    hundredth of it."""
+    900th of it."""
     features = np.concatenate([window, np.ones((len(window), 1))], axis=1)
-    root, pull = np.sqrt(weight)[:, None], np.sqrt(total) * np.diag([*np.ones(window.shape[1]), 0.1])
+    root, pull = np.sqrt(weight)[:, None], np.sqrt(total) * np.diag([*np.ones(window.shape[1]), 1 / 30])
     stacked = np.concatenate([features * root, pull]), np.concatenate([target * root, pull @ prior])
     return np.linalg.lstsq(*stacked, rcond=None)[0]
 
@@ -156,3 +159,23 @@ def test_equal_errors_leave_weights_alone(size: float) -> None:
     weight = np.repeat(weight[::8], 8)
     given = samples(np.zeros((80, 3)), np.repeat(side[:, None], 2, axis=1), weight)
     assert torch.equal(robust(given, torch.zeros(4, 2, dtype=torch.float64)).weight, given.weight)
+
+
+def test_quiet_windows_count_less_than_the_others_of_their_series() -> None:
+    rng = np.random.default_rng(0)
+    weight, divisor = rng.uniform(0.2, 1.0, 300), np.where(np.arange(300) % 10 == 0, 1e-4, 1.0)
+    series = np.repeat([0, 2], 150)  # Of the second, everything is a thousand times as large.
+    given = samples(rng.normal(size=(300, 3)), rng.normal(size=(300, 2)), weight)
+    scaled = divisor * np.where(series == 2, 1000.0, 1.0)
+    given = replace(given, divisor=torch.from_numpy(scaled), series=torch.from_numpy(series))
+    made = eventful(given).weight.numpy()
+    np.testing.assert_array_equal(made[divisor == 1.0], weight[divisor == 1.0])
+    # (divisor / usual)^2 / 0.5^2, of the root mean square of all.
+    np.testing.assert_allclose(made[divisor < 1.0], (weight * 1e-8 / 0.9 / 0.25)[divisor < 1.0], rtol=1e-6)
+
+
+def test_a_series_without_quiet_windows_keeps_its_weights() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.2, 1.0, 50)
+    given = samples(rng.normal(size=(50, 3)), rng.normal(size=(50, 2)), weight)
+    assert torch.equal(eventful(given).weight, given.weight)

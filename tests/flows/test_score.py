@@ -1,0 +1,286 @@
+"""Scoring as it runs every night: many cutoffs, every sink, and what goes wrong meanwhile."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import polars as pl
+import pytest
+import services
+from flow import END, HORIZON, NAME, SERIES, START, Store, forecast, panel, refuse, succeed
+from polars.testing import assert_frame_equal
+from services import PASSWORD_IN_URI
+
+MODEL = f"registry.name={NAME}"
+ORDER = ["cutoff", "series_id", "step"]
+
+
+def manifests(folder: Path) -> dict[str, Any]:
+    contents = [json.loads(path.read_text()) for path in sorted((folder / "manifests").iterdir())]
+    return {content["cutoff"]: content for content in contents}
+
+
+def test_a_range_of_cutoffs_is_written_skipped_when_done_and_retried_where_it_failed(promoted: Store) -> None:
+    out = promoted.folder / "out"
+    score = ("score", MODEL, f"output.path={out}", "score.cutoffs=2024-01-15..2024-01-18/1d", "score.shard_size=7")
+    early = promoted.write(panel().filter(pl.col("timestamp") < pl.datetime(2024, 1, 17)), "early.parquet")
+    done = forecast(*score, f"data.path={early}")
+    assert done.code == 3
+    assert "2 cutoffs 2024-01-15T00:00:00 to 2024-01-16T00:00:00, 40 series = 40 forecast + 0 rejected" in done.out
+    *_, message = done.err.partition("error: ")
+    assert message.startswith("2 of 4 cutoffs failed, the others are done; the same command tries these again:\n")
+    assert "  2024-01-17T00:00:00: the panel ends at 2024-01-16 23:00:00, before the cutoff" in message
+    first = {path.name: path.stat().st_mtime_ns for path in out.glob("forecasts/*/*")}
+
+    line = succeed(*score, f"data.path={promoted.table}").out
+    assert "4 cutoffs 2024-01-15T00:00:00 to 2024-01-18T00:00:00" in line
+    assert ", 2 done before, " in line
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("forecasts/*/*")}
+    assert first.items() <= times.items()
+    assert list(manifests(out)) == [f"2024-01-{day}T00:00:00" for day in (15, 16, 17, 18)]
+    assert "all done before, nothing was written" in succeed(*score, f"data.path={promoted.table}").out
+
+    promoted.score(None, "score.cutoff=2024-01-16", "score.shard_size=7", output="one")
+    (one,) = manifests(promoted.folder / "one").values()
+    other = manifests(out)["2024-01-16T00:00:00"]
+    assert (one["key"], one["files"]) == (other["key"], other["files"])
+    run = runs(promoted)[-2].data.metrics
+    assert run["score/cutoffs_done_before"] == 4
+    assert run["score/rows"] == 4 * len(SERIES) * HORIZON
+
+
+def runs(store: Store) -> list[Any]:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name(NAME)
+    return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
+
+
+def test_a_job_is_told_by_its_run(promoted: Store) -> None:
+    bad = panel().with_columns(target=pl.when(series_id=SERIES[3]).then(None).otherwise("target"))
+    promoted.score(promoted.write(bad), "data.max_reject_share=0.1", "output.min=20")
+    metrics = runs(promoted)[-1].data.metrics
+    assert metrics["score/series/in"] == 20
+    assert metrics["score/rejects/no observed target"] == 1
+    assert metrics["score/share/pretrained"] + metrics["score/share/fine_tuned"] == pytest.approx(1)
+    assert metrics["score/bounded/min"] > 0
+    assert {f"score/seconds/{stage}" for stage in ("check", "forecast", "write", "publish")} <= {*metrics}
+    assert metrics["score/series_per_second"] > 0
+
+
+def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
+    from forecast.output import locked
+
+    with locked(promoted.folder / "out"):
+        message = refuse(6, "score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}")
+    assert "another job is writing into" in message
+    assert "wait for it to end, or choose another output.path" in message
+
+
+def test_two_jobs_at_once_leave_one_whole_output(promoted: Store) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "score", MODEL, f"data.path={promoted.table}", "output.path=out"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [job.communicate()[1] for job in both]
+    codes = sorted(job.returncode for job in both)
+    assert codes in ([0, 0], [0, 6]), errors
+    assert codes == [0, 0] or any("another job is writing into out" in error for error in errors)
+    promoted.score(output="alone")
+    assert manifests(promoted.folder / "out") == manifests(promoted.folder / "alone")
+    assert promoted.forecasts().equals(promoted.forecasts("alone"))
+
+
+def test_a_version_that_is_deleted_meanwhile_is_used_to_the_end(
+    promoted: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATECAST_CACHE", str(promoted.folder / "cache"))
+    out, ended = promoted.folder / "out", []
+    settings = ("score.cutoffs=2024-01-10..2024-01-18T23:00:00/6h", "score.shard_size=2", f"output.path={out}")
+
+    def score() -> None:
+        ended.append(forecast("score", MODEL, f"data.path={promoted.table}", *settings))
+
+    job = threading.Thread(target=score)
+    job.start()
+    while job.is_alive() and not list(out.glob("manifests/*.json")):
+        time.sleep(0.005)
+    mlflow.MlflowClient(promoted.uri).delete_model_version(NAME, "2")
+    shutil.rmtree(promoted.folder / "cache")
+    remaining = job.is_alive()
+    job.join()
+    assert remaining
+    assert ended[0].code == 0, ended[0].err
+    assert len(manifests(out)) == 36
+    refuse(4, "score", MODEL, f"data.path={promoted.table}", *settings)
+
+
+def test_series_that_end_at_different_dates_or_have_a_gap_at_the_cutoff(promoted: Store) -> None:
+    ended, gap = pl.col("timestamp") > END - timedelta(hours=30), pl.col("timestamp") > END - timedelta(hours=5)
+    names = pl.col("series_id")
+    table = panel().filter(~((names == "s01") & ended), ~((names == "s02") & (pl.col("timestamp") > START)))
+    table = table.with_columns(target=pl.when((names == "s03") & gap).then(None).otherwise("target"))
+    promoted.score(promoted.write(table))
+    frame = promoted.forecasts()
+    assert frame["series_id"].n_unique() == len(SERIES)
+    assert (frame["cutoff"] == END).all()
+    source = dict(frame.select("series_id", "source").unique().iter_rows())
+    assert source["s02"] == "last_value"
+    assert {source["s01"], source["s03"]} <= {"pretrained", "fine_tuned"}
+
+
+# Sinks
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    with services.postgresql() as uri:
+        yield uri.replace("me@", f"me:{PASSWORD_IN_URI}@")
+
+
+@pytest.fixture(params=["delta", "sqlite", "postgresql"])
+def sink(request: pytest.FixtureRequest, promoted: Store) -> tuple[list[str], Callable[[str], pl.DataFrame]]:
+    """The settings of a sink, and what reads a table of it."""
+    out = promoted.folder / "out"
+    if request.param == "delta":
+        return ["output.sink=delta"], lambda kind: pl.read_delta(str(out / kind))
+    if request.param == "sqlite":
+        uri = f"sqlite:///{promoted.folder / 'scores.db'}"
+    else:
+        uri = request.getfixturevalue("postgresql")
+        query(uri, "drop table if exists forecasts, forecasts_rejects")
+    tables = {"forecasts": "forecasts", "rejects": "forecasts_rejects"}
+    return ["output.sink=sql", f"output.uri={uri}"], lambda kind: query(uri, f"select * from {tables[kind]}")
+
+
+def query(uri: str, statement: str) -> pl.DataFrame:
+    if uri.startswith("sqlite"):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection, connection:
+            cursor = connection.execute(statement)
+            names = [column[0] for column in cursor.description or ()]
+            return pl.DataFrame(cursor.fetchall(), names, orient="row", infer_schema_length=None)
+    from adbc_driver_postgresql import dbapi
+
+    with dbapi.connect(uri) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        found = cursor.fetch_arrow_table() if cursor.description else None
+        connection.commit()
+        return pl.DataFrame() if found is None else pl.DataFrame(found)
+
+
+def test_every_sink_holds_the_same_rows_and_replaces_a_cutoff(
+    promoted: Store, sink: tuple[list[str], Callable[[str], pl.DataFrame]]
+) -> None:
+    settings, read = sink
+    bad = promoted.write(panel().with_columns(target=pl.when(series_id=SERIES[3]).then(None).otherwise("target")))
+    cutoffs = ("data.max_reject_share=0.1", "score.cutoffs=[2024-01-16,2024-01-17]", "score.shard_size=7")
+    promoted.score(bad, *cutoffs, output="files")
+    expected = pl.concat(
+        pl.read_parquet(file, hive_partitioning=False) for file in (promoted.folder / "files").glob("forecasts/*/*")
+    )
+
+    def same() -> None:
+        found = read("forecasts")
+        assert set(found.columns) == set(expected.columns)
+        if found.schema["cutoff"] == pl.String:
+            found = found.with_columns(pl.col("cutoff", "timestamp").str.to_datetime(time_unit="us"))
+        assert_frame_equal(found.select(expected.columns).cast(expected.schema).sort(ORDER), expected.sort(ORDER))
+        assert read("rejects").select("series_id", "reason").unique().rows() == [(SERIES[3], "no observed target")]
+        assert read("rejects").height == 2
+
+    promoted.score(bad, *cutoffs, *settings)
+    same()
+    folder = promoted.folder / "out"
+    rows = {"forecasts": 19 * HORIZON, "rejects": 1}
+    assert [content["tables"] for content in manifests(folder).values()] == [rows, rows]
+    assert not list(folder.glob(".staging/*"))
+    assert "nothing was written" in promoted.score(bad, *cutoffs, *settings).out
+    promoted.score(bad, *cutoffs, *settings, "score.force=true")
+    same()
+    promoted.score(promoted.table, "score.cutoff=2024-01-17", *settings, "output.max=1")
+    assert read("forecasts").height == 39 * HORIZON
+    assert read("rejects").height == 1
+    promoted.score(bad, *cutoffs, *settings)
+    same()
+
+
+def test_a_database_that_goes_away_leaves_the_old_rows_and_the_next_run_goes_on(
+    promoted: Store, postgresql: str
+) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    query(postgresql, "drop table if exists kept, kept_rejects")
+    settings = ["output.sink=sql", f"output.uri={postgresql}", "output.table=kept"]
+    promoted.score(None, *settings)
+    before = query(postgresql, "select * from kept order by series_id, step")
+    ended: list[Any] = []
+    command = ("score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}", *settings)
+    job = threading.Thread(target=lambda: ended.append(forecast(*command, "output.max=1")))
+    waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and query like 'lock table%kept\"%'"
+    with dbapi.connect(postgresql) as connection, connection.cursor() as cursor:
+        cursor.execute("lock table kept in exclusive mode")  # The job waits in its transaction, rejects written.
+        job.start()
+        while (found := query(postgresql, waiting)).is_empty() and job.is_alive():
+            time.sleep(0.01)
+        query(postgresql, f"select pg_terminate_backend({found.item()})")
+        job.join()
+    assert ended[0].code == 6, ended[0].err
+    assert "output.uri=postgresql://me:***@127.0.0.1" in ended[0].err
+    assert "nothing was changed" in ended[0].err
+    assert services.PASSWORD not in ended[0].err
+    assert PASSWORD_IN_URI not in ended[0].err
+    assert query(postgresql, "select * from kept order by series_id, step").equals(before)
+    promoted.score(None, *settings, "output.max=1")
+    assert query(postgresql, "select max(q50) from kept").item() <= 1
+
+
+def test_an_insert_that_fails_leaves_the_old_rows(promoted: Store) -> None:
+    uri = f"sqlite:///{promoted.folder / 'scores.db'}"
+    settings = ["output.sink=sql", f"output.uri={uri}"]
+    promoted.score(None, *settings)
+    before = query(uri, "select * from forecasts")
+    at_step_7 = "before insert on forecasts when new.step = 7"
+    query(uri, f"create trigger t {at_step_7} begin select raise(abort, 'no more'); end")
+    score = ("score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}", *settings)
+    assert "no more; nothing was changed" in refuse(6, *score, "output.max=1")
+    assert query(uri, "select * from forecasts").equals(before)
+    query(uri, "drop trigger t")
+    succeed(*score, "output.max=1")
+    assert query(uri, "select max(q50) from forecasts").item() <= 1
+    query(uri, "delete from forecasts where step = 3")
+    assert "nothing was written" not in succeed(*score, "output.max=1").out
+    assert query(uri, "select count(*) from forecasts").item() == len(SERIES) * HORIZON
+
+
+def test_what_a_sink_can_not_take_is_told(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{promoted.folder / 'scores.db'}"
+    out = f"output.path={promoted.folder / 'out'}"
+    score = ("score", MODEL, f"data.path={promoted.table}", out)
+    query(uri, "create table mine (series_id text, value real)")
+    message = refuse(6, *score, "output.sink=sql", f"output.uri={uri}", "output.table=mine")
+    assert "table mine has the columns series_id, value, where series_id, timestamp" in message
+    assert "choose another output.table" in message
+    away = f"output.uri=postgresql://me:wr0ng@127.0.0.1:{services.free_port()}/db"
+    message = refuse(6, *score, "output.sink=sql", away)
+    assert "Connection refused" in message
+    assert "wr0ng" not in message
+    assert "output.uri: a database of kind 'mysql'" in refuse(2, *score, "output.sink=sql", "output.uri=mysql://h/d")
+    assert "sink=sql and uri go together" in refuse(2, *score, "output.sink=sql")
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    assert "pip install 'gatecast[delta]'" in refuse(2, *score, "output.sink=delta")
+
+
+def test_files_and_delta_lake_do_not_share_a_folder(promoted: Store) -> None:
+    score = ("score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}")
+    succeed(*score)
+    assert "holds Parquet files; choose another output.path" in refuse(6, *score, "output.sink=delta")
+    succeed(*score[:-1], "output.sink=delta", f"output.path={promoted.folder / 'delta'}")
+    message = refuse(6, *score[:-1], f"output.path={promoted.folder / 'delta'}")
+    assert "holds Delta Lake tables; choose another output.path" in message
