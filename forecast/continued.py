@@ -12,6 +12,7 @@ from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
+from forecast.fit import usual_origins
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, members_of, together
@@ -46,6 +47,7 @@ def continued(
     config = FitConfig(
         max_steps=STEPS if settings.steps is None else settings.steps,
         batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
+        origins=usual_origins(artifact.horizon),
         learning_rate=settings.learning_rates[0] if settings.learning_rates else RATE,
         ema_decay=0.98,
         validation_every=25,

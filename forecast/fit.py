@@ -350,10 +350,15 @@ def _device(config: FitConfig) -> torch.device:
     return device
 
 
+def usual_origins(horizon: int) -> int:
+    """Return how many origins each window has in training, when not told."""
+    return int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))
+
+
 def _sized(fit: FitConfig, model: ModelConfig, horizon: int, limits: IntArray) -> tuple[FitConfig, ModelConfig]:
     """Return the settings with those that were left open set by the horizon and the size of the panel."""
     if fit.origins is None:
-        fit = fit.model_copy(update={"origins": int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))})
+        fit = fit.model_copy(update={"origins": usual_origins(horizon)})
     if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
         model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
     return fit, model
