@@ -8,6 +8,8 @@ from typing import Any, Final
 from forecast.artifact import Artifact
 from forecast.data.calendar import calendar_features
 from forecast.data.features import feature_names
+from forecast.errors import ConfigError
+from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.onnx import OPSET, OUTPUTS, exported
 
 GRAPH: Final = "model.onnx"
@@ -29,6 +31,11 @@ def export_onnx(artifact: Artifact, folder: Path) -> None:
 
     Raises ConfigError for a model that is no graph, or if onnx is not installed.
     """
+    if artifact.bank is not None and artifact.bank.kind != HEAD:
+        raise ConfigError(
+            f"finetune.kind: with {artifact.bank.kind} each series has a network of its own, which is no one graph; "
+            "export the pretrained version, or one fine-tuned with finetune.kind=head"
+        )
     (folder / GRAPH).write_bytes(exported(artifact.network))
     (folder / AROUND).write_text(json.dumps(_around(artifact), indent=1) + "\n", encoding="utf-8")
 
@@ -81,8 +88,7 @@ def _around(artifact: Artifact) -> dict[str, Any]:
         if artifact.bank is None
         else {
             "series_id": "bank.json, in the order of the rows of bank.safetensors",
-            "features": f"[1, the last {artifact.bank.weight.shape[1] - 1 - artifact.network.encoder.hidden_size} of "
-            "window, state]",
+            "features": f"[1, the last {head_feature_count(shape, 0) - 1} of window, state]",
             "quantile": "median + width * (quantile - median) + features @ weight",
         },
     }

@@ -17,9 +17,10 @@ from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
-from forecast.models.bank import head_features
-from forecast.models.batch import PanelTensors
+from forecast.models.bank import HEAD, Bank, head_features
+from forecast.models.batch import Batch, PanelTensors
 from forecast.models.copula import coupled_ranks
+from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.onnx import Forward
@@ -136,23 +137,18 @@ def _predict_batches(
         output = forward(batch, origins)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
-        columns = _columns(output, unit, levels)
-        later = samples and isinstance(output.head, QuantileHead)  # Their samples are made of what is stated.
-        if samples and not later:
-            stated, others = columns.tensor_split([n_stated], dim=-1)
-            columns = torch.cat([stated, _samples(output, samples), others], dim=-1)
+        columns = _columns(output, unit, levels, samples)
         base = _in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
             base[..., :n_found] = base[..., :n_found].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
-            features = head_features(output, network.shape)[:, 0]
-            better = artifact.bank.tuned(network.head, columns, features, row)
+            better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples)
             tuned = _in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
-        if later:
+        if samples and isinstance(output.head, QuantileHead):
             levels_between = torch.tensor(midpoints(samples), dtype=torch.float64, device=device)
             base, tuned = (
                 torch.cat([values, output.head.quantiles(values, levels_between)], dim=-1) for values in (base, tuned)
@@ -163,27 +159,55 @@ def _predict_batches(
         yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
 
 
-def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.Tensor:
-    """Return [batch, horizon, quantile + point]: quantiles, and the points whose average, in data units, is the mean.
+def _tuned_columns(
+    bank: Bank,
+    network: Forecaster,
+    batch: Batch,
+    origins: torch.Tensor,
+    output: Output,
+    columns: torch.Tensor,
+    rows: torch.Tensor,
+    unit: float,
+    levels: torch.Tensor | None,
+    samples: int,
+) -> torch.Tensor:
+    """Return the columns with the changes of each series; as they are for row -1."""
+    known = torch.nonzero(rows >= 0).flatten()
+    result, own = columns.clone(), rows[known].cpu()
+    if bank.kind == HEAD:
+        features = head_features(output, network.shape)[known, 0]
+        result[known] = bank.shifted(network.head, columns[known], features, own)
+    else:
+        assert isinstance(network, RecurrentForecaster)
+        arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own)
+        result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
+    return result
+
+
+def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: int) -> torch.Tensor:
+    """Return [batch, horizon, column]: quantiles, samples, and the points whose average, in data units, is the mean.
 
     Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
     all of them. No points where the mean is that of the stated quantiles: also for Student-t on a logarithmic scale,
-    which has none there. For others there, the points are quantiles too, or the values of sampled paths.
+    which has none there. For others there, the points are quantiles too, or the values of sampled paths. No samples of
+    quantile heads: these are made of what is stated.
     """
     head, arguments = output.head, output.arguments[:, 0]
     if levels is not None:
         return head.quantiles(arguments, levels.to(arguments.device))
+    drawn = [_samples(output, samples)] if samples and not isinstance(head, QuantileHead) else []
     if isinstance(head, CategoricalHead):
-        return head.columns(arguments)
-    quantiles = head.quantiles(arguments)
+        return torch.cat([head.columns(arguments), *drawn], dim=-1)
+    points: list[torch.Tensor] = []
     if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
-        return quantiles
-    if not unit:
-        return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
-    if isinstance(head, SampledHead):
-        return torch.cat([quantiles, arguments[..., :-1]], dim=-1)
-    points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
-    return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
+        pass
+    elif not unit:
+        points.append(head.mean(arguments)[..., None])
+    elif isinstance(head, SampledHead):
+        points.append(arguments[..., :-1])
+    else:
+        points.append(head.quantiles(arguments, (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS))
+    return torch.cat([head.quantiles(arguments), *drawn, *points], dim=-1)
 
 
 def _samples(output: Output, count: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -134,6 +135,26 @@ class Output(NamedTuple):
     def mean(self) -> Float[Tensor, "batch origin horizon"]:
         """Means of the distributions."""
         return self.head.mean(self.arguments)
+
+
+class Reading(NamedTuple):
+    """What the decoder is told of the origins of a batch."""
+
+    summary: Float[Tensor, "batch origin summary"]
+    """Of encoder state, attention, static covariates and level; before its activation."""
+    features: Float[Tensor, "batch origin horizon step"]
+    ahead: Float[Tensor, "batch origin horizon future"]
+    """What is known of each step; part of `features` too."""
+    linear: Float[Tensor, "batch origin horizon"] | Float[Tensor, "batch origin horizon class"]
+    """The skip's forecast."""
+    state: Float[Tensor, "batch origin hidden"]
+    frame: Frame
+    attention: Float[Tensor, "batch origin step"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
+        """Return the reading with `change` of each tensor, but no attention."""
+        summary, features, ahead, linear, state = (change(values) for values in self[:5])
+        return Reading(summary, features, ahead, linear, state, Frame._make(change(values) for values in self.frame))
 
 
 class RecurrentForecaster(nn.Module):
@@ -296,6 +317,20 @@ class RecurrentForecaster(nn.Module):
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
+        reading = self.read(batch, origins)
+        if not isinstance(self.context, AutoregressiveDecoder):
+            return self.stated(self.numbers(reading), reading)
+        summary = functional.silu(reading.summary)
+        known = reading.features, reading.linear, reading.frame
+        if self.training:
+            context = self._taught(self.context, batch, origins, summary, *known)
+            return self.stated(self._numbers(context, reading.features), reading)
+        last = batch.observed[:, origins + self.shape.context_length - 1]
+        arguments, head, paths = self._sampled(self.context, summary, *known, last)
+        return Output(arguments, reading.state, reading.frame, head, reading.attention, paths)
+
+    def read(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Reading:
+        """Return what the decoder is told of the origins."""
         statistics = self._anchored(self.statistics(batch))
         frame = self._frame(batch, origins, statistics)
         at = origins + self.shape.context_length - 1
@@ -309,7 +344,7 @@ class RecurrentForecaster(nn.Module):
         if self.attention is not None:
             attended, weight = self._attended(batch, states, at)
             seen.append(self.dropout(attended))
-        summary = functional.silu(self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1)))
+        summary = self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1))
         step = [expected, *self._seasons(batch, frame, at)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
@@ -317,18 +352,45 @@ class RecurrentForecaster(nn.Module):
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
         ahead = _stretches(future, at + 1, self.shape.horizon)
-        features = torch.cat([*step, ahead], dim=-1)
-        if isinstance(self.context, AutoregressiveDecoder):
-            if not self.training:
-                last = batch.observed[:, at]
-                found = self._sampled(self.context, summary, features, linear, frame, last)
-                return Output(found[0], state, frame, found[1], weight, found[2])
-            context = self._taught(self.context, batch, origins, summary, features, linear, frame)
-        elif isinstance(self.context, SegmentDecoder):
-            context = self.context(summary, ahead)
+        return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
+
+    def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
+        """Return what the network says of each step, with a decoder that is not autoregressive."""
+        summary = functional.silu(reading.summary)
+        if isinstance(self.context, SegmentDecoder):
+            context = self.context(summary, reading.ahead)
         else:
             context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
-        return Output(self._arguments(context, features, linear, frame), state, frame, self.head, weight)
+        return self._numbers(context, reading.features)
+
+    def stated(self, parameters: Float[Tensor, "batch origin horizon parameter"], reading: Reading) -> Output:
+        """Return the forecasts that parameters mean."""
+        arguments = self._distributions(parameters, reading.linear, reading.frame)
+        return Output(arguments, reading.state, reading.frame, self.head, reading.attention)
+
+    def _numbers(
+        self,
+        context: Float[Tensor, "*axes horizon feature"],
+        features: Float[Tensor, "*axes horizon step"],
+        steps: slice = slice(None),
+    ) -> Float[Tensor, "*axes horizon parameter"]:
+        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
+        first = self.step.get_submodule("0")
+        assert isinstance(first, nn.Linear)
+        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
+        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
+        found: Tensor = self.output(self.step[1:](made)) + self.output_bias[steps]
+        return found
+
+    def _distributions(
+        self,
+        parameters: Float[Tensor, "*axes horizon parameter"],
+        linear: Float[Tensor, "*axes horizon"] | Float[Tensor, "*axes horizon class"],
+        frame: Frame,
+    ) -> Float[Tensor, "*axes horizon argument"]:
+        if not self.training:
+            parameters = self.head.calmed(parameters, self.threshold)
+        return self.head.arguments(parameters, linear, frame)
 
     def _arguments(
         self,
@@ -339,16 +401,7 @@ class RecurrentForecaster(nn.Module):
         steps: slice = slice(None),
     ) -> Float[Tensor, "*axes horizon argument"]:
         """Return the distributions of some steps, that `frame` and the others are of."""
-        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
-        first = self.step.get_submodule("0")
-        assert isinstance(first, nn.Linear)
-        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
-        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
-        made = self.step[1:](made)
-        parameters = self.output(made) + self.output_bias[steps]
-        if not self.training:
-            parameters = self.head.calmed(parameters, self.threshold)
-        return self.head.arguments(parameters, linear, frame)
+        return self._distributions(self._numbers(context, features, steps), linear, frame)
 
     def _attended(
         self, batch: Batch, states: Float[Tensor, "batch step hidden"], at: Int[Tensor, " origin"]
