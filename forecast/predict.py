@@ -292,8 +292,12 @@ def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
             f"{key}: this model is of {len(network.members)} networks, whose paths have no mean; train one with "
             "fit.ensemble=1"
         )
-    # Where training has kept the closed form, a decoder that could sample does not.
-    sampled = isinstance(network, RecurrentForecaster) and network.n_paths > 1 and bool(network.output.weight.any())
+    # Where training has kept the closed form, a decoder that could sample numbers does not.
+    sampled = (
+        isinstance(network, RecurrentForecaster)
+        and network.n_paths > 1
+        and (artifact.classes is not None or bool(network.output.weight.any()))
+    )
     if not sampled and artifact.coupling is None:
         if artifact.classes is not None:
             raise ConfigError(
