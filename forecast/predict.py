@@ -24,6 +24,7 @@ from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHe
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output, RecurrentForecaster
 from forecast.models.runtime import prepare
+from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
 from forecast.names import (
     CLASS,
@@ -88,12 +89,17 @@ def predict(
     of so many equal shares instead of the model's own levels.
     """
     levels = torch.tensor(midpoints(points)) if points else None
-    parts = list(_predict_batches(artifact, panel, windows, levels, device))
+    order = np.arange(len(windows))
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        # Weights of a series are taken once for its windows in a batch.
+        order = windows.series.argsort(kind="stable")
+    parts = list(_predict_batches(artifact, panel, windows[order], levels, device))
     shape = (0, artifact.horizon, points or len(stated_columns(artifact)))
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
-    return Predicted(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    back = order.argsort()
+    return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER
     from forecast.predict import example
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, read_for, version_tags
+    from pipelines.shared import child_tags, log_data, open_version, read_for, version_tags
 
     registry = Registry(config.registry)
     parent, base = open_version(registry, config.registry.alias)
@@ -53,7 +53,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
                 Path(folder),
                 digest=digest,
                 alias=CHALLENGER,
-                tags={**tags, "parent_version": str(parent.number), "parent_digest": parent.digest},
+                tags={**tags, **child_tags(parent, config.finetune.kind, summary["series_tuned"])},
                 example=example(result.artifact),
             )
             stage.note(version=str(version))

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +64,18 @@ def tuned_series(result: FinetuneResult) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def rows(table: Table, weekly: Callable[..., dict[str, np.ndarray]]) -> pl.DataFrame:
-    """Series that rise after what the base is trained on, by more and more; a flat one and a short one."""
-    series = weekly(6, 120)
-    for values in series.values():
-        values[60:] += 0.1 * np.arange(60) ** 2
-    series |= {"flat": np.full(120, 2.0), "short": series["s00"][:8].copy()}
-    city = {name: ["oslo" if name < "s03" else "rome"] * len(values) for name, values in series.items()}
-    size = {name: np.full(len(values), float(row)) for row, (name, values) in enumerate(series.items())}
-    return table(series, late={"short": 112}, city=city, size=size)
+def rows(rising_table: pl.DataFrame) -> pl.DataFrame:
+    return rising_table
 
 
 @pytest.fixture(scope="module")
-def panel(rows: pl.DataFrame, loaded: Load) -> Loaded:
-    return loaded(rows, 3, static_covariates=["city", "size"])
+def panel(rising: Loaded) -> Loaded:
+    return rising
 
 
 @pytest.fixture(scope="module")
-def base(train: Train, rows: pl.DataFrame, loaded: Load) -> Artifact:
-    early = rows.filter(pl.col("timestamp") < datetime(2024, 3, 1))
-    found = loaded(early, 3, static_covariates=["city", "size"])
-    made = train(found, context=14, holdout_windows=0, **LEARNING)
-    assert made.summary["best_step"] > 0, "the closed form alone has no gradient through the decoder"
-    return made.artifact
+def base(early: FitResult) -> Artifact:
+    return early.artifact
 
 
 @pytest.fixture(scope="module")
