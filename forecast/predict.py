@@ -118,13 +118,13 @@ def _predict_batches(
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels)
-        base = _in_data_units(columns, output.frame, positions, unit)
+        base = in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
             base[..., :n_stated] = base[..., :n_stated].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels)
-            tuned = _in_data_units(better, output.frame, positions, unit)
+            tuned = in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
@@ -221,7 +221,7 @@ def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, p
     return np.maximum(naive, least).astype(np.float64)
 
 
-def _in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
     """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
     if positions is not None:  # By positions of the local clock until here.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
@@ -413,7 +413,7 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
             changed = artifact.bank.shifted(network.head, both[known], features[known], rows[series[known]])
             paths[known] = changed[..., quantiles.shape[-1] :]
         positions = data.horizon_positions(series, own, network.shape.horizon)
-        values = _in_data_units(paths, output.frame, positions, unit)
+        values = in_data_units(paths, output.frame, positions, unit)
         values = values.round() if network.head.counts else values
         values = values.clamp(min=0) if network.head.positive else values
         parts.append(values.mT.numpy())

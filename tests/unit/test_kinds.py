@@ -19,6 +19,7 @@ from forecast.artifact import Artifact
 from forecast.config import FinetuneConfig, FinetuneSettings
 from forecast.config import load as validated
 from forecast.data.load import Loaded
+from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import (
     CONSTANT,
@@ -32,12 +33,13 @@ from forecast.finetune import (
     finetune,
 )
 from forecast.fit import FitResult
+from forecast.metrics import future_values
 from forecast.models import stacked
 from forecast.models.bank import BLEND
 from forecast.models.batch import PanelTensors
 from forecast.models.module import window_sizes
 from forecast.models.stacked import Changes, Descent
-from forecast.predict import forecast
+from forecast.predict import forecast, predict
 
 GRADIENT = ("bias", "embedding", "lora", "full")
 KINDS = ("head", *GRADIENT)
@@ -263,6 +265,32 @@ def test_a_forecast_is_of_the_tuned_weights(base: Artifact, panel: Loaded, resul
     cold = panel.panel.rows(0, 1)
     cold = dataclasses.replace(cold, series_id=np.array(["never seen"]))
     assert set(forecast(results["full"].artifact, cold).frame["source"]) == {"pretrained"}
+
+
+@pytest.mark.parametrize("kind", ["head", "bias", "full", "global"])
+def test_the_best_and_the_worst_are_shown_as_the_report_judges_them(
+    base: Artifact, panel: Loaded, results: dict[str, FinetuneResult], kind: str
+) -> None:
+    result = results[kind] if kind in results else tune(base, panel, kind=kind, **{**OPEN, "steps": 50})
+    series = [name for name in tuned_series(result) if name != "flat"]
+    assert result.shown["series_id"].unique().sort().to_list() == series
+    tuned, before = (
+        result.shown.filter(model=model).sort("series_id", "step") for model in ("fine_tuned", "pretrained")
+    )
+    rows = np.searchsorted(panel.panel.series_id, series)
+    windows = WindowIndex(rows, panel.panel.lengths[rows] - 1 - base.horizon)
+    middle = base.model.quantile_levels.index(0.5)
+    expected = predict(base, panel.panel, windows).base[..., middle].ravel()
+    np.testing.assert_allclose(before["q50"], expected, rtol=1e-5)
+    actual = future_values(panel.panel, windows, base.horizon).ravel()
+    assert tuned["timestamp"].max() == panel.panel.grid.timestamps(np.array([panel.panel.last_index]))[0]
+    # The loss is of all quantiles, and in units of scale: what is gained shows in the median, too.
+    error, error_before = (
+        np.abs(frame["q50"].to_numpy() - actual).reshape(len(rows), -1).mean(1) for frame in (tuned, before)
+    )
+    judged = result.decisions.filter(pl.col("series_id").is_in(panel.panel.series_id[rows].tolist()))
+    uplift = (1 - judged["report_tuned_loss"] / judged["report_base_loss"]).to_numpy()
+    assert np.corrcoef(1 - error / error_before, uplift)[0, 1] > 0.5
 
 
 # --- each series by itself
