@@ -26,6 +26,7 @@ from forecast.models.module import validation_batches, window_sizes
 from forecast.models.onnx import Forward
 from forecast.models.recurrent import Frame, Output, RecurrentForecaster
 from forecast.models.runtime import prepare
+from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
 from forecast.names import (
     CLASS,
@@ -103,12 +104,17 @@ def predict(
     `sampling` has returned. `forward` runs the network in its place.
     """
     levels = torch.tensor(midpoints(points)) if points else None
-    parts = list(_predict_batches(artifact, panel, windows, levels, samples, forward, device))
+    order = np.arange(len(windows))
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        # Weights of a series are taken once for its windows in a batch.
+        order = windows.series.argsort(kind="stable")
+    parts = list(_predict_batches(artifact, panel, windows[order], levels, samples, forward, device))
     shape = (0, artifact.horizon, (points or len(stated_columns(artifact))) + samples)
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
-    return Predicted(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    back = order.argsort()
+    return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
 
 
 @torch.inference_mode()
@@ -138,13 +144,13 @@ def _predict_batches(
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels, samples)
-        base = _in_data_units(columns, output.frame, positions, unit)
+        base = in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
             base[..., :n_found] = base[..., :n_found].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples)
-            tuned = _in_data_units(better, output.frame, positions, unit)
+            tuned = in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
@@ -268,7 +274,7 @@ def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, p
     return np.maximum(naive, least).astype(np.float64)
 
 
-def _in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
     """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
     if positions is not None:  # By positions of the local clock until here.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
