@@ -297,9 +297,8 @@ def main(*argv: str) -> None:
     settings = [given for given in options.given if "=" in given]
     if options.budget:
         settings.append(f"fit.max_minutes={options.budget / 60}")
-    names = [given for given in options.given if "=" not in given] or [
-        name for name, task in TASKS.items() if task.rows is CONTENDERS
-    ]
+    every = [name for name, task in TASKS.items() if task.rows is CONTENDERS]
+    names = [given for given in options.given if "=" not in given] or every
     for given in names:
         chosen = [name for name in TASKS if name == given or name.startswith(f"{given}_")]
         if not chosen:
