@@ -19,6 +19,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
+from forecast.models.carried import Carried
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output, RecurrentForecaster
@@ -79,15 +80,22 @@ class Forecasts:
 
 
 def predict(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, *, points: int = 0, device: str = "cpu"
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    *,
+    points: int = 0,
+    device: str = "cpu",
+    carried: Carried | None = None,
 ) -> Predicted:
     """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
 
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
-    of so many equal shares instead of the model's own levels.
+    of so many equal shares instead of the model's own levels. With `carried`, by the series of the panel, on the
+    device, the encoder goes on from there instead of beginning with the window.
     """
     levels = torch.tensor(midpoints(points)) if points else None
-    parts = list(_predict_batches(artifact, panel, windows, levels, device))
+    parts = list(_predict_batches(artifact, panel, windows, levels, device, carried))
     shape = (0, artifact.horizon, points or len(stated_columns(artifact)))
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
@@ -97,7 +105,12 @@ def predict(
 
 @torch.inference_mode()
 def _predict_batches(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, levels: torch.Tensor | None, device: str
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    levels: torch.Tensor | None,
+    device: str,
+    carried: Carried | None,
 ) -> Iterator[Predicted]:
     prepare()
     network = artifact.network.to(device)
@@ -107,7 +120,7 @@ def _predict_batches(
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
-        output = network(batch, origins)
+        output = network(batch, origins, None if carried is None else carried.of(series))
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels)
@@ -215,6 +228,7 @@ def forecast_shard(
     cutoff: int,
     *,
     refused: npt.NDArray[np.bool_] | None = None,
+    carried: Carried | None = None,
     model_version: str = "",
     device: str = "cpu",
 ) -> Forecasts:
@@ -222,7 +236,7 @@ def forecast_shard(
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
     its context), last value where there is no full season of late. A series without any observation up to the cutoff is
-    rejected, and so are those that are `refused`, [S], for the known covariates that they lack.
+    rejected, and so are those that are `refused`, [S], for the known covariates that they lack. `carried` as `predict`.
     """
     windows = windows_at(panel, cutoff)
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
@@ -230,7 +244,7 @@ def forecast_shard(
     if refused is not None:
         lacking = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
-    predicted = predict(artifact, panel, windows, device=device)
+    predicted = predict(artifact, panel, windows, device=device, carried=carried)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
@@ -318,7 +332,7 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
         output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
         assert output.attention is not None
         weights.append(output.attention[:, 0].numpy())
-        steps, _ = data.steps(series, own, 1 - context, context)
+        steps, _ = data.steps(series, own, torch.full_like(own, 1 - context), context)
         indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
     weight, index = np.concatenate(weights), np.concatenate(indices)
     n, n_steps = weight.shape
