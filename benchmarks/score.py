@@ -4,16 +4,21 @@
 a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
 """
 
+import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.data import HOURLY, SCALE, show_table
-from benchmarks.meter import run
+from benchmarks.meter import Figures, least, run
 
 SIZES = [round(number * SCALE) for number in (10_000, 100_000, 1_000_000)]
 STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
+STATE_SERIES, STATE_STEPS, NEW_STEPS, ROUNDS = round(10_000 * SCALE), 1_200, 24, 3
+CONTEXTS, STATE_HORIZON = (168, 1_000), 48
 
 
 def main(*names: str) -> None:
@@ -68,7 +73,51 @@ def kills() -> None:
     )
 
 
-PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills}
+def state() -> None:
+    """A night of 24 new hours, with the state of the night before and without."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        table, panel = f"{folder}/table", f"{folder}/panel"
+        run("write", folder=table, series=STATE_SERIES, steps=STATE_STEPS)
+        run("prepare_panel", path=table, folder=panel, horizon=STATE_HORIZON, **HOURLY)
+        for context in CONTEXTS:
+            given = {"model": f"{folder}/model-{context}", "panel": panel}
+            run("stepwise_model", folder=given["model"], context=context, horizon=STATE_HORIZON)
+            first = run("score", **given, folder=f"{folder}/first", state=f"{folder}/kept", before=NEW_STEPS)
+
+            def night(name: str, context: int = context, given: dict[str, str] = given) -> Figures:
+                own = f"{folder}/{name}-{context}-{uuid.uuid4()}"
+                if name == "carried":
+                    shutil.copytree(f"{folder}/kept", f"{own}-state")
+                    return run("score", **given, folder=own, state=f"{own}-state")
+                return run("score", **given, folder=own)
+
+            found = least({name: partial(night, name) for name in ("recomputed", "carried")}, ROUNDS)
+            assert found["carried"]["state"] == {"carried": STATE_SERIES, "new": 0, "recomputed": 0}, found
+            rows.append((context, first, found["recomputed"], found["carried"]))
+            shutil.rmtree(f"{folder}/first")
+    print(
+        f"{NEW_STEPS} new hours of {STATE_SERIES:,} series of {STATE_STEPS:,}, two layers of 128 that take in an hour "
+        f"at a time, horizon {STATE_HORIZON}, prepared panel to Parquet; the cheapest of {ROUNDS}"
+    )
+    show_table(
+        ("context", "first night, CPU s", "recomputed, CPU s", "carried, CPU s", "ratio", "wall s", "wall s", "ratio"),
+        (
+            (
+                f"{context:,}",
+                *(f"{cost['cpu']:.1f}" for cost in (first, recomputed, carried)),
+                f"{recomputed['cpu'] / carried['cpu']:.1f}",
+                *(f"{cost['wall']:.1f}" for cost in (recomputed, carried)),
+                f"{recomputed['wall'] / carried['wall']:.1f}",
+            )
+            for context, first, recomputed, carried in rows
+        ),
+    )
+    (short, *_, one), (long, *_, other) = rows
+    print(f"carried, context {long:,} / {short:,}: {other['cpu'] / one['cpu']:.2f} times the CPU time")
+
+
+PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills, "state": state}
 
 
 if __name__ == "__main__":

@@ -204,11 +204,27 @@ def small_model(folder: str, context: int, horizon: int) -> Figures:
     return {}
 
 
-def score(model: str, panel: str, folder: str) -> Figures:
-    """Forecasts of a prepared panel, to Parquet."""
+def stepwise_model(folder: str, context: int, horizon: int) -> Figures:
+    """Write a model of two layers of 128 that takes in one step at a time, untrained but for its line."""
+    write(f"{folder}-table", 100, context + 300)
+    made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
+    found = fit(
+        made.panel,
+        data=made.data,
+        categories=made.categories,
+        window=WindowConfig(context_length=context, horizon=horizon),
+        model=ModelConfig(hidden_size=128, num_layers=2, segment_length=1),
+        fit=FitConfig(max_steps=0, validation_windows=1, holdout_windows=0),
+    )
+    found.artifact.save(folder)
+    return {}
+
+
+def score(model: str, panel: str, folder: str, state: str | None = None, before: int = 0) -> Figures:
+    """Forecasts of a prepared panel from so many steps before its end, to Parquet."""
     with Meter(anonymous=True) as meter:
-        rows = _score(model, panel, folder)
-    return {**meter.figures, "rows": rows}
+        content = _score(model, panel, folder, state, before)
+    return {**meter.figures, "rows": content["rows"]["written"], "state": content["state"]}
 
 
 def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
@@ -248,13 +264,13 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
     return found
 
 
-def _score(model: str, panel: str, folder: str) -> int:
+def _score(model: str, panel: str, folder: str, state: str | None = None, before: int = 0) -> dict[str, Any]:
     found = artifacts.load(Path(model))
     loaded = found.open(SourceConfig(path=panel))
     names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
     with locked(Path(folder)):
-        job = Job(found, loaded, ScoreSettings(), ScoreOutput(path=folder), names)
-        return int(job.write(loaded.panel.last_index).content["rows"]["written"])
+        job = Job(found, loaded, ScoreSettings(state=state), ScoreOutput(path=folder), names)
+        return job.write(loaded.panel.last_index - before).content
 
 
 def _account(loaded: Loaded) -> Figures:
@@ -300,6 +316,7 @@ TASKS: dict[str, Callable[..., Figures]] = {
         windows,
         train,
         small_model,
+        stepwise_model,
         score,
         kills,
     )

@@ -315,7 +315,7 @@ class Job:
     def _forecast(self, shard: Panel, cutoff: int, update: Update | None) -> _Made:
         """Return the forecasts of a shard."""
         horizon, carried, refused = self.artifact.horizon, 0, None
-        state, counts = update.rows(shard) if update else (None, {})
+        past, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
             context = self.artifact.network.shape.context_length
             shard, carried = carried_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
@@ -326,7 +326,7 @@ class Job:
             shard,
             cutoff,
             refused=refused,
-            carried=state.carried if state else None,
+            carried=past,
             model_version=self._names["model_version"],
         )
         return _Made(forecasts, carried, state, counts)

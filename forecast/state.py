@@ -89,7 +89,7 @@ class Update:
             elif self.touches:
                 self._before = before
         self._loaded: dict[str, Rows] = {}
-        self._hashes: dict[str, str] = {}
+        self._hashes = {name: part["sha256"] for name, part in self._old.get("parts", {}).items()}
         self._spans: dict[str, tuple[str, str]] = {}
 
     def _clock(self, index: int) -> int:
@@ -120,8 +120,8 @@ class Update:
         self._spans[name] = (str(shard.series_id[0]), str(shard.series_id[-1]))
         return not self.touches or (self._folder / name).is_file()
 
-    def rows(self, shard: Panel) -> tuple[Rows, dict[str, int]]:
-        """Return the state of a shard's series at the cutoff, and how many were carried on, recomputed, and new.
+    def rows(self, shard: Panel) -> tuple[Carried, Rows, dict[str, int]]:
+        """Return the pasts of a shard's series, their state, and how many were carried on, recomputed, and new.
 
         A series is recomputed from its history if that is not what went in: if a row came late, or was revised.
         """
@@ -148,9 +148,9 @@ class Update:
         advance(network, data, windows, segments, carried)
         known |= not self.touches
         counts = {CARRIED: int(same.sum()), RECOMPUTED: int((known & ~same).sum()), NEW: int((~known).sum())}
-        digests = np.zeros((shard.n_series, 16), np.uint8)
-        digests[windows.series] = self._digests(shard, windows.series, self._cutoff)
-        return Rows(shard.series_id, carried, digests), counts
+        begun = Carried(*(values[torch.from_numpy(windows.series)] for values in carried))
+        digests = self._digests(shard, windows.series, self._cutoff)
+        return carried, Rows(shard.series_id[windows.series], begun, digests), counts
 
     def _digests(self, shard: Panel, series: IntArray, cutoff: int) -> Digests:
         """Return a hash of what of some series is in their state of a cutoff, [n, 16].
@@ -163,6 +163,7 @@ class Update:
         ahead = np.clip(cutoff + 1 - shard.start, 0, shard.lengths + shard.horizon) * (seen > 0)
         first = shard.offsets + np.arange(shard.n_series + 1) * shard.horizon
         observed = np.concatenate([shard.target[None], shard.past]) if len(shard.past) else shard.target[None]
+        observed, stated = np.asarray(observed), np.asarray(shard.known)  # A slice of a memory map takes long.
         digests = np.empty((len(series), 16), dtype=np.uint8)
         for row, number in enumerate(series.tolist()):
             begin, known = int(shard.offsets[number]), int(first[number])
@@ -171,7 +172,7 @@ class Update:
             if seen[number]:
                 hasher.update(shard.start[number].tobytes())
             hasher.update(_up_to_the_last(observed[:, begin : begin + seen[number]]))
-            hasher.update(_up_to_the_last(shard.known[:, known : known + ahead[number]]))
+            hasher.update(_up_to_the_last(stated[:, known : known + ahead[number]]))
             digests[row] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
 

@@ -74,8 +74,10 @@ def advance(
     """Let the latest `segments`, [n], of those before the one that ends at each cutoff go in, and update `carried`."""
     members, shape = members_of(network), network.shape
     left = segments.copy()
-    size = 1 << (max(_STEPS // shape.segment_length, 1).bit_length() - 1)
-    while size:
+    while left.any():
+        # Mostly all have the same number; those with different ones get together by powers of two.
+        most = min(int(left.max()), max(_STEPS // shape.segment_length, 1))
+        size = most if (left[left > 0] == most).all() else 1 << (most.bit_length() - 1)
         chosen = np.flatnonzero(left >= size)
         for first in range(0, len(chosen), _BATCH_SIZE):
             rows = chosen[first : first + _BATCH_SIZE]
@@ -86,5 +88,3 @@ def advance(
             pasts = zip(members, carried.of(series), strict=True)
             carried.put(series, [member.advance(batch, past) for member, past in pasts])
         left[chosen] -= size
-        if not (left >= size).any():
-            size //= 2
