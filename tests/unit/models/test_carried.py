@@ -41,7 +41,9 @@ def found(table: Table, loaded: Load, weekly: Callable[..., dict[str, np.ndarray
     return loaded(table(series, late={"s03": 120, "s06": 0}, **columns), HORIZON, **kinds)
 
 
-def network(found: Loaded, segment: int, unit: float = 0.0, seed: int = 0, **model: Any) -> RecurrentForecaster:
+def network(
+    found: Loaded, segment: int, unit: float = 0.0, anchor: str = "level", seed: int = 0, **model: Any
+) -> RecurrentForecaster:
     panel = found.panel
     torch.manual_seed(seed)
     made = RecurrentForecaster(
@@ -56,6 +58,7 @@ def network(found: Loaded, segment: int, unit: float = 0.0, seed: int = 0, **mod
             n_static_numbers=0,
             segment_length=segment,
             unit=unit,
+            anchor=anchor,
         ),
         ModelConfig.model_validate({"hidden_size": 6, "num_layers": 2, "decoder_size": 3} | model),
     ).eval()
