@@ -19,7 +19,7 @@ from forecast.data.read import read_panel
 from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
-from forecast.models.bank import HeadBank
+from forecast.models.bank import Bank
 from forecast.models.ensemble import Forecaster, members_of, together
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 
@@ -50,9 +50,11 @@ class Artifact:
     grid: Grid
     trained_until: int
     """Grid index of the last step that fitting, stopping or gating has seen."""
-    bank: HeadBank | None = None
+    bank: Bank | None = None
     """Changes per series, in a fine-tuned model."""
     parent_digest: str | None = None
+    before: tuple[int, str | None] | None = None
+    """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
 
     @property
     def kind(self) -> Literal["pretrained", "fine_tuned"]:
@@ -122,13 +124,17 @@ class Artifact:
                 "on one like this"
             )
 
-    def with_bank(self, bank: HeadBank, *, trained_until: int, parent_digest: str) -> "Artifact":
+    def with_bank(self, bank: Bank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series; the base is the same, bit by bit."""
-        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest)
+        before = self.before or (self.trained_until, self.parent_digest)
+        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before)
 
     def base(self) -> "Artifact":
         """Return the model without its changes per series."""
-        return replace(self, bank=None, parent_digest=None)
+        if self.bank is None:
+            return self
+        trained_until, parent_digest = self.before or (self.trained_until, None)
+        return replace(self, bank=None, trained_until=trained_until, parent_digest=parent_digest, before=None)
 
     def save(self, folder: str | Path) -> str:
         """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
@@ -155,8 +161,11 @@ class Artifact:
         _write_json(folder / _CONFIG, config)
         files = [*names, _CONFIG]
         if self.bank:
-            safetensors.torch.save_file(self.bank.tensors(), folder / _BANK)
-            _write_json(folder / _BANK_INDEX, {"kind": "head", "series_id": self.bank.series_id})
+            tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
+            safetensors.torch.save_file(tensors, folder / _BANK)
+            own = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
+            index = {**own, "before": self.before}
+            _write_json(folder / _BANK_INDEX, index)
             files += [_BANK, _BANK_INDEX]
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -195,11 +204,12 @@ def load(folder: Path) -> Artifact:
     for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
         members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
         members[-1].load_state_dict(safetensors.torch.load_file(folder / name))
-    bank = None
+    bank, before = None, None
     if _BANK in files:
-        bank = HeadBank.from_tensors(
-            _read_json(folder / _BANK_INDEX)["series_id"], safetensors.torch.load_file(folder / _BANK)
-        )
+        index = _read_json(folder / _BANK_INDEX)
+        tensors = safetensors.torch.load_file(folder / _BANK)
+        bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
+        before = tuple(index["before"]) if index.get("before") else None
     return Artifact(
         network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),
@@ -210,6 +220,7 @@ def load(folder: Path) -> Artifact:
         trained_until=config["trained_until"],
         bank=bank,
         parent_digest=config["parent_digest"],
+        before=before,
     )
 
 

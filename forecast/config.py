@@ -369,12 +369,33 @@ class RegistryConfig(Config):
 
 
 class FinetuneSettings(Config):
-    """Per-series fine-tuning and its gate."""
+    """Fine-tuning and its gate."""
 
-    kind: Literal["head"] = "head"
-    """`head`: a change of the linear map to the horizon, in closed form."""
+    kind: Literal["head", "bias", "embedding", "lora", "full", "global"] = "head"
+    """What is changed for each series: `head`: a linear map to the horizon, in closed form; by gradient `bias`: the
+    network's numbers of each step, `embedding`: a vector that the decoder sees, `lora`: a low-rank change of the
+    recurrent weights, `full`: all weights. `global`: all weights, for all series alike."""
+    series: tuple[str, ...] | None = None
+    """Ids of the series to fine-tune; the others keep what they have. All when not given."""
+    where: str | None = None
+    """Which series to fine-tune, as an SQL condition on series_id and the static covariates: "city = 'oslo'"."""
+    worst: Annotated[float, Field(gt=0)] | None = None
+    """Fine-tune those that the base forecasts worst on their gate windows: a share of them below 1, else how many."""
+    incremental: bool = False
+    """Go on from a fine-tuned version: only series whose data has changed since then are fine-tuned, again."""
     origins: Annotated[int, Field(ge=8)] = 512
     """Most recent cutoffs of each series that are fitted on."""
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    """Steps after which a cutoff weighs half as much; all weigh the same when not given."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Of the kinds by gradient, the most that a series takes (60 when not given); of `global`, in all (500)."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Of the kinds by gradient, the rates that each series chooses from; by the kind when not given. `global` takes
+    the first."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Of `lora` and `full`, windows of each series in one step (4 when not given); of `global`, in all (16)."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """Of `lora`, the rank of the changes."""
     gate_windows: Annotated[int, Field(ge=2)] = 4
     """Held-out cutoffs per series, one horizon apart, that choose its strength."""
     report_windows: Annotated[int, Field(ge=1)] = 2
@@ -386,7 +407,33 @@ class FinetuneSettings(Config):
     min_windows_better: Share = 0.75
     """Share of its gate windows on which it must improve."""
     blend: Share = 0.5
-    """Weight of the tuned forecast where the gate lets it in; the rest is the base."""
+    """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
+    rest is the base."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    checkpoint: str | None = None
+    """A folder for what is done: the same command, run again after a kill, goes on with the next group of series. It
+    is emptied when all are done."""
+
+    @field_validator("series", "learning_rates")
+    @classmethod
+    def _not_empty(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if values is not None and not values:
+            raise ValueError("must name one at least; leave it out (null) for all")
+        return values
+
+    @field_validator("worst")
+    @classmethod
+    def _whole(cls, worst: float | None) -> float | None:
+        if worst is not None and worst > 1 and worst % 1:
+            raise ValueError("must be a share below 1, or a whole number of series")
+        return worst
+
+    @field_validator("incremental")
+    @classmethod
+    def _of_series(cls, incremental: bool, info: ValidationInfo) -> bool:
+        if incremental and info.data.get("kind") == "global":
+            raise ValueError("kind=global has no series of its own to go on from; fine-tune its version again")
+        return incremental
 
 
 class BacktestSettings(Config):

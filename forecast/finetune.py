@@ -1,8 +1,10 @@
-"""Per-series fine-tuning: one linear map per series, for all series at once, in closed form, behind a gate."""
+"""Fine-tuning: changes for each series, all series at once, behind a gate."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -11,18 +13,24 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
+from forecast.continued import RATE, continued
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import usable_lengths
-from forecast.errors import ConfigError, DataError
+from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
+from forecast.errors import ConfigError, DataError, listing
 from forecast.gate import choose
-from forecast.models.bank import HeadBank, head_feature_count, head_features
+from forecast.models import ridge, stacked
+from forecast.models.bank import BLEND, HEAD, Bank, head_feature_count
 from forecast.models.batch import PanelTensors
+from forecast.models.checkpoint import read_state, write_state
 from forecast.models.ensemble import Forecaster
+from forecast.models.examples import Examples, Remembered, Rolled, group_numbers
 from forecast.models.heads import CategoricalHead, Head
-from forecast.models.module import window_sizes
-from forecast.models.recurrent import loss_weights, targets
+from forecast.models.module import validation_batches, window_sizes
+from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
+from forecast.models.stacked import Changes, Descent
 from forecast.names import REASON, SERIES_ID
+from forecast.selection import selected, worst
 
 # Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
 PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
@@ -30,15 +38,39 @@ PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
 # Widths of the quantiles that are tried with each of them, and with no shift at all.
 WIDTHS = (1.0, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 
-# Numbers held at once while the network runs (targets of all origins of a batch of windows), and per group of series.
-_BATCH_TARGETS = 500_000
-_GROUP_NUMBERS = 60_000_000
+# Shares of `blend` that are tried with changes by gradient, and the rates that each series chooses from.
+SHARES = (1.0, 0.5)
+RATES: dict[str, tuple[float, ...]] = {
+    "bias": (0.1, 0.02),
+    "embedding": (0.1, 0.02),
+    "lora": (0.01, 0.003),
+    "full": (2e-3, 5e-4),
+}
+# Steps between two looks at a series' own held-out origins, how many of these there are, and how many looks without
+# any gain it takes until a series stops.
+_LOOK_EVERY = 5
+_LOOKS = 4
+_PATIENCE = 3
+STEPS = 60
+
+# Numbers held at once for a group of series.
+_GROUP_NUMBERS = {"cpu": 60_000_000, "cuda": 2_000_000_000}
 
 TUNED = "tuned"
 TOO_SHORT = "too short"
+NOT_SELECTED = "not selected"
+UNCHANGED = "unchanged"
 NO_GAIN = "no gain"
 CONSTANT = "constant"
 NOT_FINITE = "not finite"
+DIVERGED = "diverged"
+
+_ROW = "row"
+
+Columns: TypeAlias = dict[str, np.ndarray]
+"""Of each series of a group: losses, how it was changed, `blend` and `reason`."""
+_Present: TypeAlias = tuple[Bank, Tensor] | None
+"""What series have now: a bank, and the row of each."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +79,12 @@ class FinetuneResult:
 
     artifact: Artifact
     decisions: pl.DataFrame
-    """series_id, base_loss, tuned_loss, gain, penalty, width, blend, reason, report_base_loss, report_tuned_loss.
+    """series_id, base_loss, tuned_loss, gain, how it was changed, blend, reason, report_base_loss, report_tuned_loss.
 
-    A row per series. A null penalty: no shift, only another width.
+    A row per series. How: of kind `head` penalty and width (a null penalty: no shift, only another width), of the
+    others learning_rate and steps.
     """
     summary: dict[str, float | int]
-
-
-@dataclass(frozen=True)
-class _Origins:
-    """What the frozen network gives at the last N steps of a group of G series; origin j is step `usable - N + j`."""
-
-    features: Tensor
-    """[G, N, feature], times the square root of the origin's weight: 0 where it is not usable."""
-    residual: Tensor
-    """[G, N, shift], `Head.residual` at all steps of the horizon, 0 where not observed, weighted likewise."""
-    columns: Tensor
-    """[G, window, horizon, column] at the held-out cutoffs, oldest first: quantiles or probabilities."""
-    held_features: Tensor
-    """[G, window, feature] there, unweighted."""
-    target: Tensor
-    weight: Tensor
-    """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
 
 
 def finetune(
@@ -76,85 +92,122 @@ def finetune(
     panel: Panel,
     settings: FinetuneSettings,
     *,
-    device: str = "cpu",
     progress: Callable[[float, str], None] | None = None,
 ) -> FinetuneResult:
-    """Return the model with changes for each series that gains from them: a shift, another width, or both.
+    """Return the model with changes for each series that gains from them (`finetune.kind`).
 
-    The shift is a ridge regression of the base's residuals on [1; last season of the window; encoder state], over the
-    last `origins` cutoffs of a series; one eigen-decomposition serves all penalties. Penalty and width are chosen on
-    `gate_windows` cutoffs whose targets lie behind everything fitted on; the series keeps the base unless it clears the
-    gate. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
-    all origins, and weighted by `blend` against the base.
+    Series are taken in groups that fit into memory. Of each, changes are chosen on `gate_windows` cutoffs whose targets
+    lie behind everything fitted on, and the series keeps the base unless it clears the gate (`gate.choose`). The uplift
+    is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on all origins.
 
-    Whatever the head of numbers, it is quantiles and mean that are changed, and the pinball loss that is compared.
-    Those of counts are no whole numbers then, and where a change would take them below 0, `predict` gives 0.
+    With `incremental`, on a model with changes, series whose data has not changed since keep what they have. The gate
+    judges fits that begin at the base, for its windows must be unseen; what is kept goes on from the present changes.
 
-    Of classes it is log-odds that are shifted, and the log-loss that is compared. There is no closed form: the shift is
-    the first Newton step of the penalised likelihood, with the curvature of each step and class averaged over the
-    origins (the mean square of the gradient, Berndt, Hall, Hall & Hausman 1974), so that one eigen-decomposition serves
-    here too; a width is a temperature.
+    Whatever the head of numbers, it is the pinball loss of quantiles that is compared, of classes the log-loss. Where a
+    change would take counts or amounts below 0, `predict` gives 0.
 
-    Raises ConfigError if the model is fine-tuned already, DataError if no series is long enough.
+    Raises ConfigError if the model is fine-tuned already, the selection is empty or unknown, the kind does not fit the
+    model, or `checkpoint` holds something else; DataError if the panel does not fit the model, or no series is long
+    enough.
     """
     prepare()
-    if artifact.bank is not None:
-        raise ConfigError("registry.alias: this version is fine-tuned already; fine-tune its pretrained parent")
-    last = panel.last_index
-    trained_until = max(last - settings.holdout_windows * artifact.horizon, artifact.trained_until)
+    device = _device(settings)
+    _check(artifact, panel, settings)
+    if settings.kind == "global":
+        return _tune_globally(artifact, panel, settings, device, progress)
+    before, network, names = artifact.bank, artifact.network, panel.series_id.tolist()
+    trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    horizon, n_windows = artifact.horizon, settings.gate_windows + settings.report_windows
-    # The oldest gate window leaves at least a horizon of origins to fit on.
-    long_enough = usable >= (n_windows + 2) * horizon
-    eligible = np.flatnonzero(long_enough)
-    if not len(eligible):
-        raise DataError(
-            f"no series is long enough to fine-tune: the longest of {panel.n_series:,} has {int(usable.max()):,} "
-            f"usable steps, and {n_windows} held-out windows of {horizon} steps need {(n_windows + 2) * horizon:,}; "
-            "lower finetune.gate_windows or finetune.report_windows"
-        )
-    n_origins = settings.origins + (n_windows + 1) * horizon
-    network = artifact.network.to(device)
     data = PanelTensors(panel, device, unit=network.shape.unit)
-    n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
-    n_shifts = horizon * max(network.shape.n_classes, 1)
-    group = max(1, _GROUP_NUMBERS // (n_origins * (n_features + n_shifts) + n_features * n_features * 2))
-    columns: list[dict[str, np.ndarray]] = []
-    kept: list[tuple[Tensor, Tensor]] = []
-    for first in range(0, len(eligible), group):
-        series = eligible[first : first + group]
-        found, changes = _tune_group(network, data, series, usable[series], n_origins, settings)
-        columns.append({"series": series, **found})
-        kept.append(changes)
-        if progress:
-            progress(min(1.0, (first + group) / len(eligible)), f"{min(first + group, len(eligible)):,} series")
-    artifact.network.to("cpu")
-    table = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-    tuned = table["series"][table["chosen"]]
-    bank = HeadBank(panel.series_id[tuned].tolist(), *(torch.cat(parts) for parts in zip(*kept, strict=True)))
-    decisions = _decisions(panel, table, settings)
+    network.to(device)
+    meant, long_enough = _meant(artifact, panel, data, usable, settings), _long_enough(artifact, usable, settings)
+    digests = _digests(panel, usable)
+    seen = before.seen if before else {}
+    same = np.array([seen.get(name) == found for name, found in digests.items()])
+    every = np.select([~meant, ~long_enough, same], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
+    chosen = np.flatnonzero(every == "")
+    table, tuned, changes = _tune(artifact, panel, data, chosen, usable, settings, progress)
+    network.to("cpu")
+    fresh = Bank(settings.kind, tuned, changes, {**seen, **{names[row]: digests[names[row]] for row in chosen}})
+    bank = _joined(before, fresh, {names[row] for row in chosen}) if before else fresh
+    decisions = _decisions(panel, table, every, settings, before)
     child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
-    return FinetuneResult(child, decisions, _summary(decisions, bank))
+    return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)))
+
+
+def _tune(
+    artifact: Artifact,
+    panel: Panel,
+    data: PanelTensors,
+    chosen: IntArray,
+    usable: IntArray,
+    settings: FinetuneSettings,
+    progress: Callable[[float, str], None] | None,
+) -> tuple[Columns, list[str], Changes]:
+    """Return columns of the `chosen` series, and the ids and stacked changes of those that are kept, in this order."""
+    before = artifact.bank
+    size = max(1, _GROUP_NUMBERS[data.device.type] // _numbers(artifact.network, settings))
+    store = None
+    if settings.checkpoint is not None:
+        store = _Store(
+            Path(settings.checkpoint), _settings(artifact, panel, settings, group=size, device=data.device.type)
+        )
+    columns: list[Columns] = []
+    kept: list[Changes] = []
+    for number, first in enumerate(range(0, len(chosen), size)):
+        series = chosen[first : first + size]
+        done = store.read(number) if store else None
+        if done is None:
+            present = (before, before.rows(panel.series_id[series].tolist())) if before else None
+            tuner = _tune_head if settings.kind == HEAD else _tune_by_gradient
+            done = tuner(artifact.network, data, series, usable[series], settings, present)
+            if store:
+                store.write(number, *done)
+        columns.append({_ROW: series, **done[0]})
+        kept.append(done[1])
+        if progress:
+            progress(min(1.0, (first + size) / len(chosen)), f"{min(first + size, len(chosen)):,} series")
+    if store:
+        store.remove()
+    if not columns:
+        return {}, [], {}
+    table = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    tuned = panel.series_id[table[_ROW][table[REASON] == TUNED]].tolist()
+    return table, tuned, {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
+
+
+# --- the closed form
 
 
 @torch.inference_mode()
-def _tune_group(
+def _tune_head(
     network: Forecaster,
     data: PanelTensors,
     series: IntArray,
     usable: IntArray,
-    n_origins: int,
     settings: FinetuneSettings,
-) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor]]:
+    present: _Present,  # noqa: ARG001  a closed form does not go on from anything
+) -> tuple[Columns, Changes]:
+    """Return the columns of a group, and the changes of those that are kept.
+
+    The shift is a ridge regression of the base's residuals on [1; last season of the window; encoder state]; one
+    eigen-decomposition serves all penalties. Penalty and width are chosen by the gate.
+
+    Of classes it is log-odds that are shifted. There is no closed form: the shift is the first Newton step of the
+    penalised likelihood, with the curvature of each step and class averaged over the origins (the mean square of the
+    gradient, Berndt, Hall, Hall & Hausman 1974), so that one eigen-decomposition serves here too; a width is a
+    temperature.
+    """
     horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
-    known = _run(network, data, series, usable, n_origins, n_windows)
+    n_origins = _n_origins(network, settings)
+    known = ridge.at_origins(network, data, series, usable, n_origins, n_windows, settings.half_life)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
 
     shifts = []
     for window in range(n_windows):
         cutoff = n_origins - 1 - (n_windows - window) * horizon
-        solved = _decompose(known, head, last=cutoff - horizon, count=settings.origins)
+        solved = ridge.decompose(known, head, last=cutoff - horizon, count=settings.origins)
         at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.vectors)
         each = [torch.einsum("ge,geh->gh", at, solved.coefficients(penalty)) for penalty in penalties]
         shifts.append(torch.stack(each, 1))
@@ -164,151 +217,490 @@ def _tune_group(
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
     losses = [
-        _loss(head, head.changed(known.columns, shift[:, :, strength], width.expand(known.target.shape)), known)
+        _loss(
+            head,
+            head.changed(known.columns, shift[:, :, strength], width.expand(known.target.shape)),
+            known.target,
+            known.weight,
+        )
         for strength in range(shift.shape[2])
         for width in widths
     ]
-    loss = torch.stack(losses, -1).cpu().numpy()
+    gated = _gated(head, torch.stack(losses, -1), known.target, known.weight, settings)
 
-    gate, report = loss[:, : settings.gate_windows], loss[:, settings.gate_windows :]
-    choice = choose(gate[..., 0], gate[..., 1:], settings)
-    rows = np.arange(len(series))
-    best = 1 + choice.strength
-    strength = torch.from_numpy(best // len(WIDTHS)).to(data.device)
-    solved = _decompose(known, head, last=n_origins - 1 - horizon, count=settings.origins)
+    strength = torch.from_numpy(gated.best // len(WIDTHS)).to(data.device)
+    solved = ridge.decompose(known, head, last=n_origins - 1 - horizon, count=settings.origins)
     penalty = penalties[(strength - 1).clamp(min=0)]
     weight = settings.blend * (solved.vectors @ solved.coefficients(penalty[:, None, None]))
     weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
-    finite = torch.isfinite(weight).flatten(1).all(1).cpu().numpy()
+    width = widths.cpu()[torch.from_numpy(gated.best % len(WIDTHS))]
+    gated = gated.without(~torch.isfinite(weight).flatten(1).all(1).cpu().numpy(), NOT_FINITE)
+    found = {
+        **gated.columns(),
+        "penalty": np.array([np.nan, *PENALTIES])[gated.best // len(WIDTHS)],
+        "width": width.double().numpy(),
+        BLEND: np.where(gated.reason == TUNED, settings.blend, 0.0),
+    }
+    kept = torch.from_numpy(gated.reason == TUNED)
+    return found, {"weight": weight.cpu()[kept], "width": width[kept]}
+
+
+# --- the kinds by gradient
+
+
+def _tune_by_gradient(
+    network: Forecaster,
+    data: PanelTensors,
+    series: IntArray,
+    usable: IntArray,
+    settings: FinetuneSettings,
+    present: _Present,
+) -> tuple[Columns, Changes]:
+    """Return the columns of a group, and the changes of those that are kept.
+
+    Rate and steps of each series are those that do best on origins of its own, after those that are fitted on and
+    before the gate's. The gate chooses how much of these changes it takes. What is kept is fitted on all origins, with
+    the same rate and steps, from the `present` changes if there are any.
+    """
+    assert isinstance(network, RecurrentForecaster)
+    horizon, head = network.shape.horizon, network.head
+    n_windows = settings.gate_windows + settings.report_windows
+    end = (n_windows + 2) * horizon
+    held = torch.arange(n_windows, 0, -1) * horizon
+    looked = end - torch.linspace(0, horizon, _LOOKS).round().long()
+    examples: Examples
+    if settings.kind in stacked.FROZEN:
+        examples = Remembered(network, data, series, usable, settings, torch.cat([held, looked]))
+    else:
+        examples = Rolled(network, data, series, usable, settings)
+    start = stacked.unchanged(network, settings.kind, len(series), settings.rank)
+    found = _search(examples, start, looked, end, settings)
+    with torch.no_grad():
+        shares = [0.0, *(share * settings.blend for share in SHARES)]
+        each = [examples.at(stacked.blended(found.changes, torch.full_like(found.rate, s)), held) for s in shares]
+        losses = torch.stack([_loss(head, head.columns(told.arguments), told.target, told.weight) for told in each], -1)
+    gated = _gated(head, losses, each[0].target, each[0].weight, settings)
+    steps = found.steps.cpu().numpy()
+    gated = gated.without(steps == 0, NO_GAIN).without(found.diverged, DIVERGED)
+
+    rows = torch.from_numpy(np.flatnonzero(gated.reason == TUNED)).to(data.device)
+    begin = start
+    if present is not None and present[0].series_id:
+        bank, now = present
+        there = {name: bank.tensors[name][now.clamp(min=0)].to(data.device) for name in start}
+        begin = stacked.kept(there, start, now.to(data.device) >= 0)
+    descent = Descent({name: values[rows] for name, values in begin.items()}, found.rate[rows])
+    some = examples.some(rows)
+    for step in range(int(found.steps[rows].max()) if len(rows) else 0):
+        descent.step(some.loss(step, 0), found.steps[rows] > step)
+    diverged = np.zeros(len(series), dtype=bool)
+    diverged[rows.cpu().numpy()] = ~descent.finite.cpu().numpy()
+    gated = gated.without(diverged, DIVERGED)
+    blend = np.where(gated.reason == TUNED, np.array(shares)[gated.best], 0.0)
+    columns = {
+        **gated.columns(),
+        "learning_rate": np.where(steps > 0, found.rate.cpu().numpy(), np.nan),
+        "steps": steps.astype(np.float64),
+        BLEND: blend,
+    }
+    kept = {name: values[descent.finite].cpu() for name, values in descent.changes.items()}
+    return columns, kept | {BLEND: torch.from_numpy(blend[gated.reason == TUNED]).float()}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Of each of G series what does best on its own held-out origins."""
+
+    changes: Changes
+    rate: Tensor
+    steps: Tensor
+    """[G]; 0 where nothing gains."""
+    diverged: np.ndarray
+    """[G], whether nothing gains and every rate ended in numbers that are not finite."""
+
+
+def _search(examples: Examples, start: Changes, looked: Tensor, end: int, settings: FinetuneSettings) -> _Found:
+    head = examples.network.head
+
+    @torch.no_grad()
+    def look(changes: Changes) -> Tensor:
+        return examples.at(changes, looked).loss(head).nan_to_num(nan=torch.inf)
+
+    base = look(start)
+    best, least = start, base
+    rate, steps = torch.zeros_like(base, dtype=torch.float64), torch.zeros_like(base, dtype=torch.long)
+    diverged = torch.ones_like(base, dtype=torch.bool)
+    most = STEPS if settings.steps is None else settings.steps
+    for one in settings.learning_rates or RATES[settings.kind]:
+        descent = Descent(start, torch.full_like(rate, one))
+        own, waited = base, torch.zeros_like(steps)
+        for step in range(most):
+            descent.step(examples.loss(step, end), waited < _PATIENCE)
+            if (step + 1) % _LOOK_EVERY and step + 1 < most:
+                continue
+            loss = torch.where((waited < _PATIENCE) & descent.finite, look(descent.changes), torch.inf)
+            better = loss < least
+            best, least = stacked.kept(descent.changes, best, better), torch.where(better, loss, least)
+            rate, steps = rate.masked_fill(better, one), steps.masked_fill(better, step + 1)
+            waited, own = torch.where(loss < own, 0, waited + 1), torch.minimum(loss, own)
+            if bool((waited >= _PATIENCE).all()):
+                break
+        diverged &= ~descent.finite
+    return _Found(best, rate, steps, (diverged & (steps == 0)).cpu().numpy() & (most > 0))
+
+
+# --- one set of weights for all
+
+
+def _tune_globally(
+    artifact: Artifact,
+    panel: Panel,
+    settings: FinetuneSettings,
+    device: str,
+    progress: Callable[[float, str], None] | None,
+) -> FinetuneResult:
+    """Return the model after more training; it is a plain one, whose parent is known.
+
+    The gate's windows of all series are the validation: without a gain on them the weights stay the base's.
+    """
+    trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
+    usable = usable_lengths(panel, trained_until)
+    data = PanelTensors(panel, unit=artifact.network.shape.unit)
+    named = _meant(artifact, panel, data, usable, settings)
+    meant = named & _long_enough(artifact, usable, settings)
+    rows = np.flatnonzero(meant)
+    n_windows, horizon = settings.gate_windows + settings.report_windows, artifact.horizon
+    limits = np.where(meant, usable - settings.report_windows * horizon, 0)
+    validation, limits = held_out_windows(limits, horizon=horizon, n_windows=settings.gate_windows)
+    described = _settings(artifact, panel, settings, device=device) if settings.checkpoint else {}
+    network, found = continued(
+        artifact, panel, limits, validation, settings, device=device, described=described, progress=progress
+    )
+    held = [_held_out(own, data, rows, usable[rows], n_windows) for own in (artifact.network, network)]
+    losses = [_loss(network.head, *part).cpu().numpy() for part in held]
+    base, tuned = ((part[:, : settings.gate_windows], part[:, settings.gate_windows :]) for part in losses)
+    moved = any(share for _, share in found)
+    table = {
+        _ROW: rows,
+        "base_loss": base[0].mean(1),
+        "tuned_loss": tuned[0].mean(1),
+        "gain": 1 - tuned[0].sum(1) / np.where(base[0].sum(1) > 0, base[0].sum(1), np.nan),
+        "report_base_loss": base[1].mean(1),
+        "report_tuned_loss": tuned[1].mean(1),
+        "learning_rate": np.full(len(rows), settings.learning_rates[0] if settings.learning_rates else RATE),
+        "steps": np.full(len(rows), float(max(steps for steps, _ in found))),
+        BLEND: np.full(len(rows), float(np.mean([share for _, share in found]))),
+        REASON: np.full(len(rows), TUNED if moved else NO_GAIN, dtype=object),
+    }
+    every = np.where(named, TOO_SHORT, NOT_SELECTED)
+    decisions = _decisions(panel, table, every, settings, None)
+    child = replace(artifact, network=network, trained_until=trained_until, parent_digest=artifact.digest())
+    return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0))
+
+
+# --- the gate
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """What the gate says of each of G series, by the mean losses of its windows."""
+
+    best: np.ndarray
+    """[G], the candidate: 0 is the base, which none has as its best."""
+    reason: np.ndarray
+    losses: dict[str, np.ndarray]
+
+    def without(self, which: np.ndarray, reason: str) -> "_Gated":
+        """Return the same with the base for some series that are not constant."""
+        which = which & (self.reason != CONSTANT)
+        return replace(self, reason=np.where(which, reason, self.reason))
+
+    def columns(self) -> Columns:
+        """Return the losses and reasons. On the report windows, that of the base where it is kept."""
+        base, tuned = self.losses["report_base_loss"], self.losses["report_tuned_loss"]
+        return {**self.losses, "report_tuned_loss": np.where(self.reason == TUNED, tuned, base), REASON: self.reason}
+
+
+def _gated(head: Head, loss: Tensor, target: Tensor, weight: Tensor, settings: FinetuneSettings) -> _Gated:
+    """Return the best of the candidates (`loss` is [G, window, candidate], the base's first) and why it is kept."""
+    losses = loss.cpu().numpy()
+    gate, report = losses[:, : settings.gate_windows], losses[:, settings.gate_windows :]
+    choice = choose(gate[..., 0], gate[..., 1:], settings)
+    rows, best = np.arange(len(losses)), 1 + choice.strength
     constant = gate[..., 0].sum(1) == 0
     if isinstance(head, CategoricalHead):
         # Where one class came alone, any forecast gains by being surer of it.
         judged = slice(settings.gate_windows)
-        came = known.target[:, judged].masked_fill(known.weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
+        came = target[:, judged].masked_fill(weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
         constant |= np.fmax.reduce(came, axis=1) == np.fmin.reduce(came, axis=1)
-    chosen = choice.chosen & finite & ~constant
-    reason = np.select([constant, ~finite, chosen], [CONSTANT, NOT_FINITE, TUNED], NO_GAIN)
     found = {
         "base_loss": gate[..., 0].mean(1),
         "tuned_loss": gate[rows, :, best].mean(1),
         "gain": choice.gain,
-        "penalty": np.array([np.nan, *PENALTIES])[best // len(WIDTHS)],
-        "width": widths.cpu().numpy()[best % len(WIDTHS)],
-        "chosen": chosen,
-        REASON: reason,
         "report_base_loss": report[..., 0].mean(1),
-        "report_tuned_loss": np.where(chosen, report[rows, :, best].mean(1), report[..., 0].mean(1)),
+        "report_tuned_loss": report[rows, :, best].mean(1),
     }
-    kept = torch.from_numpy(chosen)
-    return found, (weight.cpu()[kept], widths.cpu()[torch.from_numpy(best % len(WIDTHS))[kept]])
+    return _Gated(best, np.select([constant, choice.chosen], [CONSTANT, TUNED], NO_GAIN), found)
 
 
-def _run(
-    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_origins: int, n_windows: int
-) -> _Origins:
-    """Run the network once over the last `n_origins` steps of each series; every step is an origin."""
-    horizon, segment = network.shape.horizon, network.shape.segment_length
-    # Rounds of windows, one per phase of the segments, so that every step is an origin once.
-    span = min(network.shape.context_length, n_origins) // segment * segment or segment
-    chunks = -(-n_origins // span)
-    total = chunks * span
-    held = total - 1 - horizon * torch.arange(n_windows, 0, -1)
-    origins = torch.arange(0, span, segment, device=data.device)
-    rows = torch.arange(len(series)).repeat_interleave(chunks * segment)
-    chunk = torch.arange(chunks).repeat_interleave(segment).repeat(len(series))
-    phase = torch.arange(segment).repeat(len(series) * chunks)
-    begin = chunk * span + phase
-    first = torch.from_numpy(usable)[rows] - total + begin
-    parts: list[tuple[Tensor, Tensor]] = []
-    kept: list[tuple[Tensor, ...]] = []
-    n_numbers = horizon * max(network.shape.n_classes, 1) * network.n_paths
-    size = max(1, _BATCH_TARGETS // (len(origins) * n_numbers))
-    for at in range(0, len(rows), size):
-        row, offset = rows[at : at + size], begin[at : at + size]
-        chosen = torch.from_numpy(series)[row].to(data.device)
-        limit = torch.from_numpy(usable)[row].to(data.device)
-        batch = data.gather(chosen, first[at : at + size].to(data.device), limit, **window_sizes(network, span))
-        output = network(batch, origins)
-        target, observed = targets(batch, output.frame, origins, network.shape)
-        weight = loss_weights(target, observed, output.frame, network.shape)
-        strength = weight.amax(-1, keepdim=True).sqrt()
-        residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
-        features = head_features(output, network.shape)
-        parts.append((features * strength, residual.flatten(-2) * strength))
-        for window, j in enumerate(held.tolist()):
-            here = torch.nonzero((offset <= j) & (j < offset + span) & ((j - offset) % segment == 0)).flatten()
-            local = (j - offset[here]) // segment
-            columns = output.head.columns(output.arguments[here, local])
-            picked = (columns, features[here, local], target[here, local], weight[here, local])
-            kept.append((row[here], torch.full_like(here, window), *picked))
-    features, residual = (
-        torch.cat(part)
-        .unflatten(0, (len(series), chunks, segment))
-        .transpose(2, 3)
-        .flatten(1, 3)[:, total - n_origins :]
-        for part in zip(*parts, strict=True)
-    )
-    at_row, at_window, *values = (torch.cat(column) for column in zip(*kept, strict=True))
-    order = (at_row * n_windows + at_window).argsort()
-    return _Origins(features, residual, *(value[order].unflatten(0, (len(series), n_windows)) for value in values))
-
-
-class _Solved(NamedTuple):
-    """The normal equations of a group of series in the basis of their eigenvectors."""
-
-    values: Tensor
-    """[G, feature]."""
-    vectors: Tensor
-    """[G, feature, eigenvector]."""
-    projected: Tensor
-    """[G, eigenvector, shift], the right-hand side."""
-    curvature: Tensor
-    """[G, 1, shift], of the loss: 1 for squares."""
-
-    def coefficients(self, penalty: Tensor) -> Tensor:
-        """Return the solution for one penalty, or one of each series ([G, 1, 1]), [G, eigenvector, shift]."""
-        return self.projected / (self.values[..., None] * self.curvature + penalty)
-
-
-def _decompose(known: _Origins, head: Head, *, last: int, count: int) -> _Solved:
-    """Return the solved normal equations of the origins up to `last`."""
-    part = slice(max(last - count + 1, 0), last + 1)
-    features, residual = known.features[:, part].double(), known.residual[:, part].double()
-    values, vectors = torch.linalg.eigh(features.mT @ features)
-    curvature = torch.ones_like(residual[:, :1])
-    if isinstance(head, CategoricalHead):
-        # The first feature is 1, weighted: its squares are the weights.
-        weight = features[..., :1].square().sum(1, keepdim=True).clamp(min=1e-9)
-        curvature = residual.square().sum(1, keepdim=True) / weight
-    return _Solved(values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual), curvature)
-
-
-def _loss(head: Head, columns: Tensor, known: _Origins) -> Tensor:
+def _loss(head: Head, columns: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
-    error = head.column_errors(columns, known.target)
-    return (error * known.weight).sum(-1) / known.weight.sum(-1).clamp(min=1e-9)
+    error = head.column_errors(columns, target)
+    return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
 
 
-def _decisions(panel: Panel, table: dict[str, np.ndarray], settings: FinetuneSettings) -> pl.DataFrame:
-    known = pl.DataFrame(
+def _base_losses(
+    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: FinetuneSettings
+) -> np.ndarray:
+    """Return the mean loss of each series on its gate windows, [S]."""
+    n_windows = settings.gate_windows + settings.report_windows
+    found = _loss(network.head, *_held_out(network, data, rows, usable[rows], n_windows))
+    return found[:, : settings.gate_windows].mean(1).cpu().numpy()
+
+
+# --- who may be fine-tuned
+
+
+def _device(settings: FinetuneSettings) -> str:
+    there = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not there:
+        raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
+    return "cuda" if there and settings.accelerator != "cpu" else "cpu"
+
+
+def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None:
+    bank = artifact.bank
+    if bank is not None and not settings.incremental:
+        raise ConfigError(
+            "registry.alias: this version is fine-tuned already; fine-tune its pretrained parent, or set "
+            "finetune.incremental=true to go on from it where data has changed"
+        )
+    if settings.incremental and bank is None:
+        raise ConfigError(
+            "finetune.incremental: this version has no changes of series to go on from; give a fine-tuned one "
+            "(registry.alias), or set finetune.incremental=false"
+        )
+    if bank is not None and bank.kind != settings.kind:
+        raise ConfigError(
+            f"finetune.kind: this version was fine-tuned with kind={bank.kind}, and goes on with that only "
+            f"(given: {settings.kind})"
+        )
+    by_gradient = settings.kind in RATES
+    if by_gradient and not isinstance(artifact.network, RecurrentForecaster):
+        raise ConfigError(
+            f"finetune.kind: {settings.kind} changes one network, this model is of {len(artifact.network.members)} "
+            "(fit.ensemble); set kind=head or global"
+        )
+    if by_gradient and artifact.model.decoder == "autoregressive":
+        raise ConfigError(
+            f"finetune.kind: {settings.kind} has no gradient through the sampled paths of decoder=autoregressive; set "
+            "kind=head or global"
+        )
+    if settings.kind == "lora" and bank is not None:
+        ranks = (values.shape[1] for name, values in bank.tensors.items() if name.endswith(".down"))
+        rank = next(ranks, settings.rank)
+        if rank != settings.rank:
+            raise ConfigError(f"finetune.rank: this version has rank {rank}; set finetune.rank={rank}")
+    shape, own = artifact.network.shape, artifact.grid.frequency
+    if panel.grid.frequency != own:
+        raise DataError(
+            f"the panel has a value every {panel.grid.frequency}, the model every {own}; give one like that"
+        )
+    if panel.horizon < shape.horizon:
+        raise DataError(
+            f"the panel holds known covariates for {panel.horizon} steps ahead, the model forecasts {shape.horizon}; "
+            f"prepare it with window.horizon={shape.horizon} or more"
+        )
+    counts = {
+        "past": (len(panel.past), shape.n_past),
+        "known": (len(panel.known), shape.n_known),
+        "calendar": (len(panel.calendar), shape.n_calendar),
+        "categorical static": (panel.static_categories.shape[1], len(shape.category_sizes)),
+        "numeric static": (panel.static_numbers.shape[1], shape.n_static_numbers),
+    }
+    wrong = [
+        f"{found} {name} (the model has {expected})" for name, (found, expected) in counts.items() if found != expected
+    ]
+    if wrong:
+        raise DataError(
+            f"the panel has other covariates than the model: {listing(wrong)}; read it with the model's own"
+        )
+
+
+def _least_steps(artifact: Artifact, settings: FinetuneSettings) -> int:
+    """Return how many usable steps a series must have: a horizon of origins to fit on before all that is held out."""
+    n_windows = settings.gate_windows + settings.report_windows
+    return (n_windows + (4 if settings.kind in RATES else 2)) * artifact.horizon
+
+
+def _long_enough(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> np.ndarray:
+    return usable >= _least_steps(artifact, settings)
+
+
+def _meant(
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: FinetuneSettings
+) -> np.ndarray:
+    """Return which series are to be fine-tuned, [S], as far as they are long enough."""
+    found = selected(artifact, panel, settings)
+    _refuse_short(artifact, usable[found], settings)
+    if settings.worst is not None:
+        found &= _long_enough(artifact, usable, settings)
+        losses = _base_losses(artifact.network, data, np.flatnonzero(found), usable, settings)
+        found[found] = worst(losses, settings.worst)
+    return found
+
+
+def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> None:
+    if not _long_enough(artifact, usable, settings).any():
+        raise DataError(
+            f"no series is long enough to fine-tune: the longest of {len(usable):,} has {int(usable.max()):,} usable "
+            f"steps, and {settings.gate_windows + settings.report_windows} held-out windows of "
+            f"{artifact.horizon} steps need {_least_steps(artifact, settings):,}; lower finetune.gate_windows or "
+            "finetune.report_windows"
+        )
+
+
+def _n_origins(network: Forecaster, settings: FinetuneSettings) -> int:
+    return settings.origins + (settings.gate_windows + settings.report_windows + 1) * network.shape.horizon
+
+
+def _numbers(network: Forecaster, settings: FinetuneSettings) -> int:
+    """Return how many numbers a series takes in its group."""
+    if settings.kind in RATES:
+        assert isinstance(network, RecurrentForecaster)
+        return group_numbers(network, settings)
+    n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
+    n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
+    return _n_origins(network, settings) * (n_features + n_shifts) + n_features * n_features * 2
+
+
+# --- going on
+
+
+def _digests(panel: Panel, usable: IntArray) -> dict[str, str]:
+    """Return a hash of what each series has to be fitted on: its values and covariates up to the usable length."""
+    found = {}
+    for row, name in enumerate(panel.series_id.tolist()):
+        own = slice(panel.offsets[row], panel.offsets[row] + usable[row])
+        known = slice(own.start + row * panel.horizon, own.stop + row * panel.horizon)
+        hasher = hashlib.blake2b(panel.start[row : row + 1].tobytes(), digest_size=8)
+        for values in (panel.target[own], panel.past[:, own], panel.known[:, known]):
+            hasher.update(values.tobytes())
+        found[name] = hasher.hexdigest()
+    return found
+
+
+def _joined(before: Bank, fresh: Bank, again: set[str]) -> Bank:
+    """Return the fresh bank with what those series keep that were not fine-tuned `again`, by their ids."""
+    rows = [row for row, name in enumerate(before.series_id) if name not in again]
+    names = [before.series_id[row] for row in rows] + fresh.series_id
+    order = np.argsort(np.array(names, dtype=str), kind="stable")
+    tensors = {
+        name: torch.cat([values[rows], *([fresh.tensors[name]] if fresh.series_id else [])])[torch.from_numpy(order)]
+        for name, values in (before.tensors or fresh.tensors).items()
+    }
+    return Bank(fresh.kind, [names[row] for row in order], tensors, fresh.seen)
+
+
+def _settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings, **others: Any) -> dict[str, Any]:
+    """Return all that a fine-tuning depends on, by its path: it is gone on from with the same only."""
+    own = settings.model_dump(mode="json", exclude={"checkpoint"})
+    values = {f"finetune.{name}": value for name, value in own.items()}
+    return {"panel": panel.digest(), "parent": artifact.digest(), **others, **values}
+
+
+class _Store:
+    """The groups that are done, on disk, a file for each."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"group-{number:05d}.safetensors"
+
+    def read(self, number: int) -> tuple[Columns, Changes] | None:
+        """Return a group, None where it is not done. Raises ConfigError if it is of another job."""
+        if not self._path(number).exists():
+            return None
+        tensors, state = read_state(self._path(number), self._settings, key="finetune.checkpoint", job="fine-tuning")
+        columns = {name: tensors[f"column/{name}"].numpy() for name in state["columns"]}
+        changes = {name: values for name, values in tensors.items() if not name.startswith("column/")}
+        return columns | {REASON: np.array(state[REASON])}, changes
+
+    def write(self, number: int, columns: Columns, changes: Changes) -> None:
+        """Keep a group, whole or not at all."""
+        numbers = {name: values for name, values in columns.items() if name != REASON}
+        tensors = {f"column/{name}": torch.from_numpy(values) for name, values in numbers.items()}
+        state = {"columns": list(numbers), REASON: columns[REASON].tolist()}
+        write_state(self._path(number), changes | tensors, self._settings, state)
+
+    def remove(self) -> None:
+        """Delete all groups."""
+        for path in self._folder.glob("group-*.safetensors"):
+            path.unlink()
+
+
+# --- what is told of it
+
+
+def _held_out(
+    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, n_windows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is stated at the held-out cutoffs, oldest first, [G, window, horizon, column], and what came.
+
+    Target and weight are [G, window, horizon].
+    """
+    shape = network.shape
+    cutoff = usable[:, None] - 1 - np.arange(n_windows, 0, -1) * shape.horizon
+    windows = WindowIndex(np.repeat(rows, n_windows), cutoff.ravel())
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for indices in validation_batches(windows):
+            series, own, origins = (part.to(data.device) for part in indices)
+            batch = data.gather(series, own, own + shape.horizon + 1, **window_sizes(network, 1))
+            output = network(batch, origins)
+            target, observed = targets(batch, output.frame, origins, shape)
+            weight = loss_weights(target, observed, output.frame, shape)
+            parts.append((output.head.columns(output.arguments)[:, 0], target[:, 0], weight[:, 0]))
+    columns, target, weight = (
+        torch.cat(part).unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
+    )
+    return columns, target, weight
+
+
+def _decisions(
+    panel: Panel, table: Columns, every: np.ndarray, settings: FinetuneSettings, before: Bank | None
+) -> pl.DataFrame:
+    """Return the columns for all series: null where they were not judged, with the reason in `every`."""
+    rows = table.get(_ROW, np.zeros(0, dtype=np.int64))
+    how = ("penalty", "width") if settings.kind == HEAD else ("learning_rate", "steps")
+
+    def spread(name: str) -> pl.Series:
+        values = np.full(panel.n_series, np.nan)
+        values[rows] = table.get(name, ())
+        return pl.Series(values).fill_nan(None)
+
+    reason = every.astype(object)
+    reason[rows] = table.get(REASON, ())
+    # Those that were not fine-tuned now may have changes from before.
+    blend = spread(BLEND).fill_null(0.0).to_numpy().copy()
+    if before is not None and before.series_id:
+        own = before.rows(panel.series_id.tolist()).numpy()
+        shares = before.tensors[BLEND].numpy() if BLEND in before.tensors else np.full(len(own), settings.blend)
+        kept = (own >= 0) & np.isin(np.arange(panel.n_series), rows, invert=True)
+        blend[kept] = shares[own[kept]]
+    return pl.DataFrame(
         {
-            SERIES_ID: panel.series_id[table["series"]].tolist(),
-            **{
-                name: table[name].astype(np.float64) for name in ("base_loss", "tuned_loss", "gain", "penalty", "width")
-            },
-            "blend": np.where(table["chosen"], settings.blend, 0.0),
-            REASON: table[REASON].tolist(),
-            **{name: table[name].astype(np.float64) for name in ("report_base_loss", "report_tuned_loss")},
+            SERIES_ID: panel.series_id.tolist(),
+            **{name: spread(name) for name in ("base_loss", "tuned_loss", "gain", *how)},
+            BLEND: blend,
+            REASON: reason.tolist(),
+            **{name: spread(name) for name in ("report_base_loss", "report_tuned_loss")},
         }
     )
-    known = known.with_columns(pl.col("penalty").fill_nan(None))
-    every = pl.DataFrame({SERIES_ID: panel.series_id.tolist()})
-    return every.join(known, on=SERIES_ID, how="left", maintain_order="left").with_columns(
-        pl.col(REASON).fill_null(TOO_SHORT), pl.col("blend").fill_null(0.0)
-    )
 
 
-def _summary(decisions: pl.DataFrame, bank: HeadBank) -> dict[str, float | int]:
+def _summary(decisions: pl.DataFrame, n_tuned: int) -> dict[str, float | int]:
     """Return counts, and the uplift on the report windows with a 95 % interval over series."""
     judged = decisions.filter(pl.col("report_base_loss") > 0)
     base, tuned = judged["report_base_loss"], judged["report_tuned_loss"]
@@ -317,7 +709,7 @@ def _summary(decisions: pl.DataFrame, bank: HeadBank) -> dict[str, float | int]:
     error = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
     return {
         "series": len(decisions),
-        "series_tuned": len(bank.series_id),
+        "series_tuned": n_tuned,
         "series_too_short": int((decisions[REASON] == TOO_SHORT).sum()),
         "uplift": 1 - float(tuned.sum()) / total if total else 0.0,
         "uplift_per_series": float(change.mean()) if len(change) else 0.0,

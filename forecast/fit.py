@@ -33,13 +33,13 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.frequency import Frequency
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.ensemble import Forecaster, together
+from forecast.models.ensemble import together
 from forecast.models.heads import empirical_quantiles, pinball
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import (
     Budget,
     KeepBest,
-    held_out_error,
+    validated,
     validation_batches,
     window_sizes,
 )
@@ -209,7 +209,7 @@ def fit(
             results.append((curve, summary))
     forecaster = together(members)
     if len(members) > 1:
-        loss = _validate(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
+        loss = validated(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
         curve, summary = _joined(results, loss)
     forecaster.to("cpu")
     for checkpoint in checkpoints:
@@ -251,7 +251,7 @@ def _train(
     network, tensors, choice = _closed_form(panel, device, shape, model, limits, validation, units, rng)
     network.to(device).eval()
     solved = time.monotonic()
-    loss = _validate(network, tensors, validation)
+    loss = validated(network, tensors, validation)
     keeper = KeepBest(network, loss, fit.patience, progress)
     found: dict[str, float] = {}
     if fit.max_steps:
@@ -350,10 +350,15 @@ def _device(config: FitConfig) -> torch.device:
     return device
 
 
+def usual_origins(horizon: int) -> int:
+    """Return how many origins each window has in training, when not told."""
+    return int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))
+
+
 def _sized(fit: FitConfig, model: ModelConfig, horizon: int, limits: IntArray) -> tuple[FitConfig, ModelConfig]:
     """Return the settings with those that were left open set by the horizon and the size of the panel."""
     if fit.origins is None:
-        fit = fit.model_copy(update={"origins": int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))})
+        fit = fit.model_copy(update={"origins": usual_origins(horizon)})
     if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
         model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
     return fit, model
@@ -705,7 +710,7 @@ def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIn
     losses = {0.0: loss}
     for threshold in _THRESHOLDS:
         network.threshold.fill_(threshold)
-        losses[threshold] = _validate(network, data, validation)
+        losses[threshold] = validated(network, data, validation)
     best = min(losses, key=losses.__getitem__)
     network.threshold.fill_(best)
     return losses[best]
@@ -715,12 +720,3 @@ def _widen(network: RecurrentForecaster) -> None:
     """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
     with torch.no_grad():
         network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
-
-
-def _validate(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
-    with torch.inference_mode():
-        parts = [
-            held_out_error(network, data, tuple(i.to(data.device) for i in indices))
-            for indices in validation_batches(windows)
-        ]
-    return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)

@@ -42,7 +42,7 @@ from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, op
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP
 from forecast.predict import Forecasts, check_cutoff, forecast_shard, stated_columns
-from forecast.state import Rows, Update
+from forecast.state import Rows, Update, check_model
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
 _SHARD_ROWS: Final = 1 << 16
@@ -143,11 +143,8 @@ class Job:
     ) -> None:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
-        if score.state is not None and artifact.model.attention:
-            raise ConfigError(
-                "score.state: attention looks at every step of the context again, and this model has it; leave "
-                "score.state out, or train a model with model.attention=false"
-            )
+        if score.state is not None:
+            check_model(artifact)
         self.artifact, self.loaded = artifact, loaded
         self._score, self._output, self._names = score, output, names
         self.folder = Path(output.path)

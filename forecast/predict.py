@@ -1,6 +1,6 @@
 """Forecasts from a trained model: a plain loop over windows, no trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -17,12 +17,13 @@ from forecast.data.panel import FloatArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
-from forecast.models.bank import head_features
-from forecast.models.batch import PanelTensors
+from forecast.models.bank import HEAD, Bank, head_features
+from forecast.models.batch import Batch, PanelTensors
 from forecast.models.carried import Carried
+from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
-from forecast.models.recurrent import Frame, Output, RecurrentForecaster
+from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.transform import to_data
 from forecast.names import (
@@ -120,7 +121,8 @@ def _predict_batches(
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
-        output = network(batch, origins, None if carried is None else carried.of(series))
+        pasts = None if carried is None else carried.of(series)
+        output = network(batch, origins, pasts)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels)
@@ -129,8 +131,7 @@ def _predict_batches(
             base[..., :n_stated] = base[..., :n_stated].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
-            features = head_features(output, network.shape)[:, 0]
-            better = artifact.bank.tuned(network.head, columns, features, row)
+            better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, pasts)
             tuned = _in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
@@ -139,6 +140,32 @@ def _predict_batches(
             _separated(values, n_stated, network.head) for values in (base, tuned)
         )
         yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
+
+
+def _tuned_columns(
+    bank: Bank,
+    network: Forecaster,
+    batch: Batch,
+    origins: torch.Tensor,
+    output: Output,
+    columns: torch.Tensor,
+    rows: torch.Tensor,
+    unit: float,
+    levels: torch.Tensor | None,
+    pasts: Sequence[Past] | None,
+) -> torch.Tensor:
+    """Return the columns with the changes of each series; as they are for row -1."""
+    known = torch.nonzero(rows >= 0).flatten()
+    result, own = columns.clone(), rows[known].cpu()
+    if bank.kind == HEAD:
+        features = head_features(output, network.shape)[known, 0]
+        result[known] = bank.shifted(network.head, columns[known], features, own)
+    else:
+        assert isinstance(network, RecurrentForecaster)
+        past = None if pasts is None else pasts[0].rows(known)
+        arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own, past)
+        result[known] = _columns(output._replace(arguments=arguments), unit, levels)
+    return result
 
 
 def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.Tensor:
@@ -393,7 +420,9 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
             quantiles = output.quantiles[:, 0]
             features = head_features(output, network.shape)[:, 0]
             both = torch.cat([quantiles, paths], dim=-1)
-            paths = artifact.bank.tuned(network.head, both, features, rows[series])[..., quantiles.shape[-1] :]
+            known = torch.nonzero(rows[series] >= 0).flatten()
+            changed = artifact.bank.shifted(network.head, both[known], features[known], rows[series[known]])
+            paths[known] = changed[..., quantiles.shape[-1] :]
         positions = data.horizon_positions(series, own, network.shape.horizon)
         values = _in_data_units(paths, output.frame, positions, unit)
         values = values.round() if network.head.counts else values

@@ -25,9 +25,12 @@ from forecast.artifact import Artifact
 from forecast.data.io import write_bytes_atomic, write_text_atomic
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import windows_at
+from forecast.errors import ConfigError, listing
+from forecast.models.bank import HEAD
 from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.runtime import prepare
+from forecast.models.stacked import FROZEN
 
 FORMAT_VERSION: Final = 1
 CARRIED: Final = "carried"
@@ -67,6 +70,20 @@ class Rows:
         names = json.loads(tensors.pop("series_id").numpy().tobytes())
         digests = tensors.pop("digests").numpy()
         return cls(np.array(names, dtype=np.str_), Carried(**tensors), digests)
+
+
+def check_model(artifact: Artifact) -> None:
+    """Raise ConfigError for a model whose state can't be carried on."""
+    if artifact.model.attention:
+        raise ConfigError(
+            "score.state: attention looks at every step of the context again, and this model has it; leave "
+            "score.state out, or train a model with model.attention=false"
+        )
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        raise ConfigError(
+            f"score.state: fine-tuning of finetune.kind={artifact.bank.kind} gives series encoders of their own, whose "
+            f"states are not kept; leave score.state out, or fine-tune with one of {listing((HEAD, *FROZEN))}"
+        )
 
 
 class Update:

@@ -114,7 +114,9 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
     from forecast.artifact import FORMAT_VERSION
 
     # The same job in another store, or gone on from another folder.
-    settings = config.model_dump_json(exclude={"registry": {"tracking_uri"}, "fit": {"checkpoint"}})
+    settings = config.model_dump_json(
+        exclude={"registry": {"tracking_uri"}, "fit": {"checkpoint"}, "finetune": {"checkpoint"}}
+    )
     return {
         "kind": artifact.kind,
         "data_digest": data_digest,

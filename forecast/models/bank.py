@@ -1,61 +1,88 @@
 """Changes per series: what fine-tuning adds to the forecast of the shared network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from forecast.models import stacked
+from forecast.models.batch import Batch
 from forecast.models.heads import Head
-from forecast.models.recurrent import NetworkShape, Output
+from forecast.models.recurrent import NetworkShape, Output, Past, RecurrentForecaster
 
 # Most recent values of the window that a series' own map sees, at most.
 _WINDOW_FEATURES = 168
+# Numbers of the weights of several series that are held at once.
+_NUMBERS = 60_000_000
+
+HEAD = "head"
+BLEND = "blend"
 
 
-class HeadBank:
-    """What is changed for each series: a shift of the forecast, and the width of its quantiles.
+class Bank:
+    """What is changed for each series, stacked: tensors [series, ...] by name.
 
-    The shift is a linear map of [1; last season of the window; encoder state]; the width is by how much the quantiles
-    are stretched around the median. Of classes it is log-odds that are shifted, and divided by the width (`Head`).
+    Of kind `head`, `weight` and `width`: a shift of the forecast, and the width of its quantiles. The shift is a linear
+    map of [1; last season of the window; encoder state]; the width is by how much the quantiles are stretched around
+    the median. Of classes it is log-odds that are shifted, and divided by the width (`Head`). Of the other kinds, the
+    `stacked.Changes`, and `blend`, by how much of them a series forecasts with.
     """
 
     def __init__(
-        self, series_id: Sequence[str], weight: Float[Tensor, "series feature shift"], width: Float[Tensor, " series"]
+        self,
+        kind: str,
+        series_id: Sequence[str],
+        tensors: Mapping[str, Tensor],
+        seen: Mapping[str, str] | None = None,
     ) -> None:
+        self.kind = kind
         self.series_id = list(series_id)
-        self.weight = weight
-        self.width = width
+        self.tensors = dict(tensors)
+        self.seen = dict(seen or {})
+        """Of each series that was fine-tuned, whether its changes were kept or not, a hash of the data it was on."""
         self._row = {name: row for row, name in enumerate(self.series_id)}
 
     def rows(self, series_id: Sequence[str]) -> Int[Tensor, " series"]:
         """Return the row of each series, -1 for those that keep the base."""
         return torch.tensor([self._row.get(name, -1) for name in series_id], dtype=torch.long)
 
-    def tuned(
+    def shifted(
         self,
         head: Head,
         columns: Float[Tensor, "batch horizon column"],
         features: Float[Tensor, "batch feature"],
         rows: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch horizon column"]:
-        """Return what is stated with the changes of each series, in units of scale; as it is for row -1."""
-        known = torch.nonzero(rows >= 0).flatten()
-        result = columns.clone()
-        chosen = rows[known].to(self.weight.device)
-        weight, width = self.weight[chosen].to(features), self.width[chosen].to(features)
-        shift = torch.einsum("bf,bfh->bh", features[known], weight).unflatten(1, (columns.shape[1], -1))
-        result[known] = head.changed(columns[known], shift, width[:, None])
-        return result
+        """Return what is stated with the changes of each series, of kind `head`, in units of scale."""
+        weight, width = (self.tensors[name][rows].to(features) for name in ("weight", "width"))
+        shift = torch.einsum("bf,bfh->bh", features, weight).unflatten(1, (columns.shape[1], -1))
+        return head.changed(columns, shift, width[:, None])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what is stored besides the series ids."""
-        return {"weight": self.weight.contiguous(), "width": self.width.contiguous()}
+    def arguments(
+        self,
+        network: RecurrentForecaster,
+        batch: Batch,
+        origins: Int[Tensor, " origin"],
+        rows: Int[Tensor, " batch"],
+        past: Past | None = None,
+    ) -> Float[Tensor, "batch origin horizon argument"]:
+        """Return the distributions with the changes of each window's series, of the other kinds.
 
-    @classmethod
-    def from_tensors(cls, series_id: Sequence[str], tensors: dict[str, Tensor]) -> "HeadBank":
-        """Return the bank that `tensors` wrote."""
-        return cls(series_id, tensors["weight"], tensors["width"])
+        With a past, only of those that leave the encoder as it is (`stacked.FROZEN`).
+        """
+        size = max(
+            1, _NUMBERS // (stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters()))
+        )
+        parts = []
+        for first in range(0, len(rows), size):
+            some = slice(first, first + size)
+            changes = {name: values[rows[some]].to(batch.target.device) for name, values in self.tensors.items()}
+            changes = stacked.blended(changes, changes.pop(BLEND))
+            windows = Batch(*(values[some] for values in batch))
+            begun = None if past is None else [past.rows(some)]
+            parts.append(stacked.forecasts(network, changes, windows, origins, begun)[0])
+        return torch.cat(parts)
 
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:

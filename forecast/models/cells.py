@@ -68,6 +68,8 @@ class Encoder(nn.RNNBase):
         self.recurrent_dropout = config.recurrent_dropout
         self.truncate = config.truncate
         self.forget_bias = 1.0 if config.forget_bias is None and config.cell == "lstm" else config.forget_bias
+        self.written = False
+        """Whether steps are written out in products that can be stacked (`torch.vmap`), in place of the kernels."""
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -130,7 +132,7 @@ class Encoder(nn.RNNBase):
     def _encoded(
         self, inputs: Tensor, carry: Carry, masks: list[Tensor | None], weights: list[list[Tensor]]
     ) -> tuple[Tensor, Carry]:
-        if masks[0] is None and not self.residual and max(self.dilations) == 1:
+        if masks[0] is None and not (self.residual or self.written) and max(self.dilations) == 1:
             every = [values for layer in weights for values in layer]
             return self._kernel(inputs, carry, every, self.dropout, batch_first=True)
         outputs, after = inputs.transpose(0, 1), []
@@ -165,8 +167,39 @@ class Encoder(nn.RNNBase):
     def _kernel(
         self, inputs: Tensor, carry: Carry, weights: list[Tensor], dropout: float = 0.0, *, batch_first: bool = False
     ) -> tuple[Tensor, Carry]:
+        if self.written:
+            return self._steps(inputs, carry, *weights)
         states = carry if self.mode == "LSTM" else carry[0]
         outputs, *after = _KERNELS[self.mode](
             inputs, states, weights, True, len(weights) // 4, dropout, self.training, False, batch_first
         )
         return outputs, tuple(after)
+
+    def _steps(
+        self,
+        inputs: Float[Tensor, "step batch input"],
+        carry: Carry,
+        input_weight: Tensor,
+        weight: Tensor,
+        input_bias: Tensor,
+        bias: Tensor,
+    ) -> tuple[Float[Tensor, "step batch hidden"], Carry]:
+        """Return what the kernel does, for one layer; the equations are those of `torch.nn`."""
+        state, *cell = (part[0] for part in carry)
+        outputs = []
+        # But for a GRU, which resets a part of it, the bias of the state may be added once for all steps.
+        early, late = (input_bias, bias) if self.mode == "GRU" else (input_bias + bias, None)
+        for given in functional.linear(inputs, input_weight, early).unbind(0):
+            told = functional.linear(state, weight, late)
+            if self.mode == "LSTM":
+                enter, keep, new, leave = (given + told).chunk(4, dim=-1)
+                cell = [keep.sigmoid() * cell[0] + enter.sigmoid() * new.tanh()]
+                state = leave.sigmoid() * cell[0].tanh()
+            elif self.mode == "GRU":
+                (reset, keep), new = (given + told).chunk(3, dim=-1)[:2], given.chunk(3, dim=-1)[2]
+                new = (new + reset.sigmoid() * told.chunk(3, dim=-1)[2]).tanh()
+                state = new + keep.sigmoid() * (state - new)
+            else:
+                state = (given + told).tanh() if self.mode == "RNN_TANH" else (given + told).relu()
+            outputs.append(state)
+        return torch.stack(outputs), tuple(part[None] for part in (state, *cell))

@@ -26,10 +26,13 @@ class Checkpoint(Callback):
     state of the last validation or of the one before, never half of one.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, name: str = "training") -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, name: str = "training", key: str = "fit.checkpoint"
+    ) -> None:
         """Read what `folder` holds, if anything.
 
-        Raises ConfigError if that is of a training with other `settings`, or can't be read.
+        Raises ConfigError that names the setting `key` if that is of a training with other `settings`, or can't be
+        read.
         """
         self.path = folder / f"{name}.safetensors"
         self.settings = dict(settings)
@@ -37,7 +40,7 @@ class Checkpoint(Callback):
         self._state: dict[str, Any] = {}
         self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
         if self.path.exists():
-            self._read()
+            self._tensors, self._state = read_state(self.path, self.settings, key=key, job="training")
 
     @property
     def step(self) -> int:
@@ -124,48 +127,54 @@ class Checkpoint(Callback):
             "rates": [group["lr"] for group in optimiser.param_groups],
             "schedule": schedule,
         }
-        self._write(tensors, state)
+        write_state(self.path, tensors, self.settings, state)
 
     def _of(self, part: str) -> dict[str, Tensor]:
         prefix = f"{part}/"
         return {name.removeprefix(prefix): v for name, v in self._tensors.items() if name.startswith(prefix)}
 
-    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".unfinished")
-        header = {"format": _FORMAT, "settings": json.dumps(self.settings), "state": json.dumps(state)}
-        content = {name: values.detach().contiguous() for name, values in tensors.items()}
-        safetensors.torch.save_file(content, unfinished, header)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(self.path)
 
-    def _read(self) -> None:
-        folder = self.path.parent
-        try:
-            with safetensors.safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except safetensors.SafetensorError as error:
-            raise ConfigError(
-                f"fit.checkpoint: {self.path} is not readable ({error}); delete it, or choose another folder"
-            ) from None
-        if header.get("format") != _FORMAT:
-            raise ConfigError(
-                f"fit.checkpoint: {self.path} is of another version of gatecast; delete it, or choose another folder"
-            )
-        before, now = json.loads(header["settings"]), json.loads(json.dumps(self.settings))
-        different = [
-            f"{key} was {_text(before.get(key))}, is {_text(now.get(key))}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if different:
-            raise ConfigError(
-                f"fit.checkpoint: {folder} holds another training, which was cut short: {listing(different)}; choose "
-                "another folder, or delete that one to give it up"
-            )
-        self._tensors, self._state = tensors, json.loads(header["state"])
+def write_state(
+    path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """Write the state of a job with some settings, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
+    content = {name: values.detach().contiguous() for name, values in tensors.items()}
+    safetensors.torch.save_file(content, unfinished, header)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_state(
+    path: Path, settings: Mapping[str, Any], *, key: str, job: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and state that `write_state` wrote.
+
+    Raises ConfigError that names the setting `key` if that was a `job` with other `settings`, or can't be read.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{key}: {path} is not readable ({error}); delete it, or choose another folder") from None
+    if header.get("format") != _FORMAT:
+        raise ConfigError(f"{key}: {path} is of another version of gatecast; delete it, or choose another folder")
+    before, now = json.loads(header["settings"]), json.loads(json.dumps(settings))
+    different = [
+        f"{name} was {_text(before.get(name))}, is {_text(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"{key}: {path.parent} holds another {job}, which was cut short: {listing(different)}; choose another "
+            "folder, or delete that one to give it up"
+        )
+    return tensors, json.loads(header["state"])
 
 
 def _average(averaging: WeightAveraging) -> tuple[Any, nn.Module]:

@@ -334,3 +334,13 @@ def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) ->
     batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))
     error, weight = step_errors(network, batch, origins)
     return float((error * weight).sum()), float(weight.sum())
+
+
+@torch.inference_mode()
+def validated(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
+    """Return the mean loss of windows."""
+    parts = [
+        held_out_error(network, data, tuple(i.to(data.device) for i in indices))
+        for indices in validation_batches(windows)
+    ]
+    return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -105,6 +105,11 @@ class Past(NamedTuple):
     carry: Carry
     totals: Totals
 
+    def rows(self, rows: Int[Tensor, " window"] | slice) -> "Past":
+        """Return the past of some windows of a batch."""
+        carry = tuple(part[:, rows] for part in self.carry)
+        return Past(carry, Totals(*(values[rows] for values in self.totals)))
+
 
 class Frame(NamedTuple):
     """Windows as seen from some of their origins: all that is not the network."""
@@ -148,6 +153,26 @@ class Output(NamedTuple):
     def mean(self) -> Float[Tensor, "batch origin horizon"]:
         """Means of the distributions."""
         return self.head.mean(self.arguments)
+
+
+class Reading(NamedTuple):
+    """What the decoder is told of the origins of a batch."""
+
+    summary: Float[Tensor, "batch origin summary"]
+    """Of encoder state, attention, static covariates and level; before its activation."""
+    features: Float[Tensor, "batch origin horizon step"]
+    ahead: Float[Tensor, "batch origin horizon future"]
+    """What is known of each step; part of `features` too."""
+    linear: Float[Tensor, "batch origin horizon"] | Float[Tensor, "batch origin horizon class"]
+    """The skip's forecast."""
+    state: Float[Tensor, "batch origin hidden"]
+    frame: Frame
+    attention: Float[Tensor, "batch origin step"] | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
+        """Return the reading with `change` of each tensor, but no attention."""
+        summary, features, ahead, linear, state = (change(values) for values in self[:5])
+        return Reading(summary, features, ahead, linear, state, Frame._make(change(values) for values in self.frame))
 
 
 class RecurrentForecaster(nn.Module):
@@ -334,6 +359,20 @@ class RecurrentForecaster(nn.Module):
         (`pasts` holds one for each member of an ensemble), goes on from there. Where the window holds no observation,
         there is no forecast even so.
         """
+        reading = self.read(batch, origins, pasts)
+        if not isinstance(self.context, AutoregressiveDecoder):
+            return self.stated(self.numbers(reading), reading)
+        summary = functional.silu(reading.summary)
+        known = reading.features, reading.linear, reading.frame
+        if self.training:
+            context = self._taught(self.context, batch, origins, summary, *known)
+            return self.stated(self._numbers(context, reading.features), reading)
+        last = batch.observed[:, origins + self.shape.context_length - 1]
+        arguments, head, paths = self._sampled(self.context, summary, *known, last)
+        return Output(arguments, reading.state, reading.frame, head, reading.attention, paths)
+
+    def read(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Reading:
+        """Return what the decoder is told of the origins; `pasts` as `forward`."""
         static, future = self._static(batch), self._future(batch)
         at = origins + self.shape.context_length - 1
         if pasts is None:
@@ -354,7 +393,7 @@ class RecurrentForecaster(nn.Module):
         if self.attention is not None:
             attended, weight = self._attended(batch, states, at)
             seen.append(self.dropout(attended))
-        summary = functional.silu(self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1)))
+        summary = self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1))
         step = [expected, *self._seasons(batch, frame, at)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
@@ -362,18 +401,45 @@ class RecurrentForecaster(nn.Module):
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
         ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
-        features = torch.cat([*step, ahead], dim=-1)
-        if isinstance(self.context, AutoregressiveDecoder):
-            if not self.training:
-                last = batch.observed[:, at]
-                found = self._sampled(self.context, summary, features, linear, frame, last)
-                return Output(found[0], state, frame, found[1], weight, found[2])
-            context = self._taught(self.context, batch, origins, summary, features, linear, frame)
-        elif isinstance(self.context, SegmentDecoder):
-            context = self.context(summary, ahead)
+        return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
+
+    def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
+        """Return what the network says of each step, with a decoder that is not autoregressive."""
+        summary = functional.silu(reading.summary)
+        if isinstance(self.context, SegmentDecoder):
+            context = self.context(summary, reading.ahead)
         else:
             context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
-        return Output(self._arguments(context, features, linear, frame), state, frame, self.head, weight)
+        return self._numbers(context, reading.features)
+
+    def stated(self, parameters: Float[Tensor, "batch origin horizon parameter"], reading: Reading) -> Output:
+        """Return the forecasts that parameters mean."""
+        arguments = self._distributions(parameters, reading.linear, reading.frame)
+        return Output(arguments, reading.state, reading.frame, self.head, reading.attention)
+
+    def _numbers(
+        self,
+        context: Float[Tensor, "*axes horizon feature"],
+        features: Float[Tensor, "*axes horizon step"],
+        steps: slice = slice(None),
+    ) -> Float[Tensor, "*axes horizon parameter"]:
+        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
+        first = self.step.get_submodule("0")
+        assert isinstance(first, nn.Linear)
+        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
+        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
+        found: Tensor = self.output(self.step[1:](made)) + self.output_bias[steps]
+        return found
+
+    def _distributions(
+        self,
+        parameters: Float[Tensor, "*axes horizon parameter"],
+        linear: Float[Tensor, "*axes horizon"] | Float[Tensor, "*axes horizon class"],
+        frame: Frame,
+    ) -> Float[Tensor, "*axes horizon argument"]:
+        if not self.training:
+            parameters = self.head.calmed(parameters, self.threshold)
+        return self.head.arguments(parameters, linear, frame)
 
     def _arguments(
         self,
@@ -384,16 +450,7 @@ class RecurrentForecaster(nn.Module):
         steps: slice = slice(None),
     ) -> Float[Tensor, "*axes horizon argument"]:
         """Return the distributions of some steps, that `frame` and the others are of."""
-        # The first layer in two parts: features need no gradient, nor to be copied together with the context.
-        first = self.step.get_submodule("0")
-        assert isinstance(first, nn.Linear)
-        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
-        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
-        made = self.step[1:](made)
-        parameters = self.output(made) + self.output_bias[steps]
-        if not self.training:
-            parameters = self.head.calmed(parameters, self.threshold)
-        return self.head.arguments(parameters, linear, frame)
+        return self._distributions(self._numbers(context, features, steps), linear, frame)
 
     def _attended(
         self, batch: Batch, states: Float[Tensor, "batch step hidden"], at: Int[Tensor, " origin"]

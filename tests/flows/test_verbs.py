@@ -189,6 +189,27 @@ def test_mlflow_and_python_give_the_forecasts_of_score(promoted: Store) -> None:
     assert_frame_equal(made.frame.drop("model_version"), expected, check_exact=True)
 
 
+def test_changes_of_all_weights_are_registered_scored_and_gone_on_with(promoted: Store) -> None:
+    chosen = [f"finetune.series=[{SERIES[0]},{SERIES[1]}]", "finetune.kind=full", "finetune.steps=3"]
+    open_gate = "finetune.min_gain=0", "finetune.min_windows_better=0"
+    succeed("finetune", MODEL, f"data.path={promoted.table}", *FINETUNE, *chosen, *open_gate)
+    promoted.score(None, "registry.alias=challenger")
+    expected = promoted.forecasts().drop("model_version")
+    assert set(expected.filter(source="fine_tuned")["series_id"]) <= set(SERIES[:2])
+    assert expected["source"].unique().sort().to_list() == ["fine_tuned", "pretrained"]
+    mlflow.set_tracking_uri(promoted.uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@challenger")
+    served = pl.from_pandas(loaded.predict(panel().to_pandas())).drop("model_version")
+    assert_frame_equal(served.cast(expected.schema), expected, check_exact=True)
+    again = "registry.alias=challenger", "finetune.incremental=true"
+    done = succeed("finetune", MODEL, f"data.path={promoted.table}", *FINETUNE, *chosen, *open_gate, *again)
+    assert "uplift 0.00%" in done.lines[-1]
+    found = versions(promoted)
+    assert found[4].tags["parent_digest"] == found[3].digest
+    promoted.score(None, "registry.alias=challenger", output="again")
+    assert_frame_equal(promoted.forecasts("again").drop("model_version"), expected, check_exact=True)
+
+
 def test_no_pickle_is_stored(promoted: Store) -> None:
     stored = [path for path in promoted.mlruns.rglob("*") if path.is_file()]
     assert any(path.name == "model.safetensors" for path in stored)

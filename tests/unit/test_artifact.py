@@ -44,7 +44,7 @@ def test_what_is_loaded_is_what_was_saved(artifact: Artifact, weekly_loaded: Loa
     assert not found.network.training
     if artifact.bank is not None and found.bank is not None:
         assert found.bank.series_id == artifact.bank.series_id
-        assert torch.equal(found.bank.weight, artifact.bank.weight)
+        assert torch.equal(found.bank.tensors["weight"], artifact.bank.tensors["weight"])
     made = [forecast(a, weekly_loaded.panel).frame for a in (artifact, found)]
     assert made[0].equals(made[1])
 
@@ -73,7 +73,7 @@ def test_the_folder_holds_safetensors_and_json_and_no_series(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json"}
     tensors = sum(values.numel() for values in artifact.network.state_dict().values())
-    tensors += artifact.bank.weight.numel() if artifact.bank else 0
+    tensors += artifact.bank.tensors["weight"].numel() if artifact.bank else 0
     assert sum(path.stat().st_size for path in files) < 4 * tensors + 16_000
     content = b"".join(path.read_bytes() for path in files)
     target = weekly_loaded.panel.target

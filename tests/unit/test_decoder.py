@@ -141,10 +141,11 @@ def test_a_model_is_fine_tuned_and_backtested(learnt: dict[str, FitResult], sold
 
 @pytest.mark.parametrize("head", ["quantile", "normal", "negative_binomial", "tweedie"])
 def test_without_training_paths_give_the_closed_form_exactly(train: Train, counts: Loaded, head: str) -> None:
-    frames = [
-        forecast(train(counts, model={"head": head, "decoder": decoder}).artifact, counts.panel).frame
-        for decoder in ("direct", "autoregressive")
-    ]
+    frames = []
+    for decoder in ("direct", "autoregressive"):
+        artifact = train(counts, model={"head": head, "decoder": decoder}).artifact
+        artifact.network.threshold.fill_(0.0)  # Validation may choose another for paths.
+        frames.append(forecast(artifact, counts.panel).frame)
     assert frames[0].equals(frames[1])
 
 

@@ -127,8 +127,8 @@ def test_series_together_are_tuned_as_each_alone(
         assert alone.decisions["penalty"][0] == ours["penalty"][0]
         if name in tuned.artifact.bank.series_id:
             assert alone.artifact.bank is not None
-            weight = tuned.artifact.bank.weight[tuned.artifact.bank.series_id.index(name)]
-            torch.testing.assert_close(alone.artifact.bank.weight[0], weight, rtol=1e-5, atol=1e-5)
+            weight = tuned.artifact.bank.tensors["weight"][tuned.artifact.bank.series_id.index(name)]
+            torch.testing.assert_close(alone.artifact.bank.tensors["weight"][0], weight, rtol=1e-5, atol=1e-5)
 
 
 def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def test_what_is_kept_is_the_ridge_regression_of_all_usable_origins(
     for name in ODD:
         penalty = tuned.decisions.filter(series_id=name)["penalty"][0]
         expected = ridge(origins_of(base, panel, name), last=371 - 7, penalty=penalty)
-        np.testing.assert_allclose(bank.weight[bank.series_id.index(name)], expected, atol=1e-4)
+        np.testing.assert_allclose(bank.tensors["weight"][bank.series_id.index(name)], expected, atol=1e-4)
 
 
 def test_held_out_losses_are_of_fits_on_what_was_known_at_each_cutoff(

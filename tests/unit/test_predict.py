@@ -17,7 +17,7 @@ from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import DataError
 from forecast.fit import FitResult
-from forecast.models.bank import HeadBank
+from forecast.models.bank import Bank
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 from forecast.models.skip import seasonal_solution
 from forecast.predict import BATCH_SIZE, example, forecast, forecast_frame, predict
@@ -223,7 +223,7 @@ def test_a_model_that_gives_no_finite_forecast_of_a_series_falls_back(
     trained: FitResult, weekly_loaded: Loaded
 ) -> None:
     artifact, panel = trained.artifact, weekly_loaded.panel
-    bank = HeadBank(["s01"], torch.full((1, 1 + 7 + 8, 7), torch.inf), torch.ones(1))
+    bank = Bank("head", ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), torch.inf), "width": torch.ones(1)})
     made = forecast(artifact.with_bank(bank, trained_until=0, parent_digest="x"), panel).frame
     assert set(made["source"]) == {"pretrained"}
     assert made.drop("source").equals(forecast(artifact, panel).frame.drop("source"))

@@ -24,7 +24,7 @@ from forecast.data.prepared import prepare
 from forecast.data.source import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.fit import FitResult
-from forecast.models.bank import HeadBank
+from forecast.models.bank import HEAD, Bank
 from forecast.output import Job, Output, locked
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
@@ -149,13 +149,27 @@ def test_an_older_cutoff_is_recomputed_and_leaves_the_state_alone(
     np.testing.assert_array_equal(numbers(again), first)
 
 
-def test_a_fine_tuned_series_goes_on_too(trained: FitResult, weekly_loaded: Loaded, tmp_path: Path) -> None:
-    bank = HeadBank(["s01"], torch.full((1, 1 + 7 + 8, 7), 0.1), torch.ones(1))
-    tuned = trained.artifact.with_bank(bank, trained_until=0, parent_digest="x")
+def bank(kind: str) -> Bank:
+    """Changes of s01."""
+    if kind == HEAD:
+        return Bank(kind, ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), 0.1), "width": torch.ones(1)})
+    shape = {"bias": (1, 7, 9), "embedding": (1, 128)}.get(kind, (1, 1))
+    return Bank(kind, ["s01"], {kind: torch.full(shape, 0.1), "blend": torch.ones(1)})
+
+
+@pytest.mark.parametrize("kind", [HEAD, "bias", "embedding"])
+def test_a_fine_tuned_series_goes_on_too(
+    trained: FitResult, weekly_loaded: Loaded, weekly_table: pl.DataFrame, tmp_path: Path, kind: str
+) -> None:
+    tuned = trained.artifact.with_bank(bank(kind), trained_until=0, parent_digest="x")
+    score(tuned, weekly_table, tmp_path, LAST - timedelta(days=2))
     made = score(tuned, weekly_loaded, tmp_path)
     assert made.content["sources"] == {"fine_tuned": 1, "pretrained": 7}
+    assert made.content["state"] == counts(8, 0, 0)
+    once = score(tuned, weekly_loaded, tmp_path / "once")
+    np.testing.assert_allclose(numbers(made), numbers(once), rtol=1e-5, atol=1e-5)
     base = score(trained.artifact, weekly_loaded, tmp_path / "base")
-    changed = np.abs(numbers(made) - numbers(base)).reshape(8, -1).max(1) > 0
+    changed = np.abs(numbers(once) - numbers(base)).reshape(8, -1).max(1) > 1e-3
     assert changed.tolist() == [False, True, *[False] * 6]
 
 
@@ -219,8 +233,11 @@ def test_cutoffs_within_a_segment_have_a_state_each(
 
 
 def test_a_state_is_refused_where_it_can_not_be(
-    train: Callable[..., FitResult], weekly_loaded: Loaded, tmp_path: Path
+    train: Callable[..., FitResult], trained: FitResult, weekly_loaded: Loaded, tmp_path: Path
 ) -> None:
+    tuned = trained.artifact.with_bank(bank("lora"), trained_until=0, parent_digest="x")
+    with pytest.raises(ConfigError, match=r"score.state: .*finetune.kind=lora .*one of head, bias, embedding$"):
+        score(tuned, weekly_loaded, tmp_path)
     artifact = train(weekly_loaded, model={"attention": True}).artifact
     with pytest.raises(ConfigError, match=r"score.state: attention .*; leave score.state out, or train .*attention=f"):
         score(artifact, weekly_loaded, tmp_path)

@@ -1,0 +1,114 @@
+"""Training that goes on from a trained model, on all series of a panel alike."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+
+from forecast.artifact import Artifact
+from forecast.config import FinetuneSettings, FitConfig
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import WindowIndex
+from forecast.fit import usual_origins
+from forecast.models.batch import PanelTensors
+from forecast.models.checkpoint import Checkpoint
+from forecast.models.ensemble import Forecaster, members_of, together
+from forecast.models.module import Budget, KeepBest, validated
+from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.training import Job, train
+from forecast.names import VAL_LOSS
+
+STEPS, RATE = 500, 1e-3
+# Validation windows that are used, about.
+_CHECKS = 4096
+# How far from the base towards the trained weights it is gone, of what `finetune.blend` allows.
+_SHARES = (1.0, 0.75, 0.5, 0.25)
+
+
+def continued(
+    artifact: Artifact,
+    panel: Panel,
+    limits: IntArray,
+    validation: WindowIndex,
+    settings: FinetuneSettings,
+    *,
+    device: str,
+    described: dict[str, Any],
+    progress: Callable[[float, str], None] | None,
+) -> tuple[Forecaster, list[tuple[int, float]]]:
+    """Return the network after more training, and of each member the steps of its best weights and their share.
+
+    Targets come from the first `limits` steps of each series. Weights are those of the best validation, interpolated
+    with the base's as validates best; without any gain, the base's. `described` is all that the result depends on.
+    """
+    config = FitConfig(
+        max_steps=STEPS if settings.steps is None else settings.steps,
+        batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
+        origins=usual_origins(artifact.horizon),
+        learning_rate=settings.learning_rates[0] if settings.learning_rates else RATE,
+        ema_decay=0.98,
+        validation_every=25,
+        accelerator="cpu" if device == "cpu" else "gpu",
+    )
+    validation = validation[:: max(1, len(validation) // _CHECKS)]
+    members, found, checkpoints = [], [], []
+    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    every = members_of(artifact.network)
+    for number, base in enumerate(every, 1):
+        network = copy.deepcopy(base).to(device)
+
+        def tell(done: float, text: str, number: int = number) -> None:
+            if progress:
+                progress((number - 1 + done) / len(every), text)
+
+        saved = None
+        if settings.checkpoint:
+            name = f"global-{number:02d}"
+            saved = Checkpoint(Path(settings.checkpoint), described, name=name, key="finetune.checkpoint")
+        lightning.seed_everything(number, verbose=False)
+        network.eval()
+        keeper = KeepBest(network, validated(network, data, validation), config.patience, tell)
+        if config.max_steps:
+            budget = Budget(config.max_steps, None)
+            train(Job(network, config, panel, limits, validation, budget), data, keeper, saved)
+        share = _interpolate(network.eval(), base, keeper, data, validation, settings.blend)
+        members.append(network.cpu().eval())
+        checkpoints.append(saved)
+        found.append((keeper.best_step if share else 0, share))
+    for saved in checkpoints:
+        if saved is not None:
+            saved.remove()
+    return together(members), found
+
+
+def _interpolate(
+    network: RecurrentForecaster,
+    base: RecurrentForecaster,
+    keeper: KeepBest,
+    data: PanelTensors,
+    validation: WindowIndex,
+    blend: float,
+) -> float:
+    """Set the weights between the base's and the best ones, and return how far that is; 0 for the base."""
+    own, least, best = base.state_dict(), keeper.curve[0][1][VAL_LOSS], 0.0
+    shares = [share * blend for share in _SHARES] if keeper.best_step else []
+
+    def place(share: float) -> None:
+        moved = {
+            name: torch.lerp(values.to(keeper.best[name]), keeper.best[name], share)
+            if share and values.is_floating_point()
+            else values
+            for name, values in own.items()
+        }
+        network.load_state_dict(moved)
+
+    for share in shares:
+        place(share)
+        loss = validated(network, data, validation)
+        if loss < least:
+            least, best = loss, share
+    place(best)
+    return best

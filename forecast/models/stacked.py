@@ -1,0 +1,192 @@
+"""Networks of many series at once: what is changed of the base, with the series as the first axis."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from forecast.models.batch import Batch
+from forecast.models.cells import Encoder
+from forecast.models.recurrent import Frame, Output, Past, Reading, RecurrentForecaster
+
+Changes: TypeAlias = dict[str, Tensor]
+"""What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
+and to a weight the values of its name, or the product of `<name>.up` and `<name>.down`."""
+
+BIAS, EMBEDDING = "bias", "embedding"
+FROZEN = (BIAS, EMBEDDING)
+"""Kinds whose encoder is the base's: what the decoder is told is then the same for all changes."""
+_UP, _DOWN = ".up", ".down"
+# Numbers of an input's projection that begin a low-rank change: small, as of a layer's weights.
+_SPREAD = 0.05
+# Up to this size, products of stacked weights are faster on a CPU than a fused LSTM for each series (measured with
+# `benchmarks finetune`); the kernels of GRU and RNN are slower than them in training.
+_STACKED_SIZE = 64
+_CLIP = 1.0
+_MOMENTS, _LEAST = (0.9, 0.999), 1e-8
+
+
+def unchanged(network: RecurrentForecaster, kind: str, n_series: int, rank: int) -> Changes:
+    """Return the changes of `n_series` series that change nothing, from which a descent can start."""
+    device = network.output_bias.device
+    if kind == BIAS:
+        return {BIAS: torch.zeros(n_series, *network.output_bias.shape, device=device)}
+    if kind == EMBEDDING:
+        return {EMBEDDING: torch.zeros(n_series, network.summary.out_features, device=device)}
+    if kind == "full":
+        return {name: torch.zeros(n_series, *p.shape, device=device) for name, p in network.named_parameters()}
+    generator, found = torch.Generator().manual_seed(0), {}
+    for name, p in network.encoder.named_parameters(prefix="encoder"):
+        if "weight" in name:
+            down = _SPREAD * torch.randn(rank, p.shape[1], generator=generator)
+            found[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
+            found[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
+    return found
+
+
+def blended(changes: Changes, share: Float[Tensor, " series"]) -> Changes:
+    """Return the changes weighted by a share for each series: weights between those of the base and of the series."""
+    return {
+        name: values if name.endswith(_DOWN) else values * share.to(values).view(-1, *[1] * (values.ndim - 1))
+        for name, values in changes.items()
+    }
+
+
+def restated(
+    network: RecurrentForecaster,
+    changes: Changes,
+    reading: Reading,
+    numbers: Float[Tensor, "series origin horizon parameter"] | None = None,
+) -> Output:
+    """Return what each series forecasts with its changes, of a frozen encoder; `numbers` are the base's, if known."""
+    if EMBEDDING in changes:
+        reading = reading._replace(summary=reading.summary + changes[EMBEDDING][:, None])
+    numbers = network.numbers(reading) if numbers is None else numbers
+    return network.stated(numbers + changes[BIAS][:, None] if BIAS in changes else numbers, reading)
+
+
+def forecasts(
+    network: RecurrentForecaster,
+    changes: Changes,
+    batch: Batch,
+    origins: Int[Tensor, " origin"],
+    pasts: Sequence[Past] | None = None,
+) -> tuple[Float[Tensor, "batch origin horizon argument"], Frame]:
+    """Return the distributions that each series forecasts with its changes: `batch` holds as many windows of each.
+
+    The windows of the first series come first. Without a kernel for weights of several series, all are stacked in
+    batched products, or the series follow one another, whichever is faster. `pasts` are those of a frozen encoder.
+    """
+    if changes.keys() <= set(FROZEN):
+        output = restated(network, changes, network.read(batch, origins, pasts))
+        return output.arguments, output.frame
+    assert pasts is None
+    weights = _weights(network, changes)
+    n_series = len(next(iter(weights.values())))
+    each = [values.unflatten(0, (n_series, -1)) for values in batch]
+
+    def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: list[Tensor]) -> tuple[Tensor, ...]:
+        made: Output = functional_call(model, weights, (Batch(*windows), origins))
+        return made.arguments, *made.frame
+
+    if _stacks(network):
+        found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(weights, each)]
+    else:
+        rows = [
+            one(network, {name: own[row] for name, own in weights.items()}, [part[row] for part in each])
+            for row in range(n_series)
+        ]
+        found = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    return found[0], Frame._make(found[1:])
+
+
+def _stacks(network: RecurrentForecaster) -> bool:
+    encoder = network.encoder
+    on_cpu = network.output_bias.device.type == "cpu"
+    return not on_cpu or encoder.mode != "LSTM" or encoder.hidden_size <= _STACKED_SIZE
+
+
+def _weights(network: RecurrentForecaster, changes: Changes) -> dict[str, Tensor]:
+    found = {}
+    own = dict(network.named_parameters())
+    for name, values in changes.items():
+        if name.endswith(_UP):
+            name = name.removesuffix(_UP)
+            found[name] = own[name] + values @ changes[name + _DOWN]
+        elif not name.endswith(_DOWN):
+            found[name] = own[name] + values
+    return found
+
+
+def _written(network: RecurrentForecaster) -> RecurrentForecaster:
+    """Return the network with its cells written out, which share its weights."""
+    shared = {id(values): values for values in (*network.parameters(), *network.buffers())}
+    other = copy.deepcopy(network, shared)
+    for module in other.modules():
+        if isinstance(module, Encoder):
+            module.written = True
+    return other
+
+
+class Descent:
+    """Adam (Kingma & Ba 2015) on the changes of many series, each by itself: its own rate, clipping and end.
+
+    A series whose loss or gradient is not finite stays as it is from then on, and is not `finite`.
+    """
+
+    def __init__(self, start: Changes, rate: Float[Tensor, " series"]) -> None:
+        self.changes = {name: values.detach().clone() for name, values in start.items()}
+        self.finite = torch.ones_like(rate, dtype=torch.bool)
+        self._rate = rate
+        self._moments = [{name: torch.zeros_like(values) for name, values in start.items()} for _ in _MOMENTS]
+        self._count = 0
+
+    def step(self, loss: Callable[[Changes], Float[Tensor, " series"]], going: Bool[Tensor, " series"]) -> None:
+        """Move those that are `going` on by one step."""
+        names = list(self.changes)
+        variables = {name: self.changes[name].requires_grad_() for name in names}
+        with torch.enable_grad():
+            value = loss(variables)
+            found = torch.autograd.grad(value.sum(), list(variables.values()))
+        gradients = dict(zip(names, found, strict=True))
+        with torch.no_grad():
+            square = sum(values.flatten(1).double().square().sum(1) for values in gradients.values())
+            assert isinstance(square, Tensor)
+            self.finite &= ~going | (torch.isfinite(square) & torch.isfinite(value))
+            going = going & self.finite
+            clip = (_CLIP / square.sqrt().clamp(min=_LEAST)).clamp(max=1.0)
+            self._count += 1
+            for name, gradient in gradients.items():
+                ndim = [1] * (gradient.ndim - 1)
+                there = going.view(-1, *ndim)
+                gradient = (gradient * clip.to(gradient).view(-1, *ndim)).masked_fill(~there, 0.0)
+                corrected = []
+                for moment, decay, power in zip(self._moments, _MOMENTS, (1, 2), strict=True):
+                    moment[name].lerp_(gradient**power, 1 - decay)
+                    corrected.append(moment[name] / (1 - decay**self._count))
+                move = self._rate.to(gradient).view(-1, *ndim) * corrected[0] / (corrected[1].sqrt() + _LEAST)
+                self.changes[name] = self.changes[name].detach() - move.masked_fill(~there, 0.0)
+
+
+def fitting(network: RecurrentForecaster) -> RecurrentForecaster:
+    """Return a copy to take gradients through: small numbers count, which forecasts leave out (`Head.calmed`)."""
+    other = copy.deepcopy(network)
+    other.threshold.zero_()
+    return other.requires_grad_(requires_grad=False)
+
+
+def kept(one: Changes, other: Changes, which: Bool[Tensor, " series"]) -> Changes:
+    """Return the changes of `one` for the series in `which`, of `other` for the rest."""
+    return {
+        name: torch.where(which.view(-1, *[1] * (values.ndim - 1)), values, other[name]) for name, values in one.items()
+    }
+
+
+def count(tensors: Iterable[Tensor]) -> int:
+    """Return how many numbers there are in tensors."""
+    return sum(values.numel() for values in tensors)

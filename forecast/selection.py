@@ -1,0 +1,79 @@
+"""Which series are fine-tuned: those that are named, that a condition holds for, or that are forecast worst."""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.artifact import Artifact
+from forecast.config import FinetuneSettings
+from forecast.data.panel import Panel
+from forecast.errors import ConfigError, listing
+from forecast.names import SERIES_ID
+
+
+def selected(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> npt.NDArray[np.bool_]:
+    """Return which series `finetune.series` and `finetune.where` name, [S]; all without them.
+
+    Raises ConfigError for series that are not there, a condition that can't be read, and if no series is left.
+    """
+    ids = panel.series_id.tolist()
+    found = np.ones(panel.n_series, dtype=bool)
+    if settings.series is not None:
+        if unknown := sorted(set(settings.series) - set(ids)):
+            raise ConfigError(
+                f"finetune.series: {len(unknown):,} of {len(set(settings.series)):,} are not in the table: "
+                f"{listing(unknown)}; its {panel.n_series:,} series are {listing(ids)}"
+            )
+        found &= np.isin(ids, settings.series)
+    if settings.where is not None:
+        found &= _where(_static(artifact, panel), settings.where)
+    if not found.any():
+        given = [f"finetune.{name}" for name in ("series", "where") if getattr(settings, name) is not None]
+        raise ConfigError(
+            f"{' and '.join(given)}: none of {panel.n_series:,} series is meant; change the condition, or leave it out"
+        )
+    return found
+
+
+def worst(losses: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.bool_]:
+    """Return which of S series have the largest losses, [S]: a share of them, or how many; at least one.
+
+    The first ones of equals.
+    """
+    count = max(1, round(limit * len(losses))) if limit < 1 else int(limit)
+    found = np.zeros(len(losses), dtype=bool)
+    found[np.argsort(-losses, kind="stable")[:count]] = True
+    return found
+
+
+def _where(frame: pl.DataFrame, condition: str) -> npt.NDArray[np.bool_]:
+    try:
+        found = frame.select(pl.sql_expr(condition).alias("found"))["found"]
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"finetune.where: {condition!r} can't be used ({reason}); the columns are {listing(frame.columns, 20)}"
+        ) from None
+    if found.dtype != pl.Boolean or len(found) != len(frame):
+        raise ConfigError(
+            f"finetune.where: {condition!r} is no condition on each series; compare columns with values, as in "
+            f"\"{frame.columns[-1]} = 'x'\""
+        )
+    return found.fill_null(value=False).to_numpy()
+
+
+def _static(artifact: Artifact, panel: Panel) -> pl.DataFrame:
+    """Return series_id and the static covariates, a row per series; null where missing or never seen in training."""
+    names = artifact.data.static_covariates
+    coded = [name for name in names if name in artifact.categories]
+    numbers = [name for name in names if name not in artifact.categories]
+    columns = {
+        **{
+            name: pl.Series((None, *artifact.categories[name]), dtype=pl.String).gather(codes)
+            for name, codes in zip(coded, panel.static_categories.T, strict=True)
+        },
+        **{
+            name: pl.Series(values).fill_nan(None) for name, values in zip(numbers, panel.static_numbers.T, strict=True)
+        },
+    }
+    return pl.DataFrame({SERIES_ID: panel.series_id.tolist(), **{name: columns[name] for name in names}})
