@@ -17,7 +17,7 @@ from benchmarks.meter import Figures, least, run
 SIZES = [round(number * SCALE) for number in (10_000, 100_000, 1_000_000)]
 STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
-STATE_SERIES, STATE_STEPS, NEW_STEPS, ROUNDS = round(10_000 * SCALE), 1_200, 24, 3
+STATE_SERIES, STATE_STEPS, NEW_STEPS, ROUNDS = round(10_000 * SCALE), 1_200, 24, 2
 CONTEXTS, STATE_HORIZON = (168, 1_000), 48
 
 
