@@ -1,7 +1,7 @@
 """Scoring: how fast and in how much memory panels of any size are forecast, and what a kill costs.
 
-`python -m benchmarks score` runs all parts, `python -m benchmarks.score scale kills state` those named. Every measurement is
-a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
+`python -m benchmarks score` runs all parts, `python -m benchmarks.score scale kills state` those named. Every
+measurement is a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
 """
 
 import shutil
