@@ -634,9 +634,64 @@ class ScoreConfig(VerbConfig):
 
 
 class ModelsConfig(VerbConfig):
-    """`forecast models`: `registry.alias` is the version to show or export."""
+    """`forecast models list` and `show`: `registry.alias` is the version to show."""
 
+
+class DiffSettings(Config):
+    """What a version is compared with."""
+
+    against: str
+    """The other version: an alias or a number."""
+    rows: Annotated[int, Field(ge=0)] = 20
+    """Series that are printed, the largest changes first."""
+
+
+class DiffConfig(VerbConfig):
+    """`forecast models diff`: `registry.alias` is the one version."""
+
+    diff: DiffSettings
     output: OutputConfig = OutputConfig()
+
+
+class RollbackSettings(Config):
+    """What is taken back."""
+
+    series: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Ids of series that forecast with the base again, in a new version of registry.alias (the champion when not
+    given). The champion as a whole when not given."""
+
+
+class RollbackConfig(VerbConfig):
+    """`forecast models rollback`."""
+
+    rollback: RollbackSettings = RollbackSettings()
+
+
+class ExportSettings(Config):
+    """What is exported of a version."""
+
+    series: str | None = None
+    """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
+
+
+class ExportConfig(VerbConfig):
+    """`forecast models export`: `registry.alias` is the version."""
+
+    export: ExportSettings = ExportSettings()
+    output: OutputFolder
+
+
+class DeleteSettings(Config):
+    """What is deleted."""
+
+    force: bool = False
+    """Delete a version that others were fine-tuned from, too."""
+
+
+class DeleteConfig(VerbConfig):
+    """`forecast models delete`: `registry.alias` is the number of the version."""
+
+    delete: DeleteSettings = DeleteSettings()
 
 
 class UiSettings(Config):

@@ -25,6 +25,7 @@ from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHe
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare
+from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
 from forecast.names import (
     CLASS,
@@ -96,12 +97,17 @@ def predict(
     device, the encoder goes on from there instead of beginning with the window.
     """
     levels = torch.tensor(midpoints(points)) if points else None
-    parts = list(_predict_batches(artifact, panel, windows, levels, device, carried))
+    order = np.arange(len(windows))
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        # Weights of a series are taken once for its windows in a batch.
+        order = windows.series.argsort(kind="stable")
+    parts = list(_predict_batches(artifact, panel, windows[order], levels, device, carried))
     shape = (0, artifact.horizon, points or len(stated_columns(artifact)))
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
-    return Predicted(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    back = order.argsort()
+    return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
 
 
 @torch.inference_mode()
@@ -126,13 +132,13 @@ def _predict_batches(
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels)
-        base = _in_data_units(columns, output.frame, positions, unit)
+        base = in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
             base[..., :n_stated] = base[..., :n_stated].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
             better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, pasts)
-            tuned = _in_data_units(better, output.frame, positions, unit)
+            tuned = in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
@@ -231,7 +237,7 @@ def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, p
     return np.maximum(naive, least).astype(np.float64)
 
 
-def _in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
     """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
     if positions is not None:  # By positions of the local clock until here.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
@@ -424,7 +430,7 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
             changed = artifact.bank.shifted(network.head, both[known], features[known], rows[series[known]])
             paths[known] = changed[..., quantiles.shape[-1] :]
         positions = data.horizon_positions(series, own, network.shape.horizon)
-        values = _in_data_units(paths, output.frame, positions, unit)
+        values = in_data_units(paths, output.frame, positions, unit)
         values = values.round() if network.head.counts else values
         values = values.clamp(min=0) if network.head.positive else values
         parts.append(values.mT.numpy())

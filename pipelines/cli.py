@@ -20,7 +20,7 @@ VERBS: Final = {
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
-    "models": ("pipelines.models:main", "list, show, export or roll back registered models"),
+    "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),

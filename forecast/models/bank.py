@@ -47,6 +47,16 @@ class Bank:
         """Return the row of each series, -1 for those that keep the base."""
         return torch.tensor([self._row.get(name, -1) for name in series_id], dtype=torch.long)
 
+    def some(self, rows: Sequence[int], seen: Mapping[str, str]) -> "Bank":
+        """Return the changes of some series, by their rows."""
+        tensors = {name: values[list(rows)] for name, values in self.tensors.items()}
+        return Bank(self.kind, [self.series_id[row] for row in rows], tensors, seen)
+
+    def changes(self, rows: Int[Tensor, " series"]) -> stacked.Changes:
+        """Return the changes that some series forecast with."""
+        found = {name: values[rows] for name, values in self.tensors.items()}
+        return found if self.kind == HEAD else stacked.blended(found, found.pop(BLEND))
+
     def shifted(
         self,
         head: Head,
@@ -69,20 +79,26 @@ class Bank:
     ) -> Float[Tensor, "batch origin horizon argument"]:
         """Return the distributions with the changes of each window's series, of the other kinds.
 
-        With a past, only of those that leave the encoder as it is (`stacked.FROZEN`).
+        The windows of a series are forecast together: its weights are taken once. With a past, only of kinds that
+        leave the encoder as it is (`stacked.FROZEN`).
         """
-        size = max(
-            1, _NUMBERS // (stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters()))
-        )
-        parts = []
-        for first in range(0, len(rows), size):
-            some = slice(first, first + size)
-            changes = {name: values[rows[some]].to(batch.target.device) for name, values in self.tensors.items()}
-            changes = stacked.blended(changes, changes.pop(BLEND))
-            windows = Batch(*(values[some] for values in batch))
-            begun = None if past is None else [past.rows(some)]
-            parts.append(stacked.forecasts(network, changes, windows, origins, begun)[0])
-        return torch.cat(parts)
+        series = torch.arange(len(rows)) if self.kind in stacked.FROZEN else rows
+        order = series.argsort(stable=True)
+        each = order.split(series[order].unique_consecutive(return_counts=True)[1].tolist())
+        numbers = stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters())
+        made, at = [], []
+        for length in sorted({len(windows) for windows in each}):
+            alike = torch.stack([windows for windows in each if len(windows) == length])
+            for windows in alike.split(max(1, _NUMBERS // numbers)):
+                changes = {
+                    name: values.to(batch.target.device) for name, values in self.changes(rows[windows[:, 0]]).items()
+                }
+                own = windows.flatten()
+                some = Batch(*(values[own] for values in batch))
+                begun = None if past is None else [past.rows(own)]
+                made.append(stacked.forecasts(network, changes, some, origins, begun)[0])
+                at.append(own)
+        return torch.cat(made)[torch.cat(at).argsort()]
 
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:
