@@ -471,6 +471,9 @@ class ScoreOutput(OutputFolder):
     """Raise lower forecasts to this value, and count them."""
     max: float | None = None
     """Lower higher forecasts to this value, and count them."""
+    n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
+    depend on each other as those of the errors did in validation."""
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: SecretStr | None) -> str | None:
@@ -521,6 +524,9 @@ class ScoreSettings(Config):
     state: str | None = None
     """A folder for what the encoder has seen of each series, to go on from at the next cutoff instead of reading the
     context again. It has then seen the whole history, not the context alone."""
+    runtime: Literal["torch", "onnx", "auto"] = "torch"
+    """What runs the network: torch, ONNX Runtime (gatecast[onnx]), or the one that takes less time here, if both can;
+    that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
 
@@ -528,6 +534,8 @@ class ScoreSettings(Config):
     def _one_way(self) -> Self:
         if self.cutoff is not None and self.cutoffs is not None:
             raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
+        if self.state is not None and self.runtime == "onnx":
+            raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
         return self
 
 
@@ -672,6 +680,8 @@ class ExportSettings(Config):
 
     series: str | None = None
     """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
+    format: Literal["gatecast", "onnx"] = "gatecast"
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json."""
 
 
 class ExportConfig(VerbConfig):

@@ -221,12 +221,20 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
         raise OutputError(f"{target} exists and is not an empty folder; give another output.path")
     version = registry.resolve(str(config.registry.alias))
     try:
-        if series is None:
-            shutil.copytree(registry.download(version), target, dirs_exist_ok=True)
-        else:
-            from forecast.lineage import alone
+        with tempfile.TemporaryDirectory() as name:  # A model that can't be exported leaves nothing behind.
+            made = Path(name)
+            if series is None:
+                shutil.copytree(registry.download(version), made, dirs_exist_ok=True)
+            else:
+                from forecast.lineage import alone
 
-            alone(open_version(registry, str(version.number))[1], series, key="export.series").save(target)
+                alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
+            if config.export.format == "onnx":
+                from forecast import artifact
+                from forecast.export import export_onnx
+
+                export_onnx(artifact.load(made), made)
+            shutil.copytree(made, target, dirs_exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
     print(f"{series} of {version} -> {target}" if series else f"{version} -> {target}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -297,14 +297,14 @@ class RecurrentForecaster(nn.Module):
         # Before its start, a series is taken to have been what it was at first.
         before = batch.there.cummax(1).values.logical_not()
         first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
-        window = torch.where(before, first, batch.target).unfold(1, self.shape.context_length, 1)[:, origins]
-        observed = (before | batch.observed).unfold(1, self.shape.context_length, 1)[:, origins]
+        window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
+        observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
-        window = codes.unfold(1, self.shape.context_length, 1)[:, origins]
+        window = _stretches(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread)
@@ -400,7 +400,7 @@ class RecurrentForecaster(nn.Module):
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
+        ahead = _stretches(future, at + 1, self.shape.horizon)
         return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
     def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
@@ -663,15 +663,15 @@ class RecurrentForecaster(nn.Module):
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         if not self.shape.n_classes:
             earlier = torch.zeros_like(last[:, :1]) if before is None else before[:, None, None]
-            values += [
-                (last - torch.cat([earlier, last[:, :-1]], dim=1)) / divisor,
-                asinh(level / divisor),
-                self._log_scale(divisor),
-            ]
-        past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)
-        past = past.unflatten(1, (-1, length)).mean(2)
-        ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, first + length : time + 1 : length].mean(-1)
-        return torch.cat([asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, n_segments)], dim=-1)
+            moved = last - torch.cat([earlier, last[:, :-1]], dim=1)
+            values += [moved / divisor, asinh(level / divisor), self._log_scale(divisor)]
+        parts = [asinh(torch.cat(values, dim=-1))]
+        if self.shape.n_past:
+            past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)
+            parts.append(past.unflatten(1, (-1, length)).mean(2))
+        following = torch.arange(first + length, time + 1, length, device=future.device)
+        ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
+        return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.
@@ -726,11 +726,19 @@ def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, 
     return static[:, None].expand(-1, steps, -1)
 
 
+def _stretches(
+    values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
+) -> Shaped[Tensor, "batch stretch {length} *features"]:
+    """Return the `length` steps from each of `first` on."""
+    if torch.onnx.is_in_onnx_export():  # There a view would be a copy of all stretches there are.
+        return values[:, first[:, None] + torch.arange(length)]
+    return values.unfold(1, length, 1)[:, first].movedim(-1, 2)
+
+
 def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
     """Return the targets after each origin in the frame's units, and which are observed, [batch, origin, horizon]."""
     first = origins + shape.context_length
-    values = batch.target.unfold(1, shape.horizon, 1)[:, first]
-    observed = batch.observed.unfold(1, shape.horizon, 1)[:, first]
+    values, observed = (_stretches(part, first, shape.horizon) for part in (batch.target, batch.observed))
     scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
     return scaled * observed, observed & frame.begun[..., None]
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 # A scale below this share of the level is within the rounding of float32 values.
 _RESOLUTION = 1e-6
@@ -78,15 +79,14 @@ def continued_statistics(
     was_begun = torch.cat([before.sums[:, :1] > 0, begun[:, :-1]], dim=1)
     changed = observed & (target != previous) & was_begun
     sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
-    recent = sums.clone()
-    recent[..., length:] -= sums[..., :-length]
+    recent = sums - functional.pad(sums, (length, 0))[..., :time]
     sums = sums + before.sums.T[..., None] - (sums[..., lead - 1 : lead] if lead else 0.0)
     seen = recent[0] > 0
     count, total, squares = torch.where(seen, recent, sums)
     # Of the latest change, the observation before it: if that is not within the stretch, the change is none there.
     earlier = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], dim=1)
     changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
-    varied = before.varied[:, None] | changed.cummax(dim=1).values
+    varied = before.varied[:, None] | (changed.int().cumsum(dim=1) > 0)
     constant = torch.where(seen, changed_from < (steps - length + 1).clamp(min=0), ~varied) | ~begun
 
     count = count.clamp(min=1)

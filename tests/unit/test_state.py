@@ -241,6 +241,8 @@ def test_a_state_is_refused_where_it_can_not_be(
     artifact = train(weekly_loaded, model={"attention": True}).artifact
     with pytest.raises(ConfigError, match=r"score.state: attention .*; leave score.state out, or train .*attention=f"):
         score(artifact, weekly_loaded, tmp_path)
+    with pytest.raises(ValueError, match="state and runtime=onnx are both given"):
+        ScoreSettings(state="x", runtime="onnx")
     config = {"data": {"path": "x"}, "output": {"path": "out"}, "score": {"state": "./out"}}
     with pytest.raises(ConfigError, match=r"score.state and output.path are the same folder"):
         load(ScoreConfig, config)
