@@ -66,8 +66,8 @@ def continued_statistics(
     last = target.gather(1, latest.clamp(min=0)).masked_fill(~begun, 0.0)
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
     if before is None:
-        empty = target.new_zeros(len(target))
-        before = Totals(target.new_zeros(len(target), 3, dtype=torch.float64), empty, empty, empty.bool())
+        empty = torch.zeros_like(target[:, 0])
+        before = Totals(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
     else:
         known = before.sums[:, :1] > 0
         last = torch.where(begun, last, before.last[:, None])
@@ -87,7 +87,8 @@ def continued_statistics(
     earlier = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], dim=1)
     changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
     varied = before.varied[:, None] | (changed.int().cumsum(dim=1) > 0)
-    constant = torch.where(seen, changed_from < (steps - length + 1).clamp(min=0), ~varied) | ~begun
+    within = changed_from >= (steps - length + 1).clamp(min=0)
+    constant = ~((seen & within) | (~seen & varied)) | ~begun
 
     count = count.clamp(min=1)
     mean = total / count
