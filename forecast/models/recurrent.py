@@ -662,9 +662,10 @@ class RecurrentForecaster(nn.Module):
         # Seasons are looked up for the segment that comes next.
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         if not self.shape.n_classes:
-            earlier = torch.zeros_like(last[:, :1]) if before is None else before[:, None, None]
-            moved = last - torch.cat([earlier, last[:, :-1]], dim=1)
-            values += [moved / divisor, asinh(level / divisor), self._log_scale(divisor)]
+            earlier = functional.pad(last, (0, 0, 1, 0))[:, :n_segments]
+            if before is not None:
+                earlier = torch.cat([before[:, None, None], earlier[:, 1:]], dim=1)
+            values += [(last - earlier) / divisor, asinh(level / divisor), self._log_scale(divisor)]
         parts = [asinh(torch.cat(values, dim=-1))]
         if self.shape.n_past:
             past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)

@@ -84,7 +84,7 @@ def continued_statistics(
     seen = recent[0] > 0
     count, total, squares = torch.where(seen, recent, sums)
     # Of the latest change, the observation before it: if that is not within the stretch, the change is none there.
-    earlier = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], dim=1)
+    earlier = functional.pad(latest, (1, 0), value=-1)[:, :-1]
     changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
     varied = before.varied[:, None] | (changed.int().cumsum(dim=1) > 0)
     within = changed_from >= (steps - length + 1).clamp(min=0)
