@@ -30,6 +30,8 @@ from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
 from forecast.finetune import finetune
 from forecast.fit import fit
 from forecast.metrics import future_values, score_windows, seasonal_naive, seasonal_naive_errors
+from forecast.models.batch import PanelTensors
+from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.heads import QuantileHead
 from forecast.predict import predict
 from pipelines.compose import compose
@@ -41,7 +43,7 @@ Forecaster = Callable[[Panel, WindowIndex], Array]
 Judge = Callable[[Forecaster], Scores]
 
 # Settings of each contender, after those of the preset; NAIVE needs none.
-NAIVE, TUNED = "naive", "tuned"
+NAIVE, TUNED, CARRIED = "naive", "tuned", "carried"
 CONTENDERS: dict[str, tuple[str, ...]] = {
     NAIVE: (),
     "closed": ("fit.max_steps=0",),
@@ -50,6 +52,7 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "lstm-plain": ("model.cell=lstm", "model.skip=false"),
     "gru-plain": ("model.cell=gru", "model.skip=false"),
     TUNED: ("model.cell=lstm",),
+    CARRIED: ("model.cell=lstm",),
 }
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "full": (),
@@ -331,7 +334,7 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
             if row == NAIVE:
                 show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))
                 continue
-            key = (task.rows[row], seed)  # The fine-tuned model has the same base.
+            key = (task.rows[row], seed)  # The fine-tuned model has the same base; what is carried is no other one.
             if key not in done:
                 done[key] = fitted(config, loaded)
             artifact, steps, spent = done[key]
@@ -341,7 +344,7 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
                 spent += time.process_time() - begun
                 artifact = tuned.artifact
                 label = f"{row}, {tuned.summary['series_tuned']:,} of {loaded.panel.n_series:,}"
-            forecasters.append(model(artifact))
+            forecasters.append(carried(artifact) if row == CARRIED else model(artifact))
             show(task, label, judge(forecasters[-1]), seed, steps, f"{spent:.0f}")
         if ensemble and len(forecasters) > 1:
             show(task, f"{row}, mean of {len(forecasters)}", judge(mean(forecasters)))
@@ -402,6 +405,19 @@ def _naive(task: Task, config: TrainConfig) -> Forecaster:
 def model(artifact: Artifact) -> Forecaster:
     """Return the forecaster of a model, with what fine-tuning has changed."""
     return lambda panel, windows: predict(artifact, panel, windows).tuned
+
+
+def carried(artifact: Artifact) -> Forecaster:
+    """Return the forecaster of a model whose encoder has seen the whole history (`score.state`); a window a series."""
+
+    def forecaster(panel: Panel, windows: WindowIndex) -> Array:
+        network = artifact.network
+        past = Carried.blank(network, panel.n_series)
+        segments = segments_since(panel, windows, network.shape.segment_length)
+        advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, past)
+        return predict(artifact, panel, windows, carried=past).tuned
+
+    return forecaster
 
 
 def mean(forecasters: Sequence[Forecaster]) -> Forecaster:

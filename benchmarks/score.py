@@ -1,11 +1,13 @@
 """Scoring: how fast and in how much memory panels of any size are forecast, and what a kill costs.
 
-`python -m benchmarks score` runs all parts, `python -m benchmarks.score scale kills` those named. Every measurement is
-a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
+`python -m benchmarks score` runs all parts, `python -m benchmarks.score scale kills state` those named. Every
+measurement is a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
 """
 
+import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +20,8 @@ from benchmarks.meter import Figures, least, run
 SIZES = [round(number * SCALE) for number in (10_000, 100_000, 1_000_000)]
 STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
+STATE_SERIES, STATE_STEPS, NEW_STEPS = round(10_000 * SCALE), 1_200, 24
+CONTEXTS, STATE_HORIZON = (168, 1_000), 48
 # Of the parts that are compared with the network alone.
 LONG_SERIES, LONG_STEPS, LONG_CONTEXT, LONG_HORIZON, ROUNDS = round(10_000 * SCALE), 1_000, 168, 48, 3
 
@@ -109,7 +113,51 @@ def kills() -> None:
     )
 
 
-PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills, "forward": forward}
+def state() -> None:
+    """A night of 24 new hours, with the state of the night before and without."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        table, panel = f"{folder}/table", f"{folder}/panel"
+        run("write", folder=table, series=STATE_SERIES, steps=STATE_STEPS)
+        run("prepare_panel", path=table, folder=panel, horizon=STATE_HORIZON, **HOURLY)
+        for context in CONTEXTS:
+            given = {"model": f"{folder}/model-{context}", "panel": panel}
+            run("large_model", folder=given["model"], context=context, horizon=STATE_HORIZON)
+            first = run("score", **given, folder=f"{folder}/first", state=f"{folder}/kept", before=NEW_STEPS)
+
+            def night(name: str, context: int = context, given: dict[str, str] = given) -> Figures:
+                own = f"{folder}/{name}-{context}-{uuid.uuid4()}"
+                if name == "carried":
+                    shutil.copytree(f"{folder}/kept", f"{own}-state")
+                    return run("score", **given, folder=own, state=f"{own}-state")
+                return run("score", **given, folder=own)
+
+            found = least({name: partial(night, name) for name in ("recomputed", "carried")}, ROUNDS)
+            assert found["carried"]["state"] == {"carried": STATE_SERIES, "new": 0, "recomputed": 0}, found
+            rows.append((context, first, found["recomputed"], found["carried"]))
+            shutil.rmtree(f"{folder}/first")
+    print(
+        f"{NEW_STEPS} new hours of {STATE_SERIES:,} series of {STATE_STEPS:,}, two layers of 128 that take in an hour "
+        f"at a time, horizon {STATE_HORIZON}, prepared panel to Parquet; the cheapest of {ROUNDS}"
+    )
+    show_table(
+        ("context", "first night, CPU s", "recomputed, CPU s", "carried, CPU s", "ratio", "wall s", "wall s", "ratio"),
+        (
+            (
+                f"{context:,}",
+                *(f"{cost['cpu']:.1f}" for cost in (first, recomputed, carried)),
+                f"{recomputed['cpu'] / carried['cpu']:.1f}",
+                *(f"{cost['wall']:.1f}" for cost in (recomputed, carried)),
+                f"{recomputed['wall'] / carried['wall']:.1f}",
+            )
+            for context, first, recomputed, carried in rows
+        ),
+    )
+    (short, *_, one), (long, *_, other) = rows
+    print(f"carried, context {long:,} / {short:,}: {other['cpu'] / one['cpu']:.2f} times the CPU time")
+
+
+PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills, "forward": forward, "state": state}
 
 
 if __name__ == "__main__":

@@ -208,16 +208,16 @@ def small_model(folder: str, context: int, horizon: int) -> Figures:
     return {}
 
 
-def score(model: str, panel: str, folder: str) -> Figures:
-    """Forecasts of a prepared panel, to Parquet."""
+def score(model: str, panel: str, folder: str, state: str | None = None, before: int = 0) -> Figures:
+    """Forecasts of a prepared panel from so many steps before its end, to Parquet."""
     with Meter(anonymous=True) as meter:
-        rows = _score(model, panel, folder)
-    return {**meter.figures, "rows": rows}
+        content = _score(model, panel, folder, state, before)
+    return {**meter.figures, "rows": content["rows"]["written"], "state": content["state"]}
 
 
 def large_model(folder: str, context: int, horizon: int) -> Figures:
     """Write a model of two layers of 128, which takes in an hour at a time: what it has learnt costs nothing."""
-    write(f"{folder}-table", 20, 1_000)
+    write(f"{folder}-table", 20, context + 1_000)
     made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
     found = fit(
         made.panel,
@@ -233,8 +233,10 @@ def large_model(folder: str, context: int, horizon: int) -> Figures:
 
 def score_table(model: str, path: str, warm: str, folder: str, runtime: str) -> Figures:
     """Parquet in, Parquet out; a small table goes first."""
-    written, figures = warmed(lambda table: _score(model, table, f"{folder}/{Path(table).name}", runtime), warm, path)
-    return {**figures, "rows": written}
+    content, figures = warmed(
+        lambda table: _score(model, table, f"{folder}/{Path(table).name}", runtime=runtime), warm, path
+    )
+    return {**figures, "rows": content["rows"]["written"]}
 
 
 def network_forward(model: str, series: int) -> Figures:
@@ -293,14 +295,16 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
     return found
 
 
-def _score(model: str, panel: str, folder: str, runtime: str = "torch") -> int:
+def _score(
+    model: str, panel: str, folder: str, state: str | None = None, before: int = 0, runtime: str = "torch"
+) -> dict[str, Any]:
     found = artifacts.load(Path(model))
     loaded = found.open(SourceConfig(path=panel))
     names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
     with locked(Path(folder)):
-        settings = ScoreSettings.model_validate({"runtime": runtime})
+        settings = ScoreSettings.model_validate({"runtime": runtime, "state": state})
         job = Job(found, loaded, settings, ScoreOutput(path=folder), names)
-        return int(job.write(loaded.panel.last_index).content["rows"]["written"])
+        return job.write(loaded.panel.last_index - before).content
 
 
 def _account(loaded: Loaded) -> Figures:

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -520,6 +521,9 @@ class ScoreSettings(Config):
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
     """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
     last value before."""
+    state: str | None = None
+    """A folder for what the encoder has seen of each series, to go on from at the next cutoff instead of reading the
+    context again. It has then seen the whole history, not the context alone."""
     runtime: Literal["torch", "onnx", "auto"] = "torch"
     """What runs the network: torch, ONNX Runtime (gatecast[onnx]), or the one that takes less time here, if both can;
     that is measured once for each model and output.path, and remembered there."""
@@ -530,6 +534,8 @@ class ScoreSettings(Config):
     def _one_way(self) -> Self:
         if self.cutoff is not None and self.cutoffs is not None:
             raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
+        if self.state is not None and self.runtime == "onnx":
+            raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
         return self
 
 
@@ -627,6 +633,12 @@ class ScoreConfig(VerbConfig):
     data: SourceTable
     score: ScoreSettings = ScoreSettings()
     output: ScoreOutput
+
+    @model_validator(mode="after")
+    def _two_folders(self) -> Self:
+        if self.score.state is not None and Path(self.score.state).resolve() == Path(self.output.path).resolve():
+            raise ValueError("score.state and output.path are the same folder; give each its own")
+        return self
 
 
 class ModelsConfig(VerbConfig):

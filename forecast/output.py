@@ -43,6 +43,7 @@ from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.models.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP, sample_column
 from forecast.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
+from forecast.state import Rows, Update, check_model
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
 _SHARD_ROWS: Final = 1 << 16
@@ -84,12 +85,17 @@ class Part:
     """Values by the bound that they were moved to, of those that are set."""
     carried: int
     """Cells of known covariates that have the value before."""
+    state: dict[str, int]
+    """Series by what was done for their state, if one is kept."""
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other jobs out of an output folder. Raises OutputError if one is in it, or nothing can be written there."""
-    check_writable(folder)
+def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
+    """Keep other jobs out of a folder. Raises OutputError if one is in it, or nothing can be written there.
+
+    `key` is the setting that names it.
+    """
+    check_writable(folder, key)
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +103,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise OutputError(
                 f"another job is writing into {folder}: {file.read() or 'it has just begun'}; wait for it to end, or "
-                "choose another output.path"
+                f"choose another {key}"
             ) from None
         os.truncate(file.fileno(), 0)
         with suppress(OSError):  # A full disk holds the lock, if not the text.
@@ -111,8 +117,20 @@ def locked(folder: Path) -> Iterator[None]:
             os.truncate(file.fileno(), 0)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What there is to write of a shard."""
+
+    forecasts: Forecasts
+    carried: int
+    """Cells of known covariates that have the value before."""
+    state: Rows | None
+    counts: dict[str, int]
+    """Series by what was done for their state."""
+
+
 class Job:
-    """Writes the forecasts of a model on a panel, cutoff by cutoff. Hold the lock of the folder meanwhile.
+    """Writes the forecasts of a model on a panel, cutoff by cutoff. Hold the locks of its folders meanwhile.
 
     `names` says which model it is: model, model_version and model_digest. Raises ConfigError and OutputError for
     settings that the model or the sink can't follow.
@@ -128,6 +146,8 @@ class Job:
     ) -> None:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
+        if score.state is not None:
+            check_model(artifact)
         if output.n_samples:
             if artifact.classes is not None:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
@@ -174,9 +194,12 @@ class Job:
                 if found.get("files", {}).get(name, expected) != expected:
                     (self.folder / name).unlink()  # Changed or damaged since.
 
-        parts, files = self._parts(cutoff, moment, keys, staging, seconds, progress)
+        update = self._update(cutoff)
+        parts, files = self._parts(cutoff, moment, keys, staging, update, seconds, progress)
         begun = time.monotonic()
         content = self._content(inputs | {"data_digest": data_digest, "key": key}, parts)
+        if update:
+            update.publish()  # What is not published yet is made from it again, and is the same.
         write_text_atomic("", staging / _PUBLISHING)
         stored = self._sink.replace(moment, files, {FORECASTS: content["rows"]["written"], REJECTS: _total(content)})
         content |= stored
@@ -192,8 +215,8 @@ class Job:
 
         What score.runtime=auto has chosen is kept in the folder: files must not depend on how busy the machine is.
         """
-        if self._score.runtime == "torch":
-            return None
+        if self._score.runtime == "torch" or self._score.state is not None:
+            return None  # A graph has no state to go on from.
         if self._score.runtime == "onnx":
             return OnnxForecaster(self.artifact.network)
         kept = self.folder / f".runtime-{self._names['model_digest'][:16]}"
@@ -215,6 +238,8 @@ class Job:
         """What forecasts follow from besides the cutoff and the panel, as the manifest says it."""
         shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max", "n_samples"})
         settings = {**shown, "missing_known": self._score.missing_known}
+        if self._score.state is not None:
+            settings["state"] = "carried"
         return {
             "horizon": self.artifact.horizon,
             **self._names,
@@ -222,6 +247,12 @@ class Job:
             "config_digest": _digest(settings),
             "code": f"gatecast {version('gatecast')}",
         }
+
+    def _update(self, cutoff: int) -> Update | None:
+        if self._score.state is None:
+            return None
+        folder, digest = Path(self._score.state), self._names["model_digest"]
+        return Update(folder, self.artifact, self.loaded.panel, cutoff, digest)
 
     def _rows_digest(self, until: datetime | None = None) -> str:
         """Return a digest of the rejects of reading; with `until`, without those that are later."""
@@ -265,6 +296,7 @@ class Job:
         moment: datetime,
         keys: Sequence[str],
         staging: Path,
+        update: Update | None,
         seconds: dict[str, float],
         progress: Progress | None,
     ) -> tuple[list[Part], Files]:
@@ -290,14 +322,14 @@ class Job:
         done = 0
         with ThreadPoolExecutor(1) as writer:
             for shard, name in zip(self._shards(), names, strict=True):
-                part = _ready(name, folders)
+                part = _ready(name, folders) if update is None or update.has(name, shard) else None
                 if part is None:
                     begun = time.monotonic()
-                    made, carried = self._forecast(shard, cutoff)
+                    made = self._forecast(shard, cutoff, update)
                     seconds["forecast"] += time.monotonic() - begun
                     if writing:
                         writing.result()  # One at a time: memory is bounded, and an error ends the job.
-                    writing = writer.submit(self._write_part, made, carried, staging, name, seconds)
+                    writing = writer.submit(self._write_part, made, update, staging, name, seconds)
                     parts.append(writing)
                     del made
                 else:
@@ -312,43 +344,49 @@ class Job:
         }
         return found, files
 
-    def _forecast(self, shard: Panel, cutoff: int) -> tuple[Forecasts, int]:
-        """Return the forecasts of a shard, and how many cells of known covariates were carried forward."""
+    def _forecast(self, shard: Panel, cutoff: int, update: Update | None) -> _Made:
+        """Return the forecasts of a shard."""
         horizon, carried, refused = self.artifact.horizon, 0, None
+        past, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
             context = self.artifact.network.shape.context_length
             shard, carried = carried_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
         if len(shard.known) and self._score.missing_known == "quarantine":
             refused = lacking(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
-        number = self._names["model_version"]
-        made = forecast_shard(
+        forecasts = forecast_shard(
             self.artifact,
             shard,
             cutoff,
             refused=refused,
-            model_version=number,
+            carried=past,
+            model_version=self._names["model_version"],
             samples=self._output.n_samples,
             forward=self._forward,
         )
-        return made, carried
+        return _Made(forecasts, carried, state, counts)
 
-    def _write_part(self, made: Forecasts, carried: int, staging: Path, name: str, seconds: dict[str, float]) -> Part:
+    def _write_part(
+        self, made: _Made, update: Update | None, staging: Path, name: str, seconds: dict[str, float]
+    ) -> Part:
         """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
         begun = time.monotonic()
         stated = stated_columns(self.artifact)
         numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
         numbers += map(sample_column, range(self._output.n_samples))
-        frame, bounded = _within(made.frame, numbers, self._output.min, self._output.max)
+        frame, bounded = _within(made.forecasts.frame, numbers, self._output.min, self._output.max)
         assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
-        rejects = made.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
+        rejects = made.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
         part = Part(
             series=frame.height // self.artifact.horizon,
             rejected=rejects.height,
             sources=_counted(frame.filter(pl.col(STEP) == 1), SOURCE),
             rejects=_counted(rejects, REASON),
             bounded=bounded,
-            carried=carried,
+            carried=made.carried,
+            state=made.counts,
         )
+        if update and made.state:
+            update.save(name, made.state)
         if rejects.height:
             write_parquet_atomic(rejects, staging / REJECTS / name)
         write_parquet_atomic(frame, staging / FORECASTS / name, {_PART: json.dumps(asdict(part))})
@@ -364,10 +402,12 @@ class Job:
         rejects = Counter(_counted(self.loaded.rejects, REASON))
         sources: Counter[str] = Counter()
         bounded: Counter[str] = Counter()
+        state: Counter[str] = Counter()
         for part in parts:
             rejects.update(part.rejects)
             sources.update(part.sources)
             bounded.update(part.bounded)
+            state.update(part.state)
         assert sources.total() == series, "a source was lost"
         return {
             **versions,
@@ -384,6 +424,7 @@ class Job:
             "rejects": dict(sorted(rejects.items())),
             "bounded": dict(sorted(bounded.items())),
             "carried_forward": sum(part.carried for part in parts),
+            "state": dict(sorted(state.items())),
         }
 
 

@@ -1,6 +1,6 @@
 """Forecasts from a trained model: a plain loop over windows, no trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
@@ -19,12 +19,13 @@ from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
+from forecast.models.carried import Carried
 from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
 from forecast.models.onnx import Forward
-from forecast.models.recurrent import Frame, Output, RecurrentForecaster
+from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
@@ -95,20 +96,22 @@ def predict(
     points: int = 0,
     samples: int = 0,
     forward: Forward | None = None,
+    carried: Carried | None = None,
     device: str = "cpu",
 ) -> Predicted:
     """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
 
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
     of so many equal shares instead of the model's own levels. `samples` is a number of paths, of a model that
-    `sampling` has returned. `forward` runs the network in its place.
+    `sampling` has returned. `forward` runs the network in its place. With `carried`, by the series of the panel, on the
+    device, the encoder goes on from there instead of beginning with the window.
     """
     levels = torch.tensor(midpoints(points)) if points else None
     order = np.arange(len(windows))
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
         # Weights of a series are taken once for its windows in a batch.
         order = windows.series.argsort(kind="stable")
-    parts = list(_predict_batches(artifact, panel, windows[order], levels, samples, forward, device))
+    parts = list(_predict_batches(artifact, panel, windows[order], levels, samples, forward, device, carried))
     shape = (0, artifact.horizon, (points or len(stated_columns(artifact))) + samples)
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
@@ -126,6 +129,7 @@ def _predict_batches(
     samples: int,
     forward: Forward | None,
     device: str,
+    carried: Carried | None,
 ) -> Iterator[Predicted]:
     prepare()
     network = artifact.network.to(device)
@@ -140,7 +144,8 @@ def _predict_batches(
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
-        output = forward(batch, origins)
+        pasts = None if carried is None else carried.of(series)
+        output = forward(batch, origins) if pasts is None else network(batch, origins, pasts)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels, samples)
@@ -149,7 +154,9 @@ def _predict_batches(
             base[..., :n_found] = base[..., :n_found].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
-            better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples)
+            better = _tuned_columns(
+                artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples, pasts
+            )
             tuned = in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
@@ -176,6 +183,7 @@ def _tuned_columns(
     unit: float,
     levels: torch.Tensor | None,
     samples: int,
+    pasts: Sequence[Past] | None,
 ) -> torch.Tensor:
     """Return the columns with the changes of each series; as they are for row -1."""
     known = torch.nonzero(rows >= 0).flatten()
@@ -185,7 +193,8 @@ def _tuned_columns(
         result[known] = bank.shifted(network.head, columns[known], features, own)
     else:
         assert isinstance(network, RecurrentForecaster)
-        arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own)
+        past = None if pasts is None else pasts[0].rows(known)
+        arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own, past)
         result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
     return result
 
@@ -334,6 +343,7 @@ def forecast_shard(
     cutoff: int,
     *,
     refused: npt.NDArray[np.bool_] | None = None,
+    carried: Carried | None = None,
     model_version: str = "",
     samples: int = 0,
     forward: Forward | None = None,
@@ -343,8 +353,8 @@ def forecast_shard(
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
     its context), last value where there is no full season of late. A series without any observation up to the cutoff is
-    rejected, and so are those that are `refused`, [S], for the known covariates that they lack. `samples` and `forward`
-    as in `predict`.
+    rejected, and so are those that are `refused`, [S], for the known covariates that they lack. `samples`, `forward`
+    and `carried` as in `predict`.
     """
     windows = windows_at(panel, cutoff)
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
@@ -352,7 +362,7 @@ def forecast_shard(
     if refused is not None:
         lacking = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
-    predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device)
+    predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
@@ -445,7 +455,7 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
         output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
         assert output.attention is not None
         weights.append(output.attention[:, 0].numpy())
-        steps, _ = data.steps(series, own, 1 - context, context)
+        steps, _ = data.steps(series, own, torch.full_like(own, 1 - context), context)
         indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
     weight, index = np.concatenate(weights), np.concatenate(indices)
     n, n_steps = weight.shape

@@ -3,6 +3,8 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.io import check_writable
-    from forecast.output import Job, locked
+    from forecast.output import Job
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_missing, open_version, read_for
 
@@ -71,7 +73,7 @@ def run(config: ScoreConfig) -> Scored:
     names = {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
     scored: Scored | None = None
     try:
-        with locked(folder), registry.run("score", config, {"version": str(version.number)}) as run:
+        with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
             log_data(run, loaded)
             cutoffs = _cutoffs(config, loaded)
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
@@ -84,6 +86,19 @@ def run(config: ScoreConfig) -> Scored:
         if scored is None:
             raise
     return scored
+
+
+@contextmanager
+def _locks(config: ScoreConfig) -> Iterator[None]:
+    """Keep other jobs out of the folders that this one writes into."""
+    from forecast.output import locked
+
+    with locked(Path(config.output.path)):
+        if config.score.state is None:
+            yield
+        else:
+            with locked(Path(config.score.state), "score.state"):
+                yield
 
 
 def _write(job: "Job", cutoffs: dict[str, int]) -> "tuple[list[Output], dict[str, GatecastError]]":
@@ -108,12 +123,12 @@ def _write(job: "Job", cutoffs: dict[str, int]) -> "tuple[list[Output], dict[str
 
 
 def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
-    """Return the grid indices to forecast from, by their timestamps."""
+    """Return the grid indices to forecast from, by their timestamps: the earliest first, as a state goes."""
     import numpy as np
 
     grid, asked = loaded.panel.grid, config.score.cutoffs or (config.score.cutoff,)
-    index = dict.fromkeys(loaded.panel.last_index if moment is None else grid.floor(moment) for moment in asked)
-    return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(list(index)))), index, strict=True))
+    index = sorted({loaded.panel.last_index if moment is None else grid.floor(moment) for moment in asked})
+    return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(index))), index, strict=True))
 
 
 def _totals(outputs: "list[Output]") -> Counter[str]:
@@ -121,7 +136,7 @@ def _totals(outputs: "list[Output]") -> Counter[str]:
     totals: Counter[str] = Counter()
     for content in (output.content for output in outputs):
         totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
-        for group in ("series", "sources", "rejects", "bounded"):
+        for group in ("series", "sources", "rejects", "bounded", "state"):
             totals.update({f"{group}/{_metric(name)}": count for name, count in content[group].items()})
     return totals
 
@@ -170,13 +185,14 @@ def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
         return ""
     totals, n_done = _totals(outputs), sum(output.done_before for output in outputs)
     first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
-    series = _of("series", totals)
+    series, state = _of("series", totals), _of("state", totals)
     parts = [
         f"cutoff {first}" if len(outputs) == 1 else f"{len(outputs):,} cutoffs {first} to {last}",
         f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected",
         *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
         f"{totals['rows']:,} rows",
         f"{sum(_of('rejects', totals).values()):,} rejects",
+        *([", ".join(f"state {name} {count:,}" for name, count in state.items())] if state else []),
         *(f"{count:,} values moved to output.{bound}" for bound, count in _of("bounded", totals).items()),
         *([f"{n_done:,} done before"] if 0 < n_done < len(outputs) else []),
         "all done before, nothing was written" if n_done == len(outputs) else f"{folder}",

@@ -505,16 +505,21 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
         frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
 
 
-def write_text_atomic(text: str, path: Path) -> None:
-    """Write a text file; a reader sees all of it or nothing."""
-    with _atomic(path) as file:
-        file.write(text.encode())
+def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path") -> None:
+    """Write a file; a reader sees all of it or nothing. `key` says where it is."""
+    with _atomic(path, key) as file:
+        file.write(content)
+
+
+def write_text_atomic(text: str, path: Path, key: str = "output.path") -> None:
+    """Write a text file as `write_bytes_atomic`."""
+    write_bytes_atomic(text.encode(), path, key)
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
+def _atomic(path: Path, key: str = "output.path") -> Iterator[BinaryIO]:
     """Yield a file with a temporary name beside `path`, and rename it once it is complete and on the disk."""
-    check_writable(path.parent)
+    check_writable(path.parent, key)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -538,13 +543,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder` and raise OutputError if nothing can be written there; call it before hours of work."""
+def check_writable(folder: Path, key: str = "output.path") -> None:
+    """Make `folder` and raise OutputError if nothing can be written there; call it before hours of work.
+
+    `key` is the setting that names it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(
-            f"can't write into {folder}: {error.strerror or error}; choose another output.path"
-        ) from error
+        raise OutputError(f"can't write into {folder}: {error.strerror or error}; choose another {key}") from error

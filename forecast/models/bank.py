@@ -9,7 +9,7 @@ from torch import Tensor
 from forecast.models import stacked
 from forecast.models.batch import Batch
 from forecast.models.heads import Head
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.models.recurrent import NetworkShape, Output, Past, RecurrentForecaster
 
 # Most recent values of the window that a series' own map sees, at most.
 _WINDOW_FEATURES = 168
@@ -70,11 +70,17 @@ class Bank:
         return head.changed(columns, shift, width[:, None])
 
     def arguments(
-        self, network: RecurrentForecaster, batch: Batch, origins: Int[Tensor, " origin"], rows: Int[Tensor, " batch"]
+        self,
+        network: RecurrentForecaster,
+        batch: Batch,
+        origins: Int[Tensor, " origin"],
+        rows: Int[Tensor, " batch"],
+        past: Past | None = None,
     ) -> Float[Tensor, "batch origin horizon argument"]:
         """Return the distributions with the changes of each window's series, of the other kinds.
 
-        The windows of a series are forecast together: its weights are taken once.
+        The windows of a series are forecast together: its weights are taken once. With a past, only of kinds that
+        leave the encoder as it is (`stacked.FROZEN`).
         """
         series = torch.arange(len(rows)) if self.kind in stacked.FROZEN else rows
         order = series.argsort(stable=True)
@@ -88,7 +94,9 @@ class Bank:
                     name: values.to(batch.target.device) for name, values in self.changes(rows[windows[:, 0]]).items()
                 }
                 own = windows.flatten()
-                made.append(stacked.forecasts(network, changes, Batch(*(values[own] for values in batch)), origins)[0])
+                some = Batch(*(values[own] for values in batch))
+                begun = None if past is None else [past.rows(own)]
+                made.append(stacked.forecasts(network, changes, some, origins, begun)[0])
                 at.append(own)
         return torch.cat(made)[torch.cat(at).argsort()]
 

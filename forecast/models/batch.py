@@ -82,9 +82,20 @@ class PanelTensors:
 
         Targets and past covariates from step `limit` on are hidden, whatever the panel holds there.
         """
-        series, first_origin, limit = (values.to(self._home) for values in (series, first_origin, limit))
-        time = context + span - 1 + horizon
-        step, there = self.steps(series, first_origin, 1 - context, time)
+        begin = torch.full_like(first_origin, 1 - context)
+        return self.stretch(series, first_origin, limit, begin, context + span - 1 + horizon)
+
+    def stretch(
+        self,
+        series: Int[Tensor, " batch"],
+        origin: Int[Tensor, " batch"],
+        limit: Int[Tensor, " batch"],
+        begin: Int[Tensor, " batch"],
+        time: int,
+    ) -> Batch:
+        """Return `time` steps of each series as `gather` does, from `begin` on, counted from its step `origin`."""
+        series, origin, limit, begin = (values.to(self._home) for values in (series, origin, limit, begin))
+        step, there = self.steps(series, origin, begin, time)
         begun = there & (step >= 0)
         visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
@@ -109,7 +120,11 @@ class PanelTensors:
         return Batch(*(values.to(self.device) for values in batch))
 
     def steps(
-        self, series: Int[Tensor, " batch"], first_origin: Int[Tensor, " batch"], begin: int, time: int
+        self,
+        series: Int[Tensor, " batch"],
+        first_origin: Int[Tensor, " batch"],
+        begin: Int[Tensor, " batch"],
+        time: int,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         """Return the step of the series at each of `time` positions, the first origin's being 0, and if there is one.
 
@@ -117,7 +132,7 @@ class PanelTensors:
         clocks did in between: the hour that a clock skips has no step, and of one that it repeats only one step is
         taken.
         """
-        position = torch.arange(begin, begin + time, device=self._home)
+        position = begin[:, None] + torch.arange(time, device=self._home)
         step = first_origin[:, None] + position
         if self.clock_shift is None:
             return step, torch.ones_like(step, dtype=torch.bool)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from forecast.models.batch import Batch
 from forecast.models.heads import CategoricalHead
-from forecast.models.recurrent import Output, RecurrentForecaster
+from forecast.models.recurrent import Output, Past, RecurrentForecaster
 
 
 class Ensemble(nn.Module):
@@ -31,9 +31,10 @@ class Ensemble(nn.Module):
         self.encoder = members[0].encoder
         self.n_paths = members[0].n_paths
 
-    def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
+    def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
-        outputs = [member(batch, origins) for member in self.members]
+        own = [None] * len(self.members) if pasts is None else [[past] for past in pasts]
+        outputs = [member(batch, origins, past) for member, past in zip(self.members, own, strict=True)]
         frame = outputs[0].frame
         weights = [output.attention for output in outputs if output.attention is not None]
         attention = torch.stack(weights).mean(0) if weights else None

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
-from forecast.models.cells import Encoder
+from forecast.models.cells import Carry, Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.markov import ClassSkip, class_counts
-from forecast.models.scaling import Statistics, running_statistics
+from forecast.models.scaling import Statistics, Totals, continued_statistics, running_statistics
 from forecast.models.skip import line
 from forecast.models.transform import asinh
 
@@ -88,9 +88,27 @@ class NetworkShape:
         """How far before the next segment the encoder looks back, besides what it has seen last."""
         return tuple(lag for lag in self.season_lags if lag > self.segment_length)
 
+    @property
+    def lead(self) -> int:
+        """Steps before a segment that its inputs follow from, in whole segments."""
+        reach = max([self.scale_length, *(lag - self.segment_length for lag in self.input_lags)])
+        return -(-reach // self.segment_length) * self.segment_length
+
     def origins(self, span: int) -> int:
         """Return how many of `span` consecutive steps are origins: one in each segment."""
         return -(-span // self.segment_length)
+
+
+class Past(NamedTuple):
+    """What an encoder needs of all segments so far to go on from there."""
+
+    carry: Carry
+    totals: Totals
+
+    def rows(self, rows: Int[Tensor, " window"] | slice) -> "Past":
+        """Return the past of some windows of a batch."""
+        carry = tuple(part[:, rows] for part in self.carry)
+        return Past(carry, Totals(*(values[rows] for values in self.totals)))
 
 
 class Frame(NamedTuple):
@@ -315,9 +333,33 @@ class RecurrentForecaster(nn.Module):
         mixed = ((1 - _GLOBAL_SHARE) * local + _GLOBAL_SHARE * every).sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
-    def forward(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
-        """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window."""
-        reading = self.read(batch, origins)
+    def advance(self, batch: Batch, past: Past) -> Past:
+        """Return the past after the segments of a batch, which is of `NetworkShape.lead` steps, these, and a horizon.
+
+        `past` is that of the lead. An encoder that goes on like this has, after all, seen the whole history at once.
+        """
+        return self._advanced(batch, past, self.shape.lead, self._static(batch), self._future(batch))[2]
+
+    def _advanced(
+        self, batch: Batch, past: Past, lead: int, static: Tensor, future: Tensor
+    ) -> tuple[Statistics, Tensor, Past]:
+        """Return statistics, which are to be read after the lead, encoder outputs and past after it."""
+        time = batch.target.shape[1] - self.shape.horizon
+        found, totals = continued_statistics(
+            batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length, past.totals, lead
+        )
+        found = self._anchored(found)
+        states, carry = self.encoder(self._inputs(batch, found, static, future, lead, past.totals.last), past.carry)
+        return found, states, Past(carry, totals)
+
+    def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
+        """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
+
+        The encoder begins with the window, or, with the past up to the last segment before the one and only origin
+        (`pasts` holds one for each member of an ensemble), goes on from there. Where the window holds no observation,
+        there is no forecast even so.
+        """
+        reading = self.read(batch, origins, pasts)
         if not isinstance(self.context, AutoregressiveDecoder):
             return self.stated(self.numbers(reading), reading)
         summary = functional.silu(reading.summary)
@@ -329,15 +371,22 @@ class RecurrentForecaster(nn.Module):
         arguments, head, paths = self._sampled(self.context, summary, *known, last)
         return Output(arguments, reading.state, reading.frame, head, reading.attention, paths)
 
-    def read(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Reading:
-        """Return what the decoder is told of the origins."""
-        statistics = self._anchored(self.statistics(batch))
-        frame = self._frame(batch, origins, statistics)
-        at = origins + self.shape.context_length - 1
-
+    def read(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Reading:
+        """Return what the decoder is told of the origins; `pasts` as `forward`."""
         static, future = self._static(batch), self._future(batch)
-        states, _ = self.encoder(self._inputs(batch, statistics, static, future))
-        state = states[:, (at + 1) // self.shape.segment_length - 1]
+        at = origins + self.shape.context_length - 1
+        if pasts is None:
+            statistics = self._anchored(self.statistics(batch))
+            states, _ = self.encoder(self._inputs(batch, statistics, static, future))
+            state = states[:, (at + 1) // self.shape.segment_length - 1]
+        else:
+            assert self.attention is None
+            (past,) = pasts
+            lead = self.shape.context_length - self.shape.segment_length
+            statistics, state, _ = self._advanced(batch, past, lead, static, future)
+            in_sight = batch.observed[:, : self.shape.context_length].any(1, keepdim=True)
+            statistics = statistics._replace(begun=statistics.begun & in_sight)
+        frame = self._frame(batch, origins, statistics)
 
         linear, level, expected = self._linear(frame)
         seen, weight = [self.dropout(state)], None
@@ -580,17 +629,29 @@ class RecurrentForecaster(nn.Module):
         known = self._covariates(columns, batch.there, self.shape.n_past, self.known_embeddings)
         return torch.cat([known, calendar], dim=-1)
 
-    def _inputs(self, batch: Batch, statistics: Statistics, static: Tensor, future: Tensor) -> Tensor:
-        """Return the encoder's inputs, [batch, segment, input]: each segment normalised as of its own last step."""
+    def _inputs(
+        self,
+        batch: Batch,
+        statistics: Statistics,
+        static: Tensor,
+        future: Tensor,
+        first: int = 0,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """Return the encoder's inputs, [batch, segment, input]: each segment normalised as of its own last step.
+
+        The first segment begins at step `first`; the latest value before it is `before`, 0 when None.
+        """
         length = self.shape.segment_length
         time = (batch.target.shape[1] - self.shape.horizon) // length * length
-        level, last, scale = (values[:, length - 1 : time : length, None] for values in statistics[:3])
+        n_segments = (time - first) // length
+        level, last, scale = (values[:, first + length - 1 : time : length, None] for values in statistics[:3])
         divisor = torch.where(scale > 0, scale, 1.0)
 
         def columns(lag: int) -> list[Tensor]:
             """Return the normalised values `lag` steps before each step, and whether they were observed."""
-            target = functional.pad(batch.target, (lag, 0))[:, :time].unflatten(1, (-1, length))
-            observed = functional.pad(batch.observed, (lag, 0))[:, :time].unflatten(1, (-1, length))
+            target = functional.pad(batch.target, (lag, 0))[:, first:time].unflatten(1, (-1, length))
+            observed = functional.pad(batch.observed, (lag, 0))[:, first:time].unflatten(1, (-1, length))
             if self.shape.n_classes:
                 return [
                     (self.class_embeddings(target.long()) * observed[..., None]).flatten(2),
@@ -601,15 +662,17 @@ class RecurrentForecaster(nn.Module):
         # Seasons are looked up for the segment that comes next.
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         if not self.shape.n_classes:
-            before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
-            values += [(last - before) / divisor, asinh(level / divisor), self._log_scale(divisor)]
+            earlier = functional.pad(last, (0, 0, 1, 0))[:, :n_segments]
+            if before is not None:
+                earlier = torch.cat([before[:, None, None], earlier[:, 1:]], dim=1)
+            values += [(last - earlier) / divisor, asinh(level / divisor), self._log_scale(divisor)]
         parts = [asinh(torch.cat(values, dim=-1))]
         if self.shape.n_past:
-            past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
+            past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)
             parts.append(past.unflatten(1, (-1, length)).mean(2))
-        following = torch.arange(length, time + 1, length, device=future.device)
+        following = torch.arange(first + length, time + 1, length, device=future.device)
         ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
-        return torch.cat([*parts, ahead, _spread(static, time // length)], dim=-1)
+        return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.

@@ -24,6 +24,18 @@ class Statistics(NamedTuple):
     """Whether anything was observed yet; where not, the others are 0."""
 
 
+class Totals(NamedTuple):
+    """What statistics need of all steps so far to go on from there."""
+
+    sums: Float[Tensor, "batch sum"]
+    """Number of observations, and the sums of their distances from `first` and of the squares of these; float64."""
+    first: Float[Tensor, " batch"]
+    last: Float[Tensor, " batch"]
+    """First and latest observed value, 0 where there is none."""
+    varied: Bool[Tensor, " batch"]
+    """Whether any two observed values differ."""
+
+
 def running_statistics(
     target: Float[Tensor, "batch time"], observed: Bool[Tensor, "batch time"], length: int
 ) -> Statistics:
@@ -31,27 +43,58 @@ def running_statistics(
 
     Sums are taken in float64 around the first observed value, so that a level much larger than the scale does no harm.
     """
+    return continued_statistics(target, observed, length)[0]
+
+
+def continued_statistics(
+    target: Float[Tensor, "batch time"],
+    observed: Bool[Tensor, "batch time"],
+    length: int,
+    before: Totals | None = None,
+    lead: int = 0,
+) -> tuple[Statistics, Totals]:
+    """Return `running_statistics` and the totals of all steps, those before the window included.
+
+    `before` are the totals up to the first `lead` steps of the window, these included; the statistics of these, which
+    begin in the middle, are not to be read. Those of later ones are as if the window were the whole past, if `lead` is
+    `length` - 1 or more.
+    """
     time = target.shape[1]
     steps = torch.arange(time, device=target.device)
     latest = torch.where(observed, steps, -1).cummax(dim=1).values
     begun = latest >= 0
     last = target.gather(1, latest.clamp(min=0)).masked_fill(~begun, 0.0)
-
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
+    if before is None:
+        empty = torch.zeros_like(target[:, 0])
+        before = Totals(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
+    else:
+        known = before.sums[:, :1] > 0
+        last = torch.where(begun, last, before.last[:, None])
+        reference = torch.where(known, before.first[:, None], reference)
+        begun = begun | known
+
     centred = (target.double() - reference).masked_fill(~observed, 0.0)
-    before = torch.roll(last, 1, dims=1)
-    changed = observed & (target != before) & torch.roll(begun, 1, dims=1) & (steps > 0)
+    previous = torch.cat([before.last[:, None], last[:, :-1]], dim=1)
+    was_begun = torch.cat([before.sums[:, :1] > 0, begun[:, :-1]], dim=1)
+    changed = observed & (target != previous) & was_begun
     sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
     recent = sums - functional.pad(sums, (length, 0))[..., :time]
+    sums = sums + before.sums.T[..., None] - (sums[..., lead - 1 : lead] if lead else 0.0)
     seen = recent[0] > 0
     count, total, squares = torch.where(seen, recent, sums)
     # Of the latest change, the observation before it: if that is not within the stretch, the change is none there.
-    changed_from = torch.where(changed, torch.roll(latest, 1, dims=1), -1).cummax(dim=1).values
-    constant = (changed_from < (steps - length + 1).clamp(min=0) * seen) | ~begun
+    earlier = functional.pad(latest, (1, 0), value=-1)[:, :-1]
+    changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
+    varied = before.varied[:, None] | (changed.int().cumsum(dim=1) > 0)
+    within = changed_from >= (steps - length + 1).clamp(min=0)
+    constant = ~((seen & within) | (~seen & varied)) | ~begun
 
     count = count.clamp(min=1)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
-    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun)
+    first = reference[:, 0].masked_fill(~begun[:, -1], 0.0)
+    totals = Totals(sums[..., -1].T, first, last[:, -1], varied[:, -1])
+    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun), totals

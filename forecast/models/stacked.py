@@ -1,7 +1,7 @@
 """Networks of many series at once: what is changed of the base, with the series as the first axis."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.recurrent import Frame, Output, Reading, RecurrentForecaster
+from forecast.models.recurrent import Frame, Output, Past, Reading, RecurrentForecaster
 
 Changes: TypeAlias = dict[str, Tensor]
 """What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
@@ -71,16 +71,21 @@ def restated(
 
 
 def forecasts(
-    network: RecurrentForecaster, changes: Changes, batch: Batch, origins: Int[Tensor, " origin"]
+    network: RecurrentForecaster,
+    changes: Changes,
+    batch: Batch,
+    origins: Int[Tensor, " origin"],
+    pasts: Sequence[Past] | None = None,
 ) -> tuple[Float[Tensor, "batch origin horizon argument"], Frame]:
     """Return the distributions that each series forecasts with its changes: `batch` holds as many windows of each.
 
     The windows of the first series come first. Without a kernel for weights of several series, all are stacked in
-    batched products, or the series follow one another, whichever is faster.
+    batched products, or the series follow one another, whichever is faster. `pasts` are those of a frozen encoder.
     """
     if changes.keys() <= set(FROZEN):
-        output = restated(network, changes, network.read(batch, origins))
+        output = restated(network, changes, network.read(batch, origins, pasts))
         return output.arguments, output.frame
+    assert pasts is None
     own = weights(network, changes)
     n_series = len(next(iter(own.values())))
     each = [values.unflatten(0, (n_series, -1)) for values in batch]

@@ -59,6 +59,34 @@ def test_a_range_of_cutoffs_is_written_skipped_when_done_and_retried_where_it_fa
     assert run["score/rows"] == 4 * len(SERIES) * HORIZON
 
 
+def test_a_state_goes_forward_with_the_cutoffs(promoted: Store) -> None:
+    """In one job or night by night, with late data on the way; the model takes in days at once."""
+    out, state = promoted.folder / "out", f"score.state={promoted.folder / 'state'}"
+    nights = [END - timedelta(days=2), END - timedelta(days=1), END]
+    given = f"score.cutoffs=[{','.join(moment.isoformat() for moment in reversed(nights))}]"
+    line = promoted.score(None, state, given).out
+    assert ", state carried 40, state new 20, state recomputed 0, " in line
+    assert [content["state"]["carried"] for content in manifests(out).values()] == [0, 20, 20]
+    assert [path.name for path in (promoted.folder / "state").glob("*/state.json")] == ["state.json"]
+    assert runs(promoted)[-1].data.metrics["score/state/carried"] == 40
+
+    shifted = promoted.write(panel().with_columns(late(SERIES[4], days=5)), "late.parquet")
+    nightly = ("score", MODEL, f"output.path={promoted.folder / 'nightly'}", f"{state}-2")
+    succeed(*nightly, f"data.path={shifted}", f"data.until={nights[1].isoformat()}")
+    assert "state carried 19, state new 0, state recomputed 1" in succeed(*nightly, f"data.path={promoted.table}").out
+    expected, found = (
+        pl.read_parquet(promoted.folder / folder / "forecasts").filter(cutoff=END).sort(ORDER)
+        for folder in ("out", "nightly")
+    )
+    assert_frame_equal(found, expected, rel_tol=1e-5, abs_tol=1e-5)
+
+
+def late(name: str, *, days: int) -> pl.Expr:
+    """The target, without a row of a series some days before the end."""
+    missing = (pl.col("series_id") == name) & (pl.col("timestamp") == END - timedelta(days=days))
+    return pl.when(~missing).then("target").alias("target")
+
+
 def runs(store: Store) -> list[Any]:
     client = mlflow.MlflowClient(store.uri)
     experiment = client.get_experiment_by_name(NAME)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
-from forecast.models.scaling import Statistics, running_statistics
+from forecast.models.scaling import Statistics, continued_statistics, running_statistics
 
 FLOOR = 1e-6
 
@@ -115,3 +116,28 @@ def test_a_large_value_long_ago_does_not_blur_the_level_of_a_constant(first: flo
     found = statistics(np.array([[first, 17.3, *[1.1] * 20]]), 10)
     assert found.level[0, -1] == found.last[0, -1] == torch.tensor(1.1)
     assert float(found.scale[0, -1]) == 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([np.nan, np.nan, 3.0, 3.0, 5.5, -1e6]), min_size=24, max_size=24),
+    st.integers(1, 6),
+    st.integers(1, 23),
+    st.integers(0, 8),
+)
+def test_totals_go_on_as_if_the_window_were_the_whole_past(
+    values: list[float], length: int, cut: int, further: int
+) -> None:
+    """From any step on, with any lead that is long enough; whatever gaps there are."""
+    series = torch.tensor([values])
+    target, observed = series.nan_to_num(0.0), series.isfinite()
+    whole, _ = continued_statistics(target, observed, length)
+    _, before = continued_statistics(target[:, :cut], observed[:, :cut], length)
+    lead = length - 1 + further
+    begin = cut - lead
+    window, seen = (functional.pad(part, (max(-begin, 0), 0))[:, max(begin, 0) :] for part in (target, observed))
+    found, after = continued_statistics(window, seen, length, before, lead)
+    for ours, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(ours[:, lead:], expected[:, cut:], rtol=1e-6, atol=1e-6)
+    for ours, expected in zip(after, continued_statistics(target, observed, length)[1], strict=True):
+        torch.testing.assert_close(ours, expected)
