@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from forecast.config import Config, DataConfig, SourceConfig
 from pipelines.console import stage
+from pipelines.record import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
     if alias is None:
         raise ConfigError("registry.alias: missing; give pretrained, challenger, champion or a version number")
     version = registry.resolve(alias)
+    note(model=str(version))
     return version, artifact.load(registry.download(version))
 
 
