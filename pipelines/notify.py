@@ -65,7 +65,7 @@ class Command(Config):
 class NotifyConfig(Config):
     """Who is told of what."""
 
-    on: tuple[Event, ...] = ("failure", "breach")
+    events: tuple[Event, ...] = ("failure", "breach")
     """A job was done, was given up, or found something not good enough (a promotion that was refused)."""
     webhook: Webhook | None = None
     command: Command | None = None
@@ -88,7 +88,7 @@ class Notifier:
 
     def tell(self, event: Event, facts: Mapping[str, Any]) -> None:
         """Tell what happened, soon; returns at once."""
-        if event in self._config.on:
+        if event in self._config.events:
             with self._idle:
                 self._open += 1
             self._queue.put(json.dumps({"event": event, **facts}).encode())

@@ -184,7 +184,7 @@ def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
         _current.reset(token)
         ended.set()
         with _warned():
-            ledger.end(entry, status, code, error)
+            ledger.end(entry, status, code, without_password(error))
 
 
 def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:

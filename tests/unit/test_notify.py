@@ -110,7 +110,7 @@ def test_closing_waits_only_so_long(server: Server, caplog: pytest.LogCaptureFix
 def test_a_command_reads_the_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     target = tmp_path / "told.json"
     script = f"import sys, pathlib; pathlib.Path({str(target)!r}).write_text(sys.stdin.read()); sys.exit(3)"
-    config = {"on": ["success"], "command": {"run": [sys.executable, "-c", script]}}
+    config = {"events": ["success"], "command": {"run": [sys.executable, "-c", script]}}
     told = Notifier(NotifyConfig.model_validate(config))
     told.tell("success", {"run": 1})
     told.close(20)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.errors import ConfigError
+from pipelines.compose import CONF
 from pipelines.schedules import Due, Schedule, read
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -167,3 +168,9 @@ def test_shared_settings_come_first(tmp_path: Path) -> None:
     found, _ = read(file)
     assert found["nightly"].overrides == ("registry.name=loads", "data.path=panel", "output.path=scores")
     assert found["nightly"].zone == BERLIN
+
+
+def test_the_example_is_right() -> None:
+    found, notify = read(CONF / "schedule.yaml")
+    assert {schedule.flow for schedule in found.values()} == {"data append", "score", "finetune", "backtest", "promote"}
+    assert notify.events == ("failure", "breach")
