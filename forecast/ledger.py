@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
+from forecast.config import without_password
 from forecast.data.sql import Database, transaction
 from forecast.errors import LedgerError, OutputError
 
@@ -48,7 +49,8 @@ _COLUMNS: Final = {
     "config": "text",
     "folder": "text",
 }
-_WORK: Final = "flow, dataset, cutoff, model, config_digest"
+_INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
+"""What attempts at the same have in common: of a person, and of a schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +226,6 @@ class Ledger:
     @property
     def shown(self) -> str:
         """The URI without its password."""
-        from forecast.config import without_password
-
         return f"{_KEY}={without_password(self.uri)}"
 
     @contextmanager
@@ -246,7 +246,8 @@ class Ledger:
         if not versions:
             database.execute("insert into gatecast_ledger (version) values (?)", [_VERSION])
             database.execute(f"create table gatecast_runs ({columns})")
-            database.execute("create index gatecast_runs_slot on gatecast_runs (schedule, slot)")
+            for name, indexed in _INDICES.items():
+                database.execute(f"create index gatecast_runs_{name} on gatecast_runs ({', '.join(indexed)})")
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
         elif versions[0]["version"] != _VERSION:
             raise LedgerError(
@@ -257,12 +258,14 @@ class Ledger:
 
 def _found(database: Database, where: str, values: list[Any]) -> list[Entry]:
     """Return the attempts for which a condition holds, newest first."""
-    numbered = (
-        "select r.*, case when slot = '' "
-        f"then row_number() over (partition by {_WORK}, slot order by id) "
-        "else row_number() over (partition by schedule, slot order by id) end as attempt from gatecast_runs r"
+    same = {"slot = ''": _INDICES["work"], "slot <> ''": _INDICES["slot"]}
+    before = " ".join(
+        f"when r.{when} then (select count(*) from gatecast_runs o where o.id <= r.id and o.{when} and "
+        f"{' and '.join(f'o.{name} = r.{name}' for name in names)})"
+        for when, names in same.items()
     )
-    rows = database.execute(f"select * from ({numbered}) n where {where} order by id desc", values)
+    query = f"select r.*, case {before} end as attempt from gatecast_runs r where {where} order by id desc"
+    rows = database.execute(query, values)
     return [_entry(row) for row in rows]
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from forecast.config import SchedulerConfig, without_password
+from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError
 from pipelines import compose, console
 from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
@@ -153,7 +153,7 @@ class Scheduler:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: told.release())
         clock.start()
-        _LOG.info("%d schedule(s), ledger %s", len(self._schedules), without_password(self._ledger.uri))
+        _LOG.info("%d schedule(s), %s", len(self._schedules), self._ledger.shown)
         told.acquire()
         self._stop(told)
         clock.shutdown(wait=True)
@@ -302,7 +302,7 @@ class Scheduler:
             entry = self._ledger.begin(self._job(schedule, slot), pid)
         if entry is None or entry.pid != pid:
             return code
-        if code == _TIMED_OUT:
+        if code == _TIMED_OUT and entry.status != "done":
             self._ledger.end(entry.id, "failed", code, f"ended after {schedule.timeout:g} s, its timeout")
         elif entry.status == "running" or entry.ended is None or entry.exit_code is None:
             text = f"killed by signal {-code}" if code < 0 else "ended before it could say how; see the log"
@@ -313,7 +313,7 @@ class Scheduler:
         if entry.status == "done" or ((last or self._given_up(schedule, entry)) and not stopped):
             facts = entry.shown()
             del facts["config"], facts["folder"]
-            self._notifier.tell(event_of(code), facts)
+            self._notifier.tell(event_of(entry.exit_code or 0), facts)
         return code
 
     def _process(self, schedule: "Schedule", slot: Slot) -> tuple[int, int]:
@@ -321,6 +321,8 @@ class Scheduler:
         command = [sys.executable, "-m", "pipelines.cli", *schedule.flow.split(), *schedule.settings(slot.cutoff)]
         environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self._ledger.uri}
         with self._lock:
+            if self._stopping.is_set():
+                return LedgerError.exit_code, 0
             # A session of its own: it outlives a scheduler that is killed, and Ctrl-C is ours to pass on.
             job = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             self._jobs.add(job)

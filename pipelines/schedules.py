@@ -167,10 +167,10 @@ class Schedule(Config):
         return local if self.cutoff == "as_of" else self._end(local.date())
 
     def begun(self) -> datetime | None:
-        """Return `start` as a moment."""
-        if self.start is None or self.start.tzinfo:
-            return self.start
-        return self.start.replace(tzinfo=self.zone)
+        """Return the last moment before `start`."""
+        if self.start is None:
+            return None
+        return (self.start if self.start.tzinfo else self.start.replace(tzinfo=self.zone)) - timedelta(microseconds=1)
 
     def settings(self, cutoff: datetime) -> list[str]:
         """Return the settings of the job for a cutoff."""

@@ -209,20 +209,22 @@ def test_a_job_that_takes_too_long_is_ended(promoted: Store) -> None:
     assert "its timeout" in entry.error
 
 
-def test_a_scheduler_that_is_killed_catches_up(promoted: Store) -> None:
+@pytest.mark.parametrize("job", ["killed", "left"])
+def test_a_scheduler_that_is_killed_catches_up(promoted: Store, job: str) -> None:
     write(promoted, catch_up="all", retries=3)
     succeed("schedule", "run", f"schedule.now={night(0)}")
     killed = scheduler(f"schedule.now={night(2)}")
     running = wait(lambda: ledger().entries(status="running"))
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    os.kill(running[0].pid, signal.SIGKILL)
+    if job == "killed":
+        os.kill(running[0].pid, signal.SIGKILL)
     both = [scheduler(f"schedule.now={night(2)}") for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]
     assert scores(promoted) == days(1, 2)
     done = [entry for entry in ledger().entries(every=True) if entry.status == "done"]
     assert slots(done) == days(1, 2)
-    assert ledger().get(running[0].id).status == "abandoned"
+    assert ledger().get(running[0].id).status == ("abandoned" if job == "killed" else "done")
 
 
 def test_a_scheduler_runs_until_it_is_told_to_stop(promoted: Store) -> None:
