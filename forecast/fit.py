@@ -5,7 +5,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +429,19 @@ class _Solution:
     penalty: float | None
     """None where the skip is the prior itself, not fitted at all."""
 
+    def residual_quantiles(self, skip: Solution, levels: Tensor) -> Tensor:
+        """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
+
+        Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. Around a
+        prior that was kept they are symmetric: a drift is no more certain than the line that would have had it.
+        """
+        samples = self.fitted
+        weight = samples.spread * samples.weight[:, None] * samples.observed
+        rest = (samples.target - line(samples.window, skip)) / samples.spread
+        if self.penalty is None:
+            rest, weight = torch.cat([rest, -rest]), weight.repeat(2, 1)
+        return empirical_quantiles(rest, weight, levels)
+
 
 def _closed_form(
     panel: Panel,
@@ -457,16 +469,17 @@ def _closed_form(
         _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, tried, validation, limit)
         for unit in units
     )
-    best = reduce(lambda best, found: found if _better(found, best) else best, solutions)
+    best = next(solutions)
+    for found in solutions:
+        mine, theirs = _errors_of_data(found), _errors_of_data(best)
+        best = found if _surely_better(mine, theirs, theirs.sum(0), overlap(validation, shape.horizon)) else best
     network, unit = best.network, best.network.shape.unit
     tensors = PanelTensors(panel, device, unit=unit)
     if best.penalty is not None and len(tried) < len(drawn):
         (every,) = _samples([network], tensors, drawn, limit)
         (skip,) = solve_ridge(robust(eventful(every), torch.zeros_like(best.prior)), best.prior, (best.penalty,))
         network.skip.copy_(skip)
-    # Of a prior that is kept: a drift of the residuals is no more certain than the line that would have had it.
-    linear, mirrored = line(best.fitted.window, network.skip), best.penalty is None
-    level = _residual_quantiles(best.fitted, linear, network.head.start_levels, mirrored=mirrored)
+    level = best.residual_quantiles(network.skip, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
     _standardise(network, panel, limits)
@@ -504,19 +517,6 @@ def _counted(
         "skip_samples": len(drawn),
     }
     return network, tensors, choice
-
-
-def _residual_quantiles(samples: Samples, linear: Tensor, levels: Tensor, *, mirrored: bool = False) -> Tensor:
-    """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
-
-    Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. If `mirrored`,
-    of what is left over and its negative alike.
-    """
-    weight = samples.spread * samples.weight[:, None] * samples.observed
-    rest = (samples.target - linear) / samples.spread
-    if mirrored:
-        rest, weight = torch.cat([rest, -rest]), weight.repeat(2, 1)
-    return empirical_quantiles(rest, weight, levels)
 
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
@@ -558,10 +558,6 @@ def _solve(
                 errors = _point_errors(checked, solution, shape.unit)
                 kind = f"{network.shape.anchor}/{name}"
                 candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
-    # What is simpler is kept if it is worse by less than the standard error of the difference (Breiman et al. 1984): of
-    # random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
-    # standard error: the better one is taken. Of windows that overlap, only so many count as are independent.
-    shared = overlap(validation, shape.horizon)
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     unsolved = [found for found in candidates if found.penalty is None]
     solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
@@ -569,9 +565,7 @@ def _solve(
         min(some, key=lambda found: float((found.errors.sum(0) / usual).sum())) for some in (unsolved, *solved) if some
     )
     for other in others:
-        gain = ((best.errors - other.errors) / usual).sum(1)
-        doubt = (len(gain) * shared) ** 0.5 * gain.std() if len(gain) > 1 else 0.0
-        best = other if gain.sum() > doubt else best
+        best = other if _surely_better(other.errors, best.errors, usual, overlap(validation, shape.horizon)) else best
     best.network.skip.copy_(best.skip)
     return best
 
@@ -601,26 +595,33 @@ def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
     return (values - values.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-def _better(one: _Solution, other: _Solution) -> bool:
-    """Return whether one scale forecasts better than another, by the mean of two ratios of errors in the data's units.
+def _surely_better(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> bool:
+    """Return whether errors ([window, kind]) are lower than others, in units of the usual sum of their kind.
 
-    These are the pinball loss in units of the window's deviation, and the symmetric relative error of the median.
+    By more than the standard error of the difference (Breiman et al. 1984): what is simpler is kept otherwise. Of
+    random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
+    standard error: the lower one is taken. Where a target is `shared` by several windows, only so many count as are
+    independent.
     """
-    mine, theirs = (_errors_of_data(found) for found in (one, other))
-    ratios = [a / b if b > 0 else float(a > 0) + 1.0 for a, b in zip(mine, theirs, strict=True)]
-    return sum(ratios) / len(ratios) < 1.0
+    gain = ((others - errors) / usual.clamp(min=1e-12)).sum(1)
+    doubt = (len(gain) * shared) ** 0.5 * float(gain.std()) if len(gain) > 1 else 0.0
+    return float(gain.sum()) > doubt
 
 
-def _errors_of_data(found: _Solution) -> tuple[float, float]:
+def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
+    """Return, of each window, the pinball loss in units of its deviation, and the relative error of the median.
+
+    In the data's units, to compare scales.
+    """
     samples, unit, skip = found.checked, found.network.shape.unit, found.skip
     levels = torch.arange(1, 10, device=skip.device, dtype=skip.dtype) / 10
-    around = _residual_quantiles(found.fitted, line(found.fitted.window, skip), levels)
+    around = found.residual_quantiles(skip, levels)
     quantiles = line(samples.window, skip)[..., None] + samples.spread[..., None] * around
     actual = _restored(samples, samples.target, unit)
     loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
-    steps = samples.observed.sum()
-    relative = _point_errors(samples, skip, unit)[:, 1].sum() / steps
-    return float((loss.clamp(max=_REACH) * samples.observed).sum() / steps), float(relative)
+    return torch.stack(
+        [(loss.clamp(max=_REACH) * samples.observed).sum(1), _point_errors(samples, skip, unit)[:, 1]], 1
+    )
 
 
 def _samples(
