@@ -4,7 +4,7 @@
 training part alone, and scores on the test part, which nothing before has seen. TASK may be the beginning of several:
 `m4`, `etth1`. KEY=VALUE are settings as of `forecast train`. The data are folders of `GATECAST_BENCH_DATA`
 (`../shared/data` beside the checkout when not set) with train.parquet and test.parquet, or data.parquet: columns
-series_id, timestamp, value.
+series_id, timestamp, value. NYC flights are those of `forecast data nyc-flights demo`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from forecast.config import FinetuneSettings, TrainConfig, load
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
-from forecast.data.windows import WindowIndex, windows_at_ends
+from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
 from forecast.finetune import finetune
 from forecast.fit import fit
 from forecast.metrics import future_values, score_windows, seasonal_naive, seasonal_naive_errors
@@ -86,6 +86,8 @@ class Task:
     split: tuple[int, int, int] = (0, 0, 0)
     """Time points at which training, validation and test end."""
     tuning: FinetuneSettings = TUNING
+    folder: Path | None = None
+    """Where the data are, if not with the others."""
 
 
 # --- the protocols
@@ -148,6 +150,28 @@ def scaled_errors(
         absolute += float(np.abs((actual - quantiles[..., head.median].numpy()) / unit).sum())
         count += actual.size
     return {"MSE": square / count, "MAE": absolute / count}
+
+
+def rolling(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Judge:  # noqa: ARG001  as all
+    """Return the judge of NYC flights: cutoffs a horizon apart over all that lies behind `data.until`."""
+    horizon, levels = config.window.horizon, config.model.quantile_levels
+    whole = read_panel(config.data.model_copy(update={"until": None}), horizon, loaded.categories).panel
+    panel = whole.rows(0, loaded.panel.n_series)
+    if panel.series_id.tolist() != loaded.panel.series_id.tolist():
+        raise ValueError(f"{task.preset}: series begin behind data.until")
+    cutoffs = range(loaded.panel.last_index, panel.last_index - horizon + 1, horizon)
+    parts = [windows_at(panel, cutoff) for cutoff in cutoffs]
+    windows = WindowIndex(np.concatenate([p.series for p in parts]), np.concatenate([p.cutoff for p in parts]))
+    actual = future_values(panel, windows, horizon)
+    scale, _ = seasonal_naive_errors(panel, windows, task.season)
+
+    def judge(forecaster: Forecaster) -> Scores:
+        quantiles = forecaster(panel, windows).astype(np.float64)
+        found = score_windows(actual, quantiles, levels=levels, scale=scale)
+        wql = float(found["pinball"].sum() / found["abs_target"].sum())
+        return {"MASE": float(np.nanmean(found["mase"])), "wQL": wql}
+
+    return judge
 
 
 # --- the tasks
@@ -233,6 +257,16 @@ TASKS: dict[str, Task] = {
         bars={"quantiles of the last 28 days": (0.887, 0.546)},
         files={"data.path": "train.parquet", "data.known_path": "t*.parquet", "data.static_path": "static.parquet"},
     ),
+    "nyc_flights": Task(
+        preset="nyc_flights",
+        judge=rolling,
+        season=168,
+        metrics=("MASE", "wQL"),
+        bars={},
+        settings=("data.until='2013-12-03 23:00:00'", "fit.holdout_windows=0"),
+        files={"data.path": "panel.parquet"},
+        folder=ROOT / "demo",
+    ),
     **{f"{preset}_{h}": _long(preset, position) for preset in LONG_BARS for position, h in enumerate(HORIZONS)},
     "ablation": Task(
         preset="m4_hourly",
@@ -313,10 +347,11 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
 
 def data_folder(task: Task, name: str) -> Path | None:
     """Return the folder of a task's data; None, said aloud, where it isn't there."""
-    folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / task.preset
+    folder = task.folder or Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / task.preset
     if folder.is_dir():
         return folder
-    print(f"{name} skipped: set GATECAST_BENCH_DATA to a folder that holds {task.preset}")
+    what = f"run `forecast data nyc-flights {task.folder}`" if task.folder else "set GATECAST_BENCH_DATA to its folder"
+    print(f"{name} skipped: {folder} is not there; {what}")
     return None
 
 

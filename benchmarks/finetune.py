@@ -8,13 +8,18 @@
   gates. A few series of the loop are measured. Where its environment is there (`.venv-peers`, see `benchmarks data`),
   neuralforecast's `fit` of an LSTM of the same size, a series at a time, for as many steps.
 - `accuracy`: the presets of `benchmarks accuracy`, the base and each kind, gated and not, and the mean of the base and
-  a ridge of each series' own. `uplift` and `worse` are of the report windows, the metrics of the test part.
-- `scale`: head for all of M5: the pass of the network, the rest, and the bank on disk.
+  a ridge of each series' own, and an ETS (statsforecast, where it is installed and the series are few). `uplift` and
+  `worse` are of the report windows, the metrics of the test part.
+- `scale`: head for all of M5: the pass of the network, the rest, and the bank on disk and in MLflow (SQLite).
+
+`--sample 300` takes the first 300 series of each data set in `accuracy` and `scale`.
 """
 
 import argparse
 import copy
+import importlib.util
 import math
+import os
 import resource
 import tempfile
 import time
@@ -22,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -32,8 +38,8 @@ from benchmarks.accuracy import TASKS, Array, Forecaster, configured, data_folde
 from benchmarks.data import ROOT
 from benchmarks.meter import run
 from forecast.artifact import Artifact, load
-from forecast.config import DataConfig, FinetuneSettings, FitConfig, ModelConfig, WindowConfig
-from forecast.data.load import load_panel
+from forecast.config import DataConfig, FinetuneSettings, FitConfig, ModelConfig, RegistryConfig, WindowConfig
+from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex
@@ -44,6 +50,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.module import step_errors, window_sizes
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
+from forecast.registry import Registry
 
 PARTS = ("time", "accuracy", "scale")
 KINDS = ("head", "bias", "embedding", "lora", "full")
@@ -52,7 +59,9 @@ UNGATED = {"min_gain": -math.inf, "min_windows_better": 0.0}
 # Series of the loops that are measured.
 LOOPED = 3
 # Data sets of the accuracy, and series of the larger ones.
-DATA, SAMPLE = ("m4_hourly", "m4_weekly", "m5", "etth1_96"), 3000
+DATA, SAMPLE = ("m4_hourly", "m4_weekly", "m5", "nyc_flights", "etth1_96"), 3000
+# Series that an ETS each is fitted for, at most.
+ETS_SERIES = 1000
 
 
 def main(*argv: str) -> None:
@@ -65,6 +74,7 @@ def main(*argv: str) -> None:
     parser.add_argument("--cells", default="lstm")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="for each base of accuracy")
+    parser.add_argument("--sample", type=int, metavar="N", help="series of each data set; all when not given")
     options = parser.parse_args(argv)
     tasks = [name for name in options.parts if name not in PARTS]
     parts = [name for name in options.parts if name in PARTS] or ["accuracy" if tasks else "time"]
@@ -77,9 +87,9 @@ def main(*argv: str) -> None:
                 _times(cell, int(hidden), counts, options.kinds.split(","), options.device)
     if "accuracy" in parts:
         for name in tasks or DATA:
-            _accuracy(name, options.kinds.split(","), options.budget)
+            _accuracy(name, options.kinds.split(","), options.budget, options.sample)
     if "scale" in parts:
-        _scale()
+        _scale(options.sample)
 
 
 # --- cost
@@ -208,14 +218,14 @@ def _neuralforecast(hidden: int) -> float | None:
 # --- accuracy
 
 
-def _accuracy(name: str, kinds: list[str], budget: float) -> None:
+def _accuracy(name: str, kinds: list[str], budget: float, sample: int | None) -> None:
     task = TASKS[name]
     folder = data_folder(task, name)
     if folder is None:
         return
     task = replace(task, metrics=(*task.metrics, "tuned", "uplift", "worse"))
     config = configured(task, folder, [f"fit.max_minutes={budget / 60}"])
-    loaded = read_panel(config.data, config.window.horizon)
+    loaded = _first(read_panel(config.data, config.window.horizon), sample)
     judge = task.judge(task, config, loaded, folder)
     head(task, name, "")
     artifact, _, spent = fitted(config, loaded)
@@ -240,38 +250,62 @@ def _accuracy(name: str, kinds: list[str], budget: float) -> None:
             show(task, f"{kind}, {label}", {**judge(model(result.artifact)), **told}, "", "", f"{spent:.0f}")
             if kind == "global":
                 break
-    show(task, "mean of base and own ridge", judge(partial(_with_ridge, model(artifact))))
+    show(task, "mean of base and own ridge", judge(partial(_halfway, model(artifact), _ridge)))
+    ets = partial(_halfway, model(artifact), partial(_ets, task.season))
+    if importlib.util.find_spec("statsforecast") is None:
+        print("mean of base and own ETS left out: statsforecast is not installed")
+    elif loaded.panel.n_series > ETS_SERIES or task.split[-1]:
+        print(f"mean of base and own ETS left out: more than {ETS_SERIES:,} series, or every cutoff of a test part")
+    else:
+        show(task, "mean of base and own ETS", judge(ets))
 
 
-def _with_ridge(base: Forecaster, panel: Panel, windows: WindowIndex) -> Array:
-    """Return quantiles moved half-way to what a ridge of the series' own last window says."""
+def _first(loaded: Loaded, count: int | None) -> Loaded:
+    return loaded if count is None else replace(loaded, panel=loaded.panel.rows(0, min(count, loaded.panel.n_series)))
+
+
+def _halfway(base: Forecaster, own: Callable[[Array, int], Array | None], panel: Panel, windows: WindowIndex) -> Array:
+    """Return quantiles moved half-way to what another model says of each window's past alone, if it says anything."""
     quantiles = base(panel, windows).copy()
     horizon, middle = quantiles.shape[1], quantiles.shape[2] // 2
     for number, (row, cutoff) in enumerate(zip(windows.series, windows.cutoff, strict=True)):
         begin = panel.offsets[row]
-        values = np.nan_to_num(panel.target[begin : begin + cutoff + 1].astype(np.float64))
-        size = min(2 * horizon, len(values) // 3)
-        if len(values) < size + 2 * horizon:
-            continue
-        frames = np.lib.stride_tricks.sliding_window_view(values, size + horizon)[-512:]
-        last = frames[:, size - 1 : size]
-        x, y = frames[:, :size] - last, frames[:, size:] - last
-        weight = np.linalg.solve(x.T @ x + 0.01 * np.trace(x.T @ x) / size * np.eye(size), x.T @ y)
-        own = values[-1] + (values[-size:] - values[-1]) @ weight
-        quantiles[number] += 0.5 * (own - quantiles[number, :, middle])[:, None]
+        said = own(np.nan_to_num(panel.target[begin : begin + cutoff + 1].astype(np.float64)), horizon)
+        if said is not None:
+            quantiles[number] += 0.5 * (said - quantiles[number, :, middle])[:, None]
     return quantiles
+
+
+def _ridge(values: Array, horizon: int) -> Array | None:
+    """Return what a ridge of the latest windows on those before says; None of a short past."""
+    size = min(2 * horizon, len(values) // 3)
+    if len(values) < size + 2 * horizon:
+        return None
+    frames = np.lib.stride_tricks.sliding_window_view(values, size + horizon)[-512:]
+    last = frames[:, size - 1 : size]
+    x, y = frames[:, :size] - last, frames[:, size:] - last
+    weight = np.linalg.solve(x.T @ x + 0.01 * np.trace(x.T @ x) / size * np.eye(size), x.T @ y)
+    said: Array = values[-1] + (values[-size:] - values[-1]) @ weight
+    return said
+
+
+def _ets(season: int, values: Array, horizon: int) -> Array:
+    from statsforecast.models import AutoETS
+
+    said: Array = AutoETS(season_length=season).forecast(y=values, h=horizon)["mean"]
+    return said
 
 
 # --- a large panel
 
 
-def _scale() -> None:
+def _scale(sample: int | None) -> None:
     task = TASKS["m5"]
     folder = data_folder(task, "m5")
     if folder is None:
         return
     config = configured(task, folder, ["fit.max_steps=0"])
-    loaded = read_panel(config.data, config.window.horizon)
+    loaded = _first(read_panel(config.data, config.window.horizon), sample)
     artifact, _, _ = fitted(config, loaded)
     passes = _Timed(ridge.at_origins)
     begun = time.process_time()
@@ -283,13 +317,39 @@ def _scale() -> None:
         f"{passes.seconds:.1f} in the network, {spent - passes.seconds:.1f} after it"
     )
     with tempfile.TemporaryDirectory() as out:
-        begun = time.perf_counter()
-        result.artifact.save(Path(out))
-        saved = time.perf_counter() - begun
-        begun = time.perf_counter()
-        load(Path(out))
-        size = sum(path.stat().st_size for path in Path(out).iterdir()) / 1e6
-        print(f"bank: saved in {saved:.2f} s, loaded in {time.perf_counter() - begun:.2f} s, {size:.1f} MB")
+        path = Path(out, "model")
+        saved, digest = _seconds(lambda: result.artifact.save(path))
+        opened, _ = _seconds(lambda: load(path))
+        size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+        print(f"bank: saved in {saved:.2f} s, loaded in {opened:.2f} s, {size:.1f} MB")
+        with mock.patch.dict(os.environ, {"GATECAST_CACHE": f"{out}/cache"}):
+            registry = Registry(RegistryConfig(name="m5", tracking_uri=f"sqlite:///{out}/mlflow.db"))
+            with registry.run("finetune", config) as running:
+                registry._client = calls = _Counting(registry._client)  # type: ignore[assignment]
+                registered, version = _seconds(
+                    lambda: registry.register(running, path, digest=digest, tags={"kind": "fine_tuned"})
+                )
+                print(f"registered in {registered:.2f} s by {calls.count} calls of MLflow", end="; ")
+                calls.count = 0
+            fetched, _ = _seconds(lambda: load(registry.download(registry.resolve(version.number))))
+            print(f"downloaded and loaded in {fetched:.2f} s by {calls.count - 1} calls")
+
+
+def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    made = work()
+    return time.perf_counter() - begun, made
+
+
+class _Counting:
+    """A client that counts its calls."""
+
+    def __init__(self, client: object) -> None:
+        self._client, self.count = client, 0
+
+    def __getattr__(self, name: str) -> object:
+        self.count += 1
+        return getattr(self._client, name)
 
 
 class _Timed:

@@ -7,13 +7,19 @@ a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from benchmarks.data import HOURLY, SCALE, show_table
-from benchmarks.meter import run
+from benchmarks.meter import Figures, least, run
 
 SIZES = [round(number * SCALE) for number in (10_000, 100_000, 1_000_000)]
 STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
+# Of the parts that are compared with the network alone.
+LONG_SERIES, LONG_STEPS, LONG_CONTEXT, LONG_HORIZON, ROUNDS = round(10_000 * SCALE), 1_000, 168, 48, 3
 
 
 def main(*names: str) -> None:
@@ -53,6 +59,41 @@ def scale() -> None:
     print(f"peak RSS, largest / smallest panel: {peaks[-1] / peaks[0] - 1:+.1%} (aim: within 10 %)")
 
 
+def forward() -> None:
+    """A Parquet file to Parquet files beside the bare forward of the network on the same shapes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, file = f"{folder}/model", "part-000.parquet"
+        run("large_model", folder=model, context=LONG_CONTEXT, horizon=LONG_HORIZON)
+        for name, series in (("table", LONG_SERIES), ("warm", 10)):
+            run("write", folder=f"{folder}/{name}", series=series, steps=LONG_STEPS)
+            Path(folder, name, file).rename(f"{folder}/{name}.parquet")
+        given = {"model": model, "path": f"{folder}/table.parquet", "warm": f"{folder}/warm.parquet"}
+        contenders: dict[str, Callable[[], Figures]] = {
+            "the network alone, torch": partial(run, "network_forward", model=model, series=LONG_SERIES),
+            "Parquet to Parquet, torch": partial(_scored, folder, runtime="torch", **given),
+        }
+        if find_spec("onnxruntime"):
+            contenders["Parquet to Parquet, ONNX Runtime"] = partial(_scored, folder, runtime="onnx", **given)
+        found = least(contenders, ROUNDS)
+    bare = found["the network alone, torch"]
+    print(
+        f"{LONG_SERIES:,} series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, LSTM of 2 x "
+        f"128; the encoder's kernel alone takes {bare['encoder']:.1f} s of CPU"
+    )
+    show_table(
+        ("", "CPU s", "/ network alone", "wall s"),
+        (
+            (name, f"{cost['cpu']:.1f}", f"{cost['cpu'] / bare['cpu']:.3f}", f"{cost['wall']:.1f}")
+            for name, cost in found.items()
+        ),
+    )
+
+
+def _scored(folder: str, **given: Any) -> Figures:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        return run("score_table", folder=out, **given)
+
+
 def kills() -> None:
     """SIGKILL at random moments of a job, and the job again."""
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +109,7 @@ def kills() -> None:
     )
 
 
-PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills}
+PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills, "forward": forward}
 
 
 if __name__ == "__main__":

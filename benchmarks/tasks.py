@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
 from forecast.models.batch import PanelTensors
 from forecast.models.module import TrainingWindows, validation_batches
+from forecast.models.onnx import example_windows
+from forecast.models.runtime import prepare as prepare_runtime
 from forecast.output import Job, locked
+from forecast.predict import BATCH_SIZE
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20
@@ -211,6 +215,47 @@ def score(model: str, panel: str, folder: str) -> Figures:
     return {**meter.figures, "rows": rows}
 
 
+def large_model(folder: str, context: int, horizon: int) -> Figures:
+    """Write a model of two layers of 128, which takes in an hour at a time: what it has learnt costs nothing."""
+    write(f"{folder}-table", 20, 1_000)
+    made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
+    found = fit(
+        made.panel,
+        data=made.data,
+        categories=made.categories,
+        window=WindowConfig(context_length=context, horizon=horizon),
+        model=ModelConfig(hidden_size=128, num_layers=2, segment_length=1),
+        fit=FitConfig(max_steps=0, validation_windows=1, holdout_windows=0),
+    )
+    found.artifact.save(folder)
+    return {}
+
+
+def score_table(model: str, path: str, warm: str, folder: str, runtime: str) -> Figures:
+    """Parquet in, Parquet out; a small table goes first."""
+    written, figures = warmed(lambda table: _score(model, table, f"{folder}/{Path(table).name}", runtime), warm, path)
+    return {**figures, "rows": written}
+
+
+def network_forward(model: str, series: int) -> Figures:
+    """The network alone on as many windows in memory, and its encoder alone."""
+    network = artifacts.load(Path(model)).network
+    windows, origin = example_windows(network, BATCH_SIZE), torch.zeros(1, dtype=torch.long)
+    inputs = torch.randn(BATCH_SIZE, network.shape.context_length, network.encoder.input_size)
+    found: dict[str, Figures] = {}
+    prepare_runtime()
+    with torch.inference_mode():
+        calls = {"network": partial(network, windows, origin), "encoder": partial(network.encoder, inputs)}
+        for name, call in calls.items():
+            call()
+            with Meter() as meter:
+                for _ in range(series // BATCH_SIZE):
+                    call()
+            share = series / (series // BATCH_SIZE * BATCH_SIZE)
+            found[name] = {figure: meter.figures[figure] * share for figure in ("cpu", "wall")}
+    return {**found["network"], "encoder": found["encoder"]["cpu"]}
+
+
 def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
     """Kill a job at random moments, each time into another folder, and run it again: are the files those of another?"""
     rng = np.random.default_rng(0)
@@ -248,12 +293,13 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
     return found
 
 
-def _score(model: str, panel: str, folder: str) -> int:
+def _score(model: str, panel: str, folder: str, runtime: str = "torch") -> int:
     found = artifacts.load(Path(model))
     loaded = found.open(SourceConfig(path=panel))
     names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
     with locked(Path(folder)):
-        job = Job(found, loaded, ScoreSettings(), ScoreOutput(path=folder), names)
+        settings = ScoreSettings.model_validate({"runtime": runtime})
+        job = Job(found, loaded, settings, ScoreOutput(path=folder), names)
         return int(job.write(loaded.panel.last_index).content["rows"]["written"])
 
 
@@ -301,6 +347,9 @@ TASKS: dict[str, Callable[..., Figures]] = {
         train,
         small_model,
         score,
+        large_model,
+        score_table,
+        network_forward,
         kills,
     )
 }

@@ -141,7 +141,7 @@ def sample_paths(
 ) -> pl.DataFrame:
     """Return `n` possible futures of each series, model.n_paths of them when None (`predict.sample_paths`).
 
-    Raises ConfigError if the model was trained without model.decoder=autoregressive.
+    Raises ConfigError for a model of classes that was trained without model.decoder=autoregressive.
     """
     panel = read(artifact, table, known, static).panel
     return paths_of(artifact, panel, n=n, cutoff=None if cutoff is None else panel.grid.floor(cutoff))

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.load import Loaded, load_panel
@@ -28,6 +29,7 @@ _MANIFEST = "manifest.json"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _MEMBER = "member-"
+_COUPLING = "coupling.safetensors"
 _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
 # Fewer steps between values than this tell nothing about the frequency of a table.
@@ -52,6 +54,9 @@ class Artifact:
     """Grid index of the last step that fitting, stopping or gating has seen."""
     bank: Bank | None = None
     """Changes per series, in a fine-tuned model."""
+    coupling: Tensor | None = None
+    """[horizon, horizon], how the steps of a sample path depend on each other (`copula.coupled_ranks`); None where
+    paths are sampled step by step, and of classes."""
     parent_digest: str | None = None
     before: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
@@ -160,6 +165,9 @@ class Artifact:
             config["members"] = {name: member.shape.to_json() for name, member in zip(names, members, strict=True)}
         _write_json(folder / _CONFIG, config)
         files = [*names, _CONFIG]
+        if self.coupling is not None:
+            safetensors.torch.save_file({"correlation": self.coupling.contiguous()}, folder / _COUPLING)
+            files.append(_COUPLING)
         if self.bank:
             tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
             safetensors.torch.save_file(tensors, folder / _BANK)
@@ -219,6 +227,7 @@ def load(folder: Path) -> Artifact:
         grid=Grid.from_json(config["grid"]),
         trained_until=config["trained_until"],
         bank=bank,
+        coupling=safetensors.torch.load_file(folder / _COUPLING)["correlation"] if _COUPLING in files else None,
         parent_digest=config["parent_digest"],
         before=before,
     )

@@ -470,6 +470,9 @@ class ScoreOutput(OutputFolder):
     """Raise lower forecasts to this value, and count them."""
     max: float | None = None
     """Lower higher forecasts to this value, and count them."""
+    n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
+    depend on each other as those of the errors did in validation."""
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: SecretStr | None) -> str | None:
@@ -517,6 +520,9 @@ class ScoreSettings(Config):
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
     """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
     last value before."""
+    runtime: Literal["torch", "onnx", "auto"] = "torch"
+    """What runs the network: torch, ONNX Runtime (gatecast[onnx]), or the one that takes less time here, if both can;
+    that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
 
@@ -642,9 +648,66 @@ class ScoreConfig(JobConfig):
 
 
 class ModelsConfig(VerbConfig):
-    """`forecast models`: `registry.alias` is the version to show or export."""
+    """`forecast models list` and `show`: `registry.alias` is the version to show."""
 
+
+class DiffSettings(Config):
+    """What a version is compared with."""
+
+    against: str
+    """The other version: an alias or a number."""
+    rows: Annotated[int, Field(ge=0)] = 20
+    """Series that are printed, the largest changes first."""
+
+
+class DiffConfig(VerbConfig):
+    """`forecast models diff`: `registry.alias` is the one version."""
+
+    diff: DiffSettings
     output: OutputConfig = OutputConfig()
+
+
+class RollbackSettings(Config):
+    """What is taken back."""
+
+    series: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Ids of series that forecast with the base again, in a new version of registry.alias (the champion when not
+    given). The champion as a whole when not given."""
+
+
+class RollbackConfig(VerbConfig):
+    """`forecast models rollback`."""
+
+    rollback: RollbackSettings = RollbackSettings()
+
+
+class ExportSettings(Config):
+    """What is exported of a version."""
+
+    series: str | None = None
+    """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
+    format: Literal["gatecast", "onnx"] = "gatecast"
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json."""
+
+
+class ExportConfig(VerbConfig):
+    """`forecast models export`: `registry.alias` is the version."""
+
+    export: ExportSettings = ExportSettings()
+    output: OutputFolder
+
+
+class DeleteSettings(Config):
+    """What is deleted."""
+
+    force: bool = False
+    """Delete a version that others were fine-tuned from, too."""
+
+
+class DeleteConfig(VerbConfig):
+    """`forecast models delete`: `registry.alias` is the number of the version."""
+
+    delete: DeleteSettings = DeleteSettings()
 
 
 class UiSettings(Config):

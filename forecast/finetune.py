@@ -18,6 +18,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.gate import choose
+from forecast.metrics import MODEL
 from forecast.models import ridge, stacked
 from forecast.models.bank import BLEND, HEAD, Bank, head_feature_count
 from forecast.models.batch import PanelTensors
@@ -29,7 +30,19 @@ from forecast.models.module import validation_batches, window_sizes
 from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import prepare
 from forecast.models.stacked import Changes, Descent
-from forecast.names import REASON, SERIES_ID
+from forecast.names import (
+    CLASS,
+    CUTOFF,
+    REASON,
+    SERIES_ID,
+    SOURCE_FINE_TUNED,
+    SOURCE_PRETRAINED,
+    STEP,
+    TIMESTAMP,
+    class_column,
+    quantile_column,
+)
+from forecast.predict import in_data_units
 from forecast.selection import selected, worst
 
 # Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
@@ -65,10 +78,12 @@ CONSTANT = "constant"
 NOT_FINITE = "not finite"
 DIVERGED = "diverged"
 
-_ROW = "row"
+_ROW, _TOLD = "row", "told"
+# Series that are shown, of the best and of the worst.
+_SHOWN = 3
 
 Columns: TypeAlias = dict[str, np.ndarray]
-"""Of each series of a group: losses, how it was changed, `blend` and `reason`."""
+"""Of each series of a group: losses, how it was changed, `blend`, `reason`, what is `told` of the report windows."""
 _Present: TypeAlias = tuple[Bank, Tensor] | None
 """What series have now: a bank, and the row of each."""
 
@@ -85,6 +100,11 @@ class FinetuneResult:
     others learning_rate and steps.
     """
     summary: dict[str, float | int]
+    shown: pl.DataFrame
+    """Forecasts on the report windows, with the changes that are judged there, of the series that gain and lose most.
+
+    series_id, timestamp, cutoff, step, model (`pretrained` and `fine_tuned`), and q50, or class and a column per class.
+    """
 
 
 def finetune(
@@ -127,12 +147,13 @@ def finetune(
     every = np.select([~meant, ~long_enough, same], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
     chosen = np.flatnonzero(every == "")
     table, tuned, changes = _tune(artifact, panel, data, chosen, usable, settings, progress)
-    network.to("cpu")
     fresh = Bank(settings.kind, tuned, changes, {**seen, **{names[row]: digests[names[row]] for row in chosen}})
     bank = _joined(before, fresh, {names[row] for row in chosen}) if before else fresh
     decisions = _decisions(panel, table, every, settings, before)
     child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
-    return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)))
+    shown = _shown(artifact, panel, data, usable, table, settings)
+    network.to("cpu")
+    return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)), shown)
 
 
 def _tune(
@@ -234,12 +255,16 @@ def _tune_head(
     weight = settings.blend * (solved.vectors @ solved.coefficients(penalty[:, None, None]))
     weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
     width = widths.cpu()[torch.from_numpy(gated.best % len(WIDTHS))]
+    columns = known.columns[:, settings.gate_windows :]
+    moved = shift[torch.arange(len(series)), settings.gate_windows :, strength]
+    stretched = width.to(columns)[:, None, None].expand(columns.shape[:-1])
     gated = gated.without(~torch.isfinite(weight).flatten(1).all(1).cpu().numpy(), NOT_FINITE)
     found = {
         **gated.columns(),
         "penalty": np.array([np.nan, *PENALTIES])[gated.best // len(WIDTHS)],
         "width": width.double().numpy(),
         BLEND: np.where(gated.reason == TUNED, settings.blend, 0.0),
+        _TOLD: _stated(head, head.changed(columns, moved, stretched)),
     }
     kept = torch.from_numpy(gated.reason == TUNED)
     return found, {"weight": weight.cpu()[kept], "width": width[kept]}
@@ -278,7 +303,8 @@ def _tune_by_gradient(
     with torch.no_grad():
         shares = [0.0, *(share * settings.blend for share in SHARES)]
         each = [examples.at(stacked.blended(found.changes, torch.full_like(found.rate, s)), held) for s in shares]
-        losses = torch.stack([_loss(head, head.columns(told.arguments), told.target, told.weight) for told in each], -1)
+        told = torch.stack([head.columns(one.arguments) for one in each])
+        losses = torch.stack([_loss(head, columns, each[0].target, each[0].weight) for columns in told], -1)
     gated = _gated(head, losses, each[0].target, each[0].weight, settings)
     steps = found.steps.cpu().numpy()
     gated = gated.without(steps == 0, NO_GAIN).without(found.diverged, DIVERGED)
@@ -302,6 +328,7 @@ def _tune_by_gradient(
         "learning_rate": np.where(steps > 0, found.rate.cpu().numpy(), np.nan),
         "steps": steps.astype(np.float64),
         BLEND: blend,
+        _TOLD: _stated(head, told[gated.best, np.arange(len(series)), settings.gate_windows :]),
     }
     kept = {name: values[descent.finite].cpu() for name, values in descent.changes.items()}
     return columns, kept | {BLEND: torch.from_numpy(blend[gated.reason == TUNED]).float()}
@@ -391,11 +418,13 @@ def _tune_globally(
         "steps": np.full(len(rows), float(max(steps for steps, _ in found))),
         BLEND: np.full(len(rows), float(np.mean([share for _, share in found]))),
         REASON: np.full(len(rows), TUNED if moved else NO_GAIN, dtype=object),
+        _TOLD: _stated(network.head, held[1][0][:, settings.gate_windows :]),
     }
     every = np.where(named, TOO_SHORT, NOT_SELECTED)
     decisions = _decisions(panel, table, every, settings, None)
     child = replace(artifact, network=network, trained_until=trained_until, parent_digest=artifact.digest())
-    return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0))
+    shown = _shown(artifact, panel, data, usable, table, settings)
+    return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0), shown)
 
 
 # --- the gate
@@ -698,6 +727,55 @@ def _decisions(
             **{name: spread(name) for name in ("report_base_loss", "report_tuned_loss")},
         }
     )
+
+
+def _stated(head: Head, columns: Tensor) -> np.ndarray:
+    """Return the median in columns, [..., 1]; of classes all probabilities."""
+    some = columns if isinstance(head, CategoricalHead) else columns[..., head.median, None]
+    return some.detach().cpu().contiguous().numpy()
+
+
+@torch.inference_mode()
+def _shown(
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, table: Columns, settings: FinetuneSettings
+) -> pl.DataFrame:
+    """Return `FinetuneResult.shown`: of the tuned series those with the best and the worst uplift."""
+    network, horizon, n_windows = artifact.network, artifact.horizon, settings.report_windows
+    base, tuned = (table.get(f"report_{name}_loss", np.zeros(0)) for name in ("base", "tuned"))
+    judged = np.flatnonzero((table.get(REASON, np.zeros(0)) == TUNED) & (base > 0))
+    order = judged[np.argsort(tuned[judged] / base[judged], kind="stable")]
+    some = np.unique(np.concatenate([order[:_SHOWN], order[-_SHOWN:]]))
+    rows = table.get(_ROW, np.zeros(0, dtype=np.int64))[some]
+    cutoff = (usable[rows][:, None] - 1 - np.arange(n_windows, 0, -1) * horizon).ravel()
+    names = [quantile_column(0.5)] if artifact.classes is None else [class_column(name) for name in artifact.classes]
+    windows = WindowIndex(np.repeat(rows, n_windows), cutoff)
+    values = np.zeros((2, len(windows), horizon, len(names)), dtype=np.float32)
+    if len(windows):
+        ((series, own, origins),) = validation_batches(windows)
+        series, own, origins = series.to(data.device), own.to(data.device), origins.to(data.device)
+        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+        positions = data.horizon_positions(series, own, horizon)
+        before = _stated(network.head, output.head.columns(output.arguments)[:, 0])
+        for made, columns in zip(values, (before, table[_TOLD][some].reshape(before.shape)), strict=True):
+            moved = torch.from_numpy(columns).to(data.device)
+            made[:] = in_data_units(moved, output.frame, positions, network.shape.unit).cpu().numpy()
+    at = (panel.start[windows.series] + cutoff)[:, None] + np.arange(horizon + 1)
+    each = np.repeat(np.arange(len(windows)), horizon)
+    frame = pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(each),
+            TIMESTAMP: panel.grid.timestamps(at[:, 1:].ravel()),
+            CUTOFF: panel.grid.timestamps(at[:, 0]).gather(each),
+            STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), len(windows)),
+        }
+    )
+    parts = []
+    for model, made in zip((SOURCE_PRETRAINED, SOURCE_FINE_TUNED), values, strict=True):
+        found = {name: pl.Series(made[..., column].ravel()) for column, name in enumerate(names)}
+        if artifact.classes is not None:
+            found[CLASS] = pl.Series(artifact.classes, dtype=pl.String).gather(made.argmax(-1).ravel())
+        parts.append(frame.with_columns(pl.lit(model).alias(MODEL), **found))
+    return pl.concat(parts)
 
 
 def _summary(decisions: pl.DataFrame, n_tuned: int) -> dict[str, float | int]:

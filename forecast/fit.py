@@ -32,8 +32,9 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.frequency import Frequency
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.ensemble import together
-from forecast.models.heads import empirical_quantiles, pinball
+from forecast.models.copula import rank_correlation
+from forecast.models.ensemble import Forecaster, together
+from forecast.models.heads import CategoricalHead, SampledHead, empirical_quantiles, pinball
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import (
     Budget,
@@ -210,6 +211,7 @@ def fit(
     if len(members) > 1:
         loss = validated(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
         curve, summary = _joined(results, loss)
+    coupling = _coupling(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
     forecaster.to("cpu")
     for checkpoint in checkpoints:
         if checkpoint is not None:
@@ -222,6 +224,7 @@ def fit(
         categories=categories,
         grid=panel.grid,
         trained_until=trained_until,
+        coupling=coupling,
     )
     log.info("fit: %s", summary)
     return FitResult(artifact, curve, summary)
@@ -721,3 +724,22 @@ def _widen(network: RecurrentForecaster) -> None:
     """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
     with torch.no_grad():
         network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
+
+
+@torch.inference_mode()
+def _coupling(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Tensor | None:
+    """Return how the errors of a window correlate over its steps, [horizon, horizon]; None where paths are sampled.
+
+    And where classes are forecast: their codes have no order.
+    """
+    parts = []
+    for indices in validation_batches(windows):
+        series, cutoff, origins = (values.to(data.device) for values in indices)
+        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
+        output = network(batch, origins)
+        if isinstance(output.head, SampledHead | CategoricalHead):
+            return None
+        target, observed = targets(batch, output.frame, origins, network.shape)
+        errors = (target - output.head.centre(output.arguments)) / output.frame.spread
+        parts.append((errors[:, 0].cpu(), (observed & (output.frame.scale > 0)[..., None])[:, 0].cpu()))
+    return rank_correlation(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -54,3 +54,12 @@ def class_column(name: str) -> str:
     'p_rain'
     """
     return f"p_{name}"
+
+
+def sample_column(number: int) -> str:
+    """Return the column name of a sample path.
+
+    >>> sample_column(7)
+    'sample_007'
+    """
+    return f"sample_{number:03d}"

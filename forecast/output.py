@@ -40,11 +40,14 @@ from forecast.data.load import Loaded, missing_known
 from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP
-from forecast.predict import Forecasts, check_cutoff, forecast_shard, stated_columns
+from forecast.models.onnx import Forward, OnnxForecaster, is_faster
+from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP, sample_column
+from forecast.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
 _SHARD_ROWS: Final = 1 << 16
+# Columns that a row has, about, besides sample paths: with as many of these, shards have half as many series.
+_COLUMNS: Final = 16
 # In the footer of a part.
 _PART: Final = "gatecast"
 _PUBLISHING: Final = "publishing"
@@ -125,10 +128,15 @@ class Job:
     ) -> None:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
+        if output.n_samples:
+            if artifact.classes is not None:
+                raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
+            artifact = sampling(artifact, output.n_samples, "output.n_samples")
         self.artifact, self.loaded = artifact, loaded
         self._score, self._output, self._names = score, output, names
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
+        self._forward = self._runtime()
         for half in (self.folder / "manifests").glob(".*.tmp"):  # What a kill has left.
             half.unlink()
 
@@ -179,14 +187,38 @@ class Job:
         seconds |= {"publish": time.monotonic() - begun, "all": time.monotonic() - first}
         return Output(manifest, content, done_before=False, seconds=seconds)
 
+    def _runtime(self) -> Forward | None:
+        """Return what runs the network if torch does not.
+
+        What score.runtime=auto has chosen is kept in the folder: files must not depend on how busy the machine is.
+        """
+        if self._score.runtime == "torch":
+            return None
+        if self._score.runtime == "onnx":
+            return OnnxForecaster(self.artifact.network)
+        kept = self.folder / f".runtime-{self._names['model_digest'][:16]}"
+        with suppress(OSError):
+            if kept.read_text() == "torch":
+                return None
+        try:
+            made = OnnxForecaster(self.artifact.network)
+        except ConfigError:  # It is not installed, or can't run this model.
+            return None
+        if kept.exists():
+            return made
+        faster = is_faster(made, self.artifact.network, min(self.loaded.panel.n_series, BATCH_SIZE))
+        write_text_atomic("onnx" if faster else "torch", kept)
+        return made if faster else None
+
     @cached_property
     def _inputs(self) -> dict[str, str | int]:
         """What forecasts follow from besides the cutoff and the panel, as the manifest says it."""
-        shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max"})
+        shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max", "n_samples"})
         settings = {**shown, "missing_known": self._score.missing_known}
         return {
             "horizon": self.artifact.horizon,
             **self._names,
+            "runtime": "torch" if self._forward is None else "onnx",
             "config_digest": _digest(settings),
             "code": f"gatecast {version('gatecast')}",
         }
@@ -201,7 +233,10 @@ class Job:
     def _shards(self) -> Iterator[Panel]:
         """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
         panel = self.loaded.panel
-        size = self._score.shard_size or max(1, _SHARD_ROWS // self.artifact.horizon)
+        columns = 1 + self._output.n_samples // _COLUMNS
+        fitting = max(1, _SHARD_ROWS // (self.artifact.horizon * columns))
+        # Full batches, if there is room for one.
+        size = self._score.shard_size or (fitting - fitting % BATCH_SIZE or fitting)
         every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
         for shard, following in pairwise(chain(every, [None])):
             assert shard is not None
@@ -286,13 +321,23 @@ class Job:
         if len(shard.known) and self._score.missing_known == "quarantine":
             refused = lacking(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
         number = self._names["model_version"]
-        return forecast_shard(self.artifact, shard, cutoff, refused=refused, model_version=number), carried
+        made = forecast_shard(
+            self.artifact,
+            shard,
+            cutoff,
+            refused=refused,
+            model_version=number,
+            samples=self._output.n_samples,
+            forward=self._forward,
+        )
+        return made, carried
 
     def _write_part(self, made: Forecasts, carried: int, staging: Path, name: str, seconds: dict[str, float]) -> Part:
         """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
         begun = time.monotonic()
         stated = stated_columns(self.artifact)
         numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
+        numbers += map(sample_column, range(self._output.n_samples))
         frame, bounded = _within(made.frame, numbers, self._output.min, self._output.max)
         assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
         rejects = made.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)

@@ -109,6 +109,31 @@ def sample_forecasts(history: pl.DataFrame, forecasts: pl.DataFrame, series: Seq
     model are stacked, and what happened is a row of marks above them.
     """
     forecasts = with_model(forecasts).filter(pl.col(names.SERIES_ID).is_in(list(series)))
+    latest = forecasts.filter(pl.col(names.CUTOFF) == pl.col(names.CUTOFF).max().over(names.SERIES_ID))
+    steps = 0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()
+    title = f"Latest forecasts of {len(series)} series, {steps} step{'s' * (steps != 1)} ahead"
+    return _multiples(history, latest, {name: _plain(name) for name in series}, title)
+
+
+def best_and_worst(history: pl.DataFrame, shown: pl.DataFrame, decisions: pl.DataFrame) -> "Figure":
+    """Return small multiples of base and fine-tuned forecasts on the report windows, beside what happened.
+
+    `shown` and `decisions` are those of a `FinetuneResult`; the series that gain most come first.
+    """
+    uplift = 1 - pl.col("report_tuned_loss") / pl.col("report_base_loss")
+    ranked = (
+        decisions.join(shown.select(names.SERIES_ID).unique(), on=names.SERIES_ID)
+        .select(names.SERIES_ID, uplift=uplift)
+        .sort("uplift", descending=True)
+    )
+    titles = {name: f"{_plain(name)}   {100 * gain:+.1f} %" for name, gain in ranked.iter_rows()}
+    title = "Largest and smallest uplift on cutoffs that neither fitting nor the gate has seen"
+    return _multiples(history, shown, titles, title if titles else "No series was fine-tuned")
+
+
+def _multiples(history: pl.DataFrame, forecasts: pl.DataFrame, titles: Mapping[str, str], title: str) -> "Figure":
+    """Return an axes for each series, whose ids are the keys of `titles`."""
+    series = list(titles)
     styles = model_styles(forecasts[MODEL].unique())
     intervals = bands(forecasts.columns)
     classes = class_styles(forecasts.columns) if names.CLASS in forecasts.columns else []
@@ -123,13 +148,12 @@ def sample_forecasts(history: pl.DataFrame, forecasts: pl.DataFrame, series: Seq
             _class_axes(axes, history.filter(own), forecasts.filter(own, best), classes)
         else:
             _forecast_axes(axes, history.filter(own), forecasts.filter(own), styles=styles, intervals=intervals)
-        axes.set_title(_plain(series_id), fontsize=9, loc="left")
+        axes.set_title(titles[series_id], fontsize=9, loc="left")
         if index % across == 0:
             axes.set_ylabel("Probability (%)" if classes else "Target")
         if index + across >= len(series):
             axes.set_xlabel(clock_label(forecasts))
-    steps = 0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()
-    figure.suptitle(f"Latest forecasts of {len(series)} series, {steps} step{'s' * (steps != 1)} ahead", fontsize=12)
+    figure.suptitle(title, fontsize=12)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -148,20 +172,15 @@ def _forecast_axes(
     styles: Sequence[ModelStyle],
     intervals: Sequence[Band],
 ) -> None:
-    forecasts = forecasts.filter(pl.col(names.CUTOFF) == pl.col(names.CUTOFF).max()).sort(names.STEP)
+    forecasts = forecasts.sort(names.TIMESTAMP)
     past = history.sort(names.TIMESTAMP)
     steps = forecasts[names.STEP].n_unique()
     if not forecasts.is_empty():
-        cutoff, end = forecasts[names.CUTOFF][0], forecasts[names.TIMESTAMP].max()
+        cutoff, end = forecasts[names.CUTOFF].min(), forecasts[names.TIMESTAMP].max()
         seen, after = past.filter(pl.col(names.TIMESTAMP) <= cutoff), past.filter(pl.col(names.TIMESTAMP) > cutoff)
         past = pl.concat([seen.tail(max(2 * steps, 24)), after.filter(pl.col(names.TIMESTAMP) <= end)])
-        axes.axvline(
-            _times(forecasts.head(1), names.CUTOFF)[0],
-            color=_MUTED,
-            linewidth=0.8,
-            linestyle=(0, (2, 2)),
-            label="Cutoff",
-        )
+        for moment in _times(forecasts.unique(names.CUTOFF), names.CUTOFF):
+            axes.axvline(moment, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)), label="Cutoff")
     axes.plot(_times(past), _values(past, names.TARGET), color=_INK, linewidth=1.0, label="Actual", zorder=2)
     best = [style for style in styles if style.name in forecasts[MODEL]][-1:]
     for style in styles:
@@ -195,7 +214,7 @@ def class_styles(columns: Iterable[str]) -> list[ModelStyle]:
 
 
 def _class_axes(axes: "Axes", history: pl.DataFrame, forecasts: pl.DataFrame, classes: Sequence[ModelStyle]) -> None:
-    rows = forecasts.filter(pl.col(names.CUTOFF) == pl.col(names.CUTOFF).max()).sort(names.STEP)
+    rows = forecasts.sort(names.TIMESTAMP)
     cutoff, end = rows[names.CUTOFF][0], rows[names.TIMESTAMP].max()
     past = history.filter(pl.col(names.TIMESTAMP) <= end).sort(names.TIMESTAMP)
     before = past.filter(pl.col(names.TIMESTAMP) <= cutoff).tail(max(2 * len(rows), 24))

@@ -1,7 +1,7 @@
 """Forecasts from a trained model: a plain loop over windows, no trainer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +19,14 @@ from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
+from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
 from forecast.models.module import validation_batches, window_sizes
+from forecast.models.onnx import Forward
 from forecast.models.recurrent import Frame, Output, RecurrentForecaster
 from forecast.models.runtime import prepare
+from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
 from forecast.names import (
     CLASS,
@@ -42,6 +45,7 @@ from forecast.names import (
     VALUE,
     class_column,
     quantile_column,
+    sample_column,
 )
 
 BATCH_SIZE = 512
@@ -53,7 +57,10 @@ DoubleArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predicted:
-    """Forecasts of n windows in the units of the target: quantiles at each level, or probabilities of each class."""
+    """Forecasts of n windows in the units of the target: quantiles at each level, or probabilities of each class.
+
+    Behind these are the sample paths, if any were asked for.
+    """
 
     base: FloatArray
     """[n, horizon, column], by the shared network; NaN where it sees no observation."""
@@ -73,57 +80,87 @@ class Forecasts:
     frame: pl.DataFrame
     """series_id, timestamp, cutoff, step, mean, one column per quantile, source, model_version; by series and step.
 
-    Of classes: class, the most probable one, and one column per class in place of mean and quantiles.
+    Sample paths, if asked for, are further columns behind the quantiles. Of classes: class, the most probable one, and
+    one column per class in place of mean and quantiles.
     """
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value."""
 
 
 def predict(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, *, points: int = 0, device: str = "cpu"
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    *,
+    points: int = 0,
+    samples: int = 0,
+    forward: Forward | None = None,
+    device: str = "cpu",
 ) -> Predicted:
     """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
 
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
-    of so many equal shares instead of the model's own levels.
+    of so many equal shares instead of the model's own levels. `samples` is a number of paths, of a model that
+    `sampling` has returned. `forward` runs the network in its place.
     """
     levels = torch.tensor(midpoints(points)) if points else None
-    parts = list(_predict_batches(artifact, panel, windows, levels, device))
-    shape = (0, artifact.horizon, points or len(stated_columns(artifact)))
+    order = np.arange(len(windows))
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        # Weights of a series are taken once for its windows in a batch.
+        order = windows.series.argsort(kind="stable")
+    parts = list(_predict_batches(artifact, panel, windows[order], levels, samples, forward, device))
+    shape = (0, artifact.horizon, (points or len(stated_columns(artifact))) + samples)
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
-    return Predicted(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    back = order.argsort()
+    return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
 
 
 @torch.inference_mode()
 def _predict_batches(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, levels: torch.Tensor | None, device: str
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    levels: torch.Tensor | None,
+    samples: int,
+    forward: Forward | None,
+    device: str,
 ) -> Iterator[Predicted]:
     prepare()
     network = artifact.network.to(device)
+    forward = forward or network
+    order = None
+    if samples and artifact.coupling is not None:
+        order = coupled_ranks(artifact.coupling, samples).to(device)
     data = PanelTensors(panel, device, unit=network.shape.unit)
     n_stated = len(stated_columns(artifact) if levels is None else levels)
+    n_found = n_stated + samples
     rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
-        output = network(batch, origins)
+        output = forward(batch, origins)
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
-        columns = _columns(output, unit, levels)
-        base = _in_data_units(columns, output.frame, positions, unit)
+        columns = _columns(output, unit, levels, samples)
+        base = in_data_units(columns, output.frame, positions, unit)
         if network.head.counts:
-            base[..., :n_stated] = base[..., :n_stated].round()
+            base[..., :n_found] = base[..., :n_found].round()
         row, tuned = rows[series.cpu()].to(device), base
         if artifact.bank is not None and bool((row >= 0).any()):
-            better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels)
-            tuned = _in_data_units(better, output.frame, positions, unit)
+            better = _tuned_columns(artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples)
+            tuned = in_data_units(better, output.frame, positions, unit)
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
+        if samples and isinstance(output.head, QuantileHead):
+            levels_between = torch.tensor(midpoints(samples), dtype=torch.float64, device=device)
+            base, tuned = (
+                torch.cat([values, output.head.quantiles(values, levels_between)], dim=-1) for values in (base, tuned)
+            )
         (found, mean), (found_tuned, tuned_mean) = (
-            _separated(values, n_stated, network.head) for values in (base, tuned)
+            _separated(values, n_stated, samples, order, network.head) for values in (base, tuned)
         )
         yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
 
@@ -138,6 +175,7 @@ def _tuned_columns(
     rows: torch.Tensor,
     unit: float,
     levels: torch.Tensor | None,
+    samples: int,
 ) -> torch.Tensor:
     """Return the columns with the changes of each series; as they are for row -1."""
     known = torch.nonzero(rows >= 0).flatten()
@@ -148,38 +186,57 @@ def _tuned_columns(
     else:
         assert isinstance(network, RecurrentForecaster)
         arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own)
-        result[known] = _columns(output._replace(arguments=arguments), unit, levels)
+        result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
     return result
 
 
-def _columns(output: Output, unit: float, levels: torch.Tensor | None) -> torch.Tensor:
-    """Return [batch, horizon, quantile + point]: quantiles, and the points whose average, in data units, is the mean.
+def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: int) -> torch.Tensor:
+    """Return [batch, horizon, column]: quantiles, samples, and the points whose average, in data units, is the mean.
 
     Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
     all of them. No points where the mean is that of the stated quantiles: also for Student-t on a logarithmic scale,
-    which has none there. For others there, the points are quantiles too, or the values of sampled paths.
+    which has none there. For others there, the points are quantiles too, or the values of sampled paths. No samples of
+    quantile heads: these are made of what is stated.
     """
     head, arguments = output.head, output.arguments[:, 0]
     if levels is not None:
         return head.quantiles(arguments, levels.to(arguments.device))
+    drawn = [_samples(output, samples)] if samples and not isinstance(head, QuantileHead) else []
     if isinstance(head, CategoricalHead):
-        return head.columns(arguments)
-    quantiles = head.quantiles(arguments)
+        return torch.cat([head.columns(arguments), *drawn], dim=-1)
+    points: list[torch.Tensor] = []
     if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
-        return quantiles
-    if not unit:
-        return torch.cat([quantiles, head.mean(arguments)[..., None]], dim=-1)
-    if isinstance(head, SampledHead):
-        return torch.cat([quantiles, arguments[..., :-1]], dim=-1)
-    points = (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS
-    return torch.cat([quantiles, head.quantiles(arguments, points)], dim=-1)
+        pass
+    elif not unit:
+        points.append(head.mean(arguments)[..., None])
+    elif isinstance(head, SampledHead):
+        points.append(arguments[..., :-1])
+    else:
+        points.append(head.quantiles(arguments, (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS))
+    return torch.cat([head.quantiles(arguments), *drawn, *points], dim=-1)
 
 
-def _separated(columns: torch.Tensor, n_stated: int, head: Head) -> tuple[FloatArray, DoubleArray]:
-    """Return quantiles (or probabilities) and mean of the columns."""
-    found = columns.cpu().numpy()
-    stated, points = np.ascontiguousarray(found[..., :n_stated]), found[..., n_stated:]
-    return stated, points.mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(stated, head)
+def _samples(output: Output, count: int) -> torch.Tensor:
+    """Return [batch, horizon, sample]: paths of a decoder that samples them, else quantiles at `midpoints`."""
+    if output.paths is not None and isinstance(output.head, SampledHead | CategoricalHead):
+        return output.paths[:, 0, :count].mT
+    arguments = output.arguments[:, 0]
+    return output.head.quantiles(arguments, torch.tensor(midpoints(count), device=arguments.device))
+
+
+def _separated(
+    columns: torch.Tensor, n_stated: int, samples: int, order: torch.Tensor | None, head: Head
+) -> tuple[FloatArray, DoubleArray]:
+    """Return quantiles (or probabilities) with samples behind them, and mean of the columns.
+
+    `order` says which of the samples at a step, [horizon, sample], each path takes.
+    """
+    stated, drawn, points = columns.tensor_split([n_stated, n_stated + samples], dim=-1)
+    if order is not None:
+        drawn = drawn.gather(-1, order.expand(drawn.shape))
+    numbers = np.ascontiguousarray(stated.cpu().numpy())
+    mean = points.cpu().numpy().mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(numbers, head)
+    return torch.cat([stated, drawn], dim=-1).cpu().numpy() if samples else numbers, mean
 
 
 def _mean_of(stated: np.ndarray, head: Head) -> DoubleArray:
@@ -188,7 +245,9 @@ def _mean_of(stated: np.ndarray, head: Head) -> DoubleArray:
     elif stated.shape[-1] != len(head.levels):
         mean = stated.mean(-1, dtype=np.float64)
     else:
-        mean = stated.astype(np.float64) @ head.mean_weights.double().cpu().numpy()
+        # From the median on, so that the mean of equal numbers is that number.
+        middle = stated[..., head.median].astype(np.float64)
+        mean = middle + (stated - middle[..., None]) @ head.mean_weights.double().cpu().numpy()
     return mean
 
 
@@ -215,12 +274,48 @@ def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, p
     return np.maximum(naive, least).astype(np.float64)
 
 
-def _in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
+def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
     """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
     if positions is not None:  # By positions of the local clock until here.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
     location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
     return to_data(location + scale * columns, unit).masked_fill(~begun, torch.nan)
+
+
+def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
+    """Return a model that samples `count` paths (`predict`): it, or one whose autoregressive decoder draws more.
+
+    Raises ConfigError for a model that has no paths, which names the setting at `key`.
+    """
+    network = artifact.network
+    if artifact.bank is not None and artifact.classes is not None:
+        raise ConfigError(
+            f"{key}: fine-tuning changes the probabilities of classes at each step, which moves no path; sample those "
+            "of the model without it (model.base(), or its pretrained version)"
+        )
+    if network.n_paths > 1 and not isinstance(network, RecurrentForecaster):
+        raise ConfigError(
+            f"{key}: this model is of {len(network.members)} networks, whose paths have no mean; train one with "
+            "fit.ensemble=1"
+        )
+    # Where training has kept the closed form, a decoder that could sample numbers does not.
+    sampled = (
+        isinstance(network, RecurrentForecaster)
+        and network.n_paths > 1
+        and (artifact.classes is not None or bool(network.output.weight.any()))
+    )
+    if not sampled and artifact.coupling is None:
+        if artifact.classes is not None:
+            raise ConfigError(
+                f"{key}: a model of classes with decoder={artifact.model.decoder} knows each step of the horizon by "
+                "itself, and what is drawn from each is no path; train one with model.decoder=autoregressive"
+            )
+        raise ConfigError(
+            f"{key}: this model does not hold how its errors depend on each other over the horizon; train it again"
+        )
+    if isinstance(network, RecurrentForecaster) and 1 < network.n_paths < count:
+        return replace(artifact, network=network.sampling(count))
+    return artifact
 
 
 def forecast(
@@ -240,13 +335,16 @@ def forecast_shard(
     *,
     refused: npt.NDArray[np.bool_] | None = None,
     model_version: str = "",
+    samples: int = 0,
+    forward: Forward | None = None,
     device: str = "cpu",
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, which is anywhere: the panel may be part of one.
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
     its context), last value where there is no full season of late. A series without any observation up to the cutoff is
-    rejected, and so are those that are `refused`, [S], for the known covariates that they lack.
+    rejected, and so are those that are `refused`, [S], for the known covariates that they lack. `samples` and `forward`
+    as in `predict`.
     """
     windows = windows_at(panel, cutoff)
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
@@ -254,7 +352,7 @@ def forecast_shard(
     if refused is not None:
         lacking = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
-    predicted = predict(artifact, panel, windows, device=device)
+    predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device)
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
@@ -266,7 +364,11 @@ def forecast_shard(
     if len(fallen):
         season = artifact.network.shape.season_length
         naive = naive_forecasts(artifact, panel, windows[fallen])
-        quantiles[fallen], mean[fallen] = naive, _mean_of(naive, artifact.network.head)
+        mean[fallen] = _mean_of(naive, artifact.network.head)
+        if samples:
+            drawn = naive_forecasts(artifact, panel, windows[fallen], points=samples)
+            naive = np.concatenate([naive, drawn], axis=-1)
+        quantiles[fallen] = naive
         end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallen]
         enough = (end >= season - 1) & (windows.cutoff[fallen] - end < season * SEASONS_BACK)
         source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
@@ -279,6 +381,7 @@ def forecast_shard(
         quantiles[given],
         mean[given],
         source[given],
+        samples,
         cutoff,
         model_version,
     )
@@ -359,62 +462,27 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
     )
 
 
-@torch.inference_mode()
 def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cutoff: int | None = None) -> pl.DataFrame:
     """Return `n` possible futures (model.n_paths when None) of every series from grid index `cutoff`.
 
     Columns: series_id, cutoff, path (1 to n), step, timestamp, value (a class of a model of classes). The steps of a
-    path follow from one another, unless training has kept the closed form (`best_step` 0), which knows each step by
-    itself. All series and calls share their random numbers: paths of equal number are not independent. The cutoff is
-    the latest step of the panel when None; series that begin later are left out, and values are null where the context
-    of the model holds no observation.
+    path follow from one another where the decoder is autoregressive. Else each step has the distribution that is
+    forecast, and they depend on each other as the errors did in validation (`copula`). All series and calls share their
+    random numbers: paths of equal number are not independent. The cutoff is the latest step of the panel when None;
+    series that begin later are left out, and values are null where the context of the model holds no observation.
 
     Raises ConfigError for a model that has no paths, DataError as `forecast`.
     """
-    network = artifact.network
-    if artifact.model.decoder != "autoregressive":
-        raise ConfigError(
-            f"model.decoder: a model with decoder={artifact.model.decoder} knows each step of the horizon by itself, "
-            "and what is drawn from each is no path; train one with model.decoder=autoregressive"
-        )
-    if not isinstance(network, RecurrentForecaster):
-        raise ConfigError(
-            f"fit.ensemble: this model is of {len(network.members)} networks, whose paths have no mean; train one with "
-            "fit.ensemble=1"
-        )
-    if artifact.bank is not None and artifact.classes is not None:
-        raise ConfigError(
-            "fine-tuning changes the probabilities of classes at each step, which moves no path; sample those of the "
-            "model without it (model.base(), or its pretrained version)"
-        )
-    if n is not None and n < 2:
+    n = artifact.model.n_paths if n is None else n
+    if n < 2:
         raise ConfigError(f"n: a sample has 2 paths or more, {n} asked for")
-    prepare()
+    artifact = sampling(artifact, n)
     cutoff, windows = _latest(panel, cutoff)
-    network = network if n is None else network.sampling(n)
-    data, unit = PanelTensors(panel, unit=network.shape.unit), network.shape.unit
-    rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else None
-    parts = []
-    for series, own, origins in validation_batches(windows, BATCH_SIZE):
-        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
-        assert output.paths is not None
-        paths = output.paths[:, 0].mT
-        if artifact.bank is not None and rows is not None:
-            quantiles = output.quantiles[:, 0]
-            features = head_features(output, network.shape)[:, 0]
-            both = torch.cat([quantiles, paths], dim=-1)
-            known = torch.nonzero(rows[series] >= 0).flatten()
-            changed = artifact.bank.shifted(network.head, both[known], features[known], rows[series[known]])
-            paths[known] = changed[..., quantiles.shape[-1] :]
-        positions = data.horizon_positions(series, own, network.shape.horizon)
-        values = _in_data_units(paths, output.frame, positions, unit)
-        values = values.round() if network.head.counts else values
-        values = values.clamp(min=0) if network.head.positive else values
-        parts.append(values.mT.numpy())
-    found = np.concatenate(parts)
+    made = predict(artifact, panel, windows, samples=n)
+    found = np.moveaxis(made.tuned[..., -n:], -1, 1)
     n_series, n_paths, horizon = found.shape
     each = np.tile(np.arange(horizon), n_series * n_paths)
-    value = pl.Series(found.ravel(), dtype=pl.Float64).fill_nan(None)
+    value = pl.Series(found.astype(np.float64).ravel(), dtype=pl.Float64).fill_nan(None)
     if artifact.classes is not None:
         value = pl.Series(artifact.classes, dtype=pl.String).gather(value.cast(pl.Int64))
     ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
@@ -499,6 +567,7 @@ def _frame(
     quantiles: np.ndarray,
     mean: np.ndarray,
     source: np.ndarray,
+    samples: int,
     cutoff: int,
     model_version: str,
 ) -> pl.DataFrame:
@@ -517,7 +586,10 @@ def _frame(
             CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
             **centre,
-            **{name: quantiles[..., k].ravel() for k, name in enumerate(stated_columns(artifact))},
+            **{
+                name: quantiles[..., k].ravel()
+                for k, name in enumerate((*stated_columns(artifact), *map(sample_column, range(samples))))
+            },
             SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
         }

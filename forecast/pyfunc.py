@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from forecast.errors import GatecastError
 
 
 class GatecastModel(PythonModel):
@@ -24,7 +28,13 @@ class GatecastModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Return the forecasts of the series in `model_input`; rejected rows and series are left out."""
+        """Return the forecasts of the series in `model_input`; rejected rows and series are left out.
+
+        Raises MlflowException for a table that can't be read: served, that is answer 400 with the message.
+        """
         from forecast.predict import forecast_frame
 
-        return forecast_frame(self._artifact, model_input, model_version=self._digest).frame.to_pandas()
+        try:
+            return forecast_frame(self._artifact, model_input, model_version=self._digest).frame.to_pandas()
+        except GatecastError as error:
+            raise MlflowException(str(error), BAD_REQUEST) from error

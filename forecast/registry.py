@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +69,12 @@ class Version:
     """Milliseconds since 1970."""
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+
+    @property
+    def parent(self) -> int | None:
+        """The number of the version that it was made from, None for one from data alone."""
+        number = self.tags.get("parent_version")
+        return int(number) if number else None
 
     def __str__(self) -> str:
         """Return the version as people write it.
@@ -350,6 +356,17 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder:
             return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
 
+    @_calls_mlflow
+    def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Return the latest metrics of runs, by their ids; runs that are gone are left out."""
+        wanted = sorted({run_id for run_id in run_ids if run_id})
+        found, experiment = {}, self._experiment()
+        for first in range(0, len(wanted), _BATCH):
+            quoted = ", ".join(f"'{run_id}'" for run_id in wanted[first : first + _BATCH])
+            page = self._client.search_runs([experiment], f"attributes.run_id IN ({quoted})", max_results=_BATCH)
+            found.update({run.info.run_id: dict(run.data.metrics) for run in page})
+        return found
+
     def _aliases(self) -> dict[str, int]:
         """Return alias -> number. Searching for versions does not report them."""
         try:
@@ -434,6 +451,27 @@ class Registry:
         number = str(challenger.number)
         self._client.set_model_version_tag(self.name, number, REPLACED_VERSION, str(champion or ""))
         self._client.set_registered_model_alias(self.name, names.CHAMPION, number)
+
+    @_calls_mlflow
+    def delete(self, version: Version, *, force: bool = False) -> None:
+        """Delete a version. Its run stays.
+
+        Raises RegistryError if an alias means it, or, without `force`, if others were fine-tuned from it.
+        """
+        every = self.versions()
+        (aliases,) = (each.aliases for each in every if each.number == version.number)
+        if aliases:
+            raise RegistryError(
+                f"{version} is not deleted: it is the {' and the '.join(aliases)}; give the alias to another version "
+                "before (train, finetune and promote do)"
+            )
+        children = [f"v{each.number}" for each in reversed(every) if each.parent == version.number]
+        if children and not force:
+            raise RegistryError(
+                f"{version} is not deleted: it is the parent of {listing(children)}; delete these first, or set "
+                "delete.force=true"
+            )
+        self._client.delete_model_version(self.name, str(version.number))
 
     @_calls_mlflow
     def rollback(self) -> tuple[Version, Version]:

@@ -22,7 +22,7 @@ VERBS: Final = {
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
-    "models": ("pipelines.models:main", "list, show, export or roll back registered models"),
+    "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),

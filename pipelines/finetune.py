@@ -24,12 +24,14 @@ def main(config: FinetuneConfig) -> None:
 
 def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     """Fine-tune, log and register; return the version, a line about it, and the decisions."""
+    import numpy as np
+
     from forecast import plots
     from forecast.finetune import finetune
-    from forecast.names import CHALLENGER
+    from forecast.names import CHALLENGER, SERIES_ID
     from forecast.predict import example
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, read_for, version_tags
+    from pipelines.shared import child_tags, log_data, open_version, read_for, version_tags
 
     registry = Registry(config.registry)
     parent, base = open_version(registry, config.registry.alias)
@@ -46,6 +48,10 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             run.metrics({f"finetune/{name}": value for name, value in summary.items()})
             run.table(result.decisions, "decisions.parquet")
             run.figure(plots.uplift_histogram(result.decisions), "plots/uplift.png")
+            rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
+            history = loaded.panel.frame(rows, base.classes)
+            figure = plots.best_and_worst(history, result.shown, result.decisions)
+            run.figure(figure, "plots/best_and_worst.png")
             digest = result.artifact.save(Path(folder))
             tags = version_tags(result.artifact, config, data_digest)
             version = registry.register(
@@ -53,7 +59,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
                 Path(folder),
                 digest=digest,
                 alias=CHALLENGER,
-                tags={**tags, "parent_version": str(parent.number), "parent_digest": parent.digest},
+                tags={**tags, **child_tags(parent, config.finetune.kind, summary["series_tuned"])},
                 example=example(result.artifact),
             )
             stage.note(version=str(version))

@@ -1,24 +1,33 @@
-"""`forecast models`: look at registered models, export one, go back to the previous champion."""
+"""`forecast models`: look at registered models, compare, export and delete them, go back."""
 
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forecast.config import ModelsConfig
-from forecast.errors import ConfigError, OutputError
+from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig, RollbackConfig, VerbConfig
+from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
 
 if TYPE_CHECKING:
     from forecast.registry import Registry, Version
 
-ACTIONS: Final = {
-    "list": "all versions of registry.name, newest first",
-    "show": "one version (registry.alias) with its tags",
-    "rollback": "give the champion alias back to the version it replaced",
-    "export": "copy the files of one version (registry.alias) to output.path",
+# action: (its settings, what it does).
+ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
+    "list": (ModelsConfig, "all versions of registry.name, newest first"),
+    "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
+    "diff": (DiffConfig, "which series differ between registry.alias and diff.against"),
+    "rollback": (RollbackConfig, "the champion back to the version it replaced, or rollback.series to the base"),
+    "export": (ExportConfig, "copy a version (registry.alias), or export.series of it, to output.path"),
+    "delete": (DeleteConfig, "delete a version (registry.alias) that no other was fine-tuned from"),
 }
+# Metrics that are shown of a version, as far as its runs have them.
+_SHOWN: Final = ("val/", "finetune/", "backtest/")
+# Ids in a tag; the run has all of them.
+_NAMED: Final = 100
 
 
 def main(argv: list[str]) -> None:
@@ -26,67 +35,225 @@ def main(argv: list[str]) -> None:
     action, *rest = argv or ["--help"]
     if action in ("-h", "--help"):
         print("usage: forecast models ACTION registry.name=NAME [KEY=VALUE ...]\n")
-        print("\n".join(f"  {name:<10} {about}" for name, about in ACTIONS.items()))
+        print("\n".join(f"  {name:<10} {about}" for name, (_, about) in ACTIONS.items()))
         return
     if action not in ACTIONS:
         raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
-    config = compose.verb_config(ModelsConfig, f"models {action}", rest)
-    if action in ("show", "export") and not config.registry.alias:
+    config = compose.verb_config(ACTIONS[action][0], f"models {action}", rest)
+    if action in ("diff", "export", "delete") and not config.registry.alias:
         raise ConfigError(f"registry.alias: missing; `forecast models {action}` needs an alias or a version number")
-    if action == "export" and not config.output.path:
-        raise ConfigError("output.path: missing; the folder to copy the files to")
     console.setup()
 
     from forecast.registry import Registry
 
     registry = Registry(config.registry)
-    if action == "list":
-        _list(registry)
-    elif action == "rollback":
-        before, after = registry.rollback()
-        print(f"champion of {registry.name}: v{before.number} -> v{after.number}")
-    else:
+    if isinstance(config, DiffConfig):
+        _diff(registry, config)
+    elif isinstance(config, RollbackConfig):
+        print(_roll_back(registry, config))
+    elif isinstance(config, ExportConfig):
+        _export(registry, config)
+    elif isinstance(config, DeleteConfig):
         version = registry.resolve(str(config.registry.alias))
-        if action == "show":
-            _show(version)
-        else:
-            _export(registry, version, Path(str(config.output.path)))
+        registry.delete(version, force=config.delete.force)
+        print(f"{version} deleted")
+    elif action == "list":
+        _list(registry)
+    elif config.registry.alias:
+        _show(registry, registry.resolve(config.registry.alias))
+    else:
+        _tree(registry)
 
 
 def _list(registry: "Registry") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("version", "aliases", "kind", "parent", "created (UTC)", "digest", box=box.SIMPLE_HEAD)
-    for version in registry.versions():
-        parent = version.tags.get("parent_version", "")
-        row = [f"v{version.number}", ", ".join(version.aliases), version.kind, parent and f"v{parent}"]
-        table.add_row(*row, _created(version), version.digest[:12])
-    # A pipe has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    rows = [
+        (f"v{each.number}", ", ".join(each.aliases), each.kind, _parent(each), _created(each), each.digest[:12])
+        for each in registry.versions()
+    ]
+    _print(("version", "aliases", "kind", "parent", "created (UTC)", "digest"), rows)
 
 
-def _show(version: "Version") -> None:
+def _tree(registry: "Registry") -> None:
+    versions = registry.versions()
+    metrics = registry.metrics(run_id for each in versions for run_id in _runs(each))
+    rows = []
+    for branch, each in _branches(versions):
+        found = _metrics(each, metrics)
+        kind = each.tags.get("finetune_kind")
+        scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
+        if "finetune/uplift" in found:
+            width = found.get("finetune/uplift_interval", float("nan"))
+            per_series = found["finetune/uplift_per_series"]
+            scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series:.2%} +- {width:.2%}")
+        rows.append(
+            (
+                branch,
+                f"{each.kind} ({kind})" if kind else each.kind,
+                ", ".join(each.aliases),
+                each.tags.get("series_tuned", ""),
+                each.tags.get("data_digest", "")[:12],
+                "\n".join(scores),
+            )
+        )
+    _print(("version", "kind", "aliases", "series tuned", "data", "metrics"), rows)
+
+
+def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
+    """Yield all versions with their branch drawn, each behind its parent; the oldest first."""
+    numbers = {each.number for each in versions}
+    children: dict[int | None, list[Version]] = {}
+    for each in reversed(versions):
+        children.setdefault(each.parent if each.parent in numbers else None, []).append(each)
+
+    def below(parent: int | None, stem: str) -> "Iterator[tuple[str, Version]]":
+        own = children.get(parent, [])
+        for position, each in enumerate(own, 1):
+            last = position == len(own)
+            gone = f" (v{each.parent} is deleted)" if parent is None and each.parent else ""
+            knee = "" if parent is None else "└─ " if last else "├─ "
+            yield f"{stem}{knee}v{each.number}{gone}", each
+            yield from below(each.number, stem if parent is None else stem + ("   " if last else "│  "))
+
+    return below(None, "")
+
+
+def _show(registry: "Registry", version: "Version") -> None:
+    children = [f"v{each.number}" for each in reversed(registry.versions()) if each.parent == version.number]
     lines = {
         "version": str(version),
         "aliases": ", ".join(version.aliases),
         "created": f"{_created(version)} UTC",
         "run": version.run_id,
+        "children": ", ".join(children),
         **dict(sorted(version.tags.items())),
     }
+    found = _metrics(version, registry.metrics(_runs(version)))
+    lines |= {name: f"{value:.6g}" for name, value in sorted(found.items()) if name.startswith(_SHOWN)}
     width = max(map(len, lines))
     print("\n".join(f"{name:<{width}}  {value or 'none'}" for name, value in lines.items()))
 
 
-def _export(registry: "Registry", version: "Version", target: Path) -> None:
+def _runs(version: "Version") -> list[str]:
+    """Return the runs that made and judged a version."""
+    from forecast.backtest import BACKTEST_RUN
+
+    return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
+
+
+def _metrics(version: "Version", metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: value for run_id in _runs(version) for name, value in metrics.get(run_id, {}).items()}
+
+
+def _judged(version: "Version") -> list[str]:
+    return [f"backtest/{version.kind}/{name}" for name in ("mase", "wql", "log_loss")]
+
+
+def _diff(registry: "Registry", config: DiffConfig) -> None:
+    import polars as pl
+
+    from forecast.data.io import write_parquet_atomic
+    from forecast.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
+    from forecast.names import SERIES_ID
+    from pipelines.shared import open_version
+
+    (version, own), (other, against) = (
+        open_version(registry, alias) for alias in (config.registry.alias, config.diff.against)
+    )
+    found = difference(own, against)
+    counts = dict(found[STATUS].value_counts().iter_rows())
+    if config.output.path:
+        write_parquet_atomic(found, Path(config.output.path) / "diff.parquet")
+    differ = found.filter(pl.col(STATUS) != SAME).sort(CHANGE, SERIES_ID, descending=[True, False], nulls_last=True)
+    console.table(differ.head(config.diff.rows))
+    bases = "" if own.base().digest() == against.base().digest() else "; their bases differ"
+    print(
+        f"{version} against v{other.number}: {counts.get(ADDED, 0):,} series fine-tuned in v{version.number} alone, "
+        f"{counts.get(REMOVED, 0):,} in v{other.number} alone, {counts.get(CHANGED, 0):,} changed, "
+        f"{counts.get(SAME, 0):,} the same{bases}"
+    )
+
+
+def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
+    """Return what was taken back: the champion to the version before, or series of a version to the base.
+
+    The new version of the latter takes over the aliases of the version that it was made from; as champion it
+    remembers which one it replaced, so that this can be rolled back, too.
+    """
+    from forecast.lineage import without
+    from forecast.names import CHAMPION
+    from forecast.predict import example
+    from pipelines.shared import child_tags, open_version, version_tags
+
+    series = config.rollback.series
+    if series is None:
+        before, after = registry.rollback()
+        return f"champion of {registry.name}: v{before.number} -> v{after.number}"
+    version, artifact = open_version(registry, config.registry.alias or CHAMPION)
+    child = without(artifact, series, key="rollback.series")
+    assert child.bank is not None
+    with (
+        registry.run("rollback", config, {"parent_version": str(version.number)}) as run,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        run.json(list(series), "rolled_back.json")
+        tags = {
+            **version_tags(child, config, version.tags.get("data_digest", "")),
+            **child_tags(version, child.bank.kind, len(child.bank.series_id)),
+            "rolled_back": listing(series, _NAMED),
+            "rolled_back_from": f"v{version.number}",
+        }
+        digest = child.save(Path(folder))
+        made = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
+        for alias in version.aliases:
+            if alias == CHAMPION:
+                registry.promote(made)
+            else:
+                registry.set_alias(alias, made)
+    moved = f", which is now {' and '.join(version.aliases)}" if version.aliases else ""
+    return f"{len(set(series)):,} series of {version} are back at the base in v{made.number}{moved}, run {run.id}"
+
+
+def _export(registry: "Registry", config: ExportConfig) -> None:
+    from pipelines.shared import open_version
+
+    target, series = Path(config.output.path), config.export.series
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not an empty folder; give another output.path")
+    version = registry.resolve(str(config.registry.alias))
     try:
-        shutil.copytree(registry.download(version), target, dirs_exist_ok=True)
+        with tempfile.TemporaryDirectory() as name:  # A model that can't be exported leaves nothing behind.
+            made = Path(name)
+            if series is None:
+                shutil.copytree(registry.download(version), made, dirs_exist_ok=True)
+            else:
+                from forecast.lineage import alone
+
+                alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
+            if config.export.format == "onnx":
+                from forecast import artifact
+                from forecast.export import export_onnx
+
+                export_onnx(artifact.load(made), made)
+            shutil.copytree(made, target, dirs_exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
-    print(f"{version} -> {target}")
+    print(f"{series} of {version} -> {target}" if series else f"{version} -> {target}")
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: nothing is cut there.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _parent(version: "Version") -> str:
+    return f"v{version.parent}" if version.parent else ""
 
 
 def _created(version: "Version") -> str:

@@ -118,6 +118,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "data": {"until"},
             "score": {"cutoff", "force"},
             "fit": {"checkpoint"},
+            "finetune": {"checkpoint"},
         }
     )
     for key, equals, text in (word.partition("=") for word in argv):

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from forecast.config import Config, DataConfig, SourceConfig
 from pipelines.console import stage
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from forecast.data.load import Loaded
     from forecast.registry import Registry, Run, Version
 
+
+# Tags of a version that was made from another one: what was changed, and of how many series.
+FINETUNE_KIND: Final = "finetune_kind"
+SERIES_TUNED: Final = "series_tuned"
 
 _LOG = logging.getLogger(__name__)
 
@@ -117,7 +121,12 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
     # The same job in another store, or gone on from another folder.
     settings = config.model_dump_json(
-        exclude={"registry": {"tracking_uri"}, "fit": {"checkpoint"}, "finetune": {"checkpoint"}}
+        exclude={
+            "registry": {"tracking_uri"},
+            "fit": {"checkpoint"},
+            "finetune": {"checkpoint"},
+            "ledger": True,
+        }
     )
     return {
         "kind": artifact.kind,
@@ -126,6 +135,16 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
         "format_version": str(FORMAT_VERSION),
         "trained_until": str(artifact.grid.timestamps(np.array([artifact.trained_until]))[0]),
         "horizon": str(artifact.horizon),
+    }
+
+
+def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:
+    """Return the tags of a version that was made from another one."""
+    return {
+        "parent_version": str(parent.number),
+        "parent_digest": parent.digest,
+        FINETUNE_KIND: kind,
+        SERIES_TUNED: f"{series_tuned:.0f}",
     }
 
 

@@ -47,6 +47,16 @@ class Bank:
         """Return the row of each series, -1 for those that keep the base."""
         return torch.tensor([self._row.get(name, -1) for name in series_id], dtype=torch.long)
 
+    def some(self, rows: Sequence[int], seen: Mapping[str, str]) -> "Bank":
+        """Return the changes of some series, by their rows."""
+        tensors = {name: values[list(rows)] for name, values in self.tensors.items()}
+        return Bank(self.kind, [self.series_id[row] for row in rows], tensors, seen)
+
+    def changes(self, rows: Int[Tensor, " series"]) -> stacked.Changes:
+        """Return the changes that some series forecast with."""
+        found = {name: values[rows] for name, values in self.tensors.items()}
+        return found if self.kind == HEAD else stacked.blended(found, found.pop(BLEND))
+
     def shifted(
         self,
         head: Head,
@@ -62,18 +72,25 @@ class Bank:
     def arguments(
         self, network: RecurrentForecaster, batch: Batch, origins: Int[Tensor, " origin"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch origin horizon argument"]:
-        """Return the distributions with the changes of each window's series, of the other kinds."""
-        size = max(
-            1, _NUMBERS // (stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters()))
-        )
-        parts = []
-        for first in range(0, len(rows), size):
-            some = slice(first, first + size)
-            changes = {name: values[rows[some]].to(batch.target.device) for name, values in self.tensors.items()}
-            changes = stacked.blended(changes, changes.pop(BLEND))
-            windows = Batch(*(values[some] for values in batch))
-            parts.append(stacked.forecasts(network, changes, windows, origins)[0])
-        return torch.cat(parts)
+        """Return the distributions with the changes of each window's series, of the other kinds.
+
+        The windows of a series are forecast together: its weights are taken once.
+        """
+        series = torch.arange(len(rows)) if self.kind in stacked.FROZEN else rows
+        order = series.argsort(stable=True)
+        each = order.split(series[order].unique_consecutive(return_counts=True)[1].tolist())
+        numbers = stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters())
+        made, at = [], []
+        for length in sorted({len(windows) for windows in each}):
+            alike = torch.stack([windows for windows in each if len(windows) == length])
+            for windows in alike.split(max(1, _NUMBERS // numbers)):
+                changes = {
+                    name: values.to(batch.target.device) for name, values in self.changes(rows[windows[:, 0]]).items()
+                }
+                own = windows.flatten()
+                made.append(stacked.forecasts(network, changes, Batch(*(values[own] for values in batch)), origins)[0])
+                at.append(own)
+        return torch.cat(made)[torch.cat(at).argsort()]
 
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:

@@ -102,7 +102,7 @@ class Encoder(nn.RNNBase):
         Raises:
             ValueError: `carry` is of another stack or batch.
         """
-        shape = (sum(self.dilations), len(inputs), self.hidden_size)
+        shape = (sum(self.dilations), inputs.shape[0], self.hidden_size)
         if carry is None:
             carry = (inputs.new_zeros(shape),) * (1 + (self.mode == "LSTM"))
         elif any(part.shape != shape for part in carry):

@@ -93,7 +93,7 @@ class Attention(nn.Module):
         """
         age = last[:, None] - torch.arange(states.shape[1], device=last.device)
         inside = (age >= 0) & (age < len(self.age))
-        score = self.query(states[:, last]) @ self.key(states).mT / math.sqrt(states.shape[-1])
+        score = self.query(states[:, last]) @ self.key(states).transpose(-1, -2) / math.sqrt(states.shape[-1])
         score = score + self.age[age.clamp(0, len(self.age) - 1)]
         weight = score.masked_fill(~(inside & (there[:, None] | (age == 0))), -math.inf).softmax(-1)
         return weight @ self.value(states), weight

@@ -190,7 +190,11 @@ class Head(nn.Module, ABC):
 
 
 class QuantileHead(Head):
-    """Quantiles that cannot cross: the median, plus softplus increments outwards. Its arguments are the quantiles."""
+    """Quantiles that cannot cross: the median, plus softplus increments outwards. Its arguments are the quantiles.
+
+    The distribution is linear between them; its tails are exponential, with the density that the outer two quantiles
+    have between them. Sums over the horizon would stray less far than they should without tails.
+    """
 
     def __init__(self, levels: Sequence[float]) -> None:
         super().__init__(levels, levels)
@@ -217,22 +221,22 @@ class QuantileHead(Head):
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles; at levels other than the head's own, linear between them and flat outside."""
+        """Return the quantiles; at levels other than the head's own, those of the distribution."""
         if levels is None:
             return arguments
         return self._interpolated(arguments, levels.expand(*arguments.shape[:-1], -1))
 
     def mean(self, arguments: Float[Tensor, "*axes quantile"]) -> Float[Tensor, "*axes"]:
-        """Return the mean of the distribution that is linear between the quantiles and ends at the outer ones."""
+        """Return the mean of the distribution."""
         return arguments @ self.mean_weights.to(arguments.dtype)
 
     def samples(
         self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
     ) -> Float[Tensor, "*axes sample"]:
-        """Return draws from the distribution that `mean` is the mean of."""
+        """Return independent draws."""
         shape = *arguments.shape[:-1], count
         uniform = torch.rand(shape, generator=generator, device=arguments.device, dtype=arguments.dtype)
-        return self._interpolated(arguments, uniform)
+        return self._interpolated(arguments, uniform.clamp(min=torch.finfo(uniform.dtype).eps))
 
     def parameters_of(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
@@ -253,22 +257,6 @@ class QuantileHead(Head):
         """Return parameters of the same quantiles, at least `least_gap` apart."""
         return self.parameters_of(self.ordered(parameters), least_gap)
 
-    def drawn(
-        self, arguments: Float[Tensor, "*axes quantile"], uniform: Float[Tensor, "*axes"]
-    ) -> Float[Tensor, "*axes"]:
-        """Return draws whose tails are exponential, with the density that the outer two quantiles have between them.
-
-        A path adds up what its steps draw: without tails, it would stray less and less far than it should.
-        """
-        drawn = super().drawn(arguments, uniform)
-        if len(self.levels) > 1:
-            low, high = self.levels[0], 1 - self.levels[-1]
-            below, above = self.levels[1] - low, self.levels[-1] - self.levels[-2]
-            drawn = drawn + low / below * (arguments[..., 1] - arguments[..., 0]) * (uniform / low).clamp(max=1).log()
-            above = high / above * (arguments[..., -1] - arguments[..., -2])
-            drawn = drawn - above * ((1 - uniform) / high).clamp(max=1).log()
-        return drawn
-
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""
         own = self.levels.to(quantiles.dtype)
@@ -276,7 +264,11 @@ class QuantileHead(Head):
             return quantiles.expand_as(levels)
         right = torch.searchsorted(own, levels.to(own.dtype).contiguous()).clamp(1, len(own) - 1)
         share = ((levels - own[right - 1]) / (own[right] - own[right - 1])).clamp(0, 1)
-        return quantiles.gather(-1, right - 1).lerp(quantiles.gather(-1, right), share.to(quantiles.dtype))
+        inner = quantiles.gather(-1, right - 1).lerp(quantiles.gather(-1, right), share.to(quantiles.dtype))
+        low, high = _tails(self.levels.tolist())
+        below = low * (quantiles[..., 1:2] - quantiles[..., :1]) * (levels / own[0]).clamp(max=1).log()
+        above = high * (quantiles[..., -1:] - quantiles[..., -2:-1]) * ((1 - levels) / (1 - own[-1])).clamp(max=1).log()
+        return inner + below - above
 
 
 class NormalHead(Head):
@@ -793,9 +785,19 @@ def empirical_quantiles(
 
 
 def _mean_weights(levels: Sequence[float]) -> Float[Tensor, " quantile"]:
-    """Return the weights of the quantiles in the mean of a distribution that is linear between them, flat outside."""
+    """Return the weights of the quantiles in the mean of a distribution as that of `QuantileHead`."""
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
-    return torch.tensor(edges).diff()
+    weights = torch.tensor(edges).diff()
+    if len(levels) > 1:
+        low, high = _tails(levels)
+        weights[:2] += levels[0] * low * torch.tensor([1.0, -1.0])
+        weights[-2:] += (1 - levels[-1]) * high * torch.tensor([-1.0, 1.0])
+    return weights
+
+
+def _tails(levels: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of each tail beyond its quantile, in units of the distance to the next one."""
+    return levels[0] / (levels[1] - levels[0]), (1 - levels[-1]) / (levels[-1] - levels[-2])
 
 
 def _softplus_inverse(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -279,14 +279,14 @@ class RecurrentForecaster(nn.Module):
         # Before its start, a series is taken to have been what it was at first.
         before = batch.there.cummax(1).values.logical_not()
         first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
-        window = torch.where(before, first, batch.target).unfold(1, self.shape.context_length, 1)[:, origins]
-        observed = (before | batch.observed).unfold(1, self.shape.context_length, 1)[:, origins]
+        window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
+        observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
-        window = codes.unfold(1, self.shape.context_length, 1)[:, origins]
+        window = _stretches(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread)
@@ -351,7 +351,7 @@ class RecurrentForecaster(nn.Module):
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        ahead = future.unfold(1, self.shape.horizon, 1)[:, at + 1].transpose(-1, -2)
+        ahead = _stretches(future, at + 1, self.shape.horizon)
         return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
     def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
@@ -603,10 +603,13 @@ class RecurrentForecaster(nn.Module):
         if not self.shape.n_classes:
             before = functional.pad(last, (0, 0, 1, 0))[:, : time // length]
             values += [(last - before) / divisor, asinh(level / divisor), self._log_scale(divisor)]
-        past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
-        past = past.unflatten(1, (-1, length)).mean(2)
-        ahead = future.unfold(1, min(length, self.shape.horizon), 1)[:, length : time + 1 : length].mean(-1)
-        return torch.cat([asinh(torch.cat(values, dim=-1)), past, ahead, _spread(static, time // length)], dim=-1)
+        parts = [asinh(torch.cat(values, dim=-1))]
+        if self.shape.n_past:
+            past = self._covariates(batch.past[:, :time], batch.there[:, :time], 0, self.past_embeddings)
+            parts.append(past.unflatten(1, (-1, length)).mean(2))
+        following = torch.arange(length, time + 1, length, device=future.device)
+        ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
+        return torch.cat([*parts, ahead, _spread(static, time // length)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.
@@ -661,11 +664,19 @@ def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, 
     return static[:, None].expand(-1, steps, -1)
 
 
+def _stretches(
+    values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
+) -> Shaped[Tensor, "batch stretch {length} *features"]:
+    """Return the `length` steps from each of `first` on."""
+    if torch.onnx.is_in_onnx_export():  # There a view would be a copy of all stretches there are.
+        return values[:, first[:, None] + torch.arange(length)]
+    return values.unfold(1, length, 1)[:, first].movedim(-1, 2)
+
+
 def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
     """Return the targets after each origin in the frame's units, and which are observed, [batch, origin, horizon]."""
     first = origins + shape.context_length
-    values = batch.target.unfold(1, shape.horizon, 1)[:, first]
-    observed = batch.observed.unfold(1, shape.horizon, 1)[:, first]
+    values, observed = (_stretches(part, first, shape.horizon) for part in (batch.target, batch.observed))
     scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
     return scaled * observed, observed & frame.begun[..., None]
 

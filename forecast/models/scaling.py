@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 # A scale below this share of the level is within the rounding of float32 values.
 _RESOLUTION = 1e-6
@@ -39,11 +40,9 @@ def running_statistics(
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
     centred = (target.double() - reference).masked_fill(~observed, 0.0)
     before = torch.roll(last, 1, dims=1)
-    changed = observed & (target != before) & torch.roll(begun, 1, dims=1)
-    changed[:, 0] = False
+    changed = observed & (target != before) & torch.roll(begun, 1, dims=1) & (steps > 0)
     sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
-    recent = sums.clone()
-    recent[..., length:] -= sums[..., :-length]
+    recent = sums - functional.pad(sums, (length, 0))[..., :time]
     seen = recent[0] > 0
     count, total, squares = torch.where(seen, recent, sums)
     # Of the latest change, the observation before it: if that is not within the stretch, the change is none there.

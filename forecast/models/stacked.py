@@ -81,8 +81,8 @@ def forecasts(
     if changes.keys() <= set(FROZEN):
         output = restated(network, changes, network.read(batch, origins))
         return output.arguments, output.frame
-    weights = _weights(network, changes)
-    n_series = len(next(iter(weights.values())))
+    own = weights(network, changes)
+    n_series = len(next(iter(own.values())))
     each = [values.unflatten(0, (n_series, -1)) for values in batch]
 
     def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: list[Tensor]) -> tuple[Tensor, ...]:
@@ -90,10 +90,10 @@ def forecasts(
         return made.arguments, *made.frame
 
     if _stacks(network):
-        found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(weights, each)]
+        found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(own, each)]
     else:
         rows = [
-            one(network, {name: own[row] for name, own in weights.items()}, [part[row] for part in each])
+            one(network, {name: values[row] for name, values in own.items()}, [part[row] for part in each])
             for row in range(n_series)
         ]
         found = [torch.cat(parts) for parts in zip(*rows, strict=True)]
@@ -106,16 +106,19 @@ def _stacks(network: RecurrentForecaster) -> bool:
     return not on_cpu or encoder.mode != "LSTM" or encoder.hidden_size <= _STACKED_SIZE
 
 
-def _weights(network: RecurrentForecaster, changes: Changes) -> dict[str, Tensor]:
-    found = {}
+def deltas(changes: Changes) -> Changes:
+    """Return what is added, by the names of what it is added to: changes of low rank are multiplied out."""
+    return {
+        name.removesuffix(_UP): values @ changes[name.removesuffix(_UP) + _DOWN] if name.endswith(_UP) else values
+        for name, values in changes.items()
+        if not name.endswith(_DOWN)
+    }
+
+
+def weights(network: RecurrentForecaster, changes: Changes) -> dict[str, Float[Tensor, "series ..."]]:
+    """Return the weights that each series forecasts with, by name."""
     own = dict(network.named_parameters())
-    for name, values in changes.items():
-        if name.endswith(_UP):
-            name = name.removesuffix(_UP)
-            found[name] = own[name] + values @ changes[name + _DOWN]
-        elif not name.endswith(_DOWN):
-            found[name] = own[name] + values
-    return found
+    return {name: own[name] + values for name, values in deltas(changes).items()}
 
 
 def _written(network: RecurrentForecaster) -> RecurrentForecaster:

@@ -1,4 +1,4 @@
-"""Servers that a test session starts for itself: PostgreSQL, and S3 by moto. Each listens on a free loopback port."""
+"""Servers that tests start for themselves: PostgreSQL, S3 by moto, MLflow's. Each is on a free loopback port."""
 
 import json
 import os
@@ -91,6 +91,22 @@ def s3() -> Iterator[S3]:
             yield S3(endpoint, key["AccessKeyId"], key["SecretAccessKey"])
 
 
+@contextmanager
+def scoring(model: str) -> Iterator[str]:
+    """Yield the address of MLflow's scoring server for a model of the default store."""
+    with tempfile.TemporaryDirectory() as name:
+        log, port = Path(name) / "log", free_port()
+        options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, *options]
+        # The server finds its programs, and this code, where the test does.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with log.open("wb") as file, _running(command, file, env=environment) as process:
+            address = f"http://127.0.0.1:{port}"
+            _wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close(), seconds=180)
+            yield address
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -133,9 +149,9 @@ def _running(
             process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any]) -> None:
+def _wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any], seconds: int = 60) -> None:
     """Wait until `probe` raises nothing."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError, subprocess.CalledProcessError):
             probe()

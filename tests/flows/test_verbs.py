@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 import polars as pl
 import pytest
@@ -177,7 +177,6 @@ def test_an_earlier_cutoff_gets_its_own_files_and_sees_nothing_behind_it(promote
 def test_mlflow_and_python_give_the_forecasts_of_score(promoted: Store) -> None:
     promoted.score()
     expected = promoted.forecasts().drop("model_version")
-    mlflow.set_tracking_uri(promoted.uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     served = pl.from_pandas(loaded.predict(panel().to_pandas())).drop("model_version")
     assert_frame_equal(served.cast(expected.schema), expected, check_exact=True)
@@ -197,7 +196,6 @@ def test_changes_of_all_weights_are_registered_scored_and_gone_on_with(promoted:
     expected = promoted.forecasts().drop("model_version")
     assert set(expected.filter(source="fine_tuned")["series_id"]) <= set(SERIES[:2])
     assert expected["source"].unique().sort().to_list() == ["fine_tuned", "pretrained"]
-    mlflow.set_tracking_uri(promoted.uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@challenger")
     served = pl.from_pandas(loaded.predict(panel().to_pandas())).drop("model_version")
     assert_frame_equal(served.cast(expected.schema), expected, check_exact=True)
@@ -426,7 +424,6 @@ def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_pa
     succeed("promote", MODEL)
     found = Store(store, table, tmp_path / "mlruns", tmp_path)
     found.score()
-    mlflow.set_tracking_uri(store)
     served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(panel().to_pandas())
     columns = ["series_id", "step", *QUANTILES]
     assert_frame_equal(pl.from_pandas(served).select(columns), found.forecasts().select(columns))

@@ -145,3 +145,29 @@ def weekly_loaded(weekly_table: pl.DataFrame) -> Loaded:
 def trained(train: "Callable[..., FitResult]", weekly_loaded: Loaded) -> "FitResult":
     """A model of `weekly_loaded` after 40 steps, which is better than the closed form."""
     return train(weekly_loaded, **LEARNING)
+
+
+@pytest.fixture(scope="session")
+def rising_table() -> pl.DataFrame:
+    """Series that rise after what `early` is trained on, by more and more; a flat one and a short one."""
+    series = weekly_series(6, 120)
+    for values in series.values():
+        values[60:] += 0.1 * np.arange(60) ** 2
+    series |= {"flat": np.full(120, 2.0), "short": series["s00"][:8].copy()}
+    city = {name: ["oslo" if name < "s03" else "rome"] * len(values) for name, values in series.items()}
+    size = {name: np.full(len(values), float(row)) for row, (name, values) in enumerate(series.items())}
+    return make_table(series, late={"short": 112}, city=city, size=size)
+
+
+@pytest.fixture(scope="session")
+def rising(rising_table: pl.DataFrame) -> Loaded:
+    return read(rising_table, 3, static_covariates=["city", "size"])
+
+
+@pytest.fixture(scope="session")
+def early(train: "Callable[..., FitResult]", rising_table: pl.DataFrame) -> "FitResult":
+    """A model of the first half of `rising`, which all its series gain from being fine-tuned on the rest."""
+    found = read(rising_table.filter(pl.col("timestamp") < datetime(2024, 3, 1)), 3, static_covariates=["city", "size"])
+    made = train(found, context=14, holdout_windows=0, **LEARNING)
+    assert made.summary["best_step"] > 0, "the closed form alone has no gradient through the decoder"
+    return made

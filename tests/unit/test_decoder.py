@@ -269,11 +269,6 @@ def test_as_many_paths_as_are_asked_for_from_any_cutoff(made: dict[str, FitResul
         sample_paths(artifact, panel, n=1)
 
 
-def test_steps_that_do_not_follow_from_one_another_are_no_paths(train: Train, counts: Loaded) -> None:
-    with pytest.raises(ConfigError, match=r"decoder=direct knows each step .* train one with model\.decoder=autoreg"):
-        sample_paths(train(counts).artifact, counts.panel)
-
-
 # --- attention as a table
 
 

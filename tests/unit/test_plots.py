@@ -197,3 +197,22 @@ def test_a_confusion_shows_the_counts_of_one_model() -> None:
     (axes,) = plots.confusion(counts, "m").axes
     assert [text.get_text() for text in axes.texts] == ["8", "2", "0", "1"]
     assert axes.images[0].get_array().tolist() == [[0.8, 0.2], [0.0, 1.0]]
+
+
+def test_the_best_and_the_worst_are_drawn_over_all_their_cutoffs_best_first() -> None:
+    cutoffs = (23, 35)
+    parts = [forecasts(cutoff, source=source) for cutoff in cutoffs for source in ("pretrained", "fine_tuned")]
+    shown = (
+        pl.concat(parts).rename({"source": "model"}).select("series_id", "timestamp", "cutoff", "step", "model", "q50")
+    )
+    decisions = pl.DataFrame(
+        {"series_id": ["a", "b", "c"], "report_base_loss": [2.0, 2.0, 1.0], "report_tuned_loss": [2.5, 1.0, 0.1]}
+    )
+    figure = plots.best_and_worst(panel(), shown, decisions)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["b   +50.0 %", "a   -25.0 %"]
+    for label in ("Pretrained", "Fine-tuned"):
+        assert list(line(figure, label).get_ydata()) == [step + 5.0 for step in range(1, 13)] * 2
+    assert list(line(figure, "Actual").get_ydata()) == [float(hour % 24) for hour in range(48)]
+    assert sum(found.get_label() == "Cutoff" for found in figure.axes[0].lines) == 2
+    nothing = plots.best_and_worst(panel(), shown.clear(), decisions)
+    assert not nothing.axes

@@ -122,7 +122,7 @@ def test_samples_follow_the_distribution(kind: str) -> None:
 
 
 @pytest.mark.parametrize("levels", [DECILES, (0.5,), (0.01, 0.3, 0.5, 0.6, 0.995)])
-def test_samples_of_quantiles_are_linear_between_them(levels: tuple[float, ...]) -> None:
+def test_samples_of_quantiles_are_linear_between_them_and_exponential_beyond(levels: tuple[float, ...]) -> None:
     head = QuantileHead(levels)
     stated = torch.sort(torch.randn(3, len(levels), generator=torch.Generator().manual_seed(1))).values
     drawn = head.samples(stated, 20_000, torch.Generator().manual_seed(2))
@@ -132,9 +132,11 @@ def test_samples_of_quantiles_are_linear_between_them(levels: tuple[float, ...])
         torch.testing.assert_close(torch.quantile(drawn, own, dim=1).T, stated, atol=0.06, rtol=0)
         middle = head.quantiles(stated, (own[1:] + own[:-1]) / 2)
         torch.testing.assert_close(middle, (stated[:, 1:] + stated[:, :-1]) / 2)
+        # As dense beyond the last quantile as between the last two.
+        beyond = (stated[:, -1] - stated[:, -2]) * (1 - own[-1]) / (own[-1] - own[-2])
+        half = head.quantiles(stated, 1 - (1 - own[-1:]) / 2)[:, 0] - stated[:, -1]
+        torch.testing.assert_close(half, beyond * math.log(2), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(drawn.mean(1), head.mean(stated), atol=0.05, rtol=0)
-    assert (drawn.amin(1) >= stated[:, 0]).all()
-    assert (drawn.amax(1) <= stated[:, -1]).all()
 
 
 def frame(location: float, scale: float, spread: float) -> Frame:
