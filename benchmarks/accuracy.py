@@ -11,7 +11,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +59,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no-segments": ("model.segment_length=1",),
     "no-ema": ("fit.ema_decay=0",),
     "no-forking": ("fit.origins=1",),
+    "ensemble of 2": ("fit.ensemble=2",),
 }
 DEFAULT_ROWS = (NAIVE, "closed", "lstm")
 TUNING = FinetuneSettings(holdout_windows=0, gate_windows=4, report_windows=1)
@@ -277,6 +278,7 @@ TASKS: dict[str, Task] = {
         bars={},
         rows=ABLATIONS,
     ),
+    "ablation_etth1": replace(_long("etth1", 0), bars={}, rows=ABLATIONS),
 }
 
 
@@ -295,7 +297,8 @@ def main(*argv: str) -> None:
     settings = [given for given in options.given if "=" in given]
     if options.budget:
         settings.append(f"fit.max_minutes={options.budget / 60}")
-    names = [given for given in options.given if "=" not in given] or [name for name in TASKS if name != "ablation"]
+    every = [name for name, task in TASKS.items() if task.rows is CONTENDERS]
+    names = [given for given in options.given if "=" not in given] or every
     for given in names:
         chosen = [name for name in TASKS if name == given or name.startswith(f"{given}_")]
         if not chosen:
