@@ -7,7 +7,7 @@ is reported at once with its path (`load`).
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -545,6 +545,24 @@ class VerbConfig(Config):
     registry: RegistryConfig = RegistryConfig()
 
 
+class LedgerConfig(Config):
+    """Where it is written down what ran."""
+
+    uri: SecretStr | None = None
+    """The database of the run ledger: sqlite:///file.db or postgresql://user@host/db (password from PGPASSWORD);
+    GATECAST_LEDGER, or sqlite:///gatecast.db here, when not given."""
+
+    @field_serializer("uri", when_used="json")
+    def _without_password(self, uri: SecretStr | None) -> str | None:
+        return None if uri is None else without_password(uri.get_secret_value())
+
+
+class JobConfig(VerbConfig):
+    """What every verb has that is written into the ledger."""
+
+    ledger: LedgerConfig = LedgerConfig()
+
+
 class FitSettings(Config):
     """Training on a frame that is passed, in Python."""
 
@@ -554,7 +572,7 @@ class FitSettings(Config):
     fit: FitConfig = FitConfig()
 
 
-class TrainConfig(VerbConfig):
+class TrainConfig(JobConfig):
     """`forecast train`."""
 
     data: DataTable
@@ -577,7 +595,7 @@ class PrepareSettings(Config):
     """Rows in memory at a time, about."""
 
 
-class PrepareConfig(VerbConfig):
+class PrepareConfig(JobConfig):
     """`forecast data prepare`."""
 
     data: DataTable
@@ -593,7 +611,7 @@ class AppendSettings(Config):
     """What to do with values that differ from those of the panel: take them over, reject them, or stop."""
 
 
-class AppendConfig(VerbConfig):
+class AppendConfig(JobConfig):
     """`forecast data append`: `output.path` is the prepared panel, `data` the table with the new rows."""
 
     data: SourceTable
@@ -608,14 +626,14 @@ class ProfileConfig(VerbConfig):
     output: OutputConfig = OutputConfig()
 
 
-class FinetuneConfig(VerbConfig):
+class FinetuneConfig(JobConfig):
     """`forecast finetune`: `registry.alias` is the base."""
 
     data: SourceTable
     finetune: FinetuneSettings = FinetuneSettings()
 
 
-class BacktestConfig(VerbConfig):
+class BacktestConfig(JobConfig):
     """`forecast backtest`: `registry.alias` is the version to judge."""
 
     data: SourceTable
@@ -623,11 +641,11 @@ class BacktestConfig(VerbConfig):
     output: OutputConfig = OutputConfig()
 
 
-class PromoteConfig(VerbConfig):
+class PromoteConfig(JobConfig):
     """`forecast promote`: challenger against champion, from their backtests."""
 
 
-class ScoreConfig(VerbConfig):
+class ScoreConfig(JobConfig):
     """`forecast score`: `registry.alias` is the version that forecasts."""
 
     data: SourceTable
@@ -716,6 +734,66 @@ class UiConfig(VerbConfig):
     """`forecast ui`."""
 
     ui: UiSettings = UiSettings()
+
+
+class RunsSettings(Config):
+    """Which runs are listed, and how."""
+
+    flow: str | None = None
+    """Only runs of this verb: score, train, ..."""
+    status: Literal["running", "done", "failed", "abandoned"] | None = None
+    dataset: str | None = None
+    """Only runs on this table, as the list shows it."""
+    schedule: str | None = None
+    """Only runs of this schedule."""
+    since: datetime | None = None
+    """Only runs that began at this time or later (naive: UTC)."""
+    every: bool = False
+    """Show every attempt, not the latest of each key alone."""
+    limit: Annotated[int, Field(ge=1)] = 50
+    """Show so many, the newest."""
+    format: Literal["table", "json"] = "table"
+
+    @field_validator("since")
+    @classmethod
+    def _utc(cls, since: datetime | None) -> datetime | None:
+        return since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
+
+
+class RunsConfig(Config):
+    """`forecast runs`."""
+
+    runs: RunsSettings = RunsSettings()
+    ledger: LedgerConfig = LedgerConfig()
+
+
+class ScheduleSettings(Config):
+    """The scheduler, and looking at its schedules."""
+
+    path: str = "conf/schedule.yaml"
+    """The file with the schedules."""
+    now: datetime | None = None
+    """A clock that stands at this time: do what is due then, without waiting between attempts, and end (naive: UTC)."""
+    until: datetime | None = None
+    """With preview: show what becomes due up to this time (naive: UTC); a week when not given."""
+    cutoff: datetime | None = None
+    """With once: the cutoff to run (naive: in the time zone of the schedule); the latest that is due when not given."""
+    poll: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds between looks at the ledger besides those when something becomes due."""
+    grace: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that running jobs have to end after SIGTERM; then they are told to abandon their work."""
+
+    @field_validator("now", "until")
+    @classmethod
+    def _utc(cls, moment: datetime | None) -> datetime | None:
+        return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+class SchedulerConfig(Config):
+    """`forecast schedule`."""
+
+    schedule: ScheduleSettings = ScheduleSettings()
+    ledger: LedgerConfig = LedgerConfig()
 
 
 T = TypeVar("T", bound=Config)

@@ -49,6 +49,12 @@ class OutputError(GatecastError):
     exit_code = 6
 
 
+class LedgerError(GatecastError):
+    """The run ledger does not answer, or says that the same job is under way."""
+
+    exit_code = 7
+
+
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """Return the first `limit` items as text, with a count of the others.
 

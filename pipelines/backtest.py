@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 
 from forecast.config import BacktestConfig
 from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.backtest import BacktestResult
     from forecast.registry import Version
 
 
-def main(argv: list[str]) -> None:
+@recorded(BacktestConfig)
+def main(config: BacktestConfig) -> None:
     """Run the verb."""
-    config = verb_config(BacktestConfig, "backtest", argv)
-    console.setup()
     version, line, result = run(config)
+    note(output=config.output.path or "")
     shown = "mase", "smape", "wql", "crps", "wape", "bias", "coverage", "log_loss", "brier", "accuracy", "macro_f1"
     columns = [name for name in shown if name in result.summary.columns]
     console.table(result.summary.select("model", *columns, "n_windows"))

@@ -20,6 +20,8 @@ VERBS: Final = {
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
+    "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
@@ -68,7 +70,8 @@ def _help() -> str:
 {verbs}
 
 `forecast VERB --help` lists the settings of a verb.
-Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 1 a defect of ours."""
+Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
+1 a defect of ours."""
 
 
 if __name__ == "__main__":

@@ -30,12 +30,17 @@ def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--cfg", choices=["job"])
     parser.add_argument("--config-dir", type=Path)
+    parser.add_argument("--config", type=Path)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args(argv)
     if given.help:
         print(_help(kind, verb, given.config_dir))
         sys.exit()
-    values = compose(verb, given.overrides, given.config_dir)
+    if given.config and given.overrides:
+        raise ConfigError(f"--config {given.config}: has all settings; change them there: {' '.join(given.overrides)}")
+    values = (
+        yaml_mapping(given.config, "--config") if given.config else compose(verb, given.overrides, given.config_dir)
+    )
     if given.cfg:
         _print_config(kind, values)
         sys.exit()
@@ -78,6 +83,25 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
         raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
     assert isinstance(values, dict)
     return {**{str(key): value for key, value in values.items()}, **foreign}
+
+
+def yaml_mapping(file: Path, key: str) -> dict[str, Any]:
+    """Return what is in a YAML file, with values from the environment in the place of ${oc.env:NAME}.
+
+    `key` is set to the file. Raises ConfigError if it can't be read, or is something else.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        found = OmegaConf.load(file)
+        values = OmegaConf.to_container(found, resolve=True)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key} {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, DictConfig) or not isinstance(values, dict):
+        raise ConfigError(f"{key} {file}: not a mapping of settings")
+    return {str(name): value for name, value in values.items()}
 
 
 def _primary(verb: str) -> Path:
@@ -146,7 +170,7 @@ def _skeleton(kind: type[Config]) -> dict[str, Any]:
 
 
 def _usage(verb: str) -> str:
-    return f"forecast {verb} [KEY=VALUE ...] [--cfg job] [--config-dir DIR] [--help]"
+    return f"forecast {verb} [KEY=VALUE ...] [--cfg job] [--config-dir DIR] [--config FILE] [--help]"
 
 
 def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
@@ -156,6 +180,7 @@ def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
         f"usage: {_usage(verb)}",
         "",
         "--cfg job         print the resolved config as YAML and stop",
+        "--config FILE     take all settings from a file that --cfg job printed, with ${oc.env:NAME} for secrets",
         "--config-dir DIR  a folder of more presets, e.g. DIR/experiment/mine.yaml for experiment=mine",
     ]
     presets = _presets(verb, config_dir)

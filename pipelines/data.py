@@ -8,6 +8,7 @@ from forecast.config import AppendConfig, PrepareConfig, ProfileConfig
 from forecast.errors import ConfigError
 from pipelines import console
 from pipelines.compose import verb_config
+from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.data.load import Loaded
@@ -41,9 +42,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"unknown verb data {name!r}; {hint}")
 
 
-def _prepare(argv: list[str]) -> None:
-    config = verb_config(PrepareConfig, "data prepare", argv)
-    console.setup()
+@recorded(PrepareConfig)
+def _prepare(config: PrepareConfig) -> None:
+    note(output=config.output.path)
     done = prepare(config)
     print(f"{config.output.path}: {'reused, ' if done.reused else ''}{_size(done.loaded)}")
 
@@ -75,9 +76,9 @@ def prepare(config: PrepareConfig) -> "Prepared":
     return done
 
 
-def _append(argv: list[str]) -> None:
-    config = verb_config(AppendConfig, "data append", argv)
-    console.setup()
+@recorded(AppendConfig)
+def _append(config: AppendConfig) -> None:
+    note(output=config.output.path)
     done = append(config)
     print(
         f"{config.output.path}: {_size(done.loaded)}; {done.new_steps:,} new values, {done.new_series:,} new series, "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from forecast.config import FinetuneConfig
 from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     import polars as pl
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from forecast.registry import Version
 
 
-def main(argv: list[str]) -> None:
+@recorded(FinetuneConfig)
+def main(config: FinetuneConfig) -> None:
     """Run the verb."""
-    config = verb_config(FinetuneConfig, "finetune", argv)
-    console.setup()
     version, line, _ = run(config)
+    note(output=str(version))
     print(f"{version} ({version.kind}): {line}")
 
 

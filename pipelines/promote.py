@@ -3,18 +3,16 @@
 from typing import TYPE_CHECKING
 
 from forecast.config import PromoteConfig
-from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.gate import Verdict
     from forecast.registry import Version
 
 
-def main(argv: list[str]) -> None:
+@recorded(PromoteConfig)
+def main(config: PromoteConfig) -> None:
     """Run the verb."""
-    config = verb_config(PromoteConfig, "promote", argv)
-    console.setup()
     version, verdict = run(config)
     print(f"{version} is champion: {verdict}")
 
@@ -34,6 +32,7 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
 
     registry = Registry(config.registry)
     version = registry.resolve(config.registry.alias or CHALLENGER)
+    note(model=str(version))
     champion = registry.find(CHAMPION)
     if champion and champion.number == version.number:
         return version, "it already was"

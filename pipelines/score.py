@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forecast.config import ScoreConfig
 from forecast.errors import GatecastError
 from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.record import manifest_of, note, recorded
 
 if TYPE_CHECKING:
     from forecast.data.load import Loaded
@@ -46,11 +46,11 @@ class Scored:
         )
 
 
-def main(argv: list[str]) -> None:
+@recorded(ScoreConfig)
+def main(config: ScoreConfig) -> None:
     """Run the verb."""
-    config = verb_config(ScoreConfig, "score", argv)
-    console.setup()
     scored = run(config)
+    note(output=manifest_of([output.manifest for output in scored.outputs]))
     if scored.outputs:
         print(f"{scored.version} ({scored.version.kind}): {scored.line}")
     scored.check()
@@ -76,6 +76,7 @@ def run(config: ScoreConfig) -> Scored:
         with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
             log_data(run, loaded)
             cutoffs = _cutoffs(config, loaded)
+            note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             outputs, failed = _write(Job(artifact, loaded, config.score, config.output, names), cutoffs)
             seconds = time.monotonic() - begun

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from forecast.config import Config, DataConfig, SourceConfig
 from pipelines.console import stage
+from pipelines.record import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
     if alias is None:
         raise ConfigError("registry.alias: missing; give pretrained, challenger, champion or a version number")
     version = registry.resolve(alias)
+    note(model=str(version))
     return version, artifact.load(registry.download(version))
 
 
@@ -119,7 +121,12 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
     # The same job in another store, or gone on from another folder.
     settings = config.model_dump_json(
-        exclude={"registry": {"tracking_uri"}, "fit": {"checkpoint"}, "finetune": {"checkpoint"}}
+        exclude={
+            "registry": {"tracking_uri"},
+            "fit": {"checkpoint"},
+            "finetune": {"checkpoint"},
+            "ledger": True,
+        }
     )
     return {
         "kind": artifact.kind,

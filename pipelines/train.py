@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from forecast.config import TrainConfig
 from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.registry import Version
 
 
-def main(argv: list[str]) -> None:
+@recorded(TrainConfig)
+def main(config: TrainConfig) -> None:
     """Run the verb."""
-    config = verb_config(TrainConfig, "train", argv)
-    console.setup()
     version, line = run(config)
+    note(model=str(version), output=str(version))
     print(f"{version} ({version.kind}): {line}")
 
 

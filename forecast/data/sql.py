@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
@@ -245,6 +246,20 @@ class Database:
 
     def __init__(self, cursor: Any, *, postgresql: bool) -> None:
         self._cursor, self._postgresql = cursor, postgresql
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Run a statement with a `?` for each value; return its rows, if it gives any, by the names of columns."""
+        if self._postgresql:
+            number = count(1)
+            statement = re.sub(r"\?", lambda _: f"${next(number)}", statement)
+        self._cursor.execute(statement, *([tuple(values)] if values else []))
+        names = [column[0] for column in self._cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()] if names else []
+
+    def alone(self, number: int) -> None:
+        """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway."""
+        if self._postgresql:
+            self.execute(f"select pg_advisory_xact_lock({number})")
 
     def create(self, table: str, schema: pl.Schema, key: Sequence[str] = ()) -> None:
         """Make a table if there is none. Raises OutputError if there is one with other columns."""

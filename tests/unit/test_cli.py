@@ -36,7 +36,19 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_verbs_grow_on_purpose() -> None:
-    assert list(cli.VERBS) == ["train", "finetune", "backtest", "promote", "score", "models", "ui", "data", "demo"]
+    assert list(cli.VERBS) == [
+        "train",
+        "finetune",
+        "backtest",
+        "promote",
+        "score",
+        "schedule",
+        "runs",
+        "models",
+        "ui",
+        "data",
+        "demo",
+    ]
 
 
 def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

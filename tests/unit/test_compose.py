@@ -135,3 +135,16 @@ def test_help_lists_every_setting_with_the_default_of_the_verb(capsys: pytest.Ca
     assert all(f"  {path}=" in printed for path, field in fields(ScoreConfig) if not group_of(field))
     assert 'registry.alias="champion"' in printed
     assert "output.path=(required)" in printed
+
+
+def test_a_config_that_was_printed_can_be_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("data: {path: '${oc.env:TABLE}', until: 2024-01-01}\noutput: {path: out}\nscore: {shard_size: 7}\n")
+    monkeypatch.setenv("TABLE", "panel.parquet")
+    config = verb_config(ScoreConfig, "score", ["--config", str(file)])
+    assert (config.data.path, config.score.shard_size) == ("panel.parquet", 7)
+    with pytest.raises(ConfigError, match="has all settings; change them there: output"):
+        verb_config(ScoreConfig, "score", ["--config", str(file), "output.path=other"])
+    monkeypatch.delenv("TABLE")
+    with pytest.raises(ConfigError, match="TABLE"):
+        verb_config(ScoreConfig, "score", ["--config", str(file)])

@@ -61,7 +61,7 @@ def test_all_mistakes_are_reported_together_with_their_paths() -> None:
         ({"windw": {"horizon": 3}}, "windw.horizon: unknown key; did you mean window.horizon?"),
         ({"model": {"learning_rate": 1}}, "model.learning_rate: unknown key; did you mean fit.learning_rate?"),
         ({"fit": {"lr": 1}}, "fit.lr: unknown key; keys of fit: max_steps, max_minutes,"),
-        ({"xyz": 1}, "xyz: unknown key; there are: registry, data, window, model, fit"),
+        ({"xyz": 1}, "xyz: unknown key; there are: registry, ledger, data, window, model, fit"),
         ({"data": "panel.csv"}, "data: a group of settings (path, uri, query,"),
     ],
 )

@@ -1,0 +1,213 @@
+"""What makes a function a verb that is a job: its config, its log, and its line in the ledger."""
+
+import functools
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from forecast.config import (
+    AppendConfig,
+    BacktestConfig,
+    FinetuneConfig,
+    JobConfig,
+    LedgerConfig,
+    PrepareConfig,
+    PromoteConfig,
+    ScoreConfig,
+    TrainConfig,
+    without_password,
+)
+from forecast.errors import GatecastError, LedgerError
+from pipelines import console
+from pipelines.compose import verb_config
+
+if TYPE_CHECKING:
+    from forecast.ledger import Entry, Job, Ledger, Status
+
+T = TypeVar("T", bound=JobConfig)
+_LOG = logging.getLogger(__name__)
+
+FLOWS: Final[dict[str, type[JobConfig]]] = {
+    "train": TrainConfig,
+    "finetune": FinetuneConfig,
+    "backtest": BacktestConfig,
+    "promote": PromoteConfig,
+    "score": ScoreConfig,
+    "data prepare": PrepareConfig,
+    "data append": AppendConfig,
+}
+"""The verbs that are jobs."""
+
+DEFAULT_LEDGER: Final = "sqlite:///gatecast.db"
+SCHEDULE: Final = "GATECAST_SCHEDULE"
+SLOT: Final = "GATECAST_SLOT"
+"""In the environment of a job that a schedule started: the schedule's name, and the moment that the job is for."""
+
+_TERMINATED: Final = 128 + signal.SIGTERM
+_current: "ContextVar[tuple[Ledger, int] | None]" = ContextVar("_current", default=None)
+
+
+def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[str]], None]]:
+    """Make a function of a config one of the arguments of the command line, which is written into the ledger.
+
+    A ledger that does not answer stops a job of a schedule, which might run twice without it. To a person, the work
+    matters more than its record: they are warned.
+    """
+    (flow,) = (flow for flow, other in FLOWS.items() if other is kind)
+
+    def decorate(work: Callable[[T], None]) -> Callable[[list[str]], None]:
+        @functools.wraps(work)
+        def main(argv: list[str]) -> None:
+            config = verb_config(kind, flow, argv)
+            console.setup()
+            ledger = open_ledger(config.ledger)
+            entry = _begin(ledger, describe(flow, config, argv))
+            if entry is None:
+                work(config)
+            elif entry.status == "done":
+                print(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
+            else:
+                with _recording(ledger, entry.id):
+                    work(config)
+
+        return main
+
+    return decorate
+
+
+def note(*, cutoff: str = "", model: str = "", output: str = "") -> None:
+    """Write into the ledger what has become known of the job of this process, if it has one."""
+    if current := _current.get():
+        ledger, entry = current
+        with _warned():
+            ledger.note(entry, cutoff=cutoff, model=model, output=output)
+
+
+def open_ledger(config: LedgerConfig) -> "Ledger":
+    """Return the ledger in use: configured, from GATECAST_LEDGER, or a SQLite file here."""
+    from forecast.ledger import Ledger
+
+    given = config.uri.get_secret_value() if config.uri else os.environ.get("GATECAST_LEDGER")
+    return Ledger(given or DEFAULT_LEDGER)
+
+
+def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
+    """Return what is to be done. Settings that were given as ${oc.env:NAME} are kept so, passwords not at all.
+
+    The digest is of all that the result follows from, but the cutoff, which is a part of the key for itself.
+    """
+    from forecast.ledger import Job
+
+    values = config.model_dump(mode="json", exclude={"ledger"})
+    registry, data = values["registry"], values.get("data", {})
+    if registry["tracking_uri"]:
+        registry["tracking_uri"] = without_password(registry["tracking_uri"])
+    cutoff = values.get("score", {}).get("cutoff") or data.get("until") or ""
+    dataset = data.get("path") or data.get("uri") or registry["name"]
+    settings = config.model_dump_json(
+        exclude={
+            "ledger": True,
+            "registry": {"tracking_uri"},
+            "data": {"until"},
+            "score": {"cutoff", "force"},
+            "fit": {"checkpoint"},
+            "finetune": {"checkpoint"},
+        }
+    )
+    for key, equals, text in (word.partition("=") for word in argv):
+        *groups, leaf = key.lstrip("+").split(".")
+        if equals and "${" in text and isinstance(group := functools.reduce(_inside, groups, values), dict):
+            group[leaf] = text
+    return Job(
+        flow=flow,
+        dataset=dataset,
+        cutoff=cutoff,
+        config_digest=hashlib.sha256(settings.encode()).hexdigest(),
+        config=values,
+        schedule=os.environ.get(SCHEDULE, ""),
+        slot=os.environ.get(SLOT, ""),
+    )
+
+
+def _inside(values: Any, name: str) -> Any:
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _begin(ledger: "Ledger", job: "Job") -> "Entry | None":
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # A process of a training that has another one for its record.
+        return None
+    if job.slot:
+        return ledger.begin(job)
+    with _warned():
+        return ledger.begin(job)
+    return None
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    try:
+        yield
+    except LedgerError as error:
+        _LOG.warning("this run is not, or not all, in the ledger: %s", error)
+
+
+@contextmanager
+def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
+    """Write how the work ends, and meanwhile that it goes on."""
+    ended, set_before = threading.Event(), on_sigterm(terminate)
+    status: Status = "done"
+    code, error = 0, ""
+    heart = threading.Thread(target=_beat, args=(ledger, entry, ended), daemon=True)
+    heart.start()
+    token = _current.set((ledger, entry))
+    try:
+        yield
+    except GatecastError as raised:
+        status, code, error = "failed", raised.exit_code, str(raised)
+        raise
+    except Exception as raised:
+        status, code, error = "failed", 1, f"{type(raised).__name__}: {raised}"
+        raise
+    except BaseException as raised:
+        terminated = isinstance(raised, SystemExit)
+        status, code = "abandoned", _TERMINATED if terminated else 128 + signal.SIGINT
+        error = "terminated" if terminated else "interrupted"
+        raise
+    finally:
+        on_sigterm(set_before)
+        _current.reset(token)
+        ended.set()
+        with _warned():
+            ledger.end(entry, status, code, without_password(error))
+
+
+def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:
+    from forecast.ledger import BEAT
+
+    while not ended.wait(BEAT.total_seconds()):
+        with suppress(LedgerError):  # The next one may get through.
+            ledger.beat(entry)
+
+
+def terminate(_signal: int, _frame: object) -> None:
+    """End the process by way of its clean-up."""
+    raise SystemExit(_TERMINATED)
+
+
+def on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does, and return what it did; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def manifest_of(paths: Sequence[Path]) -> str:
+    """Return the manifest of a job, or the folder of its manifests."""
+    return "" if not paths else str(paths[0] if len(paths) == 1 else paths[0].parent)

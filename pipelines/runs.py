@@ -1,0 +1,167 @@
+"""`forecast runs`: what ran, how it ended, and once more what did not end well."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from forecast.config import RunsConfig
+from forecast.errors import ConfigError, GatecastError
+from pipelines import compose, console
+from pipelines.record import SCHEDULE, SLOT, open_ledger
+
+if TYPE_CHECKING:
+    from forecast.ledger import Entry, Ledger
+
+ACTIONS: Final = {
+    "list": "the latest attempt of everything that ran, newest first",
+    "show": "ID: one run, with its settings",
+    "retry": "ID or failed: run with the same settings again what failed or was abandoned",
+}
+_HIDDEN: Final = "***"
+
+
+def main(argv: list[str]) -> None:
+    """Run one of ACTIONS."""
+    action, *rest = argv or ["--help"]
+    if action in ("-h", "--help"):
+        print("usage: forecast runs ACTION [KEY=VALUE ...]\n")
+        print("\n".join(f"  {name:<10} {about}" for name, about in ACTIONS.items()))
+        return
+    if action not in ACTIONS:
+        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
+    which = rest.pop(0) if action != "list" and rest and "=" not in rest[0] and not rest[0].startswith("-") else None
+    given = [word for word in rest if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
+    config = compose.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])
+    ledger = open_ledger(config.ledger)
+    if action == "list":
+        _list(config, ledger)
+    elif which is None or not (which.isdigit() or (which == "failed" and action == "retry")):
+        wanted = "its number" if action == "show" else "its number, or failed"
+        raise ConfigError(f"`forecast runs {action}`: say which run, by {wanted} (`forecast runs list` shows them)")
+    elif action == "show":
+        _show(config, ledger.get(int(which)))
+    else:
+        _retry(_asked(config, ledger, which), ledger, given)
+
+
+def _list(config: RunsConfig, ledger: "Ledger") -> None:
+    import polars as pl
+
+    found = _entries(config, ledger)
+    shown = found[: config.runs.limit]
+    if config.runs.format == "json":
+        print(json.dumps([entry.shown() for entry in shown], indent=1))
+        return
+    rows = [
+        {
+            "run": entry.id,
+            "flow": entry.flow,
+            "status": entry.status,
+            "attempt": entry.attempt,
+            "dataset": entry.dataset,
+            "cutoff": entry.cutoff,
+            "model": entry.model,
+            "schedule": entry.schedule,
+            "began (UTC)": f"{entry.started:%Y-%m-%d %H:%M:%S}",
+            "seconds": round(entry.seconds, 1),
+        }
+        for entry in shown
+    ]
+    if rows:
+        console.table(pl.DataFrame(rows))
+    if len(found) != len(shown) or not rows:
+        print(f"{len(shown):,} of {len(found):,} runs; runs.limit sets how many are shown" if rows else "no runs")
+
+
+def _entries(config: RunsConfig, ledger: "Ledger") -> "list[Entry]":
+    return ledger.entries(**config.runs.model_dump(exclude={"limit", "format"}))
+
+
+def _show(config: RunsConfig, entry: "Entry") -> None:
+    shown = entry.shown()
+    if config.runs.format == "json":
+        print(json.dumps(shown, indent=1))
+        return
+    settings = shown.pop("config")
+    width = max(map(len, shown))
+    print("\n".join(f"{name:<{width}}  {'' if value is None else value}".rstrip() for name, value in shown.items()))
+    print(f"\n{json.dumps(settings, indent=1)}")
+
+
+def _asked(config: RunsConfig, ledger: "Ledger", which: str) -> "list[Entry]":
+    """Return the runs to retry, oldest first. Raises ConfigError if there is nothing to retry."""
+    if which == "failed":
+        found = [entry for entry in _entries(config, ledger) if entry.status in ("failed", "abandoned")]
+        if not found:
+            print("no run failed or was abandoned")
+        return found[::-1]
+    entry = ledger.get(int(which))
+    if entry.status in ("done", "running"):
+        raise ConfigError(f"run {entry.id} is {entry.status}; only runs that failed or were abandoned are retried")
+    return [entry]
+
+
+def _retry(entries: "list[Entry]", ledger: "Ledger", given: list[str]) -> None:
+    """Run each with its own settings, in the folder where it ran. Raises the first one's failure at the end."""
+    failed: dict[int, int] = {}
+    prepared = [(entry, _settings(entry, given)) for entry in entries]
+    for entry, settings in prepared:
+        print(f"run {entry.id}: forecast {entry.flow}", flush=True)
+        if code := _again(entry, settings, ledger):
+            failed[entry.id] = code
+    if failed:
+        error = GatecastError(f"{len(failed):,} of {len(entries):,} failed again: {', '.join(map(str, failed))}")
+        error.exit_code = next(iter(failed.values()))
+        raise error
+
+
+def _settings(entry: "Entry", given: list[str]) -> dict[str, Any]:
+    """Return the settings of a run, those that are given in place of what was left out of the ledger."""
+    settings: dict[str, Any] = json.loads(json.dumps(entry.config))
+    for word in given:
+        key, equals, value = word.partition("=")
+        *groups, leaf = key.split(".")
+        group: Any = settings
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if not equals or not isinstance(group, dict) or _HIDDEN not in str(group.get(leaf)):
+            raise ConfigError(f"{word}: a retry has the settings of its run; only what was left out of them is given")
+        group[leaf] = value
+    hidden = [path for path, value in _leaves(settings) if isinstance(value, str) and _HIDDEN in value]
+    if hidden:
+        raise ConfigError(
+            f"run {entry.id} had a secret in {', '.join(hidden)}, which the ledger does not keep; give it again: "
+            f"forecast runs retry {entry.id} " + " ".join(f"{path}=VALUE" for path in hidden)
+        )
+    return settings
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = [(f"{prefix}{name}", value) for name, value in values.items()]
+    return [
+        leaf
+        for path, value in pairs
+        for leaf in (_leaves(value, f"{path}.") if isinstance(value, dict) else [(path, value)])
+    ]
+
+
+def _again(entry: "Entry", settings: dict[str, Any], ledger: "Ledger") -> int:
+    """Run a verb with all its settings from a file that only we can read; return its exit code."""
+    slot = {SCHEDULE: entry.schedule, SLOT: entry.slot} if entry.slot else {}
+    environment = {**os.environ, **slot, "GATECAST_LEDGER": _absolute(ledger.uri)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(settings), encoding="utf-8")
+        command = [sys.executable, "-m", "pipelines.cli", *entry.flow.split(), "--config", str(file)]
+        where = entry.folder if Path(entry.folder).is_dir() else None
+        return subprocess.run(command, cwd=where, env=environment, check=False).returncode
+
+
+def _absolute(uri: str) -> str:
+    """Return the URI of a SQLite file as it is from any folder."""
+    start, _, path = uri.partition(":///")
+    return f"sqlite:///{Path(path).absolute()}" if start == "sqlite" else uri

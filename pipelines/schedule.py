@@ -1,0 +1,376 @@
+"""`forecast schedule`: verbs run when they are due, what was missed included.
+
+What is due follows from the ledger alone: until when a schedule is settled, and how the attempts since then ended. So
+it does not matter when a scheduler was started, stopped or killed, or that there are two.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from forecast.config import SchedulerConfig
+from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError
+from pipelines import compose, console
+from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
+
+if TYPE_CHECKING:
+    from forecast.ledger import Entry, Ledger
+    from pipelines.notify import NotifyConfig
+    from pipelines.schedules import Schedule
+
+_LOG = logging.getLogger(__name__)
+
+ACTIONS: Final = {
+    "run": "run everything when it is due, until stopped",
+    "list": "the schedules, when they are due, and how they ended last",
+    "preview": "what becomes due until --until TIME",
+    "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
+}
+_FINAL: Final = (ConfigError.exit_code, GateRefused.exit_code)
+"""Exit codes of what would end the same way again."""
+_TIMED_OUT: Final = 124
+_SOON: Final = 0.2
+_KILL_SECONDS: Final = 10.0
+"""That a job has to write down its end after SIGTERM."""
+
+
+def main(argv: list[str]) -> None:
+    """Run one of ACTIONS."""
+    action, *rest = argv or ["--help"]
+    if action in ("-h", "--help"):
+        print("usage: forecast schedule ACTION [KEY=VALUE ...]\n")
+        print("\n".join(f"  {name:<10} {about}" for name, about in ACTIONS.items()))
+        return
+    if action not in ACTIONS:
+        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
+    named = rest[:1] if action == "once" and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
+    config = compose.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
+    console.setup()
+
+    from pipelines.schedules import read
+
+    schedules, notify = read(Path(config.schedule.path))
+    scheduler = Scheduler(config, schedules, notify)
+    if action == "list":
+        scheduler.show()
+    elif action == "preview":
+        scheduler.preview()
+    elif action == "run":
+        scheduler.run()
+    else:
+        if not named or named[0] not in schedules:
+            raise ConfigError(f"`forecast schedule once NAME` needs the name of a schedule: {', '.join(schedules)}")
+        scheduler.once(named[0])
+
+
+def _as_settings(words: list[str]) -> list[str]:
+    """Return --until TIME as schedule.until=TIME; --cutoff likewise."""
+    settings, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in ("until", "cutoff"):
+            settings.append(f"schedule.{name}={value if equals else next(rest, '')}")
+        else:
+            settings.append(word)
+    return settings
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What is to be run: one cutoff of a schedule."""
+
+    name: str
+    cutoff: datetime
+    moment: datetime
+    """When it became due, in UTC."""
+
+    @property
+    def key(self) -> str:
+        """The cutoff as the ledger has it."""
+        return self.cutoff.astimezone(UTC).isoformat()
+
+
+class Scheduler:
+    """Runs what the schedules of a file make due, each job in a process of its own."""
+
+    def __init__(self, config: SchedulerConfig, schedules: "dict[str, Schedule]", notify: "NotifyConfig") -> None:
+        from pipelines.notify import Notifier
+
+        self._settings, self._schedules = config.schedule, schedules
+        self._ledger: Ledger = open_ledger(config.ledger)
+        self._notifier = Notifier(notify)
+        self._stopping = threading.Event()
+        self._jobs: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Run what is due, and with a clock that moves, what becomes due until SIGTERM or SIGINT.
+
+        Jobs that run then have `schedule.grace` seconds to end before they are told to.
+        """
+        for name, schedule in self._schedules.items():
+            self._enter(name, schedule)
+        if self._settings.now is not None:
+            on_sigterm(terminate)
+            while (slots := [slot for name in self._schedules if (slot := self._due(name))]) or self._busy():
+                if slots:
+                    self._attempt(min(slots, key=lambda slot: slot.moment))
+                else:
+                    time.sleep(_SOON)
+            self._notifier.close(60.0)
+            return
+
+        from apscheduler.executors.pool import ThreadPoolExecutor
+        from apscheduler.schedulers.background import BackgroundScheduler
+
+        from pipelines.schedules import Due
+
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        flows = {schedule.flow for schedule in self._schedules.values()}
+        clock = BackgroundScheduler(executors={flow: ThreadPoolExecutor(1) for flow in flows}, timezone=UTC)
+        for name, schedule in self._schedules.items():
+            # One waits while another runs: it sees what has become due meanwhile.
+            options: dict[str, Any] = {"coalesce": True, "max_instances": 2, "misfire_grace_time": None}
+            clock.add_job(
+                self._tick,
+                Due(schedule, self._settings.poll),
+                [name],
+                id=name,
+                executor=schedule.flow,
+                next_run_time=datetime.now(UTC),
+                **options,
+            )
+        told = threading.Semaphore(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: told.release())
+        clock.start()
+        _LOG.info("%d schedule(s), %s", len(self._schedules), self._ledger.shown)
+        told.acquire()
+        self._stop(told)
+        clock.shutdown(wait=True)
+        self._notifier.close(60.0)
+
+    def once(self, name: str) -> None:
+        """Run one slot with its retries. Raises an error with the exit code of the last attempt if that failed."""
+        on_sigterm(terminate)
+        schedule, given = self._schedules[name], self._settings.cutoff
+        moment = self._now()
+        if given is None:
+            moment = schedule.last(moment)
+        slot = Slot(name, schedule.given(given) if given else schedule.cutoff_of(moment), moment)
+        code = 0
+        for attempt in range(schedule.retries + 1):
+            if attempt:
+                time.sleep(self._wait(schedule, attempt))
+            code = self._attempt(slot, last=attempt == schedule.retries)
+            if code in (0, LedgerError.exit_code, *_FINAL):
+                break
+        self._notifier.close(60.0)
+        if code:
+            error = GatecastError(f"{name} of {slot.key} failed, see above and `forecast runs list`")
+            error.exit_code = code if code > 0 else 128 - code
+            raise error
+
+    def show(self) -> None:
+        """Print the schedules."""
+        import polars as pl
+
+        now, rows = self._now(), []
+        for name, schedule in self._schedules.items():
+            entries = self._ledger.entries(schedule=name)
+            last = max(entries, key=lambda entry: entry.id, default=None)
+            rows.append(
+                {
+                    "schedule": name,
+                    "flow": schedule.flow,
+                    "cron": schedule.cron,
+                    "next": _shown(schedule.next(now), schedule),
+                    "last": _shown(last.started, schedule) if last else "",
+                    "cutoff": _shown(datetime.fromisoformat(last.slot), schedule) if last else "",
+                    "status": last.status if last else "",
+                    "attempts": last.attempt if last else None,
+                }
+            )
+        console.table(pl.DataFrame(rows, schema_overrides={"attempts": pl.Int64}))
+
+    def preview(self) -> None:
+        """Print what becomes due."""
+        import polars as pl
+
+        now = self._now()
+        until = self._settings.until or now + timedelta(days=7)
+        due = sorted(
+            (moment, name) for name, schedule in self._schedules.items() for moment in schedule.moments(now, until)
+        )
+        rows = [
+            {
+                "due": _shown(moment, self._schedules[name]),
+                "schedule": name,
+                "flow": self._schedules[name].flow,
+                "cutoff": _shown(self._schedules[name].cutoff_of(moment), self._schedules[name]),
+            }
+            for moment, name in due
+        ]
+        columns = ("due", "schedule", "flow", "cutoff")
+        console.table(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)))
+
+    def _now(self) -> datetime:
+        return (self._settings.now or datetime.now(UTC)).astimezone(UTC)
+
+    def _enter(self, name: str, schedule: "Schedule") -> None:
+        """Let a schedule that is new begin, and one that does not catch up forget what it has missed."""
+        settled = self._ledger.settled(name)
+        if settled is None:
+            self._ledger.settle(name, schedule.begun() or self._now())
+        elif schedule.catch_up == "none" and (missed := schedule.moments(settled, self._now())):
+            self._skip(name, missed)
+
+    def _skip(self, name: str, moments: list[datetime]) -> None:
+        schedule = self._schedules[name]
+        first, last = (_shown(moments[at], schedule) for at in (0, -1))
+        how = f"{first} to {last} (catch_up={schedule.catch_up})"
+        _LOG.warning("%s: %s missed, skipped: %s", name, f"{len(moments):,}", how)
+        self._ledger.settle(name, moments[-1])
+
+    def _tick(self, name: str) -> None:
+        """Run everything of a schedule that is due."""
+        try:
+            while not self._stopping.is_set() and (slot := self._due(name)):
+                if self._attempt(slot) == LedgerError.exit_code:
+                    return  # Another process is at it, or the ledger does not answer: later.
+        except LedgerError as error:
+            _LOG.error("%s: %s; trying again in %g s", name, error, self._settings.poll)
+
+    def _due(self, name: str) -> Slot | None:
+        """Return what is to be run now, and settle what is not to be run again."""
+        schedule, settled = self._schedules[name], self._ledger.settled(name)
+        assert settled is not None
+        moments = schedule.moments(settled, self._now())
+        # The last moment of each cutoff.
+        by_key = {slot.key: slot for at in moments for slot in [Slot(name, schedule.cutoff_of(at), at)]}
+        if not by_key:
+            return None
+        entries = self._ledger.slots(name, min(by_key), max(by_key))
+        if any(entry.status == "running" for entry in entries.values()):
+            return None
+        left = [slot for key, slot in by_key.items() if not self._over(schedule, entries.get(key))]
+        if not left:
+            self._ledger.settle(name, moments[-1])
+            return None
+        if schedule.catch_up != "all" and left[:-1]:
+            self._skip(name, [slot.moment for slot in left[:-1]])
+        slot = left[0 if schedule.catch_up == "all" else -1]
+        entry = entries.get(slot.key)
+        return slot if entry is None or self._waited(schedule, entry) else None
+
+    def _busy(self) -> bool:
+        """Return whether somebody else is at a slot of ours."""
+        return any(entry.schedule in self._schedules for entry in self._ledger.entries(status="running"))
+
+    def _over(self, schedule: "Schedule", entry: "Entry | None") -> bool:
+        return entry is not None and (entry.status == "done" or self._given_up(schedule, entry))
+
+    def _given_up(self, schedule: "Schedule", entry: "Entry") -> bool:
+        return entry.attempt > schedule.retries or entry.exit_code in _FINAL
+
+    def _waited(self, schedule: "Schedule", entry: "Entry") -> bool:
+        assert entry.ended is not None
+        wait = timedelta(seconds=self._wait(schedule, entry.attempt))
+        return datetime.now(UTC) - entry.ended >= wait
+
+    def _wait(self, schedule: "Schedule", attempt: int) -> float:
+        """Return the seconds from the end of an attempt to the next."""
+        return 0.0 if self._settings.now else float(schedule.backoff * 2 ** (attempt - 1))
+
+    def _attempt(self, slot: Slot, *, last: bool = False) -> int:
+        """Run a slot in a process of its own, tell how it ended if it is not tried again, and return its exit code."""
+        from pipelines.notify import event_of
+
+        schedule = self._schedules[slot.name]
+        code, pid = self._process(schedule, slot)
+        entry = self._ledger.latest(slot.name, slot.key)
+        if (entry is None or entry.pid != pid) and code not in (0, LedgerError.exit_code):
+            entry = self._ledger.begin(self._job(schedule, slot), pid)
+        if entry is None or entry.pid != pid:
+            return code
+        if code == _TIMED_OUT and entry.status != "done":
+            self._ledger.end(entry.id, "failed", code, f"ended after {schedule.timeout:g} s, its timeout")
+        elif entry.status == "running" or entry.ended is None or entry.exit_code is None:
+            text = f"killed by signal {-code}" if code < 0 else "ended before it could say how; see the log"
+            self._ledger.end(entry.id, "abandoned" if code < 0 else "failed", code, text)
+        entry = self._ledger.get(entry.id)
+        _LOG.info("%s of %s: %s, attempt %d (%.1f s)", slot.name, slot.key, entry.status, entry.attempt, entry.seconds)
+        stopped = entry.status == "abandoned" and self._stopping.is_set()
+        if entry.status == "done" or ((last or self._given_up(schedule, entry)) and not stopped):
+            facts = entry.shown()
+            del facts["config"], facts["folder"]
+            self._notifier.tell(event_of(entry.exit_code or 0), facts)
+        return code
+
+    def _process(self, schedule: "Schedule", slot: Slot) -> tuple[int, int]:
+        """Run the job and return its exit code and process number."""
+        command = [sys.executable, "-m", "pipelines.cli", *schedule.flow.split(), *schedule.settings(slot.cutoff)]
+        environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self._ledger.uri}
+        with self._lock:
+            if self._stopping.is_set():
+                return LedgerError.exit_code, 0
+            # A session of its own: it outlives a scheduler that is killed, and Ctrl-C is ours to pass on.
+            job = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._jobs.add(job)
+        try:
+            return job.wait(schedule.timeout), job.pid
+        except subprocess.TimeoutExpired:
+            _end(job)
+            return _TIMED_OUT, job.pid
+        except BaseException:
+            _end(job)
+            raise
+        finally:
+            with self._lock:
+                self._jobs.discard(job)
+
+    def _job(self, schedule: "Schedule", slot: Slot) -> Any:
+        """Return what was to be done, for a job that ended before it wrote that itself."""
+        from forecast.config import load
+        from pipelines.compose import compose as composed
+        from pipelines.record import FLOWS, describe
+
+        settings = schedule.settings(slot.cutoff)
+        job = describe(schedule.flow, load(FLOWS[schedule.flow], composed(schedule.flow, settings)), settings)
+        return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key})
+
+    def _stop(self, told: threading.Semaphore) -> None:
+        """Let running jobs end, and tell those that do not in time, or at a second signal."""
+        self._stopping.set()
+        if self._jobs:
+            _LOG.info("%d job(s) have %g s to end", len(self._jobs), self._settings.grace)
+        deadline = time.monotonic() + self._settings.grace
+        while self._jobs and time.monotonic() < deadline and not told.acquire(timeout=0.1):
+            pass
+        with self._lock:
+            left = list(self._jobs)
+        for job in left:
+            _end(job)
+
+
+def _end(job: "subprocess.Popen[bytes]") -> None:
+    """Tell a job and all that it started to end; kill those that do not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            job.wait(_KILL_SECONDS)
+            return
+
+
+def _shown(moment: datetime, schedule: "Schedule") -> str:
+    return f"{moment.astimezone(schedule.zone):%Y-%m-%d %H:%M:%S %Z}"

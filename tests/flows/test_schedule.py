@@ -1,0 +1,296 @@
+"""Ledger, scheduler and retries, with real processes: what was missed is caught up, and nothing runs twice."""
+
+import hashlib
+import hmac
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+from flow import END, NAME, Store, forecast, refuse, succeed
+
+from forecast.ledger import Entry, Ledger
+
+MODEL = f"registry.name={NAME}"
+FIRST = (END - timedelta(days=4)).date()
+"""The first day of which a score is scheduled, in the night after it."""
+
+
+def ledger() -> Ledger:
+    return Ledger("sqlite:///gatecast.db")
+
+
+def night(number: int) -> str:
+    """Half past two in the night after the n-th day."""
+    return f"{FIRST + timedelta(days=number + 1)}T02:30:30"
+
+
+def write(store: Store, notify: object = None, **settings: object) -> None:
+    """Write conf/schedule.yaml with a score of each day, in the night after it."""
+    table, output = f"data.path={store.table}", "output.path=scores"
+    nightly = {"cron": "30 2 * * *", "flow": "score", "cutoff": "previous_day", "naive": True}
+    content = {"schedules": {"nightly": {**nightly, "overrides": [MODEL, table, output], **settings}}}
+    (store.folder / "conf").mkdir(exist_ok=True)
+    # JSON is YAML.
+    (store.folder / "conf" / "schedule.yaml").write_text(json.dumps(content | ({"notify": notify} if notify else {})))
+
+
+def scores(store: Store) -> list[str]:
+    """Return the cutoffs that are scored, each by its day."""
+    return sorted(path.name[7:17] for path in (store.folder / "scores" / "manifests").glob("cutoff=*.json"))
+
+
+def days(*numbers: int) -> list[str]:
+    return [str(FIRST + timedelta(days=number)) for number in numbers]
+
+
+def slots(entries: list[Entry]) -> list[str]:
+    return sorted(entry.slot[:10] for entry in entries)
+
+
+def scheduler(*arguments: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pipelines.cli", "schedule", "run", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def wait(happened: Callable[[], Any]) -> Any:
+    """Wait until something is true; return it."""
+    deadline = time.monotonic() + 120
+    while not (found := happened()):
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.05)
+    return found
+
+
+def test_every_verb_is_in_the_ledger(judged: Store) -> None:
+    succeed("promote", MODEL)
+    judged.score()
+    message = refuse(4, "score", MODEL, f"data.path={judged.table}", "output.path=out", "registry.alias=none")
+    table = succeed("runs", "list").out
+    assert all(word in table for word in ("promote", "score", "done", "failed", f"{NAME} v2"))
+    shown = json.loads(succeed("runs", "list", "runs.format=json").out)
+    assert [entry["flow"] for entry in shown] == ["score", "score", "promote"]
+    failed, done, promoted = shown
+    assert (done["status"], done["model"], done["cutoff"]) == ("done", f"{NAME} v2", END.isoformat())
+    assert Path(done["output"]).is_file()
+    assert (failed["status"], failed["exit_code"], failed["error"]) == ("failed", 4, message.strip())
+    assert promoted["model"] == f"{NAME} v2"
+    assert json.loads(succeed("runs", "show", done["id"], "runs.format=json").out) == done
+    assert '"alias": "champion"' in succeed("runs", "show", done["id"]).out
+    assert [
+        entry["id"] for entry in json.loads(succeed("runs", "list", "runs.status=failed", "runs.format=json").out)
+    ] == [failed["id"]]
+    judged.score()
+    latest = ledger().entries(flow="score", status="done")
+    assert [(entry.attempt, entry.cutoff) for entry in latest] == [(2, END.isoformat())]
+
+
+def test_a_ledger_that_does_not_answer_does_not_stop_a_person(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(sqlite3.connect("gatecast.db", isolation_level=None)) as database:
+        database.execute("begin immediate")
+        done = promoted.score()
+        assert "this run is not, or not all, in the ledger" in done.err
+        assert "database is locked" in done.err
+        monkeypatch.setenv("GATECAST_SCHEDULE", "nightly")
+        monkeypatch.setenv("GATECAST_SLOT", "2024-01-01T00:00:00+00:00")
+        score = ("score", MODEL, f"data.path={promoted.table}", "output.path=other")
+        assert "the ledger does not answer" in refuse(7, *score)
+    assert not Path("other").exists()
+    away = f"ledger.uri=postgresql://me:wr0ng@127.0.0.1:{services.free_port()}/db"
+    message = refuse(7, "runs", "list", away)
+    assert "Connection refused" in message
+    assert "wr0ng" not in message
+
+
+def test_a_retry_has_the_settings_of_its_run(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = promoted.folder / "late.parquet"
+    monkeypatch.setenv("TABLE", str(table))
+    score = ("score", MODEL, "data.path=${oc.env:TABLE}", "output.path=out", "output.min=0", "score.shard_size=7")
+    refuse(3, *score)
+    (failed,) = ledger().entries()
+    assert failed.config["data"]["path"] == "${oc.env:TABLE}"
+    table.write_bytes(promoted.table.read_bytes())
+    monkeypatch.chdir(promoted.folder)
+    assert "Traceback" not in succeed("runs", "retry", failed.id).err
+    latest = ledger().entries()
+    assert [(entry.status, entry.attempt, entry.cutoff) for entry in latest] == [("done", 2, END.isoformat())]
+    assert {**latest[0].config, "data": None} == {**failed.config, "data": None}
+    assert "is done; only runs that failed" in refuse(2, "runs", "retry", latest[0].id)
+    assert "no run failed" in succeed("runs", "retry", "failed").out
+
+
+@pytest.mark.usefixtures("promoted")
+def test_a_retry_says_which_secret_it_needs() -> None:
+    Path("empty.db").touch()
+    secret = "sqlite:///empty.db?password=hunter2"
+    refuse(3, "score", MODEL, f"data.uri='{secret}'", "data.query='select * from t'", "output.path=out")
+    assert b"hunter2" not in Path("gatecast.db").read_bytes()
+    message = refuse(2, "runs", "retry", 1)
+    assert "run 1 had a secret in data.uri" in message
+    assert "forecast runs retry 1 data.uri=VALUE" in message
+    assert "only what was left out of them is given" in refuse(2, "runs", "retry", 1, "output.path=other")
+    with closing(sqlite3.connect("empty.db")) as database:
+        database.execute("create table t (series_id, timestamp, target)")
+    done = forecast("runs", "retry", 1, f"data.uri={secret}")
+    assert (done.code, [entry.attempt for entry in ledger().entries()]) == (3, [2])
+    assert "data.query returns no rows" in ledger().get(2).error
+
+
+def test_an_outage_is_caught_up_and_nothing_runs_twice(promoted: Store) -> None:
+    write(promoted, catch_up="all")
+    succeed("schedule", "run", f"schedule.now={night(0)}")
+    assert not ledger().entries()  # What became due before it was there for the first time is not asked for.
+    for _ in range(2):
+        succeed("schedule", "run", f"schedule.now={night(2)}")
+    assert scores(promoted) == days(1, 2)
+    assert [entry.attempt for entry in ledger().entries(every=True)] == [1, 1]
+    succeed("schedule", "run", f"schedule.now={night(1)}")  # The clock was set back.
+    assert "done before" in succeed_in_process("schedule", "once", "nightly", "--cutoff", days(1)[0])
+    assert len(ledger().entries(every=True)) == 2
+    listed = succeed("schedule", "list", f"schedule.now={night(2)}").out
+    assert "done" in listed
+    assert f"{FIRST + timedelta(days=4)} 02:30" in listed
+    previewed = succeed("schedule", "preview", f"schedule.now={night(2)}", "--until", night(4)).out
+    assert previewed.count("nightly") == 2
+
+
+def succeed_in_process(*arguments: str) -> str:
+    """Return what a command of a process of its own printed, jobs included."""
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [("last", (3,)), ("none", ())])
+def test_what_was_missed_may_be_skipped(promoted: Store, catch_up: str, expected: tuple[int, ...]) -> None:
+    write(promoted, catch_up=catch_up)
+    succeed("schedule", "run", f"schedule.now={night(0)}")
+    done = succeed("schedule", "run", f"schedule.now={night(3)}")
+    assert scores(promoted) == days(*expected)
+    assert f"{3 - len(expected)} missed, skipped" in done.err
+    assert "skipped" not in succeed("schedule", "run", f"schedule.now={night(3)}").err
+
+
+def test_a_failure_is_tried_again_and_then_given_up(promoted: Store, webhook: "Webhook") -> None:
+    hook = {"url": webhook.url, "secret_env": "HOOK_SECRET", "timeout": 0.5, "retries": 1, "backoff": 0.1}
+    overrides = [MODEL, "data.path=not-there.parquet", "output.path=scores"]
+    write(promoted, {"webhook": hook}, retries=1, overrides=overrides)
+    webhook.hang = True
+    succeed("schedule", "run", f"schedule.now={night(0)}")
+    succeed("schedule", "run", f"schedule.now={night(1)}")
+    entries = ledger().entries(every=True)
+    assert [(entry.status, entry.exit_code, entry.attempt) for entry in entries] == [("failed", 3, 2), ("failed", 3, 1)]
+    succeed("schedule", "run", f"schedule.now={night(1)}")
+    assert len(ledger().entries(every=True)) == 2
+    assert len(webhook.bodies) == 2  # The first one hung.
+    headers, body = webhook.bodies[1]
+    assert headers["X-Gatecast-Signature"] == f"sha256={hmac.new(b'k3y', body, hashlib.sha256).hexdigest()}"
+    told = json.loads(body)
+    assert (told["event"], told["schedule"], told["attempt"], told["exit_code"]) == ("failure", "nightly", 2, 3)
+
+
+def test_a_job_that_takes_too_long_is_ended(promoted: Store) -> None:
+    write(promoted, retries=0, timeout=0.5)
+    succeed("schedule", "run", f"schedule.now={night(0)}")
+    succeed("schedule", "run", f"schedule.now={night(1)}")
+    (entry,) = ledger().entries()
+    assert (entry.status, entry.exit_code) == ("failed", 124)
+    assert "its timeout" in entry.error
+
+
+@pytest.mark.parametrize("job", ["killed", "left"])
+def test_a_scheduler_that_is_killed_catches_up(promoted: Store, job: str) -> None:
+    write(promoted, catch_up="all", retries=3)
+    succeed("schedule", "run", f"schedule.now={night(0)}")
+    killed = scheduler(f"schedule.now={night(2)}")
+    running = wait(lambda: ledger().entries(status="running"))
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    if job == "killed":
+        os.kill(running[0].pid, signal.SIGKILL)
+    both = [scheduler(f"schedule.now={night(2)}") for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert scores(promoted) == days(1, 2)
+    done = [entry for entry in ledger().entries(every=True) if entry.status == "done"]
+    assert slots(done) == days(1, 2)
+    assert ledger().get(running[0].id).status == ("abandoned" if job == "killed" else "done")
+
+
+def test_a_scheduler_runs_until_it_is_told_to_stop(promoted: Store) -> None:
+    write(promoted, cron="* * * * * *", cutoff="as_of")
+    running = scheduler("schedule.poll=1", "schedule.grace=0")
+    wait(lambda: len(ledger().entries(every=True)) >= 2)
+    wait(lambda: ledger().entries(status="running"))
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 0
+    entries = ledger().entries(every=True)
+    assert "running" not in {entry.status for entry in entries}
+    assert entries[0].status == "abandoned"
+    assert {entry.error for entry in entries if entry.status == "abandoned"} <= {"terminated", "killed by signal 15"}
+
+
+class Webhook(ThreadingHTTPServer):
+    """Keeps what it is told; does not answer the first time if it is to hang."""
+
+    daemon_threads = True
+    hang = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.bodies: list[tuple[dict[str, str], bytes]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/hook"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Webhook
+
+    def do_POST(self) -> None:
+        self.server.bodies.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+        if self.server.hang and len(self.server.bodies) == 1:
+            time.sleep(2)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    monkeypatch.setenv("HOOK_SECRET", "k3y")
+    with Webhook() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    with services.postgresql() as uri:
+        yield uri.replace("me@", f"me:{services.PASSWORD_IN_URI}@")
+
+
+def test_a_ledger_in_postgresql(postgresql: str, promoted: Store) -> None:
+    shared = Ledger(postgresql)
+    write(promoted, catch_up="all")
+    uri = f"ledger.uri={postgresql}"
+    succeed("schedule", "run", f"schedule.now={night(0)}", uri)
+    both = [scheduler(f"schedule.now={night(2)}", uri) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    done = shared.entries(every=True)
+    assert slots(done) == days(1, 2)
+    assert {(entry.status, entry.attempt, entry.model) for entry in done} == {("done", 1, f"{NAME} v2")}
+    listed = succeed("runs", "list", uri, "runs.flow=score", "runs.since=2024-01-01").out
+    assert listed.count("nightly") == 2
+    assert services.PASSWORD_IN_URI not in listed
+    assert not Path("gatecast.db").exists()
