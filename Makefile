@@ -10,7 +10,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
