@@ -21,6 +21,23 @@ T = TypeVar("T", bound=Config)
 CONF = next(path for path in (Path(__file__).with_name("conf"), Path(__file__).parents[1] / "conf") if path.is_dir())
 
 
+def action_of(
+    verb: str, argv: Sequence[str], actions: Mapping[str, str], needs: str = ""
+) -> tuple[str, list[str]] | None:
+    """Return the action of a verb that has several (name: what it does), and its arguments; None if help was printed.
+
+    Raises ConfigError for an action that there is not.
+    """
+    action, *rest = argv or ["--help"]
+    if action in ("-h", "--help"):
+        print(f"usage: forecast {verb} ACTION {needs}[KEY=VALUE ...]\n")
+        print("\n".join(f"  {name:<10} {about}" for name, about in actions.items()))
+        return None
+    if action not in actions:
+        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(actions)}")
+    return action, rest
+
+
 def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
     """Return the config of a verb from its command line.
 

@@ -32,13 +32,12 @@ _NAMED: Final = 100
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    action, *rest = argv or ["--help"]
-    if action in ("-h", "--help"):
-        print("usage: forecast models ACTION registry.name=NAME [KEY=VALUE ...]\n")
-        print("\n".join(f"  {name:<10} {about}" for name, (_, about) in ACTIONS.items()))
+    asked = compose.action_of(
+        "models", argv, {name: about for name, (_, about) in ACTIONS.items()}, "registry.name=NAME "
+    )
+    if asked is None:
         return
-    if action not in ACTIONS:
-        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
+    action, rest = asked
     config = compose.verb_config(ACTIONS[action][0], f"models {action}", rest)
     if action in ("diff", "export", "delete") and not config.registry.alias:
         raise ConfigError(f"registry.alias: missing; `forecast models {action}` needs an alias or a version number")

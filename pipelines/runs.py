@@ -26,13 +26,10 @@ _HIDDEN: Final = "***"
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    action, *rest = argv or ["--help"]
-    if action in ("-h", "--help"):
-        print("usage: forecast runs ACTION [KEY=VALUE ...]\n")
-        print("\n".join(f"  {name:<10} {about}" for name, about in ACTIONS.items()))
+    asked = compose.action_of("runs", argv, ACTIONS)
+    if asked is None:
         return
-    if action not in ACTIONS:
-        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
+    action, rest = asked
     which = rest.pop(0) if action != "list" and rest and "=" not in rest[0] and not rest[0].startswith("-") else None
     given = [word for word in rest if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
     config = compose.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])

@@ -45,13 +45,10 @@ _KILL_SECONDS: Final = 10.0
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    action, *rest = argv or ["--help"]
-    if action in ("-h", "--help"):
-        print("usage: forecast schedule ACTION [KEY=VALUE ...]\n")
-        print("\n".join(f"  {name:<10} {about}" for name, about in ACTIONS.items()))
+    asked = compose.action_of("schedule", argv, ACTIONS)
+    if asked is None:
         return
-    if action not in ACTIONS:
-        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(ACTIONS)}")
+    action, rest = asked
     named = rest[:1] if action == "once" and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
     config = compose.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
     console.setup()
