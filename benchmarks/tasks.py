@@ -194,17 +194,7 @@ def train(folder: str, steps: int) -> Figures:
 
 def small_model(folder: str, context: int, horizon: int) -> Figures:
     """Write a model that a few steps have trained."""
-    write(f"{folder}-table", 100, 300)
-    made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
-    found = fit(
-        made.panel,
-        data=made.data,
-        categories=made.categories,
-        window=WindowConfig(context_length=context, horizon=horizon),
-        model=ModelConfig(hidden_size=32),
-        fit=FitConfig(max_steps=10, validation_windows=1, holdout_windows=0),
-    )
-    found.artifact.save(folder)
+    _write_model(folder, 100, 300, context, horizon, ModelConfig(hidden_size=32), steps=10)
     return {}
 
 
@@ -217,18 +207,25 @@ def score(model: str, panel: str, folder: str, state: str | None = None, before:
 
 def large_model(folder: str, context: int, horizon: int) -> Figures:
     """Write a model of two layers of 128, which takes in an hour at a time: what it has learnt costs nothing."""
-    write(f"{folder}-table", 20, context + 1_000)
+    model = ModelConfig(hidden_size=128, num_layers=2, segment_length=1)
+    _write_model(folder, 20, context + 1_000, context, horizon, model, steps=0)
+    return {}
+
+
+def _write_model(
+    folder: str, series: int, length: int, context: int, horizon: int, model: ModelConfig, *, steps: int
+) -> None:
+    write(f"{folder}-table", series, length)
     made = load({"path": f"{folder}-table", **_HOURLY}, horizon)
     found = fit(
         made.panel,
         data=made.data,
         categories=made.categories,
         window=WindowConfig(context_length=context, horizon=horizon),
-        model=ModelConfig(hidden_size=128, num_layers=2, segment_length=1),
-        fit=FitConfig(max_steps=0, validation_windows=1, holdout_windows=0),
+        model=model,
+        fit=FitConfig(max_steps=steps, validation_windows=1, holdout_windows=0),
     )
     found.artifact.save(folder)
-    return {}
 
 
 def score_table(model: str, path: str, warm: str, folder: str, runtime: str) -> Figures:
