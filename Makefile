@@ -42,5 +42,5 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[delta,demo,dev,holidays,onnx,sql]'
+	$(BIN)/python -m pip install --quiet --no-input -c constraints.txt -e '.[all,dev]'
 	touch $(VENV)/.installed-demo $@
