@@ -17,6 +17,7 @@ from forecast.config import (
     BacktestSettings,
     CalibrateSettings,
     DataConfig,
+    ExplainSettings,
     FinetuneSettings,
     FitSettings,
     SourceConfig,
@@ -28,6 +29,8 @@ from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
 from forecast.data.source import Tables, fingerprint, open_tables
 from forecast.errors import ConfigError, listing
+from forecast.explain import Explanation
+from forecast.explain import explain as explain_forecast
 from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
@@ -127,6 +130,14 @@ def calibrate(
     """Return the model with intervals that cover what they say; `settings` are the keys of `calibrate`."""
     panel = read(artifact, table, known, static).panel
     return calibrate_model(artifact, panel, validated(CalibrateSettings, settings))
+
+
+def explain(
+    artifact: Artifact, table: object, *, series: str, known: object = None, static: object = None, **settings: Any
+) -> Explanation:
+    """Return what the forecast of one series is made of; `settings` are the other keys of `explain`: `cutoff`, ..."""
+    panel = read(artifact, table, known, static).panel
+    return explain_forecast(artifact, panel, validated(ExplainSettings, {"series": series, **settings}))
 
 
 def forecast(

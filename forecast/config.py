@@ -459,6 +459,28 @@ class CalibrateSettings(Config):
     """Horizons at the end of the table that are left for a backtest."""
 
 
+class ExplainSettings(Config):
+    """What a forecast is made of."""
+
+    series: str
+    """The id of the series whose forecast is explained."""
+    cutoff: datetime | None = None
+    """Last timestamp the forecast may see; the latest of the panel when not given."""
+    method: Literal["integrated_gradients", "occlusion"] = "integrated_gradients"
+    """Gradients on the way from a baseline, whose parts sum to the forecast (gatecast[explain]); or what is forecast
+    without an input, from forecasts alone."""
+    level: float | Literal["mean"] = 0.5
+    """The quantile that is explained, one of the model's, or the mean."""
+    step: Annotated[int, Field(ge=1)] | None = None
+    """The step of the horizon; the mean over all steps when not given."""
+    n_steps: Annotated[int, Field(ge=8)] = 64
+    """Points of the way from the baseline at which integrated gradients are taken."""
+    n_references: Annotated[int, Field(ge=1)] = 32
+    """Windows of the panel whose covariates are the baseline, on average."""
+    block: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the target that occlusion hides together; about 24 blocks when not given."""
+
+
 class OutputConfig(Config):
     """Where results are written."""
 
@@ -661,6 +683,14 @@ class CalibrateConfig(JobConfig):
 
     data: SourceTable
     calibrate: CalibrateSettings = CalibrateSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class ExplainConfig(JobConfig):
+    """`forecast explain`: `registry.alias` is the version that forecasts."""
+
+    data: SourceTable
+    explain: ExplainSettings
     output: OutputConfig = OutputConfig()
 
 

@@ -16,6 +16,7 @@ from forecast.config import (
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
+    ExplainConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
@@ -40,6 +41,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,
+    "explain": ExplainConfig,
     "promote": PromoteConfig,
     "score": ScoreConfig,
     "data prepare": PrepareConfig,
@@ -111,7 +113,8 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     registry, data = values["registry"], values.get("data", {})
     if registry["tracking_uri"]:
         registry["tracking_uri"] = without_password(registry["tracking_uri"])
-    cutoff = values.get("score", {}).get("cutoff") or data.get("until") or ""
+    asked = (values.get(group, {}).get("cutoff") for group in ("score", "explain"))
+    cutoff = next(filter(None, asked), None) or data.get("until") or ""
     dataset = data.get("path") or data.get("uri") or registry["name"]
     settings = config.model_dump_json(
         exclude={
@@ -119,6 +122,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "registry": {"tracking_uri"},
             "data": {"until"},
             "score": {"cutoff", "force"},
+            "explain": {"cutoff"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},
         }
