@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecast.api import (
+        aggregate,
         attention,
         backtest,
         calibrate,
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
         forecast,
         load,
         prepare,
+        reconcile,
         sample_paths,
         train,
     )
 
 __all__ = [
+    "aggregate",
     "attention",
     "backtest",
     "calibrate",
@@ -37,6 +40,7 @@ __all__ = [
     "forecast",
     "load",
     "prepare",
+    "reconcile",
     "sample_paths",
     "train",
 ]

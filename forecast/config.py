@@ -481,6 +481,36 @@ class ExplainSettings(Config):
     """Steps of the target that occlusion hides together; about 24 blocks when not given."""
 
 
+class ReconcileSettings(Config):
+    """Forecasts that add up."""
+
+    by: Annotated[tuple[str | tuple[str, ...], ...], Field(min_length=1)]
+    """Columns whose values are summed up to: [state,store] for levels below each other, [[state],[brand]] for those
+    that cross. There is a total, too."""
+    method: Literal["bottom_up", "top_down", "middle_out", "ols", "wls_struct", "mint_shrink"] = "bottom_up"
+    """bottom_up needs forecasts of the series alone; the others of all sums too (gatecast[reconcile])."""
+    middle: str | None = None
+    """Of middle_out, the level that stays as it is: a column, or several of them as state/store."""
+    missing: Literal["fail", "drop"] = "fail"
+    """Series of the hierarchy without a forecast: stop, or leave them out of the sums (bottom_up)."""
+    tolerance: Annotated[float, Field(ge=0)] = 1e-6
+    """The share of a sum that it may be off the sum of its series."""
+
+
+class ReconcileSource(ReconcileSettings):
+    """Scored forecasts, and where their hierarchy is."""
+
+    path: str
+    """The folder that `forecast score` has written to."""
+    table: str
+    """A table with series_id and the columns of reconcile.by: that of the static covariates, or the panel."""
+    cutoff: datetime | None = None
+    """Which of its forecasts; the latest when not given."""
+    actuals: str | None = None
+    """A table with series_id, timestamp and target: the errors of earlier cutoffs in reconcile.path tell how series
+    hang together, which mint_shrink needs, and the intervals of sums should have."""
+
+
 class OutputConfig(Config):
     """Where results are written."""
 
@@ -692,6 +722,13 @@ class ExplainConfig(JobConfig):
     data: SourceTable
     explain: ExplainSettings
     output: OutputConfig = OutputConfig()
+
+
+class ReconcileConfig(JobConfig):
+    """`forecast reconcile`: of models, it needs only the forecasts."""
+
+    reconcile: ReconcileSource
+    output: OutputFolder
 
 
 class PromoteConfig(JobConfig):

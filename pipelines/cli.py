@@ -22,6 +22,7 @@ VERBS: Final = {
     "explain": ("pipelines.explain:main", "say what a forecast is made of"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "reconcile": ("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),

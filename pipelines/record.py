@@ -22,6 +22,7 @@ from forecast.config import (
     LedgerConfig,
     PrepareConfig,
     PromoteConfig,
+    ReconcileConfig,
     ScoreConfig,
     TrainConfig,
     without_password,
@@ -44,6 +45,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "explain": ExplainConfig,
     "promote": PromoteConfig,
     "score": ScoreConfig,
+    "reconcile": ReconcileConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
 }
@@ -113,9 +115,9 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     registry, data = values["registry"], values.get("data", {})
     if registry["tracking_uri"]:
         registry["tracking_uri"] = without_password(registry["tracking_uri"])
-    asked = (values.get(group, {}).get("cutoff") for group in ("score", "explain"))
+    asked = (values.get(group, {}).get("cutoff") for group in ("score", "explain", "reconcile"))
     cutoff = next(filter(None, asked), None) or data.get("until") or ""
-    dataset = data.get("path") or data.get("uri") or registry["name"]
+    dataset = data.get("path") or data.get("uri") or values.get("reconcile", {}).get("path") or registry["name"]
     settings = config.model_dump_json(
         exclude={
             "ledger": True,
@@ -123,6 +125,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "data": {"until"},
             "score": {"cutoff", "force"},
             "explain": {"cutoff"},
+            "reconcile": {"cutoff"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},
         }

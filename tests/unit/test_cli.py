@@ -44,6 +44,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "explain",
         "promote",
         "score",
+        "reconcile",
         "schedule",
         "runs",
         "models",
