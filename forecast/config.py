@@ -788,13 +788,15 @@ class ExportSettings(Config):
 
     series: str | None = None
     """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
-    format: Literal["gatecast", "onnx"] = "gatecast"
-    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json."""
+    format: Literal["gatecast", "onnx", "onnx_int8"] = "gatecast"
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json.
+    `onnx_int8`: the same with weights of 8 bits, and what that costs."""
 
 
 class ExportConfig(VerbConfig):
-    """`forecast models export`: `registry.alias` is the version."""
+    """`forecast models export`: `registry.alias` is the version; `data` is what 8 bits are judged on."""
 
+    data: SourceConfig = SourceConfig()
     export: ExportSettings = ExportSettings()
     output: OutputFolder
 
