@@ -17,8 +17,10 @@ from forecast.config import (
     BacktestSettings,
     CalibrateSettings,
     DataConfig,
+    DistilSettings,
     ExplainSettings,
     FinetuneSettings,
+    FitConfig,
     FitSettings,
     ReconcileSettings,
     SourceConfig,
@@ -29,6 +31,8 @@ from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
 from forecast.data.source import Tables, fingerprint, open_tables
+from forecast.distil import DistilResult
+from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, listing
 from forecast.explain import Explanation
 from forecast.explain import explain as explain_forecast
@@ -133,6 +137,25 @@ def calibrate(
     """Return the model with intervals that cover what they say; `settings` are the keys of `calibrate`."""
     panel = read(artifact, table, known, static).panel
     return calibrate_model(artifact, panel, validated(CalibrateSettings, settings))
+
+
+def distil(
+    artifact: Artifact,
+    table: object,
+    *,
+    known: object = None,
+    static: object = None,
+    fit: Settings | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> DistilResult:
+    """Return a smaller model that has learnt the forecasts of a model, and both beside each other.
+
+    `settings` are the keys of `distil`, `fit` those of the training.
+    """
+    panel = read(artifact, table, known, static).panel
+    chosen = validated(DistilSettings, settings), validated(FitConfig, fit or {})
+    return distil_model(artifact, panel, *chosen, progress=progress)
 
 
 def explain(

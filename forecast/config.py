@@ -459,6 +459,18 @@ class CalibrateSettings(Config):
     """Horizons at the end of the table that are left for a backtest."""
 
 
+class DistilSettings(Config):
+    """A smaller network that forecasts like a larger one."""
+
+    hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """Width of the student's recurrent layers; a quarter of the teacher's when not given."""
+    num_layers: Annotated[int, Field(ge=1)] = 1
+    weight: Share = 0.5
+    """Share of the loss that is against the teacher's quantiles; the rest is against what came."""
+    n_windows: Annotated[int, Field(ge=1)] = 4
+    """Held-out cutoffs, a horizon apart, on which both are compared."""
+
+
 class ExplainSettings(Config):
     """What a forecast is made of."""
 
@@ -713,6 +725,15 @@ class CalibrateConfig(JobConfig):
 
     data: SourceTable
     calibrate: CalibrateSettings = CalibrateSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class DistilConfig(JobConfig):
+    """`forecast distil`: `registry.alias` is the teacher."""
+
+    data: SourceTable
+    distil: DistilSettings = DistilSettings()
+    fit: FitConfig = FitConfig()
     output: OutputConfig = OutputConfig()
 
 

@@ -19,6 +19,7 @@ VERBS: Final = {
     "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
+    "distil": ("pipelines.distil:main", "train a small model on the forecasts of a large one"),
     "explain": ("pipelines.explain:main", "say what a forecast is made of"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),

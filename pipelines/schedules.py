@@ -27,7 +27,7 @@ _CUTOFF: Final = {
     "score": "score.cutoff",
     "explain": "explain.cutoff",
     "reconcile": "reconcile.cutoff",
-    **dict.fromkeys(("train", "finetune", "backtest", "calibrate"), "data.until"),
+    **dict.fromkeys(("train", "finetune", "backtest", "calibrate", "distil"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 
@@ -104,7 +104,8 @@ class Schedule(Config):
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     """Of cron and of previous_day, an IANA name."""
     flow: Annotated[str, AfterValidator(_flow)]
-    """The verb: score, finetune, train, backtest, calibrate, explain, promote, reconcile, data append, data prepare."""
+    """The verb: score, finetune, train, backtest, calibrate, distil, explain, promote, reconcile, data append or data
+    prepare."""
     overrides: tuple[str, ...] = ()
     """Its settings: [registry.name=loads, data.path=panel]."""
     cutoff: Literal["as_of", "previous_day"] = "as_of"

@@ -41,6 +41,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "finetune",
         "backtest",
         "calibrate",
+        "distil",
         "explain",
         "promote",
         "score",
