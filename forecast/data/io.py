@@ -505,6 +505,27 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
         frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
 
 
+@contextmanager
+def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well."""
+    from pyarrow import parquet
+
+    writer: parquet.ParquetWriter | None = None
+    with _atomic(path) as file:
+
+        def write(frame: pl.DataFrame) -> None:
+            nonlocal writer
+            rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or parquet.ParquetWriter(file, rows.schema, compression="zstd")
+            writer.write_table(rows)
+
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                writer.close()
+
+
 def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path") -> None:
     """Write a file; a reader sees all of it or nothing. `key` says where it is."""
     with _atomic(path, key) as file:

@@ -144,6 +144,16 @@ class Output(NamedTuple):
     """What an autoregressive decoder has sampled: each path is one possible future. All windows share their random
     numbers, so that paths of different series are not independent."""
 
+    def by_origin(self) -> "Output":
+        """Return the forecasts of each origin as those of a window of its own, with one origin."""
+
+        def each(values: Tensor) -> Tensor:
+            return values.flatten(0, 1)[:, None]
+
+        attention, paths = (None if values is None else each(values) for values in (self.attention, self.paths))
+        frame = Frame._make(each(values) for values in self.frame)
+        return Output(each(self.arguments), each(self.state), frame, self.head, attention, paths)
+
     @property
     def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
         """Quantiles at the head's levels."""
@@ -355,9 +365,9 @@ class RecurrentForecaster(nn.Module):
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
 
-        The encoder begins with the window, or, with the past up to the last segment before the one and only origin
-        (`pasts` holds one for each member of an ensemble), goes on from there. Where the window holds no observation,
-        there is no forecast even so.
+        The encoder begins with the window, or, with the past up to the last segment before the first origin (`pasts`
+        holds one for each member of an ensemble), goes on from there. Where the context of an origin holds no
+        observation, there is no forecast even so.
         """
         reading = self.read(batch, origins, pasts)
         if not isinstance(self.context, AutoregressiveDecoder):
@@ -383,10 +393,12 @@ class RecurrentForecaster(nn.Module):
             assert self.attention is None
             (past,) = pasts
             lead = self.shape.context_length - self.shape.segment_length
-            statistics, state, _ = self._advanced(batch, past, lead, static, future)
-            in_sight = batch.observed[:, : self.shape.context_length].any(1, keepdim=True)
-            statistics = statistics._replace(begun=statistics.begun & in_sight)
+            statistics, states, _ = self._advanced(batch, past, lead, static, future)
+            state = states[:, origins // self.shape.segment_length]
         frame = self._frame(batch, origins, statistics)
+        if pasts is not None:
+            in_sight = _stretches(batch.observed, origins, self.shape.context_length).any(-1)
+            frame = frame._replace(begun=frame.begun & in_sight)
 
         linear, level, expected = self._linear(frame)
         seen, weight = [self.dropout(state)], None

@@ -122,7 +122,7 @@ def test_a_series_with_one_class_at_its_gate_keeps_the_base(base: FitResult, tab
 
 def test_a_backtest_scores_probabilities_and_counts_confusions(tuned: FinetuneResult, table: pl.DataFrame) -> None:
     found = fc.backtest(tuned.artifact, table, n_windows=4)
-    assert found.summary["model"].to_list() == ["seasonal_naive", "pretrained", "fine_tuned"]
+    assert found.summary["model"].to_list() == ["naive", "seasonal_naive", "pretrained", "fine_tuned"]
     forecasts = found.forecasts.filter(model="fine_tuned")
     check(forecasts)
     code = [LABELS.index(name) for name in forecasts["target"]]

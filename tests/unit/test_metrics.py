@@ -147,7 +147,7 @@ def test_scores_equal_loops() -> None:
     quantiles = np.sort(rng.normal(size=(6, 5, 3)), -1)
     quantiles[1, 0] = 0.0
     scale = np.array([1.0, 2.0, 0.5, 3.0, 0.0, NAN])
-    found = score_windows(actual, quantiles, levels=LEVELS, scale=scale)
+    found = score_windows(actual, quantiles, levels=LEVELS, scale=scale, root_scale=2 * scale)
     assert set(found) == set(SCORE_COLUMNS)
     for i in range(6):
         steps = [j for j in range(5) if np.isfinite(actual[i, j])]
@@ -161,7 +161,9 @@ def test_scores_equal_loops() -> None:
         expected = {
             "mase": np.mean(absolute) / scale[i] if scale[i] > 0 else NAN,
             "smape": np.mean(relative),
+            "rmsse": np.sqrt(np.mean(np.square(absolute))) / (2 * scale[i]) if scale[i] > 0 else NAN,
             "abs_error": sum(absolute),
+            "square_error": sum(np.square(absolute)),
             "pinball": sum(pinball),
             "abs_target": sum(map(abs, y)),
             "error": sum(b[1] - a for a, b in zip(y, q, strict=True)),
@@ -178,7 +180,9 @@ def test_summary_of_two_windows_by_hand() -> None:
     actual = np.array([[10.0, 20.0], [5.0, NAN]])
     median = np.array([[12.0, 20.0], [2.0, 7.0]])
     quantiles = np.stack([median - 2, median, median + 2], -1)
-    scores = score_windows(actual, quantiles, levels=LEVELS, scale=np.array([4.0, 0.0]))
+    scores = score_windows(
+        actual, quantiles, levels=LEVELS, scale=np.array([4.0, 0.0]), root_scale=np.array([5.0, 0.0])
+    )
     keys = {"series_id": ["a", "b"], "cutoff": [1, 1], "model": ["m", "m"]}
     row = summarise(pl.DataFrame({**keys, **scores})).row(0, named=True)
     # Pinball of a step: mean over three levels of 2 max(level e, (level - 1) e).
@@ -192,6 +196,8 @@ def test_summary_of_two_windows_by_hand() -> None:
         "wql": (first + second + third) / 35,
         "wape": (2 + 0 + 3) / 35,
         "bias": (2 + 0 - 3) / 35,
+        "me": (2 + 0 - 3) / 3,
+        "rmsse": 2**0.5 / 5,
         "coverage": 2 / 3,
         "width": 12 / 35,
         "n_series": 2,
