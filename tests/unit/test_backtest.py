@@ -44,7 +44,7 @@ def read_weekly(loaded: Callable[..., Loaded]) -> Reader:
 def changed(where: pl.Expr) -> list[pl.Expr]:
     """Other values of what is only known once it has happened."""
     columns = pl.col("target", "rain")
-    return [pl.when(where).then(7 - 3 * columns).otherwise(columns)]
+    return [pl.when(where).then(columns * -3 + 7).otherwise(columns)]
 
 
 @pytest.fixture(scope="module")
