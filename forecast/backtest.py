@@ -413,7 +413,7 @@ def _refitted(contenders: dict[str, Contender], settings: BacktestSettings, cuto
     artifact, panel = next(iter(contenders.values()))
     length = settings.window_length
     seen = panel.between(int(panel.start.min()) if length is None else cutoff - length + 1, cutoff)
-    base, tuning = artifact.base(), settings.finetune
+    base, tuning = artifact.base().uncalibrated(), settings.finetune
     kinds = {other.bank.kind for other, _ in contenders.values() if other.bank}
     try:
         if not seen.n_series:
