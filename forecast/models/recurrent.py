@@ -285,7 +285,8 @@ class RecurrentForecaster(nn.Module):
 
         `statistics` are those of `statistics`, up to the last origin at least; made here if None.
         """
-        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)))
+        least = torch.zeros_like(origins)
+        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)), least)
 
     def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
         """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
@@ -297,7 +298,8 @@ class RecurrentForecaster(nn.Module):
         # Around the last value: the root mean square distance from there.
         return found._replace(scale=torch.hypot(found.scale, found.last - found.level))
 
-    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, least: Int[Tensor, " origin"]) -> Frame:
+        """Return the batch as seen from `origins`, which look back no further than step `least`."""
         at = origins + self.shape.context_length - 1
         if self.shape.n_classes:
             return self._class_frame(batch, origins, statistics.begun[:, at])
@@ -310,7 +312,7 @@ class RecurrentForecaster(nn.Module):
         window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
         observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
-        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
+        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor, least))
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
@@ -319,7 +321,9 @@ class RecurrentForecaster(nn.Module):
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread)
 
-    def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
+    def _spread(
+        self, batch: Batch, at: Tensor, divisor: Tensor, least: Tensor
+    ) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
         So that the network says little where a series hardly differs from one season to the next (closed shops,
@@ -333,6 +337,7 @@ class RecurrentForecaster(nn.Module):
         sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
 
         def mean_square(first: Tensor, last: Tensor) -> Tensor:
+            first = torch.maximum(first, least[:, None] + season)
             total, count = (sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]).unbind()
             # Running sums of a GPU may fall by a rounding error.
             return total.clamp(min=0) / count.clamp(min=1)
@@ -395,7 +400,10 @@ class RecurrentForecaster(nn.Module):
             lead = self.shape.context_length - self.shape.segment_length
             statistics, states, _ = self._advanced(batch, past, lead, static, future)
             state = states[:, origins // self.shape.segment_length]
-        frame = self._frame(batch, origins, statistics)
+        # Origins of one window may see what lies in it before their own contexts; those of a history may not, so that
+        # each of them forecasts as it would alone.
+        least = torch.zeros_like(at) if pasts is None else at + 1 - self.shape.context_length
+        frame = self._frame(batch, origins, statistics, least)
         if pasts is not None:
             in_sight = _stretches(batch.observed, origins, self.shape.context_length).any(-1)
             frame = frame._replace(begun=frame.begun & in_sight)
@@ -406,7 +414,7 @@ class RecurrentForecaster(nn.Module):
             attended, weight = self._attended(batch, states, at)
             seen.append(self.dropout(attended))
         summary = self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1))
-        step = [expected, *self._seasons(batch, frame, at)]
+        step = [expected, *self._seasons(batch, frame, at, least)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
@@ -686,7 +694,7 @@ class RecurrentForecaster(nn.Module):
         ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
         return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
-    def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
+    def _seasons(self, batch: Batch, frame: Frame, at: Tensor, least: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.
 
         The normalised value, whether it was observed, and the mean around it (a seventh of a season: a day of a week).
@@ -703,7 +711,8 @@ class RecurrentForecaster(nn.Module):
         features = [self._relative(value, frame) * seen, seen.to(value.dtype)]
         if reach := self.shape.season_length // 14:
             sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
-            first, end = (index - reach).clamp(min=0), torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
+            first = torch.maximum(index - reach, least[:, None, None])
+            end = torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
             total, count = sums[..., end] - sums[..., first]
             mean = (total / count.clamp(min=1)).to(value.dtype)
             features.append(self._relative(mean, frame) * (count > 0))

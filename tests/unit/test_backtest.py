@@ -2,20 +2,22 @@
 
 import importlib
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
+from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
 from forecast.config import BacktestSettings, FinetuneSettings, load
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
-from forecast.data.windows import windows_at
+from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, fit
@@ -283,22 +285,55 @@ def test_refits_are_as_many_as_asked_for(
     assert len(found.cutoffs) == 7
 
 
-def test_one_pass_forecasts_as_a_carried_state_does(trained: FitResult, weekly_loaded: Loaded) -> None:
-    """Of a fine-tuned model, too: what `score.state` would have made at each cutoff."""
+def carried_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex) -> np.ndarray:
+    """What `score.state` makes at a cutoff."""
+    network = artifact.network
+    carried = Carried.blank(network, panel.n_series)
+    segments = segments_since(panel, windows, network.shape.segment_length)
+    advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, carried)
+    return predict(artifact, panel, windows, carried=carried).tuned
+
+
+@pytest.mark.parametrize("kind", ["head", "bias"])
+def test_one_pass_forecasts_as_a_carried_state_does(trained: FitResult, weekly_loaded: Loaded, kind: str) -> None:
     panel = weekly_loaded.panel
-    tuned = finetune(trained.artifact, panel, FinetuneSettings(min_gain=0, min_windows_better=0, gate_windows=2))
-    assert tuned.artifact.bank
-    contenders = {"fine_tuned": Contender(tuned.artifact, panel)}
+    settings = {"kind": kind, "min_gain": 0, "min_windows_better": 0, "gate_windows": 2, "steps": 10}
+    artifact = finetune(trained.artifact, panel, load(FinetuneSettings, settings)).artifact
+    assert artifact.bank
+    assert artifact.bank.series_id
+    contenders = {"fine_tuned": Contender(artifact, panel)}
     found = backtest(contenders, BacktestSettings(one_pass=True, n_windows=8, step_size=3))
-    network = tuned.artifact.network
     for cutoff, moment in zip(range(131, 153, 3), found.cutoffs, strict=True):
-        windows = windows_at(panel, int(panel.start.min()) + cutoff)
-        carried = Carried.blank(network, panel.n_series)
-        segments = segments_since(panel, windows, network.shape.segment_length)
-        advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, carried)
-        expected = predict(tuned.artifact, panel, windows, carried=carried).tuned
+        expected = carried_forecasts(artifact, panel, windows_at(panel, int(panel.start.min()) + cutoff))
         ours = found.forecasts.filter(pl.col("cutoff") == moment, pl.col("model") == "fine_tuned")
         np.testing.assert_allclose(ours.select(QUANTILES).to_numpy(), expected.reshape(-1, 9), rtol=1e-5)
+
+
+def test_one_pass_goes_by_the_local_clock(
+    train: Callable[..., FitResult], table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
+) -> None:
+    """Hours around the change of the clocks, a day at a time: cutoffs in several phases, of series late and early."""
+    rng = np.random.default_rng(0)
+    series = {"a": rng.normal(size=320), "late": rng.normal(size=60)}
+    hours = table(
+        series,
+        start=datetime(2024, 3, 5, 5),
+        every=timedelta(hours=1),
+        time_zone="America/New_York",
+        late={"late": 200},
+    )
+    sold = loaded(hours, 12, freq="1h", season_length=24)
+    artifact, panel = train(sold, context=72, validation_windows=1, holdout_windows=1).artifact, sold.panel
+    assert artifact.network.shape.segment_length == 24
+    with torch.no_grad():
+        artifact.network.output.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    each = [windows_at(panel, int(panel.start.min()) + cutoff) for cutoff in range(90, 300, 5)]
+    windows = WindowIndex(np.concatenate([w.series for w in each]), np.concatenate([w.cutoff for w in each]))
+    assert len(np.unique(panel.clock_shift_at(panel.start[windows.series] + windows.cutoff))) == 2
+    expected = np.concatenate([carried_forecasts(artifact, panel, own) for own in each])
+    made = predict(artifact, panel, windows, one_pass=True).tuned
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(made - predict(artifact, panel, windows).tuned).max() > 1e-3
 
 
 def test_one_pass_in_pieces_is_one_pass(
