@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from pyarrow import parquet
 
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
@@ -132,6 +133,7 @@ def test_blocks_of_windows_change_no_score(
 ) -> None:
     monkeypatch.setattr(importlib.import_module("forecast.backtest"), "_BLOCK", 5)
     blocks = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, SETTINGS)
+    assert parquet.read_metadata(blocks.folder / "forecasts.parquet").num_row_groups == 8
     for name in ("scores", "forecasts", "summary", "skipped"):
         # Batches of another size round otherwise.
         ours, theirs = (ordered(getattr(found, name)) for found in (blocks, result))
