@@ -396,17 +396,26 @@ def coverage_by_interval(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame
         for name, level in names.items()
         if level < 0.5 and quantile_column(1 - level) in names
     }
-    long = [
-        observed.group_by(MODEL).agg(
-            pl.lit(level).alias("level"),
-            pl.col(TARGET).is_between(pl.col(lower), pl.col(upper)).mean().alias("coverage"),
-            (pl.col(upper) - pl.col(lower)).mean().alias("width"),
+    scored = [
+        aggregate
+        for lower, upper in pairs.values()
+        for aggregate in (
+            pl.col(TARGET).is_between(pl.col(lower), pl.col(upper)).mean().alias(f"coverage {lower}"),
+            (pl.col(upper) - pl.col(lower)).mean().alias(f"width {lower}"),
         )
-        for level, (lower, upper) in pairs.items()
+    ]
+    wide = observed.group_by(MODEL).agg(*scored).collect(engine="streaming")
+    long = [
+        wide.select(
+            MODEL,
+            pl.lit(level).alias("level"),
+            pl.col(f"coverage {lower}").alias("coverage"),
+            pl.col(f"width {lower}").alias("width"),
+        )
+        for level, (lower, _) in pairs.items()
     ]
     schema = {MODEL: pl.String, "level": pl.Float64, "coverage": pl.Float64, "width": pl.Float64}
-    found = pl.concat(pl.collect_all(long, engine="streaming")) if long else pl.DataFrame(schema=schema)
-    return by_model(found, "level")
+    return by_model(pl.concat([pl.DataFrame(schema=schema), *long]), "level")
 
 
 def quantile_levels(columns: Sequence[str]) -> dict[str, float]:
@@ -459,5 +468,6 @@ def wins(scores: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
             counted = [pl.len().cast(pl.Int64).alias("n_series")]
             counted += [] if classes else [pl.col("defined").sum().cast(pl.Int64).alias("n_mase")]
             named = [pl.lit(model).alias(MODEL), pl.lit(baseline).alias("baseline")]
-            pairs.append(totals.select(*better, *counted).select(*named, pl.all()))
-    return by_model(pl.concat(pl.collect_all(pairs, engine="streaming")))
+            found = totals.select(*better, *counted).collect(engine="streaming")
+            pairs.append(found.select(*named, pl.all()))
+    return by_model(pl.concat(pairs))

@@ -32,6 +32,9 @@ _TABLE: Final = re.compile("(" + "|".join(map(re.escape, _KINDS)) + ")$", re.IGN
 # Requests for the footers of files in S3 that run at a time.
 _REQUESTS: Final = 16
 
+# Rows that are written and read together: readers hold several of these groups at a time.
+_GROUP_ROWS: Final = 1 << 16
+
 UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What Polars raises for a table that it can't read."""
 
@@ -517,7 +520,7 @@ def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
             nonlocal writer
             rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             writer = writer or parquet.ParquetWriter(file, rows.schema, compression="zstd")
-            writer.write_table(rows)
+            writer.write_table(rows, row_group_size=_GROUP_ROWS)
 
         try:
             yield write
