@@ -419,3 +419,18 @@ def test_statistical_baselines_are_scored_beside_the_others(
     scores = found.scores.filter(pl.col("series_id") != "short").pivot("model", index="series_id", values="mase")
     better = (scores["pretrained"] < scores["dynamic_optimized_theta"]).mean()
     assert shares["dynamic_optimized_theta"]["mase"] == pytest.approx(better)
+
+
+def test_a_part_of_a_panel_is_the_panel_of_a_part(
+    weekly_table: pl.DataFrame, weekly_loaded: Loaded, read_weekly: Reader
+) -> None:
+    """The last of the rows of s03 is a gap at the end of this part, and s07 has not begun."""
+    panel, first, last = weekly_loaded.panel, datetime(2024, 1, 20), datetime(2024, 3, 31)
+    part = panel.between(panel.grid.floor(first), panel.grid.floor(last))
+    other = read_weekly(weekly_table.filter(pl.col("timestamp").is_between(first, last))).panel
+    assert "s07" not in part.series_id
+    for name in ("series_id", "start", "offsets", "target", "past", "static_categories", "static_numbers"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(other, name), err_msg=name)
+    there = np.isfinite(other.known)
+    np.testing.assert_array_equal(part.known[there], other.known[there])
+    assert np.isfinite(part.known).sum() > there.sum()
