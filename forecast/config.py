@@ -687,7 +687,7 @@ class RollbackSettings(Config):
     given). The champion as a whole when not given."""
 
 
-class RollbackConfig(VerbConfig):
+class RollbackConfig(JobConfig):
     """`forecast models rollback`."""
 
     rollback: RollbackSettings = RollbackSettings()
@@ -716,7 +716,7 @@ class DeleteSettings(Config):
     """Delete a version that others were fine-tuned from, too."""
 
 
-class DeleteConfig(VerbConfig):
+class DeleteConfig(JobConfig):
     """`forecast models delete`: `registry.alias` is the number of the version."""
 
     delete: DeleteSettings = DeleteSettings()
