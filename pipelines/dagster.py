@@ -123,7 +123,7 @@ class Flow:
             name=self.name,
             description=f"forecast {' '.join([schedule.flow, *schedule.overrides])}",
             group_name="gatecast",
-            kinds={schedule.flow},
+            kinds={schedule.flow.replace(" ", "_")},
             partitions_def=self.partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
             retry_policy=dg.RetryPolicy(schedule.retries, schedule.backoff, dg.Backoff.EXPONENTIAL),
