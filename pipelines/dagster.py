@@ -11,6 +11,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -22,7 +23,7 @@ import polars as pl
 from forecast.config import AppendConfig, JobConfig, PrepareConfig, SchedulerConfig, ScoreConfig, load
 from forecast.data.io import UNREADABLE
 from forecast.data.sinks import FORECASTS, open_sink
-from forecast.errors import ConfigError, GatecastError, listing
+from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.names import CLASS, CUTOFF, MEAN
 from pipelines.compose import compose
@@ -165,7 +166,11 @@ class Flow:
             key = self._key(at if self.schedule.cutoff == "as_of" else self.schedule.cutoff_of(at))
             if key is None:
                 return dg.SkipReason(f"{at} is before the first partition")
-            return dg.RunRequest(run_key=f"{self.name} {key}", partition_key=key)
+            with suppress(LedgerError):  # The run says it, and tries again.
+                slot = self.slot(key)
+                if (entry := self.scheduler.ledger.latest(slot.name, slot.key)) and entry.status == "done":
+                    return dg.SkipReason(f"{key} is done, run {entry.id}")
+            return dg.RunRequest(partition_key=key)
 
         return tick
 

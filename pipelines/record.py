@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from forecast.config import (
     AppendConfig,
     BacktestConfig,
+    CalibrateConfig,
     DeleteConfig,
     FinetuneConfig,
     JobConfig,
@@ -40,6 +41,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
+    "calibrate": CalibrateConfig,
     "promote": PromoteConfig,
     "score": ScoreConfig,
     "data prepare": PrepareConfig,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,8 @@ def outside(store: Store, monkeypatch: pytest.MonkeyPatch, day: str) -> None:
         store.score(store.folder / "live.parquet", f"score.cutoff={day}T23:59:59", output="scores")
 
 
-def verdicts(instance: dg.DagsterInstance) -> dict[str, bool]:
-    """Return how the latest check of each kind ended."""
-    history = instance.event_log_storage.get_asset_check_execution_history
-    found = {name: history(dg.AssetCheckKey(ASSET, name), limit=1)[0].event for name in CHECKS}
-    return {name: event.dagster_event.asset_check_evaluation_data.passed for name, event in found.items()}  # type: ignore[union-attr]
+def verdicts(evaluations: Iterable[dg.AssetCheckEvaluation]) -> dict[str, bool]:
+    return {evaluation.check_name: evaluation.passed for evaluation in evaluations}
 
 
 def wait(process: "subprocess.Popen[bytes]", log: Path, happened: Callable[[], Any]) -> None:
@@ -95,33 +92,32 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         services.running(command, file, env=environment) as daemon,
     ):
 
-        def fill() -> PartitionBackfill:
-            """Run a backfill of the week to its end."""
+        def fill() -> dict[str, bool]:
+            """Run a backfill of the week to its end; return how its checks ended."""
+            name = uuid.uuid4().hex
             asked = PartitionBackfill.from_asset_partitions(
-                uuid.uuid4().hex, graph, WEEK, [ASSET], time.time(), {}, instance, False, None, None, None
+                name, graph, WEEK, [ASSET], time.time(), {}, instance, False, None, None, None
             )
             instance.add_backfill(asked)
-
-            def now() -> PartitionBackfill:
-                found = instance.get_backfill(asked.backfill_id)
-                assert found
-                return found
-
-            wait(daemon, log, lambda: now().status != BulkActionStatus.REQUESTED)
-            return now()
+            running = (BulkActionStatus.REQUESTED, BulkActionStatus.COMPLETING)
+            wait(daemon, log, lambda: (found := instance.get_backfill(name)) and found.status not in running)
+            (run,) = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": name}))
+            assert run.is_success, log.read_text()
+            kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+            events = [one.dagster_event for one in instance.all_logs(run.run_id, of_type=kind)]
+            return verdicts(event.asset_check_evaluation_data for event in events if event)
 
         wait(daemon, log, lambda: [run for run in instance.get_runs() if run.is_finished])
-        (tick,) = instance.get_runs()
+        tick = next(run for run in instance.get_runs() if run.is_finished)
         assert tick.tags["dagster/schedule_name"] == "nightly_schedule"
         assert tick.tags["dagster/partition"] == WEEK[-1]
         assert tick.is_success, log.read_text()
-        assert fill().status == BulkActionStatus.COMPLETED_SUCCESS, log.read_text()
+        assert fill() == dict.fromkeys(CHECKS, True)
         done = ledger().entries(every=True)
         assert sorted(entry.slot[:10] for entry in done) == WEEK
         assert {entry.status for entry in done} == {"done"}
         manifests = sorted((promoted.folder / "scores" / "manifests").iterdir())
         assert [file.name[7:17] for file in manifests] == WEEK
-        assert verdicts(instance) == dict.fromkeys(CHECKS, True)
         assert instance.get_materialized_partitions(ASSET) == set(WEEK)
         event = instance.get_latest_materialization_event(ASSET)
         assert event
@@ -136,10 +132,9 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         (part,) = (promoted.folder / "scores" / "forecasts").glob(f"cutoff={WEEK[3]}*/*")
         pl.read_parquet(part).with_columns(mean=pl.lit(float("nan"))).write_parquet(part)
         before = {path: path.stat().st_mtime_ns for path in manifests}
-        assert fill().status == BulkActionStatus.COMPLETED_SUCCESS, log.read_text()
+        assert fill() == dict.fromkeys(CHECKS, True) | {"intact": False, "finite": False}
         assert ledger().entries(every=True) == done
         assert {path: path.stat().st_mtime_ns for path in manifests} == before
-        assert verdicts(instance) == dict.fromkeys(CHECKS, True) | {"intact": False, "finite": False}
 
 
 def test_dagster_is_told_what_was_done_elsewhere(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,23 +148,25 @@ def test_dagster_is_told_what_was_done_elsewhere(promoted: Store, monkeypatch: p
         instance.report_runless_asset_event(event)
         assert not sensor.evaluate_tick(dg.build_sensor_context(instance)).asset_events  # type: ignore[union-attr]
         job = found.resolve_job_def("nightly_job")
-        assert job.execute_in_process(partition_key=WEEK[-1], instance=instance).success
+
+        def check() -> dict[str, bool]:
+            done = job.execute_in_process(partition_key=WEEK[-1], instance=instance)
+            return verdicts(done.get_asset_check_evaluations())
+
+        assert check() == dict.fromkeys(CHECKS, True)
         with pytest.raises(dg.DagsterUnknownPartitionError):
             job.execute_in_process(partition_key=f"{TODAY:%Y-%m-%d}", instance=instance)
         manifest = next((promoted.folder / "scores" / "manifests").iterdir())
         content = json.loads(manifest.read_text())
         content["series"] |= {"forecast": 18, "rejected": 1}
         manifest.write_text(json.dumps(content))
-        job.execute_in_process(partition_key=WEEK[-1], instance=instance)
-        assert verdicts(instance) == dict.fromkeys(CHECKS, True) | {"conservation": False}
+        assert check() == dict.fromkeys(CHECKS, True) | {"conservation": False}
         content["series"] |= {"forecast": 18, "rejected": 2}
         content["rows"]["written"] = 18 * content["horizon"]
         manifest.write_text(json.dumps(content))
-        job.execute_in_process(partition_key=WEEK[-1], instance=instance)
-        assert verdicts(instance) == dict.fromkeys(CHECKS, True) | {"rejects": False}
+        assert check() == dict.fromkeys(CHECKS, True) | {"rejects": False}
         manifest.unlink()
-        job.execute_in_process(partition_key=WEEK[-1], instance=instance)
-        assert verdicts(instance) == dict.fromkeys(CHECKS, False)
+        assert check() == dict.fromkeys(CHECKS, False)
     assert len(ledger().entries(every=True)) == 1
 
 
