@@ -20,7 +20,15 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.config import AppendConfig, JobConfig, PrepareConfig, SchedulerConfig, ScoreConfig, load
+from forecast.config import (
+    AppendConfig,
+    JobConfig,
+    PrepareConfig,
+    SchedulerConfig,
+    ScoreConfig,
+    load,
+    without_password,
+)
 from forecast.data.io import UNREADABLE
 from forecast.data.sinks import FORECASTS, open_sink
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
@@ -45,8 +53,14 @@ CHECKS: Final = {
 }
 """Of a score."""
 
-_AFTER: Final = {"finetune": "train", "backtest": "finetune", "promote": "backtest", "score": "promote"}
-"""The verb that makes what a verb reads from the registry."""
+_AFTER: Final = {
+    "finetune": ("train",),
+    "calibrate": ("finetune",),
+    "backtest": ("finetune", "calibrate"),
+    "promote": ("backtest",),
+    "score": ("promote",),
+}
+"""The verbs that make what a verb reads from the registry."""
 _HOUR: Final = timedelta(hours=1)
 _LONGEST: Final = timedelta(days=2)
 """That a job takes, at most, which the sensor is to see the end of."""
@@ -122,7 +136,7 @@ class Flow:
 
         @dg.asset(
             name=self.name,
-            description=f"forecast {' '.join([schedule.flow, *schedule.overrides])}",
+            description=without_password(f"forecast {' '.join([schedule.flow, *schedule.overrides])}"),
             group_name="gatecast",
             kinds={schedule.flow.replace(" ", "_")},
             partitions_def=self.partitions,
@@ -147,7 +161,7 @@ class Flow:
             if isinstance(other.config, PrepareConfig | AppendConfig):
                 return other is not self and data is not None and data.path == other.config.output.path
             same = other.config.registry.name == self.config.registry.name
-            return same and other.schedule.flow == _AFTER.get(self.schedule.flow)
+            return same and other.schedule.flow in _AFTER.get(self.schedule.flow, ())
 
         return [flow.name for flow in flows if makes(flow)]
 

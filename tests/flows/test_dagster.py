@@ -99,8 +99,11 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
                 name, graph, WEEK, [ASSET], time.time(), {}, instance, False, None, None, None
             )
             instance.add_backfill(asked)
-            running = (BulkActionStatus.REQUESTED, BulkActionStatus.COMPLETING)
-            wait(daemon, log, lambda: (found := instance.get_backfill(name)) and found.status not in running)
+            wait(
+                daemon,
+                log,
+                lambda: (found := instance.get_backfill(name)) and found.status != BulkActionStatus.REQUESTED,
+            )
             (run,) = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": name}))
             assert run.is_success, log.read_text()
             kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
@@ -195,11 +198,33 @@ def test_partitions_are_the_slots_of_the_scheduler_where_clocks_change(settings:
     schedule = load(Schedule, {"flow": "promote", "time_zone": "Europe/Berlin", "start": "2024-01-01", **settings})
     flow = Flow("any", schedule, Scheduler(SchedulerConfig(), {}, NotifyConfig()))
     assert schedule.start
-    until = (schedule.start + timedelta(days=3 if schedule.cron.startswith("0") else 360)).replace(tzinfo=schedule.zone)
+    days = timedelta(days=3 if schedule.cron.startswith("0") else 360, hours=12)
+    until = (schedule.start + days).replace(tzinfo=schedule.zone)
     found = flow.partitions.get_partition_keys(until)
     assert found[:2] == keys
     moments = schedule.moments(schedule.begun() or until, until)
     assert [flow.slot(key).cutoff for key in found] == [schedule.cutoff_of(moment) for moment in moments]
+
+
+def test_a_tick_asks_for_its_own_partition(tmp_path: Path) -> None:
+    base = {"flow": "score", "time_zone": "Europe/Berlin", "start": "2024-01-01", "cron": "30 2 * * *"}
+    uri = ["data.path=p", "output.sink=sql", "output.uri=postgresql://me:hunter2@db/any"]
+    found = definitions(
+        write(
+            tmp_path,
+            moment={**base, "overrides": [*uri, "output.path=o", "output.table=o"]},
+            day={**base, "cutoff": "previous_day", "overrides": [*uri, "output.path=q", "output.table=q"]},
+        )
+    )
+    assert "hunter2" not in str([asset.descriptions_by_key for asset in found.assets or ()])  # type: ignore[union-attr]
+    repository = found.get_repository_def()
+    keys = {"2024-07-02T02:30+02:00": ("2024-07-02-02:30", "2024-07-01"), "2023-07-02T02:30+02:00": (None, None)}
+    for at, expected in keys.items():
+        with dg.build_schedule_context(None, datetime.fromisoformat(at), repository_def=repository) as context:
+            ticks = [
+                repository.get_schedule_def(f"{name}_schedule").evaluate_tick(context) for name in ("moment", "day")
+            ]
+        assert tuple(next((one.partition_key for one in tick.run_requests or ()), None) for tick in ticks) == expected
 
 
 def test_what_dagster_can_not_have_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
