@@ -339,13 +339,14 @@ def _forecasts(manifest: Path, content: dict[str, Any]) -> pl.LazyFrame:
 
 
 def stability(frame: pl.DataFrame, history: pl.DataFrame) -> float:
-    """Return the population stability index of forecasts: of the means, in deciles of the history, or of the classes.
+    """Return the population stability index of forecasts: of finite means, in deciles of the history, or of classes.
 
     sum((p - q) ln(p / q)) over the bins, half a forecast being added to each so that none is empty.
     """
     if MEAN in history.columns:
+        frame, history = (part.filter(pl.col(MEAN).is_finite()) for part in (frame, history))
         edges = [history[MEAN].quantile(step / _BINS) for step in range(1, _BINS)]
-        of = pl.col(MEAN).fill_nan(None).cut(sorted({edge for edge in edges if edge is not None}))
+        of = pl.col(MEAN).cut(sorted({edge for edge in edges if edge is not None}))
     else:
         of = pl.col(CLASS)
     counted = (part.group_by(of.cast(pl.String).alias("bin")).len() for part in (frame, history))

@@ -133,7 +133,8 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         assert (metadata["series/in"], metadata["series/forecast"], metadata["rows/written"]) == (20, 20, 240)
 
         (part,) = (promoted.folder / "scores" / "forecasts").glob(f"cutoff={WEEK[3]}*/*")
-        pl.read_parquet(part).with_columns(mean=pl.lit(float("nan"))).write_parquet(part)
+        damaged = pl.when(pl.col("step") == 1).then(float("nan")).otherwise("mean")
+        pl.read_parquet(part, hive_partitioning=False).with_columns(mean=damaged).write_parquet(part)
         before = {path: path.stat().st_mtime_ns for path in manifests}
         assert fill() == dict.fromkeys(CHECKS, True) | {"intact": False, "finite": False}
         assert ledger().entries(every=True) == done
@@ -269,6 +270,8 @@ def test_assets_depend_on_what_makes_their_panel_and_their_model(tmp_path: Path)
 def test_the_stability_index_sees_a_shift() -> None:
     values = pl.DataFrame({"mean": [float(number) for number in range(1000)]})
     assert stability(values, values) == pytest.approx(0)
+    assert stability(values, pl.concat([values, values * math.nan])) == pytest.approx(0)
+    assert stability(values * math.nan, values * math.nan) == pytest.approx(0)
     assert 0.25 < stability(values + 200, values) < stability(values + 500, values)
     # Half of two equal bins moves: p = (0.75, 0.25), q = (0.5, 0.5) but for the half that is added.
     classes = pl.DataFrame({"class": ["a"] * 500 + ["b"] * 500})
