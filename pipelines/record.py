@@ -25,6 +25,7 @@ from forecast.config import (
     RollbackConfig,
     ScoreConfig,
     TrainConfig,
+    TuneConfig,
     without_password,
 )
 from forecast.errors import GatecastError, LedgerError
@@ -39,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,
