@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         reconcile,
         sample_paths,
         train,
+        tune,
     )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "reconcile",
     "sample_paths",
     "train",
+    "tune",
 ]
 
 

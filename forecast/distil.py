@@ -37,7 +37,7 @@ class DistilResult:
     @property
     def line(self) -> str:
         """What to tell about it."""
-        teacher, student = self.comparison.sort(MODEL, descending=True).rows(named=True)
+        teacher, student = self.comparison.rows(named=True)
         parts = [f"{name.upper()} {student[name]:.4f} ({teacher[name]:.4f})" for name in ("mase", "wql")]
         return (
             f"{', '.join(parts)}, {student['parameters']:,} parameters ({teacher['parameters']:,}), "
@@ -102,7 +102,7 @@ def distil(
         {name: Contender(each, panel) for name, each in pair.items()}, BacktestSettings(n_windows=settings.n_windows)
     )
     costs = pl.DataFrame([{MODEL: name, **_cost(each)} for name, each in pair.items()])
-    return DistilResult(student, costs.join(judged.summary, on=MODEL), made.curve, made.summary)
+    return DistilResult(student, costs.join(judged.summary, on=MODEL, maintain_order="left"), made.curve, made.summary)
 
 
 @torch.inference_mode()

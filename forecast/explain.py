@@ -217,8 +217,9 @@ class _Work:
         artifact, count, step = self._artifact, len(batch.target), self._settings.step
         rows, shifts = (values.expand(count) for values in self._rows)
         positions = None if self._positions is None else self._positions.expand(count, -1)
-        output = artifact.network(batch, torch.zeros(1, dtype=torch.long))
-        columns = outcome(artifact, batch, output, rows, shifts, positions)[1]
+        origins = torch.zeros(1, dtype=torch.long)
+        output = artifact.network(batch, origins)
+        columns = outcome(artifact, batch, origins, output, rows, shifts, positions)[1]
         names = stated_columns(artifact)
         stated, points = columns.tensor_split([len(names)], dim=-1)
         if self.output == MEAN:

@@ -143,7 +143,8 @@ def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forwar
     actual = future_values(panel, windows, artifact.horizon)
     known = np.isfinite(stated).all((1, 2))
     levels = artifact.model.quantile_levels
-    scores = score_windows(actual[known], stated[known], levels=levels, scale=np.ones(int(known.sum())))
+    one = np.ones(int(known.sum()))  # Of errors that are not asked for.
+    scores = score_windows(actual[known], stated[known], levels=levels, scale=one, root_scale=one)
     return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 

@@ -46,6 +46,9 @@ DEFAULT_URI: Final = "sqlite:///mlflow.db"
 REPLACED_VERSION: Final = "replaced_version"
 """Tag of a champion: the version it took over from, for `Registry.rollback`."""
 
+PARENT_RUN: Final = "mlflow.parentRunId"
+"""Tag of a run: the one that it is shown inside of."""
+
 _ARTIFACT: Final = "model"  # the name of our folder inside the logged model
 _PACKAGES: Final = ("gatecast", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "torch")
 _BATCH: Final = 1000  # metrics MLflow takes in one call
@@ -131,6 +134,12 @@ class Run:
         self.id = run_id
         self.experiment_id = experiment_id
         self._client = client
+
+    @property
+    def link(self) -> str:
+        """The page of the run on its server, or the id where the store is none."""
+        page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return page if _is_server(self.uri) else self.id
 
     @_calls_mlflow
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:

@@ -16,6 +16,7 @@ from forecast.errors import ConfigError, GatecastError
 # verb: (module:function, what it does); the function takes the arguments after the verb.
 VERBS: Final = {
     "train": ("pipelines.train:main", "train a model on a panel and register it"),
+    "tune": ("pipelines.tune:main", "search for the settings of a training"),
     "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
@@ -27,6 +28,7 @@ VERBS: Final = {
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
+    "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),

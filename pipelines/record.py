@@ -16,6 +16,7 @@ from forecast.config import (
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
+    DeleteConfig,
     DistilConfig,
     ExplainConfig,
     FinetuneConfig,
@@ -24,8 +25,10 @@ from forecast.config import (
     PrepareConfig,
     PromoteConfig,
     ReconcileConfig,
+    RollbackConfig,
     ScoreConfig,
     TrainConfig,
+    TuneConfig,
     without_password,
 )
 from forecast.errors import GatecastError, LedgerError
@@ -40,6 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,
@@ -50,6 +54,8 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "reconcile": ReconcileConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
+    "models rollback": RollbackConfig,
+    "models delete": DeleteConfig,
 }
 """The verbs that are jobs."""
 
@@ -90,12 +96,12 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     return decorate
 
 
-def note(*, cutoff: str = "", model: str = "", output: str = "") -> None:
+def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
     """Write into the ledger what has become known of the job of this process, if it has one."""
     if current := _current.get():
         ledger, entry = current
         with _warned():
-            ledger.note(entry, cutoff=cutoff, model=model, output=output)
+            ledger.note(entry, cutoff=cutoff, model=model, mlflow=mlflow, output=output)
 
 
 def open_ledger(config: LedgerConfig) -> "Ledger":

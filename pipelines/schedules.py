@@ -27,7 +27,7 @@ _CUTOFF: Final = {
     "score": "score.cutoff",
     "explain": "explain.cutoff",
     "reconcile": "reconcile.cutoff",
-    **dict.fromkeys(("train", "finetune", "backtest", "calibrate", "distil"), "data.until"),
+    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "distil"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 

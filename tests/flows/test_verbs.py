@@ -275,6 +275,39 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(promoted: Store) -
     assert versions(promoted)[3].tags["parent_version"] == "1"
 
 
+def test_a_backtest_with_refits_leaves_tables_and_a_page_but_does_not_promote(fine_tuned: Store) -> None:
+    """It judges how the version is made, at cutoffs that the version itself has seen, too."""
+    out = fine_tuned.folder / "judged"
+    done = succeed(
+        "backtest",
+        MODEL,
+        f"data.path={fine_tuned.table}",
+        f"output.path={out}",
+        "backtest.n_windows=3",
+        "backtest.refit=scratch",
+        "backtest.refit_every=2",
+        "backtest.fit.max_steps=0",
+        "backtest.finetune.gate_windows=2",
+        "backtest.segments=[volume]",
+        "backtest.baselines=[seasonal_naive,dynamic_optimized_theta]",
+    )
+    assert "By volume" in done.out
+    small = ["summary", "steps", "levels", "intervals", "segments", "wins", "failures", "skipped"]
+    tables = {f"{name}.parquet" for name in ("scores", "forecasts", *small)}
+    assert {path.name for path in out.iterdir()} == {*tables, "report.html"}
+    client, run = mlflow.MlflowClient(), runs(fine_tuned)[-1]
+    assert tables | {"report.html"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    wins = pl.read_parquet(out / "wins.parquet").rows_by_key(["model", "baseline"], named=True, unique=True)
+    share = wins["fine_tuned", "dynamic_optimized_theta"]["pinball"]
+    assert run.data.metrics["backtest/fine_tuned/wins_dynamic_optimized_theta/pinball"] == share
+    page = (out / "report.html").read_text()
+    assert "Where the models are better" in page
+    assert "low: " in page
+    scores = pl.read_parquet(out / "scores.parquet")
+    assert scores.height == 4 * 3 * len(SERIES)
+    assert "has no backtest" in refuse(5, "promote", MODEL)
+
+
 def test_a_backtest_beside_an_earlier_champion_does_not_promote(judged: Store) -> None:
     """The champion changed after the backtest, so that its verdict is about another one."""
     succeed("finetune", MODEL, f"data.path={judged.table}", *FINETUNE)
@@ -451,3 +484,27 @@ def test_a_forecast_is_explained_with_tables_a_figure_and_a_line(promoted: Store
     other = succeed("explain", *asked, "explain.method=occlusion").lines[-1]
     assert "without its inputs" not in other
     assert "no series 's99' among the 20" in refuse(3, "explain", *asked[:2], "explain.series=s99")
+
+
+def test_a_search_registers_the_best_of_its_trials_which_are_runs_inside_its_own(store: str, tmp_path: Path) -> None:
+    panel().write_parquet(tmp_path / "panel.parquet")
+    quick = "fit.max_steps=10", "fit.validation_every=5", "tune.space.fit.learning_rate={low:1e-4,high:1e-2}"
+    wanted = MODEL, f"data.path={tmp_path / 'panel.parquet'}", f"output.path={tmp_path / 'search'}", *TRAIN, *quick
+    line = succeed("tune", *wanted, "tune.n_trials=2").lines[-1]
+    assert line.startswith(f"{NAME} v1 (pretrained): trial ")
+    client = MlflowClient(store)
+    search, *trials = sorted(client.search_runs(["1"]), key=lambda run: run.info.start_time)
+    assert [run.info.run_name for run in trials] == ["trial 0", "trial 1"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {search.info.run_id}
+    best = min(run.data.metrics["wql"] for run in trials)
+    assert search.data.metrics["tune/wql"] == best
+    assert trials[0].data.params["fit.learning_rate"] != trials[1].data.params["fit.learning_rate"]
+    version = Registry(RegistryConfig(name=NAME)).resolve("pretrained")
+    assert (version.number, version.run_id) == (1, search.info.run_id)
+
+    again = succeed("tune", *wanted, "tune.n_trials=2").lines[-1]
+    assert f"validation wql {best:.4f}" in again
+    assert len(client.search_runs(["1"])) == 4, "nothing was trained again"
+    succeed("train", "--config", tmp_path / "search" / "best.yaml")
+    digests = [Registry(RegistryConfig(name=NAME)).resolve(number).digest for number in (1, 2, 3)]
+    assert len(set(digests)) == 1, "the settings that were found give the model that was found"
