@@ -120,7 +120,7 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
             artifact = alone(artifact, place.series_id, key="explain.series")
         else:
             artifact = artifact.base()
-    network = copy.deepcopy(artifact.network).double().requires_grad_(requires_grad=False)
+    network = copy.deepcopy(artifact.network).cpu().double().requires_grad_(requires_grad=False)
     for member in members_of(network):
         member.encoder.truncate = None
     work = _Work(replace(artifact, network=network), panel, place, settings)

@@ -45,7 +45,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
             columns = dict.fromkeys(
                 name for names in settings.by for name in ((names,) if isinstance(names, str) else names)
             )
-            table = scan(settings.table, key="reconcile.table")
+            table = scan(settings.table, (SERIES_ID, *columns), "reconcile.table")
             wanted = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
             rows = collect(table.select(wanted).unique())
             hierarchy = hierarchy_of(rows, settings.by)

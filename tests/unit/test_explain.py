@@ -1,5 +1,6 @@
 """Attributions on a panel whose target follows from a known covariate, and does not from another."""
 
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -213,6 +214,31 @@ def test_what_has_no_gradient_is_told(train: Train, promoted: Loaded) -> None:
     with pytest.raises(ConfigError, match=r"explain.method=occlusion explains them"):
         explained(paths, promoted)
     is_forecast(explained(paths, promoted, method="occlusion"), paths, promoted)
+
+
+def test_without_captum_occlusion_is_left(learnt: Artifact, promoted: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ConfigError, match=r"gatecast\[explain\]'; or set explain.method=occlusion"):
+        explained(learnt, promoted)
+    assert explained(learnt, promoted, method="occlusion").baseline is None
+
+
+def test_hours_that_clocks_skip_are_no_inputs(train: Train, table: Table, loaded: Callable[..., Loaded]) -> None:
+    hours = np.arange(24 * 20)
+    series = {f"s{k:02d}": 20 + k + 5 * np.sin(2 * np.pi * hours / 24 + k) for k in range(4)}
+    begin = datetime(2024, 3, 14)
+    made = table(series, start=begin, every=timedelta(hours=1), time_zone="Europe/Berlin")
+    found = loaded(made, 6, freq="1h", season_length=24)
+    model = train(found, context=48, model={"segment_length": 24}, holdout_windows=1).artifact
+    asked = ExplainSettings(series="s01", cutoff=datetime(2024, 4, 1, 3), step=4)
+    explanation = explain(model, found.panel, asked)
+    sums_up(explanation, 1e-6)
+    is_forecast(explanation, model, found)
+    target = explanation.frame.filter(input="target")
+    # From two o'clock to three there is nothing on the last day of March.
+    gone = {stamp.replace(tzinfo=None) for stamp in target["timestamp"]}
+    assert datetime(2024, 3, 31, 2) not in gone
+    assert len(target) == len(gone) == 47
 
 
 def test_what_there_is_not_is_told(learnt: Artifact, promoted: Loaded) -> None:

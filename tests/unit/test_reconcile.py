@@ -1,5 +1,6 @@
 """Reconciliation against the formulas that it is of, on forecasts that are made up."""
 
+import sys
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -198,6 +199,14 @@ def test_of_a_series_without_a_forecast_it_is_told_or_left_out() -> None:
     np.testing.assert_allclose(matrix(found, "q50")[0], middle[[3, 4, 5, 7]].sum(0))
     alone = reconcile(every.filter(pl.col("series_id").is_in(["a1", "a2"])), tree(), settings(missing="drop"))
     assert alone.frame["series_id"].unique(maintain_order=True).to_list() == ["total", "state=a", "a1", "a2"]
+
+
+def test_without_hierarchicalforecast_bottom_up_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    every, _, _ = of_all()
+    monkeypatch.setitem(sys.modules, "hierarchicalforecast.methods", None)
+    with pytest.raises(ConfigError, match=r"method=ols needs: pip install 'gatecast\[reconcile\]'; bottom_up does not"):
+        reconcile(every, tree(), settings("ols"))
+    adds_up(reconcile(every, tree(), settings()))
 
 
 def test_sums_that_are_off_are_found() -> None:
