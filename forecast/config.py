@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -45,12 +45,19 @@ class Config(BaseModel):
     )
 
 
+AUTO: Final = "auto"
+"""The name of a column that is recognised (`forecast.data.columns`)."""
+
+
 class ColumnsConfig(Config):
     """Which columns of the user's table hold the panel."""
 
-    series_id: str = "series_id"
-    timestamp: str = "timestamp"
-    target: str = "target"
+    series_id: str = AUTO
+    """Column with the name of the series; auto: series_id, unique_id or item_id, the one that is there."""
+    timestamp: str = AUTO
+    """Column with the time; auto: timestamp, ds or time, the one that is there."""
+    target: str = AUTO
+    """Column with the values to forecast; auto: target or y, the one that is there."""
 
 
 def _rolling(name: str) -> str:
@@ -139,7 +146,8 @@ class DataConfig(SourceConfig):
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
-        used = [*self.columns.model_dump().values(), *covariates]
+        named = [name for name in self.columns.model_dump().values() if name != AUTO]
+        used = [*named, *covariates]
         twice = sorted({name for name in used if used.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")

@@ -13,6 +13,7 @@ from forecast.config import DataConfig
 from forecast.data import aggregate, validate
 from forecast.data.calendar import calendar_features, clock_shift, holiday_names
 from forecast.data.classes import with_classes
+from forecast.data.columns import recognise
 from forecast.data.features import past_features
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.regularise import (
@@ -77,7 +78,7 @@ def load_panel(
     check_settings(data)
     if isinstance(tables, pl.LazyFrame):
         tables = Tables(tables)
-    tables = long(tables, data)
+    tables, data = long(tables, data)
     found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
     loaded = load_part(tables, data, horizon, found)
     if categories is not None:
@@ -89,9 +90,10 @@ def load_panel(
     return replace(loaded, panel=panel, data=data)
 
 
-def long(tables: Tables, data: DataConfig) -> Tables:
-    """Return the tables with a row for each series and timestamp, whatever data.layout is."""
-    return replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables
+def long(tables: Tables, data: DataConfig) -> tuple[Tables, DataConfig]:
+    """Return the tables with a row for each series and timestamp, whatever data.layout is, and how to read them."""
+    data = recognise(validate.schema_of(tables.rows), data)
+    return (replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables), data
 
 
 def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:

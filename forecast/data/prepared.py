@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.config import DataConfig, SourceConfig
+from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
 from forecast.data.io import check_writable, collect, write_text_atomic
 from forecast.data.load import (
@@ -108,7 +108,7 @@ def prepare(
     if fingerprint is not None and is_prepared(folder) and _read_index(folder)["key"] == key:
         return Prepared(open_prepared(folder, data, horizon), reused=True)
 
-    tables = long(tables, data)
+    tables, data = long(tables, data)
     categories = find_categories(tables, data)
     series = _series(tables, data)
     settled = _settle(tables, data, series)
@@ -153,6 +153,8 @@ def open_prepared(
             f"with window.horizon={horizon}"
         )
     fixed = {name: getattr(stored.data, name) for name in _FIXED}
+    given = {role: name for role, name in data.columns.model_dump().items() if name != AUTO}
+    fixed["columns"] = stored.data.columns.model_copy(update=given)
     data = data.model_copy(update={**fixed, "season_length": data.season_length or stored.data.season_length})
     found = replace(stored, panel=panel, data=data)
     if data.until is not None:
@@ -186,7 +188,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     old = _open(folder)
     check_writable(folder)
     data = old.data.model_copy(update=source.model_dump())
-    tables = long(tables, data)
+    tables, _ = long(tables, data)
     target = data.columns.target
     classes = {target: old.categories[target]} if target in old.categories else {}
     found = own_classes(tables, data, {**find_categories(tables, data), **classes})

@@ -10,6 +10,7 @@ import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data import io
+from forecast.data.columns import KNOWN_NAMES, possible
 from forecast.data.sql import read_sql
 from forecast.errors import ConfigError
 
@@ -43,18 +44,18 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     """
     if is_prepared(data.path):
         raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
-    ids = data.columns.series_id
-    text = {ids, *text}
+    ids, times, targets = (possible(data, role) for role in KNOWN_NAMES)
+    text = {*ids, *text}
     known = () if data.known_path else data.known_covariates
     static = () if data.static_path else data.static_covariates
-    own = [ids, data.columns.timestamp, data.columns.target, *data.past_covariates, *known, *static]
+    own = [*ids, *times, *targets, *data.past_covariates, *known, *static]
     if data.uri is not None:
         rows = read_sql(data.uri.get_secret_value(), data.query or "")
     else:
         assert data.path is not None
         rows = io.scan(data.path, text, "data.path", own if data.layout == "long" else None)
-    known_columns = [ids, data.columns.timestamp, *data.known_covariates]
-    static_columns = [ids, *data.static_covariates]
+    known_columns = [*ids, *times, *data.known_covariates]
+    static_columns = [*ids, *data.static_covariates]
     return Tables(
         rows=rows,
         known=io.scan(data.known_path, text, "data.known_path", known_columns) if data.known_path else None,
