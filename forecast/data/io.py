@@ -435,7 +435,7 @@ def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFr
                 writer.write_batch(batch)
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"can't write the rows of the query to {file} (set TMPDIR to a larger disk?): {error}"
+            f"can't write the rows of the table to {file} (set TMPDIR to a larger disk?): {error}"
         ) from None
     return pl.scan_parquet(file, glob=False)
 

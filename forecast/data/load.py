@@ -80,7 +80,7 @@ def load_panel(
         tables = Tables(tables)
     tables, data = long(tables, data)
     found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
-    loaded = load_part(tables, data, horizon, found)
+    loaded = with_unread(load_part(tables, data, horizon, found), tables)
     if categories is not None:
         loaded = reclassed(loaded, categories)
     check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
@@ -114,6 +114,24 @@ def find_categories(tables: Tables, data: DataConfig) -> dict[str, tuple[str, ..
         del found[data.columns.target]  # How often, or how mostly, is a number.
     _check_target(found, data)
     return found
+
+
+def with_unread(found: Loaded, tables: Tables) -> Loaded:
+    """Return the panel with the lines of its source that could not be read among the rejects."""
+    if tables.unread is None:
+        return found
+    unread = tables.unread
+    n = unread.rejects.height
+    counts = found.counts + Counts(
+        rows_in=n,
+        rows_rejected=n,
+        series_in=unread.n_series,
+        series_rejected=unread.n_series,
+        lines_in=unread.n_lines,
+        lines_rejected=n,
+    )
+    rejects = pl.concat([found.rejects, unread.rejects], how="diagonal").sort(found.rejects.columns)
+    return replace(found, rejects=rejects, counts=counts)
 
 
 def own_classes(tables: Tables, data: DataConfig, categories: validate.Categories) -> validate.Categories:

@@ -33,6 +33,7 @@ from forecast.data.load import (
     used_categories,
     with_calendar,
     with_features,
+    with_unread,
 )
 from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
@@ -126,6 +127,7 @@ def prepare(
             _write(path, [replace(part, panel=with_features(part.panel, data))], key)
     written = [_open(workshop / f"{number:05d}") for number in range(len(chunks))]
     categories = used_categories(categories, data, [part.panel for part in written])
+    written[0] = with_unread(written[0], tables)
     _write(folder, [recoded(part, categories) for part in written], key, check=data)
     shutil.rmtree(parts)
     return Prepared(open_prepared(folder, data, horizon))
@@ -200,7 +202,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     settled = Settled(data, grid)
     if data.aggregate is not None:
         settled = replace(_settle(tables, data, _series(tables, data)), grid=grid)
-    new = load_part(tables, settled, old.panel.horizon, categories)
+    new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
     check_rejects(new.rejects, new.counts, data, grid)
     revised, n_filled = _compare(old.panel, new.panel)
     if classes:
