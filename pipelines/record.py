@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from forecast.config import (
     AppendConfig,
     BacktestConfig,
+    CalibrateConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
@@ -38,6 +39,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
+    "calibrate": CalibrateConfig,
     "promote": PromoteConfig,
     "score": ScoreConfig,
     "data prepare": PrepareConfig,
