@@ -95,3 +95,13 @@ def test_the_site_builds_without_a_warning_and_its_pages_load_nothing_from_other
     assert {"settings.html", "python.html"} <= pages.keys()
     for name, page in pages.items():
         assert not re.findall(r"<(?:script|link|img)[^>]*https?://[^>]*>", page), name
+
+
+def test_the_readme_leads_to_pages_and_pictures_that_are_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)", readme)
+    assert "docs/how.md" in links
+    assert not [link for link in links if not (ROOT / link).is_file()]
+    pictures = [ROOT / link for link in links if link.endswith(".png")]
+    assert pictures
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)
