@@ -97,6 +97,18 @@ def test_the_site_builds_without_a_warning_and_its_pages_load_nothing_from_other
         assert not re.findall(r"<(?:script|link|img)[^>]*https?://[^>]*>", page), name
 
 
+def test_settings_that_a_page_names_exist() -> None:
+    known = {path for model in reference.verbs().values() for path, _ in fields(model)}
+    groups = {path for path in known if "." not in path}
+    wrong = {
+        f"{page.name}: {name}"
+        for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+        for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)+(?==)", page.read_text(encoding="utf-8"))
+        if name.partition(".")[0] in groups and name not in known
+    }
+    assert not wrong
+
+
 def test_the_readme_leads_to_pages_and_pictures_that_are_there() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)", readme)
