@@ -70,8 +70,8 @@ class SourceConfig(Config):
     """Where the rows are, and what to do with bad ones. The same for every verb."""
 
     path: str | None = None
-    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; or a folder
-    that `forecast data prepare` wrote."""
+    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
+    line of JSON per series (gluonts); or a folder that `forecast data prepare` wrote."""
     uri: SecretStr | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None

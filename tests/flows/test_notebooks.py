@@ -19,6 +19,7 @@ def kernel() -> Iterator[KernelManager]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         # The kernel is started by the first notebook, with the environment of that moment.
         monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         monkeypatch.delenv("GATECAST_LEDGER", raising=False)
         yield manager
