@@ -46,6 +46,9 @@ DEFAULT_URI: Final = "sqlite:///mlflow.db"
 REPLACED_VERSION: Final = "replaced_version"
 """Tag of a champion: the version it took over from, for `Registry.rollback`."""
 
+PARENT_RUN: Final = "mlflow.parentRunId"
+"""Tag of a run: the one that it is shown inside of."""
+
 _ARTIFACT: Final = "model"  # the name of our folder inside the logged model
 _PACKAGES: Final = ("gatecast", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "torch")
 _BATCH: Final = 1000  # metrics MLflow takes in one call

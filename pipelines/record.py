@@ -23,6 +23,7 @@ from forecast.config import (
     PromoteConfig,
     ScoreConfig,
     TrainConfig,
+    TuneConfig,
     without_password,
 )
 from forecast.errors import GatecastError, LedgerError
@@ -37,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,

@@ -25,7 +25,7 @@ from pipelines.record import FLOWS
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CUTOFF: Final = {
     "score": "score.cutoff",
-    **dict.fromkeys(("train", "finetune", "backtest", "calibrate"), "data.until"),
+    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 
