@@ -67,6 +67,43 @@ class Panel:
             static_numbers=self.static_numbers[first:last],
         )
 
+    def _index(self) -> IntArray:
+        """Return the grid index of each entry of the flat buffers, [N]."""
+        index: IntArray = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        return index
+
+    def since(self, first: int) -> "Panel":
+        """Return the same series, with no target observed before grid index `first`."""
+        return replace(self, target=np.where(self._index() < first, np.float32(np.nan), self.target))
+
+    def between(self, first: int, last: int) -> "Panel":
+        """Return what is observed from grid index `first` to `last`, as copies; series without a value are left out.
+
+        Known covariates reach `horizon` steps further, as ever.
+        """
+        index = self._index()
+        there = np.flatnonzero(np.isfinite(self.target) & (index >= first) & (index <= last))
+        series, number = np.unique(np.searchsorted(self.offsets, there, side="right") - 1, return_index=True)
+        begin, end = there[number], there[np.append(number[1:], len(there)) - 1] + 1 if len(there) else there
+        lengths = end - begin
+
+        def entries(begin: IntArray, lengths: IntArray) -> IntArray:
+            found: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+            return found
+
+        steps, held = entries(begin, lengths), entries(begin + series * self.horizon, lengths + self.horizon)
+        return replace(
+            self,
+            series_id=self.series_id[series],
+            offsets=np.append(0, np.cumsum(lengths)),
+            start=index[begin],
+            target=self.target[steps],
+            past=self.past[:, steps],
+            known=self.known[:, held],
+            static_categories=self.static_categories[series],
+            static_numbers=self.static_numbers[series],
+        )
+
     def shards(self, steps: int = 1 << 22) -> Iterator["Panel"]:
         """Yield the panel in shards of about `steps` steps, each of one series at least."""
         first = 0
@@ -81,7 +118,7 @@ class Panel:
 
         The calendar, which follows from the grid and the settings, is not in it.
         """
-        index = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        index = self._index()
         held = self.lengths + self.horizon
         ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
         seen, near = index <= cutoff, ahead <= cutoff + horizon
