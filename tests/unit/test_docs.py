@@ -43,7 +43,7 @@ def test_every_key_of_every_verb_is_on_the_page_with_its_docstring(settings: str
     "row",
     [
         "| `window.horizon` | whole number ≥ 1 | required | Steps it forecasts. |",
-        "| `backtest.n_windows` | whole number ≥ 1 | `4` |",
+        "| `fit.batch_size` | whole number ≥ 1 | `16` |",
         "| `model.cell` | `lstm`, `gru`, `rnn` | `lstm` |",
         "| `model.dropout` | number ≥ 0.0 &lt; 1.0 | `0.1` |",
         "| `model.quantile_levels` | list | `[0.1, 0.2,",
