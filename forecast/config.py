@@ -819,7 +819,7 @@ class RollbackSettings(Config):
     given). The champion as a whole when not given."""
 
 
-class RollbackConfig(VerbConfig):
+class RollbackConfig(JobConfig):
     """`forecast models rollback`."""
 
     rollback: RollbackSettings = RollbackSettings()
@@ -848,7 +848,7 @@ class DeleteSettings(Config):
     """Delete a version that others were fine-tuned from, too."""
 
 
-class DeleteConfig(VerbConfig):
+class DeleteConfig(JobConfig):
     """`forecast models delete`: `registry.alias` is the number of the version."""
 
     delete: DeleteSettings = DeleteSettings()
@@ -866,6 +866,28 @@ class UiConfig(VerbConfig):
     """`forecast ui`."""
 
     ui: UiSettings = UiSettings()
+
+
+class ServerSettings(Config):
+    """MLflow's server, and the PostgreSQL behind it."""
+
+    path: str = "server"
+    """The folder of the database and of the artifacts."""
+    host: str = "127.0.0.1"
+    """Address to listen on; others than this one let other machines in."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    database: SecretStr | None = None
+    """A PostgreSQL that there is already, postgresql://user:password@host/db; DATABASE_URL, or one that is started in
+    the folder, when not given."""
+    database_port: Annotated[int, Field(ge=1, le=65535)] = 5433
+    """Of the one that is started, on 127.0.0.1."""
+    workers: Annotated[int, Field(ge=1)] = 2
+
+
+class ServerConfig(Config):
+    """`forecast server`."""
+
+    server: ServerSettings = ServerSettings()
 
 
 class RunsSettings(Config):
