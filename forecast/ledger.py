@@ -50,6 +50,8 @@ _COLUMNS: Final = {
     "config": "text",
     "folder": "text",
 }
+_ADDED: Final = {2: ("mlflow",)}
+"""Text columns that a version of the format has brought."""
 _INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
 """What attempts at the same have in common: of a person, and of a schedule."""
 _WORK: Final = (*_INDICES["work"], *_INDICES["slot"])
@@ -262,7 +264,12 @@ class Ledger:
             for name, indexed in _INDICES.items():
                 database.execute(f"create index gatecast_runs_{name} on gatecast_runs ({', '.join(indexed)})")
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
-        elif versions[0]["version"] != _VERSION:
+        elif versions[0]["version"] < _VERSION:
+            for number in range(versions[0]["version"] + 1, _VERSION + 1):
+                for name in _ADDED[number]:
+                    database.execute(f"alter table gatecast_runs add column {name} text default ''")
+            database.execute("update gatecast_ledger set version = ?", [_VERSION])
+        elif versions[0]["version"] > _VERSION:
             raise LedgerError(
                 f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {_VERSION}; "
                 f"use the gatecast that wrote it, or another {_KEY}"

@@ -150,6 +150,17 @@ def test_what_is_settled_stays_so(ledger: Ledger) -> None:
     assert ledger.settled("weekly") is None
 
 
+def test_an_older_ledger_gets_the_columns_it_lacks(ledger: Ledger, tmp_path: Path) -> None:
+    before = ledger.begin(job())
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("alter table gatecast_runs drop column mlflow")
+        database.execute("update gatecast_ledger set version = 1")
+    again = Ledger(ledger.uri)
+    (kept,) = again.entries()
+    assert (kept.id, kept.flow, kept.mlflow) == (before.id, before.flow, "")
+    assert len(Ledger(ledger.uri).entries()) == 1
+
+
 def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path) -> None:
     ledger.begin(job())
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
