@@ -41,7 +41,7 @@ bench-race: $(VENV)/.installed
 	$(BIN)/python -m benchmarks race $(ARGS)
 
 clean:
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site demo mlflow.db gatecast.db mlruns
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site demo replay mlflow.db gatecast.db mlruns
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
