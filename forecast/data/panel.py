@@ -67,6 +67,24 @@ class Panel:
             static_numbers=self.static_numbers[first:last],
         )
 
+    def take(self, series: IntArray) -> "Panel":
+        """Return some series, by their numbers and in that order, as a copy."""
+        steps, held = (
+            np.concatenate([np.arange(first, last) for first, last in zip(ends[series], ends[series + 1], strict=True)])
+            for ends in (self.offsets, self.offsets + np.arange(self.n_series + 1) * self.horizon)
+        )
+        return replace(
+            self,
+            series_id=self.series_id[series],
+            offsets=np.append(0, np.cumsum(self.lengths[series])),
+            start=self.start[series],
+            target=self.target[steps],
+            past=self.past[:, steps],
+            known=self.known[:, held],
+            static_categories=self.static_categories[series],
+            static_numbers=self.static_numbers[series],
+        )
+
     def shards(self, steps: int = 1 << 22) -> Iterator["Panel"]:
         """Yield the panel in shards of about `steps` steps, each of one series at least."""
         first = 0
