@@ -556,11 +556,13 @@ def _metrics(scores: pl.DataFrame, time: pl.DataFrame, segments: pl.DataFrame, a
     parts = [
         scores.with_columns(group=pl.lit(ALL), value=pl.lit("")),
         ordered.with_columns(group=pl.lit(AGE), value=pl.col(AGE).cast(pl.String)),
-        time.sort(TIME).with_columns(group=pl.lit(TIME), value=pl.col(TIME).dt.to_string("iso"), window=pl.lit(ALL)),
+        time.sort(TIME, MODEL).with_columns(
+            group=pl.lit(TIME), value=pl.col(TIME).dt.to_string("iso"), window=pl.lit(ALL)
+        ),
     ]
-    joined = scores.join(segments, on=SERIES_ID)
+    joined = scores.join(segments, on=SERIES_ID, maintain_order="left")
     parts += [
-        joined.sort(name).with_columns(group=pl.lit(name), value=pl.col(name))
+        joined.sort(name, maintain_order=True).with_columns(group=pl.lit(name), value=pl.col(name))
         for name in segments.columns
         if name != SERIES_ID
     ]
