@@ -6,6 +6,7 @@ is reported at once with its path (`load`).
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -733,6 +734,11 @@ class ThresholdSettings(Config):
         return self
 
 
+def _words(given: Any) -> Any:
+    """Return the words of a text; a list as it is."""
+    return shlex.split(given) if isinstance(given, str) else given
+
+
 class MonitorSettings(Config):
     """Forecasts against what came."""
 
@@ -755,8 +761,8 @@ class MonitorSettings(Config):
     thresholds: ThresholdSettings = ThresholdSettings()
     on_breach: str | None = None
     """A verb to start after a breach, once for each as_of: refresh, finetune, ..."""
-    on_breach_overrides: tuple[str, ...] = ()
-    """Its settings, besides registry.name: [data.path=panel]."""
+    on_breach_overrides: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Its settings, besides registry.name: 'data.path=panel finetune.kind=bias'."""
     rollback: bool = False
     """Give the champion's alias back to the version it replaced, if that is the shadow and better."""
     rollback_p: Annotated[float, Field(gt=0, le=0.5)] = 0.01

@@ -172,5 +172,5 @@ def test_shared_settings_come_first(tmp_path: Path) -> None:
 
 def test_the_example_is_right() -> None:
     found, notify = read(CONF / "schedule.yaml")
-    assert {schedule.flow for schedule in found.values()} == {"data append", "score", "finetune", "backtest", "promote"}
-    assert notify.events == ("failure", "breach")
+    assert {schedule.flow for schedule in found.values()} == {"data append", "score", "monitor", "refresh"}
+    assert notify.events == ("failure", "breach", "rollback")
