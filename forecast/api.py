@@ -11,7 +11,16 @@ from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender
 from forecast.backtest import backtest as backtest_models
-from forecast.config import BacktestSettings, DataConfig, FinetuneSettings, FitSettings, SourceConfig
+from forecast.calibrate import CalibrationResult
+from forecast.calibrate import calibrate as calibrate_model
+from forecast.config import (
+    BacktestSettings,
+    CalibrateSettings,
+    DataConfig,
+    FinetuneSettings,
+    FitSettings,
+    SourceConfig,
+)
 from forecast.config import load as validated
 from forecast.data.io import to_lazy
 from forecast.data.load import Loaded, load_panel
@@ -110,6 +119,14 @@ def backtest(
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), panel)}
     contenders[artifact.kind] = Contender(artifact, panel)
     return backtest_models(contenders, validated(BacktestSettings, settings))
+
+
+def calibrate(
+    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+) -> CalibrationResult:
+    """Return the model with intervals that cover what they say; `settings` are the keys of `calibrate`."""
+    panel = read(artifact, table, known, static).panel
+    return calibrate_model(artifact, panel, validated(CalibrateSettings, settings))
 
 
 def forecast(

@@ -21,6 +21,7 @@ from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError
 from forecast.frequency import Grid
 from forecast.models.bank import Bank
+from forecast.models.conformal import Calibration
 from forecast.models.ensemble import Forecaster, members_of, together
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 
@@ -32,6 +33,8 @@ _MEMBER = "member-"
 _COUPLING = "coupling.safetensors"
 _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
+_CALIBRATION = "calibration.safetensors"
+_CALIBRATION_INDEX = "calibration.json"
 # Fewer steps between values than this tell nothing about the frequency of a table.
 _FEW_STEPS = 10
 
@@ -57,6 +60,8 @@ class Artifact:
     coupling: Tensor | None = None
     """[horizon, horizon], how the steps of a sample path depend on each other (`copula.coupled_ranks`); None where
     paths are sampled step by step, and of classes."""
+    calibration: Calibration | None = None
+    """What the quantiles are shifted by, in a calibrated model."""
     parent_digest: str | None = None
     before: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
@@ -134,12 +139,23 @@ class Artifact:
         before = self.before or (self.trained_until, self.parent_digest)
         return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before)
 
+    def with_calibration(self, calibration: Calibration, *, trained_until: int) -> "Artifact":
+        """Return this model with shifted quantiles."""
+        until = max(trained_until, self.trained_until)
+        return replace(self, calibration=calibration, trained_until=until, parent_digest=self.digest())
+
+    def uncalibrated(self) -> "Artifact":
+        """Return the model with its quantiles as they were before `with_calibration`."""
+        return replace(self, calibration=None)
+
     def base(self) -> "Artifact":
-        """Return the model without its changes per series."""
+        """Return the model without its changes per series, and then not calibrated."""
         if self.bank is None:
             return self
         trained_until, parent_digest = self.before or (self.trained_until, None)
-        return replace(self, bank=None, trained_until=trained_until, parent_digest=parent_digest, before=None)
+        return replace(
+            self, bank=None, calibration=None, trained_until=trained_until, parent_digest=parent_digest, before=None
+        )
 
     def save(self, folder: str | Path) -> str:
         """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
@@ -171,10 +187,16 @@ class Artifact:
         if self.bank:
             tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
             safetensors.torch.save_file(tensors, folder / _BANK)
-            own = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
-            index = {**own, "before": self.before}
-            _write_json(folder / _BANK_INDEX, index)
+            index = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
+            _write_json(folder / _BANK_INDEX, {**index, "before": self.before})
             files += [_BANK, _BANK_INDEX]
+        if self.calibration:
+            safetensors.torch.save_file(
+                {"bucket": self.calibration.bucket, "shift": self.calibration.shift}, folder / _CALIBRATION
+            )
+            rows = {"levels": self.calibration.levels, "series_id": self.calibration.series_id}
+            _write_json(folder / _CALIBRATION_INDEX, rows)
+            files += [_CALIBRATION, _CALIBRATION_INDEX]
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -218,6 +240,10 @@ def load(folder: Path) -> Artifact:
         tensors = safetensors.torch.load_file(folder / _BANK)
         bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
         before = tuple(index["before"]) if index.get("before") else None
+    calibration = None
+    if _CALIBRATION in files:
+        index, tensors = _read_json(folder / _CALIBRATION_INDEX), safetensors.torch.load_file(folder / _CALIBRATION)
+        calibration = Calibration(index["levels"], tensors["bucket"], tensors["shift"], index["series_id"])
     return Artifact(
         network=together(members).eval(),
         data=DataConfig.model_validate(config["data"]),
@@ -228,6 +254,7 @@ def load(folder: Path) -> Artifact:
         trained_until=config["trained_until"],
         bank=bank,
         coupling=safetensors.torch.load_file(folder / _COUPLING)["correlation"] if _COUPLING in files else None,
+        calibration=calibration,
         parent_digest=config["parent_digest"],
         before=before,
     )

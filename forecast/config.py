@@ -445,6 +445,21 @@ class BacktestSettings(Config):
     """Steps between cutoffs; the horizon when not given."""
 
 
+class CalibrateSettings(Config):
+    """Intervals that cover what they say."""
+
+    method: Literal["split", "adaptive"] = "split"
+    """One shift of each quantile for all series, or shifts of each series that follow its misses over time."""
+    n_windows: Annotated[int, Field(ge=1)] = 16
+    """Cutoffs after those that the model has seen, at most."""
+    step_size: Annotated[int, Field(ge=1)] | None = None
+    """Steps between cutoffs; a quarter of the horizon when not given."""
+    check_windows: Annotated[int, Field(ge=0)] = 1
+    """The last of them tell what is won, before the calibration is made from all."""
+    holdout_windows: Annotated[int, Field(ge=0)] = 1
+    """Horizons at the end of the table that are left for a backtest."""
+
+
 class OutputConfig(Config):
     """Where results are written."""
 
@@ -653,6 +668,14 @@ class BacktestConfig(JobConfig):
 
     data: SourceTable
     backtest: BacktestSettings = BacktestSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class CalibrateConfig(JobConfig):
+    """`forecast calibrate`: `registry.alias` is the version to calibrate."""
+
+    data: SourceTable
+    calibrate: CalibrateSettings = CalibrateSettings()
     output: OutputConfig = OutputConfig()
 
 

@@ -84,6 +84,14 @@ def _around(artifact: Artifact) -> dict[str, Any]:
         "unit": shape.unit,
         "value": "location + scale * quantile" if not shape.unit else "unit * sinh(location + scale * quantile)",
         "codes": "of categories: their place in `categories` of config.json, from 1 on; 0 for all others",
+        "calibrated": None
+        if artifact.calibration is None
+        else {
+            "shift": "[row, bucket, level] of calibration.safetensors; `bucket` there has that of each step",
+            "row": "the place of the series in calibration.json, from 1 on; 0 for all others",
+            "quantile": "quantile + shift * (last quantile - first quantile), in the units of the target; then, from "
+            "the median outward, never less far from it than the quantile before",
+        },
         "fine_tuned": None
         if artifact.bank is None
         else {

@@ -150,7 +150,7 @@ def finetune(
     fresh = Bank(settings.kind, tuned, changes, {**seen, **{names[row]: digests[names[row]] for row in chosen}})
     bank = _joined(before, fresh, {names[row] for row in chosen}) if before else fresh
     decisions = _decisions(panel, table, every, settings, before)
-    child = artifact.with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
+    child = artifact.uncalibrated().with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
     shown = _shown(artifact, panel, data, usable, table, settings)
     network.to("cpu")
     return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)), shown)
@@ -422,7 +422,8 @@ def _tune_globally(
     }
     every = np.where(named, TOO_SHORT, NOT_SELECTED)
     decisions = _decisions(panel, table, every, settings, None)
-    child = replace(artifact, network=network, trained_until=trained_until, parent_digest=artifact.digest())
+    plain, digest = artifact.uncalibrated(), artifact.digest()
+    child = replace(plain, network=network, trained_until=trained_until, parent_digest=digest)
     shown = _shown(artifact, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0), shown)
 

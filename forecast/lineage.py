@@ -50,7 +50,9 @@ def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
     assert isinstance(network, RecurrentForecaster)
     found = stacked.weights(network, bank.changes(torch.tensor([row])))
     network.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
-    return replace(artifact, network=network, bank=None, before=None, parent_digest=artifact.digest())
+    shifts = artifact.calibration and artifact.calibration.of(series_id)
+    plain = replace(artifact, network=network, bank=None, before=None, calibration=shifts)
+    return replace(plain, parent_digest=artifact.digest())
 
 
 def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:

@@ -66,7 +66,7 @@ class Predicted:
     base: FloatArray
     """[n, horizon, column], by the shared network; NaN where it sees no observation."""
     tuned: FloatArray
-    """[n, horizon, column], with the changes of the series; the same as `base` where there are none."""
+    """[n, horizon, column], with the changes of the series, and calibrated; the same as `base` where there are none."""
     base_mean: DoubleArray
     tuned_mean: DoubleArray
     """[n, horizon], the means of the distributions; of classes the code of the most probable one."""
@@ -140,7 +140,9 @@ def _predict_batches(
     data = PanelTensors(panel, device, unit=network.shape.unit)
     n_stated = len(stated_columns(artifact) if levels is None else levels)
     n_found = n_stated + samples
-    rows = artifact.bank.rows(panel.series_id.tolist()) if artifact.bank else torch.full((panel.n_series,), -1)
+    names, calibration = panel.series_id.tolist(), artifact.calibration
+    rows = artifact.bank.rows(names) if artifact.bank else torch.full((panel.n_series,), -1)
+    shifts = calibration.rows(names) if calibration else rows
     for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
         batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
@@ -161,6 +163,10 @@ def _predict_batches(
             tuned = torch.where((row >= 0)[:, None, None], tuned, base)
         if network.head.positive:
             base, tuned = base.clamp(min=0), tuned.clamp(min=0)
+        if calibration:
+            stated, others = tuned.tensor_split([n_stated], dim=-1)
+            stated = calibration.applied(stated, shifts[series.cpu()], levels, whole=network.head.counts)
+            tuned = torch.cat([stated.clamp(min=0) if network.head.positive else stated, others], dim=-1)
         if samples and isinstance(output.head, QuantileHead):
             levels_between = torch.tensor(midpoints(samples), dtype=torch.float64, device=device)
             base, tuned = (

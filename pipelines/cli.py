@@ -18,6 +18,7 @@ VERBS: Final = {
     "train": ("pipelines.train:main", "train a model on a panel and register it"),
     "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
+    "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "refresh": ("pipelines.refresh:main", "fine-tune, backtest and promote in one go"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig, RollbackConfig, VerbConfig
 from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
+from pipelines.shared import CALIBRATED, FINETUNE_KIND, SERIES_TUNED
 
 if TYPE_CHECKING:
     from forecast.registry import Registry, Version
@@ -78,7 +79,7 @@ def _tree(registry: "Registry") -> None:
     rows = []
     for branch, each in _branches(versions):
         found = _metrics(each, metrics)
-        kind = each.tags.get("finetune_kind")
+        how = ", ".join(each.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED) if tag in each.tags)
         scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
         if "finetune/uplift" in found:
             width = found.get("finetune/uplift_interval", float("nan"))
@@ -87,9 +88,9 @@ def _tree(registry: "Registry") -> None:
         rows.append(
             (
                 branch,
-                f"{each.kind} ({kind})" if kind else each.kind,
+                f"{each.kind} ({how})" if how else each.kind,
                 ", ".join(each.aliases),
-                each.tags.get("series_tuned", ""),
+                each.tags.get(SERIES_TUNED, ""),
                 each.tags.get("data_digest", "")[:12],
                 "\n".join(scores),
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from forecast.config import (
     AppendConfig,
     BacktestConfig,
+    CalibrateConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
@@ -41,6 +42,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
+    "calibrate": CalibrateConfig,
     "promote": PromoteConfig,
     "refresh": RefreshConfig,
     "score": ScoreConfig,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Tags of a version that was made from another one: what was changed, and of how many series.
 FINETUNE_KIND: Final = "finetune_kind"
 SERIES_TUNED: Final = "series_tuned"
+# Tag of a version that was calibrated: by which method.
+CALIBRATED: Final = "calibrated"
 
 _LOG = logging.getLogger(__name__)
 
@@ -146,11 +148,15 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
     }
 
 
-def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:
+def made_from(parent: "Version") -> dict[str, str]:
     """Return the tags of a version that was made from another one."""
+    return {"parent_version": str(parent.number), "parent_digest": parent.digest}
+
+
+def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:
+    """Return the tags of a version with changes for some series."""
     return {
-        "parent_version": str(parent.number),
-        "parent_digest": parent.digest,
+        **made_from(parent),
         FINETUNE_KIND: kind,
         SERIES_TUNED: f"{series_tuned:.0f}",
     }

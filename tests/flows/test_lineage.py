@@ -5,12 +5,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import mlflow.pyfunc
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store
 import numpy as np
 import polars as pl
 import pytest
 from flow import FINETUNE, NAME, Store, panel, refuse, succeed
+from polars.testing import assert_frame_equal
 
 import forecast as library
 from forecast.config import RegistryConfig
@@ -101,6 +103,31 @@ def test_a_series_is_rolled_back_and_this_too(promoted: Store) -> None:
     succeed("models", "rollback", MODEL, "registry.alias=3", f"rollback.series=[{tuned(3)[0]}]")
     assert registry().resolve(4).aliases == ("challenger",)
     assert registry().resolve("champion").number == 2
+
+
+def test_a_calibrated_version_is_registered_judged_and_scores_with_its_intervals(promoted: Store) -> None:
+    data, out = f"data.path={promoted.table}", promoted.folder / "calibration"
+    one = "calibrate.check_windows=0", "calibrate.n_windows=1"
+    line = succeed("calibrate", MODEL, data, "registry.alias=champion", *one, f"output.path={out}").lines[-1]
+    assert line.startswith(f"{NAME} v3 (fine_tuned): from v2, 1 cutoffs of 20 series, run ")
+    assert pl.read_parquet(out / "coverage.parquet").is_empty(), "nothing was left to check it on"
+    made = registry().resolve("challenger")
+    assert (made.number, made.parent, made.tags["calibrated"]) == (3, 2, "split")
+    assert "split)" in succeed("models", "show", MODEL).out
+    again = refuse(3, "calibrate", MODEL, data, "registry.alias=3", *one)
+    assert "needs at least 1 cutoff(s) that the model has not seen; of 0 after 2024-01-18" in again
+
+    promoted.score(output="before")
+    promoted.score(None, "registry.alias=challenger")
+    before, after = promoted.forecasts("before"), promoted.forecasts()
+    assert_frame_equal(before.select("series_id", "step", "q50"), after.select("series_id", "step", "q50"))
+    assert (before["q90"] != after["q90"]).mean() > 0.9  # type: ignore[operator]
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}@challenger").predict(panel().to_pandas())
+    assert_frame_equal(pl.from_pandas(served).cast(after.schema).drop("model_version"), after.drop("model_version"))
+
+    succeed("backtest", MODEL, data, "backtest.n_windows=1")
+    judged = registry().read_json(registry().resolve(3).tags["backtest_run"], "backtest.json")
+    assert (judged["version"], judged["champion"]) == (3, 2)
 
 
 def test_one_series_is_exported_alone(promoted: Store) -> None:

@@ -254,6 +254,11 @@ def test_paths_of_models_that_have_none_are_refused(table: pl.DataFrame) -> None
     assert set(found["value"].drop_nulls()) <= set(LABELS)
 
 
+def test_probabilities_have_no_intervals_to_calibrate(base: FitResult, table: pl.DataFrame) -> None:
+    with pytest.raises(ConfigError, match=r"model.head: probabilities of classes have no intervals"):
+        fc.calibrate(base.artifact, table)
+
+
 def test_an_ensemble_of_classes_tells_its_attention(table: pl.DataFrame) -> None:
     made = settings(model={"attention": True}, fit={"max_steps": 3, "ensemble": 2})
     weights = fc.attention(fc.train(table, horizon=7, context_length=28, **made).artifact, table)

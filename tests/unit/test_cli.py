@@ -40,6 +40,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "train",
         "finetune",
         "backtest",
+        "calibrate",
         "promote",
         "refresh",
         "score",

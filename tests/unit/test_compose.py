@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from forecast.config import (
     BacktestConfig,
+    CalibrateConfig,
     Config,
     FinetuneConfig,
     PromoteConfig,
@@ -34,6 +35,7 @@ def test_every_preset_makes_a_valid_config(preset: str) -> None:
     [
         (FinetuneConfig, "finetune", "pretrained"),
         (BacktestConfig, "backtest", "challenger"),
+        (CalibrateConfig, "calibrate", "challenger"),
         (PromoteConfig, "promote", "challenger"),
         (ScoreConfig, "score", "champion"),
     ],

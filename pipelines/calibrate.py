@@ -1,0 +1,73 @@
+"""`forecast calibrate`: a registered model -> the same with intervals that cover what they say, as `challenger`."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import CalibrateConfig
+from pipelines import console
+from pipelines.record import note, recorded
+
+if TYPE_CHECKING:
+    from forecast.calibrate import CalibrationResult
+    from forecast.registry import Version
+
+
+@recorded(CalibrateConfig)
+def main(config: CalibrateConfig) -> None:
+    """Run the verb."""
+    version, line, result = run(config)
+    note(output=str(version))
+    overall = result.coverage.filter(by="all")
+    if len(overall):
+        console.table(overall.drop("by", "value"))
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
+    """Calibrate, log and register; return the version, a line about it, and the result."""
+    from forecast import plots
+    from forecast.calibrate import calibrate
+    from forecast.data.io import check_writable, write_parquet_atomic
+    from forecast.names import CHALLENGER
+    from forecast.predict import example
+    from forecast.registry import Registry
+    from pipelines.shared import CALIBRATED, log_data, made_from, open_version, read_for, version_tags
+
+    if config.output.path:
+        check_writable(Path(config.output.path))
+    registry = Registry(config.registry)
+    parent, artifact = open_version(registry, config.registry.alias)
+    loaded = read_for(artifact, config.data)
+    with registry.run("calibrate", config, {"parent_version": str(parent.number)}) as run:
+        data_digest = log_data(run, loaded)
+        with console.stage("calibrate") as stage:
+            result = calibrate(artifact, loaded.panel, config.calibrate)
+            summary = result.summary
+            stage.note(cutoffs=f"{summary['windows']:.0f}", series=f"{summary['series']:,.0f}")
+        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+            run.metrics({f"calibrate/{name}": value for name, value in summary.items()})
+            run.table(result.coverage, "coverage.parquet")
+            if len(result.quantiles):
+                run.figure(plots.calibration(result.quantiles), "plots/calibration.png")
+            digest = result.artifact.save(Path(folder))
+            tags = version_tags(result.artifact, config, data_digest)
+            version = registry.register(
+                run,
+                Path(folder),
+                digest=digest,
+                alias=CHALLENGER,
+                tags={**tags, **made_from(parent), CALIBRATED: config.calibrate.method},
+                example=example(result.artifact),
+            )
+            stage.note(version=str(version))
+        if config.output.path:
+            write_parquet_atomic(result.coverage, Path(config.output.path) / "coverage.parquet")
+    line = f"from v{parent.number}, {summary['windows']:.0f} cutoffs of {summary['series']:,.0f} series"
+    if summary["check_windows"]:
+        line += (
+            f", on the last {summary['check_windows']:.0f} the shares below quantiles were "
+            f"{summary['error_before']:.2%} off their levels, now {summary['error_after']:.2%}; pinball loss "
+            f"{summary['pinball_after'] / summary['pinball_before'] - 1:+.2%}"
+        )
+    return version, f"{line}, run {run.id}", result
