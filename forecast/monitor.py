@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.config import AlarmSettings, MonitorSettings, SinkConfig
 from forecast.data.load import Loaded
-from forecast.data.panel import Panel
+from forecast.data.panel import IntArray, Panel
 from forecast.data.profile import profile
 from forecast.data.sinks import open_sink
 from forecast.data.windows import WindowIndex
@@ -142,9 +142,8 @@ class Written:
 
     def __init__(self, scores: SinkConfig, group: str = "scores") -> None:
         files = sorted((Path(scores.path) / "manifests").glob(f"{CUTOFF}=*.json"))
-        contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        self.contents: list[dict[str, Any]] = sorted(contents, key=lambda content: _moment(content).timestamp())
-        if not contents:
+        self.contents = sorted(map(_read, files), key=lambda content: _utc(_moment(content)))
+        if not files:
             raise DataError(
                 f"{group}.path={scores.path}: no forecasts (it has no manifests); give the output.path of a "
                 "forecast score that is done"
@@ -358,8 +357,21 @@ _TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {
 """What is kept of all cutoffs: sums by these keys, of these models."""
 
 
+def _read(manifest: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        _moment(content)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{manifest} can't be read ({error}); delete it, and score its cutoff again") from None
+    return content
+
+
 def _moment(content: Mapping[str, Any]) -> datetime:
     return datetime.fromisoformat(content[CUTOFF])
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _placed(written: Written, panel: Panel) -> list[_Cutoff]:
@@ -372,7 +384,8 @@ def _placed(written: Written, panel: Panel) -> list[_Cutoff]:
             f"{written.path}: the cutoffs of these forecasts {theirs} time zone, unlike the table; give the table that "
             "they were made from (data.path)"
         )
-    index = panel.grid.index(pl.Series(moments))
+    dtype = pl.Datetime("us", "UTC" if True in zoned else None)
+    index = panel.grid.index(pl.Series([_utc(moment) for moment in moments]).cast(dtype))
     off = [moment for moment, at in zip(moments, index.to_list(), strict=True) if at is None]
     if off:
         raise DataError(
@@ -482,10 +495,9 @@ def _steps(
     scale, _ = seasonal_naive_errors(part.panel, part.windows, season)
     naive = seasonal_naive(part.panel, part.windows, horizon=horizon, season=season, levels=levels)
     at = cutoff.place + 1 + np.arange(horizon)
-    moments = part.panel.grid.timestamps(at)
+    moments, now = (_wall(part.panel, index) for index in (at, np.array([cutoff.place])))
     day = moments.dt.truncate("1d")
     age = np.searchsorted(np.array(list(ages.values())), np.arange(1, horizon + 1))
-    now = part.panel.grid.timestamps(np.array([cutoff.place]))
     keys = {
         SERIES_ID: part.series_id.gather(row),
         "window": pl.Series(np.where(at >= span.recent, RECENT, HISTORY).tolist()).gather(step),
@@ -513,6 +525,11 @@ def _steps(
             pl.DataFrame(keys | {MODEL: pl.repeat(model, len(row), eager=True)} | values).filter(pl.Series(there))
         )
     return pl.concat(frames)
+
+
+def _wall(panel: Panel, index: IntArray) -> pl.Series:
+    """Return the timestamps of grid indices as the clock on the wall has them."""
+    return panel.grid.timestamps(index).dt.replace_time_zone(None)
 
 
 def _window_scores(part: _Part, levels: Sequence[float], season: int, steps: int, model: str) -> pl.DataFrame:
@@ -557,7 +574,7 @@ def _metrics(scores: pl.DataFrame, time: pl.DataFrame, segments: pl.DataFrame, a
         scores.with_columns(group=pl.lit(ALL), value=pl.lit("")),
         ordered.with_columns(group=pl.lit(AGE), value=pl.col(AGE).cast(pl.String)),
         time.sort(TIME, MODEL).with_columns(
-            group=pl.lit(TIME), value=pl.col(TIME).dt.to_string("iso"), window=pl.lit(ALL)
+            group=pl.lit(TIME), value=pl.col(TIME).dt.to_string("%Y-%m-%d %H:%M:%S"), window=pl.lit(ALL)
         ),
     ]
     joined = scores.join(segments, on=SERIES_ID, maintain_order="left")

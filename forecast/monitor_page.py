@@ -53,7 +53,7 @@ def monitor_page(
     content = {
         "clock": clock_label(found.shown),
         "colour": _COLOURS[FORECAST],
-        "recent": pl.DataFrame({TIMESTAMP: [found.recent]}).select(milliseconds(TIMESTAMP)).item(),
+        "recent": pl.DataFrame({TIMESTAMP: [found.recent.replace(tzinfo=None)]}).select(milliseconds(TIMESTAMP)).item(),
         "time": _over_time(found),
         "ages": list(_by_age(found)),
         "alarms": _alarms(found, history),
@@ -244,7 +244,7 @@ def _over_time(found: Monitored) -> dict[str, Any]:
     each = found.metrics.filter(group=TIME)
     parts = {model: each.filter(model=model) for model in _MODELS}
     own = parts[FORECAST]
-    times = own.select(pl.col("value").str.to_datetime().dt.replace_time_zone(None).dt.epoch("ms"))
+    times = own.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
     charts = [
         {"title": title, "series": [_line(parts[model], name, _MODELS[model], _COLOURS[model]) for model in _MODELS]}
         for title, name in (("MASE", "mase"), ("WQL", "wql"), ("Bias", "bias"))

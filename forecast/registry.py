@@ -478,9 +478,9 @@ class Registry:
         self._client.delete_model_version(self.name, str(version.number))
 
     def previous(self, champion: Version) -> Version | None:
-        """Return the version that a champion replaced, None for the first one."""
+        """Return the version that a champion replaced, None for the first one, and if it was deleted."""
         replaced = champion.tags.get(REPLACED_VERSION)
-        return self.resolve(replaced) if replaced else None
+        return self.find(replaced) if replaced else None
 
     @_calls_mlflow
     def rollback(self, reason: str) -> tuple[Version, Version]:
@@ -489,9 +489,10 @@ class Registry:
         The one that is left remembers why, so that `promote` does not bring it back.
         """
         champion = self.resolve(names.CHAMPION)
-        target = self.previous(champion)
-        if target is None:
+        replaced = champion.tags.get(REPLACED_VERSION)
+        if not replaced:
             raise RegistryError(f"nothing to roll back to: {champion} was the first champion")
+        target = self.resolve(replaced)
         self._client.set_model_version_tag(self.name, str(champion.number), DEMOTED, reason)
         self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
         return champion, target

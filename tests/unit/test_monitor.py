@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -297,6 +298,32 @@ def test_forecasts_of_another_frequency_are_refused(scores: SinkConfig, tmp_path
     (copy / next(name for name in first["files"] if name.startswith("forecasts"))).unlink()
     with pytest.raises(OutputError, match=r"1 of 2 files of the cutoff .* are gone.*; score it again"):
         list(Written(given).rows(first))
+
+
+def test_days_are_those_of_the_clock_on_the_wall(
+    train: Callable[..., FitResult],
+    table: Callable[..., pl.DataFrame],
+    loaded: Callable[..., Loaded],
+    weekly: Callable[..., dict[str, np.ndarray]],
+    tmp_path: Path,
+) -> None:
+    """Over the change of the clocks, with cutoffs that are at another distance from UTC before it and after it."""
+    first = datetime(2024, 3, 1, 23)  # Midnight in Berlin.
+    series = weekly(2, 24 * 40)
+    rows = table(series, start=first, every=timedelta(hours=1), time_zone="Europe/Berlin")
+    model = train(loaded(rows, 6, freq="1h", season_length=24), context=24, holdout_windows=0).artifact
+    rows.write_parquet(tmp_path / "table.parquet")
+    read = model.open(SourceConfig(path=str(tmp_path / "table.parquet")))
+    given = ScoreOutput(path=str(tmp_path / "scores"))
+    job = Job(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
+    for number in range(30, 33):  # The clocks change in the night to 31 March.
+        job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
+    settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 24, "segments": ["demand"]})
+    found = monitor(model, read, Written(given), None, settings)
+    assert found.counts["rows_scored"] == found.counts["rows"] == 3 * 2 * 6
+    days = found.metrics.filter(group="time", model=FORECAST).select("value", "n_steps").rows()
+    assert days == [(f"2024-{day} 00:00:00", 12) for day in ("03-30", "03-31", "04-01")]
+    assert str(found.as_of.tzinfo) == "Europe/Berlin"
 
 
 def test_settings_that_contradict_are_told() -> None:
