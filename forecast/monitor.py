@@ -97,6 +97,8 @@ class Monitored:
     counts: dict[str, int]
     """rows = rows_scored + rows_not_yet_observed + rows_missing: forecasts of the steps in both windows and later ones.
     Also cutoffs, series, series_unknown (not in the table, their due steps are missing) and rows_recent (scored)."""
+    versions: dict[str, int]
+    """Cutoffs by the version that made them."""
     bands: tuple[float, ...]
     """Coverage that the intervals should have, widest first."""
     scores: pl.DataFrame
@@ -221,7 +223,8 @@ def monitor(
 ) -> Monitored:
     """Return what the observations in a panel, which ends at `settings.as_of`, say about forecasts.
 
-    `artifact` says how the panel was read. `backtest` has series_id and mase of the reference, a row per window.
+    `artifact` says how the panel was read. `backtest` has series_id and mase of the version that made the latest
+    forecasts, a row per window.
     `judged` are the versions of champion and shadow that are compared where both have forecast. Raises DataError for
     forecasts that do not fit the panel, and if there are none that may be looked at; ConfigError for unknown segments.
     """
@@ -230,7 +233,7 @@ def monitor(
     horizon = max(int(content["horizon"]) for content in written.contents)
     recent, end = settings.recent or max(season, horizon), panel.last_index
     span = Span(end - recent - (settings.history or 4 * recent) + 1, end - recent + 1, end)
-    cutoffs = _within(_placed(written, panel), span, settings.as_of, panel, written)
+    cutoffs = _within(_seen(written, panel, settings.as_of), span, panel, written)
     others = {} if shadow is None or judged is None else {each.place: each for each in _placed(shadow, panel)}
     both = {
         each.place: others[each.place]
@@ -280,6 +283,7 @@ def monitor(
             "series_unknown": len(unknown),
             **counts,
         },
+        versions=dict(Counter(each.version for each in cutoffs)),
         bands=tuple(band for band, _, _ in _bands(levels)),
         scores=scores,
         metrics=_metrics(scores, tables[TIME], segments, list(ages)),
@@ -395,20 +399,28 @@ def _placed(written: Written, panel: Panel) -> list[_Cutoff]:
     return [_Cutoff(at, content) for at, content in zip(index.to_list(), written.contents, strict=True)]
 
 
-def _within(
-    cutoffs: Sequence[_Cutoff], span: Span, as_of: datetime | None, panel: Panel, written: Written
-) -> list[_Cutoff]:
-    """Return the cutoffs with a step in the windows or after them. Raises DataError if there is none."""
-    first, last = (_moment(cutoffs[at].content) for at in (0, -1))
+def _seen(written: Written, panel: Panel, as_of: datetime | None) -> list[_Cutoff]:
+    """Return the cutoffs that may be looked at. Raises DataError if there is none."""
+    cutoffs = _placed(written, panel)
     seen = cutoffs if as_of is None else [each for each in cutoffs if each.place <= panel.grid.floor(as_of)]
     if not seen:
         raise DataError(
-            f"monitor.as_of={as_of} is before the first of {len(cutoffs):,} cutoffs in {written.path}, {first}; set a "
-            "later one"
+            f"monitor.as_of={as_of} is before the first of {len(cutoffs):,} cutoffs in {written.path}, "
+            f"{_moment(cutoffs[0].content)}; set a later one"
         )
-    kept = [each for each in seen if each.place + each.horizon >= span.first]
+    return seen
+
+
+def maker(written: Written, panel: Panel, as_of: datetime | None) -> str:
+    """Return the version that has made the latest forecasts that may be looked at. Raises DataError as `monitor`."""
+    return _seen(written, panel, as_of)[-1].version
+
+
+def _within(cutoffs: Sequence[_Cutoff], span: Span, panel: Panel, written: Written) -> list[_Cutoff]:
+    """Return the cutoffs with a step in the windows or after them. Raises DataError if there is none."""
+    kept = [each for each in cutoffs if each.place + each.horizon >= span.first]
     if not kept:
-        begin = panel.grid.timestamps(np.array([span.first]))[0]
+        last, begin = _moment(cutoffs[-1].content), panel.grid.timestamps(np.array([span.first]))[0]
         raise DataError(
             f"{written.path}: the latest of {len(cutoffs):,} cutoffs is {last}, whose forecasts end before {begin}, "
             "where what is looked at begins; score later cutoffs, or raise monitor.history"

@@ -42,7 +42,7 @@ _ALARMS: Final = {
 
 
 def monitor_page(
-    found: Monitored, checks: Sequence[Check], *, version: str, history: pl.DataFrame, facts: Mapping[str, Any]
+    found: Monitored, checks: Sequence[Check], *, model: str, history: pl.DataFrame, facts: Mapping[str, Any]
 ) -> str:
     """Return the page as one file that works offline.
 
@@ -60,10 +60,10 @@ def monitor_page(
     }
     return page(
         "monitor",
-        title=f"Forecasts of {version}, as of {found.as_of:%Y-%m-%d %H:%M}",
+        title=f"Forecasts of {model}, as of {found.as_of:%Y-%m-%d %H:%M}",
         subtitle=f"{breached:,} of {len(checks):,} thresholds breached, {len(found.alarmed):,} series with an alarm",
         facts={
-            "Cutoffs": f"{counts['cutoffs']:,}",
+            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in found.versions.items()),
             "Series": f"{counts['series']:,}",
             "Recent window": f"{found.span.last - found.span.recent + 1:,} steps",
             "History": f"{found.span.recent - found.span.first:,} steps",
@@ -98,7 +98,7 @@ def _verdict(checks: Sequence[Check], facts: Mapping[str, Any]) -> str:
     ]
     heads = {"In the recent window": "wide", "Found": "number", "Allowed": "number", "Setting": "", "Verdict": ""}
     started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
-    told = " ".join(f"{html.escape(text)}." for text in (facts["rollback"], started) if text)
+    told = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in (facts["rollback"], started) if text)
     return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", told)
 
 

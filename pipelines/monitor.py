@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import MonitorConfig, SinkConfig, load
-from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached
+from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached, listing
 from pipelines import console
 from pipelines.compose import compose
 from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
@@ -63,7 +63,7 @@ def main(config: MonitorConfig) -> None:
 
 def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
-    from forecast.monitor import Written, checks, monitor
+    from forecast.monitor import Written, checks, maker, monitor
     from forecast.monitor_page import monitor_page
     from forecast.names import SHADOW
     from forecast.output import locked
@@ -72,6 +72,7 @@ def run(config: MonitorConfig) -> Result:
 
     settings = config.monitor
     written = Written(config.scores)
+    _check_model(config, written)
     shadow_path = Path(config.scores.path) / SHADOW
     shadow = Written(SinkConfig(path=str(shadow_path))) if (shadow_path / "manifests").is_dir() else None
     registry = Registry(config.registry)
@@ -80,7 +81,7 @@ def run(config: MonitorConfig) -> Result:
     source = config.data.model_copy(update={"until": settings.as_of or config.data.until})
     loaded = read_for(artifact, source)
     judged = _judged(registry, version, shadow)
-    tested, reference = _backtest(registry, version)
+    tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
             found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged)
@@ -94,7 +95,7 @@ def run(config: MonitorConfig) -> Result:
         before = registry.runs({"job": "monitor", "as_of": as_of})
         before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
         kept = next(iter(before.values()), {})
-        with registry.run("monitor", config, {"version": str(version.number), **key}) as run:
+        with registry.run("monitor", config, key) as run:
             log_data(run, loaded)
             verdict = _verdict(found, judged)
             rolled_back = _roll_back(registry, config, version, judged, found, verdict)
@@ -103,7 +104,8 @@ def run(config: MonitorConfig) -> Result:
             on_breach = settings.on_breach if start else kept.get("on_breach")
             content = {
                 "as_of": as_of,
-                "version": str(version),
+                "model": registry.name,
+                "versions": found.versions,
                 "counts": found.counts,
                 "alarmed": found.alarmed,
                 "thresholds": [vars(check) | {"breached": check.breached} for check in made],
@@ -111,13 +113,13 @@ def run(config: MonitorConfig) -> Result:
                 "rollback": told or None,
                 "on_breach": on_breach,
             }
-            page = monitor_page(found, made, version=str(version), history=_history(loaded, found), facts=content)
+            page = monitor_page(found, made, model=registry.name, history=_history(loaded, found), facts=content)
             tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
             run.tags({name: value for name, value in tags.items() if value})
             _log(run, found, reference)
             _write(run, folder, found, content, page)
         registry.delete_runs(before)
-    return Result(_line(found, version, folder), found, breaches, rolled_back, start, folder)
+    return Result(_line(found, registry.name, folder), found, breaches, rolled_back, start, folder)
 
 
 def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, object]", page: str) -> None:
@@ -130,6 +132,16 @@ def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, 
     write_text_atomic(json.dumps(content, indent=1) + "\n", folder / "monitor.json")
     for file in sorted(folder.iterdir()):
         run.file(file)
+
+
+def _check_model(config: MonitorConfig, written: "Written") -> None:
+    """Raise ConfigError for forecasts of another model."""
+    others = [content["model"] for content in written.contents if content["model"] != config.registry.name]
+    if others:
+        raise ConfigError(
+            f"registry.name={config.registry.name}, but {len(others):,} of {len(written.contents):,} cutoffs in "
+            f"{written.path} are of {listing(sorted(set(others)))}; set registry.name, or another scores.path"
+        )
 
 
 def _check_on_breach(config: MonitorConfig) -> None:
@@ -173,13 +185,13 @@ def _judged(registry: "Registry", version: "Version", shadow: "Written | None") 
     return str(version.number), other
 
 
-def _backtest(registry: "Registry", version: "Version") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
-    """Return scores and metrics of the version in its latest backtest, if there is one."""
+def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
+    """Return scores and metrics of a version in its latest backtest, if there is one."""
     from forecast.backtest import BACKTEST_RUN
     from forecast.metrics import MODEL, summarise
 
-    run_id = version.tags.get(BACKTEST_RUN)
-    if not run_id:
+    run_id = version and version.tags.get(BACKTEST_RUN)
+    if version is None or not run_id:
         return None, {}
     scores = registry.read_table(run_id, "scores.parquet").filter(**{MODEL: version.kind})
     return scores, summarise(scores).row(0, named=True)
@@ -254,13 +266,13 @@ def _log(run: "Run", found: "Monitored", reference: "dict[str, float | None]") -
     run.metrics({name: float(value) for name, value in values.items() if value is not None})
 
 
-def _line(found: "Monitored", version: "Version", folder: Path) -> str:
+def _line(found: "Monitored", model: str, folder: Path) -> str:
     from forecast.names import SOURCE_SEASONAL_NAIVE
 
     counts = found.counts
     parts = [
-        f"{version}: as of {found.as_of.isoformat()}",
-        f"{counts['cutoffs']:,} cutoff{'s' * (counts['cutoffs'] != 1)}",
+        f"{model}: as of {found.as_of.isoformat()}",
+        f"{counts['cutoffs']:,} cutoff{'s' * (counts['cutoffs'] != 1)} by {', '.join(f'v{v}' for v in found.versions)}",
         f"{counts['rows']:,} forecasts = {counts['rows_scored']:,} scored + {counts['rows_not_yet_observed']:,} not "
         f"yet observed + {counts['rows_missing']:,} whose observation is missing",
     ]

@@ -81,7 +81,7 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert registry().resolve("champion").number == 2
     folder = worse.folder / "watch" / "as_of=2024-01-18T23%3A00%3A00"
     assert {path.name for path in folder.iterdir()} >= {"monitor.html", "scores.parquet", "metrics.parquet"}
-    assert "champion rolled back: v1 -&gt; v2" in (folder / "monitor.html").read_text()
+    assert "Champion rolled back: v1 -&gt; v2" in (folder / "monitor.html").read_text()
 
     # It is not promoted again, unless it is forced to be judged.
     message = refuse(5, "promote", MODEL, "registry.alias=1")
@@ -149,6 +149,9 @@ def test_mistakes_are_told(promoted: Store) -> None:
     assert (
         "monitor.on_breach_overrides, of forecast finetune: 1 mistake in the config:\n  data.path: missing" in message
     )
+    promoted.score(None, output="scores")
+    message = refuse(2, *LOOK, table, "registry.name=others")
+    assert "registry.name=others, but 1 of 1 cutoffs in scores are of loads; set registry.name" in message
     message = refuse(2, *LOOK, table, "monitor.as_of=2024-01-15", f"data.until={END.isoformat()}")
     assert "monitor.as_of and data.until are both given" in message
     # The first champion replaced none: there is nothing to shadow, and that is no mistake.

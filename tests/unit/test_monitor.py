@@ -163,7 +163,7 @@ def test_a_series_whose_level_shifts_has_an_alarm_and_no_other(
     assert after.shown["series_id"].unique().to_list() == ["s02"]
     # Of each step, the forecast of the latest cutoff before it.
     assert (after.shown["timestamp"] - after.shown["cutoff"]).max() <= timedelta(days=5)
-    page = monitor_page(after, [], version="m v1", history=shifted.filter(~rest), facts=FACTS)
+    page = monitor_page(after, [], model="m", history=shifted.filter(~rest), facts=FACTS)
     assert "1 series with an alarm" in page
 
 
@@ -190,7 +190,7 @@ def test_the_first_day_has_nothing_to_judge(
     assert found.metric("mase") is None
     judged = checks(found, MonitorSettings.model_validate({"thresholds": {"max_mase": 0.1, "max_psi": 0.01}}), {})
     assert not any(check.breached for check in judged)
-    assert "Nothing is observed yet" in monitor_page(found, judged, version="m v1", history=came.head(0), facts=FACTS)
+    assert "Nothing is observed yet" in monitor_page(found, judged, model="m", history=came.head(0), facts=FACTS)
 
 
 @pytest.mark.parametrize("output", [{"sink": "delta"}, {"sink": "sql", "uri": "sqlite:///{}/scores.db"}])
@@ -318,7 +318,7 @@ def test_days_are_those_of_the_clock_on_the_wall(
     job = Job(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
     for number in range(30, 33):  # The clocks change in the night to 31 March.
         job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
-    settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 24, "segments": ["demand"]})
+    settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 240, "segments": ["demand"]})
     found = monitor(model, read, Written(given), None, settings)
     assert found.counts["rows_scored"] == found.counts["rows"] == 3 * 2 * 6
     days = found.metrics.filter(group="time", model=FORECAST).select("value", "n_steps").rows()
@@ -357,7 +357,7 @@ def test_the_page_is_drawn_and_names_stay_text(
     found = look(trained.artifact, shifted, tmp_path, scores, day(150))
     history = shifted.filter(series_id="s02")
     facts = FACTS | {"rollback": "v2 -> v1 <b>evil</b>"}
-    page = monitor_page(found, [Check("max_mase", "MASE", 2.0, 1.0)], version="<i>m</i>", history=history, facts=facts)
+    page = monitor_page(found, [Check("max_mase", "MASE", 2.0, 1.0)], model="<i>m</i>", history=history, facts=facts)
     assert "<b>evil" not in page
     assert "<i>m" not in page
     assert not re.search(r'(src|href)="(?!data:)', page.split("<script>")[0])
