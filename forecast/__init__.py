@@ -15,9 +15,31 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forecast.api import attention, backtest, calibrate, finetune, forecast, load, prepare, sample_paths, train
+    from forecast.api import (
+        attention,
+        backtest,
+        calibrate,
+        finetune,
+        forecast,
+        load,
+        prepare,
+        sample_paths,
+        train,
+        tune,
+    )
 
-__all__ = ["attention", "backtest", "calibrate", "finetune", "forecast", "load", "prepare", "sample_paths", "train"]
+__all__ = [
+    "attention",
+    "backtest",
+    "calibrate",
+    "finetune",
+    "forecast",
+    "load",
+    "prepare",
+    "sample_paths",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from forecast.config import (
     FinetuneSettings,
     FitSettings,
     SourceConfig,
+    TuneSettings,
 )
 from forecast.config import load as validated
 from forecast.data.io import to_lazy
@@ -33,9 +34,12 @@ from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
 from forecast.names import SOURCE_PRETRAINED
+from forecast.output import locked
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
+from forecast.tune import TuneResult
+from forecast.tune import tune as tune_settings
 
 Settings = Mapping[str, Any]
 
@@ -59,12 +63,7 @@ def train(
     columns of the first. `data`, `model` and `fit` take the keys of the config groups of the same names. Raises
     ConfigError, DataError.
     """
-    window = {"horizon": horizon, "context_length": context_length}
-    config = validated(FitSettings, {"data": data or {}, "window": window, "model": model or {}, "fit": fit or {}})
-    if isinstance(table, str | Path):
-        loaded = read_panel(_at(config.data, table, known, static), horizon)
-    else:
-        loaded = load_panel(_tables(table, known, static), config.data, horizon)
+    loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
     return fit_panel(
         loaded.panel,
         data=loaded.data,
@@ -74,6 +73,30 @@ def train(
         fit=config.fit,
         progress=progress,
     )
+
+
+def tune(
+    table: object,
+    folder: str | Path,
+    *,
+    horizon: int,
+    known: object = None,
+    static: object = None,
+    context_length: int | None = None,
+    data: Settings | None = None,
+    model: Settings | None = None,
+    fit: Settings | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Return the best of several trainings with other settings; arguments as of `train`, `settings` the keys of `tune`.
+
+    The search lies in `folder`, and goes on there if it was stopped. Raises ConfigError, DataError, OutputError.
+    """
+    loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
+    with locked(Path(folder), "folder"):
+        wanted = validated(TuneSettings, settings)
+        return tune_settings(loaded, config, wanted, Path(folder), key="folder", progress=progress)
 
 
 def read(artifact: Artifact, table: object, known: object = None, static: object = None) -> Loaded:
@@ -167,6 +190,25 @@ def sample_paths(
 def load(folder: str | Path) -> Artifact:
     """Return a model that `artifact.save(folder)` or `forecast models export` has written."""
     return artifacts.load(Path(folder))
+
+
+def _training(
+    table: object,
+    known: object,
+    static: object,
+    horizon: int,
+    context_length: int | None,
+    data: Settings | None,
+    model: Settings | None,
+    fit: Settings | None,
+) -> tuple[Loaded, FitSettings]:
+    window = {"horizon": horizon, "context_length": context_length}
+    config = validated(FitSettings, {"data": data or {}, "window": window, "model": model or {}, "fit": fit or {}})
+    if isinstance(table, str | Path):
+        loaded = read_panel(_at(config.data, table, known, static), horizon)
+    else:
+        loaded = load_panel(_tables(table, known, static), config.data, horizon)
+    return loaded, config
 
 
 Source = TypeVar("Source", bound=SourceConfig)

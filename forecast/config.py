@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -609,6 +609,40 @@ class TrainConfig(JobConfig):
     window: WindowConfig
     model: ModelConfig = ModelConfig()
     fit: FitConfig = FitConfig()
+
+
+_SPACE: Final[dict[str, Any]] = {
+    "model": {
+        "cell": ["lstm", "gru"],
+        "hidden_size": [32, 64, 128],
+        "decoder_size": [8, 16, 32],
+        "dropout": {"low": 0.0, "high": 0.3},
+    },
+    "fit": {"learning_rate": {"low": 1e-3, "high": 2e-2}, "batch_size": [8, 16, 32, 64]},
+}
+
+
+class TuneSettings(Config):
+    """The search for settings."""
+
+    n_trials: Annotated[int, Field(ge=1)] = 20
+    """Trainings, the first with the settings as given; those of a search that is gone on with count."""
+    metric: Literal["wql", "mase"] = "wql"
+    """What is to be small on the validation windows; of classes it is the log-loss."""
+    space: dict[str, Any] = _SPACE
+    """What is drawn, in the groups window, model and fit: a list to choose from, or low, high (and log) of a range. A
+    space that is given takes the place of this one."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """Of the trials that came to a rung, one in so many goes on; the next rung is so many times further."""
+    first_rung: Annotated[int, Field(ge=1)] | None = None
+    """Steps of training up to the first rung; fit.validation_every when not given."""
+
+
+class TuneConfig(TrainConfig):
+    """`forecast tune`: the settings of `forecast train`, and what is searched."""
+
+    tune: TuneSettings = TuneSettings()
+    output: OutputFolder
 
 
 class HorizonConfig(Config):

@@ -1,12 +1,13 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
+import copy
 import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -101,6 +102,8 @@ class FitResult:
     curve: Curve
     """In the order of training."""
     summary: Summary
+    stopped: bool = False
+    """Whether `watch` has ended the training."""
 
 
 def default_context(frequency: Frequency, season_length: int, horizon: int, typical_length: float) -> int:
@@ -117,6 +120,32 @@ def default_context(frequency: Frequency, season_length: int, horizon: int, typi
     return max(wanted - wanted % season_length, least) if wanted > least else least
 
 
+Watch = Callable[[Artifact, int], bool]
+"""Shown the model with its averaged weights at each validation, and the step; True ends the training."""
+
+
+class HeldOut(NamedTuple):
+    """What of a panel is not trained on."""
+
+    trained_until: int
+    """Grid index of the last step that training may see."""
+    validation: WindowIndex
+    """The windows that stop the training and choose the skip."""
+    limits: IntArray
+    """[S], the first so many steps of each series are trained on."""
+    every: WindowIndex
+    """All windows that `validation` is taken from."""
+
+
+def held_out(panel: Panel, horizon: int, fit: FitConfig) -> HeldOut:
+    """Return the validation windows of a training, and what lies before them."""
+    trained_until = panel.last_index - fit.holdout_windows * horizon
+    every, limits = held_out_windows(
+        usable_lengths(panel, trained_until), horizon=horizon, n_windows=fit.validation_windows, at_least=_LEAST_CHECKS
+    )
+    return HeldOut(trained_until, _sampled(every, fit.seed), limits, every)
+
+
 def fit(
     panel: Panel,
     *,
@@ -126,6 +155,7 @@ def fit(
     model: ModelConfig,
     fit: FitConfig,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
@@ -134,6 +164,8 @@ def fit(
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip (512 to 4,096 windows, the same each time, that
     overlap where the series are few); the closed-form solution is kept if no network validates better.
+
+    `watch` is for one network on one device.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
     ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
@@ -148,14 +180,8 @@ def fit(
         names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
         checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
-    last = panel.last_index
-    trained_until = last - fit.holdout_windows * window.horizon
-    usable = usable_lengths(panel, trained_until)
-    every, limits = held_out_windows(
-        usable, horizon=window.horizon, n_windows=fit.validation_windows, at_least=_LEAST_CHECKS
-    )
+    trained_until, validation, limits, every = held_out(panel, window.horizon, fit)
     _check(panel, limits, every, fit, window)
-    validation = _sampled(every, fit.seed)
     context = window.context_length or default_context(
         panel.grid.frequency, data.season_length, window.horizon, float(np.median(limits[limits > 0]))
     )
@@ -195,6 +221,24 @@ def fit(
 
     units = _units(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
+    stopped = False
+
+    def artifact_of(network: Forecaster) -> Artifact:
+        return Artifact(
+            network=network,
+            data=data,
+            window=WindowConfig(context_length=context, horizon=window.horizon),
+            model=model,
+            categories=categories,
+            grid=panel.grid,
+            trained_until=trained_until,
+        )
+
+    def shown(network: Forecaster, step: int) -> bool:
+        nonlocal stopped
+        stopped = watch is not None and watch(artifact_of(copy.deepcopy(network).cpu().eval()), step)
+        return stopped
+
     members: list[RecurrentForecaster] = []
     results: list[tuple[Curve, Summary]] = []
     with only_deterministic(fit.deterministic and device.type == "cuda"):
@@ -202,7 +246,7 @@ def fit(
             own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
             told = _share_of(progress, number, fit.ensemble)
             network, curve, summary = _train(
-                panel, device, shape, model, own, limits, validation, units, checkpoint, told
+                panel, device, shape, model, own, limits, validation, units, checkpoint, told, shown if watch else None
             )
             units = [network.shape.unit]  # Quantiles can only be averaged on one scale.
             members.append(network)
@@ -216,18 +260,9 @@ def fit(
     for checkpoint in checkpoints:
         if checkpoint is not None:
             checkpoint.remove()
-    artifact = Artifact(
-        network=forecaster,
-        data=data,
-        window=WindowConfig(context_length=context, horizon=window.horizon),
-        model=model,
-        categories=categories,
-        grid=panel.grid,
-        trained_until=trained_until,
-        coupling=coupling,
-    )
+    artifact = replace(artifact_of(forecaster), coupling=coupling)
     log.info("fit: %s", summary)
-    return FitResult(artifact, curve, summary)
+    return FitResult(artifact, curve, summary, stopped)
 
 
 def _train(
@@ -241,6 +276,7 @@ def _train(
     units: Sequence[float],
     checkpoint: Checkpoint | None,
     progress: Progress | None,
+    shown: Callable[[Forecaster, int], bool] | None,
 ) -> tuple[RecurrentForecaster, Curve, Summary]:
     """Return the best network, on the CPU, and how it came about."""
     assert fit.origins is not None
@@ -254,7 +290,7 @@ def _train(
     network.to(device).eval()
     solved = time.monotonic()
     loss = validated(network, tensors, validation)
-    keeper = KeepBest(network, loss, fit.patience, progress)
+    keeper = KeepBest(network, loss, fit.patience, progress, shown)
     found: dict[str, float] = {}
     if fit.max_steps:
         _widen(network)

@@ -48,6 +48,9 @@ REPLACED_VERSION: Final = "replaced_version"
 DEMOTED: Final = "demoted"
 """Tag of a version that was rolled back: why."""
 
+PARENT_RUN: Final = "mlflow.parentRunId"
+"""Tag of a run: the one that it is shown inside of."""
+
 _ARTIFACT: Final = "model"  # the name of our folder inside the logged model
 _PACKAGES: Final = ("gatecast", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "torch")
 _BATCH: Final = 1000  # metrics MLflow takes in one call

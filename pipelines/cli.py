@@ -16,6 +16,7 @@ from forecast.errors import ConfigError, GatecastError
 # verb: (module:function, what it does); the function takes the arguments after the verb.
 VERBS: Final = {
     "train": ("pipelines.train:main", "train a model on a panel and register it"),
+    "tune": ("pipelines.tune:main", "search for the settings of a training"),
     "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),

@@ -26,6 +26,7 @@ from forecast.config import (
     RefreshConfig,
     ScoreConfig,
     TrainConfig,
+    TuneConfig,
     without_password,
 )
 from forecast.errors import GatecastError, LedgerError
@@ -40,6 +41,7 @@ _LOG = logging.getLogger(__name__)
 
 FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,

@@ -26,7 +26,7 @@ _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CUTOFF: Final = {
     "score": "score.cutoff",
     "monitor": "monitor.as_of",
-    **dict.fromkeys(("train", "finetune", "backtest", "calibrate", "refresh"), "data.until"),
+    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "refresh"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 

@@ -187,10 +187,18 @@ class ForecastModule(lightning.LightningModule):
 
 
 class KeepBest(Callback):
-    """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent."""
+    """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent.
+
+    Or when `shown`, which sees the averaged weights at each validation, says so.
+    """
 
     def __init__(
-        self, network: nn.Module, loss: float, patience: int, progress: Callable[[float, str], None] | None
+        self,
+        network: nn.Module,
+        loss: float,
+        patience: int,
+        progress: Callable[[float, str], None] | None,
+        shown: Callable[[Forecaster, int], bool] | None = None,
     ) -> None:
         self.best_loss = loss
         self.best = _copied(network)
@@ -200,6 +208,7 @@ class KeepBest(Callback):
         self._patience = patience
         self._waited = 0
         self._progress = progress
+        self._shown = shown
 
     def state(self) -> dict[str, Any]:
         """Return all but the best weights, as JSON."""
@@ -244,7 +253,8 @@ class KeepBest(Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
             self.best = _copied(pl_module.network)
-        if self._waited >= self._patience:
+        stopped = self._shown is not None and self._shown(pl_module.network, trainer.global_step)
+        if stopped or self._waited >= self._patience:
             trainer.should_stop = True
 
 

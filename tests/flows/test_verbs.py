@@ -430,3 +430,27 @@ def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_pa
     metrics = runs(found)[0].data.metrics
     assert metrics["steps"] == 120
     assert metrics["member_02/steps"] == 60
+
+
+def test_a_search_registers_the_best_of_its_trials_which_are_runs_inside_its_own(store: str, tmp_path: Path) -> None:
+    panel().write_parquet(tmp_path / "panel.parquet")
+    quick = "fit.max_steps=10", "fit.validation_every=5", "tune.space.fit.learning_rate={low:1e-4,high:1e-2}"
+    wanted = MODEL, f"data.path={tmp_path / 'panel.parquet'}", f"output.path={tmp_path / 'search'}", *TRAIN, *quick
+    line = succeed("tune", *wanted, "tune.n_trials=2").lines[-1]
+    assert line.startswith(f"{NAME} v1 (pretrained): trial ")
+    client = MlflowClient(store)
+    search, *trials = sorted(client.search_runs(["1"]), key=lambda run: run.info.start_time)
+    assert [run.info.run_name for run in trials] == ["trial 0", "trial 1"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {search.info.run_id}
+    best = min(run.data.metrics["wql"] for run in trials)
+    assert search.data.metrics["tune/wql"] == best
+    assert trials[0].data.params["fit.learning_rate"] != trials[1].data.params["fit.learning_rate"]
+    version = Registry(RegistryConfig(name=NAME)).resolve("pretrained")
+    assert (version.number, version.run_id) == (1, search.info.run_id)
+
+    again = succeed("tune", *wanted, "tune.n_trials=2").lines[-1]
+    assert f"validation wql {best:.4f}" in again
+    assert len(client.search_runs(["1"])) == 4, "nothing was trained again"
+    succeed("train", "--config", tmp_path / "search" / "best.yaml")
+    digests = [Registry(RegistryConfig(name=NAME)).resolve(number).digest for number in (1, 2, 3)]
+    assert len(set(digests)) == 1, "the settings that were found give the model that was found"

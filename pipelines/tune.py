@@ -1,0 +1,99 @@
+"""`forecast tune`: search for the settings of a training, and register the best model as `pretrained`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import TrainConfig, TuneConfig, load
+from pipelines import console
+from pipelines.record import note, recorded
+
+if TYPE_CHECKING:
+    from forecast.registry import Version
+    from forecast.tune import Trial, TuneResult
+
+
+@recorded(TuneConfig)
+def main(config: TuneConfig) -> None:
+    """Run the verb."""
+    version, line, result = run(config)
+    note(model=str(version), output=config.output.path)
+    best = result.trials.filter(state="complete").sort("value").drop("state").head(5)
+    console.table(best)
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
+    """Search, log each trial as a run inside the run of the search, and register the best model.
+
+    Returns the version, a line about it, and the result.
+    """
+    from forecast.config import FitSettings
+    from forecast.data.io import write_parquet_atomic, write_text_atomic
+    from forecast.names import PRETRAINED
+    from forecast.output import locked
+    from forecast.predict import example
+    from forecast.registry import PARENT_RUN, Registry
+    from forecast.tune import tune
+    from pipelines.shared import log_data, read_table, version_tags
+
+    folder = Path(config.output.path)
+    registry = Registry(config.registry)
+    loaded = read_table(config.data, config.window.horizon)
+    with locked(folder), registry.run("tune", config) as run:
+        data_digest = log_data(run, loaded)
+
+        def ended(trial: "Trial") -> None:
+            tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
+            with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as own:
+                if trial.result is not None and trial.value is not None:
+                    own.curve(trial.result.curve)
+                    summary = {
+                        name: value for name, value in trial.result.summary.items() if not isinstance(value, str)
+                    }
+                    own.metrics({**summary, config.tune.metric: trial.value})
+
+        with console.stage("tune") as stage:
+            result = tune(
+                loaded,
+                load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"})),
+                config.tune,
+                folder,
+                ended=ended,
+                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+            )
+            states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
+            stage.note(**states, best=result.best)
+        with console.stage("register") as stage, tempfile.TemporaryDirectory() as made:
+            best = _training(config, result.config)
+            settings = json.dumps(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"}), indent=2)
+            write_text_atomic(settings + "\n", folder / "best.yaml")
+            write_parquet_atomic(result.trials, folder / "trials.parquet")
+            run.table(result.trials, "trials.parquet")
+            run.text(settings, "best.yaml")
+            run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
+            digest = result.artifact.save(Path(made))
+            version = registry.register(
+                run,
+                Path(made),
+                digest=digest,
+                alias=PRETRAINED,
+                tags=version_tags(result.artifact, best, data_digest),
+                example=example(result.artifact),
+            )
+            stage.note(version=str(version))
+    value, given = result.values
+    beside = "" if given is None else f" ({given:.4f} with the settings as given)"
+    line = (
+        f"trial {result.best} of {len(result.trials)} is best, validation {result.metric} {value:.4f}{beside}; train "
+        f"again with forecast train --config {folder / 'best.yaml'}, run {run.id}"
+    )
+    return version, line, result
+
+
+def _training(config: TuneConfig, found: object) -> TrainConfig:
+    """Return the settings of a training with those of a trial."""
+    groups = {name: getattr(found, name) for name in ("window", "model", "fit")}
+    same = {name: getattr(config, name) for name in ("registry", "ledger", "data")}
+    return TrainConfig(**same, **groups)
