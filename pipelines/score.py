@@ -63,6 +63,7 @@ def main(config: ScoreConfig) -> None:
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.io import check_writable
+    from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_missing, open_version, read_for
@@ -74,7 +75,7 @@ def run(config: ScoreConfig) -> Scored:
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
     version, artifact = open_version(registry, config.registry.alias)
     loaded = read_for(artifact, config.data)
-    shadow = _shadow(registry, config, version, artifact, loaded)
+    other = _other(registry, config, version)
     scored: Scored | None = None
     try:
         with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
@@ -85,15 +86,17 @@ def run(config: ScoreConfig) -> Scored:
             job = Job(artifact, loaded, config.score, config.output, _names(version))
             outputs, failed = _write(job, cutoffs, "score")
             line = ""
-            if shadow:
-                made, failed_too = _write(shadow, cutoffs, "shadow")
-                failed |= {
-                    f"{cutoff}, {shadow.names['model']} v{shadow.names['model_version']} of score.shadow": error
-                    for cutoff, error in failed_too.items()
-                }
-                run.tags({"shadow": shadow.names["model_version"]})
-                run.json([output.content for output in made], "shadow_manifests.json")
-                line = f", shadow v{shadow.names['model_version']} on {shadow.loaded.panel.n_series:,} series"
+            if other:
+                try:  # The forecasts above are there, whatever becomes of these.
+                    shadow = _shadow(registry, config, other, artifact, loaded)
+                    made, failed_too = _write(shadow, cutoffs, SHADOW)
+                except GatecastError as error:
+                    failed[f"score.shadow, {other}"] = error
+                else:
+                    failed |= {f"{cutoff}, score.shadow, {other}": error for cutoff, error in failed_too.items()}
+                    run.tags({SHADOW: other.number})
+                    run.json([output.content for output in made], "shadow_manifests.json")
+                    line = f", shadow v{other.number} on {shadow.loaded.panel.n_series:,} series"
             seconds = time.monotonic() - begun
             _log(run, outputs, failed, seconds)
             scored = Scored(version, _line(outputs, folder, seconds) + line, outputs, failed)
@@ -108,14 +111,9 @@ def _names(version: "Version") -> dict[str, str]:
     return {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
 
 
-def _shadow(
-    registry: "Registry", config: ScoreConfig, version: "Version", artifact: "Artifact", loaded: "Loaded"
-) -> "Job | None":
-    """Return the job that writes the forecasts of score.shadow; None, and say why, if there is no other version."""
-    from forecast import artifact as artifacts
-    from forecast.names import CHAMPION, PREVIOUS, SHADOW
-    from forecast.output import Job, shadowed
-    from pipelines.shared import read_alike
+def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
+    """Return the version of score.shadow; None, and say why, if it is no other one. Raises RegistryError."""
+    from forecast.names import CHAMPION, PREVIOUS
 
     which = config.score.shadow
     if which is None:
@@ -126,10 +124,20 @@ def _shadow(
     else:
         other = registry.resolve(which, "score.shadow")
     if other is None or other.number == version.number:
-        _LOG.info(
-            "score.shadow=%s: %s; no shadow", which, "it is the one that scores" if other else "there is none yet"
-        )
+        _LOG.info("score.shadow=%s: %s; no shadow", which, "it is the one that scores" if other else "there is none")
         return None
+    return other
+
+
+def _shadow(
+    registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded"
+) -> "Job":
+    """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
+    from forecast import artifact as artifacts
+    from forecast.names import SHADOW
+    from forecast.output import Job, shadowed
+    from pipelines.shared import read_alike
+
     theirs = artifacts.load(registry.download(other))
     shared = config.output.model_dump(include={"min", "max"})
     state = config.score.state

@@ -154,5 +154,11 @@ def test_mistakes_are_told(promoted: Store) -> None:
     assert "registry.name=others, but 1 of 1 cutoffs in scores are of loads; set registry.name" in message
     message = refuse(2, *LOOK, table, "monitor.as_of=2024-01-15", f"data.until={END.isoformat()}")
     assert "monitor.as_of and data.until are both given" in message
+    # A shadow that fails takes nothing from the forecasts.
+    share = "score.shadow=pretrained", "score.shadow_share=0.0001"
+    done = forecast("score", MODEL, table, "output.path=main", *share)
+    assert done.code == 2
+    assert "score.shadow, loads v1: score.shadow_share=0.0001 is none of 20 series" in done.err
+    assert len(manifests(promoted.folder / "main")) == 1
     # The first champion replaced none: there is nothing to shadow, and that is no mistake.
-    assert "there is none yet; no shadow" in promoted.score(None, "score.shadow=previous", output="scores").err
+    assert "there is none; no shadow" in promoted.score(None, "score.shadow=previous", output="scores").err
