@@ -51,8 +51,10 @@ def main(config: MonitorConfig) -> None:
     result = run(config)
     note(output=str(result.folder))
     print(result.line)
-    told = [f"{len(result.breaches):,} thresholds are breached: {'; '.join(map(str, result.breaches))}"]
-    told = told if result.breaches else []
+    told = []
+    if result.breaches:
+        count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
+        told.append(f"{count} breached: {'; '.join(map(str, result.breaches))}")
     if result.started:
         told.append(_start(config))
     if result.rolled_back:

@@ -76,7 +76,7 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert (
         "error: champion rolled back: v1 -> v2; as of 2024-01-18T23:00:00, loads v2 as its shadow has MASE" in done.err
     )
-    assert "1 thresholds are breached: WQL over that of seasonal naive" in done.err
+    assert "1 threshold is breached: WQL over that of seasonal naive" in done.err
     assert event_of(done.code) == "rollback"
     assert registry().resolve("champion").number == 2
     folder = worse.folder / "watch" / "as_of=2024-01-18T23%3A00%3A00"
