@@ -58,9 +58,11 @@ _AFTER: Final = {
     "calibrate": ("finetune",),
     "backtest": ("finetune", "calibrate"),
     "promote": ("backtest",),
-    "score": ("promote",),
+    "refresh": ("train",),
+    "score": ("promote", "refresh"),
+    "monitor": ("score",),
 }
-"""The verbs that make what a verb reads from the registry."""
+"""The verbs that make what a verb reads: a model, or forecasts by one."""
 _HOUR: Final = timedelta(hours=1)
 _LONGEST: Final = timedelta(days=2)
 """That a job takes, at most, which the sensor is to see the end of."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import SchedulerConfig
-from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError
+from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
 from pipelines import compose, console
 from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
 
@@ -35,7 +35,7 @@ ACTIONS: Final = {
     "preview": "what becomes due until --until TIME",
     "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
 }
-FINAL: Final = (ConfigError.exit_code, GateRefused.exit_code)
+FINAL: Final = tuple(error.exit_code for error in (ConfigError, GateRefused, ThresholdBreached, RolledBack))
 """Exit codes of what would end the same way again."""
 _TIMED_OUT: Final = 124
 _SOON: Final = 0.2
