@@ -29,6 +29,7 @@ VERBS: Final = {
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
+    "replay": ("pipelines.replay:main", "replay weeks of nightly work, and what goes wrong in them"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),
 }
 
