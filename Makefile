@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check ui bench bench-accuracy bench-race clean
+.PHONY: demo test check ui server bench bench-accuracy bench-race clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -20,6 +20,10 @@ check: $(VENV)/.installed
 
 ui: $(VENV)/.installed-demo
 	$(BIN)/forecast ui
+
+# MLflow on PostgreSQL, in ./server.  make server ARGS='server.port=5001'
+server: $(VENV)/.installed
+	$(BIN)/forecast server $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -108,11 +108,11 @@ def after_the_end(task: Task, config: TrainConfig, loaded: Loaded, folder: Path)
     test = pl.read_parquet(folder / "test.parquet", columns=["series_id", "timestamp", "value"])
     kept = test.join(own, on="series_id", how="semi").sort("series_id", "timestamp")
     actual = kept["value"].to_numpy().reshape(panel.n_series, horizon)
-    scale, _ = seasonal_naive_errors(panel, windows, task.season)
+    scale, root_scale = seasonal_naive_errors(panel, windows, task.season)
 
     def judge(forecaster: Forecaster) -> Scores:
         quantiles = forecaster(panel, windows).astype(np.float64)
-        found = score_windows(actual, quantiles, levels=levels, scale=scale)
+        found = score_windows(actual, quantiles, levels=levels, scale=scale, root_scale=root_scale)
         smape, mase = float(found["smape"].mean()), float(np.nanmean(found["mase"]))
         scores = {"sMAPE": smape, "MASE": mase, "wQL": float(found["pinball"].sum() / found["abs_target"].sum())}
         if task.naive2:
@@ -167,11 +167,11 @@ def rolling(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Ju
     parts = [windows_at(panel, cutoff) for cutoff in cutoffs]
     windows = WindowIndex(np.concatenate([p.series for p in parts]), np.concatenate([p.cutoff for p in parts]))
     actual = future_values(panel, windows, horizon)
-    scale, _ = seasonal_naive_errors(panel, windows, task.season)
+    scale, root_scale = seasonal_naive_errors(panel, windows, task.season)
 
     def judge(forecaster: Forecaster) -> Scores:
         quantiles = forecaster(panel, windows).astype(np.float64)
-        found = score_windows(actual, quantiles, levels=levels, scale=scale)
+        found = score_windows(actual, quantiles, levels=levels, scale=scale, root_scale=root_scale)
         wql = float(found["pinball"].sum() / found["abs_target"].sum())
         return {"MASE": float(np.nanmean(found["mase"])), "wQL": wql}
 

@@ -437,12 +437,100 @@ class FinetuneSettings(Config):
         return incremental
 
 
+def _cutoffs(given: Any) -> Any:
+    """Return the timestamps of a range FIRST..LAST/STEP; anything else as it is."""
+    if not isinstance(given, str) or ".." not in given:
+        return given
+    import polars as pl
+
+    found = re.fullmatch(r"\s*(\S.*?)\s*\.\.\s*(.*?\S)\s*/\s*([1-9]\d*(?:m|h|d|w|mo|q|y))\s*", given)
+    if found is None:
+        raise ValueError(
+            "a range is FIRST..LAST/STEP, with a step such as 1d, 6h, 1w or 1mo: 2013-11-01..2013-12-01/1d"
+        )
+    try:
+        first, last = (datetime.fromisoformat(moment) for moment in found.groups()[:2])
+        moments = pl.datetime_range(first, last, found[3], eager=True).to_list()
+    except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"not a range of timestamps ({error})") from None
+    if not moments:
+        raise ValueError("the range ends before it begins")
+    return moments
+
+
+Cutoffs = Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)]
+
+
 class BacktestSettings(Config):
     """Rolling origins."""
 
-    n_windows: Annotated[int, Field(ge=1)] = 4
+    cutoffs: Cutoffs | None = None
+    """Last timestamps that forecasts see: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d. The
+    latest n_windows that have a full horizon behind them when not given."""
+    n_windows: Annotated[int, Field(ge=1)] | None = None
+    """How many cutoffs; 4 when not given."""
     step_size: Annotated[int, Field(ge=1)] | None = None
-    """Steps between cutoffs; the horizon when not given."""
+    """Steps between them; the horizon when not given."""
+    window: Literal["expanding", "sliding"] = "expanding"
+    """What is seen before a cutoff: all of the history, or its last window_length steps."""
+    window_length: Annotated[int | None, Field(ge=1, validate_default=True)] = None
+    """Steps that are seen with window=sliding: the context and the horizon at least."""
+    refit: Literal["never", "finetune", "scratch"] = "never"
+    """Judge the version as it is; or, at each cutoff, one that is fine-tuned from its base (finetune) or trained anew
+    with its data, window and model (scratch, and fine-tuned if the version is) on what is seen there."""
+    refit_every: Annotated[int, Field(ge=1)] | None = None
+    """Refit at every so many cutoffs only; at each one when not given."""
+    fit: FitConfig = FitConfig()
+    """Of refit=scratch: how to train. Nothing is held out for backtests: the data end at the cutoff."""
+    finetune: FinetuneSettings = FinetuneSettings()
+    """Of refit: how to fine-tune, likewise."""
+    one_pass: bool = False
+    """Let one pass of the encoder over the history serve all cutoffs. It has then seen the whole history, as with
+    score.state, and not the context alone."""
+    segments: tuple[str, ...] = ()
+    """Also score groups of series: by static covariates, by length, volume (thirds of the series) or intermittency."""
+    baselines: tuple[Literal["naive", "seasonal_naive", "auto_ets", "dynamic_optimized_theta"], ...] = (
+        "naive",
+        "seasonal_naive",
+    )
+    """What the models are compared with. auto_ets and dynamic_optimized_theta are fitted to each series at each cutoff
+    (gatecast[baselines])."""
+    baseline_history: Annotated[int, Field(ge=2)] = 500
+    """Latest steps that those two are fitted to, at most."""
+    n_jobs: Annotated[int, Field(ge=1)] = 1
+    """Processes that fit them."""
+
+    @field_validator(
+        "n_windows", "step_size", "window_length", "refit_every", "fit", "finetune", "one_pass", "segments", "baselines"
+    )
+    @classmethod
+    def _fits_together(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what contradicts the keys above it."""
+        given, name = info.data, str(info.field_name)
+        refit = given.get("refit", "scratch")
+        changed = name in ("fit", "finetune") and value != cls.model_fields[name].default
+        match name:
+            case "n_windows" | "step_size" if value is not None and given.get("cutoffs") is not None:
+                raise ValueError("cutoffs are given, which say it all; leave one of the two out")
+            case "window_length" if value is None and given.get("window") == "sliding":
+                raise ValueError("missing; window=sliding needs the number of steps that are seen")
+            case "window_length" if value is not None and given.get("window") == "expanding":
+                raise ValueError("is for window=sliding; window=expanding sees all of the history")
+            case "refit_every" if value is not None and refit == "never":
+                raise ValueError("refit=never has no refits; set refit=finetune or refit=scratch, or leave it out")
+            case "fit" if changed and refit != "scratch":
+                raise ValueError(f"is for refit=scratch (given: refit={refit})")
+            case "finetune" if changed and refit == "never":
+                raise ValueError("is for refit=finetune and refit=scratch (given: refit=never)")
+            case "fit" | "finetune" if value.checkpoint is not None:
+                raise ValueError("checkpoint can't be gone on from: every refit is a training of its own; leave it out")
+            case "one_pass" if value and (refit != "never" or given.get("window") != "expanding"):
+                raise ValueError("needs refit=never and window=expanding: one model, which has seen the whole history")
+            case "segments" | "baselines" if len(set(value)) < len(value):
+                raise ValueError("must not repeat")
+            case "baselines" if "seasonal_naive" not in value:
+                raise ValueError("must hold seasonal_naive: promotions are decided against it")
+        return value
 
 
 class CalibrateSettings(Config):
@@ -513,33 +601,12 @@ class ScoreOutput(SinkConfig):
         return self
 
 
-def _cutoffs(given: Any) -> Any:
-    """Return the timestamps of a range FIRST..LAST/STEP; anything else as it is."""
-    if not isinstance(given, str) or ".." not in given:
-        return given
-    import polars as pl
-
-    found = re.fullmatch(r"\s*(\S.*?)\s*\.\.\s*(.*?\S)\s*/\s*([1-9]\d*(?:m|h|d|w|mo|q|y))\s*", given)
-    if found is None:
-        raise ValueError(
-            "a range is FIRST..LAST/STEP, with a step such as 1d, 6h, 1w or 1mo: 2013-11-01..2013-12-01/1d"
-        )
-    try:
-        first, last = (datetime.fromisoformat(moment) for moment in found.groups()[:2])
-        moments = pl.datetime_range(first, last, found[3], eager=True).to_list()
-    except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"not a range of timestamps ({error})") from None
-    if not moments:
-        raise ValueError("the range ends before it begins")
-    return moments
-
-
 class ScoreSettings(Config):
     """Batch scoring."""
 
     cutoff: datetime | None = None
     """Last timestamp the forecast may see; the latest of the panel when not given."""
-    cutoffs: Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)] | None = None
+    cutoffs: Cutoffs | None = None
     """Many of them, in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
     shard_size: Annotated[int, Field(ge=1)] | None = None
     """Series that are forecast and written at a time; as many as give about 65,000 rows when not given."""
@@ -900,7 +967,7 @@ class RollbackSettings(Config):
     given). The champion as a whole when not given."""
 
 
-class RollbackConfig(VerbConfig):
+class RollbackConfig(JobConfig):
     """`forecast models rollback`."""
 
     rollback: RollbackSettings = RollbackSettings()
@@ -929,7 +996,7 @@ class DeleteSettings(Config):
     """Delete a version that others were fine-tuned from, too."""
 
 
-class DeleteConfig(VerbConfig):
+class DeleteConfig(JobConfig):
     """`forecast models delete`: `registry.alias` is the number of the version."""
 
     delete: DeleteSettings = DeleteSettings()
@@ -947,6 +1014,28 @@ class UiConfig(VerbConfig):
     """`forecast ui`."""
 
     ui: UiSettings = UiSettings()
+
+
+class ServerSettings(Config):
+    """MLflow's server, and the PostgreSQL behind it."""
+
+    path: str = "server"
+    """The folder of the database and of the artifacts."""
+    host: str = "127.0.0.1"
+    """Address to listen on; others than this one let other machines in."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    database: SecretStr | None = None
+    """A PostgreSQL that there is already, postgresql://user:password@host/db; DATABASE_URL, or one that is started in
+    the folder, when not given."""
+    database_port: Annotated[int, Field(ge=1, le=65535)] = 5433
+    """Of the one that is started, on 127.0.0.1."""
+    workers: Annotated[int, Field(ge=1)] = 2
+
+
+class ServerConfig(Config):
+    """`forecast server`."""
+
+    server: ServerSettings = ServerSettings()
 
 
 class RunsSettings(Config):

@@ -504,7 +504,7 @@ def _steps(
     horizon = part.actual.shape[1]
     row, step = np.nonzero(np.isfinite(part.actual))
     actual = part.actual[row, step][:, None]
-    scale, _ = seasonal_naive_errors(part.panel, part.windows, season)
+    scale, root = seasonal_naive_errors(part.panel, part.windows, season)
     naive = seasonal_naive(part.panel, part.windows, horizon=horizon, season=season, levels=levels)
     at = cutoff.place + 1 + np.arange(horizon)
     moments, now = (_wall(part.panel, index) for index in (at, np.array([cutoff.place])))
@@ -521,7 +521,7 @@ def _steps(
     for model, quantiles in ((FORECAST, part.quantiles), (SOURCE_SEASONAL_NAIVE, naive)):
         stated = quantiles[row, step]
         there = np.isfinite(stated).all(1)
-        scored = score_windows(actual, stated[:, None], levels=levels, scale=scale[row])
+        scored = score_windows(actual, stated[:, None], levels=levels, scale=scale[row], root_scale=root[row])
         values = {
             "scaled": np.nan_to_num(scored["mase"]),
             "n_scaled": np.isfinite(scored["mase"]).astype(np.int64),
@@ -547,9 +547,11 @@ def _wall(panel: Panel, index: IntArray) -> pl.Series:
 def _window_scores(part: _Part, levels: Sequence[float], season: int, steps: int, model: str) -> pl.DataFrame:
     """Return a row for each series with an observed step among the first `steps`, as `gate.compare` takes it."""
     actual = part.actual[:, :steps]
-    scale, _ = seasonal_naive_errors(part.panel, part.windows, season)
+    scale, root = seasonal_naive_errors(part.panel, part.windows, season)
     seen = np.flatnonzero(np.isfinite(actual).any(1))
-    scored = score_windows(actual[seen], part.quantiles[seen, :steps], levels=levels, scale=scale[seen])
+    scored = score_windows(
+        actual[seen], part.quantiles[seen, :steps], levels=levels, scale=scale[seen], root_scale=root[seen]
+    )
     series = part.windows.series[seen]
     return pl.DataFrame(
         {

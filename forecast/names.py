@@ -25,6 +25,13 @@ SOURCE_PRETRAINED: Final = "pretrained"
 SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
 SOURCE_LAST_VALUE: Final = "last_value"
 
+# Baselines of backtests, besides SOURCE_SEASONAL_NAIVE.
+NAIVE: Final = "naive"
+AUTO_ETS: Final = "auto_ets"
+THETA: Final = "dynamic_optimized_theta"
+BASELINES: Final = (NAIVE, SOURCE_SEASONAL_NAIVE, AUTO_ETS, THETA)
+"""In the order in which they are shown."""
+
 # Registry aliases.
 PRETRAINED: Final = "pretrained"
 CHALLENGER: Final = "challenger"

@@ -28,6 +28,9 @@ _COLOURS: Final = {
 _LABELS: Final = {
     names.SOURCE_LAST_VALUE: "Last value",
     names.SOURCE_SEASONAL_NAIVE: "Seasonal naive",
+    names.NAIVE: "Naive (last value)",
+    names.AUTO_ETS: "AutoETS",
+    names.THETA: "Dynamic Theta",
     names.SOURCE_PRETRAINED: "Pretrained",
     names.SOURCE_FINE_TUNED: "Fine-tuned",
 }

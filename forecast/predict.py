@@ -3,23 +3,25 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.data.io import to_lazy
 from forecast.data.load import Loaded
-from forecast.data.panel import FloatArray, Panel
+from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
-from forecast.models.carried import Carried
+from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
@@ -52,6 +54,8 @@ from forecast.names import (
 BATCH_SIZE = 512
 # Quantiles whose average is the mean of a distribution on a logarithmic scale.
 _POINTS = 100
+# Numbers held at once for the origins of a pass over a history, and of these for each step of a horizon.
+_PASS_NUMBERS, _STEP_NUMBERS = 1 << 24, 64
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -97,6 +101,7 @@ def predict(
     samples: int = 0,
     forward: Forward | None = None,
     carried: Carried | None = None,
+    one_pass: bool = False,
     device: str = "cpu",
 ) -> Predicted:
     """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
@@ -104,50 +109,125 @@ def predict(
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
     of so many equal shares instead of the model's own levels. `samples` is a number of paths, of a model that
     `sampling` has returned. `forward` runs the network in its place. With `carried`, by the series of the panel, on the
-    device, the encoder goes on from there instead of beginning with the window.
+    device, the encoder goes on from there instead of beginning with the window. With `one_pass`, it goes once over the
+    history of each series, and the forecasts of all windows follow from its states there (`_along`).
     """
     levels = torch.tensor(midpoints(points)) if points else None
     order = np.arange(len(windows))
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
         # Weights of a series are taken once for its windows in a batch.
         order = windows.series.argsort(kind="stable")
-    parts = list(_predict_batches(artifact, panel, windows[order], levels, samples, forward, device, carried))
+    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    if one_pass:
+        tasks, order = _along(artifact.network.to(device), panel, data, windows)
+    else:
+        tasks = _one_by_one(windows[order], data, carried)
+    parts = list(_predict_batches(artifact, panel, data, tasks, levels, samples, forward))
     shape = (0, artifact.horizon, (points or len(stated_columns(artifact))) + samples)
     nothing, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(nothing, nothing, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
-    back = order.argsort()
+    back = np.empty(len(windows), np.int64)
+    there = np.flatnonzero(order >= 0)
+    back[order[there]] = there
     return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+
+
+class _Task(NamedTuple):
+    """A batch of windows, all with the same origins."""
+
+    series: Int[Tensor, " batch"]
+    cutoff: Int[Tensor, " batch"]
+    """Of the first origin."""
+    origins: Int[Tensor, " origin"]
+    pasts: Sequence[Past] | None
+
+
+def _one_by_one(windows: WindowIndex, data: PanelTensors, carried: Carried | None) -> Iterator[_Task]:
+    for indices in validation_batches(windows, BATCH_SIZE):
+        series, cutoff, origins = (values.to(data.device) for values in indices)
+        yield _Task(series, cutoff, origins, None if carried is None else carried.of(series))
+
+
+def _along(
+    network: Forecaster, panel: Panel, data: PanelTensors, windows: WindowIndex
+) -> tuple[Iterator[_Task], npt.NDArray[np.int64]]:
+    """Return batches of windows that have all cutoffs of their series as origins, and which window each origin is.
+
+    The second is [n], batch by batch and window by window; -1 is an origin nobody asked for. Cutoffs of a series go
+    together where whole segments of the local clock lie between them: those in other phases are another pass.
+    """
+    shape = network.shape
+    index = panel.start[windows.series] + windows.cutoff
+    shift = panel.clock_shift_at(index)
+    begun = np.full(panel.n_series, np.iinfo(np.int64).max)
+    plans: list[tuple[WindowIndex, list[IntArray]]] = []
+    order: list[IntArray] = []
+    size_of = max(shape.context_length, _STEP_NUMBERS * shape.horizon * network.n_paths)
+    for phase in np.unique(np.stack([(index + shift) % shape.segment_length, shift]), axis=1).T:
+        rows = np.flatnonzero(((index + shift) % shape.segment_length == phase[0]) & (shift == phase[1]))
+        begun[:] = np.iinfo(np.int64).max
+        np.minimum.at(begun, windows.series[rows], index[rows])
+        for first in np.unique(begun[windows.series[rows]]):
+            own = rows[begun[windows.series[rows]] == first]
+            cutoffs, series = np.unique(index[own]), np.unique(windows.series[own])
+            at = np.full((len(series), len(cutoffs)), -1)
+            at[np.searchsorted(series, windows.series[own]), np.searchsorted(cutoffs, index[own])] = own
+            chunk = min(len(cutoffs), max(1, _PASS_NUMBERS // size_of))
+            edges = range(chunk, len(cutoffs), chunk)
+            size = max(1, _PASS_NUMBERS // (size_of * chunk))
+            for begin in range(0, len(series), size):
+                some = slice(begin, begin + size)
+                plans.append((WindowIndex(series[some], first - panel.start[series[some]]), np.split(cutoffs, edges)))
+                order += [part.ravel() for part in np.split(at[some], edges, axis=1)]
+
+    def tasks() -> Iterator[_Task]:
+        carried = Carried.blank(network, panel.n_series)
+        for own, parts in plans:
+            for values, blank in zip(carried, Carried.blank(network, len(own)), strict=True):
+                values[own.series] = blank
+            segments = segments_since(panel, own, shape.segment_length)
+            for number, part in enumerate(parts):
+                here = WindowIndex(own.series, own.cutoff + (part[0] - parts[0][0]))
+                if number:
+                    segments = np.full(len(own), (part[0] - parts[number - 1][0]) // shape.segment_length)
+                advance(network, data, here, segments, carried)
+                series, cutoff = (torch.from_numpy(values).to(data.device) for values in (here.series, here.cutoff))
+                origins = torch.from_numpy(part - part[0]).to(data.device)
+                yield _Task(series, cutoff, origins, carried.of(series))
+
+    return tasks(), np.concatenate(order) if order else np.zeros(0, np.int64)
 
 
 @torch.inference_mode()
 def _predict_batches(
     artifact: Artifact,
     panel: Panel,
-    windows: WindowIndex,
+    data: PanelTensors,
+    tasks: Iterator[_Task],
     levels: torch.Tensor | None,
     samples: int,
     forward: Forward | None,
-    device: str,
-    carried: Carried | None,
 ) -> Iterator[Predicted]:
     prepare()
+    device = data.device
     network = artifact.network.to(device)
     forward = forward or network
     order = None
     if samples and artifact.coupling is not None:
         order = coupled_ranks(artifact.coupling, samples).to(device)
-    data = PanelTensors(panel, device, unit=network.shape.unit)
     n_stated = len(stated_columns(artifact) if levels is None else levels)
     n_found = n_stated + samples
     names, calibration = panel.series_id.tolist(), artifact.calibration
     rows = artifact.bank.rows(names) if artifact.bank else torch.full((panel.n_series,), -1)
     shifts = calibration.rows(names) if calibration else rows
-    for series, cutoff, origins in validation_batches(windows, BATCH_SIZE):
-        series, cutoff, origins = series.to(device), cutoff.to(device), origins.to(device)
-        batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
-        pasts = None if carried is None else carried.of(series)
+    for series, first, origins, pasts in tasks:
+        span = int(origins[-1]) + 1
+        batch = data.gather(series, first, first + span, **window_sizes(network, span))
         output = forward(batch, origins) if pasts is None else network(batch, origins, pasts)
+        output = output.by_origin()
+        series = series.repeat_interleave(len(origins))
+        cutoff = (first[:, None] + origins).flatten()
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         unit = network.shape.unit
         columns = _columns(output, unit, levels, samples)
@@ -191,7 +271,7 @@ def _tuned_columns(
     samples: int,
     pasts: Sequence[Past] | None,
 ) -> torch.Tensor:
-    """Return the columns with the changes of each series; as they are for row -1."""
+    """Return the columns with the changes of each series, whose rows are by origin; as they are for row -1."""
     known = torch.nonzero(rows >= 0).flatten()
     result, own = columns.clone(), rows[known].cpu()
     if bank.kind == HEAD:
@@ -199,8 +279,10 @@ def _tuned_columns(
         result[known] = bank.shifted(network.head, columns[known], features, own)
     else:
         assert isinstance(network, RecurrentForecaster)
-        past = None if pasts is None else pasts[0].rows(known)
-        arguments = bank.arguments(network, Batch(*(values[known] for values in batch)), origins, own, past)
+        window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
+        past = None if pasts is None else pasts[0].rows(window)
+        some = Batch(*(values[window] for values in batch))
+        arguments = bank.arguments(network, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
         result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
     return result
 

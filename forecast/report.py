@@ -57,6 +57,8 @@ def write_report(
     error_by_step: pl.DataFrame | None = None,
     calibration: pl.DataFrame | None = None,
     confusion: pl.DataFrame | None = None,
+    wins: pl.DataFrame | None = None,
+    segments: pl.DataFrame | None = None,
 ) -> None:
     """Write the report to `path`, all of it or nothing.
 
@@ -64,7 +66,8 @@ def write_report(
     the actuals of the horizon where they are known; only what is near a forecast is kept. `forecasts` are as written by
     scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
     series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in `forecast.plots`,
-    `confusion` is as in `forecast.metrics`, `stages` are names and seconds. Of classes, targets and forecasts are the
+    `confusion` and `wins` are as in `forecast.metrics`, `segments` has segment, value and the columns of the summary,
+    `stages` are names and seconds. Of classes, targets and forecasts are the
     names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone.
 
     Raises OutputError if the file can't be written.
@@ -95,6 +98,8 @@ def write_report(
         facts=facts,
         data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
         summary=_summary(summary),
+        wins=_wins(wins),
+        segments=_segments(segments),
         confusion=_confusion(confusion, classes),
         rejects=_rejects(rejects),
         stages=_stages(stages),
@@ -332,6 +337,34 @@ def _confusion(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) -> st
         "How often each class was the most probable one. The bar is the share of those that came that were forecast."
     )
     return card("confusion", "Which class was forecast when", table(heads, rows), caption)
+
+
+def _wins(wins: pl.DataFrame | None) -> str:
+    if wins is None or wins.is_empty():
+        return ""
+    metrics = [name for name in wins.columns if name in _METRICS or name == "pinball"]
+    labels = {name: _METRICS.get(name, "Pinball loss") for name in metrics}
+    styles = {style.name: style.label for style in model_styles([*wins[MODEL], *wins["baseline"]])}
+    rows = []
+    for row in wins.iter_rows(named=True):
+        shares = [ABSENT if row[name] is None else percent(row[name]) for name in metrics]
+        rows.append([styles[row[MODEL]], styles[row["baseline"]], *shares, f"{row['n_series']:,}"])
+    heads = {"Model": "", "Baseline": "wide", **dict.fromkeys((f"By {text}" for text in labels.values()), "number")}
+    caption = "The share of series on which a model is better than a baseline, over the windows that both have."
+    return card("wins", "Where the models are better", table({**heads, "Series": "number"}, rows), caption)
+
+
+def _segments(segments: pl.DataFrame | None) -> str:
+    if segments is None or segments.is_empty():
+        return ""
+    shown = [name for name in segments.columns if name in (_METRICS | _LARGER) or name in ("coverage", "n_series")]
+    labels = {style.name: style.label for style in model_styles(segments[MODEL].unique())}
+    rows = [
+        [row["segment"], row["value"], labels[row[MODEL]], *(_number(name, row[name]) for name in shown)]
+        for row in segments.iter_rows(named=True)
+    ]
+    heads = {"Segment": "", "Series that are": "wide", "Model": "", **{_heading(name): "number" for name in shown}}
+    return card("segments", "By segment", table(heads, rows))
 
 
 def _rejects(rejects: pl.DataFrame | None) -> str:

@@ -72,17 +72,17 @@ class Rows:
         return cls(np.array(names, dtype=np.str_), Carried(**tensors), digests)
 
 
-def check_model(artifact: Artifact) -> None:
-    """Raise ConfigError for a model whose state can't be carried on."""
+def check_model(artifact: Artifact, key: str = "score.state") -> None:
+    """Raise ConfigError, which names the setting at `key`, for a model whose state can't be carried on."""
     if artifact.model.attention:
         raise ConfigError(
-            "score.state: attention looks at every step of the context again, and this model has it; leave "
-            "score.state out, or train a model with model.attention=false"
+            f"{key}: attention looks at every step of the context again, and this model has it; leave {key} out, or "
+            "train a model with model.attention=false"
         )
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
         raise ConfigError(
-            f"score.state: fine-tuning of finetune.kind={artifact.bank.kind} gives series encoders of their own, whose "
-            f"states are not kept; leave score.state out, or fine-tune with one of {listing((HEAD, *FROZEN))}"
+            f"{key}: fine-tuning of finetune.kind={artifact.bank.kind} gives series encoders of their own, whose "
+            f"states are not kept; leave {key} out, or fine-tune with one of {listing((HEAD, *FROZEN))}"
         )
 
 

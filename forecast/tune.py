@@ -288,8 +288,9 @@ def _judged(artifact: Artifact, loaded: Loaded, windows: Any, metric: str) -> fl
         scores = score_classes(actual, stated)
         return float(scores["log_loss"].sum() / scores["n_steps"].sum())
     assert loaded.data.season_length is not None
-    scale, _ = seasonal_naive_errors(panel, windows, loaded.data.season_length)
-    scores = score_windows(actual, stated, levels=artifact.model.quantile_levels, scale=scale)
+    scale, root_scale = seasonal_naive_errors(panel, windows, loaded.data.season_length)
+    levels = artifact.model.quantile_levels
+    scores = score_windows(actual, stated, levels=levels, scale=scale, root_scale=root_scale)
     return float(
         np.nanmean(scores["mase"]) if metric == "mase" else scores["pinball"].sum() / scores["abs_target"].sum()
     )

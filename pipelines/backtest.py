@@ -1,15 +1,29 @@
-"""`forecast backtest`: a registered model on past cutoffs, beside seasonal naive, its base and the present champion."""
+"""`forecast backtest`: a registered model on past cutoffs, beside baselines, its base and the present champion."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
 
 from forecast.config import BacktestConfig
 from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from forecast.artifact import Artifact
     from forecast.backtest import BacktestResult
-    from forecast.registry import Version
+    from forecast.data.load import Loaded
+    from forecast.data.panel import Panel
+    from forecast.registry import Run, Version
+
+_SHOWN: Final = (
+    *("mase", "smape", "rmsse", "wql", "crps", "wape", "bias", "coverage"),
+    *("log_loss", "brier", "accuracy", "macro_f1"),
+)
+_MOST_DRAWN: Final = 200_000
+"""Rows of forecasts on the page, about."""
 
 
 @recorded(BacktestConfig)
@@ -17,27 +31,28 @@ def main(config: BacktestConfig) -> None:
     """Run the verb."""
     version, line, result = run(config)
     note(output=config.output.path or "")
-    shown = "mase", "smape", "wql", "crps", "wape", "bias", "coverage", "log_loss", "brier", "accuracy", "macro_f1"
-    columns = [name for name in shown if name in result.summary.columns]
+    columns = [name for name in _SHOWN if name in result.summary.columns]
     console.table(result.summary.select("model", *columns, "n_windows"))
+    console.table(result.wins, "Share of series on which a model is better than a baseline")
+    for (segment,), part in result.segments.group_by("segment", maintain_order=True):
+        console.table(part.select("value", "model", *columns, "n_series"), f"By {segment}")
+    if result.failures.height:
+        console.table(_failed(result.failures), "Baselines that could not be fitted: they have no row there")
     print(f"{version} ({version.kind}): {line}")
 
 
 def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     """Score the version at each cutoff, log the scores and tie them to the version.
 
-    Returns the version, a line about it, and the result.
+    A backtest with refits judges how a version is made, not the version: it is not tied to it, and the champion is not
+    in it. Returns the version, a line about it, and the result.
     """
-    import polars as pl
-
     from forecast import artifact as artifacts
-    from forecast import plots
     from forecast.backtest import BACKTEST_RUN, Contender, backtest
-    from forecast.data.io import check_writable, write_parquet_atomic
-    from forecast.metrics import MODEL, coverage_by_level, error_by_step
-    from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SOURCE_PRETRAINED
+    from forecast.data.io import check_writable
+    from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, pick, read_alike, read_for
+    from pipelines.shared import log_data, open_version, read_alike, read_for
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -46,7 +61,8 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     loaded = read_for(artifact, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
-    champion = registry.find(CHAMPION)
+    judged = config.backtest.refit == "never"
+    champion = registry.find(CHAMPION) if judged else None
     if champion and champion.number != version.number:
         theirs = artifacts.load(registry.download(champion))
         contenders[CHAMPION] = Contender(theirs, read_alike(theirs, artifact, loaded, config.data).panel)
@@ -54,56 +70,155 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     with registry.run("backtest", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)
         with console.stage("backtest") as stage:
-            result = backtest(contenders, config.backtest)
-            stage.note(windows=result.scores.select(SERIES_ID, CUTOFF).n_unique(), skipped_series=result.skipped.height)
-        steps, coverage = error_by_step(result.forecasts), coverage_by_level(result.forecasts)
-        for row in result.summary.iter_rows(named=True):
-            name = row.pop(MODEL)
-            run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
-        run.table(result.scores, "scores.parquet")
-        run.table(result.forecasts, "forecasts.parquet")
-        run.table(result.skipped, "skipped.parquet")
+            folder = Path(config.output.path) if config.output.path else None
+            result = backtest(
+                contenders,
+                config.backtest,
+                folder=folder,
+                progress=lambda done, text: stage.update(f"{done:.0%} {text}"),
+            )
+            stage.note(
+                windows=int(result.summary["n_windows"].max()),  # type: ignore[arg-type]
+                skipped_series=result.skipped.height,
+                failed_baselines=result.failures.height,
+            )
         run.json(
             {
                 "challenger": artifact.kind,
                 "version": version.number,
                 "champion": champion.number if champion else None,
-                "cutoffs": [str(cutoff) for cutoff in result.scores[CUTOFF].unique().sort()],
+                "cutoffs": [str(cutoff) for cutoff in result.cutoffs],
             },
             "backtest.json",
         )
-        run.figure(plots.error_by_step(steps), "plots/error_by_step.png")
-        run.figure(plots.calibration(coverage), "plots/calibration.png")
-        last = result.forecasts.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max(), pl.col(MODEL) == artifact.kind)
-        sample = pick(last[SERIES_ID].unique().sort().to_list())
-        history = loaded.panel.frame(classes=artifact.classes).filter(pl.col(SERIES_ID).is_in(sample))
-        run.figure(plots.sample_forecasts(history, last, sample), "plots/sample_forecasts.png")
-        if result.confusion is not None:
-            run.table(result.confusion, "confusion.parquet")
-            run.figure(plots.confusion(result.confusion, artifact.kind), "plots/confusion.png")
-        if config.output.path:
-            for name, frame in (
-                ("scores", result.scores),
-                ("forecasts", result.forecasts),
-                ("summary", result.summary),
-                *([] if result.confusion is None else [("confusion", result.confusion)]),
-            ):
-                write_parquet_atomic(frame, Path(config.output.path) / f"{name}.parquet")
-        registry.tag(version, {BACKTEST_RUN: run.id})
+        _log(run, result, loaded, artifact, str(version), folder)
+        if judged:
+            registry.tag(version, {BACKTEST_RUN: run.id})
     line = (
-        f"{_scored(result, artifact.kind)}, {result.skipped.height:,} series skipped, "
-        f"{loaded.rejects.height:,} rejects, run {run.id}"
+        f"{_scored(result)}, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, "
+        f"{result.failures.height:,} baselines failed, run {run.id}"
     )
     return version, line, result
 
 
-def _scored(result: "BacktestResult", kind: str) -> str:
+def _log(
+    run: "Run",
+    result: "BacktestResult",
+    loaded: "Loaded",
+    artifact: "Artifact",
+    version: str,
+    folder: Path | None,
+) -> None:
+    """Log metrics, tables, figures and the report, and write what is not there yet into the folder of the output."""
+    import polars as pl
+
+    from forecast import plots
+    from forecast.backtest import FORECASTS, SCORES
+    from forecast.data.io import write_parquet_atomic
+    from forecast.metrics import MODEL
+    from forecast.names import CUTOFF, SERIES_ID
+    from pipelines.shared import pick
+
+    for row in result.summary.iter_rows(named=True):
+        name = row.pop(MODEL)
+        run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
+    for row in result.wins.iter_rows(named=True):
+        name = f"{row.pop(MODEL)}/wins_{row.pop('baseline')}"
+        run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
+    for name in (SCORES, FORECASTS):
+        run.file(result.folder / f"{name}.parquet")
+    for name, table in result.tables().items():
+        run.table(table, f"{name}.parquet")
+        if folder:
+            write_parquet_atomic(table, folder / f"{name}.parquet")
+    run.figure(plots.error_by_step(result.steps), "plots/error_by_step.png")
+    run.figure(plots.calibration(result.levels), "plots/calibration.png")
+    kind = _judged(result)
+    last = result.scan(FORECASTS).filter(pl.col(CUTOFF) == result.cutoffs[-1], pl.col(MODEL) == kind)
+    sample = pick(last.select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")[SERIES_ID].to_list())
+    history = loaded.panel.frame(_rows(loaded.panel, sample), classes=artifact.classes)
+    drawn = last.filter(pl.col(SERIES_ID).is_in(sample)).collect(engine="streaming")
+    run.figure(plots.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
+    if result.confusion is not None:
+        run.figure(plots.confusion(result.confusion, kind), "plots/confusion.png")
+    with TemporaryDirectory() as temporary:
+        page = (folder or Path(temporary)) / "report.html"
+        _write_page(page, result, loaded, artifact, version)
+        run.file(page)
+
+
+def _judged(result: "BacktestResult") -> str:
+    """Return the name of the model that is judged, or of what a refit makes in the end."""
+    from forecast.metrics import MODEL
+    from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
+
+    return SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in result.summary[MODEL] else SOURCE_PRETRAINED
+
+
+def _scored(result: "BacktestResult") -> str:
     """Return the metrics that matter most, those of seasonal naive beside them."""
     rows = result.summary.rows_by_key("model", named=True, unique=True)
-    own, naive = rows[kind], rows["seasonal_naive"]
+    own, naive = rows[_judged(result)], rows["seasonal_naive"]
     judged = {"MASE": "mase", "WQL": "wql", "CRPS": "crps", "log-loss": "log_loss", "macro F1": "macro_f1"}
     parts = [
         f"{label} {own[name]:.4f} ({'seasonal naive ' * (number == 0)}{naive[name]:.4f})"
         for number, (label, name) in enumerate((label, name) for label, name in judged.items() if name in own)
     ]
     return f"{', '.join(parts)} on {own['n_windows']:,} windows of {own['n_series']:,} series"
+
+
+def _rows(panel: "Panel", series: "list[str]") -> "np.ndarray":
+    """Return the rows of some series of a panel."""
+    import numpy as np
+
+    return np.searchsorted(panel.series_id, series)
+
+
+def _failed(failures: "pl.DataFrame") -> "pl.DataFrame":
+    """Return model, reason, how many windows of how many series."""
+    import polars as pl
+
+    from forecast.metrics import MODEL
+    from forecast.names import REASON, SERIES_ID
+
+    counts = pl.len().alias("windows"), pl.col(SERIES_ID).n_unique().alias("series")
+    return failures.group_by(MODEL, REASON).agg(*counts).sort(MODEL, "windows", descending=[False, True]).head(10)
+
+
+def _write_page(path: Path, result: "BacktestResult", loaded: "Loaded", artifact: "Artifact", version: str) -> None:
+    """Write the report; of a large backtest, it shows the latest cutoffs of series evenly picked."""
+    import polars as pl
+
+    from forecast.backtest import FORECASTS, SCORES
+    from forecast.names import CUTOFF, SERIES_ID
+    from forecast.report import write_report
+    from pipelines.shared import pick
+
+    found = result.scan(SCORES).select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")
+    rows = artifact.horizon * result.summary.height
+    names = pick(found[SERIES_ID].to_list(), max(1, _MOST_DRAWN // rows))
+    few, cutoffs = pl.col(SERIES_ID).is_in(names), result.cutoffs
+    latest = pl.col(CUTOFF).is_in(cutoffs.tail(max(1, _MOST_DRAWN // (rows * len(names)))).implode())
+    facts = {
+        "model": version,
+        "cutoffs": f"{len(cutoffs):,}, {cutoffs[0]} to {cutoffs[-1]}",
+        "series": f"{found.height:,} scored, {result.skipped.height:,} skipped, {len(names):,} drawn",
+        "failed baselines": f"{result.failures.height:,}",
+    }
+    write_report(
+        path,
+        title=f"Backtest of {version}",
+        subtitle="Forecasts at past cutoffs beside what happened",
+        summary=result.summary,
+        facts=facts,
+        stages=[],
+        history=loaded.panel.frame(_rows(loaded.panel, names), classes=artifact.classes),
+        forecasts=result.scan(FORECASTS).filter(few, latest).collect(engine="streaming"),
+        scores=result.scan(SCORES).filter(few).collect(engine="streaming"),
+        rejects=loaded.rejects,
+        error_by_step=result.steps,
+        calibration=result.levels,
+        confusion=result.confusion,
+        wins=result.wins,
+        segments=result.segments,
+    )

@@ -17,6 +17,7 @@ from forecast.config import (
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
+    DeleteConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
@@ -24,6 +25,7 @@ from forecast.config import (
     PrepareConfig,
     PromoteConfig,
     RefreshConfig,
+    RollbackConfig,
     ScoreConfig,
     TrainConfig,
     TuneConfig,
@@ -51,6 +53,8 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
+    "models rollback": RollbackConfig,
+    "models delete": DeleteConfig,
 }
 """The verbs that are jobs."""
 
@@ -103,12 +107,12 @@ def step(flow: str, config: JobConfig) -> Iterator[None]:
             yield
 
 
-def note(*, cutoff: str = "", model: str = "", output: str = "") -> None:
+def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
     """Write into the ledger what has become known of the job of this process, if it has one."""
     if current := _current.get():
         ledger, entry = current
         with _warned():
-            ledger.note(entry, cutoff=cutoff, model=model, output=output)
+            ledger.note(entry, cutoff=cutoff, model=model, mlflow=mlflow, output=output)
 
 
 def open_ledger(config: LedgerConfig) -> "Ledger":

@@ -32,6 +32,9 @@ _TABLE: Final = re.compile("(" + "|".join(map(re.escape, _KINDS)) + ")$", re.IGN
 # Requests for the footers of files in S3 that run at a time.
 _REQUESTS: Final = 16
 
+# Rows that are written and read together: readers hold several of these groups at a time.
+_GROUP_ROWS: Final = 1 << 16
+
 UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What Polars raises for a table that it can't read."""
 
@@ -503,6 +506,27 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
     """Write a Parquet file, with `metadata` in its footer; a reader sees all of it or nothing."""
     with _atomic(path) as file:
         frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
+
+
+@contextmanager
+def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well."""
+    from pyarrow import parquet
+
+    writer: parquet.ParquetWriter | None = None
+    with _atomic(path) as file:
+
+        def write(frame: pl.DataFrame) -> None:
+            nonlocal writer
+            rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or parquet.ParquetWriter(file, rows.schema, compression="zstd")
+            writer.write_table(rows, row_group_size=_GROUP_ROWS)
+
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                writer.close()
 
 
 def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path") -> None:

@@ -69,15 +69,46 @@ class Panel:
 
     def take(self, series: IntArray) -> "Panel":
         """Return some series, by their numbers and in that order, as a copy."""
-        steps, held = (
-            np.concatenate([np.arange(first, last) for first, last in zip(ends[series], ends[series + 1], strict=True)])
-            for ends in (self.offsets, self.offsets + np.arange(self.n_series + 1) * self.horizon)
-        )
+        begin, lengths = self.offsets[series], self.lengths[series]
+        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
         return replace(
             self,
             series_id=self.series_id[series],
-            offsets=np.append(0, np.cumsum(self.lengths[series])),
+            offsets=np.append(0, np.cumsum(lengths)),
             start=self.start[series],
+            target=self.target[steps],
+            past=self.past[:, steps],
+            known=self.known[:, held],
+            static_categories=self.static_categories[series],
+            static_numbers=self.static_numbers[series],
+        )
+
+    def _index(self) -> IntArray:
+        """Return the grid index of each entry of the flat buffers, [N]."""
+        index: IntArray = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        return index
+
+    def since(self, first: int) -> "Panel":
+        """Return the same series, with no target observed before grid index `first`."""
+        return replace(self, target=np.where(self._index() < first, np.float32(np.nan), self.target))
+
+    def between(self, first: int, last: int) -> "Panel":
+        """Return what is observed from grid index `first` to `last`, as copies; series without a value are left out.
+
+        Known covariates reach `horizon` steps further, as ever.
+        """
+        index = self._index()
+        there = np.flatnonzero(np.isfinite(self.target) & (index >= first) & (index <= last))
+        series, number = np.unique(np.searchsorted(self.offsets, there, side="right") - 1, return_index=True)
+        begin, end = there[number], there[np.append(number[1:], len(there)) - 1] + 1 if len(there) else there
+        lengths = end - begin
+
+        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
+        return replace(
+            self,
+            series_id=self.series_id[series],
+            offsets=np.append(0, np.cumsum(lengths)),
+            start=index[begin],
             target=self.target[steps],
             past=self.past[:, steps],
             known=self.known[:, held],
@@ -99,7 +130,7 @@ class Panel:
 
         The calendar, which follows from the grid and the settings, is not in it.
         """
-        index = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
+        index = self._index()
         held = self.lengths + self.horizon
         ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
         seen, near = index <= cutoff, ahead <= cutoff + horizon
@@ -192,6 +223,12 @@ class Panel:
             hasher.update(self.static_numbers[number].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
+
+
+def _entries(begin: IntArray, lengths: IntArray) -> IntArray:
+    """Return `lengths` numbers from each of `begin` on, end to end."""
+    found: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    return found
 
 
 def _stretches(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:

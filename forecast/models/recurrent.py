@@ -144,6 +144,16 @@ class Output(NamedTuple):
     """What an autoregressive decoder has sampled: each path is one possible future. All windows share their random
     numbers, so that paths of different series are not independent."""
 
+    def by_origin(self) -> "Output":
+        """Return the forecasts of each origin as those of a window of its own, with one origin."""
+
+        def each(values: Tensor) -> Tensor:
+            return values.flatten(0, 1)[:, None]
+
+        attention, paths = (None if values is None else each(values) for values in (self.attention, self.paths))
+        frame = Frame._make(each(values) for values in self.frame)
+        return Output(each(self.arguments), each(self.state), frame, self.head, attention, paths)
+
     @property
     def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
         """Quantiles at the head's levels."""
@@ -275,7 +285,8 @@ class RecurrentForecaster(nn.Module):
 
         `statistics` are those of `statistics`, up to the last origin at least; made here if None.
         """
-        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)))
+        least = torch.zeros_like(origins)
+        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)), least)
 
     def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
         """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
@@ -287,7 +298,8 @@ class RecurrentForecaster(nn.Module):
         # Around the last value: the root mean square distance from there.
         return found._replace(scale=torch.hypot(found.scale, found.last - found.level))
 
-    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics) -> Frame:
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, least: Int[Tensor, " origin"]) -> Frame:
+        """Return the batch as seen from `origins`, which look back no further than step `least`."""
         at = origins + self.shape.context_length - 1
         if self.shape.n_classes:
             return self._class_frame(batch, origins, statistics.begun[:, at])
@@ -300,7 +312,7 @@ class RecurrentForecaster(nn.Module):
         window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
         observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
-        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor))
+        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor, least))
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
@@ -309,7 +321,9 @@ class RecurrentForecaster(nn.Module):
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread)
 
-    def _spread(self, batch: Batch, at: Tensor, divisor: Tensor) -> Float[Tensor, "batch origin horizon"]:
+    def _spread(
+        self, batch: Batch, at: Tensor, divisor: Tensor, least: Tensor
+    ) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
         So that the network says little where a series hardly differs from one season to the next (closed shops,
@@ -323,6 +337,7 @@ class RecurrentForecaster(nn.Module):
         sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
 
         def mean_square(first: Tensor, last: Tensor) -> Tensor:
+            first = torch.maximum(first, least[:, None] + season)
             total, count = (sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]).unbind()
             # Running sums of a GPU may fall by a rounding error.
             return total.clamp(min=0) / count.clamp(min=1)
@@ -355,9 +370,9 @@ class RecurrentForecaster(nn.Module):
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
 
-        The encoder begins with the window, or, with the past up to the last segment before the one and only origin
-        (`pasts` holds one for each member of an ensemble), goes on from there. Where the window holds no observation,
-        there is no forecast even so.
+        The encoder begins with the window, or, with the past up to the last segment before the first origin (`pasts`
+        holds one for each member of an ensemble), goes on from there. Where the context of an origin holds no
+        observation, there is no forecast even so.
         """
         reading = self.read(batch, origins, pasts)
         if not isinstance(self.context, AutoregressiveDecoder):
@@ -383,10 +398,15 @@ class RecurrentForecaster(nn.Module):
             assert self.attention is None
             (past,) = pasts
             lead = self.shape.context_length - self.shape.segment_length
-            statistics, state, _ = self._advanced(batch, past, lead, static, future)
-            in_sight = batch.observed[:, : self.shape.context_length].any(1, keepdim=True)
-            statistics = statistics._replace(begun=statistics.begun & in_sight)
-        frame = self._frame(batch, origins, statistics)
+            statistics, states, _ = self._advanced(batch, past, lead, static, future)
+            state = states[:, origins // self.shape.segment_length]
+        # Origins of one window may see what lies in it before their own contexts; those of a history may not, so that
+        # each of them forecasts as it would alone.
+        least = torch.zeros_like(at) if pasts is None else at + 1 - self.shape.context_length
+        frame = self._frame(batch, origins, statistics, least)
+        if pasts is not None:
+            in_sight = _stretches(batch.observed, origins, self.shape.context_length).any(-1)
+            frame = frame._replace(begun=frame.begun & in_sight)
 
         linear, level, expected = self._linear(frame)
         seen, weight = [self.dropout(state)], None
@@ -394,7 +414,7 @@ class RecurrentForecaster(nn.Module):
             attended, weight = self._attended(batch, states, at)
             seen.append(self.dropout(attended))
         summary = self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1))
-        step = [expected, *self._seasons(batch, frame, at)]
+        step = [expected, *self._seasons(batch, frame, at, least)]
         if self.shape.n_known and self.shape.season_lags:
             # What was known of the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
@@ -674,7 +694,7 @@ class RecurrentForecaster(nn.Module):
         ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
         return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
-    def _seasons(self, batch: Batch, frame: Frame, at: Tensor) -> list[Tensor]:
+    def _seasons(self, batch: Batch, frame: Frame, at: Tensor, least: Tensor) -> list[Tensor]:
         """Return what stood some seasons before each target step, as far as the origin sees it.
 
         The normalised value, whether it was observed, and the mean around it (a seventh of a season: a day of a week).
@@ -691,7 +711,8 @@ class RecurrentForecaster(nn.Module):
         features = [self._relative(value, frame) * seen, seen.to(value.dtype)]
         if reach := self.shape.season_length // 14:
             sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
-            first, end = (index - reach).clamp(min=0), torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
+            first = torch.maximum(index - reach, least[:, None, None])
+            end = torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
             total, count = sums[..., end] - sums[..., first]
             mean = (total / count.clamp(min=1)).to(value.dtype)
             features.append(self._relative(mean, frame) * (count > 0))

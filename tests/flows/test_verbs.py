@@ -274,6 +274,39 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(promoted: Store) -
     assert versions(promoted)[3].tags["parent_version"] == "1"
 
 
+def test_a_backtest_with_refits_leaves_tables_and_a_page_but_does_not_promote(fine_tuned: Store) -> None:
+    """It judges how the version is made, at cutoffs that the version itself has seen, too."""
+    out = fine_tuned.folder / "judged"
+    done = succeed(
+        "backtest",
+        MODEL,
+        f"data.path={fine_tuned.table}",
+        f"output.path={out}",
+        "backtest.n_windows=3",
+        "backtest.refit=scratch",
+        "backtest.refit_every=2",
+        "backtest.fit.max_steps=0",
+        "backtest.finetune.gate_windows=2",
+        "backtest.segments=[volume]",
+        "backtest.baselines=[seasonal_naive,dynamic_optimized_theta]",
+    )
+    assert "By volume" in done.out
+    small = ["summary", "steps", "levels", "intervals", "segments", "wins", "failures", "skipped"]
+    tables = {f"{name}.parquet" for name in ("scores", "forecasts", *small)}
+    assert {path.name for path in out.iterdir()} == {*tables, "report.html"}
+    client, run = mlflow.MlflowClient(), runs(fine_tuned)[-1]
+    assert tables | {"report.html"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    wins = pl.read_parquet(out / "wins.parquet").rows_by_key(["model", "baseline"], named=True, unique=True)
+    share = wins["fine_tuned", "dynamic_optimized_theta"]["pinball"]
+    assert run.data.metrics["backtest/fine_tuned/wins_dynamic_optimized_theta/pinball"] == share
+    page = (out / "report.html").read_text()
+    assert "Where the models are better" in page
+    assert "low: " in page
+    scores = pl.read_parquet(out / "scores.parquet")
+    assert scores.height == 4 * 3 * len(SERIES)
+    assert "has no backtest" in refuse(5, "promote", MODEL)
+
+
 def test_a_backtest_beside_an_earlier_champion_does_not_promote(judged: Store) -> None:
     """The champion changed after the backtest, so that its verdict is about another one."""
     succeed("finetune", MODEL, f"data.path={judged.table}", *FINETUNE)

@@ -30,7 +30,7 @@ def test_the_program_of_the_readme_runs_on_any_frame(sales: pl.DataFrame, kind: 
     summary = fc.backtest(tuned, frame, n_windows=4).summary
     made = fc.forecast(tuned, frame)
 
-    assert summary["model"].to_list() == ["seasonal_naive", "pretrained", "fine_tuned"]
+    assert summary["model"].to_list() == ["naive", "seasonal_naive", "pretrained", "fine_tuned"]
     assert summary["mase"].is_finite().all()
     assert base.data.freq == "1d"
     assert made.frame["series_id"].unique().sort().to_list() == ["s00", "s01", "s02", "s03"]
@@ -41,9 +41,9 @@ def test_the_program_of_the_readme_runs_on_any_frame(sales: pl.DataFrame, kind: 
     assert fc.forecast(fc.load(tmp_path), sales).frame.equals(made.frame)
 
 
-def test_a_pretrained_model_is_backtested_beside_seasonal_naive_only(sales: pl.DataFrame) -> None:
+def test_a_pretrained_model_is_backtested_beside_naive_forecasts_only(sales: pl.DataFrame) -> None:
     base = fc.train(sales, horizon=7, **QUICK).artifact
-    assert fc.backtest(base, sales).summary["model"].to_list() == ["seasonal_naive", "pretrained"]
+    assert fc.backtest(base, sales).summary["model"].to_list() == ["naive", "seasonal_naive", "pretrained"]
 
 
 def test_a_cutoff_and_bad_rows_are_told(sales: pl.DataFrame) -> None:

@@ -192,7 +192,7 @@ def test_what_calibration_has_seen_is_no_backtest(split: CalibrationResult, mode
     with pytest.raises(DataError, match="1 of 3 cutoffs"):
         backtest({"pretrained": Contender(split.artifact, restless.panel)}, BacktestSettings(n_windows=3))
     scores = backtest({"pretrained": Contender(split.artifact, restless.panel)}, BacktestSettings(n_windows=2))
-    assert scores.summary["n_windows"].to_list() == [2 * N_SERIES] * 2
+    assert scores.summary["n_windows"].to_list() == [2 * N_SERIES] * 3
 
 
 def test_fine_tuning_begins_uncalibrated(split: CalibrationResult, restless: Loaded) -> None:

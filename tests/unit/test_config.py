@@ -89,8 +89,8 @@ def test_what_a_trained_model_fixes_cannot_be_set_later(kind: type[Config], valu
 
 
 def test_an_unknown_key_after_training_is_not_called_fixed() -> None:
-    lines = mistakes(BacktestConfig, {"data": {"path": "x"}, "backtest": {"windows": 3}})
-    assert lines == ["backtest.windows: unknown key; did you mean backtest.n_windows?"]
+    lines = mistakes(BacktestConfig, {"data": {"path": "x"}, "backtest": {"n_window": 3}})
+    assert lines == ["backtest.n_window: unknown key; did you mean backtest.n_windows?"]
 
 
 def test_a_column_cannot_be_two_things() -> None:

@@ -75,6 +75,7 @@ def scores(model: str, mase: list[float], wql: list[float], cutoffs: int = 1) ->
                 "model": [model] * n,
                 "mase": mase,
                 "smape": [1.0] * n,
+                "rmsse": mase,
                 "abs_error": [1.0] * n,
                 "pinball": wql,
                 "abs_target": [1.0] * n,

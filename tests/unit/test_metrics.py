@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
+from utilsforecast import losses
 
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
@@ -16,6 +17,7 @@ from forecast.data.windows import WindowIndex
 from forecast.metrics import (
     SCORE_COLUMNS,
     confusion,
+    coverage_by_interval,
     coverage_by_level,
     error_by_step,
     future_values,
@@ -29,7 +31,9 @@ from forecast.metrics import (
     seasonal_naive_classes,
     seasonal_naive_errors,
     summarise,
+    wins,
 )
+from forecast.names import quantile_column
 
 LEVELS = (0.1, 0.5, 0.9)
 SEASON, HORIZON = 4, 6
@@ -147,7 +151,7 @@ def test_scores_equal_loops() -> None:
     quantiles = np.sort(rng.normal(size=(6, 5, 3)), -1)
     quantiles[1, 0] = 0.0
     scale = np.array([1.0, 2.0, 0.5, 3.0, 0.0, NAN])
-    found = score_windows(actual, quantiles, levels=LEVELS, scale=scale)
+    found = score_windows(actual, quantiles, levels=LEVELS, scale=scale, root_scale=2 * scale)
     assert set(found) == set(SCORE_COLUMNS)
     for i in range(6):
         steps = [j for j in range(5) if np.isfinite(actual[i, j])]
@@ -161,7 +165,9 @@ def test_scores_equal_loops() -> None:
         expected = {
             "mase": np.mean(absolute) / scale[i] if scale[i] > 0 else NAN,
             "smape": np.mean(relative),
+            "rmsse": np.sqrt(np.mean(np.square(absolute))) / (2 * scale[i]) if scale[i] > 0 else NAN,
             "abs_error": sum(absolute),
+            "square_error": sum(np.square(absolute)),
             "pinball": sum(pinball),
             "abs_target": sum(map(abs, y)),
             "error": sum(b[1] - a for a, b in zip(y, q, strict=True)),
@@ -178,7 +184,9 @@ def test_summary_of_two_windows_by_hand() -> None:
     actual = np.array([[10.0, 20.0], [5.0, NAN]])
     median = np.array([[12.0, 20.0], [2.0, 7.0]])
     quantiles = np.stack([median - 2, median, median + 2], -1)
-    scores = score_windows(actual, quantiles, levels=LEVELS, scale=np.array([4.0, 0.0]))
+    scores = score_windows(
+        actual, quantiles, levels=LEVELS, scale=np.array([4.0, 0.0]), root_scale=np.array([5.0, 0.0])
+    )
     keys = {"series_id": ["a", "b"], "cutoff": [1, 1], "model": ["m", "m"]}
     row = summarise(pl.DataFrame({**keys, **scores})).row(0, named=True)
     # Pinball of a step: mean over three levels of 2 max(level e, (level - 1) e).
@@ -192,6 +200,8 @@ def test_summary_of_two_windows_by_hand() -> None:
         "wql": (first + second + third) / 35,
         "wape": (2 + 0 + 3) / 35,
         "bias": (2 + 0 - 3) / 35,
+        "me": (2 + 0 - 3) / 3,
+        "rmsse": 2**0.5 / 5,
         "coverage": 2 / 3,
         "width": 12 / 35,
         "n_series": 2,
@@ -290,3 +300,96 @@ def test_probabilities_are_calibrated_where_classes_come_as_often_as_stated() ->
     assert found.height == 10
     np.testing.assert_allclose(found["coverage"], found["level"], atol=0.03)
     assert found["level"].is_sorted()
+
+
+def test_metrics_are_those_of_utilsforecast() -> None:
+    """To ten digits in float64, on the means over windows that the summary takes."""
+    rng = np.random.default_rng(0)
+    n, horizon, levels = 30, 6, (0.1, 0.25, 0.5, 0.75, 0.9)
+    ids = [f"s{row:02d}" for row in range(n)]
+    past = rng.gamma(2.0, 10.0, (n, 40))
+    actual = rng.gamma(2.0, 10.0, (n, horizon))
+    quantiles = np.sort(rng.gamma(2.0, 10.0, (n, horizon, 5)), -1)
+    gaps = past[:, SEASON:] - past[:, :-SEASON]
+    scores = score_windows(
+        actual,
+        quantiles,
+        levels=levels,
+        scale=np.abs(gaps).mean(1),
+        root_scale=np.sqrt((gaps**2).mean(1)),
+    )
+    keys = {"series_id": ids, "cutoff": [0] * n, "model": ["m"] * n}
+    found = summarise(pl.DataFrame({**keys, **scores})).row(0, named=True)
+    columns = [quantile_column(level) for level in levels]
+    frame = pl.DataFrame(
+        {
+            "unique_id": np.repeat(ids, horizon),
+            "y": actual.ravel(),
+            **{name: quantiles[..., k].ravel() for k, name in enumerate(columns)},
+        }
+    )
+    train = pl.DataFrame({"unique_id": np.repeat(ids, 40), "ds": np.tile(np.arange(40), n), "y": past.ravel()})
+
+    def mean(frame: pl.DataFrame, name: str = "q50") -> float:
+        return float(frame[name].mean())  # type: ignore[arg-type]
+
+    theirs = {
+        "mase": mean(losses.mase(frame, ["q50"], SEASON, train)),
+        "smape": 200 * mean(losses.smape(frame, ["q50"])),
+        "rmsse": mean(losses.rmsse(frame, ["q50"], SEASON, train)),
+        "wape": float(np.abs(actual - quantiles[..., 2]).sum() / actual.sum()),
+        "me": mean(losses.bias(frame, ["q50"])),
+        "wql": 2 * mean(losses.mqloss(frame, {"m": columns}, np.array(levels)), "m") / actual.mean(),
+        "coverage": mean(losses.coverage(frame.rename({"q10": "m-lo-80", "q90": "m-hi-80"}), ["m"], 80), "m"),
+    }
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=1e-10)
+
+    forecasts = frame.rename({"unique_id": "series_id", "y": "target"}).with_columns(
+        model=pl.lit("m"), step=pl.Series(np.tile(np.arange(1, horizon + 1), n))
+    )
+    by_level = coverage_by_level(forecasts)
+    for level, name in zip(levels, columns, strict=True):
+        row = by_level.filter(pl.col("level") == level).row(0, named=True)
+        loss = mean(losses.quantile_loss(frame, {"m": name}, level), "m")
+        assert row["pinball"] == pytest.approx(2 * loss, rel=1e-10)
+        share = mean(losses.calibration(frame, {"m": name}), "m")
+        assert row["coverage"] == pytest.approx(share, rel=1e-10)
+    for level, lower, upper in ((0.5, "q25", "q75"), (0.8, "q10", "q90")):
+        row = coverage_by_interval(forecasts).filter(pl.col("level") == level).row(0, named=True)
+        bounds = frame.rename({lower: f"m-lo-{level * 100:.0f}", upper: f"m-hi-{level * 100:.0f}"})
+        assert row["coverage"] == pytest.approx(mean(losses.coverage(bounds, ["m"], int(level * 100)), "m"), rel=1e-10)
+        assert row["width"] == pytest.approx((frame[upper] - frame[lower]).mean(), rel=1e-10)
+    steps = error_by_step(forecasts)
+    for step in range(1, horizon + 1):
+        part = frame.filter(forecasts["step"] == step)
+        row = steps.filter(pl.col("step") == step).row(0, named=True)
+        expected = {
+            "mae": mean(losses.mae(part, ["q50"])),
+            "rmse": float(np.sqrt(((part["q50"] - part["y"]) ** 2).mean())),  # type: ignore[arg-type]
+            "me": mean(losses.bias(part, ["q50"])),
+            "pinball": 2 * mean(losses.mqloss(part, {"m": columns}, np.array(levels)), "m"),
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-10)
+
+
+def test_wins_count_series_over_windows_that_both_have() -> None:
+    """Model m beats naive on a in MASE and on b in pinball; c has no MASE; of d there is one window in common."""
+    rows = [
+        ("a", 1, "m", 1.0, 5.0),
+        ("a", 2, "m", 1.0, 5.0),
+        ("a", 1, "naive", 3.0, 4.0),
+        ("a", 2, "naive", 0.5, 5.0),
+        ("b", 1, "m", 2.0, 1.0),
+        ("b", 1, "naive", 2.0, 2.0),
+        ("c", 1, "m", NAN, 1.0),
+        ("c", 1, "naive", NAN, 2.0),
+        ("d", 1, "m", 9.0, 9.0),
+        ("d", 2, "m", 0.1, 0.1),
+        ("d", 1, "naive", 8.0, 8.0),
+        ("e", 1, "m", 0.1, 0.1),
+    ]
+    scores = pl.DataFrame(rows, ["series_id", "cutoff", "model", "mase", "pinball"], orient="row")
+    assert wins(scores).rows(named=True) == [
+        {"model": "m", "baseline": "naive", "mase": 1 / 3, "pinball": 2 / 4, "n_series": 4, "n_mase": 3}
+    ]
+    assert wins(scores.lazy()).equals(wins(scores))
