@@ -46,12 +46,19 @@ class Config(BaseModel):
     )
 
 
+AUTO: Final = "auto"
+"""The name of a column that is recognised (`forecast.data.columns`)."""
+
+
 class ColumnsConfig(Config):
     """Which columns of the user's table hold the panel."""
 
-    series_id: str = "series_id"
-    timestamp: str = "timestamp"
-    target: str = "target"
+    series_id: str = AUTO
+    """Column with the name of the series; auto: series_id, unique_id or item_id, the one that is there."""
+    timestamp: str = AUTO
+    """Column with the time; auto: timestamp, ds or time, the one that is there."""
+    target: str = AUTO
+    """Column with the values to forecast; auto: target or y, the one that is there."""
 
 
 def _rolling(name: str) -> str:
@@ -64,8 +71,8 @@ class SourceConfig(Config):
     """Where the rows are, and what to do with bad ones. The same for every verb."""
 
     path: str | None = None
-    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; or a folder
-    that `forecast data prepare` wrote."""
+    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
+    line of JSON per series (gluonts); or a folder that `forecast data prepare` wrote."""
     uri: SecretStr | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None
@@ -140,7 +147,8 @@ class DataConfig(SourceConfig):
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
-        used = [*self.columns.model_dump().values(), *covariates]
+        named = [name for name in self.columns.model_dump().values() if name != AUTO]
+        used = [*named, *covariates]
         twice = sorted({name for name in used if used.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
