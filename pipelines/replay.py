@@ -1,16 +1,15 @@
 """`forecast replay`: weeks of nightly work in minutes, on a simulated clock, with what goes wrong in real ones.
 
-The verbs, the schedules and the ledger are the real ones; only the clock is set, and the jobs run in this process, which
-saves the start of another. What happens: scores every night, a challenger every week, an outage, a file that is damaged,
-a version that must not become champion, and later does, past the gate.
+The verbs, the schedules and the ledger are the real ones; only the clock is set, and the jobs run in this process, to
+save the start of another. What happens: scores every night, a challenger every week, an outage, a file that is
+damaged, a version that must not become champion, and later does, past the gate.
 """
 
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,15 @@ from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
 
-from forecast.config import LedgerConfig, RegistryConfig, ReplayConfig, ScheduleSettings, SchedulerConfig
+from forecast.config import (
+    DataConfig,
+    LedgerConfig,
+    RegistryConfig,
+    ReplayConfig,
+    SchedulerConfig,
+    ScheduleSettings,
+    load,
+)
 from forecast.errors import GatecastError, OutputError
 from pipelines import cli, compose, console
 from pipelines.record import SCHEDULE, SLOT, open_ledger
@@ -33,6 +40,12 @@ FIRST: Final = date(2013, 9, 9)
 NAME: Final = "departures"
 _HORIZON: Final = 48
 _OUTAGE_DAYS: Final = 3
+_DATA: Final = {
+    "freq": "1h",
+    "season_length": "168",
+    "time_zone": "America/New_York",
+    "static_covariates": "[airport,carrier]",
+}
 
 _SCHEDULES: Final = """\
 time_zone: America/New_York
@@ -43,7 +56,7 @@ schedules:
     flow: data append
     start: {start}
     retries: 0
-    overrides: [data.path={folder}/new, output.path={folder}/panel]
+    overrides: [data.path={folder}/new, data.max_reject_share=0.001, output.path={folder}/panel]
   nightly:
     cron: 30 2 * * *
     flow: score
@@ -73,16 +86,18 @@ schedules:
 
 
 class InProcess(Scheduler):
-    """A scheduler whose jobs run in this process."""
+    """A scheduler whose jobs run in this process: `verb` takes the words of a command line."""
+
+    verb: Callable[[Sequence[str]], int]
 
     def _process(self, schedule: Schedule, slot: Slot) -> tuple[int, int]:
         given = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
         with _environment(given):
-            return cli.main([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
+            return self.verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
 
 
 @contextmanager
-def _environment(given: dict[str, str]) -> Any:
+def _environment(given: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
@@ -93,18 +108,6 @@ def _environment(given: dict[str, str]) -> Any:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@dataclass
-class Story:
-    """What happened, as it is told at the end."""
-
-    lines: list[tuple[date, str]] = field(default_factory=list)
-
-    def tell(self, day: date, what: str) -> None:
-        """Add a line, and print it."""
-        self.lines.append((day, what))
-        print(f"{day:%a %d %b}  {what}", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -119,19 +122,17 @@ class Replay:
     """One replay, in a new folder."""
 
     def __init__(self, config: ReplayConfig, training: Sequence[str]) -> None:
-        from forecast.data.nyc_flights import TIME_ZONE
-
         self._days = config.replay.days
         self._folder = Path(config.output.path).resolve()
         if self._folder.exists() and any(self._folder.iterdir()):
             raise OutputError(f"{self._folder} is not empty: a replay begins anew; give another output.path")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._training = training
-        self._zone = ZoneInfo(TIME_ZONE)
+        self._log = (self._folder / "replay.log").open("w")
+        self._zone = ZoneInfo(_DATA["time_zone"])
         self._store = f"sqlite:///{self._folder / 'mlflow.db'}"
         self._ledger_uri = f"sqlite:///{self._folder / 'ledger.db'}"
         self._ledger = LedgerConfig(uri=SecretStr(self._ledger_uri))
-        self._story = Story()
         self._table: pl.DataFrame
 
     def run(self) -> None:
@@ -139,14 +140,14 @@ class Replay:
         begun = time.monotonic()
         with _environment({"GATECAST_LEDGER": self._ledger_uri}):
             self._prepare()
-            outage = range(self._days // 3, self._days // 3 + _OUTAGE_DAYS)
-            damaged, refused = self._days // 2, 2 * self._days // 3
-            forced = refused + 2
+            outage = range(self._days // 4, self._days // 4 + _OUTAGE_DAYS)
+            damaged, refused = self._days // 2 + 1, 2 * self._days // 3
+            forced = refused + 1
             for number in range(self._days):
                 day = FIRST + timedelta(days=number)
                 self._deliver(day, damaged=number == damaged)
                 if number in outage:
-                    self._story.tell(day, "nothing runs: an outage")
+                    _tell(day, "nothing runs: an outage")
                     continue
                 if number == refused:
                     self._refused(day)
@@ -174,15 +175,13 @@ class Replay:
             name=NAME, store=self._store, folder=self._folder, start=FIRST + timedelta(days=1)
         )
         (self._folder / "schedule.yaml").write_text(schedules)
-        data = ["data.freq=1h", "data.season_length=168", f"data.time_zone={self._zone.key}"]
-        data.append("data.static_covariates=[airport,carrier]")
+        data = [f"data.{key}={value}" for key, value in _DATA.items()]
         source = f"data.path={self._folder / 'history.parquet'}"
         self._succeed("data", "prepare", source, *data, f"window.horizon={_HORIZON}", f"output.path={self._panel}")
-        window = "window.horizon=48", "window.context_length=336"
+        window = f"window.horizon={_HORIZON}", "window.context_length=336"
         self._succeed("train", *self._model, f"data.path={self._panel}", *data, *window, *self._training)
-        refresh = "backtest.n_windows=2", "finetune.holdout_windows=2"
-        self._succeed("refresh", *self._model, f"data.path={self._panel}", "registry.alias=1", *refresh)
-        self._story.tell(FIRST, f"{len(history):,} rows of history; the first champion is v2")
+        self._promoted(1)
+        _tell(FIRST, f"{len(history):,} rows of history; v1, the first model, is made champion")
 
     def _deliver(self, day: date, *, damaged: bool = False) -> None:
         """Put the rows of a day into the folder of new ones; damaged, half of them at times that are not there."""
@@ -202,47 +201,41 @@ class Replay:
         before = self._newest()
         morning = self._midnight(day + timedelta(days=1)) + timedelta(hours=9)
         self._scheduler(now=morning).run()
-        for entry in self._entries(after=before):
-            if (
-                entry.schedule == "nightly"
-                and entry.exit_code == 0
-                and entry.slot[:10] not in (str(day), str(morning.date()))
-            ):
-                self._story.tell(day, f"caught up: forecasts of {entry.slot[:10]}")
+        for entry in reversed(self._entries(after=before)):
+            cutoff = datetime.fromisoformat(entry.slot).astimezone(self._zone).date() if entry.slot else day
+            if entry.schedule == "nightly" and entry.exit_code == 0 and cutoff != day:
+                _tell(day, f"caught up: the forecasts from {cutoff:%a %d %b}")
             elif entry.schedule == "weekly" or entry.exit_code:
-                self._story.tell(day, f"{entry.flow}: {_told(entry)}")
+                _tell(day, f"{entry.flow}: {_told(entry)}")
 
     def _mend(self, day: date) -> None:
         """Replace the damaged file, and do again what has failed: as a person would."""
         self._deliver(day)
+        cutoff = self._midnight(day) + timedelta(hours=23)
         for name in ("append", "nightly"):
-            self._scheduler(cutoff=datetime.combine(day, datetime.min.time(), self._zone) + timedelta(hours=23)).once(
-                name
-            )
-        self._story.tell(day, "the file was replaced, and append and score run again")
+            self._scheduler(cutoff=cutoff).once(name)
+        _tell(day, "the file was replaced, and append and score run again")
 
     def _refused(self, day: date) -> None:
         """Train a version that knows nothing, and try to promote it."""
-        bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level", "data.season_length=1", "data.freq=1h"
-        window = "window.horizon=48", "window.context_length=48", "data.time_zone=America/New_York"
-        self._succeed("train", *self._model, f"data.path={self._panel}", *bad, *window)
+        bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level"
+        window = f"window.horizon={_HORIZON}", "window.context_length=48"
+        data = [f"data.{key}={value}" for key, value in _DATA.items()]
+        self._succeed("train", *self._model, f"data.path={self._panel}", *data, *bad, *window)
         number = self._newest_version()
         self._succeed(
             "backtest", *self._model, f"data.path={self._panel}", f"registry.alias={number}", "backtest.n_windows=2"
         )
-        code = cli.main(["promote", *self._model, f"registry.alias={number}"])
+        code = self._verb(["promote", *self._model, f"registry.alias={number}"])
         if code != 5:
             raise GatecastError(f"the gate has let v{number} pass, which is the mean of the last two days")
-        self._story.tell(day, f"v{number} is refused by the gate: {_told(next(iter(self._entries(flow='promote'))))}")
+        _tell(day, f"v{number} is refused by the gate: {_told(next(iter(self._entries(flow='promote'))))}")
 
     def _forced(self, day: date) -> None:
         """Make that version the champion past the gate, as somebody might in the page of MLflow."""
-        from forecast.registry import Registry
-
-        registry = Registry(RegistryConfig(name=NAME, tracking_uri=self._store))
         number = self._newest_version(trained=True)
-        registry.promote(registry.resolve(number))
-        self._story.tell(day, f"somebody makes v{number} the champion, past the gate")
+        self._promoted(number)
+        _tell(day, f"somebody makes v{number} the champion, past the gate")
 
     # --- what is checked at the end
 
@@ -290,12 +283,14 @@ class Replay:
         """Compare the panel with the source."""
         import polars as pl
 
-        from forecast.data.prepared import open_prepared
+        from forecast.data.read import read_panel
         from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
         until = self._midnight(FIRST + timedelta(days=self._days))
         source = self._table.filter(pl.col(TIMESTAMP) < until).select(SERIES_ID, TIMESTAMP, TARGET)
-        panel = open_prepared(self._folder / "panel").panel.frame().drop_nulls(TARGET)
+        statics = {"static_covariates": ("airport", "carrier")}
+        data = load(DataConfig, {**_DATA, **statics, "path": str(self._panel)})
+        panel = read_panel(data, _HORIZON).panel.frame().drop_nulls(TARGET)
         panel = panel.with_columns(pl.col(TIMESTAMP).dt.convert_time_zone("UTC").cast(source.schema[TIMESTAMP]))
         both = source.join(panel, on=[SERIES_ID, TIMESTAMP], how="left", suffix="_panel")
         return {
@@ -318,6 +313,12 @@ class Replay:
 
     # --- small things
 
+    def _promoted(self, number: int) -> None:
+        from forecast.registry import Registry
+
+        registry = Registry(RegistryConfig(name=NAME, tracking_uri=self._store))
+        registry.promote(registry.resolve(number))
+
     @property
     def _model(self) -> tuple[str, str]:
         return f"registry.name={NAME}", f"registry.tracking_uri={self._store}"
@@ -332,7 +333,9 @@ class Replay:
     def _scheduler(self, **settings: Any) -> InProcess:
         path = self._folder / "schedule.yaml"
         asked = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(path=str(path), **settings))
-        return InProcess(asked, *read(path))
+        scheduler = InProcess(asked, *read(path))
+        scheduler.verb = self._verb
+        return scheduler
 
     def _entries(self, after: int = 0, **only: Any) -> "list[Any]":
         """Return the jobs in the ledger, newest first."""
@@ -349,8 +352,17 @@ class Replay:
 
     def _succeed(self, *words: str) -> None:
         """Run a verb as a person does. Raises GatecastError if it does not end well."""
-        if code := cli.main(list(words)):
-            raise GatecastError(f"forecast {words[0]} ended with exit code {code}, see above")
+        if code := self._verb(words):
+            raise GatecastError(f"forecast {words[0]} ended with exit code {code}, see {self._log.name}")
+
+    def _verb(self, words: Sequence[str]) -> int:
+        """Run a verb, whose words go to the log of the replay, and return its exit code."""
+        with redirect_stdout(self._log), redirect_stderr(self._log):
+            return cli.main(words)
+
+
+def _tell(day: date, what: str) -> None:
+    print(f"{day:%a %d %b}  {what}", flush=True)
 
 
 def _told(entry: Any) -> str:
