@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean
+.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean replay
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -31,6 +31,10 @@ server: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Two months of nights on a simulated clock, in ./replay. make replay ARGS='replay.days=14 fit.max_minutes=1'
+replay: $(VENV)/.installed-demo
+	$(BIN)/forecast replay $(ARGS)
 
 # make bench-accuracy ARGS='m4 --budget 120 --rows naive,closed,lstm,tuned'
 bench-accuracy: $(VENV)/.installed

@@ -933,6 +933,20 @@ class MonitorConfig(JobConfig):
         return self
 
 
+class ReplaySettings(Config):
+    """Weeks of nightly work."""
+
+    days: Annotated[int, Field(ge=14, le=110)] = 60
+    """Days that are replayed, from 9 September 2013 on."""
+
+
+class ReplayConfig(Config):
+    """`forecast replay`."""
+
+    replay: ReplaySettings = ReplaySettings()
+    output: OutputFolder
+
+
 class ModelsConfig(VerbConfig):
     """`forecast models list` and `show`: `registry.alias` is the version to show."""
 

@@ -30,6 +30,7 @@ VERBS: Final = {
     "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
+    "replay": ("pipelines.replay:main", "replay weeks of nightly work, and what goes wrong in them"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),
 }
 
