@@ -23,14 +23,17 @@ VERBS: Final = {
     "distil": ("pipelines.distil:main", "train a small model on the forecasts of a large one"),
     "explain": ("pipelines.explain:main", "say what a forecast is made of"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
+    "refresh": ("pipelines.refresh:main", "fine-tune, backtest and promote in one go"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
     "reconcile": ("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
+    "monitor": ("pipelines.monitor:main", "judge the forecasts by what came since, and roll back what is worse"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
     "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
+    "replay": ("pipelines.replay:main", "replay weeks of nightly work, and what goes wrong in them"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),
 }
 
@@ -77,7 +80,7 @@ def _help() -> str:
 
 `forecast VERB --help` lists the settings of a verb.
 Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
-1 a defect of ours."""
+8 a threshold of the monitor breached, 9 champion rolled back, 1 a defect of ours."""
 
 
 if __name__ == "__main__":

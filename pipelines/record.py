@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,9 +23,11 @@ from forecast.config import (
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
+    MonitorConfig,
     PrepareConfig,
     PromoteConfig,
     ReconcileConfig,
+    RefreshConfig,
     RollbackConfig,
     ScoreConfig,
     TrainConfig,
@@ -50,8 +53,10 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "distil": DistilConfig,
     "explain": ExplainConfig,
     "promote": PromoteConfig,
+    "refresh": RefreshConfig,
     "score": ScoreConfig,
     "reconcile": ReconcileConfig,
+    "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
     "models rollback": RollbackConfig,
@@ -96,6 +101,18 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     return decorate
 
 
+@contextmanager
+def step(flow: str, config: JobConfig) -> Iterator[None]:
+    """Write a part of the job of this process into the ledger as a job of its own; the slot is that of the whole."""
+    ledger = open_ledger(config.ledger)
+    entry = _begin(ledger, replace(describe(flow, config, ()), schedule="", slot=""))
+    if entry is None:
+        yield
+    else:
+        with _recording(ledger, entry.id):
+            yield
+
+
 def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
     """Write into the ledger what has become known of the job of this process, if it has one."""
     if current := _current.get():
@@ -123,8 +140,9 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     registry, data = values["registry"], values.get("data", {})
     if registry["tracking_uri"]:
         registry["tracking_uri"] = without_password(registry["tracking_uri"])
-    asked = (values.get(group, {}).get("cutoff") for group in ("score", "explain", "reconcile"))
-    cutoff = next(filter(None, asked), None) or data.get("until") or ""
+    settable = (("score", "cutoff"), ("explain", "cutoff"), ("reconcile", "cutoff"), ("monitor", "as_of"))
+    given = (values.get(group, {}).get(name) for group, name in settable)
+    cutoff = next(filter(None, given), None) or data.get("until") or ""
     dataset = data.get("path") or data.get("uri") or values.get("reconcile", {}).get("path") or registry["name"]
     settings = config.model_dump_json(
         exclude={
@@ -134,6 +152,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "score": {"cutoff", "force"},
             "explain": {"cutoff"},
             "reconcile": {"cutoff"},
+            "monitor": {"as_of"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},
         }
