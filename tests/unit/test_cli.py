@@ -52,6 +52,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "server",
         "ui",
         "data",
+        "replay",
         "demo",
     ]
 
