@@ -918,6 +918,8 @@ class AlarmSettings(Config):
     """Its recent MASE is so many times the median of its reference, ..."""
     deviations: Annotated[float, Field(ge=0)] = 4.0
     """... and above that median by so many robust deviations (1.4826 times the median absolute deviation)."""
+    least: Annotated[float, Field(ge=0)] = 0.5
+    """... and more than this: below, it is good whatever it was before."""
     min_periods: Annotated[int, Field(ge=2)] = 4
     """Days of its own history that make a reference; a series with fewer is compared with its backtest."""
     min_steps: Annotated[int, Field(ge=1)] = 3
