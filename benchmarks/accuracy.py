@@ -104,10 +104,7 @@ def after_the_end(task: Task, config: TrainConfig, loaded: Loaded, folder: Path)
     """
     panel, horizon = loaded.panel, config.window.horizon
     windows, levels = windows_at_ends(panel), config.model.quantile_levels
-    own = pl.DataFrame({"series_id": panel.series_id.tolist()})
-    test = pl.read_parquet(folder / "test.parquet", columns=["series_id", "timestamp", "value"])
-    kept = test.join(own, on="series_id", how="semi").sort("series_id", "timestamp")
-    actual = kept["value"].to_numpy().reshape(panel.n_series, horizon)
+    actual = tested(panel, folder, horizon)
     scale, root_scale = seasonal_naive_errors(panel, windows, task.season)
 
     def judge(forecaster: Forecaster) -> Scores:
@@ -120,6 +117,14 @@ def after_the_end(task: Task, config: TrainConfig, loaded: Loaded, folder: Path)
         return scores
 
     return judge
+
+
+def tested(panel: Panel, folder: Path, horizon: int) -> Array:
+    """Return the test part of each series of the panel, [S, horizon]."""
+    own = pl.DataFrame({"series_id": panel.series_id.tolist()})
+    test = pl.read_parquet(folder / "test.parquet", columns=["series_id", "timestamp", "value"])
+    kept = test.join(own, on="series_id", how="semi").sort("series_id", "timestamp")
+    return kept["value"].to_numpy().reshape(panel.n_series, horizon)
 
 
 def long_horizon(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Judge:  # noqa: ARG001  as all

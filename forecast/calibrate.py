@@ -70,11 +70,12 @@ def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> 
 
     `split`: one shift for each level and part of the horizon, from the errors of all series at cutoffs that the model
     has not seen: of n errors the ceil((n + 1) level)-th, of lower levels the floor (split conformal quantiles: Romano,
-    Patterson & Candes 2019, NeurIPS, one side at a time). Errors are in units of the width of the forecast's outermost
-    interval. `adaptive`: from there, the shift s of each series follows its own misses from cutoff to cutoff,
-    s += rate (level - share of targets below), as soon as all the targets of a cutoff are there (Gibbs & Candes 2021,
-    NeurIPS; the quantile tracker of Angelopoulos, Candes & Tibshirani 2023, NeurIPS). The rate is the one whose shifts
-    had the least pinball loss, in widths, on the cutoffs ahead of them; none may be best.
+    Patterson & Candes 2019, NeurIPS, one side at a time); with `shrink` less, where cutoffs do not agree. Errors are
+    in units of the width of the forecast's outermost interval. `adaptive`: from there, the shift s of each series
+    follows its own misses from cutoff to cutoff, s += rate (level - share of targets below), as soon as all the
+    targets of a cutoff are there (Gibbs & Candes 2021, NeurIPS; the quantile tracker of Angelopoulos, Candes &
+    Tibshirani 2023, NeurIPS). The rate is the one whose shifts had the least pinball loss, in widths, on the cutoffs
+    ahead of them; none may be best.
 
     The last `check_windows` cutoffs tell what is won; the calibration that is returned is made from all of them.
 
@@ -90,7 +91,7 @@ def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> 
     windows = _forecasts(artifact, panel, cutoffs, every=settings.method == "adaptive")
     check = windows[len(windows) - settings.check_windows :] if settings.check_windows else []
     edges = _edges(windows[:n_fit], artifact.horizon)
-    work = _Work(levels, edges, artifact.horizon, panel.n_series)
+    work = _Work(levels, edges, artifact.horizon, panel.n_series, shrink=settings.shrink)
     rate = work.best_rate(windows[:n_fit]) if settings.method == "adaptive" else 0.0
     made = []
     if check:
@@ -165,13 +166,30 @@ def _edges(windows: Sequence[_Window], horizon: int) -> IntArray:
 class _Work:
     """Shifts [row, bucket, level] from windows; row 0 is that of all series."""
 
-    def __init__(self, levels: Sequence[float], edges: IntArray, horizon: int, n_series: int) -> None:
-        self._levels, self._edges, self._n_series = levels, edges, n_series
+    def __init__(self, levels: Sequence[float], edges: IntArray, horizon: int, n_series: int, *, shrink: bool) -> None:
+        self._levels, self._edges, self._n_series, self._shrink = levels, edges, n_series, shrink
         self._level, self._median = np.array(levels), list(levels).index(0.5)
         self.bucket = torch.from_numpy(np.searchsorted(edges, np.arange(horizon), side="right") - 1)
 
     def shared(self, windows: Sequence[_Window]) -> Array:
-        """Return the conformal quantiles of all errors, [1, bucket, level]. Raises DataError if there are too few."""
+        """Return the conformal quantiles of all errors, [1, bucket, level]. Raises DataError if there are too few.
+
+        Shrunk, if that is wanted, by the share of their square that is the square of their standard error over the
+        cutoffs, as many as would not overlap (the positive part of James & Stein 1961, one shift at a time).
+        """
+        shift = self._quantiles(windows)
+        if not self._shrink or len(windows) < 2:
+            return shift
+        each = np.concatenate([self._quantiles([window], least=0) for window in windows])
+        horizon = windows[0].actual.shape[1]
+        apart = max(1.0, (windows[-1].cutoff - windows[0].cutoff + horizon) / horizon)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            kept = 1.0 - np.nanvar(each, axis=0, ddof=1) / apart / shift[0] ** 2
+        shrunk: Array = shift * np.clip(np.nan_to_num(kept, neginf=0.0), 0.0, 1.0)
+        return shrunk
+
+    def _quantiles(self, windows: Sequence[_Window], least: int = 1) -> Array:
+        """Return the conformal quantiles [1, bucket, level]; with `least` 0, NaN where there are too few errors."""
         parts = np.split(np.concatenate([window.errors() for window in windows]), self._edges[1:], axis=1)
         shift = np.zeros((1, len(parts), len(self._levels)))
         for bucket, errors in enumerate(parts):
@@ -179,6 +197,9 @@ class _Work:
                 found = np.sort(errors[..., k][np.isfinite(errors[..., k])])
                 rank = (np.ceil if level > 0.5 else np.floor)(round((len(found) + 1) * level, 9))
                 if not 1 <= rank <= len(found):
+                    if not least:
+                        shift[0, bucket, k] = np.nan
+                        continue
                     raise DataError(
                         f"{len(found):,} errors of past forecasts are too few to calibrate the level {level:g}; raise "
                         "calibrate.n_windows, or lower calibrate.step_size"

@@ -552,6 +552,8 @@ class CalibrateSettings(Config):
     """Steps between cutoffs; a quarter of the horizon when not given."""
     check_windows: Annotated[int, Field(ge=0)] = 1
     """The last of them tell what is won, before the calibration is made from all."""
+    shrink: bool = True
+    """Shift by less where cutoffs do not agree: what one period was like, the next may not be."""
     holdout_windows: Annotated[int, Field(ge=0)] = 1
     """Horizons at the end of the table that are left for a backtest."""
 

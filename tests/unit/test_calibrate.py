@@ -83,7 +83,7 @@ def test_each_quantile_has_its_share_of_later_targets_below_it(
 
 
 def test_shifts_are_the_conformal_quantiles_of_past_errors(model: Artifact, restless: Loaded) -> None:
-    settings = CalibrateSettings(n_windows=2, step_size=6, check_windows=0, holdout_windows=2)
+    settings = CalibrateSettings(n_windows=2, step_size=6, check_windows=0, holdout_windows=2, shrink=False)
     made = calibrate(model, restless.panel, settings).artifact.calibration
     assert made is not None
     assert made.shift.shape == (1, 1, 9), "720 errors are enough for one part of the horizon"
@@ -103,6 +103,18 @@ def test_shifts_are_the_conformal_quantiles_of_past_errors(model: Artifact, rest
         rank = math.floor((count + 1) * level) if level < 0.5 else math.ceil((count + 1) * level)
         expected = 0.0 if level == 0.5 else sorted(errors[k])[rank - 1]
         assert float(made.shift[0, 0, k]) == pytest.approx(expected, rel=1e-4, abs=1e-5), level
+
+
+def test_shifts_are_less_where_cutoffs_do_not_agree(
+    model: Artifact, split: CalibrationResult, restless: Loaded
+) -> None:
+    plain = calibrate(model, restless.panel, SETTINGS.model_copy(update={"shrink": False})).artifact.calibration
+    shrunk = split.artifact.calibration
+    assert plain is not None
+    assert shrunk is not None
+    share = (shrunk.shift / plain.shift)[plain.shift != 0]
+    assert ((share >= 0) & (share <= 1)).all()
+    assert 0.5 < float(share.mean()) < 1, "these agree, by and large"
 
 
 def test_the_median_stays_and_quantiles_are_in_order(
