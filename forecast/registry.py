@@ -88,6 +88,19 @@ class Version:
         return f"{self.name} v{self.number}"
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a run has left."""
+
+    id: str
+    job: str
+    tags: Mapping[str, str]
+    settings: Mapping[str, str]
+    """Of the job, and which data it has used."""
+    files: frozenset[str]
+    """Artifacts that are in no folder."""
+
+
 class _Caller(Protocol):
     uri: str
 
@@ -357,7 +370,40 @@ class Registry:
 
     def _read(self, run_id: str, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+            return self.fetch(run_id, path, Path(folder)).read_bytes()
+
+    @_calls_mlflow
+    def fetch(self, run_id: str, path: str, folder: Path) -> Path:
+        """Return an artifact of a run, which is in this folder then, or in the store on this disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    @_calls_mlflow
+    def record(self, run_id: str) -> Record | None:
+        """Return what a run has left, None if it is gone."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        data = {}
+        for each in (found.dataset for found in run.inputs.dataset_inputs):
+            data[f"{each.name} (digest)"] = each.digest
+            data[f"{each.name} (rows)"] = f"{json.loads(each.profile)['num_rows']:,}"
+            data[f"{each.name} (source)"] = json.loads(each.source)["uri"]
+        tags = dict(run.data.tags)
+        files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
+        return Record(run_id, tags.get("job", ""), tags, {**data, **dict(sorted(run.data.params.items()))}, files)
+
+    @_calls_mlflow
+    def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
+        """Return metrics of a run at the steps where they were logged: name, step, value."""
+        rows = [
+            (name, point.step, point.value) for name in names for point in self._client.get_metric_history(run_id, name)
+        ]
+        schema = {"name": pl.String, "step": pl.Int64, "value": pl.Float64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     @_calls_mlflow
     def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:

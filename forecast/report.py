@@ -18,7 +18,18 @@ from forecast import names
 from forecast.data.io import write_text_atomic
 from forecast.metrics import LOG_LOSS, MODEL
 from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
-from forecast.plots import Band, ModelStyle, bands, class_styles, clock_label, model_styles, with_model
+from forecast.plots import (
+    CALIBRATION_STYLES,
+    LOSS_STYLES,
+    Band,
+    ModelStyle,
+    bands,
+    class_styles,
+    clock_label,
+    model_styles,
+    uplift,
+    with_model,
+)
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
@@ -59,6 +70,11 @@ def write_report(
     confusion: pl.DataFrame | None = None,
     wins: pl.DataFrame | None = None,
     segments: pl.DataFrame | None = None,
+    calibrated: pl.DataFrame | None = None,
+    coverage: pl.DataFrame | None = None,
+    loss: pl.DataFrame | None = None,
+    lineage: pl.DataFrame | None = None,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write the report to `path`, all of it or nothing.
 
@@ -67,8 +83,11 @@ def write_report(
     scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
     series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in `forecast.plots`,
     `confusion` and `wins` are as in `forecast.metrics`, `segments` has segment, value and the columns of the summary,
-    `stages` are names and seconds. Of classes, targets and forecasts are the
-    names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone.
+    `stages` are names and seconds. `calibrated` and `coverage` are the quantiles and the coverage of a
+    `CalibrationResult`; `loss` has model (those of `LOSS_STYLES`), step and loss; `lineage` has a row per version, and
+    is shown as it is; `settings` are those of each job, by its name. Of classes, targets and forecasts are the names,
+    and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone. What there
+    is nothing of has no section.
 
     Raises OutputError if the file can't be written.
     """
@@ -87,6 +106,8 @@ def write_report(
         "ids": series_ids,
         "steps": _lines(error_by_step, models, names.STEP, "error_rate" if classes else "mae"),
         "calibration": _lines(calibration, models, "level", "coverage", factor=100),
+        "calibrated": _lines(calibrated, CALIBRATION_STYLES, "level", "coverage", factor=100),
+        "loss": _lines(loss, LOSS_STYLES, names.STEP, "loss"),
         **_scores(scores, series_ids),
         **_decisions(decisions, series_ids),
     }
@@ -101,8 +122,11 @@ def write_report(
         wins=_wins(wins),
         segments=_segments(segments),
         confusion=_confusion(confusion, classes),
+        coverage=_coverage(coverage),
+        lineage=_lineage(lineage),
         rejects=_rejects(rejects),
         stages=_stages(stages),
+        settings=_settings(settings or {}),
     )
     write_text_atomic(made, path)
 
@@ -189,14 +213,18 @@ def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFr
 
 
 def _lines(
-    frame: pl.DataFrame | None, models: Sequence[ModelStyle], x: str, y: str, factor: float = 1
-) -> list[dict[str, list[Any]] | None] | None:
-    """Return a line per model, null where the model has none."""
+    frame: pl.DataFrame | None, styles: Sequence[ModelStyle], x: str, y: str, factor: float = 1
+) -> list[dict[str, object]] | None:
+    """Return a line for each style that there is something of."""
     if frame is None or frame.is_empty():
         return None
-    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(MODEL, x)
-    parts = [frame.filter(pl.col(MODEL) == style.name) for style in models]
-    return [{"x": part[x].to_list(), "y": part[y].to_list()} if part.height else None for part in parts]
+    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(x)
+    parts = ((style, frame.filter(pl.col(MODEL) == style.name)) for style in styles)
+    return [
+        {"label": style.label, "colour": style.colour, "x": part[x].to_list(), "y": part[y].to_list()}
+        for style, part in parts
+        if part.height
+    ]
 
 
 def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
@@ -213,9 +241,10 @@ def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str,
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the table of decisions, and the gain and a verdict in words for each series of the browser."""
+    """Return the table of decisions, and the uplift and a verdict in words for each series of the browser."""
     if decisions is None or decisions.is_empty():
         return {}
+    decisions = decisions.with_columns(uplift(decisions).alias("uplift"))
     floats = [name for name, kind in decisions.schema.items() if kind.is_numeric()]
     shown = decisions.with_columns(map(rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
     rows = {row[names.SERIES_ID]: row for row in shown.iter_rows(named=True)}
@@ -224,7 +253,7 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
     verdicts = [
         ""
         if row is None
-        else f"Fine-tuned, gain {percent(row['gain'] or 0)}"
+        else f"Fine-tuned, gain at the gate {percent(row['gain'] or 0)}{_later(row['uplift'])}"
         if on
         else f"Base kept: {row[names.REASON]}"
         for row, on in zip(found, tuned, strict=True)
@@ -232,10 +261,15 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
     return {
         "decisions": {"columns": shown.columns, "rows": shown.rows()},
         "gain": [None if row is None else row["gain"] for row in found],
+        "uplift": [row["uplift"] if row is not None and on else None for row, on in zip(found, tuned, strict=True)],
         "tuned": tuned,
         "verdicts": verdicts,
         "colours": [style.colour for style in model_styles([names.SOURCE_PRETRAINED, names.SOURCE_FINE_TUNED])],
     }
+
+
+def _later(share: float | None) -> str:
+    return "" if share is None else f", uplift later {percent(share)}"
 
 
 # ---- Markup ----
@@ -318,7 +352,16 @@ def _number(name: str, value: Any) -> str:
 def _change(value: Any, base: Any) -> str:
     if not (_is_number(value) and _is_number(base) and base > 0):
         return ""
-    return f"<small>{value / base - 1:+.0%}</small>".replace("-", _MINUS).replace("%", " %")
+    return f"<small>{_signed(value / base)}</small>"
+
+
+def _signed(ratio: float) -> str:
+    """Return by how much something has changed.
+
+    >>> _signed(1.25)
+    '+25 %'
+    """
+    return f"{ratio - 1:+.0%}".replace("-", _MINUS).replace("%", " %")
 
 
 def _confusion(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) -> str:
@@ -392,3 +435,38 @@ def _stages(stages: Sequence[tuple[str, float]]) -> str:
     rows = [(name, f"{seconds:,.2f}", bar(seconds / most)) for name, seconds in stages]
     rows.append(("Total", f"{sum(seconds for _, seconds in stages):,.2f}", ""))
     return card("stages", "Time by stage", table({"Stage": "", "Seconds": "number", "": "bar"}, rows, total=True))
+
+
+def _coverage(coverage: pl.DataFrame | None) -> str:
+    """Return how often each interval held what came, and how wide it was, before and after a calibration."""
+    if coverage is None or coverage.is_empty():
+        return ""
+    rows = [
+        [
+            "All" if row["by"] == "all" else row["by"],
+            row["value"],
+            *(percent(row[name]) for name in ("level", "coverage_before", "coverage_after")),
+            _signed(row["width_after"] / row["width_before"]) if row["width_before"] > 0 else ABSENT,
+            f"{row['n']:,}",
+        ]
+        for row in coverage.filter(pl.col("by") != "step").iter_rows(named=True)
+    ]
+    heads = {"Segment": "", "Series that are": "wide"}
+    shares = ("Interval", "Held before", "Held after", "Width", "Steps")
+    return f'<div class="scroll">{table({**heads, **dict.fromkeys(shares, "number")}, rows)}</div>'
+
+
+def _lineage(lineage: pl.DataFrame | None) -> str:
+    if lineage is None or lineage.is_empty():
+        return ""
+    heads = {_heading(name): "tree" for name in lineage.columns}
+    caption = "Each version below the one that it was made from, with what was changed, and how it was judged."
+    return card("lineage", "Versions", table(heads, lineage.iter_rows()), caption)
+
+
+def _settings(settings: Mapping[str, Mapping[str, str]]) -> str:
+    if not settings:
+        return ""
+    parts = ((html.escape(name), table({"Setting": "", "Value": "wide"}, each.items())) for name, each in settings.items())
+    body = "".join(f"<details><summary>{name}</summary>{rows}</details>" for name, rows in parts)
+    return card("settings", "Settings and data", body)

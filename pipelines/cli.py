@@ -22,6 +22,7 @@ VERBS: Final = {
     "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "report": ("pipelines.report:main", "put a version, a run or forecasts into a page that works offline"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),

@@ -14,6 +14,8 @@ from pipelines import compose, console
 from pipelines.shared import CALIBRATED, FINETUNE_KIND, SERIES_TUNED
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from forecast.registry import Registry, Version
 
 # action: (its settings, what it does).
@@ -74,6 +76,14 @@ def _list(registry: "Registry") -> None:
 
 
 def _tree(registry: "Registry") -> None:
+    found = lineage(registry)
+    _print(found.columns, found.rows())
+
+
+def lineage(registry: "Registry") -> "pl.DataFrame":
+    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged."""
+    import polars as pl
+
     versions = registry.versions()
     metrics = registry.metrics(run_id for each in versions for run_id in _runs(each))
     rows = []
@@ -95,7 +105,7 @@ def _tree(registry: "Registry") -> None:
                 "\n".join(scores),
             )
         )
-    _print(("version", "kind", "aliases", "series tuned", "data", "metrics"), rows)
+    return pl.DataFrame(rows, ["version", "kind", "aliases", "series tuned", "data", "metrics"], orient="row")
 
 
 def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
