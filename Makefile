@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check ui bench bench-accuracy bench-race clean
+.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -18,8 +18,16 @@ check: $(VENV)/.installed
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
 
+# The site, in ./site; a page, heading or file that a link does not find is an error.
+docs: $(VENV)/.installed
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 ui: $(VENV)/.installed-demo
 	$(BIN)/forecast ui
+
+# MLflow on PostgreSQL, in ./server.  make server ARGS='server.port=5001'
+server: $(VENV)/.installed
+	$(BIN)/forecast server $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -33,7 +41,7 @@ bench-race: $(VENV)/.installed
 	$(BIN)/python -m benchmarks race $(ARGS)
 
 clean:
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo mlflow.db gatecast.db mlruns
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site demo mlflow.db gatecast.db mlruns
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

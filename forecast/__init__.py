@@ -7,7 +7,8 @@
     print(fc.backtest(tuned, table, n_windows=4).summary)
     made = fc.forecast(tuned, table)          # made.frame, made.rejects
 
-Tables are Polars, pandas or Arrow frames, or paths, with the columns series_id, timestamp and target.
+Tables are Polars, pandas or Arrow frames, or paths, with the columns series_id, timestamp and target, or
+unique_id, ds and y.
 """
 
 import sys

@@ -224,4 +224,5 @@ def _at(source: Source, path: object, known: object, static: object) -> Source:
 
 
 def _tables(rows: object, known: object, static: object) -> Tables:
-    return Tables(to_lazy(rows), *(None if table is None else to_lazy(table) for table in (known, static)))
+    known, static = (None if table is None else to_lazy(table) for table in (known, static))
+    return Tables(to_lazy(rows), known, static)

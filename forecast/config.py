@@ -45,12 +45,19 @@ class Config(BaseModel):
     )
 
 
+AUTO: Final = "auto"
+"""The name of a column that is recognised (`forecast.data.columns`)."""
+
+
 class ColumnsConfig(Config):
     """Which columns of the user's table hold the panel."""
 
-    series_id: str = "series_id"
-    timestamp: str = "timestamp"
-    target: str = "target"
+    series_id: str = AUTO
+    """Column with the name of the series; auto: series_id, unique_id or item_id, the one that is there."""
+    timestamp: str = AUTO
+    """Column with the time; auto: timestamp, ds or time, the one that is there."""
+    target: str = AUTO
+    """Column with the values to forecast; auto: target or y, the one that is there."""
 
 
 def _rolling(name: str) -> str:
@@ -63,8 +70,8 @@ class SourceConfig(Config):
     """Where the rows are, and what to do with bad ones. The same for every verb."""
 
     path: str | None = None
-    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; or a folder
-    that `forecast data prepare` wrote."""
+    """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
+    line of JSON per series (gluonts); or a folder that `forecast data prepare` wrote."""
     uri: SecretStr | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None
@@ -139,7 +146,8 @@ class DataConfig(SourceConfig):
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
-        used = [*self.columns.model_dump().values(), *covariates]
+        named = [name for name in self.columns.model_dump().values() if name != AUTO]
+        used = [*named, *covariates]
         twice = sorted({name for name in used if used.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
@@ -811,7 +819,7 @@ class RollbackSettings(Config):
     given). The champion as a whole when not given."""
 
 
-class RollbackConfig(VerbConfig):
+class RollbackConfig(JobConfig):
     """`forecast models rollback`."""
 
     rollback: RollbackSettings = RollbackSettings()
@@ -840,7 +848,7 @@ class DeleteSettings(Config):
     """Delete a version that others were fine-tuned from, too."""
 
 
-class DeleteConfig(VerbConfig):
+class DeleteConfig(JobConfig):
     """`forecast models delete`: `registry.alias` is the number of the version."""
 
     delete: DeleteSettings = DeleteSettings()
@@ -889,6 +897,28 @@ class UiConfig(VerbConfig):
     """`forecast ui`."""
 
     ui: UiSettings = UiSettings()
+
+
+class ServerSettings(Config):
+    """MLflow's server, and the PostgreSQL behind it."""
+
+    path: str = "server"
+    """The folder of the database and of the artifacts."""
+    host: str = "127.0.0.1"
+    """Address to listen on; others than this one let other machines in."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    database: SecretStr | None = None
+    """A PostgreSQL that there is already, postgresql://user:password@host/db; DATABASE_URL, or one that is started in
+    the folder, when not given."""
+    database_port: Annotated[int, Field(ge=1, le=65535)] = 5433
+    """Of the one that is started, on 127.0.0.1."""
+    workers: Annotated[int, Field(ge=1)] = 2
+
+
+class ServerConfig(Config):
+    """`forecast server`."""
+
+    server: ServerSettings = ServerSettings()
 
 
 class RunsSettings(Config):

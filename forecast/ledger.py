@@ -24,7 +24,7 @@ BEAT: Final = timedelta(seconds=15)
 """How often a job says that it is alive."""
 
 _SILENT: Final = 6 * BEAT
-_VERSION: Final = 1
+_VERSION: Final = 2
 _LOCK: Final = 7_211_061  # any number, the same for all who write
 _KEY: Final = "ledger.uri"
 _COLUMNS: Final = {
@@ -33,6 +33,7 @@ _COLUMNS: Final = {
     "dataset": "text",
     "cutoff": "text",
     "model": "text",
+    "mlflow": "text",
     "config_digest": "text",
     "schedule": "text",
     "slot": "text",
@@ -49,8 +50,12 @@ _COLUMNS: Final = {
     "config": "text",
     "folder": "text",
 }
+_ADDED: Final = {2: ("mlflow",)}
+"""Text columns that a version of the format has brought."""
 _INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
 """What attempts at the same have in common: of a person, and of a schedule."""
+_WORK: Final = (*_INDICES["work"], *_INDICES["slot"])
+"""The key of what was done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class Entry(Job):
 
     id: int
     model: str
+    mlflow: str
+    """Its run in MLflow: the page on the server, or the id where the store is none."""
     status: Status
     attempt: int
     """1 for the first one with its key; of a slot, the first for it."""
@@ -118,6 +125,7 @@ class Ledger:
                 "id": 1 + int(database.execute("select coalesce(max(id), 0) as id from gatecast_runs")[0]["id"]),
                 "config": json.dumps(job.config),
                 "model": "",
+                "mlflow": "",
                 "status": "running",
                 "started": now,
                 "heartbeat": now,
@@ -131,7 +139,7 @@ class Ledger:
             database.execute(f"insert into gatecast_runs ({', '.join(values)}) values ({marks})", list(values.values()))
             return _found(database, "id = ?", [values["id"]])[0]
 
-    def note(self, entry: int, *, cutoff: str = "", model: str = "", output: str = "") -> None:
+    def note(self, entry: int, *, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
         """Write what has become known of a job.
 
         Attempts that failed before they knew their cutoff or model are counted to the one that then does.
@@ -144,8 +152,9 @@ class Ledger:
                 if value:
                     unknown = f"(id = ? or {name} = '' and status <> 'done' and {same})"
                     database.execute(f"update gatecast_runs set {name} = ? where {unknown}", [value, entry, *values])
-            if output:
-                database.execute("update gatecast_runs set output = ? where id = ?", [output, entry])
+            for name, value in {"mlflow": mlflow, "output": output}.items():
+                if value:
+                    database.execute(f"update gatecast_runs set {name} = ? where id = ?", [value, entry])
 
     def beat(self, entry: int) -> None:
         """Write that a job is alive."""
@@ -170,23 +179,29 @@ class Ledger:
         status: Status | None = None,
         since: datetime | None = None,
         every: bool = False,
+        limit: int | None = None,
     ) -> list[Entry]:
-        """Return the latest attempt of each key, or every one, newest first."""
-        asked = {"flow": flow, "dataset": dataset, "schedule": schedule}
-        given = {name: value for name, value in asked.items() if value is not None}
-        where = " and ".join(["1 = 1", *(f"{name} = ?" for name in given)])
-        with self._open() as database:
-            found = _found(database, where, list(given.values()))
+        """Return the latest attempt of each key, or every one, newest first, and not more than `limit`."""
+        asked = {
+            "flow = ?": flow,
+            "dataset = ?": dataset,
+            "schedule = ?": schedule,
+            "started >= ?": since and _text(since),
+        }
+        given = {condition: value for condition, value in asked.items() if value is not None}
+        conditions, values = ["1 = 1", *given], list[Any](given.values())
+        if status:
+            # Who is gone has not written that.
+            conditions.append("status in (?, ?)")
+            values += [status, "running" if status == "abandoned" else status]
         if not every:
-            latest: dict[tuple[str, ...], Entry] = {}
-            for entry in found:
-                latest.setdefault(_work(entry), entry)
-            found = list(latest.values())
-        return [
-            entry
-            for entry in found
-            if status in (None, entry.status) and (since is None or entry.started >= since.astimezone(UTC))
-        ]
+            same = " and ".join(f"o.{name} = r.{name}" for name in _WORK)
+            conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same})")
+        where = " and ".join(conditions)
+        sure = status in (None, "done", "failed")
+        with self._open() as database:
+            found = _found(database, where, values, limit if sure else None)
+        return [entry for entry in found if status in (None, entry.status)][:limit]
 
     def get(self, entry: int) -> Entry:
         """Return an attempt. Raises LedgerError if there is none of this number."""
@@ -249,14 +264,19 @@ class Ledger:
             for name, indexed in _INDICES.items():
                 database.execute(f"create index gatecast_runs_{name} on gatecast_runs ({', '.join(indexed)})")
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
-        elif versions[0]["version"] != _VERSION:
+        elif versions[0]["version"] < _VERSION:
+            for number in range(versions[0]["version"] + 1, _VERSION + 1):
+                for name in _ADDED[number]:
+                    database.execute(f"alter table gatecast_runs add column {name} text default ''")
+            database.execute("update gatecast_ledger set version = ?", [_VERSION])
+        elif versions[0]["version"] > _VERSION:
             raise LedgerError(
                 f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {_VERSION}; "
                 f"use the gatecast that wrote it, or another {_KEY}"
             )
 
 
-def _found(database: Database, where: str, values: list[Any]) -> list[Entry]:
+def _found(database: Database, where: str, values: list[Any], limit: int | None = None) -> list[Entry]:
     """Return the attempts for which a condition holds, newest first."""
     same = {"slot = ''": _INDICES["work"], "slot <> ''": _INDICES["slot"]}
     before = " ".join(
@@ -265,6 +285,7 @@ def _found(database: Database, where: str, values: list[Any]) -> list[Entry]:
         for when, names in same.items()
     )
     query = f"select r.*, case {before} end as attempt from gatecast_runs r where {where} order by id desc"
+    query += "" if limit is None else f" limit {limit}"
     rows = database.execute(query, values)
     return [_entry(row) for row in rows]
 
@@ -303,9 +324,10 @@ def _who(entry: Entry) -> str:
     return f"process {entry.pid} on {entry.host}, since {entry.started:%Y-%m-%d %H:%M:%S} UTC, run {entry.id}"
 
 
-def _work(entry: Entry) -> tuple[str, ...]:
-    return entry.flow, entry.dataset, entry.cutoff, entry.model, entry.config_digest, entry.schedule, entry.slot
-
-
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    return _text(datetime.now(UTC))
+
+
+def _text(moment: datetime) -> str:
+    """Return a moment as the ledger has it: later ones are greater texts."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -148,6 +148,12 @@ class Run:
         self.experiment_id = experiment_id
         self._client = client
 
+    @property
+    def link(self) -> str:
+        """The page of the run on its server, or the id where the store is none."""
+        page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return page if _is_server(self.uri) else self.id
+
     @_calls_mlflow
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics, all at one step."""

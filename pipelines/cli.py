@@ -26,6 +26,7 @@ VERBS: Final = {
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
+    "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig, RollbackConfig, VerbConfig
 from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
+from pipelines.record import note, recorded
 from pipelines.shared import CALIBRATED, FINETUNE_KIND, SERIES_TUNED
 
 if TYPE_CHECKING:
@@ -34,16 +35,23 @@ _NAMED: Final = 100
 
 
 def main(argv: list[str]) -> None:
-    """Run one of ACTIONS."""
+    """Run one of ACTIONS; those that change something are in the ledger."""
     asked = compose.action_of(
         "models", argv, {name: about for name, (_, about) in ACTIONS.items()}, "registry.name=NAME "
     )
     if asked is None:
         return
     action, rest = asked
-    config = compose.verb_config(ACTIONS[action][0], f"models {action}", rest)
-    if action in ("diff", "export", "delete") and not config.registry.alias:
-        raise ConfigError(f"registry.alias: missing; `forecast models {action}` needs an alias or a version number")
+    if change := {"rollback": _rollback, "delete": _delete}.get(action):
+        change(rest)
+    else:
+        _look(action, rest)
+
+
+def _look(action: str, argv: list[str]) -> None:
+    config = compose.verb_config(ACTIONS[action][0], f"models {action}", argv)
+    if action in ("diff", "export"):
+        _check_alias(config, action)
     console.setup()
 
     from forecast.registry import Registry
@@ -51,20 +59,38 @@ def main(argv: list[str]) -> None:
     registry = Registry(config.registry)
     if isinstance(config, DiffConfig):
         _diff(registry, config)
-    elif isinstance(config, RollbackConfig):
-        print(_roll_back(registry, config))
     elif isinstance(config, ExportConfig):
         _export(registry, config)
-    elif isinstance(config, DeleteConfig):
-        version = registry.resolve(str(config.registry.alias))
-        registry.delete(version, force=config.delete.force)
-        print(f"{version} deleted")
     elif action == "list":
         _list(registry)
     elif config.registry.alias:
         _show(registry, registry.resolve(config.registry.alias))
     else:
         _tree(registry)
+
+
+@recorded(RollbackConfig)
+def _rollback(config: RollbackConfig) -> None:
+    from forecast.registry import Registry
+
+    print(_roll_back(Registry(config.registry), config))
+
+
+@recorded(DeleteConfig)
+def _delete(config: DeleteConfig) -> None:
+    from forecast.registry import Registry
+
+    _check_alias(config, "delete")
+    registry = Registry(config.registry)
+    version = registry.resolve(str(config.registry.alias))
+    note(model=str(version))
+    registry.delete(version, force=config.delete.force)
+    print(f"{version} deleted")
+
+
+def _check_alias(config: VerbConfig, action: str) -> None:
+    if not config.registry.alias:
+        raise ConfigError(f"registry.alias: missing; `forecast models {action}` needs an alias or a version number")
 
 
 def _list(registry: "Registry") -> None:
@@ -197,6 +223,7 @@ def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
     series = config.rollback.series
     if series is None:
         before, after = registry.rollback()
+        note(model=str(before), output=str(after))
         return f"champion of {registry.name}: v{before.number} -> v{after.number}"
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)
     child = without(artifact, series, key="rollback.series")
@@ -205,6 +232,7 @@ def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
         registry.run("rollback", config, {"parent_version": str(version.number)}) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
+        note(mlflow=run.link)
         run.json(list(series), "rolled_back.json")
         tags = {
             **version_tags(child, config, version.tags.get("data_digest", "")),
@@ -219,6 +247,7 @@ def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
                 registry.promote(made)
             else:
                 registry.set_alias(alias, made)
+    note(output=str(made))
     moved = f", which is now {' and '.join(version.aliases)}" if version.aliases else ""
     return f"{len(set(series)):,} series of {version} are back at the base in v{made.number}{moved}, run {run.id}"
 

@@ -41,6 +41,7 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     if not run_id:
         raise GateRefused(f"{version} has no backtest; {again}")
     with registry.run("promote", config, {"version": str(version.number)}) as run:
+        note(mlflow=run.link)
         judged = registry.read_json(run_id, "backtest.json")
         if judged["champion"] != (champion.number if champion else None):
             raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")

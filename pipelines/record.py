@@ -16,11 +16,13 @@ from forecast.config import (
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
+    DeleteConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
     PrepareConfig,
     PromoteConfig,
+    RollbackConfig,
     ScoreConfig,
     TrainConfig,
     TuneConfig,
@@ -46,6 +48,8 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "score": ScoreConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
+    "models rollback": RollbackConfig,
+    "models delete": DeleteConfig,
 }
 """The verbs that are jobs."""
 
@@ -86,12 +90,12 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     return decorate
 
 
-def note(*, cutoff: str = "", model: str = "", output: str = "") -> None:
+def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
     """Write into the ledger what has become known of the job of this process, if it has one."""
     if current := _current.get():
         ledger, entry = current
         with _warned():
-            ledger.note(entry, cutoff=cutoff, model=model, output=output)
+            ledger.note(entry, cutoff=cutoff, model=model, mlflow=mlflow, output=output)
 
 
 def open_ledger(config: LedgerConfig) -> "Ledger":

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 def _list(config: RunsConfig, ledger: "Ledger") -> None:
     import polars as pl
 
-    found = _entries(config, ledger)
+    found = _entries(config, ledger, limit=config.runs.limit + 1)
     shown = found[: config.runs.limit]
     if config.runs.format == "json":
         print(json.dumps([entry.shown() for entry in shown], indent=1))
@@ -71,11 +71,11 @@ def _list(config: RunsConfig, ledger: "Ledger") -> None:
     if rows:
         console.table(pl.DataFrame(rows))
     if len(found) != len(shown) or not rows:
-        print(f"{len(shown):,} of {len(found):,} runs; runs.limit sets how many are shown" if rows else "no runs")
+        print(f"the newest {len(shown):,} runs; runs.limit sets how many are shown" if rows else "no runs")
 
 
-def _entries(config: RunsConfig, ledger: "Ledger") -> "list[Entry]":
-    return ledger.entries(**config.runs.model_dump(exclude={"limit", "format"}))
+def _entries(config: RunsConfig, ledger: "Ledger", **asked: Any) -> "list[Entry]":
+    return ledger.entries(**config.runs.model_dump(exclude={"limit", "format"}) | asked)
 
 
 def _show(config: RunsConfig, entry: "Entry") -> None:
@@ -92,10 +92,15 @@ def _show(config: RunsConfig, entry: "Entry") -> None:
 def _asked(config: RunsConfig, ledger: "Ledger", which: str) -> "list[Entry]":
     """Return the runs to retry, oldest first. Raises ConfigError if there is nothing to retry."""
     if which == "failed":
-        found = [entry for entry in _entries(config, ledger) if entry.status in ("failed", "abandoned")]
+        found = [
+            entry
+            for status in ("failed", "abandoned")
+            if config.runs.status in (None, status)
+            for entry in _entries(config, ledger, status=status)
+        ]
         if not found:
             print("no run failed or was abandoned")
-        return found[::-1]
+        return sorted(found, key=lambda entry: entry.id)
     entry = ledger.get(int(which))
     if entry.status in ("done", "running"):
         raise ConfigError(f"run {entry.id} is {entry.status}; only runs that failed or were abandoned are retried")

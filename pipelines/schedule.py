@@ -35,7 +35,7 @@ ACTIONS: Final = {
     "preview": "what becomes due until --until TIME",
     "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
 }
-_FINAL: Final = (ConfigError.exit_code, GateRefused.exit_code)
+FINAL: Final = (ConfigError.exit_code, GateRefused.exit_code)
 """Exit codes of what would end the same way again."""
 _TIMED_OUT: Final = 124
 _SOON: Final = 0.2
@@ -103,7 +103,7 @@ class Scheduler:
         from pipelines.notify import Notifier
 
         self._settings, self._schedules = config.schedule, schedules
-        self._ledger: Ledger = open_ledger(config.ledger)
+        self.ledger: Ledger = open_ledger(config.ledger)
         self._notifier = Notifier(notify)
         self._stopping = threading.Event()
         self._jobs: set[subprocess.Popen[bytes]] = set()
@@ -120,7 +120,7 @@ class Scheduler:
             on_sigterm(terminate)
             while (slots := [slot for name in self._schedules if (slot := self._due(name))]) or self._busy():
                 if slots:
-                    self._attempt(min(slots, key=lambda slot: slot.moment))
+                    self.attempt(min(slots, key=lambda slot: slot.moment))
                 else:
                     time.sleep(_SOON)
             self._notifier.close(60.0)
@@ -150,7 +150,7 @@ class Scheduler:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: told.release())
         clock.start()
-        _LOG.info("%d schedule(s), %s", len(self._schedules), self._ledger.shown)
+        _LOG.info("%d schedule(s), %s", len(self._schedules), self.ledger.shown)
         told.acquire()
         self._stop(told)
         clock.shutdown(wait=True)
@@ -168,8 +168,8 @@ class Scheduler:
         for attempt in range(schedule.retries + 1):
             if attempt:
                 time.sleep(self._wait(schedule, attempt))
-            code = self._attempt(slot, last=attempt == schedule.retries)
-            if code in (0, LedgerError.exit_code, *_FINAL):
+            code = self.attempt(slot, last=attempt == schedule.retries)
+            if code in (0, LedgerError.exit_code, *FINAL):
                 break
         self._notifier.close(60.0)
         if code:
@@ -183,8 +183,7 @@ class Scheduler:
 
         now, rows = self._now(), []
         for name, schedule in self._schedules.items():
-            entries = self._ledger.entries(schedule=name)
-            last = max(entries, key=lambda entry: entry.id, default=None)
+            last = next(iter(self.ledger.entries(schedule=name, limit=1)), None)
             rows.append(
                 {
                     "schedule": name,
@@ -225,9 +224,9 @@ class Scheduler:
 
     def _enter(self, name: str, schedule: "Schedule") -> None:
         """Let a schedule that is new begin, and one that does not catch up forget what it has missed."""
-        settled = self._ledger.settled(name)
+        settled = self.ledger.settled(name)
         if settled is None:
-            self._ledger.settle(name, schedule.begun() or self._now())
+            self.ledger.settle(name, schedule.begun() or self._now())
         elif schedule.catch_up == "none" and (missed := schedule.moments(settled, self._now())):
             self._skip(name, missed)
 
@@ -236,32 +235,32 @@ class Scheduler:
         first, last = (_shown(moments[at], schedule) for at in (0, -1))
         how = f"{first} to {last} (catch_up={schedule.catch_up})"
         _LOG.warning("%s: %s missed, skipped: %s", name, f"{len(moments):,}", how)
-        self._ledger.settle(name, moments[-1])
+        self.ledger.settle(name, moments[-1])
 
     def _tick(self, name: str) -> None:
         """Run everything of a schedule that is due."""
         try:
             while not self._stopping.is_set() and (slot := self._due(name)):
-                if self._attempt(slot) == LedgerError.exit_code:
+                if self.attempt(slot) == LedgerError.exit_code:
                     return  # Another process is at it, or the ledger does not answer: later.
         except LedgerError as error:
             _LOG.error("%s: %s; trying again in %g s", name, error, self._settings.poll)
 
     def _due(self, name: str) -> Slot | None:
         """Return what is to be run now, and settle what is not to be run again."""
-        schedule, settled = self._schedules[name], self._ledger.settled(name)
+        schedule, settled = self._schedules[name], self.ledger.settled(name)
         assert settled is not None
         moments = schedule.moments(settled, self._now())
         # The last moment of each cutoff.
         by_key = {slot.key: slot for at in moments for slot in [Slot(name, schedule.cutoff_of(at), at)]}
         if not by_key:
             return None
-        entries = self._ledger.slots(name, min(by_key), max(by_key))
+        entries = self.ledger.slots(name, min(by_key), max(by_key))
         if any(entry.status == "running" for entry in entries.values()):
             return None
         left = [slot for key, slot in by_key.items() if not self._over(schedule, entries.get(key))]
         if not left:
-            self._ledger.settle(name, moments[-1])
+            self.ledger.settle(name, moments[-1])
             return None
         if schedule.catch_up != "all" and left[:-1]:
             self._skip(name, [slot.moment for slot in left[:-1]])
@@ -271,13 +270,13 @@ class Scheduler:
 
     def _busy(self) -> bool:
         """Return whether somebody else is at a slot of ours."""
-        return any(entry.schedule in self._schedules for entry in self._ledger.entries(status="running"))
+        return any(entry.schedule in self._schedules for entry in self.ledger.entries(status="running"))
 
     def _over(self, schedule: "Schedule", entry: "Entry | None") -> bool:
         return entry is not None and (entry.status == "done" or self._given_up(schedule, entry))
 
     def _given_up(self, schedule: "Schedule", entry: "Entry") -> bool:
-        return entry.attempt > schedule.retries or entry.exit_code in _FINAL
+        return entry.attempt > schedule.retries or entry.exit_code in FINAL
 
     def _waited(self, schedule: "Schedule", entry: "Entry") -> bool:
         assert entry.ended is not None
@@ -288,23 +287,23 @@ class Scheduler:
         """Return the seconds from the end of an attempt to the next."""
         return 0.0 if self._settings.now else float(schedule.backoff * 2 ** (attempt - 1))
 
-    def _attempt(self, slot: Slot, *, last: bool = False) -> int:
+    def attempt(self, slot: Slot, *, last: bool = False) -> int:
         """Run a slot in a process of its own, tell how it ended if it is not tried again, and return its exit code."""
         from pipelines.notify import event_of
 
         schedule = self._schedules[slot.name]
         code, pid = self._process(schedule, slot)
-        entry = self._ledger.latest(slot.name, slot.key)
+        entry = self.ledger.latest(slot.name, slot.key)
         if (entry is None or entry.pid != pid) and code not in (0, LedgerError.exit_code):
-            entry = self._ledger.begin(self._job(schedule, slot), pid)
+            entry = self.ledger.begin(self._job(schedule, slot), pid)
         if entry is None or entry.pid != pid:
             return code
         if code == _TIMED_OUT and entry.status != "done":
-            self._ledger.end(entry.id, "failed", code, f"ended after {schedule.timeout:g} s, its timeout")
+            self.ledger.end(entry.id, "failed", code, f"ended after {schedule.timeout:g} s, its timeout")
         elif entry.status == "running" or entry.ended is None or entry.exit_code is None:
             text = f"killed by signal {-code}" if code < 0 else "ended before it could say how; see the log"
-            self._ledger.end(entry.id, "abandoned" if code < 0 else "failed", code, text)
-        entry = self._ledger.get(entry.id)
+            self.ledger.end(entry.id, "abandoned" if code < 0 else "failed", code, text)
+        entry = self.ledger.get(entry.id)
         _LOG.info("%s of %s: %s, attempt %d (%.1f s)", slot.name, slot.key, entry.status, entry.attempt, entry.seconds)
         stopped = entry.status == "abandoned" and self._stopping.is_set()
         if entry.status == "done" or ((last or self._given_up(schedule, entry)) and not stopped):
@@ -316,7 +315,7 @@ class Scheduler:
     def _process(self, schedule: "Schedule", slot: Slot) -> tuple[int, int]:
         """Run the job and return its exit code and process number."""
         command = [sys.executable, "-m", "pipelines.cli", *schedule.flow.split(), *schedule.settings(slot.cutoff)]
-        environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self._ledger.uri}
+        environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
         with self._lock:
             if self._stopping.is_set():
                 return LedgerError.exit_code, 0

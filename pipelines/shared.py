@@ -68,6 +68,7 @@ def log_data(run: "Run", loaded: "Loaded") -> str:
     from forecast.config import without_password
     from forecast.data.profile import quality
 
+    note(mlflow=run.link)
     data, counts = loaded.data, loaded.counts
     source = data.path if data.uri is None else without_password(data.uri.get_secret_value())
     run.dataset("panel", digest=loaded.digest, source=str(source), rows=counts.rows_in)

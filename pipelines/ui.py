@@ -24,9 +24,14 @@ def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
     if uri.startswith(("http://", "https://")):
         raise ConfigError(f"the store is a server, which has its own page: open {without_password(uri)}")
     address = ["--host", config.ui.host, "--port", str(config.ui.port), "--workers", "1"]
+    return server(uri, *address)
+
+
+def server(uri: str, *options: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command of MLflow's server on a store, and its environment."""
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are open to all users of the machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes instead of 10; we run no jobs in it
     }
-    return [sys.executable, "-m", "mlflow", "server", *address], environment
+    return [sys.executable, "-m", "mlflow", "server", *options], environment

@@ -19,6 +19,7 @@ import polars as pl
 
 from forecast.data.storage import S3, File, Place
 from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.names import TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -437,7 +438,7 @@ def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFr
                 writer.write_batch(batch)
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"can't write the rows of the query to {file} (set TMPDIR to a larger disk?): {error}"
+            f"can't write the rows of the table to {file} (set TMPDIR to a larger disk?): {error}"
         ) from None
     return pl.scan_parquet(file, glob=False)
 
@@ -459,7 +460,7 @@ def to_lazy(frame: Any) -> pl.LazyFrame:
         if type(frame).__module__.split(".")[0] == "pandas":
             zoned = frame.head(0).reset_index().select_dtypes("datetimetz")
             _check_time_zones(pa.Schema.from_pandas(zoned, preserve_index=False), "the table")
-            return pl.from_pandas(frame, include_index=frame.index.name is not None).lazy()
+            return pl.from_pandas(_with_index(frame)).lazy()
         if hasattr(frame, "__arrow_c_stream__"):
             rows = pa.RecordBatchReader.from_stream(frame)
             _check_time_zones(rows.schema, "the table")
@@ -471,6 +472,18 @@ def to_lazy(frame: Any) -> pl.LazyFrame:
     except (TypeError, ValueError, *UNREADABLE) as error:
         raise unreadable(error, "the table") from error
     raise DataError(f"expected a Polars, pandas or Arrow table, found {type(frame).__qualname__}")
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a pandas frame with what its index says as columns: all that has a name, and a time even without."""
+    import pandas as pd
+
+    if isinstance(frame.index, pd.PeriodIndex):
+        frame = frame.set_axis(frame.index.to_timestamp())
+    if isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None and TIMESTAMP not in frame:
+        frame = frame.rename_axis(TIMESTAMP)
+    named = [name for name in frame.index.names if name is not None]
+    return frame.rename_axis(columns=None).reset_index(named) if named else frame
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from forecast.config import DataConfig
 from forecast.data import aggregate, validate
 from forecast.data.calendar import calendar_features, clock_shift, holiday_names
 from forecast.data.classes import with_classes
+from forecast.data.columns import recognise
 from forecast.data.features import past_features
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.regularise import (
@@ -77,9 +78,9 @@ def load_panel(
     check_settings(data)
     if isinstance(tables, pl.LazyFrame):
         tables = Tables(tables)
-    tables = long(tables, data)
+    tables, data = long(tables, data)
     found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
-    loaded = load_part(tables, data, horizon, found)
+    loaded = with_unread(load_part(tables, data, horizon, found), tables)
     if categories is not None:
         loaded = reclassed(loaded, categories)
     check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
@@ -89,9 +90,10 @@ def load_panel(
     return replace(loaded, panel=panel, data=data)
 
 
-def long(tables: Tables, data: DataConfig) -> Tables:
-    """Return the tables with a row for each series and timestamp, whatever data.layout is."""
-    return replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables
+def long(tables: Tables, data: DataConfig) -> tuple[Tables, DataConfig]:
+    """Return the tables with a row for each series and timestamp, whatever data.layout is, and how to read them."""
+    data = recognise(validate.schema_of(tables.rows), data)
+    return (replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables), data
 
 
 def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
@@ -112,6 +114,24 @@ def find_categories(tables: Tables, data: DataConfig) -> dict[str, tuple[str, ..
         del found[data.columns.target]  # How often, or how mostly, is a number.
     _check_target(found, data)
     return found
+
+
+def with_unread(found: Loaded, tables: Tables) -> Loaded:
+    """Return the panel with the lines of its source that could not be read among the rejects."""
+    if tables.unread is None:
+        return found
+    unread = tables.unread
+    n = unread.rejects.height
+    counts = found.counts + Counts(
+        rows_in=n,
+        rows_rejected=n,
+        series_in=unread.n_series,
+        series_rejected=unread.n_series,
+        lines_in=unread.n_lines,
+        lines_rejected=n,
+    )
+    rejects = pl.concat([found.rejects, unread.rejects], how="diagonal").sort(found.rejects.columns)
+    return replace(found, rejects=rejects, counts=counts)
 
 
 def own_classes(tables: Tables, data: DataConfig, categories: validate.Categories) -> validate.Categories:

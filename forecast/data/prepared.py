@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.config import DataConfig, SourceConfig
+from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
 from forecast.data.io import check_writable, collect, write_text_atomic
 from forecast.data.load import (
@@ -33,6 +33,7 @@ from forecast.data.load import (
     used_categories,
     with_calendar,
     with_features,
+    with_unread,
 )
 from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
@@ -108,7 +109,7 @@ def prepare(
     if fingerprint is not None and is_prepared(folder) and _read_index(folder)["key"] == key:
         return Prepared(open_prepared(folder, data, horizon), reused=True)
 
-    tables = long(tables, data)
+    tables, data = long(tables, data)
     categories = find_categories(tables, data)
     series = _series(tables, data)
     settled = _settle(tables, data, series)
@@ -126,6 +127,7 @@ def prepare(
             _write(path, [replace(part, panel=with_features(part.panel, data))], key)
     written = [_open(workshop / f"{number:05d}") for number in range(len(chunks))]
     categories = used_categories(categories, data, [part.panel for part in written])
+    written[0] = with_unread(written[0], tables)
     _write(folder, [recoded(part, categories) for part in written], key, check=data)
     shutil.rmtree(parts)
     return Prepared(open_prepared(folder, data, horizon))
@@ -153,6 +155,8 @@ def open_prepared(
             f"with window.horizon={horizon}"
         )
     fixed = {name: getattr(stored.data, name) for name in _FIXED}
+    given = {role: name for role, name in data.columns.model_dump().items() if name != AUTO}
+    fixed["columns"] = stored.data.columns.model_copy(update=given)
     data = data.model_copy(update={**fixed, "season_length": data.season_length or stored.data.season_length})
     found = replace(stored, panel=panel, data=data)
     if data.until is not None:
@@ -186,7 +190,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     old = _open(folder)
     check_writable(folder)
     data = old.data.model_copy(update=source.model_dump())
-    tables = long(tables, data)
+    tables, _ = long(tables, data)
     target = data.columns.target
     classes = {target: old.categories[target]} if target in old.categories else {}
     found = own_classes(tables, data, {**find_categories(tables, data), **classes})
@@ -198,7 +202,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     settled = Settled(data, grid)
     if data.aggregate is not None:
         settled = replace(_settle(tables, data, _series(tables, data)), grid=grid)
-    new = load_part(tables, settled, old.panel.horizon, categories)
+    new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
     check_rejects(new.rejects, new.counts, data, grid)
     revised, n_filled = _compare(old.panel, new.panel)
     if classes:

@@ -22,11 +22,11 @@ def read_panel(data: DataConfig, horizon: int, categories: Categories | None = N
 
 
 def text_columns(data: DataConfig, categories: Categories | None) -> set[str]:
-    """Return the columns that are text even where they look like numbers.
+    """Return the columns besides series_id that are text even where they look like numbers.
 
     What looks like truth values in a CSV file was read as such in training, and so were classes that are numbers.
     """
     texts = {name for name, values in (categories or {}).items() if not {*values} <= {*TRUTH}}
     if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in (categories or {}).get(data.columns.target, ())):
         texts.discard(data.columns.target)
-    return {data.columns.series_id, *texts}
+    return texts

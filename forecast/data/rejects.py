@@ -47,6 +47,9 @@ class Counts:
     known_rows_rejected: int = 0
     known_rows_unused: int = 0
     """Of series that are not in the panel."""
+    lines_in: int = 0
+    """Lines of JSON, a series each; one that can't be read is a row that is rejected."""
+    lines_rejected: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
@@ -93,7 +96,11 @@ class Rejects:
 
 def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid: Grid) -> None:
     """Raise DataError if there are more rejects than allowed, or no series is left."""
-    share = max(counts.rows_rejected / counts.rows_in, counts.known_rows_rejected / max(counts.known_rows_in, 1))
+    share = max(
+        counts.rows_rejected / counts.rows_in,
+        counts.known_rows_rejected / max(counts.known_rows_in, 1),
+        counts.lines_rejected / max(counts.lines_in, 1),
+    )
     if data.on_error == "fail" and (counts.rows_rejected or counts.known_rows_rejected):
         limit = "data.on_error=fail allows none; mend the table or set data.on_error=quarantine"
     elif share > data.max_reject_share:
@@ -108,6 +115,8 @@ def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid:
     ]
     if counts.known_rows_rejected:
         lines.append(f"  of data.known_path {counts.known_rows_rejected:,} of {counts.known_rows_in:,} rows")
+    if counts.lines_rejected:
+        lines.append(f"  of data.path {counts.lines_rejected:,} of {counts.lines_in:,} lines")
     for (reason,), part in rejects.group_by(REASON, maintain_order=True):
         lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(offenders(part.head(SHOWN)))}")
         if reason == "off-grid timestamp":

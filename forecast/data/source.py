@@ -10,6 +10,8 @@ import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data import io
+from forecast.data.columns import KNOWN_NAMES, possible
+from forecast.data.lines import Unread, is_lines, read_lines
 from forecast.data.sql import read_sql
 from forecast.errors import ConfigError
 
@@ -23,6 +25,8 @@ class Tables:
     """Known covariates over the horizon too, by series or for all series."""
     static: pl.LazyFrame | None = None
     """One row per series."""
+    unread: Unread | None = None
+    """Lines of JSON that are no rows."""
 
 
 PREPARED: Final = "panel.json"
@@ -38,27 +42,31 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     """Return the tables at data.path, or of data.query at data.uri, and at data.known_path and data.static_path.
 
     `text` names further columns of CSV files that are read as they are, as series_id is: "007" is not 7. A database is
-    read here, once; files are read when rows are asked for. Raises DataError and ConfigError, see `io.scan` and
-    `sql.read_sql`.
+    read here, once, and so are lines of JSON; other files are read when rows are asked for. Raises DataError and
+    ConfigError, see `io.scan`, `lines.read_lines` and `sql.read_sql`.
     """
     if is_prepared(data.path):
         raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
-    ids = data.columns.series_id
-    text = {ids, *text}
+    ids, times, targets = (possible(data, role) for role in KNOWN_NAMES)
+    text = {*ids, *text}
     known = () if data.known_path else data.known_covariates
     static = () if data.static_path else data.static_covariates
-    own = [ids, data.columns.timestamp, data.columns.target, *data.past_covariates, *known, *static]
+    own = [*ids, *times, *targets, *data.past_covariates, *known, *static]
+    unread = None
     if data.uri is not None:
         rows = read_sql(data.uri.get_secret_value(), data.query or "")
+    elif data.path is not None and is_lines(data.path):
+        rows, unread = read_lines(data.path, data)
     else:
         assert data.path is not None
         rows = io.scan(data.path, text, "data.path", own if data.layout == "long" else None)
-    known_columns = [ids, data.columns.timestamp, *data.known_covariates]
-    static_columns = [ids, *data.static_covariates]
+    known_columns = [*ids, *times, *data.known_covariates]
+    static_columns = [*ids, *data.static_covariates]
     return Tables(
         rows=rows,
         known=io.scan(data.known_path, text, "data.known_path", known_columns) if data.known_path else None,
         static=io.scan(data.static_path, text, "data.static_path", static_columns) if data.static_path else None,
+        unread=unread,
     )
 
 

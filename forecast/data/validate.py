@@ -64,7 +64,7 @@ def run_lengths(runs: pl.DataFrame, height: int) -> pl.DataFrame:
 
 def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.LazyFrame:
     """Return what `read` reads, lazily."""
-    schema = _schema(frame)
+    schema = schema_of(frame)
     _check_columns(schema, columns, fixed=True)
     texts = {name for name, key in columns if key in COVARIATES and _is_category(name, schema[name], key, categories)}
     classes = {name for name, key in columns if key == "data.columns.target" and name in (categories or {})}
@@ -109,7 +109,7 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
     The first look at a table to train on. A target of text is taken for numbers, badly written, where half of its
     values are some, or where there are very many. Raises DataError.
     """
-    schema = _schema(frame)
+    schema = schema_of(frame)
     _check_columns(schema, columns, fixed=False)
     found = {}
     for name, key in columns:
@@ -134,7 +134,7 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
 
 def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
     """Return the values of a target, sorted, if it holds text or truth values; None for numbers, or if not there."""
-    dtype = _schema(frame).get(name)
+    dtype = schema_of(frame).get(name)
     if dtype == pl.Boolean:
         return TRUTH
     if dtype is None or not _is_text(dtype):
@@ -145,10 +145,13 @@ def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
     missing = [_missing(name, key, schema, fixed) for name, key in columns if name not in schema]
     if missing:
-        raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
+        wide = not fixed and {SERIES_ID, TARGET} <= {name for name, _ in columns if name not in schema}
+        hint = ["if each column is a series, set data.layout=wide"] if wide else []
+        raise DataError("\n".join([*missing, *hint, f"The table has the columns {listing(schema, limit=30)}"]))
 
 
-def _schema(frame: pl.LazyFrame) -> pl.Schema:
+def schema_of(frame: pl.LazyFrame) -> pl.Schema:
+    """Return the columns of a table. Raises DataError if it can't be read."""
     try:
         return frame.collect_schema()
     except io.UNREADABLE as error:

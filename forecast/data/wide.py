@@ -5,6 +5,7 @@ import polars.selectors as cs
 
 from forecast.config import DataConfig
 from forecast.data import io
+from forecast.data.validate import schema_of
 from forecast.errors import DataError, listing
 
 
@@ -17,10 +18,7 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     Raises DataError.
     """
     columns = data.columns
-    try:
-        schema = frame.collect_schema()
-    except io.UNREADABLE as error:
-        raise io.unreadable(error, "the table") from error
+    schema = schema_of(frame)
     elsewhere = data.known_covariates if data.known_path else ()
     wanted = {
         columns.timestamp: "data.columns.timestamp",

@@ -41,7 +41,7 @@ class S3(NamedTuple):
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Yield the URI of a new database cluster, without the password; the superuser is `me`."""
-    bin_folder = _postgresql_bin()
+    bin_folder = postgresql_bin()
     # PostgreSQL refuses to run as root.
     owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     user: dict[str, Any] = (
@@ -58,9 +58,9 @@ def postgresql() -> Iterator[str]:
         subprocess.run(initdb, check=True, capture_output=True, cwd="/", **user)
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", f"port={port}"]
         server = [bin_folder / "postgres", "-D", folder / "data", *(word for one in settings for word in ("-c", one))]
-        with (folder / "log").open("wb") as log, _running(server, log, stop=signal.SIGINT, cwd="/", **user) as process:
+        with (folder / "log").open("wb") as log, running(server, log, stop=signal.SIGINT, cwd="/", **user) as process:
             ready = [bin_folder / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            _wait(process, folder / "log", lambda: subprocess.run(ready, check=True))
+            wait(process, folder / "log", lambda: subprocess.run(ready, check=True))
             yield f"postgresql://me@127.0.0.1:{port}/postgres"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,8 +75,8 @@ def s3() -> Iterator[S3]:
         log, endpoint = Path(name) / "log", f"http://127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", endpoint.rpartition(":")[2]]
         environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "1000"}
-        with log.open("wb") as file, _running(command, file, env=environment) as process:
-            _wait(process, log, lambda: urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close())
+        with log.open("wb") as file, running(command, file, env=environment) as process:
+            wait(process, log, lambda: urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close())
             anyone = {"aws_access_key_id": "any", "aws_secret_access_key": "one", "region_name": "us-east-1"}
             iam = boto3.client("iam", endpoint_url=endpoint, **anyone)
             iam.create_user(UserName="reader")
@@ -101,9 +101,9 @@ def scoring(model: str) -> Iterator[str]:
         # The server finds its programs, and this code, where the test does.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with log.open("wb") as file, _running(command, file, env=environment) as process:
+        with log.open("wb") as file, running(command, file, env=environment) as process:
             address = f"http://127.0.0.1:{port}"
-            _wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close(), seconds=180)
+            wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close(), seconds=180)
             yield address
 
 
@@ -113,7 +113,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _postgresql_bin() -> Path:
+def postgresql_bin() -> Path:
     """Return the folder of PostgreSQL's programs, which are installed if that is possible."""
     found = _find_postgresql()
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
@@ -134,7 +134,7 @@ def _find_postgresql() -> Path | None:
 
 
 @contextmanager
-def _running(
+def running(
     command: list[Any], log: IO[bytes], stop: signal.Signals = signal.SIGTERM, **options: Any
 ) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **options)
@@ -149,7 +149,7 @@ def _running(
             process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any], seconds: int = 60) -> None:
+def wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any], seconds: int = 60) -> None:
     """Wait until `probe` raises nothing."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

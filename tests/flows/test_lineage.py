@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 
 import forecast as library
 from forecast.config import RegistryConfig
+from forecast.ledger import Ledger
 from forecast.registry import Registry
 
 MODEL = f"registry.name={NAME}"
@@ -99,6 +100,9 @@ def test_a_series_is_rolled_back_and_this_too(promoted: Store) -> None:
     )
     np.testing.assert_allclose(before["q50"], after["q50"], rtol=1e-6)
     assert "v3 -> v2" in succeed("models", "rollback", MODEL).out
+    back, series = Ledger("sqlite:///gatecast.db").entries(flow="models rollback", limit=2)
+    assert (back.model, back.output, back.mlflow) == ("loads v3", "loads v2", "")
+    assert (series.model, series.output, series.mlflow) == ("loads v2", "loads v3", version.run_id)
     # Of a version that no alias means, another one is made that none means either.
     succeed("models", "rollback", MODEL, "registry.alias=3", f"rollback.series=[{tuned(3)[0]}]")
     assert registry().resolve(4).aliases == ("challenger",)
@@ -155,6 +159,13 @@ def test_a_parent_and_what_an_alias_means_are_not_deleted(promoted: Store) -> No
     assert "loads v1 deleted" in succeed(*delete, "registry.alias=1", "delete.force=true").out
     assert [version.number for version in client.versions()] == [2]
     assert "v2 (v1 is deleted)" in succeed("models", "show", MODEL).out
+    deleted = Ledger("sqlite:///gatecast.db").entries(flow="models delete", every=True)
+    assert [(entry.status, entry.model) for entry in deleted] == [
+        ("done", "loads v1"),
+        ("done", "loads v3"),
+        ("failed", "loads v1"),
+        ("failed", "loads v2"),
+    ]
 
 
 @pytest.fixture

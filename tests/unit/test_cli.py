@@ -47,6 +47,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "schedule",
         "runs",
         "models",
+        "server",
         "ui",
         "data",
         "demo",

@@ -94,8 +94,9 @@ def test_an_unknown_key_after_training_is_not_called_fixed() -> None:
 
 
 def test_a_column_cannot_be_two_things() -> None:
-    values = {**TRAIN, "data": {"path": "x", "past_covariates": ["target", "wind"], "known_covariates": ["wind"]}}
-    assert mistakes(TrainConfig, values) == ["data: column(s) used twice: target, wind"]
+    data = {"columns": {"target": "sold"}, "past_covariates": ["sold", "wind"], "known_covariates": ["wind"]}
+    values = {**TRAIN, "data": {"path": "x", **data}}
+    assert mistakes(TrainConfig, values) == ["data: column(s) used twice: sold, wind"]
 
 
 @pytest.mark.parametrize("levels", [[0.5, 0.1], [0.5, 0.5]])

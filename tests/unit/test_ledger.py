@@ -122,6 +122,25 @@ def test_processes_at_once_do_not_take_the_same_slot(ledger: Ledger) -> None:
     assert sorted(entry.slot for entry in ledger.entries(every=True)) == [f"{number:02d}" for number in range(20)]
 
 
+def test_the_newest_are_found_by_what_they_are(ledger: Ledger) -> None:
+    ended = gone()
+    for number in range(12):
+        entry = ledger.begin(job(dataset=f"panel {number % 6}"), pid=ended if number % 3 else None)
+        if number % 2:
+            ledger.end(entry.id, "failed" if number % 4 == 1 else "done", 0)
+    every = ledger.entries(every=True)
+    assert [entry.id for entry in every] == list(range(12, 0, -1))
+    latest = ledger.entries()
+    assert [entry.id for entry in latest] == list(range(12, 6, -1))
+    for status in ("running", "done", "failed", "abandoned"):
+        same = [entry.id for entry in latest if entry.status == status]
+        assert same
+        for limit in (1, 2, 9):
+            assert [entry.id for entry in ledger.entries(status=status, limit=limit)] == same[:limit]
+    assert ledger.entries(since=every[4].started, every=True) == ledger.entries(every=True, limit=5)
+    assert [entry.attempt for entry in ledger.entries(dataset="panel 5", every=True)] == [2, 1]
+
+
 def test_what_is_settled_stays_so(ledger: Ledger) -> None:
     early, late = (datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2))
     assert ledger.settled("nightly") is None
@@ -129,6 +148,17 @@ def test_what_is_settled_stays_so(ledger: Ledger) -> None:
         ledger.settle("nightly", moment)
     assert ledger.settled("nightly") == late
     assert ledger.settled("weekly") is None
+
+
+def test_an_older_ledger_gets_the_columns_it_lacks(ledger: Ledger, tmp_path: Path) -> None:
+    before = ledger.begin(job())
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("alter table gatecast_runs drop column mlflow")
+        database.execute("update gatecast_ledger set version = 1")
+    again = Ledger(ledger.uri)
+    (kept,) = again.entries()
+    assert (kept.id, kept.flow, kept.mlflow) == (before.id, before.flow, "")
+    assert len(Ledger(ledger.uri).entries()) == 1
 
 
 def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path) -> None:
@@ -139,7 +169,7 @@ def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path
             ledger.entries()
         database.execute("rollback")
         database.execute("update gatecast_ledger set version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 1"):
+    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 2"):
         ledger.entries()
     (tmp_path / "text.db").write_text("this is no database, " * 99)
     with pytest.raises(LedgerError, match="not a database"):

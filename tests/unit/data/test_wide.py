@@ -15,10 +15,11 @@ from forecast.data.wide import to_long
 from forecast.errors import DataError
 
 START = datetime(2024, 1, 1)
+OURS = {name: name for name in ("series_id", "timestamp", "target")}
 
 
 def config(**data: Any) -> DataConfig:
-    return DataConfig.model_validate({"layout": "wide"} | data)
+    return DataConfig.model_validate({"layout": "wide", "columns": OURS} | data)
 
 
 def wide(columns: Mapping[str, Any]) -> pl.DataFrame:
@@ -79,7 +80,7 @@ def test_known_covariates_may_be_in_another_table() -> None:
         ({"price": [1]}, {"past_covariates": ["price"]}, "no column besides the timestamp and the covariates"),
         (
             {"a": [1]},
-            {"known_covariates": ["price"], "columns": {"timestamp": "day"}},
+            {"known_covariates": ["price"], "columns": OURS | {"timestamp": "day"}},
             r"no column 'day' \(data\.columns\.timestamp\)\n.*'price' \(data\.known_covariates\)\n.* timestamp, a",
         ),
     ],

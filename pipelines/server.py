@@ -1,0 +1,156 @@
+"""`forecast server`: MLflow's server on PostgreSQL, artifacts through it, until Ctrl-C.
+
+The database is given, or a cluster of our own in the folder: that is made at the first use, and has a random password
+in the file `password` beside it.
+"""
+
+import importlib.util
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from forecast.config import ServerConfig
+from forecast.errors import ConfigError, OutputError
+from pipelines import compose, console, ui
+from pipelines.record import on_sigterm, terminate
+
+_USER: Final = "gatecast"
+_LOCAL: Final = "127.0.0.1"
+_SECONDS: Final = 180.0
+"""That a server has to answer after its start; the first time, MLflow makes its tables."""
+_STOP_SECONDS: Final = 20.0
+
+
+def main(argv: list[str]) -> None:
+    """Start what is needed, say how to use it, and stop all of it on Ctrl-C or SIGTERM."""
+    settings = compose.verb_config(ServerConfig, "server", argv).server
+    console.setup()
+    if importlib.util.find_spec("psycopg") is None:
+        raise ConfigError("MLflow speaks to PostgreSQL through psycopg: pip install 'gatecast[server]'")
+    given = settings.database.get_secret_value() if settings.database else os.environ.get("DATABASE_URL")
+    _check_free("server.port", settings.host, settings.port)
+    folder, page = Path(settings.path).resolve(), f"http://{settings.host}:{settings.port}"
+    folder.mkdir(parents=True, exist_ok=True)
+    on_sigterm(terminate)
+    with ExitStack() as stack:
+        uri = given or stack.enter_context(_postgresql(folder, settings.database_port))
+        command, environment = ui.server(
+            re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql+psycopg:", uri),
+            *("--host", settings.host, "--port", str(settings.port), "--workers", str(settings.workers)),
+            *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+        )
+        log = folder / "mlflow.log"
+        process = stack.enter_context(_running(command, log, signal.SIGTERM, env={**os.environ, **environment}))
+        _wait(process, log, lambda: urllib.request.urlopen(f"{page}/health", timeout=5).close())
+        print(f"export MLFLOW_TRACKING_URI={page}")
+        if not given:
+            print(f"export GATECAST_LEDGER={uri.replace(f':{_password(folder)}@', '@')}")
+            print(f"export PGPASSWORD=$(cat {folder / 'password'})")
+        print(f"{page} stores in {folder} until Ctrl-C", flush=True)
+        with suppress(KeyboardInterrupt):
+            process.wait()
+            raise OutputError(f"MLflow's server has ended:\n{_tail(log)}")
+
+
+@contextmanager
+def _postgresql(folder: Path, port: int) -> Iterator[str]:
+    """Yield the URI of the cluster in a folder, which is made if there is none."""
+    programs = _programs()
+    _check_free("server.database_port", _LOCAL, port)
+    user: dict[str, Any] = {}
+    data, log = folder / "postgresql", folder / "postgresql.log"
+    if os.geteuid() == 0:
+        try:
+            owner = pwd.getpwnam("postgres")
+        except KeyError:
+            raise ConfigError("PostgreSQL refuses to run as root, and there is no user postgres") from None
+        user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    if not (data / "PG_VERSION").exists():
+        password = folder / "password"
+        data.mkdir(exist_ok=True)
+        password.touch(0o600)
+        password.write_text(secrets.token_urlsafe(24))
+        for path in (data, password):
+            os.chown(path, user.get("user", -1), user.get("group", -1))
+        options = ["-U", _USER, f"--pwfile={password}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        command = [str(programs / "initdb"), "-D", str(data), *options]
+        made = subprocess.run(command, capture_output=True, text=True, check=False, **user)
+        if made.returncode:
+            raise OutputError(f"PostgreSQL can't make a cluster in {data} (server.path): {made.stderr.strip()}")
+    settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", f"port={port}")
+    server = [str(programs / "postgres"), "-D", str(data), *(word for one in settings for word in ("-c", one))]
+    ready = [str(programs / "pg_isready"), "-q", "-h", _LOCAL, "-p", str(port)]
+    with _running(server, log, signal.SIGINT, **user) as process:
+        _wait(process, log, lambda: subprocess.run(ready, check=True))
+        yield f"postgresql://{_USER}:{_password(folder)}@{_LOCAL}:{port}/postgres"
+
+
+def _programs() -> Path:
+    """Return the folder of PostgreSQL's programs."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).resolve()] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        raise ConfigError(
+            "PostgreSQL is missing (initdb is neither on PATH nor below /usr/lib/postgresql): install it, on Debian "
+            "with apt-get install postgresql, or give one that runs: server.database=postgresql://user@host/database"
+        )
+    return found[-1].parent
+
+
+def _password(folder: Path) -> str:
+    return (folder / "password").read_text()
+
+
+def _check_free(key: str, host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{key}={port}: {host}:{port} can't be had ({error.strerror}); give another one"
+            ) from None
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], log: Path, stop: signal.Signals, **options: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Yield a process, which is told to stop in the end. Ctrl-C is ours to pass on."""
+    options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], object]) -> None:
+    """Wait until `probe` raises nothing. Raises OutputError if the process ends before."""
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError, subprocess.CalledProcessError):
+            probe()
+            return
+        time.sleep(0.1)
+    raise OutputError(f"a server does not answer; the end of {log}:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-10:])

@@ -1,0 +1,95 @@
+"""All verbs on MLflow's server and PostgreSQL, as `forecast server` starts them, the ledger in that database, too."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+import services
+from flow import BACKTEST, FINETUNE, NAME, SERIES, TRAIN, panel, refuse, succeed
+
+from forecast.config import RegistryConfig
+from forecast.ledger import Ledger
+from forecast.registry import Registry
+
+MODEL = f"registry.name={NAME}"
+
+
+@pytest.fixture
+def server() -> Iterator[dict[str, str]]:
+    """A server on a cluster of its own; what it says is to be exported."""
+    services.postgresql_bin()
+    # PostgreSQL, as its own user, has to get there.
+    folder = Path(tempfile.mkdtemp(prefix="gatecast-server-"))
+    folder.chmod(0o755)
+    ports = f"server.port={services.free_port()}", f"server.database_port={services.free_port()}"
+    command = [sys.executable, "-m", "pipelines.cli", "server", f"server.path={folder}", "server.workers=1", *ports]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout
+        lines = [process.stdout.readline().strip() for _ in range(4)]
+        exports = dict(line.removeprefix("export ").split("=", 1) for line in lines[:3])
+        assert exports["PGPASSWORD"] == f"$(cat {folder / 'password'})"
+        yield {**exports, "PGPASSWORD": (folder / "password").read_text()}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        with socket.socket() as probe:  # Both are gone.
+            assert probe.connect_ex(("127.0.0.1", int(ports[1].partition("=")[2])))
+        assert any((folder / "artifacts").iterdir())
+    finally:
+        process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_every_verb_on_a_server(server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**server, "GATECAST_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    panel().write_parquet(tmp_path / "panel.parquet")
+    data = f"data.path={tmp_path / 'panel.parquet'}"
+    succeed("train", MODEL, data, *TRAIN, "fit.max_steps=20")
+    succeed("finetune", MODEL, data, *FINETUNE)
+    succeed("backtest", MODEL, data, *BACKTEST)
+    succeed("promote", MODEL)
+    done = succeed("score", MODEL, data, "output.path=scores").out
+    assert f"{len(SERIES)} series = {len(SERIES)} forecast + 0 rejected" in done
+    registry = Registry(RegistryConfig(name=NAME))
+    tuned, base = registry.versions()
+    assert (set(tuned.aliases), base.aliases) == ({"challenger", "champion"}, ("pretrained",))
+    assert (tuned.parent, tuned.tags["parent_digest"]) == (1, base.digest)
+    assert f"v{tuned.number}" in succeed("models", "show", MODEL).out
+    entries = Ledger(server["GATECAST_LEDGER"]).entries(every=True)
+    flows = ("score", "promote", "backtest", "finetune", "train")
+    assert [(entry.flow, entry.status) for entry in entries] == [(flow, "done") for flow in flows]
+    page = f"{server['MLFLOW_TRACKING_URI']}/#/experiments/"
+    assert [entry.mlflow.startswith(page) for entry in entries] == [True] * 5
+    assert entries[3].mlflow.endswith(f"/runs/{tuned.run_id}")
+    assert pl.read_parquet(work / "scores" / "forecasts")["series_id"].n_unique() == len(SERIES)
+    assert [path.name for path in work.iterdir()] == ["scores"]
+    assert services.PASSWORD_IN_URI not in done
+
+
+def test_what_a_server_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"server.path={tmp_path / 'server'}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = f"server.port={taken.getsockname()[1]}"
+        assert f"{port}: 127.0.0.1:{taken.getsockname()[1]} can't be had" in refuse(2, "server", folder, port)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    free = f"server.port={services.free_port()}"
+    assert "apt-get install postgresql" in refuse(2, "server", folder, free)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install 'gatecast[server]'" in refuse(2, "server", folder, free)
