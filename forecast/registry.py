@@ -394,10 +394,10 @@ class Registry:
                 raise
             return None
         data = {}
-        for each in (found.dataset for found in run.inputs.dataset_inputs):
-            data[f"{each.name} (digest)"] = each.digest
-            data[f"{each.name} (rows)"] = f"{json.loads(each.profile)['num_rows']:,}"
-            data[f"{each.name} (source)"] = json.loads(each.source)["uri"]
+        for each in (found.dataset for found in (run.inputs.dataset_inputs if run.inputs else ())):
+            rows = json.loads(each.profile or "{}").get("num_rows", 0)
+            source = json.loads(each.source).get("uri", "")
+            data[f"{each.name} (data)"] = f"{source}, {rows:,} rows, digest {each.digest}"
         tags = dict(run.data.tags)
         files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
         return Record(run_id, tags.get("job", ""), tags, {**data, **dict(sorted(run.data.params.items()))}, files)

@@ -57,11 +57,11 @@ def write_report(
     *,
     title: str,
     subtitle: str,
-    summary: pl.DataFrame | Sequence[Mapping[str, object]],
     facts: Mapping[str, str],
-    stages: Sequence[tuple[str, float]],
     history: pl.DataFrame,
     forecasts: pl.DataFrame,
+    summary: pl.DataFrame | Sequence[Mapping[str, object]] = (),
+    stages: Sequence[tuple[str, float]] = (),
     scores: pl.DataFrame | None = None,
     decisions: pl.DataFrame | None = None,
     rejects: pl.DataFrame | None = None,
@@ -177,7 +177,7 @@ def _series(
         .select("series", milliseconds(names.TIMESTAMP), rounded(names.TARGET))
         .sort("series", names.TIMESTAMP)
     )
-    past = _near(past, drawn, context=_context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
+    past = _near(past, drawn, context=context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
     drawn = drawn.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
     for first in range(0, len(series_ids), _CHUNK):
         chunk = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]  # type: list[dict[str, Any]]
@@ -192,7 +192,7 @@ def _series(
         yield chunk
 
 
-def _context(forecasts: pl.DataFrame) -> int:
+def context(forecasts: pl.DataFrame) -> int:
     """Return how many steps of history to keep before the first cutoff: a few horizons, a week of hours at least."""
     return max(168, 4 * (0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()))
 
@@ -228,16 +228,19 @@ def _lines(
 
 
 def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the mean score of each series by the best model, and that model's name."""
+    """Return the mean score of each series by the best of its models, and that model's name, if it is one for all."""
     if scores is None or scores.is_empty():
         return {}
-    best = model_styles(scores[MODEL].unique())[-1]
+    styles = model_styles(scores[MODEL].unique())
+    rank = pl.col(MODEL).replace_strict({style.name: at for at, style in enumerate(styles)}, return_dtype=pl.Int32)
+    best = scores.filter(rank == rank.max().over(names.SERIES_ID))
+    scored = styles[-1].label if best[MODEL].n_unique() == 1 else "the model that forecasts it"
     metric, each = "mase", pl.col("mase").fill_nan(None) if "mase" in scores.columns else None
     if each is None:
         metric, each = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
-    mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(each.mean().alias("score"))
+    mean = best.group_by(names.SERIES_ID).agg(each.mean().alias("score"))
     values = dict(mean.select(names.SERIES_ID, rounded("score")).iter_rows())
-    return {"score": [values.get(name) for name in series_ids], "scored": best.label, "metric": _METRICS[metric]}
+    return {"score": [values.get(name) for name in series_ids], "scored": scored, "metric": _METRICS[metric]}
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
@@ -467,6 +470,9 @@ def _lineage(lineage: pl.DataFrame | None) -> str:
 def _settings(settings: Mapping[str, Mapping[str, str]]) -> str:
     if not settings:
         return ""
-    parts = ((html.escape(name), table({"Setting": "", "Value": "wide"}, each.items())) for name, each in settings.items())
-    body = "".join(f"<details><summary>{name}</summary>{rows}</details>" for name, rows in parts)
+    heads = {"Setting": "", "Value": "wide"}
+    body = "".join(
+        f"<details><summary>{html.escape(name)}</summary>{table(heads, each.items())}</details>"
+        for name, each in settings.items()
+    )
     return card("settings", "Settings and data", body)

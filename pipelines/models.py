@@ -106,8 +106,11 @@ def _tree(registry: "Registry") -> None:
     _print(found.columns, found.rows())
 
 
-def lineage(registry: "Registry") -> "pl.DataFrame":
-    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged."""
+def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
+    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged.
+
+    The version `shown` is marked.
+    """
     import polars as pl
 
     versions = registry.versions()
@@ -123,7 +126,7 @@ def lineage(registry: "Registry") -> "pl.DataFrame":
             scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series:.2%} +- {width:.2%}")
         rows.append(
             (
-                branch,
+                f"{branch} (this one)" if each.number == shown else branch,
                 f"{each.kind} ({how})" if how else each.kind,
                 ", ".join(each.aliases),
                 each.tags.get(SERIES_TUNED, ""),

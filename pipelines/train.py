@@ -30,6 +30,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.names import PRETRAINED
     from forecast.predict import example, forecast
     from forecast.registry import Registry
+    from pipelines import report
     from pipelines.shared import log_data, log_profile, pick, read_table, version_tags
 
     registry = Registry(config.registry)
@@ -62,9 +63,10 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
-            panel = reclassed(loaded, artifact.categories).panel
-            made = forecast(artifact, panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
-            history = panel.frame(rows, artifact.classes)
+            seen = reclassed(loaded, artifact.categories)
+            made = forecast(artifact, seen.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
+            history = seen.panel.frame(rows, artifact.classes)
+            run.table(report.few(made.frame.lazy())[0], "forecasts.parquet")
             run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             digest = artifact.save(Path(folder))
             version = registry.register(
@@ -75,6 +77,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 tags=version_tags(artifact, config, data_digest),
                 example=example(artifact),
             )
+            report.log(run, registry, version, artifact, seen)
             stage.note(version=str(version))
     counts = loaded.counts
     return version, (
