@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean
+.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean replay
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
@@ -32,6 +32,10 @@ server: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
+# Two months of nights on a simulated clock, in ./replay. make replay ARGS='replay.days=14 fit.max_minutes=1'
+replay: $(VENV)/.installed-demo
+	$(BIN)/forecast replay $(ARGS)
+
 # make bench-accuracy ARGS='m4 --budget 120 --rows naive,closed,lstm,tuned'
 bench-accuracy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks accuracy $(ARGS)
@@ -41,7 +45,7 @@ bench-race: $(VENV)/.installed
 	$(BIN)/python -m benchmarks race $(ARGS)
 
 clean:
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site demo mlflow.db gatecast.db mlruns
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site demo replay mlflow.db gatecast.db mlruns
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -6,6 +6,7 @@ is reported at once with its path (`load`).
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -569,8 +570,8 @@ class OutputFolder(OutputConfig):
     """A folder; it is made if it does not exist."""
 
 
-class ScoreOutput(OutputFolder):
-    """Where forecasts and rejects go."""
+class SinkConfig(OutputFolder):
+    """Where forecasts and rejects are."""
 
     sink: Literal["parquet", "delta", "sql"] = "parquet"
     """Parquet files or Delta Lake tables in output.path, or the database at output.uri."""
@@ -578,13 +579,6 @@ class ScoreOutput(OutputFolder):
     """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
     """Its table; rejects go to the table of this name with _rejects behind it. Both are made if they do not exist."""
-    min: float | None = None
-    """Raise lower forecasts to this value, and count them."""
-    max: float | None = None
-    """Lower higher forecasts to this value, and count them."""
-    n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
-    depend on each other as those of the errors did in validation."""
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: SecretStr | None) -> str | None:
@@ -594,6 +588,22 @@ class ScoreOutput(OutputFolder):
     def _fits_the_sink(self) -> Self:
         if (self.sink == "sql") != (self.uri is not None):
             raise ValueError("sink=sql and uri go together: sink=sql uri=postgresql://user@host/db")
+        return self
+
+
+class ScoreOutput(SinkConfig):
+    """`SinkConfig`, and what is done to forecasts on the way there."""
+
+    min: float | None = None
+    """Raise lower forecasts to this value, and count them."""
+    max: float | None = None
+    """Lower higher forecasts to this value, and count them."""
+    n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
+    depend on each other as those of the errors did in validation."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min={self.min:g} is above max={self.max:g}")
         return self
@@ -619,6 +629,11 @@ class ScoreSettings(Config):
     that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
+    shadow: str | None = None
+    """A second version that forecasts, too, for `forecast monitor` to compare: an alias, a number, or previous, the one
+    that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the series that it forecasts, chosen by a hash of their ids: at every cutoff the same."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -773,8 +788,25 @@ class CalibrateConfig(JobConfig):
     output: OutputConfig = OutputConfig()
 
 
+class PromoteSettings(Config):
+    """What may become champion."""
+
+    force: bool = False
+    """Promote a version that was rolled back before, too, if its backtest is good enough."""
+
+
 class PromoteConfig(JobConfig):
     """`forecast promote`: challenger against champion, from their backtests."""
+
+    promote: PromoteSettings = PromoteSettings()
+
+
+class RefreshConfig(JobConfig):
+    """`forecast refresh`: fine-tune, backtest and promote in one go. `registry.alias` is the base."""
+
+    data: SourceTable
+    finetune: FinetuneSettings = FinetuneSettings()
+    backtest: BacktestSettings = BacktestSettings()
 
 
 class ScoreConfig(JobConfig):
@@ -789,6 +821,130 @@ class ScoreConfig(JobConfig):
         if self.score.state is not None and Path(self.score.state).resolve() == Path(self.output.path).resolve():
             raise ValueError("score.state and output.path are the same folder; give each its own")
         return self
+
+
+class AlarmSettings(Config):
+    """When a series stands out."""
+
+    ratio: Annotated[float, Field(ge=1)] = 1.5
+    """Its recent MASE is so many times the median of its reference, ..."""
+    deviations: Annotated[float, Field(ge=0)] = 4.0
+    """... and above that median by so many robust deviations (1.4826 times the median absolute deviation)."""
+    min_periods: Annotated[int, Field(ge=2)] = 4
+    """Days of its own history that make a reference; a series with fewer is compared with its backtest."""
+    min_steps: Annotated[int, Field(ge=1)] = 3
+    """Observed recent steps that a series needs."""
+
+
+class ThresholdSettings(Config):
+    """What is a breach, in the recent window."""
+
+    max_wql_naive: Annotated[float, Field(gt=0)] | None = 1.0
+    """WQL over that of seasonal naive on the same steps."""
+    max_wql_backtest: Annotated[float, Field(gt=0)] | None = None
+    """WQL over that in the backtest of the version."""
+    max_mase: Annotated[float, Field(gt=0)] | None = None
+    min_coverage: Share | None = None
+    """Share of the observations inside the widest interval."""
+    max_coverage: Share | None = None
+    max_psi: Annotated[float, Field(gt=0)] | None = None
+    """Population stability index of the target or a covariate: 0.1 is a little drift, 0.25 a lot."""
+    max_missing: Share | None = None
+    """By how much the share of missing values of a column grew."""
+    max_unseen: Share | None = None
+    """Share of the values of a column that training has not seen."""
+    max_alarmed: Share | None = 0.1
+    """Share of the judged series that have an alarm."""
+
+    @model_validator(mode="after")
+    def _a_band(self) -> Self:
+        low, high = self.min_coverage, self.max_coverage
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"min_coverage={low:g} is not below max_coverage={high:g}: every coverage would be a breach"
+            )
+        return self
+
+
+def _words(given: Any) -> Any:
+    """Return the words of a text; a list as it is."""
+    return shlex.split(given) if isinstance(given, str) else given
+
+
+class MonitorSettings(Config):
+    """Forecasts against what came."""
+
+    as_of: datetime | None = None
+    """Last timestamp that is looked at, as if it were now; the latest of the panel when not given."""
+    recent: Annotated[int, Field(ge=1)] | None = None
+    """Steps up to as_of that are judged; a season or a horizon, the longer one, when not given."""
+    history: Annotated[int, Field(ge=1)] | None = None
+    """Steps before these that they are compared with; four times as many when not given."""
+    ages: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Last steps of the groups of forecast ages: [24, 72, 168] is 1-24, 25-72 and 73-168. Quarters when not given."""
+    segments: tuple[str, ...] | None = None
+    """Static covariates that series are grouped by; all of the model's when not given, and where it has none length,
+    volume and kind of demand."""
+    by: Literal["day", "cutoff"] = "day"
+    """Accuracy over time is that of the steps of each day, or of the forecasts of each cutoff."""
+    min_steps: Annotated[int, Field(ge=1)] = 30
+    """Observed recent steps below which no threshold is judged."""
+    alarms: AlarmSettings = AlarmSettings()
+    thresholds: ThresholdSettings = ThresholdSettings()
+    on_breach: str | None = None
+    """A verb to start after a breach, once for each as_of: refresh, finetune, ..."""
+    on_breach_overrides: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Its settings, besides registry.name: 'data.path=panel finetune.kind=bias'."""
+    rollback: bool = False
+    """Give the champion's alias back to the version it replaced, if that is the shadow and better."""
+    rollback_p: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    """Significance that it takes: one-sided paired test over series."""
+    rollback_min: Annotated[int, Field(ge=2)] = 100
+    """Forecasts (of a series at a cutoff) by both, with observations since, that it takes."""
+
+    @field_validator("ages")
+    @classmethod
+    def _increasing(cls, ages: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if ages is not None and (not ages or list(ages) != sorted(set(ages))):
+            raise ValueError("must increase, without repeats")
+        return ages
+
+    @model_validator(mode="after")
+    def _starts_something(self) -> Self:
+        if self.on_breach_overrides and self.on_breach is None:
+            raise ValueError("on_breach_overrides needs on_breach: the verb that they are for")
+        return self
+
+
+class MonitorConfig(JobConfig):
+    """`forecast monitor`: `registry.alias` is the version whose forecasts are looked at."""
+
+    data: SourceTable
+    scores: SinkConfig
+    monitor: MonitorSettings = MonitorSettings()
+    output: OutputFolder
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.monitor.as_of is not None and self.data.until is not None:
+            raise ValueError("monitor.as_of and data.until are both given; monitor.as_of hides what is later")
+        if Path(self.scores.path).resolve() == Path(self.output.path).resolve():
+            raise ValueError("scores.path and output.path are the same folder; give each its own")
+        return self
+
+
+class ReplaySettings(Config):
+    """Weeks of nightly work."""
+
+    days: Annotated[int, Field(ge=14, le=110)] = 60
+    """Days that are replayed, from 9 September 2013 on."""
+
+
+class ReplayConfig(Config):
+    """`forecast replay`."""
+
+    replay: ReplaySettings = ReplaySettings()
+    output: OutputFolder
 
 
 class ModelsConfig(VerbConfig):

@@ -55,6 +55,18 @@ class LedgerError(GatecastError):
     exit_code = 7
 
 
+class ThresholdBreached(GatecastError):
+    """What is monitored is beyond a threshold."""
+
+    exit_code = 8
+
+
+class RolledBack(GatecastError):
+    """The champion was worse than its shadow, and was rolled back."""
+
+    exit_code = 9
+
+
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """Return the first `limit` items as text, with a count of the others.
 

@@ -36,6 +36,11 @@ BASELINES: Final = (NAIVE, SOURCE_SEASONAL_NAIVE, AUTO_ETS, THETA)
 PRETRAINED: Final = "pretrained"
 CHALLENGER: Final = "challenger"
 CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+"""In the place of an alias: the version that the champion replaced."""
+
+# The folder of forecasts by score.shadow in output.path, and the name of that model where it is compared.
+SHADOW: Final = "shadow"
 
 # The metric that training watches.
 VAL_LOSS: Final = "val/loss"

@@ -1,6 +1,7 @@
 """What a scoring job leaves behind: for each cutoff forecasts, rejects, and a manifest that is written last.
 
     .lock                                                       held by the job that writes here
+    shadow/                                                     all of this for the version of score.shadow
     .staging/cutoff=.../forecasts/part-00007-1f2e....parquet    a shard that is complete; rejects beside forecasts
     manifests/cutoff=....json                                   counts, versions, and what the sink holds
 
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -153,7 +154,7 @@ class Job:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
             artifact = sampling(artifact, output.n_samples, "output.n_samples")
         self.artifact, self.loaded = artifact, loaded
-        self._score, self._output, self._names = score, output, names
+        self._score, self._output, self.names = score, output, names
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
         self._forward = self._runtime()
@@ -219,7 +220,7 @@ class Job:
             return None  # A graph has no state to go on from.
         if self._score.runtime == "onnx":
             return OnnxForecaster(self.artifact.network)
-        kept = self.folder / f".runtime-{self._names['model_digest'][:16]}"
+        kept = self.folder / f".runtime-{self.names['model_digest'][:16]}"
         with suppress(OSError):
             if kept.read_text() == "torch":
                 return None
@@ -242,7 +243,7 @@ class Job:
             settings["state"] = "carried"
         return {
             "horizon": self.artifact.horizon,
-            **self._names,
+            **self.names,
             "runtime": "torch" if self._forward is None else "onnx",
             "config_digest": _digest(settings),
             "code": f"gatecast {version('gatecast')}",
@@ -251,7 +252,7 @@ class Job:
     def _update(self, cutoff: int) -> Update | None:
         if self._score.state is None:
             return None
-        folder, digest = Path(self._score.state), self._names["model_digest"]
+        folder, digest = Path(self._score.state), self.names["model_digest"]
         return Update(folder, self.artifact, self.loaded.panel, cutoff, digest)
 
     def _rows_digest(self, until: datetime | None = None) -> str:
@@ -359,7 +360,7 @@ class Job:
             cutoff,
             refused=refused,
             carried=past,
-            model_version=self._names["model_version"],
+            model_version=self.names["model_version"],
             samples=self._output.n_samples,
             forward=self._forward,
         )
@@ -426,6 +427,27 @@ class Job:
             "carried_forward": sum(part.carried for part in parts),
             "state": dict(sorted(state.items())),
         }
+
+
+def shadowed(loaded: Loaded, share: float) -> Loaded:
+    """Return a share of the series: those whose id hashes below it, whatever else is in the panel.
+
+    Raises ConfigError if that is none.
+    """
+    if share == 1.0:
+        return loaded
+    ids = loaded.panel.series_id.tolist()
+    hashes = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    chosen = np.flatnonzero([int.from_bytes(digest) < share * 2**64 for digest in hashes])
+    if not len(chosen):
+        raise ConfigError(f"score.shadow_share={share:g} is none of {len(ids):,} series; raise it, or leave it out")
+    counts = loaded.counts
+    return replace(
+        loaded,
+        panel=loaded.panel.take(chosen),
+        counts=replace(counts, series_in=counts.series_in - len(ids) + len(chosen), series_kept=len(chosen)),
+        stored_digest=None,
+    )
 
 
 def _place(name: str, folders: Sequence[Path]) -> Path | None:

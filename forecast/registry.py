@@ -45,6 +45,8 @@ from forecast.errors import RegistryError, listing
 DEFAULT_URI: Final = "sqlite:///mlflow.db"
 REPLACED_VERSION: Final = "replaced_version"
 """Tag of a champion: the version it took over from, for `Registry.rollback`."""
+DEMOTED: Final = "demoted"
+"""Tag of a version that was rolled back: why."""
 
 PARENT_RUN: Final = "mlflow.parentRunId"
 """Tag of a run: the one that it is shown inside of."""
@@ -331,10 +333,10 @@ class Registry:
         return _version(created, [alias] if alias else [])
 
     @_calls_mlflow
-    def resolve(self, which: str | int) -> Version:
+    def resolve(self, which: str | int, key: str = "registry.alias") -> Version:
         """Return the version that an alias or a number means now.
 
-        Raises RegistryError that lists what there is.
+        Raises RegistryError that lists what there is; `key` is the setting that names it.
         """
         number = re.fullmatch(r"v?(\d+)", str(which))
         try:
@@ -347,7 +349,7 @@ class Registry:
         aliases = self._aliases()
         existing = listing((f"{alias} (v{number})" for alias, number in sorted(aliases.items())), limit=20)
         wanted = f"version {number[1]}" if number else f"alias {which!r}"
-        raise RegistryError(f"{self.name} has no {wanted}; its aliases: {existing or 'none'}; set registry.alias")
+        raise RegistryError(f"{self.name} has no {wanted}; its aliases: {existing or 'none'}; set {key}")
 
     def find(self, alias: str) -> Version | None:
         """Return the version that an alias means now, None if there is no such alias or model yet."""
@@ -405,11 +407,15 @@ class Registry:
     @_calls_mlflow
     def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
         """Return metrics of a run at the steps where they were logged: name, step, value."""
+        histories = {name: self._client.get_metric_history(run_id, name) for name in names}
         rows = [
-            (name, point.step, point.value) for name in names for point in self._client.get_metric_history(run_id, name)
+            (name, point.step, point.value)
+            for name, points in histories.items()
+            for point in sorted(points, key=lambda point: point.timestamp)
         ]
-        schema = {"name": pl.String, "step": pl.Int64, "value": pl.Float64}
-        return pl.DataFrame(rows, schema=schema, orient="row")
+        found = pl.DataFrame(rows, {"name": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row")
+        # What was logged once more when the job was done has no step of its own.
+        return found.unique(["name", "step"], keep="first", maintain_order=True).sort("name", "step")
 
     @_calls_mlflow
     def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
@@ -505,6 +511,8 @@ class Registry:
             return
         number = str(challenger.number)
         self._client.set_model_version_tag(self.name, number, REPLACED_VERSION, str(champion or ""))
+        if challenger.tags.get(DEMOTED):
+            self._client.set_model_version_tag(self.name, number, DEMOTED, "")
         self._client.set_registered_model_alias(self.name, names.CHAMPION, number)
 
     @_calls_mlflow
@@ -528,16 +536,39 @@ class Registry:
             )
         self._client.delete_model_version(self.name, str(version.number))
 
+    def previous(self, champion: Version) -> Version | None:
+        """Return the version that a champion replaced, None for the first one, and if it was deleted."""
+        replaced = champion.tags.get(REPLACED_VERSION)
+        return self.find(replaced) if replaced else None
+
     @_calls_mlflow
-    def rollback(self) -> tuple[Version, Version]:
-        """Give the champion alias back to the version that the champion replaced; return (from, to)."""
+    def rollback(self, reason: str) -> tuple[Version, Version]:
+        """Give the champion alias back to the version that the champion replaced; return (from, to).
+
+        The one that is left remembers why, so that `promote` does not bring it back.
+        """
         champion = self.resolve(names.CHAMPION)
         replaced = champion.tags.get(REPLACED_VERSION)
         if not replaced:
             raise RegistryError(f"nothing to roll back to: {champion} was the first champion")
         target = self.resolve(replaced)
-        self._client.set_registered_model_alias(self.name, names.CHAMPION, replaced)
+        self._client.set_model_version_tag(self.name, str(champion.number), DEMOTED, reason)
+        self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
         return champion, target
+
+    @_calls_mlflow
+    def runs(self, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Return the tags of the runs that ended well and have these tags, by their ids, newest first."""
+        quoted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        condition = " and ".join(["attributes.status = 'FINISHED'", *quoted])
+        page = self._client.search_runs([self._experiment()], condition, max_results=_BATCH)
+        return {run.info.run_id: dict(run.data.tags) for run in page}
+
+    @_calls_mlflow
+    def delete_runs(self, run_ids: Iterable[str]) -> None:
+        """Delete runs, which MLflow keeps among the deleted ones."""
+        for run_id in run_ids:
+            self._client.delete_run(run_id)
 
 
 def _connect(uri: str) -> MlflowClient:

@@ -49,7 +49,13 @@ _METRICS: Final = {
 """Labels of the metrics that are better when smaller."""
 _LARGER: Final = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 """Of those that are better when larger."""
-_COUNTS: Final = {"n_series": "Series", "n_windows": "Windows", "n_steps": "Steps", "n_undefined": "Without MASE"}
+_COUNTS: Final = {
+    "n_series": "Series",
+    "n_windows": "Windows",
+    "n_steps": "Steps",
+    "n_undefined": "Without MASE",
+    "me": "Mean error",
+}
 
 
 def write_report(

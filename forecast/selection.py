@@ -26,7 +26,7 @@ def selected(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> np
             )
         found &= np.isin(ids, settings.series)
     if settings.where is not None:
-        found &= _where(_static(artifact, panel), settings.where)
+        found &= _where(static_frame(artifact, panel), settings.where)
     if not found.any():
         given = [f"finetune.{name}" for name in ("series", "where") if getattr(settings, name) is not None]
         raise ConfigError(
@@ -62,7 +62,7 @@ def _where(frame: pl.DataFrame, condition: str) -> npt.NDArray[np.bool_]:
     return found.fill_null(value=False).to_numpy()
 
 
-def _static(artifact: Artifact, panel: Panel) -> pl.DataFrame:
+def static_frame(artifact: Artifact, panel: Panel) -> pl.DataFrame:
     """Return series_id and the static covariates, a row per series; null where missing or never seen in training."""
     names = artifact.data.static_covariates
     coded = [name for name in names if name in artifact.categories]

@@ -50,7 +50,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import log_data, open_version, read_for
+    from pipelines.shared import log_data, open_version, read_alike, read_for
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -63,11 +63,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     champion = registry.find(CHAMPION) if judged else None
     if champion and champion.number != version.number:
         theirs = artifacts.load(registry.download(champion))
-        same = all(
-            getattr(theirs, name) == getattr(artifact, name) for name in ("data", "categories", "horizon", "grid")
-        )
-        panel = loaded.panel if same else read_for(theirs, config.data).panel
-        contenders[CHAMPION] = Contender(theirs, panel)
+        contenders[CHAMPION] = Contender(theirs, read_alike(theirs, artifact, loaded, config.data).panel)
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)

@@ -21,7 +21,9 @@ VERBS: Final = {
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
     "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
+    "refresh": ("pipelines.refresh:main", "fine-tune, backtest and promote in one go"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "monitor": ("pipelines.monitor:main", "judge the forecasts by what came since, and roll back what is worse"),
     "report": ("pipelines.report:main", "put a version, a run or forecasts into a page that works offline"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
@@ -29,6 +31,7 @@ VERBS: Final = {
     "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": ("pipelines.ui:main", "open the web page of runs and models"),
     "data": ("pipelines.data:main", "write an example panel"),
+    "replay": ("pipelines.replay:main", "replay weeks of nightly work, and what goes wrong in them"),
     "demo": ("pipelines.demo:main", "run all of it on an example panel"),
 }
 
@@ -75,7 +78,7 @@ def _help() -> str:
 
 `forecast VERB --help` lists the settings of a verb.
 Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
-1 a defect of ours."""
+8 a threshold of the monitor breached, 9 champion rolled back, 1 a defect of ours."""
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.config import (
-    AppendConfig,
     JobConfig,
-    PrepareConfig,
     SchedulerConfig,
     ScoreConfig,
     load,
@@ -58,9 +56,11 @@ _AFTER: Final = {
     "calibrate": ("finetune",),
     "backtest": ("finetune", "calibrate"),
     "promote": ("backtest",),
-    "score": ("promote",),
+    "refresh": ("train",),
+    "score": ("promote", "refresh"),
+    "monitor": ("score",),
 }
-"""The verbs that make what a verb reads from the registry."""
+"""The verbs that make what a verb reads: a model, or forecasts by one."""
 _HOUR: Final = timedelta(hours=1)
 _LONGEST: Final = timedelta(days=2)
 """That a job takes, at most, which the sensor is to see the end of."""
@@ -155,13 +155,11 @@ class Flow:
 
     def upstream(self, flows: "Sequence[Flow]") -> list[str]:
         """Return the schedules that make what this one reads: its panel, or its model."""
-        data = getattr(self.config, "data", None)
+        panels = self.scheduler.makers[self.name]
 
         def makes(other: Flow) -> bool:
-            if isinstance(other.config, PrepareConfig | AppendConfig):
-                return other is not self and data is not None and data.path == other.config.output.path
             same = other.config.registry.name == self.config.registry.name
-            return same and other.schedule.flow in _AFTER.get(self.schedule.flow, ())
+            return other.name in panels or (same and other.schedule.flow in _AFTER.get(self.schedule.flow, ()))
 
         return [flow.name for flow in flows if makes(flow)]
 

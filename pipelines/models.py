@@ -225,7 +225,7 @@ def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
 
     series = config.rollback.series
     if series is None:
-        before, after = registry.rollback()
+        before, after = registry.rollback("by forecast models rollback")
         note(model=str(before), output=str(after))
         return f"champion of {registry.name}: v{before.number} -> v{after.number}"
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)

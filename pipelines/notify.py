@@ -19,15 +19,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from forecast.config import Config
-from forecast.errors import GateRefused
+from forecast.errors import GateRefused, RolledBack, ThresholdBreached
 
 _LOG = logging.getLogger(__name__)
 
-Event = Literal["success", "failure", "breach"]
+Event = Literal["success", "failure", "breach", "rollback"]
 SIGNATURE: Final = "X-Gatecast-Signature"
 """Header with "sha256=" and the HMAC of the body in hexadecimal digits."""
 
-BREACHES: Final = (GateRefused.exit_code,)
+BREACHES: Final = (GateRefused.exit_code, ThresholdBreached.exit_code)
 """Exit codes of a verb that did its work, and found something not good enough."""
 
 
@@ -65,14 +65,17 @@ class Command(Config):
 class NotifyConfig(Config):
     """Who is told of what."""
 
-    events: tuple[Event, ...] = ("failure", "breach")
-    """A job was done, was given up, or found something not good enough (a promotion that was refused)."""
+    events: tuple[Event, ...] = ("failure", "breach", "rollback")
+    """A job was done, was given up, found something not good enough (a promotion that was refused, a threshold that was
+    breached), or rolled the champion back."""
     webhook: Webhook | None = None
     command: Command | None = None
 
 
 def event_of(code: int) -> Event:
     """Return what a job's exit code means."""
+    if code == RolledBack.exit_code:
+        return "rollback"
     return "success" if code == 0 else "breach" if code in BREACHES else "failure"
 
 

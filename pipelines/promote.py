@@ -22,13 +22,13 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
 
     A fine-tuned version is compared with its base, too.
 
-    Raises GateRefused if it is worse, or has not been backtested beside the present champion.
+    Raises GateRefused if it is worse, has not been backtested beside the present champion, or was rolled back before.
     """
     from forecast.backtest import BACKTEST_RUN
     from forecast.errors import GateRefused
     from forecast.gate import judge
     from forecast.names import CHALLENGER, CHAMPION
-    from forecast.registry import Registry
+    from forecast.registry import DEMOTED, Registry
 
     registry = Registry(config.registry)
     version = registry.resolve(config.registry.alias or CHALLENGER)
@@ -36,6 +36,11 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     champion = registry.find(CHAMPION)
     if champion and champion.number == version.number:
         return version, "it already was"
+    if (why := version.tags.get(DEMOTED)) and not config.promote.force:
+        raise GateRefused(
+            f"{version} is not promoted: it was the champion and was rolled back: {why}; make a new challenger "
+            "(forecast refresh), or set promote.force=true"
+        )
     again = f"run forecast backtest registry.name={version.name} registry.alias={version.number} data.path=TABLE"
     run_id = version.tags.get(BACKTEST_RUN)
     if not run_id:

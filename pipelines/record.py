@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,8 +21,10 @@ from forecast.config import (
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
+    MonitorConfig,
     PrepareConfig,
     PromoteConfig,
+    RefreshConfig,
     RollbackConfig,
     ScoreConfig,
     TrainConfig,
@@ -45,7 +48,9 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,
     "promote": PromoteConfig,
+    "refresh": RefreshConfig,
     "score": ScoreConfig,
+    "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
     "models rollback": RollbackConfig,
@@ -90,6 +95,18 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     return decorate
 
 
+@contextmanager
+def step(flow: str, config: JobConfig) -> Iterator[None]:
+    """Write a part of the job of this process into the ledger as a job of its own; the slot is that of the whole."""
+    ledger = open_ledger(config.ledger)
+    entry = _begin(ledger, replace(describe(flow, config, ()), schedule="", slot=""))
+    if entry is None:
+        yield
+    else:
+        with _recording(ledger, entry.id):
+            yield
+
+
 def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
     """Write into the ledger what has become known of the job of this process, if it has one."""
     if current := _current.get():
@@ -117,7 +134,8 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     registry, data = values["registry"], values.get("data", {})
     if registry["tracking_uri"]:
         registry["tracking_uri"] = without_password(registry["tracking_uri"])
-    cutoff = values.get("score", {}).get("cutoff") or data.get("until") or ""
+    given = (values.get(group, {}).get(name) for group, name in (("score", "cutoff"), ("monitor", "as_of")))
+    cutoff = next(filter(None, given), None) or data.get("until") or ""
     dataset = data.get("path") or data.get("uri") or registry["name"]
     settings = config.model_dump_json(
         exclude={
@@ -125,6 +143,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "registry": {"tracking_uri"},
             "data": {"until"},
             "score": {"cutoff", "force"},
+            "monitor": {"as_of"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},
         }

@@ -230,7 +230,7 @@ def _of_runs(
     facts = {"data": version.tags.get("data_digest", "")[:12], "digest": version.digest[:12]} if version else {}
     return Subject(
         title=f"{_JOBS[records[0].job]} of {what}" if len(records) == 1 else what,
-        subtitle=f"{version.kind.replace('_', '-')}: what it was made from, and how it does" if version else "",
+        subtitle=", ".join([version.kind.replace("_", "-"), *version.aliases]) if version else "",
         tables=tables,
         job=job,
         registry=registry,
@@ -288,7 +288,8 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
             "data": latest["data_digest"][:12],
             "digest": latest["model_digest"][:12],
             "rows": f"{latest['rows']['in']:,}",
-            "rejects": f"{sum(latest['rejects'].values()):,}, {series['rejected']:,} of {series['in']:,} series",
+            "rejects": f"{sum(latest['rejects'].values()):,}",
+            "series rejected": f"{series['rejected']:,} of {series['in']:,}",
             **{name.replace("_", "-"): f"{count:,} series" for name, count in latest["sources"].items()},
         },
         settings={

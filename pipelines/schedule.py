@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import SchedulerConfig
-from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError
+from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
 from pipelines import compose, console
 from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
 
@@ -35,7 +35,7 @@ ACTIONS: Final = {
     "preview": "what becomes due until --until TIME",
     "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
 }
-FINAL: Final = (ConfigError.exit_code, GateRefused.exit_code)
+FINAL: Final = tuple(error.exit_code for error in (ConfigError, GateRefused, ThresholdBreached, RolledBack))
 """Exit codes of what would end the same way again."""
 _TIMED_OUT: Final = 124
 _SOON: Final = 0.2
@@ -101,8 +101,10 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, schedules: "dict[str, Schedule]", notify: "NotifyConfig") -> None:
         from pipelines.notify import Notifier
+        from pipelines.schedules import panel_makers
 
         self._settings, self._schedules = config.schedule, schedules
+        self.makers = panel_makers(schedules)
         self.ledger: Ledger = open_ledger(config.ledger)
         self._notifier = Notifier(notify)
         self._stopping = threading.Event()
@@ -247,26 +249,40 @@ class Scheduler:
             _LOG.error("%s: %s; trying again in %g s", name, error, self._settings.poll)
 
     def _due(self, name: str) -> Slot | None:
-        """Return what is to be run now, and settle what is not to be run again."""
-        schedule, settled = self._schedules[name], self.ledger.settled(name)
-        assert settled is not None
-        moments = schedule.moments(settled, self._now())
-        # The last moment of each cutoff.
-        by_key = {slot.key: slot for at in moments for slot in [Slot(name, schedule.cutoff_of(at), at)]}
-        if not by_key:
+        """Return what is to be run now, and settle what is not to be run again.
+
+        Nothing as long as a schedule is due, or at it, that writes the panel which this one reads.
+        """
+        schedule, moments = self._schedules[name], self._moments(name)
+        entries, left = self._left(name, moments)
+        if not moments or any(entry.status == "running" for entry in entries.values()):
             return None
-        entries = self.ledger.slots(name, min(by_key), max(by_key))
-        if any(entry.status == "running" for entry in entries.values()):
-            return None
-        left = [slot for key, slot in by_key.items() if not self._over(schedule, entries.get(key))]
         if not left:
             self.ledger.settle(name, moments[-1])
+            return None
+        if any(self._left(maker, self._moments(maker))[1] for maker in self.makers[name]):
             return None
         if schedule.catch_up != "all" and left[:-1]:
             self._skip(name, [slot.moment for slot in left[:-1]])
         slot = left[0 if schedule.catch_up == "all" else -1]
         entry = entries.get(slot.key)
         return slot if entry is None or self._waited(schedule, entry) else None
+
+    def _moments(self, name: str) -> list[datetime]:
+        """Return the moments that are due and not settled."""
+        settled = self.ledger.settled(name)
+        assert settled is not None
+        return self._schedules[name].moments(settled, self._now())
+
+    def _left(self, name: str, moments: list[datetime]) -> "tuple[dict[str, Entry], list[Slot]]":
+        """Return the latest attempts at what is due, by slot, and what is neither done nor given up."""
+        schedule = self._schedules[name]
+        # The last moment of each cutoff.
+        by_key = {slot.key: slot for at in moments for slot in [Slot(name, schedule.cutoff_of(at), at)]}
+        if not by_key:
+            return {}, []
+        entries = self.ledger.slots(name, min(by_key), max(by_key))
+        return entries, [slot for key, slot in by_key.items() if not self._over(schedule, entries.get(key))]
 
     def _busy(self) -> bool:
         """Return whether somebody else is at a slot of ours."""

@@ -16,7 +16,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from pydantic import AfterValidator, Field
 
-from forecast.config import Config, JobConfig, load
+from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load
 from forecast.errors import ConfigError
 from pipelines.compose import compose, yaml_mapping
 from pipelines.notify import NotifyConfig
@@ -25,7 +25,8 @@ from pipelines.record import FLOWS
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CUTOFF: Final = {
     "score": "score.cutoff",
-    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate"), "data.until"),
+    "monitor": "monitor.as_of",
+    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "refresh"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 
@@ -102,7 +103,7 @@ class Schedule(Config):
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     """Of cron and of previous_day, an IANA name."""
     flow: Annotated[str, AfterValidator(_flow)]
-    """The verb: score, finetune, train, backtest, calibrate, promote, data append or data prepare."""
+    """The verb: score, monitor, refresh, finetune, train, backtest, calibrate, promote, data append or data prepare."""
     overrides: tuple[str, ...] = ()
     """Its settings: [registry.name=loads, data.path=panel]."""
     cutoff: Literal["as_of", "previous_day"] = "as_of"
@@ -248,6 +249,25 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     if not schedules:
         raise ConfigError(f"{path}: has no schedules")
     return schedules, file.notify
+
+
+def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:
+    """Return, by name, the schedules that write the panel which a schedule reads."""
+    configs = {
+        name: load(FLOWS[schedule.flow], compose(schedule.flow, schedule.settings(datetime.now(UTC))))
+        for name, schedule in schedules.items()
+    }
+    made = {
+        name: Path(config.output.path).resolve()
+        for name, config in configs.items()
+        if isinstance(config, PrepareConfig | AppendConfig)
+    }
+    found = {}
+    for name, config in configs.items():
+        data = getattr(config, "data", None)
+        read_from = Path(data.path).resolve() if data is not None and data.path else None
+        found[name] = [maker for maker, panel in made.items() if maker != name and panel == read_from]
+    return found
 
 
 def _output(config: JobConfig) -> str | None:

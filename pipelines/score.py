@@ -1,6 +1,6 @@
 """`forecast score`: a registered model and a panel -> forecasts, rejects and a manifest for each cutoff."""
 
-import re
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forecast.config import ScoreConfig
+from forecast.config import ScoreConfig, ScoreOutput
 from forecast.errors import GatecastError
 from pipelines import console
 from pipelines.record import manifest_of, note, recorded
+from pipelines.shared import metric_name
 
 if TYPE_CHECKING:
+    from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.output import Job, Output
-    from forecast.registry import Run, Version
+    from forecast.registry import Registry, Run, Version
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def main(config: ScoreConfig) -> None:
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.io import check_writable
+    from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_missing, open_version, read_for
@@ -70,7 +75,7 @@ def run(config: ScoreConfig) -> Scored:
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
     version, artifact = open_version(registry, config.registry.alias)
     loaded = read_for(artifact, config.data)
-    names = {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
+    other = _other(registry, config, version)
     scored: Scored | None = None
     try:
         with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
@@ -78,15 +83,71 @@ def run(config: ScoreConfig) -> Scored:
             cutoffs = _cutoffs(config, loaded)
             note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
-            outputs, failed = _write(Job(artifact, loaded, config.score, config.output, names), cutoffs)
+            job = Job(artifact, loaded, config.score, config.output, _names(version))
+            outputs, failed = _write(job, cutoffs, "score")
+            line = ""
+            if other:
+                try:  # The forecasts above are there, whatever becomes of these.
+                    shadow = _shadow(registry, config, other, artifact, loaded)
+                    made, failed_too = _write(shadow, cutoffs, SHADOW)
+                except GatecastError as error:
+                    failed[f"score.shadow, {other}"] = error
+                else:
+                    failed |= {f"{cutoff}, score.shadow, {other}": error for cutoff, error in failed_too.items()}
+                    run.tags({SHADOW: other.number})
+                    run.json([output.content for output in made], "shadow_manifests.json")
+                    line = f", shadow v{other.number} on {shadow.loaded.panel.n_series:,} series"
             seconds = time.monotonic() - begun
             _log(run, outputs, failed, seconds)
-            scored = Scored(version, _line(outputs, folder, seconds), outputs, failed)
+            scored = Scored(version, _line(outputs, folder, seconds) + line, outputs, failed)
             scored.check()  # The run ends as failed, too.
     except GatecastError:
         if scored is None:
             raise
     return scored
+
+
+def _names(version: "Version") -> dict[str, str]:
+    return {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
+
+
+def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
+    """Return the version of score.shadow; None, and say why, if it is no other one. Raises RegistryError."""
+    from forecast.names import CHAMPION, PREVIOUS
+
+    which = config.score.shadow
+    if which is None:
+        return None
+    if which == PREVIOUS:
+        champion = registry.find(CHAMPION)
+        other = champion and registry.previous(champion)
+    else:
+        other = registry.resolve(which, "score.shadow")
+    if other is None or other.number == version.number:
+        _LOG.info("score.shadow=%s: %s; no shadow", which, "it is the one that scores" if other else "there is none")
+        return None
+    return other
+
+
+def _shadow(
+    registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded"
+) -> "Job":
+    """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
+    from forecast import artifact as artifacts
+    from forecast.names import SHADOW
+    from forecast.output import Job, shadowed
+    from pipelines.shared import read_alike
+
+    theirs = artifacts.load(registry.download(other))
+    shared = config.output.model_dump(include={"min", "max"})
+    state = config.score.state
+    return Job(
+        theirs,
+        shadowed(read_alike(theirs, artifact, loaded, config.data), config.score.shadow_share),
+        config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
+        ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
+        _names(other),
+    )
 
 
 @contextmanager
@@ -102,12 +163,12 @@ def _locks(config: ScoreConfig) -> Iterator[None]:
                 yield
 
 
-def _write(job: "Job", cutoffs: dict[str, int]) -> "tuple[list[Output], dict[str, GatecastError]]":
+def _write(job: "Job", cutoffs: dict[str, int], what: str) -> "tuple[list[Output], dict[str, GatecastError]]":
     """Write each cutoff; return those that are done, and why others are not."""
     outputs: list[Output] = []
     failed: dict[str, GatecastError] = {}
     total = job.loaded.panel.n_series
-    with console.stage("score") as stage:
+    with console.stage(what) as stage:
         for number, (name, cutoff) in enumerate(cutoffs.items(), start=1):
             where = f"cutoff {number:,} of {len(cutoffs):,}, " if len(cutoffs) > 1 else ""
 
@@ -138,17 +199,8 @@ def _totals(outputs: "list[Output]") -> Counter[str]:
     for content in (output.content for output in outputs):
         totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
         for group in ("series", "sources", "rejects", "bounded", "state"):
-            totals.update({f"{group}/{_metric(name)}": count for name, count in content[group].items()})
+            totals.update({f"{group}/{metric_name(name)}": count for name, count in content[group].items()})
     return totals
-
-
-def _metric(name: str) -> str:
-    """Return a name with the characters that MLflow takes.
-
-    >>> _metric("target beyond 1e+18")
-    'target beyond 1e_18'
-    """
-    return re.sub(r"[^-/. \w]", "_", name)
 
 
 def _of(group: str, totals: Counter[str]) -> dict[str, int]:

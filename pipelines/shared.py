@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import Config, DataConfig, SourceConfig
@@ -35,6 +36,13 @@ def read_table(data: DataConfig, horizon: int) -> "Loaded":
 def read_for(artifact: "Artifact", source: SourceConfig) -> "Loaded":
     """Return the panel in the table that `source` describes, as the model reads it."""
     return _noted(lambda: artifact.open(source))
+
+
+def read_alike(artifact: "Artifact", other: "Artifact", loaded: "Loaded", source: SourceConfig) -> "Loaded":
+    """Return the panel as a model reads it: what another one has `loaded`, if they read it the same way."""
+    same = ("data", "categories", "horizon", "grid")
+    alike = all(getattr(artifact, name) == getattr(other, name) for name in same)
+    return loaded if alike else read_for(artifact, source)
 
 
 def _noted(read: "Callable[[], Loaded]") -> "Loaded":
@@ -153,6 +161,15 @@ def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, s
         FINETUNE_KIND: kind,
         SERIES_TUNED: f"{series_tuned:.0f}",
     }
+
+
+def metric_name(name: str) -> str:
+    """Return a name with the characters that MLflow takes.
+
+    >>> metric_name("target beyond 1e+18")
+    'target beyond 1e_18'
+    """
+    return re.sub(r"[^-/. \w]", "_", name)
 
 
 def pick(names: "list[str]", count: int = 6) -> list[str]:

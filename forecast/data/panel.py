@@ -67,6 +67,22 @@ class Panel:
             static_numbers=self.static_numbers[first:last],
         )
 
+    def take(self, series: IntArray) -> "Panel":
+        """Return some series, by their numbers and in that order, as a copy."""
+        begin, lengths = self.offsets[series], self.lengths[series]
+        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
+        return replace(
+            self,
+            series_id=self.series_id[series],
+            offsets=np.append(0, np.cumsum(lengths)),
+            start=self.start[series],
+            target=self.target[steps],
+            past=self.past[:, steps],
+            known=self.known[:, held],
+            static_categories=self.static_categories[series],
+            static_numbers=self.static_numbers[series],
+        )
+
     def _index(self) -> IntArray:
         """Return the grid index of each entry of the flat buffers, [N]."""
         index: IntArray = np.arange(len(self.target)) - np.repeat(self.offsets[:-1] - self.start, self.lengths)
@@ -87,11 +103,7 @@ class Panel:
         begin, end = there[number], there[np.append(number[1:], len(there)) - 1] + 1 if len(there) else there
         lengths = end - begin
 
-        def entries(begin: IntArray, lengths: IntArray) -> IntArray:
-            found: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-            return found
-
-        steps, held = entries(begin, lengths), entries(begin + series * self.horizon, lengths + self.horizon)
+        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
         return replace(
             self,
             series_id=self.series_id[series],
@@ -211,6 +223,12 @@ class Panel:
             hasher.update(self.static_numbers[number].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
+
+
+def _entries(begin: IntArray, lengths: IntArray) -> IntArray:
+    """Return `lengths` numbers from each of `begin` on, end to end."""
+    found: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    return found
 
 
 def _stretches(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:

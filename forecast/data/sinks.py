@@ -13,10 +13,10 @@ from typing import Any, Final, Literal, Protocol
 
 import polars as pl
 
-from forecast.config import ScoreOutput
+from forecast.config import SinkConfig
 from forecast.data.io import check_writable, sync_folder
-from forecast.data.sql import transaction
-from forecast.errors import ConfigError, OutputError
+from forecast.data.sql import rows_where, transaction
+from forecast.errors import ConfigError, OutputError, listing
 from forecast.names import CUTOFF, SERIES_ID, STEP, TIMESTAMP
 
 Kind = Literal["rejects", "forecasts"]
@@ -47,25 +47,28 @@ class Sink(Protocol):
     def clean(self, cutoff: datetime, files: Files) -> None:
         """Remove what is left of an earlier run, once the manifest names the new files."""
 
+    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the forecasts of the cutoff whose manifest has this `content`, some series at a time."""
 
-def open_sink(output: ScoreOutput) -> Sink:
+
+def open_sink(output: SinkConfig, group: str = "output") -> Sink:
     """Return the sink that the settings describe; a database is asked for an answer, and Delta Lake imported.
 
-    Raises ConfigError and OutputError.
+    `group` is that of the settings. Raises ConfigError and OutputError.
     """
     folder = Path(output.path)
     held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
     is_delta = any((folder / kind / "_delta_log").is_dir() for kind in KINDS)
     if held and output.sink in ("parquet", "delta") and (output.sink == "delta") != is_delta:
         raise OutputError(
-            f"{folder} holds {'Delta Lake tables' if is_delta else 'Parquet files'}; choose another output.path"
+            f"{folder} holds {'Delta Lake tables' if is_delta else 'Parquet files'}; choose another {group}.path"
         )
     if output.sink == "parquet":
         return ParquetSink(folder)
     if output.sink == "delta":
         return DeltaSink(folder)
     assert output.uri is not None
-    return SqlSink(output.uri.get_secret_value(), output.table)
+    return SqlSink(output.uri.get_secret_value(), output.table, f"{group}.uri")
 
 
 def partition(cutoff: datetime) -> str:
@@ -123,6 +126,16 @@ class ParquetSink:
             if (file.parts[-3], file.name) not in names:
                 file.unlink()
 
+    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rows of each file that the manifest names. Raises OutputError if one is not there."""
+        files = [self._folder / name for name in content["files"] if Path(name).parts[0] == FORECASTS]
+        if gone := [file for file in files if not file.is_file()]:
+            raise OutputError(
+                f"{len(gone):,} of {len(files):,} files of the cutoff {content[CUTOFF]} are gone: {listing(gone)}; "
+                f"score it again (score.cutoff={content[CUTOFF]})"
+            )
+        yield from map(_scan, files)
+
     def _files(self, cutoff: datetime) -> list[Path]:
         return sorted(file for kind in KINDS for file in (self._folder / kind / partition(cutoff)).glob("*"))
 
@@ -178,30 +191,36 @@ class DeltaSink(_TableSink):
             _check(kind, self._rows(kind, cutoff), rows)
         return {"tables": dict(rows)}
 
+    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rows of the cutoff."""
+        yield self._scan(FORECASTS, datetime.fromisoformat(content[CUTOFF]))
+
     def _rows(self, kind: Kind, cutoff: datetime) -> int:
-        path = self._folder / kind
-        if not self._delta.DeltaTable.is_deltatable(str(path)):
+        if not self._delta.DeltaTable.is_deltatable(str(self._folder / kind)):
             return 0
+        return int(self._scan(kind, cutoff).select(pl.len()).collect().item())
+
+    def _scan(self, kind: Kind, cutoff: datetime) -> pl.LazyFrame:
         same = pl.col(CUTOFF).dt.epoch() == pl.lit(cutoff).dt.epoch()
-        return int(pl.scan_delta(str(path)).filter(same).select(pl.len()).collect().item())
+        return pl.scan_delta(str(self._folder / kind)).filter(same)
 
 
 class SqlSink(_TableSink):
     """Two tables of a database; one transaction replaces a cutoff in both."""
 
-    def __init__(self, uri: str, table: str) -> None:
-        self._uri, self._tables = uri, {FORECASTS: table, REJECTS: f"{table}_{REJECTS}"}
-        with transaction(uri, _URI):
+    def __init__(self, uri: str, table: str, key: str) -> None:
+        self._uri, self._tables, self._key = uri, {FORECASTS: table, REJECTS: f"{table}_{REJECTS}"}, key
+        with transaction(uri, key):
             pass  # It answers.
 
     def found(self, cutoff: datetime) -> dict[str, Any]:
         """Return the rows of each table."""
-        with transaction(self._uri, _URI) as database:
+        with transaction(self._uri, self._key) as database:
             return {"tables": {kind: database.rows(self._tables[kind], CUTOFF, cutoff) for kind in KINDS}}
 
     def replace(self, cutoff: datetime, files: Files, rows: Mapping[Kind, int]) -> dict[str, Any]:
         """Delete and insert in one transaction, in which rows are counted too."""
-        with transaction(self._uri, _URI) as database:
+        with transaction(self._uri, self._key) as database:
             for kind in KINDS:
                 frames = _frames(files[kind], cutoff)
                 first = next(frames)
@@ -211,8 +230,9 @@ class SqlSink(_TableSink):
                 _check(kind, database.rows(self._tables[kind], CUTOFF, cutoff), rows)
         return {"tables": dict(rows)}
 
-
-_URI: Final = "output.uri"
+    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rows of the cutoff."""
+        yield rows_where(self._uri, self._tables[FORECASTS], CUTOFF, datetime.fromisoformat(content[CUTOFF]))
 
 
 def _scan(file: Path) -> pl.LazyFrame:

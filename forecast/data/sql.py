@@ -21,6 +21,7 @@ import polars as pl
 from forecast.config import without_password
 from forecast.data.io import spool
 from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
+from forecast.names import TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +56,17 @@ def read_sql(uri: str, query: str) -> pl.LazyFrame:
     if not rows.select(pl.len()).collect().item():
         raise DataError("data.query returns no rows")
     return rows
+
+
+def rows_where(uri: str, table: str, column: str, value: datetime) -> pl.LazyFrame:
+    """Return the rows of a table that `Database.replace` wrote whose `column` is `value`, timestamps as such.
+
+    Raises as `read_sql`.
+    """
+    rows = read_sql(uri, f'select * from "{table}" where "{column}" = {_literal(value)}')
+    form = "%Y-%m-%d %H:%M:%S" + "%z" * (value.tzinfo is not None)
+    texts = [name for name, kind in rows.collect_schema().items() if kind == pl.String and name in (column, TIMESTAMP)]
+    return rows.with_columns(pl.col(texts).str.to_datetime(form, time_unit="us"))
 
 
 def _is_postgresql(uri: str, key: str) -> bool:

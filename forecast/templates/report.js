@@ -416,7 +416,8 @@ Page.start(async () => {
         });
         const line = { color: theme().muted, width: 1, dash: "dot" };
         const shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line }];
-        const y = { title: "Series", tickformat: ",d", ...(rows.length < 8 ? { dtick: 1 } : {}) };
+        const highest = Math.max(0, ...bars.flatMap((bar) => bar.y));
+        const y = { title: "Series", tickformat: ",d", ...(highest < 8 ? { dtick: 1 } : {}) };
         return draw($(id), bars, { title }, y, { barmode: "stack", shapes, showlegend: true });
       };
       redraws.push(render);
@@ -427,7 +428,7 @@ Page.start(async () => {
     if (judged.length) histogram("later", uplift, "Uplift, of the loss (%)");
     histogram("gate", gain, "Gain in the gate's loss (%)");
 
-    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss", uplift: "Uplift" };
+    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", width: "Width", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss", uplift: "Uplift" };
     const known = new Map(page.ids.map((id, i) => [id, i]));
     const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
     function cell(value, i) {

@@ -133,11 +133,11 @@ def test_promote_then_rollback_returns_to_the_version_before(registry: Registry,
     first, second = (register(registry, tmp_path, seed, names.CHALLENGER) for seed in (1.0, 2.0))
     registry.promote(first)
     with pytest.raises(RegistryError, match="first champion"):
-        registry.rollback()
+        registry.rollback("worse")
     registry.promote(second)
     assert registry.resolve(names.CHAMPION).tags["replaced_version"] == "1"
     registry.promote(second)  # again: it must not replace itself
-    before, after = registry.rollback()
+    before, after = registry.rollback("worse")
     assert (before.number, after.number) == (2, 1)
     assert registry.resolve(names.CHAMPION).number == 1
 

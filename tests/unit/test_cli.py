@@ -43,7 +43,9 @@ def test_the_verbs_grow_on_purpose() -> None:
         "backtest",
         "calibrate",
         "promote",
+        "refresh",
         "score",
+        "monitor",
         "schedule",
         "runs",
         "models",
@@ -68,6 +70,8 @@ def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         (errors.RegistryError("x"), 4),
         (errors.GateRefused("x"), 5),
         (errors.OutputError("x"), 6),
+        (errors.ThresholdBreached("x"), 8),
+        (errors.RolledBack("x"), 9),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -132,7 +132,7 @@ def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
         "is never due: there is no such day",
         "weekday 'fry'",
         "no such time zone; give an IANA name such as Europe/Berlin (given: 'Europe/Berlim')",
-        "no such verb; there are: train, finetune",
+        "no such verb; there are: train, ",
         "second: writes",
         "as first does; choose another output.path",
         "catchup: unknown key; did you mean catch_up?",
@@ -172,5 +172,5 @@ def test_shared_settings_come_first(tmp_path: Path) -> None:
 
 def test_the_example_is_right() -> None:
     found, notify = read(CONF / "schedule.yaml")
-    assert {schedule.flow for schedule in found.values()} == {"data append", "score", "finetune", "backtest", "promote"}
-    assert notify.events == ("failure", "breach")
+    assert {schedule.flow for schedule in found.values()} == {"data append", "score", "monitor", "refresh"}
+    assert notify.events == ("failure", "breach", "rollback")

@@ -1,0 +1,324 @@
+"""The HTML page of a day's monitoring: what was judged, how accuracy goes over time, and the series that stand out."""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import polars as pl
+
+from forecast.metrics import MODEL, summarise
+from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored, coverage_name
+from forecast.names import (
+    CHAMPION,
+    SERIES_ID,
+    SHADOW,
+    SOURCE_FINE_TUNED,
+    SOURCE_SEASONAL_NAIVE,
+    TARGET,
+    TIMESTAMP,
+    quantile_column,
+)
+from forecast.page import ABSENT, card, milliseconds, page, percent, rounded, runs, table
+from forecast.plots import clock_label, model_styles
+
+_MODELS: Final = {FORECAST: "Forecast", SOURCE_SEASONAL_NAIVE: "Seasonal naive"}
+_COLOURS: Final = {
+    FORECAST: model_styles([SOURCE_FINE_TUNED])[0].colour,
+    SOURCE_SEASONAL_NAIVE: model_styles([SOURCE_SEASONAL_NAIVE])[0].colour,
+}
+_POINTS: Final = {
+    "day": "Each point is the steps of a day, by forecasts of all ages.",
+    "cutoff": "Each point is the forecasts of a cutoff, as far as they are observed.",
+}
+_ALARMS: Final = {
+    SERIES_ID: "Series",
+    "mase": "Recent MASE",
+    "limit": "Limit",
+    "median": "Usual",
+    "reference": "Usual in",
+    "n_steps": "Steps",
+    "times": "Times the usual",
+}
+
+
+def monitor_page(
+    found: Monitored, checks: Sequence[Check], *, model: str, history: pl.DataFrame, facts: Mapping[str, Any]
+) -> str:
+    """Return the page as one file that works offline.
+
+    `history` has series_id, timestamp and target of the series in `found.shown`. `facts` are what the job has done:
+    comparison, rollback and on_breach, each a text or None.
+    """
+    counts, breached = found.counts, sum(check.breached for check in checks)
+    content = {
+        "clock": clock_label(found.shown),
+        "colour": _COLOURS[FORECAST],
+        "recent": pl.DataFrame({TIMESTAMP: [found.recent.replace(tzinfo=None)]}).select(milliseconds(TIMESTAMP)).item(),
+        "time": _over_time(found),
+        "ages": list(_by_age(found)),
+        "alarms": _alarms(found, history),
+    }
+    return page(
+        "monitor",
+        title=f"Forecasts of {model}, as of {found.as_of:%Y-%m-%d %H:%M}",
+        subtitle=f"{breached:,} of {len(checks):,} thresholds breached, {len(found.alarmed):,} series with an alarm",
+        facts={
+            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in found.versions.items()),
+            "Series": f"{counts['series']:,}",
+            "Recent window": f"{found.span.last - found.span.recent + 1:,} steps",
+            "History": f"{found.span.recent - found.span.first:,} steps",
+            "Steps scored": f"{counts['rows_scored']:,}",
+            "Of them recent": f"{counts['rows_recent']:,}",
+        },
+        data=[("page", content)],
+        verdict=_verdict(checks, facts),
+        accuracy=_accuracy(found),
+        rows=_rows(counts),
+        by=_POINTS[found.by],
+        shadow=_shadow(found, facts),
+        drift=_drift(found),
+        segments=_segments(found),
+        note=_note(found),
+    )
+
+
+# ---- Markup ----
+
+
+def _verdict(checks: Sequence[Check], facts: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            check.what[:1].upper() + check.what[1:],
+            _number(check.found),
+            f"{'at least' if check.key.startswith('min_') else 'at most'} {check.limit:g}",
+            f"monitor.thresholds.{check.key}",
+            "breached" if check.breached else "not judged" if check.found is None else "kept",
+        )
+        for check in checks
+    ]
+    heads = {"In the recent window": "wide", "Found": "number", "Allowed": "number", "Setting": "", "Verdict": ""}
+    started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
+    told = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in (facts["rollback"], started) if text)
+    return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", told)
+
+
+def _accuracy(found: Monitored) -> str:
+    rows = []
+    for window in (RECENT, HISTORY):
+        for model, label in _MODELS.items():
+            values = found.metrics.filter(group=ALL, window=window, model=model)
+            if values.height:
+                rows.append((f"{label}, {window}", *_metrics(values.row(0, named=True), found)))
+    heads = {"": "wide", "MASE": "number", "WQL": "number", "Bias": "number", _interval(found): "number"}
+    caption = (
+        "Bias is the mean of forecast minus observation, over the mean size. Seasonal naive is of the same cutoffs."
+    )
+    return card("accuracy", "Accuracy", table(heads, rows) if rows else "<p>Nothing is observed yet.</p>", caption)
+
+
+def _interval(found: Monitored) -> str:
+    return f"In {100 * found.bands[0]:g} %"
+
+
+def _metrics(row: Mapping[str, Any], found: Monitored) -> tuple[str, ...]:
+    """Return MASE, WQL, bias, and coverage of the widest interval, as texts."""
+    numbers = (_number(row["mase"]), _number(row["wql"]), _share(row["bias"]))
+    return (*numbers, _share(row[found.coverage]))
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return ABSENT if value is None else percent(value)
+
+
+def _rows(counts: Mapping[str, int]) -> str:
+    rows = [
+        ("Scored", f"{counts['rows_scored']:,}"),
+        ("Not yet observed", f"{counts['rows_not_yet_observed']:,}"),
+        ("Observation missing", f"{counts['rows_missing']:,}"),
+        ("Forecasts", f"{counts['rows']:,}"),
+    ]
+    unknown = counts["series_unknown"]
+    caption = f"{unknown:,} series are not in the table: their observations are missing." if unknown else ""
+    return card(
+        "rows", "Where the forecasts went", table({"Steps": "wide", "Number": "number"}, rows, total=True), caption
+    )
+
+
+def _shadow(found: Monitored, facts: Mapping[str, Any]) -> str:
+    if found.pairs.is_empty():
+        return ""
+    summary = summarise(found.pairs).rows_by_key(MODEL, named=True, unique=True)
+    rows = [
+        (label, *(_number(summary[name][metric]) for metric in ("mase", "wql")), f"{summary[name]['n_windows']:,}")
+        for name, label in ((CHAMPION, "These forecasts"), (SHADOW, "The shadow"))
+        if name in summary
+    ]
+    heads = {"": "wide", "MASE": "number", "WQL": "number", "Forecasts": "number"}
+    note = f"Of those that both have made: {html.escape(facts['comparison'])}." if facts["comparison"] else ""
+    return card("shadow", "Beside the shadow", table(heads, rows), note)
+
+
+def _drift(found: Monitored) -> str:
+    rows = [
+        (
+            row["column"],
+            row["role"],
+            _number(row["psi"]),
+            _number(row["ks"]),
+            *(_share(row[name]) for name in ("missing", "missing_before", "unseen")),
+            f"{row['values']:,}",
+        )
+        for row in found.drift.iter_rows(named=True)
+    ]
+    heads = {
+        "Column": "wide",
+        "Role": "",
+        "PSI": "number",
+        "KS": "number",
+        "Missing": "number",
+        "In the history": "number",
+        "Unseen": "number",
+        "Values": "number",
+    }
+    caption = (
+        "The recent window against the history, each series in its own units. A stability index of 0.1 is a little, of "
+        "0.25 a lot; of fewer than 100 values there is none."
+    )
+    return card("drift", "Drift of the inputs", table(heads, rows), caption)
+
+
+def _segments(found: Monitored) -> str:
+    chosen = found.metrics.filter(~pl.col("group").is_in([ALL, AGE, TIME]), pl.col("window") == RECENT)
+    if chosen.is_empty():
+        return ""
+    own = chosen.filter(model=FORECAST)
+    naive = {
+        (row["group"], row["value"]): row for row in chosen.filter(model=SOURCE_SEASONAL_NAIVE).iter_rows(named=True)
+    }
+    rows = [
+        (
+            row["group"],
+            row["value"],
+            f"{row['n_series']:,}",
+            *_metrics(row, found),
+            *(_number(naive.get((row["group"], row["value"]), {}).get(name)) for name in ("mase", "wql")),
+        )
+        for row in own.iter_rows(named=True)
+    ]
+    heads = {
+        "Segment": "",
+        "Value": "wide",
+        "Series": "number",
+        "MASE": "number",
+        "WQL": "number",
+        "Bias": "number",
+        _interval(found): "number",
+        "Naive MASE": "number",
+        "Naive WQL": "number",
+    }
+    built_in = set(own["group"].unique()) <= {*BUILT_IN}
+    caption = "Thirds of the series by length and mean size, and kinds of demand." if built_in else ""
+    return card("segments", "By segment, recently", table(heads, rows), caption)
+
+
+def _note(found: Monitored) -> str:
+    states = found.alarms.group_by("status").len().sort("status").iter_rows()
+    counted = ", ".join(f"{count:,} {status}" for status, count in states)
+    left = len(found.alarmed) - found.shown[SERIES_ID].n_unique()
+    more = f" The forecasts of {left:,} more are in scores.parquet alone." if left else ""
+    return f"Series: {counted}.{more}"
+
+
+# ---- Charts ----
+
+
+def _line(frame: pl.DataFrame, column: str, label: str, colour: str | None, dash: str = "solid") -> dict[str, Any]:
+    return {"label": label, "colour": colour, "dash": dash, "y": frame.select(rounded(column)).to_series().to_list()}
+
+
+def _over_time(found: Monitored) -> dict[str, Any]:
+    each = found.metrics.filter(group=TIME)
+    parts = {model: each.filter(model=model) for model in _MODELS}
+    own = parts[FORECAST]
+    times = own.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
+    charts = [
+        {"title": title, "series": [_line(parts[model], name, _MODELS[model], _COLOURS[model]) for model in _MODELS]}
+        for title, name in (("MASE", "mase"), ("WQL", "wql"), ("Bias", "bias"))
+    ]
+    intervals = [
+        _line(
+            own,
+            coverage_name(band),
+            f"{100 * band:g} %",
+            None if place else _COLOURS[FORECAST],
+            "solid" if place == 0 else "dot",
+        )
+        for place, band in enumerate(found.bands[:: max(1, len(found.bands) - 1)])
+    ]
+    return {
+        "x": times.to_series().to_list(),
+        "charts": [*charts, {"title": "Share inside the intervals", "series": intervals}],
+    }
+
+
+def _by_age(found: Monitored) -> Iterator[dict[str, Any]]:
+    """Yield the MASE by age, and the coverage by interval, of both windows."""
+    each = found.metrics.filter(group=AGE)
+    if each.is_empty():
+        return
+    series = []
+    for window, dash in ((RECENT, "solid"), (HISTORY, "dot")):
+        for model, label in _MODELS.items():
+            part = each.filter(window=window, model=model)
+            if part.height:
+                series.append(_line(part, "mase", f"{label}, {window}", _COLOURS[model], dash))
+    ages = each["value"].unique(maintain_order=True).to_list()
+    yield {"title": "MASE by age", "axis": "Steps after the cutoff", "x": ages, "series": series}
+    whole = found.metrics.filter(group=ALL, model=FORECAST)
+    lines = [{"label": "Ideally", "colour": None, "dash": "dot", "y": list(found.bands)}]
+    for window in (RECENT, HISTORY):
+        row = whole.filter(window=window)
+        if row.height:
+            shares = [row[coverage_name(band)].item() for band in found.bands]
+            colour = _COLOURS[FORECAST] if window == RECENT else _COLOURS[SOURCE_SEASONAL_NAIVE]
+            lines.append({"label": window.capitalize(), "colour": colour, "dash": "solid", "y": shares})
+    bands = [f"{100 * band:g} %" for band in found.bands]
+    yield {"title": "Share inside each interval", "axis": "Interval", "x": bands, "series": lines}
+
+
+def _alarms(found: Monitored, history: pl.DataFrame) -> dict[str, Any]:
+    """Return the table of the series with an alarm, and of those that are shown what was forecast and what came."""
+    alarms = found.alarms.filter(status="alarm").with_columns(times=pl.col("mase") / pl.col("median"))
+    columns = list(_ALARMS)
+    numeric = [name for name in columns if alarms.schema[name].is_numeric()]
+    rows = alarms.select(rounded(name) if name in numeric else pl.col(name) for name in columns).rows()
+    there = set(found.shown[SERIES_ID].unique())
+    low, middle, high = (quantile_column(level) for level in ((1 - found.bands[0]) / 2, 0.5, (1 + found.bands[0]) / 2))
+    past = history.select(SERIES_ID, milliseconds(TIMESTAMP), rounded(TARGET)).partition_by(SERIES_ID, as_dict=True)
+    made = found.shown.select(SERIES_ID, milliseconds(TIMESTAMP), *map(rounded, (low, middle, high)))
+    parts = made.partition_by(SERIES_ID, as_dict=True)
+    series = []
+    for row in alarms.filter(pl.col(SERIES_ID).is_in(there)).iter_rows(named=True):
+        name = row[SERIES_ID]
+        part, before = parts[name,], past[name,]
+        series.append(
+            {
+                "name": name,
+                "why": f"Recent MASE {row['mase']:.3g} over {row['n_steps']:,} steps; in its {row['reference']} it is "
+                f"{row['median']:.3g} as a rule, and the limit is {row['limit']:.3g}.",
+                "t": runs(before[TIMESTAMP].to_list()),
+                "y": before[TARGET].to_list(),
+                "f": {
+                    "t": runs(part[TIMESTAMP].to_list()),
+                    "q": part[middle].to_list(),
+                    "low": part[low].to_list(),
+                    "high": part[high].to_list(),
+                },
+            }
+        )
+    heads = [{"label": _ALARMS[name], "numeric": name in numeric} for name in columns]
+    return {"columns": heads, "rows": rows, "series": series}

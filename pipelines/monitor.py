@@ -1,0 +1,295 @@
+"""`forecast monitor`: forecasts against what came since; thresholds, alarms, and the way back from a worse champion."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import MonitorConfig, SinkConfig, load
+from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached, listing
+from pipelines import console
+from pipelines.compose import compose
+from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
+from pipelines.shared import metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from forecast.data.load import Loaded
+    from forecast.gate import Verdict
+    from forecast.monitor import Check, Monitored, Written
+    from forecast.registry import Registry, Run, Version
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a day was judged."""
+
+    line: str
+    """What to tell about it."""
+    found: "Monitored"
+    breaches: "list[Check]"
+    rolled_back: str
+    """From which version to which, and why; empty if nothing was, now or in an earlier run of the same day."""
+    started: bool
+    """Whether `monitor.on_breach` is still to be started."""
+    folder: Path
+
+
+@recorded(MonitorConfig)
+def main(config: MonitorConfig) -> None:
+    """Run the verb. Raises ThresholdBreached and RolledBack when all is written."""
+    _check_on_breach(config)
+    result = run(config)
+    note(output=str(result.folder))
+    print(result.line)
+    told = []
+    if result.breaches:
+        count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
+        told.append(f"{count} breached: {'; '.join(map(str, result.breaches))}")
+    if result.started:
+        told.append(_start(config))
+    if result.rolled_back:
+        raise RolledBack("; ".join([result.rolled_back, *told]))
+    if told:
+        raise ThresholdBreached("; ".join(told))
+
+
+def run(config: MonitorConfig) -> Result:
+    """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
+    from forecast.monitor import Written, checks, maker, monitor
+    from forecast.monitor_page import monitor_page
+    from forecast.names import SHADOW
+    from forecast.output import locked
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, open_version, read_for
+
+    settings = config.monitor
+    written = Written(config.scores)
+    _check_model(config, written)
+    shadow_path = Path(config.scores.path) / SHADOW
+    shadow = Written(SinkConfig(path=str(shadow_path))) if (shadow_path / "manifests").is_dir() else None
+    registry = Registry(config.registry)
+    version, artifact = open_version(registry, config.registry.alias)
+    # What came later is not read: nothing can peek at it.
+    source = config.data.model_copy(update={"until": settings.as_of or config.data.until})
+    loaded = read_for(artifact, source)
+    judged = _judged(registry, version, shadow)
+    tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
+    with locked(Path(config.output.path)):
+        with console.stage("monitor") as stage:
+            found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged)
+            stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
+        as_of = found.as_of.isoformat()
+        note(cutoff=as_of)
+        made = checks(found, settings, reference)
+        breaches = [check for check in made if check.breached]
+        folder = Path(config.output.path) / f"as_of={as_of.replace(':', '%3A')}"
+        key = {"as_of": as_of, "scores": str(Path(config.scores.path).resolve())}
+        before = registry.runs({"job": "monitor", "as_of": as_of})
+        before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
+        kept = next(iter(before.values()), {})
+        with registry.run("monitor", config, key) as run:
+            log_data(run, loaded)
+            verdict = _verdict(found, judged)
+            rolled_back = _roll_back(registry, config, version, judged, found, verdict)
+            told = rolled_back or kept.get("rollback", "")
+            start = bool(breaches) and settings.on_breach is not None and "on_breach" not in kept
+            on_breach = settings.on_breach if start else kept.get("on_breach")
+            content = {
+                "as_of": as_of,
+                "model": registry.name,
+                "versions": found.versions,
+                "counts": found.counts,
+                "alarmed": found.alarmed,
+                "thresholds": [vars(check) | {"breached": check.breached} for check in made],
+                "comparison": str(verdict) if verdict else None,
+                "rollback": told or None,
+                "on_breach": on_breach,
+            }
+            page = monitor_page(found, made, model=registry.name, history=_history(loaded, found), facts=content)
+            tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
+            run.tags({name: value for name, value in tags.items() if value})
+            _log(run, found, reference)
+            _write(run, folder, found, content, page)
+        registry.delete_runs(before)
+    return Result(_line(found, registry.name, folder), found, breaches, rolled_back, start, folder)
+
+
+def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, object]", page: str) -> None:
+    """Write tables and page into the folder and the run; monitor.json is the last file."""
+    from forecast.data.io import write_parquet_atomic, write_text_atomic
+
+    for name in ("scores", "metrics", "alarms", "drift", "pairs"):
+        write_parquet_atomic(getattr(found, name), folder / f"{name}.parquet")
+    write_text_atomic(page, folder / "monitor.html")
+    write_text_atomic(json.dumps(content, indent=1) + "\n", folder / "monitor.json")
+    for file in sorted(folder.iterdir()):
+        run.file(file)
+
+
+def _check_model(config: MonitorConfig, written: "Written") -> None:
+    """Raise ConfigError for forecasts of another model."""
+    others = [content["model"] for content in written.contents if content["model"] != config.registry.name]
+    if others:
+        raise ConfigError(
+            f"registry.name={config.registry.name}, but {len(others):,} of {len(written.contents):,} cutoffs in "
+            f"{written.path} are of {listing(sorted(set(others)))}; set registry.name, or another scores.path"
+        )
+
+
+def _check_on_breach(config: MonitorConfig) -> None:
+    """Raise ConfigError for a verb that could not be started."""
+    verb = config.monitor.on_breach
+    if verb is None:
+        return
+    if verb not in FLOWS or verb == "monitor":
+        there = ", ".join(name for name in FLOWS if name != "monitor")
+        raise ConfigError(f"monitor.on_breach: no such verb; there are: {there} (given: {verb!r})")
+    try:
+        load(FLOWS[verb], compose(verb, _overrides(config)))
+    except ConfigError as error:
+        raise ConfigError(f"monitor.on_breach_overrides, of forecast {verb}: {error}") from None
+
+
+def _overrides(config: MonitorConfig) -> list[str]:
+    return [f"registry.name={config.registry.name}", *config.monitor.on_breach_overrides]
+
+
+def _start(config: MonitorConfig) -> str:
+    """Run the verb of `monitor.on_breach` in a process of its own, and return how it ended."""
+    from forecast.registry import tracking_uri
+
+    verb = str(config.monitor.on_breach)
+    words = [sys.executable, "-m", "pipelines.cli", *verb.split(), *_overrides(config)]
+    # In the same stores, and not in the slot of the schedule that this job may be of.
+    stores = {"GATECAST_LEDGER": open_ledger(config.ledger).uri, "MLFLOW_TRACKING_URI": tracking_uri(config.registry)}
+    environment = {name: value for name, value in os.environ.items() if name not in (SCHEDULE, SLOT)} | stores
+    code = subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+    return f"forecast {verb} was started and is done" if code == 0 else f"forecast {verb} ended with exit code {code}"
+
+
+def _judged(registry: "Registry", version: "Version", shadow: "Written | None") -> tuple[str, str] | None:
+    """Return which versions are compared: this one, and the one it replaced or else the latest in the shadow."""
+    if shadow is None:
+        return None
+    previous = registry.previous(version)
+    there = [content["model_version"] for content in shadow.contents]
+    other = str(previous.number) if previous and str(previous.number) in there else there[-1]
+    return str(version.number), other
+
+
+def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
+    """Return scores and metrics of a version in its latest backtest, if there is one."""
+    from forecast.backtest import BACKTEST_RUN
+    from forecast.metrics import MODEL, summarise
+
+    run_id = version and version.tags.get(BACKTEST_RUN)
+    if version is None or not run_id:
+        return None, {}
+    scores = registry.read_table(run_id, "scores.parquet").filter(**{MODEL: version.kind})
+    return scores, summarise(scores).row(0, named=True)
+
+
+def _verdict(found: "Monitored", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
+    """Return what the gate says of the shadow as a challenger of the champion; None if both have not been observed."""
+    from forecast.gate import compare
+    from forecast.names import CHAMPION, SHADOW
+
+    if judged is None or found.pairs.is_empty():
+        return None
+    try:
+        return compare(found.pairs, SHADOW, CHAMPION)
+    except GateRefused as refused:
+        return refused
+
+
+def _roll_back(
+    registry: "Registry",
+    config: MonitorConfig,
+    version: "Version",
+    judged: tuple[str, str] | None,
+    found: "Monitored",
+    verdict: "Verdict | GateRefused | None",
+) -> str:
+    """Give the alias back if the champion is worse than the version it replaced; return what was done, and why."""
+    from forecast.names import CHAMPION
+
+    settings = config.monitor
+    if not settings.rollback or judged is None or verdict is None or isinstance(verdict, GateRefused):
+        return ""
+    champion, previous = registry.find(CHAMPION), registry.previous(version)
+    if champion is None or champion.number != version.number or previous is None or judged[1] != str(previous.number):
+        return ""
+    enough = verdict.n_windows >= settings.rollback_min
+    if not (enough and verdict.p_value <= settings.rollback_p):
+        return ""
+    why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
+    before, after = registry.rollback(why)
+    return f"champion rolled back: v{before.number} -> v{after.number}; {why}"
+
+
+def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":
+    """Return the observations of the series whose forecasts are shown, in the windows."""
+    import numpy as np
+    import polars as pl
+
+    from forecast.names import SERIES_ID, TIMESTAMP
+
+    panel = loaded.panel
+    rows = np.flatnonzero(np.isin(panel.series_id, found.shown[SERIES_ID].unique().to_list()))
+    first = panel.grid.timestamps(np.array([found.span.first]))[0]
+    return panel.frame(rows).filter(pl.col(TIMESTAMP) >= first)
+
+
+def _log(run: "Run", found: "Monitored", reference: "dict[str, float | None]") -> None:
+    """Log counts, metrics over all series and by age, and drift."""
+    from forecast.monitor import AGE, ALL, FORECAST, RECENT
+
+    values: dict[str, float | None] = {f"monitor/{name}": count for name, count in found.counts.items()}
+    keys = {"group", "value", "window", "model"}
+    for row in found.metrics.filter(group=ALL).iter_rows(named=True):
+        values |= {f"monitor/{row['window']}/{row['model']}/{k}": v for k, v in row.items() if k not in keys}
+    for row in found.metrics.filter(group=AGE, window=RECENT, model=FORECAST).iter_rows(named=True):
+        values |= {f"monitor/age/{row['value']}/{name}": row[name] for name in ("mase", "wql", "bias", found.coverage)}
+    for row in found.drift.iter_rows(named=True):
+        column = metric_name(row["column"])
+        values |= {f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "ks", "missing", "unseen")}
+    values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
+    values["monitor/alarmed"] = len(found.alarmed)
+    run.metrics({name: float(value) for name, value in values.items() if value is not None})
+
+
+def _line(found: "Monitored", model: str, folder: Path) -> str:
+    from forecast.names import SOURCE_SEASONAL_NAIVE
+
+    counts = found.counts
+    parts = [
+        f"{model}: as of {found.as_of.isoformat()}",
+        f"{counts['cutoffs']:,} cutoff{'s' * (counts['cutoffs'] != 1)} by {', '.join(f'v{v}' for v in found.versions)}",
+        f"{counts['rows']:,} forecasts = {counts['rows_scored']:,} scored + {counts['rows_not_yet_observed']:,} not "
+        f"yet observed + {counts['rows_missing']:,} whose observation is missing",
+    ]
+    if counts["series_unknown"]:
+        parts.append(f"{counts['series_unknown']:,} series are not in the table")
+    if counts["rows_recent"]:
+        for label, name in (("MASE", "mase"), ("WQL", "wql")):
+            own, naive = found.metric(name), found.metric(name, SOURCE_SEASONAL_NAIVE)
+            parts.append(f"recent {label} {_number(own)} (seasonal naive {_number(naive)})")
+        parts.append(f"{100 * found.bands[0]:g} % intervals hold {_number(found.metric(found.coverage))}")
+        parts.append(f"{len(found.alarmed):,} of {found.alarms.height:,} series with an alarm")
+    else:
+        parts.append("nothing recent is observed yet, so nothing is judged")
+    return ", ".join([*parts, str(folder)])
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"

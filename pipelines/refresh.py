@@ -1,0 +1,29 @@
+"""`forecast refresh`: a challenger is made, judged beside the champion, and promoted if it earned it."""
+
+from forecast.config import BacktestConfig, FinetuneConfig, PromoteConfig, RefreshConfig
+from pipelines import backtest, finetune, promote
+from pipelines.record import note, recorded, step
+
+
+@recorded(RefreshConfig)
+def main(config: RefreshConfig) -> None:
+    """Run the verb: each step is a job in the ledger, and is about the version that the first one made.
+
+    An alias that moves meanwhile changes nothing. Raises what the steps raise: GateRefused if the version is worse.
+    """
+    ledger, data = config.ledger, config.data
+    tuning = FinetuneConfig(registry=config.registry, ledger=ledger, data=data, finetune=config.finetune)
+    with step("finetune", tuning):
+        version, line, _ = finetune.run(tuning)
+        note(output=str(version))
+    note(model=str(version), output=str(version))
+    print(f"{version} ({version.kind}): {line}", flush=True)
+    registry = config.registry.model_copy(update={"alias": str(version.number)})
+    judging = BacktestConfig(registry=registry, ledger=ledger, data=data, backtest=config.backtest)
+    with step("backtest", judging):
+        _, line, _ = backtest.run(judging)
+    print(f"{version} ({version.kind}): {line}", flush=True)
+    promoting = PromoteConfig(registry=registry, ledger=ledger)
+    with step("promote", promoting):
+        _, verdict = promote.run(promoting)
+    print(f"{version} is champion: {verdict}")

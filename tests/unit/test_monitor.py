@@ -1,0 +1,371 @@
+"""What the observations say about forecasts: by hand, without a look ahead, and with every forecast accounted for."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from forecast.artifact import Artifact
+from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
+from forecast.data.load import Loaded
+from forecast.errors import ConfigError, DataError, OutputError
+from forecast.fit import FitResult
+from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
+from forecast.monitor_page import monitor_page
+from forecast.names import SOURCE_SEASONAL_NAIVE
+from forecast.output import Job, shadowed
+
+HORIZON, SEASON = 7, 7
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SETTINGS: dict[str, Any] = {"recent": 10, "history": 30}
+FACTS = {"comparison": None, "rollback": None, "on_breach": None}
+
+
+def day(number: int) -> datetime:
+    """Of the table, which has 160 of them."""
+    return datetime(2024, 1, 1) + timedelta(days=number)
+
+
+def write(artifact: Artifact, loaded: Loaded, folder: Path, *, number: str = "1", **output: Any) -> SinkConfig:
+    """Score each fifth day from day 110."""
+    names = {"model": "m", "model_version": number, "model_digest": "ab12"}
+    given = {"path": str(folder), **output}
+    job = Job(artifact, loaded, ScoreSettings(shard_size=5), ScoreOutput.model_validate(given), names)
+    for cutoff in range(110, 160, 5):
+        job.write(loaded.panel.grid.floor(day(cutoff)))
+    return SinkConfig.model_validate(given)
+
+
+@pytest.fixture(scope="module")
+def came(weekly_table: pl.DataFrame) -> pl.DataFrame:
+    """What was observed in the end: six days of a series are not."""
+    lost = (pl.col("series_id") == "s03") & pl.col("timestamp").is_between(day(138), day(143))
+    return weekly_table.with_columns(target=pl.when(~lost).then("target"))
+
+
+@pytest.fixture(scope="module")
+def scores(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> SinkConfig:
+    return write(trained.artifact, weekly_loaded, tmp_path_factory.mktemp("scores"))
+
+
+def look(
+    artifact: Artifact,
+    table: pl.DataFrame,
+    folder: Path,
+    scores: SinkConfig,
+    until: datetime | None = None,
+    *,
+    shadow: SinkConfig | None = None,
+    **settings: Any,
+) -> Monitored:
+    folder.mkdir(exist_ok=True)
+    table.write_parquet(folder / "table.parquet")
+    loaded = artifact.open(SourceConfig(path=str(folder / "table.parquet"), until=until, max_reject_share=1))
+    asked = MonitorSettings.model_validate(SETTINGS | {"as_of": until} | settings)
+    other = None if shadow is None else Written(shadow)
+    return monitor(artifact, loaded, Written(scores), other, asked, judged=("1", "2"))
+
+
+@pytest.fixture(scope="module")
+def found(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Monitored:
+    """As of day 150, ten days before the end of the table."""
+    return look(trained.artifact, came, tmp_path_factory.mktemp("found"), scores, day(150))
+
+
+def test_every_metric_is_what_it_is_by_hand(found: Monitored, scores: SinkConfig, came: pl.DataFrame) -> None:
+    actual = {(name, at): value for name, at, value in came.select("series_id", "timestamp", "target").rows()}
+    forecasts = pl.read_parquet(f"{scores.path}/forecasts/*/*.parquet", hive_partitioning=False)
+    levels = [k / 10 for k in range(1, 10)]
+    pinball = size = error = scaled = 0.0
+    inside = dict.fromkeys((0.1, 0.2, 0.3, 0.4), 0)
+    steps = 0
+    scale: dict[tuple[str, datetime], float] = {}
+    for row in forecasts.filter(pl.col("timestamp").is_between(day(141), day(150))).iter_rows(named=True):
+        y, key = actual.get((row["series_id"], row["timestamp"])), (row["series_id"], row["cutoff"])
+        if y is None:
+            continue
+        y = float(np.float32(y))
+        if key not in scale:
+            past = [v for (name, at), v in actual.items() if name == key[0] and at <= key[1]]
+            gaps = [abs(b - a) for a, b in zip(past, past[SEASON:], strict=False) if a is not None and b is not None]
+            scale[key] = math.fsum(gaps) / len(gaps)
+        losses = [2 * max(k * (y - row[f"q{100 * k:g}"]), (k - 1) * (y - row[f"q{100 * k:g}"])) for k in levels]
+        pinball += math.fsum(losses) / len(losses)
+        size, steps = size + abs(y), steps + 1
+        error += row["q50"] - y
+        scaled += abs(y - row["q50"]) / scale[key]
+        for low in inside:
+            inside[low] += row[f"q{100 * low:g}"] <= y <= row[f"q{100 * (1 - low):g}"]
+    assert steps == found.counts["rows_recent"] > 0
+    expected = {"mase": scaled / steps, "wql": pinball / size, "bias": error / size}
+    expected |= {f"coverage_{100 - 200 * low:g}": count / steps for low, count in inside.items()}
+    assert {name: found.metric(name) for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert found.metric("wql", SOURCE_SEASONAL_NAIVE) != found.metric("wql")
+
+
+def test_every_forecast_is_scored_or_has_its_reason(found: Monitored, scores: SinkConfig, came: pl.DataFrame) -> None:
+    forecasts = pl.read_parquet(f"{scores.path}/forecasts/*/*.parquet", hive_partitioning=False)
+    rows = forecasts.filter(pl.col("timestamp") >= day(111), pl.col("cutoff") <= day(150))
+    seen = came.filter(pl.col("timestamp") <= day(150)).drop_nulls("target")
+    scored = rows.join(seen, on=["series_id", "timestamp"], how="semi").height
+    late = rows.filter(pl.col("timestamp") > day(150)).height
+    counts = found.counts
+    assert (counts["rows"], counts["rows_scored"], counts["rows_not_yet_observed"]) == (rows.height, scored, late)
+    assert counts["rows_missing"] == rows.height - scored - late > 0
+    # Whatever they are grouped by.
+    for keys in (["group"], ["group", "window"]):
+        totals = found.metrics.filter(model=FORECAST).group_by(keys).agg(pl.col("n_steps").sum())
+        assert set(totals.group_by("group").agg(pl.col("n_steps").sum())["n_steps"]) == {scored}
+    assert set(found.metrics["group"]) == {"all", "age", "time", "city", "size"}
+
+
+def test_nothing_after_as_of_is_seen(
+    found: Monitored, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    later = pl.col("timestamp") > day(150)
+    other = came.with_columns(
+        target=pl.when(later).then(1e6).otherwise("target"), rain=pl.when(later).then(99.0).otherwise("rain")
+    )
+    again = look(trained.artifact, other, tmp_path, scores, day(150))
+    assert again.counts == found.counts
+    for name in ("scores", "metrics", "alarms", "drift", "shown"):
+        assert_frame_equal(getattr(again, name), getattr(found, name))
+    seen = look(trained.artifact, other, tmp_path, scores, day(152))
+    assert seen.metric("mase") != found.metric("mase")
+
+
+def test_a_series_whose_level_shifts_has_an_alarm_and_no_other(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    moved = (pl.col("series_id") == "s02") & (pl.col("timestamp") > day(140))
+    shifted = came.with_columns(target=pl.when(moved).then(pl.col("target") + 60).otherwise("target"))
+    before = look(trained.artifact, came, tmp_path, scores, day(150))
+    after = look(trained.artifact, shifted, tmp_path, scores, day(150))
+    assert (before.alarmed, after.alarmed) == ([], ["s02"])
+    row = after.alarms.row(0, named=True)
+    assert (row["status"], row["reference"], row["periods"]) == ("alarm", "history", 30)
+    assert row["limit"] >= 1.5 * row["median"]
+    rest = pl.col("series_id") != "s02"
+    assert_frame_equal(after.alarms.filter(rest), before.alarms.filter(rest))
+    assert after.shown["series_id"].unique().to_list() == ["s02"]
+    # Of each step, the forecast of the latest cutoff before it.
+    assert (after.shown["timestamp"] - after.shown["cutoff"]).max() <= timedelta(days=5)
+    page = monitor_page(after, [], model="m", history=shifted.filter(~rest), facts=FACTS)
+    assert "1 series with an alarm" in page
+
+
+def test_a_series_without_history_is_held_against_its_backtest(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    came.write_parquet(tmp_path / "table.parquet")
+    loaded = trained.artifact.open(SourceConfig(path=str(tmp_path / "table.parquet"), until=day(120)))
+    settings = MonitorSettings.model_validate({"as_of": day(120), "recent": 10, "history": 1})
+    tested = pl.DataFrame({"series_id": ["s00", "s00", "s01"], "mase": [1e-3, 2e-3, 1.0]})
+    found = monitor(trained.artifact, loaded, Written(scores), None, settings, backtest=tested)
+    status = dict(found.alarms.select("series_id", "status").iter_rows())
+    assert status["s00"] == "alarm"
+    assert status["s01"] == "no reference"  # One window is no spread.
+    assert found.alarms.row(0, named=True)["reference"] == "backtest"
+
+
+def test_the_first_day_has_nothing_to_judge(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    found = look(trained.artifact, came, tmp_path, scores, day(110))
+    assert found.counts["rows_scored"] == 0
+    assert found.counts["rows"] == found.counts["rows_not_yet_observed"] == 8 * HORIZON
+    assert found.metric("mase") is None
+    judged = checks(found, MonitorSettings.model_validate({"thresholds": {"max_mase": 0.1, "max_psi": 0.01}}), {})
+    assert not any(check.breached for check in judged)
+    assert "Nothing is observed yet" in monitor_page(found, judged, model="m", history=came.head(0), facts=FACTS)
+
+
+@pytest.mark.parametrize("output", [{"sink": "delta"}, {"sink": "sql", "uri": "sqlite:///{}/scores.db"}])
+def test_forecasts_in_tables_are_the_same(
+    found: Monitored,
+    trained: FitResult,
+    came: pl.DataFrame,
+    weekly_loaded: Loaded,
+    tmp_path: Path,
+    output: dict[str, str],
+) -> None:
+    given = {name: value.format(tmp_path) for name, value in output.items()}
+    there = write(trained.artifact, weekly_loaded, tmp_path / "scores", **given)
+    again = look(trained.artifact, came, tmp_path / "table", there, day(150))
+    assert again.counts == found.counts
+    assert_frame_equal(again.metrics, found.metrics)
+
+
+def test_champion_and_shadow_are_compared_on_the_same_steps(
+    trained: FitResult, came: pl.DataFrame, weekly_loaded: Loaded, scores: SinkConfig, tmp_path: Path
+) -> None:
+    some = shadowed(weekly_loaded, 0.5)
+    assert set(some.panel.series_id) < set(weekly_loaded.panel.series_id)
+    assert some.counts.series_in == some.panel.n_series
+    shadow = write(trained.artifact, some, tmp_path / "shadow", number="2")
+    pairs = look(trained.artifact, came, tmp_path / "table", scores, day(150), shadow=shadow).pairs
+    champion, other = (pairs.filter(model=name).drop("model") for name in ("champion", "shadow"))
+    assert set(other["series_id"]) <= set(some.panel.series_id)
+    both = champion.join(other, on=["series_id", "cutoff"], how="semi").sort("series_id", "cutoff")
+    # It is the same model.
+    assert_frame_equal(both, other.sort("series_id", "cutoff"), rel_tol=1e-5)
+    stranger = write(trained.artifact, some, tmp_path / "stranger", number="3")
+    assert look(trained.artifact, came, tmp_path / "table", scores, day(150), shadow=stranger).pairs.is_empty()
+
+
+def test_the_share_of_a_shadow_does_not_depend_on_the_other_series(weekly_loaded: Loaded) -> None:
+    chosen = set(shadowed(weekly_loaded, 0.5).panel.series_id)
+    assert chosen < set(shadowed(weekly_loaded, 0.9).panel.series_id) | chosen
+    part = replace(weekly_loaded, panel=weekly_loaded.panel.rows(2, 7))
+    assert set(shadowed(part, 0.5).panel.series_id) == chosen & set(part.panel.series_id)
+    with pytest.raises(ConfigError, match=r"score\.shadow_share=0\.0001 is none of 8 series"):
+        shadowed(weekly_loaded, 0.0001)
+
+
+def test_some_series_of_a_panel_are_as_they_were(weekly_loaded: Loaded) -> None:
+    panel = weekly_loaded.panel
+    taken = panel.take(np.array([6, 1]))
+    digests = panel.series_digests()
+    assert taken.series_id.tolist() == ["s06", "s01"]
+    assert taken.series_digests().tolist() == digests[[6, 1]].tolist()
+
+
+def test_thresholds() -> None:
+    assert Check("max_mase", "MASE", 1.1, 1.0).breached
+    assert not Check("max_mase", "MASE", 1.0, 1.0).breached
+    assert Check("min_coverage", "coverage", 0.5, 0.7).breached
+    assert not Check("min_coverage", "coverage", None, 0.7).breached
+
+
+def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> None:
+    asked = {"max_wql_naive": 0.5, "max_wql_backtest": 2, "max_alarmed": 0, "max_unseen": 0.1, "max_missing": 0.1}
+    settings = MonitorSettings.model_validate({"thresholds": asked})
+    judged = {check.key: check for check in checks(found, settings, {"wql": 0.01})}
+    wql, naive = found.metric("wql"), found.metric("wql", SOURCE_SEASONAL_NAIVE)
+    assert wql is not None
+    assert naive is not None
+    assert judged["max_wql_naive"].found == pytest.approx(wql / naive)
+    assert judged["max_wql_backtest"].found == pytest.approx(wql / 0.01)
+    assert judged["max_unseen"].found is None  # There are no categories over time.
+    few = MonitorSettings.model_validate({"thresholds": asked, "min_steps": 10_000})
+    assert {check.found for check in checks(found, few, {})} == {None}
+
+
+def test_what_does_not_fit_is_told(trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path) -> None:
+    artifact = trained.artifact
+    with pytest.raises(DataError, match=r"scores\.path=.*nothing: no forecasts \(it has no manifests\)"):
+        Written(SinkConfig(path=str(tmp_path / "nothing")))
+    with pytest.raises(DataError, match=r"monitor\.as_of=2024-04-01.* is before the first of 10 cutoffs"):
+        look(artifact, came, tmp_path, scores, datetime(2024, 4, 1))
+    with pytest.raises(
+        ConfigError, match=r"monitor\.segments: 1 of 2 are no static covariates.*: colour; there are city"
+    ):
+        look(artifact, came, tmp_path, scores, day(150), segments=["city", "colour"])
+    later = came.with_columns(pl.col("timestamp") + timedelta(days=900))
+    with pytest.raises(DataError, match=r"the latest of 10 cutoffs is 2024-06-04.* raise monitor.history"):
+        look(artifact, later, tmp_path, scores)
+    others = came.filter(pl.col("series_id").is_in(["s00", "s01"]))
+    found = look(artifact, others, tmp_path, scores, day(150))
+    assert found.counts["series_unknown"] == 6
+    assert found.counts["series"] == 2
+
+
+def test_forecasts_of_another_frequency_are_refused(scores: SinkConfig, tmp_path: Path, trained: FitResult) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scores.path, copy)
+    manifest = sorted((copy / "manifests").iterdir())[3]
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"cutoff": content["cutoff"].replace("T00", "T11")}))
+    given = SinkConfig(path=str(copy))
+    table = pl.DataFrame({"series_id": "a", "timestamp": [day(k) for k in range(30)], "target": np.arange(30.0)})
+    table = table.with_columns(rain=0.0, promo=0.0, city=pl.lit("oslo"), size=1.0)
+    with pytest.raises(DataError, match=r"1 of 10 cutoffs are not at the steps of the table, which are every 1d"):
+        look(trained.artifact, table, tmp_path, given)
+    first = Written(given).contents[0]
+    (copy / next(name for name in first["files"] if name.startswith("forecasts"))).unlink()
+    with pytest.raises(OutputError, match=r"1 of 2 files of the cutoff .* are gone.*; score it again"):
+        list(Written(given).rows(first))
+
+
+def test_days_are_those_of_the_clock_on_the_wall(
+    train: Callable[..., FitResult],
+    table: Callable[..., pl.DataFrame],
+    loaded: Callable[..., Loaded],
+    weekly: Callable[..., dict[str, np.ndarray]],
+    tmp_path: Path,
+) -> None:
+    """Over the change of the clocks, with cutoffs that are at another distance from UTC before it and after it."""
+    first = datetime(2024, 3, 1, 23)  # Midnight in Berlin.
+    series = weekly(2, 24 * 40)
+    rows = table(series, start=first, every=timedelta(hours=1), time_zone="Europe/Berlin")
+    model = train(loaded(rows, 6, freq="1h", season_length=24), context=24, holdout_windows=0).artifact
+    rows.write_parquet(tmp_path / "table.parquet")
+    read = model.open(SourceConfig(path=str(tmp_path / "table.parquet")))
+    given = ScoreOutput(path=str(tmp_path / "scores"))
+    job = Job(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
+    for number in range(30, 33):  # The clocks change in the night to 31 March.
+        job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
+    settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 240, "segments": ["demand"]})
+    found = monitor(model, read, Written(given), None, settings)
+    assert found.counts["rows_scored"] == found.counts["rows"] == 3 * 2 * 6
+    days = found.metrics.filter(group="time", model=FORECAST).select("value", "n_steps").rows()
+    assert days == [(f"2024-{day} 00:00:00", 12) for day in ("03-30", "03-31", "04-01")]
+    assert str(found.as_of.tzinfo) == "Europe/Berlin"
+
+
+def test_settings_that_contradict_are_told() -> None:
+    with pytest.raises(ValueError, match=r"min_coverage=0\.9 is not below max_coverage=0\.7"):
+        MonitorSettings.model_validate({"thresholds": {"min_coverage": 0.9, "max_coverage": 0.7}})
+    with pytest.raises(ValueError, match="on_breach_overrides needs on_breach"):
+        MonitorSettings.model_validate({"on_breach_overrides": ["a=b"]})
+    with pytest.raises(ValueError, match="must increase"):
+        MonitorSettings.model_validate({"ages": [7, 3]})
+
+
+def test_built_in_segments_and_cutoffs_over_time(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    segments = ["length", "volume", "demand"]
+    found = look(trained.artifact, came, tmp_path, scores, day(150), by="cutoff", segments=segments, ages=[2])
+    assert set(found.metrics["group"]) == {ALL, "age", "time", *segments}
+    chosen = found.metrics.filter(group="length", model=FORECAST, window=RECENT)
+    assert chosen["n_series"].sum() == found.scores.filter(window=RECENT)["series_id"].n_unique()
+    assert found.metrics.filter(group="age")["value"].unique().sort().to_list() == ["1-2", "3-7"]
+    assert found.metrics.filter(group="time")["value"].n_unique() == 8  # of days 110 to 145
+    assert found.metric("mase") is not None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_is_drawn_and_names_stay_text(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    moved = (pl.col("series_id") == "s02") & (pl.col("timestamp") > day(140))
+    shifted = came.with_columns(target=pl.when(moved).then(pl.col("target") + 60).otherwise("target"))
+    found = look(trained.artifact, shifted, tmp_path, scores, day(150))
+    history = shifted.filter(series_id="s02")
+    facts = FACTS | {"rollback": "v2 -> v1 <b>evil</b>"}
+    page = monitor_page(found, [Check("max_mase", "MASE", 2.0, 1.0)], model="<i>m</i>", history=history, facts=facts)
+    assert "<b>evil" not in page
+    assert "<i>m" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page.split("<script>")[0])
+    (tmp_path / "page.html").write_text(page)
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = (tmp_path / "page.html").as_uri()
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=10000", "--dump-dom", address], capture_output=True, text=True, check=True
+    )
+    assert 'data-drawn="s02"' in done.stdout
+    assert 'data-done="yes"' in done.stdout
