@@ -46,6 +46,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "refresh",
         "score",
         "monitor",
+        "report",
         "schedule",
         "runs",
         "models",
