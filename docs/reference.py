@@ -30,7 +30,10 @@ RESULTS: Final = {
     "Artifact": "artifact",
     "FinetuneResult": "finetune",
     "BacktestResult": "backtest",
+    "DistilResult": "distil",
+    "Explanation": "explain",
     "Forecasts": "predict",
+    "Reconciled": "reconcile",
     "Loaded": "data/load",
 }
 # Sections of the navigation that pages without a place go to.
@@ -167,15 +170,18 @@ def _type(field: FieldInfo) -> str:
     if get_origin(annotation) is Annotated:
         annotation, *given = get_args(annotation)
         bounds += [bound for one in given for bound in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    return " ".join([_kind(annotation), *_bounds(bounds)])
+
+
+def _kind(annotation: Any) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        text = {str: "text", int: "whole number", float: "number", bool: "true or false", SecretStr: "text"}.get(
-            annotation, annotation.__name__
-        )
-    elif get_origin(annotation) is Literal:
-        text = ", ".join(f"`{choice}`" for choice in get_args(annotation))
-    else:
-        text = {tuple: "list", dict: "mapping"}[get_origin(annotation)]  # type: ignore[index]
-    return " ".join([text, *_bounds(bounds)])
+        words = {str: "text", int: "whole number", float: "number", bool: "true or false", SecretStr: "text"}
+        return words.get(annotation, annotation.__name__)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(map(_kind, get_args(annotation)))
+    return {tuple: "list", dict: "mapping"}[get_origin(annotation)]  # type: ignore[index]
 
 
 def _bounds(metadata: Iterable[Any]) -> Iterator[str]:

@@ -17,26 +17,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecast.api import (
+        aggregate,
         attention,
         backtest,
         calibrate,
+        distil,
+        explain,
         finetune,
         forecast,
         load,
         prepare,
+        reconcile,
         sample_paths,
         train,
         tune,
     )
 
 __all__ = [
+    "aggregate",
     "attention",
     "backtest",
     "calibrate",
+    "distil",
+    "explain",
     "finetune",
     "forecast",
     "load",
     "prepare",
+    "reconcile",
     "sample_paths",
     "train",
     "tune",

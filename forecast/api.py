@@ -1,6 +1,6 @@
 """The verbs on tables, for notebooks and programs: no registry."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,18 +17,26 @@ from forecast.config import (
     BacktestSettings,
     CalibrateSettings,
     DataConfig,
+    DistilSettings,
+    ExplainSettings,
     FinetuneSettings,
+    FitConfig,
     FitSettings,
+    ReconcileSettings,
     SourceConfig,
     TuneSettings,
 )
 from forecast.config import load as validated
-from forecast.data.io import to_lazy
+from forecast.data.io import collect, to_lazy
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
 from forecast.data.source import Tables, fingerprint, open_tables
+from forecast.distil import DistilResult
+from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, listing
+from forecast.explain import Explanation
+from forecast.explain import explain as explain_forecast
 from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
@@ -38,6 +46,8 @@ from forecast.output import locked
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
+from forecast.reconcile import Reconciled, aggregated, hierarchy_of, past_errors
+from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
 from forecast.tune import tune as tune_settings
 
@@ -152,11 +162,70 @@ def calibrate(
     return calibrate_model(artifact, panel, validated(CalibrateSettings, settings))
 
 
+def distil(
+    artifact: Artifact,
+    table: object,
+    *,
+    known: object = None,
+    static: object = None,
+    fit: Settings | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> DistilResult:
+    """Return a smaller model that has learnt the forecasts of a model, and both beside each other.
+
+    `settings` are the keys of `distil`, `fit` those of the training.
+    """
+    panel = read(artifact, table, known, static).panel
+    chosen = validated(DistilSettings, settings), validated(FitConfig, fit or {})
+    return distil_model(artifact, panel, *chosen, progress=progress)
+
+
+def explain(
+    artifact: Artifact, table: object, *, series: str, known: object = None, static: object = None, **settings: Any
+) -> Explanation:
+    """Return what the forecast of one series is made of; `settings` are the other keys of `explain`: `cutoff`, ..."""
+    panel = read(artifact, table, known, static).panel
+    return explain_forecast(artifact, panel, validated(ExplainSettings, {"series": series, **settings}))
+
+
 def forecast(
     artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
 ) -> Forecasts:
     """Return the forecasts of every series in the table from `cutoff`, its latest timestamp when None."""
     return forecast_loaded(artifact, read(artifact, table, known, static), cutoff=cutoff)
+
+
+def reconcile(
+    forecasts: pl.DataFrame,
+    hierarchy: object,
+    *,
+    by: Sequence[str | Sequence[str]],
+    past: pl.DataFrame | None = None,
+    actuals: object = None,
+    **settings: Any,
+) -> Reconciled:
+    """Return forecasts of one cutoff that add up, of all series and their sums (`forecast.reconcile.reconcile`).
+
+    `hierarchy` is a table with series_id and the columns of `by`; `settings` are the other keys of `reconcile`. `past`
+    are forecasts of earlier cutoffs and `actuals` a table with what came (series_id, timestamp, target): their errors
+    say how series hang together.
+    """
+    config = validated(ReconcileSettings, {"by": by, **settings})
+    if (past is None) != (actuals is None):
+        raise ConfigError("past and actuals go together: forecasts of earlier cutoffs, and what came")
+    tree = hierarchy_of(collect(to_lazy(hierarchy)), config.by)
+    errors = None if past is None else past_errors(past, collect(to_lazy(actuals)), tree)
+    return reconcile_forecasts(forecasts, tree, config, errors=errors)
+
+
+def aggregate(table: object, hierarchy: object, *, by: Sequence[str | Sequence[str]]) -> pl.DataFrame:
+    """Return series_id, timestamp and target of all series and of their sums, to train on and score.
+
+    `hierarchy` and `by` as in `reconcile`. A sum is null where one of its series has no value.
+    """
+    levels = validated(ReconcileSettings, {"by": by}).by
+    return aggregated(collect(to_lazy(table)), hierarchy_of(collect(to_lazy(hierarchy)), levels))
 
 
 def attention(

@@ -556,6 +556,70 @@ class CalibrateSettings(Config):
     """Horizons at the end of the table that are left for a backtest."""
 
 
+class DistilSettings(Config):
+    """A smaller network that forecasts like a larger one."""
+
+    hidden_size: Annotated[int, Field(ge=1)] | None = None
+    """Width of the student's recurrent layers; a quarter of the teacher's when not given."""
+    num_layers: Annotated[int, Field(ge=1)] = 1
+    weight: Share = 0.5
+    """Share of the loss that is against the teacher's quantiles; the rest is against what came."""
+    n_windows: Annotated[int, Field(ge=1)] = 4
+    """Held-out cutoffs, a horizon apart, on which both are compared."""
+
+
+class ExplainSettings(Config):
+    """What a forecast is made of."""
+
+    series: str
+    """The id of the series whose forecast is explained."""
+    cutoff: datetime | None = None
+    """Last timestamp the forecast may see; the latest of the panel when not given."""
+    method: Literal["integrated_gradients", "occlusion"] = "integrated_gradients"
+    """Gradients on the way from a baseline, whose parts sum to the forecast (gatecast[explain]); or what is forecast
+    without an input, from forecasts alone."""
+    level: float | Literal["mean"] = 0.5
+    """The quantile that is explained, one of the model's, or the mean."""
+    step: Annotated[int, Field(ge=1)] | None = None
+    """The step of the horizon; the mean over all steps when not given."""
+    n_steps: Annotated[int, Field(ge=8)] = 64
+    """Points of the way from the baseline at which integrated gradients are taken."""
+    n_references: Annotated[int, Field(ge=1)] = 32
+    """Windows of the panel whose covariates are the baseline, on average."""
+    block: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the target that occlusion hides together; about 24 blocks when not given."""
+
+
+class ReconcileSettings(Config):
+    """Forecasts that add up."""
+
+    by: Annotated[tuple[str | tuple[str, ...], ...], Field(min_length=1)]
+    """Columns whose values are summed up to: [state,store] for levels below each other, [[state],[brand]] for those
+    that cross. There is a total, too."""
+    method: Literal["bottom_up", "top_down", "middle_out", "ols", "wls_struct", "mint_shrink"] = "bottom_up"
+    """bottom_up needs forecasts of the series alone; the others of all sums too (gatecast[reconcile])."""
+    middle: str | None = None
+    """Of middle_out, the level that stays as it is: a column, or several of them as state/store."""
+    missing: Literal["fail", "drop"] = "fail"
+    """Series of the hierarchy without a forecast: stop, or leave them out of the sums (bottom_up)."""
+    tolerance: Annotated[float, Field(ge=0)] = 1e-6
+    """The share of a sum that it may be off the sum of its series."""
+
+
+class ReconcileSource(ReconcileSettings):
+    """Scored forecasts, and where their hierarchy is."""
+
+    path: str
+    """The folder that `forecast score` has written to."""
+    table: str
+    """A table with series_id and the columns of reconcile.by: that of the static covariates, or the panel."""
+    cutoff: datetime | None = None
+    """Which of its forecasts; the latest when not given."""
+    actuals: str | None = None
+    """A table with series_id, timestamp and target: the errors of earlier cutoffs in reconcile.path tell how series
+    hang together, which mint_shrink needs, and the intervals of sums should have."""
+
+
 class OutputConfig(Config):
     """Where results are written."""
 
@@ -788,6 +852,30 @@ class CalibrateConfig(JobConfig):
     output: OutputConfig = OutputConfig()
 
 
+class DistilConfig(JobConfig):
+    """`forecast distil`: `registry.alias` is the teacher."""
+
+    data: SourceTable
+    distil: DistilSettings = DistilSettings()
+    fit: FitConfig = FitConfig()
+    output: OutputConfig = OutputConfig()
+
+
+class ExplainConfig(JobConfig):
+    """`forecast explain`: `registry.alias` is the version that forecasts."""
+
+    data: SourceTable
+    explain: ExplainSettings
+    output: OutputConfig = OutputConfig()
+
+
+class ReconcileConfig(JobConfig):
+    """`forecast reconcile`: of models, it needs only the forecasts."""
+
+    reconcile: ReconcileSource
+    output: OutputFolder
+
+
 class PromoteSettings(Config):
     """What may become champion."""
 
@@ -830,6 +918,8 @@ class AlarmSettings(Config):
     """Its recent MASE is so many times the median of its reference, ..."""
     deviations: Annotated[float, Field(ge=0)] = 4.0
     """... and above that median by so many robust deviations (1.4826 times the median absolute deviation)."""
+    least: Annotated[float, Field(ge=0)] = 0.5
+    """... and more than this: below, it is good whatever it was before."""
     min_periods: Annotated[int, Field(ge=2)] = 4
     """Days of its own history that make a reference; a series with fewer is compared with its backtest."""
     min_steps: Annotated[int, Field(ge=1)] = 3
@@ -986,13 +1076,15 @@ class ExportSettings(Config):
 
     series: str | None = None
     """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
-    format: Literal["gatecast", "onnx"] = "gatecast"
-    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json."""
+    format: Literal["gatecast", "onnx", "onnx_int8"] = "gatecast"
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json.
+    `onnx_int8`: the same with weights of 8 bits, and what that costs."""
 
 
 class ExportConfig(VerbConfig):
-    """`forecast models export`: `registry.alias` is the version."""
+    """`forecast models export`: `registry.alias` is the version; `data` is what 8 bits are judged on."""
 
+    data: SourceConfig = SourceConfig()
     export: ExportSettings = ExportSettings()
     output: OutputFolder
 

@@ -1,19 +1,33 @@
 """A model for other programs: the network as ONNX, and what is needed around it as JSON."""
 
 import json
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
+
 from forecast.artifact import Artifact
 from forecast.data.calendar import calendar_features
 from forecast.data.features import feature_names
-from forecast.errors import ConfigError
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex, windows_at
+from forecast.errors import ConfigError, DataError
+from forecast.metrics import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.onnx import OPSET, OUTPUTS, exported
+from forecast.models.batch import Batch, PanelTensors
+from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.module import window_sizes
+from forecast.models.onnx import OPSET, OUTPUTS, Forward, OnnxForecaster, example_windows, exported, quantised
+from forecast.predict import predict
 
 GRAPH: Final = "model.onnx"
 AROUND: Final = "onnx.json"
+
+# Windows that graphs are compared on, at most.
+_COMPARED: Final = 256
 
 # What the arguments of a head are, in the frame's units but where it says otherwise.
 _ARGUMENTS: Final = {
@@ -26,18 +40,112 @@ _ARGUMENTS: Final = {
 }
 
 
-def export_onnx(artifact: Artifact, folder: Path) -> None:
-    """Write GRAPH and AROUND, which go beside the files of the model.
+@dataclass(frozen=True)
+class Quantised:
+    """What 8 bits cost: differences between quantiles of the two graphs, in units of the scale of each window."""
 
-    Raises ConfigError for a model that is no graph, or if onnx is not installed.
+    bytes: int
+    float_bytes: int
+    max_difference: float
+    mean_difference: float
+    windows: int
+    """Compared: those of the last horizon of a table, or made up."""
+    wql: float | None = None
+    float_wql: float | None = None
+    """On the last horizon of the table; None without one."""
+
+    @property
+    def line(self) -> str:
+        """What to tell about it."""
+        judged = "" if self.wql is None else f", WQL {self.wql:.4f} (float {self.float_wql:.4f}) on the last horizon"
+        what = "made-up windows" if self.wql is None else "windows"
+        return (
+            f"int8 {self.bytes / 1024:,.0f} KB (float {self.float_bytes / 1024:,.0f} KB), quantiles off by "
+            f"{self.mean_difference:.2%} of the scale on average, {self.max_difference:.2%} at most, on "
+            f"{self.windows:,} {what}{judged}"
+        )
+
+
+def export_onnx(
+    artifact: Artifact, folder: Path, *, int8: bool = False, panel: Panel | None = None
+) -> Quantised | None:
+    """Write GRAPH and AROUND, which go beside the files of the model; with `int8`, return what that costs.
+
+    It is measured on the last horizon of the panel, on made-up windows without one. Raises ConfigError for a model that
+    is no graph, or if onnx is not installed; DataError for a panel that is not longer than the horizon.
     """
     if artifact.bank is not None and artifact.bank.kind != HEAD:
         raise ConfigError(
             f"finetune.kind: with {artifact.bank.kind} each series has a network of its own, which is no one graph; "
             "export the pretrained version, or one fine-tuned with finetune.kind=head"
         )
-    (folder / GRAPH).write_bytes(exported(artifact.network))
-    (folder / AROUND).write_text(json.dumps(_around(artifact), indent=1) + "\n", encoding="utf-8")
+    graph, around, cost = exported(artifact.network), _around(artifact), None
+    if int8:
+        small = quantised(graph, artifact.network)
+        cost = _cost(artifact, graph, small, panel)
+        graph, around = small, around | {"quantised": asdict(cost)}
+    (folder / GRAPH).write_bytes(graph)
+    (folder / AROUND).write_text(json.dumps(around, indent=1) + "\n", encoding="utf-8")
+    return cost
+
+
+def _cost(artifact: Artifact, graph: bytes, small: bytes, panel: Panel | None) -> Quantised:
+    network, sizes = artifact.network, {"bytes": len(small), "float_bytes": len(graph)}
+    forwards = [OnnxForecaster(network, each) for each in (graph, small)]
+    scores: list[float | None] = [None, None]
+    if panel is None:
+        batch = _made_up(network)
+    else:
+        cutoff = panel.last_index - artifact.horizon
+        every = windows_at(panel, cutoff)
+        if not len(every):
+            raise DataError(f"data.path: no series is longer than the horizon of {artifact.horizon:,} steps")
+        scores = [_wql(artifact, panel, every, forward) for forward in forwards]
+        windows = every[np.unique(np.linspace(0, len(every) - 1, _COMPARED).astype(np.int64))]
+        series, own = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
+        data = PanelTensors(panel, unit=network.shape.unit)
+        batch = data.gather(series, own, own + 1, **window_sizes(network, 1))
+    outputs = [forward(batch, torch.zeros(1, dtype=torch.long)) for forward in forwards]
+    known = outputs[0].frame.begun & (outputs[0].frame.scale > 0)
+    off = (outputs[0].quantiles - outputs[1].quantiles)[known].abs()
+    most, mean = (float(off.max()), float(off.mean())) if off.numel() else (0.0, 0.0)
+    return Quantised(
+        **sizes, max_difference=most, mean_difference=mean, windows=int(known.sum()), wql=scores[1], float_wql=scores[0]
+    )
+
+
+def _made_up(network: Forecaster) -> Batch:
+    """Return windows of lasting noise around a level, with covariates as they were in training, roughly."""
+    shape, generator = network.shape, torch.Generator().manual_seed(0)
+    batch = example_windows(network, _COMPARED)
+    steps = batch.target.shape[1]
+    season = torch.randn(_COMPARED, shape.season_length, generator=generator)
+    noise = torch.randn(batch.target.shape, generator=generator).cumsum(1) / steps**0.5
+    target = 10 + season[:, torch.arange(steps) % shape.season_length] + noise
+    observed = torch.ones_like(batch.observed)
+    observed[:, shape.context_length :] = False
+    member = members_of(network)[0]
+    past, known, numbers = member.covariate_mean.split([shape.n_past, shape.n_known, shape.n_static_numbers])
+    calendar = torch.rand(_COMPARED, steps, shape.n_calendar, generator=generator)
+    return batch._replace(
+        target=target * observed,
+        observed=observed,
+        there=torch.ones_like(batch.there),
+        past=past.expand_as(batch.past),
+        known=torch.cat([known.expand(_COMPARED, steps, -1), calendar], dim=-1),
+        static_numbers=numbers.expand_as(batch.static_numbers),
+    )
+
+
+def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forward) -> float:
+    """Return the WQL of windows: sum of pinball losses / sum of the sizes of the targets."""
+    stated = predict(artifact, panel, windows, forward=forward).tuned.astype(np.float64)
+    actual = future_values(panel, windows, artifact.horizon)
+    known = np.isfinite(stated).all((1, 2))
+    levels = artifact.model.quantile_levels
+    one = np.ones(int(known.sum()))  # Of errors that are not asked for.
+    scores = score_windows(actual[known], stated[known], levels=levels, scale=one, root_scale=one)
+    return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 
 def _around(artifact: Artifact) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from forecast.models.markov import MAX_TABLE
 from forecast.models.module import (
     Budget,
     KeepBest,
+    Teacher,
     validated,
     validation_batches,
     window_sizes,
@@ -155,6 +156,7 @@ def fit(
     model: ModelConfig,
     fit: FitConfig,
     progress: Progress | None = None,
+    teacher: Teacher | None = None,
     watch: Watch | None = None,
 ) -> FitResult:
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
@@ -165,6 +167,7 @@ def fit(
     horizons of each series stop the training and choose the skip (512 to 4,096 windows, the same each time, that
     overlap where the series are few); the closed-form solution is kept if no network validates better.
 
+    With a `teacher`, of the same panel, context and segments, a part of the loss is against its forecasts.
     `watch` is for one network on one device.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
@@ -176,7 +179,16 @@ def fit(
     n_classes = len(categories.get(data.columns.target, ()))
     checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
-        settings = _settings(panel, device, data=data, categories=categories, window=window, model=model, fit=fit)
+        settings = _settings(
+            panel,
+            device,
+            data=data,
+            categories=categories,
+            window=window,
+            model=model,
+            fit=fit,
+            teacher=teacher.described if teacher else {},
+        )
         names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
         checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
@@ -219,7 +231,7 @@ def fit(
             "model.skip=false"
         )
 
-    units = _units(panel, limits, model)
+    units = [teacher.network.shape.unit] if teacher else _units(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
     stopped = False
 
@@ -246,7 +258,18 @@ def fit(
             own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
             told = _share_of(progress, number, fit.ensemble)
             network, curve, summary = _train(
-                panel, device, shape, model, own, limits, validation, units, checkpoint, told, shown if watch else None
+                panel,
+                device,
+                shape,
+                model,
+                own,
+                limits,
+                validation,
+                units,
+                checkpoint,
+                told,
+                shown if watch else None,
+                teacher,
             )
             units = [network.shape.unit]  # Quantiles can only be averaged on one scale.
             members.append(network)
@@ -277,6 +300,7 @@ def _train(
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     shown: Callable[[Forecaster, int], bool] | None,
+    teacher: Teacher | None,
 ) -> tuple[RecurrentForecaster, Curve, Summary]:
     """Return the best network, on the CPU, and how it came about."""
     assert fit.origins is not None
@@ -294,7 +318,7 @@ def _train(
     found: dict[str, float] = {}
     if fit.max_steps:
         _widen(network)
-        job = Job(network, fit, panel, limits, validation, budget)
+        job = Job(network, fit, panel, limits, validation, budget, teacher)
         if fit.devices == 1:
             found = train(job, tensors, keeper, checkpoint)
         else:

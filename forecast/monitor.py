@@ -663,7 +663,7 @@ def _alarms(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFrame 
     """Return each series with what its recent MASE is held against, alarms first.
 
     Its reference is the MASE of the days of its history; where these are too few, of the windows of its backtest. An
-    alarm is above `ratio` times the median and above the median by `deviations` robust deviations.
+    alarm is above `ratio` times the median, above the median by `deviations` robust deviations, and above `least`.
     """
     each = days.with_columns(score=pl.col("scaled") / pl.col("n_scaled")).with_columns(pl.col("score").fill_nan(None))
     recent = each.filter(window=RECENT).group_by(SERIES_ID).agg(pl.col("scaled", "n_scaled", "n_steps").sum())
@@ -675,8 +675,11 @@ def _alarms(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFrame 
         tested = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
     other = _robust(tested).filter(pl.col("periods") >= 2).with_columns(reference=pl.lit("backtest"))
     references = pl.concat([own, other.join(own, on=SERIES_ID, how="anti")])
-    limit = pl.max_horizontal(
-        settings.ratio * pl.col("median"), pl.col("median") + settings.deviations * _MAD * pl.col("deviation")
+    usual = pl.col("median")
+    limit = pl.when(usual.is_not_null()).then(
+        pl.max_horizontal(
+            settings.ratio * usual, usual + settings.deviations * _MAD * pl.col("deviation"), pl.lit(settings.least)
+        )
     )
     status = (
         pl.when(pl.col("mase").is_null())

@@ -4,6 +4,7 @@ Figures are made without pyplot: no global state, no display. Matplotlib is impo
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -330,6 +331,34 @@ def calibration(frame: pl.DataFrame) -> "Figure":
     axes.set_title("Calibration", loc="left", fontsize=12)
     _finish(axes)
     _legend(axes)
+    return figure
+
+
+def explanation(rows: pl.DataFrame, summary: pl.DataFrame, title: str) -> "Figure":
+    """Return what moved a forecast: inputs by their sums, and those with most by step; tables of an `Explanation`."""
+    shown = summary.head(12)
+    drawn = rows.drop_nulls([names.TIMESTAMP, "attribution"])
+    inputs = [name for name in shown["input"] if name in drawn["input"]][:4]
+    figure = _figure(10.5, max(3.6, 1.5 * len(inputs) + 0.8))
+    grid = figure.add_gridspec(max(1, len(inputs)), 2, width_ratios=[1, 1.6])
+    axes = figure.add_subplot(grid[:, 0])
+    moved = _values(shown, "attribution")
+    colours = [_COLOURS[names.SOURCE_FINE_TUNED if value > 0 else names.SOURCE_PRETRAINED] for value in moved]
+    axes.barh([_plain(name) for name in shown["input"]], moved, color=colours)
+    axes.invert_yaxis()
+    axes.axvline(0, color=_MUTED, linewidth=0.9)
+    axes.set_xlabel("Attribution (units of the target)")
+    _finish(axes)
+    for row, name in enumerate(inputs):
+        axes = figure.add_subplot(grid[row, 1])
+        own = drawn.filter(input=name).sort(names.TIMESTAMP)
+        axes.vlines(_times(own), 0, _values(own, "attribution"), color=_INK, linewidth=1.4)
+        axes.axhline(0, color=_MUTED, linewidth=0.6)
+        axes.axvline(_times(own.head(1), names.CUTOFF)[0], color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.set_title(_plain(name), fontsize=9, loc="left")
+        _finish(axes)
+        _date_axis(axes)
+    figure.suptitle("\n".join(textwrap.wrap(_plain(title), 120)), fontsize=9, x=0.01, ha="left")
     return figure
 
 

@@ -217,10 +217,7 @@ def _predict_batches(
     if samples and artifact.coupling is not None:
         order = coupled_ranks(artifact.coupling, samples).to(device)
     n_stated = len(stated_columns(artifact) if levels is None else levels)
-    n_found = n_stated + samples
-    names, calibration = panel.series_id.tolist(), artifact.calibration
-    rows = artifact.bank.rows(names) if artifact.bank else torch.full((panel.n_series,), -1)
-    shifts = calibration.rows(names) if calibration else rows
+    rows, shifts = own_rows(artifact, panel.series_id.tolist())
     for series, first, origins, pasts in tasks:
         span = int(origins[-1]) + 1
         batch = data.gather(series, first, first + span, **window_sizes(network, span))
@@ -229,33 +226,75 @@ def _predict_batches(
         series = series.repeat_interleave(len(origins))
         cutoff = (first[:, None] + origins).flatten()
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
-        unit = network.shape.unit
-        columns = _columns(output, unit, levels, samples)
-        base = in_data_units(columns, output.frame, positions, unit)
-        if network.head.counts:
-            base[..., :n_found] = base[..., :n_found].round()
-        row, tuned = rows[series.cpu()].to(device), base
-        if artifact.bank is not None and bool((row >= 0).any()):
-            better = _tuned_columns(
-                artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples, pasts
-            )
-            tuned = in_data_units(better, output.frame, positions, unit)
-            tuned = torch.where((row >= 0)[:, None, None], tuned, base)
-        if network.head.positive:
-            base, tuned = base.clamp(min=0), tuned.clamp(min=0)
-        if calibration:
-            stated, others = tuned.tensor_split([n_stated], dim=-1)
-            stated = calibration.applied(stated, shifts[series.cpu()], levels, whole=network.head.counts)
-            tuned = torch.cat([stated.clamp(min=0) if network.head.positive else stated, others], dim=-1)
-        if samples and isinstance(output.head, QuantileHead):
-            levels_between = torch.tensor(midpoints(samples), dtype=torch.float64, device=device)
-            base, tuned = (
-                torch.cat([values, output.head.quantiles(values, levels_between)], dim=-1) for values in (base, tuned)
-            )
+        row = rows[series.cpu()]
+        base, tuned = outcome(
+            artifact,
+            batch,
+            origins,
+            output,
+            row,
+            shifts[series.cpu()],
+            positions,
+            levels=levels,
+            samples=samples,
+            pasts=pasts,
+        )
         (found, mean), (found_tuned, tuned_mean) = (
             _separated(values, n_stated, samples, order, network.head) for values in (base, tuned)
         )
-        yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).cpu().numpy())
+        yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).numpy())
+
+
+def own_rows(artifact: Artifact, series_id: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of each series in the bank (-1: none) and in the calibration, [S] both."""
+    rows = artifact.bank.rows(series_id) if artifact.bank else torch.full((len(series_id),), -1)
+    return rows, artifact.calibration.rows(series_id) if artifact.calibration else rows
+
+
+def outcome(
+    artifact: Artifact,
+    batch: Batch,
+    origins: torch.Tensor,
+    output: Output,
+    rows: torch.Tensor,
+    shifts: torch.Tensor,
+    positions: torch.Tensor | None,
+    *,
+    levels: torch.Tensor | None = None,
+    samples: int = 0,
+    pasts: Sequence[Past] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the network's output says in the units of the target: of the shared network, and of each series.
+
+    [row, horizon, column] both, a row for each window and origin (`Output.by_origin`): quantiles or probabilities,
+    samples, and points whose average is the mean, as `mean_of` takes them.
+
+    `rows` and `shifts` are those of `own_rows`, `positions` those of `PanelTensors.horizon_positions`. Gradients pass
+    through, where they do through the head's quantiles.
+    """
+    network, head, unit = artifact.network, artifact.network.head, artifact.network.shape.unit
+    n_stated = len(stated_columns(artifact) if levels is None else levels)
+    columns = _columns(output, unit, levels, samples)
+    base = in_data_units(columns, output.frame, positions, unit)
+    if head.counts:
+        base[..., : n_stated + samples] = base[..., : n_stated + samples].round()
+    row, tuned = rows.to(base.device), base
+    if artifact.bank is not None and bool((row >= 0).any()):
+        better = _tuned_columns(
+            artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples, pasts
+        )
+        tuned = in_data_units(better, output.frame, positions, unit)
+        tuned = torch.where((row >= 0)[:, None, None], tuned, base)
+    if head.positive:
+        base, tuned = base.clamp(min=0), tuned.clamp(min=0)
+    if artifact.calibration:
+        quantiles, others = tuned.tensor_split([n_stated], dim=-1)
+        quantiles = artifact.calibration.applied(quantiles, shifts, levels, whole=head.counts)
+        tuned = torch.cat([quantiles.clamp(min=0) if head.positive else quantiles, others], dim=-1)
+    if samples and isinstance(output.head, QuantileHead):
+        between = torch.tensor(midpoints(samples), dtype=torch.float64, device=base.device)
+        base, tuned = (torch.cat([values, output.head.quantiles(values, between)], dim=-1) for values in (base, tuned))
+    return base, tuned
 
 
 def _tuned_columns(
@@ -332,20 +371,24 @@ def _separated(
     if order is not None:
         drawn = drawn.gather(-1, order.expand(drawn.shape))
     numbers = np.ascontiguousarray(stated.cpu().numpy())
-    mean = points.cpu().numpy().mean(-1, dtype=np.float64) if points.shape[-1] else _mean_of(numbers, head)
+    mean = mean_of(stated, points, head).cpu().numpy()
     return torch.cat([stated, drawn], dim=-1).cpu().numpy() if samples else numbers, mean
 
 
-def _mean_of(stated: np.ndarray, head: Head) -> DoubleArray:
+def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head) -> torch.Tensor:
+    """Return the means of forecasts in float64, [...]: of their points, or, where there are none, of what is stated.
+
+    Of classes it is the code of the most probable one.
+    """
+    if points.shape[-1]:
+        return points.double().mean(-1)
     if isinstance(head, CategoricalHead):
-        mean: DoubleArray = stated.argmax(-1).astype(np.float64)
-    elif stated.shape[-1] != len(head.levels):
-        mean = stated.mean(-1, dtype=np.float64)
-    else:
-        # From the median on, so that the mean of equal numbers is that number.
-        middle = stated[..., head.median].astype(np.float64)
-        mean = middle + (stated - middle[..., None]) @ head.mean_weights.double().cpu().numpy()
-    return mean
+        return stated.argmax(-1).double()
+    if stated.shape[-1] != len(head.levels):
+        return stated.double().mean(-1)
+    # From the median on, so that the mean of equal numbers is that number.
+    middle = stated[..., head.median].double()
+    return middle + (stated.double() - middle[..., None]) @ head.mean_weights.double().to(stated.device)
 
 
 def stated_columns(artifact: Artifact) -> tuple[str, ...]:
@@ -462,7 +505,7 @@ def forecast_shard(
     if len(fallen):
         season = artifact.network.shape.season_length
         naive = naive_forecasts(artifact, panel, windows[fallen])
-        mean[fallen] = _mean_of(naive, artifact.network.head)
+        mean[fallen] = mean_of(torch.from_numpy(naive), torch.empty(0), artifact.network.head).numpy()
         if samples:
             drawn = naive_forecasts(artifact, panel, windows[fallen], points=samples)
             naive = np.concatenate([naive, drawn], axis=-1)
@@ -499,8 +542,8 @@ def _finite(stated: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
     return finite
 
 
-def check_cutoff(panel: Panel, cutoff: int | None) -> int:
-    """Return the grid index of a cutoff, the latest step of the panel when None.
+def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
+    """Return the grid index of a cutoff, the latest step of the panel when None; the setting is at `key`.
 
     Raises DataError if the panel ends before it, or begins after it.
     """
@@ -509,11 +552,11 @@ def check_cutoff(panel: Panel, cutoff: int | None) -> int:
     if cutoff > final:
         there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
         raise DataError(
-            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier score.cutoff"
+            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier {key}"
         )
     if cutoff < panel.start.min():
         asked = panel.grid.timestamps(np.array([cutoff]))[0]
-        raise DataError(f"no series has begun by the cutoff {asked}; set a later score.cutoff")
+        raise DataError(f"no series has begun by the cutoff {asked}; set a later {key}")
     return cutoff
 
 

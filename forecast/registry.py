@@ -149,6 +149,8 @@ class Run:
         self.id = run_id
         self.experiment_id = experiment_id
         self._client = client
+        self.settings: dict[str, str] = {}
+        """Of the job, and which data it has used."""
 
     @property
     def link(self) -> str:
@@ -220,6 +222,7 @@ class Run:
             profile=json.dumps({"num_rows": rows}),
         )
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
+        self.settings = {**_described(dataset), **self.settings}
 
 
 class Registry:
@@ -261,7 +264,8 @@ class Registry:
         values = config.model_dump(mode="json")
         if uri := values.get("registry", {}).get("tracking_uri"):
             values["registry"]["tracking_uri"] = without_password(uri)
-        params = [Param(name, text[:_PARAM_LENGTH]) for name, text in _flat(values)]
+        run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
+        params = [Param(name, text) for name, text in run.settings.items()]
         for first in range(0, len(params), _PARAM_BATCH):
             self._client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
         with tempfile.TemporaryDirectory() as temporary:
@@ -395,14 +399,12 @@ class Registry:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return None
-        data = {}
-        for each in (found.dataset for found in (run.inputs.dataset_inputs if run.inputs else ())):
-            rows = json.loads(each.profile or "{}").get("num_rows", 0)
-            source = json.loads(each.source).get("uri", "")
-            data[f"{each.name} (data)"] = f"{source}, {rows:,} rows, digest {each.digest}"
+        settings = dict(sorted(run.data.params.items()))
+        for each in run.inputs.dataset_inputs if run.inputs else ():
+            settings = {**_described(each.dataset), **settings}
         tags = dict(run.data.tags)
         files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
-        return Record(run_id, tags.get("job", ""), tags, {**data, **dict(sorted(run.data.params.items()))}, files)
+        return Record(run_id, tags.get("job", ""), tags, settings, files)
 
     @_calls_mlflow
     def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
@@ -636,6 +638,11 @@ def _version(found: ModelVersion, aliases: Sequence[str] | None = None) -> Versi
         tags=dict(found.tags),
         aliases=tuple(sorted(found.aliases if aliases is None else aliases)),
     )
+
+
+def _described(dataset: Dataset) -> dict[str, str]:
+    source, profile = (json.loads(text or "{}") for text in (dataset.source, dataset.profile))
+    return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -90,8 +90,9 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
             "backtest.json",
         )
         _log(run, result, loaded, artifact, folder)
-        large = {name: result.scan(name) for name in (SCORES, FORECASTS)}
-        report.log(run, registry, version, artifact, loaded, large, folder)
+        tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
+        tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
+        report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
         if judged:
             registry.tag(version, {BACKTEST_RUN: run.id})
     line = (

@@ -64,7 +64,8 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
                 tags={**tags, **child_tags(parent, config.finetune.kind, summary["series_tuned"])},
                 example=example(result.artifact),
             )
-            report.log(run, registry, version, result.artifact, loaded)
+            tables = {"decisions": result.decisions, "forecasts": result.shown}
+            report.log(run, "finetune", version, result.artifact, loaded, tables)
             stage.note(version=str(version))
     line = (
         f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "

@@ -12,7 +12,7 @@ from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig
 from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
 from pipelines.record import note, recorded
-from pipelines.shared import CALIBRATED, FINETUNE_KIND, SERIES_TUNED
+from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,7 +118,7 @@ def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
     rows = []
     for branch, each in _branches(versions):
         found = _metrics(each, metrics)
-        how = ", ".join(each.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED) if tag in each.tags)
+        how = ", ".join(each.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED, DISTILLED) if tag in each.tags)
         scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
         if "finetune/uplift" in found:
             width = found.get("finetune/uplift_interval", float("nan"))
@@ -262,6 +262,10 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not an empty folder; give another output.path")
     version = registry.resolve(str(config.registry.alias))
+    cost, int8 = None, config.export.format == "onnx_int8"
+    given = config.data.path is not None or config.data.uri is not None
+    if given and not int8:
+        raise ConfigError("data: a table is what 8 bits are judged on, with export.format=onnx_int8; leave it out")
     try:
         with tempfile.TemporaryDirectory() as name:  # A model that can't be exported leaves nothing behind.
             made = Path(name)
@@ -271,15 +275,19 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
                 from forecast.lineage import alone
 
                 alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
-            if config.export.format == "onnx":
+            if config.export.format != "gatecast":
                 from forecast import artifact
                 from forecast.export import export_onnx
+                from pipelines.shared import read_for
 
-                export_onnx(artifact.load(made), made)
+                model = artifact.load(made)
+                panel = read_for(model, config.data).panel if given else None
+                cost = export_onnx(model, made, int8=int8, panel=panel)
             shutil.copytree(made, target, dirs_exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
-    print(f"{series} of {version} -> {target}" if series else f"{version} -> {target}")
+    what = f"{series} of {version}" if series else str(version)
+    print(f"{what} -> {target}" + (f", {cost.line}" if cost else ""))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -18,12 +18,15 @@ from forecast.config import (
     BacktestConfig,
     CalibrateConfig,
     DeleteConfig,
+    DistilConfig,
+    ExplainConfig,
     FinetuneConfig,
     JobConfig,
     LedgerConfig,
     MonitorConfig,
     PrepareConfig,
     PromoteConfig,
+    ReconcileConfig,
     RefreshConfig,
     RollbackConfig,
     ScoreConfig,
@@ -47,9 +50,12 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,
     "calibrate": CalibrateConfig,
+    "distil": DistilConfig,
+    "explain": ExplainConfig,
     "promote": PromoteConfig,
     "refresh": RefreshConfig,
     "score": ScoreConfig,
+    "reconcile": ReconcileConfig,
     "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
@@ -134,15 +140,18 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     registry, data = values["registry"], values.get("data", {})
     if registry["tracking_uri"]:
         registry["tracking_uri"] = without_password(registry["tracking_uri"])
-    given = (values.get(group, {}).get(name) for group, name in (("score", "cutoff"), ("monitor", "as_of")))
+    settable = (("score", "cutoff"), ("explain", "cutoff"), ("reconcile", "cutoff"), ("monitor", "as_of"))
+    given = (values.get(group, {}).get(name) for group, name in settable)
     cutoff = next(filter(None, given), None) or data.get("until") or ""
-    dataset = data.get("path") or data.get("uri") or registry["name"]
+    dataset = data.get("path") or data.get("uri") or values.get("reconcile", {}).get("path") or registry["name"]
     settings = config.model_dump_json(
         exclude={
             "ledger": True,
             "registry": {"tracking_uri"},
             "data": {"until"},
             "score": {"cutoff", "force"},
+            "explain": {"cutoff"},
+            "reconcile": {"cutoff"},
             "monitor": {"as_of"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},

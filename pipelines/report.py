@@ -27,9 +27,11 @@ _JOBS: Final = {
     "train": "Training",
     "finetune": "Fine-tuning",
     "calibrate": "Calibration",
+    "distil": "Distillation",
     "backtest": "Backtest",
     "score": "Forecasts",
 }
+"""That have a page of their own."""
 # The tables that runs log, by what the page calls them; forecasts and scores are put into it in part.
 _TABLES: Final = {
     "summary": "summary",
@@ -97,21 +99,30 @@ def run(config: ReportConfig) -> str:
 
 def log(
     run: "Run",
-    registry: "Registry",
+    job: str,
     version: "Version",
     artifact: "Artifact",
     loaded: "Loaded",
-    tables: "Mapping[str, pl.LazyFrame] | None" = None,
+    tables: "Mapping[str, pl.DataFrame | pl.LazyFrame]",
+    *,
+    loss: "pl.DataFrame | None" = None,
     folder: Path | None = None,
 ) -> None:
-    """Log the page of a job that is about to end, and keep it in a folder, if there is one.
+    """Log the page of a job that is about to end, in one call of MLflow, and keep it in a folder, if there is one.
 
-    `tables` need not be read back from where they were logged.
+    It has no versions: these are asked for by `forecast report`.
     """
+    title = f"{_JOBS[job]} of {version}"
+    subject = Subject(
+        title=title,
+        subtitle=version.kind.replace("_", "-"),
+        tables={"rejects": loaded.rejects.lazy(), **{name: table.lazy() for name, table in tables.items()}},
+        job=job,
+        facts=_facts(version),
+        settings={f"{_JOBS[job]}, run {run.id}": run.settings},
+        loss=loss,
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        record = registry.record(run.id)
-        assert record is not None
-        subject = _of_runs(registry, version, [record], Path(temporary) / "tables", tables)
         page = (folder or Path(temporary)) / PAGE
         write(page, subject, _LOGGED, artifact, loaded)
         run.file(page)
@@ -207,27 +218,24 @@ def _of_runs(
     version: "Version | None",
     records: "Sequence[Record]",
     folder: Path,
-    given: "Mapping[str, pl.LazyFrame] | None" = None,
 ) -> Subject:
-    """Return what runs have left: of each table that of the first run which has it, or the one that is `given`."""
+    """Return what runs have left: of each table that of the first run which has it."""
     import polars as pl
 
     from forecast.metrics import MODEL
-    from forecast.names import STEP, TRAIN_LOSS, VAL_LOSS
+    from forecast.names import TRAIN_LOSS, VAL_LOSS
 
-    tables, job, loss = dict(given or {}), records[0].job if given and records else "", None
+    tables: dict[str, pl.LazyFrame] = {}
+    job, loss = "", None
     for record in records:
         for name in (*_TABLES.values(), _FORECASTS, _SCORES):
             if name not in tables and f"{name}.parquet" in record.files:
                 file = registry.fetch(record.id, f"{name}.parquet", folder / record.id)
                 tables[name] = pl.scan_parquet(file, glob=False, hive_partitioning=False)
                 job = record.job if name == _FORECASTS else job
-        if record.job == "train" and loss is None:
-            loss = registry.curve(record.id, (TRAIN_LOSS, VAL_LOSS)).select(
-                pl.col("name").alias(MODEL), STEP, pl.col("value").alias("loss")
-            )
+        if loss is None or loss.is_empty():
+            loss = registry.curve(record.id, (TRAIN_LOSS, VAL_LOSS)).rename({"name": MODEL, "value": "loss"})
     what = str(version or registry.name)
-    facts = {"data": version.tags.get("data_digest", "")[:12], "digest": version.digest[:12]} if version else {}
     return Subject(
         title=f"{_JOBS[records[0].job]} of {what}" if len(records) == 1 else what,
         subtitle=", ".join([version.kind.replace("_", "-"), *version.aliases]) if version else "",
@@ -235,10 +243,14 @@ def _of_runs(
         job=job,
         registry=registry,
         version=version,
-        facts=facts,
-        settings={f"{_JOBS[record.job]}, run {record.id}": record.settings for record in records},
+        facts=_facts(version) if version else {},
+        settings={f"{_JOBS.get(record.job, record.job)}, run {record.id}": record.settings for record in records},
         loss=loss,
     )
+
+
+def _facts(version: "Version") -> dict[str, str]:
+    return {"data": version.tags.get("data_digest", "")[:12], "digest": version.digest[:12]}
 
 
 def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:

@@ -25,8 +25,10 @@ from pipelines.record import FLOWS
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CUTOFF: Final = {
     "score": "score.cutoff",
+    "explain": "explain.cutoff",
+    "reconcile": "reconcile.cutoff",
     "monitor": "monitor.as_of",
-    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "refresh"), "data.until"),
+    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "distil", "refresh"), "data.until"),
 }
 """The setting that takes the cutoff; other verbs have none."""
 
@@ -103,7 +105,8 @@ class Schedule(Config):
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     """Of cron and of previous_day, an IANA name."""
     flow: Annotated[str, AfterValidator(_flow)]
-    """The verb: score, monitor, refresh, finetune, train, backtest, calibrate, promote, data append or data prepare."""
+    """The verb: score, monitor, reconcile, refresh, finetune, train, backtest, calibrate, distil, explain, promote,
+    data append or data prepare."""
     overrides: tuple[str, ...] = ()
     """Its settings: [registry.name=loads, data.path=panel]."""
     cutoff: Literal["as_of", "previous_day"] = "as_of"

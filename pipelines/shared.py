@@ -22,6 +22,8 @@ FINETUNE_KIND: Final = "finetune_kind"
 SERIES_TUNED: Final = "series_tuned"
 # Tag of a version that was calibrated: by which method.
 CALIBRATED: Final = "calibrated"
+# Tag of a version that has learnt from another one: the width of its layers.
+DISTILLED: Final = "distilled"
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ def main(config: TrainConfig) -> None:
 def run(config: TrainConfig) -> "tuple[Version, str]":
     """Train, log and register; return the version and a line about it."""
     import numpy as np
+    import polars as pl
 
     from forecast import plots
     from forecast.data.load import reclassed
@@ -66,7 +67,8 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             seen = reclassed(loaded, artifact.categories)
             made = forecast(artifact, seen.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
             history = seen.panel.frame(rows, artifact.classes)
-            run.table(report.few(made.frame.lazy())[0], "forecasts.parquet")
+            drawn = report.few(made.frame.lazy())[0]
+            run.table(drawn, "forecasts.parquet")
             run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             digest = artifact.save(Path(folder))
             version = registry.register(
@@ -77,7 +79,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 tags=version_tags(artifact, config, data_digest),
                 example=example(artifact),
             )
-            report.log(run, registry, version, artifact, seen)
+            points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
+            loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
+            report.log(run, "train", version, artifact, seen, {"forecasts": drawn}, loss=loss)
             stage.note(version=str(version))
     counts = loaded.counts
     return version, (

@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
-from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import Output, RecurrentForecaster, loss_weights, targets
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
 _WARM_UP = 0.03
@@ -60,6 +61,43 @@ class Budget:
     def spent(self, step: int) -> float:
         """Return the share of the budget that is spent after `step` steps, at most 1."""
         return min(1.0, max(step / max(self._max_steps, 1), self.elapsed / self._max_seconds))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network whose forecasts another one learns, besides what came (Hinton, Vinyals & Dean 2015).
+
+    Both see the same windows on the same scale, in the same segments.
+    """
+
+    network: Forecaster
+    weight: float
+    """Share of the loss that is against its forecasts."""
+    digest: str
+    """Of the model that it is of."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the result of a training depends on."""
+        return {"digest": self.digest, "weight": self.weight}
+
+    def errors(
+        self, network: RecurrentForecaster, batch: Batch, origins: Tensor, output: Output
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of a network's output against the teacher's distribution, and the weight of each step.
+
+        It is the head's own loss, on average over targets that stand at the teacher's quantiles.
+        """
+        frame = output.frame
+        with torch.no_grad():
+            told = self.network.to(batch.target.device)(batch, origins)
+            factor, divisor = told.frame.divisor[..., None, None], frame.divisor[..., None, None]
+            shift = (told.frame.location - frame.location)[..., None, None]
+            quantiles = (told.quantiles * factor + shift) / divisor
+        errors = [network.head.errors(output.arguments, target) for target in quantiles.unbind(-1)]
+        middle = quantiles[..., network.head.median]
+        begun = frame.begun[..., None].expand_as(middle)
+        return torch.stack(errors).mean(0), loss_weights(middle, begun, frame, network.shape)
 
 
 class TrainingWindows(IterableDataset[Indices]):
@@ -109,6 +147,7 @@ class ForecastModule(lightning.LightningModule):
         validation: WindowIndex,
         span: int,
         budget: Budget,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -119,6 +158,7 @@ class ForecastModule(lightning.LightningModule):
         self._limits = limits
         self._validation = validation
         self._span = span
+        self._teacher = teacher
         self._validation_loss = [0.0, 0.0]
 
     def training_step(self, indices: Indices, batch_idx: int) -> Tensor:
@@ -126,8 +166,12 @@ class ForecastModule(lightning.LightningModule):
         series, first, origins = indices
         batch = self._data.gather(series, first, self._limits[series], **window_sizes(self.network, self._span))
         self.network.own_share = self.network.own_samples * self.budget.spent(self.global_step)
-        error, weight = step_errors(self.network, batch, origins)
-        loss = (error * weight).sum() / weight.sum().clamp(min=1e-9)
+        output = self.network(batch, origins)
+        error, weight = output_errors(self.network, batch, origins, output)
+        loss = _mean(error, weight)
+        if self._teacher is not None:
+            told = _mean(*self._teacher.errors(self.network, batch, origins, output))
+            loss = torch.lerp(loss, told, self._teacher.weight)
         if not torch.isfinite(loss):
             bad = ~torch.isfinite((error * weight).flatten(1).sum(1))
             names = sorted(set(self._series_id[series[bad].cpu().numpy()].tolist()))
@@ -320,11 +364,19 @@ def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Ten
 
     The loss is the head's own; outside of training, of a model that samples paths, one that can be taken of those.
     """
-    output = network(batch, origins)
+    return output_errors(network, batch, origins, network(batch, origins))
+
+
+def output_errors(network: Forecaster, batch: Batch, origins: Tensor, output: Output) -> tuple[Tensor, Tensor]:
+    """Return what `step_errors` does, of what the network has said."""
     target, observed = targets(batch, output.frame, origins, network.shape)
     sampled = network.n_paths > 1 and not network.training
     errors = output.head.scores if sampled else network.head.errors
     return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
+
+
+def _mean(error: Tensor, weight: Tensor) -> Tensor:
+    return (error * weight).sum() / weight.sum().clamp(min=1e-9)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:

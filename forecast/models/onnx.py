@@ -5,12 +5,16 @@ Shapes are fixed but for the number of windows.
 """
 
 import io
+import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -18,7 +22,7 @@ from torch.onnx import TensorProtoDataType
 
 from forecast.errors import ConfigError
 from forecast.models.batch import Batch
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, members_of
 from forecast.models.recurrent import Frame, Output
 
 OPSET: Final = 17
@@ -32,12 +36,13 @@ Forward = Callable[[Batch, Int[Tensor, " origin"]], Output]
 class OnnxForecaster:
     """A network in ONNX Runtime. Its forecasts are those of torch but for the rounding of float32.
 
-    Raises ConfigError if ONNX Runtime is not installed, or the model can't be exported (`exported`).
+    `graph` is another one of it than `exported` gives. Raises ConfigError if ONNX Runtime is not installed, or the
+    model can't be exported.
     """
 
-    def __init__(self, network: Forecaster) -> None:
+    def __init__(self, network: Forecaster, graph: bytes | None = None) -> None:
         self._head = network.head
-        self._session = _session(exported(network))
+        self._session = _session(exported(network) if graph is None else graph)
 
     def __call__(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return the forecasts from the one origin of each window."""
@@ -105,6 +110,40 @@ def exported(network: Forecaster) -> bytes:
             dynamo=False,
         )
     return buffer.getvalue()
+
+
+def quantised(graph: bytes, network: Forecaster) -> bytes:
+    """Return the graph of a network with weights of 8 bits; its activations are scaled to 8 bits as they come.
+
+    By ONNX Runtime's dynamic quantisation, of LSTM and of products with matrices. GRU and RNN have no kernel of this
+    kind and stay as they are, and so does the linear skip, whose few weights are most of the forecast. Raises
+    ConfigError if ONNX Runtime is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        raise ConfigError(_MISSING) from None
+    lines = [member.skip[:-1].cpu().numpy() for member in members_of(network)]
+    model = onnx.load_from_string(graph)
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    kept = [
+        node.name
+        for node in model.graph.node
+        if any(
+            name in constants and any(np.array_equal(constants[name], line) for line in lines) for name in node.input
+        )
+    ]
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # It logs to the root that the graph was not prepared.
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+            before.write_bytes(graph)
+            quantize_dynamic(before, after, weight_type=QuantType.QInt8, nodes_to_exclude=kept)
+            return after.read_bytes()
+    finally:
+        logging.root.setLevel(level)
 
 
 _MISSING: Final = "ONNX needs: pip install 'gatecast[onnx]'"

@@ -246,6 +246,9 @@ class RecurrentForecaster(nn.Module):
         self.context = _decoder(shape, config, n_future, self.head.n_fed + n_step)
         self.own_samples, self.own_share = config.own_samples, 0.0
         """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
+        self.held: Batch | None = None
+        """A window whose level, scale and spread all others are seen with, in place of their own: so attributions of a
+        forecast hold them fixed. None otherwise."""
         self.n_paths = 1
         """Paths that are sampled for a forecast; 1 where its distributions are known."""
         if isinstance(self.context, AutoregressiveDecoder):
@@ -312,7 +315,8 @@ class RecurrentForecaster(nn.Module):
         window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
         observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
-        return Frame(location, divisor, scale, statistics.begun[:, at], window, self._spread(batch, at, divisor, least))
+        spread = self._spread(self.held or batch, at, divisor, least)
+        return Frame(location, divisor, scale, statistics.begun[:, at], window, spread)
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
@@ -392,6 +396,11 @@ class RecurrentForecaster(nn.Module):
         at = origins + self.shape.context_length - 1
         if pasts is None:
             statistics = self._anchored(self.statistics(batch))
+            if self.held is not None:
+                level, _, scale, _ = self._anchored(self.statistics(self.held))
+                statistics = statistics._replace(
+                    level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
+                )
             states, _ = self.encoder(self._inputs(batch, statistics, static, future))
             state = states[:, (at + 1) // self.shape.segment_length - 1]
         else:

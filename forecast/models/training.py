@@ -28,7 +28,7 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import GatecastError
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.module import Budget, ForecastModule, KeepBest, Meter, OneClock, TrainingWindows
+from forecast.models.module import Budget, ForecastModule, KeepBest, Meter, OneClock, Teacher, TrainingWindows
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import only_deterministic, prepare
 
@@ -44,6 +44,7 @@ class Job:
     """[S], steps of each series that targets may come from."""
     validation: WindowIndex
     budget: Budget
+    teacher: Teacher | None = None
 
 
 def train(
@@ -69,6 +70,7 @@ def train(
         validation=job.validation,
         span=span,
         budget=job.budget,
+        teacher=job.teacher,
     )
     assert config.origins is not None
     stream = TrainingWindows(

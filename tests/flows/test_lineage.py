@@ -1,5 +1,6 @@
 """What was made from what: the tree of versions, their differences, series rolled back, exported, deleted."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +12,7 @@ import mlflow.store.tracking.sqlalchemy_store
 import numpy as np
 import polars as pl
 import pytest
-from flow import FINETUNE, NAME, Store, panel, refuse, succeed
+from flow import FINETUNE, NAME, TRAIN, Store, panel, refuse, succeed
 from polars.testing import assert_frame_equal
 
 import forecast as library
@@ -212,3 +213,24 @@ def test_calls_of_mlflow_do_not_grow_with_the_series(
     version = registry().resolve("challenger")
     registry().download(version)
     assert 1 < calls.total() <= 20, calls
+
+
+def test_a_student_is_registered_beside_its_teacher_and_exported_in_8_bits(promoted: Store) -> None:
+    data, out = f"data.path={promoted.table}", promoted.folder / "distilled"
+    fit = [word for word in TRAIN if word.startswith("fit.")]
+    small = "distil.hidden_size=4", "distil.n_windows=2"
+    line = succeed("distil", MODEL, data, *small, *fit, f"output.path={out}").lines[-1]
+    assert line.startswith(f"{NAME} v3 (pretrained): from v2, MASE ")
+    assert pl.read_parquet(out / "comparison.parquet")["model"].to_list() == ["teacher", "student"]
+    made = registry().resolve("challenger")
+    assert (made.number, made.parent, made.tags["distilled"]) == (3, 2, "4")
+    succeed("backtest", MODEL, data, "backtest.n_windows=2")
+
+    export = "models", "export", MODEL, "registry.alias=challenger", "export.format=onnx_int8"
+    line = succeed(*export, data, f"output.path={out / 'int8'}").lines[-1]
+    assert "quantiles off by" in line
+    told = json.loads((out / "int8" / "onnx.json").read_text())["quantised"]
+    assert told["windows"] == 20
+    assert f"WQL {told['wql']:.4f} (float {told['float_wql']:.4f}) on the last horizon" in line
+    message = refuse(2, *export[:-1], "export.format=onnx", data, f"output.path={out / 'float'}")
+    assert message.startswith("data: a table is what 8 bits are judged on")

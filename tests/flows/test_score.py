@@ -17,9 +17,11 @@ import mlflow
 import polars as pl
 import pytest
 import services
-from flow import END, HORIZON, NAME, SERIES, START, Store, forecast, panel, refuse, succeed
+from flow import END, HORIZON, NAME, SERIES, START, Store, forecast, panel, refuse, succeed, written
 from polars.testing import assert_frame_equal
 from services import PASSWORD_IN_URI
+
+from forecast.data.sinks import partition
 
 MODEL = f"registry.name={NAME}"
 ORDER = ["cutoff", "series_id", "step"]
@@ -312,3 +314,41 @@ def test_files_and_delta_lake_do_not_share_a_folder(promoted: Store) -> None:
     succeed(*score[:-1], "output.sink=delta", f"output.path={promoted.folder / 'delta'}")
     message = refuse(6, *score[:-1], f"output.path={promoted.folder / 'delta'}")
     assert "holds Delta Lake tables; choose another output.path" in message
+
+
+def test_scored_forecasts_are_reconciled_once_and_add_up(promoted: Store) -> None:
+    earlier = END - timedelta(hours=2 * HORIZON)
+    promoted.score(None, f"score.cutoffs=[{earlier.isoformat()},{END.isoformat()}]")
+    regions = pl.DataFrame({"series_id": SERIES, "region": ["north"] * 12 + ["south"] * 8})
+    asked = [
+        f"reconcile.path={promoted.folder / 'out'}",
+        f"reconcile.table={promoted.write(regions, 'regions.csv')}",
+        "reconcile.by=[region]",
+        f"output.path={promoted.folder / 'sums'}",
+    ]
+    line = succeed("reconcile", *asked, f"reconcile.actuals={promoted.table}").lines[-1]
+    assert f"cutoff {END.isoformat()}, bottom_up, 20 series + 3 sums = 23 nodes, correlations of 12 past errors" in line
+    made = written(promoted.folder / "sums")
+    scored = pl.read_parquet(promoted.folder / "out" / "forecasts" / partition(END), hive_partitioning=False)
+    north = scored.filter(pl.col("series_id") < "s12").group_by("step").agg(pl.col("mean").sum()).sort("step")
+    sums = made.filter(series_id="region=north").sort("step")
+    assert sums["mean"].to_list() == pytest.approx(north["mean"].to_list())
+    assert made.height == 23 * HORIZON
+    manifest = json.loads(next((promoted.folder / "sums" / "manifests").iterdir()).read_text())
+    assert (manifest["nodes"], manifest["series"], manifest["errors"]) == (23, 20, 12)
+    assert manifest["incoherence"]["relative"] < 1e-9
+
+    files = {file: file.stat().st_mtime_ns for file in (promoted.folder / "sums").rglob("*.parquet")}
+    assert "done before" in succeed("reconcile", *asked, f"reconcile.actuals={promoted.table}").lines[-1]
+    assert files == {file: file.stat().st_mtime_ns for file in (promoted.folder / "sums").rglob("*.parquet")}
+    next(iter(files)).write_bytes(b"damaged")
+    again = succeed("reconcile", *asked, f"reconcile.actuals={promoted.table}").lines[-1]
+    assert "276 rows" in again
+    assert written(promoted.folder / "sums").equals(made)
+
+    moment = f"reconcile.cutoff={earlier.isoformat()}"
+    assert "intervals as if independent" in succeed("reconcile", *asked, moment).lines[-1]
+    assert "no cutoff before" in refuse(3, "reconcile", *asked, moment, f"reconcile.actuals={promoted.table}")
+    assert "needs forecasts of the sums too" in refuse(3, "reconcile", *asked, "reconcile.method=ols")
+    assert "the same folder" in refuse(2, "reconcile", *asked[:3], f"output.path={promoted.folder / 'out'}")
+    assert "no forecasts from 2020" in refuse(3, "reconcile", *asked, "reconcile.cutoff=2020-01-01")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,26 @@ def test_an_ensemble_goes_through_every_verb_like_one_network(store: str, tmp_pa
     metrics = runs(found)[0].data.metrics
     assert metrics["steps"] == 120
     assert metrics["member_02/steps"] == 60
+
+
+def test_a_forecast_is_explained_with_tables_a_figure_and_a_line(promoted: Store) -> None:
+    out = promoted.folder / "why"
+    cutoff = datetime(2024, 1, 17, 12)
+    asked = MODEL, f"data.path={promoted.table}", "explain.series=s03", f"explain.cutoff={cutoff.isoformat()}"
+    done = succeed("explain", *asked, f"output.path={out}", "explain.step=2")
+    line = " ".join(done.lines[-1].split())
+    assert line.startswith(f"{NAME} v2 (fine_tuned): s03 from 2024-01-17 12:00:00, q50 at step 2 ")
+    rows, summary = (pl.read_parquet(out / f"{name}.parquet") for name in ("explanation", "summary"))
+    assert (out / "explanation.png").stat().st_size > 10_000
+    assert rows.select("series_id", "cutoff", "step").unique().rows() == [("s03", cutoff, "2")]
+    assert summary["attribution"].sum() == pytest.approx(rows["attribution"].sum())
+    assert set(summary["input"]) == {"target", "calendar"}
+    promoted.score(None, f"score.cutoff={cutoff.isoformat()}")
+    scored = promoted.forecasts().filter(series_id="s03", step=2)["q50"].item()
+    assert f"q50 at step 2 {scored:.4g} = " in line
+    other = succeed("explain", *asked, "explain.method=occlusion").lines[-1]
+    assert "without its inputs" not in other
+    assert "no series 's99' among the 20" in refuse(3, "explain", *asked[:2], "explain.series=s99")
 
 
 def test_a_search_registers_the_best_of_its_trials_which_are_runs_inside_its_own(store: str, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_mistakes_are_told_as_errors_of_ours(sales: pl.DataFrame) -> None:
         fc.finetune(base, sales, min_gain=2)
 
 
-@pytest.mark.parametrize("name", ["backtest", "calibrate", "finetune", "tune"])
+@pytest.mark.parametrize("name", ["backtest", "calibrate", "distil", "explain", "finetune", "reconcile", "tune"])
 def test_a_module_does_not_take_the_place_of_the_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, f"forecast.{name}")
     module = importlib.import_module(f"forecast.{name}")

@@ -42,9 +42,12 @@ def test_the_verbs_grow_on_purpose() -> None:
         "finetune",
         "backtest",
         "calibrate",
+        "distil",
+        "explain",
         "promote",
         "refresh",
         "score",
+        "reconcile",
         "monitor",
         "report",
         "schedule",
@@ -53,6 +56,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "server",
         "ui",
         "data",
+        "replay",
         "demo",
     ]
 

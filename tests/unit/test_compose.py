@@ -8,6 +8,8 @@ from forecast.config import (
     BacktestConfig,
     CalibrateConfig,
     Config,
+    DistilConfig,
+    ExplainConfig,
     FinetuneConfig,
     PromoteConfig,
     ScoreConfig,
@@ -36,13 +38,17 @@ def test_every_preset_makes_a_valid_config(preset: str) -> None:
         (FinetuneConfig, "finetune", "pretrained"),
         (BacktestConfig, "backtest", "challenger"),
         (CalibrateConfig, "calibrate", "challenger"),
+        (DistilConfig, "distil", "champion"),
+        (ExplainConfig, "explain", "champion"),
         (PromoteConfig, "promote", "challenger"),
         (ScoreConfig, "score", "champion"),
     ],
 )
 def test_every_verb_has_a_version_to_work_on(kind: type[Config], verb: str, alias: str) -> None:
     known = {path for path, _ in fields(kind)}
-    needed = [given for given in ("data.path=x", "output.path=y") if given.partition("=")[0] in known]
+    needed = [
+        given for given in ("data.path=x", "output.path=y", "explain.series=s") if given.partition("=")[0] in known
+    ]
     assert verb_config(kind, verb, needed).model_dump()["registry"]["alias"] == alias
 
 

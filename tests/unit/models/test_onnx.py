@@ -9,7 +9,7 @@ from forecast.config import ModelConfig
 from forecast.errors import ConfigError
 from forecast.models.batch import Batch
 from forecast.models.ensemble import Ensemble
-from forecast.models.onnx import OnnxForecaster, exported
+from forecast.models.onnx import OnnxForecaster, exported, quantised
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
 
 ORIGIN = torch.zeros(1, dtype=torch.long)
@@ -114,3 +114,25 @@ def test_what_is_no_graph_is_refused_before_anything_is_imported() -> None:
         exported(network({}, decoder="autoregressive"))
     with pytest.raises(ConfigError, match=r"^model\.head: .* a model of 3 classes .*score\.runtime=torch"):
         exported(network({"n_classes": 3}, head="categorical"))
+
+
+def test_weights_of_8_bits_are_a_fraction_of_the_size_and_near() -> None:
+    made = network({"context_length": 24}, hidden_size=48)
+    graph = exported(made)
+    small = quantised(graph, made)
+    assert len(small) < 0.7 * len(graph)
+    windows = batch(made.shape, 40)
+    torch_output, output = made(windows, ORIGIN), OnnxForecaster(made, small)(windows, ORIGIN)
+    off = (output.quantiles - torch_output.quantiles).abs()[3:]
+    assert 1e-6 < off.mean() < 0.05
+    torch.nn.init.zeros_(made.output.weight)
+    line = OnnxForecaster(made, quantised(exported(made), made))(windows, ORIGIN)
+    torch.testing.assert_close(line.quantiles, made(windows, ORIGIN).quantiles, atol=1e-4, rtol=1e-4)
+
+
+def test_an_ensemble_and_cells_without_kernel_are_quantised_too() -> None:
+    members = [network({"context_length": 24}, cell="gru"), network({"context_length": 24}, cell="gru")]
+    made = Ensemble(members).eval()
+    windows = batch(made.shape, 8)
+    output = OnnxForecaster(made, quantised(exported(made), made))(windows, ORIGIN)
+    assert (output.quantiles - made(windows, ORIGIN).quantiles).abs()[3:].mean() < 0.05

@@ -1,0 +1,122 @@
+"""A small model that forecasts like a large one."""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+
+import polars as pl
+import torch
+
+from forecast.artifact import Artifact
+from forecast.backtest import Contender, backtest
+from forecast.config import BacktestSettings, DistilSettings, FitConfig
+from forecast.data.panel import Panel
+from forecast.errors import ConfigError, DataError
+from forecast.fit import Curve, Progress, Summary, fit
+from forecast.metrics import MODEL
+from forecast.models.module import Teacher
+from forecast.models.onnx import example_windows
+
+TEACHER, STUDENT = "teacher", "student"
+# Windows whose CPU time is taken, and how often: the least counts.
+_TIMED, _ROUNDS = 256, 3
+_SHRINK, _LEAST_SIZE = 4, 4
+
+
+@dataclass(frozen=True)
+class DistilResult:
+    """A student, how it came about, and both models beside each other."""
+
+    artifact: Artifact
+    comparison: pl.DataFrame
+    """model (`teacher`, `student`), parameters, bytes (float32), cpu_ms (of a window, by the network), then mase, wql
+    and the others of `metrics.summarise`, on the held-out windows."""
+    curve: Curve
+    summary: Summary
+
+    @property
+    def line(self) -> str:
+        """What to tell about it."""
+        teacher, student = self.comparison.rows(named=True)
+        parts = [f"{name.upper()} {student[name]:.4f} ({teacher[name]:.4f})" for name in ("mase", "wql")]
+        return (
+            f"{', '.join(parts)}, {student['parameters']:,} parameters ({teacher['parameters']:,}), "
+            f"{student['cpu_ms']:.3f} ms a window ({teacher['cpu_ms']:.3f}) on {student['n_windows']:,} windows"
+        )
+
+
+def distil(
+    artifact: Artifact,
+    panel: Panel,
+    settings: DistilSettings,
+    config: FitConfig,
+    *,
+    progress: Progress | None = None,
+) -> DistilResult:
+    """Return a model with smaller recurrent layers that is trained on the forecasts of another one, and on the panel.
+
+    The teacher is the model without changes per series and calibration. At each origin of a window, the loss is that
+    of the student's forecast with what came, and, with share `weight`, the mean one with each of the teacher's
+    quantiles in the place of what came: it is least where the student says what the teacher does (the cross-entropy of
+    distillation, Hinton, Vinyals & Dean 2015, for the losses of the heads). Look-back, segments, scale and head are
+    the teacher's; closed form and stopping are those of `fit`.
+
+    Raises ConfigError for classes and models that sample paths; DataError if no cutoff is left that neither has seen.
+    """
+    if artifact.classes is not None or artifact.network.n_paths > 1:
+        raise ConfigError("model: quantiles are distilled, of models that are neither of classes nor autoregressive")
+    base = artifact.base().uncalibrated()
+    horizon, shape = base.horizon, base.network.shape
+    seen = max(base.trained_until, panel.last_index - config.holdout_windows * horizon)
+    if panel.last_index - settings.n_windows * horizon < seen:
+        held_out = (panel.last_index - seen) // horizon
+        raise DataError(
+            f"both models are compared on distil.n_windows={settings.n_windows} cutoffs that neither has seen, and "
+            f"there are {held_out:,}; lower it, raise fit.holdout_windows, or append data"
+        )
+    size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _LEAST_SIZE)
+    deep = settings.num_layers == base.model.num_layers
+    model = base.model.model_copy(
+        update={
+            "hidden_size": size,
+            "num_layers": settings.num_layers,
+            "residual": base.model.residual and settings.num_layers > 1,
+            "dilations": base.model.dilations if deep else (),
+            "segment_length": shape.segment_length,
+        }
+    )
+    made = fit(
+        panel,
+        data=base.data,
+        categories=base.categories,
+        window=base.window.model_copy(update={"context_length": shape.context_length}),
+        model=model,
+        fit=config,
+        progress=progress,
+        teacher=Teacher(copy.deepcopy(base.network), settings.weight, base.digest()),
+    )
+    until = max(made.artifact.trained_until, base.trained_until)
+    student = replace(made.artifact, trained_until=until, parent_digest=artifact.digest())
+    pair = {TEACHER: base, STUDENT: student}
+    judged = backtest(
+        {name: Contender(each, panel) for name, each in pair.items()}, BacktestSettings(n_windows=settings.n_windows)
+    )
+    costs = pl.DataFrame([{MODEL: name, **_cost(each)} for name, each in pair.items()])
+    return DistilResult(student, costs.join(judged.summary, on=MODEL, maintain_order="left"), made.curve, made.summary)
+
+
+@torch.inference_mode()
+def _cost(artifact: Artifact) -> dict[str, float]:
+    """Return the size of a network, and the CPU time of its forward for a window."""
+    network, origins = artifact.network, torch.zeros(1, dtype=torch.long)
+    batch, spent = example_windows(network, _TIMED), []
+    for _ in range(_ROUNDS):
+        begun = time.process_time()
+        network(batch, origins)
+        spent.append(time.process_time() - begun)
+    tensors = [*network.parameters(), *network.buffers()]
+    return {
+        "parameters": sum(values.numel() for values in network.parameters()),
+        "bytes": sum(values.numel() * values.element_size() for values in tensors),
+        "cpu_ms": 1000 * min(spent) / _TIMED,
+    }

@@ -1,0 +1,74 @@
+"""`forecast distil`: a registered model and its table -> a smaller one that forecasts like it, as `challenger`."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import DistilConfig
+from pipelines import console
+from pipelines.record import note, recorded
+
+if TYPE_CHECKING:
+    from forecast.distil import DistilResult
+    from forecast.registry import Version
+
+_SHOWN = ("model", "parameters", "bytes", "cpu_ms", "mase", "wql", "coverage")
+
+
+@recorded(DistilConfig)
+def main(config: DistilConfig) -> None:
+    """Run the verb."""
+    version, line, result = run(config)
+    note(output=str(version))
+    console.table(result.comparison.select(_SHOWN))
+    print(f"{version} ({version.kind}): {line}")
+
+
+def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
+    """Distil, log and register; return the version, a line about it, and the result."""
+    from forecast import plots
+    from forecast.data.io import check_writable, write_parquet_atomic
+    from forecast.distil import distil
+    from forecast.names import CHALLENGER
+    from forecast.predict import example
+    from forecast.registry import Registry
+    from pipelines.shared import DISTILLED, log_data, made_from, open_version, read_for, version_tags
+
+    if config.output.path:
+        check_writable(Path(config.output.path))
+    registry = Registry(config.registry)
+    parent, artifact = open_version(registry, config.registry.alias)
+    loaded = read_for(artifact, config.data)
+    with registry.run("distil", config, {"parent_version": str(parent.number)}) as run:
+        data_digest = log_data(run, loaded)
+        with console.stage("distil") as stage:
+            result = distil(
+                artifact,
+                loaded.panel,
+                config.distil,
+                config.fit,
+                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+            )
+            stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
+        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+            run.curve(result.curve)
+            run.metrics({name: value for name, value in result.summary.items() if not isinstance(value, str)})
+            for row in result.comparison.rows(named=True):
+                own = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
+            run.table(result.comparison, "comparison.parquet")
+            run.figure(plots.loss_curves(result.curve), "plots/loss.png")
+            digest = result.artifact.save(Path(folder))
+            tags = version_tags(result.artifact, config, data_digest)
+            version = registry.register(
+                run,
+                Path(folder),
+                digest=digest,
+                alias=CHALLENGER,
+                tags={**tags, **made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)},
+                example=example(result.artifact),
+            )
+            stage.note(version=str(version))
+        if config.output.path:
+            write_parquet_atomic(result.comparison, Path(config.output.path) / "comparison.parquet")
+    return version, f"from v{parent.number}, {result.line}, run {run.id}", result

@@ -1,0 +1,61 @@
+"""`forecast explain`: a registered model, a table and a series -> what its forecast is made of."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecast.config import ExplainConfig
+from pipelines import console
+from pipelines.record import note, recorded
+
+if TYPE_CHECKING:
+    from forecast.explain import Explanation
+    from forecast.registry import Version
+
+# Inputs that are printed.
+_SHOWN = 20
+
+
+@recorded(ExplainConfig)
+def main(config: ExplainConfig) -> None:
+    """Run the verb."""
+    version, found, run_id = run(config)
+    console.table(found.summary.head(_SHOWN))
+    print(f"{version} ({version.kind}): {found.line}, run {run_id}")
+
+
+def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
+    """Explain a forecast, log it, and write it; return the version, the explanation, and the run."""
+    from forecast import plots
+    from forecast.data.io import check_writable, write_parquet_atomic
+    from forecast.explain import explain
+    from forecast.names import CUTOFF
+    from forecast.registry import Registry
+    from pipelines.shared import log_data, open_version, read_for
+
+    if config.output.path:
+        check_writable(Path(config.output.path))
+    registry = Registry(config.registry)
+    version, artifact = open_version(registry, config.registry.alias)
+    loaded = read_for(artifact, config.data)
+    with registry.run("explain", config, {"version": str(version.number)}) as run:
+        log_data(run, loaded)
+        with console.stage("explain") as stage:
+            found = explain(artifact, loaded.panel, config.explain)
+            stage.note(inputs=found.summary.height)
+        tables = {"explanation": found.frame, "summary": found.summary}
+        if found.attention is not None:
+            tables["attention"] = found.attention
+        numbers = {"forecast": found.forecast, "baseline": found.baseline, "error": found.error}
+        run.metrics({f"explain/{name}": value for name, value in numbers.items() if value is not None})
+        figure = plots.explanation(found.frame, found.summary, found.line)
+        run.figure(figure, "plots/explanation.png")
+        for name, table in tables.items():
+            run.table(table, f"{name}.parquet")
+        if config.output.path:
+            folder = Path(config.output.path)
+            for name, table in tables.items():
+                write_parquet_atomic(table, folder / f"{name}.parquet")
+            figure.savefig(folder / "explanation.png")
+            note(output=str(folder))
+        note(cutoff=str(found.frame[CUTOFF][0]))
+    return version, found, run.id

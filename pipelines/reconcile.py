@@ -1,0 +1,189 @@
+"""`forecast reconcile`: scored forecasts and a hierarchy -> forecasts of all sums, which add up, and a manifest."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from forecast.config import ReconcileConfig, ReconcileSettings, ReconcileSource
+from forecast.errors import ConfigError, DataError, listing
+from pipelines import console
+from pipelines.record import manifest_of, note, recorded
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from forecast.reconcile import Reconciled
+
+_MANIFESTS: Final = "manifests"
+
+
+@recorded(ReconcileConfig)
+def main(config: ReconcileConfig) -> None:
+    """Run the verb."""
+    manifest, line = run(config)
+    note(output=manifest_of([manifest]))
+    print(line)
+
+
+def run(config: ReconcileConfig) -> tuple[Path, str]:
+    """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
+    from forecast.data.io import collect, scan
+    from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
+    from forecast.output import locked
+    from forecast.reconcile import hierarchy_of, past_errors, reconcile
+
+    settings, out = config.reconcile, Path(config.output.path)
+    if out.resolve() == Path(settings.path).resolve():
+        raise ConfigError("output.path and reconcile.path are the same folder; give the sums one of their own")
+    scored = _scored(settings)
+    cutoff, latest = _chosen(scored, settings.cutoff)
+    note(cutoff=cutoff)
+    with locked(out):
+        with console.stage("read") as stage:
+            columns = dict.fromkeys(
+                name for names in settings.by for name in ((names,) if isinstance(names, str) else names)
+            )
+            table = scan(settings.table, (SERIES_ID, *columns), "reconcile.table")
+            wanted = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
+            rows = collect(table.select(wanted).unique())
+            hierarchy = hierarchy_of(rows, settings.by)
+            forecasts, errors = _forecasts(settings, latest), None
+            if settings.actuals is not None:
+                before = [content for moment, content in scored.items() if moment < cutoff]
+                if not before:
+                    raise DataError(
+                        f"reconcile.actuals: no cutoff before {cutoff} in {settings.path}; score past ones "
+                        "(score.cutoffs), or leave it out"
+                    )
+                actuals = collect(scan(settings.actuals, key="reconcile.actuals").select(SERIES_ID, TIMESTAMP, TARGET))
+                past = [_forecasts(settings, content) for content in before]
+                errors = past_errors(_stacked(past), actuals, hierarchy)
+            stage.note(series=len(hierarchy.series), sums=len(hierarchy.nodes) - len(hierarchy.series))
+        key = _key(settings, latest, hierarchy.nodes, rows, errors)
+        manifest = out / _MANIFESTS / Path(latest["manifest"]).name
+        if _done(manifest, key, out):
+            return manifest, f"cutoff {cutoff}: done before, nothing was written"
+        with console.stage("reconcile") as stage:
+            chosen = ReconcileSettings(**settings.model_dump(include=set(ReconcileSettings.model_fields)))
+            made = reconcile(forecasts, hierarchy, chosen, errors=errors)
+            stage.note(nodes=made.counts["nodes"])
+        _write(out, manifest, key, made, {CUTOFF: cutoff, "method": settings.method})
+    console.table(made.summary)
+    return manifest, _line(cutoff, settings, made, out)
+
+
+def _scored(settings: ReconcileSource) -> dict[str, dict[str, Any]]:
+    """Return the manifests of a scores folder by their cutoffs, the oldest first."""
+    found = {}
+    for file in sorted((Path(settings.path) / _MANIFESTS).glob("cutoff=*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found[str(content["cutoff"])] = content | {"manifest": str(file)}
+    if not found:
+        raise DataError(f"reconcile.path={settings.path}: no forecasts; give the output.path of `forecast score`")
+    return dict(sorted(found.items()))
+
+
+def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[str, dict[str, Any]]:
+    if asked is None:
+        return list(scored.items())[-1]
+    for moment, content in scored.items():
+        given = datetime.fromisoformat(moment)
+        if given == asked or given.replace(tzinfo=None) == asked:
+            return moment, content
+    raise DataError(f"reconcile.cutoff: no forecasts from {asked}; there are {listing(scored)}")
+
+
+def _forecasts(settings: ReconcileSource, content: dict[str, Any]) -> "pl.DataFrame":
+    import polars as pl
+
+    from forecast.data.sinks import FORECASTS
+
+    if "files" not in content:
+        raise ConfigError("reconcile.path: forecasts in Delta Lake or a database are not read; score with sink=parquet")
+    files = [Path(settings.path) / name for name in content["files"] if name.startswith(f"{FORECASTS}/")]
+    if gone := [file for file in files if not file.is_file()]:
+        raise DataError(f"{len(gone):,} of {len(files):,} files of forecasts are missing: {listing(gone)}; score again")
+    return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in files)
+
+
+def _stacked(frames: "Sequence[pl.DataFrame]") -> "pl.DataFrame":
+    import polars as pl
+
+    from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TIMESTAMP
+
+    return pl.concat(frame.select(SERIES_ID, TIMESTAMP, CUTOFF, STEP, MEAN) for frame in frames)
+
+
+def _key(
+    settings: ReconcileSource,
+    content: dict[str, Any],
+    nodes: list[str],
+    rows: "pl.DataFrame",
+    errors: "pl.DataFrame | None",
+) -> str:
+    """Return a digest of all that the output follows from."""
+    import hashlib
+    from importlib.metadata import version
+
+    paths = {"path", "table", "actuals", "cutoff"}
+    digest = hashlib.sha256(settings.model_dump_json(exclude=paths).encode())
+    parts: list[Any] = [content["files"], nodes, version("gatecast")]
+    parts += [sorted(rows.select(sorted(rows.columns)).rows(), key=str)]
+    parts += [None if errors is None else errors.write_json()]
+    digest.update(json.dumps(parts).encode())
+    return digest.hexdigest()
+
+
+def _done(manifest: Path, key: str, folder: Path) -> bool:
+    """Return whether the output is there, and is what it should be."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return content["key"] == key and all(_sha256(folder / name) == sha for name, sha in content["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    import hashlib
+
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write(folder: Path, manifest: Path, key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
+    """Write the forecasts, then the manifest, and remove what it replaces."""
+    from forecast.data.io import write_parquet_atomic, write_text_atomic
+    from forecast.data.sinks import FORECASTS
+
+    part = folder / FORECASTS / manifest.stem / f"part-00000-{key[:16]}.parquet"
+    write_parquet_atomic(made.frame, part)
+    content = {
+        **facts,
+        "key": key,
+        **made.counts,
+        "rows": made.frame.height,
+        "incoherence": made.incoherence,
+        "files": {str(part.relative_to(folder)): _sha256(part)},
+    }
+    write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
+    for file in part.parent.iterdir():
+        if file.name != part.name:
+            file.unlink()
+
+
+def _line(cutoff: str, settings: ReconcileSource, made: "Reconciled", folder: Path) -> str:
+    counts, off = made.counts, made.incoherence
+    how = f"correlations of {counts['errors']:,} past errors" if counts["errors"] else "intervals as if independent"
+    parts = [
+        f"cutoff {cutoff}, {settings.method}",
+        f"{counts['series']:,} series + {counts['nodes'] - counts['series']:,} sums = {counts['nodes']:,} nodes",
+        how,
+        f"sums at most {off['absolute']:.2g} ({off['relative']:.2g} of their size) off",
+        *([f"{counts['dropped']:,} series without a forecast left out"] if counts["dropped"] else []),
+        *([f"{counts['negative']:,} values below 0 now"] if counts["negative"] else []),
+        f"{made.frame.height:,} rows",
+        str(folder),
+    ]
+    return ", ".join(parts)

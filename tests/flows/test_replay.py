@@ -1,0 +1,66 @@
+"""Two weeks of nights on a simulated clock: an outage, a damaged file, a version refused, and one rolled back."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from flow import refuse, succeed
+
+from forecast.config import RegistryConfig
+from forecast.ledger import Ledger
+from forecast.registry import Registry
+
+DAYS = 14
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replay") / "out"
+    done = succeed("replay", f"replay.days={DAYS}", f"output.path={folder}", "fit.max_steps=0")
+    (folder / "story.txt").write_text(done.out)
+    return folder
+
+
+def test_what_went_wrong_is_told_and_was_mended(replay: Path) -> None:
+    story = (replay / "story.txt").read_text()
+    assert story.count("nothing runs: an outage") == 3
+    assert story.count("caught up: the forecasts from") == 3
+    assert "data append: exit code 3, 420 of" in story
+    assert "the file was replaced, and append and score run again" in story
+    assert "v3 is refused by the gate: exit code 5" in story
+    assert "monitor: exit code 9, champion rolled back: v3 ->" in story
+    assert "0 lost" in story
+    assert "0 twice" in story
+
+
+def test_the_ledger_has_each_night_once(replay: Path) -> None:
+    ledger = Ledger(f"sqlite:///{replay / 'ledger.db'}")
+    nights = ledger.entries(schedule="nightly")
+    assert sorted({entry.slot for entry in nights}) == sorted(entry.slot for entry in nights if entry.status == "done")
+    assert len(nights) == DAYS
+    assert {entry.flow for entry in ledger.entries()} >= {
+        "train",
+        "data append",
+        "score",
+        "monitor",
+        "refresh",
+        "promote",
+    }
+
+
+def test_the_registry_says_who_was_champion_and_who_must_not_be(replay: Path) -> None:
+    registry = Registry(RegistryConfig(name="departures", tracking_uri=f"sqlite:///{replay / 'mlflow.db'}"))
+    bad = registry.resolve(3)
+    assert "MASE" in bad.tags["demoted"]
+    assert registry.resolve("champion").number != 3
+    made = pl.read_parquet(replay / "scores" / "forecasts" / "**" / "*.parquet", hive_partitioning=False)
+    assert made["model_version"].n_unique() == 3, "by the first champion, the one of the first week, and the bad one"
+    shadow = pl.read_parquet(replay / "scores" / "shadow" / "forecasts" / "**" / "*.parquet", hive_partitioning=False)
+    assert shadow.select("series_id", "cutoff").n_unique() > 0
+    page = max((replay / "watch").glob("as_of=*/monitor.html")).read_text()
+    assert "rolled back" in page.lower()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(replay: Path) -> None:
+    message = refuse(6, "replay", f"output.path={replay}")
+    assert "is not empty: a replay begins anew" in message

@@ -1,0 +1,38 @@
+"""What an export of 8 bits tells of itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from forecast.backtest import Contender, backtest
+from forecast.config import BacktestSettings
+from forecast.data.load import Loaded
+from forecast.export import AROUND, GRAPH, export_onnx
+from forecast.fit import FitResult
+
+
+def test_8_bits_are_judged_on_the_last_horizon_of_a_table(
+    trained: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    cost = export_onnx(trained.artifact, tmp_path, int8=True, panel=weekly_loaded.panel)
+    assert cost is not None
+    assert cost.windows == weekly_loaded.panel.n_series
+    assert cost.bytes == (tmp_path / GRAPH).stat().st_size
+    assert 0 < cost.mean_difference <= cost.max_difference < 0.5
+    judged = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, BacktestSettings(n_windows=1))
+    assert cost.float_wql == pytest.approx(judged.summary.filter(model="pretrained")["wql"].item(), rel=1e-4)
+    assert cost.wql == pytest.approx(cost.float_wql, rel=0.2)
+    assert json.loads((tmp_path / AROUND).read_text())["quantised"]["wql"] == cost.wql
+
+
+def test_without_a_table_windows_are_made_up(trained: FitResult, tmp_path: Path) -> None:
+    cost = export_onnx(trained.artifact, tmp_path, int8=True)
+    assert cost is not None
+    assert (cost.wql, cost.windows) == (None, 256)
+    assert 0 < cost.mean_difference <= cost.max_difference < 1
+    assert "made-up windows" in cost.line
+    plain = tmp_path / "float"
+    plain.mkdir()
+    assert export_onnx(trained.artifact, plain) is None
+    assert (plain / GRAPH).stat().st_size == cost.float_bytes
