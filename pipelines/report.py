@@ -82,7 +82,7 @@ def run(config: ReportConfig) -> str:
 
     check_writable(Path(config.output.path))
     target = Path(config.output.path) / PAGE
-    with tempfile.TemporaryDirectory() as temporary, console.stage("report") as stage:
+    with tempfile.TemporaryDirectory() as temporary:
         subject, artifact, loaded = _subject(config, Path(temporary)), None, None
         if config.data.path is not None or config.data.uri is not None:
             if subject.registry is None or subject.version is None:
@@ -92,8 +92,9 @@ def run(config: ReportConfig) -> str:
                 )
             _, artifact = open_version(subject.registry, str(subject.version.number))
             loaded = read_for(artifact, config.data)
-        drawn = write(target, subject, config.report.max_rows, artifact, loaded)
-        stage.note(series=drawn, megabytes=target.stat().st_size / 1e6)
+        with console.stage("report") as stage:
+            drawn = write(target, subject, config.report.max_rows, artifact, loaded)
+            stage.note(series=drawn, megabytes=target.stat().st_size / 1e6)
     return f"{subject.title}: {drawn:,} series, {target}"
 
 
@@ -112,9 +113,8 @@ def log(
 
     It has no versions: these are asked for by `forecast report`.
     """
-    title = f"{_JOBS[job]} of {version}"
     subject = Subject(
-        title=title,
+        title=f"{_JOBS[job]} of {version}",
         subtitle=version.kind.replace("_", "-"),
         tables={"rejects": loaded.rejects.lazy(), **{name: table.lazy() for name, table in tables.items()}},
         job=job,
@@ -328,10 +328,13 @@ def few(forecasts: "pl.LazyFrame | None", most: int = _LOGGED) -> "tuple[pl.Data
         times = {TIMESTAMP: moment, CUTOFF: moment}
         nothing = pl.DataFrame(schema={SERIES_ID: pl.String, **times, STEP: pl.Int32, SOURCE: pl.String})
         return nothing, 0, nothing[CUTOFF]
-    found = forecasts.select(pl.col(SERIES_ID, CUTOFF).unique().sort().implode(), pl.len().alias("rows")).collect()
-    ids, cutoffs, rows = found[SERIES_ID][0].to_list(), found[CUTOFF][0], found["rows"][0]
+    ids, cutoffs = (
+        forecasts.select(pl.col(name).unique().sort()).collect(engine="streaming").to_series()
+        for name in (SERIES_ID, CUTOFF)
+    )
+    rows = forecasts.select(pl.len()).collect(engine="streaming").item()
     each = max(1, rows // max(1, len(ids) * len(cutoffs)))
-    some = pick(ids, max(1, most // each))
+    some = pick(ids.to_list(), max(1, most // each))
     latest = cutoffs.tail(max(1, most // (each * max(1, len(some)))))
     shown = pl.col(SERIES_ID).is_in(some) & pl.col(CUTOFF).is_in(latest.implode())
     return forecasts.filter(shown).collect(engine="streaming"), len(ids), cutoffs
@@ -340,6 +343,7 @@ def few(forecasts: "pl.LazyFrame | None", most: int = _LOGGED) -> "tuple[pl.Data
 def _history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded: "Loaded | None") -> "pl.DataFrame":
     """Return the history of series near their forecasts: from the panel, else what a backtest has written of it."""
     import numpy as np
+    import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.report import context
@@ -351,7 +355,7 @@ def _history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded: "Lo
         return near.frame(drawn, artifact.classes)
     if TARGET in forecasts.columns:
         return forecasts.select(SERIES_ID, TIMESTAMP, TARGET).unique([SERIES_ID, TIMESTAMP])
-    return forecasts.clear().select(SERIES_ID, TIMESTAMP).with_columns(**{TARGET: None})
+    return forecasts.clear().select(SERIES_ID, TIMESTAMP).with_columns(pl.lit(None, pl.String).alias(TARGET))
 
 
 def _judged(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -> "dict[str, pl.LazyFrame]":
