@@ -76,6 +76,8 @@ schedules:
       - scores.path={folder}/scores
       - output.path={folder}/watch
       - monitor.rollback=true
+      - monitor.alarms.least=1 # timetables repeat from week to week: as a rule the errors are next to nothing
+      - monitor.thresholds.max_alarmed=0.3
   weekly:
     cron: 0 8 * * mon
     flow: refresh
@@ -141,8 +143,10 @@ class Replay:
         with _environment({"GATECAST_LEDGER": self._ledger_uri}):
             self._prepare()
             outage = range(self._days // 4, self._days // 4 + _OUTAGE_DAYS)
-            damaged, refused = self._days // 2 + 1, 2 * self._days // 3
-            forced = refused + 1
+            damaged, forced = self._days // 2 + 1, 2 * self._days // 3
+            # Early in a week: the challenger of the next one would soon take its place.
+            forced += -forced % 7 if forced % 7 > 2 else 0
+            refused = forced - 1
             for number in range(self._days):
                 day = FIRST + timedelta(days=number)
                 self._deliver(day, damaged=number == damaged)

@@ -237,7 +237,9 @@ def test_a_scheduler_runs_until_it_is_told_to_stop(promoted: Store) -> None:
     entries = ledger().entries(every=True)
     assert "running" not in {entry.status for entry in entries}
     assert entries[0].status == "abandoned"
-    assert {entry.error for entry in entries if entry.status == "abandoned"} <= {"terminated", "killed by signal 15"}
+    # A job that has only begun has no handler yet, and one that does not get to it for seconds is killed.
+    ends = {"terminated", "killed by signal 15", "killed by signal 9"}
+    assert {entry.error for entry in entries if entry.status == "abandoned"} <= ends
 
 
 class Webhook(ThreadingHTTPServer):

@@ -362,7 +362,8 @@ def test_each_verb_ends_with_one_line(tmp_path: Path) -> None:
         assert done.lines[-1].startswith(f"{NAME} v{number} ")
     for done in (train, tune, judge, score):
         assert " 0 rejects" in done.lines[-1]
-    table = judge.lines[:-1]
+    wins = next(number for number, line in enumerate(judge.lines) if "Share of series" in line)
+    table = judge.lines[:wins]
     assert sum("fine_tuned" in line for line in table) == 1
     assert all(line[0] in "┏┃┡│└" for line in table)
 
