@@ -1104,6 +1104,37 @@ class DeleteConfig(JobConfig):
     delete: DeleteSettings = DeleteSettings()
 
 
+class ReportSettings(Config):
+    """What is on the page."""
+
+    run: str | None = None
+    """The id of a run of train, finetune, calibrate, backtest or score."""
+    scores: str | None = None
+    """The output.path of a scoring job that writes Parquet files."""
+    cutoff: datetime | None = None
+    """The cutoff in report.scores; the latest there when not given."""
+    cutoffs: Annotated[int, Field(ge=1)] = 4
+    """So many of them, that one and those before it."""
+    max_rows: Annotated[int, Field(ge=1)] = 2_000_000
+    """Rows of forecasts in the page, about; of more, the latest cutoffs of series evenly picked."""
+
+
+class ReportConfig(VerbConfig):
+    """`forecast report`: of the version `registry.alias`, of a run, or of forecasts."""
+
+    data: SourceConfig = SourceConfig()
+    report: ReportSettings = ReportSettings()
+    output: OutputFolder
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        if sum(value is not None for value in (self.registry.alias, self.report.run, self.report.scores)) != 1:
+            raise ValueError("give one of registry.alias, report.run and report.scores: what the report is of")
+        if self.report.cutoff is not None and self.report.scores is None:
+            raise ValueError("report.cutoff is one of report.scores; give that folder, too")
+        return self
+
+
 class UiSettings(Config):
     """The web page of the runs."""
 

@@ -67,7 +67,7 @@ def _plotly() -> str:
 def _packed(value: object) -> str:
     """Return JSON as gzip + base64: compact, and free of any character that means something to HTML."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=4, mtime=0)).decode()
 
 
 # ---- Data ----

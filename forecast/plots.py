@@ -75,6 +75,16 @@ def model_styles(models: Iterable[str]) -> list[ModelStyle]:
     return [ModelStyle(name, _LABELS.get(name, name), colours[name]) for name in ordered]
 
 
+LOSS_STYLES: Final = (
+    ModelStyle(names.TRAIN_LOSS, "Training", _COLOURS[names.SOURCE_SEASONAL_NAIVE]),
+    ModelStyle(names.VAL_LOSS, "Validation", _COLOURS[names.SOURCE_PRETRAINED]),
+)
+CALIBRATION_STYLES: Final = (
+    ModelStyle("before", "Before calibration", _COLOURS[names.SOURCE_SEASONAL_NAIVE]),
+    ModelStyle("after", "After calibration", _COLOURS[names.SOURCE_FINE_TUNED]),
+)
+
+
 def bands(columns: Iterable[str]) -> list[Band]:
     """Return the intervals to draw from a forecast's columns: the widest, and the one nearest to half of it.
 
@@ -124,10 +134,9 @@ def best_and_worst(history: pl.DataFrame, shown: pl.DataFrame, decisions: pl.Dat
 
     `shown` and `decisions` are those of a `FinetuneResult`; the series that gain most come first.
     """
-    uplift = 1 - pl.col("report_tuned_loss") / pl.col("report_base_loss")
     ranked = (
         decisions.join(shown.select(names.SERIES_ID).unique(), on=names.SERIES_ID)
-        .select(names.SERIES_ID, uplift=uplift)
+        .select(names.SERIES_ID, uplift=uplift(decisions))
         .sort("uplift", descending=True)
     )
     titles = {name: f"{_plain(name)}   {100 * gain:+.1f} %" for name, gain in ranked.iter_rows()}
@@ -268,7 +277,7 @@ def loss_curves(curve: Sequence[tuple[int, Mapping[str, float]]]) -> "Figure":
     """Return training and validation loss by optimiser step, with the best validation marked."""
     figure = _figure(7.5, 4.2)
     axes = figure.add_subplot()
-    for key, label, colour in ((names.TRAIN_LOSS, "Training", "#858c97"), (names.VAL_LOSS, "Validation", "#3577dc")):
+    for key, label, colour in LOSS_STYLES:
         points = [(step, values[key]) for step, values in curve if key in values]
         if not points:
             continue
@@ -353,16 +362,36 @@ def explanation(rows: pl.DataFrame, summary: pl.DataFrame, title: str) -> "Figur
     return figure
 
 
-def uplift_histogram(decisions: pl.DataFrame) -> "Figure":
-    """Return how many series gained how much by fine-tuning, split by whether the gate let it in.
+def uplift(decisions: pl.DataFrame) -> pl.Expr:
+    """Return the share of the base's loss that fine-tuning saves on the report windows; null where it is not known."""
+    base, tuned = pl.col("report_base_loss"), pl.col("report_tuned_loss")
+    if "report_base_loss" not in decisions.columns:
+        return pl.lit(None, pl.Float64)
+    return pl.when(base > 0).then(1 - tuned / base).fill_nan(None)
 
-    Gains beyond -100 % are counted at the edge; series without a gain are left out and counted in the title.
+
+def uplift_histogram(decisions: pl.DataFrame) -> "Figure":
+    """Return how many series gained how much by fine-tuning, on the report windows and at the gate.
+
+    The uplift on the report windows, which neither the fit nor the gate has seen, is that of the series that are
+    fine-tuned. Gains at the gate are split by whether it let the series in. Shares beyond -100 % are counted at the
+    edge; series without one are left out and counted in the title.
     """
-    figure = _figure(7.5, 4.2)
-    axes = figure.add_subplot()
-    gains = decisions.with_columns(pl.col("gain").fill_nan(None).clip(-1.0, 1.0) * 100).drop_nulls("gain")
+    figure = _figure(7.5, 7.0)
     tuned = (pl.col("blend") > 0).fill_null(value=False)
-    parts = [gains.filter(~tuned)["gain"].to_numpy(), gains.filter(tuned)["gain"].to_numpy()]
+    found = decisions.select(
+        tuned.alias("tuned"), uplift(decisions).alias("uplift"), pl.col("gain").fill_nan(None).alias("gain")
+    )
+    later = found.filter("tuned")
+    _histogram(figure.add_subplot(2, 1, 1), later, "uplift", "Uplift on the report windows", "Uplift, of the loss (%)")
+    _histogram(figure.add_subplot(2, 1, 2), found, "gain", "Gain at the gate", "Gain in the gate's loss (%)")
+    return figure
+
+
+def _histogram(axes: "Axes", found: pl.DataFrame, column: str, title: str, label: str) -> None:
+    """Draw how many series have how much in a column, split by whether they are fine-tuned."""
+    shares = found.with_columns(pl.col(column).clip(-1.0, 1.0) * 100).drop_nulls(column)
+    parts = [shares.filter(~pl.col("tuned"))[column].to_numpy(), shares.filter("tuned")[column].to_numpy()]
     labels = [f"Base kept ({len(parts[0]):,})", f"Fine-tuned ({len(parts[1]):,})"]
     colours = [_COLOURS[names.SOURCE_PRETRAINED], _COLOURS[names.SOURCE_FINE_TUNED]]
     # Zero is an edge, so that no bar mixes gains and losses.
@@ -372,15 +401,12 @@ def uplift_histogram(decisions: pl.DataFrame) -> "Figure":
     axes.hist(parts, bins=edges, stacked=True, color=colours, label=labels, edgecolor="white", linewidth=0.4)
     axes.axvline(0, color=_MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
     axes.locator_params(axis="y", integer=True)
-    axes.set_xlabel("Gain in the gate's loss by fine-tuning (%)")
+    axes.set_xlabel(label)
     axes.set_ylabel("Series")
-    missing = decisions.height - gains.height
-    axes.set_title(
-        "Gain by fine-tuning" + (f" ({missing:,} series without one)" if missing else ""), loc="left", fontsize=12
-    )
+    missing = found.height - shares.height
+    axes.set_title(title + (f" ({missing:,} series without one)" if missing else ""), loc="left", fontsize=12)
     _finish(axes)
     _legend(axes)
-    return figure
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -90,6 +90,19 @@ class Version:
         return f"{self.name} v{self.number}"
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a run has left."""
+
+    id: str
+    job: str
+    tags: Mapping[str, str]
+    settings: Mapping[str, str]
+    """Of the job, and which data it has used."""
+    files: frozenset[str]
+    """Artifacts that are in no folder."""
+
+
 class _Caller(Protocol):
     uri: str
 
@@ -136,6 +149,8 @@ class Run:
         self.id = run_id
         self.experiment_id = experiment_id
         self._client = client
+        self.settings: dict[str, str] = {}
+        """Of the job, and which data it has used."""
 
     @property
     def link(self) -> str:
@@ -207,6 +222,7 @@ class Run:
             profile=json.dumps({"num_rows": rows}),
         )
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
+        self.settings = {**_described(dataset), **self.settings}
 
 
 class Registry:
@@ -248,7 +264,8 @@ class Registry:
         values = config.model_dump(mode="json")
         if uri := values.get("registry", {}).get("tracking_uri"):
             values["registry"]["tracking_uri"] = without_password(uri)
-        params = [Param(name, text[:_PARAM_LENGTH]) for name, text in _flat(values)]
+        run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
+        params = [Param(name, text) for name, text in run.settings.items()]
         for first in range(0, len(params), _PARAM_BATCH):
             self._client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
         with tempfile.TemporaryDirectory() as temporary:
@@ -365,7 +382,42 @@ class Registry:
 
     def _read(self, run_id: str, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+            return self.fetch(run_id, path, Path(folder)).read_bytes()
+
+    @_calls_mlflow
+    def fetch(self, run_id: str, path: str, folder: Path) -> Path:
+        """Return an artifact of a run, which is in this folder then, or in the store on this disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    @_calls_mlflow
+    def record(self, run_id: str) -> Record | None:
+        """Return what a run has left, None if it is gone."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        settings = dict(sorted(run.data.params.items()))
+        for each in run.inputs.dataset_inputs if run.inputs else ():
+            settings = {**_described(each.dataset), **settings}
+        tags = dict(run.data.tags)
+        files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
+        return Record(run_id, tags.get("job", ""), tags, settings, files)
+
+    @_calls_mlflow
+    def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
+        """Return metrics of a run at the steps where they were logged: name, step, value."""
+        histories = {name: self._client.get_metric_history(run_id, name) for name in names}
+        rows = [
+            (name, point.step, point.value)
+            for name, points in histories.items()
+            for point in sorted(points, key=lambda point: point.timestamp)
+        ]
+        found = pl.DataFrame(rows, {"name": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row")
+        # What was logged once more when the job was done has no step of its own.
+        return found.unique(["name", "step"], keep="first", maintain_order=True).sort("name", "step")
 
     @_calls_mlflow
     def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
@@ -586,6 +638,11 @@ def _version(found: ModelVersion, aliases: Sequence[str] | None = None) -> Versi
         tags=dict(found.tags),
         aliases=tuple(sorted(found.aliases if aliases is None else aliases)),
     )
+
+
+def _described(dataset: Dataset) -> dict[str, str]:
+    source, profile = (json.loads(text or "{}") for text in (dataset.source, dataset.profile))
+    return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -18,7 +18,18 @@ from forecast import names
 from forecast.data.io import write_text_atomic
 from forecast.metrics import LOG_LOSS, MODEL
 from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
-from forecast.plots import Band, ModelStyle, bands, class_styles, clock_label, model_styles, with_model
+from forecast.plots import (
+    CALIBRATION_STYLES,
+    LOSS_STYLES,
+    Band,
+    ModelStyle,
+    bands,
+    class_styles,
+    clock_label,
+    model_styles,
+    uplift,
+    with_model,
+)
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
@@ -38,7 +49,13 @@ _METRICS: Final = {
 """Labels of the metrics that are better when smaller."""
 _LARGER: Final = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 """Of those that are better when larger."""
-_COUNTS: Final = {"n_series": "Series", "n_windows": "Windows", "n_steps": "Steps", "n_undefined": "Without MASE"}
+_COUNTS: Final = {
+    "n_series": "Series",
+    "n_windows": "Windows",
+    "n_steps": "Steps",
+    "n_undefined": "Without MASE",
+    "me": "Mean error",
+}
 
 
 def write_report(
@@ -46,11 +63,11 @@ def write_report(
     *,
     title: str,
     subtitle: str,
-    summary: pl.DataFrame | Sequence[Mapping[str, object]],
     facts: Mapping[str, str],
-    stages: Sequence[tuple[str, float]],
     history: pl.DataFrame,
     forecasts: pl.DataFrame,
+    summary: pl.DataFrame | Sequence[Mapping[str, object]] = (),
+    stages: Sequence[tuple[str, float]] = (),
     scores: pl.DataFrame | None = None,
     decisions: pl.DataFrame | None = None,
     rejects: pl.DataFrame | None = None,
@@ -59,6 +76,11 @@ def write_report(
     confusion: pl.DataFrame | None = None,
     wins: pl.DataFrame | None = None,
     segments: pl.DataFrame | None = None,
+    calibrated: pl.DataFrame | None = None,
+    coverage: pl.DataFrame | None = None,
+    loss: pl.DataFrame | None = None,
+    lineage: pl.DataFrame | None = None,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write the report to `path`, all of it or nothing.
 
@@ -67,8 +89,11 @@ def write_report(
     scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
     series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in `forecast.plots`,
     `confusion` and `wins` are as in `forecast.metrics`, `segments` has segment, value and the columns of the summary,
-    `stages` are names and seconds. Of classes, targets and forecasts are the
-    names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone.
+    `stages` are names and seconds. `calibrated` and `coverage` are the quantiles and the coverage of a
+    `CalibrationResult`; `loss` has model (those of `LOSS_STYLES`), step and loss; `lineage` has a row per version, and
+    is shown as it is; `settings` are those of each job, by its name. Of classes, targets and forecasts are the names,
+    and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone. What there
+    is nothing of has no section.
 
     Raises OutputError if the file can't be written.
     """
@@ -87,6 +112,8 @@ def write_report(
         "ids": series_ids,
         "steps": _lines(error_by_step, models, names.STEP, "error_rate" if classes else "mae"),
         "calibration": _lines(calibration, models, "level", "coverage", factor=100),
+        "calibrated": _lines(calibrated, CALIBRATION_STYLES, "level", "coverage", factor=100),
+        "loss": _lines(loss, LOSS_STYLES, names.STEP, "loss"),
         **_scores(scores, series_ids),
         **_decisions(decisions, series_ids),
     }
@@ -101,8 +128,11 @@ def write_report(
         wins=_wins(wins),
         segments=_segments(segments),
         confusion=_confusion(confusion, classes),
+        coverage=_coverage(coverage),
+        lineage=_lineage(lineage),
         rejects=_rejects(rejects),
         stages=_stages(stages),
+        settings=_settings(settings or {}),
     )
     write_text_atomic(made, path)
 
@@ -153,7 +183,7 @@ def _series(
         .select("series", milliseconds(names.TIMESTAMP), rounded(names.TARGET))
         .sort("series", names.TIMESTAMP)
     )
-    past = _near(past, drawn, context=_context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
+    past = _near(past, drawn, context=context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
     drawn = drawn.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
     for first in range(0, len(series_ids), _CHUNK):
         chunk = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]  # type: list[dict[str, Any]]
@@ -168,7 +198,7 @@ def _series(
         yield chunk
 
 
-def _context(forecasts: pl.DataFrame) -> int:
+def context(forecasts: pl.DataFrame) -> int:
     """Return how many steps of history to keep before the first cutoff: a few horizons, a week of hours at least."""
     return max(168, 4 * (0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()))
 
@@ -189,33 +219,41 @@ def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFr
 
 
 def _lines(
-    frame: pl.DataFrame | None, models: Sequence[ModelStyle], x: str, y: str, factor: float = 1
-) -> list[dict[str, list[Any]] | None] | None:
-    """Return a line per model, null where the model has none."""
+    frame: pl.DataFrame | None, styles: Sequence[ModelStyle], x: str, y: str, factor: float = 1
+) -> list[dict[str, object]] | None:
+    """Return a line for each style that there is something of."""
     if frame is None or frame.is_empty():
         return None
-    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(MODEL, x)
-    parts = [frame.filter(pl.col(MODEL) == style.name) for style in models]
-    return [{"x": part[x].to_list(), "y": part[y].to_list()} if part.height else None for part in parts]
+    frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(x)
+    parts = ((style, frame.filter(pl.col(MODEL) == style.name)) for style in styles)
+    return [
+        {"label": style.label, "colour": style.colour, "x": part[x].to_list(), "y": part[y].to_list()}
+        for style, part in parts
+        if part.height
+    ]
 
 
 def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the mean score of each series by the best model, and that model's name."""
+    """Return the mean score of each series by the best of its models, and that model's name, if it is one for all."""
     if scores is None or scores.is_empty():
         return {}
-    best = model_styles(scores[MODEL].unique())[-1]
+    styles = model_styles(scores[MODEL].unique())
+    rank = pl.col(MODEL).replace_strict({style.name: at for at, style in enumerate(styles)}, return_dtype=pl.Int32)
+    best = scores.filter(rank == rank.max().over(names.SERIES_ID))
+    scored = styles[-1].label if best[MODEL].n_unique() == 1 else "the model that forecasts it"
     metric, each = "mase", pl.col("mase").fill_nan(None) if "mase" in scores.columns else None
     if each is None:
         metric, each = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
-    mean = scores.filter(pl.col(MODEL) == best.name).group_by(names.SERIES_ID).agg(each.mean().alias("score"))
+    mean = best.group_by(names.SERIES_ID).agg(each.mean().alias("score"))
     values = dict(mean.select(names.SERIES_ID, rounded("score")).iter_rows())
-    return {"score": [values.get(name) for name in series_ids], "scored": best.label, "metric": _METRICS[metric]}
+    return {"score": [values.get(name) for name in series_ids], "scored": scored, "metric": _METRICS[metric]}
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the table of decisions, and the gain and a verdict in words for each series of the browser."""
+    """Return the table of decisions, and the uplift and a verdict in words for each series of the browser."""
     if decisions is None or decisions.is_empty():
         return {}
+    decisions = decisions.with_columns(uplift(decisions).alias("uplift"))
     floats = [name for name, kind in decisions.schema.items() if kind.is_numeric()]
     shown = decisions.with_columns(map(rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
     rows = {row[names.SERIES_ID]: row for row in shown.iter_rows(named=True)}
@@ -224,7 +262,7 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
     verdicts = [
         ""
         if row is None
-        else f"Fine-tuned, gain {percent(row['gain'] or 0)}"
+        else f"Fine-tuned, gain at the gate {percent(row['gain'] or 0)}{_later(row['uplift'])}"
         if on
         else f"Base kept: {row[names.REASON]}"
         for row, on in zip(found, tuned, strict=True)
@@ -232,10 +270,15 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
     return {
         "decisions": {"columns": shown.columns, "rows": shown.rows()},
         "gain": [None if row is None else row["gain"] for row in found],
+        "uplift": [row["uplift"] if row is not None and on else None for row, on in zip(found, tuned, strict=True)],
         "tuned": tuned,
         "verdicts": verdicts,
         "colours": [style.colour for style in model_styles([names.SOURCE_PRETRAINED, names.SOURCE_FINE_TUNED])],
     }
+
+
+def _later(share: float | None) -> str:
+    return "" if share is None else f", uplift later {percent(share)}"
 
 
 # ---- Markup ----
@@ -318,7 +361,16 @@ def _number(name: str, value: Any) -> str:
 def _change(value: Any, base: Any) -> str:
     if not (_is_number(value) and _is_number(base) and base > 0):
         return ""
-    return f"<small>{value / base - 1:+.0%}</small>".replace("-", _MINUS).replace("%", " %")
+    return f"<small>{_signed(value / base)}</small>"
+
+
+def _signed(ratio: float) -> str:
+    """Return by how much something has changed.
+
+    >>> _signed(1.25)
+    '+25 %'
+    """
+    return f"{ratio - 1:+.0%}".replace("-", _MINUS).replace("%", " %")
 
 
 def _confusion(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) -> str:
@@ -392,3 +444,41 @@ def _stages(stages: Sequence[tuple[str, float]]) -> str:
     rows = [(name, f"{seconds:,.2f}", bar(seconds / most)) for name, seconds in stages]
     rows.append(("Total", f"{sum(seconds for _, seconds in stages):,.2f}", ""))
     return card("stages", "Time by stage", table({"Stage": "", "Seconds": "number", "": "bar"}, rows, total=True))
+
+
+def _coverage(coverage: pl.DataFrame | None) -> str:
+    """Return how often each interval held what came, and how wide it was, before and after a calibration."""
+    if coverage is None or coverage.is_empty():
+        return ""
+    rows = [
+        [
+            "All" if row["by"] == "all" else row["by"],
+            row["value"],
+            *(percent(row[name]) for name in ("level", "coverage_before", "coverage_after")),
+            _signed(row["width_after"] / row["width_before"]) if row["width_before"] > 0 else ABSENT,
+            f"{row['n']:,}",
+        ]
+        for row in coverage.filter(pl.col("by") != "step").iter_rows(named=True)
+    ]
+    heads = {"Segment": "", "Series that are": "wide"}
+    shares = ("Interval", "Held before", "Held after", "Width", "Steps")
+    return f'<div class="scroll">{table({**heads, **dict.fromkeys(shares, "number")}, rows)}</div>'
+
+
+def _lineage(lineage: pl.DataFrame | None) -> str:
+    if lineage is None or lineage.is_empty():
+        return ""
+    heads = {_heading(name): "tree" for name in lineage.columns}
+    caption = "Each version below the one that it was made from, with what was changed, and how it was judged."
+    return card("lineage", "Versions", table(heads, lineage.iter_rows()), caption)
+
+
+def _settings(settings: Mapping[str, Mapping[str, str]]) -> str:
+    if not settings:
+        return ""
+    heads = {"Setting": "", "Value": "wide"}
+    body = "".join(
+        f"<details><summary>{html.escape(name)}</summary>{table(heads, each.items())}</details>"
+        for name, each in settings.items()
+    )
+    return card("settings", "Settings and data", body)

@@ -1,7 +1,6 @@
 """`forecast backtest`: a registered model on past cutoffs, beside baselines, its base and the present champion."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import BacktestConfig
@@ -22,8 +21,6 @@ _SHOWN: Final = (
     *("mase", "smape", "rmsse", "wql", "crps", "wape", "bias", "coverage"),
     *("log_loss", "brier", "accuracy", "macro_f1"),
 )
-_MOST_DRAWN: Final = 200_000
-"""Rows of forecasts on the page, about."""
 
 
 @recorded(BacktestConfig)
@@ -48,10 +45,11 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     in it. Returns the version, a line about it, and the result.
     """
     from forecast import artifact as artifacts
-    from forecast.backtest import BACKTEST_RUN, Contender, backtest
+    from forecast.backtest import BACKTEST_RUN, FORECASTS, SCORES, Contender, backtest
     from forecast.data.io import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
+    from pipelines import report
     from pipelines.shared import log_data, open_version, read_alike, read_for
 
     if config.output.path:
@@ -91,7 +89,10 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
             },
             "backtest.json",
         )
-        _log(run, result, loaded, artifact, str(version), folder)
+        _log(run, result, loaded, artifact, folder)
+        tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
+        tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
+        report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
         if judged:
             registry.tag(version, {BACKTEST_RUN: run.id})
     line = (
@@ -106,10 +107,9 @@ def _log(
     result: "BacktestResult",
     loaded: "Loaded",
     artifact: "Artifact",
-    version: str,
     folder: Path | None,
 ) -> None:
-    """Log metrics, tables, figures and the report, and write what is not there yet into the folder of the output."""
+    """Log metrics, tables and figures, and write what is not there yet into the folder of the output."""
     import polars as pl
 
     from forecast import plots
@@ -141,10 +141,6 @@ def _log(
     run.figure(plots.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
     if result.confusion is not None:
         run.figure(plots.confusion(result.confusion, kind), "plots/confusion.png")
-    with TemporaryDirectory() as temporary:
-        page = (folder or Path(temporary)) / "report.html"
-        _write_page(page, result, loaded, artifact, version)
-        run.file(page)
 
 
 def _judged(result: "BacktestResult") -> str:
@@ -183,42 +179,3 @@ def _failed(failures: "pl.DataFrame") -> "pl.DataFrame":
 
     counts = pl.len().alias("windows"), pl.col(SERIES_ID).n_unique().alias("series")
     return failures.group_by(MODEL, REASON).agg(*counts).sort(MODEL, "windows", descending=[False, True]).head(10)
-
-
-def _write_page(path: Path, result: "BacktestResult", loaded: "Loaded", artifact: "Artifact", version: str) -> None:
-    """Write the report; of a large backtest, it shows the latest cutoffs of series evenly picked."""
-    import polars as pl
-
-    from forecast.backtest import FORECASTS, SCORES
-    from forecast.names import CUTOFF, SERIES_ID
-    from forecast.report import write_report
-    from pipelines.shared import pick
-
-    found = result.scan(SCORES).select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")
-    rows = artifact.horizon * result.summary.height
-    names = pick(found[SERIES_ID].to_list(), max(1, _MOST_DRAWN // rows))
-    few, cutoffs = pl.col(SERIES_ID).is_in(names), result.cutoffs
-    latest = pl.col(CUTOFF).is_in(cutoffs.tail(max(1, _MOST_DRAWN // (rows * len(names)))).implode())
-    facts = {
-        "model": version,
-        "cutoffs": f"{len(cutoffs):,}, {cutoffs[0]} to {cutoffs[-1]}",
-        "series": f"{found.height:,} scored, {result.skipped.height:,} skipped, {len(names):,} drawn",
-        "failed baselines": f"{result.failures.height:,}",
-    }
-    write_report(
-        path,
-        title=f"Backtest of {version}",
-        subtitle="Forecasts at past cutoffs beside what happened",
-        summary=result.summary,
-        facts=facts,
-        stages=[],
-        history=loaded.panel.frame(_rows(loaded.panel, names), classes=artifact.classes),
-        forecasts=result.scan(FORECASTS).filter(few, latest).collect(engine="streaming"),
-        scores=result.scan(SCORES).filter(few).collect(engine="streaming"),
-        rejects=loaded.rejects,
-        error_by_step=result.steps,
-        calibration=result.levels,
-        confusion=result.confusion,
-        wins=result.wins,
-        segments=result.segments,
-    )

@@ -48,6 +48,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
         with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
             run.metrics({f"calibrate/{name}": value for name, value in summary.items()})
             run.table(result.coverage, "coverage.parquet")
+            run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):
                 run.figure(plots.calibration(result.quantiles), "plots/calibration.png")
             digest = result.artifact.save(Path(folder))

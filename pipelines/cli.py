@@ -27,6 +27,7 @@ VERBS: Final = {
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
     "reconcile": ("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
     "monitor": ("pipelines.monitor:main", "judge the forecasts by what came since, and roll back what is worse"),
+    "report": ("pipelines.report:main", "put a version, a run or forecasts into a page that works offline"),
     "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
     "runs": ("pipelines.runs:main", "list, show or retry what ran"),
     "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),

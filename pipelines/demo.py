@@ -6,13 +6,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forecast.config import BacktestConfig, FinetuneConfig, PromoteConfig, ScoreConfig, TrainConfig, load
+from forecast.config import (
+    BacktestConfig,
+    FinetuneConfig,
+    PromoteConfig,
+    RegistryConfig,
+    ScoreConfig,
+    TrainConfig,
+    load,
+)
 from forecast.errors import ConfigError, GateRefused
 from pipelines import console
 from pipelines.compose import compose
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from forecast.backtest import BacktestResult
 
 USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
 
@@ -56,7 +66,9 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         from forecast.data.nyc_flights import nyc_flights
         from forecast.data.sinks import FORECASTS, REJECTS
         from forecast.names import SERIES_ID
+        from forecast.registry import Registry
         from pipelines import backtest, finetune, promote, score, train
+        from pipelines.models import lineage
 
     table, uri = folder / "panel.parquet", f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     with clock("data"), console.stage("data") as stage:
@@ -104,13 +116,13 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         _report(
             page,
             panel,
-            result.forecasts,
-            result.scores,
+            result,
             summary,
             made,
             decisions,
             rejects,
             content,
+            lineage(Registry(RegistryConfig(name=done.version.name, tracking_uri=uri)), done.version.number),
             clock,
         )
         stage.note(page=page)
@@ -127,7 +139,6 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
 
 def _live(uri: str) -> list[str]:
     """Return the alias to score with: the champion, or the pretrained model as long as nothing was promoted."""
-    from forecast.config import RegistryConfig
     from forecast.names import CHAMPION, PRETRAINED
     from forecast.registry import Registry
 
@@ -152,19 +163,18 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
 def _report(
     page: Path,
     panel: "pl.DataFrame",
-    forecasts: "pl.DataFrame",
-    scores: "pl.DataFrame",
+    result: "BacktestResult",
     summary: "pl.DataFrame",
     made: "pl.DataFrame",
     decisions: "pl.DataFrame",
     rejects: "pl.DataFrame",
     content: "dict[str, dict[str, int]]",
+    versions: "pl.DataFrame",
     clock: _Clock,
 ) -> None:
     import polars as pl
 
     from forecast.data.nyc_flights import TIME_ZONE
-    from forecast.metrics import coverage_by_level, error_by_step
     from forecast.names import SERIES_ID, TARGET, TIMESTAMP
     from forecast.report import write_report
 
@@ -184,10 +194,12 @@ def _report(
         facts=facts,
         stages=list(clock.seconds.items()),
         history=panel.select(SERIES_ID, pl.col(TIMESTAMP).dt.convert_time_zone(TIME_ZONE), TARGET),
-        forecasts=forecasts,
-        scores=scores,
+        forecasts=result.forecasts,
+        scores=result.scores,
         decisions=decisions,
         rejects=rejects,
-        error_by_step=error_by_step(forecasts),
-        calibration=coverage_by_level(forecasts),
+        error_by_step=result.steps,
+        calibration=result.levels,
+        wins=result.wins,
+        lineage=versions,
     )

@@ -31,6 +31,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER, SERIES_ID
     from forecast.predict import example
     from forecast.registry import Registry
+    from pipelines import report
     from pipelines.shared import child_tags, log_data, open_version, read_for, version_tags
 
     registry = Registry(config.registry)
@@ -47,6 +48,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
         with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
             run.metrics({f"finetune/{name}": value for name, value in summary.items()})
             run.table(result.decisions, "decisions.parquet")
+            run.table(result.shown, "forecasts.parquet")
             run.figure(plots.uplift_histogram(result.decisions), "plots/uplift.png")
             rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
             history = loaded.panel.frame(rows, base.classes)
@@ -62,6 +64,8 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
                 tags={**tags, **child_tags(parent, config.finetune.kind, summary["series_tuned"])},
                 example=example(result.artifact),
             )
+            tables = {"decisions": result.decisions, "forecasts": result.shown}
+            report.log(run, "finetune", version, result.artifact, loaded, tables)
             stage.note(version=str(version))
     line = (
         f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "

@@ -15,6 +15,8 @@ from pipelines.record import note, recorded
 from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from forecast.registry import Registry, Version
 
 # action: (its settings, what it does).
@@ -100,6 +102,17 @@ def _list(registry: "Registry") -> None:
 
 
 def _tree(registry: "Registry") -> None:
+    found = lineage(registry)
+    _print(found.columns, found.rows())
+
+
+def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
+    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged.
+
+    The version `shown` is marked.
+    """
+    import polars as pl
+
     versions = registry.versions()
     metrics = registry.metrics(run_id for each in versions for run_id in _runs(each))
     rows = []
@@ -113,7 +126,7 @@ def _tree(registry: "Registry") -> None:
             scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series:.2%} +- {width:.2%}")
         rows.append(
             (
-                branch,
+                f"{branch} (this one)" if each.number == shown else branch,
                 f"{each.kind} ({how})" if how else each.kind,
                 ", ".join(each.aliases),
                 each.tags.get(SERIES_TUNED, ""),
@@ -121,7 +134,7 @@ def _tree(registry: "Registry") -> None:
                 "\n".join(scores),
             )
         )
-    _print(("version", "kind", "aliases", "series tuned", "data", "metrics"), rows)
+    return pl.DataFrame(rows, ["version", "kind", "aliases", "series tuned", "data", "metrics"], orient="row")
 
 
 def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":

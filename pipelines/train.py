@@ -23,6 +23,7 @@ def main(config: TrainConfig) -> None:
 def run(config: TrainConfig) -> "tuple[Version, str]":
     """Train, log and register; return the version and a line about it."""
     import numpy as np
+    import polars as pl
 
     from forecast import plots
     from forecast.data.load import reclassed
@@ -30,6 +31,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.names import PRETRAINED
     from forecast.predict import example, forecast
     from forecast.registry import Registry
+    from pipelines import report
     from pipelines.shared import log_data, log_profile, pick, read_table, version_tags
 
     registry = Registry(config.registry)
@@ -62,9 +64,11 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
-            panel = reclassed(loaded, artifact.categories).panel
-            made = forecast(artifact, panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
-            history = panel.frame(rows, artifact.classes)
+            seen = reclassed(loaded, artifact.categories)
+            made = forecast(artifact, seen.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
+            history = seen.panel.frame(rows, artifact.classes)
+            drawn = report.few(made.frame.lazy())[0]
+            run.table(drawn, "forecasts.parquet")
             run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             digest = artifact.save(Path(folder))
             version = registry.register(
@@ -75,6 +79,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 tags=version_tags(artifact, config, data_digest),
                 example=example(artifact),
             )
+            points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
+            loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
+            report.log(run, "train", version, artifact, seen, {"forecasts": drawn}, loss=loss)
             stage.note(version=str(version))
     counts = loaded.counts
     return version, (

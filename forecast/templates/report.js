@@ -19,11 +19,12 @@ Page.start(async () => {
   }
 
   // What the reader switched on or off; until then every line is drawn, and the intervals of the best model.
-  const switched = { actual: new Map(), line: new Map(), band: new Map() };
+  const switched = { actual: new Map(), line: new Map(), band: new Map(), others: new Map() };
   const shown = (kind, i, best) => switched[kind].get(i) ?? (kind !== "band" || i === best);
   const orders = {
     name: { label: "By name" },
     score: { label: `Worst ${page.metric}`, values: page.score },
+    uplift: { label: "Largest uplift", values: page.uplift },
     gain: { label: "Largest gain", values: page.gain },
   };
   let matches = page.ids.map((_, i) => i);
@@ -49,7 +50,8 @@ Page.start(async () => {
 
   // The number beside each series: what it is sorted by, else its score.
   function noted() {
-    if ($("order").value === "gain") return { values: page.gain, write: signedPercent, name: "gain by fine-tuning" };
+    if ($("order").value === "uplift") return { values: page.uplift, write: signedPercent, name: "uplift by fine-tuning, on the report windows" };
+    if ($("order").value === "gain") return { values: page.gain, write: signedPercent, name: "gain by fine-tuning, at the gate" };
     return { values: page.score, write: (value) => format(value, 3, true), name: `${page.metric} (${page.scored})` };
   }
 
@@ -129,7 +131,7 @@ Page.start(async () => {
     const forecasts = models.map((_, i) => series.f.find((forecast) => forecast.m === i && forecast.c === cutoff));
     const present = models.map((_, i) => i).filter((i) => forecasts[i]);
     const best = present[present.length - 1];
-    chips(present);
+    chips(present, new Set(series.f.map((forecast) => forecast.c)).size > 1);
     if (page.classes.length) {
       const drawn = present.filter((i) => shown("line", i));
       await stack(cutoff, series, actualTimes, forecasts[drawn[drawn.length - 1]]);
@@ -154,6 +156,14 @@ Page.start(async () => {
       const line = { color: colours.ink, width: 1.4 };
       const mode = actualTimes.length === 1 ? "markers" : "lines";
       traces.push({ name: "Actual", x: actualTimes, y: series.y, mode, line, hovertemplate: "%{y:,.5~r}" });
+    }
+    // What the best model said at the other cutoffs: a gap between one forecast and the next.
+    if (best !== undefined && shown("others", 0)) {
+      const others = series.f.filter((forecast) => forecast.m === best && forecast.c !== cutoff);
+      const joined = (values) => others.flatMap((forecast) => [...values(forecast), null]);
+      const line = { color: models[best].colour, width: 1, dash: "dot" };
+      const hovertemplate = "%{y:,.5~r}";
+      traces.push({ name: "Other cutoffs", x: joined(({ t }) => times(t)), y: joined(({ q }) => q), mode: "lines", line, hovertemplate });
     }
     models.forEach((model, i) => {
       const forecast = forecasts[i];
@@ -262,9 +272,10 @@ Page.start(async () => {
   }
 
   // The buttons are made again only for another set of models, so that a pressed one keeps the focus.
-  function chips(present) {
-    if ($("legend").dataset.present === String(present)) return;
-    $("legend").dataset.present = String(present);
+  function chips(present, others) {
+    const drawn = String([present, others]);
+    if ($("legend").dataset.drawn === drawn) return;
+    $("legend").dataset.drawn = drawn;
     const best = present[present.length - 1];
     const intervals = `${page.bands.map((band) => format(100 * band)).join(" / ")} %`;
     const groups = present.map((i) => {
@@ -274,6 +285,7 @@ Page.start(async () => {
       if (page.bands.length) buttons[1].title = `Intervals of ${label}`;
       return buttons;
     });
+    if (others && !page.classes.length) groups.push([toggle("others", 0, "Other cutoffs", models[best].colour)]);
     $("legend").replaceChildren(
       ...[[toggle("actual", 0, "Actual", "var(--ink)")], ...groups].map((buttons) => {
         const made = element("span");
@@ -342,17 +354,16 @@ Page.start(async () => {
 
   // ---- Charts over all series ----
 
-  function lines(id, x, y, table, extra) {
-    if (!table) return;
+  function lines(id, x, y, extra) {
+    const found = page[id];
+    $(id).hidden = !found;
+    if (!found) return;
     const target = $(id).querySelector(".chart");
     const render = () => {
-      const traces = models
-        .map((model, i) => ({ model, points: table[i] }))
-        .filter(({ points }) => points)
-        .map(({ model, points }) => ({
-          name: plain(model.label), x: points.x, y: points.y, mode: "lines+markers", line: { color: model.colour, width: 2 },
-          marker: { size: 5 }, hovertemplate: "%{y:,.5~r}",
-        }));
+      const traces = found.map((line) => ({
+        name: plain(line.label), x: line.x, y: line.y, mode: line.x.length < 60 ? "lines+markers" : "lines",
+        line: { color: line.colour, width: 2 }, marker: { size: 5 }, hovertemplate: "%{y:,.5~r}",
+      }));
       return draw(target, [...traces, ...(extra ? [extra(theme())] : [])], x, y, { hovermode: "x unified", showlegend: true });
     };
     redraws.push(render);
@@ -376,42 +387,48 @@ Page.start(async () => {
     const changed = rows.filter(tuned);
     const sentences = [`${counted(changed)} of ${counted(rows)} series are fine-tuned, the others keep the base.`];
     // What it was worth where neither the fit nor the gate has looked, if that was measured.
-    const [before, after] = [column("report_base_loss"), column("report_tuned_loss")];
-    const judged = before < 0 || after < 0 ? [] : changed.filter((row) => row[before] > 0 && row[after] !== null);
+    const uplift = column("uplift");
+    const judged = changed.map((row) => row[uplift]).filter((share) => share !== null);
     if (judged.length) {
       const share = (test) => percent(judged.filter(test).length / judged.length, 0);
-      const improved = share((row) => row[after] < row[before]);
-      const worse = share((row) => row[after] > 1.02 * row[before]);
+      const [improved, worse] = [share((gained) => gained > 0), share((gained) => gained < -0.02)];
       sentences.push(`On later windows that neither the fit nor the gate has seen, ${improved} of them improved and ${worse} lost more than 2 %.`);
     }
     $("uplift").textContent = sentences.join(" ");
 
-    // Gains beyond ±100 % are counted in the outermost bars.
-    const values = (wanted) => rows.filter((row) => tuned(row) === wanted && row[gain] !== null).map((row) => 100 * row[gain]);
-    const parts = [false, true].map((wanted) => values(wanted).map((value) => Math.max(-99.9, Math.min(99.9, value))));
-    const reach = parts.flat().reduce((most, value) => Math.max(most, Math.abs(value)), 1);
-    const width = [0.1, 0.2, 0.5, 1, 2, 5].find((step) => reach / step <= 20) ?? 5;
-    const render = () => {
-      const bars = parts.map((part, i) => {
-        const counts = new Map();
-        part.forEach((value) => counts.set(Math.floor(value / width), (counts.get(Math.floor(value / width)) ?? 0) + 1));
-        const bins = [...counts.keys()].sort((a, b) => a - b);
-        return {
-          type: "bar", name: ["Base kept", "Fine-tuned"][i], width, marker: { color: page.colours[i], line: { color: theme().card, width: 1 } },
-          x: bins.map((bin) => (bin + 0.5) * width), y: bins.map((bin) => counts.get(bin)),
-          hovertext: bins.map((bin) => `${format(bin * width)} to ${format((bin + 1) * width)} %`), hovertemplate: "%{hovertext}: %{y} series",
-        };
-      });
-      const x = { title: "Gain in the gate's loss by fine-tuning (%)" };
-      const line = { color: theme().muted, width: 1, dash: "dot" };
-      const shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line }];
-      const y = { title: "Series", tickformat: ",d", ...(rows.length < 8 ? { dtick: 1 } : {}) };
-      return draw(section.querySelector(".chart"), bars, x, y, { barmode: "stack", shapes, showlegend: true });
-    };
-    redraws.push(render);
-    render();
+    // Shares beyond ±100 % are counted in the outermost bars.
+    function histogram(id, at, title) {
+      const shown = at === gain ? rows : changed;
+      const values = (wanted) => shown.filter((row) => tuned(row) === wanted && row[at] !== null).map((row) => 100 * row[at]);
+      const parts = [false, true].map((wanted) => values(wanted).map((value) => Math.max(-99.9, Math.min(99.9, value))));
+      const reach = parts.flat().reduce((most, value) => Math.max(most, Math.abs(value)), 1);
+      const width = [0.1, 0.2, 0.5, 1, 2, 5].find((step) => reach / step <= 20) ?? 5;
+      const render = () => {
+        const bars = parts.map((part, i) => {
+          const counts = new Map();
+          part.forEach((value) => counts.set(Math.floor(value / width), (counts.get(Math.floor(value / width)) ?? 0) + 1));
+          const bins = [...counts.keys()].sort((a, b) => a - b);
+          return {
+            type: "bar", name: ["Base kept", "Fine-tuned"][i], width, marker: { color: page.colours[i], line: { color: theme().card, width: 1 } },
+            x: bins.map((bin) => (bin + 0.5) * width), y: bins.map((bin) => counts.get(bin)),
+            hovertext: bins.map((bin) => `${format(bin * width)} to ${format((bin + 1) * width)} %`), hovertemplate: "%{hovertext}: %{y} series",
+          };
+        });
+        const line = { color: theme().muted, width: 1, dash: "dot" };
+        const shapes = [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line }];
+        const highest = Math.max(0, ...bars.flatMap((bar) => bar.y));
+        const y = { title: "Series", tickformat: ",d", ...(highest < 8 ? { dtick: 1 } : {}) };
+        return draw($(id), bars, { title }, y, { barmode: "stack", shapes, showlegend: true });
+      };
+      redraws.push(render);
+      render();
+    }
+    $("later").parentElement.hidden = !judged.length;
+    $("gate").parentElement.parentElement.classList.toggle("two", judged.length > 0);
+    if (judged.length) histogram("later", uplift, "Uplift, of the loss (%)");
+    histogram("gate", gain, "Gain in the gate's loss (%)");
 
-    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss" };
+    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", width: "Width", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss", uplift: "Uplift" };
     const known = new Map(page.ids.map((id, i) => [id, i]));
     const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
     function cell(value, i) {
@@ -424,7 +441,7 @@ Page.start(async () => {
         });
         return open;
       }
-      if (i === gain) return value === null ? "–" : signedPercent(value);
+      if (i === gain || i === uplift) return value === null ? "–" : signedPercent(value);
       return numeric[i] ? format(value, 4, name.endsWith("loss")) : (value ?? "–");
     }
     const columns = table.columns.map((name, i) => ({
@@ -434,20 +451,27 @@ Page.start(async () => {
     sortable(section, columns, rows, gain);
   }
 
+  // How often targets were within each level, beside how often they should have been.
+  function levels(id) {
+    lines(
+      id, { title: "Level or probability stated (%)", range: [0, 100] }, { title: "Observed share (%)", range: [0, 100] },
+      (colours) => ({
+        name: "Perfectly calibrated", x: [0, 100], y: [0, 100], mode: "lines", hoverinfo: "skip",
+        line: { color: colours.muted, width: 1, dash: "dot" },
+      }),
+    );
+  }
+
   // First all places, then the charts: each takes the width that the others leave it.
-  $("steps").hidden = !page.steps;
-  $("steps").querySelector(".caption span").textContent = page.classes.length
-    ? "Share of steps at which another class came than the most probable one, over all series."
-    : "Mean absolute error over all series, in units of the target.";
-  $("calibration").hidden = !page.calibration;
+  for (const id of ["steps", "calibration"]) $(id).hidden = !page[id];
+  const [error, unit] = page.classes.length
+    ? ["Share of steps", "Share of steps at which another class came than the most probable one, over all series."]
+    : ["Mean absolute error", "Mean absolute error over all series, in units of the target."];
+  $("steps").querySelector(".caption span").textContent = unit;
   decisions();
-  lines("steps", { title: "Steps after the cutoff", tickformat: ",d" }, { title: page.classes.length ? "Share of steps" : "Mean absolute error", rangemode: "tozero" }, page.steps);
-  lines(
-    "calibration", { title: "Level or probability stated (%)", range: [0, 100] }, { title: "Observed share (%)", range: [0, 100] }, page.calibration,
-    (colours) => ({
-      name: "Perfectly calibrated", x: [0, 100], y: [0, 100], mode: "lines", hoverinfo: "skip",
-      line: { color: colours.muted, width: 1, dash: "dot" },
-    }),
-  );
+  lines("steps", { title: "Steps after the cutoff", tickformat: ",d" }, { title: error, rangemode: "tozero" });
+  levels("calibration");
+  levels("calibrated");
+  lines("loss", { title: "Optimiser step", tickformat: ",d" }, { title: "Loss" });
   await browser();
 });

@@ -49,6 +49,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "score",
         "reconcile",
         "monitor",
+        "report",
         "schedule",
         "runs",
         "models",

@@ -134,7 +134,8 @@ def test_the_uplift_counts_every_series_once() -> None:
     decisions = pl.DataFrame(
         {"gain": [0.2, 0.1, -0.05, -7.0, None, float("nan")], "blend": [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]}
     )
-    axes = plots.uplift_histogram(decisions).axes[0]
+    later, axes = plots.uplift_histogram(decisions).axes
+    assert counted(later) == 0, "nothing was judged on later windows"
     # Stacked bars: the height of a patch is the count of its own part.
     assert counted(axes) == 4
     assert axes.get_legend_handles_labels()[1] == ["Base kept (2)", "Fine-tuned (2)"]
@@ -143,7 +144,24 @@ def test_the_uplift_counts_every_series_once() -> None:
 
 def test_an_uplift_without_any_gain_can_be_drawn() -> None:
     decisions = pl.DataFrame({"gain": [None], "blend": [0.0]}, schema={"gain": pl.Float64, "blend": pl.Float64})
-    assert counted(plots.uplift_histogram(decisions).axes[0]) == 0
+    assert [counted(axes) for axes in plots.uplift_histogram(decisions).axes] == [0, 0]
+
+
+def test_the_uplift_is_that_of_fine_tuned_series_on_the_report_windows() -> None:
+    decisions = pl.DataFrame(
+        {
+            "gain": [0.5, 0.25, 0.01],
+            "blend": [0.5, 0.5, 0.0],
+            "report_base_loss": [2.0, 0.0, 1.0],
+            "report_tuned_loss": [2.2, 0.0, 1.0],
+        }
+    )
+    assert decisions.select(plots.uplift(decisions)).to_series().to_list() == [pytest.approx(-0.1), None, 0.0]
+    later, gate = plots.uplift_histogram(decisions).axes
+    assert (counted(later), counted(gate)) == (1, 3)
+    assert all(patch.get_x() < 0 for patch in later.patches if patch.get_height())
+    assert later.get_title(loc="left") == "Uplift on the report windows (1 series without one)"
+    assert gate.get_title(loc="left") == "Gain at the gate"
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@ import gzip
 import html
 import json
 import re
-import shutil
-import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from browser import Tab, needs_chromium, tab
 from plotly.offline import get_plotlyjs
 
 from forecast import report
@@ -18,7 +17,6 @@ from forecast.errors import OutputError
 
 START = datetime(2024, 1, 1)
 EVIL = "</script><script>document.title='hacked'</script>{{js}}"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def history(series: list[str], steps: int = 60, zone: str | None = None) -> pl.DataFrame:
@@ -73,6 +71,8 @@ def decisions() -> pl.DataFrame:
             "penalty": [10.0, None],
             "blend": [0.5, 0.0],
             "reason": ["gain", "<b>too short</b>"],
+            "report_base_loss": [2.0, 4.0],
+            "report_tuned_loss": [1.8, 4.0],
         }
     )
 
@@ -218,12 +218,75 @@ def test_decisions_scores_and_lines_are_in_the_page(tmp_path: Path) -> None:
         calibration=pl.DataFrame({"model": ["fine_tuned"], "level": [0.1], "coverage": [0.125]}),
     )
     meta = unpacked(page, "page")
-    assert meta["decisions"]["rows"][1] == ["S10", 2.0, None, None, None, 0.0, "<b>too short</b>"]
+    assert meta["decisions"]["columns"][-1] == "uplift"
+    assert meta["decisions"]["rows"][1] == ["S10", 2.0, None, None, None, 0.0, "<b>too short</b>", 4.0, 4.0, 0.0]
     assert meta["gain"] == [0.25, None]
-    assert meta["verdicts"] == ["Fine-tuned, gain 25.0 %", "Base kept: <b>too short</b>"]
+    assert meta["uplift"] == [0.1, None]
+    assert meta["verdicts"] == [
+        "Fine-tuned, gain at the gate 25.0 %, uplift later 10.0 %",
+        "Base kept: <b>too short</b>",
+    ]
     assert meta["score"] == [1.5, None]
-    assert meta["steps"] == [{"x": [1, 2], "y": [3.0, 4.0]}, None]
-    assert meta["calibration"] == [None, {"x": [10.0], "y": [12.5]}]
+    assert meta["steps"] == [{"label": "Pretrained", "colour": "#3577dc", "x": [1, 2], "y": [3.0, 4.0]}]
+    assert meta["calibration"] == [{"label": "Fine-tuned", "colour": "#e07b1a", "x": [10.0], "y": [12.5]}]
+
+
+def sections() -> dict[str, Any]:
+    """What a report may have besides series and decisions."""
+    shares = {"coverage_before": [0.7, 0.5], "coverage_after": [0.8, 0.75]}
+    widths = {"width_before": [2.0, 0.0], "width_after": [3.0, 1.0]}
+    return {
+        "error_by_step": pl.DataFrame({"step": [1, 2], "model": ["pretrained"] * 2, "mae": [3.0, 4.0]}),
+        "calibration": pl.DataFrame({"model": ["pretrained"], "level": [0.1], "coverage": [0.125]}),
+        "calibrated": pl.DataFrame({"model": ["after", "before"], "level": [0.9, 0.9], "coverage": [0.89, 0.7]}),
+        "coverage": pl.DataFrame(
+            {"by": ["all", "city"], "value": ["", EVIL], "level": 0.8, "n": 48, **shares, **widths}
+        ),
+        "loss": pl.DataFrame({"model": ["train/loss", "val/loss"], "step": [10, 10], "loss": [0.5, 0.25]}),
+        "lineage": pl.DataFrame({"version": ["v1", "\u2514\u2500 v2 (this one)"], "aliases": ["pretrained", EVIL]}),
+        "settings": {EVIL: {"fit.seed": "7", "data.path": EVIL}},
+    }
+
+
+def test_calibration_loss_versions_and_settings_are_in_the_page(tmp_path: Path) -> None:
+    page = write(tmp_path / "report.html", **sections())
+    meta = unpacked(page, "page")
+    assert [(line["label"], line["y"]) for line in meta["calibrated"]] == [
+        ("Before calibration", [70.0]),
+        ("After calibration", [89.0]),
+    ]
+    assert [(line["label"], line["y"]) for line in meta["loss"]] == [("Training", [0.5]), ("Validation", [0.25])]
+    assert EVIL not in page
+    for cells in (
+        ["All", "", "80.0 %", "70.0 %", "80.0 %", "+50 %", "48"],
+        ["city", html.escape(EVIL), "80.0 %", "50.0 %", "75.0 %", "\u2013", "48"],
+        ["v1", "pretrained"],
+        ["\u2514\u2500 v2 (this one)", html.escape(EVIL)],
+        ["fit.seed", "7"],
+    ):
+        assert re.search("".join(f"<td[^>]*>{re.escape(cell)}</td>" for cell in cells), page), cells
+
+
+def test_what_there_is_nothing_of_has_no_section(tmp_path: Path) -> None:
+    own = write(tmp_path / "report.html").replace(get_plotlyjs(), "")
+    shown = re.findall(r'<section id="(\w+)" class="card">', own)
+    assert not shown
+    drawn = unpacked(own, "page")
+    assert [drawn[name] for name in ("steps", "calibration", "calibrated", "loss")] == [None] * 4
+    assert "decisions" not in drawn
+
+
+def test_each_series_has_the_score_of_the_best_model_that_forecasts_it(tmp_path: Path) -> None:
+    scores = pl.DataFrame(
+        {
+            "series_id": ["S2", "S2", "S10"],
+            "model": ["pretrained", "fine_tuned", "pretrained"],
+            "mase": [3.0, 1.0, 2.0],
+        }
+    )
+    meta = unpacked(write(tmp_path / "report.html", scores=scores), "page")
+    assert meta["score"] == [1.0, 2.0]
+    assert meta["scored"] == "the model that forecasts it"
 
 
 def test_a_report_without_any_series_can_be_written(tmp_path: Path) -> None:
@@ -248,96 +311,102 @@ def test_a_failed_write_leaves_the_old_report_and_nothing_else(tmp_path: Path) -
 
 # ---- In a browser ----
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 
-
-def browse(path: Path, profile: Path, address: str = "") -> str:
-    """Return the page's markup after its scripts have run, without the scripts."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=10000 --window-size=1200,900"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "--dump-dom", f"{path.as_uri()}{address}"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
-    return re.sub(r"<script.*?</script>", "", done.stdout.decode(), flags=re.DOTALL)
-
-
-def drawn(dom: str) -> str:
-    found = re.search(r'<html[^>]* data-drawn="([^"]*)"', dom)
-    return html.unescape(found[1]) if found else ""
-
-
-def traces(dom: str) -> int:
-    return dom[dom.index('id="chart"') : dom.index('id="errors"')].count('class="trace scatter')
+def traces(tab: Tab) -> int:
+    return int(tab.run("document.querySelectorAll('#chart .trace.scatter').length"))
 
 
 @needs_chromium
-def test_a_link_opens_its_series_and_cutoff(tmp_path: Path) -> None:
+def test_a_link_opens_its_series_and_cutoff_and_nothing_is_loaded(tmp_path: Path) -> None:
     made = [
         forecasts(["S2", "S10"], cutoff=cutoff, source=name)
         for cutoff in (35, 47)
         for name in ("fine_tuned", "seasonal_naive")
     ]
-    write(tmp_path / "report.html", forecasts=pl.concat(made), decisions=decisions())
-    dom = browse(tmp_path / "report.html", tmp_path / "profile", f"#series=S10&cutoff={milliseconds(35)}")
-    assert drawn(dom) == "S10"
+    page, address = tmp_path / "report.html", f"#series=S10&cutoff={milliseconds(35)}"
+    write(page, forecasts=pl.concat(made), decisions=decisions(), **sections())
+    with tab() as opened:
+        opened.open(page, "S10", address)
+        dom = opened.markup
+        # Two intervals of the best model (an area has two edges), the actual, two medians and the other cutoff.
+        assert traces(opened) == 8
+        # Hours 0 to 47 of the actual are drawn as one path, which has a point for each.
+        drawn = "document.querySelector('#chart').data.map(({ name, y }) => [name ?? '', y])"
+        lines = dict(opened.run(drawn))
+        assert lines["Actual"] == [float(hour % 24) for hour in range(60)]
+        assert lines["Fine-tuned"] == [step + 5.0 for step in range(1, 13)]
+        paths = "[...document.querySelectorAll('#chart path.js-line')].map((path) => path.getAttribute('d'))"
+        assert all(path.startswith("M") and "L" in path for path in opened.run(paths))
+        opened.resize(390)
+        opened.until("document.querySelector('#chart svg').clientWidth < 390")
+        right = (
+            "Math.max(...[...document.querySelectorAll('section, svg')].map((e) => e.getBoundingClientRect().right))"
+        )
+        assert opened.run(right) <= 390, "nothing reaches out of a narrow window"
+        ink = "document.querySelector('#chart').data.find(({ name }) => name === 'Actual').line.color"
+        light = opened.run(ink)
+        opened.resize(1280, scheme="dark")
+        opened.until(f"{ink} !== {json.dumps(light)}")
+        assert not opened.errors
+        assert opened.requests == [page.as_uri()]
     assert '<h3 id="name">S10</h3>' in dom
     assert "Base kept: &lt;b&gt;too short" in dom
-    # Two intervals of the best model (an area has two edges), the actual and two medians.
-    assert traces(dom) == 7
     assert re.search(r'id="errors"[^>]*>[^<]*over 12 known steps', dom)
-    assert 'id="decisions" class="card"' in dom
     assert 'class="trace bars' in dom
+    for name in ("decisions", "calibrated", "loss", "steps", "calibration"):
+        assert f'id="{name}" class="card">' in dom, name
 
 
 @needs_chromium
 def test_2000_series_open_and_names_stay_text(tmp_path: Path) -> None:
     ids = [f"S{n}" for n in range(2000)] + [EVIL]
-    write(tmp_path / "report.html", history=history(ids, 60), forecasts=forecasts(ids), title=EVIL)
-    dom = browse(tmp_path / "report.html", tmp_path / "profile", "#series=S1987")
-    assert drawn(dom) == "S1987"
-    assert dom.count('class="item"') < 50, "the list holds only what is in sight"
-    dom = browse(
-        tmp_path / "report.html",
-        tmp_path / "profile",
-        "#series=%3C%2Fscript%3E%3Cscript%3Edocument.title%3D'hacked'%3C%2Fscript%3E%7B%7Bjs%7D%7D",
-    )
-    assert drawn(dom) == EVIL
-    assert "<title>hacked" not in dom
+    page = tmp_path / "report.html"
+    write(page, history=history(ids, 60), forecasts=forecasts(ids), title=EVIL)
+    with tab() as opened:
+        opened.open(page, "S1987", "#series=S1987")
+        assert opened.run("document.querySelectorAll('.item').length") < 50, "the list holds only what is in sight"
+        opened.run(f"location.hash = new URLSearchParams({{ series: {json.dumps(EVIL)} }})")
+        opened.until(f"document.documentElement.dataset.drawn === {json.dumps(EVIL)}")
+        assert opened.run("document.title") == EVIL
+        assert not opened.errors
 
 
 @needs_chromium
 def test_search_keys_buttons_and_sorting_work(tmp_path: Path) -> None:
-    page = write(tmp_path / "report.html", decisions=decisions())
-    # Each action waits for what it should bring about; the last one reached is written down.
-    script = """
-    <script>
-    (async () => {
-      const $ = (id) => document.getElementById(id);
-      const root = document.documentElement.dataset;
-      const until = async (test) => { while (!test()) await new Promise((done) => setTimeout(done, 20)); };
-      const pressed = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-      const act = async (name, action, test) => { action(); await until(test); root.reached = name; };
-      const first = () => document.querySelector("#decisions tbody td").textContent;
-      await until(() => root.drawn === "S2");
-      await act("next", () => $("next").click(), () => root.drawn === "S10" && $("next").disabled);
-      await act("left", () => pressed("ArrowLeft"), () => root.drawn === "S2" && $("previous").disabled);
-      await act("address", () => (location.hash = "#series=S10"), () => root.drawn === "S10");
-      await act("search", () => { $("search").value = "s2"; $("search").dispatchEvent(new Event("input")); },
-        () => document.querySelectorAll(".item").length === 1);
-      await act("click", () => document.querySelector(".item").click(), () => root.drawn === "S2");
-      const lines = () => document.querySelectorAll("#chart .trace.scatter").length;
-      const before = lines();
-      await act("toggle", () => document.querySelectorAll("#legend button")[2].click(), () => lines() === before - 4);
-      await act("sort", () => document.querySelector("#decisions th button").click(), () => first() === "S2");
-      await act("turn", () => document.querySelector("#decisions th button").click(), () => first() === "S10");
-      await act("open", () => document.querySelector("#decisions .open").click(), () => root.drawn === "S10");
-      await act("unknown", () => (location.hash = "#series=absent"), () => !$("notice").hidden);
-    })();
-    </script>
-    """
-    (tmp_path / "acting.html").write_text(page.replace("</body>", f"{script}</body>"), encoding="utf-8")
-    dom = browse(tmp_path / "acting.html", tmp_path / "profile")
-    assert re.findall(r' data-reached="(\w+)"', dom) == ["unknown"]
-    assert "This report has no series absent." in dom
+    page = tmp_path / "report.html"
+    scores = pl.DataFrame({"series_id": ["S2", "S10"], "model": "pretrained", "mase": [1.0, 2.0]})
+    write(page, decisions=decisions(), scores=scores)
+    item, first = "document.querySelectorAll('.item')", "document.querySelector('#decisions tbody td').textContent"
+    lines, head = "document.querySelectorAll('#chart .trace.scatter').length", "#decisions th button"
+    steps = [
+        ("$('next').click()", "drawn() === 'S10' && $('next').disabled"),
+        ("pressed('ArrowLeft')", "drawn() === 'S2' && $('previous').disabled"),
+        ("location.hash = '#series=S10'", "drawn() === 'S10'"),
+        ("$('order').value = 'name'; changed($('order'), 'change')", "drawn() === 'S2'"),
+        (
+            "$('order').value = 'score'; changed($('order'), 'change')",
+            f"drawn() === 'S10' && {item}[0].title === 'S10'",
+        ),
+        ("$('search').value = 's2'; changed($('search'), 'input')", f"{item}.length === 1"),
+        (f"{item}[0].click()", "drawn() === 'S2'"),
+        ("document.querySelectorAll('#legend button')[2].click()", f"{lines} === before - 4"),
+        (f"document.querySelector('{head}').click()", f"{first} === 'S2'"),
+        (f"document.querySelector('{head}').click()", f"{first} === 'S10'"),
+        ("document.querySelector('#decisions .open').click()", "drawn() === 'S10'"),
+        ("location.hash = '#series=absent'", "!$('notice').hidden"),
+    ]
+    with tab() as opened:
+        opened.open(page, "S2")
+        opened.run(
+            "var $ = (id) => document.getElementById(id), drawn = () => document.documentElement.dataset.drawn;"
+            "var pressed = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));"
+            f"var changed = (from, what) => from.dispatchEvent(new Event(what)), before = {lines};"
+        )
+        for act, test in steps:
+            opened.run(f"void ({act.replace('; ', ', ')})")
+            opened.until(test)
+        assert opened.run("$('notice').textContent") == "This report has no series absent."
+        assert not opened.errors
 
 
 def test_classes_are_told_by_their_probabilities_and_confusions(tmp_path: Path) -> None:
