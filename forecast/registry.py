@@ -577,7 +577,7 @@ def _connect(uri: str) -> MlflowClient:
     """Return a client after one answered call. MLflow itself retries a dead server for minutes."""
     if _is_server(uri):
         client = MlflowClient(uri, uri)
-        with _environment_set(_FIRST_CALL):
+        with environment_set(_FIRST_CALL):
             client.search_experiments(max_results=1)
         return client
     if uri.startswith("sqlite:///"):
@@ -594,7 +594,8 @@ def _is_server(uri: str) -> bool:
 
 
 @contextmanager
-def _environment_set(values: Mapping[str, str]) -> Iterator[None]:
+def environment_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

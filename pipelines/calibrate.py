@@ -1,6 +1,5 @@
 """`forecast calibrate`: a registered model -> the same with intervals that cover what they say, as `challenger`."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,8 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from forecast.calibrate import calibrate
     from forecast.data.io import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
-    from forecast.predict import example
     from forecast.registry import Registry
-    from pipelines.shared import CALIBRATED, log_data, made_from, open_version, read_for, version_tags
+    from pipelines.shared import CALIBRATED, log_data, made_from, open_version, read_for, registered
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -45,22 +43,14 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             result = calibrate(artifact, loaded.panel, config.calibrate)
             summary = result.summary
             stage.note(cutoffs=f"{summary['windows']:.0f}", series=f"{summary['series']:,.0f}")
-        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+        with console.stage("register") as stage:
             run.metrics({f"calibrate/{name}": value for name, value in summary.items()})
             run.table(result.coverage, "coverage.parquet")
             run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):
                 run.figure(plots.calibration(result.quantiles), "plots/calibration.png")
-            digest = result.artifact.save(Path(folder))
-            tags = version_tags(result.artifact, config, data_digest)
-            version = registry.register(
-                run,
-                Path(folder),
-                digest=digest,
-                alias=CHALLENGER,
-                tags={**tags, **made_from(parent), CALIBRATED: config.calibrate.method},
-                example=example(result.artifact),
-            )
+            tags = {**made_from(parent), CALIBRATED: config.calibrate.method}
+            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
             stage.note(version=str(version))
         if config.output.path:
             write_parquet_atomic(result.coverage, Path(config.output.path) / "coverage.parquet")

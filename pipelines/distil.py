@@ -1,6 +1,5 @@
 """`forecast distil`: a registered model and its table -> a smaller one that forecasts like it, as `challenger`."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,8 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.data.io import check_writable, write_parquet_atomic
     from forecast.distil import distil
     from forecast.names import CHALLENGER
-    from forecast.predict import example
     from forecast.registry import Registry
-    from pipelines.shared import DISTILLED, log_data, made_from, open_version, read_for, version_tags
+    from pipelines.shared import DISTILLED, log_data, made_from, open_version, read_for, registered
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -50,7 +48,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
-        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+        with console.stage("register") as stage:
             run.curve(result.curve)
             run.metrics({name: value for name, value in result.summary.items() if not isinstance(value, str)})
             for row in result.comparison.rows(named=True):
@@ -58,16 +56,8 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
             run.table(result.comparison, "comparison.parquet")
             run.figure(plots.loss_curves(result.curve), "plots/loss.png")
-            digest = result.artifact.save(Path(folder))
-            tags = version_tags(result.artifact, config, data_digest)
-            version = registry.register(
-                run,
-                Path(folder),
-                digest=digest,
-                alias=CHALLENGER,
-                tags={**tags, **made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)},
-                example=example(result.artifact),
-            )
+            tags = {**made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)}
+            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
             stage.note(version=str(version))
         if config.output.path:
             write_parquet_atomic(result.comparison, Path(config.output.path) / "comparison.parquet")

@@ -1,7 +1,5 @@
 """`forecast finetune`: a registered model -> changes for each series that gains, registered as `challenger`."""
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import FinetuneConfig
@@ -29,10 +27,9 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast import plots
     from forecast.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
-    from forecast.predict import example
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import child_tags, log_data, open_version, read_for, version_tags
+    from pipelines.shared import child_tags, log_data, open_version, read_for, registered
 
     registry = Registry(config.registry)
     parent, base = open_version(registry, config.registry.alias)
@@ -45,7 +42,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             )
             summary = result.summary
             stage.note(series=summary["series"], tuned=summary["series_tuned"], uplift=f"{summary['uplift']:.2%}")
-        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+        with console.stage("register") as stage:
             run.metrics({f"finetune/{name}": value for name, value in summary.items()})
             run.table(result.decisions, "decisions.parquet")
             run.table(result.shown, "forecasts.parquet")
@@ -54,16 +51,8 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             history = loaded.panel.frame(rows, base.classes)
             figure = plots.best_and_worst(history, result.shown, result.decisions)
             run.figure(figure, "plots/best_and_worst.png")
-            digest = result.artifact.save(Path(folder))
-            tags = version_tags(result.artifact, config, data_digest)
-            version = registry.register(
-                run,
-                Path(folder),
-                digest=digest,
-                alias=CHALLENGER,
-                tags={**tags, **child_tags(parent, config.finetune.kind, summary["series_tuned"])},
-                example=example(result.artifact),
-            )
+            tags = child_tags(parent, config.finetune.kind, summary["series_tuned"])
+            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
             tables = {"decisions": result.decisions, "forecasts": result.shown}
             report.log(run, "finetune", version, result.artifact, loaded, tables)
             stage.note(version=str(version))

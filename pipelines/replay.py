@@ -8,8 +8,8 @@ damaged, a version that must not become champion, and later does, past the gate.
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -94,22 +94,10 @@ class InProcess(Scheduler):
 
     def _process(self, schedule: Schedule, slot: Slot) -> tuple[int, int]:
         given = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
-        with _environment(given):
+        from forecast.registry import environment_set
+
+        with environment_set(given):
             return self.verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
-
-
-@contextmanager
-def _environment(given: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def main(argv: list[str]) -> None:
@@ -139,8 +127,10 @@ class Replay:
 
     def run(self) -> None:
         """Replay the days, check that nothing is lost or there twice, and say what it cost."""
+        from forecast.registry import environment_set
+
         begun = time.monotonic()
-        with _environment({"GATECAST_LEDGER": self._ledger_uri}):
+        with environment_set({"GATECAST_LEDGER": self._ledger_uri}):
             self._prepare()
             outage = range(self._days // 4, self._days // 4 + _OUTAGE_DAYS)
             damaged, forced = self._days // 2 + 1, 2 * self._days // 3

@@ -1,7 +1,5 @@
 """`forecast train`: table -> panel -> model, registered as `pretrained`."""
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import TrainConfig
@@ -29,10 +27,10 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.data.load import reclassed
     from forecast.fit import fit
     from forecast.names import PRETRAINED
-    from forecast.predict import example, forecast
+    from forecast.predict import forecast
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import log_data, log_profile, pick, read_table, version_tags
+    from pipelines.shared import log_data, log_profile, pick, read_table, registered
 
     registry = Registry(config.registry)
     loaded = read_table(config.data, config.window.horizon)
@@ -56,7 +54,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             speed = "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"
             stage.note(**{name: summary[name] for name in speed if name in summary})
         artifact = result.artifact
-        with console.stage("register") as stage, tempfile.TemporaryDirectory() as folder:
+        with console.stage("register") as stage:
             run.curve(result.curve)
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
@@ -70,15 +68,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             drawn = report.few(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")
             run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
-            digest = artifact.save(Path(folder))
-            version = registry.register(
-                run,
-                Path(folder),
-                digest=digest,
-                alias=PRETRAINED,
-                tags=version_tags(artifact, config, data_digest),
-                example=example(artifact),
-            )
+            version = registered(registry, run, artifact, config, data_digest, alias=PRETRAINED)
             points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
             loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
             report.log(run, "train", version, artifact, seen, {"forecasts": drawn}, loss=loss)

@@ -1,7 +1,6 @@
 """`forecast tune`: search for the settings of a training, and register the best model as `pretrained`."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +32,9 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
     from forecast.output import locked
-    from forecast.predict import example
     from forecast.registry import PARENT_RUN, Registry
     from forecast.tune import tune
-    from pipelines.shared import log_data, read_table, version_tags
+    from pipelines.shared import log_data, read_table, registered
 
     folder = Path(config.output.path)
     registry = Registry(config.registry)
@@ -65,7 +63,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
             stage.note(**states, best=result.best)
-        with console.stage("register") as stage, tempfile.TemporaryDirectory() as made:
+        with console.stage("register") as stage:
             best = _training(config, result.config)
             settings = json.dumps(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"}), indent=2)
             write_text_atomic(settings + "\n", folder / "best.yaml")
@@ -73,15 +71,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             run.table(result.trials, "trials.parquet")
             run.text(settings, "best.yaml")
             run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
-            digest = result.artifact.save(Path(made))
-            version = registry.register(
-                run,
-                Path(made),
-                digest=digest,
-                alias=PRETRAINED,
-                tags=version_tags(result.artifact, best, data_digest),
-                example=example(result.artifact),
-            )
+            version = registered(registry, run, result.artifact, best, data_digest, alias=PRETRAINED)
             stage.note(version=str(version))
     value, given = result.values
     beside = "" if given is None else f" ({given:.4f} with the settings as given)"
