@@ -57,8 +57,12 @@ def test_the_registry_says_who_was_champion_and_who_must_not_be(replay: Path) ->
     assert made["model_version"].n_unique() == 3, "by the first champion, the one of the first week, and the bad one"
     shadow = pl.read_parquet(replay / "scores" / "shadow" / "forecasts" / "**" / "*.parquet", hive_partitioning=False)
     assert shadow.select("series_id", "cutoff").n_unique() > 0
-    page = max((replay / "watch").glob("as_of=*/monitor.html")).read_text()
-    assert "rolled back" in page.lower()
+    pages = [path.read_text() for path in (replay / "watch").glob("as_of=*/monitor.html")]
+    assert len(pages) == DAYS - 3
+    assert (
+        sum("Champion rolled back: v3 -&gt; v" in page or "Champion rolled back: v3 -> v" in page for page in pages)
+        == 1
+    )
 
 
 def test_a_folder_with_something_in_it_is_left_alone(replay: Path) -> None:
