@@ -15,6 +15,9 @@ from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SOURCE_FINE_TUNED, SOURC
 
 Array = npt.NDArray[np.floating]
 
+# A metric that is worse by a smaller share is no reason to refuse a version that is better by more in the other.
+_SAME = 1e-3
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -82,7 +85,8 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
     """Return the verdict on the windows that both have a score for.
 
     Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL (in log-loss, of classes), or,
-    where it `must_beat` it, better in none.
+    where it `must_beat` it, better in none. Worse by less than a thousandth counts only if it is not better by more
+    in the other one.
     """
     keys = [SERIES_ID, CUTOFF]
     ours, theirs = scores.filter(pl.col(MODEL) == challenger), scores.filter(pl.col(MODEL) == incumbent)
@@ -110,7 +114,12 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
     # A metric that is not defined on these windows (of constant or short series) says nothing about either.
     metrics = {label: (_number(mine[name]), _number(other[name])) for label, name in judged.items()}
     verdict = Verdict(incumbent, metrics, len(ours), p_value)
-    worse = [name for name, (a, b) in metrics.items() if not (a <= b or (math.isnan(a) and math.isnan(b)))]
+    gained = any(a < b * (1 - _SAME) for a, b in metrics.values())
+    worse = [
+        name
+        for name, (a, b) in metrics.items()
+        if not (a <= b * (1 + _SAME * gained) or (math.isnan(a) and math.isnan(b)))
+    ]
     if worse:
         raise GateRefused(f"{challenger} is worse than {incumbent} in {' and '.join(worse)}: {verdict}")
     if must_beat and not any(a < b for a, b in metrics.values()):

@@ -109,6 +109,24 @@ def test_a_challenger_that_is_worse_in_either_is_refused(mase: list[float], wql:
         compare(both, "new", "old")
 
 
+@pytest.mark.parametrize(
+    ("mase", "wql", "through"),
+    [
+        (1.0005, 0.9, True),  # hardly worse in one, better in the other
+        (1.0005, 1.0, False),  # hardly worse, for nothing
+        (1.0005, 0.9995, False),  # hardly worse, for hardly anything
+        (1.002, 0.5, False),
+    ],
+)
+def test_hardly_worse_in_one_is_let_through_for_a_gain_in_the_other(mase: float, wql: float, through: bool) -> None:
+    both = pl.concat([scores("fine_tuned", [mase] * 4, [wql] * 4), scores("champion", [1.0] * 4, [1.0] * 4)])
+    if through:
+        assert compare(both, "fine_tuned", "champion").metrics["WQL"][0] == pytest.approx(wql)
+    else:
+        with pytest.raises(GateRefused, match="is worse than champion in MASE"):
+            compare(both, "fine_tuned", "champion")
+
+
 def test_an_equal_challenger_is_let_through() -> None:
     both = pl.concat([scores("new", [1.0, 2.0], [0.5, 0.5]), scores("old", [1.0, 2.0], [0.5, 0.5])])
     verdict = compare(both, "new", "old")
