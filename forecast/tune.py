@@ -16,6 +16,7 @@ from forecast.artifact import Artifact
 from forecast.config import FitSettings, TuneSettings, fields, group_of, load
 from forecast.data.classes import with_trained_classes
 from forecast.data.load import Loaded
+from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.fit import FitResult, fit, held_out
 from forecast.metrics import future_values, score_classes, score_windows, seasonal_naive_errors
@@ -102,9 +103,7 @@ def tune(
     loaded = replace(loaded, panel=panel, categories=categories)
     windows = held_out(panel, config.window.horizon, config.fit).validation
 
-    def judged(artifact: Artifact) -> float:
-        return _judged(artifact, loaded, windows, settings.metric)
-
+    judged = _judge(loaded, windows, config.window.horizon, settings.metric)
     with _study(optuna, folder, key, loaded, config, settings) as study:
         while len(done := _ended(study)) < settings.n_trials:
             running = study.ask()
@@ -168,7 +167,7 @@ _Space = Mapping[str, "_Range | tuple[Any, ...]"]
 
 def _space(config: FitSettings, settings: TuneSettings) -> _Space:
     """Return what each key is drawn from. Raises ConfigError that lists all mistakes."""
-    known = {path: field for path, field in fields(FitSettings) if not group_of(field)}
+    known = {path for path, field in fields(FitSettings) if not group_of(field)}
     found: dict[str, _Range | tuple[Any, ...]] = {}
     mistakes = []
     for key, given in _leaves(settings.space):
@@ -280,20 +279,25 @@ def _trained(
     return Trial(running.number, drawn, own, "pruned" if result.stopped else "complete", value, result)
 
 
-def _judged(artifact: Artifact, loaded: Loaded, windows: Any, metric: str) -> float:
-    panel = loaded.panel
-    stated = predict(artifact, panel, windows).tuned.astype(np.float64)
-    actual = future_values(panel, windows, artifact.horizon)
-    if artifact.classes is not None:
-        scores = score_classes(actual, stated)
-        return float(scores["log_loss"].sum() / scores["n_steps"].sum())
-    assert loaded.data.season_length is not None
-    scale, root_scale = seasonal_naive_errors(panel, windows, loaded.data.season_length)
-    levels = artifact.model.quantile_levels
-    scores = score_windows(actual, stated, levels=levels, scale=scale, root_scale=root_scale)
-    return float(
-        np.nanmean(scores["mase"]) if metric == "mase" else scores["pinball"].sum() / scores["abs_target"].sum()
-    )
+def _judge(loaded: Loaded, windows: WindowIndex, horizon: int, metric: str) -> Callable[[Artifact], float]:
+    """Return what gives the metric of a model on the windows; of classes the log-loss."""
+    panel, season = loaded.panel, loaded.data.season_length
+    assert season is not None
+    actual = future_values(panel, windows, horizon)
+    scale, root_scale = seasonal_naive_errors(panel, windows, season)
+
+    def judged(artifact: Artifact) -> float:
+        stated = predict(artifact, panel, windows).tuned.astype(np.float64)
+        if artifact.classes is not None:
+            scores = score_classes(actual, stated)
+            return float(scores["log_loss"].sum() / scores["n_steps"].sum())
+        levels = artifact.model.quantile_levels
+        scores = score_windows(actual, stated, levels=levels, scale=scale, root_scale=root_scale)
+        if metric == "mase":
+            return float(np.nanmean(scores["mase"]))
+        return float(scores["pinball"].sum() / scores["abs_target"].sum())
+
+    return judged
 
 
 # --- the folder

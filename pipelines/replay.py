@@ -24,6 +24,7 @@ from forecast.config import (
     ReplayConfig,
     SchedulerConfig,
     ScheduleSettings,
+    TrainConfig,
     load,
 )
 from forecast.errors import GatecastError, OutputError
@@ -39,6 +40,7 @@ FIRST: Final = date(2013, 9, 9)
 """The first day that is replayed, a Monday; the year before it is history."""
 NAME: Final = "departures"
 _HORIZON: Final = 48
+_SERIES: Final = 35
 _OUTAGE_DAYS: Final = 3
 _DATA: Final = {
     "freq": "1h",
@@ -46,6 +48,7 @@ _DATA: Final = {
     "time_zone": "America/New_York",
     "static_covariates": "[airport,carrier]",
 }
+_SETTINGS: Final = [f"data.{key}={value}" for key, value in _DATA.items()]
 
 _SCHEDULES: Final = """\
 time_zone: America/New_York
@@ -104,8 +107,11 @@ def main(argv: list[str]) -> None:
     """Run the verb: `argv` are settings of `forecast replay`, and of the first training."""
     own = [word for word in argv if word.startswith(("replay.", "output.", "-"))]
     config = compose.verb_config(ReplayConfig, "replay", own)
+    training = [word for word in argv if word not in own]
+    # Before anything is written: the training comes later.
+    load(TrainConfig, compose.compose("train", ["data.path=panel", f"window.horizon={_HORIZON}", *training]))
     console.setup()
-    Replay(config, [word for word in argv if word not in own]).run()
+    Replay(config, training).run()
 
 
 class Replay:
@@ -169,11 +175,10 @@ class Replay:
             name=NAME, store=self._store, folder=self._folder, start=FIRST + timedelta(days=1)
         )
         (self._folder / "schedule.yaml").write_text(schedules)
-        data = [f"data.{key}={value}" for key, value in _DATA.items()]
         source = f"data.path={self._folder / 'history.parquet'}"
-        self._succeed("data", "prepare", source, *data, f"window.horizon={_HORIZON}", f"output.path={self._panel}")
+        self._succeed("data", "prepare", source, *_SETTINGS, f"window.horizon={_HORIZON}", f"output.path={self._panel}")
         window = f"window.horizon={_HORIZON}", "window.context_length=336"
-        self._succeed("train", *self._model, f"data.path={self._panel}", *data, *window, *self._training)
+        self._succeed("train", *self._model, f"data.path={self._panel}", *_SETTINGS, *window, *self._training)
         self._promoted(1)
         _tell(FIRST, f"{len(history):,} rows of history; v1, the first model, is made champion")
 
@@ -214,8 +219,7 @@ class Replay:
         """Train a version that knows nothing, and try to promote it."""
         bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level"
         window = f"window.horizon={_HORIZON}", "window.context_length=48"
-        data = [f"data.{key}={value}" for key, value in _DATA.items()]
-        self._succeed("train", *self._model, f"data.path={self._panel}", *data, *bad, *window)
+        self._succeed("train", *self._model, f"data.path={self._panel}", *_SETTINGS, *bad, *window)
         number = self._newest_version()
         self._succeed(
             "backtest", *self._model, f"data.path={self._panel}", f"registry.alias={number}", "backtest.n_windows=2"
@@ -241,13 +245,13 @@ class Replay:
         nights = [entry for entry in every if entry.schedule == "nightly"]
         done = Counter(entry.slot for entry in nights if entry.status == "done")
         codes = Counter(entry.exit_code for entry in every)
-        rows, forecasts, missing = self._rows(), self._forecasts(), []
-        expected = {"score": self._days, "series": 35}
-        if len(done) != expected["score"] or set(done.values()) != {1}:
+        rows, forecasts = self._rows(), self._forecasts()
+        missing = []
+        if len(done) != self._days or set(done.values()) != {1}:
             missing.append(f"{len(done)} of {self._days} nights are scored, {sum(done.values())} times in all")
         if rows["lost"] or rows["changed"]:
             missing.append(f"{rows['lost']:,} rows of the source are not in the panel, {rows['changed']:,} differ")
-        if forecasts["twice"] or forecasts["series"] != expected["series"] * self._days:
+        if forecasts["twice"] or forecasts["series"] != _SERIES * self._days:
             missing.append(f"{forecasts['series']:,} series forecast, {forecasts['twice']:,} steps twice")
         missing += [f"no job ended with exit code {code}" for code in (3, 5, 9) if not codes[code]]
         before = self._newest()

@@ -65,3 +65,9 @@ def test_the_registry_says_who_was_champion_and_who_must_not_be(replay: Path) ->
 def test_a_folder_with_something_in_it_is_left_alone(replay: Path) -> None:
     message = refuse(6, "replay", f"output.path={replay}")
     assert "is not empty: a replay begins anew" in message
+
+
+def test_wrong_settings_of_the_training_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    message = refuse(2, "replay", f"output.path={tmp_path / 'out'}", "fit.max_stepz=3")
+    assert "fit.max_stepz: unknown key; did you mean fit.max_steps?" in message
+    assert not list(tmp_path.iterdir())
