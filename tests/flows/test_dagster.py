@@ -30,9 +30,23 @@ from pipelines.schedule import Scheduler
 from pipelines.schedules import Schedule
 
 ASSET = dg.AssetKey("nightly")
-TODAY = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
-WEEK = [f"{TODAY - timedelta(days=7 - number):%Y-%m-%d}" for number in range(7)]
 HOME = "telemetry: {enabled: false}\nconcurrency: {pools: {default_limit: 1}}\n"
+
+
+@pytest.fixture
+def today() -> datetime:
+    """The start of a day that lasts until a test has ended, in UTC."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if midnight - now < timedelta(minutes=5):
+        time.sleep((midnight - now).total_seconds())
+        return midnight
+    return midnight - timedelta(days=1)
+
+
+@pytest.fixture
+def week(today: datetime) -> list[str]:
+    return [f"{today - timedelta(days=7 - number):%Y-%m-%d}" for number in range(7)]
 
 
 def ledger() -> Ledger:
@@ -48,9 +62,9 @@ def write(folder: Path, **schedules: dict[str, Any]) -> Path:
     return path
 
 
-def nightly(store: Store, **settings: object) -> dict[str, Any]:
+def nightly(store: Store, today: datetime, **settings: object) -> dict[str, Any]:
     """Return a schedule of the days that are over, with a panel that ends yesterday."""
-    shift = TODAY - timedelta(hours=1) - END
+    shift = today - timedelta(hours=1) - END
     table = store.write(panel().with_columns(pl.col("timestamp") + shift), "live.parquet")
     score = {"flow": "score", "cutoff": "previous_day", "naive": True, "retries": 0}
     return {"cron": "* * * * *", **score, "overrides": [f"data.path={table}", "output.path=scores"], **settings}
@@ -76,13 +90,15 @@ def wait(process: "subprocess.Popen[bytes]", log: Path, happened: Callable[[], A
         time.sleep(0.2)
 
 
-def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(promoted.folder, nightly=nightly(promoted, start=f"{TODAY - timedelta(days=7)}"))
+def test_the_daemon_runs_what_is_due_and_fills_a_week_once(
+    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, week: list[str]
+) -> None:
+    path = write(promoted.folder, nightly=nightly(promoted, today, start=f"{today - timedelta(days=7)}"))
     home, log = promoted.folder / "home", promoted.folder / "log"
     home.mkdir()
     (home / "dagster.yaml").write_text(HOME)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    outside(promoted, monkeypatch, WEEK[0])
+    outside(promoted, monkeypatch, week[0])
     graph = definitions(path).resolve_asset_graph()
     command = [Path(sys.executable).with_name("dagster-daemon"), "run", "-m", "pipelines.dagster"]
     environment = {**os.environ, "PYTHONPATH": str(Path(library.__file__).parents[1])}
@@ -96,7 +112,7 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
             """Run a backfill of the week to its end; return how its checks ended."""
             name = uuid.uuid4().hex
             asked = PartitionBackfill.from_asset_partitions(
-                name, graph, WEEK, [ASSET], time.time(), {}, instance, False, None, None, None
+                name, graph, week, [ASSET], time.time(), {}, instance, False, None, None, None
             )
             instance.add_backfill(asked)
             wait(
@@ -113,15 +129,15 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         wait(daemon, log, lambda: [run for run in instance.get_runs() if run.is_finished])
         tick = next(run for run in instance.get_runs() if run.is_finished)
         assert tick.tags["dagster/schedule_name"] == "nightly_schedule"
-        assert tick.tags["dagster/partition"] == WEEK[-1]
+        assert tick.tags["dagster/partition"] == week[-1]
         assert tick.is_success, log.read_text()
         assert fill() == dict.fromkeys(CHECKS, True)
         done = ledger().entries(every=True)
-        assert sorted(entry.slot[:10] for entry in done) == WEEK
+        assert sorted(entry.slot[:10] for entry in done) == week
         assert {entry.status for entry in done} == {"done"}
         manifests = sorted((promoted.folder / "scores" / "manifests").iterdir())
-        assert [file.name[7:17] for file in manifests] == WEEK
-        assert instance.get_materialized_partitions(ASSET) == set(WEEK)
+        assert [file.name[7:17] for file in manifests] == week
+        assert instance.get_materialized_partitions(ASSET) == set(week)
         event = instance.get_latest_materialization_event(ASSET)
         assert event
         assert event.asset_materialization
@@ -132,7 +148,7 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         assert metadata["output"] == str(promoted.folder / entry.output)
         assert (metadata["series/in"], metadata["series/forecast"], metadata["rows/written"]) == (20, 20, 240)
 
-        (part,) = (promoted.folder / "scores" / "forecasts").glob(f"cutoff={WEEK[3]}*/*")
+        (part,) = (promoted.folder / "scores" / "forecasts").glob(f"cutoff={week[3]}*/*")
         damaged = pl.when(pl.col("step") == 1).then(float("nan")).otherwise("mean")
         pl.read_parquet(part, hive_partitioning=False).with_columns(mean=damaged).write_parquet(part)
         before = {path: path.stat().st_mtime_ns for path in manifests}
@@ -141,25 +157,27 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(promoted: Store, monk
         assert {path: path.stat().st_mtime_ns for path in manifests} == before
 
 
-def test_dagster_is_told_what_was_done_elsewhere(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = definitions(write(promoted.folder, nightly=nightly(promoted)))
-    outside(promoted, monkeypatch, WEEK[-1])
+def test_dagster_is_told_what_was_done_elsewhere(
+    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, week: list[str]
+) -> None:
+    found = definitions(write(promoted.folder, nightly=nightly(promoted, today)))
+    outside(promoted, monkeypatch, week[-1])
     (sensor,) = found.sensors or ()
     with dg.DagsterInstance.ephemeral() as instance:
         context = dg.build_sensor_context(instance)
         (event,) = sensor.evaluate_tick(context).asset_events  # type: ignore[union-attr]
-        assert (event.asset_key, event.partition) == (ASSET, WEEK[-1])
+        assert (event.asset_key, event.partition) == (ASSET, week[-1])
         instance.report_runless_asset_event(event)
         assert not sensor.evaluate_tick(dg.build_sensor_context(instance)).asset_events  # type: ignore[union-attr]
         job = found.resolve_job_def("nightly_job")
 
         def check() -> dict[str, bool]:
-            done = job.execute_in_process(partition_key=WEEK[-1], instance=instance)
+            done = job.execute_in_process(partition_key=week[-1], instance=instance)
             return verdicts(done.get_asset_check_evaluations())
 
         assert check() == dict.fromkeys(CHECKS, True)
         with pytest.raises(dg.DagsterUnknownPartitionError):
-            job.execute_in_process(partition_key=f"{TODAY:%Y-%m-%d}", instance=instance)
+            job.execute_in_process(partition_key=f"{today:%Y-%m-%d}", instance=instance)
         manifest = next((promoted.folder / "scores" / "manifests").iterdir())
         content = json.loads(manifest.read_text())
         content["series"] |= {"forecast": 18, "rejected": 1}
