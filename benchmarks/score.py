@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import HOURLY, SCALE, show_table
+from benchmarks.data import HOURLY, SCALE, environment, show_table
 from benchmarks.meter import Figures, least, run
 
 SIZES = [round(number * SCALE) for number in (10_000, 100_000, 1_000_000)]
@@ -22,8 +22,10 @@ STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
 STATE_SERIES, STATE_STEPS, NEW_STEPS = round(10_000 * SCALE), 1_200, 24
 CONTEXTS, STATE_HORIZON = (168, 1_000), 48
-# Of the parts that are compared with the network alone.
+# Of the parts that are compared with the network alone, and with other libraries.
 LONG_SERIES, LONG_STEPS, LONG_CONTEXT, LONG_HORIZON, ROUNDS = round(10_000 * SCALE), 1_000, 168, 48, 3
+# Series of those that sample paths, and of the small table that goes first.
+PATH_SERIES, WARM_SERIES = round(500 * SCALE), 20
 
 
 def main(*names: str) -> None:
@@ -93,6 +95,51 @@ def forward() -> None:
     )
 
 
+def peers() -> None:
+    """`predict` of other libraries from a frame to a frame, with networks of the same size."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("large_model", folder=f"{folder}/model", context=LONG_CONTEXT, horizon=LONG_HORIZON)
+        tables = {series: f"{folder}/{series}.parquet" for series in (WARM_SERIES, PATH_SERIES, LONG_SERIES)}
+        for series, table in tables.items():
+            run("write", folder=f"{folder}/{series}", series=series, steps=LONG_STEPS)
+            Path(folder, str(series), "part-000.parquet").rename(table)
+        warm = {"warm": tables[WARM_SERIES]}
+        shape = {**warm, "context": LONG_CONTEXT, "horizon": LONG_HORIZON}
+        found = {
+            "Gatecast": (LONG_SERIES, run("forecast_frame", path=tables[LONG_SERIES], model=f"{folder}/model", **warm))
+        }
+        for label, library, series, given in (
+            ("neuralforecast LSTM", "neuralforecast", LONG_SERIES, {}),
+            ("the same, 32 series at a time (its default)", "neuralforecast", LONG_SERIES, {"batch": 32}),
+            ("darts BlockRNN, LSTM", "darts", LONG_SERIES, {}),
+            ("gluonts DeepAR, 1 path", "gluonts", PATH_SERIES, {"paths": 1}),
+            ("gluonts DeepAR, 100 paths (its default)", "gluonts", PATH_SERIES, {"paths": 100}),
+        ):
+            if python := environment(library):
+                cost = run(
+                    library, module="benchmarks.peers.score", python=python, path=tables[series], **shape, **given
+                )
+                found[label] = series, cost
+    own = found["Gatecast"][1]["cpu"] / LONG_SERIES
+    print(
+        f"Series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, 2 x 128, frame to frame"
+    )
+    show_table(
+        ("", "series", "CPU ms a series", "/ ours", "wall ms a series"),
+        (
+            (
+                name,
+                f"{series:,}",
+                f"{cost['cpu'] / series * 1000:.2f}",
+                f"{cost['cpu'] / series / own:.2f}",
+                f"{cost['wall'] / series * 1000:.2f}",
+            )
+            for name, (series, cost) in found.items()
+        ),
+    )
+    assert all(cost["rows"] == series * LONG_HORIZON for series, cost in found.values()), found
+
+
 def _scored(folder: str, **given: Any) -> Figures:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         return run("score_table", folder=out, **given)
@@ -157,7 +204,13 @@ def state() -> None:
     print(f"carried, context {long:,} / {short:,}: {other['cpu'] / one['cpu']:.2f} times the CPU time")
 
 
-PARTS: dict[str, Callable[[], None]] = {"scale": scale, "kills": kills, "forward": forward, "state": state}
+PARTS: dict[str, Callable[[], None]] = {
+    "scale": scale,
+    "kills": kills,
+    "forward": forward,
+    "peers": peers,
+    "state": state,
+}
 
 
 if __name__ == "__main__":

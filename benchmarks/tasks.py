@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks import step
 from benchmarks.meter import Figures, Meter, answer, warmed
 from forecast import artifact as artifacts
+from forecast.api import forecast
 from forecast.config import DataConfig, FitConfig, ModelConfig, ScoreOutput, ScoreSettings, SourceConfig, WindowConfig
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
@@ -236,6 +237,14 @@ def score_table(model: str, path: str, warm: str, folder: str, runtime: str) -> 
     return {**figures, "rows": content["rows"]["written"]}
 
 
+def forecast_frame(model: str, path: str, warm: str) -> Figures:
+    """A frame in, a frame out, by the Python API; a small table goes first."""
+    found = artifacts.load(Path(model))
+    frames = {table: pl.read_parquet(table) for table in (warm, path)}
+    made, figures = warmed(lambda table: forecast(found, frames[table]).frame, warm, path)
+    return {**figures, "rows": len(made)}
+
+
 def network_forward(model: str, series: int) -> Figures:
     """The network alone on as many windows in memory, and its encoder alone."""
     network = artifacts.load(Path(model)).network
@@ -350,6 +359,7 @@ TASKS: dict[str, Callable[..., Figures]] = {
         score,
         large_model,
         score_table,
+        forecast_frame,
         network_forward,
         kills,
     )

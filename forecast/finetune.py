@@ -27,7 +27,8 @@ from forecast.models.ensemble import Forecaster
 from forecast.models.examples import Examples, Remembered, Rolled, group_numbers
 from forecast.models.heads import CategoricalHead, Head
 from forecast.models.module import validation_batches, window_sizes
-from forecast.models.recurrent import RecurrentForecaster, loss_weights, targets
+from forecast.models.origins import held_out
+from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.stacked import Changes, Descent
 from forecast.names import (
@@ -221,14 +222,13 @@ def _tune_head(
     """
     horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
-    n_origins = _n_origins(network, settings)
-    known = ridge.at_origins(network, data, series, usable, n_origins, n_windows, settings.half_life)
+    n_steps = _n_steps(network, settings)
+    known = ridge.at_origins(network, data, series, usable, n_steps, n_windows, settings.half_life)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
 
     shifts = []
     for window in range(n_windows):
-        cutoff = n_origins - 1 - (n_windows - window) * horizon
-        solved = ridge.decompose(known, head, last=cutoff - horizon, count=settings.origins)
+        solved = ridge.decompose(known, head, ago=(n_windows - window + 1) * horizon, count=settings.origins)
         at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.vectors)
         each = [torch.einsum("ge,geh->gh", at, solved.coefficients(penalty)) for penalty in penalties]
         shifts.append(torch.stack(each, 1))
@@ -250,7 +250,7 @@ def _tune_head(
     gated = _gated(head, torch.stack(losses, -1), known.target, known.weight, settings)
 
     strength = torch.from_numpy(gated.best // len(WIDTHS)).to(data.device)
-    solved = ridge.decompose(known, head, last=n_origins - 1 - horizon, count=settings.origins)
+    solved = ridge.decompose(known, head, ago=horizon, count=settings.origins)
     penalty = penalties[(strength - 1).clamp(min=0)]
     weight = settings.blend * (solved.vectors @ solved.coefficients(penalty[:, None, None]))
     weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
@@ -590,7 +590,7 @@ def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettin
         )
 
 
-def _n_origins(network: Forecaster, settings: FinetuneSettings) -> int:
+def _n_steps(network: Forecaster, settings: FinetuneSettings) -> int:
     return settings.origins + (settings.gate_windows + settings.report_windows + 1) * network.shape.horizon
 
 
@@ -601,7 +601,8 @@ def _numbers(network: Forecaster, settings: FinetuneSettings) -> int:
         return group_numbers(network, settings)
     n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
-    return _n_origins(network, settings) * (n_features + n_shifts) + n_features * n_features * 2
+    n_origins = -(-_n_steps(network, settings) // ridge.apart(network.shape))
+    return n_origins * (n_features + n_shifts) + n_features * n_features * 2
 
 
 # --- going on
@@ -680,20 +681,13 @@ def _held_out(
 
     Target and weight are [G, window, horizon].
     """
-    shape = network.shape
-    cutoff = usable[:, None] - 1 - np.arange(n_windows, 0, -1) * shape.horizon
-    windows = WindowIndex(np.repeat(rows, n_windows), cutoff.ravel())
-    parts: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
-        for indices in validation_batches(windows):
-            series, own, origins = (part.to(data.device) for part in indices)
-            batch = data.gather(series, own, own + shape.horizon + 1, **window_sizes(network, 1))
-            output = network(batch, origins)
-            target, observed = targets(batch, output.frame, origins, shape)
-            weight = loss_weights(target, observed, output.frame, shape)
-            parts.append((output.head.columns(output.arguments)[:, 0], target[:, 0], weight[:, 0]))
+        parts = [
+            (output.head.columns(output.arguments), target, weight)
+            for output, target, weight in held_out(network, data, rows, usable, n_windows)
+        ]
     columns, target, weight = (
-        torch.cat(part).unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
+        torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
     )
     return columns, target, weight
 

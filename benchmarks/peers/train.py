@@ -232,7 +232,7 @@ def _written(out: str, quantiles: Any, names: list[str], steps: int, cpu: float)
     return {"series": names, "steps": steps, "cpu": cpu}
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Take one thread, keep what malloc has, and be quiet, as `forecast.models.runtime` does."""
     import torch
 
@@ -247,5 +247,5 @@ def _prepare() -> None:
 
 
 if __name__ == "__main__":
-    _prepare()
+    prepare()
     answer({one.__name__: one for one in (neuralforecast, each_series, darts, gluonts)})

@@ -1,5 +1,6 @@
 """The closed form of fine-tuning: a linear map for each series to what the frozen network leaves over."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,18 +12,24 @@ from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head
-from forecast.models.origins import passes, recency, rounds
-from forecast.models.recurrent import loss_weights, targets
+from forecast.models.origins import held_out, passes, recency, rounds
+from forecast.models.recurrent import NetworkShape, loss_weights, targets
+
+# The origins that are fitted on are about so large a share of the horizon apart: the errors of origins that share most
+# of their targets say hardly more than those of one of them.
+_APART = 0.25
 
 
 @dataclass(frozen=True)
 class Origins:
-    """What the frozen network gives at the last N steps of a group of G series; origin j is step `usable - N + j`."""
+    """What the frozen network gives at the latest origins of a group of G series, oldest first, the last one last."""
 
+    every: int
+    """Steps between origins."""
     features: Tensor
-    """[G, N, feature], times the square root of the origin's weight: 0 where it is not usable."""
+    """[G, origin, feature], times the square root of the origin's weight: 0 where it is not usable."""
     residual: Tensor
-    """[G, N, shift], `Head.residual` at all steps of the horizon, 0 where not observed, weighted likewise."""
+    """[G, origin, shift], `Head.residual` at all steps of the horizon, 0 where not observed, weighted likewise."""
     columns: Tensor
     """[G, window, horizon, column] at the held-out cutoffs, oldest first: quantiles or probabilities."""
     held_features: Tensor
@@ -32,44 +39,49 @@ class Origins:
     """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
 
 
+def apart(shape: NetworkShape) -> int:
+    """Return how many steps the origins are apart: of the possible ones, what is nearest to `_APART` of the horizon."""
+    segment, wanted = shape.segment_length, max(1.0, _APART * shape.horizon)
+    possible = [
+        every for every in range(1, max(segment, shape.horizon) + 1) if not (segment % every and every % segment)
+    ]
+    return min(possible, key=lambda every: abs(math.log(every / wanted)))
+
+
 def at_origins(
     network: Forecaster,
     data: PanelTensors,
     series: IntArray,
     usable: IntArray,
-    n_origins: int,
+    n_steps: int,
     n_windows: int,
     half_life: float | None,
 ) -> Origins:
-    """Run the network once over the last `n_origins` steps of each series; every step is an origin."""
-    horizon, segment = network.shape.horizon, network.shape.segment_length
-    chunks, total = rounds(network.shape, n_origins).chunks, rounds(network.shape, n_origins).total
+    """Run the network over the last `n_steps` steps of each series, and at its held-out cutoffs.
+
+    An origin counts for all steps since the one before.
+    """
+    every = apart(network.shape)
     parts: list[tuple[Tensor, Tensor]] = []
-    kept: list[tuple[Tensor, ...]] = []
-    for row, ago, batch, origins in passes(network, data, series, usable, n_origins):
+    for _, ago, batch, origins in passes(network, data, series, usable, n_steps, every):
         output = network(batch, origins)
         target, observed = targets(batch, output.frame, origins, network.shape)
         weight = loss_weights(target, observed, output.frame, network.shape)
-        recent = recency(ago.to(weight.device), half_life)
+        recent = every * recency(ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
-        features = head_features(output, network.shape)
-        parts.append((features * strength, residual.flatten(-2) * strength))
-        for window in range(n_windows):
-            here, local = torch.nonzero(ago == (n_windows - window) * horizon, as_tuple=True)
-            columns = output.head.columns(output.arguments[here, local])
-            picked = (columns, features[here, local], target[here, local], weight[here, local])
-            kept.append((row[here], torch.full_like(here, window), *picked))
+        parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
+    _, chunks, _, phases = rounds(network.shape, n_steps, every)
     features, residual = (
-        torch.cat(part)
-        .unflatten(0, (len(series), chunks, segment))
-        .transpose(2, 3)
-        .flatten(1, 3)[:, total - n_origins :]
+        torch.cat(part).unflatten(0, (len(series), chunks, len(phases))).transpose(2, 3).flatten(1, 3)
         for part in zip(*parts, strict=True)
     )
-    at_row, at_window, *values = (torch.cat(column) for column in zip(*kept, strict=True))
-    order = (at_row * n_windows + at_window).argsort()
-    return Origins(features, residual, *(value[order].unflatten(0, (len(series), n_windows)) for value in values))
+    held = [
+        (output.head.columns(output.arguments), head_features(output, network.shape), target, weight)
+        for output, target, weight in held_out(network, data, series, usable, n_windows)
+    ]
+    rest = (torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*held, strict=True))
+    return Origins(every, features, residual, *rest)
 
 
 class Solved(NamedTuple):
@@ -89,9 +101,11 @@ class Solved(NamedTuple):
         return self.projected / (self.values[..., None] * self.curvature + penalty)
 
 
-def decompose(known: Origins, head: Head, *, last: int, count: int) -> Solved:
-    """Return the solved normal equations of the origins up to `last`."""
-    part = slice(max(last - count + 1, 0), last + 1)
+def decompose(known: Origins, head: Head, *, ago: int, count: int) -> Solved:
+    """Return the solved normal equations of the origins in `count` steps, the last of which is `ago` steps ago."""
+    n_origins = known.features.shape[1]
+    end = n_origins - -(-ago // known.every)
+    part = slice(max(end - -(-count // known.every), 0), end)
     features, residual = known.features[:, part].double(), known.residual[:, part].double()
     values, vectors = torch.linalg.eigh(features.mT @ features)
     curvature = torch.ones_like(residual[:, :1])

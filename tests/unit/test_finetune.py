@@ -1,7 +1,7 @@
 """Fine-tuning: who gains, who keeps the base, and why."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import polars as pl
@@ -131,17 +131,16 @@ def test_series_together_are_tuned_as_each_alone(
             torch.testing.assert_close(alone.artifact.bank.tensors["weight"][0], weight, rtol=1e-5, atol=1e-5)
 
 
-def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
-    """What the base says and misses at origins 92 to 371 (the last before the holdout) of one series, in float64."""
+def seen_from(base: FitResult, panel: Loaded, name: str, firsts: Iterable[int], at: range) -> dict[str, np.ndarray]:
+    """What the base says and misses `at` some steps from the first origins of windows of a series, in float64."""
     network = base.artifact.network
     tensors = PanelTensors(panel.panel, unit=network.shape.unit)
-    row, origins = torch.tensor([panel.panel.series_id.tolist().index(name)]), torch.arange(7)
+    row, limit = torch.tensor([panel.panel.series_id.tolist().index(name)]), torch.tensor([372])
     parts: dict[str, list[torch.Tensor]] = {}
     with torch.inference_mode():
-        # The encoder's memory begins with the window, as in the library: a context of origins each.
-        for first in range(92, 372, 7):
-            at, limit = torch.tensor([first]), torch.tensor([372])
-            batch = tensors.gather(row, at, limit, context=7, span=7, horizon=7)
+        for first in firsts:
+            batch = tensors.gather(row, torch.tensor([first]), limit, context=7, span=at[-1] + 1, horizon=7)
+            origins = torch.tensor(at)
             output = network(batch, origins)
             target, observed = targets(batch, output.frame, origins, network.shape)
             found = {
@@ -155,10 +154,19 @@ def origins_of(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarra
     return {key: torch.cat(values).double().numpy() for key, values in parts.items()}
 
 
+def fitted_on(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
+    """The origins 121, 123 ... 371, the last before the holdout: two steps are what is nearest to a quarter of 7.
+
+    The encoder's memory begins with the window, as in the library: three origins each, as many as fit into a context.
+    """
+    return seen_from(base, panel, name, range(121, 372, 6), range(0, 6, 2))
+
+
 def ridge(known: dict[str, np.ndarray], *, last: int, penalty: float) -> np.ndarray:
-    """The map of the 200 origins up to `last`, whose targets end a horizon later."""
-    part = slice(last - 200 + 1 - 92, last + 1 - 92)
-    root = np.sqrt(known["weight"][part].max(1, keepdims=True))
+    """The map of the origins in 200 steps up to `last`, whose targets end a horizon later; each counts for two."""
+    end = (last - 121) // 2 + 1
+    part = slice(end - 100, end)
+    root = np.sqrt(2 * known["weight"][part].max(1, keepdims=True))
     z = known["features"][part] * root
     y = (known["target"] - known["quantiles"][..., 4])[part] * (known["weight"][part] > 0) * root
     return SETTINGS.blend * np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y)
@@ -171,7 +179,7 @@ def test_what_is_kept_is_the_ridge_regression_of_all_usable_origins(
     assert bank is not None
     for name in ODD:
         penalty = tuned.decisions.filter(series_id=name)["penalty"][0]
-        expected = ridge(origins_of(base, panel, name), last=371 - 7, penalty=penalty)
+        expected = ridge(fitted_on(base, panel, name), last=371 - 7, penalty=penalty)
         np.testing.assert_allclose(bank.tensors["weight"][bank.series_id.index(name)], expected, atol=1e-4)
 
 
@@ -180,11 +188,11 @@ def test_held_out_losses_are_of_fits_on_what_was_known_at_each_cutoff(
 ) -> None:
     levels = np.arange(1, 10) / 10
     for name in ODD:
-        known, row = origins_of(base, panel, name), tuned.decisions.filter(series_id=name).row(0, named=True)
+        known, row = fitted_on(base, panel, name), tuned.decisions.filter(series_id=name).row(0, named=True)
         losses = []
         for window in range(6):
             cutoff = 371 - (6 - window) * 7
-            here = {key: values[cutoff - 92] for key, values in known.items()}
+            here = {key: values[0] for key, values in seen_from(base, panel, name, [cutoff], range(1)).items()}
             # The targets of the last origin that is fitted on end at the cutoff.
             shift = here["features"] @ ridge(known, last=cutoff - 7, penalty=row["penalty"])
             middle = here["quantiles"][:, 4:5]
