@@ -121,9 +121,7 @@ def peers() -> None:
                 )
                 found[label] = series, cost
     own = found["Gatecast"][1]["cpu"] / LONG_SERIES
-    print(
-        f"Series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, 2 x 128, frame to frame"
-    )
+    print(f"Series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, 2 x 128, frame to frame")
     show_table(
         ("", "series", "CPU ms a series", "/ ours", "wall ms a series"),
         (

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
@@ -131,40 +131,6 @@ def test_what_comes_after_the_cutoff_redoes_nothing_and_a_change_before_it_only_
     assert len(later.items() & times.items()) == 2
 
 
-CHILD = """
-import os, signal, sys, json
-from pathlib import Path
-import forecast.output
-from forecast import artifact as artifacts
-from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
-from forecast.data import io
-
-model, panel, folder = map(Path, sys.argv[1:4])
-kills = json.loads(sys.argv[4])
-real = os.fsync
-for kill in kills:
-    child = os.fork()
-    if not child:
-        left = [kill]
-        def fsync(handle):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(handle)
-        os.fsync = fsync
-        found = artifacts.load(model)
-        loaded = found.open(SourceConfig(path=str(panel)))
-        out = folder / str(kill)
-        with forecast.output.locked(out):
-            job = forecast.output.Job(
-                found, loaded, ScoreSettings(shard_size=3), ScoreOutput(path=str(out)), json.loads(sys.argv[5])
-            )
-            job.write(loaded.panel.last_index)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 def test_a_job_killed_at_any_moment_ends_like_one_that_was_not(
     trained: FitResult, weekly_table: pl.DataFrame, tmp_path: Path
 ) -> None:
@@ -173,14 +139,12 @@ def test_a_job_killed_at_any_moment_ends_like_one_that_was_not(
     prepare(Tables(weekly_table.lazy()), trained.artifact.data, 7, tmp_path / "panel")
     loaded = trained.artifact.open(SourceConfig(path=str(tmp_path / "panel")))
     kills = [0, 1, 3, 5, 7, 9, 11, 12, 13, 99]
-    command = [sys.executable, "-c", CHILD, tmp_path / "model", tmp_path / "panel", tmp_path, json.dumps(kills)]
-    done = subprocess.run([*map(str, command), json.dumps(NAMES)], capture_output=True, text=True, check=False)
-    codes = [int(line) for line in done.stdout.split()]
-    assert codes.count(-signal.SIGKILL) >= 8, done.stderr
+    codes = killed_at(kills, tmp_path / "model", tmp_path / "panel", tmp_path, NAMES)
+    assert codes.count(-signal.SIGKILL) >= 8
     assert codes[-1] == 0, "the last one is not killed: all moments were tried"
-    undisturbed = contents(tmp_path / str(kills[-1]))
+    undisturbed = contents(tmp_path / str(kills[-1]) / "out")
     for kill in kills:
-        folder = tmp_path / str(kill)
+        folder = tmp_path / str(kill) / "out"
         shards = {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
         write(trained.artifact, loaded, folder)
         assert contents(folder) == undisturbed, kill

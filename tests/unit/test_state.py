@@ -3,8 +3,6 @@
 import json
 import logging
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
@@ -251,38 +250,6 @@ def test_a_state_is_refused_where_it_can_not_be(
             pass
 
 
-CHILD = """
-import json, os, signal, sys
-from pathlib import Path
-from forecast import artifact as artifacts
-from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
-from forecast.output import Job, locked
-
-model, panel, folder = map(Path, sys.argv[1:4])
-real = os.fsync
-for kill in json.loads(sys.argv[4]):
-    child = os.fork()
-    if not child:
-        left = [kill]
-        def fsync(handle):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(handle)
-        os.fsync = fsync
-        found = artifacts.load(model)
-        loaded = found.open(SourceConfig(path=str(panel)))
-        out, state = folder / str(kill) / "out", folder / str(kill) / "state"
-        with locked(out), locked(state):
-            settings = ScoreSettings(shard_size=3, state=str(state))
-            Job(found, loaded, settings, ScoreOutput(path=str(out)), json.loads(sys.argv[5])).write(
-                loaded.panel.last_index
-            )
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -298,10 +265,8 @@ def test_a_kill_at_any_moment_leaves_a_state_that_goes_on_as_if_nothing_had_been
     kills = [4, 15, 17, 19, 99]
     for kill in kills:
         score(artifact, weekly_table, tmp_path / str(kill), LAST - timedelta(days=1))
-    command = [sys.executable, "-c", CHILD, tmp_path / "model", tmp_path / "panel", tmp_path, json.dumps(kills)]
-    done = subprocess.run([*map(str, command), json.dumps(NAMES)], capture_output=True, text=True, check=False)
-    codes = [int(line) for line in done.stdout.split()]
-    assert codes == [*[-signal.SIGKILL] * (len(kills) - 1), 0], done.stderr
+    codes = killed_at(kills, tmp_path / "model", tmp_path / "panel", tmp_path, NAMES, state="state")
+    assert codes == [*[-signal.SIGKILL] * (len(kills) - 1), 0]
     undisturbed = files(tmp_path / "99")
     assert json.loads((tmp_path / "99/state/phase-000/state.json").read_text())["cutoff"] == LAST.isoformat()
     moved = set()
