@@ -49,7 +49,7 @@ from forecast.selection import selected, worst
 # Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
 PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
 
-# Widths of the quantiles that are tried with each of them, and with no shift at all.
+# Widths of the quantiles that are tried with the best of them, which may be no shift at all.
 WIDTHS = (1.0, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 
 # Shares of `blend` that are tried with changes by gradient, and the rates that each series chooses from.
@@ -229,45 +229,48 @@ def _tune_head(
     shifts = []
     for window in range(n_windows):
         solved = ridge.decompose(known, head, ago=(n_windows - window + 1) * horizon, count=settings.origins)
-        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.vectors)
+        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.basis)
         each = [torch.einsum("ge,geh->gh", at, solved.coefficients(penalty)) for penalty in penalties]
         shifts.append(torch.stack(each, 1))
     # [G, window, penalty, horizon, shift]
     shift = settings.blend * torch.stack(shifts, 1).to(known.columns.dtype).unflatten(-1, (horizon, -1))
-    # No shift is a strength too; the very first candidate, without another width either, is the base.
+    # No shift is a strength too, and without another width either the base.
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
-    losses = [
-        _loss(
-            head,
-            head.changed(known.columns, shift[:, :, strength], width.expand(known.target.shape)),
-            known.target,
-            known.weight,
-        )
-        for strength in range(shift.shape[2])
-        for width in widths
-    ]
-    gated = _gated(head, torch.stack(losses, -1), known.target, known.weight, settings)
 
-    strength = torch.from_numpy(gated.best // len(WIDTHS)).to(data.device)
-    solved = ridge.decompose(known, head, ago=horizon, count=settings.origins)
-    penalty = penalties[(strength - 1).clamp(min=0)]
-    weight = settings.blend * (solved.vectors @ solved.coefficients(penalty[:, None, None]))
-    weight = weight.masked_fill((strength == 0)[:, None, None], 0.0).to(known.features.dtype)
-    width = widths.cpu()[torch.from_numpy(gated.best % len(WIDTHS))]
+    def loss(moved: Tensor, width: Tensor) -> Tensor:
+        columns = head.changed(known.columns, moved, width.expand(known.target.shape))
+        return _loss(head, columns, known.target, known.weight)
+
+    each_series, n_strengths = torch.arange(len(series)), shift.shape[2]
+    losses = torch.stack([loss(shift[:, :, strength], widths[0]) for strength in range(n_strengths)], -1)
+    strength = losses[:, : settings.gate_windows].sum(1).nan_to_num(nan=torch.inf).argmin(1)
+    best = shift[each_series, :, strength]
+    losses = torch.cat([losses, torch.stack([loss(best, width) for width in widths[1:]], -1)], -1)
+    gated = _gated(head, losses, known.target, known.weight, settings)
+
+    chosen = torch.from_numpy(gated.best).to(data.device)
+    strength = torch.where(chosen < n_strengths, chosen, strength)
+    width = widths[(chosen - n_strengths + 1).clamp(min=0)]
+    rows = torch.from_numpy(np.flatnonzero(gated.reason == TUNED)).to(data.device)
+    solved = ridge.decompose(known.some(rows), head, ago=horizon, count=settings.origins)
+    penalty = penalties[(strength[rows] - 1).clamp(min=0)]
+    weight = settings.blend * (solved.basis @ solved.coefficients(penalty[:, None, None]))
+    weight = weight.masked_fill((strength[rows] == 0)[:, None, None], 0.0).to(known.features.dtype)
+    finite = torch.isfinite(weight).flatten(1).all(1)
+    failed = np.zeros(len(series), dtype=bool)
+    failed[rows[~finite].cpu().numpy()] = True
+    gated = gated.without(failed, NOT_FINITE)
     columns = known.columns[:, settings.gate_windows :]
-    moved = shift[torch.arange(len(series)), settings.gate_windows :, strength]
-    stretched = width.to(columns)[:, None, None].expand(columns.shape[:-1])
-    gated = gated.without(~torch.isfinite(weight).flatten(1).all(1).cpu().numpy(), NOT_FINITE)
+    moved = shift[each_series, settings.gate_windows :, strength]
     found = {
         **gated.columns(),
-        "penalty": np.array([np.nan, *PENALTIES])[gated.best // len(WIDTHS)],
-        "width": width.double().numpy(),
+        "penalty": np.array([np.nan, *PENALTIES])[strength.cpu().numpy()],
+        "width": width.double().cpu().numpy(),
         BLEND: np.where(gated.reason == TUNED, settings.blend, 0.0),
-        _TOLD: _stated(head, head.changed(columns, moved, stretched)),
+        _TOLD: _stated(head, head.changed(columns, moved, width[:, None, None].expand(columns.shape[:-1]))),
     }
-    kept = torch.from_numpy(gated.reason == TUNED)
-    return found, {"weight": weight.cpu()[kept], "width": width[kept]}
+    return found, {"weight": weight[finite].cpu(), "width": width[rows[finite]].cpu()}
 
 
 # --- the kinds by gradient

@@ -17,7 +17,7 @@ from forecast.models.recurrent import NetworkShape, loss_weights, targets
 
 # The origins that are fitted on are about so large a share of the horizon apart: the errors of origins that share most
 # of their targets say hardly more than those of one of them.
-_APART = 0.25
+_APART = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Origins:
     target: Tensor
     weight: Tensor
     """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
+
+    def some(self, rows: Tensor) -> "Origins":
+        """Return those of some of the series."""
+        parts = (self.features, self.residual, self.columns, self.held_features, self.target, self.weight)
+        return Origins(self.every, *(part[rows] for part in parts))
 
 
 def apart(shape: NetworkShape) -> int:
@@ -85,11 +90,14 @@ def at_origins(
 
 
 class Solved(NamedTuple):
-    """The normal equations of a group of series in the basis of their eigenvectors."""
+    """A ridge regression of each of a group of series, solved for all penalties: `basis` times `coefficients`.
+
+    With Z the features: in the eigenvectors of Z'Z, or of ZZ' where origins are fewer than features.
+    """
 
     values: Tensor
-    """[G, feature]."""
-    vectors: Tensor
+    """[G, eigenvector]."""
+    basis: Tensor
     """[G, feature, eigenvector]."""
     projected: Tensor
     """[G, eigenvector, shift], the right-hand side."""
@@ -97,7 +105,7 @@ class Solved(NamedTuple):
     """[G, 1, shift], of the loss: 1 for squares."""
 
     def coefficients(self, penalty: Tensor) -> Tensor:
-        """Return the solution for one penalty, or one of each series ([G, 1, 1]), [G, eigenvector, shift]."""
+        """Return those for one penalty, or one of each series ([G, 1, 1]), [G, eigenvector, shift]."""
         return self.projected / (self.values[..., None] * self.curvature + penalty)
 
 
@@ -107,10 +115,15 @@ def decompose(known: Origins, head: Head, *, ago: int, count: int) -> Solved:
     end = n_origins - -(-ago // known.every)
     part = slice(max(end - -(-count // known.every), 0), end)
     features, residual = known.features[:, part].double(), known.residual[:, part].double()
-    values, vectors = torch.linalg.eigh(features.mT @ features)
     curvature = torch.ones_like(residual[:, :1])
     if isinstance(head, CategoricalHead):
         # The first feature is 1, weighted: its squares are the weights.
         weight = features[..., :1].square().sum(1, keepdim=True).clamp(min=1e-9)
         curvature = residual.square().sum(1, keepdim=True) / weight
-    return Solved(values.clamp(min=0), vectors, vectors.mT @ (features.mT @ residual), curvature)
+    if features.shape[1] < features.shape[2]:
+        values, vectors = torch.linalg.eigh(features @ features.mT)
+        basis, projected = features.mT @ vectors, vectors.mT @ residual
+    else:
+        values, basis = torch.linalg.eigh(features.mT @ features)
+        projected = basis.mT @ (features.mT @ residual)
+    return Solved(values.clamp(min=0), basis, projected, curvature)

@@ -155,7 +155,7 @@ def seen_from(base: FitResult, panel: Loaded, name: str, firsts: Iterable[int], 
 
 
 def fitted_on(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
-    """The origins 121, 123 ... 371, the last before the holdout: two steps are what is nearest to a quarter of 7.
+    """The origins 121, 123 ... 371, the last before the holdout: two steps are what is nearest to a third of 7.
 
     The encoder's memory begins with the window, as in the library: three origins each, as many as fit into a context.
     """
