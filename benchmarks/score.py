@@ -98,16 +98,17 @@ def forward() -> None:
 def peers() -> None:
     """`predict` of other libraries from a frame to a frame, with networks of the same size."""
     with tempfile.TemporaryDirectory() as folder:
-        run("large_model", folder=f"{folder}/model", context=LONG_CONTEXT, horizon=LONG_HORIZON)
         tables = {series: f"{folder}/{series}.parquet" for series in (WARM_SERIES, PATH_SERIES, LONG_SERIES)}
         for series, table in tables.items():
             run("write", folder=f"{folder}/{series}", series=series, steps=LONG_STEPS)
             Path(folder, str(series), "part-000.parquet").rename(table)
+        shape = {"context": LONG_CONTEXT, "horizon": LONG_HORIZON}
         warm = {"warm": tables[WARM_SERIES]}
-        shape = {**warm, "context": LONG_CONTEXT, "horizon": LONG_HORIZON}
-        found = {
-            "Gatecast": (LONG_SERIES, run("forecast_frame", path=tables[LONG_SERIES], model=f"{folder}/model", **warm))
-        }
+        found = {}
+        for label, segment in ((ours := "Gatecast", 1), ("Gatecast, a day at a time (its default for hours)", 24)):
+            run("large_model", folder=f"{folder}/model-{segment}", segment=segment, **shape)
+            cost = run("forecast_frame", path=tables[LONG_SERIES], model=f"{folder}/model-{segment}", **warm)
+            found[label] = LONG_SERIES, cost
         for label, library, series, given in (
             ("neuralforecast LSTM", "neuralforecast", LONG_SERIES, {}),
             ("the same, 32 series at a time (its default)", "neuralforecast", LONG_SERIES, {"batch": 32}),
@@ -117,10 +118,16 @@ def peers() -> None:
         ):
             if python := environment(library):
                 cost = run(
-                    library, module="benchmarks.peers.score", python=python, path=tables[series], **shape, **given
+                    library,
+                    module="benchmarks.peers.score",
+                    python=python,
+                    path=tables[series],
+                    **warm,
+                    **shape,
+                    **given,
                 )
                 found[label] = series, cost
-    own = found["Gatecast"][1]["cpu"] / LONG_SERIES
+    own = found[ours][1]["cpu"] / LONG_SERIES
     print(f"Series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, 2 x 128, frame to frame")
     show_table(
         ("", "series", "CPU ms a series", "/ ours", "wall ms a series"),

@@ -106,13 +106,14 @@ def gluonts(path: str, warm: str, context: int, horizon: int, paths: int) -> Fig
             num_layers=LAYERS,
             hidden_size=HIDDEN,
             lags_seq=[lag for lag in get_lags_for_frequency("h") if lag <= context + 1],
+            num_parallel_samples=paths,
             batch_size=BATCH,
             num_batches_per_epoch=1,
             trainer_kwargs={"max_epochs": 1, "default_root_dir": folder, **QUIET},
         ).train(series(frames[warm]))
 
     def work(table: str) -> Any:
-        made = list(predictor.predict(series(frames[table]), num_samples=paths))
+        made = list(predictor.predict(series(frames[table])))
         steps = [np.stack([one.quantile(level) for level in LEVELS], axis=-1) for one in made]
         return pd.concat(
             [pd.DataFrame(values, columns=LEVELS, index=one.index) for one, values in zip(made, steps, strict=True)],
