@@ -27,7 +27,7 @@ from forecast.models.ensemble import Forecaster
 from forecast.models.examples import Examples, Remembered, Rolled, group_numbers
 from forecast.models.heads import CategoricalHead, Head
 from forecast.models.module import validation_batches, window_sizes
-from forecast.models.origins import held_out
+from forecast.models.origins import alone, apart, forecast, held_out
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.stacked import Changes, Descent
@@ -294,7 +294,7 @@ def _tune_by_gradient(
     horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
     end = (n_windows + 2) * horizon
-    held = torch.arange(n_windows, 0, -1) * horizon
+    held = torch.from_numpy(held_out(horizon, n_windows))
     looked = end - torch.linspace(0, horizon, _LOOKS).round().long()
     examples: Examples
     if settings.kind in stacked.FROZEN:
@@ -604,7 +604,7 @@ def _numbers(network: Forecaster, settings: FinetuneSettings) -> int:
         return group_numbers(network, settings)
     n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
-    n_origins = -(-_n_steps(network, settings) // ridge.apart(network.shape))
+    n_origins = -(-_n_steps(network, settings) // apart(network.shape))
     return n_origins * (n_features + n_shifts) + n_features * n_features * 2
 
 
@@ -684,11 +684,11 @@ def _held_out(
 
     Target and weight are [G, window, horizon].
     """
+    parts = []
     with torch.inference_mode():
-        parts = [
-            (output.head.columns(output.arguments), target, weight)
-            for output, target, weight in held_out(network, data, rows, usable, n_windows)
-        ]
+        for given in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
+            output, target, weight = forecast(network, given)
+            parts.append((output.head.columns(output.arguments), target, weight))
     columns, target, weight = (
         torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
     )

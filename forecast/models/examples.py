@@ -16,7 +16,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.decoders import SegmentDecoder
 from forecast.models.heads import Head
 from forecast.models.module import window_sizes
-from forecast.models.origins import passes, recency
+from forecast.models.origins import Pass, alone, apart, passes, recency
 from forecast.models.recurrent import Frame, Reading, RecurrentForecaster, loss_weights, targets
 from forecast.models.stacked import Changes
 
@@ -96,36 +96,43 @@ class Remembered(Examples):
         settings: FinetuneSettings,
         judged: Int[Tensor, " origin"],
     ) -> None:
-        """Run the network once, over some of the origins and those in `judged`."""
+        """Run the network once: over the latest origins, or some of them if they are many, and over those `judged`."""
         super().__init__(network, data, series, usable, settings)
-        horizon = network.shape.horizon
-        last = int(judged.max()) + horizon + settings.origins
-        some = torch.randperm(last - horizon, generator=torch.Generator().manual_seed(0))[:_CACHED] + horizon
-        self._ago = torch.cat([judged, some]).unique()
+        shape, every = network.shape, apart(network.shape)
+        last = int(judged.max()) + shape.horizon + settings.origins
+        fitted = torch.arange(-(-shape.horizon // every) * every, last, every)
+        some = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[:_CACHED]
+        self._fitted, self._judged = fitted[some].sort()[0], judged.unique()
+        count = len(self._fitted) + len(self._judged)
         segments = isinstance(network.context, SegmentDecoder)
-        slot = torch.full((2 * last + network.shape.context_length,), -1)
-        slot[self._ago] = torch.arange(len(self._ago))
         parts: list[tuple[Tensor, ...]] = []
+
+        def read(given: Pass, wanted: Int[Tensor, " origin"], first: int) -> None:
+            """Keep what is told of the origins that are wanted; the first of them is at place `first`."""
+            slot = torch.searchsorted(wanted, given.ago).clamp(max=len(wanted) - 1)
+            here, local = torch.nonzero(wanted[slot] == given.ago, as_tuple=True)
+            reading = network.read(given.batch, given.origins)
+            target, observed = targets(given.batch, reading.frame, given.origins, shape)
+            weight = loss_weights(target, observed, reading.frame, shape)
+            light = reading._replace(
+                ahead=reading.ahead if segments else reading.ahead[..., :0],
+                state=reading.state[..., :0],
+                frame=reading.frame._replace(window=reading.frame.window[..., :0]),
+            ).each(lambda values: values[here, local][:, None])
+            place = given.row[here] * count + first + slot[here, local]
+            told = network.numbers(light)[:, 0], target[here, local], weight[here, local]
+            light = light.each(lambda values: values[:, 0])
+            parts.append((place, *light[:5], *light.frame, *told))
+
         with torch.inference_mode():
-            for row, ago, batch, origins in passes(network, data, series, usable, last):
-                reading = network.read(batch, origins)
-                target, observed = targets(batch, reading.frame, origins, network.shape)
-                weight = loss_weights(target, observed, reading.frame, network.shape)
-                here, local = torch.nonzero(slot[ago] >= 0, as_tuple=True)
-                light = reading._replace(
-                    ahead=reading.ahead if segments else reading.ahead[..., :0],
-                    state=reading.state[..., :0],
-                    frame=reading.frame._replace(window=reading.frame.window[..., :0]),
-                ).each(lambda values, at=(here, local): values[at][:, None])  # type: ignore[misc]
-                place = row[here] * len(self._ago) + slot[ago[here, local]]
-                told = network.numbers(light)[:, 0], target[here, local], weight[here, local]
-                light = light.each(lambda values: values[:, 0])
-                parts.append((place, *light[:5], *light.frame, *told))
+            for given in passes(network, data, series, usable, last, every):
+                read(given, self._fitted, 0)
+            for given in alone(network, data, series, usable, self._judged.numpy()):
+                read(given, self._judged, len(self._fitted))
         at, *columns = (torch.cat(column) for column in zip(*parts, strict=True))
         order = at.argsort().to(data.device)
         # Out of inference mode, so that gradients may pass.
-        shape = (len(series), len(self._ago))
-        columns = [values[order].clone().unflatten(0, shape) for values in columns]
+        columns = [values[order].clone().unflatten(0, (len(series), count)) for values in columns]
         self._numbers, self._target, self._weight = columns[-3:]
         self._reading = Reading._make([*columns[:5], Frame._make(columns[5:-3]), None])
 
@@ -138,17 +145,16 @@ class Remembered(Examples):
 
     def at(self, changes: Changes, ago: Int[Tensor, " origin"]) -> Told:
         """Return forecasts from origins that were named."""
-        return self._told(self.network, changes, torch.searchsorted(self._ago, ago))
+        return self._told(self.network, changes, len(self._fitted) + torch.searchsorted(self._judged, ago))
 
     def drawn(self, changes: Changes, step: int, end: int) -> Told:
         """Return forecasts from some of the origins that are kept."""
         least = end + self.network.shape.horizon
-        first = int(torch.searchsorted(self._ago, least))
+        first = int(torch.searchsorted(self._fitted, least))
         generator = torch.Generator().manual_seed(step)
-        count = min(_STEP_ORIGINS, len(self._ago) - first)
-        columns = first + torch.randperm(len(self._ago) - first, generator=generator)[:count]
+        columns = first + torch.randperm(len(self._fitted) - first, generator=generator)[:_STEP_ORIGINS]
         told = self._told(self.fitting, changes, columns)
-        recent = recency(self._ago[columns] - least, self.settings.half_life).to(told.weight)
+        recent = recency(self._fitted[columns] - least, self.settings.half_life).to(told.weight)
         return told._replace(weight=told.weight * recent[:, None])
 
     def _told(self, network: RecurrentForecaster, changes: Changes, columns: Tensor) -> Told:

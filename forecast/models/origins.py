@@ -1,5 +1,6 @@
 """The latest origins of some series: those to fit on, and held-out cutoffs."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,14 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from forecast.data.panel import IntArray
-from forecast.data.windows import WindowIndex
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
-from forecast.models.module import validation_batches, window_sizes
+from forecast.models.module import window_sizes
 from forecast.models.recurrent import NetworkShape, Output, loss_weights, targets
 
 # Numbers held at once while the network runs: targets of all origins of a batch of windows.
 _BATCH_TARGETS = 500_000
+# Windows of one origin at once.
+_BATCH_WINDOWS = 256
+
+# The origins that are fitted on are about so large a share of the horizon apart: the errors of origins that share most
+# of their targets say hardly more than those of one of them.
+_APART = 1 / 3
 
 
 class Pass(NamedTuple):
@@ -46,6 +52,15 @@ class Rounds(NamedTuple):
     def total(self) -> int:
         """Steps that the origins are of: as many as are asked for, or some more."""
         return self.span * self.chunks
+
+
+def apart(shape: NetworkShape) -> int:
+    """Return how many steps the origins are apart: of the possible ones, what is nearest to `_APART` of the horizon."""
+    segment, wanted = shape.segment_length, max(1.0, _APART * shape.horizon)
+    possible = [
+        every for every in range(1, max(segment, shape.horizon) + 1) if not (segment % every and every % segment)
+    ]
+    return min(possible, key=lambda every: abs(math.log(every / wanted)))
 
 
 def rounds(shape: NetworkShape, n_steps: int, every: int = 1) -> Rounds:
@@ -85,21 +100,30 @@ def passes(
         yield Pass(row, ago, batch, origins)
 
 
-def held_out(
-    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_windows: int
-) -> Iterator[tuple[Output, Tensor, Tensor]]:
-    """Yield what is forecast at the last cutoffs with a full horizon after them, a horizon apart, and what came.
+def alone(network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, ago: IntArray) -> Iterator[Pass]:
+    """Yield windows with one origin each, `ago` steps ([origin]) before the last of the `usable` steps, by series.
 
-    By series, oldest first. Target and weight are [window, 1, horizon].
+    The encoder begins with the context, as in a forecast. Nothing after the horizon is read.
     """
-    horizon = network.shape.horizon
-    cutoff = usable[:, None] - 1 - np.arange(n_windows, 0, -1) * horizon
-    for indices in validation_batches(WindowIndex(np.repeat(series, n_windows), cutoff.ravel())):
-        chosen, own, origins = (part.to(data.device) for part in indices)
-        batch = data.gather(chosen, own, own + horizon + 1, **window_sizes(network, 1))
-        output = network(batch, origins)
-        target, observed = targets(batch, output.frame, origins, network.shape)
-        yield output, target, loss_weights(target, observed, output.frame, network.shape)
+    rows = torch.arange(len(series)).repeat_interleave(len(ago))
+    each, origin = torch.from_numpy(ago).repeat(len(series)), torch.zeros(1, dtype=torch.long, device=data.device)
+    for row, own in zip(rows.split(_BATCH_WINDOWS), each.split(_BATCH_WINDOWS), strict=True):
+        chosen, cutoff = torch.from_numpy(series)[row], torch.from_numpy(usable)[row] - 1 - own
+        chosen, cutoff = chosen.to(data.device), cutoff.to(data.device)
+        batch = data.gather(chosen, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
+        yield Pass(row, own[:, None], batch, origin)
+
+
+def held_out(horizon: int, n_windows: int) -> IntArray:
+    """Return how many steps ago the held-out cutoffs are, oldest first: a horizon apart, the last with one after it."""
+    return np.arange(n_windows, 0, -1) * horizon
+
+
+def forecast(network: Forecaster, given: Pass) -> tuple[Output, Tensor, Tensor]:
+    """Return what is forecast, what came and how much it counts, both [window, origin, horizon]."""
+    output = network(given.batch, given.origins)
+    target, observed = targets(given.batch, output.frame, given.origins, network.shape)
+    return output, target, loss_weights(target, observed, output.frame, network.shape)
 
 
 def recency(ago: Tensor, half_life: float | None) -> Float[Tensor, "*axes"]:

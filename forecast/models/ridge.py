@@ -1,6 +1,5 @@
 """The closed form of fine-tuning: a linear map for each series to what the frozen network leaves over."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,12 +11,7 @@ from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head
-from forecast.models.origins import held_out, passes, recency, rounds
-from forecast.models.recurrent import NetworkShape, loss_weights, targets
-
-# The origins that are fitted on are about so large a share of the horizon apart: the errors of origins that share most
-# of their targets say hardly more than those of one of them.
-_APART = 1 / 3
+from forecast.models.origins import alone, apart, forecast, held_out, passes, recency, rounds
 
 
 @dataclass(frozen=True)
@@ -44,15 +38,6 @@ class Origins:
         return Origins(self.every, *(part[rows] for part in parts))
 
 
-def apart(shape: NetworkShape) -> int:
-    """Return how many steps the origins are apart: of the possible ones, what is nearest to `_APART` of the horizon."""
-    segment, wanted = shape.segment_length, max(1.0, _APART * shape.horizon)
-    possible = [
-        every for every in range(1, max(segment, shape.horizon) + 1) if not (segment % every and every % segment)
-    ]
-    return min(possible, key=lambda every: abs(math.log(every / wanted)))
-
-
 def at_origins(
     network: Forecaster,
     data: PanelTensors,
@@ -68,11 +53,9 @@ def at_origins(
     """
     every = apart(network.shape)
     parts: list[tuple[Tensor, Tensor]] = []
-    for _, ago, batch, origins in passes(network, data, series, usable, n_steps, every):
-        output = network(batch, origins)
-        target, observed = targets(batch, output.frame, origins, network.shape)
-        weight = loss_weights(target, observed, output.frame, network.shape)
-        recent = every * recency(ago.to(weight.device), half_life)
+    for given in passes(network, data, series, usable, n_steps, every):
+        output, target, weight = forecast(network, given)
+        recent = every * recency(given.ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
@@ -81,10 +64,10 @@ def at_origins(
         torch.cat(part).unflatten(0, (len(series), chunks, len(phases))).transpose(2, 3).flatten(1, 3)
         for part in zip(*parts, strict=True)
     )
-    held = [
-        (output.head.columns(output.arguments), head_features(output, network.shape), target, weight)
-        for output, target, weight in held_out(network, data, series, usable, n_windows)
-    ]
+    held: list[tuple[Tensor, ...]] = []
+    for given in alone(network, data, series, usable, held_out(network.shape.horizon, n_windows)):
+        output, target, weight = forecast(network, given)
+        held.append((output.head.columns(output.arguments), head_features(output, network.shape), target, weight))
     rest = (torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*held, strict=True))
     return Origins(every, features, residual, *rest)
 
