@@ -413,14 +413,21 @@ def model(artifact: Artifact) -> Forecaster:
 
 
 def carried(artifact: Artifact) -> Forecaster:
-    """Return the forecaster of a model whose encoder has seen the whole history (`score.state`); a window a series."""
+    """Return the forecaster of a model whose encoder has seen the whole history (`score.state`)."""
+    network = artifact.network
 
-    def forecaster(panel: Panel, windows: WindowIndex) -> Array:
-        network = artifact.network
+    def one_each(panel: Panel, windows: WindowIndex) -> Array:
         past = Carried.blank(network, panel.n_series)
         segments = segments_since(panel, windows, network.shape.segment_length)
         advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, past)
         return predict(artifact, panel, windows, carried=past).tuned
+
+    def forecaster(panel: Panel, windows: WindowIndex) -> Array:
+        # A state is of one cutoff of each series.
+        number = pl.DataFrame({"series": windows.series}).select(pl.int_range(pl.len()).over("series")).to_series()
+        parts = [np.flatnonzero(number.to_numpy() == each) for each in number.unique(maintain_order=True)]
+        made = [one_each(panel, WindowIndex(windows.series[part], windows.cutoff[part])) for part in parts]
+        return np.concatenate(made)[np.concatenate(parts).argsort()]
 
     return forecaster
 
