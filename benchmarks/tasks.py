@@ -20,6 +20,7 @@ from benchmarks.meter import Figures, Meter, answer, warmed
 from forecast import artifact as artifacts
 from forecast.api import forecast
 from forecast.config import DataConfig, FitConfig, ModelConfig, ScoreOutput, ScoreSettings, SourceConfig, WindowConfig
+from forecast.data.folders import locked
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.read import read_panel, text_columns
@@ -30,7 +31,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.module import TrainingWindows, validation_batches
 from forecast.models.onnx import example_windows
 from forecast.models.runtime import prepare as prepare_runtime
-from forecast.output import Job, locked
+from forecast.output import Job
 from forecast.predict import BATCH_SIZE
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64

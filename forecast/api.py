@@ -27,6 +27,7 @@ from forecast.config import (
     TuneSettings,
 )
 from forecast.config import load as validated
+from forecast.data.folders import locked
 from forecast.data.io import collect, to_lazy
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
@@ -42,7 +43,6 @@ from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
 from forecast.names import SOURCE_PRETRAINED
-from forecast.output import locked
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of

@@ -9,19 +9,16 @@ Shards are staged, and given to the sink once all are there. A part's name has i
 follows from: so a job that was killed, at whatever moment, finds those that need not be made again.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import mmap
-import os
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -35,12 +32,12 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings
-from forecast.data.io import UNREADABLE, check_writable, write_parquet_atomic, write_text_atomic
+from forecast.data.io import UNREADABLE, write_parquet_atomic, write_text_atomic
 from forecast.data.known import carried_forward, lacking
 from forecast.data.load import Loaded, missing_known
 from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
-from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.errors import ConfigError, DataError, listing
 from forecast.models.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP, sample_column
 from forecast.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
@@ -88,34 +85,6 @@ class Part:
     """Cells of known covariates that have the value before."""
     state: dict[str, int]
     """Series by what was done for their state, if one is kept."""
-
-
-@contextmanager
-def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
-    """Keep other jobs out of a folder. Raises OutputError if one is in it, or nothing can be written there.
-
-    `key` is the setting that names it.
-    """
-    check_writable(folder, key)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise OutputError(
-                f"another job is writing into {folder}: {file.read() or 'it has just begun'}; wait for it to end, or "
-                f"choose another {key}"
-            ) from None
-        os.truncate(file.fileno(), 0)
-        with suppress(OSError):  # A full disk holds the lock, if not the text.
-            os.write(
-                file.fileno(),
-                f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode(),
-            )
-        try:
-            yield
-        finally:
-            os.truncate(file.fileno(), 0)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     """
     from forecast import artifact as artifacts
     from forecast.backtest import BACKTEST_RUN, FORECASTS, SCORES, Contender, backtest
-    from forecast.data.io import check_writable
+    from forecast.data.folders import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
     from pipelines import report

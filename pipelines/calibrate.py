@@ -27,7 +27,8 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     """Calibrate, log and register; return the version, a line about it, and the result."""
     from forecast import plots
     from forecast.calibrate import calibrate
-    from forecast.data.io import check_writable, write_parquet_atomic
+    from forecast.data.folders import check_writable
+    from forecast.data.io import write_parquet_atomic
     from forecast.names import CHALLENGER
     from forecast.registry import Registry
     from pipelines.shared import CALIBRATED, log_data, made_from, open_version, read_for, registered

@@ -109,7 +109,8 @@ def append(config: AppendConfig) -> "Appended":
 
 
 def _profile(argv: list[str]) -> None:
-    from forecast.data.io import check_writable, write_parquet_atomic, write_text_atomic
+    from forecast.data.folders import check_writable
+    from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.data.load import missing_known
     from forecast.data.profile import frequencies, profile, quality, summary
     from forecast.profile_page import profile_page

@@ -65,10 +65,10 @@ def main(config: MonitorConfig) -> None:
 
 def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
+    from forecast.data.folders import locked
     from forecast.monitor import Written, checks, maker, monitor
     from forecast.monitor_page import monitor_page
     from forecast.names import SHADOW
-    from forecast.output import locked
     from forecast.registry import Registry
     from pipelines.shared import log_data, open_version, read_for
 

@@ -29,9 +29,9 @@ def main(config: ReconcileConfig) -> None:
 
 def run(config: ReconcileConfig) -> tuple[Path, str]:
     """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
+    from forecast.data.folders import locked
     from forecast.data.io import collect, scan
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
-    from forecast.output import locked
     from forecast.reconcile import hierarchy_of, past_errors, reconcile
 
     settings, out = config.reconcile, Path(config.output.path)

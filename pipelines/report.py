@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: ReportConfig) -> str:
     """Write the page, and return a line about it."""
-    from forecast.data.io import check_writable
+    from forecast.data.folders import check_writable
     from pipelines.shared import open_version, read_for
 
     check_writable(Path(config.output.path))

@@ -62,7 +62,7 @@ def main(config: ScoreConfig) -> None:
 
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
-    from forecast.data.io import check_writable
+    from forecast.data.folders import check_writable
     from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
@@ -153,7 +153,7 @@ def _shadow(
 @contextmanager
 def _locks(config: ScoreConfig) -> Iterator[None]:
     """Keep other jobs out of the folders that this one writes into."""
-    from forecast.output import locked
+    from forecast.data.folders import locked
 
     with locked(Path(config.output.path)):
         if config.score.state is None:

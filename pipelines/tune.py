@@ -29,9 +29,9 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     Returns the version, a line about it, and the result.
     """
     from forecast.config import FitSettings
+    from forecast.data.folders import locked
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
-    from forecast.output import locked
     from forecast.registry import PARENT_RUN, Registry
     from forecast.tune import tune
     from pipelines.shared import log_data, read_table, registered

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from forecast.data.folders import check_writable
 from forecast.data.storage import S3, File, Place
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.names import TIMESTAMP
@@ -578,16 +579,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def check_writable(folder: Path, key: str = "output.path") -> None:
-    """Make `folder` and raise OutputError if nothing can be written there; call it before hours of work.
-
-    `key` is the setting that names it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"can't write into {folder}: {error.strerror or error}; choose another {key}") from error

@@ -22,7 +22,8 @@ import polars as pl
 
 from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
-from forecast.data.io import check_writable, collect, write_text_atomic
+from forecast.data.folders import LOCK, check_writable, locked
+from forecast.data.io import collect, write_text_atomic
 from forecast.data.load import (
     Loaded,
     find_categories,
@@ -105,32 +106,33 @@ def prepare(
     if data.until is not None:
         raise ConfigError("data.until: prepare the whole table, and give data.until to the verb that reads it")
     _check_folder(folder)
-    key = _key(data, horizon, fingerprint)
-    if fingerprint is not None and is_prepared(folder) and _read_index(folder)["key"] == key:
-        return Prepared(open_prepared(folder, data, horizon), reused=True)
+    with locked(folder):
+        key = _key(data, horizon, fingerprint)
+        if fingerprint is not None and is_prepared(folder) and _read_index(folder)["key"] == key:
+            return Prepared(open_prepared(folder, data, horizon), reused=True)
 
-    tables, data = long(tables, data)
-    categories = find_categories(tables, data)
-    series = _series(tables, data)
-    settled = _settle(tables, data, series)
-    parts = folder / _PARTS
-    workshop = parts / key
-    if fingerprint is None:
-        shutil.rmtree(parts, ignore_errors=True)
-    chunks = list(_chunks(series, chunk_rows))
-    for number, (first, last) in enumerate(chunks):
-        if progress:
-            progress(f"part {number + 1:,} of {len(chunks):,}")
-        path = workshop / f"{number:05d}"
-        if not is_prepared(path):
-            part = load_part(_some_series(tables, data, first, last), settled, horizon, categories)
-            _write(path, [replace(part, panel=with_features(part.panel, data))], key)
-    written = [_open(workshop / f"{number:05d}") for number in range(len(chunks))]
-    categories = used_categories(categories, data, [part.panel for part in written])
-    written[0] = with_unread(written[0], tables)
-    _write(folder, [recoded(part, categories) for part in written], key, check=data)
-    shutil.rmtree(parts)
-    return Prepared(open_prepared(folder, data, horizon))
+        tables, data = long(tables, data)
+        categories = find_categories(tables, data)
+        series = _series(tables, data)
+        settled = _settle(tables, data, series)
+        parts = folder / _PARTS
+        workshop = parts / key
+        if fingerprint is None:
+            shutil.rmtree(parts, ignore_errors=True)
+        chunks = list(_chunks(series, chunk_rows))
+        for number, (first, last) in enumerate(chunks):
+            if progress:
+                progress(f"part {number + 1:,} of {len(chunks):,}")
+            path = workshop / f"{number:05d}"
+            if not is_prepared(path):
+                part = load_part(_some_series(tables, data, first, last), settled, horizon, categories)
+                _write(path, [replace(part, panel=with_features(part.panel, data))], key)
+        written = [_open(workshop / f"{number:05d}") for number in range(len(chunks))]
+        categories = used_categories(categories, data, [part.panel for part in written])
+        written[0] = with_unread(written[0], tables)
+        _write(folder, [recoded(part, categories) for part in written], key, check=data)
+        shutil.rmtree(parts)
+        return Prepared(open_prepared(folder, data, horizon))
 
 
 def open_prepared(
@@ -187,68 +189,69 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     Rows that were read before are not read again. Targets that the table states otherwise than the panel are
     revisions: taken over, refused (they are rejects), or an error. Raises DataError as `load_panel`, OutputError.
     """
-    old = _open(folder)
-    check_writable(folder)
-    data = old.data.model_copy(update=source.model_dump())
-    tables, _ = long(tables, data)
-    target = data.columns.target
-    classes = {target: old.categories[target]} if target in old.categories else {}
-    found = own_classes(tables, data, {**find_categories(tables, data), **classes})
-    categories = {
-        name: (*values, *(value for value in found.get(name, ()) if value not in values))
-        for name, values in old.categories.items()
-    }
-    grid = old.panel.grid
-    settled = Settled(data, grid)
-    if data.aggregate is not None:
-        settled = replace(_settle(tables, data, _series(tables, data)), grid=grid)
-    new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
-    check_rejects(new.rejects, new.counts, data, grid)
-    revised, n_filled = _compare(old.panel, new.panel)
-    if classes:
-        names = pl.Series(categories[target], dtype=pl.String)
-        revised = revised.with_columns(
-            names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
-        )
-    if revised.height and revisions == "fail":
-        shown = [
-            (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
-            for row in revised.head(5).iter_rows()
-        ]
-        examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
-        raise DataError(
-            f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the prepared "
-            f"panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
-        )
-    rejects = [old.rejects, new.rejects]
-    counts = _joint_counts(old, new)
-    if revised.height and revisions == "refuse":
-        row = {
-            REASON: pl.lit("revision of the past"),
-            VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
+    _open(folder)
+    with locked(folder):
+        old = _open(folder)
+        data = old.data.model_copy(update=source.model_dump())
+        tables, _ = long(tables, data)
+        target = data.columns.target
+        classes = {target: old.categories[target]} if target in old.categories else {}
+        found = own_classes(tables, data, {**find_categories(tables, data), **classes})
+        categories = {
+            name: (*values, *(value for value in found.get(name, ()) if value not in values))
+            for name, values in old.categories.items()
         }
-        rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
-        counts = replace(
-            counts,
-            rows_kept=counts.rows_kept - revised.height,
-            rows_rejected=counts.rows_rejected + revised.height,
-        )
-    workshop = folder / _PARTS / "append"
-    shutil.rmtree(workshop, ignore_errors=True)
-    counts = replace(counts, steps_filled=0)
-    parts: list[Path] = []
-    for number, panel in enumerate(_merged(old.panel, new.panel, keep=revisions == "refuse")):
-        gaps = Counts(steps_filled=int(np.isnan(panel.target).sum()))
-        part = Loaded(with_features(panel, data), old.data, categories, old.rejects.clear(), gaps)
-        if not parts:
-            part = replace(part, rejects=pl.concat(rejects), counts=counts + gaps)
-        parts.append(workshop / f"{number:05d}")
-        _write(parts[-1], [part], "")
-    _write(folder, [_open(part) for part in parts], "appended")
-    shutil.rmtree(folder / _PARTS)
-    added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
-    loaded = open_prepared(folder, old.data, old.panel.horizon)
-    return Appended(loaded, False, n_filled, added, revised)
+        grid = old.panel.grid
+        settled = Settled(data, grid)
+        if data.aggregate is not None:
+            settled = replace(_settle(tables, data, _series(tables, data)), grid=grid)
+        new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
+        check_rejects(new.rejects, new.counts, data, grid)
+        revised, n_filled = _compare(old.panel, new.panel)
+        if classes:
+            names = pl.Series(categories[target], dtype=pl.String)
+            revised = revised.with_columns(
+                names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
+            )
+        if revised.height and revisions == "fail":
+            shown = [
+                (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
+                for row in revised.head(5).iter_rows()
+            ]
+            examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
+            raise DataError(
+                f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the "
+                f"prepared panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
+            )
+        rejects = [old.rejects, new.rejects]
+        counts = _joint_counts(old, new)
+        if revised.height and revisions == "refuse":
+            row = {
+                REASON: pl.lit("revision of the past"),
+                VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
+            }
+            rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
+            counts = replace(
+                counts,
+                rows_kept=counts.rows_kept - revised.height,
+                rows_rejected=counts.rows_rejected + revised.height,
+            )
+        workshop = folder / _PARTS / "append"
+        shutil.rmtree(workshop, ignore_errors=True)
+        counts = replace(counts, steps_filled=0)
+        parts: list[Path] = []
+        for number, panel in enumerate(_merged(old.panel, new.panel, keep=revisions == "refuse")):
+            gaps = Counts(steps_filled=int(np.isnan(panel.target).sum()))
+            part = Loaded(with_features(panel, data), old.data, categories, old.rejects.clear(), gaps)
+            if not parts:
+                part = replace(part, rejects=pl.concat(rejects), counts=counts + gaps)
+            parts.append(workshop / f"{number:05d}")
+            _write(parts[-1], [part], "")
+        _write(folder, [_open(part) for part in parts], "appended")
+        shutil.rmtree(folder / _PARTS)
+        added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
+        loaded = open_prepared(folder, old.data, old.panel.horizon)
+        return Appended(loaded, False, n_filled, added, revised)
 
 
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:
@@ -450,7 +453,7 @@ def _until(found: Loaded, last: int) -> Loaded:
 def _check_folder(folder: Path) -> None:
     check_writable(folder)
     ours = is_prepared(folder) or (folder / _PARTS).exists()
-    others = sorted(path.name for path in folder.iterdir())
+    others = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if others and not ours:
         raise OutputError(f"{folder} holds other files ({listing(others)}); choose an empty folder as output.path")
 

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, Protocol
 import polars as pl
 
 from forecast.config import SinkConfig
-from forecast.data.io import check_writable, sync_folder
+from forecast.data.folders import check_writable
+from forecast.data.io import sync_folder
 from forecast.data.sql import rows_where, transaction
 from forecast.errors import ConfigError, OutputError, listing
 from forecast.names import CUTOFF, SERIES_ID, STEP, TIMESTAMP

@@ -108,7 +108,7 @@ def test_a_job_is_told_by_its_run(promoted: Store) -> None:
 
 
 def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
-    from forecast.output import locked
+    from forecast.data.folders import locked
 
     with locked(promoted.folder / "out"):
         message = refuse(6, "score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from forecast import artifact as artifacts
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
-from forecast.output import Job, locked
+from forecast.data.folders import locked
+from forecast.output import Job
 
 
 def killed_at(

@@ -20,6 +20,7 @@ from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
+from forecast.data.folders import locked
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.source import Tables
@@ -27,7 +28,7 @@ from forecast.data.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank
-from forecast.output import Job, Output, locked
+from forecast.output import Job, Output
 from forecast.predict import forecast
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}

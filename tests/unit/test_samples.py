@@ -12,11 +12,12 @@ import torch
 
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, ScoreOutput, ScoreSettings
+from forecast.data.folders import locked
 from forecast.data.load import Loaded
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
-from forecast.output import Job, Output, locked
+from forecast.output import Job, Output
 from forecast.predict import forecast, forecast_shard, sample_paths, sampling
 
 Train = Callable[..., FitResult]

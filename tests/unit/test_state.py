@@ -18,13 +18,14 @@ from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
+from forecast.data.folders import locked
 from forecast.data.load import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.source import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.fit import FitResult
 from forecast.models.bank import HEAD, Bank
-from forecast.output import Job, Output, locked
+from forecast.output import Job, Output
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 LAST = datetime(2024, 1, 1) + timedelta(days=159)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data import prepared
+from forecast.data.folders import locked
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.prepared import append, open_prepared, prepare
@@ -278,6 +279,17 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds other files \(thesis.txt\); choose an empty folder"):
         prepare(Tables(random_table(9).lazy()), DATA, HORIZON, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_has_one_job_at_a_time(tmp_path: Path) -> None:
+    tables = Tables(random_table(1).lazy())
+    refused = pytest.raises(OutputError, match=r"another job is writing into .*process .* wait for it to end")
+    with locked(tmp_path), refused:
+        prepare(tables, DATA, HORIZON, tmp_path)
+    before = prepare(tables, DATA, HORIZON, tmp_path).loaded.panel.digest()
+    with locked(tmp_path), refused:
+        append(tmp_path, tables, SourceConfig(path="later"))
+    assert open_prepared(tmp_path, DATA, HORIZON).panel.digest() == before
 
 
 def test_a_prepared_panel_is_not_a_table(tmp_path: Path) -> None:
