@@ -414,7 +414,7 @@ class FinetuneSettings(Config):
     """Horizons at the end of the panel that are left untouched, for backtests."""
     min_gain: Share = 0.05
     """Share by which a series must improve on its gate windows to leave the base."""
-    min_windows_better: Share = 0.75
+    min_windows_better: Share = 1.0
     """Share of its gate windows on which it must improve."""
     blend: Share = 0.5
     """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
