@@ -50,13 +50,12 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import log_data, open_version, read_alike, read_for
+    from pipelines.shared import log_data, open_with_data, read_alike
 
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
-    version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_for(artifact, config.data)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
     judged = config.backtest.refit == "never"

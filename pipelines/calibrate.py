@@ -31,13 +31,12 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from forecast.data.io import write_parquet_atomic
     from forecast.names import CHALLENGER
     from forecast.registry import Registry
-    from pipelines.shared import CALIBRATED, log_data, made_from, open_version, read_for, registered
+    from pipelines.shared import CALIBRATED, log_data, made_from, open_with_data, registered
 
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
-    parent, artifact = open_version(registry, config.registry.alias)
-    loaded = read_for(artifact, config.data)
+    parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("calibrate", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("calibrate") as stage:

@@ -31,13 +31,12 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.distil import distil
     from forecast.names import CHALLENGER
     from forecast.registry import Registry
-    from pipelines.shared import DISTILLED, log_data, made_from, open_version, read_for, registered
+    from pipelines.shared import DISTILLED, log_data, made_from, open_with_data, registered
 
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
-    parent, artifact = open_version(registry, config.registry.alias)
-    loaded = read_for(artifact, config.data)
+    parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("distil", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("distil") as stage:

@@ -31,13 +31,12 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     from forecast.explain import explain
     from forecast.names import CUTOFF
     from forecast.registry import Registry
-    from pipelines.shared import log_data, open_version, read_for
+    from pipelines.shared import log_data, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
-    version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_for(artifact, config.data)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("explain", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)
         with console.stage("explain") as stage:

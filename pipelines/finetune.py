@@ -29,11 +29,10 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER, SERIES_ID
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import child_tags, log_data, open_version, read_for, registered
+    from pipelines.shared import child_tags, log_data, open_with_data, registered
 
     registry = Registry(config.registry)
-    parent, base = open_version(registry, config.registry.alias)
-    loaded = read_for(base, config.data)
+    parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)
         with console.stage("finetune") as stage:

@@ -66,15 +66,14 @@ def run(config: ScoreConfig) -> Scored:
     from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
-    from pipelines.shared import log_data, log_missing, open_version, read_for
+    from pipelines.shared import log_data, log_missing, open_with_data
 
     begun = time.monotonic()
     folder = Path(config.output.path)
     check_writable(folder)
     registry = Registry(config.registry)
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
-    version, artifact = open_version(registry, config.registry.alias)
-    loaded = read_for(artifact, config.data)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     other = _other(registry, config, version)
     scored: Scored | None = None
     try:

@@ -75,6 +75,18 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
     return version, artifact.load(registry.download(version))
 
 
+def open_with_data(registry: "Registry", alias: str | None, source: SourceConfig) -> "tuple[Version, Artifact, Loaded]":
+    """Return the version that `alias` means now, its model, and the panel in the table that `source` describes.
+
+    A path where nothing is, is told before the model is fetched. Raises as `open_version`, `read_for`.
+    """
+    from forecast.data.source import fingerprint
+
+    fingerprint(source)
+    version, artifact = open_version(registry, alias)
+    return version, artifact, read_for(artifact, source)
+
+
 def log_data(run: "Run", loaded: "Loaded") -> str:
     """Log which data a run has used, and its rejects; return the digest of the panel."""
     from forecast.config import without_password
