@@ -605,7 +605,8 @@ def _numbers(network: Forecaster, settings: FinetuneSettings) -> int:
     n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
     n_origins = -(-_n_steps(network, settings) // apart(network.shape))
-    return n_origins * (n_features + n_shifts) + n_features * n_features * 2
+    # In single precision, and for a solution in double; the eigenvectors likewise.
+    return 3 * n_origins * (n_features + n_shifts) + 2 * n_features * n_features
 
 
 # --- going on

@@ -16,7 +16,7 @@ from forecast.models.origins import alone, apart, forecast, held_out, passes, re
 
 @dataclass(frozen=True)
 class Origins:
-    """What the frozen network gives at the latest origins of a group of G series, oldest first, the last one last."""
+    """What the frozen network gives at the latest origins of G series, up to the last usable step, oldest first."""
 
     every: int
     """Steps between origins."""
