@@ -47,7 +47,7 @@ def gluonts_load(path: str, warm: str) -> Figures:
     from gluonts.dataset.pandas import PandasDataset
 
     def work(table: str) -> int:
-        return sum(entry["target"].shape[-1] for entry in _gluonts(PandasDataset, pd.read_parquet(table)))
+        return sum(entry["target"].shape[-1] for entry in gluonts_series(PandasDataset, pd.read_parquet(table)))
 
     steps, figures = warmed(work, warm, path)
     return {**figures, "steps": steps}
@@ -58,7 +58,7 @@ def darts_load(path: str, warm: str) -> Figures:
     import pandas as pd
     from darts import TimeSeries
 
-    series, figures = warmed(lambda table: _darts(TimeSeries, pd.read_parquet(table)), warm, path)
+    series, figures = warmed(lambda table: darts_series(TimeSeries, pd.read_parquet(table)), warm, path)
     return {**figures, "steps": sum(map(len, series)), "series": len(series)}
 
 
@@ -95,7 +95,9 @@ def gluonts_batches(path: str, batches: int) -> Figures:
         HORIZON, context_length=CONTEXT, batch_size=BATCH, num_batches_per_epoch=batches + WARM_UP
     )
     entries = list(
-        estimator.create_transformation().apply(list(_gluonts(PandasDataset, pd.read_parquet(path))), is_train=True)
+        estimator.create_transformation().apply(
+            list(gluonts_series(PandasDataset, pd.read_parquet(path))), is_train=True
+        )
     )
     loader = estimator.create_training_data_loader(entries, module=None)
     shapes = ((b["past_target"].shape[0], b["past_target"].shape[1] + b["future_target"].shape[1]) for b in loader)
@@ -111,18 +113,20 @@ def darts_batches(path: str, batches: int) -> Figures:
     from darts.utils.data.torch_datasets._data_module import TorchDataModule
     from darts.utils.data.torch_datasets.utils import _batch_collate_fn_train
 
-    series = [one.astype(np.float32) for one in _darts(TimeSeries, pd.read_parquet(path))]
+    series = [one.astype(np.float32) for one in darts_series(TimeSeries, pd.read_parquet(path))]
     data = SequentialTorchTrainingDataset(series, input_chunk_length=CONTEXT, output_chunk_length=HORIZON)
     loader = TorchDataModule(data, batch_size=BATCH, collate_fn=_batch_collate_fn_train).train_dataloader()
     shapes = ((b.past_target.shape[0], b.past_target.shape[1] + b.future_target.shape[1]) for b in loader)
     return _rate(shapes, batches)
 
 
-def _gluonts(kind: Any, frame: Any) -> Any:
+def gluonts_series(kind: Any, frame: Any) -> Any:
+    """Return the data set, of `PandasDataset`, in a frame."""
     return kind.from_long_dataframe(frame, item_id="series_id", timestamp="timestamp", target="target", freq="h")
 
 
-def _darts(kind: Any, frame: Any) -> Any:
+def darts_series(kind: Any, frame: Any) -> Any:
+    """Return the series, of `TimeSeries`, in a frame."""
     return kind.from_group_dataframe(
         frame, group_cols="series_id", time_col="timestamp", value_cols="target", freq="h", drop_group_cols="series_id"
     )

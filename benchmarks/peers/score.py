@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 from benchmarks.meter import Figures, answer, warmed
+from benchmarks.peers.measure import darts_series, gluonts_series
 from benchmarks.peers.train import QUIET, prepare
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -52,12 +53,7 @@ def darts(path: str, warm: str, context: int, horizon: int) -> Figures:
     from darts.utils.likelihood_models.torch import QuantileRegression
 
     def series(frame: Any) -> Any:
-        return [
-            one.astype(np.float32)
-            for one in TimeSeries.from_group_dataframe(
-                frame, group_cols="series_id", time_col="timestamp", value_cols="target", freq="h"
-            )
-        ]
+        return [one.astype(np.float32) for one in darts_series(TimeSeries, frame)]
 
     model = BlockRNNModel(
         input_chunk_length=context,
@@ -75,10 +71,8 @@ def darts(path: str, warm: str, context: int, horizon: int) -> Figures:
     model.fit(series(frames[warm]))
 
     def work(table: str) -> Any:
-        given = series(frames[table])
-        made = model.predict(horizon, series=given, predict_likelihood_parameters=True)
-        names = [one.static_covariates["series_id"].item() for one in given]
-        return pd.concat([one.to_dataframe() for one in made], keys=names)
+        made = model.predict(horizon, series=series(frames[table]), predict_likelihood_parameters=True)
+        return pd.concat([one.to_dataframe() for one in made], keys=frames[table]["series_id"].unique())
 
     made, figures = warmed(work, warm, path)
     return {**figures, "rows": len(made)}
@@ -91,11 +85,6 @@ def gluonts(path: str, warm: str, context: int, horizon: int, paths: int) -> Fig
     from gluonts.dataset.pandas import PandasDataset
     from gluonts.time_feature import get_lags_for_frequency
     from gluonts.torch import DeepAREstimator
-
-    def series(frame: Any) -> Any:
-        return PandasDataset.from_long_dataframe(
-            frame, item_id="series_id", timestamp="timestamp", target="target", freq="h"
-        )
 
     frames = {table: pd.read_parquet(table) for table in (warm, path)}
     with tempfile.TemporaryDirectory() as folder:
@@ -110,10 +99,10 @@ def gluonts(path: str, warm: str, context: int, horizon: int, paths: int) -> Fig
             batch_size=BATCH,
             num_batches_per_epoch=1,
             trainer_kwargs={"max_epochs": 1, "default_root_dir": folder, **QUIET},
-        ).train(series(frames[warm]))
+        ).train(gluonts_series(PandasDataset, frames[warm]))
 
     def work(table: str) -> Any:
-        made = list(predictor.predict(series(frames[table])))
+        made = list(predictor.predict(gluonts_series(PandasDataset, frames[table])))
         steps = [np.stack([one.quantile(level) for level in LEVELS], axis=-1) for one in made]
         return pd.concat(
             [pd.DataFrame(values, columns=LEVELS, index=one.index) for one, values in zip(made, steps, strict=True)],

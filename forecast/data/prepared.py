@@ -189,7 +189,7 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     Rows that were read before are not read again. Targets that the table states otherwise than the panel are
     revisions: taken over, refused (they are rejects), or an error. Raises DataError as `load_panel`, OutputError.
     """
-    _open(folder)
+    _open(folder)  # Where there is no panel, nothing is left behind.
     with locked(folder):
         old = _open(folder)
         data = old.data.model_copy(update=source.model_dump())
