@@ -6,8 +6,9 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -48,6 +49,7 @@ from forecast.models.module import (
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.skip import (
+    CONSTANTS,
     PENALTIES,
     Samples,
     Solution,
@@ -56,7 +58,7 @@ from forecast.models.skip import (
     robust,
     seasonal_solution,
     solve_ridge,
-    spectrum,
+    spectra,
 )
 from forecast.models.training import Job, train, train_on_devices
 from forecast.models.transform import to_data, unit_of
@@ -264,6 +266,7 @@ def fit(
                 model,
                 own,
                 limits,
+                usable_lengths(panel, trained_until),
                 validation,
                 units,
                 checkpoint,
@@ -295,6 +298,7 @@ def _train(
     model: ModelConfig,
     fit: FitConfig,
     limits: IntArray,
+    usable: IntArray,
     validation: WindowIndex,
     units: Sequence[float],
     checkpoint: Checkpoint | None,
@@ -310,8 +314,8 @@ def _train(
         budget.resume(checkpoint.elapsed)
     lightning.seed_everything(fit.seed, verbose=False)
     rng = np.random.default_rng(fit.seed)
-    network, tensors, choice = _closed_form(panel, device, shape, model, limits, validation, units, rng)
-    network.to(device).eval()
+    closed = _closed_form(panel, device, shape, model, limits, validation, units, rng)
+    network, tensors = closed.network.to(device).eval(), closed.tensors
     solved = time.monotonic()
     loss = validated(network, tensors, validation)
     keeper = KeepBest(network, loss, fit.patience, progress, shown)
@@ -326,6 +330,10 @@ def _train(
     network.load_state_dict(keeper.best)
     network.eval()
     loss_kept = _calm(network, tensors, validation, keeper.best_loss)
+    # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
+    count = int(closed.choice["skip_samples"])
+    drawn = sample_origins(usable, horizon=shape.horizon, count=count, rng=rng)
+    closed.refit(drawn, torch.from_numpy(usable).to(device))
     network.to("cpu").eval()
 
     seconds = time.monotonic() - solved
@@ -346,7 +354,7 @@ def _train(
         **found,
         "parameters": sum(p.numel() for p in network.parameters()),
         "validation_windows": len(validation),
-        **choice,
+        **closed.choice,
     }
     return network, keeper.curve, summary
 
@@ -491,6 +499,14 @@ class _Solution:
     prior: Solution
     penalty: float | None
     """None where the skip is the prior itself, not fitted at all."""
+    constant: bool
+
+    @property
+    def order(self) -> int:
+        """From the simplest on: not fitted at all, around the level, around the last value without and with a drift."""
+        if self.penalty is None:
+            return 0
+        return 1 + (self.network.shape.anchor == "last") * (1 + self.constant)
 
     def residual_quantiles(self, skip: Solution, levels: Tensor) -> Tensor:
         """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
@@ -506,6 +522,19 @@ class _Solution:
         return empirical_quantiles(rest, weight, levels)
 
 
+_Refit: TypeAlias = Callable[[WindowIndex, Tensor], None]
+
+
+class _ClosedForm(NamedTuple):
+    network: RecurrentForecaster
+    """Untrained."""
+    tensors: PanelTensors
+    choice: dict[str, str | float]
+    """What was chosen."""
+    refit: _Refit
+    """Fits the skip on other windows, of so many steps of each series, with all that was chosen."""
+
+
 def _closed_form(
     panel: Panel,
     device: torch.device,
@@ -515,8 +544,8 @@ def _closed_form(
     validation: WindowIndex,
     units: Sequence[float],
     rng: np.random.Generator,
-) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
-    """Return the untrained network around the best linear skip, its data, and what was chosen.
+) -> _ClosedForm:
+    """Return the untrained network around the best linear skip.
 
     `units` are those of the scales to choose from.
     """
@@ -525,7 +554,7 @@ def _closed_form(
     limit = torch.from_numpy(limits).to(device)
     if shape.n_classes:
         counted = _counted(panel, device, shape, model, drawn, validation, limit)
-        _standardise(counted[0], panel, limits)
+        _standardise(counted.network, panel, limits)
         return counted
     tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
     solutions = (
@@ -538,10 +567,10 @@ def _closed_form(
         best = found if _surely_better(mine, theirs, theirs.sum(0), overlap(validation, shape.horizon)) else best
     network, unit = best.network, best.network.shape.unit
     tensors = PanelTensors(panel, device, unit=unit)
-    if best.penalty is not None and len(tried) < len(drawn):
-        (every,) = _samples([network], tensors, drawn, limit)
-        (skip,) = solve_ridge(robust(eventful(every), torch.zeros_like(best.prior)), best.prior, (best.penalty,))
-        network.skip.copy_(skip)
+    penalty = best.penalty
+    refit: _Refit = _kept if penalty is None else partial(_refit, network, tensors, best.prior, penalty, best.constant)
+    if len(tried) < len(drawn):
+        refit(drawn, limit)
     level = best.residual_quantiles(network.skip, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
@@ -550,9 +579,29 @@ def _closed_form(
         "transform": f"log, unit {unit:g}" if unit else "none",
         "skip": best.kind,
         "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
+        "skip_constant": int(best.constant),
         "skip_samples": len(drawn),
     }
-    return network, tensors, choice
+    return _ClosedForm(network, tensors, choice, refit)
+
+
+def _kept(windows: WindowIndex, limit: Tensor) -> None:
+    """Do nothing: what was not fitted need not be fitted again."""
+
+
+def _refit(
+    network: RecurrentForecaster,
+    tensors: PanelTensors,
+    prior: Solution,
+    penalty: float,
+    constant: bool,
+    windows: WindowIndex,
+    limit: Tensor,
+) -> None:
+    (samples,) = _samples([network], tensors, windows, limit)
+    inlying = robust(eventful(samples), torch.zeros_like(prior))
+    (known,) = spectra(inlying, [constant])
+    network.skip.copy_(solve_ridge(inlying, prior, (penalty,), known=known)[0])
 
 
 def _counted(
@@ -563,7 +612,7 @@ def _counted(
     drawn: WindowIndex,
     validation: WindowIndex,
     limit: Tensor,
-) -> tuple[RecurrentForecaster, PanelTensors, dict[str, str | float]]:
+) -> _ClosedForm:
     """Return what `_closed_form` does, for classes: what follows what is counted."""
     tensors = PanelTensors(panel, device)
     network = RecurrentForecaster(shape, model).to(device)
@@ -579,7 +628,12 @@ def _counted(
         "skip": ", ".join(f"{name} {share:g}" for name, share in shares),
         "skip_samples": len(drawn),
     }
-    return network, tensors, choice
+
+    def refit(windows: WindowIndex, limit: Tensor) -> None:
+        (samples,) = _samples([network], tensors, windows, limit)
+        skip.fit(samples.window, samples.target, samples.observed)
+
+    return _ClosedForm(network, tensors, choice, refit)
 
 
 def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
@@ -614,18 +668,23 @@ def _solve(
         fits = model.skip and len(fitted.window) > 0
         fitted = eventful(fitted)
         inlying = robust(fitted, priors["anchor"]) if fits else fitted
-        known = spectrum(inlying) if fits else None
+        # Around the level a constant is no drift.
+        known = spectra(inlying, CONSTANTS if network.shape.anchor == "last" else [True]) if fits else []
         for name, prior in priors.items():
-            solutions = [prior, *(solve_ridge(inlying, prior, known=known) if fits else [])]
-            for penalty, solution in zip((None, *PENALTIES), solutions, strict=False):
+            made: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
+            for own in known:
+                solutions = solve_ridge(inlying, prior, known=own)
+                made += [(found, p, own.constant) for found, p in zip(solutions, PENALTIES, strict=True)]
+            kind = f"{network.shape.anchor}/{name}"
+            for solution, penalty, constant in made:
                 errors = _point_errors(checked, solution, shape.unit)
-                kind = f"{network.shape.anchor}/{name}"
-                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty))
+                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty, constant))
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
-    unsolved = [found for found in candidates if found.penalty is None]
-    solved = ([found for found in candidates if found.network.shape.anchor == anchor] for anchor in ("level", "last"))
+    groups: dict[int, list[_Solution]] = {}
+    for found in candidates:
+        groups.setdefault(found.order, []).append(found)
     best, *others = (
-        min(some, key=lambda found: float((found.errors.sum(0) / usual).sum())) for some in (unsolved, *solved) if some
+        min(groups[order], key=lambda found: float((found.errors.sum(0) / usual).sum())) for order in sorted(groups)
     )
     for other in others:
         best = other if _surely_better(other.errors, best.errors, usual, overlap(validation, shape.horizon)) else best

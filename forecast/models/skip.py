@@ -1,7 +1,8 @@
 """The linear skip: one robust ridge solution from the normalised window to the horizon, for all series."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +10,8 @@ from torch import Tensor
 
 # Penalties per sample that are tried; validation chooses.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# With a constant, which around the last value is a drift, and without: validation chooses.
+CONSTANTS = (True, False)
 _ROUNDS = 6
 # How often windows are weighted anew, by their errors at this penalty, with a solution for each so-many-th.
 _REWEIGHTINGS = 2
@@ -43,7 +46,15 @@ class Samples:
 
 Solution: TypeAlias = Float[Tensor, "context+1 horizon"]
 """Weights of the window's values, and in the last row what is added whatever they are."""
-Spectrum: TypeAlias = tuple[Float[Tensor, " context+1"], Float[Tensor, "context+1 context+1"]]
+
+
+class Spectrum(NamedTuple):
+    """Of the Gram matrix z'wz."""
+
+    values: Float[Tensor, " context+1"]
+    vectors: Float[Tensor, "context+1 context+1"]
+    constant: bool
+    """Without it, its row and column are 0."""
 
 
 def line(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
@@ -59,15 +70,23 @@ def seasonal_solution(context: int, horizon: int, season: int) -> Solution:
     return solution
 
 
-def spectrum(samples: Samples) -> Spectrum:
-    """Return the eigenvalues and vectors of the Gram matrix z'wz, which serve all priors and penalties."""
+def spectra(samples: Samples, constants: Iterable[bool] = CONSTANTS) -> list[Spectrum]:
+    """Return the eigenvalues and vectors of the Gram matrix z'wz, with and without the constant.
+
+    They serve all priors and penalties.
+    """
     size = samples.window.shape[1] + 1
     gram = torch.zeros(size, size, dtype=torch.float64, device=samples.window.device)
     for part in _chunks(samples):
         features = _features(samples, part)
         gram += features.T @ features
-    values, vectors = torch.linalg.eigh(gram)
-    return values.clamp(min=0), vectors
+    found = []
+    for constant in constants:
+        kept = torch.ones(size, dtype=torch.float64, device=gram.device)
+        kept[-1] = constant
+        values, vectors = torch.linalg.eigh(gram * kept * kept[:, None])
+        found.append(Spectrum(values.clamp(min=0), vectors, constant=constant))
+    return found
 
 
 def solve_ridge(
@@ -79,11 +98,13 @@ def solve_ridge(
 ) -> list[Solution]:
     """Return, for each penalty p, the W that minimises sum of w |y - [z; 1] W|^2 + p n |W - prior|^2.
 
-    The constant is hardly penalised. Targets that were not observed are replaced by the current solution's values and
-    solved for again (EM), which converges to least squares over the observed ones. `known` is the samples' spectrum.
+    The constant is hardly penalised; it is the prior's where `known` is a spectrum without. Targets that were not
+    observed are replaced by the current solution's values and solved for again (EM), which converges to least squares
+    over the observed ones. `known` is the samples' spectrum.
     """
-    values, vectors = known or spectrum(samples)
+    values, vectors, constant = known or spectra(samples, [True])[0]
     cross = _cross(samples, prior)
+    cross[-1] *= constant
     partial = torch.nonzero((samples.observed == 0).any(1)).flatten()
     window, missing = _features(samples, partial), 1.0 - samples.observed[partial].double()
     solutions = []
@@ -92,6 +113,7 @@ def solve_ridge(
         change = vectors @ (shrink * (vectors.T @ cross))
         for _ in range(_ROUNDS if len(partial) else 0):
             filled = cross + window.T @ ((window @ change) * missing)
+            filled[-1] *= constant
             change = vectors @ (shrink * (vectors.T @ filled))
         change[-1] *= _CONSTANT
         solutions.append(prior + change.to(prior.dtype))

@@ -103,6 +103,31 @@ def test_a_pattern_that_no_prior_has_is_fitted(closed_form: FitResult, train: Tr
     assert float(closed_form.summary["val/loss"]) < 0.95 * float(without.summary["val/loss"])
 
 
+@pytest.mark.parametrize("classes", [False, True])
+def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
+    train: Train, table: Table, loaded: Load, classes: bool
+) -> None:
+    wave = np.sin(np.arange(160) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=160)
+    head = {"head": "categorical"} if classes else {"transform": "none"}
+
+    def skip(changed: slice) -> tuple[torch.Tensor, list[Any]]:
+        values = wave.copy()
+        values[changed] += 0.05 * np.random.default_rng(1).normal(size=len(values[changed]))
+        given = table({"a": np.round(1.4 * values) if classes else values})
+        found = train(loaded(given, 7, calendar=False), holdout_windows=1, validation_windows=4, model=head)
+        choice = [found.summary[name] for name in ("skip", "skip_penalty", "skip_constant") if name in found.summary]
+        return state(found.artifact)["class_skip.latest" if classes else "skip"], choice
+
+    (plain, chosen), (validation, again), (held_out, _) = (
+        skip(slice(0, 0)),
+        skip(slice(125, 153)),
+        skip(slice(153, 160)),
+    )
+    assert chosen == again
+    torch.testing.assert_close(plain, held_out, rtol=0, atol=0)
+    assert not torch.equal(plain, validation)
+
+
 @pytest.mark.filterwarnings("error")
 def test_one_window_of_validation_takes_the_better_line(train: Train, table: Table, loaded: Load) -> None:
     # It has no standard error. No prior knows of a wave of twelve days.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.skip import PENALTIES, Samples, eventful, line, robust, seasonal_solution, solve_ridge
+from forecast.models.skip import PENALTIES, Samples, eventful, line, robust, seasonal_solution, solve_ridge, spectra
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -52,6 +52,25 @@ def test_each_penalty_gives_the_ridge_solution_around_the_prior(problem: Problem
     for penalty, solution in zip(PENALTIES, found, strict=True):
         expected = ridge(window, target, weight, prior, penalty * len(window))
         np.testing.assert_allclose(solution, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_without_the_constant_it_is_the_ridge_of_the_windows_alone(problem: Problem, share: float) -> None:
+    window, target, weight, prior = problem
+    observed = np.random.default_rng(1).random(target.shape) >= share
+    given, start = samples(window, target, weight, observed), torch.from_numpy(prior)
+    both = spectra(given)
+    assert [known.constant for known in both] == [True, False]
+    (with_it,) = solve_ridge(given, start, (1e-2,), known=both[0])
+    (alone,) = solve_ridge(given, start, (1e-2,), known=both[1])
+    torch.testing.assert_close(with_it, solve_ridge(given, start, (1e-2,))[0])
+    np.testing.assert_array_equal(alone[-1], prior[-1])
+    if not share:
+        root, rest = np.sqrt(weight)[:, None], target - prior[-1]
+        stacked = np.concatenate([window * root, np.sqrt(6.0) * np.eye(10)])
+        expected = np.linalg.lstsq(stacked, np.concatenate([rest * root, np.sqrt(6.0) * prior[:-1]]), rcond=None)[0]
+        np.testing.assert_allclose(alone[:-1], expected, rtol=1e-9, atol=1e-11)
+    assert (with_it[-1] - start[-1]).abs().min() > 0.01
 
 
 def test_a_large_penalty_gives_the_prior(problem: Problem) -> None:
