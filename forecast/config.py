@@ -393,7 +393,7 @@ class FinetuneSettings(Config):
     incremental: bool = False
     """Go on from a fine-tuned version: only series whose data has changed since then are fine-tuned, again."""
     origins: Annotated[int, Field(ge=8)] = 512
-    """Latest steps of each series that are fitted on: each is a cutoff, or one in about a third of the horizon with
+    """Latest steps of each series that are fitted on: each is a cutoff, or one in about half a horizon with
     kind=head, whose accuracy loses nothing by it."""
     half_life: Annotated[float, Field(gt=0)] | None = None
     """Steps after which a cutoff weighs half as much; all weigh the same when not given."""

@@ -213,12 +213,11 @@ def _tune_head(
     """Return the columns of a group, and the changes of those that are kept.
 
     The shift is a ridge regression of the base's residuals on [1; last season of the window; encoder state]; one
-    eigen-decomposition serves all penalties. Penalty and width are chosen by the gate.
+    eigen-decomposition serves all penalties and held-out cutoffs. Penalty and width are chosen by the gate.
 
-    Of classes it is log-odds that are shifted. There is no closed form: the shift is the first Newton step of the
-    penalised likelihood, with the curvature of each step and class averaged over the origins (the mean square of the
-    gradient, Berndt, Hall, Hall & Hausman 1974), so that one eigen-decomposition serves here too; a width is a
-    temperature.
+    Of classes it is log-odds that are shifted. There is no closed form: the shift is the first step of Fisher scoring,
+    the gradient over the curvature of each step and class, averaged over the origins, as what is regressed; a width is
+    a temperature.
     """
     horizon, head = network.shape.horizon, network.head
     n_windows = settings.gate_windows + settings.report_windows
@@ -226,14 +225,9 @@ def _tune_head(
     known = ridge.at_origins(network, data, series, usable, n_steps, n_windows, settings.half_life)
     penalties = torch.tensor(PENALTIES, dtype=torch.float64, device=data.device)
 
-    shifts = []
-    for window in range(n_windows):
-        solved = ridge.decompose(known, head, ago=(n_windows - window + 1) * horizon, count=settings.origins)
-        at = torch.einsum("gf,gfe->ge", known.held_features[:, window].double(), solved.basis)
-        each = [torch.einsum("ge,geh->gh", at, solved.coefficients(penalty)) for penalty in penalties]
-        shifts.append(torch.stack(each, 1))
+    shift = ridge.held_out_shifts(known, head, penalties, horizon=horizon, count=settings.origins)
     # [G, window, penalty, horizon, shift]
-    shift = settings.blend * torch.stack(shifts, 1).to(known.columns.dtype).unflatten(-1, (horizon, -1))
+    shift = settings.blend * shift.to(known.columns.dtype).unflatten(-1, (horizon, -1))
     # No shift is a strength too, and without another width either the base.
     shift = torch.cat([torch.zeros_like(shift[:, :, :1]), shift], dim=2)
     widths = 1.0 + settings.blend * (torch.tensor(WIDTHS, device=data.device) - 1.0)
@@ -253,9 +247,8 @@ def _tune_head(
     strength = torch.where(chosen < n_strengths, chosen, strength)
     width = widths[(chosen - n_strengths + 1).clamp(min=0)]
     rows = torch.from_numpy(np.flatnonzero(gated.reason == TUNED)).to(data.device)
-    solved = ridge.decompose(known.some(rows), head, ago=horizon, count=settings.origins)
     penalty = penalties[(strength[rows] - 1).clamp(min=0)]
-    weight = settings.blend * (solved.basis @ solved.coefficients(penalty[:, None, None]))
+    weight = settings.blend * ridge.weights(known.some(rows), head, penalty, ago=horizon, count=settings.origins)
     weight = weight.masked_fill((strength[rows] == 0)[:, None, None], 0.0).to(known.features.dtype)
     finite = torch.isfinite(weight).flatten(1).all(1)
     failed = np.zeros(len(series), dtype=bool)

@@ -47,11 +47,12 @@ def at_origins(
     n_windows: int,
     half_life: float | None,
 ) -> Origins:
-    """Run the network over the last `n_steps` steps of each series, and at its held-out cutoffs.
+    """Run the network over the last `n_steps` steps of each series, if it has as many, and at its held-out cutoffs.
 
     An origin counts for all steps since the one before.
     """
     every = apart(network.shape)
+    n_steps = min(n_steps, int(usable.max()))
     parts: list[tuple[Tensor, Tensor]] = []
     for given in passes(network, data, series, usable, n_steps, every):
         output, target, weight = forecast(network, given)
@@ -73,7 +74,7 @@ def at_origins(
 
 
 class Solved(NamedTuple):
-    """A ridge regression of each of a group of series, solved for all penalties: `basis` times `coefficients`.
+    """A ridge regression of each of G series, solved for all penalties: `basis` times `coefficients`.
 
     With Z the features: in the eigenvectors of Z'Z, or of ZZ' where origins are fewer than features.
     """
@@ -84,29 +85,86 @@ class Solved(NamedTuple):
     """[G, feature, eigenvector]."""
     projected: Tensor
     """[G, eigenvector, shift], the right-hand side."""
-    curvature: Tensor
-    """[G, 1, shift], of the loss: 1 for squares."""
+    dual: bool
+    """Whether of ZZ'."""
 
-    def coefficients(self, penalty: Tensor) -> Tensor:
-        """Return those for one penalty, or one of each series ([G, 1, 1]), [G, eigenvector, shift]."""
-        return self.projected / (self.values[..., None] * self.curvature + penalty)
+    def weight(self, penalty: Tensor) -> Tensor:
+        """Return the maps for one penalty of each series, [G, feature, shift]."""
+        return self.basis @ (self.projected / (self.values + penalty[:, None])[..., None])
 
 
-def decompose(known: Origins, head: Head, *, ago: int, count: int) -> Solved:
-    """Return the solved normal equations of the origins in `count` steps, the last of which is `ago` steps ago."""
-    n_origins = known.features.shape[1]
-    end = n_origins - -(-ago // known.every)
-    part = slice(max(end - -(-count // known.every), 0), end)
-    features, residual = known.features[:, part].double(), known.residual[:, part].double()
-    curvature = torch.ones_like(residual[:, :1])
-    if isinstance(head, CategoricalHead):
-        # The first feature is 1, weighted: its squares are the weights.
-        weight = features[..., :1].square().sum(1, keepdim=True).clamp(min=1e-9)
-        curvature = residual.square().sum(1, keepdim=True) / weight
+def solve(features: Tensor, residual: Tensor) -> Solved:
+    """Return the solved normal equations of [G, origin, feature] and [G, origin, shift]."""
     if features.shape[1] < features.shape[2]:
         values, vectors = torch.linalg.eigh(features @ features.mT)
-        basis, projected = features.mT @ vectors, vectors.mT @ residual
+        return Solved(values.clamp(min=0), features.mT @ vectors, vectors.mT @ residual, True)
+    values, basis = torch.linalg.eigh(features.mT @ features)
+    return Solved(values.clamp(min=0), basis, basis.mT @ (features.mT @ residual), False)
+
+
+def weights(known: Origins, head: Head, penalty: Tensor, *, ago: int, count: int) -> Tensor:
+    """Return the maps that fit the origins in `count` steps, the last of which is `ago` steps ago.
+
+    For one penalty of each series; [G, feature, shift].
+    """
+    end = _end(known, ago)
+    part = slice(max(end - -(-count // known.every), 0), end)
+    features, residual = known.features[:, part].double(), known.residual[:, part].double()
+    return solve(features, residual / _curvature(features, residual, head)).weight(penalty)
+
+
+def held_out_shifts(known: Origins, head: Head, penalties: Tensor, *, horizon: int, count: int) -> Tensor:
+    """Return the shifts at the held-out cutoffs, [G, window, penalty, shift], by what was known at each.
+
+    The first cutoff's fit is on the origins in `count` steps, that of a later one on those since as well.
+
+    The later ones are updates of the first. With H = (Z'Z + p)^-1 of the first, its map W, and U, E the origins since
+    and what W misses there, that of the first k of them is W + H U_k' (1 + U_k H U_k')^-1 E_k (Woodbury 1950), and with
+    LL' the Cholesky factors of 1 + U H U', of which those for k are a part, at features z it says
+    zW + sum over i < k of (L^-1 U H z')_i (L^-1 E)_i.
+    """
+    n_windows = known.target.shape[1]
+    ends = [_end(known, (n_windows - window + 1) * horizon) for window in range(n_windows)]
+    first = max(ends[0] - -(-count // known.every), 0)
+    every, missed = known.features[:, first : ends[-1]].double(), known.residual[:, first : ends[-1]].double()
+    begin, held = ends[0] - first, known.held_features.double()
+    missed = missed / _curvature(every[:, :begin], missed[:, :begin], head)
+    solved = solve(every[:, :begin], missed[:, :begin])
+    at = torch.cat([every[:, begin:], held], dim=1)
+    seen = at @ solved.basis
+    # [G, penalty, 1, eigenvector]
+    shrunk = seen[:, None] / (solved.values[:, None] + penalties[:, None])[:, :, None]
+    said = shrunk @ solved.projected[:, None]
+    if solved.dual:
+        inner = ((at @ at.mT)[:, None] - shrunk @ seen.mT[:, None]) / penalties[:, None, None]
     else:
-        values, basis = torch.linalg.eigh(features.mT @ features)
-        projected = basis.mT @ (features.mT @ residual)
-    return Solved(values.clamp(min=0), basis, projected, curvature)
+        inner = shrunk @ seen.mT[:, None]
+    since = every.shape[1] - begin
+    factor = torch.linalg.cholesky(
+        inner[..., :since, :since] + torch.eye(since, dtype=inner.dtype, device=inner.device)
+    )
+    right = torch.cat([inner[..., :since, since:], missed[:, None, begin:] - said[..., :since, :]], dim=-1)
+    toward, error = torch.linalg.solve_triangular(factor, right, upper=False).split(
+        [n_windows, missed.shape[-1]], dim=-1
+    )
+    there = torch.arange(since)[:, None] < torch.tensor(ends) - ends[0]
+    toward = toward * there.to(toward)
+    shifts: Tensor = said[..., since:, :] + toward.mT @ error
+    return shifts.transpose(1, 2)
+
+
+def _end(known: Origins, ago: int) -> int:
+    """Return how many of the origins are `ago` steps ago or more."""
+    return known.features.shape[1] - -(-ago // known.every)
+
+
+def _curvature(features: Tensor, residual: Tensor, head: Head) -> Tensor:
+    """Return the curvature of the loss in each shift, [G, 1, shift]: 1 for squares.
+
+    Of classes p (1 - p), averaged over the origins. The first feature is 1, weighted, and residuals are as well: 1 - p
+    where the class came, and -p where not.
+    """
+    if not isinstance(head, CategoricalHead):
+        return torch.ones_like(residual[:, :1])
+    root, size = features[..., :1], residual.abs()
+    return (size * (root - size)).sum(1, keepdim=True) / root.square().sum(1, keepdim=True).clamp(min=1e-9)

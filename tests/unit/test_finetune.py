@@ -155,18 +155,19 @@ def seen_from(base: FitResult, panel: Loaded, name: str, firsts: Iterable[int], 
 
 
 def fitted_on(base: FitResult, panel: Loaded, name: str) -> dict[str, np.ndarray]:
-    """The origins 121, 123 ... 371, the last before the holdout: two steps are what is nearest to a third of 7.
+    """The origins 123, 127 ... 371, the last before the holdout: four steps are what is nearest to a half of 7.
 
-    The encoder's memory begins with the window, as in the library: three origins each, as many as fit into a context.
+    The encoder's memory begins with the window, as in the library: seven origins each, as many as fit into four
+    contexts.
     """
-    return seen_from(base, panel, name, range(121, 372, 6), range(0, 6, 2))
+    return seen_from(base, panel, name, range(123, 372, 28), range(0, 28, 4))
 
 
-def ridge(known: dict[str, np.ndarray], *, last: int, penalty: float) -> np.ndarray:
-    """The map of the origins in 200 steps up to `last`, whose targets end a horizon later; each counts for two."""
-    end = (last - 121) // 2 + 1
-    part = slice(end - 100, end)
-    root = np.sqrt(2 * known["weight"][part].max(1, keepdims=True))
+def ridge(known: dict[str, np.ndarray], *, last: int, penalty: float, n: int = 50) -> np.ndarray:
+    """The map of `n` origins up to `last`, whose targets end a horizon later; each counts for four steps."""
+    end = (last - 123) // 4 + 1
+    part = slice(end - n, end)
+    root = np.sqrt(4 * known["weight"][part].max(1, keepdims=True))
     z = known["features"][part] * root
     y = (known["target"] - known["quantiles"][..., 4])[part] * (known["weight"][part] > 0) * root
     return SETTINGS.blend * np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y)
@@ -193,8 +194,9 @@ def test_held_out_losses_are_of_fits_on_what_was_known_at_each_cutoff(
         for window in range(6):
             cutoff = 371 - (6 - window) * 7
             here = {key: values[0] for key, values in seen_from(base, panel, name, [cutoff], range(1)).items()}
-            # The targets of the last origin that is fitted on end at the cutoff.
-            shift = here["features"] @ ridge(known, last=cutoff - 7, penalty=row["penalty"])
+            # The targets of the last origin that is fitted on end at the cutoff; the first is that of the oldest fit.
+            n = 50 + (cutoff - 7 - 123) // 4 - (371 - 7 * 7 - 123) // 4
+            shift = here["features"] @ ridge(known, last=cutoff - 7, penalty=row["penalty"], n=n)
             middle = here["quantiles"][:, 4:5]
             made = middle + (here["quantiles"] - middle) * row["width"] + shift[:, None]
             error = here["target"][:, None] - made
