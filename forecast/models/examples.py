@@ -16,7 +16,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.decoders import SegmentDecoder
 from forecast.models.heads import Head
 from forecast.models.module import window_sizes
-from forecast.models.origins import Pass, alone, apart, passes, recency
+from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
 from forecast.models.recurrent import Frame, Reading, RecurrentForecaster, loss_weights, targets
 from forecast.models.stacked import Changes
 
@@ -125,7 +125,7 @@ class Remembered(Examples):
             parts.append((place, *light[:5], *light.frame, *told))
 
         with torch.inference_mode():
-            for given in passes(network, data, series, usable, last, every):
+            for given in passes(network, data, series, usable, rounds(shape, last, every)):
                 read(given, self._fitted, 0)
             for given in alone(network, data, series, usable, self._judged.numpy()):
                 read(given, self._judged, len(self._fitted))

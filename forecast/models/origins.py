@@ -57,6 +57,10 @@ class Rounds(NamedTuple):
         """Steps that the origins are of: as many as are asked for, or some more."""
         return self.span * self.chunks
 
+    def within(self, longest: int) -> "Rounds":
+        """Return those without windows of which all origins are before a series of this length begins."""
+        return self._replace(chunks=min(self.chunks, -(-longest // self.span)))
+
 
 def apart(shape: NetworkShape) -> int:
     """Return how many steps the origins are apart: of the possible ones, what is nearest to `_APART` of the horizon."""
@@ -80,13 +84,13 @@ def rounds(shape: NetworkShape, n_steps: int, every: int = 1) -> Rounds:
 
 
 def passes(
-    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, n_steps: int, every: int = 1
+    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, parts: Rounds
 ) -> Iterator[Pass]:
-    """Yield windows that have origins in the last `n_steps` of the `usable` steps, as `rounds` says.
+    """Yield windows that have origins in the last of the `usable` steps.
 
     By series, window after window, phase after phase. Targets and past covariates after the usable steps are hidden.
     """
-    shape, parts = network.shape, rounds(network.shape, n_steps, every)
+    shape = network.shape
     origins = torch.arange(0, parts.span, parts.step, device=data.device)
     n_phases = len(parts.phases)
     rows = torch.arange(len(series)).repeat_interleave(parts.chunks * n_phases)

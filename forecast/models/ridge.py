@@ -13,6 +13,9 @@ from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head
 from forecast.models.origins import alone, apart, forecast, held_out, passes, recency, rounds
 
+# Of classes, where probabilities are next to 0 or 1.
+_LEAST_CURVATURE = 1e-6
+
 
 @dataclass(frozen=True)
 class Origins:
@@ -52,17 +55,16 @@ def at_origins(
     An origin counts for all steps since the one before.
     """
     every = apart(network.shape)
-    n_steps = min(n_steps, int(usable.max()))
+    divided = rounds(network.shape, n_steps, every).within(int(usable.max()))
     parts: list[tuple[Tensor, Tensor]] = []
-    for given in passes(network, data, series, usable, n_steps, every):
+    for given in passes(network, data, series, usable, divided):
         output, target, weight = forecast(network, given)
         recent = every * recency(given.ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
-    _, chunks, _, phases = rounds(network.shape, n_steps, every)
     features, residual = (
-        torch.cat(part).unflatten(0, (len(series), chunks, len(phases))).transpose(2, 3).flatten(1, 3)
+        torch.cat(part).unflatten(0, (len(series), divided.chunks, len(divided.phases))).transpose(2, 3).flatten(1, 3)
         for part in zip(*parts, strict=True)
     )
     held: list[tuple[Tensor, ...]] = []
@@ -167,4 +169,5 @@ def _curvature(features: Tensor, residual: Tensor, head: Head) -> Tensor:
     if not isinstance(head, CategoricalHead):
         return torch.ones_like(residual[:, :1])
     root, size = features[..., :1], residual.abs()
-    return (size * (root - size)).sum(1, keepdim=True) / root.square().sum(1, keepdim=True).clamp(min=1e-9)
+    total = root.square().sum(1, keepdim=True).clamp(min=1e-9)
+    return ((size * (root - size)).sum(1, keepdim=True) / total).clamp(min=_LEAST_CURVATURE)

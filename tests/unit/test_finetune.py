@@ -131,6 +131,15 @@ def test_series_together_are_tuned_as_each_alone(
             torch.testing.assert_close(alone.artifact.bank.tensors["weight"][0], weight, rtol=1e-5, atol=1e-5)
 
 
+def test_a_short_series_beside_a_long_one_is_tuned_as_alone(base: FitResult, table: Table, loaded: Load) -> None:
+    long, short = series()["s0"], series()["s9"][-120:]
+    settings = SETTINGS.model_copy(update={"min_gain": 0.0, "min_windows_better": 0.0})
+    both = finetune(base.artifact, loaded(table({"long": long, "short": short}), 7, calendar=False).panel, settings)
+    alone = finetune(base.artifact, loaded(table({"short": short}), 7, calendar=False).panel, settings)
+    for column in ("base_loss", "tuned_loss", "report_tuned_loss", "penalty"):
+        assert both.decisions[column][1] == pytest.approx(alone.decisions[column][0], rel=1e-5, nan_ok=True), column
+
+
 def seen_from(base: FitResult, panel: Loaded, name: str, firsts: Iterable[int], at: range) -> dict[str, np.ndarray]:
     """What the base says and misses `at` some steps from the first origins of windows of a series, in float64."""
     network = base.artifact.network
