@@ -3,10 +3,9 @@
 `python -m benchmarks race [--seconds 60,300]` trains the recurrent networks of neuralforecast, darts and gluonts and
 the preset `m4_hourly` for each budget, and scores all by the code of `benchmarks accuracy`. Then come the closed form
 alone, the closed form with a gated `head` for each series, and the preset with budgets upwards, until one is as good as
-the best of the others was with the largest. CPU seconds are those of
-all threads from the data in a library's own form to the trained model; reading the table and forecasting are not
-counted. The other libraries are installed as for `benchmarks data`; those that can't be are left out. What was chosen
-for them is said in `peers/train.py`.
+the best of the others was with the largest. CPU seconds are those of all threads from the data in a library's own form
+to the trained model; reading the table and forecasting are not counted. The other libraries are installed as for
+`benchmarks data`; those that can't be are left out. What was chosen for them is said in `peers/train.py`.
 """
 
 import argparse

@@ -501,6 +501,7 @@ class _Solution:
     penalty: float | None
     """None where the skip is the prior itself, not fitted at all."""
     constant: bool
+    """Whether the skip has one of its own, beside the prior's."""
 
     @property
     def order(self) -> int:
