@@ -48,7 +48,7 @@ from forecast.fit import fit
 from forecast.models import ridge
 from forecast.models.bank import HEAD
 from forecast.models.batch import PanelTensors
-from forecast.models.module import step_errors, window_sizes
+from forecast.models.losses import step_errors, window_sizes
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.registry import Registry

@@ -12,7 +12,8 @@ from forecast.data.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import OriginSampler
 from forecast.models.batch import PanelTensors
-from forecast.models.module import TrainingWindows, step_errors, window_sizes
+from forecast.models.losses import step_errors, window_sizes
+from forecast.models.module import TrainingWindows
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 from forecast.models.runtime import prepare
 

@@ -28,7 +28,8 @@ from forecast.data.source import open_tables
 from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
 from forecast.models.batch import PanelTensors
-from forecast.models.module import TrainingWindows, validation_batches
+from forecast.models.losses import validation_batches
+from forecast.models.module import TrainingWindows
 from forecast.models.onnx import example_windows
 from forecast.models.runtime import prepare as prepare_runtime
 from forecast.output import Job

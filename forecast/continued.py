@@ -16,7 +16,8 @@ from forecast.fit import usual_origins
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Forecaster, members_of, together
-from forecast.models.module import Budget, KeepBest, validated
+from forecast.models.losses import validated
+from forecast.models.module import Budget, KeepBest
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.training import Job, train
 from forecast.names import VAL_LOSS

@@ -25,7 +25,7 @@ from forecast.lineage import alone
 from forecast.models.bank import HEAD
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import members_of
-from forecast.models.module import window_sizes
+from forecast.models.losses import window_sizes
 from forecast.models.recurrent import NetworkShape
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN

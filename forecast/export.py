@@ -19,7 +19,7 @@ from forecast.metrics import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster, members_of
-from forecast.models.module import window_sizes
+from forecast.models.losses import window_sizes
 from forecast.models.onnx import OPSET, OUTPUTS, Forward, OnnxForecaster, example_windows, exported, quantised
 from forecast.predict import predict
 

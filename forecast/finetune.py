@@ -13,7 +13,6 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.continued import RATE, continued
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
@@ -22,13 +21,13 @@ from forecast.metrics import MODEL
 from forecast.models import ridge, stacked
 from forecast.models.bank import BLEND, HEAD, Bank, head_feature_count
 from forecast.models.batch import PanelTensors
-from forecast.models.checkpoint import read_state, write_state
 from forecast.models.ensemble import Forecaster
 from forecast.models.examples import Examples, Remembered, Rolled, group_numbers
 from forecast.models.heads import CategoricalHead, Head
-from forecast.models.module import validation_batches, window_sizes
+from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.origins import alone, apart, forecast, held_out
 from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.resumable import read_state, write_state
 from forecast.models.runtime import prepare
 from forecast.models.stacked import Changes, Descent
 from forecast.names import (
@@ -386,6 +385,9 @@ def _tune_globally(
 
     The gate's windows of all series are the validation: without a gain on them the weights stay the base's.
     """
+    # Of all kinds this one alone needs Lightning, which takes seconds to import.
+    from forecast.continued import RATE, continued
+
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors(panel, unit=artifact.network.shape.unit)

@@ -37,15 +37,9 @@ from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import CategoricalHead, SampledHead, empirical_quantiles, pinball
+from forecast.models.losses import validated, validation_batches, window_sizes
 from forecast.models.markov import MAX_TABLE
-from forecast.models.module import (
-    Budget,
-    KeepBest,
-    Teacher,
-    validated,
-    validation_batches,
-    window_sizes,
-)
+from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.skip import (

@@ -25,7 +25,7 @@ from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
-from forecast.models.module import validation_batches, window_sizes
+from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.onnx import Forward
 from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare

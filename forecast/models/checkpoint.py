@@ -1,22 +1,16 @@
-"""The state of a training on disk, to go on from after a kill: safetensors and JSON, no pickle."""
+"""The state of a training on disk, to go on from after a kill."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
-import safetensors
-import safetensors.torch
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
-from forecast.errors import ConfigError, listing
 from forecast.models.module import ForecastModule, KeepBest
-
-_FORMAT = "1"
+from forecast.models.resumable import read_state, write_state
 
 
 class Checkpoint(Callback):
@@ -134,49 +128,6 @@ class Checkpoint(Callback):
         return {name.removeprefix(prefix): v for name, v in self._tensors.items() if name.startswith(prefix)}
 
 
-def write_state(
-    path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], state: Mapping[str, Any]
-) -> None:
-    """Write the state of a job with some settings, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
-    content = {name: values.detach().contiguous() for name, values in tensors.items()}
-    safetensors.torch.save_file(content, unfinished, header)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def read_state(
-    path: Path, settings: Mapping[str, Any], *, key: str, job: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and state that `write_state` wrote.
-
-    Raises ConfigError that names the setting `key` if that was a `job` with other `settings`, or can't be read.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except safetensors.SafetensorError as error:
-        raise ConfigError(f"{key}: {path} is not readable ({error}); delete it, or choose another folder") from None
-    if header.get("format") != _FORMAT:
-        raise ConfigError(f"{key}: {path} is of another version of gatecast; delete it, or choose another folder")
-    before, now = json.loads(header["settings"]), json.loads(json.dumps(settings))
-    different = [
-        f"{name} was {_text(before.get(name))}, is {_text(now.get(name))}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if different:
-        raise ConfigError(
-            f"{key}: {path.parent} holds another {job}, which was cut short: {listing(different)}; choose another "
-            "folder, or delete that one to give it up"
-        )
-    return tensors, json.loads(header["state"])
-
-
 def _average(averaging: WeightAveraging) -> tuple[Any, nn.Module]:
     """Return Lightning's averaged model, and the network in it."""
     model = averaging._average_model
@@ -190,8 +141,3 @@ def _of_all_ranks(pl_module: lightning.LightningModule, values: Tensor) -> Tenso
     gathered = pl_module.all_gather(values.to(pl_module.device))
     assert isinstance(gathered, Tensor)
     return gathered.reshape(-1, len(values)).cpu()
-
-
-def _text(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -15,7 +15,7 @@ from forecast.models import stacked
 from forecast.models.batch import PanelTensors
 from forecast.models.decoders import SegmentDecoder
 from forecast.models.heads import Head
-from forecast.models.module import window_sizes
+from forecast.models.losses import window_sizes
 from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
 from forecast.models.recurrent import Frame, Reading, RecurrentForecaster, loss_weights, targets
 from forecast.models.stacked import Changes

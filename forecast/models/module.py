@@ -22,14 +22,12 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
-from forecast.models.recurrent import Output, RecurrentForecaster, loss_weights, targets
+from forecast.models.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
+from forecast.models.recurrent import Output, RecurrentForecaster, loss_weights
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
 _WARM_UP = 0.03
 _FINAL_RATE = 0.01
-
-Indices = tuple[Tensor, Tensor, Tensor]
-"""Series and first origin of each window, and the origins (counted from the first) that bear the loss."""
 
 
 class Budget:
@@ -354,55 +352,5 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: values.detach().clone() for name, values in network.state_dict().items()}
 
 
-def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
-    """Return the sizes that `PanelTensors.gather` needs for windows of `span` origins."""
-    return {"context": network.shape.context_length, "span": span, "horizon": network.shape.horizon}
-
-
-def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss at each target and its weight, both [batch, origin, horizon].
-
-    The loss is the head's own; outside of training, of a model that samples paths, one that can be taken of those.
-    """
-    return output_errors(network, batch, origins, network(batch, origins))
-
-
-def output_errors(network: Forecaster, batch: Batch, origins: Tensor, output: Output) -> tuple[Tensor, Tensor]:
-    """Return what `step_errors` does, of what the network has said."""
-    target, observed = targets(batch, output.frame, origins, network.shape)
-    sampled = network.n_paths > 1 and not network.training
-    errors = output.head.scores if sampled else network.head.errors
-    return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
-
-
 def _mean(error: Tensor, weight: Tensor) -> Tensor:
     return (error * weight).sum() / weight.sum().clamp(min=1e-9)
-
-
-def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:
-    """Return batches of windows with one origin each."""
-    zero = torch.zeros(1, dtype=torch.long)
-    batches = [
-        (torch.from_numpy(part.series), torch.from_numpy(part.cutoff), zero)
-        for part in (windows[slice(first, first + size)] for first in range(0, len(windows), size))
-    ]
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-
-
-def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:
-    """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
-    series, cutoff, origins = indices
-    limit = cutoff + network.shape.horizon + 1
-    batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))
-    error, weight = step_errors(network, batch, origins)
-    return float((error * weight).sum()), float(weight.sum())
-
-
-@torch.inference_mode()
-def validated(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
-    """Return the mean loss of windows."""
-    parts = [
-        held_out_error(network, data, tuple(i.to(data.device) for i in indices))
-        for indices in validation_batches(windows)
-    ]
-    return sum(total for total, _ in parts) / max(sum(weight for _, weight in parts), 1e-9)

@@ -12,7 +12,7 @@ from torch import Tensor
 from forecast.data.panel import IntArray
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
-from forecast.models.module import window_sizes
+from forecast.models.losses import window_sizes
 from forecast.models.recurrent import NetworkShape, Output, loss_weights, targets
 
 # Numbers held at once while the network runs: targets of all origins of a batch of windows.

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +11,11 @@ from pipelines import cli
 HEAVY = {"lightning_fabric", "mlflow", "pandas", "pytorch_lightning", "torch"}
 
 
-def imported(*arguments: str) -> set[str]:
+def imported(*arguments: str, says: str = "usage: forecast", folder: Path | None = None) -> set[str]:
     """Return the top-level modules that a `forecast` command imports."""
     command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage: forecast" in done.stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert says in done.stdout + done.stderr
     return set(re.findall(r"\|\s+(\w+)$", done.stderr, flags=re.MULTILINE))
 
 
@@ -27,6 +28,15 @@ def test_help_imports_nothing_that_takes_time() -> None:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["tune", "output.path=trials"]], ids=lambda given: given[0])
+def test_a_wrong_path_is_told_before_torch_and_mlflow_are_imported(arguments: list[str], tmp_path: Path) -> None:
+    given = [*arguments, "data.path=nowhere.parquet", "data.freq=1h", "window.horizon=24"]
+    modules = imported(*given, says="data.path=nowhere.parquet: no such file or folder", folder=tmp_path)
+    assert "polars" in modules
+    assert not modules & HEAVY
+    assert {path.name for path in tmp_path.iterdir()} == {"gatecast.db"}  # The job is on record, as failed.
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

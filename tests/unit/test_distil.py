@@ -16,7 +16,8 @@ from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble
-from forecast.models.module import Teacher, window_sizes
+from forecast.models.losses import window_sizes
+from forecast.models.module import Teacher
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.predict import predict
 

@@ -19,7 +19,7 @@ from forecast.finetune import TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import QuantileHead
-from forecast.models.module import step_errors, validation_batches, window_sizes
+from forecast.models.losses import step_errors, validation_batches, window_sizes
 from forecast.models.recurrent import Output, targets
 from forecast.predict import forecast, predict
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.decoders import AutoregressiveDecoder
-from forecast.models.module import step_errors
+from forecast.models.losses import step_errors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
 
 CONTEXT, HORIZON = 6, 3

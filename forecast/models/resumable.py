@@ -1,0 +1,63 @@
+"""The state of a job on disk, to go on from after a kill: safetensors and JSON, no pickle."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from forecast.errors import ConfigError, listing
+
+_FORMAT = "1"
+
+
+def write_state(
+    path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """Write the state of a job with some settings, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
+    content = {name: values.detach().contiguous() for name, values in tensors.items()}
+    safetensors.torch.save_file(content, unfinished, header)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_state(
+    path: Path, settings: Mapping[str, Any], *, key: str, job: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and state that `write_state` wrote.
+
+    Raises ConfigError that names the setting `key` if that was a `job` with other `settings`, or can't be read.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{key}: {path} is not readable ({error}); delete it, or choose another folder") from None
+    if header.get("format") != _FORMAT:
+        raise ConfigError(f"{key}: {path} is of another version of gatecast; delete it, or choose another folder")
+    before, now = json.loads(header["settings"]), json.loads(json.dumps(settings))
+    different = [
+        f"{name} was {_text(before.get(name))}, is {_text(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"{key}: {path.parent} holds another {job}, which was cut short: {listing(different)}; choose another "
+            "folder, or delete that one to give it up"
+        )
+    return tensors, json.loads(header["state"])
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
