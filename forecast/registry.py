@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 # Read when MLflow is imported, so before it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,7 +29,6 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import polars as pl
 import sqlalchemy
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
@@ -41,6 +40,9 @@ from mlflow.types.schema import AnyType
 from forecast import names
 from forecast.config import Config, RegistryConfig, without_password
 from forecast.errors import RegistryError, listing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_URI: Final = "sqlite:///mlflow.db"
 REPLACED_VERSION: Final = "replaced_version"
@@ -180,7 +182,7 @@ class Run:
         self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
     @_calls_mlflow
-    def figure(self, figure: Figure, path: str) -> None:
+    def figure(self, figure: "Figure", path: str) -> None:
         """Log a Matplotlib figure; the suffix is the format."""
         self._client.log_figure(self.id, figure, path)
 
