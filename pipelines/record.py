@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -88,17 +88,24 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
             console.setup()
             ledger = open_ledger(config.ledger)
             entry = _begin(ledger, describe(flow, config, argv))
-            if entry is None:
-                work(config)
-            elif entry.status == "done":
+            if entry is not None and entry.status == "done":
                 print(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
-            else:
-                with _recording(ledger, entry.id):
-                    work(config)
+                return
+            with _recording(ledger, entry.id) if entry else nullcontext():
+                _look(config)
+                work(config)
 
         return main
 
     return decorate
+
+
+def _look(config: JobConfig) -> None:
+    """Raise DataError if a table is not there: that is told before torch and MLflow take seconds to import."""
+    from forecast.data.source import fingerprint
+
+    if (data := getattr(config, "data", None)) is not None:
+        fingerprint(data)
 
 
 @contextmanager

@@ -78,11 +78,8 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
 def open_with_data(registry: "Registry", alias: str | None, source: SourceConfig) -> "tuple[Version, Artifact, Loaded]":
     """Return the version that `alias` means now, its model, and the panel in the table that `source` describes.
 
-    A path where nothing is, is told before the model is fetched. Raises as `open_version`, `read_for`.
+    Raises as `open_version`, `read_for`.
     """
-    from forecast.data.source import fingerprint
-
-    fingerprint(source)
     version, artifact = open_version(registry, alias)
     return version, artifact, read_for(artifact, source)
 

@@ -375,8 +375,9 @@ def test_a_damaged_model_is_not_used(promoted: Store, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("folder", ["taken", "taken/below", "/proc/forecasts"])
 def test_a_folder_that_can_not_be_written_is_refused(folder: str) -> None:
     Path("taken").write_text("a file")
+    Path("unread.parquet").write_text("found before anything is done, and not opened")
     for verb in ("score", "backtest"):
-        message = refuse(6, verb, MODEL, "data.path=nowhere.parquet", f"output.path={folder}")
+        message = refuse(6, verb, MODEL, "data.path=unread.parquet", f"output.path={folder}")
         assert f"can't write into {folder}" in message
         assert "choose another output.path" in message
     message = refuse(6, "models", "export", MODEL, "registry.alias=1", f"output.path={folder}")

@@ -30,9 +30,22 @@ def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["tune", "output.path=trials"]], ids=lambda given: given[0])
-def test_a_wrong_path_is_told_before_torch_and_mlflow_are_imported(arguments: list[str], tmp_path: Path) -> None:
-    given = [*arguments, "data.path=nowhere.parquet", "data.freq=1h", "window.horizon=24"]
+TRAINING = ["data.freq=1h", "window.horizon=24"]
+READING = {
+    ("train",): TRAINING,
+    ("tune",): [*TRAINING, "output.path=trials"],
+    ("finetune",): [],
+    ("backtest",): [],
+    ("calibrate",): [],
+    ("explain",): ["explain.series=a"],
+    ("score",): ["output.path=scores"],
+    ("data", "prepare"): [*TRAINING, "output.path=panel"],
+}
+
+
+@pytest.mark.parametrize("verb", READING, ids=" ".join)
+def test_a_wrong_path_is_told_before_torch_and_mlflow_are_imported(verb: tuple[str, ...], tmp_path: Path) -> None:
+    given = [*verb, *READING[verb], "data.path=nowhere.parquet"]
     modules = imported(*given, says="data.path=nowhere.parquet: no such file or folder", folder=tmp_path)
     assert "polars" in modules
     assert not modules & HEAVY
