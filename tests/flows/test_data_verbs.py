@@ -168,4 +168,5 @@ def test_known_and_static_covariates_from_tables_of_their_own(tmp_path: Path) ->
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], code: int, message: str) -> None:
+    Path("x").write_text("found before anything is done, and not opened")
     assert message in refuse(code, "data", *arguments)
