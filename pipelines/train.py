@@ -23,20 +23,17 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import numpy as np
     import polars as pl
 
+    from forecast import plots
     from forecast.data.load import reclassed
+    from forecast.fit import fit
     from forecast.names import PRETRAINED
+    from forecast.predict import forecast
+    from forecast.registry import Registry
     from pipelines import report
     from pipelines.shared import log_data, log_profile, pick, read_table, registered
 
-    # What is wrong with the table is told before the seconds that torch, Lightning and MLflow take to import.
-    loaded = read_table(config.data, config.window.horizon)
-
-    from forecast import plots
-    from forecast.fit import fit
-    from forecast.predict import forecast
-    from forecast.registry import Registry
-
     registry = Registry(config.registry)
+    loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
         data_digest = log_data(run, loaded)
         log_profile(run, loaded)

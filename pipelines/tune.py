@@ -32,16 +32,13 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.folders import locked
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
-    from pipelines.shared import log_data, read_table, registered
-
-    # What is wrong with the table is told before the seconds that torch, Lightning and MLflow take to import.
-    loaded = read_table(config.data, config.window.horizon)
-
     from forecast.registry import PARENT_RUN, Registry
     from forecast.tune import tune
+    from pipelines.shared import log_data, read_table, registered
 
     folder = Path(config.output.path)
     registry = Registry(config.registry)
+    loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
         data_digest = log_data(run, loaded)
 
