@@ -1,7 +1,9 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
 import copy
+import itertools
 import logging
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +51,7 @@ from forecast.models.skip import (
     Solution,
     eventful,
     line,
+    mean_season_solution,
     robust,
     seasonal_solution,
     solve_ridge,
@@ -80,6 +83,8 @@ _LEAST_TRAINED_GAP = 0.03
 _BLOCK = 1 << 20
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
 _REACH = 20.0
+# Parts that a mixture of lines has, and how many of them are moved at once while it is looked for.
+_PARTS, _MOVED = 20, (4, 1)
 # Changes of the location (the median of quantiles), in units of spread, that may be too small to be worth making; the
 # last one keeps the skip's.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
@@ -496,24 +501,35 @@ class _Solution:
     """None where the skip is the prior itself, not fitted at all."""
     constant: bool
     """Whether the skip has one of its own, beside the prior's."""
+    share: float = 1.0
+    """Of the fitted line in the skip."""
+    beside: Solution | None = None
+    """The rest of it, if any."""
+    sure: bool = True
+    """Whether a fitted line was better than all that are not fitted, beyond doubt."""
+
+    @property
+    def drifts(self) -> bool:
+        """Whether it has a constant around the last value. Around the level a constant is no drift."""
+        return self.constant and self.network.shape.anchor == "last"
 
     @property
     def order(self) -> int:
         """From the simplest on: not fitted at all, around the level, around the last value without and with a drift."""
         if self.penalty is None:
             return 0
-        return 1 + (self.network.shape.anchor == "last") * (1 + self.constant)
+        return 1 + (self.network.shape.anchor == "last") + self.drifts
 
     def residual_quantiles(self, skip: Solution, levels: Tensor) -> Tensor:
         """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
 
-        Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. Around a
-        prior that was kept they are symmetric: a drift is no more certain than the line that would have had it.
+        Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. Where
+        the line is not `sure` they are symmetric: a drift is no more certain than the line that would have had it.
         """
         samples = self.fitted
         weight = samples.spread * samples.weight[:, None] * samples.observed
         rest = (samples.target - line(samples.window, skip)) / samples.spread
-        if self.penalty is None:
+        if not self.sure:
             rest, weight = torch.cat([rest, -rest]), weight.repeat(2, 1)
         return empirical_quantiles(rest, weight, levels)
 
@@ -563,8 +579,7 @@ def _closed_form(
         best = found if _surely_better(mine, theirs, theirs.sum(0), overlap(validation, shape.horizon)) else best
     network, unit = best.network, best.network.shape.unit
     tensors = PanelTensors(panel, device, unit=unit)
-    penalty = best.penalty
-    refit: _Refit = _kept if penalty is None else partial(_refit, network, tensors, best.prior, penalty, best.constant)
+    refit: _Refit = _kept if best.penalty is None else partial(_refit, tensors, best)
     if len(tried) < len(drawn):
         refit(drawn, limit)
     level = best.residual_quantiles(network.skip, network.head.start_levels)
@@ -576,6 +591,7 @@ def _closed_form(
         "skip": best.kind,
         "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
         "skip_constant": int(best.constant),
+        "skip_share": 0.0 if best.penalty is None else best.share,
         "skip_samples": len(drawn),
     }
     return _ClosedForm(network, tensors, choice, refit)
@@ -585,19 +601,13 @@ def _kept(windows: WindowIndex, limit: Tensor) -> None:
     """Do nothing: what was not fitted need not be fitted again."""
 
 
-def _refit(
-    network: RecurrentForecaster,
-    tensors: PanelTensors,
-    prior: Solution,
-    penalty: float,
-    constant: bool,
-    windows: WindowIndex,
-    limit: Tensor,
-) -> None:
-    (samples,) = _samples([network], tensors, windows, limit)
-    inlying = robust(eventful(samples), torch.zeros_like(prior))
-    (known,) = spectra(inlying, [constant])
-    network.skip.copy_(solve_ridge(inlying, prior, (penalty,), known=known)[0])
+def _refit(tensors: PanelTensors, found: _Solution, windows: WindowIndex, limit: Tensor) -> None:
+    assert found.penalty is not None
+    (samples,) = _samples([found.network], tensors, windows, limit)
+    inlying = robust(eventful(samples), torch.zeros_like(found.prior))
+    (known,) = spectra(inlying, [found.constant])
+    (skip,) = solve_ridge(inlying, found.prior, (found.penalty,), known=known)
+    found.network.skip.copy_(skip if found.beside is None else found.beside + found.share * skip)
 
 
 def _counted(
@@ -673,27 +683,87 @@ def _solve(
                 made += [(found, p, own.constant) for found, p in zip(solutions, PENALTIES, strict=True)]
             kind = f"{network.shape.anchor}/{name}"
             for solution, penalty, constant in made:
-                errors = _point_errors(checked, solution, shape.unit)
-                candidates.append(_Solution(errors, network, solution, fitted, checked, kind, prior, penalty, constant))
+                errors = _point_errors(checked, line(checked.window, solution), shape.unit)
+                given = (network, solution, fitted, checked, kind, prior, penalty, constant)
+                candidates.append(_Solution(errors, *given, sure=penalty is not None))
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
     groups: dict[int, list[_Solution]] = {}
     for found in candidates:
         groups.setdefault(found.order, []).append(found)
-    best, *others = (
-        min(groups[order], key=lambda found: float((found.errors.sum(0) / usual).sum())) for order in sorted(groups)
-    )
+    shared = overlap(validation, shape.horizon)
+    best, *others = (_least(groups[order], usual) for order in sorted(groups))
     for other in others:
-        best = other if _surely_better(other.errors, best.errors, usual, overlap(validation, shape.horizon)) else best
+        best = other if _surely_better(other.errors, best.errors, usual, shared) else best
+    best = _mixed(best, [found for found in candidates if found.network is best.network], usual, shared)
     best.network.skip.copy_(best.skip)
     return best
 
 
-def _point_errors(samples: Samples, solution: Solution, unit: float) -> Float[Tensor, "sample 2"]:
-    """Return the absolute error of each window in units of its deviation, and its symmetric relative error.
+def _least(candidates: Sequence[_Solution], usual: Tensor) -> _Solution:
+    return min(candidates, key=lambda found: float((found.errors.sum(0) / usual).sum()))
+
+
+def _mixed(best: _Solution, candidates: Sequence[_Solution], usual: Tensor, shared: float) -> _Solution:
+    """Return a mixture of a fitted line and those that are not fitted; what validation can't tell is not left to it.
+
+    If the best line is fitted, and z standard errors better than the best one that isn't, z^2 / (1 + z^2) of it is
+    taken. From there on the way leads to the mixture of least error whose shares are not negative (stacked regression:
+    Wolpert 1992, Breiman 1996); if that is z standard errors better, 1 - 1 / z^2 of it is gone, nothing up to one (the
+    positive part of James & Stein 1961). `candidates` are those around the best one's anchor.
+    """
+    fitted = [found for found in candidates if found.penalty is not None and not found.drifts]
+    if not fitted:
+        return best
+    plain = {found.kind: found for found in candidates if found.penalty is None}
+    lined, base = best if best.sure else _least(fitted, usual), _least(list(plain.values()), usual)
+    skips = [lined.skip, *(found.skip for found in plain.values())]
+    shape, samples = best.network.shape, best.checked
+    if shape.season_length * 2 <= shape.context_length:
+        sizes = shape.context_length, shape.horizon, shape.season_length
+        skips.append(mean_season_solution(*sizes).to(lined.skip))
+    every = torch.stack(skips)
+    said = torch.stack([line(samples.window, skip) for skip in skips])
+
+    def errors(shares: Tensor) -> Tensor:
+        return _point_errors(samples, torch.einsum("l,lsh->sh", shares, said), shape.unit)
+
+    start = torch.zeros(len(skips), dtype=every.dtype, device=every.device)
+    sureness = _sureness(lined.errors, base.errors, usual, shared)
+    start[0] = 1 - 1 / (1 + sureness**2) if best.sure else 0.0
+    start[1 + list(plain).index(base.kind)] = 1 - start[0]
+    found = _least_mixture(start, lambda shares: float((errors(shares).sum(0) / usual).sum()))
+    sureness = _sureness(errors(found), errors(start), usual, shared)
+    shares = torch.lerp(start, found, 1 - sureness**-2) if sureness > 1 else start
+    share = float(shares[0])
+    beside = torch.einsum("l,lch->ch", shares[1:], every[1:])
+    if not share:
+        return replace(best, skip=beside)
+    return replace(lined, skip=beside + share * lined.skip, beside=beside, share=share, sure=best.sure)
+
+
+def _least_mixture(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
+    """Return the shares, from those given on, from which no part can be moved to another without more loss."""
+    least = loss(shares)
+    for parts in _MOVED:
+        moved = True
+        while moved:
+            moved = False
+            for giver, taker in itertools.permutations(range(len(shares)), 2):
+                part = min(parts / _PARTS, float(shares[giver]))
+                tried = shares.clone()
+                tried[giver] -= part
+                tried[taker] += part
+                if part and (now := loss(tried)) < least:
+                    shares, least, moved = tried, now, True
+    return shares
+
+
+def _point_errors(samples: Samples, made: Tensor, unit: float) -> Float[Tensor, "sample 2"]:
+    """Return the absolute error of what is `made` of each window, in units of its deviation, and the relative error.
 
     Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive.
     """
-    made, actual = (_restored(samples, values, unit) for values in (line(samples.window, solution), samples.target))
+    made, actual = (_restored(samples, values, unit) for values in (made, samples.target))
     error = (made - actual).abs() * samples.observed
     # Windows that hardly vary must not decide alone.
     scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
@@ -714,16 +784,24 @@ def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
 
 
 def _surely_better(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> bool:
-    """Return whether errors ([window, kind]) are lower than others, in units of the usual sum of their kind.
+    """Return whether errors are lower than others by more than the standard error (Breiman et al. 1984).
 
-    By more than the standard error of the difference (Breiman et al. 1984): what is simpler is kept otherwise. Of
-    random walks, a fitted line may win on the few windows of validation, and lose ever after. A single window has no
-    standard error: the lower one is taken. Where a target is `shared` by several windows, only so many count as are
-    independent.
+    What is simpler is kept otherwise: of random walks, a fitted line may win on the few windows of validation, and
+    lose ever after.
+    """
+    return _sureness(errors, others, usual, shared) > 1
+
+
+def _sureness(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> float:
+    """Return by how many standard errors the errors ([window, kind]) are lower than others; less than 0 if higher.
+
+    In units of the usual sum of their kind. A single window has no standard error: the lower one is surely so. Where a
+    target is `shared` by several windows, only so many count as are independent.
     """
     gain = ((others - errors) / usual.clamp(min=1e-12)).sum(1)
     doubt = (len(gain) * shared) ** 0.5 * float(gain.std()) if len(gain) > 1 else 0.0
-    return float(gain.sum()) > doubt
+    total = float(gain.sum())
+    return total / doubt if doubt else math.inf * total if total else 0.0
 
 
 def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
@@ -737,9 +815,8 @@ def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
     quantiles = line(samples.window, skip)[..., None] + samples.spread[..., None] * around
     actual = _restored(samples, samples.target, unit)
     loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
-    return torch.stack(
-        [(loss.clamp(max=_REACH) * samples.observed).sum(1), _point_errors(samples, skip, unit)[:, 1]], 1
-    )
+    relative = _point_errors(samples, line(samples.window, skip), unit)[:, 1]
+    return torch.stack([(loss.clamp(max=_REACH) * samples.observed).sum(1), relative], 1)
 
 
 def _samples(

@@ -70,6 +70,14 @@ def seasonal_solution(context: int, horizon: int, season: int) -> Solution:
     return solution
 
 
+def mean_season_solution(context: int, horizon: int, season: int) -> Solution:
+    """Return the solution that repeats the mean of the window's whole seasons."""
+    n_seasons = context // season
+    latest = seasonal_solution(context, horizon, season)
+    earlier = [latest[:-1].roll(-season * number, 0) for number in range(n_seasons)]
+    return torch.cat([torch.stack(earlier).mean(0), latest[-1:]])
+
+
 def spectra(samples: Samples, constants: Iterable[bool] = CONSTANTS) -> list[Spectrum]:
     """Return the eigenvalues and vectors of the Gram matrix z'wz, with and without the constant.
 

@@ -103,10 +103,56 @@ def test_a_pattern_that_no_prior_has_is_fitted(closed_form: FitResult, train: Tr
     assert float(closed_form.summary["val/loss"]) < 0.95 * float(without.summary["val/loss"])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_line_that_the_latest_weeks_have_outdated_is_mixed_with_what_is_not_fitted(
+    train: Train, table: Table, loaded: Load, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # Half way, what deviates from the season no longer lasts.
+    rng = np.random.default_rng(seed)
+    series = {}
+    for number in range(8):
+        deviation = np.zeros(280)
+        for step in range(1, 280):
+            deviation[step] = (0.95 if step < 150 else 0.3) * deviation[step - 1] + rng.normal()
+        series[f"s{number}"] = np.tile(rng.normal(0, 3, 7), 40) + deviation
+    found = loaded(table(series), 7, calendar=False)
+    unseen, _ = held_out_windows(found.panel.lengths, horizon=7, n_windows=6)
+    actual = future_values(found.panel, unseen, 7)
+
+    def result() -> tuple[float, float]:
+        made = train(found, holdout_windows=6, validation_windows=6, model={"transform": "none"})
+        median = predict(made.artifact, found.panel, unseen).base[..., 4]
+        return float(made.summary["skip_share"]), float(np.abs(median - actual).mean())
+
+    share, error = result()
+    monkeypatch.setattr(module, "_mixed", lambda best, *_: best)
+    whole, alone = result()
+    assert 0 < share < whole == 1
+    assert error < 0.97 * alone
+
+
+def test_a_mixture_has_the_least_loss_of_all() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        parts = torch.from_numpy(rng.normal(size=(3, 40)))
+        aim = torch.from_numpy(rng.dirichlet(np.ones(3))) @ parts + 0.3 * torch.from_numpy(rng.normal(size=40))
+
+        def loss(shares: torch.Tensor) -> float:
+            return float((shares @ parts - aim).square().sum())  # noqa: B023
+
+        found = module._least_mixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), loss)
+        every = [(a / 20, b / 20, (20 - a - b) / 20) for a in range(21) for b in range(21 - a)]
+        least = min(loss(torch.tensor(shares, dtype=torch.float64)) for shares in every)
+        assert float(found.sum()) == pytest.approx(1.0)
+        assert (found >= 0).all()
+        assert loss(found) == pytest.approx(least, rel=1e-2)
+
+
 @pytest.mark.parametrize("classes", [False, True])
 def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
-    train: Train, table: Table, loaded: Load, classes: bool
+    train: Train, table: Table, loaded: Load, monkeypatch: pytest.MonkeyPatch, classes: bool
 ) -> None:
+    monkeypatch.setattr(module, "_mixed", lambda best, *_: best)  # Shares of a mixture would move as well.
     wave = np.sin(np.arange(160) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=160)
     head = {"head": "categorical"} if classes else {"transform": "none"}
 

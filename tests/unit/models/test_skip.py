@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.skip import PENALTIES, Samples, eventful, line, robust, seasonal_solution, solve_ridge, spectra
+from forecast.models.skip import (
+    PENALTIES,
+    Samples,
+    eventful,
+    line,
+    mean_season_solution,
+    robust,
+    seasonal_solution,
+    solve_ridge,
+    spectra,
+)
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -109,6 +119,14 @@ def test_the_seasonal_prior_is_seasonal_naive(context: int, horizon: int, season
     found = line(torch.from_numpy(window), seasonal_solution(context, horizon, season))
     expected = [[row[context - season + step % season] for step in range(horizon)] for row in window]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("context", "horizon", "season"), [(14, 7, 7), (23, 10, 7), (24, 30, 12), (5, 3, 1)])
+def test_the_mean_season_is_of_all_whole_seasons(context: int, horizon: int, season: int) -> None:
+    window = np.random.default_rng(0).normal(size=(8, context)).astype(np.float32)
+    found = line(torch.from_numpy(window), mean_season_solution(context, horizon, season))
+    mean = window[:, context % season :].reshape(8, -1, season).mean(1)
+    np.testing.assert_allclose(found, mean[:, np.arange(horizon) % season], rtol=1e-5, atol=1e-6)
 
 
 # --- the constant
