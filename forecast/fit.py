@@ -485,7 +485,7 @@ def _sampled(validation: WindowIndex, seed: int) -> WindowIndex:
     return validation[np.sort(np.random.default_rng(seed).choice(len(validation), _CHECKS, replace=False))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Solution:
     """A closed form."""
 
@@ -704,19 +704,18 @@ def _least(candidates: Sequence[_Solution], usual: Tensor) -> _Solution:
 
 
 def _mixed(best: _Solution, candidates: Sequence[_Solution], usual: Tensor, shared: float) -> _Solution:
-    """Return a mixture of a fitted line and those that are not fitted; what validation can't tell is not left to it.
+    """Return the best line on the way to the best mixture of a fitted one and those that are not fitted.
 
-    If the best line is fitted, and z standard errors better than the best one that isn't, z^2 / (1 + z^2) of it is
-    taken. From there on the way leads to the mixture of least error whose shares are not negative (stacked regression:
-    Wolpert 1992, Breiman 1996); if that is z standard errors better, 1 - 1 / z^2 of it is gone, nothing up to one (the
-    positive part of James & Stein 1961). `candidates` are those around the best one's anchor.
+    That has the least error of all mixtures whose shares are not negative (stacked regression: Wolpert 1992, Breiman
+    1996). If it is z standard errors better than the best line, 1 - 1 / z^2 of the way there is gone, from one standard
+    error on (the positive part of James & Stein 1961). `candidates` are those around the best one's anchor.
     """
     fitted = [found for found in candidates if found.penalty is not None and not found.drifts]
     if not fitted:
         return best
-    plain = {found.kind: found for found in candidates if found.penalty is None}
-    lined, base = best if best.sure else _least(fitted, usual), _least(list(plain.values()), usual)
-    skips = [lined.skip, *(found.skip for found in plain.values())]
+    lined = best if best.sure else _least(fitted, usual)
+    plain = [found for found in candidates if found.penalty is None]
+    skips = [found.skip for found in (lined, *plain)]
     shape, samples = best.network.shape, best.checked
     if shape.season_length * 2 <= shape.context_length:
         sizes = shape.context_length, shape.horizon, shape.season_length
@@ -728,16 +727,16 @@ def _mixed(best: _Solution, candidates: Sequence[_Solution], usual: Tensor, shar
         return _point_errors(samples, torch.einsum("l,lsh->sh", shares, said), shape.unit)
 
     start = torch.zeros(len(skips), dtype=every.dtype, device=every.device)
-    sureness = _sureness(lined.errors, base.errors, usual, shared)
-    start[0] = 1 - 1 / (1 + sureness**2) if best.sure else 0.0
-    start[1 + list(plain).index(base.kind)] = 1 - start[0]
+    start[0 if best.sure else 1 + plain.index(best)] = 1.0
     found = _least_mixture(start, lambda shares: float((errors(shares).sum(0) / usual).sum()))
-    sureness = _sureness(errors(found), errors(start), usual, shared)
-    shares = torch.lerp(start, found, 1 - sureness**-2) if sureness > 1 else start
+    sureness = _sureness(errors(found), best.errors, usual, shared)
+    if sureness <= 1:
+        return best
+    shares = torch.lerp(start, found, 1 - sureness**-2)
     share = float(shares[0])
     beside = torch.einsum("l,lch->ch", shares[1:], every[1:])
     if not share:
-        return replace(best, skip=beside)
+        return replace(best, skip=beside, penalty=None, constant=False, sure=False)
     return replace(lined, skip=beside + share * lined.skip, beside=beside, share=share, sure=best.sure)
 
 
