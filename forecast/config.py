@@ -415,7 +415,7 @@ class FinetuneSettings(Config):
     min_gain: Share = 0.05
     """Share by which a series must improve on its gate windows to leave the base."""
     min_windows_better: Share = 1.0
-    """Share of its gate windows on which it must improve."""
+    """Share of its gate windows with an observation on which it must improve; at least half of them need one."""
     blend: Share = 0.5
     """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
     rest is the base."""

@@ -237,7 +237,8 @@ def _tune_head(
 
     each_series, n_strengths = torch.arange(len(series)), shift.shape[2]
     losses = torch.stack([loss(shift[:, :, strength], widths[0]) for strength in range(n_strengths)], -1)
-    strength = losses[:, : settings.gate_windows].sum(1).nan_to_num(nan=torch.inf).argmin(1)
+    judged = losses[:, : settings.gate_windows]
+    strength = judged.masked_fill(judged[..., :1].isnan(), 0.0).sum(1).nan_to_num(nan=torch.inf).argmin(1)
     best = shift[each_series, :, strength]
     losses = torch.cat([losses, torch.stack([loss(best, width) for width in widths[1:]], -1)], -1)
     gated = _gated(head, losses, known.target, known.weight, settings)
@@ -404,14 +405,15 @@ def _tune_globally(
     held = [_held_out(own, data, rows, usable[rows], n_windows) for own in (artifact.network, network)]
     losses = [_loss(network.head, *part).cpu().numpy() for part in held]
     base, tuned = ((part[:, : settings.gate_windows], part[:, settings.gate_windows :]) for part in losses)
+    before, after = _mean(base[0]), _mean(tuned[0])
     moved = any(share for _, share in found)
     table = {
         _ROW: rows,
-        "base_loss": base[0].mean(1),
-        "tuned_loss": tuned[0].mean(1),
-        "gain": 1 - tuned[0].sum(1) / np.where(base[0].sum(1) > 0, base[0].sum(1), np.nan),
-        "report_base_loss": base[1].mean(1),
-        "report_tuned_loss": tuned[1].mean(1),
+        "base_loss": before,
+        "tuned_loss": after,
+        "gain": 1 - after / np.where(before > 0, before, np.nan),
+        "report_base_loss": _mean(base[1]),
+        "report_tuned_loss": _mean(tuned[1]),
         "learning_rate": np.full(len(rows), settings.learning_rates[0] if settings.learning_rates else RATE),
         "steps": np.full(len(rows), float(max(steps for steps, _ in found))),
         BLEND: np.full(len(rows), float(np.mean([share for _, share in found]))),
@@ -455,35 +457,46 @@ def _gated(head: Head, loss: Tensor, target: Tensor, weight: Tensor, settings: F
     gate, report = losses[:, : settings.gate_windows], losses[:, settings.gate_windows :]
     choice = choose(gate[..., 0], gate[..., 1:], settings)
     rows, best = np.arange(len(losses)), 1 + choice.strength
-    constant = gate[..., 0].sum(1) == 0
+    constant = np.nansum(gate[..., 0], axis=1) == 0
     if isinstance(head, CategoricalHead):
         # Where one class came alone, any forecast gains by being surer of it.
         judged = slice(settings.gate_windows)
         came = target[:, judged].masked_fill(weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
         constant |= np.fmax.reduce(came, axis=1) == np.fmin.reduce(came, axis=1)
     found = {
-        "base_loss": gate[..., 0].mean(1),
-        "tuned_loss": gate[rows, :, best].mean(1),
+        "base_loss": _mean(gate[..., 0]),
+        "tuned_loss": _mean(gate[rows, :, best]),
         "gain": choice.gain,
-        "report_base_loss": report[..., 0].mean(1),
-        "report_tuned_loss": report[rows, :, best].mean(1),
+        "report_base_loss": _mean(report[..., 0]),
+        "report_tuned_loss": _mean(report[rows, :, best]),
     }
     return _Gated(best, np.select([constant, choice.chosen], [CONSTANT, TUNED], NO_GAIN), found)
 
 
 def _loss(head: Head, columns: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean weighted loss of each held-out window, [G, window]; 0 where nothing was observed."""
+    """Return the mean weighted loss of each held-out window, [G, window]; NaN where nothing was observed."""
     error = head.column_errors(columns, target)
-    return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+    total = weight.sum(-1)
+    mean: Tensor = (error * weight).sum(-1) / total.clamp(min=1e-9)
+    return mean.masked_fill(total == 0, torch.nan)
+
+
+def _mean(losses: np.ndarray) -> np.ndarray:
+    """Return the mean loss of each series over its windows with an observation, [S]; NaN where there is none."""
+    observed = ~np.isnan(losses)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = np.where(observed, losses, 0.0).sum(1) / observed.sum(1)
+    return mean
 
 
 def _base_losses(
     network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: FinetuneSettings
 ) -> np.ndarray:
-    """Return the mean loss of each series on its gate windows, [S]."""
+    """Return the mean loss of each series on its gate windows, [S]; 0 where nothing was observed."""
     n_windows = settings.gate_windows + settings.report_windows
     found = _loss(network.head, *_held_out(network, data, rows, usable[rows], n_windows))
-    return found[:, : settings.gate_windows].mean(1).cpu().numpy()
+    losses: np.ndarray = np.nan_to_num(_mean(found[:, : settings.gate_windows].cpu().numpy()))
+    return losses
 
 
 # --- who may be fine-tuned

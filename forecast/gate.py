@@ -34,18 +34,24 @@ class Choice:
 def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
     """Return, per series, the best candidate and whether it clears the gate.
 
-    `base` is the loss on each gate window [S, windows], `candidates` that of each strength [S, windows, strengths]. A
-    series leaves the base if the best strength saves at least `min_gain` of the loss and is better on
-    `min_windows_better` of the windows.
+    `base` is the loss on each gate window [S, windows], NaN where nothing was observed; `candidates` that of each
+    strength [S, windows, strengths]. A series leaves the base if the best strength saves at least `min_gain` of the
+    loss and is better on `min_windows_better` of the windows. Windows without an observation, and those on which
+    neither has a loss, speak for neither; half of the windows must have an observation.
     """
-    total = base.sum(1)
-    losses = np.where(np.isfinite(candidates), candidates, np.inf).sum(1)
-    best = losses.argmin(1)
+    observed = ~np.isnan(base)
+    total = np.where(observed, base, 0.0).sum(1)
+    losses = np.where(observed[..., None], np.where(np.isfinite(candidates), candidates, np.inf), 0.0)
+    sums = losses.sum(1)
+    best = sums.argmin(1)
     rows = np.arange(len(base))
+    mine = losses[rows, :, best]
     with np.errstate(invalid="ignore", divide="ignore"):
-        gain = np.where(total > 0, 1.0 - losses[rows, best] / total, 0.0)
-    better = (candidates[rows, :, best] < base).mean(1)
-    return Choice(best, gain, (gain >= settings.min_gain) & (better >= settings.min_windows_better))
+        gain = np.where(total > 0, 1.0 - sums[rows, best] / total, 0.0)
+        judged = observed & ((base > 0) | (mine > 0))
+        better = (judged & (mine < base)).sum(1) / judged.sum(1)
+    enough = 2 * observed.sum(1) >= base.shape[1]
+    return Choice(best, gain, (gain >= settings.min_gain) & (better >= settings.min_windows_better) & enough)
 
 
 @dataclass(frozen=True)

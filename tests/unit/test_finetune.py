@@ -90,6 +90,31 @@ def test_every_series_has_one_decision_with_its_reason(tuned: FinetuneResult, pa
     np.testing.assert_allclose(gain.filter(with_loss), decisions["gain"].filter(with_loss), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["head", "global"])
+@pytest.mark.parametrize("window", [1, 3, 4, 5])
+def test_a_closed_week_is_no_verdict(
+    base: FitResult, tuned: FinetuneResult, table: Table, loaded: Load, window: int, kind: str
+) -> None:
+    """Held-out windows 0 to 3 are the gate's. A week is all the model sees, so the one after tells nothing either."""
+    values = series()
+    end = 400 - 7 * SETTINGS.holdout_windows - 7 * (5 - window)
+    values["odd0"][end - 7 : end] = np.nan
+    panel = loaded(table(values, late={"short": 325}), 7, calendar=False).panel
+    result = finetune(base.artifact, panel, SETTINGS.model_copy(update={"kind": kind, "steps": 0}))
+    row = result.decisions.filter(series_id="odd0").row(0, named=True)
+    open_week = tuned.decisions.filter(series_id="odd0").row(0, named=True)
+    if kind == "head":
+        assert row["reason"] == TUNED
+        assert row["gain"] > SETTINGS.min_gain
+    # A closed week is no week without a loss: means are of what was observed.
+    assert row["base_loss"] == pytest.approx(open_week["base_loss"], rel=0.35 if window < 4 else 1e-4)
+    if window == 4:
+        assert row["report_base_loss"] is None
+    else:
+        assert row["report_base_loss"] == pytest.approx(open_week["report_base_loss"], rel=0.35)
+    assert not math.isnan(result.summary["uplift"])
+
+
 def test_the_summary_counts_the_decisions(tuned: FinetuneResult) -> None:
     counted = dict(tuned.decisions.group_by("reason").len().iter_rows())
     assert tuned.summary["series"] == 20

@@ -49,6 +49,33 @@ def test_a_candidate_that_is_not_finite_is_not_chosen() -> None:
     assert not found.chosen[0]
 
 
+@pytest.mark.parametrize("least", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize(
+    ("base", "losses", "chosen"),
+    [
+        ([1.0, math.nan, 1.0, 1.0], [0.75, math.nan, 0.75, 0.75], True),  # a closed week
+        ([1.0, math.nan, 1.0, 1.0], [0.75, 0.0, 0.75, 0.75], True),  # whatever stands there
+        ([math.nan, math.nan, 1.0, 1.0], [math.nan, math.nan, 0.75, 0.75], True),
+        ([1.0, math.nan, 1.0, 1.0], [0.95, math.nan, 0.95, 0.95], False),  # too little
+        ([1.0, math.nan, 1.0, 1.0], [1.1, math.nan, 1.1, 0.4], False),  # better on one of three
+        ([math.nan, math.nan, math.nan, 1.0], [math.nan, math.nan, math.nan, 0.1], False),  # one window says too little
+        ([math.nan] * 4, [math.nan] * 4, False),
+        ([1.0, 0.0, 1.0, 1.0], [0.75, 0.0, 0.75, 0.75], True),  # nothing to gain on there
+        ([1.0, 0.0, 1.0, 1.0], [0.5, 0.1, 1.2, 1.1], False),
+    ],
+)
+def test_a_window_without_an_observation_speaks_for_neither(
+    base: list[float], losses: list[float], chosen: bool, least: float
+) -> None:
+    settings = SETTINGS.model_copy(update={"min_windows_better": least})
+    found = choose(np.array([base]), one(losses), settings)
+    assert bool(found.chosen[0]) is chosen
+    observed = ~np.isnan(base)
+    total = np.array(base)[observed].sum()
+    gain = 1 - np.array(losses)[observed].sum() / total if total else 0.0
+    assert found.gain[0] == pytest.approx(gain)
+
+
 def test_a_base_without_loss_can_not_be_gained_on() -> None:
     found = choose(np.zeros((1, 4)), one([0.0] * 4, [1.0] * 4), SETTINGS)
     assert (found.gain[0], bool(found.chosen[0])) == (0.0, False)
