@@ -101,7 +101,9 @@ class Teacher:
 class TrainingWindows(IterableDataset[Indices]):
     """An endless stream of batches, as indices: the batch itself is gathered on the device.
 
-    The first `skip` batches are drawn and left out: a training that is gone on from has seen them.
+    Of several processes, each takes its share of the batch that all of them train on together: process `rank` every
+    `n_ranks`th window, from the same origins. The first `skip` batches are drawn and left out: a training that is gone
+    on from has seen them.
     """
 
     def __init__(
@@ -111,11 +113,14 @@ class TrainingWindows(IterableDataset[Indices]):
         batch_size: int,
         candidates: np.ndarray,
         origins: int,
-        seed: int | list[int],
+        seed: int,
         skip: int = 0,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         self._sampler = sampler
-        self._batch_size = batch_size
+        self._batch_size = batch_size * n_ranks
+        self._share = slice(rank, None, n_ranks)
         self._candidates = candidates
         self._origins = min(origins, len(candidates))
         self._seed = seed
@@ -124,7 +129,7 @@ class TrainingWindows(IterableDataset[Indices]):
     def __iter__(self) -> Iterator[Indices]:
         rng = np.random.default_rng(self._seed)
         for number in itertools.count():
-            drawn = self._sampler.draw(self._batch_size, rng)
+            drawn = self._sampler.draw(self._batch_size, rng)[self._share]
             origins = np.sort(rng.choice(self._candidates, self._origins, replace=False))
             if number < self._skip:
                 continue
@@ -148,6 +153,7 @@ class ForecastModule(lightning.LightningModule):
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
+        assert data.unit == network.shape.unit, "the panel is on another scale than the network"
         self.network = network
         self.budget = budget
         self._config = config
@@ -166,9 +172,9 @@ class ForecastModule(lightning.LightningModule):
         self.network.own_share = self.network.own_samples * self.budget.spent(self.global_step)
         output = self.network(batch, origins)
         error, weight = output_errors(self.network, batch, origins, output)
-        loss = _mean(error, weight)
+        loss = self._mean(error, weight)
         if self._teacher is not None:
-            told = _mean(*self._teacher.errors(self.network, batch, origins, output))
+            told = self._mean(*self._teacher.errors(self.network, batch, origins, output))
             loss = torch.lerp(loss, told, self._teacher.weight)
         if not torch.isfinite(loss):
             bad = ~torch.isfinite((error * weight).flatten(1).sum(1))
@@ -177,8 +183,20 @@ class ForecastModule(lightning.LightningModule):
                 f"the loss is not finite at step {self.global_step}, with windows of {len(names)} series: "
                 f"{listing(names)}; look at their values, or lower fit.learning_rate"
             )
-        self.log(TRAIN_LOSS, loss)
+        self.log(TRAIN_LOSS, loss, sync_dist=self.trainer.world_size > 1)
         return loss
+
+    def _mean(self, error: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean loss of a batch.
+
+        In each of several processes, its part of the mean over the batches of all, times their number: so the mean of
+        their gradients is the gradient of one process that has all windows.
+        """
+        mass = weight.detach().sum()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(mass)
+            mass = mass / self.trainer.world_size
+        return (error * weight).sum() / mass.clamp(min=1e-9)
 
     def val_dataloader(self) -> DataLoader[Indices]:
         """Return the held-out windows, as indices; each of several processes takes its share."""
@@ -200,7 +218,7 @@ class ForecastModule(lightning.LightningModule):
         """Return the loss over all windows of the last validation, the same in each of several processes."""
         total, weight = self._validation_loss
         if self.trainer.world_size > 1:
-            sums = self.all_gather(torch.tensor([total, weight], device=self.device))
+            sums = self.all_gather(torch.tensor([total, weight], dtype=torch.float64, device=self.device))
             assert isinstance(sums, Tensor)
             total, weight = sums.sum(0).tolist()
         return total / max(weight, 1e-9)
@@ -350,7 +368,3 @@ class Meter(Callback):
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: values.detach().clone() for name, values in network.state_dict().items()}
-
-
-def _mean(error: Tensor, weight: Tensor) -> Tensor:
-    return (error * weight).sum() / weight.sum().clamp(min=1e-9)

@@ -78,8 +78,10 @@ def train(
         batch_size=config.batch_size,
         candidates=np.arange(0, span, network.shape.segment_length),
         origins=config.origins,
-        seed=[config.seed, rank] if rank else config.seed,
+        seed=config.seed,
         skip=checkpoint.step if checkpoint else 0,
+        rank=rank,
+        n_ranks=config.devices,
     )
     meter = Meter()
     # The keeper goes first: it must see the averaged weights before they are swapped back.
@@ -131,6 +133,7 @@ def train_on_devices(
 ) -> dict[str, float]:
     """As `train`, with a process for each of `devices`, whose gradients are averaged at each step.
 
+    A step of n processes is that of one whose `batch_size` is n times as large: the same windows, the same loss.
     The processes are started here, not by Lightning: its launchers run the script again, which a library call need not
     come from, or fork, which hangs once torch has threads. `keeper` gets the state of the first process's. If this
     process ends, so do they.
@@ -202,7 +205,8 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         )
         checkpoint = Checkpoint(path.parent, settings, name=path.stem)
         with only_deterministic(job.config.deterministic and cuda):
-            found = train(job, PanelTensors(job.panel, device), keeper, checkpoint, rank=rank)
+            data = PanelTensors(job.panel, device, unit=job.network.shape.unit)
+            found = train(job, data, keeper, checkpoint, rank=rank)
         told.put(("done", (rank, _hash(job.network), found)))
     except GatecastError as error:
         told.put(("error", error))

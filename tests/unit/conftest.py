@@ -13,6 +13,7 @@ from forecast.data.load import Loaded, load_panel
 
 if TYPE_CHECKING:
     from forecast.fit import FitResult, Progress
+    from forecast.models.module import Teacher
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -99,6 +100,7 @@ def train() -> "Callable[..., FitResult]":
         context: int | None = 28,
         model: dict[str, Any] | None = None,
         progress: "Progress | None" = None,
+        teacher: "Teacher | None" = None,
         **settings: Any,
     ) -> "FitResult":
         small = {"hidden_size": 8, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}
@@ -111,6 +113,7 @@ def train() -> "Callable[..., FitResult]":
             model=ModelConfig.model_validate(small | (model or {})),
             fit=FitConfig.model_validate(quick | {"accelerator": "cpu"} | settings),
             progress=progress,
+            teacher=teacher,
         )
 
     return run

@@ -12,7 +12,7 @@ import torch
 
 from forecast import fit as module
 from forecast.artifact import Artifact, load
-from forecast.config import FinetuneSettings
+from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
@@ -20,8 +20,12 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context
 from forecast.frequency import Frequency
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import members_of
-from forecast.models.module import Budget
+from forecast.models.module import Budget, KeepBest, Teacher
+from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.training import Job
+from forecast.models.training import train as run_training
 from forecast.predict import predict
 
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -596,15 +600,55 @@ def test_a_run_that_is_gone_on_from_has_spent_its_share_of_the_minutes() -> None
 
 
 @pytest.fixture(scope="module")
-def on_two(train: Train, weekly_loaded: Loaded) -> FitResult:
-    return train(weekly_loaded, **KILLED, max_minutes=100, devices=2)
+def numeric(weekly_table: pl.DataFrame, loaded: Load) -> Loaded:
+    """Without categories, which training hides at random: processes draw other random numbers than one alone."""
+    return loaded(
+        weekly_table,
+        7,
+        past_covariates=["rain"],
+        known_covariates=["promo"],
+        static_covariates=["size"],
+        calendar=False,
+    )
 
 
-def test_two_processes_train_one_model(on_two: FitResult) -> None:
-    # That their weights stayed equal is asserted in the training itself.
-    assert on_two.summary["steps"] == 24
-    assert [step for step, values in on_two.curve if "val/loss" in values] == [0, 6, 12, 18, 24]
-    assert float(on_two.summary["val/loss"]) < float(on_two.summary["val/loss_closed_form"])
+@pytest.fixture(scope="module")
+def on_one_and_two(train: Train, numeric: Loaded) -> tuple[FitResult, FitResult]:
+    """The same training in one process and in two, on a logarithmic scale, against a clock, and with a teacher."""
+    known: dict[str, Any] = {**KILLED, "max_minutes": 100, "model": {"transform": "log"}}
+    tutor = train(numeric, model={"transform": "log", "hidden_size": 4}).artifact.network
+    known["teacher"] = Teacher(tutor, 0.3, "")
+    return train(numeric, **known, batch_size=8), train(numeric, **known, batch_size=4, devices=2)
+
+
+def test_two_processes_train_as_one_with_batches_of_twice_the_size(on_one_and_two: tuple[FitResult, FitResult]) -> None:
+    # That the weights of both processes stayed equal is asserted in the training itself.
+    one, two = on_one_and_two
+    assert two.artifact.network.shape.unit > 0
+    assert [step for step, _ in two.curve] == [step for step, _ in one.curve]
+    for (step, expected), (_, values) in zip(one.curve, two.curve, strict=True):
+        assert values == pytest.approx(expected, rel=1e-3), step
+    assert two.summary["best_step"] == one.summary["best_step"] == 24
+    assert float(two.summary["val/loss"]) < 0.99 * float(two.summary["val/loss_closed_form"])
+    for name in ("val/loss", "val/loss_closed_form"):
+        assert two.summary[name] == pytest.approx(one.summary[name], rel=1e-3)
+
+
+def test_two_processes_forecast_what_one_does(on_one_and_two: tuple[FitResult, FitResult], numeric: Loaded) -> None:
+    windows = WindowIndex(np.arange(8), numeric.panel.lengths - 1)
+    one, two = (predict(result.artifact, numeric.panel, windows).base for result in on_one_and_two)
+    np.testing.assert_allclose(two, one, rtol=1e-2)
+
+
+def test_a_network_is_not_trained_on_another_scale_than_its_own(train: Train, numeric: Loaded) -> None:
+    network = train(numeric, model={"transform": "log"}).artifact.network
+    assert isinstance(network, RecurrentForecaster)
+    lengths = numeric.panel.lengths
+    windows = WindowIndex(np.arange(8), lengths - 8)
+    config = FitConfig(max_steps=1, origins=2, accelerator="cpu")
+    job = Job(network, config, numeric.panel, lengths, windows, Budget(1, None))
+    with pytest.raises(AssertionError, match="another scale"):
+        run_training(job, PanelTensors(numeric.panel), KeepBest(network, 1.0, 1, None), None)
 
 
 # --- ensembles
