@@ -1,5 +1,6 @@
 """A trained model as a folder of safetensors and JSON: save, load, check. No pickle, no code, no training data."""
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
@@ -85,6 +87,15 @@ class Artifact:
         """Return what `save` would: a hash of all that is stored."""
         with tempfile.TemporaryDirectory() as folder:
             return self.save(Path(folder))
+
+    def on(self, device: torch.device | str) -> "Artifact":
+        """Return the model with a copy of its network on `device`; the model itself if its network is there.
+
+        The network of this model stays where it is, whatever becomes of the copy.
+        """
+        if next(self.network.parameters()).device == torch.device(device):
+            return self
+        return replace(self, network=copy.deepcopy(self.network).to(device))
 
     def reading(self, source: SourceConfig) -> DataConfig:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""

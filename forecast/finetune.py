@@ -135,24 +135,22 @@ def finetune(
     _check(artifact, panel, settings)
     if settings.kind == "global":
         return _tune_globally(artifact, panel, settings, device, progress)
-    before, network, names = artifact.bank, artifact.network, panel.series_id.tolist()
+    before, names, local = artifact.bank, panel.series_id.tolist(), artifact.on(device)
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    data = PanelTensors(panel, device, unit=network.shape.unit)
-    network.to(device)
-    meant, long_enough = _meant(artifact, panel, data, usable, settings), _long_enough(artifact, usable, settings)
+    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    meant, long_enough = _meant(local, panel, data, usable, settings), _long_enough(artifact, usable, settings)
     digests = _digests(panel, usable)
     seen = before.seen if before else {}
     same = np.array([seen.get(name) == found for name, found in digests.items()])
     every = np.select([~meant, ~long_enough, same], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
     chosen = np.flatnonzero(every == "")
-    table, tuned, changes = _tune(artifact, panel, data, chosen, usable, settings, progress)
+    table, tuned, changes = _tune(local, panel, data, chosen, usable, settings, progress)
     fresh = Bank(settings.kind, tuned, changes, {**seen, **{names[row]: digests[names[row]] for row in chosen}})
     bank = _joined(before, fresh, {names[row] for row in chosen}) if before else fresh
     decisions = _decisions(panel, table, every, settings, before)
     child = artifact.uncalibrated().with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
-    shown = _shown(artifact, panel, data, usable, table, settings)
-    network.to("cpu")
+    shown = _shown(local, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)), shown)
 
 

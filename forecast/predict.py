@@ -108,10 +108,13 @@ def predict(
 
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
     of so many equal shares instead of the model's own levels. `samples` is a number of paths, of a model that
-    `sampling` has returned. `forward` runs the network in its place. With `carried`, by the series of the panel, on the
-    device, the encoder goes on from there instead of beginning with the window. With `one_pass`, it goes once over the
-    history of each series, and the forecasts of all windows follow from its states there (`_along`).
+    `sampling` has returned. `forward` runs the network in its place. With `carried`, by the series of the panel, the
+    encoder goes on from there instead of beginning with the window. With `one_pass`, it goes once over the history of
+    each series, and the forecasts of all windows follow from its states there (`_along`).
+
+    On another `device` than that of the model's network a copy of it is used. `carried` may be on any device.
     """
+    artifact = artifact.on(device)
     levels = torch.tensor(midpoints(points)) if points else None
     order = np.arange(len(windows))
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
@@ -119,7 +122,7 @@ def predict(
         order = windows.series.argsort(kind="stable")
     data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
     if one_pass:
-        tasks, order = _along(artifact.network.to(device), panel, data, windows)
+        tasks, order = _along(artifact.network, panel, data, windows)
     else:
         tasks = _one_by_one(windows[order], data, carried)
     parts = list(_predict_batches(artifact, panel, data, tasks, levels, samples, forward))
@@ -211,7 +214,7 @@ def _predict_batches(
 ) -> Iterator[Predicted]:
     prepare()
     device = data.device
-    network = artifact.network.to(device)
+    network = artifact.network
     forward = forward or network
     order = None
     if samples and artifact.coupling is not None:

@@ -25,7 +25,11 @@ _STEPS = 1024
 
 
 class Carried(NamedTuple):
-    """A past of each series for each network of an ensemble (`Past`, `Totals`)."""
+    """A past of each series for each network of an ensemble (`Past`, `Totals`).
+
+    On one device, of which the memory depends on the number of series: that of the host, mostly. The pasts of a batch
+    are taken from there and put back there.
+    """
 
     carry: Float[Tensor, "series member part row hidden"]
     sums: Float[Tensor, "series sum"]
@@ -44,16 +48,17 @@ class Carried(NamedTuple):
         return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
 
     def of(self, series: Int[Tensor, " batch"]) -> list[Past]:
-        """Return the pasts of some series, one for each network."""
-        totals = Totals(*(values[series] for values in self[1:]))
-        by_member = self.carry[series].permute(1, 2, 3, 0, 4).contiguous()
+        """Return the pasts of some series, one for each network, on the device of `series`."""
+        carry, *sums = (values[series.to(values.device)].to(series.device) for values in self)
+        totals = Totals(*sums)
+        by_member = carry.permute(1, 2, 3, 0, 4).contiguous()
         return [Past(tuple(parts), totals) for parts in by_member]
 
     def put(self, series: Int[Tensor, " batch"], pasts: Sequence[Past]) -> None:
         """Write the pasts of some series, one for each network."""
         carry = torch.stack([torch.stack(past.carry) for past in pasts]).permute(3, 0, 1, 2, 4)
         for values, made in zip(self, (carry, *pasts[0].totals), strict=True):
-            values[series] = made
+            values[series.to(values.device)] = made.to(values.device)
 
 
 def segments_since(panel: Panel, windows: WindowIndex, length: int) -> IntArray:
@@ -81,8 +86,10 @@ def advance(
         chosen = np.flatnonzero(left >= size)
         for first in range(0, len(chosen), _BATCH_SIZE):
             rows = chosen[first : first + _BATCH_SIZE]
-            series, cutoff = (torch.from_numpy(values[rows]) for values in (windows.series, windows.cutoff))
-            begin = 1 - (torch.from_numpy(left[rows]) + 1) * shape.segment_length - shape.lead
+            series, cutoff = (
+                torch.from_numpy(values[rows]).to(data.device) for values in (windows.series, windows.cutoff)
+            )
+            begin = 1 - (torch.from_numpy(left[rows]).to(data.device) + 1) * shape.segment_length - shape.lead
             time = shape.lead + size * shape.segment_length + shape.horizon
             batch = data.stretch(series, cutoff, cutoff + 1, begin, time)
             pasts = zip(members, carried.of(series), strict=True)

@@ -227,3 +227,24 @@ def test_a_model_that_gives_no_finite_forecast_of_a_series_falls_back(
     made = forecast(artifact.with_bank(bank, trained_until=0, parent_digest="x"), panel).frame
     assert set(made["source"]) == {"pretrained"}
     assert made.drop("source").equals(forecast(artifact, panel).frame.drop("source"))
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_a_device_that_fails_leaves_the_network_where_it_was(
+    trained: FitResult, weekly_loaded: Loaded, one_pass: bool
+) -> None:
+    # Tensors of the device `meta` hold no values: weights that went there would be lost.
+    artifact, panel = trained.artifact, weekly_loaded.panel
+    windows = WindowIndex(np.arange(8), panel.lengths - 1)
+    before = predict(artifact, panel, windows, one_pass=one_pass).tuned
+    with pytest.raises(RuntimeError, match="meta"):
+        predict(artifact, panel, windows, one_pass=one_pass, device="meta")
+    assert {values.device.type for values in artifact.network.state_dict().values()} == {"cpu"}
+    np.testing.assert_array_equal(predict(artifact, panel, windows, one_pass=one_pass).tuned, before)
+
+
+def test_a_model_on_another_device_is_a_copy(trained: FitResult) -> None:
+    artifact = trained.artifact
+    assert artifact.on("cpu") is artifact
+    assert {values.device.type for values in artifact.on("meta").network.state_dict().values()} == {"meta"}
+    assert {values.device.type for values in artifact.network.state_dict().values()} == {"cpu"}

@@ -8,14 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, windows_at
+from forecast.fit import FitResult
 from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.predict import predict
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
@@ -183,3 +186,35 @@ def test_segments_are_hours_of_the_local_clock(table: Table, loaded: Load) -> No
     advance(made, PanelTensors(found.panel), windows, segments, once)
     for ours, expected in zip(carried, once, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pasts_that_lie_on_the_host_are_taken_to_the_device_of_a_batch_and_put_back(found: Loaded) -> None:
+    # Without an accelerator here: tensors that have a device, and no values.
+    made = Ensemble([network(found, 1, seed=seed) for seed in range(2)])
+    with FakeTensorMode():
+        carried = Carried.blank(made, 7)
+        series = torch.tensor([5, 2]).to("lazy")
+        pasts = carried.of(series)
+        assert len(pasts) == 2
+        assert {part.device.type for past in pasts for part in (*past.carry, *past.totals)} == {"lazy"}
+        carried.put(series, pasts)
+        assert {values.device.type for values in carried} == {"cpu"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_a_state_on_the_host_is_gone_on_from_on_a_gpu(
+    trained: FitResult, weekly_loaded: Loaded, one_pass: bool
+) -> None:
+    artifact, panel = trained.artifact, weekly_loaded.panel
+    windows = windows_at(panel, panel.last_index)
+    carried = None
+    if not one_pass:
+        carried = Carried.blank(artifact.network, panel.n_series)
+        data = PanelTensors(panel, "cuda", unit=artifact.network.shape.unit)
+        segments = segments_since(panel, windows, artifact.network.shape.segment_length)
+        advance(artifact.on("cuda").network, data, windows, segments, carried)
+    on_gpu = predict(artifact, panel, windows, carried=carried, one_pass=one_pass, device="cuda")
+    on_host = predict(artifact, panel, windows, carried=carried, one_pass=one_pass)
+    np.testing.assert_allclose(on_gpu.tuned, on_host.tuned, rtol=1e-3, atol=1e-3)
+    assert artifact.network.output_bias.device.type == "cpu"  # type: ignore[union-attr]
