@@ -96,6 +96,8 @@ def train(
         accelerator="cpu" if data.device.type == "cpu" else "gpu",
         devices=config.devices,
         strategy=_strategy(data.device) if config.devices > 1 else "auto",
+        # One process trains, whatever a scheduler (SLURM, LSF, Kubeflow, MPI, torchrun) has in its environment.
+        plugins=[LightningEnvironment()] if config.devices == 1 else None,
         precision=config.precision,
         max_steps=config.max_steps,
         val_check_interval=min(config.validation_every, config.max_steps),

@@ -424,6 +424,10 @@ def test_several_covariates_of_codes_are_trained_and_each_changes_the_forecast(
     ("freq", "season", "horizon", "length", "expected"),
     [
         ("1h", 24, 24, 5000, 336),  # two weeks
+        ("1m", 1440, 6, 20_000, 2880),  # two days
+        ("1m", 1440, 6, 4800, 2880),
+        ("15m", 96, 96, 330, 192),
+        ("1w", 52, 13, 104, 104),
         ("1h", 168, 24, 5000, 336),
         ("15m", 96, 96, 50_000, 960),  # ten days: whole ones, up to a thousand steps
         ("1d", 7, 28, 400, 56),
@@ -437,7 +441,64 @@ def test_several_covariates_of_codes_are_trained_and_each_changes_the_forecast(
 def test_default_context_holds_the_longer_cycle(
     freq: str, season: int, horizon: int, length: int, expected: int
 ) -> None:
-    assert default_context(Frequency.parse(freq), season, horizon, length) == expected
+    assert default_context(Frequency.parse(freq), season, horizon, length, rows=length + 60) == expected
+
+
+@pytest.mark.parametrize(
+    ("freq", "season", "horizon", "length", "rows", "expected"),
+    [
+        ("1m", 1440, 6, 352, 400, 211),
+        ("1m", 1440, 6, 2960, 3008, 1024),  # two days, but hardly more
+        ("1m", 1440, 60, 20, 500, 120),  # two horizons
+        ("1m", 1440, 60, 20, 90, 90),
+        ("5m", 288, 12, 400, 496, 240),
+        ("1h", 24, 4, 15, 47, 9),  # not two days
+        ("1h", 24, 4, 45, 47, 24),  # but one
+        ("1w", 52, 4, 40, 72, 24),
+        ("1d", 7, 1, 1, 9, 2),
+        ("1d", 7, 1, 1, 1, 1),
+    ],
+)
+def test_default_context_is_no_longer_than_series_that_hold_no_two_seasons(
+    freq: str, season: int, horizon: int, length: int, rows: int, expected: int
+) -> None:
+    assert default_context(Frequency.parse(freq), season, horizon, length, rows) == expected <= rows
+
+
+_SCHEDULERS: dict[str, dict[str, str]] = {
+    "slurm": {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "nightly"},
+    "srun": {
+        **dict.fromkeys(("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"), "4"),
+        **dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "1"),
+    },
+    "torchrun": {
+        "TORCHELASTIC_RUN_ID": "x",
+        **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0"),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+    },
+    "kubeflow": {
+        "KUBERNETES_PORT": "tcp://10.0.0.1",
+        "MASTER_ADDR": "master",
+        "MASTER_PORT": "1",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+    },
+    "lsf": {
+        **dict.fromkeys(("LSB_JOBID", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_RANK"), "2"),
+        "LSB_DJOB_RANKFILE": "/no/such/file",
+    },
+}
+
+
+@pytest.mark.parametrize("scheduler", _SCHEDULERS)
+def test_one_device_trains_alike_whatever_a_scheduler_has_in_the_environment(
+    train: Train, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    alone = train(weekly_loaded, max_steps=2)
+    for name, value in _SCHEDULERS[scheduler].items():
+        monkeypatch.setenv(name, value)
+    scheduled = train(weekly_loaded, max_steps=2)
+    assert (scheduled.summary["steps"], scheduled.curve) == (2, alone.curve)
 
 
 def test_progress_ends_at_one(train: Train, plain: Loaded) -> None:
