@@ -56,8 +56,8 @@ def distil(
     """Return a model with smaller recurrent layers that is trained on the forecasts of another one, and on the panel.
 
     The teacher is the model without changes per series and calibration. At each origin of a window, the loss is that
-    of the student's forecast with what came, and, with share `weight`, the mean one with each of the teacher's
-    quantiles in the place of what came: it is least where the student says what the teacher does (the cross-entropy of
+    of the student's forecast with what came, and, with share `weight`, its expectation under the teacher's
+    distribution, tails included: it is least where the student says what the teacher does (the cross-entropy of
     distillation, Hinton, Vinyals & Dean 2015, for the losses of the heads). Look-back, segments, scale and head are
     the teacher's; closed form and stopping are those of `fit`.
 

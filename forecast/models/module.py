@@ -22,7 +22,9 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
+from forecast.models.heads import QuantileHead
 from forecast.models.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
+from forecast.models.quadrature import expectation_levels
 from forecast.models.recurrent import Output, RecurrentForecaster, loss_weights
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
@@ -80,22 +82,29 @@ class Teacher:
         return {"digest": self.digest, "weight": self.weight}
 
     def errors(
-        self, network: RecurrentForecaster, batch: Batch, origins: Tensor, output: Output
+        self, network: RecurrentForecaster, batch: Batch, origins: Tensor, output: Output, *, step: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of a network's output against the teacher's distribution, and the weight of each step.
+        """Return the expected loss of a network's output under the teacher's distribution, and the weight of each step.
 
-        It is the head's own loss, on average over targets that stand at the teacher's quantiles.
+        The loss is the head's own. The expectation is taken over quantiles of the whole distribution, tails included,
+        each with the probability that it stands for (`quadrature`); of heads without levels of their own on another
+        grid at each `step` of the training.
         """
-        frame = output.frame
+        frame, head = output.frame, network.head
+        by_level = isinstance(head, QuantileHead)
+        levels, masses = (
+            values.to(batch.target.device)
+            for values in expectation_levels(tuple(head.levels.tolist()) if by_level else (), 0 if by_level else step)
+        )
         with torch.no_grad():
             told = self.network.to(batch.target.device)(batch, origins)
             factor, divisor = told.frame.divisor[..., None, None], frame.divisor[..., None, None]
             shift = (told.frame.location - frame.location)[..., None, None]
-            quantiles = (told.quantiles * factor + shift) / divisor
-        errors = [network.head.errors(output.arguments, target) for target in quantiles.unbind(-1)]
-        middle = quantiles[..., network.head.median]
+            quantiles = (told.head.quantiles(told.arguments, levels) * factor + shift) / divisor
+            middle = (told.quantiles[..., head.median] * factor[..., 0] + shift[..., 0]) / divisor[..., 0]
+        errors = torch.stack([head.errors(output.arguments, target) for target in quantiles.unbind(-1)], dim=-1)
         begun = frame.begun[..., None].expand_as(middle)
-        return torch.stack(errors).mean(0), loss_weights(middle, begun, frame, network.shape)
+        return errors @ masses.to(errors.dtype), loss_weights(middle, begun, frame, network.shape)
 
 
 class TrainingWindows(IterableDataset[Indices]):
@@ -174,7 +183,7 @@ class ForecastModule(lightning.LightningModule):
         error, weight = output_errors(self.network, batch, origins, output)
         loss = self._mean(error, weight)
         if self._teacher is not None:
-            told = self._mean(*self._teacher.errors(self.network, batch, origins, output))
+            told = self._mean(*self._teacher.errors(self.network, batch, origins, output, step=self.global_step))
             loss = torch.lerp(loss, told, self._teacher.weight)
         if not torch.isfinite(loss):
             bad = ~torch.isfinite((error * weight).flatten(1).sum(1))

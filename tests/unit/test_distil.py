@@ -1,21 +1,24 @@
 """Small models that learn from large ones."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import DistilSettings, FitConfig
 from forecast.data.load import Loaded
-from forecast.data.windows import windows_at
+from forecast.data.windows import WindowIndex, windows_at
 from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
+from forecast.metrics import future_values
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Ensemble
+from forecast.models.heads import QuantileHead
 from forecast.models.losses import window_sizes
 from forecast.models.module import Teacher
 from forecast.models.recurrent import RecurrentForecaster
@@ -62,27 +65,73 @@ def test_a_student_is_smaller_and_both_are_judged_on_what_neither_has_seen(
     assert f"({large['parameters']:,})" in student.line
 
 
-def test_the_loss_against_a_teacher_is_least_for_the_teacher_itself(teacher: Artifact, weekly_loaded: Loaded) -> None:
-    assert isinstance(teacher.network, Ensemble)
-    panel, members = weekly_loaded.panel, list(teacher.network.members)
+class Lesson(NamedTuple):
+    head: QuantileHead
+    quantiles: Tensor
+    """What the teacher forecasts, [series, 1, horizon, quantile]."""
+    errors: Callable[[Tensor], Tensor]
+    """The loss of other quantiles, [series, 1, horizon]."""
+
+
+@pytest.fixture(scope="module", params=[None, (0.025, 0.25, 0.5, 0.9, 0.99)], ids=["deciles", "unequal"])
+def lesson(request: pytest.FixtureRequest, train: Callable[..., FitResult], weekly_loaded: Loaded) -> Lesson:
+    levels = {} if request.param is None else {"quantile_levels": request.param}
+    network = train(weekly_loaded, model=levels).artifact.network
+    assert isinstance(network, RecurrentForecaster)
+    assert isinstance(network.head, QuantileHead)
+    panel, origins = weekly_loaded.panel, torch.zeros(1, dtype=torch.long)
     windows = windows_at(panel, panel.last_index - 20)
     series, cutoff = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
-    origins = torch.zeros(1, dtype=torch.long)
-    own = members[0]
-    assert isinstance(own, RecurrentForecaster)
-    batch = PanelTensors(panel, unit=own.shape.unit).gather(series, cutoff, cutoff + 1, **window_sizes(own, 1))
-    found = Teacher(own, 0.5, "")
+    data = PanelTensors(panel, unit=network.shape.unit)
+    batch = data.gather(series, cutoff, cutoff + 1, **window_sizes(network, 1))
+    with torch.no_grad():
+        output = network(batch, origins)
 
-    @torch.no_grad()
-    def loss(shift: float) -> float:
-        output = own(batch, origins)
-        moved = output._replace(arguments=output.arguments + shift)
-        errors, weight = found.errors(own, batch, origins, moved)
-        return float((errors * weight).sum() / weight.sum())
+    def errors(quantiles: Tensor) -> Tensor:
+        return Teacher(network, 0.5, "").errors(network, batch, origins, output._replace(arguments=quantiles))[0]
 
-    losses = {shift: loss(shift) for shift in (-0.3, -0.05, 0.0, 0.05, 0.3)}
-    assert min(losses, key=lambda shift: losses[shift]) == 0.0
-    assert losses[0.3] > losses[0.05]
+    return Lesson(network.head, output.quantiles, errors)
+
+
+def test_the_loss_against_a_teacher_is_least_for_each_of_its_quantiles(lesson: Lesson) -> None:
+    least = lesson.errors(lesson.quantiles)
+    apart = float(lesson.quantiles.diff(dim=-1).mean())
+    for place in range(len(lesson.head.levels)):
+        for share in (-0.5, -0.01, 0.01, 0.5):
+            moved = lesson.quantiles.clone()
+            moved[..., place] += share * apart
+            assert (lesson.errors(moved) > least).all(), (place, share)
+
+
+def test_what_can_not_tell_windows_apart_learns_the_mixture_of_their_distributions(lesson: Lesson) -> None:
+    # The gradient of a quantile is how much lies below it, less its level. At the quantiles of the mixture of all steps
+    # of all series there is none; these would be too wide where what is learnt from has no tails.
+    levels = lesson.head.levels
+    mixture = lesson.head.quantiles(lesson.quantiles, (torch.arange(2000) + 0.5) / 2000)
+    same = mixture.flatten().quantile(levels).requires_grad_()
+    lesson.errors(same.expand_as(lesson.quantiles)).mean().backward()
+    assert same.grad is not None
+    np.testing.assert_allclose(levels + same.grad * len(levels) / 2, levels, atol=0.01)
+
+
+def test_a_student_that_only_learns_from_its_teacher_covers_as_much(
+    train: Callable[..., FitResult], table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = {f"s{number:02d}": 10 + rng.normal(size=140) * (1 + number % 4) for number in range(24)}
+    found = loaded(table(noise), 7, calendar=False)
+    quick = QUICK.model_copy(update={"learning_rate": 1e-2, "max_steps": 60})
+    model = {"hidden_size": 16, "decoder_size": 8, "transform": "none"}
+    large = train(found, model=model, **quick.model_dump(exclude={"accelerator"}, exclude_unset=True)).artifact
+    small = distil(large, found.panel, DistilSettings(hidden_size=4, weight=1.0), quick).artifact
+    windows = WindowIndex(np.tile(np.arange(24), 4), np.repeat(139 - 7 * np.arange(1, 5), 24))
+    actual = future_values(found.panel, windows, 7)
+
+    def coverage(artifact: Artifact) -> float:
+        stated = predict(artifact, found.panel, windows).tuned
+        return float(((stated[..., 0] <= actual) & (actual <= stated[..., -1])).mean())
+
+    assert abs(coverage(small) - coverage(large)) < 0.03
 
 
 def test_more_weight_brings_the_student_nearer_to_its_teacher(teacher: Artifact, weekly_loaded: Loaded) -> None:
