@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,5 +36,6 @@ def expectation_levels(levels: Sequence[float] = (), phase: int = 0) -> tuple[Te
     return torch.from_numpy(nodes).float(), torch.from_numpy(masses).float()
 
 
-def _probability(odds: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-odds))
+def _probability(odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    probability: npt.NDArray[np.float64] = 1 / (1 + np.exp(-odds))
+    return probability
