@@ -36,8 +36,6 @@ from forecast.metrics import (
     score_classes,
     score_points,
     score_windows,
-    seasonal_naive,
-    seasonal_naive_classes,
     seasonal_naive_errors,
     summarise,
     wins,
@@ -45,6 +43,7 @@ from forecast.metrics import (
 from forecast.names import (
     CLASS,
     CUTOFF,
+    MEAN,
     NAIVE,
     REASON,
     SERIES_ID,
@@ -54,7 +53,7 @@ from forecast.names import (
     TARGET,
     TIMESTAMP,
 )
-from forecast.predict import BATCH_SIZE, naive_forecasts, predict, stated_columns
+from forecast.predict import BATCH_SIZE, mean_of_naive, naive_forecasts, predict, stated_columns, within_support
 from forecast.state import check_model
 
 # Windows that are forecast, scored and written together, about.
@@ -134,9 +133,9 @@ class BacktestResult:
 
     @property
     def forecasts(self) -> pl.DataFrame:
-        """Read series_id, timestamp, cutoff, step, model, target, and one column per quantile.
+        """Read series_id, timestamp, cutoff, step, model, target, mean, and one column per quantile.
 
-        Of classes also class, the most probable one, and one column per class in place of the quantiles.
+        Of classes class, the most probable one, and one column per class in place of mean and quantiles.
         """
         return self.scan(FORECASTS).collect()
 
@@ -479,21 +478,29 @@ def _block(
         return None
     # Beside the pinball loss at a few levels: what it is over the whole distribution, where one of the models states it
     # for targets that are often 0.
-    points = _POINTS * any(artifact.network.head.positive for artifact, _ in models.values())
+    positive = [artifact for artifact, _ in models.values() if artifact.network.head.positive]
+    points = _POINTS * bool(positive)
+    # Baselines keep to the values that targets can have, as far as a model says which these are.
+    bounded = positive[0] if positive else first
     actual = future_values(panel, windows, horizon)
     # One yardstick for all kinds of windows: errors of the whole history up to the cutoff.
     scale, root_scale = seasonal_naive_errors(panel, windows, season)
     scores, forecasts, failures = [], [], [_failures(panel, windows, NAIVE, [""] * len(windows))]
 
-    def judge(name: str, stated: np.ndarray, dense: np.ndarray | None, rows: np.ndarray) -> None:
+    def judge(
+        name: str, stated: np.ndarray, mean: np.ndarray | None, dense: np.ndarray | None, rows: np.ndarray
+    ) -> None:
         own, came = windows[rows], actual[rows]
         if first.classes is not None:
-            found = score_classes(came, stated[rows])
+            found, mean = score_classes(came, stated[rows]), None
         else:
-            found = score_windows(came, stated[rows], levels=levels, scale=scale[rows], root_scale=root_scale[rows])
+            mean = (stated[..., list(levels).index(0.5)] if mean is None else mean)[rows]
+            found = score_windows(
+                came, stated[rows], levels=levels, scale=scale[rows], root_scale=root_scale[rows], mean=mean
+            )
             found |= {} if dense is None else {CRPS: score_points(came, dense[rows])}
         scores.append(_scores(panel, own, name, found))
-        forecasts.append(_long(panel, own, came, name, stated[rows], first))
+        forecasts.append(_long(panel, own, came, name, stated[rows], mean, first))
 
     every = np.arange(len(windows))
     for baseline in settings.baselines:
@@ -510,41 +517,36 @@ def _block(
                 history=settings.baseline_history,
                 pool=pool,
             )
+            made = within_support(bounded, made)
             stated, dense = (made[..., [asked.index(q) for q in some]] for some in (levels, midpoints(points)))
-            judge(name, stated, dense if points else None, np.flatnonzero([not reason for reason in reasons]))
+            solved = np.flatnonzero([not reason for reason in reasons])
+            judge(name, stated, None, dense if points else None, solved)
             failures.append(_failures(panel, windows, name, reasons))
         else:
             lag = 1 if name == NAIVE else season
-            stated = _naive(first, history, windows, lag)
-            judge(name, stated, _naive(first, history, windows, lag, points) if points else None, every)
+            stated = naive_forecasts(bounded, history, windows, season=lag)
+            points_of_naive = naive_forecasts(bounded, history, windows, season=lag, points=points) if points else None
+            judge(name, stated, None, points_of_naive, every)
     for name, (artifact, other) in models.items():
         shard = other.rows(begin, end)
-        both = [
-            _ladder(artifact, shard, history, windows, count, one_pass=settings.one_pass)
-            for count in ((0, points) if points else (0,))
-        ]
-        judge(name, both[0], both[1] if points else None, every)
+        stated, mean = _ladder(artifact, shard, history, windows, 0, one_pass=settings.one_pass)
+        points_of_model = None
+        if points:
+            points_of_model, _ = _ladder(artifact, shard, history, windows, points, one_pass=settings.one_pass)
+        judge(name, stated, mean, points_of_model, every)
     return _Block(windows.series, pl.concat(scores), pl.concat(forecasts), pl.concat(failures))
 
 
 def _ladder(
     artifact: Artifact, panel: Panel, history: Panel, windows: WindowIndex, points: int, *, one_pass: bool
-) -> np.ndarray:
-    """Return forecasts as scoring makes them: where the model gives nothing, seasonal naive speaks."""
-    made = predict(artifact, panel, windows, points=points, one_pass=one_pass).tuned.astype(np.float64)
-    silent = np.flatnonzero(~np.isfinite(made).all((1, 2)))
-    made[silent] = naive_forecasts(artifact, history, windows[silent], points=points)
-    return made
-
-
-def _naive(artifact: Artifact, panel: Panel, windows: WindowIndex, season: int, points: int = 0) -> np.ndarray:
-    """Return the baseline: seasonal naive as it is, of the last value with a season of 1."""
-    horizon = artifact.horizon
-    if artifact.classes is not None:
-        n_classes = len(artifact.classes)
-        return seasonal_naive_classes(panel, windows, horizon=horizon, season=season, n_classes=n_classes)
-    levels = midpoints(points) if points else artifact.model.quantile_levels
-    return seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return forecasts as scoring makes them, and their means: where the model gives nothing, seasonal naive speaks."""
+    predicted = predict(artifact, panel, windows, points=points, one_pass=one_pass)
+    stated, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean.copy()
+    silent = np.flatnonzero(~np.isfinite(stated).all((1, 2)))
+    stated[silent] = naive_forecasts(artifact, history, windows[silent], points=points)
+    mean[silent] = mean_of_naive(artifact, stated[silent])
+    return stated, mean
 
 
 def _failures(panel: Panel, windows: WindowIndex, name: str, reasons: list[str]) -> pl.DataFrame:
@@ -566,11 +568,17 @@ def _scores(panel: Panel, windows: WindowIndex, name: str, scored: dict[str, np.
 
 
 def _long(
-    panel: Panel, windows: WindowIndex, actual: np.ndarray, name: str, stated: np.ndarray, artifact: Artifact
+    panel: Panel,
+    windows: WindowIndex,
+    actual: np.ndarray,
+    name: str,
+    stated: np.ndarray,
+    mean: np.ndarray | None,
+    artifact: Artifact,
 ) -> pl.DataFrame:
     n, horizon = actual.shape
     target = pl.Series(actual.ravel()).fill_nan(None)
-    centre: dict[str, pl.Series] = {}
+    centre = {} if mean is None else {MEAN: pl.Series(mean.ravel())}
     if artifact.classes is not None:
         names = pl.Series(artifact.classes, dtype=pl.String)
         target = names.gather(target.cast(pl.Int64))

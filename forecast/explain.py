@@ -223,7 +223,7 @@ class _Work:
         names = stated_columns(artifact)
         stated, points = columns.tensor_split([len(names)], dim=-1)
         if self.output == MEAN:
-            found = mean_of(stated, points, artifact.network.head)
+            found = mean_of(stated, points, artifact.network.head, artifact.network.shape.unit)
         else:
             found = stated[..., names.index(self.output)]
         return found.mean(1) if step is None else found[:, step - 1]

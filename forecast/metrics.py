@@ -16,6 +16,7 @@ from forecast.names import (
     BASELINES,
     CLASS,
     CUTOFF,
+    MEAN,
     SERIES_ID,
     SOURCE_FINE_TUNED,
     SOURCE_PRETRAINED,
@@ -166,11 +167,18 @@ def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
 
 
 def score_windows(
-    actual: Array, quantiles: Array, *, levels: Sequence[float], scale: Array, root_scale: Array
+    actual: Array,
+    quantiles: Array,
+    *,
+    levels: Sequence[float],
+    scale: Array,
+    root_scale: Array,
+    mean: Array | None = None,
 ) -> dict[str, Array]:
     """Return per-window scores of forecasts [n, horizon, level] of `actual` [n, horizon] (NaN: not observed), each [n].
 
-    `scale` and `root_scale` are those of `seasonal_naive_errors`.
+    `scale` and `root_scale` are those of `seasonal_naive_errors`. `mean` is the mean forecast, [n, horizon], q50 where
+    None.
 
     mase        mean |y - q50| / scale, scale = in-sample mean |y[t] - y[t - season]| (Hyndman & Koehler 2006, "Another
                 look at measures of forecast accuracy", IJF 22); NaN where scale is 0
@@ -181,7 +189,7 @@ def score_windows(
                 is 0
     pinball     sum over steps of the mean over levels of 2 max(level e, (level - 1) e), e = y - q
     covered     steps with the actual inside the outermost interval; `width` the sum of its widths
-    error       sum of q50 - y; abs_error, square_error, abs_target sums of |y - q50|, (y - q50)^2 and |y|
+    error       sum of mean - y; abs_error, square_error, abs_target sums of |y - q50|, (y - q50)^2 and |y|
     """
     observed = np.isfinite(actual)
     count = observed.sum(1)
@@ -203,7 +211,7 @@ def score_windows(
             "square_error": (miss**2).sum(1),
             "pinball": (loss * observed).sum(1),
             "abs_target": np.abs(truth).sum(1),
-            "error": np.where(observed, median - truth, 0.0).sum(1),
+            "error": np.where(observed, (median if mean is None else mean) - truth, 0.0).sum(1),
             "covered": ((truth >= lower) & (truth <= upper) & observed).sum(1),
             "width": ((upper - lower) * observed).sum(1),
             "n_steps": count,
@@ -269,7 +277,8 @@ def summarise(scores: pl.DataFrame | pl.LazyFrame, by: Sequence[str] = ()) -> pl
 
     wql         sum pinball / sum |y| (weighted quantile loss: Wang et al. 2019, "Deep Factors", ICML)
     wape        sum |y - q50| / sum |y|
-    bias        sum (q50 - y) / sum |y|; `me` is sum (q50 - y) / steps, the mean error in units of the target
+    bias        sum (mean - y) / sum |y|, of the mean forecast (q50 where a forecast states none: of skewed targets the
+                median lies below the mean without being wrong); `me` is sum (mean - y) / steps, in units of the target
     coverage    share of steps inside the outermost interval; `width` is the sum of its widths / sum |y|
     crps        mean over steps (`score_points`), where scored
 
@@ -326,8 +335,9 @@ def macro_f1(counts: pl.DataFrame) -> pl.DataFrame:
 def error_by_step(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Return step, model and scores at each step of the horizon, over observed targets.
 
-    mae, rmse, me (mean q50 - y), pinball (mean over levels, twice), coverage and width (mean) of the outermost
-    interval; of classes error_rate, the share of steps whose most probable class did not come.
+    mae and rmse of q50, me (mean of the mean forecast - y, of q50 - y where there is no column of means), pinball (mean
+    over levels, twice), coverage and width (mean) of the outermost interval; of classes error_rate, the share of steps
+    whose most probable class did not come.
     """
     frame = _observed(forecasts)
     names = frame.collect_schema().names()
@@ -340,7 +350,7 @@ def error_by_step(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
         scored = [
             error.abs().mean().alias("mae"),
             error.pow(2).mean().sqrt().alias("rmse"),
-            error.mean().alias("me"),
+            (pl.col(MEAN if MEAN in names else "q50") - pl.col(TARGET)).mean().alias("me"),
             pl.mean_horizontal(_pinball(*level) for level in levels.items()).mean().alias("pinball"),
             pl.col(TARGET).is_between(lower, upper).mean().alias("coverage"),
             (upper - lower).mean().alias("width"),

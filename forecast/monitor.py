@@ -28,7 +28,17 @@ from forecast.data.windows import WindowIndex
 from forecast.drift import Span, drift
 from forecast.errors import ConfigError, DataError, listing
 from forecast.metrics import MODEL, future_values, score_windows, seasonal_naive, seasonal_naive_errors
-from forecast.names import CHAMPION, CUTOFF, SERIES_ID, SHADOW, SOURCE_SEASONAL_NAIVE, STEP, TIMESTAMP, quantile_column
+from forecast.names import (
+    CHAMPION,
+    CUTOFF,
+    MEAN,
+    SERIES_ID,
+    SHADOW,
+    SOURCE_SEASONAL_NAIVE,
+    STEP,
+    TIMESTAMP,
+    quantile_column,
+)
 from forecast.selection import static_frame
 
 Array = npt.NDArray[np.floating]
@@ -205,6 +215,8 @@ class _Part(NamedTuple):
     """[n, horizon, level]"""
     actual: Array
     """[n, horizon], NaN where nothing was observed, or may be seen."""
+    mean: Array | None = None
+    """[n, horizon], the mean forecasts."""
 
     @property
     def series_id(self) -> pl.Series:
@@ -329,7 +341,7 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
 
     mase            mean |y - q50| / scale over the steps of series with a scale, the mean seasonal difference up to the
                     cutoff (`metrics.score_windows`, a step at a time)
-    wql, wape, bias sums of pinball loss, |y - q50| and q50 - y over the sum of |y|
+    wql, wape, bias sums of pinball loss, |y - q50| and mean - y over the sum of |y|; bias is that of the mean forecast
     coverage_80     share of steps inside the interval that should hold 80 %; likewise the others
     """
     series = [pl.col(SERIES_ID).n_unique().alias("n_series")] if SERIES_ID in sums.columns else []
@@ -453,6 +465,7 @@ def _parts(
         counts["rows_not_yet_observed"] += len(ids) * int((inside & ~seen).sum())
         counts["rows_missing"] += n_unknown * int((inside & seen).sum())
         quantiles = frame.select(columns).to_numpy().reshape(len(ids), horizon, len(levels)).astype(np.float64)
+        mean = frame[MEAN].to_numpy().reshape(len(ids), horizon).astype(np.float64)
         rows, size = np.flatnonzero(known), max(1, _BLOCK // horizon)
         for block in (rows[first : first + size] for first in range(0, len(rows), size)):
             begin = int(place[block].min())
@@ -464,7 +477,7 @@ def _parts(
             counts["rows_scored"] += int(there.sum())
             counts["rows_missing"] += int((~there[:, inside & seen]).sum())
             counts["rows_recent"] += int(there[:, at >= span.recent].sum())
-            yield _Part(shard, windows, quantiles[block], actual)
+            yield _Part(shard, windows, quantiles[block], actual, mean[block])
 
 
 def _check_steps(frame: pl.DataFrame, cutoff: _Cutoff, panel: Panel, path: str) -> None:
@@ -518,10 +531,17 @@ def _steps(
         "day": day.gather(step),
     }
     frames = []
-    for model, quantiles in ((FORECAST, part.quantiles), (SOURCE_SEASONAL_NAIVE, naive)):
+    for model, quantiles, means in ((FORECAST, part.quantiles, part.mean), (SOURCE_SEASONAL_NAIVE, naive, None)):
         stated = quantiles[row, step]
         there = np.isfinite(stated).all(1)
-        scored = score_windows(actual, stated[:, None], levels=levels, scale=scale[row], root_scale=root[row])
+        scored = score_windows(
+            actual,
+            stated[:, None],
+            levels=levels,
+            scale=scale[row],
+            root_scale=root[row],
+            mean=None if means is None else means[row, step][:, None],
+        )
         values = {
             "scaled": np.nan_to_num(scored["mase"]),
             "n_scaled": np.isfinite(scored["mase"]).astype(np.int64),
@@ -550,7 +570,12 @@ def _window_scores(part: _Part, levels: Sequence[float], season: int, steps: int
     scale, root = seasonal_naive_errors(part.panel, part.windows, season)
     seen = np.flatnonzero(np.isfinite(actual).any(1))
     scored = score_windows(
-        actual[seen], part.quantiles[seen, :steps], levels=levels, scale=scale[seen], root_scale=root[seen]
+        actual[seen],
+        part.quantiles[seen, :steps],
+        levels=levels,
+        scale=scale[seen],
+        root_scale=root[seen],
+        mean=None if part.mean is None else part.mean[seen, :steps],
     )
     series = part.windows.series[seen]
     return pl.DataFrame(

@@ -19,6 +19,7 @@ from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
+from forecast.models import log_quantiles
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
@@ -243,7 +244,7 @@ def _predict_batches(
             pasts=pasts,
         )
         (found, mean), (found_tuned, tuned_mean) = (
-            _separated(values, n_stated, samples, order, network.head) for values in (base, tuned)
+            _separated(values, n_stated, samples, order, artifact) for values in (base, tuned)
         )
         yield Predicted(found, found_tuned, mean, tuned_mean, (row >= 0).numpy())
 
@@ -279,8 +280,6 @@ def outcome(
     n_stated = len(stated_columns(artifact) if levels is None else levels)
     columns = _columns(output, unit, levels, samples)
     base = in_data_units(columns, output.frame, positions, unit)
-    if head.counts:
-        base[..., : n_stated + samples] = base[..., : n_stated + samples].round()
     row, tuned = rows.to(base.device), base
     if artifact.bank is not None and bool((row >= 0).any()):
         better = _tuned_columns(
@@ -288,16 +287,28 @@ def outcome(
         )
         tuned = in_data_units(better, output.frame, positions, unit)
         tuned = torch.where((row >= 0)[:, None, None], tuned, base)
-    if head.positive:
-        base, tuned = base.clamp(min=0), tuned.clamp(min=0)
+    base, tuned = (_within_support(values, n_stated + samples, head) for values in (base, tuned))
     if artifact.calibration:
         quantiles, others = tuned.tensor_split([n_stated], dim=-1)
         quantiles = artifact.calibration.applied(quantiles, shifts, levels, whole=head.counts)
-        tuned = torch.cat([quantiles.clamp(min=0) if head.positive else quantiles, others], dim=-1)
+        tuned = torch.cat([head.within_support(quantiles), others], dim=-1)
     if samples and isinstance(output.head, QuantileHead):
         between = torch.tensor(midpoints(samples), dtype=torch.float64, device=base.device)
-        base, tuned = (torch.cat([values, output.head.quantiles(values, between)], dim=-1) for values in (base, tuned))
+        base, tuned = (
+            torch.cat([values, _between(output.head, values, between, unit)], dim=-1) for values in (base, tuned)
+        )
     return base, tuned
+
+
+def _between(head: QuantileHead, stated: torch.Tensor, levels: torch.Tensor, unit: float) -> torch.Tensor:
+    """Return quantiles at other levels than the stated ones, of the distribution that `mean_of` takes the mean of."""
+    return log_quantiles.at_levels(stated, head.levels, levels, unit) if unit else head.quantiles(stated, levels)
+
+
+def _within_support(columns: torch.Tensor, n_values: int, head: Head) -> torch.Tensor:
+    """Return columns that targets can have: the first `n_values` as values, those behind them as means."""
+    values, points = columns.tensor_split([n_values], dim=-1)
+    return torch.cat([head.within_support(values), head.within_support(points, whole=False)], dim=-1)
 
 
 def _tuned_columns(
@@ -333,9 +344,10 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: 
     """Return [batch, horizon, column]: quantiles, samples, and the points whose average, in data units, is the mean.
 
     Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
-    all of them. No points where the mean is that of the stated quantiles: also for Student-t on a logarithmic scale,
-    which has none there. For others there, the points are quantiles too, or the values of sampled paths. No samples of
-    quantile heads: these are made of what is stated.
+    all of them. No points where the mean is that of the stated quantiles: of quantile heads, and of all on a
+    logarithmic scale, where a normal distribution is what its quantiles stand for, and Student-t has no mean. There the
+    points are the values of sampled paths, if any, or quantiles, if only one is stated. No samples of quantile heads:
+    these are made of what is stated.
     """
     head, arguments = output.head, output.arguments[:, 0]
     if levels is not None:
@@ -344,7 +356,9 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: 
     if isinstance(head, CategoricalHead):
         return torch.cat([head.columns(arguments), *drawn], dim=-1)
     points: list[torch.Tensor] = []
-    if isinstance(head, QuantileHead) or (unit and head.heavy_tailed):
+    if isinstance(head, QuantileHead) or (
+        unit and not isinstance(head, SampledHead) and (head.heavy_tailed or len(head.levels) > 1)
+    ):
         pass
     elif not unit:
         points.append(head.mean(arguments)[..., None])
@@ -364,7 +378,7 @@ def _samples(output: Output, count: int) -> torch.Tensor:
 
 
 def _separated(
-    columns: torch.Tensor, n_stated: int, samples: int, order: torch.Tensor | None, head: Head
+    columns: torch.Tensor, n_stated: int, samples: int, order: torch.Tensor | None, artifact: Artifact
 ) -> tuple[FloatArray, DoubleArray]:
     """Return quantiles (or probabilities) with samples behind them, and mean of the columns.
 
@@ -374,14 +388,15 @@ def _separated(
     if order is not None:
         drawn = drawn.gather(-1, order.expand(drawn.shape))
     numbers = np.ascontiguousarray(stated.cpu().numpy())
-    mean = mean_of(stated, points, head).cpu().numpy()
+    mean = mean_of(stated, points, artifact.network.head, artifact.network.shape.unit).cpu().numpy()
     return torch.cat([stated, drawn], dim=-1).cpu().numpy() if samples else numbers, mean
 
 
-def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head) -> torch.Tensor:
+def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head, unit: float = 0.0) -> torch.Tensor:
     """Return the means of forecasts in float64, [...]: of their points, or, where there are none, of what is stated.
 
-    Of classes it is the code of the most probable one.
+    The mean of quantiles is that of a distribution on the scale of the model, whose `unit` is not 0 where that is a
+    logarithmic one (`log_quantiles`). Of classes it is the code of the most probable one.
     """
     if points.shape[-1]:
         return points.double().mean(-1)
@@ -389,6 +404,8 @@ def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head) -> torch.Ten
         return stated.argmax(-1).double()
     if stated.shape[-1] != len(head.levels):
         return stated.double().mean(-1)
+    if unit:
+        return log_quantiles.mean(stated, head.levels, unit)
     # From the median on, so that the mean of equal numbers is that number.
     middle = stated[..., head.median].double()
     return middle + (stated.double() - middle[..., None]) @ head.mean_weights.double().to(stated.device)
@@ -401,20 +418,33 @@ def stated_columns(artifact: Artifact) -> tuple[str, ...]:
     return tuple(quantile_column(level) for level in artifact.model.quantile_levels)
 
 
-def naive_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex, *, points: int = 0) -> DoubleArray:
-    """Return seasonal naive as the model's own forecast, where it has none: not below 0 if no target is.
+def naive_forecasts(
+    artifact: Artifact, panel: Panel, windows: WindowIndex, *, season: int | None = None, points: int = 0
+) -> DoubleArray:
+    """Return seasonal naive as the model's own forecast, where it has none, [n, horizon, column].
 
-    `points` as in `predict`.
+    Of counts whole numbers, of counts and amounts none below 0. `season` is that of the model when None, `points` as in
+    `predict`.
     """
-    season = artifact.network.shape.season_length
+    season = season or artifact.network.shape.season_length
     levels = midpoints(points) if points else artifact.model.quantile_levels
     if artifact.classes is not None:
         n_classes = len(artifact.classes)
         classes = seasonal_naive_classes(panel, windows, horizon=artifact.horizon, season=season, n_classes=n_classes)
         return classes.astype(np.float64)
     naive = seasonal_naive(panel, windows, horizon=artifact.horizon, season=season, levels=levels)
-    least = 0.0 if artifact.network.head.positive else -np.inf
-    return np.maximum(naive, least).astype(np.float64)
+    return within_support(artifact, naive)
+
+
+def mean_of_naive(artifact: Artifact, stated: DoubleArray) -> DoubleArray:
+    """Return the means of what `naive_forecasts` states, [n, horizon]."""
+    return np.asarray(mean_of(torch.from_numpy(stated), torch.empty(0), artifact.network.head).numpy())
+
+
+def within_support(artifact: Artifact, quantiles: npt.NDArray[np.floating]) -> DoubleArray:
+    """Return quantiles of a baseline, moved to what targets of the model can be (`Head.within_support`)."""
+    values = torch.from_numpy(quantiles.astype(np.float64))
+    return np.asarray(artifact.network.head.within_support(values).numpy())
 
 
 def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
@@ -508,7 +538,7 @@ def forecast_shard(
     if len(fallen):
         season = artifact.network.shape.season_length
         naive = naive_forecasts(artifact, panel, windows[fallen])
-        mean[fallen] = mean_of(torch.from_numpy(naive), torch.empty(0), artifact.network.head).numpy()
+        mean[fallen] = mean_of_naive(artifact, naive)
         if samples:
             drawn = naive_forecasts(artifact, panel, windows[fallen], points=samples)
             naive = np.concatenate([naive, drawn], axis=-1)

@@ -54,7 +54,7 @@ _COUNTS: Final = {
     "n_windows": "Windows",
     "n_steps": "Steps",
     "n_undefined": "Without MASE",
-    "me": "Mean error",
+    "me": "Error of the mean",
 }
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forecast.models import tweedie
+from forecast.models import counts, tweedie
 
 if TYPE_CHECKING:
     from forecast.models.recurrent import Frame
@@ -26,8 +26,6 @@ _START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 _LEAST_WIDTH = 0.01
 # How softly the mean of a count stays above 0, in units of the divisor.
 _SOFTNESS = 0.1
-# With less excess variance, in units of the mean, the quantiles of a negative binomial are taken to be Poisson's.
-_POISSON_SHARE = 1e-6
 # Values of a panel are float32; nearer to 0 than this share of what they are made of, they are 0.
 _ROUNDING = 4e-7
 # Levels times draws that are so little above a whole number are that number.
@@ -100,6 +98,14 @@ class Head(nn.Module, ABC):
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters for errors of the skip, in units of spread, with these quantiles at `start_levels`."""
+
+    def within_support(self, values: Tensor, *, whole: bool = True) -> Tensor:
+        """Return values in units of the target, moved to the nearest ones that a target can have.
+
+        Means of counts are not `whole`.
+        """
+        values = values.clamp(min=0) if self.positive else values
+        return values.round() if self.counts and whole else values
 
     def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the one number that residuals are taken from."""
@@ -409,17 +415,15 @@ class PoissonHead(Head):
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles at `levels`, the head's own when None, in the frame's units: whole numbers of counts."""
-        location, divisor, *others = arguments.double().split(1, dim=-1)
-        asked = (self.levels if levels is None else levels).double()
-        found = self._own_quantiles(*(values.detach().cpu().numpy() for values in (*others, asked)))
-        scaled: Tensor = (torch.from_numpy(found).to(arguments.device) - location) / divisor
+        location, divisor, *others = arguments.detach().double().split(1, dim=-1)
+        levels = (self.levels if levels is None else levels).double()
+        scaled: Tensor = (self._target_quantiles(others, levels) - location) / divisor
         return scaled.to(arguments.dtype)
 
-    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
-        from scipy.stats import poisson
-
-        mean, levels = values
-        return np.asarray(poisson.ppf(levels, mean))
+    def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
+        """Return the quantiles in units of the target, [..., level]; arguments are [..., 1]."""
+        mean = arguments[0][..., 0]
+        return counts.quantiles(mean, torch.zeros_like(mean), levels)
 
     def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the mean, in the frame's units."""
@@ -473,12 +477,9 @@ class NegativeBinomialHead(PoissonHead):
             + _stirling_rest(size)
         )
 
-    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
-        from scipy.stats import nbinom, poisson
-
-        mean, excess, levels = values
-        found = nbinom.ppf(levels, (mean / excess) ** 2, mean / (mean + excess**2))
-        return np.asarray(np.where(excess**2 < _POISSON_SHARE * mean, poisson.ppf(levels, mean), found))
+    def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
+        mean, excess = (values[..., 0] for values in arguments)
+        return counts.quantiles(mean, excess, levels)
 
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         mean, excess = arguments
@@ -520,10 +521,11 @@ class TweedieHead(PoissonHead):
         mean, dispersion = arguments
         return tweedie.surprise(count, mean, dispersion, self.power)
 
-    def _own_quantiles(self, *values: np.ndarray) -> np.ndarray:
-        mean, dispersion, levels = values
-        rate, scale = tweedie.rate_and_scale(torch.from_numpy(mean), torch.from_numpy(dispersion), self.power)
-        return scale.numpy() * tweedie.quantiles(rate.numpy()[..., 0], levels.tolist(), self.power)
+    def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
+        mean, dispersion = arguments
+        rate, scale = tweedie.rate_and_scale(mean, dispersion, self.power)
+        standard = tweedie.quantiles(rate[..., 0].cpu().numpy(), levels.tolist(), self.power)
+        return scale * torch.from_numpy(standard).to(scale)
 
     def drawn(
         self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]

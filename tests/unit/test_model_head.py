@@ -17,8 +17,8 @@ from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
+from forecast.models import log_quantiles
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import QuantileHead
 from forecast.models.losses import step_errors, validation_batches, window_sizes
 from forecast.models.recurrent import Output, targets
 from forecast.predict import forecast, predict
@@ -84,7 +84,7 @@ def test_forecasts_are_finite_ordered_and_of_the_distribution(
 ) -> None:
     artifact, panel = made[head].artifact, counts.panel
     frame = forecast(artifact, panel).frame
-    check(frame, head, whole=False)
+    check(frame, head, whole=True)
     ours = frame.filter(source="pretrained")
     assert ours["series_id"].n_unique() == 7
     check(ours, head, whole=True)
@@ -125,14 +125,14 @@ def test_a_saved_model_forecasts_the_same(
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_fine_tuned_forecasts_keep_their_order_and_counts_stay_above_zero(
+def test_fine_tuned_forecasts_keep_their_order_and_counts_stay_counts(
     tuned: dict[str, FinetuneResult], counts: Loaded, head: str
 ) -> None:
     result = tuned[head]
     assert (result.decisions["reason"] == TUNED).sum() >= 2
     frame = forecast(result.artifact, counts.panel).frame
     assert "fine_tuned" in set(frame["source"])
-    check(frame, head, whole=False)
+    check(frame, head, whole=True)
     panel = counts.panel
     found = predict(result.artifact, panel, windows_at(panel, panel.last_index))
     kept = ~found.is_tuned
@@ -156,7 +156,18 @@ def test_a_backtest_scores_each_head(
     assert ("crps" in result.summary.columns) == (head in POSITIVE)
     if head in POSITIVE:
         assert scores["pretrained"]["crps"] < scores["seasonal_naive"]["crps"]
-        assert (result.forecasts.filter(~pl.col("model").str.ends_with("naive"))["q10"] >= 0).all()
+    # Baselines too are within the support of the head, and the bias is that of the mean.
+    for _, part in result.forecasts.group_by("model"):
+        check(part, head, whole=True)
+    for model, row in scores.items():
+        part = result.forecasts.filter(pl.col("model") == model).drop_nulls("target")
+        error = part["mean"] - part["target"]
+        assert row["me"] == pytest.approx(error.mean())
+        assert row["bias"] == pytest.approx(error.sum() / part["target"].abs().sum())
+        steps = result.steps.filter(pl.col("model") == model).sort("step")["me"]
+        assert float(np.average(steps)) == pytest.approx(error.mean())
+    naive = result.forecasts.filter(pl.col("model") == "seasonal_naive")
+    assert (naive["mean"] == naive["q50"]).all()
 
 
 def test_a_negative_binomial_finds_the_dispersion_and_beats_poisson(train: Train, table: Table, loaded: Load) -> None:
@@ -205,9 +216,8 @@ def test_on_a_logarithmic_scale_the_mean_is_that_of_the_data(
         assert ratio == pytest.approx(np.exp(0.8**2 / 2), rel=0.15)
     else:
         # exp of a Student-t has no mean: it is that of the stated quantiles.
-        stated = torch.from_numpy(frame.select(QUANTILES).to_numpy())
-        levels = tuple(level / 10 for level in range(1, 10))
-        np.testing.assert_allclose(frame["mean"], QuantileHead(levels).mean(stated), rtol=1e-6)
+        stated, unit = torch.from_numpy(frame.select(QUANTILES).to_numpy()), artifact.network.shape.unit
+        np.testing.assert_allclose(frame["mean"], log_quantiles.mean(stated, artifact.network.head.levels, unit))
 
 
 @pytest.mark.parametrize("head", COUNTS)

@@ -105,7 +105,7 @@ def test_every_metric_is_what_it_is_by_hand(found: Monitored, scores: SinkConfig
         losses = [2 * max(k * (y - row[f"q{100 * k:g}"]), (k - 1) * (y - row[f"q{100 * k:g}"])) for k in levels]
         pinball += math.fsum(losses) / len(losses)
         size, steps = size + abs(y), steps + 1
-        error += row["q50"] - y
+        error += row["mean"] - y
         scaled += abs(y - row["q50"]) / scale[key]
         for low in inside:
             inside[low] += row[f"q{100 * low:g}"] <= y <= row[f"q{100 * (1 - low):g}"]
