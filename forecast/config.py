@@ -991,8 +991,12 @@ class MonitorSettings(Config):
     rollback: bool = False
     """Give the champion's alias back to the version it replaced, if that is the shadow and better."""
     rollback_p: Annotated[float, Field(gt=0, le=0.5)] = 0.01
-    """Significance that it takes: one-sided paired test over series."""
-    rollback_min: Annotated[int, Field(ge=2)] = 100
+    """Significance that it takes: one-sided paired test over cutoffs, which knows that series share their dates and
+    that targets of close cutoffs overlap."""
+    rollback_blocks: Annotated[int, Field(ge=4)] = 6
+    """Stretches of time, of a day at least and without an observed step in common, that it takes. Where whole horizons
+    are fewer, only the first steps after each cutoff are compared."""
+    rollback_min: Annotated[int, Field(ge=2)] = 10
     """Forecasts (of a series at a cutoff) by both, with observations since, that it takes."""
 
     @field_validator("ages")

@@ -27,11 +27,13 @@ from forecast.data.sinks import open_sink
 from forecast.data.windows import WindowIndex
 from forecast.drift import Span, drift
 from forecast.errors import ConfigError, DataError, listing
+from forecast.frequency import DAY
 from forecast.metrics import MODEL, future_values, score_windows, seasonal_naive, seasonal_naive_errors
 from forecast.names import (
     CHAMPION,
     CUTOFF,
     MEAN,
+    OBSERVED_UNTIL,
     SERIES_ID,
     SHADOW,
     SOURCE_SEASONAL_NAIVE,
@@ -40,6 +42,7 @@ from forecast.names import (
     quantile_column,
 )
 from forecast.selection import static_frame
+from forecast.significance import count_blocks
 
 Array = npt.NDArray[np.floating]
 
@@ -252,6 +255,8 @@ def monitor(
         for each in cutoffs
         if each.place in others and judged == (each.version, others[each.place].version)
     }
+    champions = [each for each in cutoffs if each.place in both]
+    reach = _reach(champions, list(both.values()), panel, span.last, settings.rollback_blocks)
     levels = written.levels([each.content for each in cutoffs])
     if shadow is not None and both:
         theirs = shadow.levels([each.content for each in both.values()])
@@ -271,14 +276,14 @@ def monitor(
                 made = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(_SUMS.sum())
                 tables[name] = pl.concat([tables[name], made]) if name in tables else made
             if other is not None:
-                pairs.append(_window_scores(part, levels, season, min(cutoff.horizon, other.horizon), CHAMPION))
+                pairs.append(_window_scores(part, levels, season, reach, CHAMPION))
         tables = {
             name: table.group_by(_TABLES[name][0], maintain_order=True).agg(_SUMS.sum())
             for name, table in tables.items()
         }
         if other is not None and shadow is not None:
             for part in _parts(shadow, other, panel, span, levels, Counter(), set()):
-                pairs.append(_window_scores(part, levels, season, min(cutoff.horizon, other.horizon), SHADOW))
+                pairs.append(_window_scores(part, levels, season, reach, SHADOW))
     due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
     assert counts["rows"] == due, "a forecast was lost"
     scores = tables["scores"].sort(_TABLES["scores"][0]).with_columns(pl.col(AGE).replace_strict(dict(enumerate(ages))))
@@ -564,6 +569,23 @@ def _wall(panel: Panel, index: IntArray) -> pl.Series:
     return panel.grid.timestamps(index).dt.replace_time_zone(None)
 
 
+def _reach(champion: Sequence[_Cutoff], shadow: Sequence[_Cutoff], panel: Panel, end: int, blocks: int) -> int:
+    """Return how many steps after each cutoff champion and shadow are compared on: as many as both have forecast.
+
+    Fewer where these are of less than `blocks` stretches of time without a target in common up to grid index `end`: the
+    most that give as many, for forecasts of the same steps are no evidence of their own.
+    """
+    begin = np.array([each.place for each in champion if each.place < end], dtype=np.int64)
+    horizon = min((each.horizon for each in (*champion, *shadow)), default=1)
+    frequency = panel.grid.frequency
+    day = max(1, DAY // frequency.size) if frequency.sub_daily else 1
+
+    def count(steps: int) -> int:
+        return count_blocks(begin, np.maximum(np.minimum(begin + steps, end), begin + day))
+
+    return next((steps for steps in range(horizon, 0, -1) if count(steps) >= blocks), horizon)
+
+
 def _window_scores(part: _Part, levels: Sequence[float], season: int, steps: int, model: str) -> pl.DataFrame:
     """Return a row for each series with an observed step among the first `steps`, as `gate.compare` takes it."""
     actual = part.actual[:, :steps]
@@ -578,10 +600,13 @@ def _window_scores(part: _Part, levels: Sequence[float], season: int, steps: int
         mean=None if part.mean is None else part.mean[seen, :steps],
     )
     series = part.windows.series[seen]
+    cutoff = part.panel.start[series] + part.windows.cutoff[seen]
+    last = steps - np.isfinite(actual[seen, ::-1]).argmax(1)
     return pl.DataFrame(
         {
             SERIES_ID: part.series_id.gather(seen),
-            CUTOFF: part.panel.grid.timestamps(part.panel.start[series] + part.windows.cutoff[seen]),
+            CUTOFF: part.panel.grid.timestamps(cutoff),
+            OBSERVED_UNTIL: part.panel.grid.timestamps(cutoff + last),
             MODEL: pl.repeat(model, len(seen), dtype=pl.String, eager=True),
             **scored,
         }

@@ -47,7 +47,7 @@ def monitor_page(
     """Return the page as one file that works offline.
 
     `history` has series_id, timestamp and target of the series in `found.shown`. `facts` are what the job has done:
-    comparison, rollback and on_breach, each a text or None.
+    comparison, rollback, no_rollback and on_breach, each a text or None.
     """
     counts, breached = found.counts, sum(check.breached for check in checks)
     content = {
@@ -98,7 +98,10 @@ def _verdict(checks: Sequence[Check], facts: Mapping[str, Any]) -> str:
     ]
     heads = {"In the recent window": "wide", "Found": "number", "Allowed": "number", "Setting": "", "Verdict": ""}
     started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
-    told = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in (facts["rollback"], started) if text)
+    kept = facts["no_rollback"] and f"No rollback: {facts['no_rollback']}"
+    told = " ".join(
+        f"{html.escape(text[:1].upper() + text[1:])}." for text in (facts["rollback"], kept, started) if text
+    )
     return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", told)
 
 

@@ -15,6 +15,9 @@ CLASS: Final = "class"
 SOURCE: Final = "source"
 MODEL_VERSION: Final = "model_version"
 
+# Of scores, the last observed target of a window.
+OBSERVED_UNTIL: Final = "observed_until"
+
 # Columns of rejects, besides SERIES_ID and TIMESTAMP.
 REASON: Final = "reason"
 VALUE: Final = "value"

@@ -79,12 +79,15 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
                 skipped_series=result.skipped.height,
                 failed_baselines=result.failures.height,
             )
+        grid = loaded.panel.grid
+        ends = grid.timestamps(grid.index(result.cutoffs).to_numpy() + artifact.horizon)
         run.json(
             {
                 "challenger": artifact.kind,
                 "version": version.number,
                 "champion": champion.number if champion else None,
                 "cutoffs": [str(cutoff) for cutoff in result.cutoffs],
+                "targets_until": [str(end) for end in ends],
             },
             "backtest.json",
         )

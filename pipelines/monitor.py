@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forecast.config import MonitorConfig, SinkConfig, load
+from forecast.config import MonitorConfig, MonitorSettings, SinkConfig, load
 from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached, listing
 from pipelines import console
 from pipelines.compose import compose
@@ -100,7 +100,7 @@ def run(config: MonitorConfig) -> Result:
         with registry.run("monitor", config, key) as run:
             log_data(run, loaded)
             verdict = _verdict(found, judged)
-            rolled_back = _roll_back(registry, config, version, judged, found, verdict)
+            rolled_back, why_not = _roll_back(registry, config, version, judged, found, verdict)
             told = rolled_back or kept.get("rollback", "")
             start = bool(breaches) and settings.on_breach is not None and "on_breach" not in kept
             on_breach = settings.on_breach if start else kept.get("on_breach")
@@ -113,6 +113,7 @@ def run(config: MonitorConfig) -> Result:
                 "thresholds": [vars(check) | {"breached": check.breached} for check in made],
                 "comparison": str(verdict) if verdict else None,
                 "rollback": told or None,
+                "no_rollback": why_not or None,
                 "on_breach": on_breach,
             }
             page = monitor_page(found, made, model=registry.name, history=_history(loaded, found), facts=content)
@@ -121,7 +122,7 @@ def run(config: MonitorConfig) -> Result:
             _log(run, found, reference)
             _write(run, folder, found, content, page)
         registry.delete_runs(before)
-    return Result(_line(found, registry.name, folder), found, breaches, rolled_back, start, folder)
+    return Result(_line(found, registry.name, folder, why_not), found, breaches, rolled_back, start, folder)
 
 
 def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, object]", page: str) -> None:
@@ -219,22 +220,51 @@ def _roll_back(
     judged: tuple[str, str] | None,
     found: "Monitored",
     verdict: "Verdict | GateRefused | None",
-) -> str:
-    """Give the alias back if the champion is worse than the version it replaced; return what was done, and why."""
-    from forecast.names import CHAMPION
+) -> tuple[str, str]:
+    """Give the alias back if the champion is worse than the version it replaced.
 
-    settings = config.monitor
-    if not settings.rollback or judged is None or verdict is None or isinstance(verdict, GateRefused):
-        return ""
-    champion, previous = registry.find(CHAMPION), registry.previous(version)
-    if champion is None or champion.number != version.number or previous is None or judged[1] != str(previous.number):
-        return ""
-    enough = verdict.n_windows >= settings.rollback_min
-    if not (enough and verdict.p_value <= settings.rollback_p):
-        return ""
+    Return what was done, and why; and why nothing was. One of them is empty, or both where no rollback is wanted.
+    """
+    if not config.monitor.rollback:
+        return "", ""
+    previous = registry.previous(version)
+    if obstacle := _obstacle(registry, version, previous, judged) or _lacking(verdict, config.monitor):
+        return "", obstacle
     why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
     before, after = registry.rollback(why)
-    return f"champion rolled back: v{before.number} -> v{after.number}; {why}"
+    return f"champion rolled back: v{before.number} -> v{after.number}; {why}", ""
+
+
+def _obstacle(
+    registry: "Registry", version: "Version", previous: "Version | None", judged: tuple[str, str] | None
+) -> str:
+    """Return why the versions are not those of a rollback; empty if they are."""
+    from forecast.names import CHAMPION
+
+    champion = registry.find(CHAMPION)
+    if champion is None or champion.number != version.number:
+        return f"{version} is not the champion"
+    if previous is None:
+        return f"{version} replaced no version"
+    if judged is None or judged[1] != str(previous.number):
+        return f"{previous}, which it replaced, is not its shadow (score.shadow=previous)"
+    return ""
+
+
+def _lacking(verdict: "Verdict | GateRefused | None", settings: MonitorSettings) -> str:
+    """Return what a rollback lacks; empty if nothing."""
+    if verdict is None:
+        return "nothing that both versions have forecast is observed yet"
+    if isinstance(verdict, GateRefused):
+        return f"the shadow would not pass the gate: {verdict}"
+    few = f"{verdict.n_windows:,} forecasts by both in {verdict.blocks:,} block{'s' * (verdict.blocks != 1)} of time"
+    if verdict.n_windows < settings.rollback_min:
+        return f"{few}, monitor.rollback_min={settings.rollback_min}"
+    if verdict.blocks < settings.rollback_blocks:
+        return f"{few}, monitor.rollback_blocks={settings.rollback_blocks}"
+    if not verdict.p_value <= settings.rollback_p:
+        return f"p = {verdict.p_value:.3g}, monitor.rollback_p={settings.rollback_p:g}"
+    return ""
 
 
 def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":
@@ -268,7 +298,7 @@ def _log(run: "Run", found: "Monitored", reference: "dict[str, float | None]") -
     run.metrics({name: float(value) for name, value in values.items() if value is not None})
 
 
-def _line(found: "Monitored", model: str, folder: Path) -> str:
+def _line(found: "Monitored", model: str, folder: Path, why_not: str) -> str:
     from forecast.names import SOURCE_SEASONAL_NAIVE
 
     counts = found.counts
@@ -288,6 +318,8 @@ def _line(found: "Monitored", model: str, folder: Path) -> str:
         parts.append(f"{len(found.alarmed):,} of {found.alarms.height:,} series with an alarm")
     else:
         parts.append("nothing recent is observed yet, so nothing is judged")
+    if why_not:
+        parts.append(f"no rollback: {why_not}")
     return ", ".join([*parts, str(folder)])
 
 

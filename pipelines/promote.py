@@ -1,5 +1,6 @@
 """`forecast promote`: the challenger becomes champion, if its backtest says that it is not worse."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from forecast.config import PromoteConfig
@@ -51,8 +52,9 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
         if judged["champion"] != (champion.number if champion else None):
             raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")
         scores = registry.read_table(run_id, "scores.parquet")
+        until = [datetime.fromisoformat(text) for text in judged.get("targets_until", ())]
         try:
-            verdict = judge(scores, judged["challenger"])
+            verdict = judge(scores, judged["challenger"], until or None)
         except GateRefused as refused:
             raise GateRefused(f"{version} is not promoted: {refused}") from None
         run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})

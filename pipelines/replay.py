@@ -79,6 +79,7 @@ schedules:
       - scores.path={folder}/scores
       - output.path={folder}/watch
       - monitor.rollback=true
+      - monitor.rollback_blocks=4 # nights: before the challenger of the next week takes the place of a bad champion
       - monitor.alarms.least=1 # timetables repeat from week to week: as a rule the errors are next to nothing
       - monitor.thresholds.max_alarmed=0.3
   weekly:

@@ -1,6 +1,7 @@
 """The loop that keeps models fresh: shadow scores, monitoring, rollback, and refresh."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,14 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
 
     # Too few, then enough.
     last = (*LOOK, table, "monitor.rollback=true", "monitor.rollback_p=0.05", BREACH)
-    assert forecast(*last, "monitor.rollback_min=10000").code == 8
-    done = forecast(*last, "monitor.rollback_min=50")
+    enough = "monitor.rollback_blocks=4"
+    few = forecast(*last, enough, "monitor.rollback_min=10000")
+    assert few.code == 8
+    assert re.search(r"no rollback: \d+ forecasts by both in 4 blocks of time, monitor\.rollback_min=10000", few.out)
+    few = forecast(*last)
+    assert few.code == 8
+    assert re.search(r"no rollback: \d+ forecasts by both in 4 blocks of time, monitor\.rollback_blocks=6", few.out)
+    done = forecast(*last, enough)
     assert done.code == 9, done.err
     assert (
         "error: champion rolled back: v1 -> v2; as of 2024-01-18T23:00:00, loads v2 as its shadow has MASE" in done.err
@@ -89,13 +96,15 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert "has no backtest" in refuse(5, "promote", MODEL, "registry.alias=1", "promote.force=true")
 
     # Another look at the same day: v2 was no champion then, and nothing goes back and forth.
-    assert forecast(*last, "monitor.rollback_min=50").code == 8
+    again = forecast(*last, enough)
+    assert again.code == 8
+    assert "no rollback: " in again.out
     assert registry().resolve("champion").number == 2
     (run,) = (run for run in days(worse) if run.data.tags["as_of"] == "2024-01-18T23:00:00")
     assert run.data.tags["rollback"].startswith("champion rolled back: v1 -> v2")
     assert len(days(worse)) == 2
     entries = Ledger("sqlite:///gatecast.db").entries(flow="monitor", every=True)
-    assert [entry.exit_code for entry in entries] == [8, 9, 8, 0]
+    assert [entry.exit_code for entry in entries] == [8, 9, 8, 8, 0]
     assert entries[1].error.startswith("champion rolled back")
     assert {entry.cutoff for entry in entries} == {"2024-01-15T00:00:00", "2024-01-18T23:00:00"}
     # What is promoted after all is no longer marked.

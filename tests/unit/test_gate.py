@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
@@ -121,8 +123,9 @@ def test_a_better_challenger_is_let_through_with_the_numbers() -> None:
     verdict = compare(both, "new", "old")
     assert verdict.metrics["MASE"] == pytest.approx((0.85, 1.1))
     assert verdict.metrics["WQL"] == pytest.approx((0.5, 0.6))
-    assert (verdict.incumbent, verdict.n_windows) == ("old", 2)
-    assert verdict.p_value < 0.05
+    assert (verdict.incumbent, verdict.n_windows, verdict.blocks) == ("old", 2, 1)
+    assert math.isnan(verdict.p_value)
+    assert str(verdict).endswith("of old on 2 windows (1 block of time)")
     assert "MASE 0.8500 against 1.1000" in str(verdict)
 
 
@@ -159,6 +162,53 @@ def test_an_equal_challenger_is_let_through() -> None:
     verdict = compare(both, "new", "old")
     assert verdict.metrics["MASE"][0] == verdict.metrics["MASE"][1]
     assert math.isnan(verdict.p_value)
+
+
+def nights(better: list[float], series: int = 30, last: list[int] | None = None) -> pl.DataFrame:
+    """Nightly scores of two versions; the new one is `better` by so much each night, on all series about alike.
+
+    With `last` the targets of the cutoffs are observed up to that day.
+    """
+    rng = np.random.default_rng(0)
+    first = datetime(2024, 3, 25)
+    parts = []
+    for number, gain in enumerate(better):
+        base = 1 + 0.1 * rng.random(series)
+        for name, mase in (("old", base), ("new", base - gain)):
+            part = scores(name, mase.tolist(), mase.tolist()).with_columns(cutoff=first + timedelta(days=number))
+            if last is not None:
+                part = part.with_columns(observed_until=first + timedelta(days=last[number]))
+            parts.append(part)
+    return pl.concat(parts)
+
+
+def test_the_test_is_over_cutoffs_whatever_series_there_are() -> None:
+    better = [0.3, 0.2, 0.4, 0.1, 0.3]
+    found = [compare(nights(better, series), "new", "old") for series in (1, 2, 300)]
+    expected = stats.ttest_1samp(better, 0, alternative="greater").pvalue
+    assert [verdict.p_value for verdict in found] == pytest.approx([expected] * 3)
+    assert {verdict.blocks for verdict in found} == {5}
+    assert str(found[0]).endswith(f"on 5 windows (5 blocks of time, p = {expected:.3g})")
+
+
+def test_cutoffs_whose_targets_are_of_one_day_are_one_block() -> None:
+    verdict = compare(nights([0.3, 0.2, 0.4, 0.1, 0.3], series=150, last=[5] * 5), "new", "old")
+    assert verdict.blocks == 1
+    assert math.isnan(verdict.p_value)
+    for last, blocks in ([2, 3, 4, 5, 6], 3), ([1, 2, 3, 4, 5], 5), ([3, 4, 5, 5, 5], 2):
+        assert compare(nights([0.3, 0.2, 0.4, 0.1, 0.3], last=last), "new", "old").blocks == blocks
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_the_last_targets_of_a_backtest_say_which_cutoffs_overlap(zone: str | None) -> None:
+    """In the night to 31 March the clocks change."""
+    table = nights([0.3, 0.2, 0.4, 0.1, 0.3, 0.2, 0.1, 0.2]).with_columns(pl.col("cutoff").dt.replace_time_zone(zone))
+    table = table.with_columns(pl.col("model").replace({"old": "seasonal_naive", "new": "pretrained"}))
+    moments = table["cutoff"].unique().sort()
+    for days, blocks in ((1, 8), (2, 4), (5, 2)):
+        until = [datetime.fromisoformat(str(moment)) for moment in moments.dt.offset_by(f"{days}d")]
+        assert judge(table, "pretrained", until).blocks == blocks
+    assert judge(table, "pretrained").blocks == 8
 
 
 def test_only_windows_of_both_count() -> None:

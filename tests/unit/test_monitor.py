@@ -21,6 +21,7 @@ from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkCon
 from forecast.data.load import Loaded
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
+from forecast.gate import compare
 from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
 from forecast.monitor_page import monitor_page
 from forecast.names import SOURCE_SEASONAL_NAIVE
@@ -29,7 +30,7 @@ from forecast.output import Job, shadowed
 HORIZON, SEASON = 7, 7
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTINGS: dict[str, Any] = {"recent": 10, "history": 30}
-FACTS = {"comparison": None, "rollback": None, "on_breach": None}
+FACTS = {"comparison": None, "rollback": None, "no_rollback": None, "on_breach": None}
 
 
 def day(number: int) -> datetime:
@@ -224,6 +225,31 @@ def test_champion_and_shadow_are_compared_on_the_same_steps(
     assert_frame_equal(both, other.sort("series_id", "cutoff"), rel_tol=1e-5)
     stranger = write(trained.artifact, some, tmp_path / "stranger", number="3")
     assert look(trained.artifact, came, tmp_path / "table", scores, day(150), shadow=stranger).pairs.is_empty()
+
+
+def test_champion_and_shadow_are_compared_on_steps_that_few_cutoffs_share(
+    trained: FitResult, came: pl.DataFrame, weekly_loaded: Loaded, scores: SinkConfig, tmp_path: Path
+) -> None:
+    """Cutoffs five days apart, with seven days each: of eight, every second one has targets of its own."""
+    shadow = write(trained.artifact, weekly_loaded, tmp_path / "shadow", number="2")
+    for blocks, steps in (4, 7), (5, 5), (8, 5), (9, 7):
+        pairs = look(
+            trained.artifact,
+            came,
+            tmp_path / "table",
+            scores,
+            day(150),
+            shadow=shadow,
+            history=40,
+            rollback_blocks=blocks,
+        ).pairs
+        assert pairs["n_steps"].max() == steps
+        ends = pairs.select((pl.col("observed_until") - pl.col("cutoff")).dt.total_days().alias("days"))["days"]
+        assert ends.max() == steps
+        assert pairs["observed_until"].max() <= day(150)
+        verdict = compare(pairs, "shadow", "champion")
+        assert verdict.blocks == (4 if steps == 7 else 8)
+        assert verdict.p_value != verdict.p_value or verdict.p_value > 0.01  # The same model.
 
 
 def test_the_share_of_a_shadow_does_not_depend_on_the_other_series(weekly_loaded: Loaded) -> None:
