@@ -101,6 +101,8 @@ class FitResult:
     """A trained model and how it came about."""
 
     artifact: Artifact
+    validation_artifact: Artifact
+    """The model before its line was solved on the validation windows as well: the one that may be judged on these."""
     curve: Curve
     """In the order of training."""
     summary: Summary
@@ -264,13 +266,12 @@ def fit(
         stopped = watch is not None and watch(artifact_of(copy.deepcopy(network).cpu().eval()), step)
         return stopped
 
-    members: list[RecurrentForecaster] = []
-    results: list[tuple[Curve, Summary]] = []
+    members: list[_Member] = []
     with only_deterministic(fit.deterministic and device.type == "cuda"):
         for number, checkpoint in enumerate(checkpoints):
             own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
             told = _share_of(progress, number, fit.ensemble)
-            network, curve, summary = _train(
+            member = _train(
                 panel,
                 device,
                 shape,
@@ -285,21 +286,33 @@ def fit(
                 shown if watch else None,
                 teacher,
             )
-            units = [network.shape.unit]  # Quantiles can only be averaged on one scale.
-            members.append(network)
-            results.append((curve, summary))
-    forecaster = together(members)
+            units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
+            members.append(member)
+    candidate = together([member.candidate for member in members]).to(device)
+    data_on_device = PanelTensors(panel, device, unit=units[0])
+    curve, summary = members[0].curve, members[0].summary
     if len(members) > 1:
-        loss = validated(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
-        curve, summary = _joined(results, loss)
-    coupling = _coupling(forecaster.to(device), PanelTensors(panel, device, unit=units[0]), validation)
-    forecaster.to("cpu")
+        curve, summary = _joined(members, validated(candidate, data_on_device, validation))
+    coupling = _coupling(candidate, data_on_device, validation)
+    artifact, validation_artifact = (
+        replace(artifact_of(network), coupling=coupling)
+        for network in (together([member.network for member in members]), candidate.to("cpu"))
+    )
     for checkpoint in checkpoints:
         if checkpoint is not None:
             checkpoint.remove()
-    artifact = replace(artifact_of(forecaster), coupling=coupling)
     log.info("fit: %s", summary)
-    return FitResult(artifact, curve, summary, stopped)
+    return FitResult(artifact, validation_artifact, curve, summary, stopped)
+
+
+class _Member(NamedTuple):
+    """One network of a training, on the CPU, and how it came about."""
+
+    network: RecurrentForecaster
+    candidate: RecurrentForecaster
+    """The network before its line was solved on the validation windows as well."""
+    curve: Curve
+    summary: Summary
 
 
 def _train(
@@ -316,8 +329,8 @@ def _train(
     progress: Progress | None,
     shown: Callable[[Forecaster, int], bool] | None,
     teacher: Teacher | None,
-) -> tuple[RecurrentForecaster, Curve, Summary]:
-    """Return the best network, on the CPU, and how it came about."""
+) -> _Member:
+    """Return the best network."""
     assert fit.origins is not None
     begun = time.monotonic()
     budget = Budget(fit.max_steps, fit.max_minutes)
@@ -342,6 +355,7 @@ def _train(
     network.eval()
     loss_kept = _calm(network, tensors, validation, keeper.best_loss)
     trained = time.monotonic()
+    candidate = copy.deepcopy(network).cpu()
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
     count = int(closed.choice["skip_samples"])
     drawn = sample_origins(usable, horizon=shape.horizon, count=count, rng=rng)
@@ -368,7 +382,7 @@ def _train(
         "validation_windows": len(validation),
         **closed.choice,
     }
-    return network, keeper.curve, summary
+    return _Member(network, candidate, keeper.curve, summary)
 
 
 def _share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
@@ -378,17 +392,17 @@ def _share_of(progress: Progress | None, number: int, count: int) -> Progress | 
     return lambda done, text: progress((number + done) / count, f"member {number + 1} of {count}, {text}")
 
 
-def _joined(results: list[tuple[Curve, Summary]], loss: float) -> tuple[Curve, Summary]:
+def _joined(members: Sequence[_Member], loss: float) -> tuple[Curve, Summary]:
     """Return curve and summary of an ensemble: those of the first member, with the sums and losses of all."""
-    curve, summary = list(results[0][0]), dict(results[0][1])
-    for number, (own_curve, own) in enumerate(results[1:], 2):
+    curve, summary = list(members[0].curve), dict(members[0].summary)
+    for number, (*_, own_curve, own) in enumerate(members[1:], 2):
         member = f"member_{number:02d}"
         curve += [(step, {f"{member}/{name}": value for name, value in values.items()}) for step, values in own_curve]
         summary |= {f"{member}/{name}": own[name] for name in ("val/loss", "best_step", "steps", "threshold")}
     for name in ("steps", "parameters"):
-        summary[name] = sum(int(own[name]) for _, own in results)
+        summary[name] = sum(int(member.summary[name]) for member in members)
     for name in ("seconds_closed_form", "seconds_training"):
-        summary[name] = sum(float(own[name]) for _, own in results)
+        summary[name] = sum(float(member.summary[name]) for member in members)
     return curve, summary | {"member_01/val/loss": summary["val/loss"], "val/loss": loss}
 
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from forecast import artifact as artifacts
 from forecast.artifact import Artifact
-from forecast.config import FitSettings, TuneSettings, fields, group_of, load
+from forecast.config import CLASS_HEADS, FitSettings, TuneSettings, fields, group_of, load
 from forecast.data.classes import with_trained_classes
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from optuna.trial import Trial as Running
 
 _GROUPS: Final = ("window", "model", "fit")
+# Settings that trials are compared by, and must share.
+_COMPARED: Final = (
+    "window.horizon",
+    "model.quantile_levels",
+    "fit.holdout_windows",
+    "fit.validation_windows",
+    "fit.seed",
+)
+_ALONE: Final = ("fit.ensemble", "fit.devices", "fit.checkpoint")
+_ONE_NETWORK: Final = "a search trains one network after another; set it when training with what is found"
 _STUDY, _BEST = "study.db", "best"
 # What is noted of a search, and of its trials.
 _SETTINGS, _ERROR, _GIVEN, _KILLED = "settings", "error", "given", "killed"
@@ -86,7 +96,8 @@ def tune(
     The first trial has the settings as given. The next are drawn by a tree of Parzen estimators (Bergstra et al. 2011),
     and stopped early by asynchronous successive halving (Li et al. 2020): at a third, a ninth, ... of the longest
     training only the best third of those that came so far goes on. They are judged by `tune.metric` in the units of the
-    target, on the validation windows of training, which are the same for all; nothing behind them is seen.
+    target, on the validation windows of training, which are the same for all; nothing behind them is seen. The line of
+    the model that is returned is solved on these windows as well, after they have judged.
 
     The search lies in `folder`: one that was stopped goes on there, and a trial that was under way begins again.
     `ended` is told of each trial. `key` is the setting that names the folder.
@@ -94,8 +105,7 @@ def tune(
     Raises ConfigError if optuna is not installed, a key of the space can't be searched, or the folder holds another
     search; DataError if no trial gave a model; OutputError if the folder can't be written.
     """
-    _check(config)
-    space = _space(config, settings)
+    space = check(config, settings)
     optuna = _optuna()
     panel, categories = with_trained_classes(
         loaded.panel, loaded.categories, loaded.data.columns.target, config.model.head
@@ -140,15 +150,13 @@ def _optuna() -> Any:
     return optuna
 
 
-def _check(config: FitSettings) -> None:
-    several = [name for name in ("ensemble", "devices") if getattr(config.fit, name) > 1]
-    if several or config.fit.checkpoint:
-        names = listing(f"fit.{name}" for name in (*several, *(["checkpoint"] if config.fit.checkpoint else [])))
-        raise ConfigError(
-            f"{names}: a search trains one network after another; set it when training with what is found"
-        )
+def check(config: FitSettings, settings: TuneSettings) -> "_Space":
+    """Return what each key is drawn from. Raises ConfigError for settings that can't be searched with."""
+    if several := [key for key in _ALONE if getattr(config.fit, key.removeprefix("fit.")) not in (1, None, "")]:
+        raise ConfigError(f"{listing(several)}: {_ONE_NETWORK}")
     if config.fit.max_steps == 0:
         raise ConfigError("fit.max_steps: 0 trains nothing that could be searched for")
+    return _space(config, settings)
 
 
 # --- the space
@@ -175,11 +183,19 @@ def _space(config: FitSettings, settings: TuneSettings) -> _Space:
         if key not in known or key.partition(".")[0] not in _GROUPS:
             mistakes.append(f"{name}: no setting of {', '.join(_GROUPS)}")
             continue
+        if key in _COMPARED:
+            mistakes.append(
+                f"{name}: trials are compared by it, and must share it; set {key} itself, and take it out of tune.space"
+            )
+            continue
+        if key in _ALONE:
+            mistakes.append(f"{name}: {_ONE_NETWORK}")
+            continue
         try:
             found[key] = _range(given) if isinstance(given, Mapping) else tuple(given)
             ends = [given["low"], given["high"]] if isinstance(given, Mapping) else found[key]
             for value in ends:  # type: ignore[union-attr]
-                _set(config, {key: value})
+                _check_metric(config, _set(config, {key: value}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             mistakes.append(f"{name}: {_short(error)}")
     if not found and not mistakes:
@@ -187,6 +203,16 @@ def _space(config: FitSettings, settings: TuneSettings) -> _Space:
     if mistakes:
         raise ConfigError("\n  ".join(mistakes))
     return found
+
+
+def _check_metric(config: FitSettings, trial: FitSettings) -> None:
+    """Raise ConfigError for a head whose metric can't be compared with that of the head in the settings."""
+    head, other = config.model.head, trial.model.head
+    if (head in CLASS_HEADS) != (other in CLASS_HEADS):
+        raise ConfigError(
+            f"{head} and {other} are compared by different metrics, one of numbers and one of classes; set "
+            f"model.head={other} itself, or take it out of the list"
+        )
 
 
 def _short(error: Exception) -> str:
@@ -275,7 +301,7 @@ def _trained(
         )
     except (ConfigError, DataError) as error:  # Of settings that do not go together, or not with the panel.
         return Trial(running.number, drawn, own, "failed", None, None, str(error))
-    value = judged(result.artifact)
+    value = judged(result.validation_artifact)
     return Trial(running.number, drawn, own, "pruned" if result.stopped else "complete", value, result)
 
 

@@ -33,10 +33,12 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
     from forecast.registry import PARENT_RUN, Registry
-    from forecast.tune import tune
+    from forecast.tune import check, tune
     from pipelines.shared import log_data, read_table, registered
 
     folder = Path(config.output.path)
+    settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
+    check(settings, config.tune)
     registry = Registry(config.registry)
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
@@ -55,7 +57,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
         with console.stage("tune") as stage:
             result = tune(
                 loaded,
-                load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"})),
+                settings,
                 config.tune,
                 folder,
                 ended=ended,
@@ -65,11 +67,11 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             stage.note(**states, best=result.best)
         with console.stage("register") as stage:
             best = _training(config, result.config)
-            settings = json.dumps(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"}), indent=2)
-            write_text_atomic(settings + "\n", folder / "best.yaml")
+            text = json.dumps(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"}), indent=2)
+            write_text_atomic(text + "\n", folder / "best.yaml")
             write_parquet_atomic(result.trials, folder / "trials.parquet")
             run.table(result.trials, "trials.parquet")
-            run.text(settings, "best.yaml")
+            run.text(text, "best.yaml")
             run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
             version = registered(registry, run, result.artifact, best, data_digest, alias=PRETRAINED)
             stage.note(version=str(version))

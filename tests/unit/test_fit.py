@@ -17,11 +17,12 @@ from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult, default_context
+from forecast.fit import FitResult, default_context, held_out
 from forecast.frequency import Frequency
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import members_of
+from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.training import Job
@@ -735,6 +736,25 @@ def test_an_ensemble_forecasts_the_mean_of_what_its_members_would_alone(
     assert not np.allclose(each[0], each[1])
     assert ensemble.summary["steps"] == 120
     assert float(ensemble.summary["val/loss"]) < float(ensemble.summary["val/loss_closed_form"])
+
+
+def test_what_validation_judges_has_not_been_fitted_on_it(
+    train: Train, ensemble: FitResult, weekly_loaded: Loaded
+) -> None:
+    alone = train(weekly_loaded, **MEMBERS)
+    for result in (alone, ensemble):
+        network, panel = result.validation_artifact.network, weekly_loaded.panel
+        windows = held_out(panel, 7, FitConfig()).validation
+        data = PanelTensors(panel, unit=network.shape.unit)
+        assert validated(network, data, windows) == pytest.approx(result.summary["val/loss"], rel=1e-6)
+        for before, after in zip(members_of(network), members_of(result.artifact.network), strict=True):
+            changed = {
+                name
+                for name, values in after.state_dict().items()
+                if not torch.equal(values, before.state_dict()[name])
+            }
+            assert "skip" in changed, "the line of the model has seen these windows"
+            assert changed <= {"skip", "log_scale"}
 
 
 def test_members_share_one_scale_and_only_quantiles_are_averaged(train: Train, weekly_loaded: Loaded) -> None:

@@ -79,7 +79,10 @@ def test_the_best_of_the_trials_is_returned_with_its_settings(
     assert given == result.trials["value"][0], "the first trial has the settings as given"
     assert json.loads(result.trials["settings"][0]) == {}
     windows = held_out(weekly_loaded.panel, 7, result.config.fit).validation
-    assert value == pytest.approx(wql(result.artifact, weekly_loaded, windows), rel=1e-5)
+    best = trials[result.best].result
+    assert best is not None
+    assert value == pytest.approx(wql(best.validation_artifact, weekly_loaded, windows), rel=1e-5)
+    assert value != pytest.approx(wql(result.artifact, weekly_loaded, windows), rel=1e-5), "solved on the windows since"
     assert result.config == trials[result.best].config
     assert result.artifact.model.hidden_size == result.config.model.hidden_size
 
@@ -176,6 +179,23 @@ def test_a_search_that_was_killed_takes_up_the_trial_it_was_at(weekly_table: pl.
         ({"model": {"cell": ["lstm", "gro"]}}, r"tune.space.model.cell: .*must be 'lstm', 'gru' or 'rnn'"),
         ({"model": {"cell": 3}}, r"tune.space.model.cell: "),
         ({}, r"tune.space: is empty"),
+        *(
+            ({group: {name: values}}, rf"tune.space.{group}.{name}: trials are compared by it, .*; set {group}.{name}")
+            for group, name, values in (
+                ("window", "horizon", {"low": 3, "high": 7}),
+                ("model", "quantile_levels", [[0.1, 0.5, 0.9], [0.5]]),
+                ("fit", "holdout_windows", [2, 4]),
+                ("fit", "validation_windows", {"low": 1, "high": 8}),
+                ("fit", "seed", [0, 1]),
+            )
+        ),
+        ({"fit": {"ensemble": [1, 3]}}, r"tune.space.fit.ensemble: a search trains one network after another"),
+        ({"fit": {"devices": [1, 2]}}, r"tune.space.fit.devices: a search trains one network after another"),
+        ({"fit": {"checkpoint": ["state"]}}, r"tune.space.fit.checkpoint: a search trains one network"),
+        (
+            {"model": {"head": ["quantile", "categorical"]}},
+            r"quantile and categorical are compared by different metrics, .*; set model.head=categorical itself",
+        ),
     ],
 )
 def test_what_can_not_be_searched_is_told(
