@@ -239,9 +239,9 @@ def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:
             ledger.beat(entry)
 
 
-def terminate(_signal: int, _frame: object) -> None:
-    """End the process by way of its clean-up."""
-    raise SystemExit(_TERMINATED)
+def terminate(number: int, _frame: object) -> None:
+    """End the process by way of its clean-up, with the exit code of a process that the signal has ended."""
+    raise SystemExit(128 + number)
 
 
 def on_sigterm(handler: Any) -> Any:

@@ -33,7 +33,7 @@ _STOP_SECONDS: Final = 20.0
 
 
 def main(argv: list[str]) -> None:
-    """Start what is needed, say how to use it, and stop all of it on Ctrl-C or SIGTERM."""
+    """Start what is needed, say how to use it, and stop all of it on Ctrl-C, SIGTERM or the end of the terminal."""
     settings = compose.verb_config(ServerConfig, "server", argv).server
     console.setup()
     if importlib.util.find_spec("psycopg") is None:
@@ -43,6 +43,9 @@ def main(argv: list[str]) -> None:
     folder, page = Path(settings.path).resolve(), f"http://{settings.host}:{settings.port}"
     folder.mkdir(parents=True, exist_ok=True)
     on_sigterm(terminate)
+    # What is started has a session of its own, which would outlive the terminal. nohup ignores the signal: so do we.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, terminate)
     with ExitStack() as stack:
         uri = given or stack.enter_context(_postgresql(folder, settings.database_port))
         command, environment = ui.server(

@@ -103,7 +103,7 @@ def scoring(model: str) -> Iterator[str]:
         environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with log.open("wb") as file, running(command, file, env=environment) as process:
             address = f"http://127.0.0.1:{port}"
-            wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close(), seconds=180)
+            wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close())
             yield address
 
 
@@ -143,14 +143,14 @@ def running(
     finally:
         process.send_signal(stop)
         try:
-            process.wait(30)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any], seconds: int = 60) -> None:
-    """Wait until `probe` raises nothing."""
+def wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], Any], seconds: int = 400) -> None:
+    """Wait until `probe` raises nothing, for minutes: the machine may be busy. A process that ends is told at once."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError, subprocess.CalledProcessError):

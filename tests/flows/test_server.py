@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,27 @@ from forecast.registry import Registry
 MODEL = f"registry.name={NAME}"
 
 
+# Signals are handled by default, however these tests were started, but for the numbers that are given.
+START = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN if str(int(number)) in sys.argv[1].split() else signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "pipelines.cli", "server", *sys.argv[2:]])
+"""
+
+
+def start(folder: Path, *settings: str, ignored: Collection[signal.Signals] = ()) -> "subprocess.Popen[str]":
+    numbers = " ".join(str(int(number)) for number in ignored)
+    command = [sys.executable, "-c", START, numbers, f"server.path={folder}", "server.workers=1", *settings]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 @pytest.fixture
 def server() -> Iterator[dict[str, str]]:
     """A server on a cluster of its own; what it says is to be exported."""
@@ -29,10 +50,8 @@ def server() -> Iterator[dict[str, str]]:
     # PostgreSQL, as its own user, has to get there.
     folder = Path(tempfile.mkdtemp(prefix="gatecast-server-"))
     folder.chmod(0o755)
-    ports = f"server.port={services.free_port()}", f"server.database_port={services.free_port()}"
-    command = [sys.executable, "-m", "pipelines.cli", "server", f"server.path={folder}", "server.workers=1", *ports]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    port, database_port = services.free_port(), services.free_port()
+    process = start(folder, f"server.port={port}", f"server.database_port={database_port}")
     try:
         assert process.stdout
         lines = [process.stdout.readline().strip() for _ in range(4)]
@@ -40,9 +59,9 @@ def server() -> Iterator[dict[str, str]]:
         assert exports["PGPASSWORD"] == f"$(cat {folder / 'password'})"
         yield {**exports, "PGPASSWORD": (folder / "password").read_text()}
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        with socket.socket() as probe:  # Both are gone.
-            assert probe.connect_ex(("127.0.0.1", int(ports[1].partition("=")[2])))
+        assert process.wait(120) == 0
+        assert is_free(port)
+        assert is_free(database_port)
         assert any((folder / "artifacts").iterdir())
     finally:
         process.kill()
@@ -77,6 +96,31 @@ def test_every_verb_on_a_server(server: dict[str, str], tmp_path: Path, monkeypa
     assert pl.read_parquet(work / "scores" / "forecasts")["series_id"].n_unique() == len(SERIES)
     assert [path.name for path in work.iterdir()] == ["scores"]
     assert services.PASSWORD_IN_URI not in done
+
+
+@pytest.mark.parametrize(
+    ("ignored", "stop"),
+    [((signal.SIGINT, signal.SIGHUP), signal.SIGTERM), ((), signal.SIGHUP)],
+    ids=["in the background under nohup", "with its terminal"],
+)
+def test_a_server_stops_with_all_that_it_started(
+    ignored: tuple[signal.Signals, ...], stop: signal.Signals, tmp_path: Path, store_template: Path
+) -> None:
+    database, port = shutil.copy(store_template, tmp_path), services.free_port()
+    process = start(tmp_path, f"server.port={port}", f"server.database=sqlite:///{database}", ignored=ignored)
+    try:
+        assert process.stdout
+        assert "MLFLOW_TRACKING_URI" in process.stdout.readline()
+        assert process.stdout.readline().endswith("until Ctrl-C\n")
+        for number in ignored:
+            process.send_signal(number)
+        assert not is_free(port)
+        assert process.poll() is None
+        process.send_signal(stop)
+        assert process.wait(120) == 128 + stop
+        assert is_free(port)
+    finally:
+        process.kill()
 
 
 def test_what_a_server_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
