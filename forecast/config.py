@@ -941,7 +941,8 @@ class ThresholdSettings(Config):
     """Share of the observations inside the widest interval."""
     max_coverage: Share | None = None
     max_psi: Annotated[float, Field(gt=0)] | None = None
-    """Population stability index of the target or a covariate: 0.1 is a little drift, 0.25 a lot."""
+    """Population stability index of the target or a covariate: 0.1 is a little drift, 0.25 a lot. What it may reach by
+    chance is no breach."""
     max_missing: Share | None = None
     """By how much the share of missing values of a column grew."""
     max_unseen: Share | None = None

@@ -25,7 +25,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.profile import profile
 from forecast.data.sinks import open_sink
 from forecast.data.windows import WindowIndex
-from forecast.drift import Span, drift
+from forecast.drift import Span, cycles, drift
 from forecast.errors import ConfigError, DataError, listing
 from forecast.frequency import DAY
 from forecast.metrics import MODEL, future_values, score_windows, seasonal_naive, seasonal_naive_errors
@@ -305,7 +305,7 @@ def monitor(
         scores=scores,
         metrics=_metrics(scores, tables[TIME], segments, list(ages)),
         alarms=alarms,
-        drift=drift(panel, loaded.data, loaded.categories, span),
+        drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
         pairs=pl.concat(pairs),
         shown=_freshest(written, cutoffs, named[:_SHOWN], levels, panel, span),
     )
@@ -329,7 +329,13 @@ def checks(found: Monitored, settings: MonitorSettings, reference: Mapping[str, 
         "max_mase": ("MASE", found.metric("mase")),
         "min_coverage": (f"coverage of {100 * found.bands[0]:g} %", found.metric(found.coverage)),
         "max_coverage": (f"coverage of {100 * found.bands[0]:g} %", found.metric(found.coverage)),
-        "max_psi": _largest(found.drift, "PSI", pl.col("psi")),
+        "max_psi": _largest(
+            found.drift,
+            "PSI beyond chance",
+            pl.when(pl.col("psi") > pl.col("psi_chance"))
+            .then("psi")
+            .otherwise(pl.when(pl.col("psi").is_not_null()).then(0.0)),
+        ),
         "max_missing": _largest(found.drift, "growth of missing values", pl.col("missing") - pl.col("missing_before")),
         "max_unseen": _largest(found.drift, "unseen values", pl.col("unseen")),
         "max_alarmed": ("share of series with an alarm", _alarmed(found.alarms)),

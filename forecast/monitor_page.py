@@ -171,6 +171,7 @@ def _drift(found: Monitored) -> str:
             row["column"],
             row["role"],
             _number(row["psi"]),
+            _number(row["psi_chance"]),
             _number(row["ks"]),
             *(_share(row[name]) for name in ("missing", "missing_before", "unseen")),
             f"{row['values']:,}",
@@ -181,6 +182,7 @@ def _drift(found: Monitored) -> str:
         "Column": "wide",
         "Role": "",
         "PSI": "number",
+        "By chance": "number",
         "KS": "number",
         "Missing": "number",
         "In the history": "number",
@@ -188,8 +190,9 @@ def _drift(found: Monitored) -> str:
         "Values": "number",
     }
     caption = (
-        "The recent window against the history, each series in its own units. A stability index of 0.1 is a little, of "
-        "0.25 a lot; of fewer than 100 values there is none."
+        "The recent window, in whole cycles, against the same part of earlier ones, each series in its own units. A "
+        "stability index of 0.1 is a little, of 0.25 a lot, if it is more than what it reaches by chance in one of a "
+        "hundred looks; of fewer than 100 values, or without an earlier cycle, there is none."
     )
     return card("drift", "Drift of the inputs", table(heads, rows), caption)
 

@@ -292,7 +292,9 @@ def _log(run: "Run", found: "Monitored", reference: "dict[str, float | None]") -
         values |= {f"monitor/age/{row['value']}/{name}": row[name] for name in ("mase", "wql", "bias", found.coverage)}
     for row in found.drift.iter_rows(named=True):
         column = metric_name(row["column"])
-        values |= {f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "ks", "missing", "unseen")}
+        values |= {
+            f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "psi_chance", "ks", "missing", "unseen")
+        }
     values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
     values["monitor/alarmed"] = len(found.alarmed)
     run.metrics({name: float(value) for name, value in values.items() if value is not None})

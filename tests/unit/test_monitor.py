@@ -290,6 +290,20 @@ def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> N
     assert {check.found for check in checks(found, few, {})} == {None}
 
 
+@pytest.mark.parametrize(
+    ("psi", "chance", "value"), [(0.3, 0.5, 0.0), (0.6, 0.5, 0.6), (0.2, 0.1, 0.2), (None, None, None)]
+)
+def test_drift_that_chance_may_make_is_no_breach(
+    found: Monitored, psi: float | None, chance: float | None, value: float | None
+) -> None:
+    settings = MonitorSettings.model_validate({"thresholds": {"max_psi": 0.25}})
+    columns = pl.DataFrame({"psi": [psi], "psi_chance": [chance]}, schema={"psi": pl.Float64, "psi_chance": pl.Float64})
+    one = replace(found, drift=found.drift.head(1).with_columns(columns))
+    (check,) = (check for check in checks(one, settings, {}) if check.key == "max_psi")
+    assert check.found == value
+    assert check.breached is (value == 0.6)
+
+
 def test_what_does_not_fit_is_told(trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path) -> None:
     artifact = trained.artifact
     with pytest.raises(DataError, match=r"scores\.path=.*nothing: no forecasts \(it has no manifests\)"):
