@@ -74,6 +74,11 @@ def settings_page() -> str:
         "# Settings",
         "Every key of every verb, as `forecast VERB --help` lists them. On the command line a key is "
         "`group.name=value`; in Python, the groups are dictionaries and keyword arguments ([Python](python.md)).",
+        "Settings that are text have the text as it is given: `explain.series=3.10` is the series 3.10, and `007`, "
+        "`true` and `2024-01-31` are names. An element of a list that holds a comma is written in quotes: "
+        "`finetune.series=[3.10,'a, b']`. `${oc.env:NAME}` is taken from the environment, `${data.path}` is another "
+        "setting, and any other `${` is text. In YAML, a number or a truth value is not text: write `series: ['3.10']` "
+        "there, and `\\${` for `${`.",
         "## Verbs",
     ]
     for verb, model in verbs().items():

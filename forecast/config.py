@@ -5,12 +5,14 @@ is reported at once with its path (`load`).
 """
 
 import difflib
+import functools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -44,6 +46,91 @@ class Config(BaseModel):
         coerce_numbers_to_str=True,  # registry.alias=3
         use_attribute_docstrings=True,  # the text of --help
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse values that would be converted to something else than what was written."""
+        kinds = _leaf_types(cls, str(info.field_name))
+        for leaf in _scalars(value):
+            _check_scalar(leaf, kinds)
+        return value
+
+
+@functools.cache
+def _leaf_types(kind: type[BaseModel], name: str) -> frozenset[Any]:
+    """Return the types that the single values of a field may have."""
+    found: set[Any] = set()
+    pending = [kind.model_fields[name].annotation]
+    while pending:
+        annotation: Any = pending.pop()
+        origin = get_origin(annotation)
+        if origin in (Annotated, tuple):
+            pending.append(get_args(annotation)[0])
+        elif origin in (Union, types.UnionType):
+            pending.extend(get_args(annotation))
+        else:
+            found.add(annotation)
+    return frozenset(found)
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for element in value:
+            yield from _scalars(element)
+    else:
+        yield value
+
+
+def _check_scalar(value: Any, kinds: frozenset[Any]) -> None:
+    """Raise ValueError for a number or a truth value where text, a timestamp or a number is wanted."""
+    if kinds <= {str, SecretStr, type(None)}:
+        if isinstance(value, float | bool):
+            what = "a truth value" if isinstance(value, bool) else "a number"
+            raise ValueError(f"must be text, and {value!r} is {what}; write it as text, in quotes (given: {value!r})")
+    elif datetime in kinds:
+        number = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\s*[-+\d.]+\s*", value))
+        if number and not re.fullmatch(r"\s*\d{4}-\d{2}-\d{2}\s*", str(value)):
+            raise ValueError(f"must be a timestamp such as 2024-01-31 or 2024-01-31T06:00 (given: {value!r})")
+    elif isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        raise ValueError(f"must be a number (given: {value!r})")
+
+
+TextForm = Literal["text", "texts", "groups"]
+"""How a setting holds text: one, a list, or a list whose elements may be lists."""
+
+
+def text_form(annotation: Any) -> TextForm | None:
+    """Return how a setting with this annotation holds text, None where it holds something else.
+
+    >>> text_form(str | None), text_form(tuple[str, ...]), text_form(int | str)
+    ('text', 'texts', None)
+    """
+    options = _options(annotation)
+    if options <= {str, SecretStr}:
+        return "text"
+    if len(options) == 1 and get_origin(sequence := next(iter(options))) is tuple:
+        elements = _options(get_args(sequence)[0])
+        if elements == {str}:
+            return "texts"
+        if str in elements and all(each is str or text_form(each) == "texts" for each in elements):
+            return "groups"
+    return None
+
+
+def is_optional(annotation: Any) -> bool:
+    """Return whether a setting with this annotation may be null."""
+    return type(None) in _options(annotation, without=())
+
+
+def _options(annotation: Any, without: Iterable[Any] = (type(None),)) -> set[Any]:
+    """Return the alternatives of a union, of which those `without` are left out."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _options(get_args(annotation)[0], without)
+    if origin in (Union, types.UnionType):
+        return {option for each in get_args(annotation) for option in _options(each, without)}
+    return {annotation} - set(without)
 
 
 AUTO: Final = "auto"

@@ -367,12 +367,12 @@ def _spread(
         shared = (together**2).sum(1) / max(1, standard.shape[1])
         variance[:, step] = shrinkage * (square @ used[:, step] ** 2) + (1 - shrinkage) * shared
     deviation = np.sqrt(variance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = deviation / sigma
+    # A node without a width has no shape to widen.
+    shaped = np.isfinite(sigma) & (sigma > np.finfo(np.float64).tiny)
+    ratio = np.divide(deviation, sigma, out=np.zeros_like(sigma), where=shaped)
     made = {}
     for name, deviate in zip(quantiles, deviates, strict=True):
-        shaped = (base[name] - base[MEDIAN]) * ratio
-        made[name] = median + np.where(np.isfinite(ratio), shaped, deviate * deviation)
+        made[name] = median + np.where(shaped, (base[name] - base[MEDIAN]) * ratio, deviate * deviation)
     return made
 
 

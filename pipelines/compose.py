@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from forecast.config import Config, fields, group_of, load
 from forecast.errors import ConfigError
+from pipelines.settings_text import check_whole_numbers, escaped, quoted, read_text, text_settings
 
 T = TypeVar("T", bound=Config)
 
@@ -55,19 +56,24 @@ def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
         sys.exit()
     if given.config and given.overrides:
         raise ConfigError(f"--config {given.config}: has all settings; change them there: {' '.join(given.overrides)}")
-    values = (
-        yaml_mapping(given.config, "--config") if given.config else compose(verb, given.overrides, given.config_dir)
-    )
+    if given.config:
+        values = yaml_mapping(given.config, "--config")
+        check_whole_numbers(kind, values, [given.config])
+    else:
+        values = compose(verb, given.overrides, given.config_dir, kind=kind)
     if given.cfg:
         _print_config(kind, values)
         sys.exit()
     return load(kind, values)
 
 
-def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+def compose(
+    verb: str, overrides: Sequence[str], config_dir: Path | None = None, *, kind: type[Config] | None = None
+) -> dict[str, Any]:
     """Return the config tree of a verb, presets and overrides applied, not validated.
 
-    `config_dir` is a folder of more presets besides ours.
+    `config_dir` is a folder of more presets besides ours, `kind` the config of the verb, where that is no job. Settings
+    that are text have the text of their overrides.
     """
     import hydra
     from hydra.errors import HydraException
@@ -78,6 +84,7 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
     presets = _presets(verb, config_dir)
     not_here = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - presets.keys()
+    kind = kind or _kind_of(verb)
     translated, mistakes, foreign = [], [], {}
     for override in overrides:
         key, _, value = override.partition("=")
@@ -85,7 +92,7 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
             foreign[key] = value
             continue
         try:
-            translated.append(_translate(override, presets))
+            translated.append(_translate(override, presets, kind))
         except ConfigError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -99,7 +106,18 @@ def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
     assert isinstance(values, dict)
-    return {**{str(key): value for key, value in values.items()}, **foreign}
+    settings = {**{str(key): value for key, value in values.items()}, **foreign}
+    check_whole_numbers(
+        kind, settings, (file for folder in filter(None, (CONF, config_dir)) for file in folder.rglob("*.yaml"))
+    )
+    return settings
+
+
+def _kind_of(verb: str) -> type[Config]:
+    """Return the config of a verb that is a job, one without settings for another."""
+    from pipelines.record import FLOWS
+
+    return FLOWS.get(verb, Config)
 
 
 def yaml_mapping(file: Path, key: str) -> dict[str, Any]:
@@ -138,13 +156,17 @@ def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
     }
 
 
-def _translate(override: str, presets: Mapping[str, list[str]]) -> str:
-    """Return an override as Hydra takes it: presets chosen, keys forced, odd values quoted."""
+def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Config]) -> str:
+    """Return an override as Hydra takes it: presets chosen, keys forced, text and odd values quoted."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
     key, equals, value = override.partition("=")
+    path, texts = key.strip().lstrip("+"), text_settings(kind)
+    if equals and path in texts:
+        form, optional = texts[path]
+        text = read_text(path, value, form, optional=optional)
+        return f"++{path}={quoted(escaped(text, kind.model_fields))}"
     if key.startswith(("+", "~")):
         return override
     if not equals or not key:
@@ -159,7 +181,7 @@ def _translate(override: str, presets: Mapping[str, list[str]]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(forced)
     except HydraException:  # a path with brackets, say: take it as text
-        return f"++{key}={QuotedString(value, Quote.single).with_quotes()}"
+        return f"++{key}={quoted(value)}"
     if parsed.is_sweep_override():
         raise ConfigError(f"{override}: one value is wanted; a list is {key}=[{value}]")
     return forced
@@ -170,10 +192,10 @@ def _print_config(kind: type[Config], values: dict[str, Any]) -> None:
     from omegaconf import OmegaConf
 
     try:
-        full: object = load(kind, values).model_dump(mode="json")
+        full: object = escaped(load(kind, values).model_dump(mode="json"))
     except ConfigError as error:
         print(f"# {error}".replace("\n", "\n# "), file=sys.stderr)
-        full = OmegaConf.merge(_skeleton(kind), values)
+        full = OmegaConf.merge(_skeleton(kind), escaped(values))
     print(OmegaConf.to_yaml(full), end="")
 
 
@@ -205,7 +227,7 @@ def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
         lines += ["", "Presets:"]
         lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
     lines += ["", "Settings and their defaults:"]
-    chosen = OmegaConf.create(compose(verb, [], config_dir))
+    chosen = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
     for path, field in fields(kind):
         if group_of(field):
             continue

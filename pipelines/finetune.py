@@ -29,7 +29,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER, SERIES_ID
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import child_tags, log_data, open_with_data, registered
+    from pipelines.shared import child_tags, log_data, open_with_data, registered, uplift_text
 
     registry = Registry(config.registry)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
@@ -58,7 +58,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     line = (
         f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "
         f"{loaded.counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, "
-        f"uplift {summary['uplift']:.2%} (per series {summary['uplift_per_series']:.2%} "
-        f"+- {summary['uplift_interval']:.2%}), run {run.id}"
+        f"uplift {summary['uplift']:.2%} (per series "
+        f"{uplift_text(summary['uplift_per_series'], summary['uplift_interval'])}), run {run.id}"
     )
     return version, line, result.decisions

@@ -12,7 +12,7 @@ from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig
 from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
 from pipelines.record import note, recorded
-from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED
+from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -122,8 +122,8 @@ def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
         scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
         if "finetune/uplift" in found:
             width = found.get("finetune/uplift_interval", float("nan"))
-            per_series = found["finetune/uplift_per_series"]
-            scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series:.2%} +- {width:.2%}")
+            per_series = uplift_text(found["finetune/uplift_per_series"], width)
+            scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series}")
         rows.append(
             (
                 f"{branch} (this one)" if each.number == shown else branch,

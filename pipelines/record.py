@@ -37,6 +37,7 @@ from forecast.config import (
 from forecast.errors import GatecastError, LedgerError
 from pipelines import console
 from pipelines.compose import verb_config
+from pipelines.settings_text import escaped, has_reference, read_text, text_settings
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Job, Ledger, Status
@@ -139,6 +140,8 @@ def open_ledger(config: LedgerConfig) -> "Ledger":
 def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     """Return what is to be done. Settings that were given as ${oc.env:NAME} are kept so, passwords not at all.
 
+    The settings are as a YAML file has them: other text with ${ in it is escaped.
+
     The digest is of all that the result follows from, but the cutoff, which is a part of the key for itself.
     """
     from forecast.ledger import Job
@@ -164,10 +167,15 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "finetune": {"checkpoint"},
         }
     )
+    values = escaped(values)
+    groups, texts = type(config).model_fields, text_settings(type(config))
     for key, equals, text in (word.partition("=") for word in argv):
-        *groups, leaf = key.lstrip("+").split(".")
-        if equals and "${" in text and isinstance(group := functools.reduce(_inside, groups, values), dict):
-            group[leaf] = text
+        path = key.lstrip("+")
+        *parents, leaf = path.split(".")
+        group = functools.reduce(_inside, parents, values)
+        if equals and isinstance(group, dict) and has_reference(text, groups):
+            form, optional = texts.get(path, ("text", False))
+            group[leaf] = escaped(read_text(path, text, form, optional=optional), groups)
     return Job(
         flow=flow,
         dataset=dataset,

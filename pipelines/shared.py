@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -198,6 +199,15 @@ def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, s
         FINETUNE_KIND: kind,
         SERIES_TUNED: f"{series_tuned:.0f}",
     }
+
+
+def uplift_text(per_series: float, interval: float) -> str:
+    """Return the mean uplift of a series with its interval, which one series alone has not.
+
+    >>> uplift_text(0.0312, 0.004), uplift_text(0.0312, float("nan"))
+    ('3.12% +- 0.40%', '3.12%')
+    """
+    return f"{per_series:.2%}" + (f" +- {interval:.2%}" if math.isfinite(interval) else "")
 
 
 def metric_name(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from forecast.config import TrainConfig, TuneConfig, load
 from pipelines import console
 from pipelines.record import note, recorded
+from pipelines.settings_text import escaped
 
 if TYPE_CHECKING:
     from forecast.registry import Version
@@ -67,7 +68,8 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             stage.note(**states, best=result.best)
         with console.stage("register") as stage:
             best = _training(config, result.config)
-            text = json.dumps(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"}), indent=2)
+            kept = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
+            text = json.dumps(escaped(kept), indent=2)
             write_text_atomic(text + "\n", folder / "best.yaml")
             write_parquet_atomic(result.trials, folder / "trials.parquet")
             run.table(result.trials, "trials.parquet")

@@ -95,8 +95,10 @@ def test_mistakes_in_the_writing_are_reported_together() -> None:
         (r"C:\data\'x'(.csv", r"C:\data\'x'(.csv"),
         ("s3://bucket/{a,b}", "s3://bucket/{a,b}"),
         ("2013-12-01 00:00:00", "2013-12-01 00:00:00"),
-        ("[1,2]", [1, 2]),
+        ("[1,2]", "[1,2]"),
+        ("'[1,2]'", "[1,2]"),
         ("null", None),
+        ("'null'", "null"),
     ],
 )
 def test_values_reach_the_config_as_they_were_written(text: str, value: Any) -> None:

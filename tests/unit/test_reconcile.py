@@ -111,6 +111,19 @@ def test_bottom_up_sums_the_series_and_leaves_them_as_they_were() -> None:
     assert found.counts == {"nodes": 8, "series": 5, "dropped": 0, "errors": 0, "negative": 0}
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("method", ["bottom_up", "ols", "top_down"])
+def test_a_node_without_a_width_takes_that_of_a_normal_distribution(method: str) -> None:
+    sigma = np.ones((8, HORIZON))
+    sigma[[1, 3, 4]] = 0  # state a and both of its series
+    found = reconcile(forecasts(NODES, SUMMING @ np.tile(SIZE[:, None], HORIZON), sigma), tree(), settings(method))
+    adds_up(found)
+    width = (matrix(found, "q90") - matrix(found, "q50")) / ndtri(0.9)
+    assert np.isfinite(width).all()
+    if method == "bottom_up":
+        np.testing.assert_allclose(width, np.sqrt(SUMMING @ sigma[3:] ** 2))
+
+
 @pytest.mark.parametrize("method", ["ols", "wls_struct", "mint_shrink"])
 def test_projections_are_those_of_the_formula(method: str) -> None:
     every, middle, sigma = of_all()
