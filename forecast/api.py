@@ -109,11 +109,21 @@ def tune(
         return tune_settings(loaded, config, wanted, Path(folder), key="folder", progress=progress)
 
 
-def read(artifact: Artifact, table: object, known: object = None, static: object = None) -> Loaded:
-    """Return the panel in a table (as in `train`), read as the table of training was. Raises ConfigError, DataError."""
+def read(
+    artifact: Artifact,
+    table: object,
+    known: object = None,
+    static: object = None,
+    *,
+    cutoff: datetime | None = None,
+) -> Loaded:
+    """Return the panel in a table (as in `train`), read as the table of training was.
+
+    Rows beyond the end on which its series agree are rejects, unless one is at `cutoff`. Raises ConfigError, DataError.
+    """
     if isinstance(table, str | Path):
-        return artifact.open(_at(SourceConfig(), table, known, static))
-    return artifact.read(_tables(table, known, static))
+        return artifact.open(_at(SourceConfig(), table, known, static), [cutoff])
+    return artifact.read(_tables(table, known, static), [cutoff])
 
 
 def prepare(
@@ -185,15 +195,15 @@ def explain(
     artifact: Artifact, table: object, *, series: str, known: object = None, static: object = None, **settings: Any
 ) -> Explanation:
     """Return what the forecast of one series is made of; `settings` are the other keys of `explain`: `cutoff`, ..."""
-    panel = read(artifact, table, known, static).panel
-    return explain_forecast(artifact, panel, validated(ExplainSettings, {"series": series, **settings}))
+    wanted = validated(ExplainSettings, {"series": series, **settings})
+    return explain_forecast(artifact, read(artifact, table, known, static, cutoff=wanted.cutoff).panel, wanted)
 
 
 def forecast(
     artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
 ) -> Forecasts:
-    """Return the forecasts of every series in the table from `cutoff`, its latest timestamp when None."""
-    return forecast_loaded(artifact, read(artifact, table, known, static), cutoff=cutoff)
+    """Return the forecasts of every series in the table from `cutoff`, the end on which they agree when None."""
+    return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=cutoff), cutoff=cutoff)
 
 
 def reconcile(
@@ -235,7 +245,7 @@ def attention(
 
     Raises ConfigError if the model was trained without model.attention.
     """
-    panel = read(artifact, table, known, static).panel
+    panel = read(artifact, table, known, static, cutoff=cutoff).panel
     return attention_of(artifact, panel, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
 
 
@@ -252,7 +262,7 @@ def sample_paths(
 
     Raises ConfigError for a model of classes that was trained without model.decoder=autoregressive.
     """
-    panel = read(artifact, table, known, static).panel
+    panel = read(artifact, table, known, static, cutoff=cutoff).panel
     return paths_of(artifact, panel, n=n, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
 
 

@@ -4,7 +4,9 @@ import copy
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
+from forecast.data.extent import any_late_at
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
@@ -101,18 +104,26 @@ class Artifact:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
         return self.data.model_copy(update=source.model_dump())
 
-    def read(self, tables: Tables | pl.LazyFrame) -> Loaded:
+    def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
         """Return the panel in a table, read as the table of training was.
 
-        Raises DataError as `load_panel`, and for a table that is not on the grid of the model.
+        Rows beyond the end on which its series agree are rejects, unless one is at one of the `cutoffs` that are asked
+        for. Raises DataError as `load_panel`, and for a table that is not on the grid of the model.
         """
-        loaded = load_panel(tables, self.data, self.horizon, self.categories)
-        self._check_grid(loaded.panel)
-        return loaded
+        return self._read(lambda data: load_panel(tables, data, self.horizon, self.categories), self.data, cutoffs)
 
-    def open(self, source: SourceConfig) -> Loaded:
-        """Return the panel at `source.path` or in its database, prepared or not, read as the table of training was."""
-        loaded = read_panel(self.reading(source), self.horizon, self.categories)
+    def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
+        """Return the panel at `source.path` or in its database, prepared or not, as `read` does."""
+        data = self.reading(source)
+        return self._read(lambda data: read_panel(data, self.horizon, self.categories), data, cutoffs)
+
+    def _read(
+        self, read: Callable[[DataConfig], Loaded], data: DataConfig, cutoffs: Sequence[datetime | None]
+    ) -> Loaded:
+        loaded = read(data)
+        if any_late_at(loaded.rejects, loaded.panel.grid, cutoffs):
+            loaded = read(data.model_copy(update={"end_share": 0.0}))
+            loaded = replace(loaded, data=loaded.data.model_copy(update={"end_share": data.end_share}))
         self._check_grid(loaded.panel)
         return loaded
 

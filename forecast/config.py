@@ -170,6 +170,9 @@ class SourceConfig(Config):
     """A table with one row per series, where the static covariates are."""
     until: datetime | None = None
     """Use rows up to and including this timestamp (naive: in the panel's own time zone)."""
+    end_share: Share = 0.05
+    """Share of the series that must reach the end of the panel: rows beyond the step on which all but so few of them
+    end are rejects, and so are single rows that a long hole parts from their series. 0: all rows count."""
     on_error: Literal["quarantine", "fail"] = "quarantine"
     """Put bad rows into the rejects table, or stop at the first kind of them."""
     max_reject_share: Share = 0.05

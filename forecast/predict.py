@@ -693,7 +693,9 @@ def forecast_frame(
 
     Raises DataError as `Artifact.read`.
     """
-    return forecast_loaded(artifact, artifact.read(to_lazy(frame)), cutoff=cutoff, model_version=model_version)
+    return forecast_loaded(
+        artifact, artifact.read(to_lazy(frame), [cutoff]), cutoff=cutoff, model_version=model_version
+    )
 
 
 def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:

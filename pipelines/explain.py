@@ -36,7 +36,7 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     if config.output.path:
         check_writable(Path(config.output.path))
     registry = Registry(config.registry)
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, [config.explain.cutoff])
     with registry.run("explain", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)
         with console.stage("explain") as stage:

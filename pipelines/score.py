@@ -16,6 +16,9 @@ from pipelines.record import manifest_of, note, recorded
 from pipelines.shared import metric_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.output import Job, Output
@@ -73,7 +76,7 @@ def run(config: ScoreConfig) -> Scored:
     check_writable(folder)
     registry = Registry(config.registry)
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, _asked(config))
     other = _other(registry, config, version)
     scored: Scored | None = None
     try:
@@ -142,7 +145,7 @@ def _shadow(
     state = config.score.state
     return Job(
         theirs,
-        shadowed(read_alike(theirs, artifact, loaded, config.data), config.score.shadow_share),
+        shadowed(read_alike(theirs, artifact, loaded, config.data, _asked(config)), config.score.shadow_share),
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
         _names(other),
@@ -183,12 +186,17 @@ def _write(job: "Job", cutoffs: dict[str, int], what: str) -> "tuple[list[Output
     return outputs, failed
 
 
+def _asked(config: ScoreConfig) -> "Sequence[datetime | None]":
+    """Return the moments to forecast from, None for the end of the panel."""
+    return config.score.cutoffs or (config.score.cutoff,)
+
+
 def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
     """Return the grid indices to forecast from, by their timestamps: the earliest first, as a state goes."""
     import numpy as np
 
-    grid, asked = loaded.panel.grid, config.score.cutoffs or (config.score.cutoff,)
-    index = sorted({loaded.panel.last_index if moment is None else grid.floor(moment) for moment in asked})
+    grid = loaded.panel.grid
+    index = sorted({loaded.panel.last_index if moment is None else grid.floor(moment) for moment in _asked(config)})
     return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(index))), index, strict=True))
 
 

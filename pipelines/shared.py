@@ -13,7 +13,8 @@ from pipelines.console import stage
 from pipelines.record import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
@@ -38,16 +39,22 @@ def read_table(data: DataConfig, horizon: int) -> "Loaded":
     return _noted(lambda: read_panel(data, horizon))
 
 
-def read_for(artifact: "Artifact", source: SourceConfig) -> "Loaded":
-    """Return the panel in the table that `source` describes, as the model reads it."""
-    return _noted(lambda: artifact.open(source))
+def read_for(artifact: "Artifact", source: SourceConfig, cutoffs: "Sequence[datetime | None]" = ()) -> "Loaded":
+    """Return the panel in the table that `source` describes, as the model reads it, up to any of the `cutoffs`."""
+    return _noted(lambda: artifact.open(source, cutoffs))
 
 
-def read_alike(artifact: "Artifact", other: "Artifact", loaded: "Loaded", source: SourceConfig) -> "Loaded":
+def read_alike(
+    artifact: "Artifact",
+    other: "Artifact",
+    loaded: "Loaded",
+    source: SourceConfig,
+    cutoffs: "Sequence[datetime | None]" = (),
+) -> "Loaded":
     """Return the panel as a model reads it: what another one has `loaded`, if they read it the same way."""
     same = ("data", "categories", "horizon", "grid")
     alike = all(getattr(artifact, name) == getattr(other, name) for name in same)
-    return loaded if alike else read_for(artifact, source)
+    return loaded if alike else read_for(artifact, source, cutoffs)
 
 
 def _noted(read: "Callable[[], Loaded]") -> "Loaded":
@@ -76,13 +83,15 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
     return version, artifact.load(registry.download(version))
 
 
-def open_with_data(registry: "Registry", alias: str | None, source: SourceConfig) -> "tuple[Version, Artifact, Loaded]":
+def open_with_data(
+    registry: "Registry", alias: str | None, source: SourceConfig, cutoffs: "Sequence[datetime | None]" = ()
+) -> "tuple[Version, Artifact, Loaded]":
     """Return the version that `alias` means now, its model, and the panel in the table that `source` describes.
 
     Raises as `open_version`, `read_for`.
     """
     version, artifact = open_version(registry, alias)
-    return version, artifact, read_for(artifact, source)
+    return version, artifact, read_for(artifact, source, cutoffs)
 
 
 def log_data(run: "Run", loaded: "Loaded") -> str:

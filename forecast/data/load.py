@@ -14,6 +14,16 @@ from forecast.data import aggregate, validate
 from forecast.data.calendar import calendar_features, clock_shift, holiday_names
 from forecast.data.classes import with_classes
 from forecast.data.columns import recognise
+from forecast.data.extent import (
+    DISTANT,
+    LATE,
+    common_end,
+    distant,
+    observed_rows,
+    warn_distant,
+    warn_hole,
+    warn_late,
+)
 from forecast.data.features import past_features
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.regularise import (
@@ -80,9 +90,10 @@ def load_panel(
         tables = Tables(tables)
     tables, data = long(tables, data)
     found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
-    loaded = with_unread(load_part(tables, data, horizon, found), tables)
+    loaded = with_unread(load_part(tables, data, horizon, found, whole=True), tables)
     if categories is not None:
         loaded = reclassed(loaded, categories)
+    warn_extent(loaded)
     check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
     if categories is None:
         loaded = recoded(loaded, used_categories(found, data, [loaded.panel]))
@@ -176,10 +187,18 @@ def _check_target(categories: validate.Categories, data: DataConfig) -> None:
         )
 
 
-def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categories: validate.Categories) -> Loaded:
+def load_part(
+    tables: Tables,
+    settled: Settled | DataConfig,
+    horizon: int,
+    categories: validate.Categories,
+    *,
+    whole: bool = False,
+) -> Loaded:
     """Return the panel in the rows of some series, without calendar and derived features.
 
-    What is settled for the whole panel is settled from these rows if only settings are given.
+    What is settled for the whole panel is settled from these rows if only settings are given. Where these are the
+    `whole` panel, rows beyond the end on which its series agree are rejects.
     """
     data = settled.data if isinstance(settled, Settled) else settled
     once, rest = _split(row_columns(tables, data))
@@ -210,7 +229,7 @@ def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categ
         instant=times.instant,
     )
     del table
-    place = _Placing(settled, names, Rejects(names, grid), categories)
+    place = _Placing(settled, names, Rejects(names, grid), categories, whole=whole)
     rows = place(rows, times, [TARGET, *data.past_covariates, *known])
     del times, runs
     steps = regularise(rows, len(names))
@@ -238,6 +257,16 @@ def load_part(tables: Tables, settled: Settled | DataConfig, horizon: int, categ
         static_numbers=numbers,
     )
     return Loaded(panel, data, dict(categories), place.rejects.table(), counts)
+
+
+def warn_extent(loaded: Loaded) -> None:
+    """Log which rows are beyond the end of the panel or far from their series, and what its end rests on."""
+    panel = loaded.panel
+    if not panel.n_series or not loaded.data.end_share:
+        return
+    warn_distant(loaded.rejects)
+    warn_late(loaded.rejects, panel.last_index, panel.grid, panel.n_series)
+    warn_hole(panel)
 
 
 def with_features(panel: Panel, data: DataConfig) -> Panel:
@@ -366,6 +395,8 @@ class _Placing:
     names: pl.Series
     rejects: Rejects
     categories: validate.Categories
+    whole: bool
+    """Whether these are all series of the panel, so that they tell where it ends."""
 
     def __call__(self, rows: Rows, times: Times, labels: Sequence[str], table: str = "") -> Rows:
         """Return one row per series and step; `labels` name the columns of values, `table` begins the reasons."""
@@ -390,8 +421,33 @@ class _Placing:
         if bad.any():
             rows = rows.keep(~bad)
         if data.aggregate is None or finer is not None:
-            rows = self._unique(rows, finer or grid, table)
-        return rows if data.aggregate is None else self._put_together(rows)
+            rows = self._unique(self._near(rows, table), finer or grid, table)
+        if data.aggregate is None:
+            return self._up_to_end(rows)
+        assert rows.instant is not None
+        rows = replace(rows, index=grid.floor_of(on_clock(rows.instant, grid)))
+        return self._put_together(self._near(rows, table))
+
+    def _near(self, rows: Rows, table: str) -> Rows:
+        """Return the rows without those that are far from the rest of their series."""
+        apart = distant(rows, len(self.names)) if self.settled.data.end_share else None
+        if apart is None:
+            return rows
+        self._reject(table + DISTANT, rows, apart)
+        return rows.keep(~apart)
+
+    def _up_to_end(self, rows: Rows) -> Rows:
+        """Return the rows without those that are observed beyond the end of the panel."""
+        if not self.whole or not self.settled.data.end_share or not len(rows):
+            return rows
+        first, last, observed = observed_rows(rows, len(self.names))
+        if not len(last):
+            return rows
+        late = (rows.index > common_end(first, last, observed, self.settled.data.end_share)) & ~np.isnan(rows.target)
+        if not late.any():
+            return rows
+        self._reject(LATE, rows, late)
+        return rows.keep(~late)
 
     def _unique(self, rows: Rows, grid: Grid, table: str) -> Rows:
         """Return one row for each series and time."""
@@ -409,14 +465,13 @@ class _Placing:
         return rows.keep(~(found[0] | found[1]))
 
     def _put_together(self, rows: Rows) -> Rows:
-        assert rows.instant is not None
-        rows = replace(rows, index=self.settled.grid.floor_of(on_clock(rows.instant, self.settled.grid)))
         bad = np.zeros(len(rows), dtype=np.bool_)
         if len(rows):
             for reason, mask in aggregate.faults(rows, self.settled, len(self.names)):
                 self._reject(reason, rows, mask)
                 bad |= mask
-        return aggregate.put_together(rows.keep(~bad) if bad.any() else rows, self.settled.data, self.categories)
+        rows = self._up_to_end(rows.keep(~bad) if bad.any() else rows)
+        return aggregate.put_together(rows, self.settled.data, self.categories)
 
     def _reject(self, reason: str, rows: Rows, mask: BoolArray) -> None:
         grid = self.settled.grid

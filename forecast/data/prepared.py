@@ -22,6 +22,7 @@ import polars as pl
 
 from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
+from forecast.data.extent import LATE, common_end, observed_steps
 from forecast.data.folders import LOCK, check_writable, locked
 from forecast.data.io import collect, write_text_atomic
 from forecast.data.load import (
@@ -32,6 +33,7 @@ from forecast.data.load import (
     own_classes,
     recoded,
     used_categories,
+    warn_extent,
     with_calendar,
     with_features,
     with_unread,
@@ -40,10 +42,10 @@ from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, diges
 from forecast.data.regularise import BoolArray, ranges
 from forecast.data.rejects import NO_TARGET, Counts, check_rejects
 from forecast.data.source import PREPARED, Tables, is_prepared
-from forecast.data.times import Settled, check_settings, instants, longest_series, parsed, settle_from
+from forecast.data.times import Settled, check_settings, instants, latest_of, longest_series, parsed, settle_from
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.frequency import Grid
-from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
+from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
 
 SCHEMA_VERSION: Final = 1
 _REJECTS: Final = "rejects.parquet"
@@ -163,12 +165,14 @@ def open_prepared(
     found = replace(stored, panel=panel, data=data)
     if data.until is not None:
         found = _until(found, panel.grid.floor(data.until))
-        if categories is None:
-            categories = used_categories(found.categories, data, [found.panel])
+    found = _up_to_end(found)
+    if categories is None and found.panel.n_series < panel.n_series:
+        categories = used_categories(found.categories, data, [found.panel])
     if categories is not None:
         found = recoded(found, categories)
-        if found.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see.
-            check_rejects(found.rejects, found.counts, data, panel.grid)
+    if found.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see, or late rows.
+        check_rejects(found.rejects, found.counts, data, panel.grid)
+    warn_extent(found)
     panel, data = with_calendar(found.panel, data, found.counts)
     return replace(found, panel=panel, data=data)
 
@@ -402,8 +406,58 @@ def _check_same(folder: Path, stated: DataConfig, prepared: DataConfig) -> None:
 
 def _until(found: Loaded, last: int) -> Loaded:
     """Return what was known at grid index `last`; known covariates are kept."""
-    panels, n_hidden, gone = [], 0, []
-    for shard in found.panel.shards():
+    panel, n_hidden = _cut(found.panel, last)
+    if not panel.n_series:
+        raise DataError(f"no series has begun by data.until={found.data.until}")
+    gone = np.setdiff1d(found.panel.series_id, panel.series_id).tolist()
+    lost = pl.DataFrame(
+        {SERIES_ID: gone, REASON: [NO_TARGET] * len(gone)}, schema={SERIES_ID: pl.String, REASON: pl.String}
+    )
+    counts = replace(
+        found.counts,
+        rows_kept=found.counts.rows_kept - n_hidden,
+        rows_after_until=found.counts.rows_after_until + n_hidden,
+        steps_filled=int(np.isnan(panel.target).sum()),
+        series_kept=panel.n_series,
+        series_rejected=found.counts.series_rejected + len(gone),
+    )
+    rejects = pl.concat([found.rejects, lost], how="diagonal").sort(found.rejects.columns)
+    return replace(found, panel=panel, counts=counts, rejects=rejects, stored_digest=None)
+
+
+def _up_to_end(found: Loaded) -> Loaded:
+    """Return the panel without the steps beyond the end on which its series agree: they are rejects."""
+    panel = found.panel
+    last = panel.start + panel.lengths - 1
+    end = common_end(panel.start, last, observed_steps(panel), found.data.end_share)
+    beyond = np.flatnonzero(last > end)
+    if not len(beyond):
+        return found
+    late = panel.take(beyond).frame().drop_nulls(TARGET)
+    late = late.filter(panel.grid.index(late[TIMESTAMP]) > end)
+    shorter, n_late = _cut(panel, end)
+    gone = np.setdiff1d(panel.series_id, shorter.series_id).tolist()
+    rows = late.select(SERIES_ID, TIMESTAMP, pl.lit(LATE).alias(REASON), pl.col(TARGET).cast(pl.Float64).alias(VALUE))
+    lost = pl.DataFrame({SERIES_ID: gone, REASON: [NO_TARGET] * len(gone)}, schema_overrides={SERIES_ID: pl.String})
+    counts = replace(
+        found.counts,
+        rows_kept=found.counts.rows_kept - n_late,
+        rows_rejected=found.counts.rows_rejected + n_late,
+        steps_filled=int(np.isnan(shorter.target).sum()),
+        series_kept=shorter.n_series,
+        series_rejected=found.counts.series_rejected + len(gone),
+    )
+    rejects = pl.concat([found.rejects, rows, lost], how="diagonal_relaxed").sort(found.rejects.columns)
+    return replace(found, panel=shorter, counts=counts, rejects=rejects, stored_digest=None)
+
+
+def _cut(panel: Panel, last: int) -> tuple[Panel, int]:
+    """Return the panel up to the last target at or before grid index `last`, and how many are later, as a copy.
+
+    Known covariates are kept; series without a target are left out.
+    """
+    panels, n_hidden = [], 0
+    for shard in panel.shards():
         index = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1] - shard.start, shard.lengths)
         observed = ~np.isnan(shard.target)
         seen = observed & (index <= last)
@@ -411,7 +465,6 @@ def _until(found: Loaded, last: int) -> Loaded:
         final = np.maximum.reduceat(np.where(seen, index, shard.start.repeat(shard.lengths) - 1), shard.offsets[:-1])
         lengths = final - shard.start + 1
         kept = lengths > 0
-        gone += shard.series_id[~kept].tolist()
         inside = index <= np.repeat(final, shard.lengths)
         ahead = np.arange(shard.known.shape[1]) - np.repeat(
             shard.offsets[:-1] + shard.horizon * np.arange(shard.n_series), shard.lengths + shard.horizon
@@ -432,22 +485,7 @@ def _until(found: Loaded, last: int) -> Loaded:
                 static_numbers=shard.static_numbers[kept],
             )
         )
-    panel = concatenated(panels)
-    if not panel.n_series:
-        raise DataError(f"no series has begun by data.until={found.data.until}")
-    lost = pl.DataFrame(
-        {SERIES_ID: gone, REASON: [NO_TARGET] * len(gone)}, schema={SERIES_ID: pl.String, REASON: pl.String}
-    )
-    counts = replace(
-        found.counts,
-        rows_kept=found.counts.rows_kept - n_hidden,
-        rows_after_until=found.counts.rows_after_until + n_hidden,
-        steps_filled=int(np.isnan(panel.target).sum()),
-        series_kept=panel.n_series,
-        series_rejected=found.counts.series_rejected + len(gone),
-    )
-    rejects = pl.concat([found.rejects, lost], how="diagonal").sort(found.rejects.columns)
-    return replace(found, panel=panel, counts=counts, rejects=rejects, stored_digest=None)
+    return concatenated(panels), n_hidden
 
 
 def _check_folder(folder: Path) -> None:
@@ -483,13 +521,34 @@ def _settle(tables: Tables, data: DataConfig, series: pl.DataFrame) -> Settled:
     sample = collect(times.filter(pl.col(SERIES_ID).is_in(names.implode())))
     timestamp = parsed(sample[TIMESTAMP])
     time_zone = data.time_zone or timestamp.dtype.time_zone  # type: ignore[attr-defined]
-    latest = parsed(collect(times.drop_nulls(SERIES_ID).select(pl.col(TIMESTAMP).max())).to_series())
-    instant = instants(latest, time_zone)[0]
-    if instant is None or timestamp.null_count() == len(timestamp):
+    if timestamp.null_count() == len(timestamp):
         raise DataError("no row has both a series_id and a timestamp")
+    latest = _latest(times, data, time_zone) if data.aggregate else 0
     code = sample[SERIES_ID].cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
     there = timestamp.is_not_null()
-    return settle_from(timestamp.filter(there), code[there.to_numpy()], data, time_zone, int(instant))
+    return settle_from(timestamp.filter(there), code[there.to_numpy()], data, time_zone, latest)
+
+
+def _latest(times: pl.LazyFrame, data: DataConfig, time_zone: str | None) -> int:
+    """Return the latest instant up to the end of the panel."""
+    rows = times.drop_nulls()
+
+    def instants_in(rows: pl.DataFrame) -> IntArray:
+        return instants(parsed(rows[TIMESTAMP]), time_zone).drop_nulls().to_numpy()
+
+    limits = collect(
+        rows.group_by(SERIES_ID).agg(pl.col(TIMESTAMP).min().alias("first"), pl.col(TIMESTAMP).max().alias("last"))
+    )
+    first, last = (instants(parsed(limits[name]), time_zone) for name in ("first", "last"))
+    there = first.is_not_null() & last.is_not_null()
+    names = limits[SERIES_ID].filter(there)
+    return latest_of(
+        first.filter(there).to_numpy(),
+        last.filter(there).to_numpy(),
+        lambda position: instants_in(collect(rows.filter(pl.col(SERIES_ID) == names[position]))),
+        data,
+        time_zone,
+    )
 
 
 def _chunks(series: pl.DataFrame, rows: int) -> Iterator[tuple[str | None, str | None]]:

@@ -11,8 +11,9 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data import validate
+from forecast.data.extent import Observed, common_end
 from forecast.data.panel import IntArray
-from forecast.data.regularise import BoolArray, Runs
+from forecast.data.regularise import BoolArray, Runs, span
 from forecast.errors import ConfigError, DataError
 from forecast.frequency import Frequency, Grid, clock, infer_frequency, moment_clock
 
@@ -101,15 +102,41 @@ def settle(stated: pl.Series, runs: Runs, data: DataConfig) -> Settled:
     if not usable.any():
         limit = "" if data.until is None else f" up to data.until={data.until}"
         raise DataError(f"no row has both a series_id and a timestamp{limit}")
-    latest = int(instant.filter(pl.Series(usable)).max()) if data.aggregate else 0  # type: ignore[arg-type]
+    latest = 0
+    if data.aggregate:
+        rows, values = runs.keep(usable), instant.filter(pl.Series(usable)).to_numpy()
+        numbers = np.unique(rows.series)
+        first, last = (limit[numbers] for limit in span(rows, values, int(numbers[-1]) + 1))
+        latest = latest_of(first, last, lambda position: values[rows.each() == numbers[position]], data, time_zone)
     all_usable = bool(usable.all())
-    rows = np.bincount(runs.series, runs.length) if all_usable else np.bincount(runs.each()[usable])
-    chosen = np.isin(runs.series, longest_series(rows))
+    count = np.bincount(runs.series, runs.length) if all_usable else np.bincount(runs.each()[usable])
+    chosen = np.isin(runs.series, longest_series(count))
     series, sample = np.repeat(runs.series[chosen], runs.length[chosen]), np.repeat(chosen, runs.length)
     timestamp, usable = timestamp.filter(pl.Series(sample)), usable[sample]
     if not usable.all():
         series, timestamp = series[usable], timestamp.filter(pl.Series(usable))
     return settle_from(timestamp, series, data, time_zone, latest)
+
+
+def latest_of(first: IntArray, last: IntArray, instants_of: Observed, data: DataConfig, time_zone: str | None) -> int:
+    """Return the latest instant up to the end of the panel in steps of data.freq.
+
+    `first` and `last` [S] are those of each series, `instants_of` returns all of a series by its position.
+    """
+    assert data.freq is not None
+    grid = Grid.natural(Frequency.parse(data.freq), time_zone)
+    instant = [last]
+
+    def steps(instant: IntArray) -> IntArray:
+        return grid.floor_of(on_clock(instant, grid))
+
+    def observed(position: int) -> IntArray:
+        instant.append(instants_of(position))
+        return np.unique(steps(instant[-1]))
+
+    end = common_end(steps(first), steps(last), observed, data.end_share)
+    candidates = np.concatenate(instant)
+    return int(candidates[steps(candidates) <= end].max())
 
 
 def longest_series(rows: npt.NDArray[Any]) -> IntArray:

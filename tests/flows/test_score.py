@@ -352,3 +352,24 @@ def test_scored_forecasts_are_reconciled_once_and_add_up(promoted: Store) -> Non
     assert "needs forecasts of the sums too" in refuse(3, "reconcile", *asked, "reconcile.method=ols")
     assert "the same folder" in refuse(2, "reconcile", *asked[:3], f"output.path={promoted.folder / 'out'}")
     assert "no forecasts from 2020" in refuse(3, "reconcile", *asked, "reconcile.cutoff=2020-01-01")
+
+
+def test_a_row_dated_too_late_is_named_and_the_night_is_as_without_it(promoted: Store) -> None:
+    promoted.score(None, output="right")
+    moment = END + timedelta(days=20)
+    late = (
+        panel()
+        .filter(series_id=SERIES[0], timestamp=END)
+        .with_columns(timestamp=pl.lit(moment).cast(pl.Datetime("us")))
+    )
+    table = promoted.write(pl.concat([panel(), late.cast(dict(panel().schema))]), "typo.parquet")
+    done = succeed("score", MODEL, f"data.path={table}", f"output.path={promoted.folder / 'typo'}")
+    assert "the panel ends at 2024-01-18 23:00:00, where its series agree; 1 row(s) of 1 of 20 series" in done.err
+    assert f"{SERIES[0]} at {moment}" in done.err
+    (content,) = manifests(promoted.folder / "typo").values()
+    assert content["rejects"] == {"beyond the end of the panel": 1}
+    left, right = (written(promoted.folder / name).sort(ORDER) for name in ("typo", "right"))
+    assert left.equals(right)
+    explicit = ("score", MODEL, f"data.path={table}", f"output.path={promoted.folder / 'explicit'}")
+    succeed(*explicit, f"score.cutoff={moment.isoformat()}")
+    assert list(manifests(promoted.folder / "explicit")) == [moment.isoformat()]

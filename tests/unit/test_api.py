@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 import forecast as fc
 from forecast import api
+from forecast.artifact import Artifact
 from forecast.errors import ConfigError, DataError
 
 QUICK = {"model": {"hidden_size": 4}, "fit": {"max_steps": 3, "batch_size": 4, "origins": 8, "accelerator": "cpu"}}
@@ -52,6 +53,46 @@ def test_a_cutoff_and_bad_rows_are_told(sales: pl.DataFrame) -> None:
     made = fc.forecast(base, bad, cutoff=datetime(2024, 3, 1))
     assert set(made.frame["cutoff"]) == {datetime(2024, 3, 1)}
     assert made.rejects["reason"].to_list() == ["target not finite"]
+
+
+@pytest.fixture(scope="module")
+def closed(sales: pl.DataFrame) -> Artifact:
+    return fc.train(sales, horizon=7, fit={"max_steps": 0}).artifact
+
+
+def with_late_row(sales: pl.DataFrame, days: int) -> pl.DataFrame:
+    moment = sales["timestamp"].max() + timedelta(days=days)
+    late = pl.DataFrame({"series_id": ["s00"], "timestamp": [moment], "target": [1.0]})
+    return pl.concat([sales, late.cast(dict(sales.select(late.columns).schema))])
+
+
+@pytest.mark.parametrize("days", [20, 365])
+def test_a_row_dated_too_late_changes_no_answer(sales: pl.DataFrame, closed: Artifact, days: int) -> None:
+    late = with_late_row(sales, days)
+    made, right = fc.forecast(closed, late), fc.forecast(closed, sales)
+    assert made.frame.equals(right.frame)
+    assert made.rejects.select("series_id", "timestamp").rows() == [("s00", late["timestamp"].max())]
+    again = fc.train(late, horizon=7, fit={"max_steps": 0}).artifact
+    assert again.trained_until == closed.trained_until
+    assert fc.forecast(again, sales).frame.equals(right.frame)
+    assert fc.backtest(closed, late, n_windows=4).summary.equals(fc.backtest(closed, sales, n_windows=4).summary)
+    tuned = [fc.finetune(closed, table, gate_windows=2).artifact for table in (late, sales)]
+    assert tuned[0].trained_until == tuned[1].trained_until
+    assert fc.explain(closed, late, series="s01").frame.equals(fc.explain(closed, sales, series="s01").frame)
+
+
+def test_a_cutoff_at_a_late_row_is_obeyed(sales: pl.DataFrame, closed: Artifact, tmp_path: Path) -> None:
+    late = with_late_row(sales, 20)
+    moment = late["timestamp"].max()
+    late.write_parquet(tmp_path / "late.parquet")
+    for table in (late, tmp_path / "late.parquet"):
+        made = fc.forecast(closed, table, cutoff=moment)
+        assert made.frame["cutoff"].unique().to_list() == [moment]
+        assert made.frame.filter(step=1)["timestamp"].unique().to_list() == [moment + timedelta(days=1)]
+        assert made.rejects.is_empty()
+    with pytest.raises(DataError, match="the panel ends at 2024-05-29 00:00:00, before the cutoff 2024-06-05"):
+        fc.forecast(closed, late, cutoff=datetime(2024, 6, 5))
+    assert set(fc.forecast(closed, late, cutoff=datetime(2024, 5, 1)).frame["cutoff"]) == {datetime(2024, 5, 1)}
 
 
 def test_mistakes_are_told_as_errors_of_ours(sales: pl.DataFrame) -> None:

@@ -576,10 +576,11 @@ def test_a_wrong_type_is_named_with_its_key(column: str, values: list[Any], mess
 def test_one_date_far_off_does_not_fill_the_memory() -> None:
     hours = [datetime(2013, 1, 1) + timedelta(hours=i) for i in range(50)]
     frame = pl.DataFrame({"series_id": "a", "timestamp": [*hours, datetime(9999, 12, 31)], "target": 1.0})
+    assert load(frame, freq="1h").rejects["timestamp"].to_list() == [datetime(9999, 12, 31)]
     with pytest.raises(
         DataError, match=r"a runs from 2013-01-01 00:00:00 to 9999-12-31 00:00:00; look for dates far off"
     ):
-        load(frame, freq="1h")
+        load(frame, freq="1h", end_share=0)
     apart = frame.with_columns(
         series_id=pl.when(pl.col("timestamp") == datetime(9999, 12, 31)).then(pl.lit("b")).otherwise("series_id")
     )
