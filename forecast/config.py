@@ -201,13 +201,20 @@ def without_password(uri: str) -> str:
     return re.sub(r"((?:password|pwd|token|secret)[^=&;\s]*)=[^&;\s]+", r"\1=***", hidden, flags=re.IGNORECASE)
 
 
+def _days_joined(days: Any) -> Any:
+    return ",".join(map(str, days)) if isinstance(days, list | tuple) else days
+
+
 class DataConfig(SourceConfig):
     """How to read the table a model is trained on. The choices are stored with the model and hold for later verbs."""
 
     layout: Literal["long", "wide"] = "long"
     """`wide`: a column per series, named after it, besides the timestamp and the past and known covariates."""
     freq: str | None = None
-    """Step between rows: 15m, 1h, 1d, 1w, 1mo, 1q, 1y, 1bd and multiples; inferred when not given."""
+    """Step between rows: 15m, 1h, 1d, 1w, 1mo, 1q, 1y, 1bd (business days), 1bm (the last or first business day of a
+    month) and multiples; inferred when not given."""
+    weekmask: Annotated[str | None, BeforeValidator(_days_joined)] = None
+    """Business days of 1bd and 1bm: sun-thu, mon-sat, or [mon,wed,fri]; Monday to Friday when not given."""
     aggregate: Literal["sum", "mean", "last"] | None = None
     """Put finer rows together to steps of data.freq; covariates by their mean (categories: the last)."""
     season_length: Annotated[int, Field(ge=1)] | None = None

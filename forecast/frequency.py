@@ -6,7 +6,7 @@ hours, leap years and months of any length are one step each.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self, cast
 
@@ -19,13 +19,17 @@ from forecast.errors import ConfigError, DataError
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-Unit = Literal["m", "h", "d", "bd", "w", "mo", "q", "y"]
+Unit = Literal["m", "h", "d", "bd", "w", "mo", "bm", "q", "y"]
 Base = Literal["microsecond", "day", "business day", "month"]
 
 MINUTE: Final = 60_000_000
 """Microseconds; so are the next two."""
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
+
+DAYS_OF_WEEK: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WEEKDAYS: Final = (0, 1, 2, 3, 4)
+"""The usual business days, by their place in the week."""
 
 # What each unit is made of, and how many of the unit are one season.
 _UNITS: Final[dict[Unit, tuple[Base, int, float]]] = {
@@ -35,6 +39,7 @@ _UNITS: Final[dict[Unit, tuple[Base, int, float]]] = {
     "bd": ("business day", 1, 5),
     "w": ("day", 7, 52),
     "mo": ("month", 1, 12),
+    "bm": ("month", 1, 12),
     "q": ("month", 3, 4),
     "y": ("month", 12, 1),
 }
@@ -42,8 +47,8 @@ _UNITS: Final[dict[Unit, tuple[Base, int, float]]] = {
 # Names of other libraries, for a better message.
 _OTHER_NAMES: Final = {
     "min": "m", "t": "m", "minute": "m", "hour": "h", "hourly": "h", "day": "d", "daily": "d", "b": "bd", "week": "w",
-    "weekly": "w", "ms": "mo", "me": "mo", "month": "mo", "monthly": "mo", "qs": "q", "qe": "q", "quarter": "q",
-    "quarterly": "q", "a": "y", "ys": "y", "ye": "y", "year": "y", "yearly": "y",
+    "weekly": "w", "ms": "mo", "me": "mo", "month": "mo", "monthly": "mo", "bms": "bm", "bme": "bm", "qs": "q",
+    "qe": "q", "quarter": "q", "quarterly": "q", "a": "y", "ys": "y", "ye": "y", "year": "y", "yearly": "y",
 }  # fmt: skip
 
 # Times that are placed at once, so that what is in between stays in the cache.
@@ -59,24 +64,38 @@ class Frequency:
 
     n: int
     unit: Unit
+    week: tuple[int, ...] = WEEKDAYS
+    """The business days, 0 for Monday, of units that count them."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the frequency that `text` names.
+    def parse(cls, text: str, weekmask: str | None = None) -> Self:
+        """Return the frequency that `text` names, of the business days that `weekmask` names (None: Monday to Friday).
+
+        Raises ConfigError, also for a `weekmask` where no business days are counted.
 
         >>> str(Frequency.parse("15m")), Frequency.parse("1h").season_length
         ('15m', 24)
         """
-        found = re.fullmatch(r"([1-9]\d{0,5})(m|h|d|bd|w|mo|q|y)", text)
+        found = re.fullmatch(r"([1-9]\d{0,5})(m|h|d|bd|w|mo|bm|q|y)", text)
         if found is None:
             number, name = cast(re.Match[str], re.fullmatch(r"\s*(\d*)(.*?)\s*", text, re.DOTALL)).groups()
             unit = "mo" if name == "M" else _OTHER_NAMES.get(name.lower(), name.lower())
             hint = f", did you mean {int(number or 1) or 1}{unit}" if unit in _UNITS else ""
             raise ConfigError(
                 f"data.freq: unknown frequency {text!r}{hint}? Give a number and a unit: "
-                "15m (minutes), 1h, 1d, 1bd (business days), 1w, 1mo (months), 1q, 1y"
+                "15m (minutes), 1h, 1d, 1bd (business days), 1w, 1mo (months), 1bm (business months), 1q, 1y"
             )
-        return cls(int(found[1]), cast(Unit, found[2]))
+        frequency = cls(int(found[1]), cast(Unit, found[2]))
+        return frequency if weekmask is None else frequency.with_week(weekmask)
+
+    def with_week(self, weekmask: str) -> Self:
+        """Return the frequency with other business days. Raises ConfigError if it has none."""
+        if self.unit not in ("bd", "bm"):
+            raise ConfigError(
+                f"data.weekmask={weekmask}: steps of {self} have no business days; set data.freq=1bd (or 1bm), or "
+                "leave data.weekmask out"
+            )
+        return replace(self, week=business_days(weekmask))
 
     def __str__(self) -> str:
         return f"{self.n}{self.unit}"
@@ -101,7 +120,27 @@ class Frequency:
         """Steps in one season: a day below a day, a week of days, a year of weeks, months or quarters; at least 1."""
         if self.sub_daily and self.size >= DAY:
             return max(1, round(7 * DAY / self.size))
+        if self.unit == "bd":
+            return max(1, round(len(self.week) / self.n))
         return max(1, round(_UNITS[self.unit][2] / self.n))
+
+
+def business_days(weekmask: str) -> tuple[int, ...]:
+    """Return the days of the week that `weekmask` names, 0 for Monday, ascending. Raises ConfigError.
+
+    >>> business_days("sun-thu"), business_days("mon,wed,fri")
+    ((0, 1, 2, 3, 6), (0, 2, 4))
+    """
+    days: set[int] = set()
+    for part in re.split(r"[,\s]+", weekmask.strip().lower()):
+        ends = [DAYS_OF_WEEK.index(name[:3]) for name in part.split("-") if name[:3] in DAYS_OF_WEEK]
+        if len(ends) != part.count("-") + 1 or len(ends) > 2:
+            raise ConfigError(
+                f"data.weekmask: {part!r} is no day of the week; name the business days, such as mon-fri, sun-thu, "
+                "mon-sat or mon,wed,fri"
+            )
+        days |= {day % 7 for day in range(ends[0], ends[-1] + 1 + 7 * (ends[-1] < ends[0]))}
+    return tuple(sorted(days))
 
 
 def clock(timestamp: pl.Series, frequency: Frequency, time_zone: str | None) -> pl.Series:
@@ -127,7 +166,8 @@ class Grid:
     phase: tuple[int, ...]
     """Where 0 is, counted from 1970: (microseconds), (days, microseconds) or (months, day of month, microseconds).
 
-    A day of month beyond the end of a month is its last day: 31 is month-end data.
+    A day of month beyond the end of a month is its last day: 31 is month-end data. Of business months 31 is the last
+    business day, 1 the first one.
     """
     time_zone: str | None
 
@@ -145,10 +185,12 @@ class Grid:
             if frequency.size == 1:
                 return draft
         else:
-            _, day, last = _month_day(kept)
+            month, day, last = _month_day(kept)
             # Of days that fit equally many timestamps the latest: 30 June and 30 September are month-ends.
             days = [*np.unique(day).tolist(), *([31] if (day == last).any() else [])]
-            fits = [np.count_nonzero(day == np.minimum(choice, last)) for choice in days]
+            if frequency.unit == "bm":
+                days = [1, 31]
+            fits = [np.count_nonzero(day == _day_of_month(month, choice, frequency)) for choice in days]
             draft = cls(frequency, (0, max(zip(fits, days, strict=True))[1], time), time_zone)
         number, fits_unit = draft._number(kept)
         number = number[fits_unit] if fits_unit.any() else number
@@ -179,10 +221,11 @@ class Grid:
     def natural(cls, frequency: Frequency, time_zone: str | None) -> Self:
         """Return the grid of whole periods: from midnight, Monday, the first of the month or the first of January.
 
-        Raises ConfigError for business days: they leave no place for what happens on a weekend.
+        Raises ConfigError for business days and months: they leave no place for what happens on a weekend.
         """
-        if frequency.base == "business day":
-            raise ConfigError(f"data.aggregate: rows can't be put together to {frequency}; use data.freq=1d or 1w")
+        if frequency.unit in ("bd", "bm"):
+            instead = "1d or 1w" if frequency.unit == "bd" else "1mo"
+            raise ConfigError(f"data.aggregate: rows can't be put together to {frequency}; use data.freq={instead}")
         if frequency.base == "microsecond":
             midnight = moment_clock(datetime(2000, 1, 1), frequency, time_zone)
             return cls(frequency, (midnight % frequency.size,), time_zone)
@@ -226,16 +269,25 @@ class Grid:
         return local
 
     def __str__(self) -> str:
-        return f"{self.frequency} {','.join(map(str, self.phase))} {self.time_zone or 'naive'}"
+        week = self.frequency.week
+        days = "" if week == WEEKDAYS else f" {','.join(DAYS_OF_WEEK[day] for day in week)}"
+        return f"{self.frequency} {','.join(map(str, self.phase))} {self.time_zone or 'naive'}{days}"
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        return {"frequency": str(self.frequency), "phase": list(self.phase), "time_zone": self.time_zone}
+        week = self.frequency.week
+        return {
+            "frequency": str(self.frequency),
+            "phase": list(self.phase),
+            "time_zone": self.time_zone,
+            **({} if week == WEEKDAYS else {"week": list(week)}),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the grid that `to_json` described."""
-        return cls(Frequency.parse(values["frequency"]), tuple(values["phase"]), values["time_zone"])
+        frequency = replace(Frequency.parse(values["frequency"]), week=tuple(values.get("week", WEEKDAYS)))
+        return cls(frequency, tuple(values["phase"]), values["time_zone"])
 
     def _place(self, clock: IntArray) -> tuple[IntArray, BoolArray]:
         number, fits_unit = self._number(clock)
@@ -248,15 +300,16 @@ class Grid:
         if self.frequency.base == "microsecond":
             return clock, np.ones(len(clock), dtype=np.bool_)
         if self.frequency.base == "month":
-            month, day, last = _month_day(clock)
+            month, day, _ = _month_day(clock)
             _, wanted, time = self.phase
-            return month, (day == np.minimum(wanted, last)) & (clock % DAY == time)
+            return month, (day == _day_of_month(month, wanted, self.frequency)) & (clock % DAY == time)
         days, time_of_day = np.divmod(clock, DAY)
         on_grid = time_of_day == self.phase[1]
         if self.frequency.base == "business day":
             week, weekday = np.divmod(days + 3, 7)  # 1970-01-01 was a Thursday.
-            on_grid &= weekday < 5
-            days = 5 * week + np.minimum(weekday, 4)
+            open_days = _open(self.frequency)
+            on_grid &= open_days[weekday]
+            days = len(self.frequency.week) * week + np.cumsum(open_days)[weekday] - 1
         return days, on_grid
 
     def clock(self, index: IntArray) -> IntArray:
@@ -265,12 +318,12 @@ class Grid:
         if self.frequency.base == "microsecond":
             return number
         if self.frequency.base == "month":
-            month = number.astype("M8[M]")
-            first, after = month.astype("M8[D]").astype(np.int64), (month + 1).astype("M8[D]").astype(np.int64)
-            return (np.minimum(first + self.phase[1], after) - 1) * DAY + self.phase[2]
+            first = number.astype("M8[M]").astype("M8[D]").astype(np.int64)
+            day = _day_of_month(number, self.phase[1], self.frequency)
+            return (first + day - 1) * DAY + self.phase[2]
         if self.frequency.base == "business day":
-            week, weekday = np.divmod(number, 5)
-            number = 7 * week + weekday - 3
+            week, place = np.divmod(number, len(self.frequency.week))
+            number = 7 * week + np.array(self.frequency.week)[place] - 3
         return number * DAY + self.phase[1]
 
 
@@ -288,9 +341,13 @@ def moment_clock(moment: datetime, frequency: Frequency, time_zone: str | None) 
     return int(found)
 
 
-def infer_frequency(series: IntArray, timestamp: pl.Series, time_zone: str | None) -> Frequency:
+def infer_frequency(
+    series: IntArray, timestamp: pl.Series, time_zone: str | None, week: tuple[int, ...] = WEEKDAYS
+) -> Frequency:
     """Return the frequency of rows, given in any order, from the steps between neighbours within a series.
 
+    Business days are those of `week`. They are the frequency of daily rows if none is on another day although a series
+    goes from one week to the next, business months that of rows on the first or last of them in a month.
     Raises DataError, with the steps that were found, when they do not agree on one.
     """
     utc = clock(timestamp, Frequency(1, "h"), time_zone)
@@ -319,26 +376,42 @@ def infer_frequency(series: IntArray, timestamp: pl.Series, time_zone: str | Non
             grid = Grid.through(rows["local"].to_numpy(), Frequency(1, "mo"), None)
             step_months = _month_day(local_clock)[0] - _month_day(before)[0]
             months = max(1, _mode(step_months))
-            if _share(grid.place(local_clock)[1] & (step_months % months == 0)) >= _FIT:
+            regular = step_months % months == 0
+            if _share(grid.place(local_clock)[1] & regular) >= _FIT:
                 whole: tuple[tuple[int, Unit], ...] = ((12, "y"), (3, "q"), (1, "mo"))
                 return next(Frequency(months // size, unit) for size, unit in whole if months % size == 0)
+            business = Frequency(1, "bm", week)
+            grid = Grid.through(rows["local"].to_numpy(), business, None)
+            if _share(grid.place(local_clock)[1] & regular) >= _FIT:
+                return replace(business, n=months)
         if usual == 1:
-            weekend = (days + 3) % 7 >= 5
+            every = np.unique((rows["local"].to_numpy() // DAY + 3) % 7)
             crossed = (days + 3) // 7 != (days_before + 3) // 7
-            return Frequency(1, "bd") if crossed.any() and not weekend.any() else Frequency(1, "d")
+            return Frequency(1, "bd", week) if crossed.any() and np.isin(every, week).all() else Frequency(1, "d")
         if _share(step_days % usual == 0) >= _FIT:
             return Frequency(usual // 7, "w") if usual % 7 == 0 else Frequency(usual, "d")
+        if usual in (28, 35) and _share(np.isin(step_days, (28, 35))) >= _FIT:
+            raise DataError(
+                f"can't tell the frequency: steps between neighbouring rows of a series are {_steps(step)}: periods of "
+                "4 and 5 weeks (a 4-4-5 calendar), which are no regular steps; forecast their weeks, from weekly rows "
+                "(data.freq=1w) or daily ones (data.freq=1w data.aggregate=sum), and add these up; or date each period "
+                "by the first day of its month (data.freq=1mo)"
+            )
     raise _ambiguous(step)
 
 
 def _ambiguous(step: IntArray) -> DataError:
-    sizes, counts = np.unique(step, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:5]
-    found = ", ".join(f"{_duration(int(sizes[i]))} ({counts[i] / len(step):.0%})" for i in order)
     return DataError(
-        f"can't tell the frequency: steps between neighbouring rows of a series are {found}; "
+        f"can't tell the frequency: steps between neighbouring rows of a series are {_steps(step)}; "
         "give data.freq, e.g. data.freq=1d"
     )
+
+
+def _steps(step: IntArray) -> str:
+    """Return the most frequent steps with their shares."""
+    sizes, counts = np.unique(step, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:5]
+    return ", ".join(f"{_duration(int(sizes[i]))} ({counts[i] / len(step):.0%})" for i in order)
 
 
 def _duration(micros: int) -> str:
@@ -365,6 +438,28 @@ def _month_day(clock: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     month = clock.view("M8[us]").astype("M8[M]")
     first, after = month.astype("M8[D]").astype(np.int64), (month + 1).astype("M8[D]").astype(np.int64)
     return month.astype(np.int64), clock // DAY - first + 1, after - first
+
+
+def _day_of_month(month: IntArray, wanted: int, frequency: Frequency) -> IntArray:
+    """Return the day of each month (0 is January 1970) on which rows are, where `wanted` is that of the grid."""
+    first = month.astype("M8[M]").astype("M8[D]").astype(np.int64)
+    after = (month + 1).astype("M8[M]").astype("M8[D]").astype(np.int64)
+    day: IntArray = np.minimum(wanted, after - first)
+    if frequency.unit != "bm":
+        return day
+    open_days = _open(frequency)
+    if wanted == 31:
+        back = np.array([next(k for k in range(7) if open_days[day - k]) for day in range(7)])
+        day = after - first - back[(after + 2) % 7]
+    else:
+        ahead = np.array([next(k for k in range(7) if open_days[(day + k) % 7]) for day in range(7)])
+        day = 1 + ahead[(first + 3) % 7]
+    return day
+
+
+def _open(frequency: Frequency) -> BoolArray:
+    """Return whether each day of the week, from Monday on, is a business day."""
+    return np.isin(np.arange(7), frequency.week)
 
 
 def _zone(timestamp: pl.Series) -> str | None:

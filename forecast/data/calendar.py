@@ -35,7 +35,7 @@ def calendar_features(
       zone, periods of whole days, or of which a day is a whole number, follow the local clock.
     - data.holidays: for each name in data.holiday_names (those of `holiday_names` when None) how many days of the step
       are that holiday, in local time; then how many are the day before or after one of them. 0 or 1 for steps up to a
-      day. Days of a weekend are none to business days: the day before Monday is Friday.
+      day. Days of a weekend are none to business days: the day before Monday is Friday. Business months are whole ones.
 
     Raises ConfigError for what `holiday_names` does, a holiday the country does not have, and harmonics of less than
     two steps.
@@ -87,7 +87,8 @@ def _time(grid: Grid, first_index: int, last_index: int) -> Rows:
         features |= _waves("day", local.to_physical().to_numpy() % DAY / DAY, min(3, DAY // frequency.size // 2))
     if frequency.sub_daily or frequency.size % 7:
         weekday = local.dt.weekday().to_numpy()
-        features |= {f"weekday {day}": weekday == day for day in range(1, 6 if frequency.unit == "bd" else 8)}
+        open_days = frequency.week if frequency.unit == "bd" else range(7)
+        features |= {f"weekday {day + 1}": weekday == day + 1 for day in open_days}
     days_in_year = 365.0 + local.dt.is_leap_year().to_numpy()
     return features | _waves("year", (local.dt.ordinal_day().to_numpy() - 1) / days_in_year, 2)
 
@@ -149,11 +150,14 @@ def _days(grid: Grid, first_index: int, last_index: int) -> tuple[IntArray, IntA
     """
     ends = grid.frequency.base == "month" and grid.phase[1] == 31
     index = np.arange(first_index - ends, last_index + 2 - ends)
-    local = grid.timestamps(index).dt.replace_time_zone(None).to_physical().to_numpy() // DAY + ends
+    timestamps = grid.timestamps(index).dt.replace_time_zone(None)
+    if grid.frequency.unit == "bm":
+        timestamps = (timestamps.dt.month_end() if ends else timestamps.dt.month_start()).dt.truncate("1d")
+    local = timestamps.to_physical().to_numpy() // DAY + ends
     begin, end = local[:-1], np.maximum(local[1:], local[:-1] + 1)
     days = np.arange(begin.min() - 7, end.max() + 7)
     if grid.frequency.base == "business day":
-        days = days[(days + 3) % 7 < 5]  # 1970-01-01 was a Thursday.
+        days = days[np.isin((days + 3) % 7, grid.frequency.week)]  # 1970-01-01 was a Thursday.
     return days, np.searchsorted(days, begin), np.searchsorted(days, end)
 
 

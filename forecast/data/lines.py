@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -219,11 +219,13 @@ class _Table:
         self._series_id, self._timestamp, self._target = (
             possible(data, role)[-1 if role == SERIES_ID else 0] for role in (SERIES_ID, TIMESTAMP, TARGET)
         )
-        frequency = Frequency.parse(data.freq or "")
-        unit = Frequency(1, frequency.unit)
+        frequency = Frequency.parse(data.freq or "", data.weekmask)
+        unit = replace(frequency, n=1)
         # As with periods of pandas, any time within one means it.
-        whole = unit.base != "business day"
-        self._grid = Grid.natural(unit, None) if whole else Grid(unit, (0, 0), None)
+        phases: dict[str, tuple[int, ...]] = {"bd": (0, 0), "bm": (0, 31, 0)}
+        phase = phases.get(unit.unit)
+        self._grid = Grid.natural(unit, None) if phase is None else Grid(unit, phase, None)
+        self._periods = Grid.natural(Frequency(1, "mo"), None) if unit.unit == "bm" else self._grid
         self._stride = frequency.n
 
     def of(self, series: Sequence[_Series]) -> "pa.Table":
@@ -231,7 +233,7 @@ class _Table:
         steps = np.array([one.steps for one in series], dtype=np.int64)
         start = clock(pl.Series([one.start for one in series], dtype=pl.Datetime("us")), self._grid.frequency, None)
         step = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
-        index = np.repeat(self._grid.floor_of(start.to_numpy()), steps) + self._stride * step
+        index = np.repeat(self._periods.floor_of(start.to_numpy()), steps) + self._stride * step
 
         def column(values: Iterable[_Values]) -> pl.Series:
             rows = [

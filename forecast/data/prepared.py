@@ -54,6 +54,7 @@ _PARTS: Final = ".parts"
 # What is in the buffers: a verb can't choose it anew.
 _FIXED: Final = (
     "freq",
+    "weekmask",
     "aggregate",
     "time_zone",
     "lags",

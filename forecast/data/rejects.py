@@ -121,7 +121,7 @@ def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid:
         lines.append(f"  {reason}: {part.height:,}, e.g. {', '.join(offenders(part.head(SHOWN)))}")
         if reason == "off-grid timestamp":
             grid_of = f"most rows are every {grid.frequency}"
-            lines.append(f"    {grid_of}: in training, data.freq and data.time_zone set the grid")
+            lines.append(f"    {grid_of}: in training, data.freq, data.weekmask and data.time_zone set the grid")
     raise DataError("\n".join(lines))
 
 

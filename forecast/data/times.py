@@ -1,6 +1,7 @@
 """When the rows are: time zone, frequency and grid are settled once, then each row gets a time."""
 
 import difflib
+import logging
 import zoneinfo
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,8 +15,10 @@ from forecast.data import validate
 from forecast.data.extent import Observed, common_end
 from forecast.data.panel import IntArray
 from forecast.data.regularise import BoolArray, Runs, span
-from forecast.errors import ConfigError, DataError
-from forecast.frequency import Frequency, Grid, clock, infer_frequency, moment_clock
+from forecast.errors import ConfigError, DataError, listing
+from forecast.frequency import DAY, DAYS_OF_WEEK, Frequency, Grid, business_days, clock, infer_frequency, moment_clock
+
+log = logging.getLogger(__name__)
 
 # Instants are counted in microseconds of UTC (of the naive clock where there is no time zone).
 _INSTANT: Final = Frequency(1, "h")
@@ -124,7 +127,7 @@ def latest_of(first: IntArray, last: IntArray, instants_of: Observed, data: Data
     `first` and `last` [S] are those of each series, `instants_of` returns all of a series by its position.
     """
     assert data.freq is not None
-    grid = Grid.natural(Frequency.parse(data.freq), time_zone)
+    grid = Grid.natural(Frequency.parse(data.freq, data.weekmask), time_zone)
     instant = [last]
 
     def steps(instant: IntArray) -> IntArray:
@@ -149,14 +152,14 @@ def settle_from(
 ) -> Settled:
     """Return what holds for all rows, from those of some series, none after data.until, and the latest instant."""
     if data.aggregate is None:
-        frequency = Frequency.parse(data.freq) if data.freq else infer_frequency(series, timestamp, time_zone)
+        frequency = _frequency(series, timestamp, data, time_zone)
         known = clock(timestamp, frequency, time_zone).drop_nulls()
         if known.is_empty():
             raise DataError(f"no timestamp exists in data.time_zone={time_zone}: its clock skips them all")
         return Settled(_filled(data, frequency, time_zone), Grid.through(known.to_numpy(), frequency, time_zone))
 
     assert data.freq is not None
-    frequency = Frequency.parse(data.freq)
+    frequency = Frequency.parse(data.freq, data.weekmask)
     grid = Grid.natural(frequency, time_zone)
     settled = _filled(data, frequency, time_zone)
     try:
@@ -174,6 +177,31 @@ def settle_from(
             f"data.aggregate: rows every {step} can't be put together to data.freq={frequency}; give a longer data.freq"
         )
     return Settled(settled, grid, finer, over=end)
+
+
+def _frequency(series: IntArray, timestamp: pl.Series, data: DataConfig, time_zone: str | None) -> Frequency:
+    """Return the frequency of rows that are on the grid as they are."""
+    if data.freq is not None:
+        return Frequency.parse(data.freq, data.weekmask)
+    if data.weekmask is None:
+        frequency = infer_frequency(series, timestamp, time_zone)
+        if frequency == Frequency(1, "d"):
+            _mention_closed_days(timestamp, time_zone)
+        return frequency
+    frequency = infer_frequency(series, timestamp, time_zone, business_days(data.weekmask))
+    return frequency if frequency.unit != "d" or frequency.n > 1 else Frequency(1, "bd").with_week(data.weekmask)
+
+
+def _mention_closed_days(timestamp: pl.Series, time_zone: str | None) -> None:
+    """Log the days of the week without a row in four weeks or more."""
+    days = clock(timestamp, Frequency(1, "d"), time_zone).drop_nulls().to_numpy() // DAY
+    week = np.unique((days + 3) % 7)  # 1970-01-01 was a Thursday.
+    if 1 < len(week) < 7 and days.max() - days.min() >= 28:
+        log.info(
+            "no row is on %s: data.freq=1bd data.weekmask=[%s] would make the next day follow",
+            listing(DAYS_OF_WEEK[day] for day in range(7) if day not in week),
+            ",".join(DAYS_OF_WEEK[day] for day in week),
+        )
 
 
 def _filled(data: DataConfig, frequency: Frequency, time_zone: str | None) -> DataConfig:
@@ -203,7 +231,9 @@ def period_ends(index: IntArray, settled: Settled) -> tuple[IntArray, IntArray |
 def check_settings(data: DataConfig) -> None:
     """Raise ConfigError for a frequency or a time zone that does not exist."""
     if data.freq is not None:
-        Frequency.parse(data.freq)
+        Frequency.parse(data.freq, data.weekmask)
+    elif data.weekmask is not None:
+        business_days(data.weekmask)
     if data.time_zone is not None:
         try:
             pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(data.time_zone)

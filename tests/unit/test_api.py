@@ -95,6 +95,71 @@ def test_a_cutoff_at_a_late_row_is_obeyed(sales: pl.DataFrame, closed: Artifact,
     assert set(fc.forecast(closed, late, cutoff=datetime(2024, 5, 1)).frame["cutoff"]) == {datetime(2024, 5, 1)}
 
 
+def panel_at(moments: np.ndarray) -> pl.DataFrame:
+    """Three series with a value at each of some days."""
+    rows = pl.DataFrame({"timestamp": moments}).with_columns(pl.col("timestamp").cast(pl.Datetime("us")))
+    return pl.concat(
+        rows.with_columns(series_id=pl.lit(name), target=size + (pl.int_range(pl.len()) % 12).cast(pl.Float64))
+        for size, name in enumerate("abc")
+    )
+
+
+DAYS = np.arange("2023-01-01", "2024-03-01", dtype="M8[D]")
+MONTH_ENDS = np.busday_offset(np.arange("2019-02", "2024-03", dtype="M8[M]").astype("M8[D]"), -1, roll="forward")
+
+
+@pytest.mark.parametrize(
+    ("moments", "data", "stored", "ahead"),
+    [
+        (
+            DAYS[np.is_busday(DAYS, weekmask="Sun Mon Tue Wed Thu")],
+            {"freq": "1bd", "weekmask": "sun-thu"},
+            ("1bd", 5),
+            ["2024-03-03", "2024-03-04", "2024-03-05", "2024-03-06", "2024-03-07", "2024-03-10"],
+        ),
+        (
+            DAYS[np.is_busday(DAYS, weekmask="1111110")],
+            {"weekmask": ["mon", "tue", "wed", "thu", "fri", "sat"]},
+            ("1bd", 6),
+            ["2024-03-01", "2024-03-02", "2024-03-04", "2024-03-05", "2024-03-06", "2024-03-07"],
+        ),
+        (
+            MONTH_ENDS,
+            {},
+            ("1bm", 12),
+            ["2024-02-29", "2024-03-29", "2024-04-30", "2024-05-31", "2024-06-28", "2024-07-31"],
+        ),
+    ],
+    ids=["Sunday to Thursday", "Monday to Saturday", "business month ends"],
+)
+def test_forecasts_are_on_the_business_days_of_the_table(
+    moments: np.ndarray, data: dict[str, object], stored: tuple[str, int], ahead: list[str], tmp_path: Path
+) -> None:
+    frame = panel_at(moments)
+    settings = {**data, "holidays": "US"}
+    artifact = fc.train(frame, horizon=6, data=settings, fit={"max_steps": 0, "holdout_windows": 1}).artifact
+    assert (artifact.data.freq, artifact.data.season_length) == stored
+    artifact.save(tmp_path / "model")
+    prepared = fc.prepare(frame, tmp_path / "panel", horizon=6, data=data)
+    assert not np.isnan(prepared.panel.target).any()
+    for table in (frame, tmp_path / "panel"):
+        made = fc.forecast(fc.load(tmp_path / "model"), table)
+        assert made.rejects.is_empty()
+        assert made.frame.filter(series_id="a")["timestamp"].dt.date().cast(pl.String).to_list() == ahead
+
+
+def test_periods_of_four_and_five_weeks_are_forecast_as_their_weeks_or_by_month() -> None:
+    weeks = DAYS[0] - 7 * 52 + 7 * np.arange(156)
+    periods = np.cumsum([0, *[4, 4, 5] * 12])
+    with pytest.raises(DataError, match=r"4-4-5 calendar.*weekly rows \(data\.freq=1w\).*or date each period"):
+        fc.train(panel_at(weeks[periods[:-1]]), horizon=3, fit={"max_steps": 0})
+    quick = {"max_steps": 0, "holdout_windows": 1}
+    weekly = fc.train(panel_at(weeks), horizon=13, data={"freq": "1w"}, fit=quick).artifact
+    assert fc.forecast(weekly, panel_at(weeks)).frame.filter(series_id="a").height == 4 + 4 + 5
+    months = np.arange("2020-01", "2023-01", dtype="M8[M]")
+    assert fc.train(panel_at(months.astype("M8[D]")), horizon=3, fit=quick).artifact.data.freq == "1mo"
+
+
 def test_mistakes_are_told_as_errors_of_ours(sales: pl.DataFrame) -> None:
     with pytest.raises(ConfigError, match=r"did you mean model.hidden_size"):
         fc.train(sales, horizon=7, model={"hidden_sise": 4})

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecast.errors import ConfigError, DataError
-from forecast.frequency import Frequency, Grid, clock, infer_frequency
+from forecast.frequency import Frequency, Grid, business_days, clock, infer_frequency
 
-ALL = ["15m", "1h", "6h", "1d", "2d", "1bd", "3bd", "1w", "2w", "1mo", "2mo", "1q", "1y"]
+ALL = ["15m", "1h", "6h", "1d", "2d", "1bd", "3bd", "1w", "2w", "1mo", "2mo", "1bm", "3bm", "1q", "1y"]
+WEEKS = ["mon-fri", "sun-thu", "mon-sat", "sat-wed", "mon,wed,fri", "tue", "mon-sun"]
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ ALL = ["15m", "1h", "6h", "1d", "2d", "1bd", "3bd", "1w", "2w", "1mo", "2mo", "1
     [
         ("1m", 1440), ("15m", 96), ("30m", 48), ("1h", 24), ("2h", 12), ("7h", 3), ("24h", 7), ("48h", 4),
         ("1d", 7), ("7d", 1), ("30d", 1), ("1bd", 5), ("1w", 52), ("4w", 13), ("1mo", 12), ("2mo", 6), ("1q", 4),
-        ("1y", 1), ("5y", 1),
+        ("1y", 1), ("5y", 1), ("1bm", 12), ("3bm", 4),
     ],
 )  # fmt: skip
 def test_a_frequency_keeps_its_name_and_has_a_season(text: str, season_length: int) -> None:
@@ -31,7 +32,7 @@ def test_a_frequency_keeps_its_name_and_has_a_season(text: str, season_length: i
     ("text", "hint"),
     [
         ("H", "1h"), ("D", "1d"), ("MS", "1mo"), ("M", "1mo"), ("15min", "15m"), ("W", "1w"), ("B", "1bd"),
-        ("QE", "1q"), ("0d", "1d"),
+        ("QE", "1q"), ("0d", "1d"), ("BME", "1bm"), ("BMS", "1bm"), ("BM", "1bm"),
     ],
 )  # fmt: skip
 def test_a_name_of_another_library_gets_a_hint(text: str, hint: str) -> None:
@@ -141,6 +142,9 @@ def test_naive_hours_of_a_time_zone_are_read_once_and_skipped_ones_are_null() ->
         ("1w", ["2013-01-02", "2013-01-09"], "2013-01-10"),
         ("2w", ["2013-01-02", "2013-01-16"], "2013-01-09"),
         ("1bd", ["2013-01-03", "2013-01-04", "2013-01-07"], "2013-01-05"),
+        ("1bm", ["2013-02-28", "2013-03-29", "2013-04-30", "2013-06-28"], "2013-05-30"),
+        ("1bm", ["2013-02-01", "2013-06-03", "2013-09-02"], "2013-09-01"),
+        ("3bm", ["2013-03-29", "2013-06-28"], "2013-04-30"),
         ("1d", ["2013-01-01T06:00", "2013-01-02T06:00"], "2013-01-03T07:00"),
         ("15m", ["2013-01-01T00:05", "2013-01-01T00:20"], "2013-01-01T00:30"),
     ],
@@ -160,6 +164,76 @@ def test_business_days_skip_weekends() -> None:
     assert grid.timestamps(friday + np.array([0, 1, 5, -5])).dt.to_string("%Y-%m-%d").to_list() == [
         "2013-01-04", "2013-01-07", "2013-01-11", "2012-12-28",
     ]  # fmt: skip
+
+
+def mask_of(week: str) -> list[bool]:
+    return [day in business_days(week) for day in range(7)]
+
+
+@pytest.mark.parametrize("week", WEEKS)
+def test_business_days_are_those_of_the_week(week: str) -> None:
+    days = np.arange("2012-12-20", "2014-02-10", dtype="M8[D]")
+    open_days = days[np.is_busday(days, weekmask=mask_of(week))]
+    frequency = Frequency.parse("1bd", week)
+    grid = Grid(frequency, (0, 0), None)
+    index = grid.index(pl.Series(days).cast(pl.Datetime("us")))
+    assert index.is_not_null().to_list() == np.is_busday(days, weekmask=mask_of(week)).tolist()
+    assert index.drop_nulls().diff().drop_nulls().unique().to_list() == [1]
+    assert grid.timestamps(index.drop_nulls().to_numpy()).dt.date().to_list() == open_days.tolist()
+    before = np.busday_offset(days, 0, roll="backward", weekmask=mask_of(week))
+    floor = grid.floor_of(days.astype("M8[us]").astype(np.int64))
+    assert grid.timestamps(floor).dt.date().to_list() == before.tolist()
+    assert frequency.season_length == len(business_days(week))
+
+
+@pytest.mark.parametrize("week", WEEKS)
+@pytest.mark.parametrize("last", [True, False])
+def test_business_months_end_or_begin_on_a_business_day(week: str, last: bool) -> None:
+    months = np.arange("1965-01", "2031-01", dtype="M8[M]")
+    mask = mask_of(week)
+    if last:
+        expected = np.busday_offset((months + 1).astype("M8[D]") - 1, 0, roll="backward", weekmask=mask)
+    else:
+        expected = np.busday_offset(months.astype("M8[D]"), 0, roll="forward", weekmask=mask)
+    rows = pl.Series(expected).cast(pl.Datetime("us"))
+    frequency = Frequency.parse("1bm", week)
+    grid = Grid.through(clock(rows, frequency, None).to_numpy(), frequency, None)
+    assert grid.index(rows).diff().drop_nulls().unique().to_list() == [1]
+    assert (grid.timestamps(grid.index(rows).to_numpy()) == rows).all()
+    moments = rows + timedelta(hours=5)
+    assert [grid.floor(moment) for moment in moments[:40]] == grid.index(rows)[:40].to_list()
+
+
+def test_the_week_is_part_of_a_grid_and_the_usual_one_leaves_no_trace() -> None:
+    usual, other = (Grid(Frequency.parse("1bd", week), (0, 0), None) for week in ("mon-fri", "sun-thu"))
+    assert usual == Grid(Frequency(1, "bd"), (0, 0), None)
+    assert usual.to_json() == {"frequency": "1bd", "phase": [0, 0], "time_zone": None}
+    assert str(usual) == "1bd 0,0 naive"
+    assert str(other) == "1bd 0,0 naive mon,tue,wed,thu,sun"
+    assert Grid.from_json(json.loads(json.dumps(other.to_json()))) == other
+
+
+@pytest.mark.parametrize(
+    ("week", "days"),
+    [
+        ("Mon-Fri", (0, 1, 2, 3, 4)), ("sunday-thursday", (0, 1, 2, 3, 6)), ("fri-mon", (0, 4, 5, 6)),
+        ("mon, wed,FRI", (0, 2, 4)), ("sat sun", (5, 6)), ("tue", (1,)),
+    ],
+)  # fmt: skip
+def test_a_week_is_named_by_its_days(week: str, days: tuple[int, ...]) -> None:
+    assert business_days(week) == days
+
+
+@pytest.mark.parametrize("week", ["", "1111100", "mon-", "mon-tue-wed", "mon,xyz"])
+def test_an_unknown_week_is_refused_with_examples(week: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.weekmask: .* is no day of the week; .* mon-fri, sun-thu, mon-sat"):
+        business_days(week)
+
+
+@pytest.mark.parametrize("freq", ["1d", "1h", "1w", "1mo"])
+def test_a_week_needs_business_days(freq: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.weekmask=sun-thu: steps of {freq} have no business days"):
+        Frequency.parse(freq, "sun-thu")
 
 
 def test_years_beyond_nanoseconds_work() -> None:
@@ -224,7 +298,9 @@ def _zone(column: pl.Series) -> str | None:
 
 
 @given(
-    freq=st.sampled_from(["1m", "15m", "1h", "6h", "12h", "1d", "1bd", "1w", "2w", "1mo", "2mo", "1q", "1y", "5y"]),
+    freq=st.sampled_from(
+        ["1m", "15m", "1h", "6h", "12h", "1d", "1bd", "1w", "2w", "1mo", "2mo", "1bm", "2bm", "1q", "1y", "5y"]
+    ),
     anchor=st.datetimes(datetime(1800, 1, 1), datetime(2300, 1, 1)).map(
         lambda moment: moment.replace(second=0, microsecond=0)
     ),
@@ -249,6 +325,9 @@ def test_the_frequency_is_found_despite_gaps(
         (datetime(2012, 1, 1), datetime(2016, 1, 1), "364d", "52w"),
         (datetime(2012, 1, 1), datetime(2016, 1, 1), "1y", "1y"),
         (datetime(2013, 1, 7), datetime(2013, 1, 11), "1d", "1d"),
+        (datetime(2013, 1, 6), datetime(2013, 1, 11), "1d", "1d"),
+        (datetime(2013, 1, 5), datetime(2013, 1, 11), "1d", "1d"),
+        (datetime(2013, 1, 7), datetime(2013, 1, 12), "1d", "1d"),
     ],
 )
 def test_plain_ranges_are_recognised(first: datetime, last: datetime, step: str, found: str) -> None:
@@ -259,6 +338,25 @@ def test_month_ends_are_monthly_and_quarterly() -> None:
     months = pl.datetime_range(datetime(2012, 1, 1), datetime(2014, 1, 1), "1mo", eager=True).dt.month_end()
     assert infer(months) == "1mo"
     assert infer(months.gather_every(3, 2)) == "1q"
+
+
+def test_a_weekend_day_at_the_very_start_makes_days_of_business_days() -> None:
+    week = pl.datetime_range(datetime(2013, 1, 7), datetime(2013, 1, 11), "1d", eager=True)
+    weeks = pl.concat([week, week + timedelta(days=7), week + timedelta(days=14)])
+    assert infer(weeks) == "1bd"
+    assert infer(pl.concat([week[:1] - timedelta(days=1), weeks])) == "1d"
+
+
+def test_periods_of_four_and_five_weeks_are_named_with_a_way_out() -> None:
+    days = np.cumsum([0, *[28, 28, 35] * 8]) * 86_400_000_000
+    column = pl.Series(days + 86_400_000_000 * 19000).cast(pl.Datetime("us"))
+    with pytest.raises(
+        DataError, match=r"are 28d \(67%\), 35d \(33%\): periods of 4 and 5 weeks \(a 4-4-5 calendar\).*data\.freq=1w"
+    ):
+        infer(column)
+    months = pl.datetime_range(datetime(2022, 1, 1), datetime(2024, 1, 1), "1mo", eager=True)
+    assert len(months) == len(column)
+    assert infer(months) == "1mo"
 
 
 def test_a_frequency_that_can_not_be_told_shows_the_evidence() -> None:
