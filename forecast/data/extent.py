@@ -6,6 +6,7 @@ Placing rows on the grid is up to `load`, hiding what the user calls later (data
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -13,16 +14,11 @@ import polars as pl
 
 from forecast.data.panel import IntArray, Panel
 from forecast.data.regularise import BoolArray, Rows, ranges, span
-from forecast.data.rejects import SHOWN, offenders
+from forecast.data.rejects import DISTANT, LATE, SHOWN, offenders
 from forecast.frequency import Grid, clock
 from forecast.names import REASON, SERIES_ID, TIMESTAMP
 
 log = logging.getLogger(__name__)
-
-LATE: Final = "beyond the end of the panel"
-"""Reason of rows that are later than the step on which the series agree."""
-DISTANT: Final = "date far from the rest of its series"
-"""Reason of rows that a huge hole separates from the others of their series, on either side."""
 
 Observed = Callable[[int], IntArray]
 """The grid indices with an observed target of the series of a number, ascending."""
@@ -33,8 +29,9 @@ _NEAR: Final = 7
 # Rows behind a hole are detached if it has this many times as many steps, and they are this much fewer than the others.
 _HOLE: Final = 4
 
-# The largest share of the series that may have detached rows, where these are to be wrong.
+# The largest share and number of the series that may have detached rows, where these are to be wrong.
 _MINORITY: Final = 0.2
+_FEW: Final = 1000
 
 # A hole of so many steps, longer than twice the rest of its series, is a date typed wrong.
 _FAR: Final = 1000
@@ -78,7 +75,9 @@ def _agreed(first: IntArray, last: IntArray, share: float) -> int:
 
 def _attached(first: IntArray, last: IntArray, observed: Observed, share: float) -> IntArray:
     """Return the last step of each series, [S], without detached rows beyond the end of the others."""
-    most = max(1, int(_MINORITY * len(last)))
+    most = min(max(1, int(_MINORITY * len(last))), _FEW)
+    if np.count_nonzero(last == last.max()) > most:
+        return last
     edges: dict[int, tuple[int, int, int]] = {}
     for series in np.argsort(-last, kind="stable")[: most + 1].tolist():
         edge = _edge(observed(series))
@@ -124,8 +123,15 @@ def observed_rows(rows: Rows, n_series: int) -> tuple[IntArray, IntArray, Observ
     series = np.flatnonzero(first <= last)
     starts = np.cumsum(rows.runs.length) - rows.runs.length
 
+    @cache
+    def by_series() -> tuple[IntArray, IntArray]:
+        order = np.argsort(rows.runs.series, kind="stable")
+        return order, rows.runs.series[order]
+
     def observed(position: int) -> IntArray:
-        chosen = rows.runs.series == series[position]
+        order, sorted_series = by_series()
+        begin, end = np.searchsorted(sorted_series, series[position] + np.array([0, 1]))
+        chosen = order[begin:end]
         entries = ranges(starts[chosen], rows.runs.length[chosen])
         steps: IntArray = np.unique(rows.index[entries[seen[entries]]])
         return steps

@@ -15,8 +15,6 @@ from forecast.data.calendar import calendar_features, clock_shift, holiday_names
 from forecast.data.classes import with_classes
 from forecast.data.columns import recognise
 from forecast.data.extent import (
-    DISTANT,
-    LATE,
     common_end,
     distant,
     observed_rows,
@@ -37,7 +35,7 @@ from forecast.data.regularise import (
     shared_known_steps,
     span,
 )
-from forecast.data.rejects import NO_TARGET, Counts, Rejects, check_rejects, check_steps
+from forecast.data.rejects import DISTANT, LATE, NO_TARGET, Counts, Rejects, check_rejects, check_steps
 from forecast.data.source import Tables
 from forecast.data.times import Settled, Times, check_settings, on_clock, settle
 from forecast.data.wide import to_long

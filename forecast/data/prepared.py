@@ -22,7 +22,7 @@ import polars as pl
 
 from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
-from forecast.data.extent import LATE, common_end, observed_steps
+from forecast.data.extent import common_end, observed_steps
 from forecast.data.folders import LOCK, check_writable, locked
 from forecast.data.io import collect, write_text_atomic
 from forecast.data.load import (
@@ -40,7 +40,7 @@ from forecast.data.load import (
 )
 from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
-from forecast.data.rejects import NO_TARGET, Counts, check_rejects
+from forecast.data.rejects import LATE, NO_TARGET, Counts, check_rejects
 from forecast.data.source import PREPARED, Tables, is_prepared
 from forecast.data.times import Settled, check_settings, instants, latest_of, longest_series, parsed, settle_from
 from forecast.errors import ConfigError, DataError, OutputError, listing

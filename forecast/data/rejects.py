@@ -15,6 +15,10 @@ from forecast.frequency import Grid
 from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 
 NO_TARGET: Final = "no observed target"
+LATE: Final = "beyond the end of the panel"
+"""Of rows that are later than the step on which the series agree."""
+DISTANT: Final = "date far from the rest of its series"
+"""Of rows that a huge hole separates from the others of their series, on either side."""
 
 # Steps that a table may make of each of its rows, on average, before a date or the frequency is taken for wrong.
 _MAX_STEPS_PER_ROW: Final = 200
@@ -122,6 +126,8 @@ def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid:
         if reason == "off-grid timestamp":
             grid_of = f"most rows are every {grid.frequency}"
             lines.append(f"    {grid_of}: in training, data.freq, data.weekmask and data.time_zone set the grid")
+        elif reason in (LATE, DISTANT):
+            lines.append("    if these dates are right, set data.end_share=0")
     raise DataError("\n".join(lines))
 
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.extent import DISTANT, LATE, common_end
+from forecast.data.extent import common_end
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.rejects import DISTANT, LATE
 from forecast.data.source import Tables
 from forecast.errors import DataError
 
@@ -171,7 +172,7 @@ def test_rows_after_until_are_not_late() -> None:
 
 
 def test_on_error_fail_stops_and_names_the_row() -> None:
-    with pytest.raises(DataError, match=rf"{LATE}: 1, e.g. s00 at 2023-07-10 00:00:00 \(190\)"):
+    with pytest.raises(DataError, match=rf"{LATE}: 1, e.g. s00 at 2023-07-10 00:00:00 \(190\)\n.*data.end_share=0"):
         load(AGREED["one row of 50"], on_error="fail")
 
 
@@ -192,6 +193,19 @@ def test_a_wide_table_has_stragglers_too() -> None:
     wide = table(AGREED["one row of 5"]).pivot(on="series_id", index="timestamp", values="target").sort("timestamp")
     loaded = checked(load_panel(wide.lazy(), DataConfig(**DATA, layout="wide"), 2))
     assert loaded.rejects.rows() == [("s00", FIRST + timedelta(days=465), LATE, 465.0)]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_table_of_known_covariates_may_have_a_date_of_another_age(shared: bool) -> None:
+    prices = table({"s00": [*until(110), 150]}).select("series_id", "timestamp", price="target")
+    wrong = prices.head(1).with_columns(timestamp=pl.lit(datetime(9999, 1, 1)).cast(pl.Datetime("us")))
+    known = pl.concat([prices, wrong])
+    known = known.drop("series_id") if shared else known
+    rows = Tables(table(alike(2)).lazy(), known.lazy())
+    loaded = checked(load_panel(rows, DataConfig(**DATA, known_covariates=("price",)), 2))
+    assert loaded.rejects["reason"].to_list() == [f"data.known_path: {DISTANT}"]
+    assert loaded.counts.known_rows_rejected == 1
+    assert loaded.panel.known[0, :103].tolist() == until(102)
 
 
 @pytest.mark.parametrize("name", ["one row of 50", "two rows of one series", "a new series with one row, a year late"])
