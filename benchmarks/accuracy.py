@@ -28,7 +28,7 @@ from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
 from forecast.finetune import finetune
-from forecast.fit import fit
+from forecast.fit import fit, training_data
 from forecast.metrics import future_values, score_windows, seasonal_naive, seasonal_naive_errors
 from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
@@ -334,7 +334,9 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
         forecasters: list[Forecaster] = []
         for seed in (0,) if row == NAIVE else seeds:
             config = configured(task, folder, [*settings, f"fit.seed={seed}", *task.rows[row]])
-            loaded = read_panel(config.data, config.window.horizon)
+            loaded = training_data(
+                read_panel(config.data, config.window.horizon), config.window.horizon, config.model, config.fit
+            )
             judge, label = task.judge(task, config, loaded, folder), row
             if row == NAIVE:
                 show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))

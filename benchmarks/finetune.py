@@ -44,7 +44,7 @@ from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex
 from forecast.finetune import finetune
-from forecast.fit import fit
+from forecast.fit import fit, training_data
 from forecast.models import ridge
 from forecast.models.bank import HEAD
 from forecast.models.batch import PanelTensors
@@ -226,7 +226,9 @@ def _accuracy(name: str, kinds: list[str], budget: float, sample: int | None) ->
         return
     task = replace(task, metrics=(*task.metrics, "tuned", "uplift", "worse"))
     config = configured(task, folder, [f"fit.max_minutes={budget / 60}"])
-    loaded = _first(read_panel(config.data, config.window.horizon), sample)
+    loaded = training_data(
+        _first(read_panel(config.data, config.window.horizon), sample), config.window.horizon, config.model, config.fit
+    )
     judge = task.judge(task, config, loaded, folder)
     head(task, name, "")
     artifact, _, spent = fitted(config, loaded)
@@ -309,7 +311,9 @@ def _scale(sample: int | None) -> None:
     if folder is None:
         return
     config = configured(task, folder, ["fit.max_steps=0"])
-    loaded = _first(read_panel(config.data, config.window.horizon), sample)
+    loaded = training_data(
+        _first(read_panel(config.data, config.window.horizon), sample), config.window.horizon, config.model, config.fit
+    )
     artifact, _, _ = fitted(config, loaded)
     passes = _Timed(ridge.at_origins)
     begun = time.process_time()

@@ -27,6 +27,7 @@ from forecast.config import TrainConfig
 from forecast.data.load import Loaded
 from forecast.data.read import read_panel
 from forecast.finetune import finetune
+from forecast.fit import training_data
 from forecast.models.module import Budget
 
 TASK = TASKS["m4_hourly"]
@@ -67,7 +68,9 @@ def main(*argv: str) -> None:
         return
     torch.set_num_threads(1)
     config = configured(TASK, folder, ["fit.max_steps=1000000"])  # The budget ends it.
-    loaded = read_panel(config.data, config.window.horizon)
+    loaded = training_data(
+        read_panel(config.data, config.window.horizon), config.window.horizon, config.model, config.fit
+    )
     judge = TASK.judge(TASK, config, loaded, folder)
     contenders: dict[str, Callable[[float], Trained]] = {
         name: partial(_peer, python, library, settings, config, loaded)

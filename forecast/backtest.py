@@ -14,6 +14,7 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.baselines import check, fitted_forecasts, processes
 from forecast.config import BacktestSettings, FinetuneSettings
+from forecast.data.categories import with_codes
 from forecast.data.io import parquet_blocks
 from forecast.data.panel import Panel
 from forecast.data.profile import profile
@@ -426,6 +427,7 @@ def _refitted(contenders: dict[str, Contender], settings: BacktestSettings, cuto
                 model=artifact.model,
                 fit=settings.fit.model_copy(update={"holdout_windows": 0}),
             ).artifact
+            seen, panel = (with_codes(part, artifact.categories, base.categories, base.data) for part in (seen, panel))
             if tuning == FinetuneSettings() and kinds:
                 tuning = FinetuneSettings.model_validate({"kind": min(kinds)})
         models = {SOURCE_PRETRAINED: Contender(base, panel)}

@@ -29,7 +29,9 @@ from forecast.config import (
     SourceConfig,
     WindowConfig,
 )
+from forecast.data.categories import with_trained_categories
 from forecast.data.classes import with_trained_classes
+from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
@@ -158,6 +160,17 @@ def held_out(panel: Panel, horizon: int, fit: FitConfig) -> HeldOut:
     return HeldOut(trained_until, _sampled(every, fit.seed), limits, every)
 
 
+def training_data(loaded: Loaded, horizon: int, model: ModelConfig, fit: FitConfig) -> Loaded:
+    """Return a panel as `fit` trains on it: with the classes, and the categories of covariates, that training sees.
+
+    Raises DataError if head and target do not fit together.
+    """
+    data = loaded.data
+    panel, categories = with_trained_classes(loaded.panel, loaded.categories, data.columns.target, model.head)
+    panel, categories = with_trained_categories(panel, categories, data, held_out(panel, horizon, fit).limits)
+    return replace(loaded, panel=panel, categories=categories)
+
+
 def fit(
     panel: Panel,
     *,
@@ -173,6 +186,8 @@ def fit(
     """Train on the panel up to the held-out windows and return the model with its best averaged weights.
 
     `categories` are the values of the static, past and known covariates, and of the target, that hold codes, by name.
+    The model has those that training sees: a value of a covariate that only held-out steps have gets the code of the
+    unseen. What the model is to forecast is read with its own categories (`Artifact.read`, `training_data`).
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip (512 to 4,096 windows, the same each time, that
@@ -187,6 +202,10 @@ def fit(
     prepare()
     device = _device(fit)
     panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
+    trained_until, validation, limits, every = held_out(panel, window.horizon, fit)
+    _check(panel, limits, every, fit, window)
+    if teacher is None:  # Who reads the same codes.
+        panel, categories = with_trained_categories(panel, categories, data, limits)
     n_classes = len(categories.get(data.columns.target, ()))
     checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
@@ -203,8 +222,6 @@ def fit(
         names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
         checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
     assert data.season_length is not None
-    trained_until, validation, limits, every = held_out(panel, window.horizon, fit)
-    _check(panel, limits, every, fit, window)
     context = window.context_length or default_context(
         panel.grid.frequency,
         data.season_length,
@@ -344,6 +361,7 @@ def _train(
     loss = validated(network, tensors, validation)
     keeper = KeepBest(network, loss, fit.patience, progress, shown)
     found: dict[str, float] = {}
+    untrained = network.category_rows()
     if fit.max_steps:
         _widen(network)
         job = Job(network, fit, panel, limits, validation, budget, teacher)
@@ -353,7 +371,10 @@ def _train(
             found = train_on_devices(job, keeper, checkpoint, progress)
     network.load_state_dict(keeper.best)
     network.eval()
-    loss_kept = _calm(network, tensors, validation, keeper.best_loss)
+    best_loss = keeper.best_loss
+    if keeper.best_step and network.share_unseen(untrained):
+        best_loss = validated(network, tensors, validation)
+    loss_kept = _calm(network, tensors, validation, best_loss)
     trained = time.monotonic()
     candidate = copy.deepcopy(network).cpu()
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.

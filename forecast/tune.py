@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,11 +14,10 @@ import polars as pl
 from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.config import CLASS_HEADS, FitSettings, TuneSettings, fields, group_of, load
-from forecast.data.classes import with_trained_classes
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.fit import FitResult, fit, held_out
+from forecast.fit import FitResult, fit, held_out, training_data
 from forecast.metrics import future_values, score_classes, score_windows, seasonal_naive_errors
 from forecast.predict import predict
 
@@ -107,12 +106,8 @@ def tune(
     """
     space = check(config, settings)
     optuna = _optuna()
-    panel, categories = with_trained_classes(
-        loaded.panel, loaded.categories, loaded.data.columns.target, config.model.head
-    )
-    loaded = replace(loaded, panel=panel, categories=categories)
-    windows = held_out(panel, config.window.horizon, config.fit).validation
-
+    loaded = training_data(loaded, config.window.horizon, config.model, config.fit)
+    windows = held_out(loaded.panel, config.window.horizon, config.fit).validation
     judged = _judge(loaded, windows, config.window.horizon, settings.metric)
     with _study(optuna, folder, key, loaded, config, settings) as study:
         while len(done := _ended(study)) < settings.n_trials:

@@ -24,7 +24,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import polars as pl
 
     from forecast import plots
-    from forecast.data.load import reclassed
+    from forecast.data.load import recoded
     from forecast.fit import fit
     from forecast.names import PRETRAINED
     from forecast.predict import forecast
@@ -62,7 +62,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
-            seen = reclassed(loaded, artifact.categories)
+            seen = recoded(loaded, artifact.categories)
             made = forecast(artifact, seen.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
             history = seen.panel.frame(rows, artifact.classes)
             drawn = report.few(made.frame.lazy())[0]

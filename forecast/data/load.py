@@ -12,6 +12,7 @@ import polars as pl
 from forecast.config import DataConfig
 from forecast.data import aggregate, validate
 from forecast.data.calendar import calendar_features, clock_shift, holiday_names
+from forecast.data.categories import with_codes
 from forecast.data.classes import with_classes
 from forecast.data.columns import recognise
 from forecast.data.extent import (
@@ -317,30 +318,7 @@ def recoded(found: Loaded, categories: validate.Categories) -> Loaded:
             f"text covariates of the panel are {listing(own) or 'none'}, of the model {listing(categories) or 'none'}; "
             "prepare the panel from a table like the one of training"
         )
-
-    def lookup(name: str) -> npt.NDArray[np.int64]:
-        places = {value: place + 1 for place, value in enumerate(categories[name])}
-        return np.array([0, *(places.get(value, 0) for value in own[name])])
-
-    def rows(values: FloatArray, names: Sequence[str]) -> FloatArray:
-        if not any(name in own for name in names):
-            return values
-        result = np.array(values)
-        for row, name in zip(result, names, strict=False):
-            if name in own:
-                there = ~np.isnan(row)
-                row[there] = lookup(name)[row[there].astype(np.int64)]
-        return result
-
-    codes = np.array(panel.static_categories)
-    for column, name in enumerate(name for name in data.static_covariates if name in own):
-        codes[:, column] = lookup(name)[codes[:, column]]
-    panel = replace(
-        panel,
-        past=rows(panel.past, data.past_covariates),
-        known=rows(panel.known, data.known_covariates),
-        static_categories=codes,
-    )
+    panel = with_codes(panel, own, categories, data)
     return replace(found, panel=panel, categories=dict(categories), stored_digest=None)
 
 

@@ -277,6 +277,27 @@ class RecurrentForecaster(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
+    def category_rows(self) -> list[Float[Tensor, "value feature"]]:
+        """Return a copy of what stands for each value of each covariate that holds codes, the unseen one first."""
+        return [table.detach().clone() for table in self._category_tables()]
+
+    @torch.no_grad()
+    def share_unseen(self, untrained: Sequence[Float[Tensor, "value feature"]]) -> bool:
+        """Give values that training has not drawn the row of the unseen one; return whether there are any.
+
+        Their rows are as they were in `untrained`, which is `category_rows` before the training: random.
+        """
+        changed = False
+        for table, before in zip(self._category_tables(), untrained, strict=True):
+            same = (table == before).all(1)
+            table[same] = table[0].clone()
+            changed = changed or bool(same[1:].any())
+        return changed
+
+    def _category_tables(self) -> list[Tensor]:
+        modules = [*self.embeddings, *self.past_embeddings.values(), *self.known_embeddings.values()]
+        return [table.weight for table in modules if isinstance(table, nn.Embedding)]
+
     def sampling(self, n_paths: int) -> "RecurrentForecaster":
         """Return a copy of a network with an autoregressive decoder that samples so many paths."""
         other = copy.deepcopy(self)
