@@ -154,6 +154,8 @@ def test_the_manifest_counts_every_series_and_row_and_hashes_the_files(promoted:
 
 
 def test_scoring_twice_gives_the_same_bytes(promoted: Store) -> None:
+    """On one machine, with the same versions and number of threads: other processors round otherwise."""
+
     def contents(output: str) -> dict[str, bytes]:
         folder = promoted.folder / output
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -96,6 +96,7 @@ def test_the_closed_form_is_better_than_naive_and_than_the_frequencies(table: pl
         assert row[f"p_{name}"] == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.trains
 def test_training_gains_on_the_closed_form(table: pl.DataFrame) -> None:
     fit = {"max_steps": 60, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
     summary = fc.train(table, horizon=7, context_length=28, **settings(fit=fit)).summary
@@ -103,6 +104,7 @@ def test_training_gains_on_the_closed_form(table: pl.DataFrame) -> None:
     assert summary["val/loss"] < summary["val/loss_closed_form"]
 
 
+@pytest.mark.trains
 def test_fine_tuning_helps_the_series_that_is_unlike_the_others(tuned: FinetuneResult, table: pl.DataFrame) -> None:
     rows = tuned.decisions.rows_by_key("series_id", named=True, unique=True)
     assert rows["odd"]["reason"] == TUNED
@@ -212,6 +214,7 @@ LEARNING = {"max_steps": 20, "learning_rate": 2e-2, "ema_decay": 0.9, "validatio
 
 
 @pytest.mark.parametrize("model", [{"decoder": "segment"}, {"attention": True}, PATHS, {**PATHS, "own_samples": 0.5}])
+@pytest.mark.trains
 def test_decoders_and_attention_take_classes(table: pl.DataFrame, model: dict[str, Any], tmp_path: Path) -> None:
     made = fc.train(table, horizon=7, context_length=28, **settings(model=model, fit=LEARNING))
     assert made.summary["best_step"] > 0

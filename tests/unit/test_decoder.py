@@ -48,7 +48,7 @@ def counts_of(table: Table, loaded: Load, *, sales: bool) -> Loaded:
             swing[t] = 0.8 * swing[t - 1] + 0.2 * rng.normal()
         if sales:
             sale[f"s{i}"] = rng.integers(0, 2, length).astype(float)
-            swing += sale[f"s{i}"]
+            swing += 2 * sale[f"s{i}"]
         made[f"s{i}"] = 1.0 + rng.poisson(size * week * np.exp(swing))
     made["s1"][50:60] = np.nan
     made["still"], sale["still"] = np.full(length, 7.0), np.zeros(length)
@@ -73,17 +73,19 @@ def made(train: Train, counts: Loaded) -> dict[str, FitResult]:
 
 @pytest.fixture(scope="module")
 def learnt(train: Train, sold: Loaded) -> dict[str, FitResult]:
-    return {name: train(sold, model=model, **LEARNING) for name, model in MODELS.items()}
+    longer = {"max_steps": 40, "learning_rate": 3e-2}
+    return {name: train(sold, model=model, **(LEARNING | longer)) for name, model in MODELS.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.trains
 def test_training_is_validated_as_it_forecasts_and_beats_the_closed_form(
     learnt: dict[str, FitResult], name: str
 ) -> None:
-    # The closed form sees no sales.
+    # The closed form sees no sales, which multiply what is sold by seven: half of its loss is left.
     summary = learnt[name].summary
     assert summary["best_step"] > 0
-    assert summary["val/loss"] < 0.95 * summary["val/loss_closed_form"]
+    assert summary["val/loss"] < 0.8 * summary["val/loss_closed_form"]
     if MODELS[name]["decoder"] == "autoregressive":
         # Pinball losses for any head, in units of scale.
         assert 0.2 < float(summary["val/loss_closed_form"]) < 2
@@ -123,6 +125,7 @@ def test_a_forecast_depends_on_no_other_window(made: dict[str, FitResult], count
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.trains
 def test_a_model_is_fine_tuned_and_backtested(learnt: dict[str, FitResult], sold: Loaded, name: str) -> None:
     artifact, panel = learnt[name].artifact, sold.panel
     settings = FinetuneSettings(min_gain=0.0, min_windows_better=0.0, origins=48, gate_windows=2, report_windows=1)
@@ -222,6 +225,7 @@ def test_paths_have_the_quantiles_and_the_mean_that_are_forecast(
     assert (found.filter(series_id="still")["value"] - 7).abs().max() < 1e-5
 
 
+@pytest.mark.trains
 def test_paths_of_amounts_have_their_zeros(train: Train, table: Table, loaded: Load) -> None:
     rng = np.random.default_rng(0)
     jumps = rng.poisson(0.9 + 0.6 * np.sin(2 * np.pi * np.arange(200) / 7), (5, 200))

@@ -47,6 +47,7 @@ def student(teacher: Artifact, weekly_loaded: Loaded) -> DistilResult:
     return distil(teacher, weekly_loaded.panel, DistilSettings(hidden_size=6, weight=0.9), QUICK)
 
 
+@pytest.mark.trains
 def test_a_student_is_smaller_and_both_are_judged_on_what_neither_has_seen(
     student: DistilResult, teacher: Artifact
 ) -> None:
@@ -114,6 +115,7 @@ def test_what_can_not_tell_windows_apart_learns_the_mixture_of_their_distributio
     np.testing.assert_allclose(levels + same.grad * len(levels) / 2, levels, atol=0.01)
 
 
+@pytest.mark.trains
 def test_a_student_that_only_learns_from_its_teacher_covers_as_much(
     train: Callable[..., FitResult], table: Callable[..., pl.DataFrame], loaded: Callable[..., Loaded]
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_student_that_only_learns_from_its_teacher_covers_as_much(
     assert abs(coverage(small) - coverage(large)) < 0.03
 
 
+@pytest.mark.trains
 def test_more_weight_brings_the_student_nearer_to_its_teacher(teacher: Artifact, weekly_loaded: Loaded) -> None:
     panel = weekly_loaded.panel
     windows = windows_at(panel, panel.last_index)

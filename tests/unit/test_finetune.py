@@ -52,6 +52,7 @@ def tuned(base: FitResult, panel: Loaded) -> FinetuneResult:
     return finetune(base.artifact, panel.panel, SETTINGS)
 
 
+@pytest.mark.trains
 def test_a_series_whose_residual_the_base_can_not_see_is_improved_on_unseen_steps(
     tuned: FinetuneResult, panel: Loaded
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_series_whose_residual_the_base_can_not_see_is_improved_on_unseen_step
     assert (report["report_tuned_loss"] < report["report_base_loss"]).all()
 
 
+@pytest.mark.trains
 def test_every_series_has_one_decision_with_its_reason(tuned: FinetuneResult, panel: Loaded) -> None:
     decisions = tuned.decisions
     assert decisions["series_id"].to_list() == panel.panel.series_id.tolist()

@@ -204,6 +204,7 @@ def test_without_steps_the_closed_form_is_kept(closed_form: FitResult) -> None:
 
 
 @pytest.mark.parametrize("learning_rate", [5e-3, 10.0])
+@pytest.mark.trains
 def test_a_trained_model_is_never_worse_than_the_closed_form(
     train: Train, plain: Loaded, closed_form: FitResult, learning_rate: float
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_trained_model_is_never_worse_than_the_closed_form(
         assert result.artifact.network.output.weight.any()
 
 
+@pytest.mark.trains
 def test_training_lowers_the_loss_where_there_is_something_to_learn(train: Train, table: Table, loaded: Load) -> None:
     # A known covariate moves the target: the linear skip can't see it, the network can.
     rng = np.random.default_rng(0)
@@ -243,7 +245,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("cell", "threads"), [("lstm", 1), ("lstm", 2), ("gru", 1), ("rnn", 1)], indirect=["threads"])
+@pytest.mark.trains
 def test_the_same_seed_gives_the_same_weights_bit_by_bit(train: Train, weekly_loaded: Loaded, cell: str) -> None:
+    """On one machine: another processor rounds otherwise, and gives other weights."""
     first, second = (
         train(weekly_loaded, max_steps=20, validation_every=10, model={"cell": cell, "dropout": 0.2}) for _ in range(2)
     )
@@ -346,6 +350,7 @@ def event_model(train: Train, events: Loaded) -> FitResult:
     return train(events, max_steps=150, batch_size=16, learning_rate=2e-2, validation_every=25, ema_decay=0.9)
 
 
+@pytest.mark.trains
 def test_a_known_category_that_moves_the_target_is_learnt(event_model: FitResult, events: Loaded) -> None:
     shape = event_model.artifact.network.shape
     assert (shape.past_categories, shape.known_categories, shape.category_sizes) == ((2, 0), (5,), ())
@@ -360,7 +365,7 @@ def test_a_known_category_that_moves_the_target_is_learnt(event_model: FitResult
         third = np.arange(known.shape[1]) % (140 + 7) == 133
         panel = dataclasses.replace(events.panel, known=np.where(third, np.float32(code), known))
         made.append(predict(event_model.artifact, panel, windows).base[:, 2, 4].mean())
-    np.testing.assert_allclose(made, 20 + EFFECTS, atol=2.0)
+    np.testing.assert_allclose(made, 20 + EFFECTS, atol=2.8)
 
 
 @pytest.mark.parametrize("code", [0.0, np.nan])
@@ -683,6 +688,7 @@ def on_one_and_two(train: Train, numeric: Loaded) -> tuple[FitResult, FitResult]
     return train(numeric, **known, batch_size=8), train(numeric, **known, batch_size=4, devices=2)
 
 
+@pytest.mark.trains
 def test_two_processes_train_as_one_with_batches_of_twice_the_size(on_one_and_two: tuple[FitResult, FitResult]) -> None:
     # That the weights of both processes stayed equal is asserted in the training itself.
     one, two = on_one_and_two
@@ -696,6 +702,7 @@ def test_two_processes_train_as_one_with_batches_of_twice_the_size(on_one_and_tw
         assert two.summary[name] == pytest.approx(one.summary[name], rel=1e-3)
 
 
+@pytest.mark.trains
 def test_two_processes_forecast_what_one_does(on_one_and_two: tuple[FitResult, FitResult], numeric: Loaded) -> None:
     windows = WindowIndex(np.arange(8), numeric.panel.lengths - 1)
     one, two = (predict(result.artifact, numeric.panel, windows).base for result in on_one_and_two)

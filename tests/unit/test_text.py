@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 
 import forecast as fc
@@ -31,6 +32,7 @@ def share_of_language(samples: list[str]) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.trains
 def test_paths_of_characters_are_words_and_their_marginals_beat_counting() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
