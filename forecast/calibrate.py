@@ -74,8 +74,8 @@ def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> 
     in units of the width of the forecast's outermost interval. `adaptive`: from there, the shift s of each series
     follows its own misses from cutoff to cutoff, s += rate (level - share of targets below), as soon as all the
     targets of a cutoff are there (Gibbs & Candes 2021, NeurIPS; the quantile tracker of Angelopoulos, Candes &
-    Tibshirani 2023, NeurIPS). The rate is the one whose shifts had the least pinball loss, in widths, on the cutoffs
-    ahead of them; none may be best.
+    Tibshirani 2023, NeurIPS). The rate is the one whose shifts had the least pinball loss, in widths, on later cutoffs
+    that share no target with those that the shifts begin from; none, unless it is better by a standard error.
 
     The last `check_windows` cutoffs tell what is won; the calibration that is returned is made from all of them.
 
@@ -208,17 +208,37 @@ class _Work:
         return shift
 
     def best_rate(self, windows: Sequence[_Window]) -> float:
-        """Return the rate that would have done best from cutoff to cutoff; 0 if none beats the shared shifts."""
-        half = len(windows) // 2
-        losses = dict.fromkeys((0.0, *RATES), 0.0)
-        for rate in losses:
-            for window, shifted in self.followed(windows[:half], windows[half:], rate):
-                width = window.stated[..., -1:] - window.stated[..., :1]
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    losses[rate] += float(
-                        np.nansum(_pinball(window.actual / width[..., 0], shifted / width, self._level))
-                    )
-        return min(losses, key=lambda rate: losses[rate])
+        """Return the rate that would have done best from cutoff to cutoff; 0 if none clearly beats the shared shifts.
+
+        The shared shifts are of the first half. Judged are the windows that begin when all targets of that half are
+        there: what the shifts have seen is no part of them. A rate must save more than a standard error, which allows
+        for the targets that these windows share among each other.
+        """
+        half, horizon = len(windows) // 2, windows[0].actual.shape[1]
+        begin = windows[half - 1].cutoff + horizon if half else 0
+        rates = (0.0, *RATES)
+        losses = np.array([self._losses(windows[:half], windows[half:], rate, begin) for rate in rates])
+        gains = losses[0] - losses
+        count = gains.shape[1]
+        if count < 2:
+            return 0.0
+        mean = gains.mean(1)
+        error = gains.std(1, ddof=1) * _error_factor([window.cutoff for window in windows[-count:]], horizon)
+        best = int(mean.argmax())
+        return rates[best] if mean[best] > error[best] else 0.0
+
+    def _losses(
+        self, first: Sequence[_Window], rest: Sequence[_Window], rate: float, begin: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the pinball loss, in widths, of the windows of `rest` from grid index `begin` on, [window]."""
+        found = []
+        for window, shifted in self.followed(first, rest, rate):
+            if window.cutoff < begin:
+                continue
+            width = window.stated[..., -1:] - window.stated[..., :1]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(np.nansum(_pinball(window.actual / width[..., 0], shifted / width, self._level)))
+        return np.array(found, dtype=np.float64)
 
     def begun(self, windows: Sequence[_Window], rate: float) -> tuple[Sequence[_Window], Sequence[_Window]]:
         """Return the windows that the shared shifts come from, and those that shifts of a series follow from there."""
@@ -265,6 +285,18 @@ class _Work:
         rows = torch.from_numpy(window.series if rate else np.zeros_like(window.series))
         calibration = Calibration(self._levels, self.bucket, torch.from_numpy(shift.astype(np.float32)))
         return calibration.applied(torch.from_numpy(window.stated), rows).numpy()
+
+
+def _error_factor(cutoffs: Sequence[int], horizon: int) -> float:
+    """Return the standard error of a mean over windows by their standard deviation, if steps have effects of their own.
+
+    >>> round(_error_factor([0, 8, 16, 24], 8), 6), round(_error_factor([0, 4], 8), 6)
+    (0.5, 1.224745)
+    """
+    n = len(cutoffs)
+    shared = np.clip(1 - np.abs(np.subtract.outer(cutoffs, cutoffs)) / horizon, 0, None)
+    alike = (shared.sum() - n) / (n * (n - 1))
+    return float(np.sqrt((1 + (n - 1) * alike) / (n * (1 - alike))))
 
 
 def _pinball(actual: Array, stated: Array, levels: Array) -> Array:

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from scipy import stats
 
 from forecast.artifact import Artifact, load
 from forecast.backtest import Contender, backtest
-from forecast.calibrate import CalibrationResult, calibrate
+from forecast.calibrate import CalibrationResult, _Window, _Work, calibrate
 from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSettings
 from forecast.data.load import Loaded
 from forecast.data.windows import windows_at
@@ -267,3 +268,41 @@ def test_too_few_cutoffs_are_told(model: Artifact, split: CalibrationResult, res
     one = restless.panel.rows(0, 1)
     with pytest.raises(DataError, match=r"6 errors of past forecasts are too few to calibrate the level 0.1"):
         calibrate(model, one, CalibrateSettings(n_windows=1, check_windows=0))
+
+
+def windows_of(rng: np.random.Generator, spread: np.ndarray, step: int) -> list[_Window]:
+    """What is stated of noise around 0 from cutoffs `step` apart; a fifth of its variance is shared by all series.
+
+    `spread` [series, time] is its standard deviation; the quantiles are those of 1.
+    """
+    n, steps = spread.shape
+    values = spread * (0.8**0.5 * rng.normal(size=(n, steps)) + 0.2**0.5 * rng.normal(size=steps))
+    stated = np.tile(stats.norm.ppf(WORK_LEVELS), (n, HORIZON, 1))
+    return [
+        _Window(cutoff, np.arange(n), stated, values[:, cutoff + 1 : cutoff + 1 + HORIZON])
+        for cutoff in range(0, steps - HORIZON, step)
+    ]
+
+
+WORK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def rates(spread: np.ndarray, step: int, runs: int = 40) -> int:
+    """Return how many of some panels get a rate."""
+    rng = np.random.default_rng(3)
+    work = _Work(WORK_LEVELS, np.zeros(1, dtype=np.int64), HORIZON, len(spread), shrink=False)
+    return sum(work.best_rate(windows_of(rng, spread, step)) > 0 for _ in range(runs))
+
+
+@pytest.mark.parametrize(("step", "count"), [(1, 24), (2, 30), (6, 16)])
+def test_a_rate_is_chosen_where_series_differ_and_not_by_chance(step: int, count: int) -> None:
+    steps = step * (count - 1) + HORIZON + 1
+    alike = np.ones((20, steps))
+    assert rates(alike, step) <= 0.25 * 40
+    apart = alike * np.where(np.arange(20) < 10, 0.3, 3.0)[:, None]
+    assert rates(apart, step) >= 0.8 * 40
+
+
+def test_windows_that_share_targets_with_those_the_shifts_come_from_choose_no_rate() -> None:
+    spread = np.where(np.arange(20) < 10, 0.3, 3.0)[:, None] * np.ones((20, HORIZON + 8))
+    assert rates(spread, 1) == 0
