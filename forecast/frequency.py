@@ -132,7 +132,7 @@ def business_days(weekmask: str) -> tuple[int, ...]:
     ((0, 1, 2, 3, 6), (0, 2, 4))
     """
     days: set[int] = set()
-    for part in re.split(r"[,\s]+", weekmask.strip().lower()):
+    for part in re.split(r"[,\s]+", weekmask.strip("[] ").lower()):
         ends = [DAYS_OF_WEEK.index(name[:3]) for name in part.split("-") if name[:3] in DAYS_OF_WEEK]
         if len(ends) != part.count("-") + 1 or len(ends) > 2:
             raise ConfigError(

@@ -40,37 +40,63 @@ _FAR: Final = 1000
 def common_end(first: IntArray, last: IntArray, observed: Observed, share: float) -> int:
     """Return the grid index at which a panel ends; `first` and `last` [S] are the observed ends of its series.
 
-    This is the latest step of any series, unless the steps beyond an earlier one are doubtful in one of two ways:
+    This is the latest step of any series, unless the steps beyond an earlier one are doubtful in one of these ways:
 
     - Of the series that end there (or up to 6 steps before, but no further than the jump to the next end) and the later
       ones, no more than `share` are later, and by no more steps than the median of the others has.
+    - Of those that end as far before as the jump goes on, no more than `share` are later, and each of these has fewer
+      rows than a quarter of the steps of the jump.
     - All later steps are detached from their own series: the jump to them is at least 4 steps for each of them, and
       twice as long as any before it, they are a quarter of the earlier ones at most, and at most a fifth of the series
       around that end (one, where these are few) have such steps.
 
     So series that ended early, at any time and however many, do not matter, nor does it where a fair share of the
-    series has newer rows than the others. Of the latest series only, the steps are read. 0 as `share` turns both rules
+    series has newer rows than the others. Of the latest series only, the steps are read. 0 as `share` turns the rules
     off.
     """
     if not share or len(last) < 2:
         return int(last.max())
-    return _agreed(first, _attached(first, last, observed, share), share)
+    last = _attached(first, last, observed, share)
+    return _agreed(first, last, share, _lone(last, observed, share))
 
 
-def _agreed(first: IntArray, last: IntArray, share: float) -> int:
-    """Return the earliest end that all but a `share` of the series around it and behind it do not exceed."""
-    ends, count = np.unique(last, return_counts=True)
-    up_to = np.cumsum(count)
-    since = ends[:-1] - np.minimum(np.diff(ends), _NEAR)
-    before = np.append(0, up_to)[np.searchsorted(ends, since, side="right")]
-    agreed, beyond = up_to[:-1] - before, len(last) - up_to[:-1]
-    for number in np.flatnonzero(beyond <= share * (agreed + beyond)).tolist():
+def _agreed(first: IntArray, last: IntArray, share: float, end: int) -> int:
+    """Return the earliest step up to `end` that all but a `share` of the series around it and behind it end at."""
+    last = np.minimum(last, end)
+    ends, since, doubtful = _doubtful(last, _NEAR, share)
+    for number in doubtful:
         around = (last > since[number]) & (last <= ends[number])
         later = last > ends[number]
         steps = (last - np.maximum(first - 1, ends[number]))[later].max()
         if steps <= np.median(last[around] - first[around] + 1):
             return int(ends[number])
     return int(ends[-1])
+
+
+def _lone(last: IntArray, observed: Observed, share: float) -> int:
+    """Return the step beyond which few series have a few rows each, after a jump within which the others all end."""
+    ends, _, doubtful = _doubtful(last, np.iinfo(np.int64).max, share)
+    end = int(ends[-1])
+    for number in reversed(doubtful):
+        later = np.flatnonzero(last > ends[number])
+        most = (ends[number + 1] - ends[number]) // _HOLE
+        if len(later) > _FEW or any(np.count_nonzero(observed(one) > ends[number]) > most for one in later.tolist()):
+            break
+        end = int(ends[number])
+    return end
+
+
+def _doubtful(last: IntArray, furthest: int, share: float) -> tuple[IntArray, IntArray, list[int]]:
+    """Return the different ends, from when on others count as the same, and which no more than a `share` exceed.
+
+    Those that lie within the jump to the next end, but no more than `furthest` steps, count as the same.
+    """
+    ends, count = np.unique(last, return_counts=True)
+    since = ends[:-1] - np.minimum(np.diff(ends), furthest)
+    up_to = np.cumsum(count)
+    agreed = up_to[:-1] - np.append(0, up_to)[np.searchsorted(ends, since, side="right")]
+    beyond = len(last) - up_to[:-1]
+    return ends, since, np.flatnonzero(beyond <= share * (agreed + beyond)).tolist()
 
 
 def _attached(first: IntArray, last: IntArray, observed: Observed, share: float) -> IntArray:
@@ -92,7 +118,8 @@ def _attached(first: IntArray, last: IntArray, observed: Observed, share: float)
         attached[list(edges)] = [before for before, _, _ in edges.values()]
         return attached
 
-    end = _agreed(first, without(edges), share)
+    trimmed = without(edges)
+    end = _agreed(first, trimmed, share, int(trimmed.max()))
     late = {series: edge for series, edge in edges.items() if edge[1] - end >= _HOLE * edge[2]}
     if not late:
         return last

@@ -217,7 +217,7 @@ def test_the_week_is_part_of_a_grid_and_the_usual_one_leaves_no_trace() -> None:
     ("week", "days"),
     [
         ("Mon-Fri", (0, 1, 2, 3, 4)), ("sunday-thursday", (0, 1, 2, 3, 6)), ("fri-mon", (0, 4, 5, 6)),
-        ("mon, wed,FRI", (0, 2, 4)), ("sat sun", (5, 6)), ("tue", (1,)),
+        ("mon, wed,FRI", (0, 2, 4)), ("sat sun", (5, 6)), ("tue", (1,)), ("[mon,wed]", (0, 2)),
     ],
 )  # fmt: skip
 def test_a_week_is_named_by_its_days(week: str, days: tuple[int, ...]) -> None:

@@ -130,6 +130,26 @@ def test_one_more_row_far_ahead_moves_no_end_by_more_than_the_series_differ(
     assert end_of(series | {name: [*series[name], 100 + ahead]}) == before
 
 
+def sparse(seed: int, count: int) -> dict[str, list[int]]:
+    rng = np.random.default_rng(seed)
+    return {f"s{number:02d}": sorted({0, *rng.integers(0, 101, 12).tolist()}) for number in range(count)}
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 60))
+@settings(deadline=None, max_examples=60)
+def test_sparse_rows_are_all_kept(seed: int, count: int) -> None:
+    series = sparse(seed, count)
+    assert end_of(series) == max(steps[-1] for steps in series.values())
+
+
+@given(seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=30)
+def test_a_row_far_ahead_of_sparse_ones_is_late(seed: int) -> None:
+    series = sparse(seed, 40)
+    right = max(steps[-1] for name, steps in series.items() if name != "s00")
+    assert end_of(series | {"s00": [*series["s00"], 190]}) in (right, max(right, series["s00"][-1]))
+
+
 def test_the_order_of_rows_and_series_does_not_matter() -> None:
     rows = table(AGREED["two rows of two series, at two times"])
     loaded = [
