@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from forecast.artifact import Artifact
 from forecast.data.io import write_bytes_atomic, write_text_atomic
-from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.panel import FloatArray, IntArray, Names, Panel, as_names
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
 from forecast.models.bank import HEAD
@@ -48,7 +48,7 @@ Digests = npt.NDArray[np.uint8]
 class Rows:
     """The state of some series, sorted."""
 
-    series_id: npt.NDArray[np.str_]
+    series_id: Names
     carried: Carried
     digests: Digests
     """[S, 16], of what went in."""
@@ -69,7 +69,7 @@ class Rows:
         tensors = safetensors.torch.load(content)
         names = json.loads(tensors.pop("series_id").numpy().tobytes())
         digests = tensors.pop("digests").numpy()
-        return cls(np.array(names, dtype=np.str_), Carried(**tensors), digests)
+        return cls(as_names(names), Carried(**tensors), digests)
 
 
 def check_model(artifact: Artifact, key: str = "score.state") -> None:
@@ -207,7 +207,7 @@ class Update:
         )
 
     def _none(self) -> Rows:
-        return Rows(np.zeros(0, np.str_), Carried.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
+        return Rows(as_names([]), Carried.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
 
     def _load(self, name: str) -> Rows:
         try:

@@ -24,7 +24,7 @@ from forecast.data.extent import (
     warn_late,
 )
 from forecast.data.features import past_features
-from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.panel import FloatArray, IntArray, Panel, as_names
 from forecast.data.regularise import (
     BoolArray,
     Rows,
@@ -242,7 +242,7 @@ def load_part(
     codes, numbers = _static(static[steps.series], data, categories)
     panel = Panel(
         grid=grid,
-        series_id=names.gather(steps.series).to_numpy().astype(np.str_),
+        series_id=as_names(names.gather(steps.series)),
         offsets=steps.offsets,
         start=steps.start,
         target=steps.target,

@@ -2,7 +2,7 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from forecast.frequency import Grid
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
 FloatArray = npt.NDArray[np.float32]
+Names = npt.NDArray[np.object_]
+"""Text as Python has it. Arrays of np.str_ give every entry the room of the longest, and lose a NUL at the end; those of
+StringDType do not order text with a NUL inside."""
 IntArray = npt.NDArray[np.int64]
 
 
@@ -26,7 +29,7 @@ class Panel:
     """
 
     grid: Grid
-    series_id: npt.NDArray[np.str_]
+    series_id: Names
     """[S], sorted."""
     offsets: IntArray
     """[S + 1]; series `s` is `offsets[s]:offsets[s + 1]`."""
@@ -134,7 +137,8 @@ class Panel:
         held = self.lengths + self.horizon
         ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
         seen, near = index <= cutoff, ahead <= cutoff + horizon
-        hasher = hashlib.sha256("\0".join(self.series_id.tolist()).encode())
+        # A NUL ends a name; one within a name is a byte that UTF-8 does not have.
+        hasher = hashlib.sha256(b"\0".join(name.encode().replace(b"\0", b"\xff") for name in self.series_id.tolist()))
         for values in (
             np.minimum(self.start, cutoff + 1),
             np.clip(cutoff + 1 - self.start, 0, self.lengths),
@@ -214,7 +218,7 @@ class Panel:
         ends = self.offsets + np.arange(self.n_series + 1) * self.horizon
         for number, series_id in enumerate(self.series_id.tolist()):
             steps = slice(self.offsets[number], self.offsets[number + 1])
-            hasher = hashlib.blake2b(series_id.encode(), digest_size=16)
+            hasher = _name_hasher(series_id)
             hasher.update(self.start[number : number + 1].tobytes())
             hasher.update(self.target[steps].tobytes())
             for values in (self.past[:, steps], self.known[:, ends[number] : ends[number + 1]]):
@@ -223,6 +227,22 @@ class Panel:
             hasher.update(self.static_numbers[number].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
+
+
+def as_names(values: Iterable[str]) -> Names:
+    """Return text as `Panel.series_id` holds it."""
+    return np.array(list(values), dtype=np.object_)
+
+
+def _name_hasher(name: str) -> "hashlib.blake2b":
+    """Return a hash that has begun with the name of a series.
+
+    A NUL looks like the number that follows: with one, the name is told apart by its length.
+    """
+    content = name.encode()
+    if b"\0" not in content:
+        return hashlib.blake2b(content, digest_size=16)
+    return hashlib.blake2b(len(content).to_bytes(8, "little") + content, digest_size=16, person=b"NUL")
 
 
 def _entries(begin: IntArray, lengths: IntArray) -> IntArray:

@@ -38,7 +38,7 @@ from forecast.data.load import (
     with_features,
     with_unread,
 )
-from forecast.data.panel import FloatArray, IntArray, Panel, concatenated, digest_of
+from forecast.data.panel import FloatArray, IntArray, Names, Panel, as_names, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
 from forecast.data.rejects import LATE, NO_TARGET, Counts, check_rejects
 from forecast.data.source import PREPARED, Tables, is_prepared
@@ -47,7 +47,11 @@ from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.frequency import Grid
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+_READABLE: Final = (1, SCHEMA_VERSION)
+"""Schema versions that can be read. In 1 the names of series are an array of np.str_, each as long as the longest."""
+_NAME_ENDS: Final = "series_id_ends"
+_NAMES_BLOCK: Final = 1 << 16
 _REJECTS: Final = "rejects.parquet"
 _PARTS: Final = ".parts"
 
@@ -262,14 +266,8 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:
     """Return the counts of two tables that make one panel."""
     kept = np.union1d(old.panel.series_id, new.panel.series_id)
-    known = np.union1d(
-        kept,
-        [
-            name
-            for found in (old, new)
-            for name in found.rejects.filter(pl.col(REASON) == NO_TARGET)[SERIES_ID].drop_nulls()
-        ],
-    )
+    rejects = (found.rejects.filter(pl.col(REASON) == NO_TARGET)[SERIES_ID].drop_nulls() for found in (old, new))
+    known = np.union1d(kept, as_names(name for names in rejects for name in names))
     series = {"series_in": len(known), "series_kept": len(kept), "series_rejected": len(known) - len(kept)}
     return replace(old.counts + new.counts, **series)
 
@@ -331,7 +329,7 @@ def _merged(old: Panel, new: Panel, *, keep: bool) -> Iterator[Panel]:
         first = last
 
 
-def _found(panel: Panel, names: npt.NDArray[np.str_]) -> tuple[IntArray, BoolArray]:
+def _found(panel: Panel, names: Names) -> tuple[IntArray, BoolArray]:
     """Return the number of each named series in the panel (0 where it is not there), and whether it is."""
     at = np.minimum(np.searchsorted(panel.series_id, names), panel.n_series - 1)
     there = panel.series_id[at] == names
@@ -340,7 +338,7 @@ def _found(panel: Panel, names: npt.NDArray[np.str_]) -> tuple[IntArray, BoolArr
 
 def _merge_block(
     sources: Sequence[tuple[Panel, IntArray, BoolArray]],
-    names: npt.NDArray[np.str_],
+    names: Names,
     block: slice,
     start: IntArray,
     lengths: IntArray,
@@ -591,8 +589,11 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
     digests = [panel.series_digests() for panel in panels]
     digest = digest_of(first.panel.grid, np.concatenate(digests))
     lengths = np.concatenate([panel.lengths for panel in panels])
+    names = [[name.encode() for name in panel.series_id.tolist()] for panel in panels]
+    name_sizes = np.fromiter((len(name) for part in names for name in part), dtype=np.int64)
     buffers: dict[str, Sequence[npt.NDArray[Any]]] = {
-        "series_id": [panel.series_id for panel in panels],
+        "series_id": [np.frombuffer(b"".join(part), dtype=np.uint8) for part in names],
+        _NAME_ENDS: [np.cumsum(name_sizes)],
         "offsets": [np.append(0, np.cumsum(lengths))],
         "digests": digests,
         **{
@@ -658,7 +659,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: no prepared panel; `forecast data prepare` writes one") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: {PREPARED} can't be read ({error}); prepare the panel again") from error
-    if index.get("schema_version") != SCHEMA_VERSION:
+    if index.get("schema_version") not in _READABLE:
         raise DataError(
             f"{folder}: a panel of schema version {index.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
             "prepare it again"
@@ -686,10 +687,10 @@ def _open(folder: Path) -> Loaded:
 
     panel = Panel(
         grid=Grid.from_json(index["grid"]),
+        series_id=_read_names(buffer),
         **{
             name: buffer(name)
             for name in (
-                "series_id",
                 "offsets",
                 "start",
                 "target",
@@ -712,3 +713,21 @@ def _open(folder: Path) -> Loaded:
         counts=Counts(**index["counts"]),
         stored_digest=index["digest"],
     )
+
+
+def _read_names(buffer: Callable[[str], npt.NDArray[Any]]) -> Names:
+    """Return the names of the series, from their text end to end, in UTF-8, and the byte where each one ends."""
+    text = buffer("series_id")
+    if text.dtype != np.uint8:  # Schema version 1
+        return as_names(text.tolist())
+    ends = buffer(_NAME_ENDS)
+    names = np.empty(len(ends), dtype=np.object_)
+    begin = 0
+    for first in range(0, len(ends), _NAMES_BLOCK):
+        last = min(first + _NAMES_BLOCK, len(ends))
+        sizes = np.diff(ends[first:last], prepend=begin)
+        content = text[begin : ends[last - 1]].tobytes()
+        stops = np.cumsum(sizes).tolist()
+        names[first:last] = [content[start:stop].decode() for start, stop in zip([0, *stops], stops, strict=False)]
+        begin += len(content)
+    return names

@@ -258,7 +258,7 @@ def _remove(folder: Path) -> str:
 def _other_version(folder: Path) -> str:
     index = json.loads((folder / "panel.json").read_text())
     (folder / "panel.json").write_text(json.dumps(index | {"schema_version": 99}))
-    return "schema version 99, this program reads 1"
+    return "schema version 99, this program reads 2"
 
 
 def _no_json(folder: Path) -> str:
