@@ -28,11 +28,12 @@ from forecast.config import (
 )
 from forecast.config import load as validated
 from forecast.data.folders import locked
-from forecast.data.io import collect, to_lazy
+from forecast.data.frames import to_lazy
+from forecast.data.io import collect
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
-from forecast.data.source import Tables, fingerprint, open_tables
+from forecast.data.source import Tables, fingerprint, open_tables, used_columns
 from forecast.distil import DistilResult
 from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, listing
@@ -123,7 +124,7 @@ def read(
     """
     if isinstance(table, str | Path):
         return artifact.open(_at(SourceConfig(), table, known, static), [cutoff])
-    return artifact.read(_tables(table, known, static), [cutoff])
+    return artifact.read(_tables(table, known, static, artifact.data), [cutoff])
 
 
 def prepare(
@@ -143,7 +144,7 @@ def prepare(
     if isinstance(table, str | Path):
         config = _at(config, table, known, static)
         return prepare_panel(open_tables(config), config, horizon, Path(folder), fingerprint=fingerprint(config)).loaded
-    return prepare_panel(_tables(table, known, static), config, horizon, Path(folder)).loaded
+    return prepare_panel(_tables(table, known, static, config), config, horizon, Path(folder)).loaded
 
 
 def finetune(
@@ -286,7 +287,7 @@ def _training(
     if isinstance(table, str | Path):
         loaded = read_panel(_at(config.data, table, known, static), horizon)
     else:
-        loaded = load_panel(_tables(table, known, static), config.data, horizon)
+        loaded = load_panel(_tables(table, known, static, config.data), config.data, horizon)
     return loaded, config
 
 
@@ -302,6 +303,11 @@ def _at(source: Source, path: object, known: object, static: object) -> Source:
     return source.model_copy(update={name: str(given) for name, given in paths.items() if given is not None})
 
 
-def _tables(rows: object, known: object, static: object) -> Tables:
-    known, static = (None if table is None else to_lazy(table) for table in (known, static))
-    return Tables(to_lazy(rows), known, static)
+def _tables(rows: object, known: object, static: object, data: DataConfig) -> Tables:
+    """Return the tables that are given as frames. Columns that no setting names need not be readable."""
+    used = used_columns(data, known=known is not None, static=static is not None)
+    return Tables(
+        to_lazy(rows, used.rows),
+        None if known is None else to_lazy(known, used.known),
+        None if static is None else to_lazy(static, used.static),
+    )

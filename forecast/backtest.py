@@ -15,7 +15,7 @@ from forecast.artifact import Artifact
 from forecast.baselines import check, fitted_forecasts, processes
 from forecast.config import BacktestSettings, FinetuneSettings
 from forecast.data.categories import with_codes
-from forecast.data.io import parquet_blocks
+from forecast.data.io import column, parquet_blocks
 from forecast.data.panel import Panel
 from forecast.data.profile import profile
 from forecast.data.windows import WindowIndex, windows_at
@@ -278,7 +278,7 @@ def _result(
         first_columns = [MODEL, LOG_LOSS, "brier", "accuracy", "macro_f1"]
         summary = summary.select(*first_columns, pl.exclude(first_columns))
     parts = [
-        summarise(scores.join(groups.lazy().select(SERIES_ID, value=name), on=SERIES_ID), by=["value"]).select(
+        summarise(scores.join(groups.lazy().select(SERIES_ID, value=column(name)), on=SERIES_ID), by=["value"]).select(
             pl.lit(name).alias("segment"), pl.all()
         )
         for name in groups.columns[1:]

@@ -20,6 +20,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import AlarmSettings, MonitorSettings, SinkConfig
+from forecast.data.io import column
 from forecast.data.load import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.profile import profile
@@ -649,7 +650,7 @@ def _metrics(scores: pl.DataFrame, time: pl.DataFrame, segments: pl.DataFrame, a
     ]
     joined = scores.join(segments, on=SERIES_ID, maintain_order="left")
     parts += [
-        joined.sort(name, maintain_order=True).with_columns(group=pl.lit(name), value=pl.col(name))
+        joined.sort(column(name), maintain_order=True).with_columns(group=pl.lit(name), value=column(name))
         for name in segments.columns
         if name != SERIES_ID
     ]

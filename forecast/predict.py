@@ -13,9 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.data.io import to_lazy
+from forecast.data.frames import to_lazy
 from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.source import used_columns
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
@@ -693,9 +694,8 @@ def forecast_frame(
 
     Raises DataError as `Artifact.read`.
     """
-    return forecast_loaded(
-        artifact, artifact.read(to_lazy(frame), [cutoff]), cutoff=cutoff, model_version=model_version
-    )
+    rows = to_lazy(frame, used_columns(artifact.data).rows)
+    return forecast_loaded(artifact, artifact.read(rows, [cutoff]), cutoff=cutoff, model_version=model_version)
 
 
 def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:

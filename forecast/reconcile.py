@@ -8,10 +8,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import polars.selectors as cs
 from scipy import sparse
 from scipy.special import ndtri
 
 from forecast.config import ReconcileSettings
+from forecast.data.io import column as literal
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.names import CUTOFF, MEAN, SERIES_ID, SOURCE, STEP, TARGET, TIMESTAMP, quantile_column
 
@@ -75,8 +77,10 @@ def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], colum
     missing = [name for name in (column, *columns) if name not in table.columns]
     if missing:
         raise ConfigError(f"reconcile.by: {listing(missing)}: no such column in the table of the hierarchy")
-    rows = table.select(pl.col(column).cast(pl.String).alias(SERIES_ID), pl.col(columns).cast(pl.String))
-    rows = rows.unique().sort(SERIES_ID, *columns)
+    rows = table.select(
+        literal(column).cast(pl.String).alias(SERIES_ID), *(literal(name).cast(pl.String) for name in columns)
+    )
+    rows = rows.unique().sort(SERIES_ID, *map(literal, columns))
     empty = rows.filter(pl.any_horizontal(pl.all().is_null()))[SERIES_ID].unique().sort()
     if len(empty):
         raise DataError(f"{len(empty):,} series have no value of {listing(columns)}: {listing(empty)}")
@@ -86,7 +90,7 @@ def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], colum
     nodes, named, parts = [TOTAL], [TOTAL], [np.ones((1, rows.height))]
     matrices = [sparse.csr_array(parts[0])]
     for names in levels:
-        label = pl.concat_str([pl.lit(f"{name}=") + pl.col(name) for name in names], separator="/")
+        label = pl.concat_str([pl.lit(f"{name}=") + literal(name) for name in names], separator="/")
         keys = rows.select(label).to_series()
         found = keys.unique().sort()
         index = keys.replace_strict(found, pl.int_range(len(found), eager=True), return_dtype=pl.Int64).to_numpy()
@@ -110,14 +114,18 @@ def aggregated(
 ) -> pl.DataFrame:
     """Return series_id, timestamp and target of all nodes: null where one of the series of a sum has no value."""
     wide = (
-        table.select(pl.col(column).cast(pl.String).alias(SERIES_ID), pl.col(time).alias(TIMESTAMP), pl.col(target))
+        table.select(
+            literal(column).cast(pl.String).alias(SERIES_ID),
+            literal(time).alias(TIMESTAMP),
+            literal(target).alias(TARGET),
+        )
         .filter(pl.col(SERIES_ID).is_in(hierarchy.series))
-        .pivot(on=SERIES_ID, index=TIMESTAMP, values=target, sort_columns=True)
+        .pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True)
         .sort(TIMESTAMP)
     )
     if lacking := sorted(set(hierarchy.series) - set(wide.columns)):
         raise DataError(f"{len(lacking):,} series of the hierarchy are not in the table: {listing(lacking)}")
-    values = wide.select(pl.col(hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy()
+    values = wide.select(cs.by_name(*hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy()
     # NaN spreads to the sums that it is in, and to no other.
     gaps = hierarchy.sums(np.isnan(values).T.astype(float)) > 0
     sums = np.where(gaps, np.nan, hierarchy.sums(np.nan_to_num(values).T))
@@ -224,7 +232,8 @@ def _complete(forecasts: pl.DataFrame, hierarchy: Hierarchy, settings: Reconcile
                 f"reconcile.missing=drop is for bottom_up: the forecasts of sums have the {len(lacking):,} series in "
                 f"them that are missing: {listing(lacking)}"
             )
-        kept = np.isin(hierarchy.series, lacking, invert=True)
+        absent = set(lacking)
+        kept = np.array([name not in absent for name in hierarchy.series])
         summing = hierarchy.summing[:, kept]
         filled = np.flatnonzero(summing.sum(1) > 0)
         names, level = ([values[k] for k in filled] for values in (hierarchy.nodes, hierarchy.level))

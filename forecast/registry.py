@@ -42,6 +42,7 @@ from forecast.config import Config, RegistryConfig, without_password
 from forecast.errors import RegistryError, listing
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 DEFAULT_URI: Final = "sqlite:///mlflow.db"
@@ -317,7 +318,7 @@ class Registry:
                 python_model=str(Path(__file__).with_name("serving.py")),
                 artifacts={_ARTIFACT: str(_renamed(folder, Path(temporary)))},
                 signature=_signature(*example) if example else None,
-                input_example=example[0].to_pandas() if example else None,
+                input_example=_to_pandas(example[0]) if example else None,
                 # Given, because inferring them means loading the model in another process.
                 pip_requirements=_requirements(),
             )
@@ -621,7 +622,13 @@ def _artifact_root(uri: str, name: str) -> str | None:
 def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
     """Return the columns in and out. We check input types ourselves: MLflow refuses time zones and integers."""
     columns = Schema([ColSpec(AnyType(), name) for name in inputs.columns])
-    return ModelSignature(columns, infer_signature(outputs.to_pandas()).inputs)
+    return ModelSignature(columns, infer_signature(_to_pandas(outputs)).inputs)
+
+
+def _to_pandas(frame: pl.DataFrame) -> "pd.DataFrame":
+    """Return a frame as pandas, whatever its columns are called: Arrow's C interface has no name with a NUL."""
+    numbered = frame.rename({name: str(number) for number, name in enumerate(frame.columns)})
+    return numbered.to_pandas().set_axis(frame.columns, axis=1)
 
 
 def _renamed(folder: Path, temporary: Path) -> Path:
@@ -653,7 +660,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield prefix + name, text.replace("\0", "\\u0000")  # PostgreSQL keeps no NUL.
 
 
 def _json(value: object) -> str:

@@ -6,7 +6,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.panel import Panel
+from forecast.data.panel import Panel, as_names
 from forecast.errors import ConfigError, listing
 from forecast.names import SERIES_ID
 
@@ -24,7 +24,7 @@ def selected(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> np
                 f"finetune.series: {len(unknown):,} of {len(set(settings.series)):,} are not in the table: "
                 f"{listing(unknown)}; its {panel.n_series:,} series are {listing(ids)}"
             )
-        found &= np.isin(ids, settings.series)
+        found &= np.isin(panel.series_id, as_names(settings.series))
     if settings.where is not None:
         found &= _where(static_frame(artifact, panel), settings.where)
     if not found.any():

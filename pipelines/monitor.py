@@ -272,10 +272,11 @@ def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":
     import numpy as np
     import polars as pl
 
+    from forecast.data.panel import as_names
     from forecast.names import SERIES_ID, TIMESTAMP
 
     panel = loaded.panel
-    rows = np.flatnonzero(np.isin(panel.series_id, found.shown[SERIES_ID].unique().to_list()))
+    rows = np.flatnonzero(np.isin(panel.series_id, as_names(found.shown[SERIES_ID].unique())))
     first = panel.grid.timestamps(np.array([found.span.first]))[0]
     return panel.frame(rows).filter(pl.col(TIMESTAMP) >= first)
 

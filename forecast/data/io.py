@@ -9,18 +9,19 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import unquote
 
 import polars as pl
+import polars.selectors as cs
 
 from forecast.data.folders import check_writable
+from forecast.data.frames import check_odd, odd_columns
 from forecast.data.storage import S3, File, Place
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.names import TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,9 @@ _REQUESTS: Final = 16
 
 # Rows that are written and read together: readers hold several of these groups at a time.
 _GROUP_ROWS: Final = 1 << 16
+
+# The name of a folder for rows without a value.
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What Polars raises for a table that it can't read."""
@@ -71,13 +75,15 @@ def scan(
         raise DataError(
             f"{what}: {_of(empty, files)} empty (0 bytes): {listing(empty)}; remove what is empty or write it again"
         )
-    schemas = _schemas(place, kind, files, text)
+    copies: _Copies = {}
+    schemas = _schemas(place, kind, files, text, columns, copies)
     try:
         if kind == "csv":
             _type_empty_columns(place, schemas)
             read: _Reader = partial(_read_csv, place)
         else:
-            read = partial(_read_parquet_or_ipc, place, kind, _hive_schema(place, root, list(schemas), text))
+            hive = _hive_schema(place, root, list(schemas), text)
+            read = partial(_read_parquet_or_ipc, place, kind, hive, copies)
         frame = _join(what, schemas, read, columns)
         frame.collect_schema()
     except UNREADABLE as error:
@@ -85,8 +91,15 @@ def scan(
     return frame
 
 
+def column(name: str) -> pl.Expr:
+    """Return the column that is called just that: pl.col takes "*" for all columns, and ^...$ for a pattern."""
+    return cs.by_name(name).as_expr()
+
+
 _Schemas = dict[str, pl.Schema]
 """The columns of each file."""
+_Copies = dict[str, pl.LazyFrame]
+"""Rows of files that have columns which can't be read, without these."""
 _Reader = Callable[[list[str], pl.Schema], pl.LazyFrame]
 """Reads files that have the same columns."""
 
@@ -103,14 +116,21 @@ def _of(some: Collection[object], every: Collection[object]) -> str:
     return f"{len(some):,} of {len(every):,} files {'is' if len(some) == 1 else 'are'}"
 
 
-def _schemas(place: Place, kind: str, files: Sequence[File], text: Collection[str]) -> _Schemas:
+def _schemas(
+    place: Place,
+    kind: str,
+    files: Sequence[File],
+    text: Collection[str],
+    columns: Collection[str] | None,
+    copies: _Copies,
+) -> _Schemas:
     """Return the columns of each file. Raises DataError that names the files that can't be read."""
     import pyarrow as pa
 
     finders: dict[str, Callable[[Place, str], pl.Schema]] = {
-        "parquet": _parquet_schema,
+        "parquet": partial(_parquet_schema, columns=columns, copies=copies),
         "csv": partial(_csv_schema, text=text),
-        "ipc": _ipc_schema,
+        "ipc": partial(_ipc_schema, columns=columns, copies=copies),
     }
 
     def schema(file: File) -> pl.Schema | Exception:
@@ -138,43 +158,44 @@ def _schemas(place: Place, kind: str, files: Sequence[File], text: Collection[st
     return schemas
 
 
-def _parquet_schema(place: Place, address: str) -> pl.Schema:
+def _parquet_schema(place: Place, address: str, columns: Collection[str] | None, copies: _Copies) -> pl.Schema:
     import pyarrow as pa
 
     metadata = pl.read_parquet_metadata(address, storage_options=place.options)
-    if "ARROW:schema" in metadata:
-        content = base64.b64decode(metadata["ARROW:schema"])
-        _check_time_zones(pa.ipc.read_schema(pa.py_buffer(content)), f"{place.what}: {address}")
-    return pl.scan_parquet(address, glob=False, storage_options=place.options).collect_schema()
+    content = base64.b64decode(metadata.get("ARROW:schema", ""))
+    if not (content and odd_columns(pa.ipc.read_schema(pa.py_buffer(content)))):
+        with suppress(pl.exceptions.DuplicateError):
+            return pl.scan_parquet(address, glob=False, storage_options=place.options).collect_schema()
+    copies[address] = _copy(place, address, columns)
+    return copies[address].collect_schema()
 
 
-def _ipc_schema(place: Place, address: str) -> pl.Schema:
+def _ipc_schema(place: Place, address: str, columns: Collection[str] | None, copies: _Copies) -> pl.Schema:
     import pyarrow as pa
 
     with place.open_anywhere(address) as stream:
-        _check_time_zones(pa.ipc.open_file(stream).schema, f"{place.what}: {address}")
-    return pl.scan_ipc(address, glob=False, storage_options=place.options).collect_schema()
+        odd = odd_columns(pa.ipc.open_file(stream).schema)
+    if not odd:
+        return pl.scan_ipc(address, glob=False, storage_options=place.options).collect_schema()
+    copies[address] = _copy(place, address, columns, ipc=True)
+    return copies[address].collect_schema()
 
 
-def _check_time_zones(schema: "pa.Schema", what: str) -> None:
-    """Raise DataError for a time zone that Polars does not know, before it panics."""
+def _copy(place: Place, address: str, columns: Collection[str] | None, *, ipc: bool = False) -> pl.LazyFrame:
+    """Return the rows of a file without the columns that Polars can't read. Raises DataError if one is wanted."""
     import pyarrow as pa
+    from pyarrow import parquet
 
-    for field in schema:
-        if pa.types.is_timestamp(field.type) and field.type.tz and not _known_time_zone(field.type.tz):
-            raise DataError(
-                f"{what}: column {field.name!r} has the time zone {field.type.tz!r}, which is no place; "
-                "convert it to UTC or to an IANA name such as Asia/Kolkata before writing the table"
-            )
-
-
-@cache
-def _known_time_zone(name: str) -> bool:
-    try:
-        pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(name)
-    except pl.exceptions.PolarsError:
-        return False
-    return True
+    with place.open_anywhere(address) as stream:
+        file = pa.ipc.open_file(stream) if ipc else parquet.ParquetFile(stream)
+        schema = file.schema if ipc else file.schema_arrow
+        odd = odd_columns(schema)
+        check_odd(odd, columns, f"{place.what}: {address}")
+        positions = [position for position, name in enumerate(schema.names) if name not in odd]
+        names = [schema.names[position] for position in positions]
+        blocks = map(file.get_batch, range(file.num_record_batches)) if ipc else file.iter_batches(columns=names)
+        rows = (block.select(positions if ipc else names) for block in blocks)
+        return spool(rows, pa.schema([schema.field(position) for position in positions]))
 
 
 def _csv_schema(place: Place, address: str, text: Collection[str]) -> pl.Schema:
@@ -260,7 +281,7 @@ def _type_empty_columns(place: Place, schemas: _Schemas) -> None:
             other = next(dtype for dtype in types if dtype != pl.String)
             for address, schema in schemas.items():
                 if schema.get(name) == pl.String:
-                    values = _read_csv(place, [address], schema).select(pl.col(name).is_null().all())
+                    values = _read_csv(place, [address], schema).select(column(name).is_null().all())
                     if values.collect().item():
                         schemas[address] = pl.Schema({**schema, name: other})
 
@@ -298,7 +319,7 @@ def _hive_schema(
 
 def _type_of(values: set[str]) -> pl.DataType:
     """Return the type of the values that folders are named by."""
-    texts = pl.Series(sorted(values - {"__HIVE_DEFAULT_PARTITION__"}), dtype=pl.String)
+    texts = pl.Series(sorted(values - {_HIVE_NULL}), dtype=pl.String)
     parsed = (
         texts.cast(pl.Int64, strict=False),
         texts.cast(pl.Float64, strict=False),
@@ -308,8 +329,17 @@ def _type_of(values: set[str]) -> pl.DataType:
 
 
 def _read_parquet_or_ipc(
-    place: Place, kind: str, hive: tuple[pl.Schema, list[str]] | None, addresses: list[str], schema: pl.Schema
+    place: Place,
+    kind: str,
+    hive: tuple[pl.Schema, list[str]] | None,
+    copies: _Copies,
+    addresses: list[str],
+    schema: pl.Schema,
 ) -> pl.LazyFrame:
+    if not copies.keys().isdisjoint(addresses):
+        whole = [address for address in addresses if address not in copies]
+        parts = [_with_hive(copies[address], address, hive) for address in addresses if address in copies]
+        return pl.concat([*([_read_parquet_or_ipc(place, kind, hive, {}, whole, schema)] if whole else []), *parts])
     scan_files: Any = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
     if hive is None:
         frame: pl.LazyFrame = scan_files(addresses, glob=False, hive_partitioning=False, storage_options=place.options)
@@ -319,7 +349,18 @@ def _read_parquet_or_ipc(
     if clash:
         raise DataError(f"{place.what}: a folder above the table is called {clash[0]}=..., like a column; rename it")
     frame = scan_files(addresses, glob=False, hive_partitioning=True, hive_schema=types, storage_options=place.options)
-    return frame.select(*(name for name in schema if name not in below), *below)
+    return frame.select(cs.by_name(*(name for name in schema if name not in below), *below))
+
+
+def _with_hive(frame: pl.LazyFrame, address: str, hive: tuple[pl.Schema, list[str]] | None) -> pl.LazyFrame:
+    """Return the rows of one file with the columns that its folders hold."""
+    if hive is None:
+        return frame
+    types, below = hive
+    held = {name: unquote(value) for name, value in re.findall(r"([^/=]+)=([^/=]+)/", address)}
+    texts = {name: None if held[name] == _HIVE_NULL else held[name] for name in below}
+    values = [pl.lit(text, pl.String).cast(types[name]).alias(name) for name, text in texts.items()]
+    return frame.select(*(column(name) for name in frame.collect_schema() if name not in below), *values)
 
 
 def _join(what: str, schemas: _Schemas, read: _Reader, columns: Collection[str] | None) -> pl.LazyFrame:
@@ -359,8 +400,9 @@ def _join(what: str, schemas: _Schemas, read: _Reader, columns: Collection[str] 
     for schema, addresses in parts:
         frame = read(addresses, schema)
         own = [name for name in frame.collect_schema() if name not in schema]  # those that folders hold
-        cast = [pl.col(name) if schema[name] == dtype else pl.col(name).cast(dtype) for name, dtype in chosen.items()]
-        frames.append(frame.select(*(column for column in cast if column.meta.output_name() not in own), *own))
+        cast = {name: dtype for name, dtype in chosen.items() if name not in own}
+        types = (column(name) if schema[name] == dtype else column(name).cast(dtype) for name, dtype in cast.items())
+        frames.append(frame.select(*types, *map(column, own)))
     return pl.concat(frames)
 
 
@@ -447,44 +489,6 @@ def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFr
 @cache
 def _spool_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="gatecast-")
-
-
-def to_lazy(frame: Any) -> pl.LazyFrame:
-    """Return a Polars, pandas or Arrow table (anything that exports Arrow streams) as a LazyFrame."""
-    import pyarrow as pa
-
-    if isinstance(frame, pl.LazyFrame):
-        return frame
-    try:
-        if isinstance(frame, pl.DataFrame):
-            return frame.lazy()
-        if type(frame).__module__.split(".")[0] == "pandas":
-            zoned = frame.head(0).reset_index().select_dtypes("datetimetz")
-            _check_time_zones(pa.Schema.from_pandas(zoned, preserve_index=False), "the table")
-            return pl.from_pandas(_with_index(frame)).lazy()
-        if hasattr(frame, "__arrow_c_stream__"):
-            rows = pa.RecordBatchReader.from_stream(frame)
-            _check_time_zones(rows.schema, "the table")
-            return pl.DataFrame(rows).lazy()
-        if hasattr(frame, "__arrow_c_array__"):
-            batch = pa.record_batch(frame)
-            _check_time_zones(batch.schema, "the table")
-            return pl.DataFrame(batch).lazy()
-    except (TypeError, ValueError, *UNREADABLE) as error:
-        raise unreadable(error, "the table") from error
-    raise DataError(f"expected a Polars, pandas or Arrow table, found {type(frame).__qualname__}")
-
-
-def _with_index(frame: Any) -> Any:
-    """Return a pandas frame with what its index says as columns: all that has a name, and a time even without."""
-    import pandas as pd
-
-    if isinstance(frame.index, pd.PeriodIndex):
-        frame = frame.set_axis(frame.index.to_timestamp())
-    if isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None and TIMESTAMP not in frame:
-        frame = frame.rename_axis(TIMESTAMP)
-    named = [name for name in frame.index.names if name is not None]
-    return frame.rename_axis(columns=None).reset_index(named) if named else frame
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:

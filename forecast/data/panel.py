@@ -15,8 +15,8 @@ from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
 FloatArray = npt.NDArray[np.float32]
 Names = npt.NDArray[np.object_]
-"""Text as Python has it. Arrays of np.str_ give every entry the room of the longest, and lose a NUL at the end; those of
-StringDType do not order text with a NUL inside."""
+"""Text as Python has it. Arrays of np.str_ give every entry the room of the longest, and lose a NUL at the end; arrays
+of StringDType do not order text with a NUL inside."""
 IntArray = npt.NDArray[np.int64]
 
 

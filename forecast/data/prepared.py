@@ -24,7 +24,7 @@ from forecast.config import AUTO, DataConfig, SourceConfig
 from forecast.data import validate
 from forecast.data.extent import common_end, observed_steps
 from forecast.data.folders import LOCK, check_writable, locked
-from forecast.data.io import collect, write_text_atomic
+from forecast.data.io import collect, column, write_text_atomic
 from forecast.data.load import (
     Loaded,
     find_categories,
@@ -562,7 +562,7 @@ def _some_series(tables: Tables, data: DataConfig, first: str | None, last: str 
     name = data.columns.series_id
 
     def between(frame: pl.LazyFrame) -> pl.LazyFrame:
-        text = pl.col(name) if frame.collect_schema()[name] == pl.String else pl.col(name).cast(pl.String)
+        text = column(name) if frame.collect_schema()[name] == pl.String else column(name).cast(pl.String)
         inside = text.is_between(pl.lit(first or ""), pl.lit(last or ""))
         return frame.filter(inside | text.is_null() if first is None else inside)
 

@@ -14,6 +14,7 @@ from forecast.data.columns import KNOWN_NAMES, possible
 from forecast.data.lines import Unread, is_lines, read_lines
 from forecast.data.sql import read_sql
 from forecast.errors import ConfigError
+from forecast.names import SERIES_ID
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,29 @@ class Tables:
     """One row per series."""
     unread: Unread | None = None
     """Lines of JSON that are no rows."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """The columns of each table that settings name, or may mean; None where all are read."""
+
+    rows: Collection[str] | None
+    known: Collection[str]
+    static: Collection[str]
+
+
+def used_columns(data: DataConfig, *, known: bool = False, static: bool = False) -> Used:
+    """Return which columns of its tables a panel is made of; in a wide table each one is a series.
+
+    `known` and `static` say whether these covariates are in tables of their own.
+    """
+    ids, times, targets = (possible(data, role) for role in KNOWN_NAMES)
+    beside = [*(() if known else data.known_covariates), *(() if static else data.static_covariates)]
+    return Used(
+        [*ids, *times, *targets, *data.past_covariates, *beside] if data.layout == "long" else None,
+        [*ids, *times, *data.known_covariates],
+        [*ids, *data.static_covariates],
+    )
 
 
 PREPARED: Final = "panel.json"
@@ -47,25 +71,20 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     """
     if is_prepared(data.path):
         raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
-    ids, times, targets = (possible(data, role) for role in KNOWN_NAMES)
-    text = {*ids, *text}
-    known = () if data.known_path else data.known_covariates
-    static = () if data.static_path else data.static_covariates
-    own = [*ids, *times, *targets, *data.past_covariates, *known, *static]
+    text = {*possible(data, SERIES_ID), *text}
+    used = used_columns(data, known=data.known_path is not None, static=data.static_path is not None)
     unread = None
     if data.uri is not None:
-        rows = read_sql(data.uri.get_secret_value(), data.query or "")
+        rows = read_sql(data.uri.get_secret_value(), data.query or "", used.rows)
     elif data.path is not None and is_lines(data.path):
         rows, unread = read_lines(data.path, data)
     else:
         assert data.path is not None
-        rows = io.scan(data.path, text, "data.path", own if data.layout == "long" else None)
-    known_columns = [*ids, *times, *data.known_covariates]
-    static_columns = [*ids, *data.static_covariates]
+        rows = io.scan(data.path, text, "data.path", used.rows)
     return Tables(
         rows=rows,
-        known=io.scan(data.known_path, text, "data.known_path", known_columns) if data.known_path else None,
-        static=io.scan(data.static_path, text, "data.static_path", static_columns) if data.static_path else None,
+        known=io.scan(data.known_path, text, "data.known_path", used.known) if data.known_path else None,
+        static=io.scan(data.static_path, text, "data.static_path", used.static) if data.static_path else None,
         unread=unread,
     )
 

@@ -8,7 +8,7 @@ columns from the first rows, and stops at the first fraction or text behind null
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import count
@@ -44,15 +44,17 @@ _POSTGRES_URI: Final = re.compile(
 )
 
 
-def read_sql(uri: str, query: str) -> pl.LazyFrame:
+def read_sql(uri: str, query: str, columns: Collection[str] | None = None) -> pl.LazyFrame:
     """Return the rows of a query, which runs once and can change nothing; see `spool` for where they are kept.
 
     Of PostgreSQL, numeric is Float64 and timestamptz a Datetime in UTC. Of SQLite, a column is Int64, Float64 (some
     value has a fraction) or text (some value is text): timestamps, which it does not know, stay what they are.
-    Raises ConfigError for a URI that is not understood, DataError for what the database refuses. Neither tells the
-    password.
+    A column that can't be read is left out unless `columns` has its name; None stands for all. Raises ConfigError for a
+    URI that is not understood, DataError for what the database refuses. Neither tells the password.
     """
-    rows = _read_postgresql(uri, query) if _is_postgresql(uri, "data.uri") else _read_sqlite(uri, query)
+    rows = (
+        _read_postgresql(uri, query, columns) if _is_postgresql(uri, "data.uri") else _read_sqlite(uri, query, columns)
+    )
     if not rows.select(pl.len()).collect().item():
         raise DataError("data.query returns no rows")
     return rows
@@ -96,7 +98,7 @@ def _connect_postgresql(uri: str, key: str, failure: type[GatecastError]) -> Any
         raise failure(f"{key}={without_password(uri)}: {_postgres_message(error, _secrets(uri))}") from None
 
 
-def _read_postgresql(uri: str, query: str) -> pl.LazyFrame:
+def _read_postgresql(uri: str, query: str, columns: Collection[str] | None) -> pl.LazyFrame:
     connection = _connect_postgresql(uri, "data.uri", DataError)
     import adbc_driver_manager
 
@@ -106,7 +108,7 @@ def _read_postgresql(uri: str, query: str) -> pl.LazyFrame:
             cursor.execute("set transaction read only")
             cursor.execute(_statement(query))
             reader = cursor.fetch_record_batch()
-            schema = _postgres_schema(reader.schema)
+            schema = _postgres_schema(reader.schema, columns)
             return spool(_postgres_batches(reader, schema, shown, secrets), schema)
         except adbc_driver_manager.Error as error:
             raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
@@ -120,26 +122,28 @@ def _libpq_uri(uri: str) -> str:
     return f"{uri}{'&' if '?' in uri else '?'}connect_timeout={_CONNECT_SECONDS}"
 
 
-def _postgres_schema(found: "pa.Schema") -> "pa.Schema":
+def _postgres_schema(found: "pa.Schema", columns: Collection[str] | None) -> "pa.Schema":
     """Return the columns as they are kept. Raises DataError for types that have to be cast in the query."""
     import pyarrow as pa
 
     types = {field.name: (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode() for field in found}
-    _check_names(found.names)
-    other = [f"{name} ({dtype})" for name, dtype in types.items() if dtype not in _POSTGRES_TYPES]
+    odd = _repeated_names(found.names, columns) | {name for name, kind in types.items() if kind not in _POSTGRES_TYPES}
+    other = [f"{name} ({types[name]})" for name in types if name in odd and (columns is None or name in columns)]
     if other:
         raise DataError(
             f"data.query returns {len(other):,} column(s) of types that can't be read: {listing(other)}; "
             "cast them in the query (column::text, column::float8) or leave them out"
         )
-    return pa.schema([(field.name, pa.float64() if types[field.name] == "numeric" else field.type) for field in found])
+    kept = [field for field in found if field.name not in odd]
+    return pa.schema([(field.name, pa.float64() if types[field.name] == "numeric" else field.type) for field in kept])
 
 
 def _postgres_batches(reader: Any, schema: "pa.Schema", shown: str, secrets: list[str]) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
     try:
-        for batch in reader:
+        for whole in reader:
+            batch = whole.select(schema.names)
             plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
             _check_finite(batch.schema.names, plain)
             columns = [column.cast(dtype) for column, dtype in zip(plain, schema.types, strict=True)]
@@ -181,7 +185,7 @@ def _secrets(uri: str) -> list[str]:
     return sorted({form for secret in found for form in (secret, unquote(secret)) if form}, key=len, reverse=True)
 
 
-def _read_sqlite(uri: str, query: str) -> pl.LazyFrame:
+def _read_sqlite(uri: str, query: str, columns: Collection[str] | None) -> pl.LazyFrame:
     import pyarrow as pa
 
     file = _sqlite_file(uri, "data.uri")
@@ -192,11 +196,12 @@ def _read_sqlite(uri: str, query: str) -> pl.LazyFrame:
     try:
         with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
             connection.execute("begin")  # All passes see the same rows.
-            names = [column[0] for column in connection.execute(f"{given} * from given limit 0").description]
-            _check_names(names)
-            types = _sqlite_types(connection, names, given)
-            schema = pa.schema(list(zip(names, types, strict=True)))
-            return spool(_sqlite_batches(connection.execute(f"{given} * from given"), schema), schema)
+            every = [column[0] for column in connection.execute(f"{given} * from given limit 0").description]
+            odd = _repeated_names(every, columns)
+            types = _sqlite_types(connection, [name for name in every if name not in odd], given, columns)
+            schema = pa.schema(list(types.items()))
+            chosen = ", ".join(_quoted(types))
+            return spool(_sqlite_batches(connection.execute(f"{given} {chosen} from given"), schema), schema)
     except sqlite3.Error as error:
         raise DataError(f"data.query at {uri}: {error}") from None
 
@@ -209,7 +214,9 @@ def _sqlite_file(uri: str, key: str) -> Path:
     return file
 
 
-def _sqlite_types(connection: sqlite3.Connection, names: list[str], given: str) -> "list[pa.DataType]":
+def _sqlite_types(
+    connection: sqlite3.Connection, names: list[str], given: str, columns: Collection[str] | None
+) -> "dict[str, pa.DataType]":
     """Return the type that holds all values of each column: in SQLite, each value has a type of its own."""
     import pyarrow as pa
 
@@ -217,12 +224,14 @@ def _sqlite_types(connection: sqlite3.Connection, names: list[str], given: str) 
     quoted = _quoted(names)
     chosen = ", ".join(f"max({kinds.format(name)})" for name in quoted)
     widest = [kind or 0 for kind in connection.execute(f"{given} {chosen} from given").fetchone()]
-    blobs = [name for name, kind in zip(names, widest, strict=True) if kind == 4]
+    kinds_of = dict(zip(names, widest, strict=True))
+    blobs = [name for name, kind in kinds_of.items() if kind == 4 and (columns is None or name in columns)]
     if blobs:
         raise DataError(
             f"data.query returns {len(blobs):,} column(s) that hold blobs: {listing(blobs)}; leave them out"
         )
-    return [(pa.float64(), pa.int64(), pa.float64(), pa.string())[kind] for kind in widest]
+    types = (pa.float64(), pa.int64(), pa.float64(), pa.string())
+    return {name: types[kind] for name, kind in kinds_of.items() if kind != 4}
 
 
 def _sqlite_batches(cursor: sqlite3.Cursor, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
@@ -243,14 +252,17 @@ def _statement(query: str) -> str:
     return query.strip().rstrip(";") + "\n"  # A comment may be its end.
 
 
-def _check_names(names: list[str]) -> None:
+def _repeated_names(names: list[str], columns: Collection[str] | None) -> set[str]:
+    """Return the names that a query gives to several columns. Raises DataError if one is wanted."""
     if not names:
         raise DataError("data.query returns no columns; it has to be a SELECT")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    repeated = {name for name in names if names.count(name) > 1}
+    twice = sorted(name for name in repeated if columns is None or name in columns)
     if twice:
         raise DataError(
             f"data.query returns {len(twice):,} column name(s) more than once: {listing(twice)}; rename them"
         )
+    return repeated
 
 
 class Database:

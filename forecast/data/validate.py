@@ -79,7 +79,7 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
 
     chosen = []
     for name, key in columns:
-        column = pl.col(name)
+        column = io.column(name)
         if key == "data.columns.series_id":
             chosen.append(column.cast(pl.String).alias(SERIES_ID))
         elif key == "data.columns.timestamp":
@@ -114,7 +114,7 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
     found = {}
     for name, key in columns:
         if key in COVARIATES and _is_category(name, schema[name], key, None):
-            values = io.collect(frame.select(pl.col(name).cast(pl.String).unique())).to_series().drop_nulls().sort()
+            values = io.collect(frame.select(io.column(name).cast(pl.String).unique())).to_series().drop_nulls().sort()
             text = values.filter(values.str.strip_chars().cast(pl.Float64, strict=False).is_null())
             if key != "data.static_covariates" and len(values) > 2 * len(text):
                 wrong = f"{listing(repr(value) for value in text)} are none" if len(text) else "they are all text"
@@ -139,7 +139,7 @@ def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
         return TRUTH
     if dtype is None or not _is_text(dtype):
         return None
-    return tuple(io.collect(frame.select(pl.col(name).cast(pl.String).unique())).to_series().drop_nulls().sort())
+    return tuple(io.collect(frame.select(io.column(name).cast(pl.String).unique())).to_series().drop_nulls().sort())
 
 
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
@@ -236,7 +236,7 @@ def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
 
 def _examples(frame: pl.LazyFrame, name: str) -> str:
     """Return how many values of a text column are not numbers, and one of them."""
-    column = pl.col(name)
+    column = io.column(name)
     no_number = column.is_not_null() & column.cast(pl.Float64, strict=False).is_null()
     found = io.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
     wrong, example, rows = found.row(0)

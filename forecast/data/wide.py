@@ -50,14 +50,13 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
             f"data.layout=wide: {len(odd):,} of {len(series):,} columns can't be series, which hold numbers: {shown}; "
             "drop them, or name them in data.past_covariates or data.known_covariates"
         )
-    # Under names of our own first: a series may be called like the target, and a covariate like anything. By selectors,
-    # since pl.col takes "*" for all columns.
+    # Under names of our own first: a series may be called like the target, and a covariate like anything.
     (kind,) = kinds
     renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
     return (
         frame.select(
-            *(cs.by_name(name).as_expr().alias(own) for name, own in renamed.items()),
-            *(cs.by_name(name).as_expr().cast(kind).alias(f"series {name}") for name in series),
+            *(io.column(name).alias(own) for name, own in renamed.items()),
+            *(io.column(name).cast(kind).alias(f"series {name}") for name in series),
         )
         .unpivot(index=list(renamed.values()), variable_name="name", value_name="value")
         .select(

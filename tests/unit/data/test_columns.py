@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 
 from forecast.config import DataConfig
 from forecast.data.columns import recognise
-from forecast.data.io import to_lazy
+from forecast.data.frames import to_lazy
 from forecast.data.load import load_panel
 from forecast.errors import ConfigError, DataError
 

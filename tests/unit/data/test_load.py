@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.io import scan, to_lazy
+from forecast.data.frames import to_lazy
+from forecast.data.io import scan
 from forecast.data.load import Loaded, load_panel
 from forecast.errors import ConfigError, DataError
 

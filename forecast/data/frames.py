@@ -1,0 +1,165 @@
+"""Tables that are in memory already, of Polars, pandas or Arrow; and which columns of a schema can't be read."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from forecast.errors import DataError, listing
+from forecast.names import TIMESTAMP
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def to_lazy(frame: Any, columns: Collection[str] | None = None) -> pl.LazyFrame:
+    """Return a Polars, pandas or Arrow table (anything that exports Arrow streams) as a LazyFrame.
+
+    A column that can't be read is left out unless `columns` has its name; None stands for all columns. Raises DataError
+    that names the column.
+    """
+    import pyarrow as pa
+
+    if isinstance(frame, pl.LazyFrame):
+        return frame
+    if isinstance(frame, pl.DataFrame):
+        return frame.lazy()
+    if type(frame).__module__.split(".")[0] == "pandas":
+        return _from_pandas(_with_index(frame), columns)
+    try:
+        if hasattr(frame, "__arrow_c_stream__"):
+            table = pa.RecordBatchReader.from_stream(frame).read_all()
+        elif hasattr(frame, "__arrow_c_array__"):
+            table = pa.Table.from_batches([pa.record_batch(frame)])
+        else:
+            raise DataError(f"expected a Polars, pandas or Arrow table, found {type(frame).__qualname__}")
+    except (TypeError, ValueError, OSError, pa.ArrowException) as error:
+        raise DataError(f"the table can't be read: {error}") from error
+    return _from_arrow(table, columns)
+
+
+def _from_arrow(table: "pa.Table", columns: Collection[str] | None) -> pl.LazyFrame:
+    odd = odd_columns(table.schema)
+    check_odd(odd, columns, "the table")
+    names = [name for name in table.schema.names if name not in odd]
+    parts: dict[str, pl.Series] = {}
+    for name in names:
+        try:
+            parts[name] = pl.Series(name, table.column(name))
+        except (TypeError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            check_odd({name: _first_line(error)}, columns, "the table")
+    return pl.DataFrame(list(parts.values())).lazy()
+
+
+def _from_pandas(frame: Any, columns: Collection[str] | None) -> pl.LazyFrame:
+    import pyarrow as pa
+
+    names = [str(name) for name in frame.columns]
+    odd = repeated(names)
+    zoned = frame.head(0).select_dtypes("datetimetz")
+    odd |= {
+        str(name): fault
+        for name, dtype in zip(zoned.columns, zoned.dtypes, strict=True)
+        if (fault := _fault(pa.timestamp("us", _zone_name(dtype.tz))))
+    }
+    check_odd(odd, columns, "the table")
+    parts: dict[str, pl.Series] = {}
+    for position, name in enumerate(names):
+        if name in odd:
+            continue
+        try:
+            parts[name] = pl.from_pandas(frame.iloc[:, position]).alias(name)
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            kinds = sorted({type(value).__name__ for value in frame.iloc[:, position]} - {"NoneType"})
+            fault = f"holds values of several types ({listing(kinds)})" if len(kinds) > 1 else _first_line(error)
+            check_odd({name: f"{fault}; make it one type"}, columns, "the table")
+    return pl.DataFrame(list(parts.values())).lazy()
+
+
+def _zone_name(zone: Any) -> str:
+    """Return what Arrow calls the time zone of a pandas column."""
+    import pyarrow as pa
+
+    try:
+        return str(pa.lib.tzinfo_to_string(zone))
+    except (ValueError, TypeError):
+        return str(zone)
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a pandas frame with what its index says as columns: all that has a name, and a time even without."""
+    import pandas as pd
+
+    if isinstance(frame, pd.Series):
+        frame = frame.to_frame()
+    if isinstance(frame.index, pd.PeriodIndex):
+        frame = frame.set_axis(frame.index.to_timestamp())
+    if isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None and TIMESTAMP not in frame:
+        frame = frame.rename_axis(TIMESTAMP)
+    named = [name for name in frame.index.names if name is not None]
+    twice = [name for name in named if name in frame]
+    if twice:
+        raise DataError(f"the table has {listing(map(repr, twice))} as a column and in its index; rename one of them")
+    return frame.rename_axis(columns=None).reset_index(named) if named else frame
+
+
+def odd_columns(schema: "pa.Schema") -> dict[str, str]:
+    """Return the columns that Polars can't read, by their names, with what is wrong with each."""
+    faults = {field.name: fault for field in schema if (fault := _fault(field.type))}
+    return faults | repeated(schema.names)
+
+
+def repeated(names: Sequence[str]) -> dict[str, str]:
+    """Return the names that several columns have, with what is wrong with them."""
+    if len(set(names)) == len(names):
+        return {}
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return {name: f"is there {count} times; rename the others" for name, count in counts.items() if count > 1}
+
+
+def check_odd(odd: Mapping[str, str], columns: Iterable[str] | None, what: str) -> None:
+    """Raise DataError for columns that can't be read and are wanted: those in `columns`, or all when None."""
+    wanted = odd if columns is None else [name for name in odd if name in columns]
+    if wanted:
+        raise DataError("\n".join(f"{what}: column {name!r} {odd[name]}" for name in wanted))
+
+
+def _fault(dtype: "pa.DataType") -> str | None:
+    """Return what is wrong with a type that Polars can't read, before it panics."""
+    import pyarrow as pa
+
+    kinds = pa.types
+    if kinds.is_timestamp(dtype) and dtype.tz and not _is_time_zone(dtype.tz):
+        return (
+            f"has the time zone {dtype.tz!r}, which is no place; "
+            "convert it to UTC or to an IANA name such as Asia/Kolkata before writing the table"
+        )
+    odd = (
+        kinds.is_union,
+        kinds.is_interval,
+        kinds.is_run_end_encoded,
+        kinds.is_list_view,
+        kinds.is_large_list_view,
+        kinds.is_decimal256,
+    )
+    if any(check(dtype) for check in odd):
+        return f"is of the type {dtype}, which can't be read; write it as another one"
+    if isinstance(dtype, pa.BaseExtensionType):
+        return _fault(dtype.storage_type)
+    if kinds.is_dictionary(dtype):
+        return _fault(dtype.value_type)
+    return next((fault for number in range(dtype.num_fields) if (fault := _fault(dtype.field(number).type))), None)
+
+
+@cache
+def _is_time_zone(name: str) -> bool:
+    try:
+        pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(name)
+    except pl.exceptions.PolarsError:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return f"can't be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
