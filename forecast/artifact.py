@@ -102,7 +102,7 @@ class Artifact:
 
     def reading(self, source: SourceConfig) -> DataConfig:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
-        return self.data.model_copy(update=source.model_dump())
+        return self.data.at(source)
 
     def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
         """Return the panel in a table, read as the table of training was.
@@ -188,10 +188,9 @@ class Artifact:
         for name, member in zip(names, members, strict=True):
             state = {key: values.contiguous() for key, values in member.state_dict().items()}
             safetensors.torch.save_file(state, folder / name)
-        source = {key: field.default for key, field in SourceConfig.model_fields.items()}
         config = {
             "shape": self.network.shape.to_json(),
-            "data": self.data.model_copy(update=source).model_dump(mode="json"),
+            "data": self.data.without_source().model_dump(mode="json"),
             "window": self.window.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
             "categories": self.categories,

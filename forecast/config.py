@@ -168,6 +168,16 @@ class SourceConfig(Config):
     """A second table with the known covariates, reaching over the horizon; without a series_id it is for all series."""
     static_path: str | None = None
     """A table with one row per series, where the static covariates are."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What separates the fields of CSV files; found in the header when not given: a comma, semicolon, tab or bar."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal sign of numbers that are text; the other one may group thousands. Found in the values when not
+    given, where they can be read in one way only."""
+    null_values: tuple[str, ...] = ()
+    """What stands for a missing value, besides NA, NaN and null: [-, "-999"]. Names of series are never missing."""
+    timestamp_format: str | None = None
+    """How timestamps are written (strftime: "%d/%m/%Y %H:%M"), or s, ms, us or ns for numbers that count from 1970 on;
+    ISO 8601, years and dates such as 20230131 are read without."""
     until: datetime | None = None
     """Use rows up to and including this timestamp (naive: in the panel's own time zone)."""
     end_share: Share = 0.05
@@ -182,6 +192,18 @@ class SourceConfig(Config):
     def _without_password(self, uri: SecretStr | None) -> str | None:
         return None if uri is None else without_password(uri.get_secret_value())
 
+    @field_validator("separator", mode="before")
+    @classmethod
+    def _tab(cls, separator: object) -> object:
+        return "\t" if separator in ("tab", "\\t") else separator
+
+    @field_validator("timestamp_format")
+    @classmethod
+    def _is_format(cls, form: str | None) -> str | None:
+        if form is not None and "%" not in form and form not in ("s", "ms", "us", "ns"):
+            raise ValueError("must be a format of strftime, such as %d/%m/%Y, or s, ms, us or ns")
+        return form
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.path is not None and self.uri is not None:
@@ -189,6 +211,10 @@ class SourceConfig(Config):
         if (self.uri is None) != (self.query is None):
             raise ValueError("uri and query go together: uri=postgresql://user@host/db query='select ...'")
         return self
+
+
+NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format")
+"""Settings of a source that stay as they were in training where a later verb does not give them."""
 
 
 def without_password(uri: str) -> str:
@@ -240,6 +266,16 @@ class DataConfig(SourceConfig):
     """Columns known over the horizon too, numbers or text (embedded): rows with a null target, or data.known_path."""
     static_covariates: tuple[str, ...] = ()
     """Columns with one value per series, numbers or text (embedded)."""
+
+    def at(self, source: SourceConfig) -> "DataConfig":
+        """Return how to read another source; how numbers and times are written stays, where it does not say so."""
+        stated = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
+        return self.model_copy(update=stated)
+
+    def without_source(self) -> "DataConfig":
+        """Return what is stored with a model or a panel: all that does not say where the rows are."""
+        defaults = {name: field.default for name, field in SourceConfig.model_fields.items() if name not in NOTATION}
+        return self.model_copy(update=defaults)
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:

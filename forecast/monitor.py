@@ -674,7 +674,11 @@ def _segments(artifact: Artifact, loaded: Loaded, asked: Sequence[str] | None) -
         found = profile(loaded.panel, 1)
         own = found.select(SERIES_ID, "length", volume=pl.col("mean").abs(), demand=pl.col("demand").fill_null("none"))
         frame = frame.join(own.select(SERIES_ID, *(set(chosen) - set(static))), on=SERIES_ID, maintain_order="left")
-    columns = [_thirds(frame[name]) if frame[name].dtype.is_numeric() else _frequent(frame[name]) for name in chosen]
+    # Methods of a series take a name such as ^a.*$ for a pattern.
+    values = {name: frame[name].alias("value") for name in chosen}
+    columns = [
+        (_thirds if found.dtype.is_numeric() else _frequent)(found).alias(name) for name, found in values.items()
+    ]
     return pl.DataFrame([frame[SERIES_ID], *columns])
 
 

@@ -69,7 +69,7 @@ def _from_pandas(frame: Any, columns: Collection[str] | None) -> pl.LazyFrame:
         if name in odd:
             continue
         try:
-            parts[name] = pl.from_pandas(frame.iloc[:, position]).alias(name)
+            parts[name] = pl.Series(name, pl.from_pandas(frame.iloc[:, position]))
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             kinds = sorted({type(value).__name__ for value in frame.iloc[:, position]} - {"NoneType"})
             fault = f"holds values of several types ({listing(kinds)})" if len(kinds) > 1 else _first_line(error)

@@ -1,9 +1,6 @@
 """Tables from and to files: the only code that reads or writes Parquet, CSV and Arrow files."""
 
 import base64
-import codecs
-import csv
-import io
 import os
 import re
 import tempfile
@@ -18,6 +15,7 @@ from urllib.parse import unquote
 import polars as pl
 import polars.selectors as cs
 
+from forecast.data.csv_files import CsvFiles, CsvFormat
 from forecast.data.folders import check_writable
 from forecast.data.frames import check_odd, odd_columns
 from forecast.data.storage import S3, File, Place
@@ -50,6 +48,7 @@ def scan(
     text: Collection[str] = ("series_id",),
     key: str = "data.path",
     columns: Collection[str] | None = None,
+    csv_format: CsvFormat | None = None,
 ) -> pl.LazyFrame:
     """Return the table in a Parquet, CSV or Arrow file, in all such files of a folder or glob, or in Delta Lake.
 
@@ -75,12 +74,19 @@ def scan(
         raise DataError(
             f"{what}: {_of(empty, files)} empty (0 bytes): {listing(empty)}; remove what is empty or write it again"
         )
+    csv_files = CsvFiles(place, text, columns, csv_format or CsvFormat())
     copies: _Copies = {}
-    schemas = _schemas(place, kind, files, text, columns, copies)
+    find = _parquet_schema if kind == "parquet" else _ipc_schema
+    schemas = _schemas(
+        place,
+        files,
+        csv_files.schema if kind == "csv" else partial(find, place, columns=columns, copies=copies),
+        parallel=kind != "csv" and place.path.startswith(S3),
+    )
     try:
         if kind == "csv":
-            _type_empty_columns(place, schemas)
-            read: _Reader = partial(_read_csv, place)
+            csv_files.align(schemas)
+            read: _Reader = csv_files.read
         else:
             hive = _hive_schema(place, root, list(schemas), text)
             read = partial(_read_parquet_or_ipc, place, kind, hive, copies)
@@ -116,32 +122,18 @@ def _of(some: Collection[object], every: Collection[object]) -> str:
     return f"{len(some):,} of {len(every):,} files {'is' if len(some) == 1 else 'are'}"
 
 
-def _schemas(
-    place: Place,
-    kind: str,
-    files: Sequence[File],
-    text: Collection[str],
-    columns: Collection[str] | None,
-    copies: _Copies,
-) -> _Schemas:
+def _schemas(place: Place, files: Sequence[File], find: Callable[[str], pl.Schema], *, parallel: bool) -> _Schemas:
     """Return the columns of each file. Raises DataError that names the files that can't be read."""
     import pyarrow as pa
 
-    finders: dict[str, Callable[[Place, str], pl.Schema]] = {
-        "parquet": partial(_parquet_schema, columns=columns, copies=copies),
-        "csv": partial(_csv_schema, text=text),
-        "ipc": partial(_ipc_schema, columns=columns, copies=copies),
-    }
-
     def schema(file: File) -> pl.Schema | Exception:
         try:
-            return finders[kind](place, file.address)
+            return find(file.address)
         except (*UNREADABLE, pa.ArrowException, UnicodeDecodeError, DataError) as error:
             return error
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        far = kind != "csv" and place.path.startswith(S3)
-        found = list(pool.map(schema, files) if far else map(schema, files))
+        found = list(pool.map(schema, files) if parallel else map(schema, files))
     schemas = {file.address: one for file, one in zip(files, found, strict=True) if isinstance(one, pl.Schema)}
     faults = {file.address: one for file, one in zip(files, found, strict=True) if not isinstance(one, pl.Schema)}
     for fault in faults.values():
@@ -196,98 +188,6 @@ def _copy(place: Place, address: str, columns: Collection[str] | None, *, ipc: b
         blocks = map(file.get_batch, range(file.num_record_batches)) if ipc else file.iter_batches(columns=names)
         rows = (block.select(positions if ipc else names) for block in blocks)
         return spool(rows, pa.schema([schema.field(position) for position in positions]))
-
-
-def _csv_schema(place: Place, address: str, text: Collection[str]) -> pl.Schema:
-    # Types come from all rows of all files: what looks like integers may have a fraction in the last row.
-    types = dict.fromkeys(text, pl.String)
-    frame = pl.scan_csv(
-        address, glob=False, infer_schema_length=None, schema_overrides=types, storage_options=place.options
-    )
-    try:
-        schema = frame.collect_schema()
-    except pl.exceptions.PolarsError:
-        _check_fields(place, address)
-        raise
-    _check_fields(place, address)
-    return schema
-
-
-def _check_fields(place: Place, address: str) -> None:
-    """Raise DataError for rows of a CSV file with more or fewer fields than its header: Polars would fill some."""
-    from pyarrow import csv as arrow_csv
-
-    broken: list[Any] = []
-
-    def skip(row: Any) -> str:
-        broken.append(row)
-        return "skip"
-
-    rows = arrow_csv.open_csv(
-        _CheckedText(place.open(address)),
-        # A single column that isn't there: the rows are split into fields, and nothing is converted.
-        read_options=arrow_csv.ReadOptions(use_threads=False, block_size=1 << 22),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-        convert_options=arrow_csv.ConvertOptions(include_columns=["\0"], include_missing_columns=True),
-    )
-    for _ in rows:
-        pass
-    if broken:
-        first = broken[0]
-        found = "1 field" if first.actual_columns == 1 else f"{first.actual_columns} fields"
-        hint = "" if first.expected_columns > 1 else " (fields are separated by commas)"
-        raise DataError(
-            f"{place.what}: {len(broken):,} row(s) of {address} are broken: line {_line(place, address, first)} has "
-            f"{found} where the header has {first.expected_columns}{hint}; mend or remove what is broken"
-        )
-
-
-class _CheckedText:
-    """A file that raises UnicodeDecodeError where it is not UTF-8: Polars finds that when it reads the rows."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
-
-    def read(self, size: int) -> bytes:
-        block: bytes = self._file.read(size)
-        self._decoder.decode(block, final=not block)
-        return block
-
-    @property
-    def closed(self) -> bool:
-        return bool(self._file.closed)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _line(place: Place, address: str, row: Any) -> int:
-    """Return the number of the line where a broken row ends; its own number does not count line breaks in quotes."""
-    reader = csv.reader(io.TextIOWrapper(io.BufferedReader(place.open(address)), errors="replace", newline=""))
-    try:
-        for fields in reader:
-            if fields and len(fields) != row.expected_columns:
-                break
-    except csv.Error:
-        return int(row.number)
-    return reader.line_num
-
-
-def _type_empty_columns(place: Place, schemas: _Schemas) -> None:
-    """Give columns without any value, which Polars reads as text, the type that they have in another CSV file."""
-    for name in {name for schema in schemas.values() for name in schema}:
-        types = dict.fromkeys(schema[name] for schema in schemas.values() if name in schema)
-        if pl.String in types and len(types) > 1:
-            other = next(dtype for dtype in types if dtype != pl.String)
-            for address, schema in schemas.items():
-                if schema.get(name) == pl.String:
-                    values = _read_csv(place, [address], schema).select(column(name).is_null().all())
-                    if values.collect().item():
-                        schemas[address] = pl.Schema({**schema, name: other})
-
-
-def _read_csv(place: Place, addresses: list[str], schema: pl.Schema) -> pl.LazyFrame:
-    return pl.scan_csv(addresses, glob=False, schema=schema, storage_options=place.options)
 
 
 def _hive_schema(
@@ -401,8 +301,8 @@ def _join(what: str, schemas: _Schemas, read: _Reader, columns: Collection[str] 
         frame = read(addresses, schema)
         own = [name for name in frame.collect_schema() if name not in schema]  # those that folders hold
         cast = {name: dtype for name, dtype in chosen.items() if name not in own}
-        types = (column(name) if schema[name] == dtype else column(name).cast(dtype) for name, dtype in cast.items())
-        frames.append(frame.select(*types, *map(column, own)))
+        held = (column(name) if schema[name] == dtype else column(name).cast(dtype) for name, dtype in cast.items())
+        frames.append(frame.select(*held, *map(column, own)))
     return pl.concat(frames)
 
 

@@ -24,6 +24,7 @@ from forecast.data.extent import (
     warn_late,
 )
 from forecast.data.features import past_features
+from forecast.data.notation import as_numbers
 from forecast.data.panel import FloatArray, IntArray, Panel, as_names
 from forecast.data.regularise import (
     BoolArray,
@@ -87,7 +88,7 @@ def load_panel(
     check_settings(data)
     if isinstance(tables, pl.LazyFrame):
         tables = Tables(tables)
-    tables, data = long(tables, data)
+    tables, data = long(tables, data, categories)
     found = find_categories(tables, data) if categories is None else own_classes(tables, data, categories)
     loaded = with_unread(load_part(tables, data, horizon, found, whole=True), tables)
     if categories is not None:
@@ -100,9 +101,13 @@ def load_panel(
     return replace(loaded, panel=panel, data=data)
 
 
-def long(tables: Tables, data: DataConfig) -> tuple[Tables, DataConfig]:
-    """Return the tables with a row for each series and timestamp, whatever data.layout is, and how to read them."""
+def long(tables: Tables, data: DataConfig, categories: validate.Categories | None = None) -> tuple[Tables, DataConfig]:
+    """Return the tables with a row for each series and timestamp, whatever data.layout is, and how to read them.
+
+    Text that means numbers is numbers then, but for `categories`, which are those of training, when there was one.
+    """
     data = recognise(validate.schema_of(tables.rows), data)
+    tables, data = as_numbers(tables, data, categories)
     return (replace(tables, rows=to_long(tables.rows, data)) if data.layout == "wide" else tables), data
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.config import AUTO, DataConfig, SourceConfig
+from forecast.config import AUTO, NOTATION, DataConfig, SourceConfig
 from forecast.data import validate
 from forecast.data.extent import common_end, observed_steps
 from forecast.data.folders import LOCK, check_writable, locked
@@ -164,6 +164,7 @@ def open_prepared(
             f"with window.horizon={horizon}"
         )
     fixed = {name: getattr(stored.data, name) for name in _FIXED}
+    fixed |= {name: getattr(stored.data, name) for name in NOTATION if not getattr(data, name)}
     given = {role: name for role, name in data.columns.model_dump().items() if name != AUTO}
     fixed["columns"] = stored.data.columns.model_copy(update=given)
     data = data.model_copy(update={**fixed, "season_length": data.season_length or stored.data.season_length})
@@ -184,7 +185,7 @@ def open_prepared(
 
 def reading(folder: Path, source: SourceConfig) -> DataConfig:
     """Return how to read `source`, so that it can be added to the panel in a folder. Raises DataError."""
-    return DataConfig.model_validate(_read_index(folder)["data"]).model_copy(update=source.model_dump())
+    return DataConfig.model_validate(_read_index(folder)["data"]).at(source)
 
 
 def categories(folder: Path) -> dict[str, tuple[str, ...]]:
@@ -201,8 +202,8 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
     _open(folder)  # Where there is no panel, nothing is left behind.
     with locked(folder):
         old = _open(folder)
-        data = old.data.model_copy(update=source.model_dump())
-        tables, _ = long(tables, data)
+        data = old.data.at(source)
+        tables, _ = long(tables, data, old.categories)
         target = data.columns.target
         classes = {target: old.categories[target]} if target in old.categories else {}
         found = own_classes(tables, data, {**find_categories(tables, data), **classes})
@@ -616,7 +617,6 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         raise OutputError(
             f"can't write into {folder}: {error.strerror or error}; choose another output.path"
         ) from error
-    source = {name: setting.default for name, setting in SourceConfig.model_fields.items()}
     index = {
         "schema_version": SCHEMA_VERSION,
         "digest": digest,
@@ -625,7 +625,7 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         "files": {path.name: path.stat().st_size for path in sorted(data_folder.iterdir())},
         "horizon": first.panel.horizon,
         "grid": first.panel.grid.to_json(),
-        "data": first.data.model_copy(update=source).model_dump(mode="json"),
+        "data": first.data.without_source().model_dump(mode="json"),
         "categories": first.categories,
         "counts": asdict(counts),
     }

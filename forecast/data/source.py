@@ -11,6 +11,7 @@ import polars as pl
 from forecast.config import DataConfig, SourceConfig
 from forecast.data import io
 from forecast.data.columns import KNOWN_NAMES, possible
+from forecast.data.csv_files import CsvFormat
 from forecast.data.lines import Unread, is_lines, read_lines
 from forecast.data.sql import read_sql
 from forecast.errors import ConfigError
@@ -72,7 +73,12 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     if is_prepared(data.path):
         raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
     text = {*possible(data, SERIES_ID), *text}
+    csv_format = CsvFormat(data.separator, data.decimal != ",", data.null_values)
     used = used_columns(data, known=data.known_path is not None, static=data.static_path is not None)
+
+    def beside(key: str, path: str | None, columns: Collection[str]) -> pl.LazyFrame | None:
+        return None if path is None else io.scan(path, text, key, columns, csv_format)
+
     unread = None
     if data.uri is not None:
         rows = read_sql(data.uri.get_secret_value(), data.query or "", used.rows)
@@ -80,11 +86,11 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
         rows, unread = read_lines(data.path, data)
     else:
         assert data.path is not None
-        rows = io.scan(data.path, text, "data.path", used.rows)
+        rows = io.scan(data.path, text, "data.path", used.rows, csv_format)
     return Tables(
         rows=rows,
-        known=io.scan(data.known_path, text, "data.known_path", used.known) if data.known_path else None,
-        static=io.scan(data.static_path, text, "data.static_path", used.static) if data.static_path else None,
+        known=beside("data.known_path", data.known_path, used.known),
+        static=beside("data.static_path", data.static_path, used.static),
         unread=unread,
     )
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data import validate
+from forecast.data import stamps
 from forecast.data.extent import Observed, common_end
 from forecast.data.panel import IntArray
 from forecast.data.regularise import BoolArray, Runs, span
@@ -81,7 +81,7 @@ class Times:
 
 def parsed(stated: pl.Series) -> pl.Series:
     """Return timestamps as a Datetime: text is read as ISO 8601, null where it is something else."""
-    return validate.parse_times(stated) if stated.dtype == pl.String else stated
+    return stamps.parse(stated) if stated.dtype == pl.String else stated
 
 
 def instants(timestamp: pl.Series, time_zone: str | None) -> pl.Series:

@@ -114,7 +114,7 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
     found = {}
     for name, key in columns:
         if key in COVARIATES and _is_category(name, schema[name], key, None):
-            values = io.collect(frame.select(io.column(name).cast(pl.String).unique())).to_series().drop_nulls().sort()
+            values = _distinct(frame, name)
             text = values.filter(values.str.strip_chars().cast(pl.Float64, strict=False).is_null())
             if key != "data.static_covariates" and len(values) > 2 * len(text):
                 wrong = f"{listing(repr(value) for value in text)} are none" if len(text) else "they are all text"
@@ -139,7 +139,13 @@ def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
         return TRUTH
     if dtype is None or not _is_text(dtype):
         return None
-    return tuple(io.collect(frame.select(io.column(name).cast(pl.String).unique())).to_series().drop_nulls().sort())
+    return tuple(_distinct(frame, name))
+
+
+def _distinct(frame: pl.LazyFrame, name: str) -> pl.Series:
+    """Return the values of a column as text, sorted. The series has no name: its methods would take a pattern."""
+    values = frame.select(io.column(name).cast(pl.String).alias("value")).select(pl.col("value").unique())
+    return io.collect(values).to_series().drop_nulls().sort()
 
 
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
@@ -166,34 +172,6 @@ def columns_of(data: DataConfig, *keys: str) -> list[tuple[str, str]]:
             found.append((getattr(data.columns, key), f"data.columns.{key}"))
         else:
             found += [(name, f"data.{key}") for name in getattr(data, key)]
-    return found
-
-
-def parse_times(text: pl.Series) -> pl.Series:
-    """Return ISO 8601 text as naive local times or, if more of it has an offset, as UTC; null if unreadable."""
-    text = text.str.strip_chars().str.replace("T", " ", literal=True).str.replace("Z", "+00:00", literal=True)
-    date = pl.when(pl.col(TIMESTAMP).str.len_bytes() == 7).then(pl.col(TIMESTAMP) + "-01").otherwise(TIMESTAMP)
-    text = text.alias(TIMESTAMP).to_frame().select(date).to_series()
-    naive = _first_match(text, "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-    if naive.null_count() == text.null_count():
-        return naive
-    aware = _first_match(text, "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
-    if aware.null_count() == naive.null_count() == len(text) > text.null_count():
-        example = text.drop_nulls()[0]
-        raise DataError(
-            f"data.columns.timestamp: the column is text and not ISO 8601 (e.g. {example!r}); "
-            "write it as 2013-06-30 or 2013-06-30T12:00:00, or give a table with a date or datetime column"
-        )
-    return naive if naive.null_count() <= aware.null_count() else aware
-
-
-def _first_match(text: pl.Series, *formats: str) -> pl.Series:
-    found = text.str.to_datetime(formats[0], time_unit="us", strict=False)
-    for other in formats[1:]:
-        if found.null_count() == text.null_count():
-            break
-        more = text.str.to_datetime(other, time_unit="us", strict=False)
-        found = found.to_frame("found").select(pl.coalesce("found", more)).to_series()
     return found
 
 
@@ -240,7 +218,8 @@ def _examples(frame: pl.LazyFrame, name: str) -> str:
     no_number = column.is_not_null() & column.cast(pl.Float64, strict=False).is_null()
     found = io.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
     wrong, example, rows = found.row(0)
-    return f" ({wrong:,} of {rows:,} rows are no number, e.g. {example!r})" if wrong else " (numbers written as text)"
+    hint = "; data.null_values says what stands for a missing value"
+    return f" ({wrong:,} of {rows:,} rows are no number, e.g. {example!r}{hint})" if wrong else " (numbers as text)"
 
 
 def _is_number(dtype: pl.DataType) -> bool:

@@ -1,5 +1,10 @@
 """A table with a column per series, made long."""
 
+import logging
+import re
+from collections.abc import Sequence
+from typing import Final
+
 import polars as pl
 import polars.selectors as cs
 
@@ -7,6 +12,11 @@ from forecast.config import DataConfig
 from forecast.data import io
 from forecast.data.validate import schema_of
 from forecast.errors import DataError, listing
+
+_LOG = logging.getLogger(__name__)
+
+# What pandas calls an index without a name: in CSV files, after reading one, and in Parquet files.
+_ROW_NUMBERS: Final = re.compile(r"|Unnamed: \d+(\.\d+)*|(_duplicated_\d+)|__index_level_\d+__|level_\d+")
 
 
 def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
@@ -35,6 +45,11 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
         )
     shared = [name for name in wanted if name in schema]
     series = [name for name in schema if name not in wanted]
+    numbered = [name for name in series if _ROW_NUMBERS.fullmatch(name)]
+    if numbered:
+        _check_row_numbers(frame, schema, numbered)
+        _LOG.warning(f"data.layout=wide: {listing(map(repr, numbered))} holds row numbers of pandas, and is no series")
+        series = [name for name in series if name not in numbered]
     if not series:
         raise DataError("data.layout=wide, but the table has no column besides the timestamp and the covariates")
     odd = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
@@ -65,3 +80,17 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
             pl.col("value").alias(columns.target),
         )
     )
+
+
+def _check_row_numbers(frame: pl.LazyFrame, schema: pl.Schema, names: Sequence[str]) -> None:
+    """Raise DataError for columns without a name of their own that hold anything but row numbers."""
+    whole = [name for name in names if schema[name].is_integer()]
+    least = io.collect(frame.select(io.column(name).min() for name in whole)).row(0) if whole else ()
+    other = [name for name in names if name not in whole]
+    other += [name for name, value in zip(whole, least, strict=True) if value is not None and value < 0]
+    if other:
+        shown = listing(f"{name!r} ({schema[name]})" for name in other)
+        raise DataError(
+            f"data.layout=wide: {len(other):,} column(s) have no name of their own and no row numbers: {shown}; name "
+            "them (pandas: to_csv(index_label='timestamp') or rename), or drop them"
+        )

@@ -165,10 +165,10 @@ BROKEN = {
     "too many": ("a,b\n1,2\n3,4,5\n6,7\n", 1, "line 3 has 3 fields where the header has 2;"),
     "too few": ("a,b\n1,2\n\n3\n4\n", 2, "line 4 has 1 field where the header has 2;"),
     "behind line breaks": ('a,b\n"x\ny\nz",2\n3\n', 1, "line 5 has 1 field where the header has 2;"),
-    "semicolons": (
-        "a;b\n1,5;2\n",
+    "blanks": (
+        "a b\n1,5 2\n",
         1,
-        r"line 2 has 2 fields where the header has 1 \(fields are separated by commas\);",
+        r"line 2 has 2 fields where the header has 1 \(fields are separated by commas, or by data.separator\);",
     ),
     "an open quote": ('a,b\n1,2\n"x,2\n3,4\n', 1, "line 4 has 1 field where the header has 2;"),
 }
