@@ -132,9 +132,9 @@ def _read(
     changes = []
     for group, whole in zip(asked, groups, strict=True):
         found = sum((counts[column.name] for column in group), _Counts())
-        if not found.values:
+        if not group or (not found.values and "covariates" in group[0].key):
             continue
-        sign = _sign(group, found, data, trained=text is not None)
+        sign = _sign(group, found, data, trained=text is not None) if found.values else "."
         if sign is None:
             continue
         _check_floats(sign, found, [column.name for column in whole], schema, data)
