@@ -168,7 +168,7 @@ def _sign(group: Sequence[_Column], found: _Counts, data: DataConfig, *, trained
         return None  # Text, or numbers with a decimal point beside text: for others to tell.
     if 2 * max(found.plain, found.point, found.comma) <= found.values or "static" in group[0].key:
         return None
-    shown = listing(map(repr, dict.fromkeys([*found.odd, *found.examples])))
+    shown = listing(map(repr, dict.fromkeys(found.odd or found.examples)))
     raise DataError(
         f"{_shown(group)} is text: {reads[best]:,} of {found.values:,} values are numbers with the decimal sign "
         f"{best!r}, the others are not ({shown}); mend them, change data.decimal, or name what stands for a missing "

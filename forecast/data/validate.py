@@ -1,6 +1,7 @@
 """What a table must have before its rows are looked at: columns, types, one static value per series."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -153,6 +154,10 @@ def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
     if missing:
         wide = not fixed and {SERIES_ID, TARGET} <= {name for name, _ in columns if name not in schema}
         hint = ["if each column is a series, set data.layout=wide"] if wide else []
+        if any(re.search(r"[;\t|]", name) for name in schema):
+            hint.append("if the fields of a CSV file are separated by something else than commas, set data.separator")
+        if "" in schema:
+            hint.append("one column has no name: give it one (pandas: to_csv(index_label='timestamp'))")
         raise DataError("\n".join([*missing, *hint, f"The table has the columns {listing(schema, limit=30)}"]))
 
 

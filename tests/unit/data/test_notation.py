@@ -187,6 +187,15 @@ def test_parts_of_a_prepared_panel_are_read_alike(tmp_path: Path) -> None:
 # ---- CSV ----
 
 
+def test_a_header_that_looks_wrong_is_told_with_what_may_be_wrong(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("series_id;timestamp, UTC;target\na;2024-01-01,5;1\n")
+    with pytest.raises(DataError, match=r"no column 'timestamp'[\s\S]*set data\.separator"):
+        read_panel(config(path=str(tmp_path / "a.csv")), 2)
+    (tmp_path / "a.csv").write_text(",series_id,target\n2024-01-01,a,1\n")
+    with pytest.raises(DataError, match=r"no column 'timestamp'[\s\S]*one column has no name"):
+        read_panel(config(path=str(tmp_path / "a.csv")), 2)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_the_separator_is_found_in_the_header(tmp_path: Path, separator: str) -> None:
     lines = [["series_id", "timestamp", "target"], *([name, str(day.date()), "1.5"] for name in "ab" for day in DAYS)]
