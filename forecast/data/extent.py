@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from forecast.data.panel import IntArray, Panel
-from forecast.data.regularise import BoolArray, Rows, ranges, span
+from forecast.data.regularise import BoolArray, Rows, ranges
 from forecast.data.rejects import DISTANT, LATE, SHOWN, offenders
 from forecast.frequency import Grid, clock
 from forecast.names import REASON, SERIES_ID, TIMESTAMP
@@ -144,9 +144,7 @@ def _edge(steps: IntArray) -> tuple[int, int, int] | None:
 def observed_rows(rows: Rows, n_series: int) -> tuple[IntArray, IntArray, Observed]:
     """Return first and last observed step of each series that has one, [S], and what gives all by its position."""
     seen = ~np.isnan(rows.target)
-    complete = bool(seen.all())
-    runs, index = (rows.runs, rows.index) if complete else (rows.runs.keep(seen), rows.index[seen])
-    first, last = span(runs, index, n_series)
+    first, last = rows.observed_limits(n_series)
     series = np.flatnonzero(first <= last)
     starts = np.cumsum(rows.runs.length) - rows.runs.length
 
@@ -184,7 +182,7 @@ def distant(rows: Rows, n_series: int) -> BoolArray | None:
     """
     if not len(rows):
         return None
-    first, last = span(rows.runs, rows.index, n_series)
+    first, last = rows.limits(n_series)
     count = np.bincount(rows.runs.series[rows.runs.series >= 0], rows.runs.length[rows.runs.series >= 0], n_series)
     long = (last - first > _FAR) & (3 * (count - 1) <= last - first) & (count >= 3)
     if not long.any():

@@ -35,7 +35,6 @@ from forecast.data.regularise import (
     known_steps,
     regularise,
     shared_known_steps,
-    span,
 )
 from forecast.data.rejects import DISTANT, LATE, NO_TARGET, Counts, Rejects, check_rejects, check_steps
 from forecast.data.source import Tables
@@ -434,7 +433,7 @@ class _Placing:
         """Return one row for each series and time."""
         if not len(rows):
             return rows
-        first, last = span(rows.runs, rows.index, len(self.names))
+        first, last = rows.limits(len(self.names))
         widest = int(np.argmax(last - first))
         steps = int(np.maximum(last - first + 1, 0).sum())
         check_steps(steps, len(rows), grid, self.names[widest], first[widest], last[widest])

@@ -133,6 +133,34 @@ class Rows:
             return len(self) if rows is None else int(np.count_nonzero(rows))
         return int(self.merged.sum() if rows is None else self.merged[rows].sum())
 
+    def limits(self, n_series: int) -> tuple[IntArray, IntArray]:
+        """Return first and last index of each series, as `span`."""
+        if n_series not in self._spans:
+            self._spans[n_series] = span(self.runs, self.index, n_series)
+        return self._spans[n_series]
+
+    def observed_limits(self, n_series: int) -> tuple[IntArray, IntArray]:
+        """Return first and last index with a target of each series; first > last where it has none."""
+        if self.complete:
+            return self.limits(n_series)
+        key = -1 - n_series
+        if key not in self._spans:
+            observed, ends = ~np.isnan(self.target), np.iinfo(np.int64)
+            no_first, no_last = np.full(n_series, ends.max // 2), np.full(n_series, ends.min // 2)
+            first = self.runs.reduce(np.minimum, np.where(observed, self.index, ends.max // 2), no_first)
+            last = self.runs.reduce(np.maximum, np.where(observed, self.index, ends.min // 2), no_last)
+            self._spans[key] = first, last
+        return self._spans[key]
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every row has a target."""
+        return not np.isnan(self.target).any()
+
+    @cached_property
+    def _spans(self) -> dict[int, tuple[IntArray, IntArray]]:
+        return {}
+
     def columns(self) -> list[npt.NDArray[np.floating]]:
         """Return target, past and known covariates."""
         return [self.target, *self.past, *self.known]
@@ -190,13 +218,8 @@ class Steps:
 
 def regularise(rows: Rows, n_series: int) -> Steps:
     """Return the steps of each series from its first to its last observed target, NaN where there is no value."""
-    runs, observed = rows.runs, ~np.isnan(rows.target)
-    complete = bool(observed.all())
-    if complete:
-        first, last = span(runs, rows.index, n_series)
-    else:
-        seen = runs.keep(observed)
-        first, last = span(seen, rows.index[observed], n_series)
+    runs, observed, complete = rows.runs, ~np.isnan(rows.target), rows.complete
+    first, last = rows.observed_limits(n_series)
     length = np.maximum(last - first + 1, 0)
     if complete and rows.dense:
         return _as_they_lie(rows, first, length)
