@@ -254,7 +254,9 @@ def load(folder: Path) -> Artifact:
     members = []
     for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
         members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
-        members[-1].load_state_dict(safetensors.torch.load_file(folder / name))
+        weights = safetensors.torch.load_file(folder / name)
+        weights.setdefault("cold_scale", members[-1].cold_scale)  # Not in models of earlier releases.
+        members[-1].load_state_dict(weights)
     bank, before = None, None
     if _BANK in files:
         index = _read_json(folder / _BANK_INDEX)

@@ -56,7 +56,7 @@ def continued(
     )
     validation = validation[:: max(1, len(validation) // _CHECKS)]
     members, found, checkpoints = [], [], []
-    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    data = PanelTensors.of(panel, artifact.network, device)
     every = members_of(artifact.network)
     for number, base in enumerate(every, 1):
         network = copy.deepcopy(base).to(device)

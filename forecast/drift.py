@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.panel import IntArray, Panel
+from forecast.data.panel import IntArray, Panel, TargetArray
 from forecast.frequency import DAY
 from forecast.names import TARGET
 
@@ -121,7 +121,7 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
     the first window of the history up to the recent one. psi and ks are null if a window has fewer than 100 values, or
     if the panel has no earlier cycle.
     """
-    columns: list[tuple[str, str, Callable[[Panel], npt.NDArray[np.float32]], int]] = [
+    columns: list[tuple[str, str, Callable[[Panel], TargetArray], int]] = [
         (data.columns.target, TARGET, lambda shard: shard.target, 0)
     ]
     for role, names in (("past", data.past_covariates), ("known", data.known_covariates)):
@@ -159,9 +159,7 @@ def _row(role: str, row: int) -> Callable[[Panel], npt.NDArray[np.float32]]:
     return lambda shard: (shard.past if role == "past" else shard.known)[row]
 
 
-def _window(
-    panel: Panel, values: Callable[[Panel], npt.NDArray[np.float32]], beyond: int, first: int, last: int
-) -> _Window:
+def _window(panel: Panel, values: Callable[[Panel], TargetArray], beyond: int, first: int, last: int) -> _Window:
     """Return the values at grid indices `first` to `last`; a series has `beyond` steps after its end in the buffer."""
     series, found, step, number = [], [], [], 0
     for shard in panel.shards():

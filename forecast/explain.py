@@ -188,7 +188,7 @@ class _Work:
     def __init__(self, artifact: Artifact, panel: Panel, place: _Place, settings: ExplainSettings) -> None:
         self._artifact, self._panel, self._place, self._settings = artifact, panel, place, settings
         self._shape = artifact.network.shape
-        self._data = PanelTensors(panel, unit=self._shape.unit)
+        self._data = PanelTensors.of(panel, artifact.network)
         cutoff = place.cutoff - int(panel.start[place.row])
         self._at = torch.tensor([place.row]), torch.tensor([cutoff])
         self._x = self._gather(WindowIndex(np.array([place.row]), np.array([cutoff])))
@@ -210,7 +210,7 @@ class _Work:
         """Return windows in float64."""
         series, cutoff = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
         batch = self._data.gather(series, cutoff, cutoff + 1, **window_sizes(self._artifact.network, 1))
-        return Batch(*(values.double() if values.is_floating_point() else values for values in batch))
+        return batch.map(lambda values: values.double() if values.is_floating_point() else values)
 
     def _forecasts(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Return what is explained, of windows that are seen as those of the series."""
@@ -331,7 +331,7 @@ class _Work:
     def _between(self, parts: dict[str, Tensor]) -> Batch:
         """Return windows with the given numbers, missing what the series' own is missing."""
         count, own = len(parts["target"]), self._x
-        every = Batch(*(values.expand(count, *values.shape[1:]) for values in own))
+        every = own.expand(count)
 
         def numbers(name: str) -> Tensor:
             return torch.where(torch.isfinite(getattr(own, name)), parts[name], torch.nan)
@@ -388,7 +388,7 @@ class _Work:
             if own.ndim == 3:
                 taken = torch.where(x.there[..., None], taken, values[..., column.first : column.last])
             values[..., column.first : column.last] = taken
-            every = Batch(*(field.expand(len(others), *field.shape[1:]) for field in x))
+            every = x.expand(len(others))
             said = self._said(column)[0] if column.kind == "static" else {}
             moved = self._gain(every._replace(**{column.field: values}))
             rows.append({INPUT: column.name, KIND: column.kind, ATTRIBUTION: moved, **said})
@@ -396,8 +396,9 @@ class _Work:
 
     def _gain(self, without: Batch) -> float:
         """Return by how much the forecast is higher than those of windows without an input, on average."""
-        parts = zip(*(values.split(_BATCH) for values in without), strict=True)
-        return self.forecast - float(torch.cat([self._forecasts(Batch(*part)) for part in parts]).mean())
+        rows = (slice(first, first + _BATCH) for first in range(0, len(without.target), _BATCH))
+        parts = [self._forecasts(without.rows(row)) for row in rows]
+        return self.forecast - float(torch.cat(parts).mean())
 
     # ---- The table ----
 
@@ -413,7 +414,7 @@ class _Work:
     @cached_property
     def _values(self) -> list[dict[str, Any]]:
         """The target at each step of the window, as it was given."""
-        values = to_data(self._x.target[0], self._shape.unit)
+        values = to_data(self._x.target[0], self._shape.unit, self._x.level)
         return [
             {VALUE: value if seen else None}
             for value, seen in zip(values.tolist(), self._x.observed[0].tolist(), strict=True)

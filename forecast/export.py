@@ -103,7 +103,7 @@ def _cost(artifact: Artifact, graph: bytes, small: bytes, panel: Panel | None) -
         scores = [_wql(artifact, panel, every, forward) for forward in forwards]
         windows = every[np.unique(np.linspace(0, len(every) - 1, _COMPARED).astype(np.int64))]
         series, own = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
-        data = PanelTensors(panel, unit=network.shape.unit)
+        data = PanelTensors.of(panel, network)
         batch = data.gather(series, own, own + 1, **window_sizes(network, 1))
     outputs = [forward(batch, torch.zeros(1, dtype=torch.long)) for forward in forwards]
     known = outputs[0].frame.begun & (outputs[0].frame.scale > 0)

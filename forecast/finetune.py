@@ -138,7 +138,7 @@ def finetune(
     before, names, local = artifact.bank, panel.series_id.tolist(), artifact.on(device)
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    data = PanelTensors.of(panel, artifact.network, device)
     meant, long_enough = _meant(local, panel, data, usable, settings), _long_enough(artifact, usable, settings)
     digests = _digests(panel, usable)
     seen = before.seen if before else {}
@@ -389,7 +389,7 @@ def _tune_globally(
 
     trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
     usable = usable_lengths(panel, trained_until)
-    data = PanelTensors(panel, unit=artifact.network.shape.unit)
+    data = PanelTensors.of(panel, artifact.network)
     named = _meant(artifact, panel, data, usable, settings)
     meant = named & _long_enough(artifact, usable, settings)
     rows = np.flatnonzero(meant)
@@ -754,16 +754,17 @@ def _shown(
     cutoff = (usable[rows][:, None] - 1 - np.arange(n_windows, 0, -1) * horizon).ravel()
     names = [quantile_column(0.5)] if artifact.classes is None else [class_column(name) for name in artifact.classes]
     windows = WindowIndex(np.repeat(rows, n_windows), cutoff)
-    values = np.zeros((2, len(windows), horizon, len(names)), dtype=np.float32)
+    values = np.zeros((2, len(windows), horizon, len(names)), dtype=panel.target.dtype)
     if len(windows):
         ((series, own, origins),) = validation_batches(windows)
         series, own, origins = series.to(data.device), own.to(data.device), origins.to(data.device)
-        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+        batch = data.gather(series, own, own + 1, **window_sizes(network, 1))
+        output = network(batch, origins)
         positions = data.horizon_positions(series, own, horizon)
         before = _stated(network.head, output.head.columns(output.arguments)[:, 0])
         for made, columns in zip(values, (before, table[_TOLD][some].reshape(before.shape)), strict=True):
             moved = torch.from_numpy(columns).to(data.device)
-            made[:] = in_data_units(moved, output.frame, positions, network.shape.unit).cpu().numpy()
+            made[:] = in_data_units(moved, output.frame, positions, network.shape.unit, batch.level).cpu().numpy()
     at = (panel.start[windows.series] + cutoff)[:, None] + np.arange(horizon + 1)
     each = np.repeat(np.arange(len(windows)), horizon)
     frame = pl.DataFrame(

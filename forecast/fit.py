@@ -46,6 +46,7 @@ from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
+from forecast.models.scaling import FEW
 from forecast.models.skip import (
     CONSTANTS,
     PENALTIES,
@@ -306,7 +307,7 @@ def fit(
             units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
             members.append(member)
     candidate = together([member.candidate for member in members]).to(device)
-    data_on_device = PanelTensors(panel, device, unit=units[0])
+    data_on_device = PanelTensors.of(panel, candidate, device)
     curve, summary = members[0].curve, members[0].summary
     if len(members) > 1:
         curve, summary = _joined(members, validated(candidate, data_on_device, validation))
@@ -616,16 +617,24 @@ def _closed_form(
         _standardise(counted.network, panel, limits)
         return counted
     tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
+    levels = model.head not in POSITIVE_HEADS
     solutions = (
-        _solve(PanelTensors(panel, device, unit=unit), replace(shape, unit=unit), model, tried, validation, limit)
+        _solve(
+            PanelTensors(panel, device, unit=unit, levels=levels),
+            replace(shape, unit=unit),
+            model,
+            tried,
+            validation,
+            limit,
+        )
         for unit in units
     )
     best = next(solutions)
-    for found in solutions:
-        mine, theirs = _errors_of_data(found), _errors_of_data(best)
-        best = found if _surely_better(mine, theirs, theirs.sum(0), overlap(validation, shape.horizon)) else best
+    for solution in solutions:
+        if _better_on_data(solution, best, overlap(validation, shape.horizon)):
+            best = solution
     network, unit = best.network, best.network.shape.unit
-    tensors = PanelTensors(panel, device, unit=unit)
+    tensors = PanelTensors.of(panel, network, device)
     refit: _Refit = _kept if best.penalty is None else partial(_refit, tensors, best)
     if len(tried) < len(drawn):
         refit(drawn, limit)
@@ -667,8 +676,8 @@ def _counted(
     limit: Tensor,
 ) -> _ClosedForm:
     """Return what `_closed_form` does, for classes: what follows what is counted."""
-    tensors = PanelTensors(panel, device)
     network = RecurrentForecaster(shape, model).to(device)
+    tensors = PanelTensors.of(panel, network, device)
     skip = network.class_skip
     for (samples,), take in (
         (_samples([network], tensors, drawn, limit), skip.fit),
@@ -710,6 +719,9 @@ def _solve(
     """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
     anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
     networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
+    cold_scale = _cold_scale(networks[0], tensors, drawn, limit)
+    for network in networks:
+        network.cold_scale.copy_(cold_scale)
     seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, validation, None), strict=True)
     candidates: list[_Solution] = []
     for network, (fitted, checked) in zip(networks, seen, strict=True):
@@ -821,7 +833,7 @@ def _point_errors(samples: Samples, made: Tensor, unit: float) -> Float[Tensor, 
 def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
     """Return normalised values, [sample, ...], in the data's units, in float64."""
     shape = (-1, *[1] * (values.ndim - 1))
-    return to_data((samples.location.view(shape) + samples.divisor.view(shape) * values).double(), unit)
+    return to_data(samples.location.view(shape) + samples.divisor.view(shape) * values, unit, samples.level.view(shape))
 
 
 def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
@@ -850,6 +862,22 @@ def _sureness(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> f
     return total / doubt if doubt else math.inf * total if total else 0.0
 
 
+def _better_on_data(solution: _Solution, other: _Solution, shared: float) -> bool:
+    """Return whether a solution is significantly better than one on another scale, in the units of the data.
+
+    They are compared on the windows that tell something on both scales: a series that hardly varies may be constant on
+    one of them.
+    """
+    common, rows, other_rows = np.intersect1d(
+        solution.checked.number.cpu(), other.checked.number.cpu(), return_indices=True
+    )
+    if not len(common):
+        return False
+    errors = _errors_of_data(solution)[torch.from_numpy(rows)]
+    reference = _errors_of_data(other)[torch.from_numpy(other_rows)]
+    return _surely_better(errors, reference, reference.sum(0), shared)
+
+
 def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
     """Return, of each window, the pinball loss in units of its deviation, and the relative error of the median.
 
@@ -865,6 +893,31 @@ def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
     return torch.stack([(loss.clamp(max=_REACH) * samples.observed).sum(1), relative], 1)
 
 
+def _cold_scale(
+    network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor
+) -> Float[Tensor, " 2"]:
+    """Return the scale of the panel: relative to the level of a series, and at least (`scaling.cold_start_scale`).
+
+    It is relative where the scales of series differ less in shares of their levels than as they are. Seen are windows
+    with enough observations for a scale of their own, or all that vary where none has.
+    """
+    parts = []
+    for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
+        statistics = network.statistics(batch, network.shape.context_length)
+        parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
+    level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
+    varied = scale > 0
+    enough = varied & (count >= FEW)
+    level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
+    if not len(scale):
+        return torch.zeros(2)
+    if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
+        return torch.stack([torch.zeros_like(scale[0]), scale.median()])
+    return torch.stack([(scale / level).median(), scale.quantile(0.1)])
+
+
 def _samples(
     networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
 ) -> list[Samples]:
@@ -873,11 +926,17 @@ def _samples(
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
     divisors: list[list[Tensor]] = [[] for _ in networks]
+    position = 0
     for series, cutoff, _ in validation_batches(windows, 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
+        number = torch.arange(position, position + len(series), device=data.device)
+        position += len(series)
         until = cutoff + shape.horizon + 1 if limit is None else limit[series]
         batch = data.gather(series, cutoff, until, **window_sizes(networks[0], 1))
         statistics = networks[0].statistics(batch, shape.context_length)
+        level = (
+            torch.zeros(len(series), dtype=torch.float64, device=data.device) if batch.level is None else batch.level
+        )
         for network, own, scales in zip(networks, parts, divisors, strict=True):
             frame = network.frame(batch, origins, statistics)
             target, observed = targets(batch, frame, origins, shape)
@@ -894,6 +953,8 @@ def _samples(
                     frame.location[told, 0],
                     frame.divisor[told, 0],
                     series[told],
+                    number[told],
+                    level[told],
                 )
             )
             scales.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])

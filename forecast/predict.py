@@ -122,7 +122,7 @@ def predict(
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
         # Weights of a series are taken once for its windows in a batch.
         order = windows.series.argsort(kind="stable")
-    data = PanelTensors(panel, device, unit=artifact.network.shape.unit)
+    data = PanelTensors.of(panel, artifact.network, device)
     if one_pass:
         tasks, order = _along(artifact.network, panel, data, windows)
     else:
@@ -280,13 +280,14 @@ def outcome(
     network, head, unit = artifact.network, artifact.network.head, artifact.network.shape.unit
     n_stated = len(stated_columns(artifact) if levels is None else levels)
     columns = _columns(output, unit, levels, samples)
-    base = in_data_units(columns, output.frame, positions, unit)
+    level = None if batch.level is None else batch.level.repeat_interleave(len(origins))
+    base = in_data_units(columns, output.frame, positions, unit, level)
     row, tuned = rows.to(base.device), base
     if artifact.bank is not None and bool((row >= 0).any()):
         better = _tuned_columns(
             artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples, pasts
         )
-        tuned = in_data_units(better, output.frame, positions, unit)
+        tuned = in_data_units(better, output.frame, positions, unit, level)
         tuned = torch.where((row >= 0)[:, None, None], tuned, base)
     base, tuned = (_within_support(values, n_stated + samples, head) for values in (base, tuned))
     if artifact.calibration:
@@ -335,7 +336,7 @@ def _tuned_columns(
         assert isinstance(network, RecurrentForecaster)
         window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
         past = None if pasts is None else pasts[0].rows(window)
-        some = Batch(*(values[window] for values in batch))
+        some = batch.rows(window)
         arguments = bank.arguments(network, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
         result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
     return result
@@ -448,12 +449,23 @@ def within_support(artifact: Artifact, quantiles: npt.NDArray[np.floating]) -> D
     return np.asarray(artifact.network.head.within_support(values).numpy())
 
 
-def in_data_units(columns: torch.Tensor, frame: Frame, positions: torch.Tensor | None, unit: float) -> torch.Tensor:
-    """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed."""
+def in_data_units(
+    columns: torch.Tensor,
+    frame: Frame,
+    positions: torch.Tensor | None,
+    unit: float,
+    level: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed.
+
+    `level`, [batch], is what was taken off the target (`Batch.level`); with it the result is float64.
+    """
     if positions is not None:  # By positions of the local clock until here.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
     location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
-    return to_data(location + scale * columns, unit).masked_fill(~begun, torch.nan)
+    if level is not None:
+        level = level[:, None, None]
+    return to_data(location + scale * columns, unit, level).masked_fill(~begun, torch.nan)
 
 
 def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
@@ -613,7 +625,7 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
         raise ConfigError("model.attention: this model was trained without; train one with model.attention=true")
     prepare()
     cutoff, windows = _latest(panel, cutoff)
-    network, data = artifact.network, PanelTensors(panel, unit=artifact.network.shape.unit)
+    network, data = artifact.network, PanelTensors.of(panel, artifact.network)
     length, context = network.shape.segment_length, network.shape.context_length
     weights, indices = [], []
     for series, own, origins in validation_batches(windows, BATCH_SIZE):

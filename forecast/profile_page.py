@@ -31,7 +31,7 @@ _STRENGTHS: Final = (
 
 _COLUMNS: Final = (
     SERIES_ID, "first", "last", "length", "gaps", "longest_gap", "zeros", "trailing_zeros", "negatives", "mean", "std",
-    "min", "max", "adi", "cv2", "demand", "seasonality", "trend",
+    "min", "max", "outliers", "adi", "cv2", "demand", "seasonality", "trend",
 )  # fmt: skip
 """Columns of the profile that the page's table shows."""
 _CLASS_COLUMNS: Final = SERIES_ID, "first", "last", "length", "gaps", "longest_gap", "classes", CLASS, "share"

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from forecast.artifact import Artifact
 from forecast.data.io import write_bytes_atomic, write_text_atomic
-from forecast.data.panel import FloatArray, IntArray, Names, Panel, as_names
+from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
 from forecast.models.bank import HEAD
@@ -161,7 +161,7 @@ class Update:
             for values, found in zip(carried, old.carried, strict=True):
                 values[kept] = found[torch.from_numpy(at[same])]
             segments[same] = (self._clock(self._cutoff) - self._clock(self._before)) // length
-        data = PanelTensors(shard, unit=network.shape.unit)
+        data = PanelTensors.of(shard, network)
         advance(network, data, windows, segments, carried)
         known |= not self.touches
         counts = {CARRIED: int(same.sum()), RECOMPUTED: int((known & ~same).sum()), NEW: int((~known).sum())}
@@ -254,7 +254,7 @@ class Update:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _up_to_the_last(values: FloatArray) -> bytes:
+def _up_to_the_last(values: TargetArray) -> bytes:
     """Return the values up to the last step that has any: a series that has stopped ends later once it goes on."""
     if not values.size:
         return b""

@@ -126,6 +126,6 @@ def _coded(panel: Panel, values: FloatArray, codes: list[float] | list[int]) -> 
     if np.array_equal(values, codes):
         return panel
     there = ~np.isnan(panel.target)
-    target = np.array(panel.target)
+    target = panel.target.astype(np.float32)
     target[there] = np.array(codes, dtype=np.float32)[np.searchsorted(values, target[there])]
     return replace(panel, target=target)

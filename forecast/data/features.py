@@ -6,14 +6,14 @@ import numpy as np
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.panel import FloatArray, IntArray
+from forecast.data.panel import FloatArray, IntArray, TargetArray
 from forecast.names import TARGET
 
 _FEW: Final = 16
 """Up to so many values are added one by one; above it two cumulative sums are faster."""
 
 
-def past_features(target: FloatArray, offsets: IntArray, data: DataConfig) -> tuple[tuple[str, ...], FloatArray]:
+def past_features(target: TargetArray, offsets: IntArray, data: DataConfig) -> tuple[tuple[str, ...], FloatArray]:
     """Return names and values [features, N] of data.lags and data.rolling, for series end to end as in `Panel`.
 
     A feature of a step sees that step and earlier ones of the same series. Statistics are those of the observed values

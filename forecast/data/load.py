@@ -25,6 +25,7 @@ from forecast.data.extent import (
 )
 from forecast.data.features import past_features
 from forecast.data.notation import as_numbers
+from forecast.data.outliers import warn_of_outliers, without_outliers
 from forecast.data.panel import FloatArray, IntArray, Panel, as_names
 from forecast.data.regularise import (
     BoolArray,
@@ -259,6 +260,8 @@ def load_part(
         static_categories=codes,
         static_numbers=numbers,
     )
+    if data.columns.target not in categories:
+        warn_of_outliers(panel)
     return Loaded(panel, data, dict(categories), place.rejects.table(), counts)
 
 
@@ -280,7 +283,7 @@ def with_features(panel: Panel, data: DataConfig) -> Panel:
     end = 0
     for shard in panel.shards():
         begin, end = end, end + len(shard.target)
-        features[:, begin:end] = past_features(shard.target, shard.offsets, data)[1]
+        features[:, begin:end] = past_features(without_outliers(shard), shard.offsets, data)[1]
     return replace(panel, past=np.concatenate([panel.past[: len(data.past_covariates)], features]))
 
 

@@ -17,7 +17,11 @@ FloatArray = npt.NDArray[np.float32]
 Names = npt.NDArray[np.object_]
 """Text as Python has it. Arrays of np.str_ give every entry the room of the longest, and lose a NUL at the end; arrays
 of StringDType do not order text with a NUL inside."""
+DoubleArray = npt.NDArray[np.float64]
+TargetArray = FloatArray | DoubleArray
 IntArray = npt.NDArray[np.int64]
+# Rounding, as a share of the range of a series, that is too much: its target needs float64.
+RESOLUTION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Panel:
     """[S + 1]; series `s` is `offsets[s]:offsets[s + 1]`."""
     start: IntArray
     """[S], grid index of the first step."""
-    target: FloatArray
-    """[N], NaN where nothing was observed."""
+    target: TargetArray
+    """[N], NaN where nothing was observed. Float64 where float32 could not tell the values of some series apart."""
     past: FloatArray
     """[past covariates, N], NaN where missing."""
     known: FloatArray
@@ -93,7 +97,7 @@ class Panel:
 
     def since(self, first: int) -> "Panel":
         """Return the same series, with no target observed before grid index `first`."""
-        return replace(self, target=np.where(self._index() < first, np.float32(np.nan), self.target))
+        return replace(self, target=np.where(self._index() < first, self.target.dtype.type(np.nan), self.target))
 
     def between(self, first: int, last: int) -> "Panel":
         """Return what is observed from grid index `first` to `last`, as copies; series without a value are left out.

@@ -38,7 +38,7 @@ from forecast.data.load import (
     with_features,
     with_unread,
 )
-from forecast.data.panel import FloatArray, IntArray, Names, Panel, as_names, concatenated, digest_of
+from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names, concatenated, digest_of
 from forecast.data.regularise import BoolArray, ranges
 from forecast.data.rejects import LATE, NO_TARGET, Counts, check_rejects
 from forecast.data.source import PREPARED, Tables, is_prepared
@@ -284,11 +284,12 @@ def _compare(old: Panel, new: Panel) -> tuple[pl.DataFrame, int]:
         index = shard.start.repeat(shard.lengths) + step
         at = index - old.start[np.where(there, position, 0)][each]
         inside = there[each] & (at >= 0) & (at < old.lengths[np.where(there, position, 0)][each])
-        before = np.full(len(each), np.nan, dtype=np.float32)
+        before = np.full(len(each), np.nan, dtype=old.target.dtype)
         before[inside] = old.target[(old.offsets[position[each[inside]]] + at[inside])]
         stated = ~np.isnan(shard.target)
         n_filled += int((stated & np.isnan(before)).sum())
-        changed = np.flatnonzero(stated & ~np.isnan(before) & (before != shard.target))
+        same = before == shard.target.astype(before.dtype)  # What is stated again is no revision for its digits.
+        changed = np.flatnonzero(stated & ~np.isnan(before) & ~same)
         parts.append(
             pl.DataFrame(
                 {
@@ -350,7 +351,8 @@ def _merge_block(
     template = sources[0][0]
     horizon, offsets = template.horizon, np.append(0, np.cumsum(lengths))
     n_past = sources[1][0].past.shape[0]  # Without derived features.
-    target = np.full((1, int(offsets[-1])), np.nan, dtype=np.float32)
+    kind = np.result_type(*(panel.target.dtype for panel, _, _ in sources))
+    target = np.full((1, int(offsets[-1])), np.nan, dtype=kind)
     past = np.full((n_past, int(offsets[-1])), np.nan, dtype=np.float32)
     known = np.full((len(template.known), int(offsets[-1]) + horizon * len(names)), np.nan, dtype=np.float32)
     codes = np.zeros((len(names), template.static_categories.shape[1]), dtype=np.int64)
@@ -384,7 +386,7 @@ def _merge_block(
     )
 
 
-def _overlay(into: FloatArray, columns: IntArray, values: FloatArray, *, only_gaps: bool = False) -> None:
+def _overlay(into: TargetArray, columns: IntArray, values: TargetArray, *, only_gaps: bool = False) -> None:
     """Write the values that are there into some columns; only where there was none, if so asked."""
     before = into[:, columns]
     there = ~np.isnan(values)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
+from forecast.data.outliers import find_outliers
 from forecast.data.panel import IntArray, Panel
 from forecast.data.rejects import NO_TARGET, SHOWN, Counts, offenders
 from forecast.names import CLASS, REASON, SERIES_ID
@@ -53,6 +54,7 @@ def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = No
                         negative values or only zeros: they are no demand.
     seasonality, trend  strength in [0, 1], see `_strengths`
     constant            all values are the same
+    outliers            values that forecasts leave out of their inputs (`forecast.data.outliers`)
 
     Codes of `classes` have no size. In place of zeros and all that follows but `constant`, they have
 
@@ -172,6 +174,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
                 "seasonality": seasonality,
                 "trend": trend,
                 "constant": constant,
+                "outliers": np.bincount(find_outliers(panel).series, minlength=panel.n_series),
             }
         )
         .with_columns(pl.col("adi", "cv2", "seasonality", "trend").fill_nan(None))
@@ -192,6 +195,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
 _COLUMNS: Final = (
     SERIES_ID, "first", "last", "length", "observed", "gaps", "longest_gap", "zeros", "leading_zeros", "trailing_zeros",
     "negatives", "mean", "std", "min", "max", "adi", "cv2", "demand", "seasonality", "trend", "constant",
+    "outliers",
 )  # fmt: skip
 
 
@@ -365,6 +369,7 @@ def summary(profile: pl.DataFrame) -> pl.DataFrame:
         found |= {
             "Zeros": f"{part_of(zeros, observed)} of the values, in {share(column('zeros') > 0)} of the series",
             "Negatives": f"in {share(column('negatives') > 0)} of the series",
+            "Outliers": f"{int(column('outliers').sum()):,} values, in {share(column('outliers') > 0)} of the series",
             "Demand": ", ".join(demand) or "none: no series is without negative values and not all zeros",
             "Seasonality": middle("seasonality"),
             "Trend": middle("trend"),

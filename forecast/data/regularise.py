@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.data.panel import FloatArray, IntArray
+from forecast.data.panel import RESOLUTION, FloatArray, IntArray, TargetArray
 from forecast.data.validate import ROWS
 from forecast.names import SERIES_ID
 
@@ -208,7 +208,7 @@ class Steps:
     """[S], their numbers among all series."""
     start: IntArray
     offsets: IntArray
-    target: FloatArray
+    target: TargetArray
     past: FloatArray
     unobserved: BoolArray | None
     """Rows of a series without any observed target, None if there are none."""
@@ -222,7 +222,7 @@ def regularise(rows: Rows, n_series: int) -> Steps:
     first, last = rows.observed_limits(n_series)
     length = np.maximum(last - first + 1, 0)
     if complete and rows.dense:
-        return _as_they_lie(rows, first, length)
+        return _as_they_lie(rows, first, length, target_type(rows, n_series))
     position, n_steps = cells(rows, first, last)
     inside, unobserved, future = observed, None, None
     if not complete:
@@ -236,32 +236,48 @@ def regularise(rows: Rows, n_series: int) -> Steps:
         series=np.flatnonzero(kept),
         start=first[kept],
         offsets=np.append(0, np.cumsum(length[kept])),
-        target=_scatter(n_steps, position, [rows.target], observed)[0],
+        target=_scatter(n_steps, position, [rows.target], observed, target_type(rows, n_series))[0],
         past=_scatter(n_steps, position, rows.past, inside),
         unobserved=unobserved,
         future=future,
     )
 
 
-def _as_they_lie(rows: Rows, first: IntArray, length: IntArray) -> Steps:
+def target_type(rows: Rows, n_series: int) -> npt.DTypeLike:
+    """Return float32 for the target, or float64 where rounding would take too much of what some series varies by."""
+    if not len(rows):
+        return np.float32
+    high, low = (rows.runs.reduce(function, rows.target, np.full(n_series, np.nan)) for function in (np.fmax, np.fmin))
+    size = np.fmax(np.abs(high), np.abs(low))
+    rounding = np.finfo(np.float32).eps * size
+    # A constant is close enough unless its digits are those of a whole number.
+    fine = (rounding <= RESOLUTION * (high - low)) | ((high == low) & (size < 1 / np.finfo(np.float32).eps))
+    doubtful = np.flatnonzero(~fine & ~np.isnan(size))
+    if not len(doubtful):
+        return np.float32
+    values = rows.target[np.isin(rows.runs.each(), doubtful) & ~np.isnan(rows.target)]
+    return np.float32 if (values.astype(np.float32) == values).all() else np.float64
+
+
+def _as_they_lie(rows: Rows, first: IntArray, length: IntArray, kind: npt.DTypeLike) -> Steps:
     """Return the steps of rows that are dense and have all targets: nothing has to be looked up."""
     series = rows.runs.series
-    columns: list[npt.NDArray[np.floating]] = [rows.target, *rows.past]
+    columns = rows.columns()[: 1 + len(rows.past)]
     if (np.diff(series) < 0).any():
         order = np.argsort(series, kind="stable")
         starts = np.cumsum(rows.runs.length) - rows.runs.length
         take = ranges(starts[order], rows.runs.length[order])
         columns = [column[take] for column in columns]
     kept = np.unique(series)
-    buffers = np.empty((len(columns), len(rows)), dtype=np.float32)
-    for buffer, column in zip(buffers, columns, strict=True):
+    past = np.empty((len(rows.past), len(rows)), dtype=np.float32)
+    for buffer, column in zip(past, columns[1:], strict=True):
         buffer[:] = column
     return Steps(
         series=kept,
         start=first[kept],
         offsets=np.append(0, np.cumsum(length[kept])),
-        target=buffers[0],
-        past=buffers[1:],
+        target=columns[0].astype(kind),
+        past=past,
         unobserved=None,
         future=None,
     )
@@ -304,9 +320,15 @@ def shared_known_steps(steps: Steps, rows: Rows, horizon: int) -> FloatArray:
     return known
 
 
-def _scatter(size: int, position: IntArray, columns: Sequence[npt.NDArray[Any]], rows: BoolArray) -> FloatArray:
+def _scatter(
+    size: int,
+    position: IntArray,
+    columns: Sequence[npt.NDArray[Any]],
+    rows: BoolArray,
+    kind: npt.DTypeLike = np.float32,
+) -> npt.NDArray[Any]:
     """Return [columns, size], NaN where no row is."""
-    buffers = np.full((len(columns), size), np.nan, dtype=np.float32)
+    buffers = np.full((len(columns), size), np.nan, dtype=kind)
     everywhere = bool(rows.all())
     for buffer, column in zip(buffers, columns, strict=True):
         if everywhere:

@@ -94,7 +94,7 @@ class Bank:
                     name: values.to(batch.target.device) for name, values in self.changes(rows[windows[:, 0]]).items()
                 }
                 own = windows.flatten()
-                some = Batch(*(values[own] for values in batch))
+                some = batch.rows(own)
                 begun = None if past is None else [past.rows(own)]
                 made.append(stacked.forecasts(network, changes, some, origins, begun)[0])
                 at.append(own)

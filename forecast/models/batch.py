@@ -2,18 +2,22 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from forecast.data.panel import Panel
+from forecast.data.outliers import NO_INPUT, NO_TARGET, outlier_mask
+from forecast.data.panel import RESOLUTION, Panel
 from forecast.models.transform import to_model
+from forecast.names import MAX_MAGNITUDE
 
 # The share of a device's free memory that a panel may take; the rest is for the network and its batches.
 _DEVICE_SHARE = 0.5
+_LEAST_UNIT = MAX_MAGNITUDE / torch.finfo(torch.float32).max
 
 
 class Batch(NamedTuple):
@@ -30,6 +34,28 @@ class Batch(NamedTuple):
     """Whether there is such a step: not before the start of a series, nor in an hour that the clock skips."""
     static_categories: Int[Tensor, "batch categorical"]
     static_numbers: Float[Tensor, "batch numeric"]
+    outcome: Float[Tensor, "batch time"] | None = None
+    """What targets are taken from, NaN where there is none, if that is not `target` where `observed`: with outliers,
+    which are no inputs."""
+    level: Float[Tensor, " batch"] | None = None
+    """What was taken off the target of each window, float64; None for nothing (`PanelTensors`)."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `change` of each tensor."""
+        return Batch(*(None if values is None else change(values) for values in self))  # type: ignore[arg-type]
+
+    def rows(self, rows: Int[Tensor, " row"] | slice) -> "Batch":
+        """Return some of the windows."""
+        return self.map(lambda values: values[rows])
+
+    def expand(self, count: int) -> "Batch":
+        """Return one window as many."""
+        return self.map(lambda values: values.expand(count, *values.shape[1:]))
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a network reads, by name."""
+        return dict(zip(self._fields[:7], self[:7], strict=True))
 
 
 class PanelTensors:
@@ -37,13 +63,30 @@ class PanelTensors:
 
     Windows are views: memory does not depend on their number. On the host the buffers are the panel's own, never
     written to, so that a memory-mapped panel may be larger than the memory.
+
+    Where a panel holds its target in float64, because float32 has not enough digits for the level of some series, a
+    window of such a series has its first value taken off in float64 (`Batch.level`): what is left fits into float32.
+    Outliers (`forecast.data.outliers`) are hidden from the inputs.
     """
 
-    def __init__(self, panel: Panel, device: torch.device | str = "cpu", *, unit: float = 0.0) -> None:
+    def __init__(
+        self,
+        panel: Panel,
+        device: torch.device | str = "cpu",
+        *,
+        unit: float = 0.0,
+        levels: bool = True,
+        outliers: bool = True,
+    ) -> None:
         self.unit = unit
         """Of the logarithmic scale on which batches hold the target; 0 for the target as it is."""
+        self.levels = levels and panel.target.dtype == np.float64
+        """Whether a window may have its level taken off: not for distributions of the target itself."""
+        # `outliers` are hidden from the inputs: not of classes, whose codes have no size.
         self.device = torch.device(device)
         """Where batches are wanted."""
+        # In units of `unit`, a float32 may be beyond what it holds.
+        self._wide = 0 < unit < _LEAST_UNIT
         self.horizon = panel.horizon
         self.calendar_start = panel.calendar_start
         self.n_calendar = panel.calendar.shape[0]
@@ -57,12 +100,20 @@ class PanelTensors:
         self.start = put(panel.start)
         self.lengths = put(panel.lengths)
         self.target = put(panel.target)
+        mask = outlier_mask(panel, unit) if outliers else None
+        self.outlier = None if mask is None else put(mask)
         self.past = put(panel.past)
         self.known = put(panel.known)
         self.calendar = put(panel.calendar)
         self.clock_shift = put(panel.clock_shift) if panel.clock_shift.any() else None
         self.static_categories = put(panel.static_categories)
         self.static_numbers = put(panel.static_numbers)
+
+    @classmethod
+    def of(cls, panel: Panel, network: Any, device: torch.device | str = "cpu") -> Self:
+        """Return the panel as the network reads it."""
+        shape = network.shape
+        return cls(panel, device, unit=shape.unit, levels=not network.head.positive, outliers=not shape.n_classes)
 
     def __deepcopy__(self, memo: object) -> "PanelTensors":
         """Return this object: the buffers never change, and copies of a module may share them."""
@@ -99,8 +150,22 @@ class PanelTensors:
         begun = there & (step >= 0)
         visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
-        target = to_model(_windows(self.target[None], offset + step)[0], self.unit)
-        observed = visible & torch.isfinite(target)
+        values = _windows(self.target[None], offset + step)[0].masked_fill(~visible, torch.nan)
+        outlier = None
+        if self.outlier is not None:
+            outlier = _windows(self.outlier[None], offset + step)[0]
+            values = values.masked_fill(outlier >= NO_TARGET, torch.nan)
+            outlier = outlier == NO_INPUT if bool((visible & (outlier == NO_INPUT)).any()) else None
+        level = _levels(values) if self.levels else None
+        target = to_model(values.double() if self._wide else values, self.unit)
+        if level is not None:
+            level = to_model(level, self.unit)
+            target = target - level[:, None]
+        target = target.float()
+        observed = torch.isfinite(target)
+        outcome = None
+        if outlier is not None:
+            outcome, observed = target, observed & ~outlier
 
         past = _windows(self.past, offset + step).masked_fill(~visible, torch.nan)
         # Each series has `self.horizon` more steps of known covariates than of the target.
@@ -116,8 +181,10 @@ class PanelTensors:
             there=begun,
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
+            outcome=outcome,
+            level=level,
         )
-        return Batch(*(values.to(self.device) for values in batch))
+        return batch.map(lambda values: values.to(self.device))
 
     def steps(
         self,
@@ -163,6 +230,21 @@ class PanelTensors:
 def _free_memory(device: torch.device) -> float:
     """Return the free bytes of a device; the host pages what it maps, and has no limit here."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def _levels(values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"] | None:
+    """Return what to take off each window (float64): its first value if float32 could not tell its values apart, or 0.
+
+    None where no window needs it.
+    """
+    observed = torch.isfinite(values)
+    low, high = values.masked_fill(~observed, torch.inf).amin(1), values.masked_fill(~observed, -torch.inf).amax(1)
+    rounding = torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
+    needed = (rounding > RESOLUTION * (high - low)) & observed.any(1)
+    if not needed.any():
+        return None
+    first = values.gather(1, observed.int().argmax(1, keepdim=True))[:, 0]
+    return torch.where(needed, first, 0.0)
 
 
 def _shared(values: np.ndarray) -> Tensor:

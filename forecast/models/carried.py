@@ -43,7 +43,7 @@ class Carried(NamedTuple):
         members = members_of(network)
         encoder = members[0].encoder
         shape = (len(members), 1 + (encoder.mode == "LSTM"), sum(encoder.dilations), encoder.hidden_size)
-        none = torch.zeros(n_series)
+        none = torch.zeros(n_series, dtype=torch.float64)
         sums = torch.zeros(n_series, 3, dtype=torch.float64)
         return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
 

@@ -48,7 +48,7 @@ class OnnxForecaster:
         """Return the forecasts from the one origin of each window."""
         assert origins.tolist() == [0], "the graph is of one origin"
         wanted = {field.name for field in self._session.get_inputs()}
-        given = {name: values.numpy() for name, values in batch._asdict().items() if name in wanted}
+        given = {name: values.numpy() for name, values in batch.inputs.items() if name in wanted}
         arguments, state, *frame = (torch.from_numpy(values)[:, None] for values in self._session.run(OUTPUTS, given))
         return Output(arguments, state, Frame(*frame), self._head)
 
@@ -95,7 +95,7 @@ def exported(network: Forecaster) -> bytes:
     for name, symbol in symbols.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)  # type: ignore[attr-defined]
     example = example_windows(network)
-    names = [name for name, values in zip(Batch._fields, example, strict=True) if values.numel()]
+    names = [name for name, values in example.inputs.items() if values.numel()]
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # Of the tracer: shapes are fixed, and meant to be.
@@ -158,7 +158,7 @@ class _Forward(nn.Module):
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         count = given[0].shape[0]
-        empty = {name: values.new_zeros((count, *values.shape[1:])) for name, values in self._example._asdict().items()}
+        empty = {name: values.new_zeros((count, *values.shape[1:])) for name, values in self._example.inputs.items()}
         batch = Batch(**empty | dict(zip(self._names, given, strict=True)))
         output = self.network(batch, torch.zeros(1, dtype=torch.long))
         return tuple(values[:, 0] for values in (output.arguments, output.state, *output.frame))

@@ -17,15 +17,20 @@ from forecast.models.cells import Carry, Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.markov import ClassSkip, class_counts
-from forecast.models.scaling import Statistics, Totals, continued_statistics, running_statistics
+from forecast.models.scaling import Statistics, Totals, cold_start_scale, continued_statistics, running_statistics
 from forecast.models.skip import line
 from forecast.models.transform import asinh
 
-# Normalised values are kept within this range where they enter the network (never on the linear path).
+# Normalised values are kept within this range where they enter the network; the linear path keeps at least those of
+# the steps that the scale is taken over.
 _REACH = 20.0
 # The share of all phases in the spread of one, and the least spread, in units of scale.
 _GLOBAL_SHARE = 0.002
 _LEAST_SPREAD = 0.005
+# So many pairs of seasons say how much a series varies from one to the next; with fewer, those missing are taken to
+# differ by the root of two scales, as independent values do.
+_ENOUGH_PAIRS = 8
+_INDEPENDENT = 2.0
 # The share of categories that are hidden in training.
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
@@ -199,6 +204,8 @@ class RecurrentForecaster(nn.Module):
     covariate_mean: Tensor
     covariate_scale: Tensor
     log_scale: Tensor
+    cold_scale: Tensor
+    """The panel's scale where a series has too few observations: relative to its level, and at least (0: unknown)."""
     season_offset: Tensor
     threshold: Tensor
     """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
@@ -263,10 +270,15 @@ class RecurrentForecaster(nn.Module):
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
         self.register_buffer("skip", torch.zeros(0 if shape.n_classes else shape.context_length + 1, shape.horizon))
-        self.register_buffer("covariate_mean", torch.zeros(n_covariates))
-        self.register_buffer("covariate_scale", torch.ones(n_covariates))
-        self.register_buffer("threshold", torch.tensor(0.0))
-        self.register_buffer("log_scale", torch.tensor([0.0, 1.0]))
+        scales = {
+            "covariate_mean": torch.zeros(n_covariates),
+            "covariate_scale": torch.ones(n_covariates),
+            "threshold": torch.tensor(0.0),
+            "log_scale": torch.tensor([0.0, 1.0]),
+            "cold_scale": torch.zeros(2),
+        }
+        for name, values in scales.items():
+            self.register_buffer(name, values)
         ahead = torch.arange(1, shape.horizon + 1)
         season = max(shape.season_length, 1)
         self.register_buffer("season_offset", ahead - season * torch.ceil(ahead / season).long(), persistent=False)
@@ -316,11 +328,12 @@ class RecurrentForecaster(nn.Module):
         """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
         return running_statistics(batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length)
 
-    def _anchored(self, found: Statistics) -> Statistics:
-        if self.shape.anchor == "level":
-            return found
-        # Around the last value: the root mean square distance from there.
-        return found._replace(scale=torch.hypot(found.scale, found.last - found.level))
+    def _anchored(self, statistics: Statistics) -> Statistics:
+        scale = cold_start_scale(statistics, *self.cold_scale)
+        if self.shape.anchor == "last":
+            # Around the last value: the root mean square distance from there.
+            scale = torch.hypot(scale, statistics.last - statistics.level)
+        return statistics._replace(scale=scale)
 
     def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, least: Int[Tensor, " origin"]) -> Frame:
         """Return the batch as seen from `origins`, which look back no further than step `least`."""
@@ -336,6 +349,9 @@ class RecurrentForecaster(nn.Module):
         window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
         observed = _stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
+        # Within the steps of the scale no value is further out than their root.
+        limit = max(_REACH, self.shape.scale_length**0.5)
+        window = window.clamp(-limit, limit)
         spread = self._spread(self.held or batch, at, divisor, least)
         return Frame(location, divisor, scale, statistics.begun[:, at], window, spread)
 
@@ -352,7 +368,9 @@ class RecurrentForecaster(nn.Module):
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
         So that the network says little where a series hardly differs from one season to the next (closed shops,
-        nights without flights), and the more where it does. 1 where the context does not hold two seasons.
+        nights without flights), and the more where it does. 1 where the context does not hold two seasons. Where it
+        could, but a series is too new or too gappy to have `_ENOUGH_PAIRS` of values a season apart (or a season of
+        them), the spread moves towards that of independent values, and phases without a pair take that of all.
         """
         season, horizon = self.shape.season_length, self.shape.horizon
         if season == 1 or 2 * season > self.shape.context_length:
@@ -361,16 +379,22 @@ class RecurrentForecaster(nn.Module):
         square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * both).cumsum(1)
         sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
 
-        def mean_square(first: Tensor, last: Tensor) -> Tensor:
+        def pairs(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+            """Return the sum of squares and the number of the pairs whose later step is from `first` to `last`."""
             first = torch.maximum(first, least[:, None] + season)
             total, count = (sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]).unbind()
             # Running sums of a GPU may fall by a rounding error.
-            return total.clamp(min=0) / count.clamp(min=1)
+            return total.clamp(min=0), count
 
-        phase, reach = at[:, None] + self.season_offset, season // 14
-        every = mean_square((at - season + 1)[:, None], at[:, None])
-        local = mean_square(phase - reach, phase + reach)
-        mixed = ((1 - _GLOBAL_SHARE) * local + _GLOBAL_SHARE * every).sqrt().to(divisor.dtype) / divisor[..., None]
+        phase, reach, enough = at[:, None] + self.season_offset, season // 14, min(season, _ENOUGH_PAIRS)
+        total, count = pairs((at - season + 1)[:, None], at[:, None])
+        missing = (enough - count).clamp(min=0)
+        independent = _INDEPENDENT * divisor[..., None].double().square()
+        every = (total + missing * independent) / (count + missing)
+        local, near = pairs(phase - reach, phase + reach)
+        share = (missing / enough).clamp(min=_GLOBAL_SHARE).masked_fill(near == 0, 1.0)
+        mixed = torch.lerp(local / near.clamp(min=1), every.expand_as(local), share.expand_as(local))
+        mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
     def advance(self, batch: Batch, past: Past) -> Past:
@@ -385,12 +409,14 @@ class RecurrentForecaster(nn.Module):
     ) -> tuple[Statistics, Tensor, Past]:
         """Return statistics, which are to be read after the lead, encoder outputs and past after it."""
         time = batch.target.shape[1] - self.shape.horizon
-        found, totals = continued_statistics(
-            batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length, past.totals, lead
+        before = past.totals.relative_to(batch.level)
+        statistics, totals = continued_statistics(
+            batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length, before, lead
         )
-        found = self._anchored(found)
-        states, carry = self.encoder(self._inputs(batch, found, static, future, lead, past.totals.last), past.carry)
-        return found, states, Past(carry, totals)
+        statistics = self._anchored(statistics)
+        inputs = self._inputs(batch, statistics, static, future, lead, before.last.to(batch.target.dtype))
+        states, carry = self.encoder(inputs, past.carry)
+        return statistics, states, Past(carry, totals.absolute(batch.level))
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
@@ -418,7 +444,7 @@ class RecurrentForecaster(nn.Module):
         if pasts is None:
             statistics = self._anchored(self.statistics(batch))
             if self.held is not None:
-                level, _, scale, _ = self._anchored(self.statistics(self.held))
+                level, _, scale, *_ = self._anchored(self.statistics(self.held))
                 statistics = statistics._replace(
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
@@ -790,7 +816,10 @@ def _stretches(
 def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
     """Return the targets after each origin in the frame's units, and which are observed, [batch, origin, horizon]."""
     first = origins + shape.context_length
-    values, observed = (_stretches(part, first, shape.horizon) for part in (batch.target, batch.observed))
+    outcome, present = batch.target, batch.observed
+    if batch.outcome is not None:
+        outcome, present = batch.outcome.nan_to_num(0.0), torch.isfinite(batch.outcome)
+    values, observed = (_stretches(part, first, shape.horizon) for part in (outcome, present))
     scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
     return scaled * observed, observed & frame.begun[..., None]
 

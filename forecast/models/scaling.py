@@ -9,6 +9,8 @@ from torch.nn import functional
 
 # A scale below this share of the level is within the rounding of float32 values.
 _RESOLUTION = 1e-6
+# From so many observations on, a series has a scale of its own.
+FEW = 9
 
 
 class Statistics(NamedTuple):
@@ -22,6 +24,8 @@ class Statistics(NamedTuple):
     """Standard deviation around the level; exactly 0 where all observed values are equal."""
     begun: Bool[Tensor, "batch time"]
     """Whether anything was observed yet; where not, the others are 0."""
+    n_observed: Float[Tensor, "batch time"]
+    """Number of observations that level and scale are taken over."""
 
 
 class Totals(NamedTuple):
@@ -31,9 +35,23 @@ class Totals(NamedTuple):
     """Number of observations, and the sums of their distances from `first` and of the squares of these; float64."""
     first: Float[Tensor, " batch"]
     last: Float[Tensor, " batch"]
-    """First and latest observed value, 0 where there is none."""
+    """First and latest observed value, float64, 0 where there is none."""
     varied: Bool[Tensor, " batch"]
     """Whether any two observed values differ."""
+
+    def relative_to(self, level: Float[Tensor, " batch"] | None) -> "Totals":
+        """Return the totals of values that `level` was taken off."""
+        return self if level is None else self._shifted(-level)
+
+    def absolute(self, level: Float[Tensor, " batch"] | None) -> "Totals":
+        """Return what `relative_to` took."""
+        return self if level is None else self._shifted(level)
+
+    def _shifted(self, by: Float[Tensor, " batch"]) -> "Totals":
+        present = self.sums[:, 0] > 0
+        return self._replace(
+            first=torch.where(present, self.first + by, 0.0), last=torch.where(present, self.last + by, 0.0)
+        )
 
 
 def running_statistics(
@@ -68,15 +86,15 @@ def continued_statistics(
     if before is None:
         empty = torch.zeros_like(target[:, 0])
         before = Totals(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
-    else:
-        known = before.sums[:, :1] > 0
-        last = torch.where(begun, last, before.last[:, None])
-        reference = torch.where(known, before.first[:, None], reference)
-        begun = begun | known
+    first_before, last_before = before.first.to(target.dtype), before.last.to(target.dtype)
+    started = before.sums[:, :1] > 0
+    last = torch.where(begun, last, last_before[:, None])
+    reference = torch.where(started, first_before[:, None], reference)
+    begun = begun | started
 
     centred = (target.double() - reference).masked_fill(~observed, 0.0)
-    previous = torch.cat([before.last[:, None], last[:, :-1]], dim=1)
-    was_begun = torch.cat([before.sums[:, :1] > 0, begun[:, :-1]], dim=1)
+    previous = torch.cat([last_before[:, None], last[:, :-1]], dim=1)
+    was_begun = torch.cat([started, begun[:, :-1]], dim=1)
     changed = observed & (target != previous) & was_begun
     sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
     recent = sums - functional.pad(sums, (length, 0))[..., :time]
@@ -96,5 +114,21 @@ def continued_statistics(
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
     first = reference[:, 0].masked_fill(~begun[:, -1], 0.0)
-    totals = Totals(sums[..., -1].T, first, last[:, -1], varied[:, -1])
-    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun), totals
+    totals = Totals(sums[..., -1].T, first.double(), last[:, -1].double(), varied[:, -1])
+    n_observed = (count * begun).to(target.dtype)
+    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun, n_observed), totals
+
+
+def cold_start_scale(
+    statistics: Statistics, relative: Float[Tensor, ""], absolute: Float[Tensor, ""]
+) -> Float[Tensor, "batch time"]:
+    """Return the scale, in which that of the panel takes the place of one from too few observations.
+
+    The panel's scale at a level is `relative` times its size, and `absolute` at least; a level that is itself the mean
+    of n observations is off by 1 / n of the variance. This scale is a lower bound up to `FEW` observations: whole for
+    one, and less for each further one. 0 in place of both leaves the scale as it is.
+    """
+    count = statistics.n_observed.clamp(min=1)
+    usual = torch.maximum(relative * statistics.level.abs(), absolute) * (1 + 1 / count).sqrt()
+    share = ((FEW - count) / (FEW - 1)).clamp(0, 1) * statistics.begun
+    return torch.lerp(statistics.scale, torch.maximum(statistics.scale, usual), share)

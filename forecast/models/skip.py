@@ -38,6 +38,10 @@ class Samples:
     location: Float[Tensor, " sample"]
     divisor: Float[Tensor, " sample"]
     series: Int[Tensor, " sample"]
+    number: Int[Tensor, " sample"]
+    """Of the window, among those that samples were asked of."""
+    level: Float[Tensor, " sample"]
+    """What was taken off window and target, float64."""
 
     def every(self, stride: int) -> "Samples":
         """Return each `stride`-th sample."""

@@ -88,17 +88,17 @@ def forecasts(
     assert pasts is None
     own = weights(network, changes)
     n_series = len(next(iter(own.values())))
-    each = [values.unflatten(0, (n_series, -1)) for values in batch]
+    each = {name: values.unflatten(0, (n_series, -1)) for name, values in batch._asdict().items() if values is not None}
 
-    def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: list[Tensor]) -> tuple[Tensor, ...]:
-        made: Output = functional_call(model, weights, (Batch(*windows), origins))
+    def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        made: Output = functional_call(model, weights, (Batch(**windows), origins))
         return made.arguments, *made.frame
 
     if _stacks(network):
         found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(own, each)]
     else:
         rows = [
-            one(network, {name: values[row] for name, values in own.items()}, [part[row] for part in each])
+            one(network, *({name: values[row] for name, values in part.items()} for part in (own, each)))
             for row in range(n_series)
         ]
         found = [torch.cat(parts) for parts in zip(*rows, strict=True)]

@@ -207,7 +207,7 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         )
         checkpoint = Checkpoint(path.parent, settings, name=path.stem)
         with only_deterministic(job.config.deterministic and cuda):
-            data = PanelTensors(job.panel, device, unit=job.network.shape.unit)
+            data = PanelTensors.of(job.panel, job.network, device)
             found = train(job, data, keeper, checkpoint, rank=rank)
         told.put(("done", (rank, _hash(job.network), found)))
     except GatecastError as error:

@@ -32,8 +32,10 @@ def to_model(values: Tensor, unit: float) -> Tensor:
     return asinh(values / unit) if unit else values
 
 
-def to_data(values: Tensor, unit: float) -> Tensor:
-    """Return what `to_model` was given."""
+def to_data(values: Tensor, unit: float, level: Tensor | None = None) -> Tensor:
+    """Return what `to_model` was given, in float64 if `level`, on the scale of the model, was taken off since."""
+    if level is not None:
+        values = values.double() + level
     return torch.sinh(values) * unit if unit else values
 
 

@@ -695,7 +695,7 @@ def test_two_processes_train_as_one_with_batches_of_twice_the_size(on_one_and_tw
     assert two.artifact.network.shape.unit > 0
     assert [step for step, _ in two.curve] == [step for step, _ in one.curve]
     for (step, expected), (_, values) in zip(one.curve, two.curve, strict=True):
-        assert values == pytest.approx(expected, rel=1e-3), step
+        assert values == pytest.approx(expected, rel=1e-2), step
     assert two.summary["best_step"] == one.summary["best_step"] == 24
     assert float(two.summary["val/loss"]) < 0.99 * float(two.summary["val/loss_closed_form"])
     for name in ("val/loss", "val/loss_closed_form"):

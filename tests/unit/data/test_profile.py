@@ -72,6 +72,7 @@ def test_each_column_of_a_small_series() -> None:
         "seasonality": None,
         "trend": None,
         "constant": False,
+        "outliers": 0,
     }
 
 
@@ -354,6 +355,7 @@ def test_the_summary_says_it_in_words() -> None:
         "Constant": "1 (33.3 %)",
         "Zeros": "42.9 % of the values, in 1 (33.3 %) of the series",
         "Negatives": "in 1 (33.3 %) of the series",
+        "Outliers": "0 values, in 0 (0 %) of the series",
         "Demand": "smooth 1 (33.3 %), intermittent 1 (33.3 %)",
         "Seasonality": "not known for any series",
         "Trend": "not known for any series",

@@ -205,7 +205,7 @@ def test_a_panel_too_large_for_the_device_stays_on_the_host(
     tensors = PanelTensors(panel, device)
     assert tensors.target.device.type == "cpu"
     made = tensors.gather(*map(torch.tensor, EVERYWHERE), **SIZES)
-    for ours, theirs in zip(made, gather(panel, *EVERYWHERE, **SIZES), strict=True):
+    for ours, theirs in zip(made.inputs.values(), gather(panel, *EVERYWHERE, **SIZES).inputs.values(), strict=True):
         assert ours.device.type == device
         assert ours.shape == theirs.shape
         if device != "meta":

@@ -34,7 +34,8 @@ def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed
     seen = np.ones_like(target) if observed is None else observed.astype(np.float64)
     columns = {"window": window, "target": target * seen, "observed": seen, "weight": weight, "spread": seen}
     columns |= {"location": np.zeros_like(weight), "divisor": np.ones_like(weight)}
-    columns["series"] = np.zeros(len(weight), dtype=np.int64)
+    columns |= {"series": np.zeros(len(weight), dtype=np.int64), "number": np.arange(len(weight))}
+    columns["level"] = np.zeros_like(weight)
     return Samples(**{name: torch.from_numpy(values) for name, values in columns.items()})
 
 

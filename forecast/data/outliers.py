@@ -1,0 +1,191 @@
+"""Outliers: single values that no forecast should take for the level of a series, such as a glitch of a meter.
+
+A value is judged by what was observed before it, never by what came after: a forecast from an earlier cutoff does not
+change with later rows. It is an outlier if it is
+
+- `_SPREADS` times as far from the median of the values before it as the 80 % quantile of their own distances, those of
+  0 left out; or, where fewer than `_FEW` of them differ from the median, `_LARGE` times as far as the median is from 0;
+  and
+- `_LEVELS` times as far from the median as that is from 0; and
+- as far from the values one, two and three seasons before: a peak that comes every season is none.
+
+On a logarithmic scale, a value is an outlier too if it is as far from the median there, and ten times or a tenth of it:
+a zero among thousands is as wild there as a million is here.
+
+From the third in a row on the same side on, values are a new level. Codes for a missing value (-999, 9999, ...) are
+outliers wherever they are far out, however many follow one another.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from forecast.data.panel import IntArray, Panel, TargetArray
+
+log = logging.getLogger(__name__)
+
+# What a value is: fine, no input of a forecast, or no target of training either.
+FINE: Final = 0
+NO_INPUT: Final = 1
+NO_TARGET: Final = 2
+
+_SPREADS, _LEVELS, _LARGE = 20.0, 2.0, 50.0
+# The least distance of an outlier from the median on a logarithmic scale.
+_FACTOR = math.log(10.0)
+# So many times as far out as an outlier has to be, a value is no target either: it would decide a mean alone.
+_ABSURD = 100.0
+_QUANTILE = 0.8
+_FEW = 5
+# Values in a row that are a new level.
+_PERSISTENT = 3
+# Steps that the median is taken over, between these limits; two seasons if they are in between.
+_LEAST_WINDOW, _MOST_WINDOW = 25, 1000
+# Values of a series that are looked at first, to leave out the many without any outlier.
+_PROBES = 64
+# Outliers that the log names.
+_SHOWN = 5
+_CODES: Final = np.array([sign * (10.0**digits - 1) for digits in range(3, 10) for sign in (-1, 1)])
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The outliers of a panel, in the order of its buffers."""
+
+    series: IntArray
+    """[n], number of the series."""
+    index: IntArray
+    """[n], grid index."""
+    value: npt.NDArray[np.float64]
+    """[n]"""
+
+
+def outlier_mask(panel: Panel, unit: float = 0.0) -> npt.NDArray[np.uint8] | None:
+    """Return FINE, NO_INPUT or NO_TARGET for each step, [N]; None where all are fine.
+
+    `unit` is that of the logarithmic scale on which values are modelled, 0 for none.
+    """
+    season = panel.grid.frequency.season_length
+    lags = [k * season for k in (1, 2, 3)] if season > 1 else []
+    window = 2 * season + 1
+    if panel.grid.frequency.sub_daily:
+        lags.append(7 * season)
+        window = max(window, 7 * season + 1)
+    window = min(max(window, _LEAST_WINDOW), _MOST_WINDOW)
+    mask = None
+    for number in np.flatnonzero(_suspicious(panel, unit)):
+        steps = slice(panel.offsets[number], panel.offsets[number + 1])
+        values = panel.target[steps].astype(np.float64)
+        verdict = judge(values, window, lags)
+        if unit:
+            verdict = np.maximum(verdict, judge(np.arcsinh(values / unit), window, lags, floor=_FACTOR))
+        if verdict.any():
+            mask = np.zeros(len(panel.target), np.uint8) if mask is None else mask
+            mask[steps] = verdict
+    return mask
+
+
+def find_outliers(panel: Panel) -> Outliers:
+    """Return the outliers of a panel."""
+    mask = outlier_mask(panel)
+    at = np.flatnonzero(mask) if mask is not None else np.zeros(0, np.int64)
+    series = np.searchsorted(panel.offsets, at, side="right") - 1
+    return Outliers(series, panel.start[series] + at - panel.offsets[series], panel.target[at].astype(np.float64))
+
+
+def warn_of_outliers(panel: Panel) -> None:
+    """Log how many outliers a panel holds, and which, if there are any."""
+    outliers = find_outliers(panel)
+    if not len(outliers.index):
+        return
+    shown = slice(0, _SHOWN)
+    times = panel.grid.timestamps(outliers.index[shown]).to_list()
+    names = panel.series_id[outliers.series[shown]].tolist()
+    rows = zip(names, times, outliers.value[shown].tolist(), strict=True)
+    log.warning(
+        "data: %d values of %d series are outliers, which forecasts leave out of their inputs: %s%s",
+        len(outliers.index),
+        len(np.unique(outliers.series)),
+        ", ".join(f"{name} at {time} ({value:g})" for name, time, value in rows),
+        ", ..." if len(outliers.index) > _SHOWN else "",
+    )
+
+
+def without_outliers(panel: Panel) -> TargetArray:
+    """Return the target of a panel, [N], NaN where there is an outlier."""
+    mask = outlier_mask(panel)
+    return panel.target if mask is None else np.where(mask > FINE, panel.target.dtype.type(np.nan), panel.target)
+
+
+def judge(
+    values: npt.NDArray[np.float64], window: int, lags: list[int], *, floor: float | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return FINE, NO_INPUT or NO_TARGET for each step of a series, [n]; NaN where nothing was observed.
+
+    `window` is a number of steps, `lags` are those of whole seasons. `floor` is the least distance from the median at
+    which a value can be an outlier; None: a multiple of the median.
+    """
+    coded = np.isin(values, _CODES)
+    series = pl.Series(np.where(coded, np.nan, values)).fill_nan(None)
+    median = series.rolling_median(window, min_samples=_FEW).shift(1)
+    distance = (series - median).abs()
+    differing = pl.select(pl.when(distance > 0).then(distance)).to_series()
+    spread = differing.rolling_quantile(_QUANTILE, window_size=window, min_samples=_FEW).shift(1).to_numpy()
+    centre = median.to_numpy()
+    away, size = values - centre, np.abs(centre)
+    with np.errstate(invalid="ignore"):
+        bound = np.where(np.isnan(spread), _LARGE * size, _SPREADS * spread)
+        far = (np.abs(away) > bound) & (bound > 0)
+        code = far & coded
+        least = _LEVELS * size if floor is None else floor
+        far &= np.abs(away) > least
+        for lag in lags:
+            before = np.concatenate([np.full(min(lag, len(values)), np.nan), values[:-lag]])
+            far &= ~(np.abs(values - before) <= bound)
+        absurd = np.abs(away) > _ABSURD * np.maximum(bound, least)
+    rejected = (far & ~_persistent(far, np.sign(away), np.isfinite(values))) | code
+    return np.where(rejected, np.where(absurd | code, NO_TARGET, NO_INPUT), FINE).astype(np.uint8)
+
+
+def _persistent(
+    far: npt.NDArray[np.bool_], side: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Return which steps are at least the third observed one in a row that is far out on one side."""
+    at = np.flatnonzero(observed)
+    outside = np.where(far[at], side[at], 0.0)
+    result = np.zeros(len(far), np.bool_)
+    same = outside != 0
+    for back in range(1, _PERSISTENT):
+        same &= np.append(np.zeros(min(back, len(at))), outside[:-back]) == outside
+    result[at] = same
+    return result
+
+
+def _suspicious(panel: Panel, unit: float) -> npt.NDArray[np.bool_]:
+    """Return whether a series holds a value far from most of a sample of its values, [S]."""
+    if not len(panel.target):
+        return np.zeros(panel.n_series, np.bool_)
+    highest, lowest = (
+        function.reduceat(panel.target, panel.offsets[:-1]).astype(np.float64) for function in (np.fmax, np.fmin)
+    )
+    result = np.zeros(panel.n_series, np.bool_)
+    for first in range(0, panel.n_series, 1 << 16):
+        part = slice(first, min(first + (1 << 16), panel.n_series))
+        share = np.arange(_PROBES) / _PROBES
+        at = panel.offsets[:-1][part, None] + (panel.lengths[part, None] * share).astype(np.int64)
+        probes = panel.target[at].astype(np.float64)
+        probes[np.isnan(probes).all(1)] = 0.0
+        centre = np.nanmedian(probes, axis=1)
+        away = np.abs(probes - centre[:, None])
+        away[away == 0] = np.nan
+        away[np.isnan(away).all(1)] = 0.0
+        bound = 0.25 * _SPREADS * np.nanquantile(away, _QUANTILE, axis=1)
+        result[part] = (highest[part] - centre > bound) | (centre - lowest[part] > bound)
+        if unit:
+            scaled = np.arcsinh(np.stack([lowest[part], centre, highest[part]]) / unit)
+            result[part] |= np.diff(scaled, axis=0).max(0) > _FACTOR
+    return result
