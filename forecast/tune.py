@@ -176,7 +176,8 @@ def _space(config: FitSettings, settings: TuneSettings) -> _Space:
     for key, given in _leaves(settings.space):
         name = f"tune.space.{key}"
         if key not in known or key.partition(".")[0] not in _GROUPS:
-            mistakes.append(f"{name}: no setting of {', '.join(_GROUPS)}")
+            way_out = f"; it is the same for all trials: set {key} itself" if key in known else ""
+            mistakes.append(f"{name}: no setting of {', '.join(_GROUPS)}{way_out}")
             continue
         if key in _COMPARED:
             mistakes.append(

@@ -171,7 +171,7 @@ def test_a_search_that_was_killed_takes_up_the_trial_it_was_at(weekly_table: pl.
     ("space", "message"),
     [
         ({"model": {"hidden": [3]}}, r"tune.space.model.hidden: no setting of window, model, fit"),
-        ({"data": {"freq": ["1h"]}}, r"tune.space.data.freq: no setting of window, model, fit"),
+        ({"data": {"freq": ["1h"]}}, r"tune.space.data.freq: no setting of .*: set data.freq itself"),
         ({"fit": {"learning_rate": {"low": 1}}}, r"tune.space.fit.learning_rate: takes low and high"),
         ({"fit": {"learning_rate": {"low": 2, "high": 1}}}, r"low \(2\) is not less than high \(1\)"),
         ({"fit": {"learning_rate": {"low": 0, "high": 1}}}, r"tune.space.fit.learning_rate: .*greater than 0"),
