@@ -38,7 +38,9 @@ def with_trained_categories(
                 (data.known_covariates, shard.known, shard.lengths + panel.horizon),
             ):
                 rows = [(name, row) for name, row in zip(names, values, strict=False) if name in categories]
-                step = np.arange(lengths.sum() if rows else 0) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                if not rows:
+                    continue
+                step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
                 inside = step < np.repeat(limit, lengths)
                 for name, row in rows:
                     _count(counts[name], row[inside])

@@ -170,6 +170,26 @@ def test_the_last_step_that_is_trained_on_counts_and_the_next_one_does_not(rows:
     assert "new" in with_two["city"]
 
 
+@pytest.mark.parametrize("coded", ["sky", "day", "city"])
+def test_text_stands_beside_numbers_of_any_kind(rows: pl.DataFrame, loaded: Load, coded: str) -> None:
+    # A column of numbers before the text, and the other kinds all of numbers.
+    number = pl.lit(7.0).alias("number")
+    others = [name for name in ("sky", "day", "city") if name != coded]
+    table = rows.with_columns(number, *((pl.col(name) == "new").cast(pl.Float64) for name in others))
+    kinds = {kind: ["number", *names] if coded in names else names for kind, names in KINDS.items()}
+    found = loaded(table, HORIZON, **kinds)
+    limits = np.array([TRAINED, TRAINED, TRAINED, 0])
+    panel, categories = with_trained_categories(found.panel, found.categories, found.data, limits)
+    assert categories == {coded: tuple(value for value in found.categories[coded] if value != "new")}
+    for kind, before, after in (
+        ("past_covariates", found.panel.past, panel.past),
+        ("known_covariates", found.panel.known, panel.known),
+    ):
+        numbers = [row for row, name in enumerate(kinds[kind]) if name != coded]
+        np.testing.assert_array_equal(after[numbers], before[numbers])
+    np.testing.assert_array_equal(panel.static_numbers, found.panel.static_numbers)
+
+
 def test_the_panel_is_as_it_was_where_training_sees_all_values(rows: pl.DataFrame, loaded: Load) -> None:
     found = loaded(rows, HORIZON, **KINDS)
     panel, categories = with_trained_categories(found.panel, found.categories, found.data, found.panel.lengths)
