@@ -1,8 +1,8 @@
 """How a table writes numbers, times and missing values: text is read as numbers where it can mean one thing only."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Final
 
 import polars as pl
 
@@ -12,6 +12,10 @@ from forecast.data.source import Tables
 from forecast.errors import DataError, listing
 
 Categories = Mapping[str, tuple[str, ...]]
+
+
+# Rows that tell whether a column is text: where most of its first values are no numbers, it is.
+_SAMPLE: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,9 @@ class _Counts:
     codes: int = 0
     """Values with a leading zero, such as 007."""
     examples: tuple[str, ...] = ()
-    """The first values with a point or a comma."""
+    """The first and the last value, in the order of text, with a point or a comma."""
     odd: tuple[str, ...] = ()
-    """The first values that are no numbers, however they are read."""
-
-    def __add__(self, other: "_Counts") -> "_Counts":
-        sums: dict[str, Any] = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return _Counts(**sums)
+    """The first and the last value that is no number, however it is read."""
 
 
 def as_numbers(tables: Tables, data: DataConfig, categories: Categories | None) -> tuple[Tables, DataConfig]:
@@ -125,14 +125,15 @@ def _read(
         [column for column in group if schema.get(column.name) == pl.String and column.name not in (text or ())]
         for group in groups
     ]
-    names = [column.name for group in asked for column in group]
-    if not names:
-        return frame
-    counts = dict(zip(names, _count(frame, names), strict=True))
     changes = []
     for group, whole in zip(asked, groups, strict=True):
-        found = sum((counts[column.name] for column in group), _Counts())
-        if not group or (not found.values and "covariates" in group[0].key):
+        if not group:
+            continue
+        head = _count(frame.head(_SAMPLE), group)
+        if head.values and 2 * max(head.plain, head.point, head.comma) <= head.values:
+            continue  # Text.
+        found = _count(frame, group)
+        if not found.values and "covariates" in group[0].key:
             continue
         sign = _sign(group, found, data, trained=text is not None) if found.values else "."
         if sign is None:
@@ -200,26 +201,28 @@ def _shown(group: Sequence[_Column]) -> str:
     return f"the text in {len(group):,} columns ({listing(repr(column.name) for column in group)}; {group[0].key})"
 
 
-def _count(frame: pl.LazyFrame, names: Sequence[str]) -> list[_Counts]:
-    """Return what the text in each column looks like, in one pass."""
-    expressions = []
-    for number, name in enumerate(names):
-        value = numerals.stated(io.column(name))
-        point, comma = value.str.contains(numerals.POINT), value.str.contains(numerals.COMMA)
-        plain, marked = value.str.contains(numerals.PLAIN), value.str.contains(r"[.,]")
-        columns = {
-            "values": value.count(),
-            "missing": io.column(name).count() - value.count(),
-            "plain": plain.sum(),
-            "point": (point | plain).sum(),
-            "comma": comma.sum(),
-            "signs": marked.sum(),
-            "codes": value.str.contains(numerals.LEADING_ZERO).sum(),
-            "examples": value.filter(marked).head(3).implode(),
-            "odd": value.filter(~(point | comma | plain)).head(3).implode(),
-        }
-        expressions += [column.alias(f"{number} {kind}") for kind, column in columns.items()]
-    row = io.collect(frame.select(expressions)).row(0)
-    names_of = [field.name for field in fields(_Counts)]
-    parts = [dict(zip(names_of, row[first:], strict=False)) for first in range(0, len(row), len(names_of))]
-    return [_Counts(**part | {"examples": tuple(part["examples"]), "odd": tuple(part["odd"])}) for part in parts]
+def _count(frame: pl.LazyFrame, group: Sequence[_Column]) -> _Counts:
+    """Return what the text in some columns looks like. Each text is looked at once, however many rows have it."""
+    columns = [io.column(column.name).alias(str(number)) for number, column in enumerate(group)]
+    texts = frame.select(columns).unpivot(on=[str(number) for number in range(len(group))], value_name="text")
+    rows = io.collect(texts.group_by("text").len("rows").drop_nulls("text"))
+    rows = rows.with_columns(numerals.stated(pl.col("text")))
+    value = pl.col("text")
+    point, comma = value.str.contains(numerals.POINT), value.str.contains(numerals.COMMA)
+    plain, marked = value.str.contains(numerals.PLAIN), value.str.contains(r"[.,]")
+    where = {
+        "values": value.is_not_null(),
+        "missing": value.is_null(),
+        "plain": plain,
+        "point": point | plain,
+        "comma": comma,
+        "signs": marked,
+        "codes": value.str.contains(numerals.LEADING_ZERO),
+    }
+    counts = rows.select(pl.col("rows").filter(which).sum().alias(name) for name, which in where.items())
+    examples = (rows.select(value.filter(which)).to_series() for which in (marked, ~(point | comma | plain)))
+    return _Counts(*counts.row(0), *(_ends(text) for text in examples))
+
+
+def _ends(text: pl.Series) -> tuple[str, ...]:
+    return tuple(str(value) for value in dict.fromkeys((text.min(), text.max())) if value is not None)

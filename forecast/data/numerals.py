@@ -8,18 +8,18 @@ MISSING: Final = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null",
 """Text that stands for a missing value among numbers, whatever data.null_values adds."""
 
 _SIGN: Final = "[+\\-\u2212]?"
-_EXPONENT: Final = r"([eE][+\-]?\d+)?"
+_EXPONENT: Final = r"([eE][+\-]?[0-9]+)?"
 # Groups of three; of India, groups of two before the last. A first group has no leading zero.
-_GROUPS: Final = r"[1-9]\d{{0,2}}({0}\d{{3}})+|[1-9]\d?({0}\d{{2}})+{0}\d{{3}}"
+_GROUPS: Final = r"[1-9][0-9]{{0,2}}({0}[0-9]{{3}})+|[1-9][0-9]?({0}[0-9]{{2}})+{0}[0-9]{{3}}"
 _SPACES: Final = "|".join(_GROUPS.format(mark) for mark in (" ", "\u00a0", "\u202f", "'", "\u2019"))
 
-PLAIN: Final = rf"^({_SIGN}(\d+\.?\d*|\.\d+){_EXPONENT}|[+\-]?(inf|Inf|INF|Infinity))$"
+PLAIN: Final = rf"^({_SIGN}([0-9]+\.?[0-9]*|\.[0-9]+){_EXPONENT}|[+\-]?(inf|Inf|INF|Infinity))$"
 """A number with a decimal point, and no groups."""
-POINT: Final = rf"^{_SIGN}(({_GROUPS.format(',')}|{_SPACES})(\.\d*)?|\d+\.?\d*|\.\d+){_EXPONENT}$"
+POINT: Final = rf"^{_SIGN}(({_GROUPS.format(',')}|{_SPACES})(\.[0-9]*)?|[0-9]+\.?[0-9]*|\.[0-9]+){_EXPONENT}$"
 """A number with a decimal point, where commas, spaces or apostrophes may group thousands."""
-COMMA: Final = rf"^{_SIGN}(({_GROUPS.format('[.]')}|{_SPACES})(,\d*)?|\d+,?\d*|,\d+){_EXPONENT}$"
+COMMA: Final = rf"^{_SIGN}(({_GROUPS.format('[.]')}|{_SPACES})(,[0-9]*)?|[0-9]+,?[0-9]*|,[0-9]+){_EXPONENT}$"
 """A number with a decimal comma, where points, spaces or apostrophes may group thousands."""
-LEADING_ZERO: Final = r"^0\d"
+LEADING_ZERO: Final = r"^0[0-9]"
 """A number that may be a name: 007."""
 
 

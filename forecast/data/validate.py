@@ -129,6 +129,11 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
             text = pl.Series(classes, dtype=pl.String).str.strip_chars()
             numbers = text.cast(pl.Float64, strict=False).count()
             if 2 * numbers < len(classes) <= MAX_CLASSES:
+                if odd := [text for text in classes if "\0" in text]:
+                    raise DataError(
+                        f"column {name!r} ({key}): {len(odd):,} of {len(classes):,} classes have a NUL in their name, "
+                        f"which no column of forecasts can have: {listing(map(repr, odd))}; rename them"
+                    )
                 found[name] = classes
     return found
 

@@ -162,6 +162,11 @@ def test_classes_stay_classes() -> None:
     assert again.panel.target.tolist() == [0, 1, 0]
 
 
+def test_a_class_with_a_nul_is_told() -> None:
+    with pytest.raises(DataError, match=r"1 of 2 classes have a NUL in their name.*'yes\\x00'"):
+        load(rows(target=["no", "yes\0", "no"]))
+
+
 def test_the_sign_of_training_holds_where_a_later_table_does_not_tell(tmp_path: Path) -> None:
     stored = load(rows(target=["1.234,5", "2"])).data
     assert stored.decimal == ","
