@@ -6,6 +6,7 @@ is reported at once with its path (`load`).
 
 import difflib
 import functools
+import os
 import re
 import shlex
 import types
@@ -31,6 +32,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from forecast.errors import ConfigError
+from forecast.names import CHAMPION
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Level = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -499,15 +501,49 @@ class FitConfig(Config):
     goes on from there, to the very same model if no clock decides. It is emptied when the training is done."""
 
 
+_MODEL_NAME_LENGTH: Final = 200
+
+
+def check_model_name(name: str, *, dots: bool = False) -> str:
+    """Return a name of a registered model that MLflow takes for all that is named after it.
+
+    A model, an experiment, logged models and a folder are. Raises ValueError.
+    """
+    refused = sorted(set(re.findall(r"""[/\\:%"'\x00-\x1f\x7f]""" if dots else r"""[/\\:.%"'\x00-\x1f\x7f]""", name)))
+    if refused:
+        signs = " ".join(sign if sign.isprintable() else repr(sign) for sign in refused)
+        raise ValueError(f"can't contain {signs} (given: {name!r}); use letters, digits, _ and -")
+    if not name.strip() or name != name.strip():
+        raise ValueError(f"must not be empty, or begin or end with a space (given: {name!r})")
+    if len(name.encode()) > _MODEL_NAME_LENGTH:
+        raise ValueError(f"has {len(name.encode()):,} bytes, and may have {_MODEL_NAME_LENGTH}")
+    return name
+
+
+def _alias(alias: str) -> str:
+    if not re.fullmatch(r"[\w-]{1,255}", alias):
+        raise ValueError(f"must be an alias, of letters, digits, _ and -, or a version number (given: {alias!r})")
+    return alias
+
+
+Alias = Annotated[str, AfterValidator(_alias)]
+
+
 class RegistryConfig(Config):
     """Where models and runs are kept."""
 
-    name: str = "forecaster"
-    """Registered model; one per forecaster."""
-    alias: str | None = None
-    """Which version: pretrained, challenger, champion, or a version number."""
     tracking_uri: str | None = None
     """MLflow store; MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here, when not given."""
+    name: str = "forecaster"
+    """Registered model; one per forecaster. Without slashes, : . % and quotes; on Databricks, catalog.schema.name."""
+    alias: Alias | None = None
+    """Which version: pretrained, challenger, champion, or a version number."""
+
+    @field_validator("name")
+    @classmethod
+    def _accepted_by_mlflow(cls, name: str, info: ValidationInfo) -> str:
+        uri = info.data.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
+        return check_model_name(name, dots=uri.startswith("databricks"))
 
 
 class FinetuneSettings(Config):
@@ -829,7 +865,7 @@ class ScoreSettings(Config):
     that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
-    shadow: str | None = None
+    shadow: Alias | None = None
     """A second version that forecasts, too, for `forecast monitor` to compare: an alias, a number, or previous, the one
     that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -1185,7 +1221,7 @@ class ModelsConfig(VerbConfig):
 class DiffSettings(Config):
     """What a version is compared with."""
 
-    against: str
+    against: Alias
     """The other version: an alias or a number."""
     rows: Annotated[int, Field(ge=0)] = 20
     """Series that are printed, the largest changes first."""
@@ -1228,6 +1264,30 @@ class ExportConfig(VerbConfig):
     data: SourceConfig = SourceConfig()
     export: ExportSettings = ExportSettings()
     output: OutputFolder
+
+
+class SourceFolder(Config):
+    """A model in a folder."""
+
+    path: str
+    """The folder that a job left whose model could not be registered, or one of `forecast models export`."""
+
+
+class RegisterConfig(JobConfig):
+    """`forecast models register`: `registry.alias` is what the version is called, as its job would have when not given.
+
+    The champion is made by `forecast promote` alone.
+    """
+
+    source: SourceFolder
+
+    @field_validator("registry")
+    @classmethod
+    def _new_alias(cls, registry: RegistryConfig) -> RegistryConfig:
+        alias = registry.alias or ""
+        if alias.lower() in (CHAMPION, "latest") or re.fullmatch(r"[vV]?\d+", alias):
+            raise ValueError(f"alias {alias!r} can't be given to a version here: leave it out, or choose another one")
+        return registry
 
 
 class DeleteSettings(Config):

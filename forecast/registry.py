@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 # Read when MLflow is imported, so before it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,7 +31,7 @@ import mlflow.pyfunc
 import polars as pl
 import sqlalchemy
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
@@ -258,6 +259,45 @@ class Registry:
         with _explained(self.uri):
             self._client.set_terminated(run.id)
 
+    @contextmanager
+    def resume(self, run_id: str) -> Iterator[Run]:
+        """Open a run that has ended; it ends as FINISHED if no error stops what is added to it."""
+        with _explained(self.uri):
+            experiment = self._client.get_run(run_id).info.experiment_id
+        yield Run(self._client, self.uri, run_id, experiment)
+        with _explained(self.uri):
+            self._client.set_terminated(run_id)
+            with suppress(MlflowException):  # it has not failed
+                self._client.delete_tag(run_id, "error")
+
+    @_calls_mlflow
+    def check_runs(self) -> None:
+        """Raise RegistryError unless runs of this model can be logged; call it before hours of work."""
+        found = self._client.get_experiment_by_name(self.name)
+        if found is not None:
+            self._check_active(found)
+        root = found.artifact_location if found is not None else _artifact_root(self.uri, self.name)
+        if root is None or urlsplit(root).scheme not in ("", "file"):
+            return
+        folder = Path(unquote(urlsplit(root).path)).absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise RegistryError(
+                f"can't write artifacts into {folder} ({error.strerror}), where the experiment {self.name} of "
+                f"{without_password(self.uri)} has them; make it writable, or choose another registry.name"
+            ) from error
+
+    def _check_active(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage != "active":
+            raise RegistryError(
+                f"experiment {self.name} was deleted from {without_password(self.uri)}; restore it with "
+                f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` or choose another "
+                "registry.name"
+            )
+
     @_calls_mlflow
     def _start(self, job: str, config: Config, tags: Mapping[str, str]) -> Run:
         own = {"mlflow.source.name": f"forecast {job}", "job": job, **_commit(), **tags}
@@ -287,11 +327,7 @@ class Registry:
                     raise
                 found = self._client.get_experiment_by_name(self.name)
                 assert found is not None
-        if found.lifecycle_stage != "active":
-            raise RegistryError(
-                f"experiment {self.name} was deleted from {without_password(self.uri)}; restore it with "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}` or choose another registry.name"
-            )
+        self._check_active(found)
         return str(found.experiment_id)
 
     @_calls_mlflow
@@ -309,7 +345,9 @@ class Registry:
 
         `example` is a few made-up input rows with their forecasts: they become the signature and the input example.
         """
-        model = self._client.create_logged_model(run.experiment_id, f"{self.name}-{digest[:8]}", run.id)
+        # Its name may hold fewer characters than that of a registered model.
+        logged = re.sub(r"""[/:.%"']""", "_", self.name)
+        model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
         with tempfile.TemporaryDirectory() as temporary:
             local = str(Path(temporary) / "pyfunc")
             mlflow.pyfunc.save_model(

@@ -31,7 +31,8 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from forecast.data.io import write_parquet_atomic
     from forecast.names import CHALLENGER
     from forecast.registry import Registry
-    from pipelines.shared import CALIBRATED, log_data, made_from, open_with_data, registered
+    from pipelines.registration import Registration
+    from pipelines.shared import CALIBRATED, log_data, made_from, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -43,14 +44,18 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             result = calibrate(artifact, loaded.panel, config.calibrate)
             summary = result.summary
             stage.note(cutoffs=f"{summary['windows']:.0f}", series=f"{summary['series']:,.0f}")
-        with console.stage("register") as stage:
-            run.metrics({f"calibrate/{name}": value for name, value in summary.items()})
+        tags = {**made_from(parent), CALIBRATED: config.calibrate.method}
+        metrics = {f"calibrate/{name}": value for name, value in summary.items()}
+        registration = Registration(
+            registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
+        )
+        with console.stage("register") as stage, registration:
+            run.metrics(metrics)
             run.table(result.coverage, "coverage.parquet")
             run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):
                 run.figure(plots.calibration(result.quantiles), "plots/calibration.png")
-            tags = {**made_from(parent), CALIBRATED: config.calibrate.method}
-            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
+            version = registration.register()
             stage.note(version=str(version))
         if config.output.path:
             write_parquet_atomic(result.coverage, Path(config.output.path) / "coverage.parquet")

@@ -31,7 +31,8 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.distil import distil
     from forecast.names import CHALLENGER
     from forecast.registry import Registry
-    from pipelines.shared import DISTILLED, log_data, made_from, open_with_data, registered
+    from pipelines.registration import Registration
+    from pipelines.shared import DISTILLED, log_data, made_from, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -48,7 +49,11 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
-        with console.stage("register") as stage:
+        tags = {**made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)}
+        registration = Registration(
+            registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=result.summary
+        )
+        with console.stage("register") as stage, registration:
             run.curve(result.curve)
             run.metrics({name: value for name, value in result.summary.items() if not isinstance(value, str)})
             for row in result.comparison.rows(named=True):
@@ -56,8 +61,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
             run.table(result.comparison, "comparison.parquet")
             run.figure(plots.loss_curves(result.curve), "plots/loss.png")
-            tags = {**made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)}
-            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
+            version = registration.register()
             stage.note(version=str(version))
         if config.output.path:
             write_parquet_atomic(result.comparison, Path(config.output.path) / "comparison.parquet")

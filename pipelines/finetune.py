@@ -29,7 +29,8 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER, SERIES_ID
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import child_tags, log_data, open_with_data, registered, uplift_text
+    from pipelines.registration import Registration
+    from pipelines.shared import child_tags, log_data, open_with_data, uplift_text
 
     registry = Registry(config.registry)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
@@ -41,8 +42,13 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             )
             summary = result.summary
             stage.note(series=summary["series"], tuned=summary["series_tuned"], uplift=f"{summary['uplift']:.2%}")
-        with console.stage("register") as stage:
-            run.metrics({f"finetune/{name}": value for name, value in summary.items()})
+        tags = child_tags(parent, config.finetune.kind, summary["series_tuned"])
+        metrics = {f"finetune/{name}": value for name, value in summary.items()}
+        registration = Registration(
+            registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
+        )
+        with console.stage("register") as stage, registration:
+            run.metrics(metrics)
             run.table(result.decisions, "decisions.parquet")
             run.table(result.shown, "forecasts.parquet")
             run.figure(plots.uplift_histogram(result.decisions), "plots/uplift.png")
@@ -50,8 +56,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             history = loaded.panel.frame(rows, base.classes)
             figure = plots.best_and_worst(history, result.shown, result.decisions)
             run.figure(figure, "plots/best_and_worst.png")
-            tags = child_tags(parent, config.finetune.kind, summary["series_tuned"])
-            version = registered(registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags)
+            version = registration.register()
             tables = {"decisions": result.decisions, "forecasts": result.shown}
             report.log(run, "finetune", version, result.artifact, loaded, tables)
             stage.note(version=str(version))

@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forecast.config import DeleteConfig, DiffConfig, ExportConfig, ModelsConfig, RollbackConfig, VerbConfig
+from forecast.config import (
+    DeleteConfig,
+    DiffConfig,
+    ExportConfig,
+    ModelsConfig,
+    RegisterConfig,
+    RollbackConfig,
+    VerbConfig,
+)
 from forecast.errors import ConfigError, OutputError, listing
 from pipelines import compose, console
 from pipelines.record import note, recorded
@@ -24,6 +32,7 @@ ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
     "list": (ModelsConfig, "all versions of registry.name, newest first"),
     "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
     "diff": (DiffConfig, "which series differ between registry.alias and diff.against"),
+    "register": (RegisterConfig, "register a model in a folder, source.path: one that a job could not register"),
     "rollback": (RollbackConfig, "the champion back to the version it replaced, or rollback.series to the base"),
     "export": (ExportConfig, "copy a version (registry.alias), or export.series of it, to output.path"),
     "delete": (DeleteConfig, "delete a version (registry.alias) that no other was fine-tuned from"),
@@ -42,7 +51,7 @@ def main(argv: list[str]) -> None:
     if asked is None:
         return
     action, rest = asked
-    if change := {"rollback": _rollback, "delete": _delete}.get(action):
+    if change := {"register": _register, "rollback": _rollback, "delete": _delete}.get(action):
         change(rest)
     else:
         _look(action, rest)
@@ -67,6 +76,15 @@ def _look(action: str, argv: list[str]) -> None:
         _show(registry, registry.resolve(config.registry.alias))
     else:
         _tree(registry)
+
+
+@recorded(RegisterConfig)
+def _register(config: RegisterConfig) -> None:
+    from pipelines.registration import register_folder
+
+    version, line = register_folder(config)
+    note(model=str(version), output=str(version))
+    print(line)
 
 
 @recorded(RollbackConfig)

@@ -28,6 +28,7 @@ from forecast.config import (
     PromoteConfig,
     ReconcileConfig,
     RefreshConfig,
+    RegisterConfig,
     RollbackConfig,
     ScoreConfig,
     TrainConfig,
@@ -60,6 +61,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
+    "models register": RegisterConfig,
     "models rollback": RollbackConfig,
     "models delete": DeleteConfig,
 }
@@ -70,6 +72,8 @@ SCHEDULE: Final = "GATECAST_SCHEDULE"
 SLOT: Final = "GATECAST_SLOT"
 """In the environment of a job that a schedule started: the schedule's name, and the moment that the job is for."""
 
+_WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "score.state")
+"""The settings that name a folder to write."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 _current: "ContextVar[tuple[Ledger, int] | None]" = ContextVar("_current", default=None)
 
@@ -102,11 +106,19 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
 
 
 def _look(config: JobConfig) -> None:
-    """Raise DataError if a table is not there: that is told before torch and MLflow take seconds to import."""
+    """Raise DataError if a table is not there, OutputError if a folder can't be written.
+
+    That is told before torch and MLflow take seconds to import.
+    """
+    from forecast.data.folders import check_location
     from forecast.data.source import fingerprint
 
     if (data := getattr(config, "data", None)) is not None:
         fingerprint(data)
+    for key in _WRITTEN:
+        group, name = key.split(".")
+        if folder := getattr(getattr(config, group, None), name, None):
+            check_location(Path(folder), key)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ import hashlib
 import logging
 import math
 import re
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import Config, DataConfig, SourceConfig
@@ -13,7 +11,7 @@ from pipelines.console import stage
 from pipelines.record import note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from forecast.artifact import Artifact
@@ -90,6 +88,7 @@ def open_with_data(
 
     Raises as `open_version`, `read_for`.
     """
+    registry.check_runs()
     version, artifact = open_version(registry, alias)
     return version, artifact, read_for(artifact, source, cutoffs)
 
@@ -170,30 +169,6 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
         "trained_until": str(artifact.grid.timestamps(np.array([artifact.trained_until]))[0]),
         "horizon": str(artifact.horizon),
     }
-
-
-def registered(
-    registry: "Registry",
-    run: "Run",
-    artifact: "Artifact",
-    config: Config,
-    data_digest: str,
-    *,
-    alias: str,
-    tags: "Mapping[str, str] | None" = None,
-) -> "Version":
-    """Register a model that a run has made, with the tags of `version_tags` and others."""
-    from forecast.predict import example
-
-    with tempfile.TemporaryDirectory() as folder:
-        return registry.register(
-            run,
-            Path(folder),
-            digest=artifact.save(Path(folder)),
-            alias=alias,
-            tags={**version_tags(artifact, config, data_digest), **(tags or {})},
-            example=example(artifact),
-        )
 
 
 def made_from(parent: "Version") -> dict[str, str]:

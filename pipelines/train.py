@@ -30,9 +30,11 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.predict import forecast
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import log_data, log_profile, pick, read_table, registered
+    from pipelines.registration import Registration
+    from pipelines.shared import log_data, log_profile, pick, read_table
 
     registry = Registry(config.registry)
+    registry.check_runs()
     loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
         data_digest = log_data(run, loaded)
@@ -54,7 +56,8 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             speed = "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"
             stage.note(**{name: summary[name] for name in speed if name in summary})
         artifact = result.artifact
-        with console.stage("register") as stage:
+        registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED, metrics=summary)
+        with console.stage("register") as stage, registration:
             run.curve(result.curve)
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
@@ -68,7 +71,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             drawn = report.few(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")
             run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
-            version = registered(registry, run, artifact, config, data_digest, alias=PRETRAINED)
+            version = registration.register()
             points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
             loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
             report.log(run, "train", version, artifact, seen, {"forecasts": drawn}, loss=loss)

@@ -35,12 +35,14 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.names import PRETRAINED
     from forecast.registry import PARENT_RUN, Registry
     from forecast.tune import check, tune
-    from pipelines.shared import log_data, read_table, registered
+    from pipelines.registration import Registration
+    from pipelines.shared import log_data, read_table
 
     folder = Path(config.output.path)
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
     check(settings, config.tune)
     registry = Registry(config.registry)
+    registry.check_runs()
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
         data_digest = log_data(run, loaded)
@@ -66,8 +68,9 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
             stage.note(**states, best=result.best)
-        with console.stage("register") as stage:
-            best = _training(config, result.config)
+        best = _training(config, result.config)
+        registration = Registration(registry, run, result.artifact, best, data_digest, alias=PRETRAINED)
+        with console.stage("register") as stage, registration:
             kept = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
             text = json.dumps(escaped(kept), indent=2)
             write_text_atomic(text + "\n", folder / "best.yaml")
@@ -75,7 +78,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             run.table(result.trials, "trials.parquet")
             run.text(text, "best.yaml")
             run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
-            version = registered(registry, run, result.artifact, best, data_digest, alias=PRETRAINED)
+            version = registration.register()
             stage.note(version=str(version))
     value, given = result.values
     beside = "" if given is None else f" ({given:.4f} with the settings as given)"

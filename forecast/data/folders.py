@@ -28,6 +28,20 @@ def check_writable(folder: Path, key: str = "output.path") -> None:
         raise OutputError(f"can't write into {folder}: {error.strerror or error}; choose another {key}") from error
 
 
+def check_location(folder: Path, key: str = "output.path") -> None:
+    """Raise OutputError if `folder` can't be made or written, and leave nothing behind.
+
+    `key` is the setting that names it.
+    """
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"can't write into {folder}: {reason}; choose another {key}") from error
+
+
 @contextmanager
 def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
     """Keep other jobs out of a folder. Raises OutputError if one is in it, or nothing can be written there.
