@@ -76,8 +76,11 @@ def overlap(windows: WindowIndex, horizon: int) -> float:
 class OriginSampler:
     """Draws training windows: every series is as likely as any other, and every stretch of it as likely as any other.
 
-    A window has `span` consecutive origins; the loss is taken at some of them. Origins before the first observation,
-    and targets from `limits` on, are masked later. Series with fewer than two usable steps are never drawn.
+    A window has `span` consecutive origins; the loss is taken at some of them. It lies around an origin that is drawn,
+    each as likely as any other, and is moved inside at the ends of the series: so any `span` origins are drawn as
+    often as any others, the newest and the oldest ones too, though of these the outermost are drawn half as often as
+    those `span` / 2 away from the end. Origins before the first observation, and targets from `limits` on, are masked
+    later. Series with fewer than two usable steps are never drawn.
     """
 
     def __init__(self, limits: IntArray, *, span: int) -> None:
@@ -90,7 +93,8 @@ class OriginSampler:
         rows = rng.integers(0, len(self.series), count)
         high = self._last[rows]
         low = np.minimum(high, self._span - 1)
-        final = rng.integers(low, high, endpoint=True)
+        middle = rng.integers(0, high, endpoint=True)
+        final = np.clip(middle + self._span // 2, low, high)
         return WindowIndex(self.series[rows], final - self._span + 1)
 
 

@@ -106,11 +106,21 @@ def test_drawn_windows_end_before_the_last_usable_step(limits: np.ndarray, span:
     assert (drawn.cutoff[limits[drawn.series] - 1 >= span] >= 0).all()
 
 
-def test_every_series_and_every_stretch_of_it_is_drawn_equally_often() -> None:
-    drawn = OriginSampler(np.array([12, 200, 1]), span=3).draw(20_000, np.random.default_rng(0))
-    assert np.bincount(drawn.series, minlength=3).tolist() == pytest.approx([10_000, 10_000, 0], rel=0.05)
-    first = drawn.cutoff[drawn.series == 0]
-    assert np.bincount(first).tolist() == pytest.approx([10_000 / 9] * 9, rel=0.15)
+@pytest.mark.parametrize("span", [1, 2, 3, 8, 50])
+def test_every_series_and_every_stretch_of_it_is_drawn_equally_often(span: int) -> None:
+    """The newest and the oldest origins too; the last one of 200 usable steps has one target."""
+    drawn = OriginSampler(np.array([200, 400, 1]), span=span).draw(40_000, np.random.default_rng(0))
+    assert np.bincount(drawn.series, minlength=3).tolist() == pytest.approx([20_000, 20_000, 0], rel=0.05)
+    origins = (drawn.cutoff[drawn.series == 0][:, None] + np.arange(span)).ravel()
+    times = np.bincount(origins, minlength=199)
+    assert len(times) == 199
+    usual = times.mean()
+    size = max(span, 20)
+    stretches = np.convolve(times, np.ones(size), "valid") / size
+    for edge in (stretches[0], stretches[-1], stretches[len(stretches) // 2]):
+        assert edge == pytest.approx(usual, rel=0.12)
+    assert times.min() > 0.3 * usual
+    assert times.max() < 1.9 * usual
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 400), st.integers(0, 2**32 - 1))
