@@ -1093,7 +1093,8 @@ class AlarmSettings(Config):
     least: Annotated[float, Field(ge=0)] = 0.5
     """... and more than this: below, it is good whatever it was before."""
     min_periods: Annotated[int, Field(ge=2)] = 4
-    """Days of its own history that make a reference; a series with fewer is compared with its backtest."""
+    """Days of its own history, with forecasts as old as the recent ones, that make a reference; a series with fewer is
+    compared with its backtest."""
     min_steps: Annotated[int, Field(ge=1)] = 3
     """Observed recent steps that a series needs."""
 
@@ -1118,6 +1119,9 @@ class ThresholdSettings(Config):
     """Share of the values of a column that training has not seen."""
     max_alarmed: Share | None = 0.1
     """Share of the judged series that have an alarm."""
+    min_judged: Share | None = 0.5
+    """Share of the series that are judged: held against their history or their backtest. Not asked for as long as no
+    series can have the observed steps that it takes (`monitor.alarms.min_steps`)."""
 
     @model_validator(mode="after")
     def _a_band(self) -> Self:
@@ -1140,7 +1144,8 @@ class MonitorSettings(Config):
     as_of: datetime | None = None
     """Last timestamp that is looked at, as if it were now; the latest of the panel when not given."""
     recent: Annotated[int, Field(ge=1)] | None = None
-    """Steps up to as_of that are judged; a season or a horizon, the longer one, when not given."""
+    """Steps up to as_of that are judged. When not given, a season (a week at most) or a horizon, the longer one; of
+    weeks, months and longer steps the last four."""
     history: Annotated[int, Field(ge=1)] | None = None
     """Steps before these that they are compared with; four times as many when not given."""
     ages: tuple[Annotated[int, Field(ge=1)], ...] | None = None

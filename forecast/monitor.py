@@ -52,6 +52,12 @@ FORECAST: Final = "forecast"
 RECENT: Final = "recent"
 HISTORY: Final = "history"
 """In the column `window`."""
+ALARM: Final = "alarm"
+NORMAL: Final = "normal"
+NO_SCALE: Final = "no scale"
+FEW: Final = "few observations"
+NO_REFERENCE: Final = "no reference"
+"""In the column `status` of alarms: the first two are judged."""
 ALL: Final = "all"
 AGE: Final = "age"
 TIME: Final = "time"
@@ -63,6 +69,10 @@ _MOST_VALUES: Final = 50
 _OTHERS: Final = "others"
 _MAD: Final = 1.4826
 """Of a normal distribution, the standard deviation over the median absolute deviation."""
+_FEW_PERIODS: Final = 4
+"""Periods of a reference of which the distance that is an alarm is twice that of many: few may be calm by chance."""
+_FEW_STEPS: Final = 4
+"""Weeks, months or longer steps that are recent."""
 _BLOCK: Final = 1 << 20
 """Steps that are scored at once."""
 _SHOWN: Final = 200
@@ -121,6 +131,10 @@ class Monitored:
     """group, value, window, model, and the metrics of `summarised`."""
     alarms: pl.DataFrame
     """series_id, status, mase, reference, median, deviation, limit, periods, n_steps."""
+    due: int
+    """Recent steps that a cutoff has forecast and that are past."""
+    least_due: int
+    """Of these, how many a series needs to be judged."""
     drift: pl.DataFrame
     pairs: pl.DataFrame
     """Windows that champion and shadow both forecast, as `gate.compare` takes them."""
@@ -141,7 +155,12 @@ class Monitored:
     @property
     def alarmed(self) -> list[str]:
         """Series with an alarm, the worst first."""
-        return self.alarms.filter(status="alarm")[SERIES_ID].to_list()
+        return self.alarms.filter(status=ALARM)[SERIES_ID].to_list()
+
+    @property
+    def judged(self) -> int:
+        """Series that are held against a reference."""
+        return self.alarms.filter(pl.col("status").is_in([ALARM, NORMAL])).height
 
 
 def coverage_name(band: float) -> str:
@@ -247,7 +266,7 @@ def monitor(
     panel, season = loaded.panel, loaded.data.season_length
     assert season is not None
     horizon = max(int(content["horizon"]) for content in written.contents)
-    recent, end = settings.recent or max(season, horizon), panel.last_index
+    recent, end = settings.recent or _default_recent(panel, season, horizon), panel.last_index
     span = Span(end - recent - (settings.history or 4 * recent) + 1, end - recent + 1, end)
     cutoffs = _within(_seen(written, panel, settings.as_of), span, panel, written)
     others = {} if shadow is None or judged is None else {each.place: each for each in _placed(shadow, panel)}
@@ -288,8 +307,8 @@ def monitor(
     due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
     assert counts["rows"] == due, "a forecast was lost"
     scores = tables["scores"].sort(_TABLES["scores"][0]).with_columns(pl.col(AGE).replace_strict(dict(enumerate(ages))))
-    alarms = _alarms(tables["days"], settings.alarms, backtest)
-    named = alarms.filter(status="alarm")[SERIES_ID].to_list()
+    alarms = _alarms(tables["days"], settings.alarms, backtest, recent)
+    named = alarms.filter(status=ALARM)[SERIES_ID].to_list()
     return Monitored(
         span=span,
         as_of=panel.grid.timestamps(np.array([end]))[0],
@@ -306,10 +325,32 @@ def monitor(
         scores=scores,
         metrics=_metrics(scores, tables[TIME], segments, list(ages)),
         alarms=alarms,
+        due=len({at for each in cutoffs for at in _due(each, span)}),
+        least_due=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
         pairs=pl.concat(pairs),
         shown=_freshest(written, cutoffs, named[:_SHOWN], levels, panel, span),
     )
+
+
+def _default_recent(panel: Panel, season: int, horizon: int) -> int:
+    """Return the steps of the recent window: a season up to a week, or a horizon if that is longer.
+
+    Of weeks and longer steps, whose season is a year, a few steps.
+    """
+    frequency = panel.grid.frequency
+    if frequency.base == "microsecond":
+        week = max(1, 7 * DAY // frequency.size)
+    elif frequency.base == "business day" or (frequency.base == "day" and frequency.size < 7):
+        week = frequency.season_length
+    else:
+        return _FEW_STEPS
+    return max(min(season, week), horizon)
+
+
+def _due(cutoff: _Cutoff, span: Span) -> range:
+    """Return the recent steps that a cutoff has forecast."""
+    return range(max(span.recent, cutoff.place + 1), min(span.last, cutoff.place + cutoff.horizon) + 1)
 
 
 def checks(found: Monitored, settings: MonitorSettings, reference: Mapping[str, float | None]) -> list[Check]:
@@ -339,7 +380,8 @@ def checks(found: Monitored, settings: MonitorSettings, reference: Mapping[str, 
         ),
         "max_missing": _largest(found.drift, "growth of missing values", pl.col("missing") - pl.col("missing_before")),
         "max_unseen": _largest(found.drift, "unseen values", pl.col("unseen")),
-        "max_alarmed": ("share of series with an alarm", _alarmed(found.alarms)),
+        "max_alarmed": ("share of judged series with an alarm", _alarmed(found.alarms)),
+        "min_judged": ("share of series that are judged", _judged(found)),
     }
     return [
         Check(key, what, value if enough else None, limit)
@@ -379,7 +421,7 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
 _SUMS: Final = pl.col("^(scaled|n_scaled|abs_error|pinball|abs_target|error|n_steps|covered_.*)$")
 _TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {
     "scores": ([SERIES_ID, "window", AGE, MODEL], [FORECAST, SOURCE_SEASONAL_NAIVE]),
-    "days": ([SERIES_ID, "window", "day"], [FORECAST]),
+    "days": ([SERIES_ID, "window", "day", AGE], [FORECAST]),
     TIME: ([TIME, MODEL], [FORECAST, SOURCE_SEASONAL_NAIVE]),
 }
 """What is kept of all cutoffs: sums by these keys, of these models."""
@@ -720,57 +762,80 @@ def _frequent(values: pl.Series) -> pl.Series:
 # ---- Alarms ----
 
 
-def _alarms(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFrame | None) -> pl.DataFrame:
+def _alarms(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFrame | None, recent: int) -> pl.DataFrame:
     """Return each series with what its recent MASE is held against, alarms first.
 
-    Its reference is the MASE of the days of its history; where these are too few, of the windows of its backtest. An
-    alarm is above `ratio` times the median, above the median by `deviations` robust deviations, and above `least`.
+    Like is compared with like: its reference is the MASE of the days of its history by forecasts of the same age, each
+    age as often as among the recent steps. Where the ages with enough days have too few recent steps, it is the windows
+    of its backtest, for all recent steps. An alarm is above `ratio` times the median, above the median by `deviations`
+    robust deviations, and above `least`. `recent` are the steps of the window, of which no more can be asked for.
     """
-    each = days.with_columns(score=pl.col("scaled") / pl.col("n_scaled")).with_columns(pl.col("score").fill_nan(None))
-    recent = each.filter(window=RECENT).group_by(SERIES_ID).agg(pl.col("scaled", "n_scaled", "n_steps").sum())
-    now = recent.select(SERIES_ID, (pl.col("scaled") / pl.col("n_scaled")).fill_nan(None).alias("mase"), "n_steps")
-    own = _robust(each.filter(window=HISTORY).drop_nulls("score").select(SERIES_ID, "score"))
-    own = own.filter(pl.col("periods") >= settings.min_periods).with_columns(reference=pl.lit("history"))
+    least_steps = min(settings.min_steps, recent)
+    sums = pl.col("scaled", "n_scaled", "n_steps").sum()
+    now = days.filter(window=RECENT).group_by(SERIES_ID, AGE).agg(sums)
+    every = now.group_by(SERIES_ID).agg(sums)
+    scored = days.filter(window=HISTORY).with_columns(score=pl.col("scaled") / pl.col("n_scaled"))
+    by_age = _robust(scored.filter(pl.col("score").is_finite()), [SERIES_ID, AGE])
+    by_age = by_age.filter(pl.col("periods") >= settings.min_periods)
+    weight = pl.col("n_scaled")
+    alike = now.join(by_age, on=[SERIES_ID, AGE]).group_by(SERIES_ID)
+    mean = [((pl.col(name) * weight).sum() / weight.sum()).alias(name) for name in ("median", "deviation")]
+    own = alike.agg(sums, *mean, pl.col("periods").min()).filter(pl.col("n_steps") >= least_steps)
+    own = own.filter(pl.col("n_scaled") > 0).with_columns(reference=pl.lit(HISTORY))
     tested = pl.DataFrame({SERIES_ID: [], "score": []}, schema={SERIES_ID: pl.String, "score": pl.Float64})
     if backtest is not None:
         tested = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
-    other = _robust(tested).filter(pl.col("periods") >= 2).with_columns(reference=pl.lit("backtest"))
-    references = pl.concat([own, other.join(own, on=SERIES_ID, how="anti")])
+    other = every.join(_robust(tested, [SERIES_ID]).filter(pl.col("periods") >= 2), on=SERIES_ID)
+    other = other.join(own, on=SERIES_ID, how="anti").with_columns(reference=pl.lit("backtest"))
+    judged = pl.concat([own, other], how="diagonal_relaxed")
+    none = every.join(judged, on=SERIES_ID, how="anti")
+    found = pl.concat([judged, none], how="diagonal_relaxed")
     usual = pl.col("median")
+    wider = 1 + _FEW_PERIODS / pl.col("periods")
     limit = pl.when(usual.is_not_null()).then(
         pl.max_horizontal(
-            settings.ratio * usual, usual + settings.deviations * _MAD * pl.col("deviation"), pl.lit(settings.least)
+            usual * (1 + (settings.ratio - 1) * wider),
+            usual + settings.deviations * _MAD * pl.col("deviation") * wider,
+            pl.lit(settings.least),
         )
     )
     status = (
         pl.when(pl.col("mase").is_null())
-        .then(pl.lit("no scale"))
-        .when(pl.col("n_steps") < settings.min_steps)
-        .then(pl.lit("few observations"))
+        .then(pl.lit(NO_SCALE))
+        .when(pl.col("n_steps") < least_steps)
+        .then(pl.lit(FEW))
         .when(pl.col("limit").is_null())
-        .then(pl.lit("no reference"))
+        .then(pl.lit(NO_REFERENCE))
         .when(pl.col("mase") > pl.col("limit"))
-        .then(pl.lit("alarm"))
-        .otherwise(pl.lit("normal"))
+        .then(pl.lit(ALARM))
+        .otherwise(pl.lit(NORMAL))
     )
-    found = now.join(references, on=SERIES_ID, how="left").with_columns(limit=limit).with_columns(status=status)
+    found = found.with_columns((pl.col("scaled") / pl.col("n_scaled")).fill_nan(None).alias("mase"), limit=limit)
     columns = [SERIES_ID, "status", "mase", "reference", "median", "deviation", "limit", "periods", "n_steps"]
     excess = pl.col("mase") / pl.col("limit")
-    order = [pl.col("status") != "alarm", -excess, pl.col(SERIES_ID)]
-    return found.sort(order, nulls_last=True).select(columns)
+    order = [pl.col("status") != ALARM, -excess, pl.col(SERIES_ID)]
+    return found.with_columns(status=status).sort(order, nulls_last=True).select(columns)
 
 
-def _robust(scores: pl.DataFrame) -> pl.DataFrame:
-    """Return median and median absolute deviation of the scores of each series, and how many there are."""
+def _robust(scores: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Return median and median absolute deviation of the scores by `keys`, and how many there are."""
     score = pl.col("score")
-    return scores.group_by(SERIES_ID).agg(
+    return scores.group_by(keys).agg(
         score.median().alias("median"), (score - score.median()).abs().median().alias("deviation"), periods=pl.len()
     )
 
 
 def _alarmed(alarms: pl.DataFrame) -> float | None:
-    judged = alarms.filter(pl.col("status").is_in(["alarm", "normal"]))
-    return float((judged["status"] == "alarm").mean()) if judged.height else None  # type: ignore[arg-type]
+    judged = alarms.filter(pl.col("status").is_in([ALARM, NORMAL]))
+    return float((judged["status"] == ALARM).mean()) if judged.height else None  # type: ignore[arg-type]
+
+
+def _judged(found: Monitored) -> float | None:
+    """Return the share of the series with a scale that are judged; None while no series can have steps enough."""
+    scaled = found.alarms.filter(pl.col("status") != NO_SCALE)
+    if not scaled.height or found.due < found.least_due:
+        return None
+    return float(scaled["status"].is_in([ALARM, NORMAL]).mean())  # type: ignore[arg-type]
 
 
 def _largest(drift: pl.DataFrame, what: str, value: pl.Expr) -> tuple[str, float | None]:

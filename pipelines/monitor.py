@@ -318,12 +318,21 @@ def _line(found: "Monitored", model: str, folder: Path, why_not: str) -> str:
             own, naive = found.metric(name), found.metric(name, SOURCE_SEASONAL_NAIVE)
             parts.append(f"recent {label} {_number(own)} (seasonal naive {_number(naive)})")
         parts.append(f"{100 * found.bands[0]:g} % intervals hold {_number(found.metric(found.coverage))}")
-        parts.append(f"{len(found.alarmed):,} of {found.alarms.height:,} series with an alarm")
+        parts.append(f"{len(found.alarmed):,} of {found.judged:,} judged series with an alarm")
+        parts += [f"{count:,} not judged ({status})" for status, count in _not_judged(found)]
     else:
         parts.append("nothing recent is observed yet, so nothing is judged")
     if why_not:
         parts.append(f"no rollback: {why_not}")
     return ", ".join([*parts, str(folder)])
+
+
+def _not_judged(found: "Monitored") -> "list[tuple[str, int]]":
+    """Return why series were not judged, and how many."""
+    from forecast.monitor import ALARM, NORMAL
+
+    states = found.alarms.group_by("status").len().sort("status").rows()
+    return [(status, count) for status, count in states if status not in (ALARM, NORMAL)]
 
 
 def _number(value: float | None) -> str:

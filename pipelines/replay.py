@@ -82,6 +82,7 @@ schedules:
       - monitor.rollback_blocks=4 # nights: before the challenger of the next week takes the place of a bad champion
       - monitor.alarms.least=1 # timetables repeat from week to week: as a rule the errors are next to nothing
       - monitor.thresholds.max_alarmed=0.3
+      - monitor.thresholds.min_judged=null # the first champion has no backtest to be held against
   weekly:
     cron: 0 8 * * mon
     flow: refresh

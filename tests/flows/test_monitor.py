@@ -19,6 +19,7 @@ MODEL = f"registry.name={NAME}"
 CUTOFFS = "score.cutoffs=2024-01-15..2024-01-18/12h"
 LOOK = ("monitor", MODEL, "scores.path=scores", "output.path=watch")
 BREACH = "monitor.thresholds.max_wql_naive=0.0001"
+SEEING = "monitor.thresholds.min_judged=null"
 
 
 def registry() -> Registry:
@@ -70,7 +71,11 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert registry().resolve("champion").number == 1
 
     # Too few, then enough.
-    last = (*LOOK, table, "monitor.rollback=true", "monitor.rollback_p=0.05", BREACH)
+    # Without a backtest, and with three days of history, no series is judged: that is a finding of its own.
+    blind = forecast(*LOOK, table, BREACH)
+    assert "share of series that are judged 0, monitor.thresholds.min_judged=0.5" in blind.err
+    assert "0 of 0 judged series with an alarm, 20 not judged (no reference)" in blind.out
+    last = (*LOOK, table, "monitor.rollback=true", "monitor.rollback_p=0.05", BREACH, SEEING)
     enough = "monitor.rollback_blocks=4"
     few = forecast(*last, enough, "monitor.rollback_min=10000")
     assert few.code == 8
@@ -104,7 +109,7 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert run.data.tags["rollback"].startswith("champion rolled back: v1 -> v2")
     assert len(days(worse)) == 2
     entries = Ledger("sqlite:///gatecast.db").entries(flow="monitor", every=True)
-    assert [entry.exit_code for entry in entries] == [8, 9, 8, 8, 0]
+    assert [entry.exit_code for entry in entries] == [8, 9, 8, 8, 8, 0]
     assert entries[1].error.startswith("champion rolled back")
     assert {entry.cutoff for entry in entries} == {"2024-01-15T00:00:00", "2024-01-18T23:00:00"}
     # What is promoted after all is no longer marked.

@@ -157,7 +157,7 @@ def test_a_series_whose_level_shifts_has_an_alarm_and_no_other(
     after = look(trained.artifact, shifted, tmp_path, scores, day(150))
     assert (before.alarmed, after.alarmed) == ([], ["s02"])
     row = after.alarms.row(0, named=True)
-    assert (row["status"], row["reference"], row["periods"]) == ("alarm", "history", 30)
+    assert (row["status"], row["reference"], row["periods"]) == ("alarm", "history", 5)
     assert row["limit"] >= 1.5 * row["median"]
     rest = pl.col("series_id") != "s02"
     assert_frame_equal(after.alarms.filter(rest), before.alarms.filter(rest))
@@ -288,6 +288,25 @@ def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> N
     assert judged["max_unseen"].found is None  # There are no categories over time.
     few = MonitorSettings.model_validate({"thresholds": asked, "min_steps": 10_000})
     assert {check.found for check in checks(found, few, {})} == {None}
+
+
+def test_a_watch_that_judges_no_series_is_a_finding(found: Monitored) -> None:
+    def share(status: str, due: int) -> tuple[float | None, bool]:
+        alarms = found.alarms.with_columns(
+            status=pl.when(pl.int_range(pl.len()) < 6).then(pl.lit(status)).otherwise(pl.lit("normal"))
+        )
+        one = replace(found, alarms=alarms, due=due)
+        (check,) = (check for check in checks(one, MonitorSettings(), {}) if check.key == "min_judged")
+        return check.found, check.breached
+
+    assert found.alarms.height == 8
+    assert found.judged == 8
+    assert found.due == 10
+    assert share("no reference", 10) == (0.25, True)
+    assert share("few observations", 10) == (0.25, True)
+    assert share("few observations", 2) == (None, False)  # The first days: none can have three steps.
+    assert share("no scale", 10) == (1.0, False)
+    assert share("alarm", 10) == (1.0, False)
 
 
 @pytest.mark.parametrize(
