@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -11,6 +11,13 @@ from forecast.names import TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+# What a conversion of a column may raise: an error of Arrow is one of these, too.
+_UNREADABLE: Final = (
+    *(TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError, LookupError, OSError),
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+)
 
 
 def to_lazy(frame: Any, columns: Collection[str] | None = None) -> pl.LazyFrame:
@@ -47,7 +54,7 @@ def _from_arrow(table: "pa.Table", columns: Collection[str] | None) -> pl.LazyFr
     for name in names:
         try:
             parts[name] = pl.Series(name, table.column(name))
-        except (TypeError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        except _UNREADABLE as error:
             check_odd({name: _first_line(error)}, columns, "the table")
     return pl.DataFrame(list(parts.values())).lazy()
 
@@ -70,7 +77,7 @@ def _from_pandas(frame: Any, columns: Collection[str] | None) -> pl.LazyFrame:
             continue
         try:
             parts[name] = pl.Series(name, pl.from_pandas(frame.iloc[:, position]))
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        except _UNREADABLE as error:
             kinds = sorted({type(value).__name__ for value in frame.iloc[:, position]} - {"NoneType"})
             fault = f"holds values of several types ({listing(kinds)})" if len(kinds) > 1 else _first_line(error)
             check_odd({name: f"{fault}; make it one type"}, columns, "the table")

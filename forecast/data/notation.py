@@ -122,7 +122,7 @@ def _read(
     """
     schema = _schema(frame)
     asked = [
-        [column for column in group if schema.get(column.name) == pl.String and column.name not in (text or ())]
+        [column for column in group if _may_be_numbers(column, schema) and column.name not in (text or ())]
         for group in groups
     ]
     changes = []
@@ -141,8 +141,16 @@ def _read(
         _check_floats(sign, found, [column.name for column in whole], schema, data)
         if found.signs and found.plain < found.values:
             signs.append(sign)
-        changes += [numerals.parsed(io.column(column.name), sign).alias(column.name) for column in group]
+        changes += [
+            numerals.parsed(io.column(column.name).cast(pl.String), sign).alias(column.name) for column in group
+        ]
     return frame.with_columns(changes)
+
+
+def _may_be_numbers(column: _Column, schema: pl.Schema) -> bool:
+    """Return whether a column holds text: in a covariate, what is called a category is one."""
+    dtype = schema.get(column.name)
+    return dtype == pl.String or ("covariates" not in column.key and isinstance(dtype, pl.Categorical | pl.Enum))
 
 
 def _sign(group: Sequence[_Column], found: _Counts, data: DataConfig, *, trained: bool) -> str | None:
@@ -203,7 +211,7 @@ def _shown(group: Sequence[_Column]) -> str:
 
 def _count(frame: pl.LazyFrame, group: Sequence[_Column]) -> _Counts:
     """Return what the text in some columns looks like. Each text is looked at once, however many rows have it."""
-    columns = [io.column(column.name).alias(str(number)) for number, column in enumerate(group)]
+    columns = [io.column(column.name).cast(pl.String).alias(str(number)) for number, column in enumerate(group)]
     texts = frame.select(columns).unpivot(on=[str(number) for number in range(len(group))], value_name="text")
     rows = io.collect(texts.group_by("text").len("rows").drop_nulls("text"))
     rows = rows.with_columns(numerals.stated(pl.col("text")))

@@ -75,6 +75,7 @@ def test_pandas_columns_of_several_types_are_no_matter_unless_they_are_named() -
         note=[1, "a", None, 2.5, b"x", (1,)],
         zone=pd.to_datetime(["2024-01-01T00:00:00+05:30"] * N),
         thing=[object()] * N,
+        complex=[1j] * N,
     )
     assert to_lazy(frame, USED).collect().columns[:3] == USED
     assert load_panel(to_lazy(frame, USED), CONFIG, 2).panel.target.tolist() == list(range(N))

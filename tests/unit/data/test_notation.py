@@ -154,6 +154,12 @@ def test_covariates_that_may_be_names_stay_text() -> None:
     assert load(rows(size=["1,5", "NA", "1,5"]), static_covariates=["size"]).panel.static_numbers.tolist() == [[1.5]]
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["1,5", "2,5", "NA"])])
+def test_a_target_of_a_categorical_type_may_be_numbers(kind: Any) -> None:
+    frame = rows(target=["1,5", "NA", "2,5"]).with_columns(pl.col("target").cast(kind))
+    assert np.array_equal(load(frame).panel.target, [1.5, np.nan, 2.5], equal_nan=True)
+
+
 def test_classes_stay_classes() -> None:
     found = load(rows(target=["NA", "no", "yes", "no"]))
     assert found.categories == {"target": ("NA", "no", "yes")}
