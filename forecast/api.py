@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import polars as pl
 
@@ -43,11 +43,11 @@ from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
-from forecast.names import SOURCE_PRETRAINED
+from forecast.names import SERIES_ID, SOURCE_PRETRAINED, TARGET, TIMESTAMP
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
-from forecast.reconcile import Reconciled, aggregated, hierarchy_of, past_errors
+from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
 from forecast.tune import tune as tune_settings
@@ -225,8 +225,8 @@ def reconcile(
     config = validated(ReconcileSettings, {"by": by, **settings})
     if (past is None) != (actuals is None):
         raise ConfigError("past and actuals go together: forecasts of earlier cutoffs, and what came")
-    tree = hierarchy_of(collect(to_lazy(hierarchy)), config.by)
-    errors = None if past is None else past_errors(past, collect(to_lazy(actuals)), tree)
+    tree = _hierarchy(hierarchy, config.by)
+    errors = None if past is None else past_errors(past, collect(to_lazy(actuals, _ROWS)), tree)
     return reconcile_forecasts(forecasts, tree, config, errors=errors)
 
 
@@ -236,7 +236,16 @@ def aggregate(table: object, hierarchy: object, *, by: Sequence[str | Sequence[s
     `hierarchy` and `by` as in `reconcile`. A sum is null where one of its series has no value.
     """
     levels = validated(ReconcileSettings, {"by": by}).by
-    return aggregated(collect(to_lazy(table)), hierarchy_of(collect(to_lazy(hierarchy)), levels))
+    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels))
+
+
+_ROWS: Final = (SERIES_ID, TIMESTAMP, TARGET)
+
+
+def _hierarchy(table: object, by: Sequence[str | tuple[str, ...]]) -> Hierarchy:
+    """Return the hierarchy of the series in a table, of which no other columns need be readable."""
+    names = [name for level in by for name in ((level,) if isinstance(level, str) else level)]
+    return hierarchy_of(collect(to_lazy(table, [SERIES_ID, *names])), by)
 
 
 def attention(

@@ -45,7 +45,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
             columns = dict.fromkeys(
                 name for names in settings.by for name in ((names,) if isinstance(names, str) else names)
             )
-            table = scan(settings.table, (SERIES_ID, *columns), "reconcile.table")
+            table = scan(settings.table, (SERIES_ID, *columns), "reconcile.table", (SERIES_ID, *columns))
             wanted = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
             rows = collect(table.select(wanted).unique())
             hierarchy = hierarchy_of(rows, settings.by)
@@ -57,7 +57,8 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
                         f"reconcile.actuals: no cutoff before {cutoff} in {settings.path}; score past ones "
                         "(score.cutoffs), or leave it out"
                     )
-                actuals = collect(scan(settings.actuals, key="reconcile.actuals").select(SERIES_ID, TIMESTAMP, TARGET))
+                named = (SERIES_ID, TIMESTAMP, TARGET)
+                actuals = collect(scan(settings.actuals, key="reconcile.actuals", columns=named).select(named))
                 past = [_forecasts(settings, content) for content in before]
                 errors = past_errors(_stacked(past), actuals, hierarchy)
             stage.note(series=len(hierarchy.series), sums=len(hierarchy.nodes) - len(hierarchy.series))
