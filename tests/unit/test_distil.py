@@ -139,13 +139,15 @@ def test_a_student_that_only_learns_from_its_teacher_covers_as_much(
 @pytest.mark.trains
 def test_more_weight_brings_the_student_nearer_to_its_teacher(teacher: Artifact, weekly_loaded: Loaded) -> None:
     panel = weekly_loaded.panel
-    windows = windows_at(panel, panel.last_index)
+    last = panel.lengths[:, None] - 8 - np.arange(20)
+    windows = WindowIndex(np.repeat(np.arange(8), 20), last.ravel())
     told = predict(teacher, panel, windows).tuned
+    longer = QUICK.model_copy(update={"max_steps": 120})
     off = []
     for weight in (0.0, 1.0):
-        made = distil(teacher, panel, DistilSettings(hidden_size=6, weight=weight), QUICK).artifact
+        made = distil(teacher, panel, DistilSettings(hidden_size=6, weight=weight), longer).artifact
         off.append(np.abs(predict(made, panel, windows).tuned - told).mean())
-    assert off[1] < off[0]
+    assert off[1] < 0.6 * off[0]
 
 
 def test_what_can_not_be_distilled_is_told(
