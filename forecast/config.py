@@ -1120,8 +1120,7 @@ class ThresholdSettings(Config):
     max_alarmed: Share | None = 0.1
     """Share of the judged series that have an alarm."""
     min_judged: Share | None = 0.5
-    """Share of the series that are judged: held against their history or their backtest. Not asked for as long as no
-    series can have the observed steps that it takes (`monitor.alarms.min_steps`)."""
+    """Share of the series that are judged: held against their history or their backtest."""
 
     @model_validator(mode="after")
     def _a_band(self) -> Self:
@@ -1156,7 +1155,8 @@ class MonitorSettings(Config):
     by: Literal["day", "cutoff"] = "day"
     """Accuracy over time is that of the steps of each day, or of the forecasts of each cutoff."""
     min_steps: Annotated[int, Field(ge=1)] = 30
-    """Observed recent steps below which no threshold is judged."""
+    """Observed recent steps, of all series, below which no threshold is judged; nor is one with observations of fewer
+    than `monitor.alarms.min_steps` times, however many series these are of."""
     alarms: AlarmSettings = AlarmSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     on_breach: str | None = None

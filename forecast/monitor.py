@@ -131,10 +131,10 @@ class Monitored:
     """group, value, window, model, and the metrics of `summarised`."""
     alarms: pl.DataFrame
     """series_id, status, mase, reference, median, deviation, limit, periods, n_steps."""
-    due: int
-    """Recent steps that a cutoff has forecast and that are past."""
-    least_due: int
-    """Of these, how many a series needs to be judged."""
+    observed: int
+    """Recent steps, by their time, that are forecast and observed, of any series."""
+    least_observed: int
+    """Of these, how many it takes to judge."""
     drift: pl.DataFrame
     pairs: pl.DataFrame
     """Windows that champion and shadow both forecast, as `gate.compare` takes them."""
@@ -286,11 +286,14 @@ def monitor(
 
     counts = Counter(dict.fromkeys(("rows", "rows_scored", "rows_not_yet_observed", "rows_missing", "rows_recent"), 0))
     unknown: set[str] = set()
+    observed: set[int] = set()
     tables: dict[str, pl.DataFrame] = {}
     pairs = [_no_pairs(panel)]
     for cutoff in cutoffs:
         other = both.get(cutoff.place)
         for part in _parts(written, cutoff, panel, span, levels, counts, unknown):
+            at = cutoff.place + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
+            observed.update(at[at >= span.recent].tolist())
             steps = _steps(part, cutoff, span, levels, season, ages, settings.by)
             for name, (keys, models) in _TABLES.items():
                 made = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(_SUMS.sum())
@@ -325,8 +328,8 @@ def monitor(
         scores=scores,
         metrics=_metrics(scores, tables[TIME], segments, list(ages)),
         alarms=alarms,
-        due=len({at for each in cutoffs for at in _due(each, span)}),
-        least_due=min(settings.alarms.min_steps, recent),
+        observed=len(observed),
+        least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
         pairs=pl.concat(pairs),
         shown=_freshest(written, cutoffs, named[:_SHOWN], levels, panel, span),
@@ -348,18 +351,13 @@ def _default_recent(panel: Panel, season: int, horizon: int) -> int:
     return max(min(season, week), horizon)
 
 
-def _due(cutoff: _Cutoff, span: Span) -> range:
-    """Return the recent steps that a cutoff has forecast."""
-    return range(max(span.recent, cutoff.place + 1), min(span.last, cutoff.place + cutoff.horizon) + 1)
-
-
 def checks(found: Monitored, settings: MonitorSettings, reference: Mapping[str, float | None]) -> list[Check]:
     """Return the thresholds that are set, and what was found for each.
 
     `reference` are the metrics of the version's backtest.
     """
     limits = settings.thresholds
-    enough = found.counts["rows_recent"] >= settings.min_steps
+    enough = found.counts["rows_recent"] >= settings.min_steps and found.observed >= found.least_observed
     wql = found.metric("wql")
 
     def over(name: str, base: float | None) -> tuple[str, float | None]:
@@ -831,9 +829,9 @@ def _alarmed(alarms: pl.DataFrame) -> float | None:
 
 
 def _judged(found: Monitored) -> float | None:
-    """Return the share of the series with a scale that are judged; None while no series can have steps enough."""
+    """Return the share of the series with a scale that are judged; None where there is none."""
     scaled = found.alarms.filter(pl.col("status") != NO_SCALE)
-    if not scaled.height or found.due < found.least_due:
+    if not scaled.height:
         return None
     return float(scaled["status"].is_in([ALARM, NORMAL]).mean())  # type: ignore[arg-type]
 

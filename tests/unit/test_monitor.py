@@ -288,20 +288,22 @@ def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> N
     assert judged["max_unseen"].found is None  # There are no categories over time.
     few = MonitorSettings.model_validate({"thresholds": asked, "min_steps": 10_000})
     assert {check.found for check in checks(found, few, {})} == {None}
+    # Two days of many series are two days.
+    assert {check.found for check in checks(replace(found, observed=2), settings, {})} == {None}
 
 
 def test_a_watch_that_judges_no_series_is_a_finding(found: Monitored) -> None:
-    def share(status: str, due: int) -> tuple[float | None, bool]:
+    def share(status: str, observed: int) -> tuple[float | None, bool]:
         alarms = found.alarms.with_columns(
             status=pl.when(pl.int_range(pl.len()) < 6).then(pl.lit(status)).otherwise(pl.lit("normal"))
         )
-        one = replace(found, alarms=alarms, due=due)
+        one = replace(found, alarms=alarms, observed=observed)
         (check,) = (check for check in checks(one, MonitorSettings(), {}) if check.key == "min_judged")
         return check.found, check.breached
 
     assert found.alarms.height == 8
     assert found.judged == 8
-    assert found.due == 10
+    assert found.observed == 10
     assert share("no reference", 10) == (0.25, True)
     assert share("few observations", 10) == (0.25, True)
     assert share("few observations", 2) == (None, False)  # The first days: none can have three steps.
