@@ -270,7 +270,13 @@ class DataConfig(SourceConfig):
     """Columns with one value per series, numbers or text (embedded)."""
 
     def at(self, source: SourceConfig) -> "DataConfig":
-        """Return how to read another source; how numbers and times are written stays, where it does not say so."""
+        """Return how to read another source; how numbers and times are written stays, where it does not say so.
+
+        Raises ConfigError for a table of covariates where there are none.
+        """
+        for kind in ("known", "static"):
+            if getattr(source, f"{kind}_path") and not getattr(self, f"{kind}_covariates"):
+                raise ConfigError(f"data.{kind}_path: there are no {kind} covariates to read from it; leave it out")
         stated = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
         return self.model_copy(update=stated)
 

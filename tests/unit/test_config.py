@@ -6,8 +6,10 @@ import pytest
 from forecast.config import (
     BacktestConfig,
     Config,
+    DataConfig,
     ScoreConfig,
     ScoreSettings,
+    SourceConfig,
     TrainConfig,
     UiConfig,
     fields,
@@ -154,3 +156,11 @@ def test_cutoffs_are_a_list_or_a_range(given: object, expected: list[datetime]) 
 def test_cutoffs_that_mean_nothing_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(ScoreSettings, given)
+
+
+@pytest.mark.parametrize("kind", ["known", "static"])
+def test_a_table_of_covariates_that_a_model_has_not_is_refused(kind: str) -> None:
+    source = load(SourceConfig, {"path": "x", f"{kind}_path": "y"})
+    with pytest.raises(ConfigError, match=rf"data\.{kind}_path: there are no {kind} covariates"):
+        DataConfig().at(source)
+    assert DataConfig.model_validate({f"{kind}_covariates": ["z"]}).at(source).path == "x"
