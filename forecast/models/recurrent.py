@@ -393,7 +393,7 @@ class RecurrentForecaster(nn.Module):
         every = (total + missing * independent) / (count + missing)
         local, near = pairs(phase - reach, phase + reach)
         share = (missing / enough).clamp(min=_GLOBAL_SHARE).masked_fill(near == 0, 1.0)
-        mixed = torch.lerp(local / near.clamp(min=1), every.expand_as(local), share.expand_as(local))
+        mixed = torch.lerp(local / near.clamp(min=1), every, share)
         mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
