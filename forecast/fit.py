@@ -731,6 +731,7 @@ def _solve(
                 network.skip
             )
         fits = model.skip and len(fitted.window) > 0
+        _standardise_scales(network, fitted)
         fitted = eventful(fitted)
         inlying = robust(fitted, priors["anchor"]) if fits else fitted
         # Around the level a constant is no drift.
@@ -909,13 +910,20 @@ def _cold_scale(
         parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
     level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
     varied = scale > 0
-    enough = varied & (count >= FEW)
+    enough = varied & (count >= min(FEW, network.shape.scale_length))
     level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
     if not len(scale):
         return torch.zeros(2)
     if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
         return torch.stack([torch.zeros_like(scale[0]), scale.median()])
     return torch.stack([(scale / level).median(), scale.quantile(0.1)])
+
+
+def _standardise_scales(network: RecurrentForecaster, samples: Samples) -> None:
+    """Set mean and deviation of the logarithm of the scales, which the network reads."""
+    logs = samples.divisor.log()
+    if len(logs) > 1:
+        network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
 
 
 def _samples(
@@ -925,7 +933,6 @@ def _samples(
     shape = networks[0].shape
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
-    divisors: list[list[Tensor]] = [[] for _ in networks]
     position = 0
     for series, cutoff, _ in validation_batches(windows, 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
@@ -937,7 +944,7 @@ def _samples(
         level = (
             torch.zeros(len(series), dtype=torch.float64, device=data.device) if batch.level is None else batch.level
         )
-        for network, own, scales in zip(networks, parts, divisors, strict=True):
+        for network, own in zip(networks, parts, strict=True):
             frame = network.frame(batch, origins, statistics)
             target, observed = targets(batch, frame, origins, shape)
             weight = loss_weights(target, observed, frame, shape)
@@ -957,12 +964,6 @@ def _samples(
                     level[told],
                 )
             )
-            scales.append(frame.divisor[:, 0][frame.scale[:, 0] > 0])
-    if limit is not None:
-        for network, scales in zip(networks, divisors, strict=True):
-            logs = torch.cat(scales).log() if scales else torch.empty(0)
-            if len(logs) > 1:
-                network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
     return [Samples(*(torch.cat(columns) for columns in zip(*own, strict=True))) for own in parts]
 
 

@@ -329,7 +329,8 @@ class RecurrentForecaster(nn.Module):
         return running_statistics(batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length)
 
     def _anchored(self, statistics: Statistics) -> Statistics:
-        scale = cold_start_scale(statistics, *self.cold_scale)
+        relative, absolute = self.cold_scale
+        scale = cold_start_scale(statistics, relative, absolute, self.shape.scale_length)
         if self.shape.anchor == "last":
             # Around the last value: the root mean square distance from there.
             scale = torch.hypot(scale, statistics.last - statistics.level)

@@ -120,15 +120,17 @@ def continued_statistics(
 
 
 def cold_start_scale(
-    statistics: Statistics, relative: Float[Tensor, ""], absolute: Float[Tensor, ""]
+    statistics: Statistics, relative: Float[Tensor, ""], absolute: Float[Tensor, ""], length: int
 ) -> Float[Tensor, "batch time"]:
     """Return the scale, in which that of the panel takes the place of one from too few observations.
 
     The panel's scale at a level is `relative` times its size, and `absolute` at least; a level that is itself the mean
-    of n observations is off by 1 / n of the variance. This scale is a lower bound up to `FEW` observations: whole for
-    one, and less for each further one. 0 in place of both leaves the scale as it is.
+    of n observations is off by 1 / n of the variance. This scale is a lower bound up to `FEW` observations, or the
+    `length` steps that statistics are taken over: whole for one observation, and less for each further one. 0 in place
+    of both leaves the scale as it is.
     """
     count = statistics.n_observed.clamp(min=1)
     usual = torch.maximum(relative * statistics.level.abs(), absolute) * (1 + 1 / count).sqrt()
-    share = ((FEW - count) / (FEW - 1)).clamp(0, 1) * statistics.begun
+    few = max(min(FEW, length), 2)
+    share = ((few - count) / (few - 1)).clamp(0, 1) * statistics.begun
     return torch.lerp(statistics.scale, torch.maximum(statistics.scale, usual), share)

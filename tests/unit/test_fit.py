@@ -806,3 +806,10 @@ def test_an_ensemble_that_was_killed_keeps_the_members_it_has(
     assert resumed.artifact.digest() == ensemble.artifact.digest()
     assert resumed.curve == ensemble.curve
     assert not any(tmp_path.iterdir())
+
+
+def test_the_last_solve_changes_the_skip_alone(trained: FitResult) -> None:
+    # What the network was trained with stays.
+    before, after = (made.network.state_dict() for made in (trained.validation_artifact, trained.artifact))
+    changed = {name for name, values in after.items() if not torch.equal(values, before[name])}
+    assert changed == {"skip"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from forecast.models.scaling import Statistics, continued_statistics, running_statistics
+from forecast.models.scaling import Statistics, cold_start_scale, continued_statistics, running_statistics
 
 FLOOR = 1e-6
 
@@ -141,3 +141,19 @@ def test_totals_go_on_as_if_the_window_were_the_whole_past(
         torch.testing.assert_close(ours[:, lead:], expected[:, cut:], rtol=1e-6, atol=1e-6)
     for ours, expected in zip(after, continued_statistics(target, observed, length)[1], strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def test_few_observations_take_the_scale_of_the_panel_and_enough_do_not() -> None:
+    found = statistics(np.random.default_rng(0).normal(10, 1, size=(1, 30)), 20)
+    none, relative, absolute = torch.tensor(0.0), torch.tensor(0.2), torch.tensor(5.0)
+    assert torch.equal(cold_start_scale(found, none, none, 20), found.scale)
+    panel = cold_start_scale(found, none, absolute, 20)
+    assert float(panel[0, 0]) == pytest.approx(5 * 2**0.5)
+    assert (panel[:, :8] > found.scale[:, :8]).all()
+    assert torch.equal(panel[:, 8:], found.scale[:, 8:])
+    assert float(cold_start_scale(found, relative, none, 20)[0, 0]) == pytest.approx(
+        0.2 * abs(float(found.level[0, 0])) * 2**0.5
+    )
+    # No more observations are asked for than statistics are taken over.
+    short = statistics(np.full((1, 30), 7.0), 4)
+    assert torch.equal(cold_start_scale(short, none, absolute, 4)[:, 3:], short.scale[:, 3:])
