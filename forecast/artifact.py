@@ -255,7 +255,8 @@ def load(folder: Path) -> Artifact:
     for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
         members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
         weights = safetensors.torch.load_file(folder / name)
-        weights.setdefault("cold_scale", members[-1].cold_scale)  # Not in models of earlier releases.
+        for added in ("cold_scale", "mean_shift"):  # Not in models of earlier releases.
+            weights.setdefault(added, getattr(members[-1], added))
         members[-1].load_state_dict(weights)
     bank, before = None, None
     if _BANK in files:

@@ -31,7 +31,7 @@ from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
-from forecast.predict import attention, check_cutoff, mean_of, outcome, own_rows, stated_columns
+from forecast.predict import attention, check_cutoff, outcome, own_rows, published_mean, stated_columns
 
 INPUT, KIND, LAG, STEPS, ATTRIBUTION = "input", "kind", "lag", "steps", "attribution"
 MAGNITUDE, CATEGORY = "magnitude", "category"
@@ -223,7 +223,7 @@ class _Work:
         names = stated_columns(artifact)
         stated, points = columns.tensor_split([len(names)], dim=-1)
         if self.output == MEAN:
-            found = mean_of(stated, points, artifact.network.head, artifact.network.shape.unit)
+            found = published_mean(artifact, stated, points)
         else:
             found = stated[..., names.index(self.output)]
         return found.mean(1) if step is None else found[:, step - 1]

@@ -36,15 +36,17 @@ from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.frequency import Frequency
+from forecast.models import log_quantiles
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
 from forecast.models.ensemble import Forecaster, together
-from forecast.models.heads import CategoricalHead, SampledHead, empirical_quantiles, pinball
+from forecast.models.heads import CategoricalHead, SampledHead, empirical_quantiles, mean_distance, pinball
 from forecast.models.losses import validated, validation_batches, window_sizes
 from forecast.models.markov import MAX_TABLE
+from forecast.models.mean_fit import location_shift, widths
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import Frame, NetworkShape, RecurrentForecaster, loss_weights, targets
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.scaling import FEW
 from forecast.models.skip import (
@@ -55,6 +57,7 @@ from forecast.models.skip import (
     eventful,
     line,
     mean_season_solution,
+    near,
     robust,
     seasonal_solution,
     solve_ridge,
@@ -82,6 +85,8 @@ _LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
+# Groups of windows that a standard error takes at least, and what means may be moved by.
+_LEAST_GROUPS, _SHIFTS = 8, (-0.5, 1.0)
 # Entries of a panel's buffer that are looked at together.
 _BLOCK = 1 << 20
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
@@ -381,7 +386,12 @@ def _train(
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
     count = int(closed.choice["skip_samples"])
     drawn = sample_origins(usable, horizon=shape.horizon, count=count, rng=rng)
-    closed.refit(drawn, torch.from_numpy(usable).to(device))
+    limit = torch.from_numpy(usable).to(device)
+    closed.refit(drawn, limit)
+    if network.head.estimates_mean:
+        _balance(network, tensors, drawn, limit)
+    if not shape.n_classes and (network.shape.unit or not network.head.estimates_mean):
+        network.mean_shift.fill_(_mean_shift(network, tensors, drawn, limit))
     network.to("cpu").eval()
 
     seconds = trained - solved
@@ -641,6 +651,8 @@ def _closed_form(
     level = best.residual_quantiles(network.skip, network.head.start_levels)
     with torch.no_grad():
         network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
+        if network.head.estimates_mean:
+            _start_likelihood(network, best.fitted)
     _standardise(network, panel, limits)
     choice: dict[str, str | float] = {
         "transform": f"log, unit {unit:g}" if unit else "none",
@@ -657,13 +669,134 @@ def _kept(windows: WindowIndex, limit: Tensor) -> None:
     """Do nothing: what was not fitted need not be fitted again."""
 
 
+def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
+    """Set the start of a head that estimates a mean: sums of means are those of outcomes, and widths the likeliest."""
+    samples = samples.every(max(1, len(samples.window) // _CHECKS))
+    if not len(samples.window):
+        return
+    frame = Frame(
+        samples.location, samples.divisor, samples.divisor, samples.divisor > 0, samples.window, samples.spread
+    )
+    linear, bias, head = line(samples.window, network.skip), network.output_bias, network.head
+    share = _relative_divisor(samples.series, samples.divisor) * samples.observed
+    start = bias.expand(len(linear), -1, -1)
+    bias[:, head.location] += location_shift(head, start, linear, frame, samples.target, share)
+    if head.n_parameters > 1:
+        start, weight = bias.expand(len(linear), -1, -1), samples.weight[:, None] * samples.observed
+        bias[:, 1] = widths(head, start, linear, frame, samples.target, weight)
+
+
+@torch.no_grad()
+def _balance(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
+    """Shift the means so that over windows of training their sum is that of the outcomes, in the scale of each series.
+
+    A likelihood is rarely at its greatest when training ends, and what keeps means positive bends them. Sampled paths
+    are left as they are: their means do not follow from the parameters of one step.
+    """
+    if network.n_paths > 1 and network.output.weight.any():
+        return
+    windows = windows[:: max(1, len(windows) // _CHECKS)]
+    origins = torch.zeros(1, dtype=torch.long, device=data.device)
+    parts: list[tuple[Tensor, ...]] = []
+    for series, cutoff, _ in validation_batches(windows):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
+        reading = network.read(batch, origins)
+        target, observed = targets(batch, reading.frame, origins, network.shape)
+        usable = observed & (reading.frame.scale > 0)[..., None]
+        bias = network.output_bias.expand(*target.shape, -1)
+        parameters = bias if network.n_paths > 1 else network.numbers(reading)
+        frame = reading.frame._replace(window=reading.frame.window[..., :0])
+        columns = (values[:, 0] for values in (parameters, reading.linear, target, usable, *frame))
+        parts.append((*columns, series))
+    if not parts:
+        return
+    parameters, linear, target, usable, *fields, series = (torch.cat(part) for part in zip(*parts, strict=True))
+    frame = Frame(*fields)
+    share = _relative_divisor(series, frame.divisor) * usable
+    network.output_bias[:, network.head.location] += location_shift(
+        network.head, parameters, linear, frame, target, share
+    )
+
+
+@torch.no_grad()
+def _mean_shift(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> float:
+    """Return what means are moved by (`RecurrentForecaster.mean_shift`).
+
+    A few quantiles do not say how far the tails of skewed targets go, nor does a symmetric distribution; and on a
+    logarithmic scale what is not known of level and width raises each mean. Over windows
+    of training the sum of means becomes that of the outcomes, each series in units of its intervals. If the sum is z
+    standard errors off, 1 - 1 / z^2 of the way is gone, from one standard error on (the positive part of James & Stein
+    1961).
+    """
+    windows = windows[:: max(1, len(windows) // _CHECKS)]
+    origins, unit = torch.zeros(1, dtype=torch.long, device=data.device), network.shape.unit
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for series, cutoff, _ in validation_batches(windows):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
+        output = network(batch, origins)
+        target, observed = targets(batch, output.frame, origins, network.shape)
+        usable = (observed & (output.frame.scale > 0)[..., None])[:, 0]
+        location, divisor = (values.double() for values in output.frame[:2])
+        level = None if batch.level is None else batch.level[:, None, None]
+        columns = (output.quantiles, target[..., None], output.mean[..., None])
+        quantiles, actual, mean = (
+            to_data(location[..., None] + divisor[..., None] * values[:, 0], unit, level) for values in columns
+        )
+        actual, mean = actual[..., 0], mean[..., 0]
+        if unit:
+            mean = log_quantiles.mean(quantiles, network.head.levels, unit)
+        distance = mean_distance(quantiles, mean, network.head, unit)
+        parts.append((((actual - mean) * usable).sum(1), (distance * usable).sum(1), series))
+    if not parts:
+        return 0.0
+    error, width, series = (torch.cat(part) for part in zip(*parts, strict=True))
+    total = width.new_zeros(int(series.max()) + 1).index_add(0, series, width)
+    reference = total / torch.bincount(series, minlength=len(total)).clamp(min=1)
+    error, width = (values / _bounded_scale(reference)[series] for values in (error, width))
+    # Windows of a series share their outcomes: so many groups are independent.
+    groups = series if len(reference) >= _LEAST_GROUPS else torch.arange(len(series)) * _LEAST_GROUPS // len(series)
+    shift = float(error.sum() / width.sum().clamp(min=1e-12))
+    rest = error - shift * width
+    sums = rest.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(series.device), rest)
+    sureness = float(error.sum().abs() / sums.square().sum().sqrt().clamp(min=1e-12))
+    return float(np.clip(shift, *_SHIFTS)) * max(0.0, 1 - 1 / max(sureness, 1e-12) ** 2)
+
+
+def _relative_divisor(series: Tensor, divisor: Tensor) -> Float[Tensor, "window 1"]:
+    """Return the divisors in units of those of their series (`_bounded_scale`)."""
+    square, n_series = divisor.double().square(), int(series.max()) + 1
+    total = square.new_zeros(n_series).index_add(0, series, square)
+    reference = (total / torch.bincount(series, minlength=n_series).clamp(min=1)).sqrt()
+    return (divisor / _bounded_scale(reference)[series])[:, None]
+
+
+def _bounded_scale(scale: Float[Tensor, " series"]) -> Float[Tensor, " series"]:
+    """Return the scale of each series in a sum over all, at least twice the median of those that have one.
+
+    No large series decides alone. Series of about one size count as they are: of those that differ by chance, the high
+    ones would else count less, and the mean be too low.
+    """
+    least = 2 * scale[scale > 0].median() if (scale > 0).any() else scale.new_ones(())
+    return scale.clamp(min=float(least))
+
+
 def _refit(tensors: PanelTensors, found: _Solution, windows: WindowIndex, limit: Tensor) -> None:
     assert found.penalty is not None
     (samples,) = _samples([found.network], tensors, windows, limit)
-    inlying = robust(eventful(samples), torch.zeros_like(found.prior))
+    inlying = _inlying(found.network, eventful(samples), torch.zeros_like(found.prior))
     (known,) = spectra(inlying, [found.constant])
     (skip,) = solve_ridge(inlying, found.prior, (found.penalty,), known=known)
     found.network.skip.copy_(skip if found.beside is None else found.beside + found.share * skip)
+
+
+def _inlying(network: RecurrentForecaster, samples: Samples, prior: Solution) -> Samples:
+    """Return the samples that a line is fitted on: for a median with less weight on windows of large errors.
+
+    Of skewed targets those are the high ones: a line that is to be a mean takes all as they are.
+    """
+    return samples if network.head.estimates_mean else robust(near(samples), prior)
 
 
 def _counted(
@@ -733,7 +866,7 @@ def _solve(
         fits = model.skip and len(fitted.window) > 0
         _standardise_scales(network, fitted)
         fitted = eventful(fitted)
-        inlying = robust(fitted, priors["anchor"]) if fits else fitted
+        inlying = _inlying(network, fitted, priors["anchor"]) if fits else fitted
         # Around the level a constant is no drift.
         known = spectra(inlying, CONSTANTS if network.shape.anchor == "last" else [True]) if fits else []
         for name, prior in priors.items():
@@ -743,7 +876,8 @@ def _solve(
                 made += [(found, p, own.constant) for found, p in zip(solutions, PENALTIES, strict=True)]
             kind = f"{network.shape.anchor}/{name}"
             for solution, penalty, constant in made:
-                errors = _point_errors(checked, line(checked.window, solution), shape.unit)
+                said = line(checked.window, solution)
+                errors = _point_errors(checked, said, shape.unit, squares=network.head.estimates_mean)
                 given = (network, solution, fitted, checked, kind, prior, penalty, constant)
                 candidates.append(_Solution(errors, *given, sure=penalty is not None))
     usual = candidates[0].errors.sum(0).clamp(min=1e-12)
@@ -784,7 +918,8 @@ def _mixed(best: _Solution, candidates: Sequence[_Solution], usual: Tensor, shar
     said = torch.stack([line(samples.window, skip) for skip in skips])
 
     def errors(shares: Tensor) -> Tensor:
-        return _point_errors(samples, torch.einsum("l,lsh->sh", shares, said), shape.unit)
+        mixture = torch.einsum("l,lsh->sh", shares, said)
+        return _point_errors(samples, mixture, shape.unit, squares=best.network.head.estimates_mean)
 
     start = torch.zeros(len(skips), dtype=every.dtype, device=every.device)
     start[0 if best.sure else 1 + plain.index(best)] = 1.0
@@ -817,15 +952,18 @@ def _least_mixture(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
     return shares
 
 
-def _point_errors(samples: Samples, made: Tensor, unit: float) -> Float[Tensor, "sample 2"]:
+def _point_errors(samples: Samples, made: Tensor, unit: float, *, squares: bool = False) -> Float[Tensor, "sample 2"]:
     """Return the absolute error of what is `made` of each window, in units of its deviation, and the relative error.
 
-    Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive.
+    Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive. With `squares`,
+    which are least at a mean, the squared error and no relative ones.
     """
     made, actual = (_restored(samples, values, unit) for values in (made, samples.target))
     error = (made - actual).abs() * samples.observed
     # Windows that hardly vary must not decide alone.
     scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
+    if squares:
+        return torch.stack([scaled.square().sum(1), torch.zeros_like(scaled[:, 0])], dim=1)
     relative = error / (made.abs() + actual.abs()).clamp(min=1e-12)
     positive = bool((actual > 0)[samples.observed > 0].all())
     return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1)
@@ -947,7 +1085,7 @@ def _samples(
         for network, own in zip(networks, parts, strict=True):
             frame = network.frame(batch, origins, statistics)
             target, observed = targets(batch, frame, origins, shape)
-            weight = loss_weights(target, observed, frame, shape)
+            weight = (loss_weights(target, observed, frame, shape) > 0).to(target.dtype)
             # Constant windows, and those without any observed target, have nothing to say.
             told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
             own.append(
@@ -1012,7 +1150,8 @@ def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIn
     Where most steps repeat the last season exactly, many small corrections cost more than they gain. Returns the loss.
     """
     losses = {0.0: loss}
-    for threshold in _THRESHOLDS:
+    # Means that are drawn towards those of the line are no means any more.
+    for threshold in () if network.head.estimates_mean else _THRESHOLDS:
         network.threshold.fill_(threshold)
         losses[threshold] = validated(network, data, validation)
     best = min(losses, key=losses.__getitem__)

@@ -26,7 +26,7 @@ from forecast.models.batch import Batch, PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster
-from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead
+from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.onnx import Forward
 from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
@@ -390,8 +390,17 @@ def _separated(
     if order is not None:
         drawn = drawn.gather(-1, order.expand(drawn.shape))
     numbers = np.ascontiguousarray(stated.cpu().numpy())
-    mean = mean_of(stated, points, artifact.network.head, artifact.network.shape.unit).cpu().numpy()
+    mean = published_mean(artifact, stated, points).cpu().numpy()
     return torch.cat([stated, drawn], dim=-1).cpu().numpy() if samples else numbers, mean
+
+
+def published_mean(artifact: Artifact, stated: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return the means of the model's forecasts, `mean_of` what is stated, with the shift that training has found."""
+    network = artifact.network
+    mean = mean_of(stated, points, network.head, network.shape.unit)
+    if isinstance(network.head, CategoricalHead) or not network.mean_shift:
+        return mean
+    return mean + network.mean_shift.to(mean) * mean_distance(stated, mean, network.head, network.shape.unit)
 
 
 def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head, unit: float = 0.0) -> torch.Tensor:

@@ -31,6 +31,11 @@ class Ensemble(nn.Module):
         self.encoder = members[0].encoder
         self.n_paths = members[0].n_paths
 
+    @property
+    def mean_shift(self) -> Tensor:
+        """The mean of the members' (`RecurrentForecaster.mean_shift`)."""
+        return torch.stack([member.mean_shift for member in members_of(self)]).mean()
+
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
         own = [None] * len(self.members) if pasts is None else [[past] for past in pasts]

@@ -24,6 +24,8 @@ _START_LEVELS = tuple(k / 10 for k in range(1, 10))
 _START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 # The least standard deviation (or scale) of a distribution, in units of spread.
 _LEAST_WIDTH = 0.01
+# Targets beyond, in units of scale, are as far as that to a loss of quantiles.
+_FAR = 20.0
 # How softly the mean of a count stays above 0, in units of the divisor.
 _SOFTNESS = 0.1
 # Values of a panel are float32; nearer to 0 than this share of what they are made of, they are 0.
@@ -52,6 +54,8 @@ class Head(nn.Module, ABC):
     """Whether no target is below 0: the distribution is of the target itself, not of what the frame makes of it."""
     heavy_tailed = False
     """Whether its exponential has no mean."""
+    estimates_mean = False
+    """Whether its likelihood is greatest at the mean of the targets: no loss of it may depend on the outcome."""
     n_fed = 3
     """Features that `fed` gives."""
 
@@ -98,6 +102,10 @@ class Head(nn.Module, ABC):
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters for errors of the skip, in units of spread, with these quantiles at `start_levels`."""
+
+    def width_parameter(self, width: float) -> float:
+        """Return the parameter of a distribution that is so wide, in units of spread."""
+        return float(_width_parameter(torch.tensor(width, dtype=torch.float64), 1e-6))
 
     def within_support(self, values: Tensor, *, whole: bool = True) -> Tensor:
         """Return values in units of the target, moved to the nearest ones that a target can have.
@@ -221,8 +229,12 @@ class QuantileHead(Head):
     def errors(
         self, arguments: Float[Tensor, "*axes quantile"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
-        """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error)."""
-        return pinball(arguments, target, self.levels)
+        """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error).
+
+        Of a target so far out that it follows a stretch of next to no variation, or a break, the loss is that of
+        `_FAR`: it is on the same side of all quantiles that are nearer, which do not change.
+        """
+        return pinball(arguments, target.clamp(-_FAR, _FAR), self.levels)
 
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
@@ -281,6 +293,7 @@ class NormalHead(Head):
     """A normal distribution; its arguments are mean and standard deviation."""
 
     n_parameters = 2
+    estimates_mean = True
 
     def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
         """Return location and scale around the linear skip, and what else the distribution has."""
@@ -335,6 +348,7 @@ class StudentTHead(NormalHead):
 
     n_parameters = 3
     heavy_tailed = True
+    estimates_mean = False
 
     def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return [2.0 + functional.softplus(parameters[0])]
@@ -383,6 +397,7 @@ class PoissonHead(Head):
     n_parameters = 1
     counts = True
     positive = True
+    estimates_mean = True
 
     def arguments(self, parameters: Tensor, linear: Tensor, frame: "Frame") -> Tensor:
         """Return the distribution of the target whose mean is around the linear skip, kept positive."""
@@ -759,6 +774,16 @@ def pinball(
     """Return twice the pinball loss, averaged over the levels (Koenker & Bassett 1978)."""
     error = target.unsqueeze(-1) - quantiles
     return 2.0 * torch.maximum(levels * error, (levels - 1.0) * error).mean(-1)
+
+
+def mean_distance(
+    quantiles: Float[Tensor, "*axes quantile"], mean: Float[Tensor, "*axes"], head: Head, unit: float
+) -> Float[Tensor, "*axes"]:
+    """Return the distance in which means are moved (`RecurrentForecaster.mean_shift`), in units of the target.
+
+    On a logarithmic scale that of the mean from the median, so that it stays on its side, else the outermost interval.
+    """
+    return mean - quantiles[..., head.median] if unit else (quantiles[..., -1] - quantiles[..., 0]).to(mean.dtype)
 
 
 def empirical_quantiles(

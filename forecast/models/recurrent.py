@@ -1,7 +1,6 @@
 """The forecaster: a recurrent encoder, a linear skip and a decoder that forecasts from every step it is asked for."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -210,6 +209,9 @@ class RecurrentForecaster(nn.Module):
     threshold: Tensor
     """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
     (soft threshold)."""
+    mean_shift: Tensor
+    """What means are moved by, as a share of `heads.mean_distance`: 0 for heads that estimate a mean, but on a
+    logarithmic scale."""
     uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
@@ -285,6 +287,7 @@ class RecurrentForecaster(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        self.register_buffer("mean_shift", torch.tensor(0.0))
         self.encoder.initialise()
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -831,9 +834,12 @@ def loss_weights(
     frame: Frame,
     shape: NetworkShape,
 ) -> Float[Tensor, "batch origin horizon"]:
-    """Return the weight of each target: 0 where it or the window tells nothing, less where it dwarfs the scale."""
+    """Return the weight of each target: 0 where it or the window tells nothing, less after a quiet stretch.
+
+    What follows a stretch that varies less than the context before it may be large in units of its scale. The weight
+    depends on what is known at the origin only: one that fell with the outcome would lower every mean.
+    """
     if shape.n_classes:
         return observed.to(target.dtype)
-    size = (target.abs() * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True).clamp(min=1)
     usable = observed & (frame.scale > 0)[..., None]
-    return usable / (size / math.pi).clamp(min=1.0)
+    return usable / frame.window.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)

@@ -14,6 +14,7 @@ import torch
 from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.models.batch import Batch, PanelTensors
+from forecast.models.heads import QuantileHead
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, loss_weights, targets
 from forecast.models.skip import line
 
@@ -512,16 +513,32 @@ def test_targets_are_in_the_units_of_the_forecast(plain: Loaded) -> None:
     assert observed.all()
 
 
-def test_loss_weights_leave_out_gaps_and_constant_windows_and_tame_explosions(table: Table, loaded: Load) -> None:
+def test_loss_weights_leave_out_gaps_and_constant_windows_and_depend_on_the_past_only(
+    table: Table, loaded: Load
+) -> None:
     rng = np.random.default_rng(0)
-    gap, boom = rng.normal(size=35), rng.normal(size=35)
-    gap[30], boom[28:] = np.nan, 1e3
-    found = loaded(table({"a": gap, "b": boom, "c": np.append(np.ones(28), rng.normal(size=7))}), HORIZON)
-    batch, origins = windows(found, [0, 1, 2], [27, 27, 27]), torch.tensor([0])
-    made = network(found, trained=True)
-    frame = made.frame(batch, origins)
-    target, observed = targets(batch, frame, origins, made.shape)
-    weight = loss_weights(target, observed, frame, made.shape)[:, 0]
-    assert weight[0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
-    assert (weight[1] * target[1, 0].abs()).tolist() == pytest.approx([np.pi] * 7, rel=1e-3)
+    gap, boom, quiet = rng.normal(size=35), rng.normal(size=35), rng.normal(size=35)
+    gap[30], boom[28:], quiet[14:28] = np.nan, 1e3, quiet[14:28] / 100
+    constant = np.append(np.ones(28), rng.normal(size=7))
+    weights = []
+    for change in (0.0, 50.0):
+        series = {"a": gap, "b": boom, "c": constant, "d": quiet}
+        series = {name: np.append(values[:28], values[28:] + change) for name, values in series.items()}
+        found = loaded(table(series), HORIZON)
+        batch, origins = windows(found, [0, 1, 2, 3], [27] * 4), torch.tensor([0])
+        made = network(found, trained=True)
+        frame = made.frame(batch, origins)
+        target, observed = targets(batch, frame, origins, made.shape)
+        weights.append(loss_weights(target, observed, frame, made.shape)[:, 0])
+    weight = weights[0]
+    assert torch.equal(weight, weights[1])
+    usual = weight[0, 0]
+    assert 0.7 < float(usual) <= 1
+    assert weight[0].tolist() == [usual, usual, 0.0, usual, usual, usual, usual]
+    assert float(weight[1, 0]) == pytest.approx(1.0, abs=0.3)
     assert not weight[2].any()
+    # After a quiet stretch, in units of which all before it is far away.
+    assert 0 < float(weight[3].max()) < 0.1
+    # Targets far out count to quantiles as if they were as far as anything is.
+    errors = QuantileHead((0.1, 0.5, 0.9)).errors(torch.zeros(3, 3), torch.tensor([20.0, 1e4, -1e4]))
+    assert errors.tolist() == pytest.approx([20.0] * 3)
