@@ -33,7 +33,7 @@ from forecast.data.io import collect
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
-from forecast.data.source import Tables, fingerprint, open_tables, used_columns
+from forecast.data.source import Tables, fingerprint, open_tables, unchanged, used_columns
 from forecast.distil import DistilResult
 from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, listing
@@ -143,7 +143,12 @@ def prepare(
     config = validated(DataConfig, data or {})
     if isinstance(table, str | Path):
         config = _at(config, table, known, static)
-        return prepare_panel(open_tables(config), config, horizon, Path(folder), fingerprint=fingerprint(config)).loaded
+        with unchanged(config) as check_source:
+            key = fingerprint(config)
+            tables = open_tables(config)
+            return prepare_panel(
+                tables, config, horizon, Path(folder), fingerprint=key, check_source=check_source
+            ).loaded
     return prepare_panel(_tables(table, known, static, config), config, horizon, Path(folder)).loaded
 
 

@@ -53,20 +53,22 @@ def prepare(config: PrepareConfig) -> "Prepared":
     """Write the panel, log what is in it, and return it."""
     from forecast.data import prepared
     from forecast.data.read import text_columns
-    from forecast.data.source import fingerprint, open_tables
+    from forecast.data.source import fingerprint, open_tables, unchanged
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_profile
 
     registry = Registry(config.registry)
-    with console.stage("prepare") as stage:
+    with console.stage("prepare") as stage, unchanged(config.data) as check_source:
+        key = fingerprint(config.data)  # Before a row is read.
         done = prepared.prepare(
             open_tables(config.data, text_columns(config.data, None)),
             config.data,
             config.window.horizon,
             Path(config.output.path),
-            fingerprint=fingerprint(config.data),
+            fingerprint=key,
             chunk_rows=config.prepare.chunk_rows,
             progress=stage.update,
+            check_source=check_source,
         )
         stage.note(series=done.loaded.panel.n_series, steps=len(done.loaded.panel.target))
     if not done.reused:
@@ -90,15 +92,17 @@ def append(config: AppendConfig) -> "Appended":
     """Add the rows, log what has changed, and return the panel."""
     from forecast.data import prepared
     from forecast.data.read import text_columns
-    from forecast.data.source import open_tables
+    from forecast.data.source import open_tables, unchanged
     from forecast.registry import Registry
     from pipelines.shared import log_data
 
     registry, folder = Registry(config.registry), Path(config.output.path)
     data = prepared.reading(folder, config.data)
-    with console.stage("append") as stage:
+    with console.stage("append") as stage, unchanged(data) as check_source:
         tables = open_tables(data, text_columns(data, prepared.categories(folder)))
-        done = prepared.append(folder, tables, config.data, revisions=config.append.revisions)
+        done = prepared.append(
+            folder, tables, config.data, revisions=config.append.revisions, check_source=check_source
+        )
         stage.note(new_values=done.new_steps, new_series=done.new_series, revised=done.revisions.height)
     with registry.run("append", config) as run:
         log_data(run, done.loaded)

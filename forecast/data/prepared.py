@@ -4,12 +4,15 @@
     data-0f2a.../           rejects.parquet, and the buffers of the panel, one .npy file each
 
 A panel of any size is written in parts of some series each, so memory holds one part at a time. A folder that is
-interrupted goes on at the part where it stopped.
+interrupted goes on at the part where it stopped. The index has checksums of itself and of all files: a damaged panel
+is not opened.
 """
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +27,8 @@ from forecast.config import AUTO, NOTATION, DataConfig, SourceConfig
 from forecast.data import validate
 from forecast.data.extent import common_end, observed_steps
 from forecast.data.folders import LOCK, check_writable, locked
-from forecast.data.io import collect, column, write_text_atomic
+from forecast.data.integrity import check_structure, checksums, damaged_files, is_whole, sealed
+from forecast.data.io import UNREADABLE, collect, column, write_text_atomic
 from forecast.data.load import (
     Loaded,
     find_categories,
@@ -54,6 +58,40 @@ _NAME_ENDS: Final = "series_id_ends"
 _NAMES_BLOCK: Final = 1 << 16
 _REJECTS: Final = "rejects.parquet"
 _PARTS: Final = ".parts"
+_CHECKSUMS: Final = "checksums"
+_APPENDED: Final = "appended"
+_MAX_KEYS: Final = 1000
+_BUFFERS: Final = ("offsets", "start", "target", "past", "known", "static_categories", "static_numbers")
+_DATA_FOLDER: Final = re.compile(r"data-[0-9a-f]{16}")
+_UNFINISHED: Final = re.compile(r"\.data-\d+|\.panel\.json\.\d+\.tmp")
+# How often a panel is opened again that another job replaced meanwhile.
+_ATTEMPTS: Final = 20
+
+_LOG = logging.getLogger(__name__)
+
+# What an index has, by the names of its fields.
+_INDEX: Final = {
+    "digest": str,
+    "key": str,
+    "folder": str,
+    "files": dict,
+    "horizon": int,
+    "grid": dict,
+    "data": dict,
+    "categories": dict,
+    "counts": dict,
+}
+# What damaged content raises.
+_MALFORMED: Final = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 # What is in the buffers: a verb can't choose it anew.
 _FIXED: Final = (
@@ -103,11 +141,13 @@ def prepare(
     fingerprint: str | None = None,
     chunk_rows: int = _CHUNK_ROWS,
     progress: Progress | None = None,
+    check_source: Callable[[], None] | None = None,
 ) -> Prepared:
     """Write the panel in `tables` into a folder, about `chunk_rows` rows in memory at a time, and open it.
 
-    `fingerprint` tells whether the source is the one that the folder was made from: then nothing is done, and a
-    preparation that was interrupted goes on. Raises DataError as `load_panel`, ConfigError, OutputError.
+    `fingerprint` tells whether the source is the one that the folder was made from: then nothing is done, unless the
+    folder is damaged, and a preparation that was interrupted goes on. `check_source` raises DataError if the source is
+    no longer what it was; nothing is written then. Raises DataError as `load_panel`, ConfigError, OutputError.
     """
     check_settings(data)
     if data.until is not None:
@@ -115,8 +155,10 @@ def prepare(
     _check_folder(folder)
     with locked(folder):
         key = _key(data, horizon, fingerprint)
-        if fingerprint is not None and is_prepared(folder) and _read_index(folder)["key"] == key:
-            return Prepared(open_prepared(folder, data, horizon), reused=True)
+        stored = None if fingerprint is None else _reusable(folder, key)
+        _clear(folder, keep=None if fingerprint is None or stored else key)
+        if stored:
+            return Prepared(_resolved(folder, stored, data, horizon), reused=True)
 
         tables, data = long(tables, data)
         categories = find_categories(tables, data)
@@ -124,22 +166,51 @@ def prepare(
         settled = _settle(tables, data, series)
         parts = folder / _PARTS
         workshop = parts / key
-        if fingerprint is None:
-            shutil.rmtree(parts, ignore_errors=True)
         chunks = list(_chunks(series, chunk_rows))
+        written = []
         for number, (first, last) in enumerate(chunks):
             if progress:
                 progress(f"part {number + 1:,} of {len(chunks):,}")
             path = workshop / f"{number:05d}"
-            if not is_prepared(path):
+            stored = _reusable(path, key)
+            if stored is None:
                 part = load_part(_some_series(tables, data, first, last), settled, horizon, categories)
+                if check_source:
+                    check_source()
                 _write(path, [replace(part, panel=with_features(part.panel, data))], key)
-        written = [_open(workshop / f"{number:05d}") for number in range(len(chunks))]
+                stored = _open(path)
+            written.append(stored)
         categories = used_categories(categories, data, [part.panel for part in written])
         written[0] = with_unread(written[0], tables)
+        if check_source:
+            check_source()
         _write(folder, [recoded(part, categories) for part in written], key, check=data)
         shutil.rmtree(parts)
         return Prepared(open_prepared(folder, data, horizon))
+
+
+def _reusable(folder: Path, key: str) -> Loaded | None:
+    """Return the panel in a folder if it was written under a key, and is whole."""
+    if not is_prepared(folder):
+        return None
+    try:
+        index = _read_index(folder)
+        return _open(folder) if index["key"] == key and _CHECKSUMS in index else None
+    except DataError as error:
+        _LOG.warning("%s; this is done now", error)
+        return None
+
+
+def _clear(folder: Path, keep: str | None) -> None:
+    """Remove what killed jobs have left in a folder that is locked, but for the parts of the key to keep."""
+    parts = folder / _PARTS
+    leftovers = [path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name)]
+    leftovers += [path for path in parts.glob("*") if path.name != keep] if keep else [parts]
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def open_prepared(
@@ -151,7 +222,13 @@ def open_prepared(
     there was one. Raises ConfigError for settings other than those it was prepared with, DataError if it is damaged or
     was prepared for a shorter horizon.
     """
-    stored = _open(folder)
+    return _resolved(folder, _open(folder), data, horizon, categories)
+
+
+def _resolved(
+    folder: Path, stored: Loaded, data: DataConfig, horizon: int, categories: validate.Categories | None = None
+) -> Loaded:
+    """Return a stored panel as `open_prepared` does."""
     _check_same(folder, data, stored.data)
     panel = stored.panel
     if not len(panel.known):
@@ -193,14 +270,24 @@ def categories(folder: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(values) for name, values in _read_index(folder)["categories"].items()}
 
 
-def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Revisions = "accept") -> Appended:
+def append(
+    folder: Path,
+    tables: Tables,
+    source: SourceConfig,
+    *,
+    revisions: Revisions = "accept",
+    check_source: Callable[[], None] | None = None,
+) -> Appended:
     """Add the rows of another table, read as the panel's own was, to a prepared panel.
 
     Rows that were read before are not read again. Targets that the table states otherwise than the panel are
-    revisions: taken over, refused (they are rejects), or an error. Raises DataError as `load_panel`, OutputError.
+    revisions: taken over, refused (they are rejects), or an error. The rows and rejects of a table that was appended
+    before, whatever the order of its rows, are not counted again, and if it was the latest, nothing is written.
+    `check_source` as for `prepare`. Raises DataError as `load_panel`, OutputError.
     """
-    _open(folder)  # Where there is no panel, nothing is left behind.
+    _read_index(folder)  # Where there is no panel, nothing is left behind.
     with locked(folder):
+        _clear(folder, keep=None)
         old = _open(folder)
         data = old.data.at(source)
         tables, _ = long(tables, data, old.categories)
@@ -217,6 +304,10 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
             settled = replace(_settle(tables, data, _series(tables, data)), grid=grid)
         new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
         check_rejects(new.rejects, new.counts, data, grid)
+        if check_source:
+            check_source()
+        key = _content_key(new)
+        earlier = _read_index(folder).get(_APPENDED, [])
         revised, n_filled = _compare(old.panel, new.panel)
         if classes:
             names = pl.Series(categories[target], dtype=pl.String)
@@ -224,18 +315,14 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
                 names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
             )
         if revised.height and revisions == "fail":
-            shown = [
-                (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
-                for row in revised.head(5).iter_rows()
-            ]
-            examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
-            raise DataError(
-                f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the "
-                f"prepared panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
-            )
-        rejects = [old.rejects, new.rejects]
-        counts = _joint_counts(old, new)
-        if revised.height and revisions == "refuse":
+            raise _contradiction(revised)
+        if earlier and earlier[-1] == key:
+            return Appended(open_prepared(folder, old.data, old.panel.horizon), True, 0, 0, revised)
+        rejects, counts = [old.rejects], old.counts
+        if key not in earlier:
+            rejects.append(new.rejects)
+            counts = _joint_counts(old, new)
+        if revised.height and revisions == "refuse" and key not in earlier:
             row = {
                 REASON: pl.lit("revision of the past"),
                 VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
@@ -257,11 +344,31 @@ def append(folder: Path, tables: Tables, source: SourceConfig, *, revisions: Rev
                 part = replace(part, rejects=pl.concat(rejects), counts=counts + gaps)
             parts.append(workshop / f"{number:05d}")
             _write(parts[-1], [part], "")
-        _write(folder, [_open(part) for part in parts], "appended")
+        _write(folder, [_open(part) for part in parts], "appended", appended=[*earlier, key][-_MAX_KEYS:])
         shutil.rmtree(folder / _PARTS)
         added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
         loaded = open_prepared(folder, old.data, old.panel.horizon)
         return Appended(loaded, False, n_filled, added, revised)
+
+
+def _contradiction(revised: pl.DataFrame) -> DataError:
+    """Return what says which values differ from those of the panel."""
+    shown = [
+        (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
+        for row in revised.head(5).iter_rows()
+    ]
+    examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
+    return DataError(
+        f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the "
+        f"prepared panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
+    )
+
+
+def _content_key(loaded: Loaded) -> str:
+    """Return a hash of the panel and the rejects of a table: the same for any order of its rows."""
+    rejects = loaded.rejects.sort(loaded.rejects.columns).write_json().encode()
+    stated = [loaded.panel.digest(), hashlib.sha256(rejects).hexdigest(), asdict(loaded.counts)]
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:
@@ -493,7 +600,11 @@ def _cut(panel: Panel, last: int) -> tuple[Panel, int]:
 def _check_folder(folder: Path) -> None:
     check_writable(folder)
     ours = is_prepared(folder) or (folder / _PARTS).exists()
-    others = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name != LOCK and not _DATA_FOLDER.fullmatch(path.name) and not _UNFINISHED.fullmatch(path.name)
+    )
     if others and not ours:
         raise OutputError(f"{folder} holds other files ({listing(others)}); choose an empty folder as output.path")
 
@@ -575,18 +686,25 @@ def _some_series(tables: Tables, data: DataConfig, first: str | None, last: str 
     return Tables(between(tables.rows), known, tables.static)
 
 
-def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | None = None) -> None:
+def _write(
+    folder: Path,
+    parts: Sequence[Loaded],
+    key: str,
+    check: DataConfig | None = None,
+    appended: Sequence[str] = (),
+) -> None:
     """Write a panel that is given in parts, series by series, into a folder; a reader sees the old one or the new one.
 
-    `check` has the limits on rejects.
+    `check` has the limits on rejects, `appended` the keys of the tables that were appended, the latest last.
     """
     counts, first = sum((part.counts for part in parts), Counts()), parts[0]
     rejects = pl.concat([part.rejects for part in parts]).sort(first.rejects.columns)
     if check is not None:
         check_rejects(rejects, counts, check, first.panel.grid)
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(".data-*"):
+        shutil.rmtree(path, ignore_errors=True)
     temporary = folder / f".data-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     panels = [part.panel for part in parts]
     digests = [panel.series_digests() for panel in panels]
@@ -599,10 +717,7 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         _NAME_ENDS: [np.cumsum(name_sizes)],
         "offsets": [np.append(0, np.cumsum(lengths))],
         "digests": digests,
-        **{
-            name: [getattr(panel, name) for panel in panels]
-            for name in ("start", "target", "past", "known", "static_categories", "static_numbers")
-        },
+        **{name: [getattr(panel, name) for panel in panels] for name in _BUFFERS if name != "offsets"},
     }
     try:
         for name, values in buffers.items():
@@ -610,9 +725,11 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         rejects.write_parquet(temporary / _REJECTS)
         content = digest + hashlib.sha256((temporary / _REJECTS).read_bytes()).hexdigest()
         data_folder = folder / f"data-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-        if data_folder.exists():
+        sums = checksums(temporary)
+        if data_folder.is_dir() and checksums(data_folder) == sums:
             shutil.rmtree(temporary)
         else:
+            shutil.rmtree(data_folder, ignore_errors=True)  # It is damaged.
             temporary.rename(data_folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -625,16 +742,18 @@ def _write(folder: Path, parts: Sequence[Loaded], key: str, check: DataConfig | 
         "key": key,
         "folder": data_folder.name,
         "files": {path.name: path.stat().st_size for path in sorted(data_folder.iterdir())},
+        _CHECKSUMS: sums,
         "horizon": first.panel.horizon,
         "grid": first.panel.grid.to_json(),
         "data": first.data.without_source().model_dump(mode="json"),
         "categories": first.categories,
         "counts": asdict(counts),
+        _APPENDED: list(appended),
     }
-    write_text_atomic(json.dumps(index, indent=1) + "\n", folder / PREPARED)
+    write_text_atomic(json.dumps(sealed(index), indent=1) + "\n", folder / PREPARED)
     for other in folder.glob("data-*"):
-        if other != data_folder:  # Open memory maps live on.
-            shutil.rmtree(other)
+        if other != data_folder and _DATA_FOLDER.fullmatch(other.name):  # Open memory maps live on.
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> None:
@@ -659,25 +778,71 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared panel; `forecast data prepare` writes one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder}: {PREPARED} can't be read ({error}); prepare the panel again") from error
-    if index.get("schema_version") not in _READABLE:
+    version = index.get("schema_version") if isinstance(index, dict) else None
+    if version not in _READABLE:
         raise DataError(
-            f"{folder}: a panel of schema version {index.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
-            "prepare it again"
+            f"{folder}: a panel of schema version {version}, this program reads {SCHEMA_VERSION}; prepare it again"
         )
+    wrong = [name for name, kind in _INDEX.items() if not isinstance(index.get(name), kind)]
+    if wrong or not _DATA_FOLDER.fullmatch(index["folder"]) or not is_whole(index):
+        why = f"lacks {listing(wrong)}" if wrong else "does not match its hash"
+        raise DataError(f"{folder}: {PREPARED} is damaged, it {why}; prepare the panel again")
     return index
 
 
 def _open(folder: Path) -> Loaded:
-    """Return a written panel as it is, without calendar."""
-    index = _read_index(folder)
+    """Return a written panel as it is, without calendar. Raises DataError if it is damaged."""
+    for _ in range(_ATTEMPTS):
+        stamp = _stamp(folder)
+        index = _read_index(folder)
+        try:
+            return _open_buffers(folder, index)
+        except DataError:
+            if _stamp(folder) == stamp:
+                raise
+    raise DataError(f"{folder}: other jobs replace this panel all the time; wait for them to end")
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """Return what differs between two versions of an index, None if there is none."""
+    try:
+        status = (folder / PREPARED).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _open_buffers(folder: Path, index: dict[str, Any]) -> Loaded:
+    """Return the panel that an index describes, after checking all files and whether they fit together."""
     buffers = folder / index["folder"]
     for name, size in index["files"].items():
-        found = (buffers / name).stat().st_size if (buffers / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
+        actual = (buffers / name).stat().st_size if (buffers / name).is_file() else None
+        if actual != size:
+            state = "is missing" if actual is None else f"has {actual:,} bytes instead of {size:,}"
             raise DataError(f"{folder}: {buffers.name}/{name} {state}; prepare the panel again")
+    try:
+        damaged = damaged_files(buffers, index.get(_CHECKSUMS, {}))
+        if damaged:
+            raise DataError(
+                f"{folder}: {len(damaged):,} files of {buffers.name} are damaged, their content is not what was "
+                f"written: {listing(damaged)}; prepare the panel again"
+            )
+        loaded = _map(buffers, index)
+    except (*UNREADABLE, *_MALFORMED) as error:
+        raise DataError(
+            f"{folder}: the panel in {buffers.name} is damaged ({type(error).__name__}: {error}); prepare it again"
+        ) from error
+    try:
+        check_structure(loaded.panel, len(loaded.data.static_covariates))
+    except DataError as error:
+        raise DataError(f"{folder}: {buffers.name} holds no panel: {error}; prepare it again") from error
+    return loaded
+
+
+def _map(buffers: Path, index: dict[str, Any]) -> Loaded:
+    """Return the panel in mapped files. Raises whatever damaged files make NumPy, Polars and pydantic raise."""
 
     def buffer(name: str) -> npt.NDArray[Any]:
         path = buffers / f"{name}.npy"
@@ -690,18 +855,7 @@ def _open(folder: Path) -> Loaded:
     panel = Panel(
         grid=Grid.from_json(index["grid"]),
         series_id=_read_names(buffer),
-        **{
-            name: buffer(name)
-            for name in (
-                "offsets",
-                "start",
-                "target",
-                "past",
-                "known",
-                "static_categories",
-                "static_numbers",
-            )
-        },
+        **{name: buffer(name) for name in _BUFFERS},
         calendar=np.empty((0, 0), dtype=np.float32),
         calendar_start=0,
         clock_shift=np.empty(0, dtype=np.int64),

@@ -6,7 +6,7 @@ from pathlib import Path
 from forecast.config import DataConfig
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import open_prepared
-from forecast.data.source import is_prepared, open_tables
+from forecast.data.source import is_prepared, open_tables, unchanged
 from forecast.data.validate import TRUTH, Categories
 
 
@@ -14,11 +14,15 @@ def read_panel(data: DataConfig, horizon: int, categories: Categories | None = N
     """Return the panel that `data` describes, with known covariates for `horizon` steps ahead.
 
     `categories` are those of training, when there was one. A folder that `forecast data prepare` wrote is
-    memory-mapped, anything else is read. Raises ConfigError, DataError.
+    memory-mapped, anything else is read. Raises ConfigError and DataError, also for
+    files that change meanwhile.
     """
     if data.path is not None and is_prepared(data.path):
         return open_prepared(Path(data.path), data, horizon, categories)
-    return load_panel(open_tables(data, text_columns(data, categories)), data, horizon, categories)
+    with unchanged(data) as check_source:
+        loaded = load_panel(open_tables(data, text_columns(data, categories)), data, horizon, categories)
+        check_source()
+    return loaded
 
 
 def text_columns(data: DataConfig, categories: Categories | None) -> set[str]:

@@ -1,7 +1,8 @@
 """Where the rows are: opens the tables that a config names."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from forecast.data.columns import KNOWN_NAMES, possible
 from forecast.data.csv_files import CsvFormat
 from forecast.data.lines import Unread, is_lines, read_lines
 from forecast.data.sql import read_sql
-from forecast.errors import ConfigError
+from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID
 
 
@@ -102,6 +103,49 @@ def fingerprint(data: SourceConfig) -> str | None:
     """
     if data.uri is not None:
         return None
-    paths = {"data.path": data.path, "data.known_path": data.known_path, "data.static_path": data.static_path}
-    found = [(key, io.identity(path, key)) for key, path in paths.items() if path is not None]
+    found = [(key, io.identity(path, key)) for key, path in _paths(data).items()]
     return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _paths(data: SourceConfig) -> dict[str, str]:
+    """Return the paths of the tables, by their settings."""
+    paths = {"data.path": data.path, "data.known_path": data.known_path, "data.static_path": data.static_path}
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+@contextmanager
+def unchanged(data: SourceConfig) -> Iterator[Callable[[], None]]:
+    """Yield what raises DataError if a file of the tables has changed since; call it once all is read.
+
+    Whatever else is raised meanwhile is laid to such a change, if there is one. Files that are new do not matter; nor
+    do a database, a version of a Delta Lake table, and lines of JSON at data.path: all of them are read as they were
+    at one moment.
+    """
+    before = _files(data)
+
+    def check() -> None:
+        changed = before.items() - _files(data).items()
+        if changed:
+            names = listing(sorted({name for (_, name), _ in changed}))
+            raise DataError(
+                f"{len(changed):,} files were replaced, changed or removed while they were read, so that the panel "
+                f"would be of both: {names}; run this again once they are complete (write a new file elsewhere, and "
+                "begin to read when it is in place)"
+            )
+
+    try:
+        yield check
+    except (Exception, pl.exceptions.PanicException):
+        check()
+        raise
+
+
+def _files(data: SourceConfig) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return size and time (ns) of each file that is read more than once, by the setting and the name."""
+    stamps: dict[tuple[str, str], tuple[int, int]] = {}
+    for key, path in _paths(data).items():
+        if key == "data.path" and is_lines(path):
+            continue
+        with suppress(DataError, ConfigError):  # Whoever reads the table says what is wrong with it.
+            stamps |= {(key, name): (size, time) for name, size, time in io.identity(path, key) if time}
+    return stamps
