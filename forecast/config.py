@@ -1423,12 +1423,14 @@ class ScheduleSettings(Config):
     """With preview: show what becomes due up to this time (naive: UTC); a week when not given."""
     cutoff: datetime | None = None
     """With once: the cutoff to run (naive: in the time zone of the schedule); the latest that is due when not given."""
+    since: datetime | None = None
+    """With repair: the schedule begins again with what became due since (naive: UTC); its last run when not given."""
     poll: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between looks at the ledger besides those when something becomes due."""
     grace: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running jobs have to end after SIGTERM; then they are told to abandon their work."""
 
-    @field_validator("now", "until")
+    @field_validator("now", "until", "since")
     @classmethod
     def _utc(cls, moment: datetime | None) -> datetime | None:
         return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment

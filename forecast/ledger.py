@@ -14,17 +14,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
+from forecast import processes
 from forecast.config import without_password
 from forecast.data.sql import Database, transaction
 from forecast.errors import LedgerError, OutputError
 
-Status = Literal["running", "done", "failed", "abandoned"]
+Status = Literal["running", "done", "failed", "abandoned", "waiting"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 BEAT: Final = timedelta(seconds=15)
 """How often a job says that it is alive."""
 
+SKEW: Final = timedelta(minutes=5)
+"""How far the clocks of two hosts may be apart: what is later than this is in the future."""
+
 _SILENT: Final = 6 * BEAT
-_VERSION: Final = 2
+_VERSION: Final = 3
+_DUE: Final = "due"
+"""A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
+needed; a moment alone: when it was sent."""
 _LOCK: Final = 7_211_061  # any number, the same for all who write
 _KEY: Final = "ledger.uri"
 _COLUMNS: Final = {
@@ -49,13 +56,20 @@ _COLUMNS: Final = {
     "error": "text",
     "config": "text",
     "folder": "text",
+    "process": "text default ''",
+    "notice": "text default ''",
+    "settings_digest": "text default ''",
 }
-_ADDED: Final = {2: ("mlflow",)}
+_ADDED: Final = {2: ("mlflow",), 3: ("process", "notice", "settings_digest")}
 """Text columns that a version of the format has brought."""
 _INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
 """What attempts at the same have in common: of a person, and of a schedule."""
 _WORK: Final = (*_INDICES["work"], *_INDICES["slot"])
 """The key of what was done."""
+_LATEST: Final = (
+    "not exists (select 1 from gatecast_runs o where o.id > r.id and o.schedule = r.schedule and o.slot = r.slot)"
+)
+"""Of the attempts at a slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,8 @@ class Job:
     schedule: str = ""
     slot: str = ""
     """The moment in UTC that a job of a schedule is for."""
+    settings_digest: str = ""
+    """Of what its schedule says, the cutoff included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,8 @@ class Entry(Job):
     status: Status
     attempt: int
     """1 for the first one with its key; of a slot, the first for it."""
+    failures: int
+    """Attempts that failed, this one included; of a slot, with the same settings. An interruption is none."""
     started: datetime
     ended: datetime | None
     seconds: float
@@ -96,6 +114,10 @@ class Entry(Job):
     error: str
     folder: str
     """Where it ran, which relative paths are from."""
+    process: str
+    """See `processes.identity`."""
+    notice: str
+    """Whether others have been notified of how it ended."""
 
     def shown(self) -> dict[str, Any]:
         """Return the entry as JSON takes it."""
@@ -112,14 +134,17 @@ class Ledger:
     def begin(self, job: Job, pid: int | None = None) -> Entry:
         """Write that a job runs, and return its entry: if its slot is done already, that of the attempt that did it.
 
-        Raises LedgerError if another process is at it.
+        A slot that waits for its data keeps its entry. Raises LedgerError if another process is at it.
         """
+        pid = os.getpid() if pid is None else pid
         with self._open() as database:
             if job.slot and (before := _found(database, "schedule = ? and slot = ?", [job.schedule, job.slot])):
                 if before[0].status == "done":
                     return before[0]
                 if before[0].status == "running":
                     raise LedgerError(f"{job.schedule} of {job.slot} is under way: {_who(before[0])}")
+                if before[0].status == "waiting":
+                    database.execute("delete from gatecast_runs where id = ?", [before[0].id])
             now = _now()
             values = vars(job) | {
                 "id": 1 + int(database.execute("select coalesce(max(id), 0) as id from gatecast_runs")[0]["id"]),
@@ -130,10 +155,12 @@ class Ledger:
                 "started": now,
                 "heartbeat": now,
                 "host": socket.gethostname(),
-                "pid": os.getpid() if pid is None else pid,
+                "pid": pid,
+                "process": processes.identity(pid),
                 "output": "",
                 "error": "",
                 "folder": os.getcwd(),  # noqa: PTH109
+                "notice": _DUE if job.slot else "",
             }
             marks = ", ".join("?" * len(values))
             database.execute(f"insert into gatecast_runs ({', '.join(values)}) values ({marks})", list(values.values()))
@@ -230,13 +257,72 @@ class Ledger:
         return datetime.fromisoformat(rows[0]["settled"]) if rows else None
 
     def settle(self, schedule: str, moment: datetime) -> None:
-        """Write that everything of a schedule is settled until a moment, if it is not already."""
+        """Write that everything of a schedule is settled until a moment, if it is not already.
+
+        Raises LedgerError for a moment in the future, which nothing would be due before.
+        """
+        if moment > datetime.now(UTC) + SKEW:
+            raise LedgerError(f"{schedule}: can't be settled until {moment.isoformat()}, which is in the future")
         text = moment.astimezone(UTC).isoformat()
         with self._open() as database:
             if not database.execute("select 1 as one from gatecast_schedules where name = ?", [schedule]):
                 database.execute("insert into gatecast_schedules (name, settled) values (?, ?)", [schedule, text])
             later = "update gatecast_schedules set settled = ? where name = ? and settled < ?"
             database.execute(later, [text, schedule, text])
+
+    def rewind(self, schedule: str, moment: datetime) -> int:
+        """Write that a schedule is settled until a moment and no longer, for one that ran by a wrong clock.
+
+        Its runs for slots in the future keep their place in the list, but are no longer those of the slots: return
+        their number.
+        """
+        text = moment.astimezone(UTC).isoformat()
+        future = "schedule = ? and slot > ? and status <> 'running'"
+        values = [schedule, datetime.now(UTC).isoformat(timespec="seconds")]
+        with self._open() as database:
+            database.execute("update gatecast_schedules set settled = ? where name = ?", [text, schedule])
+            ids = database.execute(f"select id from gatecast_runs where {future}", values)
+            database.execute(f"update gatecast_runs set slot = '', notice = '' where {future}", values)
+        return len(ids)
+
+    def refused(self, schedule: str, exit_code: int) -> list[Entry]:
+        """Return the latest attempts at slots that ended with an exit code, those of the earliest slot first."""
+        where = "schedule = ? and slot <> '' and exit_code = ? and status = 'failed'"
+        with self._open() as database:
+            entries = _found(database, f"{where} and {_LATEST}", [schedule, exit_code])
+        return sorted(entries, key=lambda entry: entry.slot)
+
+    def notices(self, schedule: str) -> list[Entry]:
+        """Return the latest attempts at slots of which others are to be notified, and nobody is at it; oldest first."""
+        where = f"schedule = ? and slot <> '' and notice >= ? and notice < ? and {_LATEST}"
+        with self._open() as database:
+            return _found(database, where, [schedule, _DUE, f"{_DUE} {_now()}"])[::-1]
+
+    def claim_notice(self, entry: int, seconds: float) -> bool:
+        """Return whether a notice is to be sent and nobody is at it; for so many seconds, nobody else will be."""
+        until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
+        open_ = "id = ? and notice >= ? and notice < ?"
+        with self._open() as database:
+            values = [entry, _DUE, f"{_DUE} {_now()}"]
+            if not database.execute(f"select id from gatecast_runs where {open_}", values):
+                return False
+            database.execute("update gatecast_runs set notice = ? where id = ?", [f"{_DUE} {until}", entry])
+        return True
+
+    def postpone_notice(self, entry: int, seconds: float) -> None:
+        """Write that a notice was not delivered and is to be sent again, but not before so many seconds."""
+        until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
+        with self._open() as database:
+            database.execute("update gatecast_runs set notice = ? where id = ?", [f"{_DUE} {until}", entry])
+
+    def close_notice(self, entry: int) -> None:
+        """Write that others were notified of an attempt, so that earlier ones at its slot need no notice."""
+        with self._open() as database:
+            slot = database.execute("select schedule, slot from gatecast_runs where id = ?", [entry])
+            if slot:
+                values = [_now(), slot[0]["schedule"], slot[0]["slot"], entry]
+                where = "schedule = ? and slot = ? and id <= ? and notice <> ''"
+                database.execute(f"update gatecast_runs set notice = ? where {where}", values)
 
     @property
     def shown(self) -> str:
@@ -261,13 +347,15 @@ class Ledger:
         if not versions:
             database.execute("insert into gatecast_ledger (version) values (?)", [_VERSION])
             database.execute(f"create table gatecast_runs ({columns})")
-            for name, indexed in _INDICES.items():
-                database.execute(f"create index gatecast_runs_{name} on gatecast_runs ({', '.join(indexed)})")
+            _create_indices(database)
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
         elif versions[0]["version"] < _VERSION:
-            for number in range(versions[0]["version"] + 1, _VERSION + 1):
-                for name in _ADDED[number]:
-                    database.execute(f"alter table gatecast_runs add column {name} text default ''")
+            # A row with all columns, of an empty table as well.
+            one = "select r.* from (select 1 as one) o left join (select * from gatecast_runs limit 1) r on 1 = 1"
+            (row,) = database.execute(one)
+            for name in (name for number in sorted(_ADDED) for name in _ADDED[number] if name not in row):
+                database.execute(f"alter table gatecast_runs add column {name} text default ''")
+            _create_indices(database)
             database.execute("update gatecast_ledger set version = ?", [_VERSION])
         elif versions[0]["version"] > _VERSION:
             raise LedgerError(
@@ -276,17 +364,33 @@ class Ledger:
             )
 
 
+def _create_indices(database: Database) -> None:
+    for name, columns in {**_INDICES, "notice": ("schedule", "notice")}.items():
+        database.execute(f"create index if not exists gatecast_runs_{name} on gatecast_runs ({', '.join(columns)})")
+
+
 def _found(database: Database, where: str, values: list[Any], limit: int | None = None) -> list[Entry]:
-    """Return the attempts for which a condition holds, newest first."""
-    same = {"slot = ''": _INDICES["work"], "slot <> ''": _INDICES["slot"]}
-    before = " ".join(
-        f"when r.{when} then (select count(*) from gatecast_runs o where o.id <= r.id and o.{when} and "
-        f"{' and '.join(f'o.{name} = r.{name}' for name in names)})"
-        for when, names in same.items()
+    """Return the attempts for which a condition holds, newest first.
+
+    Attempts are numbered, and failures counted, in one pass over those with the same keys.
+    """
+    chosen = f"select * from gatecast_runs r where {where} order by id desc"
+    chosen += "" if limit is None else f" limit {limit}"
+    failed = "sum(case when status = 'failed' then 1 else 0 end)"
+    ranks = []
+    for what, condition, also in (("work", "slot = ''", ""), ("slot", "slot <> ''", ", settings_digest")):
+        key = ", ".join(_INDICES[what])
+        ranks.append(
+            f"select id, row_number() over (partition by {key} order by id) as attempt, "
+            f"{failed} over (partition by {key}{also} order by id) as failures "
+            f"from gatecast_runs where {condition} and ({key}) in (select {key} from chosen where {condition})"
+        )
+    rows = database.execute(
+        f"with chosen as ({chosen}), ranks as ({' union all '.join(ranks)}) "
+        "select chosen.*, ranks.attempt, ranks.failures from chosen join ranks on ranks.id = chosen.id "
+        "order by chosen.id desc",
+        values,
     )
-    query = f"select r.*, case {before} end as attempt from gatecast_runs r where {where} order by id desc"
-    query += "" if limit is None else f" limit {limit}"
-    rows = database.execute(query, values)
     return [_entry(row) for row in rows]
 
 
@@ -295,29 +399,24 @@ def _entry(row: dict[str, Any]) -> Entry:
     status, ended = row["status"], datetime.fromisoformat(row["ended"]) if row["ended"] else None
     seconds = row["seconds"]
     if status == "running":
-        if not _alive(row["host"], row["pid"], beat):
+        if not _alive(row["host"], row["pid"], row["process"], beat):
             status, ended = "abandoned", beat
         seconds = max(((ended or datetime.now(UTC)) - started).total_seconds(), 0.0)
     error = row["error"]
     if status == "abandoned" and not error:
         error = f"process {row['pid']} on {row['host']} is gone, and has not said how it ended"
     known = {"started": started, "ended": ended, "status": status, "seconds": seconds, "error": error}
+    known["failures"] = int(row["failures"])  # PostgreSQL sums to a decimal number.
     return Entry(**row | known | {"config": json.loads(row["config"])})
 
 
-def _alive(host: str, pid: int, beat: datetime) -> bool:
-    """Return whether a job still runs: its process is there, and was heard of."""
-    if datetime.now(UTC) - beat > _SILENT:
+def _alive(host: str, pid: int, process: str, beat: datetime) -> bool:
+    """Return whether a job still runs: it was heard of, and its process is there, if that can be seen from here."""
+    silence = datetime.now(UTC) - beat
+    if silence > _SILENT:
         return False
-    if host != socket.gethostname():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # It is somebody else's.
-        return True
-    return True
+    running = processes.is_running(host, pid, process)
+    return silence > -_SILENT if running is None else running
 
 
 def _who(entry: Entry) -> str:

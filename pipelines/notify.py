@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from forecast.config import Config
-from forecast.errors import GateRefused, RolledBack, ThresholdBreached
+from forecast.errors import GatecastError, GateRefused, RolledBack, ThresholdBreached
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,6 +71,17 @@ class NotifyConfig(Config):
     webhook: Webhook | None = None
     command: Command | None = None
 
+    @property
+    def seconds(self) -> float:
+        """How long one notice takes at most."""
+        hook, command = self.webhook, self.command
+        posts = hook.timeout * (hook.retries + 1) + hook.backoff * (2**hook.retries - 1) if hook else 0.0
+        return posts + (command.timeout if command else 0.0)
+
+    def includes(self, event: Event) -> bool:
+        """Return whether anybody is to be notified of an event."""
+        return event in self.events and bool(self.webhook or self.command)
+
 
 def event_of(code: int) -> Event:
     """Return what a job's exit code means."""
@@ -84,17 +95,26 @@ class Notifier:
 
     def __init__(self, config: NotifyConfig) -> None:
         self._config = config
-        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[bytes, Callable[[], bool], Callable[[bool], None]]] = queue.SimpleQueue()
         self._open = 0
         self._idle = threading.Condition()
         threading.Thread(target=self._work, name="notify", daemon=True).start()
 
-    def tell(self, event: Event, facts: Mapping[str, Any]) -> None:
-        """Tell what happened, soon; returns at once."""
+    def tell(
+        self,
+        event: Event,
+        facts: Mapping[str, Any],
+        claim: Callable[[], bool] = lambda: True,
+        close: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Send a notice, soon; returns at once.
+
+        `claim` says, when it is its turn, whether it is still to be sent; `close` takes whether all accepted it.
+        """
         if event in self._config.events:
             with self._idle:
                 self._open += 1
-            self._queue.put(json.dumps({"event": event, **facts}).encode())
+            self._queue.put((json.dumps({"event": event, **facts}).encode(), claim, close))
 
     def close(self, seconds: float) -> None:
         """Wait so long for what is not told yet."""
@@ -104,16 +124,21 @@ class Notifier:
 
     def _work(self) -> None:
         while True:
-            body = self._queue.get()
+            body, claim, close = self._queue.get()
             try:
-                if self._config.webhook:
-                    post(self._config.webhook, body)
-                if self._config.command:
-                    _run(self._config.command, body)
+                if claim():
+                    close(self._deliver(body))
+            except GatecastError as error:
+                _LOG.warning("notification: %s", error)
             finally:
                 with self._idle:
                     self._open -= 1
                     self._idle.notify_all()
+
+    def _deliver(self, body: bytes) -> bool:
+        webhook, command = self._config.webhook, self._config.command
+        posted = post(webhook, body) if webhook else True
+        return (_run(command, body) if command else True) and posted
 
 
 def post(webhook: Webhook, body: bytes) -> bool:
@@ -158,7 +183,7 @@ def sign(key: bytes, body: bytes) -> str:
     return hmac.new(key, body, hashlib.sha256).hexdigest()
 
 
-def _run(command: Command, body: bytes) -> None:
+def _run(command: Command, body: bytes) -> bool:
     try:
         done = subprocess.run(command.run, input=body, timeout=command.timeout, check=False)
         failure = f"exit code {done.returncode}" if done.returncode else None
@@ -166,3 +191,4 @@ def _run(command: Command, body: bytes) -> None:
         failure = str(error)
     if failure:
         _LOG.warning("notify.command %s: %s", command.run[0], failure)
+    return failure is None

@@ -70,7 +70,9 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
 DEFAULT_LEDGER: Final = "sqlite:///gatecast.db"
 SCHEDULE: Final = "GATECAST_SCHEDULE"
 SLOT: Final = "GATECAST_SLOT"
-"""In the environment of a job that a schedule started: the schedule's name, and the moment that the job is for."""
+SETTINGS_DIGEST: Final = "GATECAST_SETTINGS_DIGEST"
+"""In the environment of a job that a schedule started: the schedule's name, the moment that the job is for, and a
+digest of its settings."""
 
 _WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "score.state")
 """The settings that name a folder to write."""
@@ -196,6 +198,7 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
         config=values,
         schedule=os.environ.get(SCHEDULE, ""),
         slot=os.environ.get(SLOT, ""),
+        settings_digest=os.environ.get(SETTINGS_DIGEST, ""),
     )
 
 

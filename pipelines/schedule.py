@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
+from forecast.ledger import SKEW
 from pipelines import compose, console
 from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
 
@@ -34,6 +35,7 @@ ACTIONS: Final = {
     "list": "the schedules, when they are due, and how they ended last",
     "preview": "what becomes due until --until TIME",
     "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
+    "repair": "[NAME]: let a schedule begin again that a wrong clock has stopped, with what became due --since TIME",
 }
 FINAL: Final = tuple(error.exit_code for error in (ConfigError, GateRefused, ThresholdBreached, RolledBack))
 """Exit codes of what would end the same way again."""
@@ -41,6 +43,14 @@ _TIMED_OUT: Final = 124
 _SOON: Final = 0.2
 _KILL_SECONDS: Final = 10.0
 """That a job has to write down its end after SIGTERM."""
+_OUTSIDE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that people and init systems end a job with. SIGKILL is what a job that needs too much memory gets."""
+_MAX_INTERRUPTIONS: Final = 20
+"""Interruptions of a slot after which it is given up: a job may be what ends its host."""
+_LEASE: Final = 30.0
+"""Seconds that a scheduler has to send a notice beside those that the hooks may take; then another one may."""
+_POSTPONE: Final = 300.0
+"""Seconds after which a notice that could not be delivered is sent again."""
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +59,8 @@ def main(argv: list[str]) -> None:
     if asked is None:
         return
     action, rest = asked
-    named = rest[:1] if action == "once" and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
+    takes_name = action in ("once", "repair")
+    named = rest[:1] if takes_name and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
     config = compose.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
     console.setup()
 
@@ -64,17 +75,17 @@ def main(argv: list[str]) -> None:
     elif action == "run":
         scheduler.run()
     else:
-        if not named or named[0] not in schedules:
-            raise ConfigError(f"`forecast schedule once NAME` needs the name of a schedule: {', '.join(schedules)}")
-        scheduler.once(named[0])
+        if (named and named[0] not in schedules) or (action == "once" and not named):
+            raise ConfigError(f"`forecast schedule {action} NAME` needs the name of a schedule: {', '.join(schedules)}")
+        scheduler.once(named[0]) if action == "once" else scheduler.repair(named[0] if named else None)
 
 
 def _as_settings(words: list[str]) -> list[str]:
-    """Return --until TIME as schedule.until=TIME; --cutoff likewise."""
+    """Return --until TIME as schedule.until=TIME; --cutoff and --since likewise."""
     settings, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in ("until", "cutoff"):
+        if word.startswith("--") and name in ("until", "cutoff", "since"):
             settings.append(f"schedule.{name}={value if equals else next(rest, '')}")
         else:
             settings.append(word)
@@ -106,7 +117,8 @@ class Scheduler:
         self._settings, self._schedules = config.schedule, schedules
         self.makers = panel_makers(schedules)
         self.ledger: Ledger = open_ledger(config.ledger)
-        self._notifier = Notifier(notify)
+        self._notify, self._notifier = notify, Notifier(notify)
+        self._queued: set[int] = set()
         self._stopping = threading.Event()
         self._jobs: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -116,8 +128,10 @@ class Scheduler:
 
         Jobs that run then have `schedule.grace` seconds to end before they are told to.
         """
+        self._check_clock()
         for name, schedule in self._schedules.items():
             self._enter(name, schedule)
+            self._tell(name)
         if self._settings.now is not None:
             on_sigterm(terminate)
             while (slots := [slot for name in self._schedules if (slot := self._due(name))]) or self._busy():
@@ -125,6 +139,8 @@ class Scheduler:
                     self.attempt(min(slots, key=lambda slot: slot.moment))
                 else:
                     time.sleep(_SOON)
+            for name in self._schedules:
+                self._tell(name)
             self._notifier.close(60.0)
             return
 
@@ -166,18 +182,75 @@ class Scheduler:
         if given is None:
             moment = schedule.last(moment)
         slot = Slot(name, schedule.given(given) if given else schedule.cutoff_of(moment), moment)
-        code = 0
-        for attempt in range(schedule.retries + 1):
-            if attempt:
-                time.sleep(self._wait(schedule, attempt))
-            code = self.attempt(slot, last=attempt == schedule.retries)
-            if code in (0, LedgerError.exit_code, *FINAL):
+        left = schedule.retries
+        while (code := self.attempt(slot)) not in (0, LedgerError.exit_code, *FINAL):
+            entry = self.ledger.latest(slot.name, slot.key)
+            if entry is None or not left or entry.attempt - entry.failures > _MAX_INTERRUPTIONS:
+                self._tell(name, entry)
                 break
+            if entry.status == "failed":
+                left -= 1
+                time.sleep(self._wait(schedule, schedule.retries - left))
         self._notifier.close(60.0)
         if code:
             error = GatecastError(f"{name} of {slot.key} failed, see above and `forecast runs list`")
             error.exit_code = code if code > 0 else 128 - code
             raise error
+
+    def repair(self, name: str | None) -> None:
+        """Let a schedule, or each one that is settled until a moment in the future, begin again.
+
+        Raises ConfigError for a moment in the future, and for one without the name of its schedule.
+        """
+        now, since = datetime.now(UTC), self._settings.since
+        if since is not None and (name is None or since > now):
+            what = "needs the name of a schedule" if name is None else f"{since.isoformat()} is in the future"
+            raise ConfigError(f"schedule.since: {what}: `forecast schedule repair NAME --since TIME`")
+        stopped = [each for each in self._schedules if self._stopped_until(each)]
+        names = [name] if name is not None and (since or name in stopped) else [] if name else stopped
+        for each in names:
+            moment = since or self._last_run(each)
+            count = self.ledger.rewind(each, moment)
+            runs = f"; {count:,} run(s) for slots in the future no longer count" if count else ""
+            print(f"{each}: begins again with what became due since {_shown(moment, self._schedules[each])}{runs}")
+        if not names:
+            print(f"{name or 'every schedule'}: settled until now or earlier, nothing to repair")
+
+    def _last_run(self, name: str) -> datetime:
+        """Return when a schedule ran last, by a clock that was not ahead; now if it never did."""
+        now = datetime.now(UTC)
+        runs = self.ledger.entries(schedule=name, every=True)
+        return max((run.started for run in runs if run.started <= now and run.slot <= now.isoformat()), default=now)
+
+    def _stopped_until(self, name: str) -> datetime | None:
+        """Return until when a schedule is settled if that is in the future, so that it would not run before."""
+        settled, begun = self.ledger.settled(name), self._schedules[name].begun()
+        if settled is None or settled <= datetime.now(UTC) + SKEW or (begun and settled <= begun):
+            return None
+        return settled
+
+    def _stopped(self) -> list[str]:
+        """Return, for each schedule that is stopped until a moment in the future, a line that says so."""
+        return [
+            f"{name}: settled until {_shown(until, schedule)}, which is in the future: it runs nothing before; "
+            f"`forecast schedule repair {name}` lets it begin again"
+            for name, schedule in self._schedules.items()
+            if (until := self._stopped_until(name))
+        ]
+
+    def _check_clock(self) -> None:
+        """Raise ConfigError for a clock that is ahead, and LedgerError if one was."""
+        now = datetime.now(UTC)
+        if self._settings.now and self._settings.now > now + SKEW:
+            raise ConfigError(
+                f"schedule.now={self._settings.now.isoformat()} is in the future; now it is {now.isoformat()}"
+            )
+        if stopped := self._stopped():
+            lines = "\n  ".join(stopped)
+            raise LedgerError(
+                f"a clock is or was wrong, here it is {now:%Y-%m-%d %H:%M:%S} UTC: {len(stopped)} of "
+                f"{len(self._schedules)} schedule(s) are stopped:\n  {lines}"
+            )
 
     def show(self) -> None:
         """Print the schedules."""
@@ -199,6 +272,7 @@ class Scheduler:
                 }
             )
         console.table(pl.DataFrame(rows, schema_overrides={"attempts": pl.Int64}))
+        print("".join(f"{line}\n" for line in self._stopped()), end="")
 
     def preview(self) -> None:
         """Print what becomes due."""
@@ -228,9 +302,14 @@ class Scheduler:
         """Let a schedule that is new begin, and one that does not catch up forget what it has missed."""
         settled = self.ledger.settled(name)
         if settled is None:
-            self.ledger.settle(name, schedule.begun() or self._now())
-        elif schedule.catch_up == "none" and (missed := schedule.moments(settled, self._now())):
-            self._skip(name, missed)
+            begun = schedule.begun()
+            self.ledger.settle(name, min(begun, self._now()) if begun else self._now())
+        elif schedule.catch_up == "none" and (missed := self._moments(name)):
+            entries, left = self._left(name, missed)
+            # The latest one was not missed if it was interrupted, or is to be tried again.
+            begun_last = left and left[-1].moment == missed[-1] and left[-1].key in entries
+            if missed := missed[:-1] if begun_last else missed:
+                self._skip(name, missed)
 
     def _skip(self, name: str, moments: list[datetime]) -> None:
         schedule = self._schedules[name]
@@ -240,8 +319,12 @@ class Scheduler:
         self.ledger.settle(name, moments[-1])
 
     def _tick(self, name: str) -> None:
-        """Run everything of a schedule that is due."""
+        """Run everything of a schedule that is due, and send the notices that nobody has sent."""
         try:
+            if until := self._stopped_until(name):
+                _LOG.error("%s: settled until %s, which is in the future; `forecast schedule repair`", name, until)
+                return
+            self._tell(name)
             while not self._stopping.is_set() and (slot := self._due(name)):
                 if self.attempt(slot) == LedgerError.exit_code:
                     return  # Another process is at it, or the ledger does not answer: later.
@@ -270,9 +353,9 @@ class Scheduler:
 
     def _moments(self, name: str) -> list[datetime]:
         """Return the moments that are due and not settled."""
-        settled = self.ledger.settled(name)
+        settled, begun = self.ledger.settled(name), self._schedules[name].begun()
         assert settled is not None
-        return self._schedules[name].moments(settled, self._now())
+        return self._schedules[name].moments(max(settled, begun) if begun else settled, self._now())
 
     def _left(self, name: str, moments: list[datetime]) -> "tuple[dict[str, Entry], list[Slot]]":
         """Return the latest attempts at what is due, by slot, and what is neither done nor given up."""
@@ -292,12 +375,17 @@ class Scheduler:
         return entry is not None and (entry.status == "done" or self._given_up(schedule, entry))
 
     def _given_up(self, schedule: "Schedule", entry: "Entry") -> bool:
-        return entry.attempt > schedule.retries or entry.exit_code in FINAL
+        if entry.status not in ("failed", "abandoned"):
+            return False
+        interruptions = entry.attempt - entry.failures
+        return entry.failures > schedule.retries or interruptions > _MAX_INTERRUPTIONS or entry.exit_code in FINAL
 
     def _waited(self, schedule: "Schedule", entry: "Entry") -> bool:
+        """Return whether an attempt may follow another one: at once after an interruption, and if a clock was wrong."""
         assert entry.ended is not None
-        wait = timedelta(seconds=self._wait(schedule, entry.attempt))
-        return datetime.now(UTC) - entry.ended >= wait
+        since = datetime.now(UTC) - entry.ended
+        wait = 0.0 if entry.status == "abandoned" else self._wait(schedule, entry.failures)
+        return since >= timedelta(seconds=wait) or since < -SKEW
 
     def _wait(self, schedule: "Schedule", attempt: int) -> float:
         """Return the seconds from the end of an attempt to the next."""
@@ -305,8 +393,6 @@ class Scheduler:
 
     def attempt(self, slot: Slot, *, last: bool = False) -> int:
         """Run a slot in a process of its own, tell how it ended if it is not tried again, and return its exit code."""
-        from pipelines.notify import event_of
-
         schedule = self._schedules[slot.name]
         code, pid = self._process(schedule, slot)
         entry = self.ledger.latest(slot.name, slot.key)
@@ -317,16 +403,60 @@ class Scheduler:
         if code == _TIMED_OUT and entry.status != "done":
             self.ledger.end(entry.id, "failed", code, f"ended after {schedule.timeout:g} s, its timeout")
         elif entry.status == "running" or entry.ended is None or entry.exit_code is None:
+            outside = code < 0 and (self._stopping.is_set() or -code in _OUTSIDE)
             text = f"killed by signal {-code}" if code < 0 else "ended before it could say how; see the log"
-            self.ledger.end(entry.id, "abandoned" if code < 0 else "failed", code, text)
+            self.ledger.end(entry.id, "abandoned" if outside else "failed", code, text)
         entry = self.ledger.get(entry.id)
         _LOG.info("%s of %s: %s, attempt %d (%.1f s)", slot.name, slot.key, entry.status, entry.attempt, entry.seconds)
-        stopped = entry.status == "abandoned" and self._stopping.is_set()
-        if entry.status == "done" or ((last or self._given_up(schedule, entry)) and not stopped):
-            facts = entry.shown()
-            del facts["config"], facts["folder"]
-            self._notifier.tell(event_of(entry.exit_code or 0), facts)
+        self._tell(slot.name, entry if last and not self._stopping.is_set() else None)
         return code
+
+    def _tell(self, name: str, last: "Entry | None" = None) -> None:
+        """Send the notices of a schedule that are due: of slots that are done, or will not be.
+
+        Whoever ran them: another scheduler may have gone before it could. `last` is not tried again.
+        """
+        schedule, unsettled = self._schedules[name], None
+        for entry in self.ledger.notices(name):
+            if entry.status == "running" or entry.id in self._queued:
+                continue
+            if not (entry.status == "done" or self._given_up(schedule, entry) or (last and entry.id == last.id)):
+                if self.ledger.settled(name) is None:
+                    continue
+                if unsettled is None:
+                    unsettled = {schedule.cutoff_of(at).astimezone(UTC).isoformat() for at in self._moments(name)}
+                if entry.slot in unsettled or not self._waited(schedule, entry):
+                    continue
+            self._send(entry)
+
+    def _send(self, entry: "Entry") -> None:
+        """Send the notice of an attempt, unless another scheduler does; again later, if it is not delivered."""
+        from pipelines.notify import event_of
+
+        event = event_of(0 if entry.status == "done" else entry.exit_code or 1)
+        if not self._notify.includes(event):
+            self.ledger.close_notice(entry.id)
+            return
+        facts = entry.shown()
+        for name in ("config", "folder", "process", "notice", "settings_digest"):
+            del facts[name]
+
+        def claim() -> bool:
+            if self.ledger.claim_notice(entry.id, self._notify.seconds + _LEASE):
+                return True
+            self._queued.discard(entry.id)
+            return False
+
+        def close(delivered: bool) -> None:
+            if delivered:
+                self.ledger.close_notice(entry.id)
+            else:
+                self.ledger.postpone_notice(entry.id, _POSTPONE)
+            self._queued.discard(entry.id)
+
+        self._queued.add(entry.id)
+        key = f"{entry.schedule}/{entry.slot}/{event}/{entry.id}"
+        self._notifier.tell(event, {"key": key, **facts}, claim, close)
 
     def _process(self, schedule: "Schedule", slot: Slot) -> tuple[int, int]:
         """Run the job and return its exit code and process number."""

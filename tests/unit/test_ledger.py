@@ -169,7 +169,7 @@ def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path
             ledger.entries()
         database.execute("rollback")
         database.execute("update gatecast_ledger set version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 2"):
+    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 3"):
         ledger.entries()
     (tmp_path / "text.db").write_text("this is no database, " * 99)
     with pytest.raises(LedgerError, match="not a database"):

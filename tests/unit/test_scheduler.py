@@ -1,0 +1,313 @@
+"""What a scheduler makes of its ledger: what is due, what others are notified of, and clocks that were wrong."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from forecast import processes
+from forecast.config import LedgerConfig, SchedulerConfig, ScheduleSettings
+from forecast.errors import ConfigError, LedgerError
+from forecast.ledger import SKEW, Entry, Job, Ledger
+from pipelines.notify import Command, NotifyConfig
+from pipelines.schedule import Scheduler
+from pipelines.schedules import Schedule
+
+NOW = datetime(2024, 3, 5, 12, tzinfo=UTC)
+ALL = ("success", "failure", "breach", "rollback")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def schedule(**more: object) -> Schedule:
+    """Due each midnight from 4 March on: at NOW, twice."""
+    return Schedule.model_validate(
+        {
+            "cron": "0 0 * * *",
+            "flow": "promote",
+            "overrides": ["registry.name=m", "registry.alias=1"],
+            "start": datetime(2024, 3, 4, tzinfo=UTC),
+            "catch_up": "all",
+            "backoff": 0,
+        }
+        | more
+    )
+
+
+def scheduler(ledger: Ledger, folder: Path, now: datetime | None = NOW, **more: object) -> Scheduler:
+    """Return a scheduler that appends what it says to notices.jsonl."""
+    append = f"import sys; open({str(folder / 'notices.jsonl')!r}, 'a').write(sys.stdin.read() + chr(10))"
+    config = SchedulerConfig(schedule=ScheduleSettings(now=now), ledger=LedgerConfig(uri=SecretStr(ledger.uri)))
+    notify = NotifyConfig(events=more.pop("events", ALL), command=Command(run=(sys.executable, "-c", append)))  # type: ignore[arg-type]
+    result = Scheduler(config, {"nightly": schedule(**more)}, notify)
+    result._enter("nightly", result._schedules["nightly"])
+    return result
+
+
+def notices(scheduler: Scheduler, folder: Path) -> list[dict[str, object]]:
+    scheduler._notifier.close(60)
+    file = folder / "notices.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        return process.pid
+
+
+def attempt(ledger: Ledger, slot: str, status: str | None, exit_code: int = 0) -> Entry:
+    """Write an attempt at a slot; one without a status has a process that is gone."""
+    job = Job(flow="promote", config={}, schedule="nightly", slot=slot)
+    entry = ledger.begin(job, ended_process() if status is None else os.getpid())
+    if status:
+        ledger.end(entry.id, status, exit_code, "why")  # type: ignore[arg-type]
+    return entry
+
+
+FIRST, SECOND = "2024-03-04T00:00:00+00:00", "2024-03-05T00:00:00+00:00"
+
+
+def test_interruptions_use_no_retry(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, retries=1)
+    for status, code in [(None, 0), ("abandoned", 143), ("failed", 4), (None, 0), ("abandoned", 130), (None, 0)]:
+        attempt(ledger, FIRST, status, code)
+        slot = night._due("nightly")
+        assert slot is not None
+        assert slot.key == FIRST
+        night._tell("nightly")
+    assert notices(night, tmp_path) == []
+    attempt(ledger, FIRST, "failed", 4)
+    slot = night._due("nightly")
+    assert slot is not None
+    assert slot.key == SECOND
+    for _ in range(2):
+        night._tell("nightly")
+    (notice,) = notices(night, tmp_path)
+    assert (notice["event"], notice["slot"], notice["failures"], notice["attempt"]) == ("failure", FIRST, 2, 7)
+
+
+def test_a_job_that_is_interrupted_again_and_again_is_given_up(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path)
+    for _ in range(21):
+        attempt(ledger, FIRST, "abandoned", 143)
+    slot = night._due("nightly")
+    assert slot is not None
+    assert slot.key == SECOND
+    night._tell("nightly")
+    assert [notice["event"] for notice in notices(night, tmp_path)] == ["failure"]
+
+
+@pytest.mark.parametrize(("catch_up", "next_slot"), [("last", SECOND), ("none", None)])
+def test_a_slot_that_is_skipped_after_an_interruption_is_not_lost_in_silence(
+    ledger: Ledger, tmp_path: Path, catch_up: str, next_slot: str | None
+) -> None:
+    scheduler(ledger, tmp_path, now=NOW - timedelta(days=1), catch_up=catch_up)
+    attempt(ledger, FIRST, None)
+    night = scheduler(ledger, tmp_path, catch_up=catch_up)
+    slot = night._due("nightly")
+    assert (slot and slot.key) == next_slot
+    for _ in range(2):
+        night._tell("nightly")
+    assert [(notice["event"], notice["slot"]) for notice in notices(night, tmp_path)] == [("failure", FIRST)]
+
+
+def test_an_interrupted_slot_was_not_missed(ledger: Ledger, tmp_path: Path) -> None:
+    scheduler(ledger, tmp_path, now=NOW - timedelta(days=2), catch_up="none")
+    attempt(ledger, SECOND, None)
+    slot = scheduler(ledger, tmp_path, catch_up="none")._due("nightly")
+    assert slot is not None
+    assert slot.key == SECOND
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "event"),
+    [("done", 0, "success"), ("failed", 5, "breach"), ("failed", 8, "breach"), ("failed", 9, "rollback"),
+     ("failed", 2, "failure")],
+)  # fmt: skip
+def test_the_next_scheduler_says_what_ended_without_one(
+    ledger: Ledger, tmp_path: Path, status: str, exit_code: int, event: str
+) -> None:
+    scheduler(ledger, tmp_path)
+    entry = attempt(ledger, FIRST, status, exit_code)
+    both = [scheduler(ledger, tmp_path) for _ in range(2)]
+    for night in both:
+        night._tell("nightly")
+    (notice,) = [notices(night, tmp_path) for night in both][-1]
+    assert notice["event"] == event
+    assert notice["key"] == f"nightly/{FIRST}/{event}/{entry.id}"
+    assert ledger.notices("nightly") == []
+
+
+def test_a_running_job_and_an_event_that_nobody_wants_have_no_notice(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, events=("failure",))
+    attempt(ledger, FIRST, "done")
+    running = ledger.begin(Job(flow="promote", config={}, schedule="nightly", slot=SECOND))
+    night._tell("nightly")
+    assert notices(night, tmp_path) == []
+    assert [entry.id for entry in ledger.notices("nightly")] == [running.id]
+
+
+def test_a_notice_that_is_not_delivered_stays_due(ledger: Ledger, tmp_path: Path) -> None:
+    entry = attempt(ledger, FIRST, "failed", 2)
+    night = scheduler(ledger, tmp_path)
+    night._notifier._config = NotifyConfig(command=Command(run=(sys.executable, "-c", "raise SystemExit(1)")))
+    night._tell("nightly")
+    assert notices(night, tmp_path) == []
+    assert ledger.notices("nightly") == []  # not before a while
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        ((state,),) = database.execute("select notice from gatecast_runs").fetchall()
+        assert state > f"due {datetime.now(UTC).isoformat()}"
+        database.execute("update gatecast_runs set notice = 'due 2024-01-01T00:00:00.000000+00:00'")
+        database.commit()
+    again = scheduler(ledger, tmp_path)
+    again._tell("nightly")
+    assert [notice["id"] for notice in notices(again, tmp_path)] == [entry.id]
+
+
+def test_one_claims_a_notice(ledger: Ledger) -> None:
+    entry = attempt(ledger, FIRST, "failed", 2)
+    assert [ledger.claim_notice(entry.id, 60) for _ in range(2)] == [True, False]
+    ledger.postpone_notice(entry.id, 0)
+    assert ledger.claim_notice(entry.id, 60)
+    ledger.close_notice(entry.id)
+    ledger.close_notice(entry.id)
+    assert not ledger.claim_notice(entry.id, 60)
+    person = ledger.begin(Job(flow="promote", config={}))
+    assert not ledger.claim_notice(person.id, 60)
+
+
+def stop(folder: Path) -> datetime:
+    """Settle the schedule until next year, as a scheduler did whose clock was ahead."""
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    with closing(sqlite3.connect(folder / "ledger.db")) as database:
+        database.execute("update gatecast_schedules set settled = ?", [ahead.isoformat()])
+        database.commit()
+    return ahead
+
+
+def test_a_moment_in_the_future_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"nightly: can't be settled until .*in the future"):
+        ledger.settle("nightly", datetime.now(UTC) + 2 * SKEW)
+    assert ledger.settled("nightly") is None
+    night = scheduler(ledger, tmp_path)
+    night._settings = ScheduleSettings(now=datetime.now(UTC) + timedelta(days=1))
+    with pytest.raises(ConfigError, match=r"schedule\.now=.* is in the future"):
+        night.run()
+
+
+def test_a_schedule_that_starts_later_is_not_stopped(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, now=None, start=datetime.now(UTC) + timedelta(days=9))
+    assert night._stopped() == []
+    assert night._due("nightly") is None
+    begun = night._schedules["nightly"].begun()
+    settled = ledger.settled("nightly")
+    assert begun is not None
+    assert settled is not None
+    assert settled < begun
+
+
+def test_a_clock_that_was_wrong_once_is_shown_and_repaired(
+    ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night = scheduler(ledger, tmp_path, now=None, start=None)
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    attempt(ledger, (midnight - timedelta(days=2)).isoformat(), "done")
+    honest = ledger.entries()[0].started
+    future = attempt(ledger, (midnight + timedelta(days=400)).isoformat(), "done")
+    ahead = stop(tmp_path)
+    with pytest.raises(LedgerError, match=r"(?s)1 of 1 schedule\(s\) are stopped.*forecast schedule repair nightly"):
+        night.run()
+    night.show()
+    assert f"nightly: settled until {ahead:%Y-%m-%d}" in capsys.readouterr().out
+    night.repair(None)
+    assert "1 run(s) for slots in the future no longer count" in capsys.readouterr().out
+    assert ledger.settled("nightly") == honest
+    assert (ledger.get(future.id).slot, ledger.get(future.id).status) == ("", "done")
+    assert night._stopped() == []
+    night.repair(None)
+    assert "nothing to repair" in capsys.readouterr().out
+    night._settings = ScheduleSettings(since=midnight - timedelta(hours=30))
+    night.repair("nightly")
+    assert [slot.key for slot in night._left("nightly", night._moments("nightly"))[1]] == [
+        (midnight - timedelta(days=day)).isoformat() for day in (1, 0)
+    ]
+    for name in (None, "nightly"):
+        night._settings = ScheduleSettings(since=datetime.now(UTC) + timedelta(days=name is not None))
+        with pytest.raises(ConfigError, match=r"schedule\.since"):
+            night.repair(name)
+
+
+def test_an_attempt_of_the_future_does_not_hold_up_the_next(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, now=None, start=datetime.now(UTC) - timedelta(hours=25), backoff=600)
+    slot = night._due("nightly")
+    assert slot is not None
+    entry = attempt(ledger, slot.key, "failed", 4)
+    assert night._due("nightly") is None
+    ahead = (datetime.now(UTC) + timedelta(days=400)).isoformat()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        database.execute("update gatecast_runs set ended = ?, heartbeat = ? where id = ?", [ahead, ahead, entry.id])
+        database.commit()
+    assert night._due("nightly") == slot
+
+
+def test_a_process_is_known_by_more_than_its_number(ledger: Ledger, tmp_path: Path) -> None:
+    host = os.uname().nodename
+    this = processes.identity(os.getpid())
+    boot, namespace, start = this.rsplit(" ", 2)
+    assert processes.is_running(host, os.getpid(), this) is True
+    assert processes.is_running(host, os.getpid(), f"{boot} {namespace} {int(start) + 1}") is False
+    assert processes.is_running(host, ended_process(), this) is False
+    assert processes.is_running(host, os.getpid(), f"{boot} pid:[1] {start}") is None
+    assert processes.is_running(host, os.getpid(), f"another {namespace} {start}") is None
+    assert processes.is_running("elsewhere", os.getpid(), this) is None
+    assert processes.is_running(host, os.getpid(), "") is True
+    assert processes.is_running(host, ended_process(), "") is False
+    # Of a container with this host name: its number means nothing here, what counts is when it was heard of.
+    there = ledger.begin(Job(flow="promote", config={}), ended_process())
+    for beat, status in ((0, "running"), (-5, "abandoned"), (5, "abandoned")):
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+            heard = (datetime.now(UTC) + timedelta(minutes=beat)).isoformat()
+            values = [f"another {namespace} 7", heard, there.id]
+            database.execute("update gatecast_runs set process = ?, heartbeat = ? where id = ?", values)
+            database.commit()
+        assert ledger.get(there.id).status == status
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from(["", "1", "2"]), st.sampled_from(["failed", "abandoned"])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_attempts_and_failures_are_counted_by_key(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[str, str, str]]
+) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}")
+    for dataset, slot, status in runs:
+        schedule = "nightly" if slot else ""
+        entry = ledger.begin(Job(flow="score", dataset=dataset, config={}, schedule=schedule, slot=slot))
+        ledger.end(entry.id, status, 4)  # type: ignore[arg-type]
+
+    def same(index: int) -> list[str]:
+        key = [("slot", slot) if slot else ("work", dataset) for dataset, slot, _ in runs]
+        return [runs[before][2] for before in range(index + 1) if key[before] == key[index]]
+
+    expected = [(len(same(index)), same(index).count("failed")) for index in range(len(runs))]
+    entries = ledger.entries(every=True)[::-1]
+    assert [(entry.attempt, entry.failures) for entry in entries] == expected
+    assert [ledger.get(entry.id) for entry in entries] == entries
