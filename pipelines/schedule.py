@@ -172,6 +172,11 @@ class Scheduler:
         told.acquire()
         self._stop(told)
         clock.shutdown(wait=True)
+        for name in self._schedules:  # What others ran may have ended since the last look.
+            try:
+                self._tell(name)
+            except LedgerError as error:
+                _LOG.error("%s: %s", name, error)
         self._notifier.close(60.0)
 
     def once(self, name: str) -> None:
