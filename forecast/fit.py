@@ -89,6 +89,8 @@ _LEAST_TRAINED_GAP = 0.03
 _LEAST_GROUPS, _SHIFTS = 8, (-0.5, 1.0)
 # Entries of a panel's buffer that are looked at together.
 _BLOCK = 1 << 20
+# With a season of fewer steps there is one seasonal difference of a phase in each; so many of them tell its spread.
+_SHORT_SEASON, _FEW_PAIRS = 14, 4
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
 _REACH = 20.0
 # Parts that a mixture of lines has, and how many of them are moved at once while it is looked for.
@@ -249,6 +251,7 @@ def fit(
         past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
         n_classes=n_classes,
+        spread_seasons=_FEW_PAIRS if data.season_length < _SHORT_SEASON else 1,
     )
     if model.decoder == "segment" and shape.segment_length >= shape.horizon:
         raise ConfigError(

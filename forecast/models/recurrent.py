@@ -64,6 +64,8 @@ class NetworkShape:
     """Classes of the target, which are codes then; 0 for numbers."""
     unit: float = 0.0
     """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
+    spread_seasons: int = 1
+    """How many of the latest seasonal differences of a phase its spread is taken from."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -371,6 +373,9 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
+        Of a phase, the differences of the last `NetworkShape.spread_seasons` are taken; a single one would be small by
+        chance, so the fewer there are, the more those of all phases count.
+
         So that the network says little where a series hardly differs from one season to the next (closed shops,
         nights without flights), and the more where it does. 1 where the context does not hold two seasons. Where it
         could, but a series is too new or too gappy to have `_ENOUGH_PAIRS` of values a season apart (or a season of
@@ -386,17 +391,21 @@ class RecurrentForecaster(nn.Module):
         def pairs(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
             """Return the sum of squares and the number of the pairs whose later step is from `first` to `last`."""
             first = torch.maximum(first, least[:, None] + season)
-            total, count = (sums[:, :, torch.minimum(last, at[:, None]) + 1] - sums[:, :, first]).unbind()
+            last = torch.maximum(torch.minimum(last, at[:, None]), first - 1)
+            total, count = (sums[:, :, last + 1] - sums[:, :, first]).unbind()
             # Running sums of a GPU may fall by a rounding error.
             return total.clamp(min=0), count
 
         phase, reach, enough = at[:, None] + self.season_offset, season // 14, min(season, _ENOUGH_PAIRS)
-        total, count = pairs((at - season + 1)[:, None], at[:, None])
+        total, count = pairs((at - self.shape.spread_seasons * season + 1)[:, None], at[:, None])
         missing = (enough - count).clamp(min=0)
         independent = _INDEPENDENT * divisor[..., None].double().square()
         every = (total + missing * independent) / (count + missing)
-        local, near = pairs(phase - reach, phase + reach)
+        phases = (phase - k * season for k in range(self.shape.spread_seasons))
+        local, near = torch.stack([torch.stack(pairs(of - reach, of + reach)) for of in phases]).sum(0)
         share = (missing / enough).clamp(min=_GLOBAL_SHARE).masked_fill(near == 0, 1.0)
+        if self.shape.spread_seasons > 1:
+            share = torch.maximum(share, 1 / (1 + near))
         mixed = torch.lerp(local / near.clamp(min=1), every, share)
         mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)

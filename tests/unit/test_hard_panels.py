@@ -186,3 +186,28 @@ def test_any_level_keeps_its_variation(table: Table, loaded: Load, train: Train,
 def test_ordinary_panels_stay_in_float32(table: Table, loaded: Load) -> None:
     ordinary = {"a": noisy(0), "large": 1e7 * noisy(1), "constant": np.full(LENGTH, 0.1), "whole": np.full(50, 2.0**30)}
     assert loaded(table(ordinary), HORIZON).panel.target.dtype == np.float32
+
+
+NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "normal": lambda rng, shape: 100 + 5 * rng.normal(size=shape),
+    "poisson": lambda rng, shape: rng.poisson(20, shape).astype(float),
+    "lognormal": lambda rng, shape: np.exp(rng.normal(size=shape)),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_intervals_of_daily_noise_hold_about_what_they_say(table: Table, loaded: Load, train: Train, kind: str) -> None:
+    values = NOISE[kind](np.random.default_rng(0), (40, LENGTH + HORIZON))
+    found = loaded(table({f"s{i:02d}": row[:LENGTH] for i, row in enumerate(values)}), HORIZON)
+    frame = forecast(train(found, context=56).artifact, found.panel).frame
+    outcome = values[:, LENGTH:].ravel()
+    covered = (frame["q10"].to_numpy() <= outcome) & (outcome <= frame["q90"].to_numpy())
+    assert 0.68 < covered.mean() < 0.92  # 280 of 0.8 have a standard error of 0.024.
+
+
+def test_a_normal_distribution_of_rare_counts_is_as_wide_as_they_vary(table: Table, loaded: Load, train: Train) -> None:
+    values = np.random.default_rng(5).poisson(0.15, (30, LENGTH)).astype(float)
+    found = loaded(table({f"s{i:02d}": row for i, row in enumerate(values)}), HORIZON)
+    frame = forecast(train(found, context=56, model={"head": "normal"}, max_steps=20).artifact, found.panel).frame
+    assert frame["mean"].mean() == pytest.approx(values.mean(), rel=0.3)
+    assert 0.1 < (frame["q90"] - frame["q10"]).mean() < 4
