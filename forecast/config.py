@@ -1386,7 +1386,7 @@ class RunsSettings(Config):
 
     flow: str | None = None
     """Only runs of this verb: score, train, ..."""
-    status: Literal["running", "done", "failed", "abandoned"] | None = None
+    status: Literal["running", "done", "failed", "abandoned", "waiting"] | None = None
     dataset: str | None = None
     """Only runs on this table, as the list shows it."""
     schedule: str | None = None

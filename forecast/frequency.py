@@ -6,6 +6,7 @@ hours, leap years and months of any length are one step each.
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self, cast
@@ -327,8 +328,14 @@ class Grid:
         return number * DAY + self.phase[1]
 
 
+local_clock: ContextVar[bool] = ContextVar("local_clock", default=False)
+"""Whether a moment with a time zone is taken by what its clock shows where the panel has no time zone."""
+
+
 def moment_clock(moment: datetime, frequency: Frequency, time_zone: str | None) -> int:
     """Return the time, as from `clock()`, of one moment (naive: in `time_zone`)."""
+    if time_zone is None and local_clock.get():
+        moment = moment.replace(tzinfo=None)
     if moment.tzinfo is None:
         found = clock(pl.Series([moment], dtype=pl.Datetime("us")), frequency, time_zone)[0]
         if found is None:

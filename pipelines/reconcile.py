@@ -89,8 +89,12 @@ def _scored(settings: ReconcileSource) -> dict[str, dict[str, Any]]:
 def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[str, dict[str, Any]]:
     if asked is None:
         return list(scored.items())[-1]
+    from forecast.frequency import local_clock
+
     for moment, content in scored.items():
         given = datetime.fromisoformat(moment)
+        if given.tzinfo is None and local_clock.get():
+            asked = asked.replace(tzinfo=None)
         if given == asked or given.replace(tzinfo=None) == asked:
             return moment, content
     raise DataError(f"reconcile.cutoff: no forecasts from {asked}; there are {listing(scored)}")

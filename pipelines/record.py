@@ -35,7 +35,7 @@ from forecast.config import (
     TuneConfig,
     without_password,
 )
-from forecast.errors import GatecastError, LedgerError
+from forecast.errors import DataError, GatecastError, LedgerError
 from pipelines import console
 from pipelines.compose import verb_config
 from pipelines.settings_text import escaped, has_reference, read_text, text_settings
@@ -71,8 +71,10 @@ DEFAULT_LEDGER: Final = "sqlite:///gatecast.db"
 SCHEDULE: Final = "GATECAST_SCHEDULE"
 SLOT: Final = "GATECAST_SLOT"
 SETTINGS_DIGEST: Final = "GATECAST_SETTINGS_DIGEST"
-"""In the environment of a job that a schedule started: the schedule's name, the moment that the job is for, and a
-digest of its settings."""
+LOCAL_CLOCK: Final = "GATECAST_LOCAL_CLOCK"
+WAIT_FOR_DATA: Final = "GATECAST_WAIT_FOR_DATA"
+"""In the environment of a job that a schedule started: the schedule's name, the moment that the job is for, a digest of
+its settings; whether its cutoff loses its time zone where the panel has none, and whether data may still come."""
 
 _WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "score.state")
 """The settings that name a folder to write."""
@@ -98,9 +100,15 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
             if entry is not None and entry.status == "done":
                 print(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
                 return
-            with _recording(ledger, entry.id) if entry else nullcontext():
-                _look(config)
-                work(config)
+            from forecast.frequency import local_clock
+
+            token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
+            try:
+                with _recording(ledger, entry.id) if entry else nullcontext():
+                    _look(config)
+                    work(config)
+            finally:
+                local_clock.reset(token)
 
         return main
 
@@ -236,7 +244,8 @@ def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
     try:
         yield
     except GatecastError as raised:
-        status, code, error = "failed", raised.exit_code, str(raised)
+        waits = isinstance(raised, DataError) and os.environ.get(SLOT) and os.environ.get(WAIT_FOR_DATA)
+        status, code, error = "waiting" if waits else "failed", raised.exit_code, str(raised)
         raise
     except Exception as raised:
         status, code, error = "failed", 1, f"{type(raised).__name__}: {raised}"

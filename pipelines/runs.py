@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forecast.config import RunsConfig
 from forecast.errors import ConfigError, GatecastError
 from pipelines import compose, console
-from pipelines.record import SCHEDULE, SLOT, open_ledger
+from pipelines.record import LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Ledger
@@ -153,7 +153,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _again(entry: "Entry", settings: dict[str, Any], ledger: "Ledger") -> int:
     """Run a verb with all its settings from a file that only we can read; return its exit code."""
-    slot = {SCHEDULE: entry.schedule, SLOT: entry.slot} if entry.slot else {}
+    slot = {SCHEDULE: entry.schedule, SLOT: entry.slot, LOCAL_CLOCK: "1"} if entry.slot else {}
     environment = {**os.environ, **slot, "GATECAST_LEDGER": _absolute(ledger.uri)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"

@@ -21,7 +21,16 @@ from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
 from forecast.ledger import SKEW
 from pipelines import compose, console
-from pipelines.record import SCHEDULE, SLOT, on_sigterm, open_ledger, terminate
+from pipelines.record import (
+    LOCAL_CLOCK,
+    SCHEDULE,
+    SETTINGS_DIGEST,
+    SLOT,
+    WAIT_FOR_DATA,
+    on_sigterm,
+    open_ledger,
+    terminate,
+)
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Ledger
@@ -119,6 +128,7 @@ class Scheduler:
         self.ledger: Ledger = open_ledger(config.ledger)
         self._notify, self._notifier = notify, Notifier(notify)
         self._queued: set[int] = set()
+        self._waiting: set[str] = set()
         self._stopping = threading.Event()
         self._jobs: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -183,13 +193,16 @@ class Scheduler:
         """Run one slot with its retries. Raises an error with the exit code of the last attempt if that failed."""
         on_sigterm(terminate)
         schedule, given = self._schedules[name], self._settings.cutoff
-        moment = self._now()
-        if given is None:
-            moment = schedule.last(moment)
+        moment = given and schedule.given(given)
+        if moment is None:
+            moment = schedule.last(self._now())
         slot = Slot(name, schedule.given(given) if given else schedule.cutoff_of(moment), moment)
         left = schedule.retries
         while (code := self.attempt(slot)) not in (0, LedgerError.exit_code, *FINAL):
             entry = self.ledger.latest(slot.name, slot.key)
+            if entry is not None and entry.status == "waiting" and not self._settings.now:
+                time.sleep(self._settings.poll)
+                continue
             if entry is None or not left or entry.attempt - entry.failures > _MAX_INTERRUPTIONS:
                 self._tell(name, entry)
                 break
@@ -277,7 +290,7 @@ class Scheduler:
                 }
             )
         console.table(pl.DataFrame(rows, schema_overrides={"attempts": pl.Int64}))
-        print("".join(f"{line}\n" for line in self._stopped()), end="")
+        self._print_faults()
 
     def preview(self) -> None:
         """Print what becomes due."""
@@ -299,6 +312,14 @@ class Scheduler:
         ]
         columns = ("due", "schedule", "flow", "cutoff")
         console.table(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)))
+        self._print_faults()
+
+    def _print_faults(self) -> None:
+        """Print which schedules are stopped, and which have settings that do not suit their table."""
+        from pipelines.panel_checks import panel_faults
+
+        for line in (*self._stopped(), *panel_faults(self._schedules, self.makers, self._now())):
+            print(line)
 
     def _now(self) -> datetime:
         return (self._settings.now or datetime.now(UTC)).astimezone(UTC)
@@ -343,18 +364,50 @@ class Scheduler:
         """
         schedule, moments = self._schedules[name], self._moments(name)
         entries, left = self._left(name, moments)
-        if not moments or any(entry.status == "running" for entry in entries.values()):
+        if any(entry.status == "running" for entry in entries.values()):
             return None
-        if not left:
+        if schedule.catch_up != "all" and left and left[-1].moment < moments[-1]:
+            self._skip(name, [slot.moment for slot in left])  # The last one is done, or given up.
+            left = []
+        if moments and not left:
             self.ledger.settle(name, moments[-1])
+        left = left or self._due_again(name)
+        if not left:
             return None
         if any(self._left(maker, self._moments(maker))[1] for maker in self.makers[name]):
             return None
         if schedule.catch_up != "all" and left[:-1]:
             self._skip(name, [slot.moment for slot in left[:-1]])
         slot = left[0 if schedule.catch_up == "all" else -1]
+        if self._settings.now and slot.key in self._waiting:
+            return None
         entry = entries.get(slot.key)
-        return slot if entry is None or self._waited(schedule, entry) else None
+        return (
+            slot if entry is None or self._has_new_settings(schedule, entry) or self._waited(schedule, entry) else None
+        )
+
+    def _due_again(self, name: str) -> list[Slot]:
+        """Return the slots that failed by settings which have changed since; the latest one alone, but of catch_up=all.
+
+        They are settled, and due once more.
+        """
+        schedule = self._schedules[name]
+        refused = self.ledger.refused(name, ConfigError.exit_code)
+        if schedule.catch_up != "all":
+            latest = self.ledger.entries(schedule=name, every=True, limit=1)
+            refused = [entry for entry in refused if entry.id == latest[0].id]
+        return [
+            Slot(name, datetime.fromisoformat(entry.slot).astimezone(schedule.zone), entry.started)
+            for entry in refused
+            if self._has_new_settings(schedule, entry)
+        ]
+
+    def _has_new_settings(self, schedule: "Schedule", entry: "Entry") -> bool:
+        """Return whether an attempt failed by settings that have changed since."""
+        if entry.status != "failed" or entry.exit_code != ConfigError.exit_code or not entry.settings_digest:
+            return False
+        cutoff = datetime.fromisoformat(entry.slot).astimezone(schedule.zone)
+        return entry.settings_digest != schedule.digest(cutoff)
 
     def _moments(self, name: str) -> list[datetime]:
         """Return the moments that are due and not settled."""
@@ -380,7 +433,7 @@ class Scheduler:
         return entry is not None and (entry.status == "done" or self._given_up(schedule, entry))
 
     def _given_up(self, schedule: "Schedule", entry: "Entry") -> bool:
-        if entry.status not in ("failed", "abandoned"):
+        if entry.status not in ("failed", "abandoned") or self._has_new_settings(schedule, entry):
             return False
         interruptions = entry.attempt - entry.failures
         return entry.failures > schedule.retries or interruptions > _MAX_INTERRUPTIONS or entry.exit_code in FINAL
@@ -389,7 +442,10 @@ class Scheduler:
         """Return whether an attempt may follow another one: at once after an interruption, and if a clock was wrong."""
         assert entry.ended is not None
         since = datetime.now(UTC) - entry.ended
-        wait = 0.0 if entry.status == "abandoned" else self._wait(schedule, entry.failures)
+        if entry.status in ("abandoned", "waiting"):
+            wait = 0.0 if entry.status == "abandoned" or self._settings.now else self._settings.poll / 2
+        else:
+            wait = self._wait(schedule, entry.failures)
         return since >= timedelta(seconds=wait) or since < -SKEW
 
     def _wait(self, schedule: "Schedule", attempt: int) -> float:
@@ -412,8 +468,10 @@ class Scheduler:
             text = f"killed by signal {-code}" if code < 0 else "ended before it could say how; see the log"
             self.ledger.end(entry.id, "abandoned" if outside else "failed", code, text)
         entry = self.ledger.get(entry.id)
+        if entry.status == "waiting":
+            self._waiting.add(slot.key)
         _LOG.info("%s of %s: %s, attempt %d (%.1f s)", slot.name, slot.key, entry.status, entry.attempt, entry.seconds)
-        self._tell(slot.name, entry if last and not self._stopping.is_set() else None)
+        self._tell(slot.name, entry if last and entry.status != "waiting" and not self._stopping.is_set() else None)
         return code
 
     def _tell(self, name: str, last: "Entry | None" = None) -> None:
@@ -467,6 +525,9 @@ class Scheduler:
         """Run the job and return its exit code and process number."""
         command = [sys.executable, "-m", "pipelines.cli", *schedule.flow.split(), *schedule.settings(slot.cutoff)]
         environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
+        environment[SETTINGS_DIGEST] = schedule.digest(slot.cutoff)
+        environment[LOCAL_CLOCK] = "" if schedule.naive else "1"
+        environment[WAIT_FOR_DATA] = "1" if self._now() < slot.moment + schedule.wait_for_data else ""
         with self._lock:
             if self._stopping.is_set():
                 return LedgerError.exit_code, 0
@@ -493,7 +554,8 @@ class Scheduler:
 
         settings = schedule.settings(slot.cutoff)
         job = describe(schedule.flow, load(FLOWS[schedule.flow], composed(schedule.flow, settings)), settings)
-        return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key})
+        digest = schedule.digest(slot.cutoff)
+        return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key, "settings_digest": digest})
 
     def _stop(self, told: threading.Semaphore) -> None:
         """Let running jobs end, and tell those that do not in time, or at a second signal."""

@@ -4,6 +4,7 @@ APScheduler finds the fields of a cron expression on a clock that has no changes
 (with its own, a moment that occurs twice fires twice and then never ends).
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -14,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load
 from forecast.errors import ConfigError
@@ -97,6 +98,14 @@ def _flow(name: str) -> str:
     return name
 
 
+def _duration(text: object) -> object:
+    """Return 12h, 90m, 1d as a timedelta, other values as they are."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    if isinstance(text, str) and (parts := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)):
+        return timedelta(**{units[parts[2]]: float(parts[1])})
+    raise ValueError(f"give a number with s, m, h or d, such as 12h (given: {text!r})")
+
+
 class Schedule(Config):
     """When a verb is run, and with what."""
 
@@ -112,7 +121,8 @@ class Schedule(Config):
     cutoff: Literal["as_of", "previous_day"] = "as_of"
     """The last moment that a job may see: when it is due, or the end of the day before."""
     naive: bool = False
-    """Give the cutoff without a time zone, as panels need it that have none."""
+    """Give the cutoff without a time zone, so that it is in that of the panel. A panel without one takes what the clock
+    of the schedule shows in any case."""
     catch_up: Literal["all", "last", "none"] = "last"
     """Of what was missed while no scheduler ran, run everything, the last, or nothing."""
     start: datetime | None = None
@@ -123,6 +133,9 @@ class Schedule(Config):
     """Seconds before the first retry, twice as many before each further one."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which an attempt is ended as failed."""
+    wait_for_data: Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(0))] = timedelta(0)
+    """12h, 30m, 1d: so long after it was due, an attempt whose data can't be used yet is no failure; it is made again
+    at each poll."""
 
     @property
     def zone(self) -> ZoneInfo:
@@ -184,6 +197,11 @@ class Schedule(Config):
         shown = (cutoff.replace(tzinfo=None) if self.naive else cutoff).isoformat()
         key = _CUTOFF.get(self.flow)
         return [*self.overrides, *([f"{key}={shown}"] if key else [])]
+
+    def digest(self, cutoff: datetime) -> str:
+        """Return a digest that changes when the job for a cutoff gets other settings."""
+        words = [self.flow, str(self.naive), *self.settings(cutoff)]
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     @property
     def _every_hour(self) -> bool:

@@ -41,7 +41,7 @@ def night(number: int) -> str:
 def write(store: Store, notify: object = None, **settings: object) -> None:
     """Write conf/schedule.yaml with a score of each day, in the night after it."""
     table, output = f"data.path={store.table}", "output.path=scores"
-    nightly = {"cron": "30 2 * * *", "flow": "score", "cutoff": "previous_day", "naive": True}
+    nightly = {"cron": "30 2 * * *", "flow": "score", "cutoff": "previous_day"}
     content = {"schedules": {"nightly": {**nightly, "overrides": [MODEL, table, output], **settings}}}
     (store.folder / "conf").mkdir(exist_ok=True)
     # JSON is YAML.

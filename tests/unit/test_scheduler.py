@@ -6,9 +6,10 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from forecast import processes
 from forecast.config import LedgerConfig, SchedulerConfig, ScheduleSettings
 from forecast.errors import ConfigError, LedgerError
+from forecast.frequency import Frequency, local_clock, moment_clock
 from forecast.ledger import SKEW, Entry, Job, Ledger
 from pipelines.notify import Command, NotifyConfig
 from pipelines.schedule import Scheduler
@@ -68,9 +70,9 @@ def ended_process() -> int:
         return process.pid
 
 
-def attempt(ledger: Ledger, slot: str, status: str | None, exit_code: int = 0) -> Entry:
+def attempt(ledger: Ledger, slot: str, status: str | None, exit_code: int = 0, digest: str = "") -> Entry:
     """Write an attempt at a slot; one without a status has a process that is gone."""
-    job = Job(flow="promote", config={}, schedule="nightly", slot=slot)
+    job = Job(flow="promote", config={}, schedule="nightly", slot=slot, settings_digest=digest)
     entry = ledger.begin(job, ended_process() if status is None else os.getpid())
     if status:
         ledger.end(entry.id, status, exit_code, "why")  # type: ignore[arg-type]
@@ -311,3 +313,128 @@ def test_attempts_and_failures_are_counted_by_key(
     entries = ledger.entries(every=True)[::-1]
     assert [(entry.attempt, entry.failures) for entry in entries] == expected
     assert [ledger.get(entry.id) for entry in entries] == entries
+
+
+@pytest.mark.parametrize(("catch_up", "slot"), [("last", SECOND), ("all", FIRST), ("none", SECOND)])
+def test_a_slot_that_failed_by_settings_is_due_when_they_change(
+    ledger: Ledger, tmp_path: Path, catch_up: str, slot: str
+) -> None:
+    night = scheduler(ledger, tmp_path, now=datetime.fromisoformat(slot), catch_up=catch_up)
+    cutoff = datetime.fromisoformat(slot)
+    attempt(ledger, slot, "failed", 2, digest=night._schedules["nightly"].digest(cutoff))
+    assert night._due("nightly") is None  # It is settled.
+    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up)._due("nightly") is None
+    other = ["registry.name=m", "registry.alias=2"]
+    mended = scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up, overrides=other)
+    due = mended._due("nightly")
+    assert due is not None
+    assert (due.key, due.cutoff) == (slot, cutoff)
+    assert mended._schedules["nightly"].digest(due.cutoff) == mended._schedules["nightly"].digest(cutoff)
+    attempt(ledger, slot, "failed", 2, digest=mended._schedules["nightly"].digest(cutoff))
+    assert mended._due("nightly") is None
+    attempt(ledger, slot, "done")
+    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up)._due("nightly") is None
+
+
+def test_settings_that_change_do_not_bring_back_a_slot_before_the_latest(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, catch_up="last")
+    attempt(ledger, FIRST, "failed", 2, digest="of other settings")
+    attempt(ledger, SECOND, "done")
+    assert night._due("nightly") is None
+
+
+def test_failures_by_other_settings_use_no_retry(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, retries=1)
+    for digest in ("one", "one", "two"):
+        entry = attempt(ledger, FIRST, "failed", 4, digest=digest)
+    assert (ledger.get(entry.id).attempt, ledger.get(entry.id).failures) == (3, 1)
+    slot = night._due("nightly")
+    assert slot is not None
+    assert slot.key == FIRST
+
+
+def test_a_slot_that_waits_for_data_uses_no_retry_and_one_row(ledger: Ledger, tmp_path: Path) -> None:
+    night = scheduler(ledger, tmp_path, retries=0)
+    entries = [attempt(ledger, FIRST, "waiting", 3) for _ in range(30)]
+    assert {entry.id for entry in entries} == {1}
+    slot = night._due("nightly")
+    assert slot is not None
+    assert slot.key == FIRST
+    night._tell("nightly")
+    assert notices(night, tmp_path) == []
+    attempt(ledger, FIRST, "failed", 3)
+    night._tell("nightly")
+    assert [notice["failures"] for notice in notices(night, tmp_path)] == [1]
+    assert len(ledger.entries(every=True)) == 1
+
+
+def test_data_that_come_late_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    prepare = {
+        "flow": "data prepare",
+        "overrides": ["data.path=rows.csv", "data.freq=1d", "output.path=panel", "window.horizon=1"],
+        "wait_for_data": "12h",
+        "retries": 0,
+        "start": datetime(2024, 3, 5, tzinfo=UTC),
+    }
+    for hour in (1, 2):
+        scheduler(ledger, tmp_path, now=datetime(2024, 3, 5, hour, tzinfo=UTC), **prepare).run()
+        (entry,) = ledger.entries(every=True)
+        assert (entry.status, entry.exit_code, entry.attempt) == ("waiting", 3, 1)
+    Path("rows.csv").write_text(
+        "series_id,timestamp,target\n" + "".join(f"a,2024-03-0{day},{day}\n" for day in range(1, 5))
+    )
+    scheduler(ledger, tmp_path, now=datetime(2024, 3, 5, 3, tzinfo=UTC), **prepare).run()
+    assert [entry.status for entry in ledger.entries(every=True)] == ["done"]
+    Path("rows.csv").unlink()
+    late = scheduler(ledger, tmp_path, now=datetime(2024, 3, 6, 13, tzinfo=UTC), **prepare)
+    late.run()
+    assert [entry.status for entry in ledger.entries(every=True)] == ["failed", "done"]
+    assert [notice["event"] for notice in notices(late, tmp_path)] == ["success", "failure"]
+
+
+@pytest.mark.parametrize(("text", "hours"), [("12h", 12), ("90m", 1.5), ("1d", 24), ("0s", 0), (" 1.5 h ", 1.5)])
+def test_durations(text: str, hours: float) -> None:
+    assert schedule(wait_for_data=text).wait_for_data == timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("text", ["12", 12, "-1h", "h", "12 hours", "1w", None])
+def test_a_duration_without_unit_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="give a number with s, m, h or d"):
+        schedule(wait_for_data=text)
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1)), st.integers(-12, 14))
+def test_a_moment_loses_its_time_zone_where_the_panel_has_none(moment: datetime, hours: int) -> None:
+    frequency = Frequency.parse("1h")
+    aware = moment.replace(tzinfo=timezone(timedelta(hours=hours)))
+    with pytest.raises(ConfigError, match="has a time zone and the panel has none"):
+        moment_clock(aware, frequency, None)
+    before = moment_clock(aware, frequency, "Europe/Berlin")
+    token = local_clock.set(True)
+    try:
+        assert moment_clock(aware, frequency, None) == moment_clock(moment, frequency, None)
+        assert moment_clock(aware, frequency, "Europe/Berlin") == before
+    finally:
+        local_clock.reset(token)
+
+
+def test_tables_that_do_not_suit_are_listed(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = pl.DataFrame({"series_id": ["a"], "timestamp": [datetime(2024, 1, 1, tzinfo=UTC)], "target": [1.0]})
+    rows.with_columns(pl.col("timestamp").dt.convert_time_zone("Asia/Tokyo")).write_parquet("rows.parquet")
+    score = {"flow": "score", "overrides": ["registry.name=m", "data.path=rows.parquet", "output.path=scores"]}
+    night = scheduler(ledger, tmp_path, **score, naive=True, time_zone="Europe/Berlin")
+    night.show()
+    assert "nightly: naive: true has its cutoffs read in Asia/Tokyo" in capsys.readouterr().out
+    scheduler(ledger, tmp_path, **score, time_zone="Europe/Berlin").preview()
+    assert "nightly:" not in capsys.readouterr().out
+    Path("rows.parquet").unlink()
+    night.preview()
+    assert "nightly: data.path=rows.parquet" in capsys.readouterr().out
+    night.makers["nightly"] = ["append"]
+    night.show()
+    assert "nightly:" not in capsys.readouterr().out
