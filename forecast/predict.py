@@ -19,20 +19,20 @@ from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.source import used_columns
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
-from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes
+from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
 from forecast.models import log_quantiles
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.copula import coupled_ranks
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, members_of
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.onnx import Forward
 from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
-from forecast.models.transform import to_data
+from forecast.models.transform import to_data, to_model
 from forecast.names import (
     CLASS,
     CUTOFF,
@@ -444,7 +444,23 @@ def naive_forecasts(
         classes = seasonal_naive_classes(panel, windows, horizon=artifact.horizon, season=season, n_classes=n_classes)
         return classes.astype(np.float64)
     naive = seasonal_naive(panel, windows, horizon=artifact.horizon, season=season, levels=levels)
+    _, sigma = seasonal_naive_errors(panel, windows, season)
+    unknown = np.isnan(sigma)
+    naive[unknown] = _with_panel_scale(artifact.network, naive[unknown], levels, season)
     return within_support(artifact, naive)
+
+
+def _with_panel_scale(
+    network: Forecaster, point: npt.NDArray[np.floating], levels: Sequence[float], season: int
+) -> DoubleArray:
+    """Return normal quantiles around `point`, [n, horizon, level], with the panel's scale: the series has none."""
+    relative, absolute = (float(value) for value in members_of(network)[0].cold_scale)
+    unit = network.shape.unit
+    centre = to_model(torch.from_numpy(point).double(), unit)
+    seasons_ahead = -(-torch.arange(1, point.shape[1] + 1) // season)
+    scale = (relative * centre.abs()).clamp(min=absolute) * seasons_ahead[:, None].sqrt()
+    deviates = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
+    return np.asarray(to_data(centre + scale * deviates, unit).numpy())
 
 
 def mean_of_naive(artifact: Artifact, stated: DoubleArray) -> DoubleArray:

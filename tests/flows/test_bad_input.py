@@ -1,7 +1,7 @@
 """What users get wrong: each ends with its exit code and a message to act on, or as a reject beside forecasts."""
 
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -85,21 +85,26 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_rest_is_forecast(promoted: 
 
 
 ACCEPTED = {
-    "one observation": (
-        panel().filter(~is_odd | (pl.col("timestamp") == END)),
-        panel()["target"][FIRST_ODD + STEPS - 1],
-        1.0,
-    ),
-    "one observation long ago": (
-        panel().filter(~is_odd | (pl.col("timestamp") == START)),
-        panel()["target"][FIRST_ODD],
-        1e-6,
-    ),
     "all zero": (odd_target(0.0), 0.0, 1e-6),
     "constant": (odd_target(7.0), 7.0, 1e-3),
     "constant and huge": (odd_target(1e17), 1e17, 1e13),
     "constant and tiny": (odd_target(1e-12), 1e-12, 1e-13),
 }
+
+
+@pytest.mark.parametrize(("moment", "step"), [(END, STEPS - 1), (START, 0)])
+def test_one_observation_is_forecast_around_its_value_and_not_with_certainty(
+    promoted: Store, moment: datetime, step: int
+) -> None:
+    expected = float(panel()["target"][FIRST_ODD + step])
+    promoted.score(promoted.write(panel().filter(~is_odd | (pl.col("timestamp") == moment))))
+    frame = promoted.forecasts().filter(is_odd)
+    assert frame.height == HORIZON
+    assert promoted.rejects().is_empty()
+    assert ((frame["q10"] < expected) & (frame["q90"] > expected)).all()
+    usual = promoted.forecasts().filter(~is_odd).select((pl.col("q90") - pl.col("q10")).mean()).item()
+    width = (frame["q90"] - frame["q10"]).mean()
+    assert 0.5 * usual < width < 10 * usual
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
@@ -181,7 +186,10 @@ UNUSABLE = {
         panel().with_columns(series_id=1.5),
         ["column 'series_id'", "text or whole numbers", "Float64"],
     ),
-    "numbers as timestamps": (panel().with_columns(timestamp=row), ["column 'timestamp'", "dates, datetimes", "Int64"]),
+    "numbers as timestamps": (
+        panel().with_columns(timestamp=row),
+        ["column 'timestamp'", "8,640 numbers from 0 to 8639", "data.timestamp_format"],
+    ),
     "unreadable timestamps": (
         panel().with_columns(timestamp=pl.lit("June")),
         ["not ISO 8601 (e.g. 'June')", "2013-06-30"],
