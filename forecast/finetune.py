@@ -1,6 +1,7 @@
 """Fine-tuning: changes for each series, all series at once, behind a gate."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
-from forecast.errors import ConfigError, DataError, listing
+from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.gate import choose
 from forecast.metrics import MODEL
 from forecast.models import ridge, stacked
@@ -44,6 +45,8 @@ from forecast.names import (
 )
 from forecast.predict import in_data_units
 from forecast.selection import selected, worst
+
+_LOG = logging.getLogger(__name__)
 
 # Strengths that are tried, as ridge penalties on the sum over origins; the gate chooses per series.
 PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3, 300.0, 100.0)
@@ -669,11 +672,14 @@ class _Store:
         return columns | {REASON: np.array(state[REASON])}, changes
 
     def write(self, number: int, columns: Columns, changes: Changes) -> None:
-        """Keep a group, whole or not at all."""
+        """Keep a group, whole or not at all; where the disk is full, warn, and go on without it."""
         numbers = {name: values for name, values in columns.items() if name != REASON}
         tensors = {f"column/{name}": torch.from_numpy(values) for name, values in numbers.items()}
         state = {"columns": list(numbers), REASON: columns[REASON].tolist()}
-        write_state(self._path(number), changes | tensors, self._settings, state)
+        try:
+            write_state(self._path(number), changes | tensors, self._settings, state)
+        except OutputError as error:
+            _LOG.warning("finetune.checkpoint: %s; the job goes on, a restart does this group again", error)
 
     def remove(self) -> None:
         """Delete all groups."""

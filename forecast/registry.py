@@ -18,10 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-# Read when MLflow is imported, so before it.
+# Read when MLflow is imported, so before it. Its own limits on a call are 120 s, seven times over.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -41,6 +43,8 @@ from mlflow.types.schema import AnyType
 from forecast import names
 from forecast.config import Config, RegistryConfig, without_password
 from forecast.errors import RegistryError, listing
+from forecast.tracking_calls import Calls, TimedClient, environment_set
+from forecast.tracking_database import prepare_database
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +135,11 @@ def _calls_mlflow(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenat
 def _explained(uri: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
+    except Exception as error:
+        kinds = (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
+        # Alembic makes MLflow's tables; to import its errors would import all of it.
+        if not isinstance(error, kinds) and not type(error).__module__.startswith("alembic."):
+            raise
         shown = without_password(uri)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown)
         if "Max retries exceeded" in reason:
@@ -239,7 +247,7 @@ class Registry:
         self.uri = tracking_uri(config)
         self.name = config.name
         with _explained(self.uri):
-            self._client = _connect(self.uri)
+            self._calls, self._client = _connect(self.uri)
 
     @contextmanager
     def run(self, job: str, config: Config, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
@@ -252,7 +260,7 @@ class Registry:
             yield run
         except BaseException as error:
             # The error that stopped the job matters more than one in reporting it.
-            with suppress(MlflowException):
+            with suppress(MlflowException, OSError):
                 self._client.set_tag(run.id, "error", f"{type(error).__name__}: {error}"[:5000])
                 self._client.set_terminated(run.id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
@@ -524,7 +532,10 @@ class Registry:
     def _fetch(self, version: Version, folder: Path) -> None:
         root = self._client.get_model_version_download_uri(version.name, str(version.number))
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:
-            fetched = mlflow.artifacts.download_artifacts(
+            fetched = self._calls.run(
+                "download_artifacts",
+                mlflow.artifacts.download_artifacts,
+                folder=Path(temporary),
                 artifact_uri=f"{root}/artifacts/{_ARTIFACT}",
                 dst_path=temporary,
                 tracking_uri=self.uri,
@@ -614,39 +625,27 @@ class Registry:
             self._client.delete_run(run_id)
 
 
-def _connect(uri: str) -> MlflowClient:
-    """Return a client after one answered call. MLflow itself retries a dead server for minutes."""
+def _connect(uri: str) -> tuple[Calls, MlflowClient]:
+    """Return a client after one answered call, and what limits its calls, those of a file excepted."""
+    prepare_store(uri)  # before the client, which opens it
+    client, calls = MlflowClient(uri, uri), Calls(uri)
     if _is_server(uri):
-        client = MlflowClient(uri, uri)
+        timed = cast(MlflowClient, TimedClient(client, calls))
         with environment_set(_FIRST_CALL):
-            client.search_experiments(max_results=1)
-        return client
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    if "://" in uri and not uri.startswith("file:"):
-        engine = sqlalchemy.create_engine(uri)
-        sqlalchemy.inspect(engine).get_table_names()
-        engine.dispose()
-    return MlflowClient(uri, uri)
+            timed.search_experiments(max_results=1)
+        return calls, timed
+    return calls, client
+
+
+def prepare_store(uri: str) -> None:
+    """Make MLflow's tables in a store that is a database and lacks them. Raises RegistryError if that fails."""
+    if "://" in uri and not uri.startswith("file:") and not _is_server(uri):
+        with _explained(uri):
+            prepare_database(uri)
 
 
 def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
-
-
-@contextmanager
-def environment_set(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _artifact_root(uri: str, name: str) -> str | None:

@@ -99,7 +99,7 @@ class InProcess(Scheduler):
 
     def _process(self, schedule: Schedule, slot: Slot) -> tuple[int, int]:
         given = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
-        from forecast.registry import environment_set
+        from forecast.tracking_calls import environment_set
 
         with environment_set(given):
             return self.verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
@@ -135,7 +135,7 @@ class Replay:
 
     def run(self) -> None:
         """Replay the days, check that nothing is lost or there twice, and say what it cost."""
-        from forecast.registry import environment_set
+        from forecast.tracking_calls import environment_set
 
         begun = time.monotonic()
         with environment_set({"GATECAST_LEDGER": self._ledger_uri}):

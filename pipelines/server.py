@@ -13,14 +13,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from forecast.config import ServerConfig
+from forecast.data.folders import locked
 from forecast.errors import ConfigError, OutputError
 from pipelines import compose, console, ui
 from pipelines.record import on_sigterm, terminate
@@ -30,6 +32,7 @@ _LOCAL: Final = "127.0.0.1"
 _SECONDS: Final = 180.0
 """That a server has to answer after its start; the first time, MLflow makes its tables."""
 _STOP_SECONDS: Final = 20.0
+_UNFINISHED: Final = ".postgresql-"
 
 
 def main(argv: list[str]) -> None:
@@ -80,23 +83,37 @@ def _postgresql(folder: Path, port: int) -> Iterator[str]:
             raise ConfigError("PostgreSQL refuses to run as root, and there is no user postgres") from None
         user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     if not (data / "PG_VERSION").exists():
-        password = folder / "password"
-        data.mkdir(exist_ok=True)
-        password.touch(0o600)
-        password.write_text(secrets.token_urlsafe(24))
-        for path in (data, password):
-            os.chown(path, user.get("user", -1), user.get("group", -1))
-        options = ["-U", _USER, f"--pwfile={password}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
-        command = [str(programs / "initdb"), "-D", str(data), *options]
-        made = subprocess.run(command, capture_output=True, text=True, check=False, **user)
-        if made.returncode:
-            raise OutputError(f"PostgreSQL can't make a cluster in {data} (server.path): {made.stderr.strip()}")
+        _make_cluster(programs, data, user)
     settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", f"port={port}")
     server = [str(programs / "postgres"), "-D", str(data), *(word for one in settings for word in ("-c", one))]
     ready = [str(programs / "pg_isready"), "-q", "-h", _LOCAL, "-p", str(port)]
     with _running(server, log, signal.SIGINT, **user) as process:
         _wait(process, log, lambda: subprocess.run(ready, check=True))
         yield f"postgresql://{_USER}:{_password(folder)}@{_LOCAL}:{port}/postgres"
+
+
+def _make_cluster(programs: Path, data: Path, user: Mapping[str, Any]) -> None:
+    """Make a cluster of PostgreSQL, whole or not at all: elsewhere, and moved to its place when it is done."""
+    password = data.with_name("password")
+    with locked(data.parent, "server.path"):
+        if (data / "PG_VERSION").exists():
+            return
+        if data.exists() and any(data.iterdir()):
+            raise OutputError(f"{data} (server.path) is neither empty nor a cluster of PostgreSQL; move it away")
+        for remains in data.parent.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(remains, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=data.parent))
+        password.touch(0o600)
+        password.write_text(secrets.token_urlsafe(24))
+        for path in (unfinished, password):
+            os.chown(path, user.get("user", -1), user.get("group", -1))
+        options = ["-U", _USER, f"--pwfile={password}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        command = [str(programs / "initdb"), "-D", str(unfinished), *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, **user)
+        if result.returncode:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise OutputError(f"PostgreSQL can't make a cluster in {data} (server.path): {result.stderr.strip()}")
+        unfinished.replace(data)
 
 
 def _programs() -> Path:

@@ -764,13 +764,15 @@ def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> N
     if 0 in shape:
         np.save(path, np.empty(shape, dtype))
         return
-    whole = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
-    begin = 0
-    for part in parts:
-        end = begin + part.shape[axis]
-        whole[(slice(None),) * axis + (slice(begin, end),)] = part
-        begin = end
-    whole.flush()
+    # Ordinary writes: a disk that fills up is an error here, where a memory map would end the process (SIGBUS).
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for index in np.ndindex(*shape[:axis]):
+            for part in parts:
+                file.write(np.ascontiguousarray(part[index], dtype).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The state of a training on disk, to go on from after a kill."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
+from forecast.errors import OutputError
 from forecast.models.module import ForecastModule, KeepBest
 from forecast.models.resumable import read_state, write_state
+
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoint(Callback):
@@ -21,15 +25,25 @@ class Checkpoint(Callback):
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], *, name: str = "training", key: str = "fit.checkpoint"
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        name: str = "training",
+        key: str = "fit.checkpoint",
+        required: bool = False,
     ) -> None:
         """Read what `folder` holds, if anything.
+
+        A state that can't be written (a full disk) is a warning, and the training goes on; with `required`, which is
+        for a training whose result is read from the file, an error.
 
         Raises ConfigError that names the setting `key` if that is of a training with other `settings`, or can't be
         read.
         """
         self.path = folder / f"{name}.safetensors"
         self.settings = dict(settings)
+        self._key, self._required = key, required
         self._tensors: dict[str, Tensor] = {}
         self._state: dict[str, Any] = {}
         self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
@@ -121,7 +135,14 @@ class Checkpoint(Callback):
             "rates": [group["lr"] for group in optimiser.param_groups],
             "schedule": schedule,
         }
-        write_state(self.path, tensors, self.settings, state)
+        try:
+            write_state(self.path, tensors, self.settings, state)
+        except OutputError as error:
+            if self._required:
+                raise
+            _LOG.warning(
+                "%s: %s; the training goes on, a restart begins at the last state that was written", self._key, error
+            )
 
     def _of(self, part: str) -> dict[str, Tensor]:
         prefix = f"{part}/"

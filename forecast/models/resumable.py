@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from forecast.errors import ConfigError, listing
+from forecast.errors import ConfigError, OutputError, listing
 
 _FORMAT = "1"
 
@@ -18,15 +19,20 @@ _FORMAT = "1"
 def write_state(
     path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
-    """Write the state of a job with some settings, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the state of a job with some settings, whole or not at all. Raises OutputError if the disk refuses it."""
     unfinished = path.with_suffix(".unfinished")
     header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
     content = {name: values.detach().contiguous() for name, values in tensors.items()}
-    safetensors.torch.save_file(content, unfinished, header)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(content, unfinished, header)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise OutputError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_state(

@@ -205,7 +205,7 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         keeper = KeepBest(
             job.network, start.loss, job.config.patience, progress if start.wants_progress and not rank else None
         )
-        checkpoint = Checkpoint(path.parent, settings, name=path.stem)
+        checkpoint = Checkpoint(path.parent, settings, name=path.stem, required=True)
         with only_deterministic(job.config.deterministic and cuda):
             data = PanelTensors.of(job.panel, job.network, device)
             found = train(job, data, keeper, checkpoint, rank=rank)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flow import BACKTEST, FINETUNE, NAME, SERIES, TRAIN, panel, refuse, succeed
 from forecast.config import RegistryConfig
 from forecast.ledger import Ledger
 from forecast.registry import Registry
+from pipelines import server as server_verb
 
 MODEL = f"registry.name={NAME}"
 
@@ -121,6 +123,27 @@ def test_a_server_stops_with_all_that_it_started(
         assert is_free(port)
     finally:
         process.kill()
+
+
+def test_a_server_that_was_killed_while_its_cluster_was_made_starts_again() -> None:
+    services.postgresql_bin()
+    folder = Path(tempfile.mkdtemp(prefix="gatecast-server-"))
+    folder.chmod(0o755)
+    port, database_port = services.free_port(), services.free_port()
+    process = start(folder, f"server.port={port}", f"server.database_port={database_port}")
+    try:
+        while not any(folder.glob(".postgresql-*/PG_VERSION")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert not (folder / "postgresql").exists()
+        with server_verb._postgresql(folder, database_port) as uri:
+            assert Ledger(uri).entries() == []
+        assert not any(folder.glob(".postgresql-*"))
+    finally:
+        process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_what_a_server_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

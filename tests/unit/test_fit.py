@@ -1,6 +1,7 @@
 """Training on tiny panels: what it keeps, and what it must not touch."""
 
 import dataclasses
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -583,6 +584,23 @@ def test_a_training_that_was_killed_goes_on_to_the_same_model(
     for name in ("val/loss", "best_step", "steps"):
         assert resumed.summary[name] == undisturbed.summary[name]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_training_whose_state_can_not_be_written_goes_on_with_a_warning(
+    train: Train, weekly_loaded: Loaded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = train(weekly_loaded, **KILLED)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        result = train(weekly_loaded, **KILLED, checkpoint=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.artifact.digest() == undisturbed.artifact.digest()
+    assert not any(tmp_path.iterdir())
+    warnings = [record.getMessage() for record in caplog.records if "fit.checkpoint" in record.getMessage()]
+    assert len(warnings) == 4
+    assert all(f"can't write {tmp_path}" in text and "goes on" in text for text in warnings)
 
 
 def test_a_training_that_was_killed_at_its_very_end_takes_no_further_step(

@@ -303,3 +303,18 @@ def test_too_many_rejects_leave_no_panel(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"more than data.max_reject_share=0"):
         prepare(Tables(random_table(10).lazy()), strict, HORIZON, tmp_path, chunk_rows=20)
     assert not is_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int64", "datetime64[s]"])
+def test_a_buffer_is_what_numpy_would_write(tmp_path: Path, dtype: str, axis: int) -> None:
+    whole = np.arange(30).reshape(5, 6).astype(dtype)
+    cuts = np.split(whole, [0, 2, 3], axis)
+    prepared._write_buffer(tmp_path / "a.npy", [np.asfortranarray(part) for part in cuts], axis)
+    np.save(tmp_path / "b.npy", whole)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_a_buffer_on_a_full_disk_is_an_error() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        prepared._write_buffer(Path("/dev/full"), [np.zeros((3, 100_000), np.float32)], 1)

@@ -1,0 +1,143 @@
+"""Calls to MLflow over a network, each with a deadline of its own.
+
+MLflow limits the silence on a connection, and tries again: a server that hangs holds a job for a quarter of an hour
+with each call, one that sends a byte now and then for ever.
+"""
+
+import contextvars
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from forecast.config import without_password
+
+_LOG = logging.getLogger(__name__)
+_NOTICE_SECONDS: Final = 5.0
+_TIMEOUT: Final = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_DEFAULT_SILENCE: Final = 20.0
+_ATTEMPTS: Final = 3
+"""Silences of a connection that fit into the deadline of a call."""
+_SLOW_CALLS: Final = 2
+"""Deadlines that slow calls in a row may use up together."""
+_BYTES_PER_SECOND: Final = 500_000
+"""The slowest upload that is waited for."""
+
+R = TypeVar("R")
+
+
+@contextmanager
+def environment_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Calls:
+    """Makes the calls of one job to one server."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._slow_seconds = 0.0
+        self._is_silent = False
+
+    def run(self, name: str, call: Callable[..., R], *args: Any, folder: Path | None = None, **kwargs: Any) -> R:
+        """Return what a call returns.
+
+        It may take three times MLFLOW_HTTP_REQUEST_TIMEOUT, longer by the size of the files that it is given, and as
+        long as a download into `folder` grows. Slow calls in a row share two such deadlines; once one was missed, the
+        others of the job have the shortest. Raises TimeoutError.
+        """
+        size = sum(_size(Path(value)) for value in (*args, *kwargs.values()) if isinstance(value, str))
+        # The server may be as long in passing files on as it was in taking them.
+        longer = {} if folder or not size else {_TIMEOUT: f"{_silence() + size / _BYTES_PER_SECOND:.0f}"}
+        limit = self._limit() + (size / _BYTES_PER_SECOND if longer else 0.0)
+        outcome: list[tuple[bool, Any]] = []
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                outcome.append((True, context.run(functools.partial(call, *args, **kwargs))))
+            except BaseException as error:  # raised again below
+                outcome.append((False, error))
+
+        # A thread that hangs does not keep the process.
+        thread = threading.Thread(target=work, daemon=True, name=f"mlflow-{name}")
+        started = time.monotonic()
+        with environment_set(longer):
+            thread.start()
+            self._wait(thread, name, limit, folder)
+        seconds = time.monotonic() - started
+        if not outcome:
+            self._is_silent = True
+            raise TimeoutError(f"no answer to {name} within {seconds:.0f} s; {_TIMEOUT} sets the limit")
+        if folder is None:
+            self._slow_seconds = self._slow_seconds + seconds if seconds > _NOTICE_SECONDS else 0.0
+        is_answer, value = outcome[0]
+        if not is_answer:
+            raise value
+        return value  # type: ignore[no-any-return]
+
+    def _limit(self) -> float:
+        limit = _ATTEMPTS * _silence()
+        shortest = min(limit, _NOTICE_SECONDS)
+        if self._is_silent:
+            return shortest
+        return max(shortest, min(limit, _SLOW_CALLS * limit - self._slow_seconds))
+
+    def _wait(self, thread: threading.Thread, name: str, limit: float, folder: Path | None) -> None:
+        started, is_quiet = time.monotonic(), True
+        deadline, size = started + limit, 0
+        while thread.is_alive() and (now := time.monotonic()) < deadline:
+            if is_quiet and now - started >= _NOTICE_SECONDS:
+                is_quiet = False
+                shown = without_password(self.uri)
+                _LOG.warning("waiting for MLflow at %s to answer %s, up to %.0f s", shown, name, deadline - started)
+            pause = _NOTICE_SECONDS - (now - started) if is_quiet else 1.0
+            thread.join(min(max(pause, 0.01), deadline - now))
+            if folder is not None and (grown := _size(folder)) != size:
+                deadline, size = time.monotonic() + limit, grown
+
+
+class TimedClient:
+    """An MLflow client whose every call has a deadline."""
+
+    def __init__(self, client: Any, calls: Calls) -> None:
+        self._client, self._calls = client, calls
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method of the client that raises TimeoutError where there is no answer in time."""
+        method = getattr(self._client, name)
+        return functools.partial(self._calls.run, name, method)
+
+    def download_artifacts(self, run_id: str, path: str, folder: str) -> Any:
+        """Download artifacts of a run; it may take as long as the folder grows."""
+        method = self._client.download_artifacts
+        return self._calls.run("download_artifacts", method, run_id, path, folder, folder=Path(folder))
+
+
+def _silence() -> float:
+    """Return for how many seconds a connection may be silent."""
+    return float(os.environ.get(_TIMEOUT) or _DEFAULT_SILENCE)
+
+
+def _size(path: Path) -> int:
+    """Return how many bytes a file or folder has, 0 where there is none."""
+    try:
+        files = [path] if path.is_file() else path.rglob("*") if path.is_dir() and path.is_absolute() else []
+        return sum(file.lstat().st_size for file in files)
+    except (OSError, ValueError):  # a text that is no path, or a file that has just gone
+        return 0

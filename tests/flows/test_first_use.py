@@ -1,0 +1,76 @@
+"""The first use of an MLflow store: by several jobs at once, cut short, and of one that is damaged."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from forecast.config import RegistryConfig
+from forecast.errors import RegistryError
+from forecast.registry import Registry
+
+JOB = """
+import sys
+from forecast.config import RegistryConfig
+from forecast.registry import Registry
+registry = Registry(RegistryConfig(name=sys.argv[1], tracking_uri=sys.argv[2]))
+print("experiment", registry._experiment())
+"""
+
+
+def start(name: str, database: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", JOB, name, f"sqlite:///{database}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_kill_while_the_tables_are_made_leaves_nothing_and_two_jobs_at_once_make_them(tmp_path: Path) -> None:
+    database, unfinished = tmp_path / "new" / "mlflow.db", tmp_path / "new" / ".mlflow.db.unfinished"
+    killed = start("a", database)
+    while not (unfinished.exists() and unfinished.stat().st_size):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert unfinished.exists()
+    assert not database.exists()
+    jobs = [start(name, database) for name in ("a", "b")]
+    said = {job.communicate()[0].splitlines()[-1] for job in jobs}
+    assert said == {"experiment 1", "experiment 2"}
+    assert [path.name for path in database.parent.iterdir()] == ["mlflow.db"]
+    with closing(sqlite3.connect(database)) as connection:
+        names = connection.execute("select name from experiments order by experiment_id").fetchall()
+    assert names[0] == ("Default",)
+    assert sorted(names[1:]) == [("a",), ("b",)]
+
+
+def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    (tmp_path / "link.db").symlink_to(database)
+    registry = Registry(RegistryConfig(name="a", tracking_uri=f"sqlite:///{tmp_path / 'link.db'}"))
+    registry.check_runs()
+    assert (tmp_path / "link.db").is_symlink()
+    assert database.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "statements",
+    ["create table experiments (experiment_id integer)", "create table alembic_version (version_num varchar)"],
+    ids=["a table", "an unknown revision"],
+)
+def test_tables_that_can_not_be_completed_are_an_error_that_says_so(tmp_path: Path, statements: str) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(statements)
+        if "alembic" in statements:
+            connection.execute("insert into alembic_version values ('f00')")
+        connection.commit()
+    with pytest.raises(RegistryError, match=r"mlflow\.db: some of MLflow's tables are missing.*move the database away"):
+        Registry(RegistryConfig(tracking_uri=f"sqlite:///{database}"))
