@@ -505,17 +505,22 @@ class Scheduler:
             del facts[name]
 
         def claim() -> bool:
-            if self.ledger.claim_notice(entry.id, self._notify.seconds + _LEASE):
-                return True
-            self._queued.discard(entry.id)
-            return False
+            is_ours = False
+            try:
+                is_ours = self.ledger.claim_notice(entry.id, self._notify.seconds + _LEASE)
+            finally:
+                if not is_ours:
+                    self._queued.discard(entry.id)
+            return is_ours
 
         def close(delivered: bool) -> None:
-            if delivered:
-                self.ledger.close_notice(entry.id)
-            else:
-                self.ledger.postpone_notice(entry.id, _POSTPONE)
-            self._queued.discard(entry.id)
+            try:
+                if delivered:
+                    self.ledger.close_notice(entry.id)
+                else:
+                    self.ledger.postpone_notice(entry.id, _POSTPONE)
+            finally:
+                self._queued.discard(entry.id)
 
         self._queued.add(entry.id)
         key = f"{entry.schedule}/{entry.slot}/{event}/{entry.id}"

@@ -150,6 +150,29 @@ def test_what_is_settled_stays_so(ledger: Ledger) -> None:
     assert ledger.settled("weekly") is None
 
 
+def test_a_ledger_of_version_2_keeps_its_runs_and_sends_no_old_notice(ledger: Ledger, tmp_path: Path) -> None:
+    slot = job(schedule="nightly", slot="2024-01-01T00:00:00+00:00")
+    for code in (3, 2):
+        ledger.end(ledger.begin(slot).id, "failed", code)
+    running = ledger.begin(job())
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        database.execute("drop index gatecast_runs_notice")
+        for name in ("process", "notice", "settings_digest"):
+            database.execute(f"alter table gatecast_runs drop column {name}")
+        database.execute("update gatecast_ledger set version = 2")
+    again = Ledger(ledger.uri)
+    entries = again.entries(every=True)
+    assert [(entry.status, entry.attempt, entry.failures) for entry in entries] == [
+        ("running", 1, 0),
+        ("failed", 2, 2),
+        ("failed", 1, 1),
+    ]
+    assert again.notices("nightly") == []
+    assert [entry.process for entry in entries] == ["", "", ""]
+    again.end(running.id, "done", 0)
+    assert [entry.id for entry in again.refused("nightly", 2)] == [2]
+
+
 def test_an_older_ledger_gets_the_columns_it_lacks(ledger: Ledger, tmp_path: Path) -> None:
     before = ledger.begin(job())
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:

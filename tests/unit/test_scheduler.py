@@ -179,6 +179,19 @@ def test_a_notice_that_is_not_delivered_stays_due(ledger: Ledger, tmp_path: Path
     assert [notice["id"] for notice in notices(again, tmp_path)] == [entry.id]
 
 
+def test_a_notice_that_a_ledger_held_up_is_sent_later(ledger: Ledger, tmp_path: Path) -> None:
+    attempt(ledger, FIRST, "failed", 2)
+    night = scheduler(ledger, tmp_path)
+    (entry,) = ledger.notices("nightly")
+    night.ledger = Ledger(f"sqlite:///{tmp_path / 'gone.db'}")
+    (tmp_path / "gone.db").write_text("this is no database, " * 99)
+    night._send(entry)
+    assert notices(night, tmp_path) == []
+    night.ledger = ledger
+    night._tell("nightly")
+    assert [notice["id"] for notice in notices(night, tmp_path)] == [entry.id]
+
+
 def test_one_claims_a_notice(ledger: Ledger) -> None:
     entry = attempt(ledger, FIRST, "failed", 2)
     assert [ledger.claim_notice(entry.id, 60) for _ in range(2)] == [True, False]
