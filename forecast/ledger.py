@@ -226,13 +226,13 @@ class Ledger:
             conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same})")
         where = " and ".join(conditions)
         sure = status in (None, "done", "failed")
-        with self._open() as database:
+        with self._read() as database:
             found = _found(database, where, values, limit if sure else None)
         return [entry for entry in found if status in (None, entry.status)][:limit]
 
     def get(self, entry: int) -> Entry:
         """Return an attempt. Raises LedgerError if there is none of this number."""
-        with self._open() as database:
+        with self._read() as database:
             found = _found(database, "id = ?", [entry])
         if not found:
             raise LedgerError(f"{self.shown}: there is no run {entry}; `forecast runs list` shows those there are")
@@ -240,19 +240,19 @@ class Ledger:
 
     def latest(self, schedule: str, slot: str) -> Entry | None:
         """Return the latest attempt at a slot."""
-        with self._open() as database:
+        with self._read() as database:
             found = _found(database, "schedule = ? and slot = ?", [schedule, slot])
         return found[0] if found else None
 
     def slots(self, schedule: str, first: str, last: str) -> dict[str, Entry]:
         """Return the latest attempt at each slot from `first` to `last`."""
-        with self._open() as database:
+        with self._read() as database:
             found = _found(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
         return {entry.slot: entry for entry in reversed(found)}
 
     def settled(self, schedule: str) -> datetime | None:
         """Return until when everything of a schedule is settled: done, given up, or skipped; None if it is new."""
-        with self._open() as database:
+        with self._read() as database:
             rows = database.execute("select settled from gatecast_schedules where name = ?", [schedule])
         return datetime.fromisoformat(rows[0]["settled"]) if rows else None
 
@@ -332,10 +332,26 @@ class Ledger:
     @contextmanager
     def _open(self) -> Iterator[Database]:
         """Yield a transaction, one at a time over all processes, in a database that has our tables."""
+        with self._transaction(writes=True) as database:
+            database.alone(_LOCK)
+            self._prepare(database)
+            yield database
+
+    @contextmanager
+    def _read(self) -> Iterator[Database]:
+        """Yield a transaction that waits for no other, in a database that has our tables."""
+        with self._transaction(writes=False) as database:
+            if _is_prepared(database):
+                yield database
+                return
+        with self._open() as database:
+            yield database
+
+    @contextmanager
+    def _transaction(self, *, writes: bool) -> Iterator[Database]:
         try:
-            with transaction(self.uri, _KEY) as database:
-                database.alone(_LOCK)
-                self._prepare(database)
+            with transaction(self.uri, _KEY, writes=writes) as database:
+                database.limit_waits()
                 yield database
         except OutputError as error:
             raise LedgerError(f"the ledger does not answer: {error}") from None
@@ -367,6 +383,12 @@ class Ledger:
 def _create_indices(database: Database) -> None:
     for name, columns in {**_INDICES, "notice": ("schedule", "notice")}.items():
         database.execute(f"create index if not exists gatecast_runs_{name} on gatecast_runs ({', '.join(columns)})")
+
+
+def _is_prepared(database: Database) -> bool:
+    if not database.has_table("gatecast_ledger"):
+        return False
+    return database.execute("select version from gatecast_ledger") == [{"version": _VERSION}]
 
 
 def _found(database: Database, where: str, values: list[Any], limit: int | None = None) -> list[Entry]:

@@ -5,9 +5,11 @@ a third of the memory. SQLite is read and written through Python's own module: A
 columns from the first rows, and stops at the first fraction or text behind nulls or whole numbers.
 """
 
+import logging
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -26,7 +28,10 @@ from forecast.names import TIMESTAMP
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LOG = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 10
+_LOCK_SECONDS: Final = 30
+_NOTICE_SECONDS: Final = 5.0
 
 # Rows that Python objects are made of at a time.
 _SQLITE_ROWS: Final = 50_000
@@ -281,9 +286,33 @@ class Database:
         return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()] if names else []
 
     def alone(self, number: int) -> None:
-        """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway."""
+        """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway.
+
+        Raises OutputError if one of them holds it for half a minute.
+        """
+        if not self._postgresql:
+            return
+        started, is_silent = time.monotonic(), True
+        while not self.execute(f"select pg_try_advisory_xact_lock({number}) as taken")[0]["taken"]:
+            seconds = time.monotonic() - started
+            if seconds > _LOCK_SECONDS:
+                raise OutputError(f"another client has held its lock for {_LOCK_SECONDS} s; end that one's transaction")
+            if is_silent and seconds > _NOTICE_SECONDS:
+                _LOG.warning("waiting for another client that holds a lock, up to %d s", _LOCK_SECONDS)
+                is_silent = False
+            time.sleep(0.05)
+
+    def limit_waits(self) -> None:
+        """Make statements of this transaction an error that wait for a lock for half a minute; SQLite waits 5 s."""
         if self._postgresql:
-            self.execute(f"select pg_advisory_xact_lock({number})")
+            self.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
+
+    def has_table(self, table: str) -> bool:
+        """Return whether there is a table or view of this name."""
+        query = f"select to_regclass('\"{table}\"') is not null"
+        if not self._postgresql:
+            query = f"select exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
+        return bool(self._one(query))
 
     def create(self, table: str, schema: pl.Schema, key: Sequence[str] = ()) -> None:
         """Make a table if there is none. Raises OutputError if there is one with other columns."""
@@ -317,10 +346,7 @@ class Database:
 
     def rows(self, table: str, column: str, value: datetime) -> int:
         """Return how many rows have this value; 0 if there is no such table."""
-        there = f"to_regclass('\"{table}\"') is not null"
-        if not self._postgresql:
-            there = f"exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
-        if not self._one(f"select {there}"):
+        if not self.has_table(table):
             return 0
         return int(self._one(f'select count(*) from "{table}" where "{column}" = {_literal(value)}'))
 
@@ -330,8 +356,10 @@ class Database:
 
 
 @contextmanager
-def transaction(uri: str, key: str) -> Iterator[Database]:
+def transaction(uri: str, key: str, *, writes: bool = True) -> Iterator[Database]:
     """Yield a transaction in the database at `uri`, to which the setting `key` is set.
+
+    One that does not write need not wait for others that do.
 
     Raises OutputError if the database does not answer or refuses something; nothing has changed then.
     """
@@ -353,7 +381,7 @@ def transaction(uri: str, key: str) -> Iterator[Database]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-            connection.execute("begin immediate")
+            connection.execute("begin immediate" if writes else "begin")
             try:
                 yield Database(connection.cursor(), postgresql=False)
                 connection.execute("commit")

@@ -22,7 +22,10 @@ import pytest
 import services
 from flow import END, NAME, Store, forecast, refuse, succeed
 
-from forecast.ledger import Entry, Ledger
+from forecast import ledger as ledger_module
+from forecast.data import sql
+from forecast.errors import LedgerError
+from forecast.ledger import Entry, Job, Ledger
 
 MODEL = f"registry.name={NAME}"
 FIRST = (END - timedelta(days=4)).date()
@@ -333,3 +336,27 @@ def test_a_ledger_in_postgresql(postgresql: str, promoted: Store) -> None:
     assert listed.count("nightly") == 2
     assert services.PASSWORD_IN_URI not in listed
     assert not Path("gatecast.db").exists()
+
+
+def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_reads(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sql, "_LOCK_SECONDS", 1)
+    monkeypatch.setattr(sql, "_NOTICE_SECONDS", 0.2)
+    shared = Ledger(postgresql)
+    entry = shared.begin(Job(flow="score", config={}))
+    with sql.transaction(postgresql, "ledger.uri") as client:
+        client.alone(ledger_module._LOCK)
+        assert [other.id for other in shared.entries()] == [entry.id]
+        assert shared.get(entry.id).status == "running"
+        with pytest.raises(LedgerError, match="another client has held its lock for 1 s"):
+            shared.beat(entry.id)
+    assert [record.getMessage() for record in caplog.records if "waiting for another client" in record.getMessage()]
+    with sql.transaction(postgresql, "ledger.uri") as client:
+        client.execute("lock table gatecast_runs in access exclusive mode")
+        with pytest.raises(LedgerError, match="lock timeout"):
+            shared.entries()
+    shared.end(entry.id, "done", 0)
+    assert shared.get(entry.id).status == "done"
+    with sql.transaction(postgresql, "ledger.uri") as client:
+        client.execute("delete from gatecast_runs where id = ?", [entry.id])
