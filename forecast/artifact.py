@@ -17,13 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from forecast.artifact_checks import check, check_size
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.extent import any_late_at
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.source import Tables
-from forecast.errors import ArtifactError, DataError
+from forecast.errors import ArtifactError, DataError, listing
 from forecast.frequency import Grid
 from forecast.models.bank import Bank
 from forecast.models.conformal import Calibration
@@ -230,8 +231,37 @@ class Artifact:
 def load(folder: Path) -> Artifact:
     """Return the model in `folder`, after checking every file against the manifest.
 
-    Raises ArtifactError if a file is missing or changed, or the format is of another version.
+    Raises ArtifactError if a file is missing or changed, the format is of another version, a number is not finite, or
+    the files do not fit together.
     """
+    files = _files(folder)
+    damaged = _damaged(folder, files)
+    if damaged:
+        raise ArtifactError(f"{folder}: {listing(damaged)}; download the version again")
+    try:
+        artifact = _parse(folder, files)
+        check(artifact)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}; download the version again, or use the gatecast it is of") from error
+    except Exception as error:  # Whatever content makes the libraries below raise.
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"{folder}: its files are those of its manifest, but describe no model that this program knows "
+            f"({type(error).__name__}: {reason}); use the gatecast that wrote it, or register it again"
+        ) from error
+    return artifact
+
+
+def is_intact(folder: Path, expected: str) -> bool:
+    """Return whether a folder holds the model of a digest, each file as it was saved."""
+    try:
+        return digest(folder) == expected and not _damaged(folder, _files(folder))
+    except (OSError, ArtifactError):
+        return False
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files in a manifest. Raises ArtifactError."""
     manifest = _read_json(folder / _MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -239,22 +269,37 @@ def load(folder: Path) -> Artifact:
             f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast"
         )
     files = manifest.get("files")
-    if not isinstance(files, dict) or not {_CONFIG, _WEIGHTS} <= files.keys():
+    if (
+        not isinstance(files, dict)
+        or not {_CONFIG, _WEIGHTS} <= files.keys()
+        or any(Path(name).name != name for name in files)
+    ):
         raise ArtifactError(f"{folder}: {_MANIFEST} does not list the files of a model; download the version again")
+    return files
+
+
+def _damaged(folder: Path, files: dict[str, str]) -> list[str]:
+    """Return what is wrong with the files of a manifest. Raises OSError."""
+    reasons = []
     for name, expected in files.items():
         if not (folder / name).is_file():
-            raise ArtifactError(f"{folder}: {name} is missing; download the version again")
-        if _hash(folder / name) != expected:
-            raise ArtifactError(
-                f"{folder}: {name} does not match its manifest; it was changed or damaged, download the version again"
-            )
+            reasons.append(f"{name} is missing")
+        elif _hash(folder / name) != expected:
+            reasons.append(f"{name} does not match its manifest, it was changed or damaged")
+    return reasons
+
+
+def _parse(folder: Path, files: dict[str, str]) -> Artifact:
+    """Return the model that checked files describe. Raises whatever malformed content does."""
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
     shapes = config.get("members", {_WEIGHTS: config["shape"]})
     members = []
     for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
-        members.append(RecurrentForecaster(NetworkShape.from_json(shapes[name]), model))
         weights = safetensors.torch.load_file(folder / name)
+        shape = NetworkShape.from_json(shapes[name])
+        check_size(shape, model, weights)
+        members.append(RecurrentForecaster(shape, model))
         for added in ("cold_scale", "mean_shift"):  # Not in models of earlier releases.
             weights.setdefault(added, getattr(members[-1], added))
         members[-1].load_state_dict(weights)
@@ -298,7 +343,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path.parent}: not a gatecast model, {path.name} is missing") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
 
 

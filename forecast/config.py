@@ -871,6 +871,10 @@ class ScoreSettings(Config):
     that is measured once for each model and output.path, and remembered there."""
     force: bool = False
     """Forecast and write cutoffs that are done already, too."""
+    min_model_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Least share of the forecast series that the model must speak for: the others are seasonal naive or last values. A
+    cutoff with fewer fails, and so does one in which it speaks for no series, whatever this is; what was written for it
+    before stays."""
     shadow: Alias | None = None
     """A second version that forecasts, too, for `forecast monitor` to compare: an alias, a number, or previous, the one
     that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""

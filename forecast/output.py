@@ -39,7 +39,19 @@ from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.onnx import Forward, OnnxForecaster, is_faster
-from forecast.names import MEAN, REASON, SERIES_ID, SOURCE, STEP, TIMESTAMP, sample_column
+from forecast.names import (
+    MEAN,
+    REASON,
+    SERIES_ID,
+    SOURCE,
+    SOURCE_FINE_TUNED,
+    SOURCE_LAST_VALUE,
+    SOURCE_PRETRAINED,
+    SOURCE_SEASONAL_NAIVE,
+    STEP,
+    TIMESTAMP,
+    sample_column,
+)
 from forecast.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
 from forecast.state import Rows, Update, check_model
 
@@ -168,6 +180,7 @@ class Job:
         parts, files = self._parts(cutoff, moment, keys, staging, update, seconds, progress)
         begun = time.monotonic()
         content = self._content(inputs | {"data_digest": data_digest, "key": key}, parts)
+        self._check_sources(content)
         if update:
             update.publish()  # What is not published yet is made from it again, and is the same.
         write_text_atomic("", staging / _PUBLISHING)
@@ -362,6 +375,22 @@ class Job:
         write_parquet_atomic(frame, staging / FORECASTS / name, {_PART: json.dumps(asdict(part))})
         seconds["write"] += time.monotonic() - begun
         return part
+
+    def _check_sources(self, content: dict[str, Any]) -> None:
+        """Raise DataError if the model spoke for no series, or for fewer than score.min_model_share."""
+        sources, series = content["sources"], content["series"]
+        n_model = sum(sources.get(name, 0) for name in (SOURCE_FINE_TUNED, SOURCE_PRETRAINED))
+        if n_model and n_model >= self._score.min_model_share * series["forecast"]:
+            return
+        others = [f"{sources[name]:,} {name}" for name in (SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE) if name in sources]
+        rejected = [f"{series['rejected']:,} rejected"] if series["rejected"] else []
+        raise DataError(
+            f"the model forecast {n_model:,} of {series['forecast']:,} series at {content['cutoff']} "
+            f"(score.min_model_share={self._score.min_model_share:g}; {listing([*others, *rejected])}), so nothing is "
+            "published. It gives no finite forecast of a series without a value in its last "
+            f"{self.artifact.network.shape.context_length:,} steps; check the cutoff and the newest rows of the table, "
+            "or take another version"
+        )
 
     def _content(self, versions: dict[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
         """Return the manifest, but for what the sink holds. No series and no row is lost on the way to it."""

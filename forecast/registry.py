@@ -6,6 +6,7 @@ with the number of series.
 
 import functools
 import json
+import logging
 import os
 import platform
 import re
@@ -66,6 +67,9 @@ _PARAM_BATCH: Final = 100
 _PARAM_LENGTH: Final = 6000
 _DATASET_DIGEST_LENGTH: Final = 36
 _FIRST_CALL: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -513,8 +517,8 @@ class Registry:
     def download(self, version: Version) -> Path:
         """Return the artifact folder of a version.
 
-        The local cache is keyed by digest: a version that is in it makes no request. The manifest is checked against
-        the digest here, the files against the manifest by `forecast.artifact.load`.
+        The local cache is keyed by digest: a version that is in it, each file as it was saved, makes no request. One
+        that is damaged there is fetched again. Raises RegistryError, also where what the registry has is damaged.
         """
         from forecast import artifact  # brings torch with it
 
@@ -522,14 +526,23 @@ class Registry:
             raise RegistryError(f"{version} is not one of ours: its tag `digest` is {version.digest!r}")
         cache = Path(os.environ.get("GATECAST_CACHE") or Path.home() / ".cache" / "gatecast")
         folder = cache / version.digest
-        if not folder.is_dir():
+        if artifact.is_intact(folder, version.digest):
+            return folder
+        if folder.exists():
+            _LOG.warning("%s, the cached copy of %s, is damaged; it is fetched again", folder, version)
+        try:
             cache.mkdir(parents=True, exist_ok=True)
             self._fetch(version, folder)
-        if artifact.digest(folder) != version.digest:
-            raise RegistryError(f"{folder} is not {version}: its digest differs; delete the folder and try again")
+        except OSError as error:
+            raise RegistryError(
+                f"{version} can't be kept in {cache}: {error.strerror or error}; set GATECAST_CACHE to another folder"
+            ) from error
         return folder
 
     def _fetch(self, version: Version, folder: Path) -> None:
+        """Put the files of a version into the cache once all of them are checked."""
+        from forecast import artifact
+
         root = self._client.get_model_version_download_uri(version.name, str(version.number))
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:
             fetched = self._calls.run(
@@ -541,10 +554,19 @@ class Registry:
                 tracking_uri=self.uri,
                 registry_uri=self.uri,
             )
+            if not artifact.is_intact(Path(fetched), version.digest):
+                raise RegistryError(
+                    f"{version} is damaged in the registry: its files are not those of digest {version.digest[:16]}; "
+                    "take another version (registry.alias), or train or register it again"
+                )
+            if artifact.is_intact(folder, version.digest):  # Another job was faster.
+                return
+            with suppress(FileNotFoundError):
+                folder.rename(Path(temporary) / "replaced")
             try:
                 Path(fetched).rename(folder)
-            except OSError:  # another job was faster
-                if not folder.is_dir():
+            except OSError:
+                if not artifact.is_intact(folder, version.digest):
                     raise
 
     @_calls_mlflow

@@ -39,6 +39,7 @@ NEW: Final = "new"
 
 _KEY: Final = "score.state"
 _INDEX: Final = "state.json"
+_MAX_CUTOFF: Final = 1 << 53
 _LOG = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.uint8]
@@ -121,15 +122,17 @@ class Update:
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            version, digest = found["format_version"], found["model_digest"]
-        except (OSError, ValueError, KeyError, TypeError):
+            index = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return self._unused("can't be read")
-        if version != FORMAT_VERSION:
+        version = index.get("format_version") if isinstance(index, dict) else None
+        if version is not None and version != FORMAT_VERSION:
             return self._unused(f"has format version {version}, this program reads {FORMAT_VERSION}")
-        if digest != self._model_digest:
+        if version is None or not _is_index(index):
+            return self._unused("is damaged")
+        if index["model_digest"] != self._model_digest:
             return self._unused("is of another model")
-        known: dict[str, Any] = found
+        known: dict[str, Any] = index
         return known
 
     def has(self, name: str, shard: Panel) -> bool:
@@ -213,11 +216,27 @@ class Update:
         try:
             content = (self._folder / name).read_bytes()
             if hashlib.sha256(content).hexdigest() == self._old["parts"][name]["sha256"]:
-                return Rows.from_bytes(content)
-        except (OSError, KeyError, ValueError, SafetensorError):
+                rows = Rows.from_bytes(content)
+                if self._fits(rows):
+                    return rows
+        except (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError):
             pass
         self._unused(f"has lost or damaged {name}")
         return self._none()
+
+    def _fits(self, rows: Rows) -> bool:
+        """Return whether rows that were read are a state of this model."""
+        n_series = len(rows.series_id)
+        blank = Carried.blank(self._artifact.network, n_series)
+        return (
+            all(isinstance(name, str) for name in rows.series_id.tolist())
+            and rows.digests.dtype == np.uint8
+            and rows.digests.shape == (n_series, 16)
+            and all(
+                values.shape == none.shape and values.dtype == none.dtype
+                for values, none in zip(rows.carried, blank, strict=True)
+            )
+        )
 
     def save(self, name: str, rows: Rows) -> None:
         """Write the part of a shard; it counts once it is published."""
@@ -246,12 +265,29 @@ class Update:
         if content != self._old:
             write_text_atomic(json.dumps(content, indent=1) + "\n", self._folder / _INDEX, key=_KEY)
         for path in self._folder.iterdir():
-            if path.name != _INDEX and path.name not in parts:
+            if path.name != _INDEX and path.name not in parts and not path.is_dir():
                 path.unlink()
 
     def _hash(self, name: str) -> str:
         with (self._folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_index(index: dict[str, Any]) -> bool:
+    """Return whether what was read as JSON has all that the index of a state has."""
+    cutoff, parts = index.get("cutoff_index"), index.get("parts")
+    return (
+        isinstance(index.get("model_digest"), str)
+        and type(cutoff) is int
+        and abs(cutoff) < _MAX_CUTOFF
+        and isinstance(parts, dict)
+        and all(
+            Path(name).name == name
+            and isinstance(part, dict)
+            and all(isinstance(part.get(field), str) for field in ("first", "last", "sha256"))
+            for name, part in parts.items()
+        )
+    )
 
 
 def _up_to_the_last(values: TargetArray) -> bytes:

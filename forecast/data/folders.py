@@ -1,14 +1,16 @@
 """Folders that a job writes into: whether it can, and one job at a time."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from forecast.errors import OutputError
 
@@ -49,7 +51,7 @@ def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
     `key` is the setting that names it.
     """
     check_writable(folder, key)
-    with (folder / LOCK).open("a+") as file:
+    with _open_lock(folder / LOCK, key) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,3 +70,18 @@ def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
             yield
         finally:
             os.truncate(file.fileno(), 0)
+
+
+def _open_lock(path: Path, key: str) -> TextIO:
+    """Return the open lock file at a path. Raises OutputError for a link, or anything else but a file of its own."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or error
+        raise OutputError(f"can't lock {path.parent}: {path}: {reason}; remove it, or choose another {key}") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        what = "it is another name of a file" if stat.S_ISREG(status.st_mode) else "it is no file"
+        raise OutputError(f"can't lock {path.parent}: {path}: {what}; remove it, or choose another {key}")
+    return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")

@@ -1,7 +1,10 @@
 import hashlib
 import json
+import os
+import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ def artifact(folder: Path, seed: float = 0.0) -> tuple[Path, str]:
     """Write the outside of an artifact: weights, and a manifest that gives the digest."""
     folder.mkdir(parents=True)
     safetensors.numpy.save_file({"weight": np.full(3, seed, np.float32)}, folder / "model.safetensors")
-    manifest = json.dumps({"seed": seed})
+    (folder / "config.json").write_text("{}")
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    manifest = json.dumps({"format_version": 1, "files": files})
     (folder / "manifest.json").write_text(manifest)
     return folder, hashlib.sha256(manifest.encode()).hexdigest()
 
@@ -74,11 +79,41 @@ def test_download_returns_the_folder_as_it_was_and_asks_the_store_once(registry:
     assert [path.name for path in first.parent.iterdir()] == [version.digest]
 
 
-def test_a_changed_manifest_is_refused(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["manifest", "weights", "missing", "empty", "file"])
+def test_a_damaged_copy_in_the_cache_is_fetched_again(registry: Registry, tmp_path: Path, damage: str) -> None:
     version = register(registry, tmp_path, 1.0)
-    (registry.download(version) / "manifest.json").write_text("{}")
-    with pytest.raises(RegistryError, match="digest differs; delete the folder"):
-        registry.download(version)
+    folder = registry.download(version)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if damage == "manifest":
+        (folder / "manifest.json").write_text("{}")
+    elif damage == "weights":
+        content = bytearray(whole["model.safetensors"])
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+    elif damage == "missing":
+        (folder / "config.json").unlink()
+    else:
+        shutil.rmtree(folder)
+        if damage == "empty":
+            folder.mkdir()
+        else:
+            folder.write_text("?")
+    assert registry.download(version) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert [path.name for path in folder.parent.iterdir()] == [version.digest]
+    registry._client = counting = CountingClient(registry._client)  # type: ignore[assignment]
+    assert registry.download(version) == folder
+    assert not counting.calls
+
+
+def test_a_damaged_copy_in_the_registry_is_not_kept(registry: Registry, tmp_path: Path) -> None:
+    version = register(registry, tmp_path, 1.0)
+    other = replace(register(registry, tmp_path, 2.0), digest=version.digest)
+    with pytest.raises(RegistryError, match=r"flights v2 is damaged in the registry: .*take another version"):
+        registry.download(other)
+    cache = Path(os.environ["GATECAST_CACHE"])
+    assert not cache.exists() or list(cache.iterdir()) == []
+    assert registry.download(version).is_dir()
 
 
 def test_a_model_of_somebody_else_is_refused(registry: Registry) -> None:

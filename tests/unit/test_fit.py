@@ -343,7 +343,8 @@ def events(table: Table, loaded: Load) -> Loaded:
     # A derived row comes after those of the columns.
     panel = dataclasses.replace(found.panel, past=np.concatenate([found.panel.past, found.panel.target[None]]))
     values = {"event": tuple("abcde"), "weather": ("dry", "wet")}
-    return dataclasses.replace(found, panel=panel, categories=values)
+    data = found.data.model_copy(update={"rolling": ("mean_3",)})
+    return dataclasses.replace(found, panel=panel, data=data, categories=values)
 
 
 @pytest.fixture(scope="module")

@@ -302,3 +302,34 @@ def test_a_full_disk_is_told_leaves_no_half_file_and_the_next_run_completes(
         assert contents(disk) == contents(tmp_path / "other")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_cutoff_in_which_the_model_speaks_for_too_few_series_fails_and_changes_nothing(
+    trained: FitResult, weekly_table: pl.DataFrame, tmp_path: Path
+) -> None:
+    # Three of eight series have stopped before the context of the others.
+    last = weekly_table["timestamp"].max() - timedelta(days=60)  # type: ignore[operator]
+    stopped = pl.col("series_id").is_in(["s00", "s01", "s02"])
+    table = weekly_table.filter(~stopped | (pl.col("timestamp") <= last))
+    loaded = trained.artifact.read(table.lazy())
+    written = write(trained.artifact, loaded, tmp_path)
+    sources = written.content["sources"]
+    fallen = sum(count for name, count in sources.items() if name in ("seasonal_naive", "last_value"))
+    assert 3 <= fallen < written.content["series"]["forecast"] == 8
+    before, share = contents(tmp_path), 1 - fallen / 8
+    again = {"force": True, "min_model_share": share}
+    assert write(trained.artifact, loaded, tmp_path, again).content["sources"] == sources
+    message = rf"the model forecast {8 - fallen} of 8 series at .*score.min_model_share=.*nothing is published"
+    with pytest.raises(DataError, match=message):
+        write(trained.artifact, loaded, tmp_path, again | {"min_model_share": share + 0.01})
+    network = copy.deepcopy(trained.artifact.network)
+    with torch.no_grad():
+        for values in network.parameters():
+            values.fill_(torch.nan)
+    broken = replace(trained.artifact, network=network)
+    for settings in ({"force": True}, {"state": str(tmp_path / "state"), "force": True}):
+        with pytest.raises(DataError, match=r"the model forecast 0 of 8 series at .*score.min_model_share=0;"):
+            write(broken, loaded, tmp_path, settings)
+    published = {name: value for name, value in contents(tmp_path).items() if name[:1] != "." and name[:5] != "state"}
+    assert published == {name: value for name, value in before.items() if name[:1] != "."}
+    assert not list(tmp_path.glob("state/*/state.json"))

@@ -1,5 +1,6 @@
 """The state that nightly jobs carry on: what it is made of, when it is not used, and what a kill leaves of it."""
 
+import hashlib
 import json
 import logging
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.torch
 import torch
 from kills import killed_at
 
@@ -219,6 +221,79 @@ def test_a_state_that_can_not_be_used_is_made_anew_and_that_is_said(
     # From then on it is used again.
     again = score(trained.artifact, weekly_table, tmp_path, names=NAMES | names, force=True)
     assert again.content["state"] == counts(8, 0, 0)
+
+
+INDEX_CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{f"no {name}": lambda index, name=name: index.pop(name) for name in ("cutoff_index", "parts", "model_digest")},
+    **{
+        f"{name} is {value!r}": lambda index, name=name, value=value: index.update({name: value})
+        for name in ("cutoff_index", "parts", "model_digest")
+        for value in (None, "x", [1], {"a": 1}, 1.5, 10**30, True)
+        if not (name == "model_digest" and value == "x")
+    },
+    "a part is null": lambda index: index["parts"].update({next(iter(index["parts"])): None}),
+    "a part elsewhere": lambda index: index["parts"].update({"../part": next(iter(index["parts"].values()))}),
+    **{
+        f"no {name} of parts": lambda index, name=name: [part.pop(name) for part in index["parts"].values()]
+        for name in ("sha256", "first", "last")
+    },
+}
+
+
+def test_no_index_that_is_not_whole_is_a_traceback(
+    trained: FitResult, weekly_table: pl.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score(trained.artifact, weekly_table, tmp_path)
+    path = tmp_path / "state/phase-000/state.json"
+    whole = path.read_bytes()
+    for name, change in INDEX_CHANGES.items():
+        index = json.loads(whole)
+        change(index)
+        path.write_text(json.dumps(index))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            result = score(trained.artifact, weekly_table, tmp_path, force=True)
+        assert result.content["state"] == counts(0, 8, 0), name
+        assert "it is not used, and made anew from the history" in caplog.text, name
+        assert path.read_bytes() == whole, name
+    for content in (b"[]", b"7", b"null", b"[" * 100_000, b"\xff\xfe", b"", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert score(trained.artifact, weekly_table, tmp_path, force=True).content["state"] == counts(0, 8, 0)
+        assert path.read_bytes() == whole
+
+
+def test_a_part_whose_hash_is_right_and_whose_content_is_not_is_made_anew(
+    trained: FitResult, weekly_table: pl.DataFrame, tmp_path: Path
+) -> None:
+    score(trained.artifact, weekly_table, tmp_path)
+    folder = tmp_path / "state/phase-000"
+    whole = (folder / "state.json").read_bytes()
+    name = sorted(json.loads(whole)["parts"])[1]
+    part = (folder / name).read_bytes()
+    tensors = safetensors.torch.load(part)
+    n_tried = 0
+    for field, values in tensors.items():
+        for other in (
+            None,
+            values[:1],
+            values[None],
+            values.double() if values.is_floating_point() else values.float(),
+        ):
+            changed = {key: kept.contiguous() for key, kept in tensors.items() if key != field}
+            if other is not None:
+                if other.dtype == values.dtype and (other.shape == values.shape or field == "series_id"):
+                    continue  # Names are their bytes, in whatever shape.
+                changed[field] = other.contiguous()
+            content = safetensors.torch.save(changed)
+            index = json.loads(whole)
+            index["parts"][name]["sha256"] = hashlib.sha256(content).hexdigest()
+            (folder / "state.json").write_text(json.dumps(index))
+            (folder / name).write_bytes(content)
+            result = score(trained.artifact, weekly_table, tmp_path, force=True).content["state"]
+            assert result == counts(5, 3, 0), (field, other)
+            assert (folder / name).read_bytes() == part
+            n_tried += 1
+    assert n_tried > 15
 
 
 def test_cutoffs_within_a_segment_have_a_state_each(
