@@ -21,10 +21,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     ValidationInfo,
-    field_serializer,
     field_validator,
     model_validator,
 )
@@ -33,9 +33,22 @@ from pydantic_core import PydanticCustomError
 
 from forecast.errors import ConfigError
 from forecast.names import CHAMPION
+from forecast.redaction import HIDDEN, add_secret, without_password
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Level = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def _serialized(secret: SecretStr) -> str:
+    """Return an address without its password; any other secret is hidden whole."""
+    value = secret.get_secret_value()
+    return without_password(value) if "://" in value else HIDDEN
+
+
+Secret = Annotated[SecretStr, PlainSerializer(_serialized, when_used="json")]
+"""The address of a database, which may hold a password, or another text that is not to be shown."""
+Store = Annotated[SecretStr, PlainSerializer(lambda uri: without_password(uri.get_secret_value()), when_used="json")]
+"""The address of a store, which may hold a password, or a folder."""
 
 
 class Config(BaseModel):
@@ -162,7 +175,7 @@ class SourceConfig(Config):
     path: str | None = None
     """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
     line of JSON per series (gluonts); or a folder that `forecast data prepare` wrote."""
-    uri: SecretStr | None = None
+    uri: Secret | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None
     """The SQL query that gives the table, with data.uri."""
@@ -190,10 +203,6 @@ class SourceConfig(Config):
     max_reject_share: Share = 0.05
     """Stop if a larger share of the rows is rejected."""
 
-    @field_serializer("uri", when_used="json")
-    def _without_password(self, uri: SecretStr | None) -> str | None:
-        return None if uri is None else without_password(uri.get_secret_value())
-
     @field_validator("separator", mode="before")
     @classmethod
     def _tab(cls, separator: object) -> object:
@@ -217,16 +226,6 @@ class SourceConfig(Config):
 
 NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format")
 """Settings of a source that stay as they were in training where a later verb does not give them."""
-
-
-def without_password(uri: str) -> str:
-    """Return a connection URI as it may be shown.
-
-    >>> without_password("postgresql://me:secret@host/db")
-    'postgresql://me:***@host/db'
-    """
-    hidden = re.sub(r"(?<=://)([^/@:]*):\S*@", r"\1:***@", uri)
-    return re.sub(r"((?:password|pwd|token|secret)[^=&;\s]*)=[^&;\s]+", r"\1=***", hidden, flags=re.IGNORECASE)
 
 
 def _days_joined(days: Any) -> Any:
@@ -538,7 +537,7 @@ Alias = Annotated[str, AfterValidator(_alias)]
 class RegistryConfig(Config):
     """Where models and runs are kept."""
 
-    tracking_uri: str | None = None
+    tracking_uri: Store | None = None
     """MLflow store; MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here, when not given."""
     name: str = "forecaster"
     """Registered model; one per forecaster. Without slashes, : . % and quotes; on Databricks, catalog.schema.name."""
@@ -548,7 +547,8 @@ class RegistryConfig(Config):
     @field_validator("name")
     @classmethod
     def _accepted_by_mlflow(cls, name: str, info: ValidationInfo) -> str:
-        uri = info.data.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
+        given = info.data.get("tracking_uri")
+        uri = given.get_secret_value() if given else os.environ.get("MLFLOW_TRACKING_URI") or ""
         return check_model_name(name, dots=uri.startswith("databricks"))
 
 
@@ -817,14 +817,10 @@ class SinkConfig(OutputFolder):
 
     sink: Literal["parquet", "delta", "sql"] = "parquet"
     """Parquet files or Delta Lake tables in output.path, or the database at output.uri."""
-    uri: SecretStr | None = None
+    uri: Secret | None = None
     """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
     """Its table; rejects go to the table of this name with _rejects behind it. Both are made if they do not exist."""
-
-    @field_serializer("uri", when_used="json")
-    def _without_password(self, uri: SecretStr | None) -> str | None:
-        return None if uri is None else without_password(uri.get_secret_value())
 
     @model_validator(mode="after")
     def _fits_the_sink(self) -> Self:
@@ -899,13 +895,9 @@ class VerbConfig(Config):
 class LedgerConfig(Config):
     """Where it is written down what ran."""
 
-    uri: SecretStr | None = None
+    uri: Secret | None = None
     """The database of the run ledger: sqlite:///file.db or postgresql://user@host/db (password from PGPASSWORD);
     GATECAST_LEDGER, or sqlite:///gatecast.db here, when not given."""
-
-    @field_serializer("uri", when_used="json")
-    def _without_password(self, uri: SecretStr | None) -> str | None:
-        return None if uri is None else without_password(uri.get_secret_value())
 
 
 class JobConfig(VerbConfig):
@@ -1371,7 +1363,7 @@ class ServerSettings(Config):
     host: str = "127.0.0.1"
     """Address to listen on; others than this one let other machines in."""
     port: Annotated[int, Field(ge=1, le=65535)] = 5000
-    database: SecretStr | None = None
+    database: Secret | None = None
     """A PostgreSQL that there is already, postgresql://user:password@host/db; DATABASE_URL, or one that is started in
     the folder, when not given."""
     database_port: Annotated[int, Field(ge=1, le=65535)] = 5433
@@ -1451,10 +1443,13 @@ T = TypeVar("T", bound=Config)
 
 
 def load(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return `values` as a `kind`.
+    """Return `values` as a `kind`; its secrets are shown nowhere from then on.
 
     Raises ConfigError that lists every mistake with its path.
     """
+    for path, field in fields(kind):
+        if is_secret(field):
+            _keep_secret(_value_at(values, path))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -1486,10 +1481,34 @@ def group_of(field: FieldInfo) -> type[Config] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
 
 
+def is_secret(field: FieldInfo) -> bool:
+    """Return whether a setting is not to be shown."""
+    return SecretStr in _options(field.annotation)
+
+
+def _keep_secret(value: object) -> None:
+    if isinstance(value, SecretStr):
+        _keep_secret(value.get_secret_value())
+    elif isinstance(value, list | tuple):
+        for element in value:
+            _keep_secret(element)
+    elif isinstance(value, str) and "://" in value:
+        add_secret(value)
+
+
+def _value_at(values: Any, path: str) -> Any:
+    for name in path.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else getattr(values, name, None)
+    return values
+
+
 def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  one for each kind of mistake
     path, given = ".".join(str(part) for part in detail["loc"]), detail["input"]
     if detail["type"] == "extra_forbidden":
         return [f"{leaf}: {_unknown(kind, leaf)}" for leaf in _leaves(path, given)]
+    secret = [name for name, field in fields(kind) if is_secret(field)]
+    if any(name == path or path.startswith(f"{name}.") for name in secret):
+        given = HIDDEN
     group = group_of(dict(fields(kind))[path]) if detail["type"] == "missing" else None
     if detail["type"] == "no_table" or (group and issubclass(group, SourceConfig)):
         return ["data.path: missing; give data.path=VALUE, or data.uri and data.query for a database"]

@@ -6,11 +6,18 @@ defect of ours and shows a traceback with exit code 1.
 
 from collections.abc import Iterable
 
+from forecast.redaction import printable, redacted
+
 
 class GatecastError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that is the user's to mend. Its text has no secrets, and nothing that controls a terminal."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(
+            *(printable(redacted(each), lines=True) if isinstance(each, str) else each for each in arguments)
+        )
 
 
 class ConfigError(GatecastError):
@@ -68,11 +75,11 @@ class RolledBack(GatecastError):
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
-    """Return the first `limit` items as text, with a count of the others.
+    """Return the first `limit` items as text in one line, with a count of the others.
 
     >>> listing(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
-    names = [str(item) for item in items]
+    names = [printable(str(item)) for item in items]
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")

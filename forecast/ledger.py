@@ -10,14 +10,14 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 from forecast import processes
-from forecast.config import without_password
 from forecast.data.sql import Database, transaction
 from forecast.errors import LedgerError, OutputError
+from forecast.redaction import without_password
 
 Status = Literal["running", "done", "failed", "abandoned", "waiting"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -28,7 +28,7 @@ SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two hosts may be apart: what is later than this is in the future."""
 
 _SILENT: Final = 6 * BEAT
-_VERSION: Final = 3
+_VERSION: Final = 4
 _DUE: Final = "due"
 """A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
 needed; a moment alone: when it was sent."""
@@ -55,12 +55,13 @@ _COLUMNS: Final = {
     "exit_code": "bigint",
     "error": "text",
     "config": "text",
+    "given": "text default ''",
     "folder": "text",
     "process": "text default ''",
     "notice": "text default ''",
     "settings_digest": "text default ''",
 }
-_ADDED: Final = {2: ("mlflow",), 3: ("process", "notice", "settings_digest")}
+_ADDED: Final = {2: ("mlflow",), 3: ("process", "notice", "settings_digest"), 4: ("given",)}
 """Text columns that a version of the format has brought."""
 _INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
 """What attempts at the same have in common: of a person, and of a schedule."""
@@ -82,6 +83,8 @@ class Job:
     config_digest: str = ""
     config: Mapping[str, Any]
     """Of the job, without its secrets."""
+    references: Mapping[str, Any] = field(default_factory=dict)
+    """Which of these settings were given as references to the environment or to others, by their paths."""
     schedule: str = ""
     slot: str = ""
     """The moment in UTC that a job of a schedule is for."""
@@ -146,9 +149,10 @@ class Ledger:
                 if before[0].status == "waiting":
                     database.execute("delete from gatecast_runs where id = ?", [before[0].id])
             now = _now()
-            values = vars(job) | {
+            values = {name: value for name, value in vars(job).items() if name != "references"} | {
                 "id": 1 + int(database.execute("select coalesce(max(id), 0) as id from gatecast_runs")[0]["id"]),
                 "config": json.dumps(job.config),
+                "given": json.dumps(job.references),
                 "model": "",
                 "mlflow": "",
                 "status": "running",
@@ -350,7 +354,7 @@ class Ledger:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Database]:
         try:
-            with transaction(self.uri, _KEY, writes=writes) as database:
+            with transaction(self.uri, _KEY, writes=writes, private=True) as database:
                 database.limit_waits()
                 yield database
         except OutputError as error:
@@ -429,7 +433,8 @@ def _entry(row: dict[str, Any]) -> Entry:
         error = f"process {row['pid']} on {row['host']} is gone, and has not said how it ended"
     known = {"started": started, "ended": ended, "status": status, "seconds": seconds, "error": error}
     known["failures"] = int(row["failures"])  # PostgreSQL sums to a decimal number.
-    return Entry(**row | known | {"config": json.loads(row["config"])})
+    references = json.loads(row.pop("given") or "{}")
+    return Entry(**row | known | {"config": json.loads(row["config"]), "references": references})
 
 
 def _alive(host: str, pid: int, process: str, beat: datetime) -> bool:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from forecast.config import without_password
 from forecast.data.panel import Panel
 from forecast.data.profile import DEMAND, frequencies, part_of, quality, summary
 from forecast.data.rejects import Counts
 from forecast.names import CLASS, SERIES_ID, TARGET, TIMESTAMP
 from forecast.page import bar, card, milliseconds, page, rounded, runs, table
 from forecast.plots import clock_label, wall_clock
+from forecast.redaction import redacted
 
 if TYPE_CHECKING:
     from forecast.data.load import Loaded
@@ -44,7 +44,7 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
     (series_id, covariate, missing_history, as from `missing_known`); None if there are no known covariates.
     """
     data, panel = loaded.data, loaded.panel
-    source = data.path if data.uri is None else without_password(data.uri.get_secret_value())
+    source = redacted(str(data.path) if data.uri is None else data.uri.get_secret_value())
     season = "no season" if data.season_length == 1 else f"a season of {data.season_length:,} steps"
     worst = _worst_first(profile)
     content = {

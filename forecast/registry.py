@@ -42,8 +42,9 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 from forecast import names
-from forecast.config import Config, RegistryConfig, without_password
+from forecast.config import Config, RegistryConfig
 from forecast.errors import RegistryError, listing
+from forecast.redaction import redacted, redacted_values, without_password
 from forecast.tracking_calls import Calls, TimedClient, environment_set
 from forecast.tracking_database import prepare_database
 
@@ -154,7 +155,8 @@ def _explained(uri: str) -> Iterator[None]:
 
 def tracking_uri(config: RegistryConfig) -> str:
     """Return the MLflow store in use: configured, from MLFLOW_TRACKING_URI, or a SQLite file here."""
-    return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    given = config.tracking_uri.get_secret_value() if config.tracking_uri else None
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 class Run:
@@ -234,7 +236,7 @@ class Run:
             name=name,
             digest=digest[:_DATASET_DIGEST_LENGTH],
             source_type="local",
-            source=json.dumps({"uri": source}),
+            source=json.dumps({"uri": redacted(source)}),
             profile=json.dumps({"num_rows": rows}),
         )
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
@@ -265,7 +267,7 @@ class Registry:
         except BaseException as error:
             # The error that stopped the job matters more than one in reporting it.
             with suppress(MlflowException, OSError):
-                self._client.set_tag(run.id, "error", f"{type(error).__name__}: {error}"[:5000])
+                self._client.set_tag(run.id, "error", redacted(f"{type(error).__name__}: {error}")[:5000])
                 self._client.set_terminated(run.id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         with _explained(self.uri):
@@ -316,9 +318,7 @@ class Registry:
         experiment = self._experiment()
         info = self._client.create_run(experiment, tags=own, run_name=job).info
         run = Run(self._client, self.uri, info.run_id, experiment)
-        values = config.model_dump(mode="json")
-        if uri := values.get("registry", {}).get("tracking_uri"):
-            values["registry"]["tracking_uri"] = without_password(uri)
+        values = redacted_values(config.model_dump(mode="json"))
         run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
         params = [Param(name, text) for name, text in run.settings.items()]
         for first in range(0, len(params), _PARAM_BATCH):

@@ -244,7 +244,7 @@ class Update:
             return
         content = rows.to_bytes()
         self._hashes[name] = hashlib.sha256(content).hexdigest()
-        write_bytes_atomic(content, self._folder / name, key=_KEY)
+        write_bytes_atomic(content, self._folder / name, key=_KEY, private=True)
 
     def publish(self) -> None:
         """Put the parts of all shards in place of the old state."""
@@ -263,7 +263,7 @@ class Update:
             "parts": parts,
         }
         if content != self._old:
-            write_text_atomic(json.dumps(content, indent=1) + "\n", self._folder / _INDEX, key=_KEY)
+            write_text_atomic(json.dumps(content, indent=1) + "\n", self._folder / _INDEX, key=_KEY, private=True)
         for path in self._folder.iterdir():
             if path.name != _INDEX and path.name not in parts and not path.is_dir():
                 path.unlink()

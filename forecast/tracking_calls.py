@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from forecast.config import without_password
+from forecast.redaction import without_password
 
 _LOG = logging.getLogger(__name__)
 _NOTICE_SECONDS: Final = 5.0

@@ -12,8 +12,9 @@ from typing import Final
 
 import sqlalchemy
 
-from forecast.config import without_password
+from forecast.data.folders import make_private
 from forecast.errors import RegistryError
+from forecast.redaction import without_password
 
 _LOG = logging.getLogger(__name__)
 _LOCK: Final = 7_211_062  # any number, the same for all who make the tables
@@ -73,6 +74,7 @@ def _make_file(file: Path) -> None:
     unfinished = file.with_name(f".{file.name}.unfinished")
     for remains in file.parent.glob(f"{unfinished.name}*"):
         remains.unlink()
+    make_private(unfinished)
     _make_tables(sqlalchemy.URL.create("sqlite", database=str(unfinished)).render_as_string())
     with unfinished.open("rb+") as made:
         os.fsync(made.fileno())

@@ -7,11 +7,14 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import TracebackType
 from typing import Final
 
 from forecast.errors import ConfigError, GatecastError
+from forecast.redaction import shown
 
 # verb: (module:function, what it does); the function takes the arguments after the verb.
 VERBS: Final = {
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning slow each other down many times where the cores are shared. Read when torch is
     # imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.excepthook = _print_traceback
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if verb in ("-h", "--help", "help"):
@@ -55,12 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _function(verb)(rest)
     except GatecastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a defect of ours without secrets."""
+    print(shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _function(verb: str) -> Callable[[list[str]], None]:

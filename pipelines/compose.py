@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from forecast.config import Config, fields, group_of, load
 from forecast.errors import ConfigError
+from forecast.redaction import shown
+from pipelines.references import hide_environment, overrides_of, references_of, with_references, without_secrets
 from pipelines.settings_text import check_whole_numbers, escaped, quoted, read_text, text_settings
 
 T = TypeVar("T", bound=Config)
@@ -44,27 +46,41 @@ def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
 
     `--help` and `--cfg job` print and exit.
     """
+    return verb_settings(kind, verb, argv)[0]
+
+
+def verb_settings(kind: type[T], verb: str, argv: Sequence[str]) -> tuple[T, dict[str, Any]]:
+    """Return the config of a verb from its command line, and which settings were given as references, by their paths.
+
+    `--help` and `--cfg job` print and exit.
+    """
     parser = argparse.ArgumentParser(f"forecast {verb}", add_help=False, allow_abbrev=False, usage=_usage(verb))
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--cfg", choices=["job"])
     parser.add_argument("--config-dir", type=Path)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--overrides-env")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args(argv)
+    if given.overrides_env:
+        given.overrides = [*overrides_of(given.overrides_env), *given.overrides]
     if given.help:
         print(_help(kind, verb, given.config_dir))
         sys.exit()
     if given.config and given.overrides:
         raise ConfigError(f"--config {given.config}: has all settings; change them there: {' '.join(given.overrides)}")
     if given.config:
-        values = yaml_mapping(given.config, "--config")
-        check_whole_numbers(kind, values, [given.config])
+        tree, files = _read(given.config, "--config"), [given.config]
+        references = references_of(_container(tree))
+        hide_environment(kind, references)
+        values = _resolved(tree, f"--config {given.config}")
+        check_whole_numbers(kind, values, files)
     else:
-        values = compose(verb, given.overrides, given.config_dir, kind=kind)
+        values, references = _compose(verb, given.overrides, given.config_dir, kind)
     if given.cfg:
-        _print_config(kind, values)
+        _print_config(kind, values, references)
         sys.exit()
-    return load(kind, values)
+    return load(kind, values), references
 
 
 def compose(
@@ -75,16 +91,21 @@ def compose(
     `config_dir` is a folder of more presets besides ours, `kind` the config of the verb, where that is no job. Settings
     that are text have the text of their overrides.
     """
+    return _compose(verb, overrides, config_dir, kind or _kind_of(verb))[0]
+
+
+def _compose(
+    verb: str, overrides: Sequence[str], config_dir: Path | None, kind: type[Config]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config tree of a verb, and which of its settings were given as references."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
     presets = _presets(verb, config_dir)
     not_here = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - presets.keys()
-    kind = kind or _kind_of(verb)
     translated, mistakes, foreign = [], [], {}
     for override in overrides:
         key, _, value = override.partition("=")
@@ -102,15 +123,15 @@ def compose(
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra.compose(_primary(verb).stem if _primary(verb).exists() else None, overrides=translated)
-        values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
-    assert isinstance(values, dict)
-    settings = {**{str(key): value for key, value in values.items()}, **foreign}
+    references = references_of(_container(composed))
+    hide_environment(kind, references)
+    settings = {**_resolved(composed, "can't compose the config"), **foreign}
     check_whole_numbers(
         kind, settings, (file for folder in filter(None, (CONF, config_dir)) for file in folder.rglob("*.yaml"))
     )
-    return settings
+    return settings, references
 
 
 def _kind_of(verb: str) -> type[Config]:
@@ -125,17 +146,43 @@ def yaml_mapping(file: Path, key: str) -> dict[str, Any]:
 
     `key` is set to the file. Raises ConfigError if it can't be read, or is something else.
     """
+    return _resolved(_read(file, key), f"{key} {file}")
+
+
+def written_mapping(file: Path, key: str) -> dict[str, Any]:
+    """Return what is in a YAML file as `yaml_mapping`, its references as they are written."""
+    return _container(_read(file, key))
+
+
+def _read(file: Path, key: str) -> Any:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
-        found = OmegaConf.load(file)
-        values = OmegaConf.to_container(found, resolve=True)
+        tree = OmegaConf.load(file)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{key} {file}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, DictConfig) or not isinstance(values, dict):
+    if not isinstance(tree, DictConfig):
         raise ConfigError(f"{key} {file}: not a mapping of settings")
+    return tree
+
+
+def _resolved(tree: Any, where: str) -> dict[str, Any]:
+    """Return the settings of a tree of OmegaConf, every reference followed. Raises ConfigError that begins `where`."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _container(tree, resolve=True)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _container(tree: Any, *, resolve: bool = False) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(tree, resolve=resolve)
+    assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
 
 
@@ -187,16 +234,19 @@ def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Confi
     return forced
 
 
-def _print_config(kind: type[Config], values: dict[str, Any]) -> None:
-    """Print the whole config as YAML, defaults included, with ??? for what is missing; mistakes go to stderr."""
+def _print_config(kind: type[Config], values: dict[str, Any], references: dict[str, Any]) -> None:
+    """Print the whole config as YAML, defaults included, with ??? for what is missing; mistakes go to stderr.
+
+    References are printed as they were given, passwords as ***.
+    """
     from omegaconf import OmegaConf
 
     try:
-        full: object = escaped(load(kind, values).model_dump(mode="json"))
+        full = escaped(load(kind, values).model_dump(mode="json"))
     except ConfigError as error:
-        print(f"# {error}".replace("\n", "\n# "), file=sys.stderr)
-        full = OmegaConf.merge(_skeleton(kind), escaped(values))
-    print(OmegaConf.to_yaml(full), end="")
+        print(f"# {shown(str(error))}".replace("\n", "\n# "), file=sys.stderr)
+        full = _container(OmegaConf.merge(_skeleton(kind), escaped(values)))
+    print(OmegaConf.to_yaml(with_references(without_secrets(kind, full), references)), end="")
 
 
 def _skeleton(kind: type[Config]) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from forecast.config import (
     SchedulerConfig,
     ScoreConfig,
     load,
-    without_password,
 )
 from forecast.data.io import UNREADABLE
 from forecast.data.sinks import FORECASTS, open_sink
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.names import CLASS, CUTOFF, MEAN
+from forecast.redaction import redacted
 from pipelines.compose import compose
 from pipelines.record import FLOWS
 from pipelines.schedule import FINAL, Scheduler, Slot
@@ -136,7 +136,7 @@ class Flow:
 
         @dg.asset(
             name=self.name,
-            description=without_password(f"forecast {' '.join([schedule.flow, *schedule.overrides])}"),
+            description=redacted(f"forecast {' '.join([schedule.flow, *schedule.overrides])}"),
             group_name="gatecast",
             kinds={schedule.flow.replace(" ", "_")},
             partitions_def=self.partitions,

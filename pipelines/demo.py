@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pydantic import SecretStr
+
 from forecast.config import (
     BacktestConfig,
     FinetuneConfig,
@@ -122,7 +124,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
             decisions,
             rejects,
             content,
-            lineage(Registry(RegistryConfig(name=done.version.name, tracking_uri=uri)), done.version.number),
+            lineage(Registry(RegistryConfig(name=done.version.name, tracking_uri=SecretStr(uri))), done.version.number),
             clock,
         )
         stage.note(page=page)
@@ -142,7 +144,7 @@ def _live(uri: str) -> list[str]:
     from forecast.names import CHAMPION, PRETRAINED
     from forecast.registry import Registry
 
-    champion = Registry(RegistryConfig(name="nyc-flights", tracking_uri=uri)).find(CHAMPION)
+    champion = Registry(RegistryConfig(name="nyc-flights", tracking_uri=SecretStr(uri))).find(CHAMPION)
     return [f"registry.alias={CHAMPION if champion else PRETRAINED}"]
 
 

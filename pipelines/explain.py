@@ -20,7 +20,7 @@ def main(config: ExplainConfig) -> None:
     """Run the verb."""
     version, found, run_id = run(config)
     console.table(found.summary.head(_SHOWN))
-    print(f"{version} ({version.kind}): {found.line}, run {run_id}")
+    console.say(f"{version} ({version.kind}): {found.line}, run {run_id}")
 
 
 def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":

@@ -18,6 +18,7 @@ from forecast.config import (
     VerbConfig,
 )
 from forecast.errors import ConfigError, OutputError, listing
+from forecast.redaction import printable, redacted
 from pipelines import compose, console
 from pipelines.record import note, recorded
 from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
@@ -187,7 +188,8 @@ def _show(registry: "Registry", version: "Version") -> None:
     found = _metrics(version, registry.metrics(_runs(version)))
     lines |= {name: f"{value:.6g}" for name, value in sorted(found.items()) if name.startswith(_SHOWN)}
     width = max(map(len, lines))
-    print("\n".join(f"{name:<{width}}  {value or 'none'}" for name, value in lines.items()))
+    for name, value in lines.items():
+        console.say(f"{name:<{width}}  {value or 'none'}")
 
 
 def _runs(version: "Version") -> list[str]:
@@ -305,17 +307,18 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
     what = f"{series} of {version}" if series else str(version)
-    print(f"{what} -> {target}" + (f", {cost.line}" if cost else ""))
+    console.say(f"{what} -> {target}" + (f", {cost.line}" if cost else ""))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(redacted(cell))) for cell in row))
     # A pipe has no width: nothing is cut there.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 

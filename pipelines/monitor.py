@@ -14,6 +14,7 @@ from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreac
 from pipelines import console
 from pipelines.compose import compose
 from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
+from pipelines.references import job_command
 from pipelines.shared import metric_name
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def main(config: MonitorConfig) -> None:
     _check_on_breach(config)
     result = run(config)
     note(output=str(result.folder))
-    print(result.line)
+    console.say(result.line)
     told = []
     if result.breaches:
         count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
@@ -170,10 +171,13 @@ def _start(config: MonitorConfig) -> str:
     from forecast.registry import tracking_uri
 
     verb = str(config.monitor.on_breach)
-    words = [sys.executable, "-m", "pipelines.cli", *verb.split(), *_overrides(config)]
+    arguments, settings = job_command(verb, _overrides(config))
     # In the same stores, and not in the slot of the schedule that this job may be of.
     stores = {"GATECAST_LEDGER": open_ledger(config.ledger).uri, "MLFLOW_TRACKING_URI": tracking_uri(config.registry)}
-    environment = {name: value for name, value in os.environ.items() if name not in (SCHEDULE, SLOT)} | stores
+    environment = (
+        {name: value for name, value in os.environ.items() if name not in (SCHEDULE, SLOT)} | stores | settings
+    )
+    words = [sys.executable, "-m", "pipelines.cli", *arguments]
     code = subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
     return f"forecast {verb} was started and is done" if code == 0 else f"forecast {verb} ended with exit code {code}"
 

@@ -25,7 +25,11 @@ _LOG = logging.getLogger(__name__)
 
 Event = Literal["success", "failure", "breach", "rollback"]
 SIGNATURE: Final = "X-Gatecast-Signature"
-"""Header with "sha256=" and the HMAC of the body in hexadecimal digits."""
+"""Header with "t=" and the time of sending in seconds since 1970, and ",v1=" and `signature` of time and body."""
+TOLERANCE: Final = 300.0
+"""Seconds that the clocks of both sides may differ by, with the time on the way."""
+
+_REDIRECT: Final = ", a redirect, which is not followed: set webhook.url to where it leads"
 
 BREACHES: Final = (GateRefused.exit_code, ThresholdBreached.exit_code)
 """Exit codes of a verb that did its work, and found something not good enough."""
@@ -37,7 +41,7 @@ class Webhook(Config):
     url: SecretStr
     """http:// or https://; ${oc.env:NAME} if it is a secret."""
     secret_env: str | None = None
-    """The environment variable with the key that signs the body (HMAC-SHA256)."""
+    """The environment variable with the key that signs time and body (HMAC-SHA256)."""
     timeout: Annotated[float, Field(gt=0)] = 10.0
     """Seconds for one attempt."""
     retries: Annotated[int, Field(ge=0)] = 3
@@ -142,33 +146,53 @@ class Notifier:
 
 
 def post(webhook: Webhook, body: bytes) -> bool:
-    """Send a body, and try again; return whether it arrived. The log has the host alone: a URL may be a secret."""
-    url = webhook.url.get_secret_value()
-    headers = {"Content-Type": "application/json", "User-Agent": "gatecast"}
-    if webhook.secret_env:
-        headers[SIGNATURE] = f"sha256={sign(os.environ[webhook.secret_env].encode(), body)}"
-    request = urllib.request.Request(url, body, headers)
+    """Send a body, and try again; return whether it arrived.
+
+    A redirect is a failure, and not tried again. The log has the host alone: a URL may be a secret.
+    """
+    url, host = webhook.url.get_secret_value(), urlsplit(webhook.url.get_secret_value()).hostname
+    key = os.environ[webhook.secret_env].encode() if webhook.secret_env else None
+    failure: str | None = None
     for attempt in range(webhook.retries + 1):
         if attempt:
             time.sleep(webhook.backoff * 2 ** (attempt - 1))
-        failure = _within(webhook.timeout, lambda: urllib.request.urlopen(request, timeout=webhook.timeout).close())
+        request = urllib.request.Request(url, body, _headers(key, body))
+        failure = _within(webhook.timeout, request)
         if failure is None:
             return True
-    host = urlsplit(url).hostname
-    _LOG.warning("webhook at %s: not delivered in %d attempts (%s)", host, webhook.retries + 1, failure)
+        if failure.endswith(_REDIRECT):
+            break
+    _LOG.warning("webhook at %s: not delivered in %d attempts (%s)", host, attempt + 1, failure)
     return False
 
 
-def _within(seconds: float, send: Callable[[], None]) -> str | None:
-    """Return why something failed, None if it did not; a server that sends a byte now and then is cut off, too."""
+def _headers(key: bytes | None, body: bytes) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", "User-Agent": "gatecast"}
+    if key is not None:
+        moment = int(time.time())
+        headers[SIGNATURE] = f"t={moment},v1={signature(key, moment, body)}"
+    return headers
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect what it is: an answer that is not a success."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return that there is nothing to ask instead."""
+
+
+def _within(seconds: float, request: urllib.request.Request) -> str | None:
+    """Return why a request failed, None if it did not; a server that sends a byte now and then is cut off, too."""
     ended: list[str | None] = []
 
     def attempt() -> None:
         try:
-            send()
+            urllib.request.build_opener(_NoRedirects).open(request, timeout=seconds).close()
             ended.append(None)
         except urllib.error.HTTPError as error:
-            ended.append(f"HTTP status {error.code}")
+            error.close()
+            redirect = error.code in (301, 302, 303, 307, 308)
+            ended.append(f"HTTP status {error.code}{_REDIRECT if redirect else ''}")
         except (OSError, ValueError, HTTPException) as error:
             ended.append(type(error).__name__)
 
@@ -178,17 +202,32 @@ def _within(seconds: float, send: Callable[[], None]) -> str | None:
     return ended[0] if ended else f"no answer within {seconds:g} s"
 
 
-def sign(key: bytes, body: bytes) -> str:
-    """Return the HMAC-SHA256 of a body in hexadecimal digits."""
-    return hmac.new(key, body, hashlib.sha256).hexdigest()
+def signature(key: bytes, moment: int, body: bytes) -> str:
+    """Return the HMAC-SHA256 of a time in seconds since 1970, a dot and a body, in hexadecimal digits."""
+    return hmac.new(key, b"%d." % moment + body, hashlib.sha256).hexdigest()
+
+
+def verify(key: bytes, header: str, body: bytes, *, tolerance: float = TOLERANCE, now: float | None = None) -> bool:
+    """Return whether a body is what we sent: its header is signed with the key, and is not older than `tolerance`.
+
+    `now` is the time in seconds since 1970, of the clock if not given.
+    """
+    parts = dict(part.partition("=")[::2] for part in header.split(","))
+    time_sent = parts.get("t", "")
+    if not (time_sent.isascii() and time_sent.isdigit()):
+        return False
+    known = hmac.compare_digest(signature(key, int(time_sent), body).encode(), parts.get("v1", "").encode())
+    return known and abs((time.time() if now is None else now) - int(time_sent)) <= tolerance
 
 
 def _run(command: Command, body: bytes) -> bool:
     try:
         done = subprocess.run(command.run, input=body, timeout=command.timeout, check=False)
         failure = f"exit code {done.returncode}" if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
+    except subprocess.TimeoutExpired:
+        failure = f"no end within {command.timeout:g} s"
+    except OSError as error:
+        failure = str(error.strerror or type(error).__name__)
     if failure:
         _LOG.warning("notify.command %s: %s", command.run[0], failure)
     return failure is None

@@ -24,7 +24,7 @@ def main(config: ReconcileConfig) -> None:
     """Run the verb."""
     manifest, line = run(config)
     note(output=manifest_of([manifest]))
-    print(line)
+    console.say(line)
 
 
 def run(config: ReconcileConfig) -> tuple[Path, str]:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -33,12 +33,13 @@ from forecast.config import (
     ScoreConfig,
     TrainConfig,
     TuneConfig,
-    without_password,
 )
 from forecast.errors import DataError, GatecastError, LedgerError
+from forecast.redaction import redacted
 from pipelines import console
-from pipelines.compose import verb_config
-from pipelines.settings_text import escaped, has_reference, read_text, text_settings
+from pipelines.compose import verb_settings
+from pipelines.references import with_references, without_secrets
+from pipelines.settings_text import escaped
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Job, Ledger, Status
@@ -80,6 +81,7 @@ _WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "scor
 """The settings that name a folder to write."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 _current: "ContextVar[tuple[Ledger, int] | None]" = ContextVar("_current", default=None)
+_references: ContextVar[Mapping[str, Any]] = ContextVar("_references", default={})  # noqa: B039  never changed
 
 
 def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[str]], None]]:
@@ -93,12 +95,13 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     def decorate(work: Callable[[T], None]) -> Callable[[list[str]], None]:
         @functools.wraps(work)
         def main(argv: list[str]) -> None:
-            config = verb_config(kind, flow, argv)
+            config, references = verb_settings(kind, flow, argv)
             console.setup()
+            _references.set(references)
             ledger = open_ledger(config.ledger)
-            entry = _begin(ledger, describe(flow, config, argv))
+            entry = _begin(ledger, describe(flow, config, references))
             if entry is not None and entry.status == "done":
-                print(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
+                console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
                 return
             from forecast.frequency import local_clock
 
@@ -135,7 +138,7 @@ def _look(config: JobConfig) -> None:
 def step(flow: str, config: JobConfig) -> Iterator[None]:
     """Write a part of the job of this process into the ledger as a job of its own; the slot is that of the whole."""
     ledger = open_ledger(config.ledger)
-    entry = _begin(ledger, replace(describe(flow, config, ()), schedule="", slot=""))
+    entry = _begin(ledger, replace(describe(flow, config, _references.get()), schedule="", slot=""))
     if entry is None:
         yield
     else:
@@ -159,8 +162,8 @@ def open_ledger(config: LedgerConfig) -> "Ledger":
     return Ledger(given or DEFAULT_LEDGER)
 
 
-def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
-    """Return what is to be done. Settings that were given as ${oc.env:NAME} are kept so, passwords not at all.
+def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Job":
+    """Return what is to be done. Settings that were given as `references` are kept so, passwords not at all.
 
     The settings are as a YAML file has them: other text with ${ in it is escaped.
 
@@ -168,14 +171,14 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
     """
     from forecast.ledger import Job
 
-    values = config.model_dump(mode="json", exclude={"ledger"})
-    registry, data = values["registry"], values.get("data", {})
-    if registry["tracking_uri"]:
-        registry["tracking_uri"] = without_password(registry["tracking_uri"])
+    dumped = config.model_dump(mode="json", exclude={"ledger"})
+    values = with_references(without_secrets(type(config), escaped(dumped)), references)
     settable = (("score", "cutoff"), ("explain", "cutoff"), ("reconcile", "cutoff"), ("monitor", "as_of"))
-    given = (values.get(group, {}).get(name) for group, name in settable)
-    cutoff = next(filter(None, given), None) or data.get("until") or ""
-    dataset = data.get("path") or data.get("uri") or values.get("reconcile", {}).get("path") or registry["name"]
+    given = (dumped.get(group, {}).get(name) for group, name in settable)
+    data = values.get("data", {})
+    cutoff = next(filter(None, given), None) or dumped.get("data", {}).get("until") or ""
+    path = values.get("reconcile", {}).get("path")
+    dataset = data.get("path") or data.get("uri") or path or config.registry.name
     settings = config.model_dump_json(
         exclude={
             "ledger": True,
@@ -189,29 +192,25 @@ def describe(flow: str, config: JobConfig, argv: Sequence[str]) -> "Job":
             "finetune": {"checkpoint"},
         }
     )
-    values = escaped(values)
-    groups, texts = type(config).model_fields, text_settings(type(config))
-    for key, equals, text in (word.partition("=") for word in argv):
-        path = key.lstrip("+")
-        *parents, leaf = path.split(".")
-        group = functools.reduce(_inside, parents, values)
-        if equals and isinstance(group, dict) and has_reference(text, groups):
-            form, optional = texts.get(path, ("text", False))
-            group[leaf] = escaped(read_text(path, text, form, optional=optional), groups)
     return Job(
         flow=flow,
         dataset=dataset,
         cutoff=cutoff,
         config_digest=hashlib.sha256(settings.encode()).hexdigest(),
         config=values,
+        references={path: given for path, given in references.items() if _is_setting(values, path)},
         schedule=os.environ.get(SCHEDULE, ""),
         slot=os.environ.get(SLOT, ""),
         settings_digest=os.environ.get(SETTINGS_DIGEST, ""),
     )
 
 
-def _inside(values: Any, name: str) -> Any:
-    return values.get(name) if isinstance(values, dict) else None
+def _is_setting(values: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
 
 
 def _begin(ledger: "Ledger", job: "Job") -> "Entry | None":
@@ -260,7 +259,7 @@ def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
         _current.reset(token)
         ended.set()
         with _warned():
-            ledger.end(entry, status, code, without_password(error))
+            ledger.end(entry, status, code, redacted(error))
 
 
 def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:

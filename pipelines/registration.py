@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from forecast.config import Config, RegisterConfig, RegistryConfig, without_password
+from forecast.config import Config, RegisterConfig, RegistryConfig
 from forecast.errors import ConfigError, GatecastError, OutputError, RegistryError
+from forecast.redaction import without_password
 from pipelines.record import note
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Registration:
     def _command(self, folder: Path) -> str:
         words = [f"registry.name={self._registry.name}", f"source.path={folder}"]
         if self._settings.tracking_uri:
-            words.append(f"registry.tracking_uri={without_password(self._settings.tracking_uri)}")
+            words.append(f"registry.tracking_uri={without_password(self._settings.tracking_uri.get_secret_value())}")
         return shlex.join(["forecast", "models", "register", *words])
 
 

@@ -316,7 +316,7 @@ class Replay:
     def _promoted(self, number: int) -> None:
         from forecast.registry import Registry
 
-        registry = Registry(RegistryConfig(name=NAME, tracking_uri=self._store))
+        registry = Registry(RegistryConfig(name=NAME, tracking_uri=SecretStr(self._store)))
         registry.promote(registry.resolve(number))
 
     @property
@@ -347,7 +347,7 @@ class Replay:
     def _newest_version(self, *, trained: bool = False) -> int:
         from forecast.registry import Registry
 
-        versions = Registry(RegistryConfig(name=NAME, tracking_uri=self._store)).versions()
+        versions = Registry(RegistryConfig(name=NAME, tracking_uri=SecretStr(self._store))).versions()
         return max(version.number for version in versions if not trained or version.kind == "pretrained")
 
     def _succeed(self, *words: str) -> None:

@@ -1,5 +1,6 @@
 """`forecast runs`: what ran, how it ended, and once more what did not end well."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import RunsConfig
 from forecast.errors import ConfigError, GatecastError
+from forecast.redaction import HIDDEN
 from pipelines import compose, console
 from pipelines.record import LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
+from pipelines.references import references_of
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Ledger
@@ -21,7 +24,6 @@ ACTIONS: Final = {
     "show": "ID: one run, with its settings",
     "retry": "ID or failed: run with the same settings again what failed or was abandoned",
 }
-_HIDDEN: Final = "***"
 
 
 def main(argv: list[str]) -> None:
@@ -84,8 +86,10 @@ def _show(config: RunsConfig, entry: "Entry") -> None:
         print(json.dumps(shown, indent=1))
         return
     settings = shown.pop("config")
+    del shown["references"]
     width = max(map(len, shown))
-    print("\n".join(f"{name:<{width}}  {'' if value is None else value}".rstrip() for name, value in shown.items()))
+    for name, value in shown.items():
+        console.say(f"{name:<{width}}  {'' if value is None else value}".rstrip())
     print(f"\n{json.dumps(settings, indent=1)}")
 
 
@@ -122,24 +126,38 @@ def _retry(entries: "list[Entry]", ledger: "Ledger", given: list[str]) -> None:
 
 
 def _settings(entry: "Entry", given: list[str]) -> dict[str, Any]:
-    """Return the settings of a run, those that are given in place of what was left out of the ledger."""
+    """Return the settings of a run, those that are given in place of what was left out of the ledger.
+
+    Only settings that were given as references are references again; any other ${...} in the ledger has to be given.
+    """
     settings: dict[str, Any] = json.loads(json.dumps(entry.config))
+    missing = {path: value for path, value in _leaves(settings) if _is_left_out(entry, path, value)}
     for word in given:
-        key, equals, value = word.partition("=")
-        *groups, leaf = key.split(".")
-        group: Any = settings
-        for name in groups:
-            group = group.get(name) if isinstance(group, dict) else None
-        if not equals or not isinstance(group, dict) or _HIDDEN not in str(group.get(leaf)):
+        path, equals, value = word.partition("=")
+        if not equals or path not in missing:
             raise ConfigError(f"{word}: a retry has the settings of its run; only what was left out of them is given")
-        group[leaf] = value
-    hidden = [path for path, value in _leaves(settings) if isinstance(value, str) and _HIDDEN in value]
-    if hidden:
+        del missing[path]
+        *groups, leaf = path.split(".")
+        functools.reduce(dict.__getitem__, groups, settings)[leaf] = value
+    if missing:
+        secret = [path for path, value in missing.items() if HIDDEN in str(value)]
+        why = (
+            f"had a secret in {', '.join(secret)}, which the ledger does not keep"
+            if secret
+            else f"has a reference in {', '.join(missing)} which is not one that the run was given"
+        )
         raise ConfigError(
-            f"run {entry.id} had a secret in {', '.join(hidden)}, which the ledger does not keep; give it again: "
-            f"forecast runs retry {entry.id} " + " ".join(f"{path}=VALUE" for path in hidden)
+            f"run {entry.id} {why}; give it again: forecast runs retry {entry.id} "
+            + " ".join(f"{path}=VALUE" for path in missing)
         )
     return settings
+
+
+def _is_left_out(entry: "Entry", path: str, value: Any) -> bool:
+    if path in entry.references and entry.references[path] == value:
+        return False
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return any(HIDDEN in text for text in texts) or bool(references_of({path: value}))
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -157,6 +175,7 @@ def _again(entry: "Entry", settings: dict[str, Any], ledger: "Ledger") -> int:
     environment = {**os.environ, **slot, "GATECAST_LEDGER": _absolute(ledger.uri)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
+        file.touch(0o600)
         file.write_text(json.dumps(settings), encoding="utf-8")
         command = [sys.executable, "-m", "pipelines.cli", *entry.flow.split(), "--config", str(file)]
         where = entry.folder if Path(entry.folder).is_dir() else None

@@ -31,6 +31,7 @@ from pipelines.record import (
     open_ledger,
     terminate,
 )
+from pipelines.references import job_command
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Ledger
@@ -501,7 +502,7 @@ class Scheduler:
             self.ledger.close_notice(entry.id)
             return
         facts = entry.shown()
-        for name in ("config", "folder", "process", "notice", "settings_digest"):
+        for name in ("config", "references", "folder", "process", "notice", "settings_digest"):
             del facts[name]
 
         def claim() -> bool:
@@ -528,8 +529,10 @@ class Scheduler:
 
     def _process(self, schedule: "Schedule", slot: Slot) -> tuple[int, int]:
         """Run the job and return its exit code and process number."""
-        command = [sys.executable, "-m", "pipelines.cli", *schedule.flow.split(), *schedule.settings(slot.cutoff)]
-        environment = {**os.environ, SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
+        arguments, settings = job_command(schedule.flow, schedule.settings(slot.cutoff))
+        command = [sys.executable, "-m", "pipelines.cli", *arguments]
+        slot_of = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
+        environment = {**os.environ, **settings, **slot_of}
         environment[SETTINGS_DIGEST] = schedule.digest(slot.cutoff)
         environment[LOCAL_CLOCK] = "" if schedule.naive else "1"
         environment[WAIT_FOR_DATA] = "1" if self._now() < slot.moment + schedule.wait_for_data else ""
@@ -553,12 +556,11 @@ class Scheduler:
 
     def _job(self, schedule: "Schedule", slot: Slot) -> Any:
         """Return what was to be done, for a job that ended before it wrote that itself."""
-        from forecast.config import load
-        from pipelines.compose import compose as composed
+        from pipelines.compose import verb_settings
         from pipelines.record import FLOWS, describe
 
-        settings = schedule.settings(slot.cutoff)
-        job = describe(schedule.flow, load(FLOWS[schedule.flow], composed(schedule.flow, settings)), settings)
+        kind, settings = FLOWS[schedule.flow], schedule.settings(slot.cutoff)
+        job = describe(schedule.flow, *verb_settings(kind, schedule.flow, settings))
         digest = schedule.digest(slot.cutoff)
         return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key, "settings_digest": digest})
 

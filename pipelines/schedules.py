@@ -6,7 +6,7 @@ APScheduler finds the fields of a cron expression on a clock that has no changes
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock_time
 from pathlib import Path
@@ -19,9 +19,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load
 from forecast.errors import ConfigError
-from pipelines.compose import compose, yaml_mapping
+from pipelines.compose import compose, written_mapping, yaml_mapping
 from pipelines.notify import NotifyConfig
 from pipelines.record import FLOWS
+from pipelines.references import kept_words, with_environment
 
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CUTOFF: Final = {
@@ -200,7 +201,7 @@ class Schedule(Config):
 
     def digest(self, cutoff: datetime) -> str:
         """Return a digest that changes when the job for a cutoff gets other settings."""
-        words = [self.flow, str(self.naive), *self.settings(cutoff)]
+        words = [self.flow, str(self.naive), *map(with_environment, self.settings(cutoff))]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     @property
@@ -250,14 +251,17 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     Raises ConfigError that lists every mistake, those in the settings of the verbs included.
     """
     file = load(_File, yaml_mapping(path, "schedule.path"))
+    written = written_mapping(path, "schedule.path")
     mistakes: list[str] = []
     schedules: dict[str, Schedule] = {}
     outputs: dict[str, str] = {}
     for name, values in file.schedules.items():
         try:
             shared = {"time_zone": file.time_zone, "overrides": []} | values
-            shared["overrides"] = [*file.overrides, *shared["overrides"]]
-            schedules[name] = schedule = load(Schedule, shared)
+            schedule = load(Schedule, shared | {"overrides": [*file.overrides, *shared["overrides"]]})
+            kept = [*_kept(schedule.flow, written, file.overrides)]
+            kept += _kept(schedule.flow, written.get("schedules", {}).get(name), shared["overrides"])
+            schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(kept)})
             verb = compose(schedule.flow, schedule.settings(datetime.now(UTC)))
             output = _output(load(FLOWS[schedule.flow], verb))
         except ConfigError as error:
@@ -270,6 +274,12 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     if not schedules:
         raise ConfigError(f"{path}: has no schedules")
     return schedules, file.notify
+
+
+def _kept(flow: str, written: Any, resolved: Sequence[str]) -> list[str]:
+    """Return overrides of the file, references to the environment as they are written: the job follows them."""
+    given = written.get("overrides") if isinstance(written, dict) else None
+    return kept_words(FLOWS[flow], given, resolved)
 
 
 def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:

@@ -59,7 +59,7 @@ def main(config: ScoreConfig) -> None:
     scored = run(config)
     note(output=manifest_of([output.manifest for output in scored.outputs]))
     if scored.outputs:
-        print(f"{scored.version} ({scored.version.kind}): {scored.line}")
+        console.say(f"{scored.version} ({scored.version.kind}): {scored.line}")
     scored.check()
 
 

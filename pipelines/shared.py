@@ -95,12 +95,11 @@ def open_with_data(
 
 def log_data(run: "Run", loaded: "Loaded") -> str:
     """Log which data a run has used, and its rejects; return the digest of the panel."""
-    from forecast.config import without_password
     from forecast.data.profile import quality
 
     note(mlflow=run.link)
     data, counts = loaded.data, loaded.counts
-    source = data.path if data.uri is None else without_password(data.uri.get_secret_value())
+    source = data.path if data.uri is None else data.uri.get_secret_value()
     run.dataset("panel", digest=loaded.digest, source=str(source), rows=counts.rows_in)
     run.metrics({f"data/{name}": value for name, value in vars(counts).items()})
     run.table(loaded.rejects, "rejects.parquet")

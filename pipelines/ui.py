@@ -3,8 +3,9 @@
 import os
 import sys
 
-from forecast.config import UiConfig, without_password
+from forecast.config import UiConfig
 from forecast.errors import ConfigError
+from forecast.redaction import without_password
 from pipelines import compose
 
 

@@ -44,6 +44,16 @@ def check_location(folder: Path, key: str = "output.path") -> None:
         raise OutputError(f"can't write into {folder}: {reason}; choose another {key}") from error
 
 
+def make_private(file: Path) -> None:
+    """Make an empty file that only its owner can read, with its folder; one that is there stays as it is.
+
+    Raises OSError.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 @contextmanager
 def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
     """Keep other jobs out of a folder. Raises OutputError if one is in it, or nothing can be written there.

@@ -16,7 +16,7 @@ import polars as pl
 import polars.selectors as cs
 
 from forecast.data.csv_files import CsvFiles, CsvFormat
-from forecast.data.folders import check_writable
+from forecast.data.folders import check_writable, make_private
 from forecast.data.frames import check_odd, odd_columns
 from forecast.data.storage import S3, File, Place
 from forecast.errors import ConfigError, DataError, OutputError, listing
@@ -447,23 +447,28 @@ def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
                 writer.close()
 
 
-def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path") -> None:
-    """Write a file; a reader sees all of it or nothing. `key` says where it is."""
-    with _atomic(path, key) as file:
+def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path", *, private: bool = False) -> None:
+    """Write a file; a reader sees all of it or nothing. `key` says where it is.
+
+    One that is `private` can be read by its owner alone.
+    """
+    with _atomic(path, key, private=private) as file:
         file.write(content)
 
 
-def write_text_atomic(text: str, path: Path, key: str = "output.path") -> None:
+def write_text_atomic(text: str, path: Path, key: str = "output.path", *, private: bool = False) -> None:
     """Write a text file as `write_bytes_atomic`."""
-    write_bytes_atomic(text.encode(), path, key)
+    write_bytes_atomic(text.encode(), path, key, private=private)
 
 
 @contextmanager
-def _atomic(path: Path, key: str = "output.path") -> Iterator[BinaryIO]:
+def _atomic(path: Path, key: str = "output.path", *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file with a temporary name beside `path`, and rename it once it is complete and on the disk."""
     check_writable(path.parent, key)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if private:
+            make_private(temporary)
         with temporary.open("wb") as file:
             yield file
             file.flush()

@@ -20,10 +20,11 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 
-from forecast.config import without_password
+from forecast.data.folders import make_private
 from forecast.data.io import spool
 from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
 from forecast.names import TIMESTAMP
+from forecast.redaction import without_password
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -356,10 +357,11 @@ class Database:
 
 
 @contextmanager
-def transaction(uri: str, key: str, *, writes: bool = True) -> Iterator[Database]:
+def transaction(uri: str, key: str, *, writes: bool = True, private: bool = False) -> Iterator[Database]:
     """Yield a transaction in the database at `uri`, to which the setting `key` is set.
 
-    One that does not write need not wait for others that do.
+    One that does not write need not wait for others that do. A SQLite file that is made here can be read by its owner
+    alone if it is `private`.
 
     Raises OutputError if the database does not answer or refuses something; nothing has changed then.
     """
@@ -380,6 +382,8 @@ def transaction(uri: str, key: str, *, writes: bool = True) -> Iterator[Database
     file = _sqlite_file(uri, key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            make_private(file)
         with closing(sqlite3.connect(file, isolation_level=None)) as connection:
             connection.execute("begin immediate" if writes else "begin")
             try:

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from forecast.data.folders import make_private
 from forecast.errors import ConfigError, OutputError, listing
 
 _FORMAT = "1"
@@ -19,13 +20,17 @@ _FORMAT = "1"
 def write_state(
     path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
-    """Write the state of a job with some settings, whole or not at all. Raises OutputError if the disk refuses it."""
+    """Write the state of a job with some settings, whole or not at all, for its owner alone.
+
+    Raises OutputError if the disk refuses it.
+    """
     unfinished = path.with_suffix(".unfinished")
     header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
     content = {name: values.detach().contiguous() for name, values in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(unfinished)
         safetensors.torch.save_file(content, unfinished, header)
+        unfinished.chmod(0o600)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)

@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 import os
 import sqlite3
@@ -176,12 +177,23 @@ def test_a_ledger_of_version_2_keeps_its_runs_and_sends_no_old_notice(ledger: Le
 def test_an_older_ledger_gets_the_columns_it_lacks(ledger: Ledger, tmp_path: Path) -> None:
     before = ledger.begin(job())
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
-        database.execute("alter table gatecast_runs drop column mlflow")
+        for column in ("mlflow", "given"):
+            database.execute(f"alter table gatecast_runs drop column {column}")
         database.execute("update gatecast_ledger set version = 1")
     again = Ledger(ledger.uri)
     (kept,) = again.entries()
-    assert (kept.id, kept.flow, kept.mlflow) == (before.id, before.flow, "")
+    assert (kept.id, kept.flow, kept.mlflow, kept.references) == (before.id, before.flow, "", {})
     assert len(Ledger(ledger.uri).entries()) == 1
+
+
+def test_it_keeps_which_settings_were_references_and_is_for_its_owner(ledger: Ledger, tmp_path: Path) -> None:
+    references = {"data.path": "${oc.env:TABLE}", "finetune.series": ["${oc.env:A}", "b"]}
+    entry = ledger.begin(dataclasses.replace(job(), references=references))
+    assert ledger.get(entry.id).references == references
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "ledger.db").chmod(0o640)
+    ledger.entries()
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o777 == 0o640  # What is there stays as its owner set it.
 
 
 def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path) -> None:
@@ -193,7 +205,7 @@ def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path
         assert len(ledger.entries()) == 1  # who reads waits for nobody
         database.execute("rollback")
         database.execute("update gatecast_ledger set version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 3"):
+    with pytest.raises(LedgerError, match="has the format 9, this gatecast reads 4"):
         ledger.entries()
     (tmp_path / "text.db").write_text("this is no database, " * 99)
     with pytest.raises(LedgerError, match="not a database"):

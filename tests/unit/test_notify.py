@@ -1,7 +1,9 @@
 import hashlib
 import hmac
+import itertools
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -11,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from pipelines.notify import SIGNATURE, Notifier, NotifyConfig, event_of
+from pipelines.notify import SIGNATURE, TOLERANCE, Notifier, NotifyConfig, Webhook, event_of, post, signature, verify
 
 SECRET = "k3y-of-the-hook"
 
@@ -37,14 +40,21 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.received.append((dict(self.headers), body))
         answer = self.server.answers.pop(0) if self.server.answers else 200
+        if isinstance(answer, tuple):
+            self.send_response(answer[0])
+            self.send_header("Location", answer[1])
+            self.end_headers()
+            return
         if answer == "hang":
             self.server.released.wait(30)
             return
         self.send_response(answer)
         self.end_headers()
+
+    do_GET = do_POST  # noqa: N815  of http.server
 
     def log_message(self, *_: object) -> None: ...
 
@@ -71,7 +81,10 @@ def test_a_webhook_is_told_with_a_signature(server: Server) -> None:
     told.close(10)
     ((headers, body),) = server.received
     assert json.loads(body) == {"event": "failure", "schedule": "nightly", "error": "no table"}
-    assert headers[SIGNATURE] == "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    sent, _, digest = headers[SIGNATURE].removeprefix("t=").partition(",v1=")
+    assert abs(int(sent) - time.time()) < 60
+    assert digest == hmac.new(SECRET.encode(), f"{sent}.".encode() + body, hashlib.sha256).hexdigest()
+    assert verify(SECRET.encode(), headers[SIGNATURE], body)
     assert headers["Content-Type"] == "application/json"
 
 
@@ -97,6 +110,65 @@ def test_one_that_hangs_holds_nothing_up_and_no_secret_is_logged(
     assert "webhook at 127.0.0.1: not delivered in 2 attempts (HTTP status 500)" in caplog.text
     assert SECRET not in caplog.text
     assert "t0ken" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_a_failure_and_leads_nowhere(
+    server: Server, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = [(status, f"{server.url}/elsewhere?token=hidden")]
+    told = notifier(server)
+    told.tell("failure", {})
+    told.close(10)
+    assert len(server.received) == 1  # Neither followed nor tried again.
+    assert f"not delivered in 1 attempts (HTTP status {status}, a redirect, which is not followed" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_each_attempt_is_signed_with_its_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = itertools.count(1_700_000_000, 100)
+    monkeypatch.setattr("pipelines.notify.time.time", lambda: next(moments))
+    server.answers = [500]
+    webhook = Webhook(url=SecretStr(server.url), secret_env="HOOK_SECRET", retries=1, backoff=0)
+    assert post(webhook, b"{}")
+    first, second = (headers[SIGNATURE] for headers, _ in server.received)
+    sent = [int(header.removeprefix("t=").partition(",")[0]) for header in (first, second)]
+    assert sent[0] < sent[1]
+    assert all(verify(SECRET.encode(), header, b"{}", now=at) for header, at in zip((first, second), sent, strict=True))
+
+
+def test_a_signature_holds_for_its_body_its_key_and_some_minutes() -> None:
+    key, body, moment = b"k3y", b'{"event": "failure"}', 1_700_000_000
+    header = f"t={moment},v1={signature(key, moment, body)}"
+    for seconds, valid in ((0, True), (TOLERANCE, True), (-TOLERANCE, True), (TOLERANCE + 1, False), (-301, False)):
+        assert verify(key, header, body, now=moment + seconds) is valid
+    later = header.replace(str(moment), str(moment + 900))
+    for other in (later, header[:-1], "", "t=,v1=", "v1=abc", f"sha256={signature(key, moment, body)}", "t=²,v1=é"):
+        assert not verify(key, other, body, now=moment + 900 * (other == later))
+    assert not verify(b"other", header, body, now=moment)
+    assert not verify(key, header, body + b" ", now=moment)
+
+
+def test_the_recipe_in_the_docs_verifies_what_is_sent() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schedule.md").read_text()
+    (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def is_genuine" in block]
+    names: dict[str, Any] = {}
+    exec(recipe, names)
+    moment = int(time.time())
+    header = f"t={moment},v1={signature(b'k3y', moment, b'{}')}"
+    assert names["is_genuine"](b"k3y", header, b"{}")
+    assert not names["is_genuine"](b"k3y", header, b"[]")
+    old = f"t={moment - 1000},v1={signature(b'k3y', moment - 1000, b'{}')}"
+    assert not names["is_genuine"](b"k3y", old, b"{}")
+
+
+def test_a_command_that_hangs_is_named_without_its_arguments(caplog: pytest.LogCaptureFixture) -> None:
+    run = [sys.executable, "-c", "import time; time.sleep(30)  # s3cret"]
+    told = Notifier(NotifyConfig.model_validate({"command": {"run": run, "timeout": 0.2}}))
+    told.tell("failure", {})
+    told.close(20)
+    assert "no end within 0.2 s" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 def test_closing_waits_only_so_long(server: Server, caplog: pytest.LogCaptureFixture) -> None:

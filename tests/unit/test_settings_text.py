@@ -22,7 +22,7 @@ from forecast.config import (
     text_form,
 )
 from forecast.errors import ConfigError
-from pipelines.compose import compose, verb_config
+from pipelines.compose import compose, verb_config, verb_settings
 from pipelines.record import describe
 from pipelines.settings_text import has_reference
 
@@ -257,7 +257,7 @@ def test_what_the_ledger_and_cfg_keep_is_read_as_the_same(
     words = ["data.path=x", f"finetune.series=[{series}]", f"finetune.where={where}"]
     config, file = finetuned(*words), tmp_path / "config.json"
     assert config.finetune.series == (*ODD_IDS, "oslo")
-    kept = describe("finetune", config, words).config
+    kept = describe("finetune", *verb_settings(FinetuneConfig, "finetune", words)).config
     assert "oslo" not in json.dumps(kept)
     file.write_text(json.dumps(kept))
     assert finetuned_from(file).finetune == config.finetune
