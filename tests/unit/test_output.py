@@ -215,9 +215,12 @@ def test_no_forecast_that_is_not_finite_is_written(trained: FitResult, weekly_lo
     broken = copy.deepcopy(artifact.network)
     for parameter in broken.parameters():
         parameter.data.fill_(torch.nan)
-    content = write(replace(artifact, network=broken), weekly_loaded, tmp_path / "broken").content
-    assert content["sources"] == {"seasonal_naive": 8}
-    assert np.isfinite(frame_of(tmp_path / "broken").select("mean", pl.col("^q.*$")).to_numpy()).all()
+    frame = forecast(replace(artifact, network=broken), weekly_loaded.panel).frame
+    assert frame["source"].unique().to_list() == ["seasonal_naive"]
+    assert np.isfinite(frame.select("mean", pl.col("^q.*$")).to_numpy()).all()
+    with pytest.raises(DataError, match=r"the model forecast 0 of 8 series .*8 seasonal_naive"):
+        write(replace(artifact, network=broken), weekly_loaded, tmp_path / "broken")
+    assert not (tmp_path / "broken/forecasts").exists()
 
 
 def without_promo(table: pl.DataFrame) -> pl.DataFrame:
