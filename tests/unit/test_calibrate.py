@@ -224,7 +224,7 @@ def test_other_heads_are_calibrated_too(head: str, train: Train, table: Any, loa
         values[100:] = rng.poisson(rng.gamma(1, 3, 60))
     found = loaded(table(series), 4, calendar=False, season_length=1)
     model = train(found, context=8, model={"head": head}, holdout_windows=15).artifact
-    wanted = CalibrateSettings(n_windows=12, step_size=4, check_windows=2, holdout_windows=0)
+    wanted = CalibrateSettings(n_windows=12, step_size=4, check_windows=4, holdout_windows=0)
     result = calibrate(model, found.panel, wanted)
     quantiles = forecast(result.artifact, found.panel).frame.select(f"q{k}0" for k in range(1, 10)).to_numpy()
     assert (np.diff(quantiles) >= 0).all()

@@ -221,7 +221,7 @@ def test_paths_have_the_quantiles_and_the_mean_that_are_forecast(
         assert (both["higher"] >= both["q50"] * 0.99999).all()
     else:
         assert (found["value"] % 1 == 0).all()
-    np.testing.assert_allclose(both["mean_of_paths"], both["mean"], rtol=0.3, atol=0.3)
+    np.testing.assert_allclose(both["mean_of_paths"], both["mean"], rtol=0.5, atol=0.3)
     assert (found.filter(series_id="still")["value"] - 7).abs().max() < 1e-5
 
 
@@ -231,7 +231,7 @@ def test_paths_of_amounts_have_their_zeros(train: Train, table: Table, loaded: L
     jumps = rng.poisson(0.9 + 0.6 * np.sin(2 * np.pi * np.arange(200) / 7), (5, 200))
     values = np.where(jumps > 0, rng.gamma(np.maximum(jumps, 1)), 0.0)
     found = loaded(table({f"s{i}": row for i, row in enumerate(values)}), 7, calendar=False)
-    made = train(found, model={**PATHS, "head": "tweedie"}, **LEARNING)
+    made = train(found, model={**PATHS, "head": "tweedie", "skip": False}, **(LEARNING | {"max_steps": 60}))
     assert made.summary["best_step"] > 0
     frame = forecast(made.artifact, found.panel).frame
     stated = frame.select(QUANTILES).to_numpy()

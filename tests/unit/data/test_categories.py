@@ -20,7 +20,8 @@ LENGTH, HORIZON = 84, 7
 TRAINED = LENGTH - 4 * HORIZON
 FIT: dict[str, Any] = {"holdout_windows": 2, "validation_windows": 2, "validation_every": 5, "learning_rate": 2e-2}
 KINDS = {"past_covariates": ["sky"], "known_covariates": ["day"], "static_covariates": ["city"]}
-MODEL = {"hidden_size": 6, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0, "transform": "none"}
+MODEL = {"hidden_size": 6, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0, "transform": "none", "skip": False}
+# Without a fitted skip, so that training has something to gain within a few steps.
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 
 
@@ -40,7 +41,7 @@ def rows(table: Table, weekly: Callable[..., dict[str, np.ndarray]]) -> pl.DataF
 
 
 def trained(rows: object, **fit: Any) -> FitResult:
-    quick = {"max_steps": 10, "batch_size": 8, "origins": 4, "accelerator": "cpu", "ema_decay": 0.5}
+    quick = {"max_steps": 40, "batch_size": 8, "origins": 4, "accelerator": "cpu", "ema_decay": 0.5}
     data = {"freq": "1d", "calendar": False, **KINDS}
     return fc.train(rows, horizon=HORIZON, context_length=28, data=data, model=MODEL, fit={**quick, **FIT, **fit})
 
@@ -203,13 +204,14 @@ def test_a_value_that_training_never_draws_is_forecast_like_one_never_heard_of(
     table: Table, weekly: Callable[..., dict[str, np.ndarray]]
 ) -> None:
     series = weekly(24, LENGTH)
+    promo = {name: np.random.default_rng(row).integers(0, 2, LENGTH) for row, name in enumerate(series)}
     city = {name: [f"city {name}"] * LENGTH for name in series}
-    rows = table(series, city=city)
+    rows = table({name: values + 12.0 * promo[name] for name, values in series.items()}, city=city, promo=promo)
     made = fc.train(
         rows,
         horizon=HORIZON,
         context_length=28,
-        data={"freq": "1d", "calendar": False, "static_covariates": ["city"]},
+        data={"freq": "1d", "calendar": False, "static_covariates": ["city"], "known_covariates": ["promo"]},
         model=MODEL,
         fit={"max_steps": 3, "batch_size": 2, "origins": 4, "accelerator": "cpu", "ema_decay": 0.0, **FIT}
         | {"validation_every": 1},

@@ -74,7 +74,8 @@ def test_a_panel_of_the_first_schema_version_is_read(tmp_path: Path, rows: pl.Da
     np.save(buffers / "series_id.npy", np.array(made.panel.series_id.tolist(), dtype=np.str_))
     (buffers / "series_id_ends.npy").unlink()
     index["files"] = {path.name: path.stat().st_size for path in sorted(buffers.iterdir())}
-    (tmp_path / "panel.json").write_text(json.dumps(index | {"schema_version": 1}))
+    old_index = {name: value for name, value in index.items() if name not in ("checksums", "sha256")}
+    (tmp_path / "panel.json").write_text(json.dumps(old_index | {"schema_version": 1}))
     old = open_prepared(tmp_path, DATA, 7)
     assert old.panel.series_id.tolist() == made.panel.series_id.tolist()
     assert old.panel.digest() == made.digest
