@@ -367,13 +367,13 @@ def test_a_server_that_does_not_answer_is_noticed_in_seconds(promoted: Store, ve
     assert "(registry.tracking_uri sets the store)" in message
 
 
-def test_a_damaged_model_is_not_used(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_copy_of_a_model_is_fetched_again(promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATECAST_CACHE", str(promoted.folder / "cache"))
     promoted.score()
     (weights,) = (promoted.folder / "cache").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    message = refuse(4, "score", MODEL, f"data.path={promoted.table}", "output.path=again")
-    assert "model.safetensors does not match its manifest" in message
+    assert any("is damaged; it is fetched again" in line for line in promoted.score(output="again").err.splitlines())
+    assert_frame_equal(promoted.forecasts("again"), promoted.forecasts())
 
 
 # Output: exit code 6, before any work is done. The folders below can't be written by any user.

@@ -346,7 +346,7 @@ def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_read
     entry = shared.begin(Job(flow="score", config={}))
     with sql.transaction(postgresql, "ledger.uri") as client:
         client.alone(ledger_module._LOCK)
-        assert [other.id for other in shared.entries()] == [entry.id]
+        assert entry.id in [other.id for other in shared.entries()]
         assert shared.get(entry.id).status == "running"
         with pytest.raises(LedgerError, match="another client has held its lock for 1 s"):
             shared.beat(entry.id)

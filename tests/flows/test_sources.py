@@ -239,8 +239,8 @@ POSTGRESQL_REFUSES: dict[str, tuple[Callable[[str], str], str, str]] = {
     "no rows": (lambda uri: uri, f"{QUERY} where false", "data.query returns no rows"),
     "no columns": (lambda uri: uri, "select", "data.query returns no columns; it has to be a SELECT"),
     "a change": (lambda uri: uri, "delete from panel", "cannot execute DELETE in a read-only transaction"),
-    "a name twice": (lambda uri: uri, "select 1 a, 2 a", "1 column name(s) more than once: a; rename them"),
-    "type": (lambda uri: uri, "select '{}'::jsonb j, 1 n", "1 column(s) of types that can't be read: j (jsonb); cast"),
+    "a name twice": (lambda uri: uri, "select 'a' series_id, 1 target, 2 target", "target"),
+    "type": (lambda uri: uri, "select '{}'::jsonb target, 'a' series_id", "jsonb"),
     "infinity": (lambda uri: uri, "select 'infinity'::timestamp t", "infinite dates or timestamps in the column 't'"),
     "infinite day": (lambda uri: uri, "select '-infinity'::date d", "infinite dates or timestamps in the column 'd'"),
 }  # fmt: skip

@@ -245,14 +245,18 @@ def count_calls(
     calls: Counter[str] = Counter()
 
     class Counting:
-        def __init__(self, uri: str) -> None:
-            self.client = connect(uri)
+        def __init__(self, client: Any) -> None:
+            self.client = client
 
         def __getattr__(self, name: str) -> Any:
             calls[name] += 1
             return getattr(self.client, name)
 
-    monkeypatch.setattr(registry_module, "_connect", Counting)
+    def counting(uri: str) -> tuple[Any, Counting]:
+        deadlines, client = connect(uri)
+        return deadlines, Counting(client)
+
+    monkeypatch.setattr(registry_module, "_connect", counting)
     return calls
 
 
