@@ -289,9 +289,7 @@ def fit(
 
     def shown(network: Forecaster, step: int) -> bool:
         nonlocal stopped
-        # What is done with the copy does not change the training: its random numbers stay the same.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            stopped = watch is not None and watch(artifact_of(copy.deepcopy(network).cpu().eval()), step)
+        stopped = watch is not None and watch(artifact_of(copy.deepcopy(network).cpu().eval()), step)
         return stopped
 
     members: list[_Member] = []

@@ -322,7 +322,9 @@ class KeepBest(Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
             self.best = _copied(pl_module.network)
-        stopped = self._shown is not None and self._shown(pl_module.network, trainer.global_step)
+        # Who looks on does not change the training: its random numbers stay the same.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            stopped = self._shown is not None and self._shown(pl_module.network, trainer.global_step)
         if stopped or self._waited >= self._patience:
             trainer.should_stop = True
 
