@@ -76,16 +76,20 @@ def outlier_mask(panel: Panel, unit: float = 0.0) -> npt.NDArray[np.uint8] | Non
         lags.append(7 * season)
         window = max(window, 7 * season + 1)
     window = min(max(window, _LEAST_WINDOW), _MOST_WINDOW)
-    mask = None
-    for number in np.flatnonzero(_suspicious(panel, unit)):
-        steps = slice(panel.offsets[number], panel.offsets[number + 1])
-        values = panel.target[steps].astype(np.float64)
-        verdict = judge(values, window, lags)
-        if unit:
-            verdict = np.maximum(verdict, judge(np.arcsinh(values / unit), window, lags, floor=_FACTOR))
-        if verdict.any():
-            mask = np.zeros(len(panel.target), np.uint8) if mask is None else mask
-            mask[steps] = verdict
+    numbers = np.flatnonzero(_suspicious(panel, unit))
+    if not len(numbers):
+        return None
+    lengths = panel.lengths[numbers]
+    series = np.repeat(numbers, lengths)
+    steps = np.arange(len(series)) + np.repeat(panel.offsets[numbers] - np.cumsum(lengths) + lengths, lengths)
+    values = panel.target[steps].astype(np.float64)
+    verdict = judge(values, window, lags, series=series)
+    if unit:
+        verdict = np.maximum(verdict, judge(np.arcsinh(values / unit), window, lags, series=series, floor=_FACTOR))
+    if not verdict.any():
+        return None
+    mask = np.zeros(len(panel.target), np.uint8)
+    mask[steps] = verdict
     return mask
 
 
@@ -122,20 +126,22 @@ def without_outliers(panel: Panel) -> TargetArray:
 
 
 def judge(
-    values: npt.NDArray[np.float64], window: int, lags: list[int], *, floor: float | None = None
+    values: npt.NDArray[np.float64],
+    window: int,
+    lags: list[int],
+    *,
+    series: IntArray | None = None,
+    floor: float | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Return FINE, NO_INPUT or NO_TARGET for each step of a series, [n]; NaN where nothing was observed.
+    """Return FINE, NO_INPUT or NO_TARGET for each step, [n]; `values` are NaN where nothing was observed.
 
-    `window` is a number of steps, `lags` are those of whole seasons. `floor` is the least distance from the median at
-    which a value can be an outlier; None: a multiple of the median.
+    `window` is a number of steps, `lags` are those of whole seasons. `series`, [n], is the number of the series of each
+    step, one after the other; None: all are of one. `floor` is the least distance from the median at which a value can
+    be an outlier; None: a multiple of the median.
     """
+    series = np.zeros(len(values), np.int64) if series is None else series
     coded = np.isin(values, _CODES)
-    series = pl.Series(np.where(coded, np.nan, values)).fill_nan(None)
-    median = series.rolling_median(window, min_samples=_FEW).shift(1)
-    distance = (series - median).abs()
-    differing = pl.select(pl.when(distance > 0).then(distance)).to_series()
-    spread = differing.rolling_quantile(_QUANTILE, window_size=window, min_samples=_FEW).shift(1).to_numpy()
-    centre = median.to_numpy()
+    centre, spread = _running_median_and_spread(np.where(coded, np.nan, values), series, window)
     away, size = values - centre, np.abs(centre)
     with np.errstate(invalid="ignore"):
         bound = np.where(np.isnan(spread), _LARGE * size, _SPREADS * spread)
@@ -144,23 +150,39 @@ def judge(
         least = _LEVELS * size if floor is None else floor
         far &= np.abs(away) > least
         for lag in lags:
-            before = np.concatenate([np.full(min(lag, len(values)), np.nan), values[:-lag]])
-            far &= ~(np.abs(values - before) <= bound)
+            near = np.abs(values[lag:] - values[:-lag]) <= bound[lag:]
+            far[lag:] &= ~(near & (series[lag:] == series[:-lag]))
         absurd = np.abs(away) > _ABSURD * np.maximum(bound, least)
-    rejected = (far & ~_persistent(far, np.sign(away), np.isfinite(values))) | code
+    rejected = (far & ~_persistent(far, np.sign(away), np.isfinite(values), series)) | code
     return np.where(rejected, np.where(absurd | code, NO_TARGET, NO_INPUT), FINE).astype(np.uint8)
 
 
+def _running_median_and_spread(
+    values: npt.NDArray[np.float64], series: IntArray, window: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the median of the values before each step, and the quantile of their distances from such medians, [n]."""
+    distance = (pl.col("value") - pl.col("median")).abs()
+    spread = pl.col("distance").rolling_quantile(_QUANTILE, window_size=window, min_samples=_FEW)
+    frame = (
+        pl.DataFrame({"series": series, "value": pl.Series(values).fill_nan(None)})
+        .with_columns(median=pl.col("value").rolling_median(window, min_samples=_FEW).shift(1).over("series"))
+        .with_columns(distance=pl.when(distance > 0).then(distance))
+        .select("median", spread=spread.shift(1).over("series"))
+    )
+    return frame["median"].to_numpy(), frame["spread"].to_numpy()
+
+
 def _persistent(
-    far: npt.NDArray[np.bool_], side: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_]
+    far: npt.NDArray[np.bool_], side: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_], series: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """Return which steps are at least the third observed one in a row that is far out on one side."""
+    """Return which steps are at least the third observed one in a row of a series that is far out on one side."""
     at = np.flatnonzero(observed)
     outside = np.where(far[at], side[at], 0.0)
     result = np.zeros(len(far), np.bool_)
     same = outside != 0
     for back in range(1, _PERSISTENT):
-        same &= np.append(np.zeros(min(back, len(at))), outside[:-back]) == outside
+        same[:back] = False
+        same[back:] &= (outside[:-back] == outside[back:]) & (series[at[:-back]] == series[at[back:]])
     result[at] = same
     return result
 
