@@ -1,0 +1,123 @@
+"""A run in MLflow that is open, and what a job logs into it, in as few calls as MLflow allows."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from forecast.tracking_store import calls_mlflow, is_server
+
+# isort: split
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
+
+from forecast.redaction import redacted, without_password
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BATCH: Final = 1000
+"""Metrics that MLflow takes in one call, and runs that it returns."""
+_DATASET_DIGEST_LENGTH: Final = 36
+
+
+class Run:
+    """A run that is open. Paths are relative to its artifacts."""
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
+        self.uri = uri
+        self.id = run_id
+        self.experiment_id = experiment_id
+        self._client = client
+        self.settings: dict[str, str] = {}
+        """Of the job, and which data it has used."""
+
+    @property
+    def link(self) -> str:
+        """The page of the run on its server, or the id where the store is none."""
+        page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return page if is_server(self.uri) else self.id
+
+    @calls_mlflow
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics, all at one step."""
+        self._log_metrics([(step or 0, values)])
+
+    @calls_mlflow
+    def curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics at many steps, in as few calls as MLflow allows."""
+        self._log_metrics(points)
+
+    def _log_metrics(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        now = _now()
+        entries = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
+        for first in range(0, len(entries), BATCH):
+            self._client.log_batch(self.id, metrics=entries[first : first + BATCH])
+
+    @calls_mlflow
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+    @calls_mlflow
+    def figure(self, figure: "Figure", path: str) -> None:
+        """Log a Matplotlib figure; the suffix is the format."""
+        self._client.log_figure(self.id, figure, path)
+
+    @calls_mlflow
+    def table(self, frame: pl.DataFrame, path: str) -> None:
+        """Log a table as Parquet."""
+        self._write(path, frame.write_parquet)
+
+    @calls_mlflow
+    def json(self, value: object, path: str) -> None:
+        """Log a value as JSON."""
+        self._write(path, lambda file: file.write_text(as_json(value)))
+
+    @calls_mlflow
+    def text(self, value: str, path: str) -> None:
+        """Log a text: a page, say."""
+        self._write(path, lambda file: file.write_text(value, encoding="utf-8"))
+
+    @calls_mlflow
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file."""
+        self._client.log_artifact(self.id, str(path), folder)
+
+    def _write(self, path: str, write: Callable[[Path], object]) -> None:
+        target = PurePosixPath(path)
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary) / target.name
+            write(local)
+            self._client.log_artifact(self.id, str(local), None if target.parent.name == "" else str(target.parent))
+
+    @calls_mlflow
+    def dataset(self, name: str, *, digest: str, source: str, rows: int) -> None:
+        """Say which data the run used; the data is not read."""
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_DATASET_DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": redacted(source)}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
+        self.settings = {**described(dataset), **self.settings}
+
+
+def described(dataset: Dataset) -> dict[str, str]:
+    """Return which data a run used, by its name."""
+    source, profile = (json.loads(text or "{}") for text in (dataset.source, dataset.profile))
+    return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON that people read."""
+    return json.dumps(value, indent=2, default=str)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
