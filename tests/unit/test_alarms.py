@@ -9,7 +9,9 @@ import pytest
 
 from forecast.config import AlarmSettings
 from forecast.data.load import Loaded
-from forecast.monitor import _ages, _alarms, _default_recent
+from forecast.monitor.alarms import alarms_of
+from forecast.monitor.evaluation import _default_recent
+from forecast.monitor.step_scores import age_groups
 
 SERIES = 100
 
@@ -36,7 +38,7 @@ def days(
         {
             "window": np.where(at > nights - recent, "recent", "history").tolist(),
             "day": [datetime(2024, 1, 1) + timedelta(days=day) for day in at.tolist()],
-            "age": np.searchsorted(list(_ages(None, horizon).values()), step),
+            "age": np.searchsorted(list(age_groups(None, horizon).values()), step),
         }
     )
     parts = [
@@ -58,7 +60,7 @@ def test_a_new_version_alarms_no_more_than_an_old_one(horizon: int, recent: int,
     rng = np.random.default_rng(0)
     for nights in (2, recent + 3, recent + 4, recent + 6, 12, 20, 45):
         table = days(rng, nights=nights, horizon=horizon, recent=recent, season=season, walk=walk)
-        found = _alarms(table, AlarmSettings(), None, recent)
+        found = alarms_of(table, AlarmSettings(), None, recent)
         # Alarms of many series are a breach above 0.1: 7 of 100 are rare at 3 %.
         assert found.filter(status="alarm").height <= 7
         assert found.height == SERIES
@@ -73,7 +75,7 @@ def test_a_new_version_alarms_no_more_than_an_old_one(horizon: int, recent: int,
 def test_what_is_five_scales_off_has_an_alarm(horizon: int, recent: int, season: int, walk: bool) -> None:
     rng = np.random.default_rng(1)
     shares = [
-        _alarms(
+        alarms_of(
             days(rng, nights=20, horizon=horizon, recent=recent, season=season, walk=walk, shift=shift),
             AlarmSettings(),
             None,
@@ -98,14 +100,14 @@ def test_a_reference_is_of_the_ages_that_the_recent_steps_are_of() -> None:
         for number in range(count)
     ]
     table = pl.DataFrame(rows).with_columns(n_scaled=1, n_steps=1)
-    row = _alarms(table, AlarmSettings(), None, 6).row(0, named=True)
+    row = alarms_of(table, AlarmSettings(), None, 6).row(0, named=True)
     assert row["mase"] == row["median"] == pytest.approx((1 + 5 * 3) / 6)
     assert (row["status"], row["reference"], row["periods"], row["n_steps"]) == ("normal", "history", 6, 6)
     # Of an age that the history does not have, nothing is known; the backtest speaks for all.
     young = table.filter((pl.col("window") == "recent") | (pl.col("age") == 0))
-    assert _alarms(young, AlarmSettings(), None, 6)["status"].to_list() == ["no reference"]
+    assert alarms_of(young, AlarmSettings(), None, 6)["status"].to_list() == ["no reference"]
     tested = pl.DataFrame({"series_id": ["a", "a"], "mase": [1.2, 1.2]})
-    row = _alarms(young, AlarmSettings(), tested, 6).row(0, named=True)
+    row = alarms_of(young, AlarmSettings(), tested, 6).row(0, named=True)
     assert (row["status"], row["reference"], row["n_steps"]) == ("normal", "backtest", 6)
     assert row["limit"] == pytest.approx(1.2 * (1 + 0.5 * 3))
 
@@ -114,8 +116,8 @@ def test_a_window_shorter_than_the_steps_that_are_asked_for_is_judged_whole() ->
     rows = [("history", day, 1.0) for day in range(1, 9)] + [("recent", 9, 9.0)]
     table = pl.DataFrame(rows, schema=["window", "day", "scaled"], orient="row")
     table = table.with_columns(series_id=pl.lit("a"), age=0, n_scaled=1, n_steps=1)
-    assert _alarms(table, AlarmSettings(), None, 1)["status"].to_list() == ["alarm"]
-    assert _alarms(table, AlarmSettings(), None, 7)["status"].to_list() == ["few observations"]
+    assert alarms_of(table, AlarmSettings(), None, 1)["status"].to_list() == ["alarm"]
+    assert alarms_of(table, AlarmSettings(), None, 7)["status"].to_list() == ["few observations"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""What monitoring returns."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from forecast.drift import Span
+from forecast.monitor.labels import ALARM, ALL, FORECAST, NORMAL, RECENT
+from forecast.names import SERIES_ID
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What was found."""
+
+    span: Span
+    as_of: datetime
+    """The last step that was looked at."""
+    recent: datetime
+    """The first step of the recent window."""
+    by: str
+    """What is over time: day or cutoff."""
+    counts: dict[str, int]
+    """rows = rows_scored + rows_not_yet_observed + rows_missing: forecasts of the steps in both windows and later ones.
+    Also cutoffs, series, series_unknown (not in the table, their due steps are missing) and rows_recent (scored)."""
+    versions: dict[str, int]
+    """Cutoffs by the version that made them."""
+    bands: tuple[float, ...]
+    """Coverage that the intervals should have, widest first."""
+    scores: pl.DataFrame
+    """series_id, window, age, model, and sums over steps."""
+    metrics: pl.DataFrame
+    """group, value, window, model, and the metrics of `summarised`."""
+    alarms: pl.DataFrame
+    """series_id, status, mase, reference, median, deviation, limit, periods, n_steps."""
+    observed: int
+    """Recent steps, by their time, that are forecast and observed, of any series."""
+    least_observed: int
+    """Of these, how many it takes to judge."""
+    drift: pl.DataFrame
+    pairs: pl.DataFrame
+    """Windows that champion and shadow both forecast, as `gate.compare` takes them."""
+    shown: pl.DataFrame
+    """The freshest forecast of each step of alarmed series: series_id, timestamp, cutoff, quantiles."""
+
+    def metric(self, name: str, model: str = FORECAST, window: str = RECENT) -> float | None:
+        """Return a metric over all series and ages; None where nothing was scored."""
+        found = self.metrics.filter(group=ALL, window=window, model=model)
+        value = found[name].item() if found.height else None
+        return None if value is None or math.isnan(value) else float(value)
+
+    @property
+    def coverage(self) -> str:
+        """The metric of the widest interval."""
+        return coverage_name(self.bands[0])
+
+    @property
+    def alarmed(self) -> list[str]:
+        """Series with an alarm, the worst first."""
+        return self.alarms.filter(status=ALARM)[SERIES_ID].to_list()
+
+    @property
+    def judged(self) -> int:
+        """Series that are held against a reference."""
+        return self.alarms.filter(pl.col("status").is_in([ALARM, NORMAL])).height
+
+
+def coverage_name(band: float) -> str:
+    """Return the metric of an interval.
+
+    >>> coverage_name(0.8)
+    'coverage_80'
+    """
+    return f"coverage_{100 * band:.6g}"
