@@ -60,7 +60,7 @@ class Artifact:
     of classes; code = position."""
     grid: Grid
     trained_until: int
-    """Grid index of the last step that fitting, stopping or gating has seen."""
+    """Grid index of the last step that any weight, closed form, gate or calibration has seen, of any series."""
     bank: Bank | None = None
     """Changes per series, in a fine-tuned model."""
     coupling: Tensor | None = None
@@ -86,6 +86,12 @@ class Artifact:
     def classes(self) -> tuple[str, ...] | None:
         """Classes whose probabilities are forecast, by their codes; None for numbers."""
         return self.categories.get(self.data.columns.target)
+
+    @property
+    def trained_until_timestamp(self) -> datetime:
+        """The timestamp of `trained_until`: forecasts from earlier cutoffs are in-sample."""
+        timestamp: datetime = self.grid.timestamps(np.array([self.trained_until]))[0]
+        return timestamp
 
     def digest(self) -> str:
         """Return what `save` would: a hash of all that is stored."""
@@ -222,6 +228,7 @@ class Artifact:
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
+            "trained_until": self.trained_until_timestamp.isoformat(),
             "files": {name: _hash(folder / name) for name in sorted(files)},
         }
         _write_json(folder / _MANIFEST, manifest)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain, pairwise
@@ -114,8 +114,8 @@ class _Made:
 class Job:
     """Writes the forecasts of a model on a panel, cutoff by cutoff. Hold the locks of its folders meanwhile.
 
-    `names` says which model it is: model, model_version and model_digest. Raises ConfigError and OutputError for
-    settings that the model or the sink can't follow.
+    `names` says which model it is: model, model_version and model_digest; `run_id` is the MLflow run of the job. Raises
+    ConfigError and OutputError for settings that the model or the sink can't follow.
     """
 
     def __init__(
@@ -125,6 +125,8 @@ class Job:
         score: ScoreSettings,
         output: ScoreOutput,
         names: dict[str, str],
+        *,
+        run_id: str = "",
     ) -> None:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
@@ -135,7 +137,7 @@ class Job:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
             artifact = sampling(artifact, output.n_samples, "output.n_samples")
         self.artifact, self.loaded = artifact, loaded
-        self._score, self._output, self.names = score, output, names
+        self._score, self._output, self.names, self._run_id = score, output, names, run_id
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
         self._forward = self._runtime()
@@ -410,6 +412,9 @@ class Job:
         assert sources.total() == series, "a source was lost"
         return {
             **versions,
+            "trained_until": self.artifact.trained_until_timestamp.isoformat(),
+            "run_id": self._run_id or None,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "series": {"in": counts.series_in, "forecast": series, "rejected": rejected},
             "rows": {
                 "in": counts.rows_in,

@@ -21,6 +21,12 @@ class GatecastModel(PythonModel):
         folder = Path(context.artifacts["model"])
         self._artifact = artifact.load(folder)
         self._digest = artifact.digest(folder)
+        self.lineage = {
+            "digest": self._digest,
+            "kind": self._artifact.kind,
+            "trained_until": self._artifact.trained_until_timestamp.isoformat(),
+            "parent_digest": self._artifact.parent_digest,
+        }
 
     def predict(
         self,

@@ -74,7 +74,8 @@ class Registry(RunStore):
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
         model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
         with tempfile.TemporaryDirectory() as temporary:
-            local = save_pyfunc(folder, Path(temporary), Model(run_id=run.id, model_id=model.model_id), example)
+            described = Model(run_id=run.id, model_id=model.model_id, metadata=_lineage(digest, tags))
+            local = save_pyfunc(folder, Path(temporary), described, example)
             self._client.log_model_artifacts(model.model_id, local)
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
@@ -227,3 +228,9 @@ class Registry(RunStore):
         self._client.set_model_version_tag(self.name, str(champion.number), DEMOTED, reason)
         self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
         return champion, target
+
+
+def _lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
+    kept = ("kind", "trained_until", "data_digest", "parent_digest")
+    return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}

@@ -139,7 +139,8 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     digest = artifact.digest(model_folder)
     registry = Registry(config.registry)
     alias = alias or record.get("alias")
-    tags = dict(record.get("tags", {"kind": model.kind, "format_version": str(FORMAT_VERSION)}))
+    plain = {"kind": model.kind, "format_version": str(FORMAT_VERSION)}
+    tags = {"trained_until": model.trained_until_timestamp.isoformat(), **record.get("tags", plain)}
     if record.get("name") != registry.name:  # the numbers are those of another model's versions
         tags = {name: value for name, value in tags.items() if name not in _OF_PARENT}
     if same := next((version for version in _versions(registry) if version.digest == digest), None):

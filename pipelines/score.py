@@ -85,12 +85,14 @@ def run(config: ScoreConfig) -> Scored:
             cutoffs = _cutoffs(config, loaded)
             note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
-            job = Job(artifact, loaded, config.score, config.output, _names(version))
+            _warn_in_sample(version, artifact, cutoffs)
+            job = Job(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)
             outputs, failed = _write(job, cutoffs, "score")
             line = ""
             if other:
                 try:  # The forecasts above are there, whatever becomes of these.
-                    shadow = _shadow(registry, config, other, artifact, loaded)
+                    shadow = _shadow(registry, config, other, artifact, loaded, run.id)
+                    _warn_in_sample(other, shadow.artifact, cutoffs)
                     made, failed_too = _write(shadow, cutoffs, SHADOW)
                 except GatecastError as error:
                     failed[f"score.shadow, {other}"] = error
@@ -132,7 +134,7 @@ def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Ve
 
 
 def _shadow(
-    registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded"
+    registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded", run_id: str
 ) -> "Job":
     """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
     from forecast import artifact as artifacts
@@ -149,6 +151,7 @@ def _shadow(
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
         _names(other),
+        run_id=run_id,
     )
 
 
@@ -198,6 +201,23 @@ def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
     grid = loaded.panel.grid
     index = sorted({loaded.panel.last_index if moment is None else grid.floor(moment) for moment in _asked(config)})
     return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(index))), index, strict=True))
+
+
+def _warn_in_sample(version: "Version", artifact: "Artifact", cutoffs: dict[str, int]) -> None:
+    """Say which cutoffs lie before the end of what the version was trained on."""
+    from forecast.errors import listing
+
+    early = [name for name, cutoff in cutoffs.items() if cutoff < artifact.trained_until]
+    if early:
+        _LOG.warning(
+            "%s has seen data until %s: forecasts from %s of %s cutoffs are in-sample and better than those of new "
+            "data: %s",
+            version,
+            artifact.trained_until_timestamp.isoformat(),
+            f"{len(early):,}",
+            f"{len(cutoffs):,}",
+            listing(early),
+        )
 
 
 def _totals(outputs: "list[Output]") -> Counter[str]:

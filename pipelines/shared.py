@@ -147,8 +147,6 @@ def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[in
 
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
     """Return the tags of a version: where it comes from."""
-    import numpy as np
-
     from forecast.artifact import FORMAT_VERSION
 
     # The same job in another store, or gone on from another folder.
@@ -165,7 +163,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
         "data_digest": data_digest,
         "config_digest": hashlib.sha256(settings.encode()).hexdigest(),
         "format_version": str(FORMAT_VERSION),
-        "trained_until": str(artifact.grid.timestamps(np.array([artifact.trained_until]))[0]),
+        "trained_until": artifact.trained_until_timestamp.isoformat(),
         "horizon": str(artifact.horizon),
     }
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,26 @@ def test_a_job_is_told_by_its_run(promoted: Store) -> None:
     assert metrics["score/series_per_second"] > 0
 
 
+def test_cutoffs_that_the_model_was_trained_on_are_named_in_a_line(promoted: Store) -> None:
+    version = mlflow.MlflowClient(promoted.uri).get_model_version(NAME, "2")
+    until = datetime.fromisoformat(version.tags["trained_until"])
+    assert until == END - timedelta(hours=2 * HORIZON)
+    early = [until - timedelta(hours=2), until - timedelta(hours=1)]
+    cutoffs = f"score.cutoffs=[{','.join(moment.isoformat() for moment in [*early, until])}]"
+    (line,) = [line for line in promoted.score(None, cutoffs).err.splitlines() if "in-sample" in line]
+    assert f"{NAME} v2 has seen data until {until.isoformat()}: forecasts from 2 of 3 cutoffs are in-sample" in line
+    assert all(moment.isoformat() in line for moment in early)
+    assert "in-sample" not in promoted.score().err
+    contents = manifests(promoted.folder / "out").values()
+    assert {content["trained_until"] for content in contents} == {until.isoformat()}
+    assert {content["run_id"] for content in contents} == {run.info.run_id for run in runs(promoted)[-2:]}
+    metadata = mlflow.models.get_model_info(f"models:/{NAME}/2").metadata
+    assert metadata["trained_until"] == until.isoformat()
+    assert metadata["digest"] == version.tags["digest"]
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}/2").unwrap_python_model()
+    assert served.lineage["trained_until"] == until.isoformat()
+
+
 def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
     from forecast.data.folders import locked
 
@@ -124,7 +144,11 @@ def test_two_jobs_at_once_leave_one_whole_output(promoted: Store) -> None:
     assert codes in ([0, 0], [0, 6]), errors
     assert codes == [0, 0] or any("another job is writing into out" in error for error in errors)
     promoted.score(output="alone")
-    assert manifests(promoted.folder / "out") == manifests(promoted.folder / "alone")
+    lasting = [
+        [content | {"written_at": None, "run_id": None} for content in manifests(promoted.folder / name).values()]
+        for name in ("out", "alone")
+    ]
+    assert lasting[0] == lasting[1]
     assert promoted.forecasts().equals(promoted.forecasts("alone"))
 
 

@@ -158,7 +158,12 @@ def test_scoring_twice_gives_the_same_bytes(promoted: Store) -> None:
 
     def contents(output: str) -> dict[str, bytes]:
         folder = promoted.folder / output
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        written = {"written_at": None, "run_id": None}  # Of manifests, all but when and by which run.
+        return {
+            name: json.dumps(json.loads(content) | written).encode() if name.endswith(".json") else content
+            for name, content in files.items()
+        }
 
     promoted.score()
     first = contents("out")

@@ -49,6 +49,18 @@ def test_what_is_loaded_is_what_was_saved(artifact: Artifact, weekly_loaded: Loa
     assert made[0].equals(made[1])
 
 
+def test_the_manifest_says_until_when_the_model_was_trained(artifact: Artifact, tmp_path: Path) -> None:
+    artifact.save(tmp_path / "model")
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    until = artifact.grid.timestamps(np.array([artifact.trained_until]))[0]
+    assert manifest["trained_until"] == until.isoformat() == artifact.trained_until_timestamp.isoformat()
+    # One that was written before has no such field, and the same answer.
+    (tmp_path / "model" / "manifest.json").write_text(
+        json.dumps({name: value for name, value in manifest.items() if name != "trained_until"})
+    )
+    assert load(tmp_path / "model").trained_until_timestamp == until
+
+
 def test_equal_models_have_equal_digests_and_others_another(artifact: Artifact, tmp_path: Path) -> None:
     first, second = artifact.save(tmp_path / "a"), artifact.save(tmp_path / "b")
     assert first == second == digest(tmp_path / "a") == artifact.digest() == load(tmp_path / "b").digest()

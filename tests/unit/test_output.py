@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,16 @@ def write(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return a hash of each file in a folder."""
+    """Return a hash of each file in a folder, of manifests without the time and the run that wrote them."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): hashlib.sha256(_lasting(path)).hexdigest() for path in files}
+
+
+def _lasting(path: Path) -> bytes:
+    if path.suffix != ".json":
+        return path.read_bytes()
+    content = json.loads(path.read_text())
+    return json.dumps(content | {"written_at": None, "run_id": None}).encode()
 
 
 def frame_of(folder: Path, kind: str = "forecasts") -> pl.DataFrame:
@@ -176,6 +183,22 @@ def test_a_table_that_was_written_without_its_manifest_is_written_again(
         table = read_sql("sqlite:///scores.db", "select * from forecasts").collect()
     assert table["q50"].max() > 1.0
     assert write(trained.artifact, weekly_loaded, tmp_path / "out", **sink).done_before
+
+
+def test_a_manifest_says_what_the_forecasts_come_from(
+    trained: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    begun = datetime.now(UTC).replace(microsecond=0)
+    settings = ScoreSettings.model_validate(SETTINGS)
+    made = Job(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-7")
+    content = made.write(weekly_loaded.panel.last_index).content
+    assert {name: content[name] for name in NAMES} == NAMES
+    assert content["run_id"] == "run-7"
+    last = weekly_loaded.panel.grid.timestamps(np.array([weekly_loaded.panel.last_index]))[0]
+    assert content["trained_until"] == (last - timedelta(days=4 * 7)).isoformat()  # fit.holdout_windows is 4.
+    assert begun <= datetime.fromisoformat(content["written_at"]) <= datetime.now(UTC)
+    again = Job(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-8")
+    assert again.write(weekly_loaded.panel.last_index).content["run_id"] == "run-7", "the run that wrote it"
 
 
 def test_two_jobs_can_not_write_into_one_folder(tmp_path: Path) -> None:
