@@ -50,6 +50,7 @@ def monitor_page(
     comparison, rollback, no_rollback and on_breach, each a text or None.
     """
     counts, breached = found.counts, sum(check.breached for check in checks)
+    left_out = counts["cutoffs_in_sample"]
     content = {
         "clock": clock_label(found.shown),
         "colour": _COLOURS[FORECAST],
@@ -63,7 +64,8 @@ def monitor_page(
         title=f"Forecasts of {model}, as of {found.as_of:%Y-%m-%d %H:%M}",
         subtitle=f"{breached:,} of {len(checks):,} thresholds breached, {len(found.alarmed):,} series with an alarm",
         facts={
-            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in found.versions.items()),
+            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in found.versions.items()) or "0",
+            **({"Left out, in sample": f"{left_out:,} cutoffs"} if left_out else {}),
             "Series": f"{counts['series']:,}",
             "Recent window": f"{found.span.last - found.span.recent + 1:,} steps",
             "History": f"{found.span.recent - found.span.first:,} steps",
@@ -73,7 +75,7 @@ def monitor_page(
         data=[("page", content)],
         verdict=_verdict(checks, facts),
         accuracy=_accuracy(found),
-        rows=_rows(counts),
+        rows=_rows(found),
         by=_POINTS[found.by],
         shadow=_shadow(found, facts),
         drift=_drift(found),
@@ -137,7 +139,8 @@ def _share(value: float | None) -> str:
     return ABSENT if value is None else percent(value)
 
 
-def _rows(counts: Mapping[str, int]) -> str:
+def _rows(found: Monitored) -> str:
+    counts = found.counts
     rows = [
         ("Scored", f"{counts['rows_scored']:,}"),
         ("Not yet observed", f"{counts['rows_not_yet_observed']:,}"),
@@ -145,10 +148,10 @@ def _rows(counts: Mapping[str, int]) -> str:
         ("Forecasts", f"{counts['rows']:,}"),
     ]
     unknown = counts["series_unknown"]
-    caption = f"{unknown:,} series are not in the table: their observations are missing." if unknown else ""
-    return card(
-        "rows", "Where the forecasts went", table({"Steps": "wide", "Number": "number"}, rows, total=True), caption
-    )
+    notes = [f"{unknown:,} series are not in the table: their observations are missing."] if unknown else []
+    notes += [html.escape(f"{found.left_out}.")] if found.left_out else []
+    body = table({"Steps": "wide", "Number": "number"}, rows, total=True)
+    return card("rows", "Where the forecasts went", body, " ".join(notes))
 
 
 def _shadow(found: Monitored, facts: Mapping[str, Any]) -> str:

@@ -430,20 +430,28 @@ def stated_columns(artifact: Artifact) -> tuple[str, ...]:
 
 
 def naive_forecasts(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, *, season: int | None = None, points: int = 0
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    *,
+    season: int | None = None,
+    points: int = 0,
+    horizon: int | None = None,
+    levels: Sequence[float] | None = None,
 ) -> DoubleArray:
     """Return seasonal naive as the model's own forecast, where it has none, [n, horizon, column].
 
-    Of counts whole numbers, of counts and amounts none below 0. `season` is that of the model when None, `points` as in
-    `predict`.
+    Of counts whole numbers, of counts and amounts none below 0. `season`, `horizon` and `levels` (of numbers) are those
+    of the model when None, `points` as in `predict`.
     """
     season = season or artifact.network.shape.season_length
-    levels = midpoints(points) if points else artifact.model.quantile_levels
+    horizon = horizon or artifact.horizon
+    levels = midpoints(points) if points else levels or artifact.model.quantile_levels
     if artifact.classes is not None:
         n_classes = len(artifact.classes)
-        classes = seasonal_naive_classes(panel, windows, horizon=artifact.horizon, season=season, n_classes=n_classes)
+        classes = seasonal_naive_classes(panel, windows, horizon=horizon, season=season, n_classes=n_classes)
         return classes.astype(np.float64)
-    naive = seasonal_naive(panel, windows, horizon=artifact.horizon, season=season, levels=levels)
+    naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
     _, sigma = seasonal_naive_errors(panel, windows, season)
     unknown = np.isnan(sigma)
     naive[unknown] = _with_panel_scale(artifact.network, naive[unknown], levels, season)

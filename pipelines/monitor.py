@@ -15,7 +15,6 @@ from pipelines import console
 from pipelines.compose import compose
 from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
 from pipelines.references import job_command
-from pipelines.shared import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +70,7 @@ def run(config: MonitorConfig) -> Result:
     from forecast.monitor_page import monitor_page
     from forecast.names import SHADOW
     from forecast.registry import Registry
+    from pipelines.monitor_summary import measures, summary
     from pipelines.shared import log_data, open_version, read_for
 
     settings = config.monitor
@@ -120,17 +120,17 @@ def run(config: MonitorConfig) -> Result:
             page = monitor_page(found, made, model=registry.name, history=_history(loaded, found), facts=content)
             tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
             run.tags({name: value for name, value in tags.items() if value})
-            _log(run, found, reference)
+            run.metrics(measures(found, reference))
             _write(run, folder, found, content, page)
         registry.delete_runs(before)
-    return Result(_line(found, registry.name, folder, why_not), found, breaches, rolled_back, start, folder)
+    return Result(summary(found, registry.name, folder, why_not), found, breaches, rolled_back, start, folder)
 
 
 def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, object]", page: str) -> None:
     """Write tables and page into the folder and the run; monitor.json is the last file."""
     from forecast.data.io import write_parquet_atomic, write_text_atomic
 
-    for name in ("scores", "metrics", "alarms", "drift", "pairs"):
+    for name in ("scores", "metrics", "cutoffs", "alarms", "drift", "pairs"):
         write_parquet_atomic(getattr(found, name), folder / f"{name}.parquet")
     write_text_atomic(page, folder / "monitor.html")
     write_text_atomic(json.dumps(content, indent=1) + "\n", folder / "monitor.json")
@@ -283,61 +283,3 @@ def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":
     rows = np.flatnonzero(np.isin(panel.series_id, as_names(found.shown[SERIES_ID].unique())))
     first = panel.grid.timestamps(np.array([found.span.first]))[0]
     return panel.frame(rows).filter(pl.col(TIMESTAMP) >= first)
-
-
-def _log(run: "Run", found: "Monitored", reference: "dict[str, float | None]") -> None:
-    """Log counts, metrics over all series and by age, and drift."""
-    from forecast.monitor import AGE, ALL, FORECAST, RECENT
-
-    values: dict[str, float | None] = {f"monitor/{name}": count for name, count in found.counts.items()}
-    keys = {"group", "value", "window", "model"}
-    for row in found.metrics.filter(group=ALL).iter_rows(named=True):
-        values |= {f"monitor/{row['window']}/{row['model']}/{k}": v for k, v in row.items() if k not in keys}
-    for row in found.metrics.filter(group=AGE, window=RECENT, model=FORECAST).iter_rows(named=True):
-        values |= {f"monitor/age/{row['value']}/{name}": row[name] for name in ("mase", "wql", "bias", found.coverage)}
-    for row in found.drift.iter_rows(named=True):
-        column = metric_name(row["column"])
-        values |= {
-            f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "psi_chance", "ks", "missing", "unseen")
-        }
-    values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
-    values["monitor/alarmed"] = len(found.alarmed)
-    run.metrics({name: float(value) for name, value in values.items() if value is not None})
-
-
-def _line(found: "Monitored", model: str, folder: Path, why_not: str) -> str:
-    from forecast.names import SOURCE_SEASONAL_NAIVE
-
-    counts = found.counts
-    parts = [
-        f"{model}: as of {found.as_of.isoformat()}",
-        f"{counts['cutoffs']:,} cutoff{'s' * (counts['cutoffs'] != 1)} by {', '.join(f'v{v}' for v in found.versions)}",
-        f"{counts['rows']:,} forecasts = {counts['rows_scored']:,} scored + {counts['rows_not_yet_observed']:,} not "
-        f"yet observed + {counts['rows_missing']:,} whose observation is missing",
-    ]
-    if counts["series_unknown"]:
-        parts.append(f"{counts['series_unknown']:,} series are not in the table")
-    if counts["rows_recent"]:
-        for label, name in (("MASE", "mase"), ("WQL", "wql")):
-            own, naive = found.metric(name), found.metric(name, SOURCE_SEASONAL_NAIVE)
-            parts.append(f"recent {label} {_number(own)} (seasonal naive {_number(naive)})")
-        parts.append(f"{100 * found.bands[0]:g} % intervals hold {_number(found.metric(found.coverage))}")
-        parts.append(f"{len(found.alarmed):,} of {found.judged:,} judged series with an alarm")
-        parts += [f"{count:,} not judged ({status})" for status, count in _not_judged(found)]
-    else:
-        parts.append("nothing recent is observed yet, so nothing is judged")
-    if why_not:
-        parts.append(f"no rollback: {why_not}")
-    return ", ".join([*parts, str(folder)])
-
-
-def _not_judged(found: "Monitored") -> "list[tuple[str, int]]":
-    """Return why series were not judged, and how many."""
-    from forecast.monitor import ALARM, NORMAL
-
-    states = found.alarms.group_by("status").len().sort("status").rows()
-    return [(status, count) for status, count in states if status not in (ALARM, NORMAL)]
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4f}"

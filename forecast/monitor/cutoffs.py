@@ -14,7 +14,8 @@ from forecast.data.windows import WindowIndex
 from forecast.drift import Span
 from forecast.errors import DataError, listing
 from forecast.metrics import future_values
-from forecast.monitor.forecasts import Written, cutoff_moment, in_utc
+from forecast.monitor.forecasts import Written, cutoff_moment, in_utc, training_end
+from forecast.monitor.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TIMESTAMP, quantile_column
 
 Array = npt.NDArray[np.floating]
@@ -39,6 +40,15 @@ class Cutoff(NamedTuple):
         """The version that made them."""
         return str(self.content["model_version"])
 
+    def sample(self, panel: Panel) -> str:
+        """Return whether its version was trained on steps after it: IN_SAMPLE, OUT_OF_SAMPLE or UNKNOWN."""
+        until = training_end(self.content)
+        if until is None:
+            return UNKNOWN
+        if panel.grid.time_zone is None:
+            until = until.replace(tzinfo=None)
+        return IN_SAMPLE if self.place < panel.grid.floor(until) else OUT_OF_SAMPLE
+
 
 class Part(NamedTuple):
     """Forecasts of n series that are in the panel, and what came."""
@@ -57,6 +67,12 @@ class Part(NamedTuple):
     def series_id(self) -> pl.Series:
         """Ids of the series, [n]."""
         return pl.Series(self.panel.series_id[self.windows.series].tolist(), dtype=pl.String)
+
+
+def no_part(panel: Panel, n_levels: int) -> Part:
+    """Return the forecasts of no series, one step ahead."""
+    nothing = WindowIndex(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Part(panel.rows(0, 1), nothing, np.zeros((0, 1, n_levels)), np.zeros((0, 1)))
 
 
 def placed(written: Written, panel: Panel) -> list[Cutoff]:
@@ -78,6 +94,20 @@ def placed(written: Written, panel: Panel) -> list[Cutoff]:
             f"every {panel.grid.frequency}: {listing(off)}; give the table that they were made from (data.path)"
         )
     return [Cutoff(at, content) for at, content in zip(index.to_list(), written.contents, strict=True)]
+
+
+def samples(cutoffs: Sequence[Cutoff], panel: Panel) -> pl.DataFrame:
+    """Return the cutoffs with the version that forecast, the end of its training (null: unknown), sample and rows."""
+    ends = [training_end(each.content) for each in cutoffs]
+    return pl.DataFrame(
+        {
+            CUTOFF: panel.grid.timestamps(np.array([each.place for each in cutoffs], dtype=np.int64)),
+            "model_version": pl.Series([each.version for each in cutoffs], dtype=pl.String),
+            "trained_until": pl.Series([end and end.isoformat() for end in ends], dtype=pl.String),
+            "sample": pl.Series([each.sample(panel) for each in cutoffs], dtype=pl.String),
+            "rows": pl.Series([each.content["rows"]["written"] for each in cutoffs], dtype=pl.Int64),
+        }
+    )
 
 
 def visible(written: Written, panel: Panel, as_of: datetime | None) -> list[Cutoff]:

@@ -20,13 +20,22 @@ from forecast.drift import Span, cycles, drift
 from forecast.frequency import DAY
 from forecast.metrics import MODEL
 from forecast.monitor.alarms import alarms_of
-from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, visible, within
+from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
 from forecast.monitor.forecasts import Written
-from forecast.monitor.labels import AGE, ALARM, TIME
+from forecast.monitor.labels import AGE, ALARM, IN_SAMPLE, TIME
 from forecast.monitor.result import Monitored
 from forecast.monitor.segments import segments_of
 from forecast.monitor.shadow import no_pairs, reach_of, window_scores
-from forecast.monitor.step_scores import SUMS, TABLES, age_groups, bands, metrics_by_group, score_steps
+from forecast.monitor.step_scores import (
+    SUMS,
+    TABLES,
+    Evaluation,
+    age_groups,
+    bands,
+    metrics_by_group,
+    no_steps,
+    score_steps,
+)
 from forecast.names import (
     CHAMPION,
     CUTOFF,
@@ -64,48 +73,26 @@ def monitor(
     horizon = max(int(content["horizon"]) for content in written.contents)
     recent, end = settings.recent or _default_recent(panel, season, horizon), panel.last_index
     span = Span(end - recent - (settings.history or 4 * recent) + 1, end - recent + 1, end)
-    cutoffs = within(visible(written, panel, settings.as_of), span, panel, written)
-    others = {} if shadow is None or judged is None else {each.place: each for each in placed(shadow, panel)}
-    both = {
-        each.place: others[each.place]
-        for each in cutoffs
-        if each.place in others and judged == (each.version, others[each.place].version)
-    }
-    champions = [each for each in cutoffs if each.place in both]
-    reach = reach_of(champions, list(both.values()), panel, span.last, settings.rollback_blocks)
-    levels = written.levels([each.content for each in cutoffs])
+    inside = within(visible(written, panel, settings.as_of), span, panel, written)
+    cutoffs = [each for each in inside if each.sample(panel) != IN_SAMPLE]
+    in_sample = [each for each in inside if each.sample(panel) == IN_SAMPLE]
+    both = {} if shadow is None or judged is None else _shared(cutoffs, placed(shadow, panel), judged, panel)
+    levels = written.levels([each.content for each in inside])
     if shadow is not None and both:
-        theirs = shadow.levels([each.content for each in both.values()])
+        theirs = shadow.levels([other.content for _, other in both.values()])
         levels = tuple(level for level in levels if level in theirs)
     segments = segments_of(artifact, loaded, settings.segments)
     ages = age_groups(settings.ages, horizon)
-
-    counts = Counter(dict.fromkeys(("rows", "rows_scored", "rows_not_yet_observed", "rows_missing", "rows_recent"), 0))
-    unknown: set[str] = set()
-    observed: set[int] = set()
-    tables: dict[str, pl.DataFrame] = {}
-    pairs = [no_pairs(panel)]
+    evaluation = Evaluation(artifact, span, levels, season, ages, settings.by)
+    champions, others = ([pair[place] for pair in both.values()] for place in (0, 1))
+    sums = _Sums(panel, evaluation, reach_of(champions, others, panel, end, settings.rollback_blocks))
     for cutoff in cutoffs:
-        other = both.get(cutoff.place)
-        for part in observed_parts(written, cutoff, panel, span, levels, counts, unknown):
-            at = cutoff.place + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
-            observed.update(at[at >= span.recent].tolist())
-            steps = score_steps(part, cutoff, span, levels, season, ages, settings.by)
-            for name, (keys, models) in TABLES.items():
-                made = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(SUMS.sum())
-                tables[name] = pl.concat([tables[name], made]) if name in tables else made
-            if other is not None:
-                pairs.append(window_scores(part, levels, season, reach, CHAMPION))
-        tables = {
-            name: table.group_by(TABLES[name][0], maintain_order=True).agg(SUMS.sum()) for name, table in tables.items()
-        }
-        if other is not None and shadow is not None:
-            for part in observed_parts(shadow, other, panel, span, levels, Counter(), set()):
-                pairs.append(window_scores(part, levels, season, reach, SHADOW))
-    due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
-    assert counts["rows"] == due, "a forecast was lost"
-    scores = tables["scores"].sort(TABLES["scores"][0]).with_columns(pl.col(AGE).replace_strict(dict(enumerate(ages))))
-    alarms = alarms_of(tables["days"], settings.alarms, backtest, recent)
+        sums.add(written, cutoff, paired=cutoff.place in both)
+        if shadow is not None and cutoff.place in both:
+            sums.add_shadow(shadow, both[cutoff.place][1])
+    scores = sums.tables["scores"].sort(TABLES["scores"][0])
+    scores = scores.with_columns(pl.col(AGE).replace_strict(dict(enumerate(ages)), return_dtype=pl.String))
+    alarms = alarms_of(sums.tables["days"], settings.alarms, backtest, recent)
     named = alarms.filter(status=ALARM)[SERIES_ID].to_list()
     return Monitored(
         span=span,
@@ -114,21 +101,77 @@ def monitor(
         by=settings.by,
         counts={
             "cutoffs": len(cutoffs),
-            "series": tables["scores"][SERIES_ID].n_unique(),
-            "series_unknown": len(unknown),
-            **counts,
+            "cutoffs_in_sample": len(in_sample),
+            "series": scores[SERIES_ID].n_unique(),
+            "series_unknown": len(sums.unknown),
+            **sums.counts,
+            "rows_in_sample": sum(each.content["rows"]["written"] for each in in_sample),
         },
         versions=dict(Counter(each.version for each in cutoffs)),
+        cutoffs=samples(inside, panel),
         bands=tuple(band for band, _, _ in bands(levels)),
         scores=scores,
-        metrics=metrics_by_group(scores, tables[TIME], segments, list(ages)),
+        metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(ages)),
         alarms=alarms,
-        observed=len(observed),
+        observed=len(sums.observed),
         least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
-        pairs=pl.concat(pairs),
-        shown=_freshest(written, cutoffs, named[:_SHOWN], levels, panel, span),
+        pairs=pl.concat(sums.pairs),
+        shown=_freshest(written, cutoffs or inside[:1], named[:_SHOWN], levels, panel, span),
     )
+
+
+class _Sums:
+    """What is kept of all cutoffs: tables of sums, pairs of champion and shadow, and where the forecasts went."""
+
+    def __init__(self, panel: Panel, evaluation: Evaluation, reach: int) -> None:
+        names = ("rows", "rows_scored", "rows_not_yet_observed", "rows_missing", "rows_recent")
+        self.counts = Counter(dict.fromkeys(names, 0))
+        self.unknown: set[str] = set()
+        """Series that are not in the panel."""
+        self.observed: set[int] = set()
+        """Grid indices of the recent window with an observation and a forecast, of any series."""
+        self._panel, self._evaluation, self._reach = panel, evaluation, reach
+        self.pairs = [no_pairs(panel)]
+        empty = no_steps(panel, evaluation)
+        self.tables = {name: empty.group_by(keys).agg(SUMS.sum()) for name, (keys, _) in TABLES.items()}
+
+    def add(self, written: Written, cutoff: Cutoff, *, paired: bool) -> None:
+        """Add the forecasts of a cutoff; with `paired`, their scores are compared with those of the shadow."""
+        span, levels = self._evaluation.span, self._evaluation.levels
+        for part in observed_parts(written, cutoff, self._panel, span, levels, self.counts, self.unknown):
+            at = cutoff.place + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
+            self.observed.update(at[at >= span.recent].tolist())
+            steps = score_steps(part, cutoff, self._evaluation)
+            for name, (keys, models) in TABLES.items():
+                sums = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(SUMS.sum())
+                self.tables[name] = pl.concat([self.tables[name], sums])
+            if paired:
+                self.pairs.append(window_scores(part, levels, self._evaluation.season, self._reach, CHAMPION))
+        self.tables = {
+            name: table.group_by(TABLES[name][0], maintain_order=True).agg(SUMS.sum())
+            for name, table in self.tables.items()
+        }
+        due = self.counts["rows_scored"] + self.counts["rows_not_yet_observed"] + self.counts["rows_missing"]
+        assert self.counts["rows"] == due, "a forecast was lost"
+
+    def add_shadow(self, shadow: Written, cutoff: Cutoff) -> None:
+        """Add the scores of the shadow at a cutoff that both have."""
+        span, levels = self._evaluation.span, self._evaluation.levels
+        for part in observed_parts(shadow, cutoff, self._panel, span, levels, Counter(), set()):
+            self.pairs.append(window_scores(part, levels, self._evaluation.season, self._reach, SHADOW))
+
+
+def _shared(
+    cutoffs: Sequence[Cutoff], others: Sequence[Cutoff], judged: tuple[str, str], panel: Panel
+) -> dict[int, tuple[Cutoff, Cutoff]]:
+    """Return the cutoffs of both versions by place, where both have forecast and neither in sample."""
+    by_place = {each.place: each for each in others if each.sample(panel) != IN_SAMPLE}
+    return {
+        each.place: (each, by_place[each.place])
+        for each in cutoffs
+        if each.place in by_place and judged == (each.version, by_place[each.place].version)
+    }
 
 
 def _default_recent(panel: Panel, season: int, horizon: int) -> int:

@@ -59,6 +59,7 @@ def _read(manifest: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
         cutoff_moment(content)
+        training_end(content)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{manifest} can't be read ({error}); delete it, and score its cutoff again") from None
     return content
@@ -67,6 +68,12 @@ def _read(manifest: Path) -> dict[str, Any]:
 def cutoff_moment(content: Mapping[str, Any]) -> datetime:
     """Return the cutoff of a manifest. Raises KeyError, ValueError."""
     return datetime.fromisoformat(content[CUTOFF])
+
+
+def training_end(content: Mapping[str, Any]) -> datetime | None:
+    """Return the last moment that the version of a manifest was trained on; None where it does not say. ValueError."""
+    until = content.get("trained_until")
+    return None if until is None else datetime.fromisoformat(until)
 
 
 def in_utc(moment: datetime) -> datetime:

@@ -7,8 +7,9 @@ from datetime import datetime
 import polars as pl
 
 from forecast.drift import Span
-from forecast.monitor.labels import ALARM, ALL, FORECAST, NORMAL, RECENT
-from forecast.names import SERIES_ID
+from forecast.errors import listing
+from forecast.monitor.labels import ALARM, ALL, FORECAST, IN_SAMPLE, NORMAL, RECENT
+from forecast.names import CUTOFF, SERIES_ID
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,13 @@ class Monitored:
     """What is over time: day or cutoff."""
     counts: dict[str, int]
     """rows = rows_scored + rows_not_yet_observed + rows_missing: forecasts of the steps in both windows and later ones.
-    Also cutoffs, series, series_unknown (not in the table, their due steps are missing) and rows_recent (scored)."""
+    Also cutoffs, series, series_unknown (not in the table, their due steps are missing) and rows_recent (scored); and
+    what is left out: cutoffs_in_sample, rows_in_sample (all that these cutoffs have)."""
     versions: dict[str, int]
     """Cutoffs by the version that made them."""
+    cutoffs: pl.DataFrame
+    """cutoff, model_version, trained_until (text; null: unknown), sample and rows, of those in the windows. Those in
+    sample, before the end of the training of their version, are part of nothing else."""
     bands: tuple[float, ...]
     """Coverage that the intervals should have, widest first."""
     scores: pl.DataFrame
@@ -65,6 +70,20 @@ class Monitored:
     def judged(self) -> int:
         """Series that are held against a reference."""
         return self.alarms.filter(pl.col("status").is_in([ALARM, NORMAL])).height
+
+    @property
+    def left_out(self) -> str:
+        """How many cutoffs are in sample, and which ones; empty if none is."""
+        cutoffs = self.cutoffs.filter(sample=IN_SAMPLE)
+        if cutoffs.is_empty():
+            return ""
+        trained = cutoffs.select("model_version", "trained_until").unique(maintain_order=True).sort("model_version")
+        ends = listing(f"v{version} until {until}" for version, until in trained.rows())
+        moments = listing((moment.isoformat() for moment in cutoffs[CUTOFF]), 3)
+        return (
+            f"{cutoffs.height:,} of {self.cutoffs.height:,} cutoffs left out: their version was trained on steps after "
+            f"them ({ends}): {moments}"
+        )
 
 
 def coverage_name(band: float) -> str:

@@ -6,10 +6,9 @@ import numpy as np
 import polars as pl
 
 from forecast.data.panel import Panel
-from forecast.data.windows import WindowIndex
 from forecast.frequency import DAY
 from forecast.metrics import MODEL, score_windows, seasonal_naive_errors
-from forecast.monitor.cutoffs import Cutoff, Part
+from forecast.monitor.cutoffs import Cutoff, Part, no_part
 from forecast.names import CUTOFF, OBSERVED_UNTIL, SERIES_ID
 from forecast.significance import count_blocks
 
@@ -60,5 +59,4 @@ def window_scores(part: Part, levels: Sequence[float], season: int, steps: int, 
 
 def no_pairs(panel: Panel) -> pl.DataFrame:
     """Return the table of `window_scores` without a row."""
-    nothing = WindowIndex(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return window_scores(Part(panel.rows(0, 1), nothing, np.zeros((0, 1, 1)), np.zeros((0, 1))), (0.5,), 1, 1, "")
+    return window_scores(no_part(panel, 1), (0.5,), 1, 1, "")

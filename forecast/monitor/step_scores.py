@@ -1,18 +1,20 @@
 """Scores of single steps: sums by series, age and time, and the metrics that they make."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from forecast.artifact import Artifact
 from forecast.data.io import column
 from forecast.data.panel import IntArray, Panel
 from forecast.drift import Span
-from forecast.metrics import MODEL, score_windows, seasonal_naive, seasonal_naive_errors
-from forecast.monitor.cutoffs import Cutoff, Part
+from forecast.metrics import MODEL, score_windows, seasonal_naive_errors
+from forecast.monitor.cutoffs import Cutoff, Part, no_part
 from forecast.monitor.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
 from forecast.names import SERIES_ID, SOURCE_SEASONAL_NAIVE
+from forecast.predict import naive_forecasts
 
 SUMS: Final = pl.col("^(scaled|n_scaled|abs_error|pinball|abs_target|error|n_steps|covered_.*)$")
 TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {
@@ -30,15 +32,29 @@ def bands(levels: Sequence[float]) -> list[tuple[float, int, int]]:
     return [(round(1 - 2 * low, 6), below, above) for low, below, above in pairs if above is not None]
 
 
-def score_steps(
-    part: Part, cutoff: Cutoff, span: Span, levels: Sequence[float], season: int, ages: Mapping[str, int], by: str
-) -> pl.DataFrame:
+class Evaluation(NamedTuple):
+    """What is the same for all cutoffs."""
+
+    artifact: Artifact
+    """The model whose seasonal naive forecasts are compared with."""
+    span: Span
+    levels: Sequence[float]
+    """Quantile levels."""
+    season: int
+    ages: Mapping[str, int]
+    """The last step of each group of ages, by its name."""
+    by: str
+    """What is over time: day or cutoff."""
+
+
+def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation) -> pl.DataFrame:
     """Return a row for each observed step and model: the columns that tables are made by, and what is summed."""
+    artifact, span, levels, season, ages, by = evaluation
     horizon = part.actual.shape[1]
     row, step = np.nonzero(np.isfinite(part.actual))
     actual = part.actual[row, step][:, None]
     scale, root = seasonal_naive_errors(part.panel, part.windows, season)
-    naive = seasonal_naive(part.panel, part.windows, horizon=horizon, season=season, levels=levels)
+    naive = naive_forecasts(artifact, part.panel, part.windows, season=season, horizon=horizon, levels=levels)
     at = cutoff.place + 1 + np.arange(horizon)
     moments, now = (_wall(part.panel, index) for index in (at, np.array([cutoff.place])))
     day = moments.dt.truncate("1d")
@@ -77,6 +93,11 @@ def score_steps(
             pl.DataFrame(keys | {MODEL: pl.repeat(model, len(row), eager=True)} | values).filter(pl.Series(there))
         )
     return pl.concat(frames)
+
+
+def no_steps(panel: Panel, evaluation: Evaluation) -> pl.DataFrame:
+    """Return the table of `score_steps` without a row."""
+    return score_steps(no_part(panel, len(evaluation.levels)), Cutoff(panel.last_index, {}), evaluation)
 
 
 def _wall(panel: Panel, index: IntArray) -> pl.Series:

@@ -19,13 +19,20 @@ from polars.testing import assert_frame_equal
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.load import Loaded
+from forecast.data.windows import WindowIndex
+from forecast.drift import Span
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.gate import compare
+from forecast.metrics import future_values, seasonal_naive
 from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
+from forecast.monitor.cutoffs import Cutoff, Part
+from forecast.monitor.step_scores import Evaluation, score_steps
 from forecast.monitor_page import monitor_page
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
+from forecast.predict import naive_forecasts
+from pipelines.monitor_summary import summary
 
 HORIZON, SEASON = 7, 7
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,13 +46,22 @@ def day(number: int) -> datetime:
 
 
 def write(artifact: Artifact, loaded: Loaded, folder: Path, *, number: str = "1", **output: Any) -> SinkConfig:
-    """Score each fifth day from day 110."""
+    """Score each fifth day from day 110, by a version that says it was trained until then."""
     names = {"model": "m", "model_version": number, "model_digest": "ab12"}
     given = {"path": str(folder), **output}
     job = Job(artifact, loaded, ScoreSettings(shard_size=5), ScoreOutput.model_validate(given), names)
     for cutoff in range(110, 160, 5):
         job.write(loaded.panel.grid.floor(day(cutoff)))
+    claim(folder, day(110).isoformat())
     return SinkConfig.model_validate(given)
+
+
+def claim(folder: Path, until: str | None) -> SinkConfig:
+    """Let the manifests say until when their version was trained; None: they do not, as those of earlier releases."""
+    for manifest in (folder / "manifests").iterdir():
+        content = {name: value for name, value in json.loads(manifest.read_text()).items() if name != "trained_until"}
+        manifest.write_text(json.dumps(content | ({} if until is None else {"trained_until": until})))
+    return SinkConfig(path=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +397,7 @@ def test_days_are_those_of_the_clock_on_the_wall(
     job = Job(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
     for number in range(30, 33):  # The clocks change in the night to 31 March.
         job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
+    claim(tmp_path / "scores", None)
     settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 240, "segments": ["demand"]})
     found = monitor(model, read, Written(given), None, settings)
     assert found.counts["rows_scored"] == found.counts["rows"] == 3 * 2 * 6
@@ -432,3 +449,92 @@ def test_the_page_is_drawn_and_names_stay_text(
     )
     assert 'data-drawn="s02"' in done.stdout
     assert 'data-done="yes"' in done.stdout
+
+
+def test_cutoffs_in_sample_are_in_no_figure(
+    found: Monitored, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+) -> None:
+    """As if they had not been scored; that at the end of training itself is out of sample."""
+    part = claim(Path(shutil.copytree(scores.path, tmp_path / "part")), day(135).isoformat())
+    seen = look(trained.artifact, came, tmp_path / "table", part, day(150))
+    shutil.copytree(part.path, tmp_path / "later")
+    for number in range(110, 135, 5):
+        next((tmp_path / "later" / "manifests").glob(f"cutoff={day(number):%Y-%m-%d}*.json")).unlink()
+    later = look(trained.artifact, came, tmp_path / "table", SinkConfig(path=str(tmp_path / "later")), day(150))
+    assert seen.counts | {"cutoffs_in_sample": 0, "rows_in_sample": 0} == later.counts
+    for name in ("scores", "metrics", "alarms", "shown"):
+        assert_frame_equal(getattr(seen, name), getattr(later, name))
+    assert seen.metric("mase", window="history") != found.metric("mase", window="history")
+    assert (seen.counts["cutoffs"], seen.counts["cutoffs_in_sample"]) == (4, 5)
+    assert seen.counts["rows_in_sample"] == 5 * 8 * HORIZON
+    assert seen.cutoffs["sample"].to_list() == ["in sample"] * 5 + ["out of sample"] * 4
+    assert seen.left_out == (
+        "5 of 9 cutoffs left out: their version was trained on steps after them (v1 until 2024-05-15T00:00:00): "
+        "2024-04-20T00:00:00, 2024-04-25T00:00:00, 2024-04-30T00:00:00 and 2 more"
+    )
+    page = monitor_page(seen, [], model="m", history=came.head(0), facts=FACTS)
+    assert f'<p class="caption">{seen.left_out}.</p>' in page
+    assert seen.left_out in summary(seen, "m", tmp_path, "")
+    # Manifests that do not say: nothing is left out.
+    silent = look(
+        trained.artifact,
+        came,
+        tmp_path / "table",
+        claim(Path(shutil.copytree(scores.path, tmp_path / "old")), None),
+        day(150),
+    )
+    assert set(silent.cutoffs["sample"]) == {"unknown"}
+    assert_frame_equal(silent.metrics, found.metrics)
+    assert silent.left_out == ""
+
+
+def test_a_watch_of_cutoffs_in_sample_judges_nothing_and_says_so(
+    trained: FitResult, came: pl.DataFrame, weekly_loaded: Loaded, scores: SinkConfig, tmp_path: Path
+) -> None:
+    end = day(159).isoformat()
+    everything = claim(Path(shutil.copytree(scores.path, tmp_path / "all")), end)
+    seen = look(trained.artifact, came, tmp_path / "table", everything, day(150), shadow=scores)
+    assert seen.counts["cutoffs"] == seen.counts["rows"] == 0
+    assert seen.counts["cutoffs_in_sample"] == 9
+    assert seen.metrics.is_empty()
+    assert seen.alarms.is_empty()
+    assert seen.pairs.is_empty()
+    judged = checks(seen, MonitorSettings(), {})
+    assert {check.found for check in judged if check.key.endswith(("naive", "alarmed", "judged"))} == {None}
+    assert "Nothing is observed yet" in monitor_page(seen, judged, model="m", history=came.head(0), facts=FACTS)
+    assert "no cutoff is left, so nothing is judged" in summary(seen, "m", tmp_path, "")
+    # Nor does a shadow that was trained on them count as better.
+    other = write(trained.artifact, weekly_loaded, tmp_path / "shadow", number="2")
+    late = claim(Path(shutil.copytree(other.path, tmp_path / "late")), day(135).isoformat())
+    pairs = look(trained.artifact, came, tmp_path / "table", scores, day(150), shadow=late).pairs
+    assert pairs["cutoff"].min() == day(135)
+    assert set(pairs["model"]) == {"champion", "shadow"}
+
+
+def test_seasonal_naive_is_that_of_the_product(
+    train: Callable[..., FitResult],
+    table: Callable[..., pl.DataFrame],
+    loaded: Callable[..., Loaded],
+) -> None:
+    """Of counts: whole numbers, none below 0, as scoring writes them where a model has no forecast."""
+    rng = np.random.default_rng(0)
+    rows = table({name: rng.poisson(0.4, 60).astype(float) for name in "abc"})
+    read = loaded(rows, 3, season_length=7)
+    model = train(read, context=14, holdout_windows=0, model={"head": "poisson"}).artifact
+    windows = WindowIndex(np.arange(3), np.full(3, 40))
+    panel = read.panel
+    naive = naive_forecasts(model, panel, windows)
+    levels = model.model.quantile_levels
+    assert (naive >= 0).all()
+    part = Part(panel, windows, np.zeros((3, 3, len(levels))), future_values(panel, windows, 3))
+    span = Span(0, 41, 43)
+    steps = score_steps(part, Cutoff(40, {}), Evaluation(model, span, levels, 7, {"1-3": 3}, "day"))
+    own = steps.filter(model=SOURCE_SEASONAL_NAIVE)
+    actual = part.actual.ravel()
+    expected = [
+        np.mean([2 * max(q * (y - f), (q - 1) * (y - f)) for q, f in zip(levels, row, strict=True)])
+        for y, row in zip(actual, naive.reshape(9, -1), strict=True)
+    ]
+    assert own["pinball"].to_list() == pytest.approx(expected)
+    raw = seasonal_naive(panel, windows, horizon=3, season=7, levels=levels)
+    assert (raw < 0).any()
