@@ -14,6 +14,7 @@ from forecast.backtest import backtest as backtest_models
 from forecast.calibrate import CalibrationResult
 from forecast.calibrate import calibrate as calibrate_model
 from forecast.config import (
+    AUTO,
     BacktestSettings,
     CalibrateSettings,
     DataConfig,
@@ -23,10 +24,12 @@ from forecast.config import (
     FitConfig,
     FitSettings,
     ReconcileSettings,
+    ScoreSettings,
     SourceConfig,
     TuneSettings,
 )
 from forecast.config import load as validated
+from forecast.data.ages import ENDED, MaxAge
 from forecast.data.folders import locked
 from forecast.data.frames import to_lazy
 from forecast.data.io import collect
@@ -43,7 +46,7 @@ from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
-from forecast.names import SERIES_ID, SOURCE_PRETRAINED, TARGET, TIMESTAMP
+from forecast.names import REASON, SERIES_ID, SOURCE_PRETRAINED, TARGET, TIMESTAMP
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
@@ -206,14 +209,26 @@ def explain(
 
 
 def forecast(
-    artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
+    artifact: Artifact,
+    table: object,
+    *,
+    known: object = None,
+    static: object = None,
+    cutoff: datetime | None = None,
+    max_age: MaxAge = AUTO,
 ) -> Forecasts:
-    """Return the forecasts of every series in the table from `cutoff`, the end on which they agree when None."""
-    return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=cutoff), cutoff=cutoff)
+    """Return the forecasts of every series in the table from `cutoff`, the end on which they agree when None.
+
+    A series whose last observation is older than `max_age` (steps, a duration such as "90d", or None for any age; the
+    context length of the model by default) is a reject with the reason `ended`.
+    """
+    age = validated(ScoreSettings, {"max_age": max_age}).max_age
+    loaded = read(artifact, table, known, static, cutoff=cutoff)
+    return forecast_loaded(artifact, loaded, cutoff=cutoff, max_age=age)
 
 
 def reconcile(
-    forecasts: pl.DataFrame,
+    forecasts: pl.DataFrame | Forecasts,
     hierarchy: object,
     *,
     by: Sequence[str | Sequence[str]],
@@ -225,23 +240,32 @@ def reconcile(
 
     `hierarchy` is a table with series_id and the columns of `by`; `settings` are the other keys of `reconcile`. `past`
     are forecasts of earlier cutoffs and `actuals` a table with what came (series_id, timestamp, target): their errors
-    say how series hang together.
+    say how series hang together. Series that are rejects of `forecast` because they have ended add nothing.
     """
     config = validated(ReconcileSettings, {"by": by, **settings})
+    ended: list[str] = []
+    if isinstance(forecasts, Forecasts):
+        ended = forecasts.rejects.filter(pl.col(REASON) == ENDED)[SERIES_ID].to_list()
+        forecasts = forecasts.frame
     if (past is None) != (actuals is None):
         raise ConfigError("past and actuals go together: forecasts of earlier cutoffs, and what came")
     tree = _hierarchy(hierarchy, config.by)
-    errors = None if past is None else past_errors(past, collect(to_lazy(actuals, _ROWS)), tree)
-    return reconcile_forecasts(forecasts, tree, config, errors=errors)
+    errors = None if past is None else past_errors(past, collect(to_lazy(actuals, _ROWS)), tree, ended)
+    return reconcile_forecasts(forecasts, tree, config, errors=errors, ended=ended)
 
 
-def aggregate(table: object, hierarchy: object, *, by: Sequence[str | Sequence[str]]) -> pl.DataFrame:
+def aggregate(
+    table: object, hierarchy: object, *, by: Sequence[str | Sequence[str]], max_age: int | None = None
+) -> pl.DataFrame:
     """Return series_id, timestamp and target of all series and of their sums, to train on and score.
 
-    `hierarchy` and `by` as in `reconcile`. A sum is null where one of its series has no value.
+    `hierarchy` and `by` as in `reconcile`. A sum is null where one of its series has no value. With `max_age`, a series
+    whose last value is more than so many timestamps before the end of the table adds nothing after it.
     """
     levels = validated(ReconcileSettings, {"by": by}).by
-    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels))
+    if max_age is not None and (isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 0):
+        raise ConfigError(f"max_age: must be a number of timestamps, 0 or more (given: {max_age!r})")
+    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels), max_age=max_age)
 
 
 _ROWS: Final = (SERIES_ID, TIMESTAMP, TARGET)

@@ -149,7 +149,7 @@ def _options(annotation: Any, without: Iterable[Any] = (type(None),)) -> set[Any
 
 
 AUTO: Final = "auto"
-"""The name of a column that is recognised (`forecast.data.columns`)."""
+"""What is chosen for the user: the name of a column that is recognised, the greatest age of a series."""
 
 
 class ColumnsConfig(Config):
@@ -645,6 +645,23 @@ def _cutoffs(given: Any) -> Any:
 Cutoffs = Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)]
 
 
+def _age(given: Any) -> Any:
+    """Return steps as a number, `none` as None, and a duration or `auto` as it is."""
+    text = given.strip() if isinstance(given, str) else given
+    if text is None or text == "none":
+        return None
+    if isinstance(text, int) or (isinstance(text, str) and re.fullmatch(r"\d+", text)):
+        if int(text) < 0:
+            raise ValueError("must be 0 or more steps")
+        return int(text)
+    if text == AUTO or (isinstance(text, str) and re.fullmatch(r"[1-9]\d{0,4}(m|h|d|w|mo|q|y)", text)):
+        return text
+    raise ValueError("must be a number of steps, a duration such as 12h, 90d, 8w, 6mo or 2y, auto, or none")
+
+
+MaxAge = Annotated[int | str | None, BeforeValidator(_age)]
+
+
 class BacktestSettings(Config):
     """Rolling origins."""
 
@@ -876,6 +893,9 @@ class ScoreSettings(Config):
     that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the series that it forecasts, chosen by a hash of their ids: at every cutoff the same."""
+    max_age: MaxAge = AUTO
+    """Greatest age of a series, from its last observation to the cutoff: steps, or a duration such as 90d or 6mo. An
+    older one has ended: it is a reject, and has no forecast. auto: the context length of the model; none: any age."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -996,10 +1016,18 @@ class AppendConfig(JobConfig):
     output: OutputFolder
 
 
+class ProfileSettings(Config):
+    """What is looked for in a panel."""
+
+    max_age: MaxAge = AUTO
+    """Age beyond which a series has ended, as score.max_age; auto: the context that a model has by default."""
+
+
 class ProfileConfig(VerbConfig):
     """`forecast data profile`."""
 
     data: DataTable
+    profile: ProfileSettings = ProfileSettings()
     output: OutputConfig = OutputConfig()
 
 

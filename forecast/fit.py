@@ -31,11 +31,11 @@ from forecast.config import (
 )
 from forecast.data.categories import with_trained_categories
 from forecast.data.classes import with_trained_classes
+from forecast.data.context import default_context
 from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
-from forecast.frequency import Frequency
 from forecast.models import log_quantiles
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
@@ -78,8 +78,6 @@ _TRIED_SHARE, _LEAST_TRIED = 4, 10_000
 _CHECKS, _LEAST_CHECKS = 4_096, 512
 # Steps forecast from one window in training, for which it has so many origins, between these limits.
 _STEPS_OF_WINDOW, _ORIGINS = 1_536, (4, 32)
-# What the context is when not given, in steps and in shares of a typical series.
-_LEAST_CONTEXT, _MOST_CONTEXT, _SHARE_OF_LENGTH = 32, 1024, 0.6
 # Steps to train on from which a network is large, if not told otherwise.
 _LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
@@ -118,28 +116,6 @@ class FitResult:
     summary: Summary
     stopped: bool = False
     """Whether `watch` has ended the training."""
-
-
-def default_context(frequency: Frequency, season_length: int, horizon: int, typical_length: float, rows: float) -> int:
-    """Return the context length for a panel whose series typically have `rows` steps, `typical_length` to train on.
-
-    Two of the next longer cycle, two weeks of hours or eight of days, or two seasons where these have none; at least
-    two horizons and 32 steps. Of more than a thousand steps no more than that many, and no more than three fifths of a
-    typical series, but two seasons or horizons in any case; whole seasons where there are some.
-
-    A season that a typical series does not hold twice is no reason for a longer context, and one of more than half a
-    thousand steps is none unless two of it are three fifths of a typical series at most.
-    """
-    cycles = 7 if frequency.sub_daily else 4 if frequency.unit in ("d", "bd") else 1
-    share = int(_SHARE_OF_LENGTH * typical_length)
-    least = 2 * max(season_length, horizon)
-    cycle = max(cycles * frequency.season_length, season_length) if season_length > 1 else 1
-    wanted = min(max(2 * cycle, least, _LEAST_CONTEXT), _MOST_CONTEXT, share)
-    if least > rows or (least > _MOST_CONTEXT and least > share):
-        least = max(min(2 * horizon, int(rows)), 1)
-    if wanted <= least:
-        return least
-    return wanted if wanted < season_length else max(wanted - wanted % season_length, least)
 
 
 Watch = Callable[[Artifact, int], bool]

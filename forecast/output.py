@@ -32,6 +32,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings
+from forecast.data.ages import ENDED
 from forecast.data.io import UNREADABLE, write_parquet_atomic, write_text_atomic
 from forecast.data.known import carried_forward, lacking
 from forecast.data.load import Loaded, missing_known
@@ -222,7 +223,7 @@ class Job:
     def _inputs(self) -> dict[str, str | int]:
         """What forecasts follow from besides the cutoff and the panel, as the manifest says it."""
         shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max", "n_samples"})
-        settings = {**shown, "missing_known": self._score.missing_known}
+        settings = {**shown, "missing_known": self._score.missing_known, "max_age": self._score.max_age}
         if self._score.state is not None:
             settings["state"] = "carried"
         return {
@@ -344,6 +345,7 @@ class Job:
             cutoff,
             refused=refused,
             carried=past,
+            max_age=self._score.max_age,
             model_version=self.names["model_version"],
             samples=self._output.n_samples,
             forward=self._forward,
@@ -385,7 +387,9 @@ class Job:
         if n_model and n_model >= self._score.min_model_share * series["forecast"]:
             return
         others = [f"{sources[name]:,} {name}" for name in (SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE) if name in sources]
-        rejected = [f"{series['rejected']:,} rejected"] if series["rejected"] else []
+        ended = content["rejects"].get(ENDED, 0)
+        of_these = f", {ended:,} of them {ENDED} (score.max_age={self._score.max_age})" if ended else ""
+        rejected = [f"{series['rejected']:,} rejected{of_these}"] if series["rejected"] else []
         raise DataError(
             f"the model forecast {n_model:,} of {series['forecast']:,} series at {content['cutoff']} "
             f"(score.min_model_share={self._score.min_model_share:g}; {listing([*others, *rejected])}), so nothing is "

@@ -13,6 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from forecast.artifact import Artifact
+from forecast.config import AUTO
+from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
 from forecast.data.frames import to_lazy
 from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
@@ -538,13 +540,20 @@ def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
 
 
 def forecast(
-    artifact: Artifact, panel: Panel, *, cutoff: int | None = None, model_version: str = "", device: str = "cpu"
+    artifact: Artifact,
+    panel: Panel,
+    *,
+    cutoff: int | None = None,
+    max_age: MaxAge = AUTO,
+    model_version: str = "",
+    device: str = "cpu",
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
-    Raises DataError if the panel ends before the cutoff, or begins after it.
+    Series older than `max_age` are rejects. Raises DataError if the panel ends before the cutoff, or begins after it.
     """
-    return forecast_shard(artifact, panel, check_cutoff(panel, cutoff), model_version=model_version, device=device)
+    cutoff = check_cutoff(panel, cutoff)
+    return forecast_shard(artifact, panel, cutoff, max_age=max_age, model_version=model_version, device=device)
 
 
 def forecast_shard(
@@ -554,6 +563,7 @@ def forecast_shard(
     *,
     refused: npt.NDArray[np.bool_] | None = None,
     carried: Carried | None = None,
+    max_age: MaxAge = AUTO,
     model_version: str = "",
     samples: int = 0,
     forward: Forward | None = None,
@@ -562,12 +572,15 @@ def forecast_shard(
     """Return the forecasts of every series from grid index `cutoff`, which is anywhere: the panel may be part of one.
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
-    its context), last value where there is no full season of late. A series without any observation up to the cutoff is
-    rejected, and so are those that are `refused`, [S], for the known covariates that they lack. `samples`, `forward`
-    and `carried` as in `predict`.
+    its context), last value where there is no full season of late. Rejected are series without any observation up to
+    the cutoff, those whose last one is older than `max_age`, and those that are `refused`, [S], for the known
+    covariates that they lack. `samples`, `forward` and `carried` as in `predict`.
     """
     windows = windows_at(panel, cutoff)
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
+    limit = age_limit(max_age, artifact.network.shape.context_length, panel.grid, cutoff)
+    over = have_ended(panel, windows, limit)
+    ended, windows = windows[np.flatnonzero(over)], windows[np.flatnonzero(~over)]
     lacking = np.zeros(0, np.int64)
     if refused is not None:
         lacking = windows.series[refused[windows.series]]
@@ -610,6 +623,7 @@ def forecast_shard(
             _rejects(panel, windows.series[~given], "no observation up to the cutoff"),
             _rejects(panel, late, "begins after the cutoff"),
             _rejects(panel, lacking, "known covariates missing over the horizon"),
+            _rejects(panel, ended.series, ENDED, cutoff - ages(panel, ended)),
         ]
     )
     return Forecasts(frame, rejects)
@@ -721,26 +735,38 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
 
 
 def forecast_loaded(
-    artifact: Artifact, loaded: Loaded, *, cutoff: datetime | None = None, model_version: str = ""
+    artifact: Artifact,
+    loaded: Loaded,
+    *,
+    cutoff: datetime | None = None,
+    max_age: MaxAge = AUTO,
+    model_version: str = "",
 ) -> Forecasts:
     """Return the forecasts of every series of a panel that `artifact` has read, with the rejects of rows and series.
 
-    `cutoff` is the last timestamp a forecast may see, the latest of the panel when None.
+    `cutoff` is the last timestamp a forecast may see, the latest of the panel when None. Series older than `max_age`
+    are rejects.
     """
     at = None if cutoff is None else loaded.panel.grid.floor(cutoff)
-    made = forecast(artifact, loaded.panel, cutoff=at, model_version=model_version)
+    made = forecast(artifact, loaded.panel, cutoff=at, max_age=max_age, model_version=model_version)
     return Forecasts(made.frame, pl.concat([loaded.rejects, made.rejects]))
 
 
 def forecast_frame(
-    artifact: Artifact, frame: object, *, cutoff: datetime | None = None, model_version: str = ""
+    artifact: Artifact,
+    frame: object,
+    *,
+    cutoff: datetime | None = None,
+    max_age: MaxAge = AUTO,
+    model_version: str = "",
 ) -> Forecasts:
     """Return the forecasts of every series in a Polars, pandas or Arrow table, as `forecast_loaded`.
 
     Raises DataError as `Artifact.read`.
     """
     rows = to_lazy(frame, used_columns(artifact.data).rows)
-    return forecast_loaded(artifact, artifact.read(rows, [cutoff]), cutoff=cutoff, model_version=model_version)
+    loaded = artifact.read(rows, [cutoff])
+    return forecast_loaded(artifact, loaded, cutoff=cutoff, max_age=max_age, model_version=model_version)
 
 
 def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -770,15 +796,17 @@ def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
     return table, forecast_frame(artifact, table).frame
 
 
-def _rejects(panel: Panel, series: np.ndarray, reason: str) -> pl.DataFrame:
-    schema: dict[str, pl.DataType | type[pl.DataType]] = {
-        SERIES_ID: pl.String,
-        TIMESTAMP: panel.grid.timestamps(np.zeros(0, np.int64)).dtype,
-        REASON: pl.String,
-        VALUE: pl.Float64,
-    }
-    names = panel.series_id[series].tolist()
-    return pl.DataFrame([names, [None] * len(names), [reason] * len(names), [None] * len(names)], schema=schema)
+def _rejects(panel: Panel, series: np.ndarray, reason: str, index: IntArray | None = None) -> pl.DataFrame:
+    """Return rejects of series; `index`, [n], has the grid indices of their timestamps, which are null without."""
+    n, timestamp = len(series), panel.grid.timestamps(np.zeros(0, np.int64) if index is None else index)
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[series].tolist(), dtype=pl.String),
+            TIMESTAMP: pl.repeat(None, n, dtype=timestamp.dtype, eager=True) if index is None else timestamp,
+            REASON: pl.repeat(reason, n, dtype=pl.String, eager=True),
+            VALUE: pl.repeat(None, n, dtype=pl.Float64, eager=True),
+        }
+    )
 
 
 def _frame(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
+from forecast.data.ages import Ended, ended_series
 from forecast.data.panel import Panel
 from forecast.data.profile import DEMAND, frequencies, part_of, quality, summary
 from forecast.data.rejects import Counts
@@ -24,6 +25,7 @@ _MAX_STEPS: Final = 20_000
 _BINS: Final = 20
 _WIDTHS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _EXAMPLES: Final = 5
+_MAX_ENDED: Final = 100
 _STRENGTHS: Final = (
     "Strength of season and trend: the share of the variance that they explain, from 0 to 1. Kinds of demand: rare "
     "(intermittent, lumpy) or not, of varying size (erratic, lumpy) or not. "
@@ -37,15 +39,20 @@ _COLUMNS: Final = (
 _CLASS_COLUMNS: Final = SERIES_ID, "first", "last", "length", "gaps", "longest_gap", "classes", CLASS, "share"
 
 
-def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame | None) -> str:
+def profile_page(
+    loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame | None, ended: Ended | None = None
+) -> str:
     """Return the page as one file that works offline.
 
-    `profile` is that of `loaded.panel`. `missing` has a row for each series and known covariate with missing cells
-    (series_id, covariate, missing_history, as from `missing_known`); None if there are no known covariates.
+    `profile` is that of `loaded.panel`, `ended` has its series that have ended (those by default, when None). `missing`
+    has a row for each series and known covariate with missing cells (series_id, covariate, missing_history, as from
+    `missing_known`); None if there are no known covariates.
     """
     data, panel = loaded.data, loaded.panel
     source = redacted(str(data.path) if data.uri is None else data.uri.get_secret_value())
     season = "no season" if data.season_length == 1 else f"a season of {data.season_length:,} steps"
+    assert data.season_length is not None
+    ended = ended or ended_series(panel, data.season_length)
     worst = _worst_first(profile)
     content = {
         "charts": list(_charts(profile, data.season_length)),
@@ -64,7 +71,12 @@ def profile_page(loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame 
         rows=_rows(loaded.counts),
         classes=_classes(loaded),
         strengths="" if loaded.classes else _STRENGTHS,
-        summary=card("summary", "At a glance", table({"Measure": "", "Found": "wide"}, summary(profile).rows())),
+        summary=card(
+            "summary",
+            "At a glance",
+            table({"Measure": "", "Found": "wide"}, [*summary(profile).rows(), ("Ended", str(ended))]),
+        ),
+        ended=_ended(ended),
         quality=_quality(loaded),
         missing=_missing(missing, panel),
         note=f"These are the {worst.height:,} worst series (most missing steps, constant, "
@@ -125,6 +137,18 @@ def _quality(loaded: "Loaded") -> str:
         for row in found.iter_rows(named=True)
     ]
     return card("quality", "Rejected rows", table(heads, rows), "All of them are in rejects.parquet.")
+
+
+def _ended(ended: Ended) -> str:
+    """Return the series that have ended, nothing where there are none."""
+    if ended.series.is_empty():
+        return ""
+    latest = ended.series.head(_MAX_ENDED).with_columns(wall_clock("last").dt.to_string("%Y-%m-%d %H:%M"))
+    rows = [(name, last, f"{age:,}") for name, last, age in latest.iter_rows()]
+    heads = {"Series": "wide", "Last value": "", "Steps before the end of the panel": "number"}
+    left_out = ended.series.height - latest.height
+    note = f" The other {left_out:,} ended earlier; they are in ended.parquet." if left_out else ""
+    return card("ended", "Series that have ended", table(heads, rows), f"Scoring rejects them (score.max_age).{note}")
 
 
 def _classes(loaded: "Loaded") -> str:

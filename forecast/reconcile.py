@@ -1,7 +1,7 @@
 """Hierarchical reconciliation: forecasts of series and of their sums that add up."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,8 +61,8 @@ class Reconciled:
     incoherence: dict[str, float]
     """The largest difference between a sum and the sum of its series, of mean and median: `absolute`, `relative`."""
     counts: dict[str, int]
-    """nodes, series, dropped; errors, the past forecasts whose errors were used; negative, values that are
-    below 0 now."""
+    """nodes, series, dropped; ended, if there are any, the series that add nothing any more; errors, the past forecasts
+    whose errors were used; negative, values that are below 0 now."""
 
 
 def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], column: str = SERIES_ID) -> Hierarchy:
@@ -110,9 +110,20 @@ def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def aggregated(
-    table: pl.DataFrame, hierarchy: Hierarchy, column: str = SERIES_ID, time: str = TIMESTAMP, target: str = TARGET
+    table: pl.DataFrame,
+    hierarchy: Hierarchy,
+    column: str = SERIES_ID,
+    time: str = TIMESTAMP,
+    target: str = TARGET,
+    *,
+    ended: Collection[str] = (),
+    max_age: int | None = None,
 ) -> pl.DataFrame:
-    """Return series_id, timestamp and target of all nodes: null where one of the series of a sum has no value."""
+    """Return series_id, timestamp and target of all nodes: null where one of the series of a sum has no value.
+
+    After its last value a series adds nothing to sums, and has no rows, if it is one of `ended`, or if the table has
+    more than `max_age` later timestamps.
+    """
     wide = (
         table.select(
             literal(column).cast(pl.String).alias(SERIES_ID),
@@ -123,20 +134,39 @@ def aggregated(
         .pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True)
         .sort(TIMESTAMP)
     )
-    if lacking := sorted(set(hierarchy.series) - set(wide.columns)):
+    absent = set(hierarchy.series) - set(wide.columns)
+    if lacking := sorted(absent - set(ended)):
         raise DataError(f"{len(lacking):,} series of the hierarchy are not in the table: {listing(lacking)}")
-    values = wide.select(cs.by_name(*hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy()
+    wide = wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in sorted(absent))
+    values = wide.select(cs.by_name(*hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy().T
+    over = _after_the_end(values, hierarchy, ended, max_age)
     # NaN spreads to the sums that it is in, and to no other.
-    gaps = hierarchy.sums(np.isnan(values).T.astype(float)) > 0
-    sums = np.where(gaps, np.nan, hierarchy.sums(np.nan_to_num(values).T))
+    gaps = hierarchy.sums((np.isnan(values) & ~over).astype(float)) > 0
+    sums = np.where(gaps, np.nan, hierarchy.sums(np.nan_to_num(values)))
     n, length = sums.shape
-    return pl.DataFrame(
+    nodes = pl.DataFrame(
         {
             SERIES_ID: pl.Series(hierarchy.nodes, dtype=pl.String).gather(np.repeat(np.arange(n), length)),
             TIMESTAMP: wide[TIMESTAMP].gather(np.tile(np.arange(length), n)),
             TARGET: pl.Series(sums.ravel()).fill_nan(None),
         }
     )
+    # Sums of series that have all ended have ended, too.
+    left = np.diff(hierarchy.summing.indptr)[:, None] - hierarchy.sums(over.astype(float))
+    return nodes.filter(pl.Series(left.ravel() > 0))
+
+
+def _after_the_end(
+    values: Array, hierarchy: Hierarchy, ended: Collection[str], max_age: int | None
+) -> npt.NDArray[np.bool_]:
+    """Return at which times each series has ended, [L, time]."""
+    observed = ~np.isnan(values)
+    later = np.where(observed.any(1), observed[:, ::-1].argmax(1), observed.shape[1])
+    over = np.isin(np.array(hierarchy.series, dtype=object), list(ended))
+    if max_age is not None:
+        over |= later > max_age
+    after: npt.NDArray[np.bool_] = np.arange(observed.shape[1]) >= (observed.shape[1] - later)[:, None]
+    return after & over[:, None]
 
 
 def reconcile(
@@ -145,6 +175,7 @@ def reconcile(
     settings: ReconcileSettings,
     *,
     errors: pl.DataFrame | None = None,
+    ended: Collection[str] = (),
 ) -> Reconciled:
     """Return forecasts of one cutoff that add up, at all nodes.
 
@@ -159,11 +190,13 @@ def reconcile(
     between the outermost quantiles; correlations those of the `errors` (cutoff, step, and a column for each node),
     shrunk towards none (Schaefer & Strimmer 2005), and none without.
 
+    Series that have `ended` and have no forecast add nothing: sums are those of the others, whatever the method.
+
     Raises ConfigError if hierarchicalforecast is not installed, or `errors` are missing that the method needs;
     DataError for series without a place in the hierarchy, or nodes without a forecast; OutputError if sums are further
     off than `settings.tolerance`.
     """
-    hierarchy, dropped = _complete(forecasts, hierarchy, settings)
+    hierarchy, dropped, n_ended = _complete(forecasts, hierarchy, settings, set(ended))
     quantiles = [name for name in forecasts.columns if name[0] == "q" and name[1:].replace(".", "", 1).isdigit()]
     if MEDIAN not in quantiles or MEAN not in forecasts.columns:
         raise DataError(f"the forecasts need the columns {MEAN} and {MEDIAN}; classes do not add up")
@@ -192,6 +225,7 @@ def reconcile(
         "nodes": len(hierarchy.nodes),
         "series": len(hierarchy.series),
         "dropped": dropped,
+        **({"ended": n_ended} if n_ended else {}),
         "errors": 0 if error is None else error.shape[1],
         "negative": int(sum(((found < 0) & ~(base[name] < 0)).sum() for name, found in values.items())),
     }
@@ -212,27 +246,31 @@ def incoherence(frame: pl.DataFrame, hierarchy: Hierarchy) -> dict[str, float]:
     return {"absolute": float(np.max(off)), "relative": float(np.max(relative))}
 
 
-def _complete(forecasts: pl.DataFrame, hierarchy: Hierarchy, settings: ReconcileSettings) -> tuple[Hierarchy, int]:
-    """Return the hierarchy of the series that are forecast, and how many are left out."""
+def _complete(
+    forecasts: pl.DataFrame, hierarchy: Hierarchy, settings: ReconcileSettings, ended: set[str]
+) -> tuple[Hierarchy, int, int]:
+    """Return the hierarchy of the series that are forecast, how many others are left out, and how many have ended."""
     there = set(forecasts[SERIES_ID].unique())
     if strange := sorted(there - set(hierarchy.nodes)):
         raise DataError(
             f"{len(strange):,} of {len(there):,} series that are forecast are not in the hierarchy: "
             f"{listing(strange)}; add them to its table (reconcile.table)"
         )
-    lacking = sorted(set(hierarchy.series) - there)
-    if lacking and (settings.missing == "fail" or len(lacking) == len(hierarchy.series)):
+    absent = set(hierarchy.series) - there
+    lacking, over = sorted(absent - ended), sorted(absent & ended)
+    if len(over) == len(hierarchy.series):
+        raise DataError(f"all {len(over):,} series of the hierarchy have ended (score.max_age): {listing(over)}")
+    if lacking and (settings.missing == "fail" or len(absent) == len(hierarchy.series)):
         raise DataError(
             f"{len(lacking):,} of {len(hierarchy.series):,} series of the hierarchy have no forecast: "
             f"{listing(lacking)}; score them, or set reconcile.missing=drop for sums without them"
         )
-    if lacking:
-        if settings.method != "bottom_up":
-            raise ConfigError(
-                f"reconcile.missing=drop is for bottom_up: the forecasts of sums have the {len(lacking):,} series in "
-                f"them that are missing: {listing(lacking)}"
-            )
-        absent = set(lacking)
+    if lacking and settings.method != "bottom_up":
+        raise ConfigError(
+            f"reconcile.missing=drop is for bottom_up: the forecasts of sums have the {len(lacking):,} series in "
+            f"them that are missing: {listing(lacking)}"
+        )
+    if absent:
         kept = np.array([name not in absent for name in hierarchy.series])
         summing = hierarchy.summing[:, kept]
         filled = np.flatnonzero(summing.sum(1) > 0)
@@ -242,9 +280,19 @@ def _complete(forecasts: pl.DataFrame, hierarchy: Hierarchy, settings: Reconcile
         raise DataError(
             f"reconcile.method={settings.method} needs forecasts of the sums too, and {len(gone):,} of "
             f"{len(hierarchy.nodes) - len(hierarchy.series):,} have none: {listing(gone)}; train and score with the "
-            "table that fc.aggregate() makes, or set reconcile.method=bottom_up"
+            "table that fc.aggregate() makes, or set reconcile.method=bottom_up" + _ended_sums(set(gone) & ended)
         )
-    return hierarchy, len(lacking)
+    return hierarchy, len(lacking), len(over)
+
+
+def _ended_sums(names: set[str]) -> str:
+    """Return what to do about sums that have ended though some of their series have not."""
+    if not names:
+        return ""
+    return (
+        f"; {len(names):,} of these have ended, for a sum has no value where one of its series has none: "
+        "fc.aggregate(..., max_age=STEPS) makes sums of the series that go on"
+    )
 
 
 def _matrices(frame: pl.DataFrame, hierarchy: Hierarchy, columns: Sequence[str]) -> dict[str, Array]:
@@ -425,12 +473,15 @@ def _frame(forecasts: pl.DataFrame, hierarchy: Hierarchy, values: Mapping[str, A
     )
 
 
-def past_errors(past: pl.DataFrame, actuals: pl.DataFrame, hierarchy: Hierarchy) -> pl.DataFrame:
+def past_errors(
+    past: pl.DataFrame, actuals: pl.DataFrame, hierarchy: Hierarchy, ended: Collection[str] = ()
+) -> pl.DataFrame:
     """Return the errors of the means of past forecasts: cutoff, step, and a column for each node that was forecast.
 
-    `actuals` has series_id, timestamp and target of the series. Raises DataError if its timestamps are of another kind.
+    `actuals` has series_id, timestamp and target of the series, of which those that have `ended` add nothing after
+    their last one. Raises DataError if its timestamps are of another kind.
     """
-    came = aggregated(actuals, hierarchy)
+    came = aggregated(actuals, hierarchy, ended=ended)
     own, other = (frame.schema[TIMESTAMP] for frame in (past, came))
     zones = [getattr(dtype, "time_zone", None) for dtype in (own, other)]
     if zones[0] != zones[1]:

@@ -26,6 +26,7 @@ from forecast.config import (
     ScoreConfig,
     load,
 )
+from forecast.data.ages import ENDED
 from forecast.data.io import UNREADABLE
 from forecast.data.sinks import FORECASTS, open_sink
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
@@ -44,7 +45,7 @@ except ImportError:
 
 CHECKS: Final = {
     "conservation": "series in = forecast + rejected, and every one that is forecast has all its steps",
-    "rejects": "no more series and rows are rejected than data.max_reject_share",
+    "rejects": "no more series and rows are rejected than data.max_reject_share, besides series that have ended",
     "intact": "the files, or the rows of the tables, are those that the manifest names",
     "finite": "every number of the forecasts is finite",
     "drift": "the forecasts are spread like those of the cutoffs before (a warning)",
@@ -294,7 +295,11 @@ def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
     series, rows, limit = content["series"], content["rows"], config.data.max_reject_share
     kept = series["in"] == series["forecast"] + series["rejected"]
     complete = rows["written"] == series["forecast"] * content["horizon"]
-    shares = {"series": series["rejected"] / max(series["in"], 1), "rows": rows["rejected"] / max(rows["in"], 1)}
+    ended = content["rejects"].get(ENDED, 0)  # These are no bad data.
+    shares = {
+        "series": (series["rejected"] - ended) / max(series["in"], 1),
+        "rows": rows["rejected"] / max(rows["in"], 1),
+    }
     return {
         "conservation": Verdict(
             kept and complete,

@@ -24,8 +24,9 @@ USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
                extra: pip install 'gatecast[demo]'
 
 `forecast data prepare --help` lists the settings; so do append and profile."""
-# Classes that a profile prints.
+# Classes and ended series that a profile prints.
 _CLASSES: Final = 20
+_ENDED: Final = 10
 
 
 def main(argv: list[str]) -> None:
@@ -113,6 +114,9 @@ def append(config: AppendConfig) -> "Appended":
 
 
 def _profile(argv: list[str]) -> None:
+    import polars as pl
+
+    from forecast.data.ages import ended_series
     from forecast.data.folders import check_writable
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.data.load import missing_known
@@ -129,19 +133,26 @@ def _profile(argv: list[str]) -> None:
     assert loaded.data.season_length is not None
     found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
     wrong = quality(loaded.rejects, loaded.counts)
-    console.table(summary(found), f"{loaded.panel.n_series:,} series every {loaded.panel.grid.frequency}")
+    ended = ended_series(loaded.panel, loaded.data.season_length, config.profile.max_age)
+    glance = pl.concat([summary(found), pl.DataFrame({"measure": ["Ended"], "found": [str(ended)]})])
+    console.table(glance, f"{loaded.panel.n_series:,} series every {loaded.panel.grid.frequency}")
     if loaded.classes is not None:
         most = frequencies(loaded.panel, loaded.classes)
         console.table(
             most.head(_CLASSES), "Classes" if most.height <= _CLASSES else f"{_CLASSES} of {most.height:,} classes"
         )
+    if n_ended := ended.series.height:
+        console.table(ended.series.head(_ENDED), "Ended" if n_ended <= _ENDED else f"Ended, the latest {_ENDED}")
     if wrong.height:
         console.table(wrong, "Rejected")
+    if n_ended:
+        print(f"{ended}; they have ended, and score rejects them (score.max_age)")
     if folder:
         missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
         write_parquet_atomic(found, folder / "profile.parquet")
         write_parquet_atomic(loaded.rejects, folder / "rejects.parquet")
-        write_text_atomic(profile_page(loaded, found, missing), folder / "profile.html")
+        write_parquet_atomic(ended.series, folder / "ended.parquet")
+        write_text_atomic(profile_page(loaded, found, missing, ended), folder / "profile.html")
         print(folder / "profile.html")
 
 

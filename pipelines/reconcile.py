@@ -14,6 +14,7 @@ from pipelines.record import manifest_of, note, recorded
 if TYPE_CHECKING:
     import polars as pl
 
+    from forecast.data.sinks import Kind
     from forecast.reconcile import Reconciled
 
 _MANIFESTS: Final = "manifests"
@@ -49,7 +50,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
             wanted = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
             rows = collect(table.select(wanted).unique())
             hierarchy = hierarchy_of(rows, settings.by)
-            forecasts, errors = _forecasts(settings, latest), None
+            forecasts, ended, errors = _forecasts(settings, latest), _ended(settings, latest), None
             if settings.actuals is not None:
                 before = [content for moment, content in scored.items() if moment < cutoff]
                 if not before:
@@ -60,7 +61,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
                 named = (SERIES_ID, TIMESTAMP, TARGET)
                 actuals = collect(scan(settings.actuals, key="reconcile.actuals", columns=named).select(named))
                 past = [_forecasts(settings, content) for content in before]
-                errors = past_errors(_stacked(past), actuals, hierarchy)
+                errors = past_errors(_stacked(past), actuals, hierarchy, ended)
             stage.note(series=len(hierarchy.series), sums=len(hierarchy.nodes) - len(hierarchy.series))
         key = _key(settings, latest, hierarchy.nodes, rows, errors)
         manifest = out / _MANIFESTS / Path(latest["manifest"]).name
@@ -68,7 +69,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
             return manifest, f"cutoff {cutoff}: done before, nothing was written"
         with console.stage("reconcile") as stage:
             chosen = ReconcileSettings(**settings.model_dump(include=set(ReconcileSettings.model_fields)))
-            made = reconcile(forecasts, hierarchy, chosen, errors=errors)
+            made = reconcile(forecasts, hierarchy, chosen, errors=errors, ended=ended)
             stage.note(nodes=made.counts["nodes"])
         _write(out, manifest, key, made, {CUTOFF: cutoff, "method": settings.method})
     console.table(made.summary)
@@ -101,15 +102,34 @@ def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[
 
 
 def _forecasts(settings: ReconcileSource, content: dict[str, Any]) -> "pl.DataFrame":
+    from forecast.data.sinks import FORECASTS
+
+    return _rows(settings, content, FORECASTS)
+
+
+def _ended(settings: ReconcileSource, content: dict[str, Any]) -> list[str]:
+    """Return the series that have no forecast because they have ended."""
     import polars as pl
 
-    from forecast.data.sinks import FORECASTS
+    from forecast.data.ages import ENDED
+    from forecast.data.sinks import REJECTS
+    from forecast.names import REASON, SERIES_ID
+
+    if not content.get("rejects", {}).get(ENDED):
+        return []
+    ended = _rows(settings, content, REJECTS).filter(pl.col(REASON) == ENDED)[SERIES_ID]
+    return sorted(ended.drop_nulls().to_list())
+
+
+def _rows(settings: ReconcileSource, content: dict[str, Any], kind: "Kind") -> "pl.DataFrame":
+    """Return the forecasts or rejects of a cutoff."""
+    import polars as pl
 
     if "files" not in content:
         raise ConfigError("reconcile.path: forecasts in Delta Lake or a database are not read; score with sink=parquet")
-    files = [Path(settings.path) / name for name in content["files"] if name.startswith(f"{FORECASTS}/")]
+    files = [Path(settings.path) / name for name in content["files"] if name.startswith(f"{kind}/")]
     if gone := [file for file in files if not file.is_file()]:
-        raise DataError(f"{len(gone):,} of {len(files):,} files of forecasts are missing: {listing(gone)}; score again")
+        raise DataError(f"{len(gone):,} of {len(files):,} files of {kind} are missing: {listing(gone)}; score again")
     return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in files)
 
 
@@ -187,6 +207,7 @@ def _line(cutoff: str, settings: ReconcileSource, made: "Reconciled", folder: Pa
         how,
         f"sums at most {off['absolute']:.2g} ({off['relative']:.2g} of their size) off",
         *([f"{counts['dropped']:,} series without a forecast left out"] if counts["dropped"] else []),
+        *([f"{counts['ended']:,} ended series add nothing"] if counts.get("ended") else []),
         *([f"{counts['negative']:,} values below 0 now"] if counts["negative"] else []),
         f"{made.frame.height:,} rows",
         str(folder),

@@ -261,14 +261,18 @@ def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], 
 
 
 def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
+    from forecast.data.ages import ENDED
+
     if not outputs:
         return ""
     totals, n_done = _totals(outputs), sum(output.done_before for output in outputs)
     first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
     series, state = _of("series", totals), _of("state", totals)
+    ended = _of("rejects", totals).get(ENDED, 0)
     parts = [
         f"cutoff {first}" if len(outputs) == 1 else f"{len(outputs):,} cutoffs {first} to {last}",
-        f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected",
+        f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected"
+        + (f" ({ended:,} ended)" if ended else ""),
         *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
         f"{totals['rows']:,} rows",
         f"{sum(_of('rejects', totals).values()):,} rejects",

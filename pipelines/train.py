@@ -66,7 +66,8 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
             seen = recoded(loaded, artifact.categories)
-            made = forecast(artifact, seen.panel, cutoff=artifact.trained_until - artifact.horizon, model_version="")
+            cutoff = artifact.trained_until - artifact.horizon
+            made = forecast(artifact, seen.panel, cutoff=cutoff, max_age=None)
             history = seen.panel.frame(rows, artifact.classes)
             drawn = report.few(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")

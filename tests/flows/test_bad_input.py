@@ -97,7 +97,7 @@ def test_one_observation_is_forecast_around_its_value_and_not_with_certainty(
     promoted: Store, moment: datetime, step: int
 ) -> None:
     expected = float(panel()["target"][FIRST_ODD + step])
-    promoted.score(promoted.write(panel().filter(~is_odd | (pl.col("timestamp") == moment))))
+    promoted.score(promoted.write(panel().filter(~is_odd | (pl.col("timestamp") == moment))), "score.max_age=none")
     frame = promoted.forecasts().filter(is_odd)
     assert frame.height == HORIZON
     assert promoted.rejects().is_empty()
@@ -129,7 +129,7 @@ def test_the_source_says_what_a_series_that_has_ended_was_forecast_by(promoted: 
     tuned = whole["series_id"].min()
     for source, hours in LADDER.items():
         ended = panel().filter((pl.col("series_id") != tuned) | (pl.col("timestamp") <= END - timedelta(hours=hours)))
-        promoted.score(promoted.write(ended), output=source)
+        promoted.score(promoted.write(ended), "score.max_age=none", output=source)
         found = promoted.forecasts(source).filter(series_id=tuned)
         assert set(found["source"]) == {source}
         assert (found["cutoff"] == END).all()
@@ -150,7 +150,7 @@ def test_series_with_nothing_to_learn_from_do_no_harm_to_training(tmp_path: Path
         assert "nan" not in done.out.lower()
         assert " 1 rejects" in done.lines[-1]
     done = forecast("score", MODEL, "registry.alias=challenger", *data, "output.path=out")
-    assert "20 series = 19 forecast + 1 rejected" in done.out
+    assert "20 series = 18 forecast + 2 rejected (1 ended)" in done.out
 
 
 def test_unsorted_input_gives_the_same_bytes(promoted: Store) -> None:

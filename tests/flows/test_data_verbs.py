@@ -86,15 +86,24 @@ def test_a_changed_past_is_told(tmp_path: Path) -> None:
 
 def test_the_profile_of_a_panel_is_printed_and_written(tmp_path: Path) -> None:
     table = tmp_path / "table.parquet"
-    panel().write_parquet(table)
+    closed = pl.col("timestamp") < pl.datetime(2024, 1, 3)
+    panel().filter((pl.col("series_id") != "s07") | closed).write_parquet(table)
     done = succeed("data", "profile", f"data.path={table}", f"output.path={tmp_path / 'profile'}")
     assert "20 series every 1h" in done.out
+    assert "1 of 20, without a value in the last 240 steps: s07; they have ended, and score" in done.out
+    assert "score.max_age" in done.out
+    ended = pl.read_parquet(tmp_path / "profile" / "ended.parquet")
+    assert ended.rows() == [("s07", datetime(2024, 1, 2, 23), 24 * 16)]
+    none = succeed("data", "profile", f"data.path={table}", "profile.max_age=none")
+    assert "score.max_age" not in none.out
     found = pl.read_parquet(tmp_path / "profile" / "profile.parquet")
     assert found.height == 20
-    assert found["length"].unique().to_list() == [24 * 18]
+    assert found["length"].unique().sort().to_list() == [48, 24 * 18]
     page = (tmp_path / "profile" / "profile.html").read_text()
     assert "<html" in page
     assert "Plotly" in page
+    assert "Series that have ended" in page
+    assert "<td>2024-01-02 23:00</td>" in page
 
 
 def test_training_logs_what_the_panel_is_like(promoted: Store) -> None:

@@ -181,8 +181,31 @@ def test_series_that_end_at_different_dates_or_have_a_gap_at_the_cutoff(promoted
     names = pl.col("series_id")
     table = panel().filter(~((names == "s01") & ended), ~((names == "s02") & (pl.col("timestamp") > START)))
     table = table.with_columns(target=pl.when((names == "s03") & gap).then(None).otherwise("target"))
-    promoted.score(promoted.write(table))
-    frame = promoted.forecasts()
+    path = promoted.write(table)
+    line = promoted.score(path).lines[-1]
+    assert "20 series = 19 forecast + 1 rejected (1 ended)" in line
+    assert promoted.rejects().select("series_id", "timestamp", "reason").rows() == [("s02", START, "ended")]
+    assert "s02" not in set(promoted.forecasts()["series_id"])
+    (content,) = manifests(promoted.folder / "out").values()
+    assert content["series"] == {"in": 20, "forecast": 19, "rejected": 1}
+    assert content["rejects"] == {"ended": 1}
+    assert runs(promoted)[-1].data.metrics["score/rejects/ended"] == 1
+    regions = pl.DataFrame({"series_id": SERIES, "region": ["north"] * 12 + ["south"] * 8})
+    sums = promoted.folder / "sums"
+    asked = (f"reconcile.path={promoted.folder / 'out'}", f"reconcile.table={promoted.write(regions, 'regions.csv')}")
+    done = succeed("reconcile", *asked, "reconcile.by=[region]", f"output.path={sums}")
+    assert "19 series + 3 sums = 22 nodes" in done.lines[-1]
+    assert "1 ended series add nothing" in done.lines[-1]
+    north = promoted.forecasts().filter(pl.col("series_id") < "s12", step=1)["mean"].sum()
+    assert written(sums).filter(series_id="region=north", step=1)["mean"].item() == pytest.approx(north)
+    assert "(1 ended)" in promoted.score(path, "score.max_age=30h", output="age-30h").lines[-1]
+    assert "(2 ended)" in promoted.score(path, "score.max_age=29", output="age-29").lines[-1]
+    assert "score.max_age: must be a number of steps, a duration" in refuse(
+        2, "score", MODEL, f"data.path={path}", "output.path=out", "score.max_age=soon"
+    )
+
+    promoted.score(path, "score.max_age=none", output="any")
+    frame = promoted.forecasts("any")
     assert frame["series_id"].n_unique() == len(SERIES)
     assert (frame["cutoff"] == END).all()
     source = dict(frame.select("series_id", "source").unique().iter_rows())

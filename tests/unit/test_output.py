@@ -338,12 +338,12 @@ def test_a_cutoff_in_which_the_model_speaks_for_too_few_series_fails_and_changes
     stopped = pl.col("series_id").is_in(["s00", "s01", "s02"])
     table = weekly_table.filter(~stopped | (pl.col("timestamp") <= last))
     loaded = trained.artifact.read(table.lazy())
-    written = write(trained.artifact, loaded, tmp_path)
+    written = write(trained.artifact, loaded, tmp_path, {"max_age": "none"})
     sources = written.content["sources"]
     fallen = sum(count for name, count in sources.items() if name in ("seasonal_naive", "last_value"))
     assert 3 <= fallen < written.content["series"]["forecast"] == 8
     before, share = contents(tmp_path), 1 - fallen / 8
-    again = {"force": True, "min_model_share": share}
+    again = {"force": True, "min_model_share": share, "max_age": "none"}
     assert write(trained.artifact, loaded, tmp_path, again).content["sources"] == sources
     message = rf"the model forecast {8 - fallen} of 8 series at .*score.min_model_share=.*nothing is published"
     with pytest.raises(DataError, match=message):
@@ -353,7 +353,8 @@ def test_a_cutoff_in_which_the_model_speaks_for_too_few_series_fails_and_changes
         for values in network.parameters():
             values.fill_(torch.nan)
     broken = replace(trained.artifact, network=network)
-    for settings in ({"force": True}, {"state": str(tmp_path / "state"), "force": True}):
+    forced = {"force": True, "max_age": "none"}
+    for settings in (forced, forced | {"state": str(tmp_path / "state")}):
         with pytest.raises(DataError, match=r"the model forecast 0 of 8 series at .*score.min_model_share=0;"):
             write(broken, loaded, tmp_path, settings)
     published = {name: value for name, value in contents(tmp_path).items() if name[:1] != "." and name[:5] != "state"}

@@ -89,7 +89,7 @@ def test_the_frame_has_its_columns_in_order_and_no_gaps(trained: FitResult, mixe
 
 def test_the_ladder_goes_down_to_the_last_value(trained: FitResult, mixed: tuple[pl.DataFrame, Loaded]) -> None:
     panel = mixed[1].panel
-    made = forecast(trained.artifact, panel).frame
+    made = forecast(trained.artifact, panel, max_age=None).frame
     source = dict(made.select("series_id", "source").unique().iter_rows())
     alive = ("alive", "constant", "gappy", "late", "newborn")
     assert source == dict.fromkeys(alive, "pretrained") | {"dead": "last_value", "died_young": "last_value"}
@@ -102,7 +102,7 @@ def test_an_empty_context_leaves_what_stood_up_to_four_seasons_ago(
 ) -> None:
     artifact, panel = train(weekly_loaded, context=14).artifact, mixed[1].panel
     # "dead" ends at step 39: of the four weeks up to step 55, one and a half are left.
-    made = forecast(artifact, panel, cutoff=int(panel.start.min()) + 55).frame.filter(series_id="dead")
+    made = forecast(artifact, panel, cutoff=int(panel.start.min()) + 55, max_age=None).frame.filter(series_id="dead")
     assert set(made["source"]) == {"seasonal_naive"}
     expected = panel.target[rows_of(panel, "dead")][[35, 36, 37, 38, 39, 33, 34]]
     assert made["q50"].to_list() == pytest.approx(expected.tolist())
