@@ -543,6 +543,11 @@ class RegistryConfig(Config):
     """Registered model; one per forecaster. Without slashes, : . % and quotes; on Databricks, catalog.schema.name."""
     alias: Alias | None = None
     """Which version: pretrained, challenger, champion, or a version number."""
+    tracking: Literal["required", "best_effort"] = "required"
+    """What becomes of a job whose MLflow store goes away while it works: it fails (required), or what it would log is
+    kept in a folder and the job goes on (best_effort); `forecast runs sync` logs it later."""
+    spool: str = "unlogged"
+    """With best_effort: the folder of runs that are not logged yet."""
 
     @field_validator("name")
     @classmethod
@@ -1433,6 +1438,12 @@ class RunsConfig(Config):
     """`forecast runs`."""
 
     runs: RunsSettings = RunsSettings()
+    ledger: LedgerConfig = LedgerConfig()
+
+
+class SyncConfig(VerbConfig):
+    """`forecast runs sync`."""
+
     ledger: LedgerConfig = LedgerConfig()
 
 

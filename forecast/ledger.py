@@ -187,6 +187,11 @@ class Ledger:
                 if value:
                     database.execute(f"update gatecast_runs set {name} = ? where id = ?", [value, entry])
 
+    def relink(self, before: str, mlflow: str) -> None:
+        """Write that a run which was called `before` has another id, or page, in MLflow."""
+        with self._open() as database:
+            database.execute("update gatecast_runs set mlflow = ? where mlflow = ?", [mlflow, before])
+
     def beat(self, entry: int) -> None:
         """Write that a job is alive."""
         with self._open() as database:

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from forecast.redaction import without_password
 from forecast.registry_files import download, save_pyfunc
 from forecast.run_store import PARENT_RUN, Record, RunStore
 from forecast.tracking_run import Run
+from forecast.tracking_spool import is_away
 from forecast.versions import Version, from_mlflow
 
 __all__ = [
@@ -52,6 +54,7 @@ class Registry(RunStore):
     def __init__(self, config: RegistryConfig) -> None:
         self.uri = tracking_uri(config)
         self.name = config.name
+        self._spool_root = Path(config.spool) if config.tracking == "best_effort" else None
         with explained(self.uri):
             self._calls, self._client = _connect(self.uri)
 
@@ -70,6 +73,8 @@ class Registry(RunStore):
 
         `example` is a few made-up input rows with their forecasts: they become the signature and the input example.
         """
+        if run.spool and run.spool.folder:
+            raise RegistryError(f"MLflow store {without_password(self.uri)}: it was away before")
         # Its name may hold fewer characters than that of a registered model.
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
         model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
@@ -92,6 +97,21 @@ class Registry(RunStore):
         if alias:
             self._client.set_registered_model_alias(self.name, alias, created.version)
         return from_mlflow(created, [alias] if alias else [])
+
+    def postpone(
+        self, run: Run, folder: Path, error: RegistryError, *, digest: str, tags: Mapping[str, str], alias: str | None
+    ) -> Version:
+        """Keep a model folder in the spool of its run, where the store is away, and return the version to be.
+
+        Raises the error where the store is required, or has refused the model.
+        """
+        cause = error.__cause__
+        if run.spool is None or not (run.spool.folder or is_away(cause)):
+            raise error
+        if run.spool.folder is None:
+            run.spool.begin(cause or error, run.id)
+        run.spool.register(folder, digest=digest, alias=alias, tags=tags)
+        return Version(self.name, 0, digest, tags.get("kind", ""), run.id, "", time.time_ns() // 1_000_000, dict(tags))
 
     @calls_mlflow
     def resolve(self, which: str | int, key: str = "registry.alias") -> Version:

@@ -5,12 +5,13 @@ with the number of series.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 from forecast.tracking_store import artifact_root, calls_mlflow, explained
@@ -21,17 +22,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Param
 from mlflow.exceptions import MlflowException
 
+from forecast import tracking_spool
 from forecast.config import Config
-from forecast.errors import RegistryError
-from forecast.redaction import redacted, redacted_values, without_password
+from forecast.errors import GatecastError, RegistryError
+from forecast.redaction import redacted_values, without_password
 from forecast.tracking_environment import commit, environment
 from forecast.tracking_run import BATCH, Run, as_json, described
+from forecast.tracking_spool import BestEffortClient, RunSpool, SpooledRun, is_away
 
 PARENT_RUN: Final = "mlflow.parentRunId"
 """Tag of a run: the one that it is shown inside of."""
 
 _PARAM_BATCH: Final = 100
 _PARAM_LENGTH: Final = 6000
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,24 +57,41 @@ class RunStore:
     uri: str
     name: str
     _client: MlflowClient
+    _spool_root: Path | None
+    """Where runs are kept while the store is away; None where it is required."""
 
     @contextmanager
     def run(self, job: str, config: Config, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
         """Open a run for a job and log its config and environment.
 
-        It ends as FINISHED, FAILED on an error, or KILLED on an interrupt.
+        It ends as FINISHED, FAILED on an error, or KILLED on an interrupt. With registry.tracking=best_effort, a store
+        that goes away stops nothing: a spool takes the rest of the run.
         """
         run = self._start(job, config, tags or {})
         try:
             yield run
         except BaseException as error:
             # The error that stopped the job matters more than one in reporting it.
-            with suppress(MlflowException, OSError):
-                self._client.set_tag(run.id, "error", redacted(f"{type(error).__name__}: {error}")[:5000])
-                self._client.set_terminated(run.id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            with suppress(GatecastError):
+                run.end(error)
             raise
-        with explained(self.uri):
-            self._client.set_terminated(run.id)
+        else:
+            run.end()
+        finally:
+            if run.spool:
+                run.spool.close()
+
+    @calls_mlflow
+    def replay(self, folder: Path, spooled: SpooledRun, real_ids: Mapping[str, str]) -> Run:
+        """Log what a spool has, and return its run, which is still open; see `tracking_spool.replay`."""
+        experiment = self._experiment()
+        run_id = tracking_spool.replay(self._client, experiment, folder, spooled, real_ids)
+        return Run(self._client, self.uri, run_id, experiment)
+
+    @calls_mlflow
+    def end_replay(self, folder: Path, run: Run) -> None:
+        """End the run of a spool as its job ended."""
+        tracking_spool.end(self._client, folder, run.id)
 
     @contextmanager
     def resume(self, run_id: str) -> Iterator[Run]:
@@ -114,18 +135,25 @@ class RunStore:
     @calls_mlflow
     def _start(self, job: str, config: Config, tags: Mapping[str, str]) -> Run:
         own = {"mlflow.source.name": f"forecast {job}", "job": job, **commit(), **tags}
-        experiment = self._experiment()
-        info = self._client.create_run(experiment, tags=own, run_name=job).info
-        run = Run(self._client, self.uri, info.run_id, experiment)
+        spool = RunSpool(self._spool_root, self.name, job, self.uri) if self._spool_root else None
+        client = cast(MlflowClient, BestEffortClient(self._client, spool)) if spool else self._client
+        try:
+            experiment = self._experiment()
+            run_id = self._client.create_run(experiment, tags=own, run_name=job).info.run_id
+        except Exception as error:
+            if spool is None or not is_away(error):
+                raise
+            experiment, run_id = "", spool.begin(error, tags=own)
+        run = Run(client, self.uri, run_id, experiment, spool)
         values = redacted_values(config.model_dump(mode="json"))
         run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
         params = [Param(name, text) for name, text in run.settings.items()]
         for first in range(0, len(params), _PARAM_BATCH):
-            self._client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
+            client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
         with tempfile.TemporaryDirectory() as temporary:
             Path(temporary, "config.json").write_text(as_json(values))
             Path(temporary, "environment.json").write_text(as_json(environment()))
-            self._client.log_artifacts(run.id, temporary)
+            client.log_artifacts(run.id, temporary)
         return run
 
     def _experiment(self) -> str:
@@ -211,9 +239,14 @@ class RunStore:
 
     @calls_mlflow
     def delete_runs(self, run_ids: Iterable[str]) -> None:
-        """Delete runs, which MLflow keeps among the deleted ones."""
-        for run_id in run_ids:
-            self._client.delete_run(run_id)
+        """Delete runs, which MLflow keeps among the deleted ones; where the store may be away, what it can."""
+        try:
+            for run_id in run_ids:
+                self._client.delete_run(run_id)
+        except Exception as error:
+            if self._spool_root is None or not is_away(error):
+                raise
+            _LOG.warning("MLflow is away: runs that were to be deleted stay")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -19,6 +19,9 @@ from forecast.redaction import redacted, without_password
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from forecast.tracking_spool import RunSpool
+    from forecast.versions import Version
+
 BATCH: Final = 1000
 """Metrics that MLflow takes in one call, and runs that it returns."""
 _DATASET_DIGEST_LENGTH: Final = 36
@@ -27,10 +30,14 @@ _DATASET_DIGEST_LENGTH: Final = 36
 class Run:
     """A run that is open. Paths are relative to its artifacts."""
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
+    def __init__(
+        self, client: MlflowClient, uri: str, run_id: str, experiment_id: str, spool: "RunSpool | None" = None
+    ) -> None:
         self.uri = uri
         self.id = run_id
         self.experiment_id = experiment_id
+        self.spool = spool
+        """What takes its calls if the store goes away; None where the store is required."""
         self._client = client
         self.settings: dict[str, str] = {}
         """Of the job, and which data it has used."""
@@ -39,7 +46,7 @@ class Run:
     def link(self) -> str:
         """The page of the run on its server, or the id where the store is none."""
         page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
-        return page if is_server(self.uri) else self.id
+        return page if is_server(self.uri) and self.experiment_id else self.id
 
     @calls_mlflow
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -61,6 +68,12 @@ class Run:
     def tags(self, values: Mapping[str, object]) -> None:
         """Set tags."""
         self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+    @calls_mlflow
+    def tag_version(self, version: "Version", values: Mapping[str, str]) -> None:
+        """Set tags of a version, which may have the id of this run."""
+        for name, value in values.items():
+            self._client.set_model_version_tag(version.name, str(version.number), name, value)
 
     @calls_mlflow
     def figure(self, figure: "Figure", path: str) -> None:
@@ -106,6 +119,15 @@ class Run:
         )
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
         self.settings = {**described(dataset), **self.settings}
+
+    @calls_mlflow
+    def end(self, error: BaseException | None = None) -> None:
+        """End the run: as FINISHED, FAILED by an error, or KILLED by an interrupt."""
+        if error is None:
+            self._client.set_terminated(self.id)
+            return
+        self._client.set_tag(self.id, "error", redacted(f"{type(error).__name__}: {error}")[:5000])
+        self._client.set_terminated(self.id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
 
 def described(dataset: Dataset) -> dict[str, str]:

@@ -14,6 +14,7 @@ class Version:
 
     name: str
     number: int
+    """0 for one that is registered later, by `forecast runs sync`."""
     digest: str
     kind: str
     run_id: str
@@ -35,7 +36,7 @@ class Version:
         >>> str(Version("flights", 3, "ab12", "pretrained", "", "", 0))
         'flights v3'
         """
-        return f"{self.name} v{self.number}"
+        return f"{self.name} v{self.number}" if self.number else f"{self.name} (not registered yet)"
 
 
 def from_mlflow(found: "ModelVersion", aliases: Sequence[str] | None = None) -> Version:

@@ -96,7 +96,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
         report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
         if judged:
-            registry.tag(version, {BACKTEST_RUN: run.id})
+            run.tag_version(version, {BACKTEST_RUN: run.id})
     line = (
         f"{_scored(result)}, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, "
         f"{result.failures.height:,} baselines failed, run {run.id}"

@@ -132,6 +132,8 @@ def _look(config: JobConfig) -> None:
         group, name = key.split(".")
         if folder := getattr(getattr(config, group, None), name, None):
             check_location(Path(folder), key)
+    if config.registry.tracking == "best_effort":
+        check_location(Path(config.registry.spool), "registry.spool")
 
 
 @contextmanager
@@ -182,7 +184,7 @@ def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Jo
     settings = config.model_dump_json(
         exclude={
             "ledger": True,
-            "registry": {"tracking_uri"},
+            "registry": {"tracking_uri", "tracking", "spool"},
             "data": {"until"},
             "score": {"cutoff", "force"},
             "explain": {"cutoff"},

@@ -63,7 +63,7 @@ class Registration:
 
     def register(self) -> "Version":
         """Return the model as a version with its tags and its alias."""
-        self.version = _register(self._registry, self._run, self._artifact, self._tags, self._alias)
+        self.version = register(self._registry, self._run, self._artifact, self._tags, self._alias)
         return self.version
 
     def __exit__(
@@ -143,7 +143,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     tags = {"trained_until": model.trained_until_timestamp.isoformat(), **record.get("tags", plain)}
     if record.get("name") != registry.name:  # the numbers are those of another model's versions
         tags = {name: value for name, value in tags.items() if name not in _OF_PARENT}
-    if same := next((version for version in _versions(registry) if version.digest == digest), None):
+    if same := next((version for version in versions(registry) if version.digest == digest), None):
         if alias:
             registry.set_alias(alias, same)
         return same, _line(same, folder, alias, "is the same model")
@@ -152,7 +152,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     with resumed or registry.run("register", config) as run:
         note(mlflow=run.link)
         run.metrics(record.get("metrics", {}))
-        version = _register(registry, run, model, tags, alias)
+        version = register(registry, run, model, tags, alias)
     return version, _line(version, folder, alias, f"is registered, run {run.id}")
 
 
@@ -173,7 +173,8 @@ def _record(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _versions(registry: "Registry") -> "list[Version]":
+def versions(registry: "Registry") -> "list[Version]":
+    """Return all versions of a model, none if there is no model of this name."""
     try:
         return registry.versions()
     except RegistryError as error:
@@ -182,11 +183,16 @@ def _versions(registry: "Registry") -> "list[Version]":
         return []
 
 
-def _register(
+def register(
     registry: "Registry", run: "Run", artifact: "Artifact", tags: Mapping[str, str], alias: str | None
 ) -> "Version":
+    """Return a model as a version; one to be, where the store is away and is not required. Raises RegistryError."""
     from forecast.predict import example
 
-    with tempfile.TemporaryDirectory() as folder:
-        digest = artifact.save(Path(folder))
-        return registry.register(run, Path(folder), digest=digest, alias=alias, tags=tags, example=example(artifact))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        digest = artifact.save(folder)
+        try:
+            return registry.register(run, folder, digest=digest, alias=alias, tags=tags, example=example(artifact))
+        except RegistryError as error:
+            return registry.postpone(run, folder, error, digest=digest, tags=tags, alias=alias)

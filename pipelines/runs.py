@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from forecast.config import RunsConfig
+from forecast.config import RunsConfig, SyncConfig
 from forecast.errors import ConfigError, GatecastError
 from forecast.redaction import HIDDEN
 from pipelines import compose, console
@@ -23,6 +23,7 @@ ACTIONS: Final = {
     "list": "the latest attempt of everything that ran, newest first",
     "show": "ID: one run, with its settings",
     "retry": "ID or failed: run with the same settings again what failed or was abandoned",
+    "sync": "log in MLflow what jobs with registry.tracking=best_effort could not",
 }
 
 
@@ -32,6 +33,13 @@ def main(argv: list[str]) -> None:
     if asked is None:
         return
     action, rest = asked
+    if action == "sync":
+        from pipelines import sync
+
+        settings = compose.verb_config(SyncConfig, "runs sync", rest)
+        console.setup()
+        sync.run(settings)
+        return
     which = rest.pop(0) if action != "list" and rest and "=" not in rest[0] and not rest[0].startswith("-") else None
     given = [word for word in rest if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
     config = compose.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])

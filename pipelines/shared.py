@@ -152,7 +152,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
     # The same job in another store, or gone on from another folder.
     settings = config.model_dump_json(
         exclude={
-            "registry": {"tracking_uri"},
+            "registry": {"tracking_uri", "tracking", "spool"},
             "fit": {"checkpoint"},
             "finetune": {"checkpoint"},
             "ledger": True,

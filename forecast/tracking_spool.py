@@ -1,0 +1,311 @@
+"""What runs log while their tracking server is away: a folder for each run, which is logged later.
+
+A spool has `run.json` (which run it is), `calls.jsonl` (a call a line, in order), and the files of these calls. Every
+call may be made twice: whoever logs a spool and is killed begins it again.
+"""
+
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from forecast.data.folders import locked
+from forecast.errors import OutputError
+from forecast.redaction import redacted, without_password
+
+SPOOL_ID: Final = "unlogged_id"
+"""Tag of a run that was made after its job: the name of its spool, which the job has called it by."""
+KEY: Final = "registry.spool"
+REGISTER: Final = "register"
+"""The call that makes a version of the model in a spool."""
+
+_LOG = logging.getLogger(__name__)
+_RUN: Final = "run.json"
+_CALLS: Final = "calls.jsonl"
+_REFUSALS: Final = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+_METHODS: Final = (
+    "log_batch",
+    "log_figure",
+    "log_artifact",
+    "log_artifacts",
+    "log_inputs",
+    "set_tag",
+    "set_terminated",
+    "set_model_version_tag",
+)
+"""Calls that a spool takes in place of the server."""
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Return whether an error of a call says that the store does not answer, or can't do its work now.
+
+    A call that is refused for what it asks for would be refused later, too.
+    """
+    if isinstance(error, MlflowException):
+        return error.error_code not in _REFUSALS
+    return isinstance(error, OSError | sqlalchemy.exc.SQLAlchemyError)
+
+
+@dataclass(frozen=True)
+class SpooledRun:
+    """Which run a spool is of."""
+
+    id: str
+    """The name of the spool."""
+    name: str
+    """Of the registered model, and of the experiment."""
+    job: str
+    store: str
+    """Its URI without secrets."""
+    run_id: str
+    """Empty for a run that the store does not know yet."""
+    run_name: str
+    started: int
+    """Milliseconds since 1970."""
+    tags: Mapping[str, str]
+    """Of a run that the store does not know yet."""
+
+
+class RunSpool:
+    """Takes the calls of one run once its store is away, and none before."""
+
+    def __init__(self, root: Path, name: str, job: str, store: str) -> None:
+        self._root, self._name, self._job, self._store = root, name, job, without_password(store)
+        self._started = _now()
+        self._lock = ExitStack()
+        self._n_files = 0
+        self.folder: Path | None = None
+        """Where the calls are; None as long as the store answers."""
+
+    def begin(self, error: BaseException, run_id: str = "", run_name: str = "", tags: Mapping[str, str] = {}) -> str:
+        """Begin to take calls because of an error of the store; return what the run is called by."""
+        identity = f"unlogged-{uuid.uuid4().hex[:12]}"
+        self.folder = self._root / identity
+        self._lock.enter_context(locked(self.folder, KEY))
+        run = SpooledRun(
+            identity, self._name, self._job, self._store, run_id, run_name or self._job, self._started, dict(tags)
+        )
+        _write_run(self.folder, run)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _LOG.warning(
+            "MLflow at %s does not answer (%s): the rest of this run is kept in %s",
+            self._store,
+            redacted(reason),
+            self.folder,
+        )
+        return run_id or identity
+
+    def close(self) -> None:
+        """Let others log the spool, and say where it is."""
+        if self.folder is not None:
+            self._lock.close()
+            _LOG.warning(
+                "%s: not logged, MLflow at %s was away; kept in %s, `forecast runs sync` logs it",
+                self._job,
+                self._store,
+                self.folder,
+            )
+
+    def log_batch(
+        self,
+        _run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+    ) -> None:
+        """Take metrics, params and tags."""
+        points = [(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics]
+        texts = [[(each.key, each.value) for each in group] for group in (params, tags)]
+        self._append("log_batch", metrics=points, params=texts[0], tags=texts[1])
+
+    def set_tag(self, run_id: str, key: str, value: object) -> None:
+        """Take a tag."""
+        self.log_batch(run_id, tags=[RunTag(key, str(value))])
+
+    def log_figure(self, _run_id: str, figure: Any, path: str) -> None:
+        """Take a Matplotlib figure."""
+        file = self._new_folder() / Path(path).name
+        figure.savefig(file)
+        self._append("log_artifact", file=self._relative(file), folder=_parent(path))
+
+    def log_artifact(self, _run_id: str, path: str, folder: str | None = None) -> None:
+        """Take a file."""
+        file = Path(shutil.copy(path, self._new_folder()))
+        self._append("log_artifact", file=self._relative(file), folder=folder)
+
+    def log_artifacts(self, _run_id: str, folder: str) -> None:
+        """Take all files of a folder."""
+        copy = shutil.copytree(folder, self._new_folder(), dirs_exist_ok=True)
+        self._append("log_artifacts", file=self._relative(copy))
+
+    def log_inputs(self, _run_id: str, datasets: Sequence[DatasetInput]) -> None:
+        """Take descriptions of data."""
+        names = ("name", "digest", "source_type", "source", "profile")
+        described = [{name: getattr(each.dataset, name) for name in names} for each in datasets]
+        self._append("log_inputs", datasets=described)
+
+    def set_terminated(self, _run_id: str, status: str = "FINISHED") -> None:
+        """Take the end of the run."""
+        self._append("set_terminated", status=status, end_time=_now())
+
+    def set_model_version_tag(self, name: str, version: str, key: str, value: object) -> None:
+        """Take a tag of a version."""
+        self._append("set_model_version_tag", name=name, version=version, key=key, value=str(value))
+
+    def register(self, model: Path, *, digest: str, alias: str | None, tags: Mapping[str, str]) -> None:
+        """Take a model folder, of which a version is to be made."""
+        copy = shutil.copytree(model, self._new_folder(), dirs_exist_ok=True)
+        self._append(
+            REGISTER, file=self._relative(copy), digest=digest, alias=alias, tags=dict(tags), registered=_now()
+        )
+
+    def _new_folder(self) -> Path:
+        assert self.folder is not None
+        self._n_files += 1
+        folder = self.folder / "files" / f"{self._n_files:04d}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def _relative(self, path: Path) -> str:
+        assert self.folder is not None
+        return path.relative_to(self.folder).as_posix()
+
+    def _append(self, call: str, **values: Any) -> None:
+        assert self.folder is not None
+        with (self.folder / _CALLS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"call": call, **values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class BestEffortClient:
+    """An MLflow client for one run whose calls a spool takes as soon as the store is away."""
+
+    def __init__(self, client: Any, spool: RunSpool) -> None:
+        self._client, self._spool = client, spool
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method of the client."""
+        method = getattr(self._client, name)
+        return functools.partial(self._call, name, method) if name in _METHODS else method
+
+    def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._spool.folder is None:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                self._spool.begin(error, args[0])
+        return getattr(self._spool, name)(*args, **kwargs)
+
+
+def spooled_runs(root: Path) -> Iterator[tuple[Path, SpooledRun]]:
+    """Yield the spools in a folder, those of the runs that began first before others.
+
+    Raises OutputError for one that can't be read.
+    """
+    runs = []
+    for file in root.glob(f"*/{_RUN}"):
+        try:
+            runs.append((file.parent, SpooledRun(**json.loads(file.read_text(encoding="utf-8")))))
+        except FileNotFoundError:  # It has just been logged.
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputError(
+                f"{file} can't be read: {error}; move {file.parent} away ({KEY} names its folder)"
+            ) from None
+    yield from sorted(runs, key=lambda pair: (pair[1].started, pair[1].id))
+
+
+def calls_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the calls in a spool. A line that a kill has cut off at the end is left out."""
+    lines = (folder / _CALLS).read_text(encoding="utf-8").splitlines() if (folder / _CALLS).exists() else []
+    calls = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            calls.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise OutputError(f"{folder / _CALLS}: line {number:,} can't be read; move {folder} away") from None
+    return calls
+
+
+def replay(client: Any, experiment: str, folder: Path, run: SpooledRun, real_ids: Mapping[str, str]) -> str:
+    """Make all calls of a spool but the registration and the end; return the id of the run.
+
+    `real_ids` are the ids of other runs by the names of their spools, which tags may have.
+    """
+    run_id = run.run_id or _find(client, experiment, run.id)
+    if not run_id:
+        tags = {name: real_ids.get(value, value) for name, value in run.tags.items()} | {SPOOL_ID: run.id}
+        run_id = client.create_run(experiment, run.started, tags, run.run_name).info.run_id
+    names = {**real_ids, run.id: run_id}
+    for call in calls_of(folder):
+        _replay_call(client, run_id, folder, call, names)
+    return run_id
+
+
+def end(client: Any, folder: Path, run_id: str) -> None:
+    """End a run as its job ended; as killed, if that could not say."""
+    ends = [call for call in calls_of(folder) if call["call"] == "set_terminated"]
+    last = ends[-1] if ends else {"status": "KILLED", "end_time": _now()}
+    client.set_terminated(run_id, last["status"], last["end_time"])
+
+
+def remove(folder: Path) -> None:
+    """Remove a spool: at once under another name, so that none is there in part."""
+    aside = folder.with_name(f".{folder.name}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _find(client: Any, experiment: str, spool_id: str) -> str:
+    runs = client.search_runs([experiment], f"tags.`{SPOOL_ID}` = '{spool_id}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else ""
+
+
+def _replay_call(client: Any, run_id: str, folder: Path, call: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    kind = call["call"]
+    if kind == "log_batch":
+        metrics = [Metric(*values) for values in call["metrics"]]
+        params = [Param(*values) for values in call["params"]]
+        tags = [RunTag(key, names.get(value, value)) for key, value in call["tags"]]
+        client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+    elif kind == "log_artifact":
+        client.log_artifact(run_id, str(folder / call["file"]), call["folder"])
+    elif kind == "log_artifacts":
+        client.log_artifacts(run_id, str(folder / call["file"]))
+    elif kind == "log_inputs":
+        client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**values)) for values in call["datasets"]])
+    elif kind == "set_model_version_tag":
+        value = names.get(call["value"], call["value"])
+        client.set_model_version_tag(call["name"], call["version"], call["key"], value)
+
+
+def _write_run(folder: Path, run: SpooledRun) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+        json.dump(asdict(run), file)
+    Path(file.name).replace(folder / _RUN)
+
+
+def _parent(path: str) -> str | None:
+    return Path(path).parent.as_posix() if Path(path).parent != Path() else None
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
