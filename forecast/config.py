@@ -1156,6 +1156,15 @@ class ThresholdSettings(Config):
     """Share of the judged series that have an alarm."""
     min_judged: Share | None = 0.5
     """Share of the series that are judged: held against their history or their backtest."""
+    max_scores_age: MaxAge = AUTO
+    """Age of the latest scores, from their cutoff to the clock (monitor.as_of, or now): steps, or a duration such as
+    36h or 10d. auto: three days or two steps, the longer one, and the usual gap between cutoffs but one step; none: any
+    age."""
+    max_observations_age: MaxAge = AUTO
+    """Age of the latest observations on the same clock. auto: likewise."""
+    max_scores_lag: MaxAge = AUTO
+    """Age of the latest scores when the latest observations were made: how far scoring is behind the table. auto: two
+    usual gaps between cutoffs but one step, and no more than for max_scores_age."""
 
     @model_validator(mode="after")
     def _a_band(self) -> Self:

@@ -2,12 +2,14 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import polars as pl
 
 from forecast.metrics import MODEL, summarise
 from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored, coverage_name
+from forecast.monitor.freshness import Age
 from forecast.names import (
     CHAMPION,
     SERIES_ID,
@@ -69,11 +71,13 @@ def monitor_page(
             "Series": f"{counts['series']:,}",
             "Recent window": f"{found.span.last - found.span.recent + 1:,} steps",
             "History": f"{found.span.recent - found.span.first:,} steps",
+            "Latest scores": _moment(found.freshness.scores, found.freshness.scores_age),
+            "Latest observations": _moment(found.freshness.observations, found.freshness.observations_age),
             "Steps scored": f"{counts['rows_scored']:,}",
             "Of them recent": f"{counts['rows_recent']:,}",
         },
         data=[("page", content)],
-        verdict=_verdict(checks, facts),
+        verdict=_verdict(checks, found.freshness.findings, facts),
         accuracy=_accuracy(found),
         rows=_rows(found),
         by=_POINTS[found.by],
@@ -87,7 +91,13 @@ def monitor_page(
 # ---- Markup ----
 
 
-def _verdict(checks: Sequence[Check], facts: Mapping[str, Any]) -> str:
+def _moment(moment: datetime, age: Age) -> str:
+    """Return a moment on the clock of the wall, with its age if it has one."""
+    text = f"{moment:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
+    return f"{text}, {age} ago" if age.steps else text
+
+
+def _verdict(checks: Sequence[Check], findings: Sequence[str], facts: Mapping[str, Any]) -> str:
     rows = [
         (
             check.what[:1].upper() + check.what[1:],
@@ -101,9 +111,8 @@ def _verdict(checks: Sequence[Check], facts: Mapping[str, Any]) -> str:
     heads = {"In the recent window": "wide", "Found": "number", "Allowed": "number", "Setting": "", "Verdict": ""}
     started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
     kept = facts["no_rollback"] and f"No rollback: {facts['no_rollback']}"
-    told = " ".join(
-        f"{html.escape(text[:1].upper() + text[1:])}." for text in (facts["rollback"], kept, started) if text
-    )
+    texts = [*findings, facts["rollback"], kept, started]
+    told = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in texts if text)
     return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", told)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def main(config: MonitorConfig) -> None:
     result = run(config)
     note(output=str(result.folder))
     console.say(result.line)
-    told = []
+    told = list(result.found.freshness.findings)
     if result.breaches:
         count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
         told.append(f"{count} breached: {'; '.join(map(str, result.breaches))}")
@@ -87,7 +88,8 @@ def run(config: MonitorConfig) -> Result:
     tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
-            found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged)
+            now = config.data.until or datetime.now(UTC)
+            found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged, now=now)
             stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
         as_of = found.as_of.isoformat()
         note(cutoff=as_of)
@@ -110,6 +112,13 @@ def run(config: MonitorConfig) -> Result:
                 "model": registry.name,
                 "versions": found.versions,
                 "counts": found.counts,
+                "freshness": {
+                    "clock": found.freshness.clock.isoformat(),
+                    "scores": found.freshness.scores.isoformat(),
+                    "observations": found.freshness.observations.isoformat(),
+                    **found.freshness.measures(),
+                    "findings": found.freshness.findings,
+                },
                 "alarmed": found.alarmed,
                 "thresholds": [vars(check) | {"breached": check.breached} for check in made],
                 "comparison": str(verdict) if verdict else None,

@@ -22,6 +22,7 @@ def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[st
             f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "psi_chance", "ks", "missing", "unseen")
         }
     values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
+    values |= {f"monitor/freshness/{name}": value for name, value in found.freshness.measures().items()}
     values["monitor/alarmed"] = len(found.alarmed)
     return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -51,6 +52,7 @@ def summary(found: Monitored, model: str, folder: Path, why_not: str) -> str:
         parts.append("nothing recent is observed yet, so nothing is judged")
     else:
         parts.append("no cutoff is left, so nothing is judged")
+    parts += found.freshness.findings
     if why_not:
         parts.append(f"no rollback: {why_not}")
     return ", ".join([*parts, str(folder)])

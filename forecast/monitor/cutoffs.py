@@ -127,10 +127,15 @@ def maker(written: Written, panel: Panel, as_of: datetime | None) -> str:
     return visible(written, panel, as_of)[-1].version
 
 
-def within(cutoffs: Sequence[Cutoff], span: Span, panel: Panel, written: Written) -> list[Cutoff]:
-    """Return the cutoffs with a step in the windows or after them. Raises DataError if there is none."""
+def within(
+    cutoffs: Sequence[Cutoff], span: Span, panel: Panel, written: Written, *, empty: bool = False
+) -> list[Cutoff]:
+    """Return the cutoffs with a step in the windows or after them.
+
+    Raises DataError if there is none, unless it may be `empty`.
+    """
     kept = [each for each in cutoffs if each.place + each.horizon >= span.first]
-    if not kept:
+    if not kept and not empty:
         last, begin = cutoff_moment(cutoffs[-1].content), panel.grid.timestamps(np.array([span.first]))[0]
         raise DataError(
             f"{written.path}: the latest of {len(cutoffs):,} cutoffs is {last}, whose forecasts end before {begin}, "

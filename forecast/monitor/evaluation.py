@@ -7,6 +7,7 @@ the last step that is looked at is used: the panel is cut there.
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from forecast.metrics import MODEL
 from forecast.monitor.alarms import alarms_of
 from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
 from forecast.monitor.forecasts import Written
+from forecast.monitor.freshness import freshness_of
 from forecast.monitor.labels import AGE, ALARM, IN_SAMPLE, TIME
 from forecast.monitor.result import Monitored
 from forecast.monitor.segments import segments_of
@@ -60,24 +62,30 @@ def monitor(
     *,
     backtest: pl.DataFrame | None = None,
     judged: tuple[str, str] | None = None,
+    now: datetime | None = None,
 ) -> Monitored:
     """Return what the observations in a panel, which ends at `settings.as_of`, say about forecasts.
 
     `artifact` says how the panel was read. `backtest` has series_id and mase of the version that made the latest
     forecasts, a row per window.
-    `judged` are the versions of champion and shadow that are compared where both have forecast. Raises DataError for
-    forecasts that do not fit the panel, and if there are none that may be looked at; ConfigError for unknown segments.
+    `judged` are the versions of champion and shadow that are compared where both have forecast. `now` is the clock
+    where `settings.as_of` is None; the last step of the panel when not given.
+
+    Raises DataError for forecasts that do not fit the panel, and if there are none that may be looked at, or none in
+    the windows although no threshold on their age is breached; ConfigError for unknown segments.
     """
     panel, season = loaded.panel, loaded.data.season_length
     assert season is not None
     horizon = max(int(content["horizon"]) for content in written.contents)
     recent, end = settings.recent or _default_recent(panel, season, horizon), panel.last_index
     span = Span(end - recent - (settings.history or 4 * recent) + 1, end - recent + 1, end)
-    inside = within(visible(written, panel, settings.as_of), span, panel, written)
+    known = visible(written, panel, settings.as_of)
+    freshness = freshness_of(known, panel, settings, now)
+    inside = within(known, span, panel, written, empty=freshness.breached)
     cutoffs = [each for each in inside if each.sample(panel) != IN_SAMPLE]
     in_sample = [each for each in inside if each.sample(panel) == IN_SAMPLE]
     both = {} if shadow is None or judged is None else _shared(cutoffs, placed(shadow, panel), judged, panel)
-    levels = written.levels([each.content for each in inside])
+    levels = written.levels([each.content for each in inside or known[-1:]])
     if shadow is not None and both:
         theirs = shadow.levels([other.content for _, other in both.values()])
         levels = tuple(level for level in levels if level in theirs)
@@ -109,6 +117,7 @@ def monitor(
         },
         versions=dict(Counter(each.version for each in cutoffs)),
         cutoffs=samples(inside, panel),
+        freshness=freshness,
         bands=tuple(band for band, _, _ in bands(levels)),
         scores=scores,
         metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(ages)),
@@ -117,7 +126,7 @@ def monitor(
         least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
         pairs=pl.concat(sums.pairs),
-        shown=_freshest(written, cutoffs or inside[:1], named[:_SHOWN], levels, panel, span),
+        shown=_freshest(written, cutoffs or known[-1:], named[:_SHOWN], levels, panel, span),
     )
 
 

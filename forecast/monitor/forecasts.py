@@ -60,6 +60,8 @@ def _read(manifest: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
         cutoff_moment(content)
         training_end(content)
+        content.setdefault("written_at", datetime.fromtimestamp(manifest.stat().st_mtime, UTC).isoformat())
+        written_at(content)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{manifest} can't be read ({error}); delete it, and score its cutoff again") from None
     return content
@@ -74,6 +76,11 @@ def training_end(content: Mapping[str, Any]) -> datetime | None:
     """Return the last moment that the version of a manifest was trained on; None where it does not say. ValueError."""
     until = content.get("trained_until")
     return None if until is None else datetime.fromisoformat(until)
+
+
+def written_at(content: Mapping[str, Any]) -> datetime:
+    """Return when a cutoff was scored; its file's time where the manifest does not say. Raises ValueError."""
+    return in_utc(datetime.fromisoformat(content["written_at"]))
 
 
 def in_utc(moment: datetime) -> datetime:

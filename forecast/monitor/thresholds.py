@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from forecast.config import MonitorSettings
+from forecast.monitor.freshness import Freshness
 from forecast.monitor.labels import ALARM, NO_SCALE, NORMAL
 from forecast.monitor.result import Monitored
 from forecast.names import SOURCE_SEASONAL_NAIVE
@@ -70,11 +71,22 @@ def checks(found: Monitored, settings: MonitorSettings, reference: Mapping[str, 
         "max_alarmed": ("share of judged series with an alarm", _share_alarmed(found.alarms)),
         "min_judged": ("share of series that are judged", _share_judged(found)),
     }
-    return [
+    results = [
         Check(key, what, value if enough else None, limit)
         for key, (what, value) in values.items()
         if (limit := getattr(limits, key)) is not None
     ]
+    return results + _age_checks(found.freshness)
+
+
+def _age_checks(freshness: Freshness) -> list[Check]:
+    """Return the thresholds on the age of scores and observations, which there is always enough to judge."""
+    ages = {
+        "max_scores_age": ("age of the latest scores in steps", freshness.scores_age),
+        "max_observations_age": ("age of the latest observations in steps", freshness.observations_age),
+        "max_scores_lag": ("steps of scores behind observations", freshness.scores_lag),
+    }
+    return [Check(key, what, age.steps, age.limit) for key, (what, age) in ages.items() if age.limit is not None]
 
 
 def _share_alarmed(alarms: pl.DataFrame) -> float | None:

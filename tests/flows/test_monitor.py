@@ -141,6 +141,10 @@ def test_a_good_champion_stays_and_a_breach_starts_a_verb_once(promoted: Store) 
     content = json.loads(next((promoted.folder / "watch").glob("*/monitor.json")).read_text())
     assert content["rollback"] is None
     assert "champion" in content["comparison"]  # v1 is no version that v2 replaced: it is compared, and that is all.
+    stopped = forecast(*LOOK, table, "monitor.thresholds.max_scores_lag=12h", "monitor.thresholds.max_alarmed=null")
+    assert stopped.code == 8
+    assert "scoring has stopped: the latest cutoff is 2024-01-18T00:00:00, 23 steps (23 hours) before" in stopped.err
+    assert "steps of scores behind observations 23, monitor.thresholds.max_scores_lag=12" in stopped.err
     started = ("monitor.on_breach=promote", "monitor.on_breach_overrides=registry.alias=1")
     done = forecast(*LOOK, table, BREACH, *started)
     assert done.code == 8
