@@ -193,6 +193,9 @@ class SourceConfig(Config):
     timestamp_format: str | None = None
     """How timestamps are written (strftime: "%d/%m/%Y %H:%M"), or s, ms, us or ns for numbers that count from 1970 on;
     ISO 8601, years and dates such as 20230131 are read without."""
+    local_time: bool | None = None
+    """Timestamps without a time zone are local time of data.time_zone, or of the model's; false refuses them. As in
+    training when not given: true where those had none, false where they had one."""
     until: datetime | None = None
     """Use rows up to and including this timestamp (naive: in the panel's own time zone)."""
     end_share: Share = 0.05
@@ -224,7 +227,7 @@ class SourceConfig(Config):
         return self
 
 
-NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format")
+NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format", "local_time")
 """Settings of a source that stay as they were in training where a later verb does not give them."""
 
 
@@ -909,6 +912,15 @@ class ScoreSettings(Config):
         if self.state is not None and self.runtime == "onnx":
             raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
         return self
+
+
+class ServingSettings(Config):
+    """Parameters of a request to a served model; MLflow passes each as text."""
+
+    rejects: Literal["include", "omit", "fail"] = "include"
+    """Rejected rows and series: rows with a reason behind the forecasts, nothing, or an error."""
+    max_age: MaxAge = AUTO
+    """As score.max_age."""
 
 
 class VerbConfig(Config):

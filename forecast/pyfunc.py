@@ -1,18 +1,26 @@
 """A registered model as MLflow sees it: `mlflow.pyfunc.load_model("models:/name@champion").predict(frame)`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
+import polars as pl
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from forecast.errors import GatecastError
+from forecast.config import ServingSettings, load
+from forecast.data.rejects import SHOWN, offenders
+from forecast.errors import DataError, GatecastError
+from forecast.names import CUTOFF, MODEL_VERSION, REASON, SERIES_ID, TIMESTAMP
+
+# What MLflow writes beside a model that it gets from the registry.
+_REGISTERED: Final = "registered_model_meta"
 
 
 class GatecastModel(PythonModel):
-    """Forecasts a table of series from the latest timestamp in it."""
+    """Forecasts a table of series from the step on which they end."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the artifact; nothing in it is executed."""
@@ -20,27 +28,78 @@ class GatecastModel(PythonModel):
 
         folder = Path(context.artifacts["model"])
         self._artifact = artifact.load(folder)
-        self._digest = artifact.digest(folder)
-        self.lineage = {
-            "digest": self._digest,
-            "kind": self._artifact.kind,
-            "trained_until": self._artifact.trained_until_timestamp.isoformat(),
-            "parent_digest": self._artifact.parent_digest,
-        }
+        self._version = _version(folder) or artifact.digest(folder)
 
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002  MLflow calls it so
         model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,  # noqa: ARG002
+        params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return the forecasts of the series in `model_input`; rejected rows and series are left out.
+        """Return the forecasts of the series in `model_input`: the rows that `forecast score` writes.
 
-        Raises MlflowException for a table that can't be read: served, that is answer 400 with the message.
+        Rejected rows and series follow as rows with a column `reason`, in which only series_id, timestamp, cutoff and
+        model_version have a value besides; there is no such column if nothing is rejected. With
+        `params={"rejects": "omit"}` they are left out, with `"fail"` they are an error. `params={"max_age": ...}` is
+        `score.max_age`.
+
+        Raises MlflowException for a table that can't be read, or unknown values of `params`: served, that is answer
+        400 with the message.
         """
         from forecast.predict import forecast_frame
 
         try:
-            return forecast_frame(self._artifact, model_input, model_version=self._digest).frame.to_pandas()
+            settings = load(ServingSettings, params or {})
+            made = forecast_frame(self._artifact, model_input, max_age=settings.max_age, model_version=self._version)
+            if made.rejects.is_empty() or settings.rejects == "omit":
+                return made.frame.to_pandas()
+            if settings.rejects == "fail":
+                raise DataError(_described(made.rejects))
         except GatecastError as error:
             raise MlflowException(str(error), BAD_REQUEST) from error
+        return _with_rejects(made.frame, made.rejects, self._version)
+
+
+class Answer(pd.DataFrame):  # type: ignore[misc]
+    """Forecasts and rejects. As JSON, what a reject has no value of is null: NaN is no JSON."""
+
+    @property
+    def _constructor(self) -> type["Answer"]:
+        return Answer
+
+    def to_dict(self, *arguments: Any, **settings: Any) -> Any:
+        """Return the values with None where there is none."""
+        return pd.DataFrame(self).astype(object).where(self.notna(), None).to_dict(*arguments, **settings)
+
+
+def _with_rejects(frame: pl.DataFrame, rejects: pl.DataFrame, version: str) -> Answer:
+    """Return forecasts and, behind them, a row for each reject."""
+    rows = rejects.select(
+        SERIES_ID,
+        pl.col(TIMESTAMP).cast(frame.schema[TIMESTAMP]),
+        REASON,
+        pl.lit(frame[CUTOFF].first(), frame.schema[CUTOFF]).alias(CUTOFF),
+        pl.lit(version).alias(MODEL_VERSION),
+    )
+    both = pl.concat([frame, rows], how="diagonal")
+    whole = [name for name, kind in frame.schema.items() if kind.is_integer()]
+    return Answer(both.to_pandas().astype(dict.fromkeys(whole, "Int64")))
+
+
+def _described(rejects: pl.DataFrame) -> str:
+    """Return how many rejects there are of each reason, and which."""
+    lines = [
+        f"  {reason}: {part.height:,}, e.g. {', '.join(offenders(part.head(SHOWN)))}"
+        for (reason,), part in rejects.group_by(REASON, maintain_order=True)
+    ]
+    return "\n".join([f"{rejects.height:,} rows or series are rejected (params: rejects=fail):", *lines])
+
+
+def _version(folder: Path) -> str | None:
+    """Return the number of the version that MLflow has got from the registry; None for a model from elsewhere."""
+    try:
+        content = yaml.safe_load((folder.parents[1] / _REGISTERED).read_text(encoding="utf-8"))
+        number = content["model_version"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return None if number is None else str(number)

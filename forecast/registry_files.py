@@ -17,9 +17,10 @@ import mlflow.pyfunc
 import polars as pl
 from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature, infer_signature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
+from forecast.config import ServingSettings
 from forecast.errors import RegistryError
 from forecast.tracking_environment import requirements
 from forecast.versions import Version
@@ -103,9 +104,14 @@ def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, fol
 
 
 def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
-    """Return the columns in and out. We check input types ourselves: MLflow refuses time zones and integers."""
+    """Return the columns in and out, and the parameters.
+
+    We check input types ourselves: MLflow refuses time zones and integers.
+    """
     columns = Schema([ColSpec(AnyType(), name) for name in inputs.columns])
-    return ModelSignature(columns, infer_signature(_to_pandas(outputs)).inputs)
+    fields = ServingSettings.model_fields.items()
+    params = ParamSchema([ParamSpec(name, DataType.string, str(field.default)) for name, field in fields])
+    return ModelSignature(columns, infer_signature(_to_pandas(outputs)).inputs, params)
 
 
 def _to_pandas(frame: pl.DataFrame) -> "pd.DataFrame":

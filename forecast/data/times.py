@@ -151,6 +151,7 @@ def settle_from(
     timestamp: pl.Series, series: IntArray, data: DataConfig, time_zone: str | None, latest: int
 ) -> Settled:
     """Return what holds for all rows, from those of some series, none after data.until, and the latest instant."""
+    data = _with_local_time(timestamp, data, time_zone)
     if data.aggregate is None:
         frequency = _frequency(series, timestamp, data, time_zone)
         known = clock(timestamp, frequency, time_zone).drop_nulls()
@@ -177,6 +178,21 @@ def settle_from(
             f"data.aggregate: rows every {step} can't be put together to data.freq={frequency}; give a longer data.freq"
         )
     return Settled(settled, grid, finer, over=end)
+
+
+def _with_local_time(timestamp: pl.Series, data: DataConfig, time_zone: str | None) -> DataConfig:
+    """Return the settings with data.local_time filled in. Raises DataError if the rows lack a time zone."""
+    if time_zone is None:
+        return data
+    has_zone = timestamp.dtype.time_zone is not None  # type: ignore[attr-defined]
+    if data.local_time is False and not has_zone:
+        raise DataError(
+            f"column {data.columns.timestamp!r}: its timestamps have no time zone, and those of training had one. Give "
+            f"them their zone (Polars: .dt.replace_time_zone({time_zone!r}), "
+            f"pandas: .dt.tz_localize({time_zone!r}), text: 2024-01-31T06:00+01:00, or Z for UTC), or set "
+            f"data.local_time=true if they are local time of {time_zone}"
+        )
+    return data.model_copy(update={"local_time": bool(data.local_time) or not has_zone})
 
 
 def _frequency(series: IntArray, timestamp: pl.Series, data: DataConfig, time_zone: str | None) -> Frequency:

@@ -3,15 +3,17 @@
 import json
 import urllib.error
 import urllib.request
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import safetensors.numpy
 import torch
-from flow import NAME, SERIES, TRAIN, Store, panel, refuse, succeed
+from flow import END, NAME, SERIES, TRAIN, Store, panel, refuse, succeed
 from polars.testing import assert_frame_equal
 from services import scoring
 
@@ -35,9 +37,22 @@ def test_mlflow_serves_what_is_scored(promoted: Store) -> None:
             pl.col("timestamp", "cutoff").str.to_datetime(time_unit="us")
         )
         expected = promoted.forecasts()
-        assert_frame_equal(
-            served.drop("model_version"), expected.drop("model_version"), check_dtypes=False, rel_tol=1e-9
-        )
+        assert_frame_equal(served, expected, check_dtypes=False, rel_tol=1e-9)
+        assert set(served["model_version"]) == {"2"}
+        bad = table.assign(target=table["target"].where(table["series_id"] != "s03"))
+        code, answer = ask(address, bad)
+        assert code == 200, answer
+        rows = [row for row in answer["predictions"] if row["reason"]]
+        nothing = {"timestamp": None, "step": None, "mean": None, "q10": None, "source": None}
+        assert [row | nothing for row in rows] == rows
+        assert [(row["series_id"], row["reason"]) for row in rows] == [("s03", "no observed target")]
+        assert [row["step"] for row in answer["predictions"][:3]] == [1, 2, 3]
+        code, answer = ask(address, bad, {"rejects": "fail"})
+        assert (code, "no observed target: 1, e.g. s03" in answer["message"]) == (400, True)
+        code, answer = ask(address, bad, {"rejects": "omit"})
+        assert (code, len(answer["predictions"])) == (200, 19 * 12)
+        code, answer = ask(address, bad, {"rejects": "maybe"})
+        assert (code, "'include', 'omit' or 'fail'" in answer["message"]) == (400, True)
         code, answer = ask(address, table.drop(columns="target"))
         assert code == 400
         assert "target" in answer["message"]
@@ -46,15 +61,45 @@ def test_mlflow_serves_what_is_scored(promoted: Store) -> None:
         assert "yesterday" in answer["message"].rpartition("Error: ")[2]
 
 
-def ask(address: str, table: Any) -> tuple[int, Any]:
-    """Return code and content of the answer to a table."""
-    content = json.dumps({"dataframe_split": table.to_dict("split", index=False)}).encode()
+def ask(address: str, table: Any, params: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Return code and content of the answer to a table. What is no JSON, such as NaN, is an error."""
+    table = table.astype(object).where(table.notna(), None)
+    content = json.dumps({"dataframe_split": table.to_dict("split", index=False), "params": params or {}}).encode()
     request = urllib.request.Request(f"{address}/invocations", content, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.loads(answer.read())
+            return answer.status, json.loads(answer.read(), parse_constant=refused)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
+
+
+def refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def test_a_loaded_model_gives_what_is_scored_and_tells_what_is_rejected(promoted: Store) -> None:
+    import mlflow
+
+    closed = (pl.col("series_id") != "s05") | (pl.col("timestamp") < END - timedelta(days=4))
+    infinite = (pl.col("series_id") == "s06") & (pl.col("timestamp") == END - timedelta(hours=3))
+    table = panel().filter(closed).with_columns(target=pl.when(infinite).then(float("inf")).otherwise("target"))
+    promoted.score(promoted.write(table))
+    expected, rejects = promoted.forecasts().to_pandas(), promoted.rejects().sort("series_id")
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    made = model.predict(table.to_pandas())
+    pd.testing.assert_frame_equal(
+        made[made["reason"].isna()].drop(columns="reason"), expected, check_dtype=False, rtol=1e-9
+    )
+    told = made[made["reason"].notna()].sort_values("series_id")
+    assert told[["series_id", "timestamp", "reason"]].values.tolist() == [
+        list(row) for row in rejects.select("series_id", "timestamp", "reason").iter_rows()
+    ]
+    assert told["reason"].tolist() == ["ended", "target not finite"]
+    assert told[["mean", "q10", "step", "source"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(model.predict(table.to_pandas(), params={"rejects": "omit"}), expected, rtol=1e-9)
+    whole = model.predict(table.to_pandas(), params={"max_age": "none", "rejects": "omit"})
+    assert set(whole["series_id"]) == set(SERIES)
+    assert "reason" not in model.predict(panel().to_pandas()).columns
 
 
 def test_an_exported_network_and_its_json_give_the_forecasts_without_us(promoted: Store) -> None:

@@ -415,7 +415,11 @@ def test_timestamps_may_be_local_or_in_another_time_zone_than_in_training(tmp_pa
     succeed("train", MODEL, "data.path=training.parquet", *TRAIN, "fit.max_steps=0")
     written = []
     for name in tables:
-        succeed("score", MODEL, "registry.alias=1", f"data.path={name}.parquet", f"output.path={name}")
+        score = ("score", MODEL, "registry.alias=1", f"data.path={name}.parquet", f"output.path={name}")
+        if name == "naive":
+            assert "data.local_time=true if they are local time of Asia/Tokyo" in refuse(3, *score)
+            score = (*score, "data.local_time=true")
+        succeed(*score)
         (path,) = (tmp_path / name).glob("forecasts/*/*.parquet")
         written.append(path.read_bytes())
     assert written[0] == written[1] == written[2]
