@@ -1215,6 +1215,8 @@ class MonitorSettings(Config):
     than `monitor.alarms.min_steps` times, however many series these are of."""
     alarms: AlarmSettings = AlarmSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
+    keep: Annotated[int, Field(ge=1)] | None = 100
+    """Days of which output.path keeps pages and tables, the latest ones; the runs in MLflow stay. null: all."""
     on_breach: str | None = None
     """A verb to start after a breach, once for each as_of: refresh, finetune, ..."""
     on_breach_overrides: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()

@@ -44,12 +44,19 @@ _ALARMS: Final = {
 
 
 def monitor_page(
-    found: Monitored, checks: Sequence[Check], *, model: str, history: pl.DataFrame, facts: Mapping[str, Any]
+    found: Monitored,
+    checks: Sequence[Check],
+    *,
+    model: str,
+    history: pl.DataFrame,
+    facts: Mapping[str, Any],
+    plotly: str | None = None,
 ) -> str:
-    """Return the page as one file that works offline.
+    """Return the page, which works offline.
 
     `history` has series_id, timestamp and target of the series in `found.shown`. `facts` are what the job has done:
-    comparison, rollback, no_rollback and on_breach, each a text or None.
+    comparison, rollback, no_rollback and on_breach, each a text or None. `plotly` is where plotly.min.js is, relative
+    to the page; when None, the page carries it.
     """
     counts, breached = found.counts, sum(check.breached for check in checks)
     left_out = counts["cutoffs_in_sample"]
@@ -77,6 +84,7 @@ def monitor_page(
             "Of them recent": f"{counts['rows_recent']:,}",
         },
         data=[("page", content)],
+        plotly=plotly,
         verdict=_verdict(checks, found.freshness.findings, facts),
         accuracy=_accuracy(found),
         rows=_rows(found),

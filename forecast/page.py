@@ -1,6 +1,7 @@
 """What the HTML pages are made of: one file each that works offline, with its data packed inside.
 
-No text from data reaches the markup unescaped, and a page can't load anything.
+No text from data reaches the markup unescaped, and a page can't load anything but plotly.min.js beside it, if that is
+not inside.
 """
 
 import base64
@@ -28,12 +29,13 @@ def page(
     subtitle: str,
     facts: Mapping[str, str],
     data: Iterable[tuple[str, object]],
+    plotly: str | None = None,
     **parts: str,
 ) -> str:
     """Return the page with the body of templates/TEMPLATE.html and what TEMPLATE.js draws into it.
 
     `data` are JSON values, each after the id under which the script unpacks it; `parts` is markup by its place in the
-    body.
+    body. `plotly` is where plotly.min.js is, relative to the page; when None, the page carries it.
     """
     blobs = (f'<script type="text/plain" id="{name}">{_packed(value)}</script>' for name, value in data)
     return _filled(
@@ -42,7 +44,10 @@ def page(
         subtitle=html.escape(subtitle),
         facts=_facts(facts),
         body=_filled(f"{template}.html", **parts),
-        plotly=_plotly(),
+        origin="" if plotly is None else " 'self' file:",
+        plotly=f"<script>{plotly_source()}</script>"
+        if plotly is None
+        else f'<script src="{html.escape(plotly)}"></script>',
         data="\n".join(blobs),
         css=_template("page.css"),
         js=_template("page.js") + _template(f"{template}.js"),
@@ -58,7 +63,8 @@ def _template(name: str) -> str:
     return (files("forecast") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
+def plotly_source() -> str:
+    """Return the text of plotly.min.js."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())

@@ -1,6 +1,5 @@
 """`forecast monitor`: forecasts against what came since; thresholds, alarms, and the way back from a worse champion."""
 
-import json
 import logging
 import os
 import subprocess
@@ -8,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.config import MonitorConfig, MonitorSettings, SinkConfig, load
 from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached, listing
@@ -18,14 +17,12 @@ from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
 from pipelines.references import job_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import polars as pl
 
     from forecast.data.load import Loaded
     from forecast.gate import Verdict
     from forecast.monitor import Check, Monitored, Written
-    from forecast.registry import Registry, Run, Version
+    from forecast.registry import Registry, Version
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,11 +65,9 @@ def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
     from forecast.data.folders import locked
     from forecast.monitor import Written, checks, maker, monitor
-    from forecast.monitor_page import monitor_page
     from forecast.names import SHADOW
     from forecast.registry import Registry
-    from pipelines.monitor_summary import measures, summary
-    from pipelines.shared import log_data, open_version, read_for
+    from pipelines.shared import open_version, read_for
 
     settings = config.monitor
     written = Written(config.scores)
@@ -91,60 +86,62 @@ def run(config: MonitorConfig) -> Result:
             now = config.data.until or datetime.now(UTC)
             found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged, now=now)
             stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
-        as_of = found.as_of.isoformat()
-        note(cutoff=as_of)
-        made = checks(found, settings, reference)
-        breaches = [check for check in made if check.breached]
-        folder = Path(config.output.path) / f"as_of={as_of.replace(':', '%3A')}"
-        key = {"as_of": as_of, "scores": str(Path(config.scores.path).resolve())}
-        before = registry.runs({"job": "monitor", "as_of": as_of})
-        before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
-        kept = next(iter(before.values()), {})
-        with registry.run("monitor", config, key) as run:
-            log_data(run, loaded)
-            verdict = _verdict(found, judged)
-            rolled_back, why_not = _roll_back(registry, config, version, judged, found, verdict)
-            told = rolled_back or kept.get("rollback", "")
-            start = bool(breaches) and settings.on_breach is not None and "on_breach" not in kept
-            on_breach = settings.on_breach if start else kept.get("on_breach")
-            content = {
-                "as_of": as_of,
-                "model": registry.name,
-                "versions": found.versions,
-                "counts": found.counts,
-                "freshness": {
-                    "clock": found.freshness.clock.isoformat(),
-                    "scores": found.freshness.scores.isoformat(),
-                    "observations": found.freshness.observations.isoformat(),
-                    **found.freshness.measures(),
-                    "findings": found.freshness.findings,
-                },
-                "alarmed": found.alarmed,
-                "thresholds": [vars(check) | {"breached": check.breached} for check in made],
-                "comparison": str(verdict) if verdict else None,
-                "rollback": told or None,
-                "no_rollback": why_not or None,
-                "on_breach": on_breach,
-            }
-            page = monitor_page(found, made, model=registry.name, history=_history(loaded, found), facts=content)
-            tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
-            run.tags({name: value for name, value in tags.items() if value})
-            run.metrics(measures(found, reference))
-            _write(run, folder, found, content, page)
-        registry.delete_runs(before)
-    return Result(summary(found, registry.name, folder, why_not), found, breaches, rolled_back, start, folder)
+        note(cutoff=found.as_of.isoformat())
+        day = _Day(loaded, found, checks(found, settings, reference), reference)
+        return _record(config, registry, version, judged, day)
 
 
-def _write(run: "Run", folder: Path, found: "Monitored", content: "Mapping[str, object]", page: str) -> None:
-    """Write tables and page into the folder and the run; monitor.json is the last file."""
-    from forecast.data.io import write_parquet_atomic, write_text_atomic
+class _Day(NamedTuple):
+    """What a day was judged by."""
 
-    for name in ("scores", "metrics", "cutoffs", "alarms", "drift", "pairs"):
-        write_parquet_atomic(getattr(found, name), folder / f"{name}.parquet")
-    write_text_atomic(page, folder / "monitor.html")
-    write_text_atomic(json.dumps(content, indent=1) + "\n", folder / "monitor.json")
-    for file in sorted(folder.iterdir()):
-        run.file(file)
+    loaded: "Loaded"
+    found: "Monitored"
+    checks: "list[Check]"
+    reference: "dict[str, float | None]"
+    """Metrics of the backtest."""
+
+
+def _record(
+    config: MonitorConfig, registry: "Registry", version: "Version", judged: tuple[str, str] | None, day: _Day
+) -> Result:
+    """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
+    from forecast.monitor_page import monitor_page
+    from pipelines.monitor_folder import PLOTLY, WatchFolder
+    from pipelines.monitor_summary import described, measures, summary
+    from pipelines.shared import log_data
+
+    settings, found, as_of = config.monitor, day.found, day.found.as_of.isoformat()
+    breaches = [check for check in day.checks if check.breached]
+    folder = WatchFolder(config.output.path)
+    key = {"as_of": as_of, "watch": folder.id, "scores": str(Path(config.scores.path).resolve())}
+    before = registry.runs({"job": "monitor", "as_of": as_of, "watch": folder.id})
+    before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
+    done = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
+    with registry.run("monitor", config, key) as run:
+        log_data(run, day.loaded)
+        verdict = _verdict(found, judged)
+        rolled_back, why_not = _roll_back(registry, config, version, judged, found, verdict)
+        told = rolled_back or done.get("rollback", "")
+        start = bool(breaches) and settings.on_breach is not None and "on_breach" not in done
+        on_breach = settings.on_breach if start else done.get("on_breach")
+        facts = {
+            "comparison": str(verdict) if verdict else None,
+            "rollback": told or None,
+            "no_rollback": why_not or None,
+            "on_breach": on_breach,
+        }
+        history = _history(day.loaded, found)
+        page = monitor_page(found, day.checks, model=registry.name, history=history, facts=facts, plotly=PLOTLY)
+        tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
+        run.tags({name: value for name, value in tags.items() if value})
+        run.metrics(measures(found, day.reference))
+        for file in folder.write(as_of, found, described(found, day.checks, registry.name) | facts, page):
+            run.file(file)
+    registry.delete_runs(before)
+    if settings.keep is not None and (removed := folder.prune(settings.keep, as_of)):
+        _LOG.info("monitor.keep=%d: %d older days removed", settings.keep, removed)
+    path = folder.day(as_of)
+    return Result(summary(found, registry.name, path, why_not), found, breaches, rolled_back, start, path)
 
 
 def _check_model(config: MonitorConfig, written: "Written") -> None:

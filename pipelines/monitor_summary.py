@@ -1,9 +1,9 @@
 """What `forecast monitor` says of a day: the line that it ends with, and what it logs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forecast.monitor import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT, Monitored
+from forecast.monitor import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT, Check, Monitored
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from pipelines.shared import metric_name
 
@@ -25,6 +25,21 @@ def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[st
     values |= {f"monitor/freshness/{name}": value for name, value in found.freshness.measures().items()}
     values["monitor/alarmed"] = len(found.alarmed)
     return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def described(found: Monitored, checks: Sequence[Check], model: str) -> dict[str, object]:
+    """Return what monitor.json says of a day, without what the job has done."""
+    freshness = found.freshness
+    moments = {name: getattr(freshness, name).isoformat() for name in ("clock", "scores", "observations")}
+    return {
+        "as_of": found.as_of.isoformat(),
+        "model": model,
+        "versions": found.versions,
+        "counts": found.counts,
+        "freshness": {**moments, **freshness.measures(), "findings": freshness.findings},
+        "alarmed": found.alarmed,
+        "thresholds": [vars(check) | {"breached": check.breached} for check in checks],
+    }
 
 
 def summary(found: Monitored, model: str, folder: Path, why_not: str) -> str:

@@ -45,6 +45,11 @@ const Page = (() => {
     return { ink: of("ink"), muted: of("muted"), grid: of("grid"), line: of("line"), card: of("card") };
   }
 
+  function notify(text) {
+    $("notice").textContent = text;
+    $("notice").hidden = false;
+  }
+
   function draw(target, traces, x, y, extra = {}) {
     const colours = theme();
     const axis = (given) => ({
@@ -58,6 +63,10 @@ const Page = (() => {
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
       xaxis: axis(x), yaxis: axis(y), ...extra,
     };
+    if (!("Plotly" in window)) {
+      notify("The charts need plotly.min.js, which lies beside the folder of this page in output.path; the tables do not.");
+      return target?.remove(); // gone already when it is drawn again
+    }
     return Plotly.react(target, traces, layout, { displayModeBar: false, responsive: true });
   }
 
@@ -139,8 +148,7 @@ const Page = (() => {
 
   function start(main) {
     if (!("DecompressionStream" in window)) {
-      $("notice").textContent = "This browser is too old for the charts: it can't unpack their data.";
-      $("notice").hidden = false;
+      notify("This browser is too old for the charts: it can't unpack their data.");
       return;
     }
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((render) => render()));

@@ -157,6 +157,51 @@ def test_a_good_champion_stays_and_a_breach_starts_a_verb_once(promoted: Store) 
     assert len(days(promoted)) == 1
 
 
+def test_two_watches_of_one_path_keep_their_runs_and_their_breaches(promoted: Store) -> None:
+    """As two machines do that share a server: their folders have the same paths, and differ."""
+    table = f"data.path={promoted.table}"
+    promoted.score(None, CUTOFFS, output="scores")
+    forget(promoted.folder / "scores")
+    started = ("monitor.on_breach=promote", "monitor.on_breach_overrides=registry.alias=1")
+    first = forecast(*LOOK, table, BREACH, *started)
+    watch = promoted.folder / "watch"
+    watch.rename(promoted.folder / "elsewhere")
+    second = forecast(*LOOK, table, BREACH, *started)
+    assert ("forecast promote ended" in first.err, "forecast promote ended" in second.err) == (True, True)
+    assert len(days(promoted)) == 2
+    ids = {run.data.tags["watch"] for run in days(promoted)}
+    assert ids == {(folder / ".watch").read_text().strip() for folder in (watch, promoted.folder / "elsewhere")}
+    # The first one again: its run, and no other, is replaced, and the folder knows what it has started.
+    watch.rename(promoted.folder / "other")
+    (promoted.folder / "elsewhere").rename(watch)
+    before = {run.info.run_id for run in days(promoted)}
+    assert "promote" not in forecast(*LOOK, table, BREACH, *started).err
+    assert len({run.info.run_id for run in days(promoted)} & before) == 1
+    (run,) = (run for run in days(promoted) if run.info.run_id not in before)
+    mlflow.MlflowClient(promoted.uri).delete_run(run.info.run_id)
+    assert "promote" not in forecast(*LOOK, table, BREACH, *started).err
+
+
+def test_pages_share_one_script_and_old_days_are_removed(promoted: Store) -> None:
+    table = f"data.path={promoted.table}"
+    promoted.score(None, CUTOFFS, output="scores")
+    forget(promoted.folder / "scores")
+    watch = promoted.folder / "watch"
+    for number, kept in (
+        (16, ["16"]),
+        (17, ["16", "17"]),
+        (18, ["17", "18"]),
+        (15, ["15", "17", "18"]),
+        (18, ["17", "18"]),
+    ):
+        forecast(*LOOK, table, f"monitor.as_of=2024-01-{number}", "monitor.keep=2")
+        assert sorted(path.name[14:16] for path in watch.glob("as_of=*")) == kept
+    assert (watch / "plotly.min.js").stat().st_size > 1_000_000
+    pages = [path.read_text() for path in watch.glob("as_of=*/monitor.html")]
+    assert all('<script src="../plotly.min.js"></script>' in page for page in pages)
+    assert max(map(len, pages)) < 100_000
+
+
 def test_refresh_makes_judges_and_promotes_one_version(fine_tuned: Store) -> None:
     table = f"data.path={fine_tuned.table}"
     done = succeed("refresh", MODEL, table, *FINETUNE, *BACKTEST)

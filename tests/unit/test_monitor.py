@@ -31,6 +31,7 @@ from forecast.monitor.step_scores import Evaluation, score_steps
 from forecast.monitor_page import monitor_page
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
+from forecast.page import plotly_source
 from forecast.predict import naive_forecasts
 from pipelines.monitor_summary import summary
 
@@ -440,18 +441,29 @@ def test_the_page_is_drawn_and_names_stay_text(
     found = look(trained.artifact, shifted, tmp_path, scores, day(150))
     history = shifted.filter(series_id="s02")
     facts = FACTS | {"rollback": "v2 -> v1 <b>evil</b>"}
-    page = monitor_page(found, [Check("max_mase", "MASE", 2.0, 1.0)], model="<i>m</i>", history=history, facts=facts)
+    limits = [Check("max_mase", "MASE", 2.0, 1.0)]
+    page = monitor_page(found, limits, model="<i>m</i>", history=history, facts=facts)
     assert "<b>evil" not in page
     assert "<i>m" not in page
     assert not re.search(r'(src|href)="(?!data:)', page.split("<script>")[0])
-    (tmp_path / "page.html").write_text(page)
+    # With the script inside, beside the folder of the page, and away.
+    beside = monitor_page(found, limits, model="<i>m</i>", history=history, facts=facts, plotly="../plotly.min.js")
+    assert len(beside) < len(page) / 20
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    address = (tmp_path / "page.html").as_uri()
-    done = subprocess.run(
-        [*command, "--virtual-time-budget=10000", "--dump-dom", address], capture_output=True, text=True, check=True
-    )
-    assert 'data-drawn="s02"' in done.stdout
-    assert 'data-done="yes"' in done.stdout
+    places = {"inside": page, "beside": beside, "away": beside.replace("../plotly", "../gone")}
+    (tmp_path / "plotly.min.js").write_text(plotly_source())
+    for name, text in places.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "monitor.html").write_text(text)
+        address = (tmp_path / name / "monitor.html").as_uri()
+        done = subprocess.run(
+            [*command, "--virtual-time-budget=10000", "--dump-dom", address], capture_output=True, text=True, check=True
+        )
+        assert 'data-drawn="s02"' in done.stdout
+        assert 'data-done="yes"' in done.stdout
+        assert (done.stdout.count("<svg") > 0) is (name != "away")
+        assert ("The charts need plotly.min.js" in done.stdout.split("<main>")[0]) is (name == "away")
+        assert ">s02</button>" in done.stdout  # The table of alarms.
 
 
 def test_cutoffs_in_sample_are_in_no_figure(
