@@ -32,6 +32,8 @@ _VERSION: Final = 4
 _DUE: Final = "due"
 """A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
 needed; a moment alone: when it was sent."""
+_ANSWER_SECONDS: Final = 60.0
+"""That a statement may take: half a minute of it is for locks."""
 _LOCK: Final = 7_211_061  # any number, the same for all who write
 _KEY: Final = "ledger.uri"
 _COLUMNS: Final = {
@@ -359,7 +361,7 @@ class Ledger:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Database]:
         try:
-            with transaction(self.uri, _KEY, writes=writes, private=True) as database:
+            with transaction(self.uri, _KEY, writes=writes, private=True, limit=_ANSWER_SECONDS) as database:
                 database.limit_waits()
                 yield database
         except OutputError as error:

@@ -15,6 +15,7 @@ import sqlalchemy
 from forecast.data.folders import make_private
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
+from forecast.tracking_calls import Calls
 
 _LOG = logging.getLogger(__name__)
 _LOCK: Final = 7_211_062  # any number, the same for all who make the tables
@@ -47,7 +48,8 @@ def prepare_database(uri: str) -> None:
             return
     options = {"connect_timeout": _CONNECT_SECONDS} if is_postgresql else {}
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=options)
-    if _is_complete(engine):
+    is_complete = _is_complete(engine) if is_sqlite else Calls(uri).run("is_complete", _is_complete, engine)
+    if is_complete:
         return
     lock = _file_lock(file) if file else _advisory_lock(engine) if is_postgresql else _no_lock()
     with lock:

@@ -80,7 +80,7 @@ def connect(uri: str) -> tuple[Calls, MlflowClient]:
     """Return a client after one answered call, and what limits its calls, those of a file excepted."""
     prepare_store(uri)  # before the client, which opens it
     client, calls = MlflowClient(uri, uri), Calls(uri)
-    if is_server(uri):
+    if is_server(uri) or _is_database_server(uri):
         timed = cast(MlflowClient, TimedClient(client, calls))
         with environment_set(_FIRST_CALL):
             timed.search_experiments(max_results=1)
@@ -98,6 +98,10 @@ def prepare_store(uri: str) -> None:
 def is_server(uri: str) -> bool:
     """Return whether the store is behind a server."""
     return uri.startswith(("http://", "https://"))
+
+
+def _is_database_server(uri: str) -> bool:
+    return uri.startswith(("postgresql", "mysql", "mssql"))
 
 
 def artifact_root(uri: str, name: str) -> str | None:

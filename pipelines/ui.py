@@ -2,17 +2,23 @@
 
 import os
 import sys
+from typing import Final
 
 from forecast.config import UiConfig
 from forecast.errors import ConfigError
 from forecast.redaction import without_password
 from pipelines import compose
 
+STORE: Final = "MLFLOW_BACKEND_STORE_URI"
+
 
 def main(argv: list[str]) -> None:
-    """Become the MLflow server; stop it with Ctrl-C."""
+    """Become the MLflow server; stop it with Ctrl-C. A store without tables gets them before, as from any verb."""
+    from forecast.registry import prepare_store
+
     config = compose.verb_config(UiConfig, "ui", argv)
     arguments, environment = command(config)
+    prepare_store(environment[STORE])
     print(f"http://{config.ui.host}:{config.ui.port}", flush=True)
     os.execve(arguments[0], arguments, {**os.environ, **environment})
 
@@ -31,7 +37,7 @@ def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
 def server(uri: str, *options: str) -> tuple[list[str], dict[str, str]]:
     """Return the command of MLflow's server on a store, and its environment."""
     environment = {
-        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are open to all users of the machine
+        STORE: uri,  # not an argument: those are open to all users of the machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes instead of 10; we run no jobs in it
     }

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 
+from forecast.data.deadlines import Deadline, TimedConnection
 from forecast.data.folders import make_private
 from forecast.data.io import spool
 from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
@@ -33,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 10
 _LOCK_SECONDS: Final = 30
 _NOTICE_SECONDS: Final = 5.0
+_STATEMENT_SECONDS: Final = 1800.0
+"""That a statement may take which changes many rows."""
 
 # Rows that Python objects are made of at a time.
 _SQLITE_ROWS: Final = 50_000
@@ -86,8 +89,13 @@ def _is_postgresql(uri: str, key: str) -> bool:
     raise ConfigError(f"{key}: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
 
 
-def _connect_postgresql(uri: str, key: str, failure: type[GatecastError]) -> Any:
-    """Return a connection. Raises ConfigError for a URI that is not understood, `failure` if there is no answer."""
+def _connect_postgresql(
+    uri: str, key: str, failure: type[GatecastError], limit: float | None = None
+) -> TimedConnection:
+    """Return a connection whose calls may take `limit` seconds, as long as there is a server that answers.
+
+    Raises ConfigError for a URI that is not understood, `failure` if there is no answer.
+    """
     try:
         import adbc_driver_manager
         from adbc_driver_postgresql import dbapi
@@ -98,9 +106,10 @@ def _connect_postgresql(uri: str, key: str, failure: type[GatecastError]) -> Any
             f"{key}: not of the form postgresql://user:password@host:5432/database; in a user or password, / @ : ? # "
             "and spaces are written %2F %40 %3A %3F %23 %20 (or set PGPASSWORD)"
         )
+    deadline = Deadline(without_password(uri), lambda: dbapi.connect(_libpq_uri(uri)).close(), limit)
     try:
-        return dbapi.connect(_libpq_uri(uri))
-    except adbc_driver_manager.Error as error:
+        return TimedConnection(deadline.run("connect", dbapi.connect, _libpq_uri(uri)), deadline)
+    except (adbc_driver_manager.Error, TimeoutError) as error:
         raise failure(f"{key}={without_password(uri)}: {_postgres_message(error, _secrets(uri))}") from None
 
 
@@ -116,7 +125,7 @@ def _read_postgresql(uri: str, query: str, columns: Collection[str] | None) -> p
             reader = cursor.fetch_record_batch()
             schema = _postgres_schema(reader.schema, columns)
             return spool(_postgres_batches(reader, schema, shown, secrets), schema)
-        except adbc_driver_manager.Error as error:
+        except (adbc_driver_manager.Error, TimeoutError) as error:
             raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
 
 
@@ -357,25 +366,29 @@ class Database:
 
 
 @contextmanager
-def transaction(uri: str, key: str, *, writes: bool = True, private: bool = False) -> Iterator[Database]:
+def transaction(
+    uri: str, key: str, *, writes: bool = True, private: bool = False, limit: float = _STATEMENT_SECONDS
+) -> Iterator[Database]:
     """Yield a transaction in the database at `uri`, to which the setting `key` is set.
 
     One that does not write need not wait for others that do. A SQLite file that is made here can be read by its owner
-    alone if it is `private`.
+    alone if it is `private`. A call to PostgreSQL may take `limit` seconds, as long as there is a server that answers.
 
     Raises OutputError if the database does not answer or refuses something; nothing has changed then.
     """
     if _is_postgresql(uri, key):
-        connection = _connect_postgresql(uri, key, OutputError)
+        postgresql = _connect_postgresql(uri, key, OutputError, limit)
         import adbc_driver_manager
 
         shown, secrets = without_password(uri), _secrets(uri)
         try:
-            with connection, connection.cursor() as cursor:
+            with postgresql, postgresql.cursor() as cursor:
                 yield Database(cursor, postgresql=True)
-                connection.commit()
+                postgresql.commit()
         except adbc_driver_manager.Error as error:
             raise OutputError(f"{key}={shown}: {_postgres_message(error, secrets)}; nothing was changed") from None
+        except TimeoutError as error:
+            raise OutputError(f"{key}={shown}: {error}") from None
         except OutputError as error:
             raise OutputError(f"{key}={shown}: {error}") from None
         return

@@ -1,6 +1,7 @@
 """The first use of an MLflow store: by several jobs at once, cut short, and of one that is damaged."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
 from forecast.registry import Registry
+from pipelines import ui
 
 JOB = """
 import sys
@@ -58,6 +60,21 @@ def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     registry.check_runs()
     assert (tmp_path / "link.db").is_symlink()
     assert database.stat().st_size
+
+
+def test_the_page_of_the_runs_makes_the_tables_before_its_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(_program: str, _arguments: list[str], environment: dict[str, str]) -> None:
+        raise SystemExit(environment["MLFLOW_BACKEND_STORE_URI"])
+
+    monkeypatch.setattr(os, "execve", stand_in)
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    with pytest.raises(SystemExit, match=re.escape(uri)):
+        ui.main([f"registry.tracking_uri={uri}"])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
+    with closing(sqlite3.connect(tmp_path / "new" / "mlflow.db")) as connection:
+        assert connection.execute("select name from experiments").fetchall() == [("Default",)]
 
 
 @pytest.mark.parametrize(
