@@ -8,30 +8,28 @@ slot is taken by one process at a time, and is done once.
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 from forecast import processes
 from forecast.data.sql import Database, transaction
 from forecast.errors import LedgerError, OutputError
+from forecast.ledger_entry import BEAT, STATUSES, Entry, Job, Status, entry_of, moment_of
 from forecast.redaction import without_password
 
-Status = Literal["running", "done", "failed", "abandoned", "waiting"]
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-BEAT: Final = timedelta(seconds=15)
-"""How often a job says that it is alive."""
+__all__ = ["BEAT", "SKEW", "STATUSES", "Entry", "Job", "Ledger", "Status"]
 
 SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two hosts may be apart: what is later than this is in the future."""
 
-_SILENT: Final = 6 * BEAT
 _VERSION: Final = 4
 _DUE: Final = "due"
 """A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
 needed; a moment alone: when it was sent."""
+_WRITTEN: Final = ("done", "failed", "waiting")
+_DAMAGED: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _ANSWER_SECONDS: Final = 60.0
 """That a statement may take: half a minute of it is for locks."""
 _LOCK: Final = 7_211_061  # any number, the same for all who write
@@ -73,61 +71,6 @@ _LATEST: Final = (
     "not exists (select 1 from gatecast_runs o where o.id > r.id and o.schedule = r.schedule and o.slot = r.slot)"
 )
 """Of the attempts at a slot."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be done; `cutoff` and `model` are empty as long as they are not known."""
-
-    flow: str
-    dataset: str = ""
-    cutoff: str = ""
-    config_digest: str = ""
-    config: Mapping[str, Any]
-    """Of the job, without its secrets."""
-    references: Mapping[str, Any] = field(default_factory=dict)
-    """Which of these settings were given as references to the environment or to others, by their paths."""
-    schedule: str = ""
-    slot: str = ""
-    """The moment in UTC that a job of a schedule is for."""
-    settings_digest: str = ""
-    """Of what its schedule says, the cutoff included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry(Job):
-    """One attempt."""
-
-    id: int
-    model: str
-    mlflow: str
-    """Its run in MLflow: the page on the server, or the id where the store is none."""
-    status: Status
-    attempt: int
-    """1 for the first one with its key; of a slot, the first for it."""
-    failures: int
-    """Attempts that failed, this one included; of a slot, with the same settings. An interruption is none."""
-    started: datetime
-    ended: datetime | None
-    seconds: float
-    """Of work, so far."""
-    host: str
-    pid: int
-    output: str
-    """A manifest, a folder, or a version of a model."""
-    exit_code: int | None
-    error: str
-    folder: str
-    """Where it ran, which relative paths are from."""
-    process: str
-    """See `processes.identity`."""
-    notice: str
-    """Whether others have been notified of how it ended."""
-
-    def shown(self) -> dict[str, Any]:
-        """Return the entry as JSON takes it."""
-        moments = {"started": self.started.isoformat(), "ended": self.ended.isoformat() if self.ended else None}
-        return vars(self) | moments
 
 
 class Ledger:
@@ -229,14 +172,17 @@ class Ledger:
         given = {condition: value for condition, value in asked.items() if value is not None}
         conditions, values = ["1 = 1", *given], list[Any](given.values())
         if status:
-            # Who is gone has not written that.
-            conditions.append("status in (?, ?)")
-            values += [status, "running" if status == "abandoned" else status]
+            if status == "abandoned":  # Who is gone has not written that; nor is any status that there is not.
+                conditions.append(f"(status is null or status not in ({', '.join('?' * len(_WRITTEN))}))")
+                values += _WRITTEN
+            else:
+                conditions.append("status = ?")
+                values.append(status)
         if not every:
             same = " and ".join(f"o.{name} = r.{name}" for name in _WORK)
             conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same})")
         where = " and ".join(conditions)
-        sure = status in (None, "done", "failed")
+        sure = status in (None, *_WRITTEN)
         with self._read() as database:
             found = _found(database, where, values, limit if sure else None)
         return [entry for entry in found if status in (None, entry.status)][:limit]
@@ -262,10 +208,13 @@ class Ledger:
         return {entry.slot: entry for entry in reversed(found)}
 
     def settled(self, schedule: str) -> datetime | None:
-        """Return until when everything of a schedule is settled: done, given up, or skipped; None if it is new."""
+        """Return until when everything of a schedule is settled: done, given up, or skipped; None if it is new.
+
+        A row that is damaged is settled until a moment in the far future, so that its schedule is shown as stopped.
+        """
         with self._read() as database:
             rows = database.execute("select settled from gatecast_schedules where name = ?", [schedule])
-        return datetime.fromisoformat(rows[0]["settled"]) if rows else None
+        return (moment_of(rows[0]["settled"]) or _DAMAGED) if rows else None
 
     def settle(self, schedule: str, moment: datetime) -> None:
         """Write that everything of a schedule is settled until a moment, if it is not already.
@@ -420,37 +369,11 @@ def _found(database: Database, where: str, values: list[Any], limit: int | None 
         )
     rows = database.execute(
         f"with chosen as ({chosen}), ranks as ({' union all '.join(ranks)}) "
-        "select chosen.*, ranks.attempt, ranks.failures from chosen join ranks on ranks.id = chosen.id "
+        "select chosen.*, ranks.attempt, ranks.failures from chosen left join ranks on ranks.id = chosen.id "
         "order by chosen.id desc",
         values,
     )
-    return [_entry(row) for row in rows]
-
-
-def _entry(row: dict[str, Any]) -> Entry:
-    started, beat = datetime.fromisoformat(row["started"]), datetime.fromisoformat(row.pop("heartbeat"))
-    status, ended = row["status"], datetime.fromisoformat(row["ended"]) if row["ended"] else None
-    seconds = row["seconds"]
-    if status == "running":
-        if not _alive(row["host"], row["pid"], row["process"], beat):
-            status, ended = "abandoned", beat
-        seconds = max(((ended or datetime.now(UTC)) - started).total_seconds(), 0.0)
-    error = row["error"]
-    if status == "abandoned" and not error:
-        error = f"process {row['pid']} on {row['host']} is gone, and has not said how it ended"
-    known = {"started": started, "ended": ended, "status": status, "seconds": seconds, "error": error}
-    known["failures"] = int(row["failures"])  # PostgreSQL sums to a decimal number.
-    references = json.loads(row.pop("given") or "{}")
-    return Entry(**row | known | {"config": json.loads(row["config"]), "references": references})
-
-
-def _alive(host: str, pid: int, process: str, beat: datetime) -> bool:
-    """Return whether a job still runs: it was heard of, and its process is there, if that can be seen from here."""
-    silence = datetime.now(UTC) - beat
-    if silence > _SILENT:
-        return False
-    running = processes.is_running(host, pid, process)
-    return silence > -_SILENT if running is None else running
+    return [entry_of(row) for row in rows]
 
 
 def _who(entry: Entry) -> str:

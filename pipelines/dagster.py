@@ -31,6 +31,7 @@ from forecast.data.io import UNREADABLE
 from forecast.data.sinks import FORECASTS, open_sink
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
+from forecast.ledger_entry import moment_of
 from forecast.names import CLASS, CUTOFF, MEAN
 from forecast.redaction import redacted
 from pipelines.compose import compose
@@ -237,7 +238,8 @@ class Flow:
         """Yield the partitions that were done since then, and of which Dagster does not know."""
         known = instance.get_materialized_partitions(dg.AssetKey(self.name))
         for entry in reversed(self.scheduler.ledger.entries(schedule=self.name, status="done", since=since)):
-            at = datetime.fromisoformat(entry.slot)
+            if (at := moment_of(entry.slot)) is None:
+                continue
             for key in dict.fromkeys((self._key(at), self._key(at + _HOUR))):
                 if key and key not in known and self.slot(key).key == entry.slot:
                     yield dg.AssetMaterialization(self.name, partition=key, metadata=self.metadata(entry))

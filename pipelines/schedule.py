@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
 from forecast.ledger import SKEW
+from forecast.ledger_entry import moment_of
 from pipelines import compose, console
 from pipelines.record import (
     LOCAL_CLOCK,
@@ -198,6 +199,7 @@ class Scheduler:
         if moment is None:
             moment = schedule.last(self._now())
         slot = Slot(name, schedule.given(given) if given else schedule.cutoff_of(moment), moment)
+        self._tell(name, before=slot.key)
         left = schedule.retries
         while (code := self.attempt(slot)) not in (0, LedgerError.exit_code, *FINAL):
             entry = self.ledger.latest(slot.name, slot.key)
@@ -285,7 +287,7 @@ class Scheduler:
                     "cron": schedule.cron,
                     "next": _shown(schedule.next(now), schedule),
                     "last": _shown(last.started, schedule) if last else "",
-                    "cutoff": _shown(datetime.fromisoformat(last.slot), schedule) if last else "",
+                    "cutoff": _shown(cutoff, schedule) if last and (cutoff := moment_of(last.slot)) else "",
                     "status": last.status if last else "",
                     "attempts": last.attempt if last else None,
                 }
@@ -407,8 +409,8 @@ class Scheduler:
         """Return whether an attempt failed by settings that have changed since."""
         if entry.status != "failed" or entry.exit_code != ConfigError.exit_code or not entry.settings_digest:
             return False
-        cutoff = datetime.fromisoformat(entry.slot).astimezone(schedule.zone)
-        return entry.settings_digest != schedule.digest(cutoff)
+        cutoff = moment_of(entry.slot)
+        return cutoff is not None and entry.settings_digest != schedule.digest(cutoff.astimezone(schedule.zone))
 
     def _moments(self, name: str) -> list[datetime]:
         """Return the moments that are due and not settled."""
@@ -475,10 +477,11 @@ class Scheduler:
         self._tell(slot.name, entry if last and entry.status != "waiting" and not self._stopping.is_set() else None)
         return code
 
-    def _tell(self, name: str, last: "Entry | None" = None) -> None:
+    def _tell(self, name: str, last: "Entry | None" = None, *, before: str = "") -> None:
         """Send the notices of a schedule that are due: of slots that are done, or will not be.
 
-        Whoever ran them: another scheduler may have gone before it could. `last` is not tried again.
+        Whoever ran them: another scheduler may have gone before it could. `last` is not tried again; nor are, without
+        `schedule run`, slots earlier than `before`.
         """
         schedule, unsettled = self._schedules[name], None
         for entry in self.ledger.notices(name):
@@ -486,6 +489,8 @@ class Scheduler:
                 continue
             if not (entry.status == "done" or self._given_up(schedule, entry) or (last and entry.id == last.id)):
                 if self.ledger.settled(name) is None:
+                    if entry.slot < before and self._waited(schedule, entry):
+                        self._send(entry)
                     continue
                 if unsettled is None:
                     unsettled = {schedule.cutoff_of(at).astimezone(UTC).isoformat() for at in self._moments(name)}

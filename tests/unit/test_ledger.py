@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -212,3 +213,60 @@ def test_a_ledger_that_is_locked_or_newer_is_told(ledger: Ledger, tmp_path: Path
         Ledger(f"sqlite:///{tmp_path / 'text.db'}").entries()
     with pytest.raises(LedgerError, match="there is no run 7"):
         Ledger(f"sqlite:///{tmp_path / 'new.db'}").get(7)
+
+
+DAMAGES = {
+    "status": ["finished", None, 7],
+    "started": [None, "yesterday", "2024-01-01T00:00:00"],
+    "heartbeat": [None, "", 3.5],
+    "ended": ["never", 12],
+    "seconds": [None, "long"],
+    "pid": [None, "x"],
+    "host": [None],
+    "config": [None, "{", "[1]"],
+    "given": ["{", "3"],
+    "flow": [None],
+    "slot": [None],
+    "exit_code": ["none"],
+    "error": [None],
+    "notice": [None],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(name, value) for name, values in DAMAGES.items() for value in values])
+def test_a_damaged_row_is_shown_as_far_as_it_can_be_read(
+    ledger: Ledger, tmp_path: Path, column: str, value: object
+) -> None:
+    damaged, whole = ledger.begin(job()), ledger.begin(job(flow="train"))
+    for entry in (damaged, whole):
+        ledger.end(entry.id, "failed", 3, "no table")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        connection.execute(f"update gatecast_runs set {column} = ? where id = ?", [value, damaged.id])
+        connection.commit()
+    entries = ledger.entries()
+    assert [entry.id for entry in entries] == [whole.id, damaged.id]
+    shown = ledger.get(damaged.id)
+    assert entries[1] == shown
+    assert json.dumps(shown.shown())
+    readable = {"flow": "score", "dataset": "panel", "config_digest": "d1", "exit_code": 3, "status": "failed"}
+    readable.pop(column, None)
+    assert shown.shown().items() >= readable.items()
+    if column == "status":
+        assert shown.status == "abandoned"
+        assert [entry.id for entry in ledger.entries(status="abandoned")] == [damaged.id]
+    if value != "2024-01-01T00:00:00" and column != "exit_code":
+        assert f"damaged: {column}=" in shown.error
+    assert ledger.entries(every=True, status="failed")[0] == ledger.get(whole.id)
+
+
+def test_a_schedule_whose_row_is_damaged_is_stopped_and_can_begin_again(ledger: Ledger, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    ledger.settle("nightly", now)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        connection.execute("update gatecast_schedules set settled = 'soon'")
+        connection.commit()
+    settled = ledger.settled("nightly")
+    assert settled is not None
+    assert settled > now + timedelta(days=365)
+    ledger.rewind("nightly", now)
+    assert ledger.settled("nightly") == now

@@ -126,6 +126,24 @@ def test_a_slot_that_is_skipped_after_an_interruption_is_not_lost_in_silence(
     assert [(notice["event"], notice["slot"]) for notice in notices(night, tmp_path)] == [("failure", FIRST)]
 
 
+def test_once_alone_reports_a_slot_that_was_interrupted_before(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    append = f"import sys; open({str(tmp_path / 'notices.jsonl')!r}, 'a').write(sys.stdin.read() + chr(10))"
+    config = SchedulerConfig(schedule=ScheduleSettings(now=NOW), ledger=LedgerConfig(uri=SecretStr(ledger.uri)))
+    attempt(ledger, FIRST, None)
+    done = attempt(ledger, SECOND, "done")
+    for _ in range(2):
+        notify = NotifyConfig(events=("failure",), command=Command(run=(sys.executable, "-c", append)))
+        night = Scheduler(config, {"nightly": schedule()}, notify)
+        night.once("nightly")
+        assert [(notice["event"], notice["slot"]) for notice in notices(night, tmp_path)] == [("failure", FIRST)]
+    assert ledger.settled("nightly") is None
+    assert next(entry.id for entry in ledger.entries(schedule="nightly")) == done.id
+    assert len(ledger.entries(schedule="nightly", every=True)) == 2
+
+
 def test_an_interrupted_slot_was_not_missed(ledger: Ledger, tmp_path: Path) -> None:
     scheduler(ledger, tmp_path, now=NOW - timedelta(days=2), catch_up="none")
     attempt(ledger, SECOND, None)
