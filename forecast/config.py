@@ -1099,7 +1099,8 @@ class PromoteSettings(Config):
     """What may become champion."""
 
     force: bool = False
-    """Promote a version that was rolled back before, too, if its backtest is good enough."""
+    """Promote the version even if the gate refuses it: whatever its backtest says, without one, or rolled back
+    before. Why it was refused becomes the tag `forced` of the version."""
 
 
 class PromoteConfig(JobConfig):
@@ -1303,6 +1304,17 @@ class RollbackSettings(Config):
     series: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Ids of series that forecast with the base again, in a new version of registry.alias (the champion when not
     given). The champion as a whole when not given."""
+    to: Alias | None = None
+    """The version to return to, any earlier champion; the one before the champion that was not rolled back itself when
+    not given."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.series is not None and self.to is not None:
+            raise ValueError(
+                "rollback.to takes the champion back, rollback.series makes a new version; give one of both"
+            )
+        return self
 
 
 class RollbackConfig(JobConfig):
@@ -1357,7 +1369,7 @@ class DeleteSettings(Config):
     """What is deleted."""
 
     force: bool = False
-    """Delete a version that others were fine-tuned from, too."""
+    """Delete a version that an alias means, that others were made from, or that a rollback would need, too."""
 
 
 class DeleteConfig(JobConfig):

@@ -1,11 +1,12 @@
 """Versions of a registered model in MLflow, and their aliases."""
 
+import logging
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from forecast.tracking_store import calls_mlflow, explained, is_server, prepare_store, tracking_uri
 from forecast.tracking_store import connect as _connect
@@ -13,22 +14,26 @@ from forecast.tracking_store import connect as _connect
 # isort: split
 import polars as pl
 from mlflow.entities import LoggedModelOutput
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from forecast import names
+from forecast.alias_lock import alias_lock
+from forecast.champions import CHAMPIONS, DEMOTED, FORCED, PROMOTED, REPLACED_VERSION, ROLLED_BACK, Champions
+from forecast.champions import read as read_champions
 from forecast.config import RegistryConfig
-from forecast.errors import RegistryError, listing
+from forecast.errors import RegistryError
 from forecast.redaction import without_password
-from forecast.registry_files import download, save_pyfunc
-from forecast.run_store import PARENT_RUN, Record, RunStore
+from forecast.registry_files import download, lineage, save_pyfunc
+from forecast.run_store import PARENT_RUN, Record
 from forecast.tracking_run import Run
 from forecast.tracking_spool import is_away
+from forecast.version_store import VersionStore
 from forecast.versions import Version, from_mlflow
 
 __all__ = [
     "DEMOTED",
+    "FORCED",
     "PARENT_RUN",
     "REPLACED_VERSION",
     "Record",
@@ -38,21 +43,19 @@ __all__ = [
     "prepare_store",
     "tracking_uri",
 ]
-
-REPLACED_VERSION: Final = "replaced_version"
-"""Tag of a champion: the version it took over from, for `Registry.rollback`."""
-DEMOTED: Final = "demoted"
-"""Tag of a version that was rolled back: why."""
+_LOG = logging.getLogger(__name__)
 
 
-class Registry(RunStore):
+class Registry(VersionStore):
     """The runs and versions of one registered model.
 
-    Raises RegistryError if the store does not answer; a dead server is noticed in seconds.
+    Raises RegistryError if the store does not answer; a dead server is noticed in seconds. Aliases move under a lock:
+    in the database of the store, or in the ledger at the URI `ledger` where the store is behind a server.
     """
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, ledger: str | None = None) -> None:
         self.uri = tracking_uri(config)
+        self._ledger = ledger
         self.name = config.name
         self._spool_root = Path(config.spool) if config.tracking == "best_effort" else None
         with explained(self.uri):
@@ -79,7 +82,7 @@ class Registry(RunStore):
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
         model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
         with tempfile.TemporaryDirectory() as temporary:
-            described = Model(run_id=run.id, model_id=model.model_id, metadata=_lineage(digest, tags))
+            described = Model(run_id=run.id, model_id=model.model_id, metadata=lineage(digest, tags))
             local = save_pyfunc(folder, Path(temporary), described, example)
             self._client.log_model_artifacts(model.model_id, local)
         self._client.finalize_logged_model(model.model_id, "READY")
@@ -91,11 +94,12 @@ class Registry(RunStore):
                 raise
         # Asked directly, a database looks for models:/ in whatever store is set for the whole process.
         source = f"models:/{model.model_id}" if is_server(self.uri) else model.artifact_location
-        created = self._client.create_model_version(
-            self.name, source, run.id, tags={**tags, "digest": digest}, model_id=model.model_id
-        )
-        if alias:
-            self._client.set_registered_model_alias(self.name, alias, created.version)
+        with self._locked():  # The latest version that is registered for an alias has it.
+            created = self._client.create_model_version(
+                self.name, source, run.id, tags={**tags, "digest": digest}, model_id=model.model_id
+            )
+            if alias:
+                self._point(alias, int(created.version))
         return from_mlflow(created, [alias] if alias else [])
 
     def postpone(
@@ -114,70 +118,6 @@ class Registry(RunStore):
         return Version(self.name, 0, digest, tags.get("kind", ""), run.id, "", time.time_ns() // 1_000_000, dict(tags))
 
     @calls_mlflow
-    def resolve(self, which: str | int, key: str = "registry.alias") -> Version:
-        """Return the version that an alias or a number means now.
-
-        Raises RegistryError that lists what there is; `key` is the setting that names it.
-        """
-        number = re.fullmatch(r"v?(\d+)", str(which))
-        try:
-            if number:
-                return from_mlflow(self._client.get_model_version(self.name, number[1]))
-            return from_mlflow(self._client.get_model_version_by_alias(self.name, str(which)))
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-        aliases = self._aliases()
-        existing = listing((f"{alias} (v{number})" for alias, number in sorted(aliases.items())), limit=20)
-        wanted = f"version {number[1]}" if number else f"alias {which!r}"
-        raise RegistryError(f"{self.name} has no {wanted}; its aliases: {existing or 'none'}; set {key}")
-
-    def find(self, alias: str) -> Version | None:
-        """Return the version that an alias means now, None if there is no such alias or model yet."""
-        try:
-            return self.resolve(alias)
-        except RegistryError as error:
-            if error.__cause__ is not None:  # the store failed, not the look-up
-                raise
-            return None
-
-    @calls_mlflow
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a version."""
-        for name, value in tags.items():
-            self._client.set_model_version_tag(self.name, str(version.number), name, value)
-
-    def _aliases(self) -> dict[str, int]:
-        """Return alias -> number. Searching for versions does not report them."""
-        try:
-            found = self._client.get_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-        else:
-            return {alias: int(number) for alias, number in found.aliases.items()}
-        known = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
-        raise RegistryError(
-            f"no registered model {self.name} in {without_password(self.uri)}; there are: {known or 'none'}; "
-            "set registry.name, or train one"
-        )
-
-    @calls_mlflow
-    def versions(self) -> list[Version]:
-        """Return all versions, newest first."""
-        held: dict[int, list[str]] = {}
-        for alias, number in sorted(self._aliases().items()):
-            held.setdefault(number, []).append(alias)
-        found: list[ModelVersion] = []
-        token = None
-        while token is None or token:
-            page = self._client.search_model_versions(f"name='{self.name}'", max_results=1000, page_token=token)
-            found.extend(page)
-            token = page.token or ""
-        versions = [from_mlflow(each, held.get(int(each.version), [])) for each in found]
-        return sorted(versions, key=lambda each: each.number, reverse=True)
-
-    @calls_mlflow
     def download(self, version: Version) -> Path:
         """Return the artifact folder of a version.
 
@@ -187,70 +127,130 @@ class Registry(RunStore):
         return download(self._client, self._calls, self.uri, version)
 
     @calls_mlflow
-    def set_alias(self, alias: str, version: Version) -> None:
-        """Point an alias at a version."""
-        self._client.set_registered_model_alias(self.name, alias, str(version.number))
+    def champions(self) -> Champions:
+        """Return the history of the champion alias, and what a rollback returns to."""
+        return self._champions()
+
+    def _champions(self) -> Champions:
+        aliases, tag = self._model()
+        return read_champions(self.name, tag, aliases.get(names.CHAMPION), self._versions(aliases))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with alias_lock(self.uri, self._ledger, self.name):
+            yield
+
+    @calls_mlflow
+    def set_alias(self, alias: str, version: Version, *, registered: int | None = None) -> Version:
+        """Point an alias at a version, and return the version that has it then.
+
+        A version that was made later than `registered`, milliseconds since 1970, keeps it.
+        """
+        with self._locked():
+            if registered is not None and (holder := self.find(alias)) is not None and holder.created > registered:
+                return holder
+            self._point(alias, version.number)
+        return version
+
+    def _point(self, alias: str, number: int) -> None:
+        if alias == names.CHAMPION:
+            self._crown(self._champions(), number)
+        else:
+            self._client.set_registered_model_alias(self.name, alias, str(number))
+
+    @calls_mlflow
+    def hand_over(self, source: Version, heir: Version) -> tuple[str, ...]:
+        """Give the aliases of one version to another; return those that the first still had."""
+        with self._locked():
+            aliases = self._model()[0]
+            moved = tuple(alias for alias in source.aliases if aliases.get(alias) == source.number)
+            for alias in moved:
+                self._point(alias, heir.number)
+        return moved
 
     @calls_mlflow
     def delete_alias(self, alias: str) -> None:
         """Remove an alias."""
-        self._client.delete_registered_model_alias(self.name, alias)
+        with self._locked():
+            self._client.delete_registered_model_alias(self.name, alias)
 
     @calls_mlflow
-    def promote(self, challenger: Version) -> None:
-        """Make a version the champion, and remember which one it replaced. The champion stays what it is."""
-        champion = self._aliases().get(names.CHAMPION)
-        if champion == challenger.number:
-            return
-        number = str(challenger.number)
-        self._client.set_model_version_tag(self.name, number, REPLACED_VERSION, str(champion or ""))
-        if challenger.tags.get(DEMOTED):
-            self._client.set_model_version_tag(self.name, number, DEMOTED, "")
-        self._client.set_registered_model_alias(self.name, names.CHAMPION, number)
+    def promote(self, challenger: Version, *, judged: Champions | None = None, forced: str = "") -> None:
+        """Make a version the champion. The champion stays what it is.
 
-    @calls_mlflow
-    def delete(self, version: Version, *, force: bool = False) -> None:
-        """Delete a version. Its run stays.
-
-        Raises RegistryError if an alias means it, or, without `force`, if others were fine-tuned from it.
+        `judged` are the champions that the decision was made by: raises GateRefused if another version has become
+        champion since, or the challenger was rolled back. `forced` is why the gate refused it, which becomes a tag.
         """
-        every = self.versions()
-        (aliases,) = (each.aliases for each in every if each.number == version.number)
-        if aliases:
-            raise RegistryError(
-                f"{version} is not deleted: it is the {' and the '.join(aliases)}; give the alias to another version "
-                "before (train, finetune and promote do)"
-            )
-        children = [f"v{each.number}" for each in reversed(every) if each.parent == version.number]
-        if children and not force:
-            raise RegistryError(
-                f"{version} is not deleted: it is the parent of {listing(children)}; delete these first, or set "
-                "delete.force=true"
-            )
-        self._client.delete_model_version(self.name, str(version.number))
+        with self._locked():
+            champions = self._champions()
+            if champions.number == challenger.number:
+                return
+            if judged is not None:
+                champions.check(judged, challenger)
+            self._crown(champions, challenger.number, forced)
+
+    def _crown(self, champions: Champions, number: int, forced: str = "") -> None:
+        """Give the alias to a version; the alias is the last thing that changes."""
+        if champions.number == number:
+            return
+        if champions.damage:
+            _LOG.warning("%s; a new one begins with what the tags of the versions say", champions.damage)
+        tags = champions.versions[number].tags if number in champions.versions else {}
+        changes = {REPLACED_VERSION: str(champions.number or "")}
+        changes |= {name: "" for name in (DEMOTED, FORCED) if tags.get(name)}
+        changes |= {FORCED: forced} if forced else {}
+        self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.moved(number, PROMOTED))
+        self._tag(number, changes)
+        self._client.set_registered_model_alias(self.name, names.CHAMPION, str(number))
+
+    @calls_mlflow
+    def rollback(
+        self, reason: str, *, to: str | int | None = None, judged: Champions | None = None
+    ) -> tuple[Version | None, Version]:
+        """Give the champion alias back to an earlier champion; return (from, to), from None where there was none.
+
+        That is the one before it in the history that was not rolled back itself, or `to`, any earlier champion. The
+        version that is left remembers why, so that no promotion and no rollback brings it back unasked. `judged` are
+        the champions that the decision was made by. Raises RegistryError if they have changed since, and if there is
+        nothing to roll back to.
+        """
+        with self._locked():
+            champions = self._champions()
+            if judged is not None:
+                champions.check_rollback(judged, unasked=to is None)
+            asked = None if to is None else self.resolve(to, "rollback.to")
+            target = champions.rollback_target(asked)
+            left = champions.champion
+            if target.number == champions.number:
+                return target, target
+            is_back = champions.number is not None and target.number in champions.line[:-1]
+            self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.moved(target.number, ROLLED_BACK))
+            if left is not None and is_back:
+                self._tag(left.number, {DEMOTED: reason})
+            if target.tags.get(DEMOTED):
+                self._tag(target.number, {DEMOTED: ""})
+            self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
+        return left or champions.gone(), target
 
     def previous(self, champion: Version) -> Version | None:
-        """Return the version that a champion replaced, None for the first one, and if it was deleted."""
-        replaced = champion.tags.get(REPLACED_VERSION)
-        return self.find(replaced) if replaced else None
+        """Return the version that a rollback of a champion returns to; None if there is none, or it is no champion."""
+        return self.champions().previous(champion)
 
     @calls_mlflow
-    def rollback(self, reason: str) -> tuple[Version, Version]:
-        """Give the champion alias back to the version that the champion replaced; return (from, to).
+    def delete(self, version: Version, *, force: bool = False) -> tuple[str, ...]:
+        """Delete a version; return the aliases that go with it. Its run stays.
 
-        The one that is left remembers why, so that `promote` does not bring it back.
+        Raises RegistryError, without `force`, if an alias means it, others were made from it, or a rollback would need
+        it.
         """
-        champion = self.resolve(names.CHAMPION)
-        replaced = champion.tags.get(REPLACED_VERSION)
-        if not replaced:
-            raise RegistryError(f"nothing to roll back to: {champion} was the first champion")
-        target = self.resolve(replaced)
-        self._client.set_model_version_tag(self.name, str(champion.number), DEMOTED, reason)
-        self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
-        return champion, target
-
-
-def _lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
-    kept = ("kind", "trained_until", "data_digest", "parent_digest")
-    return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}
+        with self._locked():
+            champions = self._champions()
+            if version.number not in champions.versions:
+                raise RegistryError(f"{version} is deleted already")
+            version = champions.versions[version.number]
+            if not force and (reasons := champions.reasons_to_keep(version)):
+                raise RegistryError(f"{version} is not deleted: {'; '.join(reasons)}; or set delete.force=true")
+            for alias in version.aliases:
+                self._client.delete_registered_model_alias(self.name, alias)
+            self._client.delete_model_version(self.name, str(version.number))
+        return version.aliases

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,12 @@ def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.D
         pip_requirements=requirements(),
     )
     return local
+
+
+def lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
+    kept = ("kind", "trained_until", "data_digest", "parent_digest")
+    return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}
 
 
 def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -> Path:

@@ -49,6 +49,8 @@ class Record:
     """Of the job, and which data it has used."""
     files: frozenset[str]
     """Artifacts that are in no folder."""
+    is_deleted: bool = False
+    """MLflow keeps the runs that were deleted, and takes nothing more of them."""
 
 
 class RunStore:
@@ -172,12 +174,18 @@ class RunStore:
     @calls_mlflow
     def read_json(self, run_id: str, path: str) -> Any:
         """Return a JSON artifact of a run."""
-        return json.loads(self._read(run_id, path))
+        try:
+            return json.loads(self._read(run_id, path))
+        except ValueError as error:
+            raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
 
     @calls_mlflow
     def read_table(self, run_id: str, path: str) -> pl.DataFrame:
         """Return a Parquet artifact of a run."""
-        return pl.read_parquet(self._read(run_id, path))
+        try:
+            return pl.read_parquet(self._read(run_id, path))
+        except pl.exceptions.PolarsError as error:
+            raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
 
     def _read(self, run_id: str, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +211,8 @@ class RunStore:
             settings = {**described(each.dataset), **settings}
         tags = dict(run.data.tags)
         files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
-        return Record(run_id, tags.get("job", ""), tags, settings, files)
+        is_deleted = run.info.lifecycle_stage != "active"
+        return Record(run_id, tags.get("job", ""), tags, settings, files, is_deleted)
 
     @calls_mlflow
     def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from forecast.tracking_store import calls_mlflow, is_server
 
@@ -132,8 +132,17 @@ class Run:
 
 def described(dataset: Dataset) -> dict[str, str]:
     """Return which data a run used, by its name."""
-    source, profile = (json.loads(text or "{}") for text in (dataset.source, dataset.profile))
+    source, profile = (_object(text) for text in (dataset.source, dataset.profile))
     return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Return the object in a JSON text, an empty one if there is none."""
+    try:
+        content = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def as_json(value: object) -> str:

@@ -28,7 +28,7 @@ class Version:
     def parent(self) -> int | None:
         """The number of the version that it was made from, None for one from data alone."""
         number = self.tags.get("parent_version")
-        return int(number) if number else None
+        return int(number) if number and number.isdecimal() else None
 
     def __str__(self) -> str:
         """Return the version as people write it.

@@ -30,13 +30,12 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.data.io import write_parquet_atomic
     from forecast.distil import distil
     from forecast.names import CHALLENGER
-    from forecast.registry import Registry
     from pipelines.registration import Registration
-    from pipelines.shared import DISTILLED, log_data, made_from, open_with_data
+    from pipelines.shared import DISTILLED, log_data, made_from, open_registry, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("distil", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)

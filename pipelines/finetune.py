@@ -27,12 +27,11 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast import plots
     from forecast.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
-    from forecast.registry import Registry
     from pipelines import report
     from pipelines.registration import Registration
-    from pipelines.shared import child_tags, log_data, open_with_data, uplift_text
+    from pipelines.shared import child_tags, log_data, open_registry, open_with_data, uplift_text
 
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded)

@@ -34,14 +34,12 @@ ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
     "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
     "diff": (DiffConfig, "which series differ between registry.alias and diff.against"),
     "register": (RegisterConfig, "register a model in a folder, source.path: one that a job could not register"),
-    "rollback": (RollbackConfig, "the champion back to the version it replaced, or rollback.series to the base"),
+    "rollback": (RollbackConfig, "back to the champion before, to rollback.to, or with rollback.series to the base"),
     "export": (ExportConfig, "copy a version (registry.alias), or export.series of it, to output.path"),
-    "delete": (DeleteConfig, "delete a version (registry.alias) that no other was fine-tuned from"),
+    "delete": (DeleteConfig, "delete a version (registry.alias) that nothing needs, or delete.force=true"),
 }
 # Metrics that are shown of a version, as far as its runs have them.
 _SHOWN: Final = ("val/", "finetune/", "backtest/")
-# Ids in a tag; the run has all of them.
-_NAMED: Final = 100
 
 
 def main(argv: list[str]) -> None:
@@ -90,21 +88,19 @@ def _register(config: RegisterConfig) -> None:
 
 @recorded(RollbackConfig)
 def _rollback(config: RollbackConfig) -> None:
-    from forecast.registry import Registry
+    from pipelines import champions
+    from pipelines.shared import open_registry
 
-    print(_roll_back(Registry(config.registry), config))
+    print(champions.roll_back(open_registry(config), config))
 
 
 @recorded(DeleteConfig)
 def _delete(config: DeleteConfig) -> None:
-    from forecast.registry import Registry
+    from pipelines import champions
+    from pipelines.shared import open_registry
 
     _check_alias(config, "delete")
-    registry = Registry(config.registry)
-    version = registry.resolve(str(config.registry.alias))
-    note(model=str(version))
-    registry.delete(version, force=config.delete.force)
-    print(f"{version} deleted")
+    print(champions.delete(open_registry(config), config))
 
 
 def _check_alias(config: VerbConfig, action: str) -> None:
@@ -113,16 +109,36 @@ def _check_alias(config: VerbConfig, action: str) -> None:
 
 
 def _list(registry: "Registry") -> None:
+    from pipelines.champions import history_lines, reign
+
+    champions = registry.champions()
     rows = [
-        (f"v{each.number}", ", ".join(each.aliases), each.kind, _parent(each), _created(each), each.digest[:12])
-        for each in registry.versions()
+        (
+            f"v{each.number}",
+            ", ".join(each.aliases),
+            each.kind,
+            _parent(each),
+            _created(each),
+            each.digest[:12],
+            reign(champions, each),
+        )
+        for each in sorted(champions.versions.values(), key=lambda each: -each.number)
     ]
-    _print(("version", "aliases", "kind", "parent", "created (UTC)", "digest"), rows)
+    _print(("version", "aliases", "kind", "parent", "created (UTC)", "digest", "champion (UTC)"), rows)
+    _say(history_lines(champions))
 
 
 def _tree(registry: "Registry") -> None:
+    from pipelines.champions import history_lines
+
     found = lineage(registry)
     _print(found.columns, found.rows())
+    _say(history_lines(registry.champions()))
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.say(line)
 
 
 def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
@@ -176,17 +192,23 @@ def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
 
 
 def _show(registry: "Registry", version: "Version") -> None:
-    children = [f"v{each.number}" for each in reversed(registry.versions()) if each.parent == version.number]
+    from pipelines.champions import history_lines, reign
+
+    champions = registry.champions()
+    children = [f"v{each.number}" for each in champions.versions.values() if each.parent == version.number]
     lines = {
         "version": str(version),
         "aliases": ", ".join(version.aliases),
         "created": f"{_created(version)} UTC",
         "run": version.run_id,
-        "children": ", ".join(children),
+        "children": ", ".join(sorted(children, key=lambda child: int(child[1:]))),
+        "champion": reign(champions, version),
         **dict(sorted(version.tags.items())),
     }
     found = _metrics(version, registry.metrics(_runs(version)))
     lines |= {name: f"{value:.6g}" for name, value in sorted(found.items()) if name.startswith(_SHOWN)}
+    if champions.number == version.number:
+        lines |= {"rollback": history_lines(champions)[-1]}
     width = max(map(len, lines))
     for name, value in lines.items():
         console.say(f"{name:<{width}}  {value or 'none'}")
@@ -232,55 +254,11 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
     )
 
 
-def _roll_back(registry: "Registry", config: RollbackConfig) -> str:
-    """Return what was taken back: the champion to the version before, or series of a version to the base.
-
-    The new version of the latter takes over the aliases of the version that it was made from; as champion it
-    remembers which one it replaced, so that this can be rolled back, too.
-    """
-    from forecast.lineage import without
-    from forecast.names import CHAMPION
-    from forecast.predict import example
-    from pipelines.shared import child_tags, open_version, version_tags
-
-    series = config.rollback.series
-    if series is None:
-        before, after = registry.rollback("by forecast models rollback")
-        note(model=str(before), output=str(after))
-        return f"champion of {registry.name}: v{before.number} -> v{after.number}"
-    version, artifact = open_version(registry, config.registry.alias or CHAMPION)
-    child = without(artifact, series, key="rollback.series")
-    assert child.bank is not None
-    with (
-        registry.run("rollback", config, {"parent_version": str(version.number)}) as run,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        note(mlflow=run.link)
-        run.json(list(series), "rolled_back.json")
-        tags = {
-            **version_tags(child, config, version.tags.get("data_digest", "")),
-            **child_tags(version, child.bank.kind, len(child.bank.series_id)),
-            "rolled_back": listing(series, _NAMED),
-            "rolled_back_from": f"v{version.number}",
-        }
-        digest = child.save(Path(folder))
-        made = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
-        for alias in version.aliases:
-            if alias == CHAMPION:
-                registry.promote(made)
-            else:
-                registry.set_alias(alias, made)
-    note(output=str(made))
-    moved = f", which is now {' and '.join(version.aliases)}" if version.aliases else ""
-    return f"{len(set(series)):,} series of {version} are back at the base in v{made.number}{moved}, run {run.id}"
-
-
 def _export(registry: "Registry", config: ExportConfig) -> None:
     from pipelines.shared import open_version
 
     target, series = Path(config.output.path), config.export.series
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} exists and is not an empty folder; give another output.path")
+    _check_target(target)
     version = registry.resolve(str(config.registry.alias))
     cost, int8 = None, config.export.format == "onnx_int8"
     given = config.data.path is not None or config.data.uri is not None
@@ -308,6 +286,19 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
         raise OutputError(f"can't write {target}: {error}") from error
     what = f"{series} of {version}" if series else str(version)
     console.say(f"{what} -> {target}" + (f", {cost.line}" if cost else ""))
+
+
+def _check_target(target: Path) -> None:
+    """Raise OutputError unless a folder is new or empty."""
+    advice = "nothing is overwritten: give a new or empty output.path, or remove that first"
+    try:
+        if target.is_dir():
+            if present := sorted(path.name for path in target.iterdir()):
+                raise OutputError(f"{target} holds {len(present):,} files or folders: {listing(present)}; {advice}")
+        elif target.is_symlink() or target.exists():
+            raise OutputError(f"{target} is there and is no folder; {advice}")
+    except OSError as error:
+        raise OutputError(f"can't look into {target}: {error.strerror or error}; give another output.path") from error
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.config import MonitorConfig, MonitorSettings, SinkConfig, load
-from forecast.errors import ConfigError, GateRefused, RolledBack, ThresholdBreached, listing
+from forecast.errors import ConfigError, GateRefused, RegistryError, RolledBack, ThresholdBreached, listing
 from pipelines import console
 from pipelines.compose import compose
 from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
@@ -19,6 +19,7 @@ from pipelines.references import job_command
 if TYPE_CHECKING:
     import polars as pl
 
+    from forecast.champions import Champions
     from forecast.data.load import Loaded
     from forecast.gate import Verdict
     from forecast.monitor import Check, Monitored, Written
@@ -66,20 +67,20 @@ def run(config: MonitorConfig) -> Result:
     from forecast.data.folders import locked
     from forecast.monitor import Written, checks, maker, monitor
     from forecast.names import SHADOW
-    from forecast.registry import Registry
-    from pipelines.shared import open_version, read_for
+    from pipelines.shared import open_registry, open_version, read_for
 
     settings = config.monitor
     written = Written(config.scores)
     _check_model(config, written)
     shadow_path = Path(config.scores.path) / SHADOW
     shadow = Written(SinkConfig(path=str(shadow_path))) if (shadow_path / "manifests").is_dir() else None
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     version, artifact = open_version(registry, config.registry.alias)
     # What came later is not read: nothing can peek at it.
     source = config.data.model_copy(update={"until": settings.as_of or config.data.until})
     loaded = read_for(artifact, source)
-    judged = _judged(registry, version, shadow)
+    champions = registry.champions()
+    judged = _judged(champions, version, shadow)
     tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
@@ -88,7 +89,17 @@ def run(config: MonitorConfig) -> Result:
             stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
         note(cutoff=found.as_of.isoformat())
         day = _Day(loaded, found, checks(found, settings, reference), reference)
-        return _record(config, registry, version, judged, day)
+        return _record(config, registry, _Compared(champions, version, judged), day)
+
+
+class _Compared(NamedTuple):
+    """What a rollback is decided by."""
+
+    champions: "Champions"
+    """When the job began."""
+    version: "Version"
+    judged: tuple[str, str] | None
+    """Its number and that of the version in its shadow."""
 
 
 class _Day(NamedTuple):
@@ -101,9 +112,7 @@ class _Day(NamedTuple):
     """Metrics of the backtest."""
 
 
-def _record(
-    config: MonitorConfig, registry: "Registry", version: "Version", judged: tuple[str, str] | None, day: _Day
-) -> Result:
+def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, day: _Day) -> Result:
     """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
     from forecast.monitor_page import monitor_page
     from pipelines.monitor_folder import PLOTLY, WatchFolder
@@ -119,8 +128,8 @@ def _record(
     done = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
     with registry.run("monitor", config, key) as run:
         log_data(run, day.loaded)
-        verdict = _verdict(found, judged)
-        rolled_back, why_not = _roll_back(registry, config, version, judged, found, verdict)
+        verdict = _verdict(found, compared.judged)
+        rolled_back, why_not = _roll_back(registry, config, compared, found, verdict)
         told = rolled_back or done.get("rollback", "")
         start = bool(breaches) and settings.on_breach is not None and "on_breach" not in done
         on_breach = settings.on_breach if start else done.get("on_breach")
@@ -188,11 +197,11 @@ def _start(config: MonitorConfig) -> str:
     return f"forecast {verb} was started and is done" if code == 0 else f"forecast {verb} ended with exit code {code}"
 
 
-def _judged(registry: "Registry", version: "Version", shadow: "Written | None") -> tuple[str, str] | None:
-    """Return which versions are compared: this one, and the one it replaced or else the latest in the shadow."""
+def _judged(champions: "Champions", version: "Version", shadow: "Written | None") -> tuple[str, str] | None:
+    """Return which versions are compared: this one, and what a rollback returns to or else the latest in the shadow."""
     if shadow is None:
         return None
-    previous = registry.previous(version)
+    previous = champions.previous(version)
     there = [content["model_version"] for content in shadow.contents]
     other = str(previous.number) if previous and str(previous.number) in there else there[-1]
     return str(version.number), other
@@ -226,38 +235,40 @@ def _verdict(found: "Monitored", judged: tuple[str, str] | None) -> "Verdict | G
 def _roll_back(
     registry: "Registry",
     config: MonitorConfig,
-    version: "Version",
-    judged: tuple[str, str] | None,
+    compared: _Compared,
     found: "Monitored",
     verdict: "Verdict | GateRefused | None",
 ) -> tuple[str, str]:
-    """Give the alias back if the champion is worse than the version it replaced.
+    """Give the alias back if the champion is worse than the one that a rollback returns to.
 
-    Return what was done, and why; and why nothing was. One of them is empty, or both where no rollback is wanted.
+    If the alias has moved since the job began, it stays where it is. Return what was done, and why; and why nothing
+    was. One of them is empty, or both where no rollback is wanted.
     """
     if not config.monitor.rollback:
         return "", ""
-    previous = registry.previous(version)
-    if obstacle := _obstacle(registry, version, previous, judged) or _lacking(verdict, config.monitor):
+    champions, version, judged = compared
+    if obstacle := _obstacle(champions, version, judged) or _lacking(verdict, config.monitor):
         return "", obstacle
+    previous = champions.previous(version)
     why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
-    before, after = registry.rollback(why)
-    return f"champion rolled back: v{before.number} -> v{after.number}; {why}", ""
+    try:
+        _, after = registry.rollback(why, judged=champions)
+    except RegistryError as error:
+        if error.__cause__ is not None:  # the store failed
+            raise
+        return "", str(error)
+    return f"champion rolled back: v{version.number} -> v{after.number}; {why}", ""
 
 
-def _obstacle(
-    registry: "Registry", version: "Version", previous: "Version | None", judged: tuple[str, str] | None
-) -> str:
+def _obstacle(champions: "Champions", version: "Version", judged: tuple[str, str] | None) -> str:
     """Return why the versions are not those of a rollback; empty if they are."""
-    from forecast.names import CHAMPION
-
-    champion = registry.find(CHAMPION)
-    if champion is None or champion.number != version.number:
+    if champions.number != version.number:
         return f"{version} is not the champion"
+    previous, why = champions.target()
     if previous is None:
-        return f"{version} replaced no version"
+        return f"nothing to roll back to: {why}"
     if judged is None or judged[1] != str(previous.number):
-        return f"{previous}, which it replaced, is not its shadow (score.shadow=previous)"
+        return f"{previous}, the champion before, is not its shadow (score.shadow=previous)"
     return ""
 
 

@@ -1,14 +1,15 @@
 """`forecast promote`: the challenger becomes champion, if its backtest says that it is not worse."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.config import PromoteConfig
+from forecast.errors import GateRefused, RegistryError
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.gate import Verdict
-    from forecast.registry import Version
+    from forecast.registry import Registry, Version
 
 
 @recorded(PromoteConfig)
@@ -23,40 +24,78 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
 
     A fine-tuned version is compared with its base, too.
 
-    Raises GateRefused if it is worse, has not been backtested beside the present champion, or was rolled back before.
+    Raises GateRefused if it is worse, has not been backtested beside the present champion, or was rolled back before;
+    with `promote.force`, it is promoted all the same, and the reason becomes a tag of the version and of the run.
+    Raises it also if another version becomes champion meanwhile.
     """
-    from forecast.backtest import BACKTEST_RUN
-    from forecast.errors import GateRefused
-    from forecast.gate import judge
-    from forecast.names import CHALLENGER, CHAMPION
-    from forecast.registry import DEMOTED, Registry
+    from forecast.names import CHALLENGER
+    from forecast.registry import FORCED
+    from pipelines.shared import open_registry
 
-    registry = Registry(config.registry)
+    registry, force = open_registry(config), config.promote.force
     version = registry.resolve(config.registry.alias or CHALLENGER)
     note(model=str(version))
-    champion = registry.find(CHAMPION)
+    champions = registry.champions()
+    champion = champions.champion
     if champion and champion.number == version.number:
         return version, "it already was"
-    if (why := version.tags.get(DEMOTED)) and not config.promote.force:
-        raise GateRefused(
-            f"{version} is not promoted: it was the champion and was rolled back: {why}; make a new challenger "
-            "(forecast refresh), or set promote.force=true"
-        )
-    again = f"run forecast backtest registry.name={version.name} registry.alias={version.number} data.path=TABLE"
-    run_id = version.tags.get(BACKTEST_RUN)
-    if not run_id:
-        raise GateRefused(f"{version} has no backtest; {again}")
+    if (refusal := _unjudged(version)) and not force:
+        raise GateRefused(str(refusal))
     with registry.run("promote", config, {"version": str(version.number)}) as run:
         note(mlflow=run.link)
-        judged = registry.read_json(run_id, "backtest.json")
-        if judged["champion"] != (champion.number if champion else None):
-            raise GateRefused(f"{version} was not backtested beside the present champion, {champion}; {again}")
-        scores = registry.read_table(run_id, "scores.parquet")
-        until = [datetime.fromisoformat(text) for text in judged.get("targets_until", ())]
-        try:
-            verdict = judge(scores, judged["challenger"], until or None)
-        except GateRefused as refused:
-            raise GateRefused(f"{version} is not promoted: {refused}") from None
-        run.tags({"verdict": str(verdict), "replaced_version": champion.number if champion else ""})
-        registry.promote(version)
-    return version, verdict
+        run.tags({"replaced_version": champion.number if champion else ""})
+        verdict = refusal or _judge(registry, version, champion)
+        if not isinstance(verdict, _Refusal):
+            run.tags({"verdict": str(verdict)})
+            registry.promote(version, judged=champions)
+            return version, verdict
+        if not force:
+            raise GateRefused(str(verdict))
+        run.tags({FORCED: verdict.reason})
+        registry.promote(version, forced=verdict.reason)
+    return version, f"promote.force=true, although {verdict.reason}"
+
+
+class _Refusal(NamedTuple):
+    reason: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, self))
+
+
+def _unjudged(version: "Version") -> _Refusal | None:
+    """Return why a version is not to be judged, None if it is."""
+    from forecast.backtest import BACKTEST_RUN
+    from forecast.registry import DEMOTED
+
+    if why := version.tags.get(DEMOTED):
+        reason = f"{version} is not promoted: it was the champion and was rolled back: {why}"
+        return _Refusal(reason, "make a new challenger (forecast refresh), or set promote.force=true")
+    return None if version.tags.get(BACKTEST_RUN) else _Refusal(f"{version} has no backtest", _again(version))
+
+
+def _judge(registry: "Registry", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
+    """Return what the gate says by the backtest of a version. Raises RegistryError if that is damaged."""
+    from forecast.backtest import BACKTEST_RUN
+    from forecast.gate import judge
+
+    run_id = version.tags[BACKTEST_RUN]
+    content = registry.read_json(run_id, "backtest.json")
+    try:
+        beside, challenger = content["champion"], content["challenger"]
+        until = [datetime.fromisoformat(text) for text in content.get("targets_until", ())]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"backtest.json of run {run_id} is not what a backtest writes ({type(error).__name__}: {error})"
+        raise RegistryError(f"{what}; {_again(version)}") from None
+    if beside != (champion.number if champion else None):
+        shown = f"the present champion, {champion}" if champion else "nothing: a champion that is gone was there"
+        return _Refusal(f"{version} was not backtested beside {shown}", _again(version))
+    try:
+        return judge(registry.read_table(run_id, "scores.parquet"), challenger, until or None)
+    except GateRefused as refused:
+        return _Refusal(f"{version} is not promoted: {refused}")
+
+
+def _again(version: "Version") -> str:
+    return f"run forecast backtest registry.name={version.name} registry.alias={version.number} data.path=TABLE"

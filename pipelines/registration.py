@@ -130,14 +130,14 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     """
     from forecast import artifact
     from forecast.artifact import FORMAT_VERSION
-    from forecast.registry import Registry
+    from pipelines.shared import open_registry
 
     folder, alias = Path(config.source.path), config.registry.alias
     record = _record(folder)
     model_folder = folder / _MODEL if record else folder
     model = artifact.load(model_folder)
     digest = artifact.digest(model_folder)
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     alias = alias or record.get("alias")
     plain = {"kind": model.kind, "format_version": str(FORMAT_VERSION)}
     tags = {"trained_until": model.trained_until_timestamp.isoformat(), **record.get("tags", plain)}
@@ -148,7 +148,8 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
             registry.set_alias(alias, same)
         return same, _line(same, folder, alias, "is the same model")
     run_id = record.get("run")
-    resumed = registry.resume(run_id) if run_id and registry.record(run_id) else None
+    left = registry.record(run_id) if run_id else None
+    resumed = registry.resume(left.id) if left and not left.is_deleted else None
     with resumed or registry.run("register", config) as run:
         note(mlflow=run.link)
         run.metrics(record.get("metrics", {}))

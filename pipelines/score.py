@@ -117,18 +117,18 @@ def _names(version: "Version") -> dict[str, str]:
 
 def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
     """Return the version of score.shadow; None, and say why, if it is no other one. Raises RegistryError."""
-    from forecast.names import CHAMPION, PREVIOUS
+    from forecast.names import PREVIOUS
 
     which = config.score.shadow
     if which is None:
         return None
     if which == PREVIOUS:
-        champion = registry.find(CHAMPION)
-        other = champion and registry.previous(champion)
+        other, why = registry.champions().target()
     else:
-        other = registry.resolve(which, "score.shadow")
+        other, why = registry.resolve(which, "score.shadow"), ""
     if other is None or other.number == version.number:
-        _LOG.info("score.shadow=%s: %s; no shadow", which, "it is the one that scores" if other else "there is none")
+        reason = "it is the one that scores; no shadow" if other else f"there is none; no shadow ({why})"
+        _LOG.info("score.shadow=%s: %s", which, reason)
         return None
     return other
 

@@ -6,9 +6,9 @@ import math
 import re
 from typing import TYPE_CHECKING, Final
 
-from forecast.config import Config, DataConfig, SourceConfig
+from forecast.config import Config, DataConfig, JobConfig, SourceConfig
 from pipelines.console import stage
-from pipelines.record import note
+from pipelines.record import note, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,13 @@ CALIBRATED: Final = "calibrated"
 DISTILLED: Final = "distilled"
 
 _LOG = logging.getLogger(__name__)
+
+
+def open_registry(config: JobConfig) -> "Registry":
+    """Return the registry of a job that moves aliases, whose ledger has the lock where the store can't have one."""
+    from forecast.registry import Registry
+
+    return Registry(config.registry, open_ledger(config.ledger).uri)
 
 
 def read_table(data: DataConfig, horizon: int) -> "Loaded":

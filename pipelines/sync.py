@@ -54,7 +54,8 @@ def _log(config: SyncConfig, folder: Path, spooled: "SpooledRun", real_ids: dict
     from forecast.registry import Registry
     from forecast.tracking_spool import KEY, REGISTER, calls_of, remove
 
-    registry = Registry(RegistryConfig(name=spooled.name, tracking_uri=config.registry.tracking_uri))
+    ledger = open_ledger(config.ledger).uri
+    registry = Registry(RegistryConfig(name=spooled.name, tracking_uri=config.registry.tracking_uri), ledger)
     with locked(folder, KEY):
         if not (folder / "run.json").exists():
             raise OutputError(f"{folder}: another process has just logged it")
@@ -81,10 +82,9 @@ def _version(registry: "Registry", run: "Run", folder: Path, call: dict[str, Any
     alias = call["alias"]
     if not alias:
         return str(version)
-    holder = registry.find(alias)
-    if holder is not None and holder.number != version.number and holder.created > call["registered"]:
+    holder = registry.set_alias(alias, version, registered=call["registered"])
+    if holder.number != version.number:
         return f"{version} ({alias} stays {_number(holder)}, which is newer)"
-    registry.set_alias(alias, version)
     return f"{version} is {alias}"
 
 

@@ -28,12 +28,11 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.fit import fit
     from forecast.names import PRETRAINED
     from forecast.predict import forecast
-    from forecast.registry import Registry
     from pipelines import report
     from pipelines.registration import Registration
-    from pipelines.shared import log_data, log_profile, pick, read_table
+    from pipelines.shared import log_data, log_profile, open_registry, pick, read_table
 
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     registry.check_runs()
     loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:

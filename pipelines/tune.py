@@ -33,15 +33,15 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.folders import locked
     from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
-    from forecast.registry import PARENT_RUN, Registry
+    from forecast.registry import PARENT_RUN
     from forecast.tune import check, tune
     from pipelines.registration import Registration
-    from pipelines.shared import log_data, read_table
+    from pipelines.shared import log_data, open_registry, read_table
 
     folder = Path(config.output.path)
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
     check(settings, config.tune)
-    registry = Registry(config.registry)
+    registry = open_registry(config)
     registry.check_runs()
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:

@@ -51,7 +51,9 @@ def worse(promoted: Store) -> Store:
     return promoted
 
 
-def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Store) -> None:
+def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(
+    worse: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = f"data.path={worse.table}"
     shadow = ("score.shadow=previous", "score.shadow_share=0.8")
     plain = worse.score(None, CUTOFFS, output="plain").out
@@ -98,6 +100,15 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     few = forecast(*last)
     assert few.code == 8
     assert re.search(r"no rollback: \d+ forecasts by both in 4 blocks of time, monitor\.rollback_blocks=6", few.out)
+    # A promotion while the day is judged is not undone.
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("pipelines.monitor._lacking", lambda *_: registry().promote(registry().resolve(2)) or "")
+        between = forecast(*last, enough)
+    assert between.code == 8
+    assert "no rollback: nothing was rolled back: loads v2 has become champion (promoted) since loads v1" in between.out
+    assert (registry().resolve("champion").number, registry().resolve(1).tags.get(DEMOTED)) == (2, None)
+    registry().promote(registry().resolve(1))
+
     done = forecast(*last, enough)
     assert done.code == 9, done.err
     assert (
@@ -110,10 +121,9 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert {path.name for path in folder.iterdir()} >= {"monitor.html", "scores.parquet", "metrics.parquet"}
     assert "Champion rolled back: v1 -&gt; v2" in (folder / "monitor.html").read_text()
 
-    # It is not promoted again, unless it is forced to be judged.
+    # It is not promoted again, unless somebody forces that.
     message = refuse(5, "promote", MODEL, "registry.alias=1")
     assert "loads v1 is not promoted: it was the champion and was rolled back: as of 2024-01-18T23:00:00" in message
-    assert "has no backtest" in refuse(5, "promote", MODEL, "registry.alias=1", "promote.force=true")
 
     # Another look at the same day: v2 was no champion then, and nothing goes back and forth.
     again = forecast(*last, enough)
@@ -124,11 +134,12 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(worse: Stor
     assert run.data.tags["rollback"].startswith("champion rolled back: v1 -> v2")
     assert len(days(worse)) == 2
     entries = Ledger("sqlite:///gatecast.db").entries(flow="monitor", every=True)
-    assert [entry.exit_code for entry in entries] == [8, 9, 8, 8, 8, 0, 0]
+    assert [entry.exit_code for entry in entries] == [8, 9, 8, 8, 8, 8, 0, 0]
     assert entries[1].error.startswith("champion rolled back")
     assert {entry.cutoff for entry in entries} == {"2024-01-15T00:00:00", "2024-01-18T23:00:00"}
     # What is promoted after all is no longer marked.
-    registry().promote(registry().resolve(1))
+    succeed("promote", MODEL, "registry.alias=1", "promote.force=true")
+    assert registry().resolve("champion").number == 1
     assert registry().resolve(1).tags[DEMOTED] == ""
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import pytest
 import services
 from flow import END, NAME, Store, forecast, refuse, succeed
 
+from forecast import alias_lock as alias_lock_module
 from forecast import ledger as ledger_module
+from forecast.alias_lock import alias_lock
 from forecast.data import sql
-from forecast.errors import LedgerError
+from forecast.errors import LedgerError, RegistryError
 from forecast.ledger import Entry, Job, Ledger
 from pipelines.notify import verify
 
@@ -359,3 +361,25 @@ def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_read
     assert shared.get(entry.id).status == "done"
     with sql.transaction(postgresql, "ledger.uri") as client:
         client.execute("delete from gatecast_runs where id = ?", [entry.id])
+
+
+@pytest.mark.parametrize("place", ["ledger", "store"])
+def test_aliases_are_locked_in_postgresql_and_the_ledger_is_not(
+    postgresql: str, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alias_lock_module, "_SECONDS", 0.1)
+    store = "http://tracking.example" if place == "ledger" else postgresql.replace("://", "+psycopg://")
+    both = store, postgresql
+    with alias_lock(*both, "loads"), alias_lock(*both, "flights"):
+        with pytest.raises(
+            RegistryError, match=r"aliases of loads in .* have been locked for 0 s by a client"
+        ) as caught:
+            alias_lock(*both, "loads").__enter__()
+        assert services.PASSWORD_IN_URI not in str(caught.value)
+        moment = datetime(2024, 1, 1, tzinfo=UTC)
+        Ledger(postgresql).settle("locks", moment)
+        assert Ledger(postgresql).settled("locks") == moment
+    with pytest.raises(RegistryError, match="mine"), alias_lock(*both, "loads"):
+        raise RegistryError("mine")
+    with alias_lock(*both, "loads"):
+        assert not [record for record in caplog.records if "without a lock" in record.message]

@@ -21,6 +21,7 @@ from mlflow.entities import Run
 from polars.testing import assert_frame_equal
 
 import forecast as library
+from forecast import gate
 from forecast import registry as registry_module
 from forecast.config import RegistryConfig
 from forecast.registry import Registry
@@ -318,6 +319,23 @@ def test_a_backtest_with_refits_leaves_tables_and_a_page_but_does_not_promote(fi
     scores = pl.read_parquet(out / "scores.parquet")
     assert scores.height == 4 * 3 * len(SERIES)
     assert "has no backtest" in refuse(5, "promote", MODEL)
+
+
+def test_a_promotion_while_another_is_judged_is_kept(judged: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(RegistryConfig(name=NAME))
+    judge = gate.judge
+
+    def meanwhile(*arguments: Any) -> gate.Verdict:
+        registry.promote(registry.resolve(1))
+        return judge(*arguments)
+
+    monkeypatch.setattr(gate, "judge", meanwhile)
+    message = refuse(5, "promote", MODEL)
+    assert (
+        f"{NAME} v2 is not promoted: {NAME} v1 has become champion (promoted) since it was judged beside no" in message
+    )
+    assert aliases(judged)["champion"] == 1
+    assert registry.champions().line == [1]
 
 
 def test_a_backtest_beside_an_earlier_champion_does_not_promote(judged: Store) -> None:
