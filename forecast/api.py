@@ -1,13 +1,17 @@
 """The verbs on tables, for notebooks and programs: no registry."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import polars as pl
 
+from forecast import arguments
 from forecast import artifact as artifacts
+from forecast.arguments import Cutoff, verb
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender
 from forecast.backtest import backtest as backtest_models
@@ -24,12 +28,12 @@ from forecast.config import (
     FitConfig,
     FitSettings,
     ReconcileSettings,
-    ScoreSettings,
     SourceConfig,
     TuneSettings,
+    WindowConfig,
 )
 from forecast.config import load as validated
-from forecast.data.ages import ENDED, MaxAge
+from forecast.data.ages import ENDED
 from forecast.data.folders import locked
 from forecast.data.frames import to_lazy
 from forecast.data.io import collect
@@ -39,14 +43,14 @@ from forecast.data.read import read_panel
 from forecast.data.source import Tables, fingerprint, open_tables, unchanged, used_columns
 from forecast.distil import DistilResult
 from forecast.distil import distil as distil_model
-from forecast.errors import ConfigError, listing
+from forecast.errors import ConfigError, DataError, listing
 from forecast.explain import Explanation
 from forecast.explain import explain as explain_forecast
 from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
-from forecast.names import REASON, SERIES_ID, SOURCE_PRETRAINED, TARGET, TIMESTAMP
+from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
@@ -55,27 +59,40 @@ from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
 from forecast.tune import tune as tune_settings
 
-Settings = Mapping[str, Any]
+Settings: TypeAlias = Mapping[str, Any]
+"""Keys of a group of settings and their values."""
+
+Table: TypeAlias = Any
+"""A Polars, pandas or Arrow frame (or anything that speaks Arrow), or the path of a file or folder: Parquet, CSV,
+Arrow, Delta Lake, lines of JSON, or a panel that `prepare` wrote."""
 
 
+@verb
 def train(
-    table: object,
+    table: Table,
     *,
     horizon: int,
-    known: object = None,
-    static: object = None,
+    known: Table = None,
+    static: Table = None,
     context_length: int | None = None,
     data: Settings | None = None,
     model: Settings | None = None,
     fit: Settings | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Return a model trained on a table; `.artifact` is what forecasts.
+    """Return a model trained on all series of a table; `.artifact` is what forecasts.
 
-    `table` is a Polars, pandas or Arrow one, or the path of one (or of a prepared panel). `known` and `static` are
-    tables of their own with the known covariates, reaching over the horizon, and the static ones, where these are not
-    columns of the first. `data`, `model` and `fit` take the keys of the config groups of the same names. Raises
-    ConfigError, DataError.
+    - `table`: a row per series and timestamp (series_id, timestamp, target, and covariates that `data` names), as a
+      Polars, pandas or Arrow frame or the path of one, or of a prepared panel.
+    - `horizon`: steps that are forecast, 1 or more.
+    - `known`, `static`: tables of their own with the known covariates, reaching over the horizon, and the static ones,
+      where these are not columns of the first.
+    - `context_length`: steps that a forecast sees; chosen by frequency, season and the length of the series when None.
+    - `data`, `model`, `fit`: the keys of the config groups of the same names, such as `data={"freq": "1h"}`,
+      `model={"head": "negative_binomial"}`, `fit={"max_steps": 500}`.
+    - `progress`: is called with the share that is done, from 0 to 1, and a text.
+
+    Raises ConfigError for arguments and settings, DataError for a table that can't be read or is too short.
     """
     loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
     return fit_panel(
@@ -89,13 +106,14 @@ def train(
     )
 
 
+@verb
 def tune(
-    table: object,
+    table: Table,
     folder: str | Path,
     *,
     horizon: int,
-    known: object = None,
-    static: object = None,
+    known: Table = None,
+    static: Table = None,
     context_length: int | None = None,
     data: Settings | None = None,
     model: Settings | None = None,
@@ -103,236 +121,336 @@ def tune(
     progress: Progress | None = None,
     **settings: Any,
 ) -> TuneResult:
-    """Return the best of several trainings with other settings; arguments as of `train`, `settings` the keys of `tune`.
+    """Return the best of several trainings with other settings (`.artifact`, `.config`, `.trials`).
 
-    The search lies in `folder`, and goes on there if it was stopped. Raises ConfigError, DataError, OutputError.
+    - `folder`: where the search lies; it goes on there if it was stopped.
+    - `settings`: the keys of `tune`, such as `n_trials=20`, `space={"model": {"hidden_size": [32, 64]}}`.
+    - all others as of `train`.
+
+    Raises ConfigError, DataError, OutputError.
     """
+    place = arguments.folder(folder)
+    wanted = validated(TuneSettings, settings)
     loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
-    with locked(Path(folder), "folder"):
-        wanted = validated(TuneSettings, settings)
-        return tune_settings(loaded, config, wanted, Path(folder), key="folder", progress=progress)
+    with locked(place, "folder"):
+        return tune_settings(loaded, config, wanted, place, key="folder", progress=progress)
 
 
 def read(
-    artifact: Artifact,
-    table: object,
-    known: object = None,
-    static: object = None,
-    *,
-    cutoff: datetime | None = None,
+    artifact: Artifact, table: Table, known: Table = None, static: Table = None, *, cutoff: datetime | None = None
 ) -> Loaded:
     """Return the panel in a table (as in `train`), read as the table of training was.
 
     Rows beyond the end on which its series agree are rejects, unless one is at `cutoff`. Raises ConfigError, DataError.
     """
+    arguments.check_side_tables(artifact.data, known, static)
     if isinstance(table, str | Path):
         return artifact.open(_at(SourceConfig(), table, known, static), [cutoff])
     return artifact.read(_tables(table, known, static, artifact.data), [cutoff])
 
 
+@verb
 def prepare(
-    table: object,
+    table: Table,
     folder: str | Path,
     *,
     horizon: int,
-    known: object = None,
-    static: object = None,
+    known: Table = None,
+    static: Table = None,
     data: Settings | None = None,
 ) -> Loaded:
     """Write a panel into a folder, which the other functions take as `table` and map into memory; return it.
 
+    - `horizon`: steps after the end of each series for which known covariates are kept, 1 or more.
+    - all others as of `train`.
+
     Raises ConfigError, DataError, OutputError.
     """
-    config = validated(DataConfig, data or {})
+    place = arguments.folder(folder)
+    config = validated(DataConfig, arguments.group(data, "data"))
+    steps = validated(WindowConfig, {"horizon": horizon}).horizon
+    arguments.check_side_tables(config, known, static)
     if isinstance(table, str | Path):
         config = _at(config, table, known, static)
         with unchanged(config) as check_source:
             key = fingerprint(config)
             tables = open_tables(config)
-            return prepare_panel(
-                tables, config, horizon, Path(folder), fingerprint=key, check_source=check_source
-            ).loaded
-    return prepare_panel(_tables(table, known, static, config), config, horizon, Path(folder)).loaded
+            return prepare_panel(tables, config, steps, place, fingerprint=key, check_source=check_source).loaded
+    return prepare_panel(_tables(table, known, static, config), config, steps, place).loaded
 
 
+@verb
 def finetune(
-    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, **settings: Any
 ) -> FinetuneResult:
-    """Return the model with changes for each series that gains from them; `settings` are the keys of `finetune`."""
-    panel = read(artifact, table, known, static).panel
-    return finetune_series(artifact, panel, validated(FinetuneSettings, settings))
+    """Return the model with changes for each series that gains from them on held-out windows.
+
+    - `artifact`: a model that is not fine-tuned yet, or one that is with `incremental=True`.
+    - `table`, `known`, `static`: as of `train`, read as the model's own.
+    - `settings`: the keys of `finetune`, such as `kind="lora"`, `series=["a", "b"]`, `gate_windows=4`.
+
+    `.artifact` is the model, `.decisions` has a row for each series with its losses before and after, and the reason.
+    Raises ConfigError, DataError.
+    """
+    wanted = validated(FinetuneSettings, settings)
+    return finetune_series(artifact, read(artifact, table, known, static).panel, wanted)
 
 
+@verb
 def backtest(
-    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, **settings: Any
 ) -> BacktestResult:
-    """Return the scores of a model on past cutoffs beside seasonal naive, and beside its base if it is fine-tuned."""
+    """Return the scores of a model on past cutoffs beside seasonal naive, and beside its base if it is fine-tuned.
+
+    - `table`, `known`, `static`: as of `train`, read as the model's own.
+    - `settings`: the keys of `backtest`, such as `n_windows=8`, `cutoffs=["2024-05-01"]`, `segments=["city"]`,
+      `baselines=["seasonal_naive", "auto_ets"]`.
+
+    `.summary` has a row per model (MASE and WQL have no unit; MAE, RMSE and bias are in that of the target), `.scores`
+    a row per series, cutoff and model, `.forecasts` all steps. Raises ConfigError, also for cutoffs that the model has
+    seen in training, and DataError.
+    """
+    wanted = validated(BacktestSettings, arguments.with_moments(settings))
     panel = read(artifact, table, known, static).panel
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), panel)}
     contenders[artifact.kind] = Contender(artifact, panel)
-    return backtest_models(contenders, validated(BacktestSettings, settings))
+    return backtest_models(contenders, wanted)
 
 
+@verb
 def calibrate(
-    artifact: Artifact, table: object, *, known: object = None, static: object = None, **settings: Any
+    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, **settings: Any
 ) -> CalibrationResult:
-    """Return the model with intervals that cover what they say; `settings` are the keys of `calibrate`."""
-    panel = read(artifact, table, known, static).panel
-    return calibrate_model(artifact, panel, validated(CalibrateSettings, settings))
+    """Return the model with quantiles shifted until their empirical coverage matches the nominal levels.
+
+    - `table`, `known`, `static`: as of `train`, read as the model's own; it needs cutoffs that the model has not seen.
+    - `settings`: the keys of `calibrate`, such as `method="adaptive"`, `n_windows=8`.
+
+    `.artifact` is the model, `.coverage` says how intervals did on later cutoffs. Raises ConfigError, DataError.
+    """
+    wanted = validated(CalibrateSettings, settings)
+    return calibrate_model(artifact, read(artifact, table, known, static).panel, wanted)
 
 
+@verb
 def distil(
     artifact: Artifact,
-    table: object,
+    table: Table,
     *,
-    known: object = None,
-    static: object = None,
+    known: Table = None,
+    static: Table = None,
     fit: Settings | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> DistilResult:
     """Return a smaller model that has learnt the forecasts of a model, and both beside each other.
 
-    `settings` are the keys of `distil`, `fit` those of the training.
+    - `settings`: the keys of `distil`, such as `hidden_size=16`; `fit`: those of the training.
+    - all others as of `train`.
+
+    `.artifact` is the small model, `.comparison` has errors, sizes and milliseconds of both. Raises ConfigError,
+    DataError.
     """
+    wanted, config = validated(DistilSettings, settings), validated(FitConfig, arguments.group(fit, "fit"))
     panel = read(artifact, table, known, static).panel
-    chosen = validated(DistilSettings, settings), validated(FitConfig, fit or {})
-    return distil_model(artifact, panel, *chosen, progress=progress)
+    return distil_model(artifact, panel, wanted, config, progress=progress)
 
 
+@verb
 def explain(
-    artifact: Artifact, table: object, *, series: str, known: object = None, static: object = None, **settings: Any
+    artifact: Artifact, table: Table, *, series: str, known: Table = None, static: Table = None, **settings: Any
 ) -> Explanation:
-    """Return what the forecast of one series is made of; `settings` are the other keys of `explain`: `cutoff`, ..."""
-    wanted = validated(ExplainSettings, {"series": series, **settings})
+    """Return what the forecast of one series is made of: how much each input has moved it.
+
+    - `series`: the id of the series.
+    - `table`, `known`, `static`: as of `train`, read as the model's own.
+    - `settings`: the other keys of `explain`, such as `cutoff="2024-05-01"`, `step=1`, `method="occlusion"`.
+
+    `.summary` has a row per input with its attribution in the unit of the target, `.frame` one per input and step.
+    Raises ConfigError, DataError.
+    """
+    wanted = validated(ExplainSettings, arguments.with_moments({"series": series, **settings}))
     return explain_forecast(artifact, read(artifact, table, known, static, cutoff=wanted.cutoff).panel, wanted)
 
 
+@verb
 def forecast(
     artifact: Artifact,
-    table: object,
+    table: Table,
     *,
-    known: object = None,
-    static: object = None,
-    cutoff: datetime | None = None,
-    max_age: MaxAge = AUTO,
+    known: Table = None,
+    static: Table = None,
+    cutoff: Cutoff | None = None,
+    max_age: int | str | None = AUTO,
 ) -> Forecasts:
-    """Return the forecasts of every series in the table from `cutoff`, the end on which they agree when None.
+    """Return the forecasts of every series in a table from one cutoff.
 
-    A series whose last observation is older than `max_age` (steps, a duration such as "90d", or None for any age; the
-    context length of the model by default) is a reject with the reason `ended`.
+    - `artifact`: the `.artifact` of what `train`, `finetune` and others return, or what `load` returns.
+    - `table`, `known`, `static`: as of `train`, read as the model's own: the history of any series, also of ones that
+      training did not see.
+    - `cutoff`: the last timestamp that the forecast may see: text such as "2024-05-01" or "2024-05-01T06:00", a date
+      (its midnight), a datetime or pandas Timestamp; without a time zone it is local time of the panel. When None, the
+      step on which the series end.
+    - `max_age`: the greatest age of a series, from its last observation to the cutoff: steps, a duration such as "90d",
+      None for any; the context length of the model by default. An older one is a reject with the reason `ended`.
+
+    `.frame` has horizon rows per series: series_id, timestamp, cutoff, step (1 to horizon), mean and quantiles (q10 to
+    q90) in the unit of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
+    last_value). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series that is not
+    forecast: series in = series in `.frame` + rejected series.
+
+    Raises ConfigError for arguments; DataError for a table that can't be read, of which too much is rejected, or that
+    ends before the cutoff.
     """
-    age = validated(ScoreSettings, {"max_age": max_age}).max_age
-    loaded = read(artifact, table, known, static, cutoff=cutoff)
-    return forecast_loaded(artifact, loaded, cutoff=cutoff, max_age=age)
+    at, limit = arguments.moment(cutoff), arguments.age(max_age)
+    return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
 
 
+@verb
 def reconcile(
-    forecasts: pl.DataFrame | Forecasts,
-    hierarchy: object,
+    forecasts: Forecasts | Table,
+    hierarchy: Table,
     *,
     by: Sequence[str | Sequence[str]],
-    past: pl.DataFrame | None = None,
-    actuals: object = None,
+    past: Forecasts | Table = None,
+    actuals: Table = None,
     **settings: Any,
 ) -> Reconciled:
-    """Return forecasts of one cutoff that add up, of all series and their sums (`forecast.reconcile.reconcile`).
+    """Return forecasts of one cutoff that add up, of all series and their sums.
 
-    `hierarchy` is a table with series_id and the columns of `by`; `settings` are the other keys of `reconcile`. `past`
-    are forecasts of earlier cutoffs and `actuals` a table with what came (series_id, timestamp, target): their errors
-    say how series hang together. Series that are rejects of `forecast` because they have ended add nothing.
+    - `forecasts`: what `forecast` returns, or a frame with its columns. Series that it rejects because they have ended
+      add nothing.
+    - `hierarchy`: a table with series_id and the columns of `by`; rows of a series may repeat.
+    - `by`: names of levels below each other, `["state", "store"]`, or lists, which may cross: `[["state"], ["brand"]]`.
+    - `past`, `actuals`: forecasts of earlier cutoffs and a table with what came (series_id, timestamp, target): their
+      errors say how series hang together.
+    - `settings`: the other keys of `reconcile`, such as `method="mint_shrink"`, `missing="drop"`.
+
+    `.frame` has the forecasts of all nodes, in the unit of the target; `.summary` by how much each level has moved.
+    Raises ConfigError for arguments, DataError for tables that do not fit together, OutputError if sums are off.
     """
     config = validated(ReconcileSettings, {"by": by, **settings})
     ended: list[str] = []
     if isinstance(forecasts, Forecasts):
         ended = forecasts.rejects.filter(pl.col(REASON) == ENDED)[SERIES_ID].to_list()
-        forecasts = forecasts.frame
+    frame = _rows(forecasts, "forecasts", (SERIES_ID, TIMESTAMP, CUTOFF, STEP, SOURCE))
     if (past is None) != (actuals is None):
         raise ConfigError("past and actuals go together: forecasts of earlier cutoffs, and what came")
     tree = _hierarchy(hierarchy, config.by)
-    errors = None if past is None else past_errors(past, collect(to_lazy(actuals, _ROWS)), tree, ended)
-    return reconcile_forecasts(forecasts, tree, config, errors=errors, ended=ended)
+    errors = None
+    if past is not None:
+        earlier = _rows(past, "past", (SERIES_ID, TIMESTAMP, CUTOFF, STEP, MEAN))
+        errors = past_errors(earlier, collect(to_lazy(actuals, _ROWS)), tree, ended)
+    return reconcile_forecasts(frame, tree, config, errors=errors, ended=ended)
 
 
+@verb
 def aggregate(
-    table: object, hierarchy: object, *, by: Sequence[str | Sequence[str]], max_age: int | None = None
+    table: Table, hierarchy: Table, *, by: Sequence[str | Sequence[str]], max_age: int | None = None
 ) -> pl.DataFrame:
     """Return series_id, timestamp and target of all series and of their sums, to train on and score.
 
-    `hierarchy` and `by` as in `reconcile`. A sum is null where one of its series has no value. With `max_age`, a series
-    whose last value is more than so many timestamps before the end of the table adds nothing after it.
+    - `table`: the series, with series_id, timestamp and target.
+    - `hierarchy`, `by`: as in `reconcile`.
+    - `max_age`: a series whose last value is more than so many timestamps before the end of the table adds nothing
+      after it. Without, a sum is null wherever one of its series has no value.
+
+    Raises ConfigError for arguments, DataError for tables that can't be read or do not fit together.
     """
     levels = validated(ReconcileSettings, {"by": by}).by
-    if max_age is not None and (isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 0):
-        raise ConfigError(f"max_age: must be a number of timestamps, 0 or more (given: {max_age!r})")
-    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels), max_age=max_age)
+    limit = None if max_age is None else arguments.whole_number(max_age, "max_age", 0)
+    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels), max_age=limit)
 
 
 _ROWS: Final = (SERIES_ID, TIMESTAMP, TARGET)
 
 
-def _hierarchy(table: object, by: Sequence[str | tuple[str, ...]]) -> Hierarchy:
+def _rows(forecasts: Forecasts | Table, key: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Return the rows of forecasts, which need some columns. Raises DataError."""
+    rows = forecasts.frame if isinstance(forecasts, Forecasts) else collect(to_lazy(forecasts))
+    if missing := [name for name in columns if name not in rows.columns]:
+        raise DataError(f"{key}: no column {listing(missing)}; give the frame of what fc.forecast returns")
+    return rows
+
+
+def _hierarchy(table: Table, by: Sequence[str | tuple[str, ...]]) -> Hierarchy:
     """Return the hierarchy of the series in a table, of which no other columns need be readable."""
     names = [name for level in by for name in ((level,) if isinstance(level, str) else level)]
     return hierarchy_of(collect(to_lazy(table, [SERIES_ID, *names])), by)
 
 
+@verb
 def attention(
-    artifact: Artifact, table: object, *, known: object = None, static: object = None, cutoff: datetime | None = None
+    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, cutoff: Cutoff | None = None
 ) -> pl.DataFrame:
-    """Return how much each step of the context weighs in the forecast of each series (`predict.attention`).
+    """Return how much each step of the context weighs in the forecast of each series.
 
-    Raises ConfigError if the model was trained without model.attention.
+    Arguments as of `forecast`. Columns: series_id, cutoff, timestamp (of the last row that an encoder step takes in),
+    step (0 at the cutoff, -1 before it), weight; the weights of a series sum to 1. Raises ConfigError, also if the
+    model was trained without model.attention, and DataError.
     """
-    panel = read(artifact, table, known, static, cutoff=cutoff).panel
-    return attention_of(artifact, panel, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
+    at = arguments.moment(cutoff)
+    panel = read(artifact, table, known, static, cutoff=at).panel
+    return attention_of(artifact, panel, cutoff=None if at is None else panel.grid.floor(at))
 
 
+@verb
 def sample_paths(
     artifact: Artifact,
-    table: object,
+    table: Table,
     *,
     n: int | None = None,
-    known: object = None,
-    static: object = None,
-    cutoff: datetime | None = None,
+    known: Table = None,
+    static: Table = None,
+    cutoff: Cutoff | None = None,
 ) -> pl.DataFrame:
-    """Return `n` possible futures of each series, model.n_paths of them when None (`predict.sample_paths`).
+    """Return possible futures of each series.
 
-    Raises ConfigError for a model of classes that was trained without model.decoder=autoregressive.
+    - `n`: how many, 2 or more; model.n_paths when None.
+    - all others as of `forecast`.
+
+    Columns: series_id, cutoff, path (1 to n), step (1 to horizon), timestamp, value in the unit of the target, or a
+    class; null where the context holds no observation. Raises ConfigError, also for models that have no paths (of
+    classes without model.decoder=autoregressive), and DataError.
     """
-    panel = read(artifact, table, known, static, cutoff=cutoff).panel
-    return paths_of(artifact, panel, n=n, cutoff=None if cutoff is None else panel.grid.floor(cutoff))
+    at, count = arguments.moment(cutoff), None if n is None else arguments.whole_number(n, "n", 2)
+    panel = read(artifact, table, known, static, cutoff=at).panel
+    return paths_of(artifact, panel, n=count, cutoff=None if at is None else panel.grid.floor(at))
 
 
+@verb
 def load(folder: str | Path) -> Artifact:
-    """Return a model that `artifact.save(folder)` or `forecast models export` has written."""
-    return artifacts.load(Path(folder))
+    """Return a model that `artifact.save(folder)` or `forecast models export` has written.
+
+    Raises ArtifactError for a folder that holds none, or a damaged one.
+    """
+    return artifacts.load(arguments.folder(folder))
 
 
 def _training(
-    table: object,
-    known: object,
-    static: object,
+    table: Table,
+    known: Table,
+    static: Table,
     horizon: int,
     context_length: int | None,
     data: Settings | None,
     model: Settings | None,
     fit: Settings | None,
 ) -> tuple[Loaded, FitSettings]:
-    window = {"horizon": horizon, "context_length": context_length}
-    config = validated(FitSettings, {"data": data or {}, "window": window, "model": model or {}, "fit": fit or {}})
+    groups = {key: arguments.group(given, key) for key, given in (("data", data), ("model", model), ("fit", fit))}
+    config = validated(FitSettings, {"window": {"horizon": horizon, "context_length": context_length}, **groups})
+    arguments.check_side_tables(config.data, known, static)
     if isinstance(table, str | Path):
-        loaded = read_panel(_at(config.data, table, known, static), horizon)
+        loaded = read_panel(_at(config.data, table, known, static), config.window.horizon)
     else:
-        loaded = load_panel(_tables(table, known, static, config.data), config.data, horizon)
+        loaded = load_panel(_tables(table, known, static, config.data), config.data, config.window.horizon)
     return loaded, config
 
 
 Source = TypeVar("Source", bound=SourceConfig)
 
 
-def _at(source: Source, path: object, known: object, static: object) -> Source:
+def _at(source: Source, path: Table, known: Table, static: Table) -> Source:
     """Return how to read tables that are given by their paths."""
     paths = {"path": path, "known_path": known, "static_path": static}
     wrong = [name for name, given in paths.items() if given is not None and not isinstance(given, str | Path)]
@@ -341,7 +459,7 @@ def _at(source: Source, path: object, known: object, static: object) -> Source:
     return source.model_copy(update={name: str(given) for name, given in paths.items() if given is not None})
 
 
-def _tables(rows: object, known: object, static: object, data: DataConfig) -> Tables:
+def _tables(rows: Table, known: Table, static: Table, data: DataConfig) -> Tables:
     """Return the tables that are given as frames. Columns that no setting names need not be readable."""
     used = used_columns(data, known=known is not None, static=static is not None)
     return Tables(

@@ -24,7 +24,7 @@ from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.source import Tables
-from forecast.errors import ArtifactError, DataError, listing
+from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.frequency import Grid
 from forecast.models.bank import Bank
 from forecast.models.conformal import Calibration
@@ -45,7 +45,7 @@ _CALIBRATION_INDEX = "calibration.json"
 _FEW_STEPS = 10
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
     """A network with all that a forecast needs besides the panel."""
 
@@ -71,6 +71,20 @@ class Artifact:
     parent_digest: str | None = None
     before: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
+
+    def __repr__(self) -> str:
+        until = self.grid.timestamps(np.array([self.trained_until]))[0]
+        parts = [
+            self.kind,
+            f"every {self.data.freq}",
+            f"context {self.window.context_length:,}",
+            f"horizon {self.horizon:,}",
+            f"trained until {until}",
+            *([f"{len(self.classes):,} classes"] if self.classes else []),
+            *([f"{len(self.bank.series_id):,} series with changes"] if self.bank else []),
+            *(["calibrated"] if self.calibration else []),
+        ]
+        return f"Artifact({', '.join(parts)})"
 
     @property
     def kind(self) -> Literal["pretrained", "fine_tuned"]:
@@ -187,9 +201,15 @@ class Artifact:
         )
 
     def save(self, folder: str | Path) -> str:
-        """Write the model into a new or empty folder and return its digest: equal models have equal digests."""
+        """Write the model into a new or empty folder and return its digest: equal models have equal digests.
+
+        Raises OutputError if there can be no such folder.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: no folder that a model can be saved into ({error})") from error
         members = members_of(self.network)
         names = [_WEIGHTS, *(f"{_MEMBER}{number:02d}.safetensors" for number in range(2, len(members) + 1))]
         for name, member in zip(names, members, strict=True):

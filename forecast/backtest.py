@@ -88,7 +88,7 @@ class Contender(NamedTuple):
     panel: Panel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BacktestResult:
     """Scores and forecasts of all models on the same windows: the large tables in files, the others here."""
 
@@ -114,6 +114,13 @@ class BacktestResult:
     """model, target, class, n: how often each class was the most probable one where another came."""
     temporary: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
     """The folder, if it goes with this object."""
+
+    def __repr__(self) -> str:
+        metric = "mase" if "mase" in self.summary.columns else self.summary.columns[-1]
+        parts = [
+            f"{model} {value:.4g}" for model, value in self.summary.select("model", metric).drop_nulls().iter_rows()
+        ]
+        return f"BacktestResult({metric}: {', '.join(parts)}; {self.skipped.height:,} series skipped)"
 
     def scan(self, table: Literal["scores", "forecasts"]) -> pl.LazyFrame:
         """Return one of the large tables as it lies in its file."""

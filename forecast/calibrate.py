@@ -30,7 +30,7 @@ _MOST_SERIES = 20_000
 BEFORE, AFTER = "before", "after"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CalibrationResult:
     """A calibrated model, and how its intervals did on cutoffs that its calibration was not made from."""
 
@@ -44,6 +44,13 @@ class CalibrationResult:
     summary: dict[str, float]
     """windows, check_windows, series, rate; moved, the mean absolute shift; and, where checked, pinball_before and
     _after, the mean loss, and error_before and _after, the mean distance of `quantiles` from their levels."""
+
+    def __repr__(self) -> str:
+        summary, checked = self.summary, ""
+        if "error_before" in summary:
+            before, after = summary["error_before"], summary["error_after"]
+            checked = f"distance from nominal levels {before:.3g} before, {after:.3g} after, "
+        return f"CalibrationResult({summary['windows']:,.0f} windows, {checked}{self.artifact!r})"
 
 
 class _Window(NamedTuple):

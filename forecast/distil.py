@@ -23,7 +23,7 @@ _TIMED, _ROUNDS = 256, 3
 _SHRINK, _LEAST_SIZE = 4, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DistilResult:
     """A student, how it came about, and both models beside each other."""
 
@@ -33,6 +33,9 @@ class DistilResult:
     and the others of `metrics.summarise`, on the held-out windows."""
     curve: Curve
     summary: Summary
+
+    def __repr__(self) -> str:
+        return f"DistilResult({self.line}; {self.artifact!r})"
 
     @property
     def line(self) -> str:

@@ -42,7 +42,7 @@ _BATCH = 64
 _BLOCKS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """How much each input of one forecast has moved it."""
 
@@ -65,6 +65,9 @@ class Explanation:
     """input, kind, attribution (the sum over its steps), magnitude (of their absolute values); the largest first."""
     attention: pl.DataFrame | None
     """Weights of each step of the encoder (`predict.attention`), of a model that has them."""
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.line})"
 
     @property
     def line(self) -> str:

@@ -91,7 +91,7 @@ _Present: TypeAlias = tuple[Bank, Tensor] | None
 """What series have now: a bank, and the row of each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneResult:
     """A fine-tuned model and why each series is in it or not."""
 
@@ -108,6 +108,10 @@ class FinetuneResult:
 
     series_id, timestamp, cutoff, step, model (`pretrained` and `fine_tuned`), and q50, or class and a column per class.
     """
+
+    def __repr__(self) -> str:
+        changed = len(self.artifact.bank.series_id) if self.artifact.bank else 0
+        return f"FinetuneResult({changed:,} of {self.decisions.height:,} series with changes, {self.artifact!r})"
 
 
 def finetune(

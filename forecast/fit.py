@@ -104,7 +104,7 @@ Curve = list[tuple[int, dict[str, float]]]
 Summary = dict[str, float | int | str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """A trained model and how it came about."""
 
@@ -116,6 +116,11 @@ class FitResult:
     summary: Summary
     stopped: bool = False
     """Whether `watch` has ended the training."""
+
+    def __repr__(self) -> str:
+        loss = f"val/loss {self.summary['val/loss']:.4g}, " if "val/loss" in self.summary else ""
+        steps = f"best step {self.summary['best_step']} of {self.summary['steps']}, " if "steps" in self.summary else ""
+        return f"FitResult({loss}{steps}{self.artifact!r})"
 
 
 Watch = Callable[[Artifact, int], bool]

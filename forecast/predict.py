@@ -20,7 +20,7 @@ from forecast.data.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.source import used_columns
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.errors import ConfigError, DataError
+from forecast.errors import ConfigError, DataError, listing
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
 from forecast.models import log_quantiles
 from forecast.models.bank import HEAD, Bank, head_features
@@ -82,7 +82,7 @@ class Predicted:
     """[n], whether the series has changes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forecasts:
     """A batch of forecasts. Series in = series in `frame` + series in `rejects`."""
 
@@ -94,6 +94,14 @@ class Forecasts:
     """
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value."""
+
+    def __repr__(self) -> str:
+        cutoff, n_rejects = self.frame[CUTOFF].first(), self.rejects.height
+        count = self.frame[SERIES_ID].n_unique()
+        series = "0 series" if cutoff is None else f"{count:,} series from {cutoff!s}, {self.frame.height:,} rows"
+        reasons = self.rejects.group_by(REASON).len().sort("len", REASON, descending=[True, False])
+        listed = listing(f"{number:,} {reason}" for reason, number in reasons.iter_rows())
+        return f"Forecasts({series}, {n_rejects:,} rejects{f': {listed}' if n_rejects else ''})"
 
 
 def predict(

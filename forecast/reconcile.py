@@ -27,7 +27,7 @@ _MOST_DENSE = 5000
 _TINY = np.finfo(np.float64).tiny
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hierarchy:
     """Series, and the sums of them that are forecast too: L series, N nodes."""
 
@@ -37,6 +37,10 @@ class Hierarchy:
     """[N], which level each node is of: `total`, columns joined by a slash, `series`."""
     summing: Any
     """[N, L], sparse: 1 where a series is in a sum."""
+
+    def __repr__(self) -> str:
+        n_series = self.summing.shape[1]
+        return f"Hierarchy({n_series:,} series, {len(self.nodes) - n_series:,} sums)"
 
     @property
     def series(self) -> list[str]:
@@ -49,7 +53,7 @@ class Hierarchy:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconciled:
     """Forecasts that add up."""
 
@@ -63,6 +67,11 @@ class Reconciled:
     counts: dict[str, int]
     """nodes, series, dropped; ended, if there are any, the series that add nothing any more; errors, the past forecasts
     whose errors were used; negative, values that are below 0 now."""
+
+    def __repr__(self) -> str:
+        off = self.incoherence
+        parts = [f"{number:,} {name}" for name, number in self.counts.items() if number]
+        return f"Reconciled({', '.join(parts)}; sums at most {off['absolute']:.2g} off)"
 
 
 def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], column: str = SERIES_ID) -> Hierarchy:
@@ -122,18 +131,24 @@ def aggregated(
     """Return series_id, timestamp and target of all nodes: null where one of the series of a sum has no value.
 
     After its last value a series adds nothing to sums, and has no rows, if it is one of `ended`, or if the table has
-    more than `max_age` later timestamps.
+    more than `max_age` later timestamps. Raises DataError for a table without these columns, numbers and unique rows.
     """
-    wide = (
-        table.select(
+    if missing := [name for name in (column, time, target) if name not in table.columns]:
+        raise DataError(f"no column {listing(missing)} in the table of values; it has {listing(table.columns)}")
+    try:
+        rows = table.select(
             literal(column).cast(pl.String).alias(SERIES_ID),
             literal(time).alias(TIMESTAMP),
-            literal(target).alias(TARGET),
+            literal(target).cast(pl.Float64).alias(TARGET),
         )
-        .filter(pl.col(SERIES_ID).is_in(hierarchy.series))
-        .pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True)
-        .sort(TIMESTAMP)
-    )
+    except pl.exceptions.PolarsError:
+        kind = table.schema[target]
+        raise DataError(f"column {target!r} of the table of values must hold numbers, but is {kind}") from None
+    rows = rows.filter(pl.col(SERIES_ID).is_in(hierarchy.series))
+    double = rows.filter(pl.struct(SERIES_ID, TIMESTAMP).is_duplicated())[SERIES_ID].unique().sort()
+    if len(double):
+        raise DataError(f"{len(double):,} series have two rows of one timestamp: {listing(double)}")
+    wide = rows.pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True).sort(TIMESTAMP)
     absent = set(hierarchy.series) - set(wide.columns)
     if lacking := sorted(absent - set(ended)):
         raise DataError(f"{len(lacking):,} series of the hierarchy are not in the table: {listing(lacking)}")

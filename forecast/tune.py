@@ -58,7 +58,7 @@ class Trial:
     error: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TuneResult:
     """What a search has found."""
 
@@ -71,6 +71,12 @@ class TuneResult:
     best: int
     """The number of the best trial."""
     metric: str
+
+    def __repr__(self) -> str:
+        best, first = self.values
+        other = "" if first is None else f", {first:.4g} with the settings as given"
+        trial = f"trial {self.best} of {self.trials.height:,}"
+        return f"TuneResult({trial}: {self.metric} {best:.4g}{other}; {self.artifact!r})"
 
     @property
     def values(self) -> tuple[float, float | None]:

@@ -46,7 +46,7 @@ from forecast.frequency import Grid
 from forecast.names import MAX_MAGNITUDE, SERIES_ID, TARGET, TIMESTAMP
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loaded:
     """A panel, and what reading it has settled and refused."""
 
@@ -61,6 +61,9 @@ class Loaded:
     counts: Counts
     stored_digest: str | None = None
     """The digest of the panel, if it is known."""
+
+    def __repr__(self) -> str:
+        return f"Loaded({self.panel!r}, {self.rejects.height:,} rejects)"
 
     @property
     def classes(self) -> tuple[str, ...] | None:

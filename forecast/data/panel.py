@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int64]
 RESOLUTION = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Panel:
     """Series of any length, end to end. S series, N steps in all; nothing is padded.
 
@@ -57,6 +57,13 @@ class Panel:
     """[S, categorical static covariates], 0 for a value that training did not see."""
     static_numbers: FloatArray
     """[S, numeric static covariates], NaN where missing."""
+
+    def __repr__(self) -> str:
+        if not self.n_series:
+            return f"Panel(0 series every {self.grid.frequency})"
+        first, last = self.grid.timestamps(np.array([self.start.min(), self.last_index])).to_list()
+        steps = f"{len(self.target):,} steps every {self.grid.frequency}"
+        return f"Panel({self.n_series:,} series, {steps}, {first} to {last})"
 
     def rows(self, first: int, last: int) -> "Panel":
         """Return the series from number `first` up to `last`, excluded, as views of the same buffers: a shard."""

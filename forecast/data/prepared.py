@@ -128,7 +128,7 @@ class Appended(Prepared):
     new_steps: int = 0
     """Steps that had no value before."""
     new_series: int = 0
-    revisions: pl.DataFrame = field(default_factory=pl.DataFrame)
+    revisions: pl.DataFrame = field(default_factory=pl.DataFrame, repr=False)
     """series_id, timestamp, before, after: targets of the past that the new rows state otherwise."""
 
 
