@@ -837,6 +837,11 @@ class OutputFolder(OutputConfig):
     """A folder; it is made if it does not exist."""
 
 
+def table_names(table: str) -> tuple[str, str, str]:
+    """Return the tables of output.sink=sql: forecasts, rejects, manifests."""
+    return table, f"{table}_rejects", f"{table}_manifests"
+
+
 class SinkConfig(OutputFolder):
     """Where forecasts and rejects are."""
 
@@ -845,7 +850,8 @@ class SinkConfig(OutputFolder):
     uri: Secret | None = None
     """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
-    """Its table; rejects go to the table of this name with _rejects behind it. Both are made if they do not exist."""
+    """Its table; rejects and manifests go to tables of this name with _rejects and _manifests behind it, and a view
+    with _latest shows the latest cutoff of each model. They are made if they do not exist."""
 
     @model_validator(mode="after")
     def _fits_the_sink(self) -> Self:
@@ -864,6 +870,9 @@ class ScoreOutput(SinkConfig):
     n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
     """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
     depend on each other as those of the errors did in validation."""
+    latest: bool = True
+    """Keep the forecasts of the latest cutoff in latest/MODEL.parquet of output.path too, for tools that read one file.
+    output.sink=sql has a view instead."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

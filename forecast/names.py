@@ -14,6 +14,10 @@ MEAN: Final = "mean"
 CLASS: Final = "class"
 SOURCE: Final = "source"
 MODEL_VERSION: Final = "model_version"
+MODEL_NAME: Final = "model_name"
+MODEL_DIGEST: Final = "model_digest"
+MODEL_COLUMNS: Final = (MODEL_NAME, MODEL_VERSION, MODEL_DIGEST)
+"""Of forecasts that are written: which model made them."""
 
 # Of scores, the last observed target of a window.
 OBSERVED_UNTIL: Final = "observed_until"

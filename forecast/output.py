@@ -1,9 +1,12 @@
 """What a scoring job leaves behind: for each cutoff forecasts, rejects, and a manifest that is written last.
 
-    .lock                                                       held by the job that writes here
-    shadow/                                                     all of this for the version of score.shadow
-    .staging/cutoff=.../forecasts/part-00007-1f2e....parquet    a shard that is complete; rejects beside forecasts
-    manifests/cutoff=....json                                   counts, versions, and what the sink holds
+    .lock                                                held by the job that writes here
+    shadow/                                              all of this for the version of score.shadow
+    .staging/KEY/forecasts/part-00007-1f2e....parquet    a shard that is complete; rejects beside forecasts
+    manifests/cutoff=....json                            counts, versions, and what the sink holds
+    latest/MODEL.parquet                                 the forecasts of the latest cutoff, for other tools
+
+KEY is a cutoff and a version of a model: several models may write here, each replaces its own forecasts only.
 
 Shards are staged, and given to the sink once all are there. A part's name has its key, a digest of all that its content
 follows from: so a job that was killed, at whatever moment, finds those that need not be made again.
@@ -35,13 +38,19 @@ from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ages import ENDED
 from forecast.data.io import UNREADABLE, write_parquet_atomic, write_text_atomic
 from forecast.data.known import carried_forward, lacking
+from forecast.data.latest import write_latest
 from forecast.data.load import Loaded, missing_known
+from forecast.data.manifests import LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.data.panel import Panel
-from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink, partition
+from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import (
+    CUTOFF,
     MEAN,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    MODEL_VERSION,
     REASON,
     SERIES_ID,
     SOURCE,
@@ -141,9 +150,13 @@ class Job:
         self._score, self._output, self.names, self._run_id = score, output, names, run_id
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
+        self._sink.check()
+        self._rows_written = False
         self._forward = self._runtime()
-        for half in (self.folder / "manifests").glob(".*.tmp"):  # What a kill has left.
+        for half in (self.folder / MANIFESTS).glob(".*.tmp"):  # What a kill has left.
             half.unlink()
+        for staging in (self.folder / ".staging").glob(f"{CUTOFF}=*"):  # An earlier release.
+            shutil.rmtree(staging, ignore_errors=True)
 
     def write(self, cutoff: int, progress: Progress | None = None) -> Output:
         """Write the forecasts from a grid index, unless they are there already.
@@ -162,39 +175,75 @@ class Job:
         panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [_digest(inputs, digest) for digest in digests]
-        data_digest, key = _digest(digests), _digest(inputs, keys, self._rows_digest(moment))
+        data_digest, digest = _digest(digests), _digest(inputs, keys)
         seconds = {"check": time.monotonic() - begun}
 
-        manifest = self.folder / "manifests" / f"{partition(moment)}.json"
-        staging = self.folder / ".staging" / partition(moment)
+        key = ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
+        manifest, staging = self.folder / MANIFESTS / key.manifest, self.folder / ".staging" / key.folder
         if self._score.force:
             shutil.rmtree(staging, ignore_errors=True)
         elif old := _read(manifest):
-            found = self._sink.found(moment)
-            same = old.get("key") == key and all(old.get(name) == value for name, value in found.items())
+            found = self._sink.found(key)
+            same = old.get("key") == digest and all(old.get(name) == value for name, value in found.items())
             if same and not (staging / _PUBLISHING).exists():
                 shutil.rmtree(staging, ignore_errors=True)
-                return Output(manifest, old, done_before=True, seconds=seconds)
+                self._write_rows()
+                return Output(manifest, self._confirmed(old, manifest), done_before=True, seconds=seconds)
             for name, expected in old.get("files", {}).items():
                 if found.get("files", {}).get(name, expected) != expected:
                     (self.folder / name).unlink()  # Changed or damaged since.
 
         update = self._update(cutoff)
-        parts, files = self._parts(cutoff, moment, keys, staging, update, seconds, progress)
+        parts, files = self._parts(cutoff, key, keys, staging, update, seconds, progress)
         begun = time.monotonic()
-        content = self._content(inputs | {"data_digest": data_digest, "key": key}, parts)
+        content = self._content(inputs | {"data_digest": data_digest, "key": digest}, parts)
+        content["columns"] = list(pl.read_parquet_schema(files[FORECASTS][0])) if files[FORECASTS] else []
         self._check_sources(content)
         if update:
             update.publish()  # What is not published yet is made from it again, and is the same.
+        self._write_rows()
         write_text_atomic("", staging / _PUBLISHING)
-        stored = self._sink.replace(moment, files, {FORECASTS: content["rows"]["written"], REJECTS: _total(content)})
-        content |= stored
+        content |= self._sink.replace(key, files, content)
         write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
-        self._sink.clean(moment, files)
+        self._sink.clean(key, files)
+        if legacy := legacy_key(self.folder, key):
+            (self.folder / MANIFESTS / legacy.manifest).unlink()
         (staging / _PUBLISHING).unlink()
         shutil.rmtree(staging)
         seconds |= {"publish": time.monotonic() - begun, "all": time.monotonic() - first}
         return Output(manifest, content, done_before=False, seconds=seconds)
+
+    def write_latest(self) -> None:
+        """Put the forecasts of the latest cutoff of this model into latest/, unless they are there."""
+        if self._output.latest and self._output.sink != "sql":
+            write_latest(self.folder, self._sink, self.names["model"])
+
+    def _confirmed(self, content: dict[str, Any], manifest: Path) -> dict[str, Any]:
+        """Return the manifest of forecasts that are there, made current again if another version's were."""
+        if self._sink.is_superseded(content):
+            content["current_since"] = datetime.now(UTC).isoformat()
+            self._sink.record(content)
+            write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
+        return content
+
+    def _write_rows(self) -> None:
+        """Put the rejects of reading in the place of those before: once, they are of no cutoff."""
+        if self._rows_written:
+            return
+        rejects = self._named(self.loaded.rejects, None).with_columns(
+            pl.lit(None, pl.String).alias(MODEL_VERSION), pl.lit(None, pl.String).alias(MODEL_DIGEST)
+        )
+        self._sink.replace_rows(self.names["model"], rejects, _frame_digest(rejects))
+        self._rows_written = True
+
+    def _named(self, rejects: pl.DataFrame, cutoff: datetime | None) -> pl.DataFrame:
+        """Return rejects with their cutoff and the names of the model, in columns as forecasts have them."""
+        return rejects.with_columns(
+            pl.lit(cutoff).cast(rejects.schema[TIMESTAMP]).alias(CUTOFF),
+            pl.lit(self.names["model_version"]).alias(MODEL_VERSION),
+            pl.lit(self.names["model"]).alias(MODEL_NAME),
+            pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST),
+        )
 
     def _runtime(self) -> Forward | None:
         """Return what runs the network if torch does not.
@@ -227,6 +276,7 @@ class Job:
         if self._score.state is not None:
             settings["state"] = "carried"
         return {
+            "layout": LAYOUT,
             "horizon": self.artifact.horizon,
             **self.names,
             "runtime": "torch" if self._forward is None else "onnx",
@@ -239,13 +289,6 @@ class Job:
             return None
         folder, digest = Path(self._score.state), self.names["model_digest"]
         return Update(folder, self.artifact, self.loaded.panel, cutoff, digest)
-
-    def _rows_digest(self, until: datetime | None = None) -> str:
-        """Return a digest of the rejects of reading; with `until`, without those that are later."""
-        rejects, buffer = self.loaded.rejects, io.BytesIO()
-        late = False if until is None else (pl.col(TIMESTAMP) > until).fill_null(False)
-        rejects.remove(late).write_parquet(buffer)
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
 
     def _shards(self) -> Iterator[Panel]:
         """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
@@ -279,7 +322,7 @@ class Job:
     def _parts(
         self,
         cutoff: int,
-        moment: datetime,
+        key: ForecastKey,
         keys: Sequence[str],
         staging: Path,
         update: Update | None,
@@ -290,18 +333,15 @@ class Job:
         folders = {kind: [staging / kind] for kind in KINDS}
         if not self._score.force:
             for kind in KINDS:
-                if final := self._sink.folder(kind, moment):
+                if final := self._sink.folder(kind, key):
                     folders[kind].append(final)
-        names = [f"part-{number:05d}-{key[:16]}.parquet" for number, key in enumerate(keys)]
-        rows = f"rows-{self._rows_digest()[:16]}.parquet"
-        wanted = {*names, rows}
+        names = [f"part-{number:05d}-{digest[:16]}.parquet" for number, digest in enumerate(keys)]
+        wanted = {*names}
         for kind in KINDS:
             for file in (staging / kind).glob("*"):
                 if file.name not in wanted:
                     file.unlink()
         seconds |= {"forecast": 0.0, "write": 0.0}
-        if _place(rows, folders[REJECTS]) is None:
-            write_parquet_atomic(self.loaded.rejects, staging / REJECTS / rows)
 
         parts: list[Part | Future[Part]] = []
         writing: Future[Part] | None = None
@@ -315,7 +355,7 @@ class Job:
                     seconds["forecast"] += time.monotonic() - begun
                     if writing:
                         writing.result()  # One at a time: memory is bounded, and an error ends the job.
-                    writing = writer.submit(self._write_part, made, update, staging, name, seconds)
+                    writing = writer.submit(self._write_part, made, key, update, staging, name, seconds)
                     parts.append(writing)
                     del made
                 else:
@@ -325,8 +365,7 @@ class Job:
                     progress(done)
             found = [part.result() if isinstance(part, Future) else part for part in parts]
         files: dict[Kind, list[Path]] = {
-            kind: [path for name in (rows, *names) if (path := _place(name, folders[kind])) is not None]
-            for kind in KINDS
+            kind: [path for name in names if (path := _place(name, folders[kind])) is not None] for kind in KINDS
         }
         return found, files
 
@@ -353,7 +392,13 @@ class Job:
         return _Made(forecasts, carried, state, counts)
 
     def _write_part(
-        self, made: _Made, update: Update | None, staging: Path, name: str, seconds: dict[str, float]
+        self,
+        made: _Made,
+        key: ForecastKey,
+        update: Update | None,
+        staging: Path,
+        name: str,
+        seconds: dict[str, float],
     ) -> Part:
         """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
         begun = time.monotonic()
@@ -362,7 +407,11 @@ class Job:
         numbers += map(sample_column, range(self._output.n_samples))
         frame, bounded = _within(made.forecasts.frame, numbers, self._output.min, self._output.max)
         assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
+        frame = frame.with_columns(
+            pl.lit(self.names["model"]).alias(MODEL_NAME), pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST)
+        )
         rejects = made.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
+        rejects = self._named(rejects, key.cutoff)
         part = Part(
             series=frame.height // self.artifact.horizon,
             rejected=rejects.height,
@@ -418,7 +467,7 @@ class Job:
             **versions,
             "trained_until": self.artifact.trained_until_timestamp.isoformat(),
             "run_id": self._run_id or None,
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "written_at": datetime.now(UTC).isoformat(),
             "series": {"in": counts.series_in, "forecast": series, "rejected": rejected},
             "rows": {
                 "in": counts.rows_in,
@@ -427,6 +476,7 @@ class Job:
                 "future": counts.rows_future,
                 "after_until": counts.rows_after_until,
                 "written": series * self.artifact.horizon,
+                "refused": sum(part.rejected for part in parts),
             },
             "sources": dict(sorted(sources.items())),
             "rejects": dict(sorted(rejects.items())),
@@ -496,8 +546,10 @@ def _read(manifest: Path) -> dict[str, Any]:
     return content
 
 
-def _total(content: dict[str, Any]) -> int:
-    return sum(content["rejects"].values())
+def _frame_digest(frame: pl.DataFrame) -> str:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def _counted(frame: pl.DataFrame, column: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from forecast.config import ServingSettings, load
 from forecast.data.rejects import SHOWN, offenders
 from forecast.errors import DataError, GatecastError
-from forecast.names import CUTOFF, MODEL_VERSION, REASON, SERIES_ID, TIMESTAMP
+from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, REASON, SERIES_ID, TIMESTAMP
 
 # What MLflow writes beside a model that it gets from the registry.
 _REGISTERED: Final = "registered_model_meta"
@@ -28,7 +28,17 @@ class GatecastModel(PythonModel):
 
         folder = Path(context.artifacts["model"])
         self._artifact = artifact.load(folder)
-        self._version = _version(folder) or artifact.digest(folder)
+        registered, digest = _registered(folder), artifact.digest(folder)
+        self._version = registered.get("model_version") or digest
+        self.lineage = {
+            "name": registered.get("model_name"),
+            "version": registered.get("model_version"),
+            "digest": digest,
+            "kind": self._artifact.kind,
+            "trained_until": self._artifact.trained_until_timestamp.isoformat(),
+            "parent_digest": self._artifact.parent_digest,
+        }
+        """Where the model comes from; name and version are None for one that is not from a registry."""
 
     def predict(
         self,
@@ -51,13 +61,17 @@ class GatecastModel(PythonModel):
         try:
             settings = load(ServingSettings, params or {})
             made = forecast_frame(self._artifact, model_input, max_age=settings.max_age, model_version=self._version)
+            frame = made.frame.with_columns(
+                pl.lit(self.lineage["name"], pl.String).alias(MODEL_NAME),
+                pl.lit(self.lineage["digest"]).alias(MODEL_DIGEST),
+            )
             if made.rejects.is_empty() or settings.rejects == "omit":
-                return made.frame.to_pandas()
+                return frame.to_pandas()
             if settings.rejects == "fail":
                 raise DataError(_described(made.rejects))
         except GatecastError as error:
             raise MlflowException(str(error), BAD_REQUEST) from error
-        return _with_rejects(made.frame, made.rejects, self._version)
+        return _with_rejects(frame, made.rejects, self._version)
 
 
 class Answer(pd.DataFrame):  # type: ignore[misc]
@@ -95,11 +109,10 @@ def _described(rejects: pl.DataFrame) -> str:
     return "\n".join([f"{rejects.height:,} rows or series are rejected (params: rejects=fail):", *lines])
 
 
-def _version(folder: Path) -> str | None:
-    """Return the number of the version that MLflow has got from the registry; None for a model from elsewhere."""
+def _registered(folder: Path) -> dict[str, str]:
+    """Return name and version of a model that MLflow has got from the registry; nothing for one from elsewhere."""
     try:
         content = yaml.safe_load((folder.parents[1] / _REGISTERED).read_text(encoding="utf-8"))
-        number = content["model_version"]
+        return {name: str(content[name]) for name in ("model_name", "model_version") if content[name] is not None}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    return None if number is None else str(number)
+        return {}

@@ -15,7 +15,19 @@ from scipy.special import ndtri
 from forecast.config import ReconcileSettings
 from forecast.data.io import column as literal
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.names import CUTOFF, MEAN, SERIES_ID, SOURCE, STEP, TARGET, TIMESTAMP, quantile_column
+from forecast.names import (
+    CUTOFF,
+    MEAN,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    MODEL_VERSION,
+    SERIES_ID,
+    SOURCE,
+    STEP,
+    TARGET,
+    TIMESTAMP,
+    quantile_column,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -475,7 +487,7 @@ def _frame(forecasts: pl.DataFrame, hierarchy: Hierarchy, values: Mapping[str, A
         SERIES_ID, LEVEL, pl.when(pl.col(LEVEL) == BOTTOM).then(SOURCE).otherwise(pl.lit(method)).alias(SOURCE)
     )
     said = said[np.repeat(np.arange(n), horizon)]
-    others = [name for name in ("model_version",) if name in forecasts.columns]
+    others = [name for name in (MODEL_VERSION, MODEL_NAME, MODEL_DIGEST) if name in forecasts.columns]
     return pl.DataFrame(
         [
             said[SERIES_ID],

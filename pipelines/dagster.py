@@ -28,7 +28,8 @@ from forecast.config import (
 )
 from forecast.data.ages import ENDED
 from forecast.data.io import UNREADABLE
-from forecast.data.sinks import FORECASTS, open_sink
+from forecast.data.manifests import FORECASTS, ForecastKey, current
+from forecast.data.sinks import open_sink
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.ledger_entry import moment_of
@@ -292,8 +293,7 @@ def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
     if content is None:
         return dict.fromkeys(CHECKS, Verdict(False, f"the manifest {manifest} can't be read"))
     output = config.output.model_copy(update={"path": str(Path(entry.folder, config.output.path))})
-    ((kind, found),) = open_sink(output).found(datetime.fromisoformat(content[CUTOFF])).items()
-    wrong = sorted(name for name in {*found, *content[kind]} if found.get(name) != content[kind].get(name))
+    wrong = _changed(open_sink(output).found(ForecastKey.of(content)), content)
     series, rows, limit = content["series"], content["rows"], config.data.max_reject_share
     kept = series["in"] == series["forecast"] + series["rejected"]
     complete = rows["written"] == series["forecast"] * content["horizon"]
@@ -317,20 +317,35 @@ def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
     }
 
 
+def _changed(found: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """Return what is not there as the manifest says it: files, tables, or the key that a database holds."""
+    changed = []
+    for kind, held in found.items():
+        named = content[kind]
+        if isinstance(held, dict):
+            changed += [name for name in {*held, *named} if held.get(name) != named.get(name)]
+        elif held != named:
+            changed.append(kind)
+    return sorted(changed)
+
+
 def _values(manifest: Path, content: dict[str, Any]) -> dict[str, Verdict]:
     """Return the verdicts on the numbers that were written."""
     if "files" not in content:
         return dict.fromkeys(("finite", "drift"), Verdict(True, "rows of tables are not read"))
     names = sorted(manifest.parent.glob("*.json"))
-    before = [_manifest(path) for path in names[: names.index(manifest)][-_HISTORY:]]
+    earlier = [other for path in names[: names.index(manifest)] if (other := _manifest(path))]
+    before = current(other for other in earlier if other.get("model") == content["model"])
+    before = [other for other in before if other[CUTOFF] != content[CUTOFF]][-_HISTORY:]
     try:
         frame = _forecasts(manifest, content).collect()
-        history = [_forecasts(manifest, other).collect() for other in before if other]
+        history = [_forecasts(manifest, other).collect() for other in before]
+        history = [rows for rows in history if (MEAN in rows.columns) == (MEAN in frame.columns)]
     except UNREADABLE as error:
         return dict.fromkeys(("finite", "drift"), Verdict(False, f"can't be read: {error}"))
     numbers = frame.select(pl.selectors.float())
     bad = numbers.select(pl.sum_horizontal(pl.all().is_finite().not_().fill_null(True).sum())).item()
-    psi = stability(frame, pl.concat(history)) if history else 0.0
+    psi = stability(frame, pl.concat(history, how="diagonal_relaxed")) if history else 0.0
     against = f"population stability index {psi:.3f} against {len(history)} cutoff(s) before; the limit is {_DRIFT}"
     return {
         "finite": Verdict(bad == 0, f"{bad:,} of {numbers.height * numbers.width:,} numbers are not finite"),

@@ -70,10 +70,10 @@ def run(config: MonitorConfig) -> Result:
     from pipelines.shared import open_registry, open_version, read_for
 
     settings = config.monitor
-    written = Written(config.scores)
+    written = Written(config.scores, model=config.registry.name)
     _check_model(config, written)
     shadow_path = Path(config.scores.path) / SHADOW
-    shadow = Written(SinkConfig(path=str(shadow_path))) if (shadow_path / "manifests").is_dir() else None
+    shadow = _shadow(shadow_path, config.registry.name)
     registry = open_registry(config)
     version, artifact = open_version(registry, config.registry.alias)
     # What came later is not read: nothing can peek at it.
@@ -153,13 +153,22 @@ def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, da
     return Result(summary(found, registry.name, path, why_not), found, breaches, rolled_back, start, path)
 
 
+def _shadow(folder: Path, model: str) -> "Written | None":
+    """Return the forecasts of the shadow of a model, None if there are none."""
+    from forecast.monitor import Written
+
+    if not (folder / "manifests").is_dir():
+        return None
+    shadow = Written(SinkConfig(path=str(folder)), model=model)
+    return shadow if shadow.contents else None
+
+
 def _check_model(config: MonitorConfig, written: "Written") -> None:
-    """Raise ConfigError for forecasts of another model."""
-    others = [content["model"] for content in written.contents if content["model"] != config.registry.name]
-    if others:
+    """Raise ConfigError if there are only forecasts of other models."""
+    if not written.contents:
         raise ConfigError(
-            f"registry.name={config.registry.name}, but {len(others):,} of {len(written.contents):,} cutoffs in "
-            f"{written.path} are of {listing(sorted(set(others)))}; set registry.name, or another scores.path"
+            f"registry.name={config.registry.name}, but the forecasts in {written.path} are of "
+            f"{listing(written.models)}; set registry.name, or another scores.path"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,11 @@ from pipelines.record import manifest_of, note, recorded
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.data.sinks import Kind
+    from forecast.data.manifests import ForecastKey, Kind
     from forecast.reconcile import Reconciled
 
-_MANIFESTS: Final = "manifests"
+_LINEAGE: Final = ("model", "model_version", "model_digest", "run_id", "trained_until")
+"""What is kept of the manifest of the forecasts."""
 
 
 @recorded(ReconcileConfig)
@@ -32,13 +34,14 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
     """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
     from forecast.data.folders import locked
     from forecast.data.io import collect, scan
+    from forecast.data.manifests import MANIFESTS, ForecastKey
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.reconcile import hierarchy_of, past_errors, reconcile
 
     settings, out = config.reconcile, Path(config.output.path)
     if out.resolve() == Path(settings.path).resolve():
         raise ConfigError("output.path and reconcile.path are the same folder; give the sums one of their own")
-    scored = _scored(settings)
+    scored = _scored(settings, config.registry.name)
     cutoff, latest = _chosen(scored, settings.cutoff)
     note(cutoff=cutoff)
     with locked(out):
@@ -64,27 +67,36 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
                 errors = past_errors(_stacked(past), actuals, hierarchy, ended)
             stage.note(series=len(hierarchy.series), sums=len(hierarchy.nodes) - len(hierarchy.series))
         key = _key(settings, latest, hierarchy.nodes, rows, errors)
-        manifest = out / _MANIFESTS / Path(latest["manifest"]).name
+        source = ForecastKey.of(latest)._replace(is_legacy=False)
+        manifest = out / MANIFESTS / source.manifest
         if _done(manifest, key, out):
             return manifest, f"cutoff {cutoff}: done before, nothing was written"
         with console.stage("reconcile") as stage:
             chosen = ReconcileSettings(**settings.model_dump(include=set(ReconcileSettings.model_fields)))
             made = reconcile(forecasts, hierarchy, chosen, errors=errors, ended=ended)
             stage.note(nodes=made.counts["nodes"])
-        _write(out, manifest, key, made, {CUTOFF: cutoff, "method": settings.method})
+        lineage = {name: latest.get(name) for name in _LINEAGE}
+        _write(out, source, key, made, {CUTOFF: cutoff, "method": settings.method, **lineage})
     console.table(made.summary)
     return manifest, _line(cutoff, settings, made, out)
 
 
-def _scored(settings: ReconcileSource) -> dict[str, dict[str, Any]]:
-    """Return the manifests of a scores folder by their cutoffs, the oldest first."""
-    found = {}
-    for file in sorted((Path(settings.path) / _MANIFESTS).glob("cutoff=*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        found[str(content["cutoff"])] = content | {"manifest": str(file)}
-    if not found:
+def _scored(settings: ReconcileSource, model: str) -> dict[str, dict[str, Any]]:
+    """Return the manifests of a scores folder by their cutoffs, the oldest first.
+
+    Of several models, those of `model`; of several versions that have forecast a cutoff, the one that is current.
+    """
+    from forecast.data.manifests import current, models_of, read_manifests
+
+    contents = read_manifests(Path(settings.path))
+    if not contents:
         raise DataError(f"reconcile.path={settings.path}: no forecasts; give the output.path of `forecast score`")
-    return dict(sorted(found.items()))
+    models = models_of(contents)
+    if len(models) > 1:
+        contents = [content for content in contents if content["model"] == model]
+    if not contents:
+        raise ConfigError(f"reconcile.path={settings.path}: has forecasts of {listing(models)}; set registry.name")
+    return {str(content["cutoff"]): content for content in current(contents)}
 
 
 def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[str, dict[str, Any]]:
@@ -177,12 +189,12 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write(folder: Path, manifest: Path, key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
-    """Write the forecasts, then the manifest, and remove what it replaces."""
+def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
+    """Write the forecasts, then the manifest, and remove what it replaces: all of this cutoff and model."""
     from forecast.data.io import write_parquet_atomic, write_text_atomic
-    from forecast.data.sinks import FORECASTS
+    from forecast.data.manifests import FORECASTS, MANIFESTS, partition
 
-    part = folder / FORECASTS / manifest.stem / f"part-00000-{key[:16]}.parquet"
+    part = folder / FORECASTS / source.folder / f"part-00000-{key[:16]}.parquet"
     write_parquet_atomic(made.frame, part)
     content = {
         **facts,
@@ -192,7 +204,16 @@ def _write(folder: Path, manifest: Path, key: str, made: "Reconciled", facts: di
         "incoherence": made.incoherence,
         "files": {str(part.relative_to(folder)): _sha256(part)},
     }
+    manifest = folder / MANIFESTS / source.manifest
     write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
+    for other in manifest.parent.glob(f"{partition(source.cutoff)}.*json"):
+        before = json.loads(other.read_text(encoding="utf-8"))
+        if other != manifest and before.get("model") in (None, source.model):
+            other.unlink()
+            for name in before["files"]:
+                (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (folder / name).parent.rmdir()
     for file in part.parent.iterdir():
         if file.name != part.name:
             file.unlink()

@@ -303,7 +303,7 @@ class Replay:
         import polars as pl
 
         found = pl.scan_parquet(self._folder / "scores" / "forecasts", hive_partitioning=False)
-        keys = ["series_id", "timestamp", "cutoff"]
+        keys = ["series_id", "timestamp", "cutoff", "model_version"]
         made = found.select(keys).collect()
         return {
             "rows": len(made),

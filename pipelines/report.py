@@ -1,15 +1,14 @@
 """`forecast report`: a version, a run, or forecasts -> one page that works offline."""
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import RegistryConfig, ReportConfig, ReportSettings
-from forecast.errors import ConfigError, DataError, RegistryError
+from forecast.errors import ConfigError, DataError, RegistryError, listing
 from pipelines import console
 from pipelines.compose import verb_config
 
@@ -257,13 +256,18 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     """Return the latest cutoffs of a folder that scoring has written."""
     import polars as pl
 
-    from forecast.data.sinks import FORECASTS, REJECTS
+    from forecast.data.manifests import current, models_of, read_manifests
+    from forecast.data.sinks import ParquetSink
     from forecast.names import CUTOFF
     from forecast.registry import Registry
 
-    manifests = (folder / "manifests").glob(f"{CUTOFF}=*.json")
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in manifests]
-    contents.sort(key=lambda content: datetime.fromisoformat(content[CUTOFF]).timestamp())
+    contents = read_manifests(folder)
+    models = models_of(contents)
+    if len(models) > 1:
+        contents = [content for content in contents if content["model"] == registry.name]
+        if not contents:
+            raise ConfigError(f"report.scores={folder}: has forecasts of {listing(models)}; set registry.name")
+    contents = current(contents)
     moments = [datetime.fromisoformat(content[CUTOFF]) for content in contents]
     if settings.cutoff is not None:
         wanted = settings.cutoff
@@ -278,11 +282,11 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
         raise ConfigError(f"report.scores={folder}: its forecasts are in tables (output.sink); Parquet files are read")
     latest = contents[-1]
 
-    def scan(kind: str, *among: dict[str, dict[str, str]]) -> pl.LazyFrame:
-        files = [folder / name for content in among for name in content["files"] if name.startswith(f"{kind}/")]
-        frames = [pl.scan_parquet(file, glob=False, hive_partitioning=False) for file in files]
+    def joined(frames: "Iterable[pl.LazyFrame]") -> pl.LazyFrame:
         return pl.concat([frame.select(pl.exclude("^sample_\\d+$")) for frame in frames], how="diagonal_relaxed")
 
+    sink = ParquetSink(folder)
+    forecasts = (frame for content in contents for frame in sink.forecasts(content))
     own = Registry(registry.model_copy(update={"name": latest["model"]}))
     version = own.find(latest["model_version"])
     there = version is not None and version.digest == latest["model_digest"]
@@ -292,7 +296,7 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
         subtitle=f"From the cutoff {latest[CUTOFF]}, and the {len(contents) - 1} before it"
         if len(contents) > 1
         else f"From the cutoff {latest[CUTOFF]}",
-        tables={_FORECASTS: scan(FORECASTS, *contents), "rejects": scan(REJECTS, latest)},
+        tables={_FORECASTS: joined(forecasts), "rejects": joined(sink.rejects(latest))},
         job="score",
         registry=own if there else None,
         version=version if there else None,

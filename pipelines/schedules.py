@@ -17,7 +17,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load
+from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load, table_names
 from forecast.errors import ConfigError
 from pipelines.compose import compose, written_mapping, yaml_mapping
 from pipelines.notify import NotifyConfig
@@ -254,7 +254,7 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     written = written_mapping(path, "schedule.path")
     mistakes: list[str] = []
     schedules: dict[str, Schedule] = {}
-    outputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}  # What is written, and which schedule writes it.
     for name, values in file.schedules.items():
         try:
             shared = {"time_zone": file.time_zone, "overrides": []} | values
@@ -263,12 +263,14 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
             kept += _kept(schedule.flow, written.get("schedules", {}).get(name), shared["overrides"])
             schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(kept)})
             verb = compose(schedule.flow, schedule.settings(datetime.now(UTC)))
-            output = _output(load(FLOWS[schedule.flow], verb))
+            places = _outputs(load(FLOWS[schedule.flow], verb))
         except ConfigError as error:
             mistakes.append(f"{name}: {error}".replace("\n", "\n  "))
             continue
-        if output and outputs.setdefault(output, name) != name:
-            mistakes.append(f"{name}: writes {output}, as {outputs[output]} does; choose another output.path")
+        for place, setting in places.items():
+            if outputs.setdefault(place, name) != name:
+                mistakes.append(f"{name}: writes {place}, as {outputs[place]} does; choose another {setting}")
+                break
     if mistakes:
         raise ConfigError(f"{path}: {len(mistakes)} schedule(s) are wrong:\n  " + "\n  ".join(mistakes))
     if not schedules:
@@ -301,10 +303,15 @@ def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:
     return found
 
 
-def _output(config: JobConfig) -> str | None:
-    """Return where a job writes: a folder, or a table."""
+def _outputs(config: JobConfig) -> dict[str, str]:
+    """Return where a job writes, and the setting that says so: a folder, and the tables of a database."""
     output = getattr(config, "output", None)
     if output is None or output.path is None:
-        return None
-    uri = getattr(output, "uri", None)
-    return f"the table {output.table}" if uri else str(Path(output.path).resolve())
+        return {}
+    places = {str(Path(output.path).resolve()): "output.path"}
+    if uri := getattr(output, "uri", None):
+        from forecast.data.sql import database_of
+
+        database = database_of(uri.get_secret_value())
+        places |= {f"the table {table} of {database}": "output.table" for table in table_names(output.table)}
+    return places

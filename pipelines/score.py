@@ -88,6 +88,8 @@ def run(config: ScoreConfig) -> Scored:
             _warn_in_sample(version, artifact, cutoffs)
             job = Job(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)
             outputs, failed = _write(job, cutoffs, "score")
+            if outputs:
+                job.write_latest()
             line = ""
             if other:
                 try:  # The forecasts above are there, whatever becomes of these.

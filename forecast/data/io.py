@@ -427,8 +427,11 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
 
 
 @contextmanager
-def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
-    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well."""
+def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well.
+
+    `metadata` is put into its footer.
+    """
     from pyarrow import parquet
 
     writer: parquet.ParquetWriter | None = None
@@ -437,6 +440,7 @@ def parquet_blocks(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
         def write(frame: pl.DataFrame) -> None:
             nonlocal writer
             rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            rows = rows.replace_schema_metadata(dict(metadata or {}))
             writer = writer or parquet.ParquetWriter(file, rows.schema, compression="zstd")
             writer.write_table(rows, row_group_size=_GROUP_ROWS)
 

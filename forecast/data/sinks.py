@@ -1,55 +1,69 @@
 """Where forecasts and rejects go: folders of Parquet files, Delta Lake tables, or tables of a database.
 
-A sink is given the files of one cutoff once all of them are complete on this disk, and puts their rows in the place of
-those that it held of that cutoff.
+A sink is given the files of one cutoff and model once all of them are complete on this disk, and puts their rows in
+the place of those that it held of both. Rows of other models stay as they are. Rejects of reading are of no cutoff:
+those of the present panel take the place of those before.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import polars as pl
 
 from forecast.config import SinkConfig
 from forecast.data.folders import check_writable
-from forecast.data.io import sync_folder
-from forecast.data.sql import rows_where, transaction
-from forecast.errors import ConfigError, OutputError, listing
-from forecast.names import CUTOFF, SERIES_ID, STEP, TIMESTAMP
+from forecast.data.io import UNREADABLE, sync_folder, write_parquet_atomic
+from forecast.data.manifests import FORECASTS, KINDS, REJECTS, ForecastKey, Kind, file_name, is_superseded, legacy_key
+from forecast.errors import OutputError, listing
+from forecast.names import CUTOFF
 
-Kind = Literal["rejects", "forecasts"]
-FORECASTS: Final = "forecasts"
-REJECTS: Final = "rejects"
-KINDS: Final[tuple[Kind, ...]] = (REJECTS, FORECASTS)
-"""In the order in which they are written."""
+__all__ = ["FORECASTS", "KINDS", "REJECTS", "Files", "Kind", "ParquetSink", "Sink", "open_sink"]
 
 Files = Mapping[Kind, Sequence[Path]]
-"""Parquet files with the rows of one cutoff, in order."""
+"""Parquet files with the rows of one cutoff and model, in order; there may be none of rejects."""
+
+_ROWS: Final = "rows"
 
 
 class Sink(Protocol):
-    """Takes the rows of one cutoff after the other."""
+    """Takes the rows of one cutoff and model after the other."""
 
-    def folder(self, kind: Kind, cutoff: datetime) -> Path | None:
-        """Return where the files of a cutoff are in the end, None if they do not stay."""
+    def check(self) -> None:
+        """Raise OutputError if there are tables that can't take forecasts."""
 
-    def found(self, cutoff: datetime) -> dict[str, Any]:
-        """Return what is there of a cutoff, as the manifest says it."""
+    def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
+        """Return where the files of a key are in the end, None if they do not stay."""
 
-    def replace(self, cutoff: datetime, files: Files, rows: Mapping[Kind, int]) -> dict[str, Any]:
-        """Write the rows of these files, which are so many; return what is there then, as `found` does.
+    def found(self, key: ForecastKey) -> dict[str, Any]:
+        """Return what is there of a key, as the manifest says it."""
 
-        They are counted again where they then are. Raises OutputError if they are others, or can't be written.
+    def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the rows of these files, whose manifest has this `content`; return what is there then, as `found` does.
+
+        Rows are counted again where they then are. Raises OutputError if they are others than `content` says, or
+        can't be written.
         """
 
-    def clean(self, cutoff: datetime, files: Files) -> None:
+    def is_superseded(self, content: Mapping[str, Any]) -> bool:
+        """Return whether another version of the model has forecast the cutoff later, as far as the sink knows."""
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Keep the new `content` of a manifest whose rows are there, where the sink keeps manifests."""
+
+    def clean(self, key: ForecastKey, files: Files) -> None:
         """Remove what is left of an earlier run, once the manifest names the new files."""
 
+    def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
+        """Put the rejects of reading, with this digest, in the place of those of this model that are there."""
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the forecasts of the cutoff whose manifest has this `content`, some series at a time."""
+        """Yield the forecasts whose manifest has this `content`, some series at a time."""
+
+    def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rejects of the cutoff in a manifest, and those of reading."""
 
 
 def open_sink(output: SinkConfig, group: str = "output") -> Sink:
@@ -57,6 +71,8 @@ def open_sink(output: SinkConfig, group: str = "output") -> Sink:
 
     `group` is that of the settings. Raises ConfigError and OutputError.
     """
+    from forecast.data.table_sinks import DeltaSink, SqlSink
+
     folder = Path(output.path)
     held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
     is_delta = any((folder / kind / "_delta_log").is_dir() for kind in KINDS)
@@ -69,31 +85,25 @@ def open_sink(output: SinkConfig, group: str = "output") -> Sink:
     if output.sink == "delta":
         return DeltaSink(folder)
     assert output.uri is not None
-    return SqlSink(output.uri.get_secret_value(), output.table, f"{group}.uri")
-
-
-def partition(cutoff: datetime) -> str:
-    """Return the name of the folder of a cutoff, as hive tables name it: a colon is %3A.
-
-    >>> partition(datetime(2024, 1, 31, 23))
-    'cutoff=2024-01-31T23%3A00%3A00'
-    """
-    return f"{CUTOFF}={cutoff:%Y-%m-%dT%H%%3A%M%%3A%S%z}"
+    return SqlSink(output.uri.get_secret_value(), output.table, f"{group}.uri", folder)
 
 
 class ParquetSink:
-    """Files in folders FORECASTS and REJECTS, each with a folder per cutoff."""
+    """Files in folders FORECASTS and REJECTS, each with a folder per cutoff and model."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def folder(self, kind: Kind, cutoff: datetime) -> Path | None:
-        """Return the folder of a cutoff."""
-        return self._folder / kind / partition(cutoff)
+    def check(self) -> None:
+        """Do nothing: files of any columns stand beside each other."""
 
-    def found(self, cutoff: datetime) -> dict[str, Any]:
+    def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
+        """Return the folder of a key."""
+        return self._folder / kind / key.folder
+
+    def found(self, key: ForecastKey) -> dict[str, Any]:
         """Return the SHA-256 of each file."""
-        return self._hashes(self._files(cutoff))
+        return self._hashes(self._files(key))
 
     def _hashes(self, files: Iterable[Path]) -> dict[str, Any]:
         hashes = {}
@@ -102,155 +112,100 @@ class ParquetSink:
                 hashes[str(file.relative_to(self._folder))] = hashlib.file_digest(opened, "sha256").hexdigest()
         return {"files": hashes}
 
-    def replace(self, cutoff: datetime, files: Files, rows: Mapping[Kind, int]) -> dict[str, Any]:
+    def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
         """Move the files beside those that are there."""
-        every: list[Path] = []
+        placed: list[Path] = []
         for kind in KINDS:
-            target = self._folder / kind / partition(cutoff)
-            check_writable(target)
+            target = self._folder / kind / key.folder
             moved = [target / file.name for file in files[kind]]
             try:
-                for file, place in zip(files[kind], moved, strict=True):
-                    file.replace(place)
-                sync_folder(target)
-                sync_folder(target.parent)
+                if moved:
+                    check_writable(target)
+                    for file, place in zip(files[kind], moved, strict=True):
+                        file.replace(place)
+                    sync_folder(target)
+                    sync_folder(target.parent)
             except OSError as error:
-                raise OutputError(f"can't move the files of {partition(cutoff)} to {target}: {error}") from error
-            _check(kind, sum(_scan(file).select(pl.len()).collect().item() for file in moved), rows)
-            every += moved
-        return self._hashes(sorted(every))
+                raise OutputError(f"can't move the files of {key.folder} to {target}: {error}") from error
+            count = sum(scan_file(file).select(pl.len()).collect().item() for file in moved)
+            check_rows(kind, count, content)
+            placed += moved
+        return self._hashes(sorted(placed))
 
-    def clean(self, cutoff: datetime, files: Files) -> None:
-        """Remove other files than those that were moved."""
+    def is_superseded(self, content: Mapping[str, Any]) -> bool:
+        """Return whether a manifest in the folder says so."""
+        return is_superseded(self._folder, content)
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Do nothing: the manifests are in the folder."""
+
+    def clean(self, key: ForecastKey, files: Files) -> None:
+        """Remove other files than those that were moved, and those of the layout before."""
         names = {(kind, file.name) for kind in KINDS for file in files[kind]}
-        for file in self._files(cutoff):
+        for file in self._files(key):
             if (file.parts[-3], file.name) not in names:
                 file.unlink()
+        for kind in KINDS:
+            if not files[kind] and (folder := self._folder / kind / key.folder).is_dir():
+                folder.rmdir()
+            if legacy := legacy_key(self._folder, key):
+                shutil.rmtree(self._folder / kind / legacy.folder, ignore_errors=True)
+
+    def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
+        """Write a file whose name has the digest, and remove the one before."""
+        file = self._rows_folder(model) / f"{_ROWS}-{digest[:16]}.parquet"
+        if not _holds(file, rejects):
+            write_parquet_atomic(rejects, file)
+        for other in file.parent.iterdir():
+            if other.name != file.name:
+                other.unlink()
 
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of each file that the manifest names. Raises OutputError if one is not there."""
-        files = [self._folder / name for name in content["files"] if Path(name).parts[0] == FORECASTS]
+        yield from map(scan_file, self._named(content, FORECASTS))
+
+    def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rows of each file that the manifest names, and of those of reading."""
+        is_legacy = ForecastKey.of(content).is_legacy  # Those of reading are among the files of the cutoff.
+        rows = [] if is_legacy else sorted(self._rows_folder(content["model"]).glob("*.parquet"))
+        yield from map(scan_file, [*self._named(content, REJECTS), *rows])
+
+    def _named(self, content: Mapping[str, Any], kind: Kind) -> list[Path]:
+        files = [self._folder / name for name in content["files"] if Path(name).parts[0] == kind]
         if gone := [file for file in files if not file.is_file()]:
             raise OutputError(
                 f"{len(gone):,} of {len(files):,} files of the cutoff {content[CUTOFF]} are gone: {listing(gone)}; "
                 f"score it again (score.cutoff={content[CUTOFF]})"
             )
-        yield from map(_scan, files)
+        return files
 
-    def _files(self, cutoff: datetime) -> list[Path]:
-        return sorted(file for kind in KINDS for file in (self._folder / kind / partition(cutoff)).glob("*"))
+    def _files(self, key: ForecastKey) -> list[Path]:
+        return sorted(file for kind in KINDS for file in (self._folder / kind / key.folder).glob("*"))
 
-
-class _TableSink:
-    """Tables with a column `cutoff`; their files are not ours."""
-
-    def folder(self, kind: Kind, cutoff: datetime) -> Path | None:  # noqa: ARG002
-        """Return None: the files go once their rows are in the tables."""
-        return None
-
-    def clean(self, cutoff: datetime, files: Files) -> None:
-        """Do nothing: the tables hold no rows but the new ones."""
+    def _rows_folder(self, model: str) -> Path:
+        return self._folder / REJECTS / f"{_ROWS}.{file_name(model)}"
 
 
-class DeltaSink(_TableSink):
-    """Delta Lake tables FORECASTS and REJECTS in a folder, partitioned by cutoff; a commit each replaces a cutoff."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            import deltalake
-        except ImportError:
-            raise ConfigError("output.sink=delta needs: pip install 'gatecast[delta]'") from None
-        self._delta = deltalake
-
-    def found(self, cutoff: datetime) -> dict[str, Any]:
-        """Return the rows of each table."""
-        return {"tables": {kind: self._rows(kind, cutoff) for kind in KINDS}}
-
-    def replace(self, cutoff: datetime, files: Files, rows: Mapping[Kind, int]) -> dict[str, Any]:
-        """Overwrite the cutoff in each table."""
-        import pyarrow as pa
-
-        for kind in KINDS:
-            path = self._folder / kind
-            frames = _frames(files[kind], cutoff)
-            first = next(frames)
-            schema = _arrow(first).schema
-            batches = (batch for frame in chain([first], frames) for batch in _arrow(frame).to_batches())
-            there = self._delta.DeltaTable.is_deltatable(str(path))
-            moment = cutoff.astimezone(UTC) if cutoff.tzinfo else cutoff
-            try:
-                self._delta.write_deltalake(
-                    str(path),
-                    pa.RecordBatchReader.from_batches(schema, batches),
-                    mode="overwrite",
-                    partition_by=[CUTOFF],
-                    predicate=f"{CUTOFF} = '{moment}'" if there else None,
-                )
-            except (self._delta.exceptions.DeltaError, pa.ArrowException, OSError) as error:
-                raise OutputError(f"the Delta Lake table {path} can't be written: {error}") from error
-            _check(kind, self._rows(kind, cutoff), rows)
-        return {"tables": dict(rows)}
-
-    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of the cutoff."""
-        yield self._scan(FORECASTS, datetime.fromisoformat(content[CUTOFF]))
-
-    def _rows(self, kind: Kind, cutoff: datetime) -> int:
-        if not self._delta.DeltaTable.is_deltatable(str(self._folder / kind)):
-            return 0
-        return int(self._scan(kind, cutoff).select(pl.len()).collect().item())
-
-    def _scan(self, kind: Kind, cutoff: datetime) -> pl.LazyFrame:
-        same = pl.col(CUTOFF).dt.epoch() == pl.lit(cutoff).dt.epoch()
-        return pl.scan_delta(str(self._folder / kind)).filter(same)
+def _holds(file: Path, frame: pl.DataFrame) -> bool:
+    try:
+        return pl.read_parquet(file, hive_partitioning=False).equals(frame)
+    except (*UNREADABLE, OSError):
+        return False
 
 
-class SqlSink(_TableSink):
-    """Two tables of a database; one transaction replaces a cutoff in both."""
-
-    def __init__(self, uri: str, table: str, key: str) -> None:
-        self._uri, self._tables, self._key = uri, {FORECASTS: table, REJECTS: f"{table}_{REJECTS}"}, key
-        with transaction(uri, key):
-            pass  # It answers.
-
-    def found(self, cutoff: datetime) -> dict[str, Any]:
-        """Return the rows of each table."""
-        with transaction(self._uri, self._key) as database:
-            return {"tables": {kind: database.rows(self._tables[kind], CUTOFF, cutoff) for kind in KINDS}}
-
-    def replace(self, cutoff: datetime, files: Files, rows: Mapping[Kind, int]) -> dict[str, Any]:
-        """Delete and insert in one transaction, in which rows are counted too."""
-        with transaction(self._uri, self._key) as database:
-            for kind in KINDS:
-                frames = _frames(files[kind], cutoff)
-                first = next(frames)
-                key = (CUTOFF, SERIES_ID, STEP) if kind == FORECASTS else ()
-                database.create(self._tables[kind], first.schema, key)
-                database.replace(self._tables[kind], CUTOFF, cutoff, chain([first], frames))
-                _check(kind, database.rows(self._tables[kind], CUTOFF, cutoff), rows)
-        return {"tables": dict(rows)}
-
-    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of the cutoff."""
-        yield rows_where(self._uri, self._tables[FORECASTS], CUTOFF, datetime.fromisoformat(content[CUTOFF]))
-
-
-def _scan(file: Path) -> pl.LazyFrame:
+def scan_file(file: Path) -> pl.LazyFrame:
+    """Return the rows of one Parquet file, whatever its folder is called."""
     return pl.scan_parquet(file, glob=False, hive_partitioning=False)
 
 
-def _frames(files: Sequence[Path], cutoff: datetime) -> Iterator[pl.DataFrame]:
-    """Yield the rows of each file, with their cutoff."""
-    dtype = _scan(files[0]).collect_schema()[TIMESTAMP]
-    for file in files:
-        yield _scan(file).with_columns(pl.lit(cutoff).cast(dtype).alias(CUTOFF)).collect()
+def expected_rows(kind: Kind, content: Mapping[str, Any]) -> int:
+    """Return how many rows of a kind the cutoff of a manifest has; rejects of reading are of no cutoff."""
+    return int(content["rows"]["written"] if kind == FORECASTS else content["rows"]["refused"])
 
 
-def _arrow(frame: pl.DataFrame) -> Any:
-    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _check(kind: Kind, found: int, rows: Mapping[Kind, int]) -> None:
-    if found != rows[kind]:
-        raise OutputError(f"{found:,} rows of {kind} were found after writing {rows[kind]:,}; score again")
+def check_rows(kind: Kind, count: int, content: Mapping[str, Any]) -> None:
+    """Raise OutputError for another number of rows than the manifest says."""
+    if count != expected_rows(kind, content):
+        raise OutputError(
+            f"{count:,} rows of {kind} were found after writing {expected_rows(kind, content):,}; score again"
+        )

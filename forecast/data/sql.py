@@ -24,7 +24,7 @@ from forecast.data.deadlines import Deadline, TimedConnection
 from forecast.data.folders import make_private
 from forecast.data.io import spool
 from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
-from forecast.names import TIMESTAMP
+from forecast.names import CUTOFF, TIMESTAMP
 from forecast.redaction import without_password
 
 if TYPE_CHECKING:
@@ -69,14 +69,18 @@ def read_sql(uri: str, query: str, columns: Collection[str] | None = None) -> pl
     return rows
 
 
-def rows_where(uri: str, table: str, column: str, value: datetime) -> pl.LazyFrame:
-    """Return the rows of a table that `Database.replace` wrote whose `column` is `value`, timestamps as such.
+def rows_where(uri: str, table: str, condition: str, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return some columns of the rows of a table that fulfil a condition, timestamps of SQLite as such.
 
     Raises as `read_sql`.
     """
-    rows = read_sql(uri, f'select * from "{table}" where "{column}" = {_literal(value)}')
-    form = "%Y-%m-%d %H:%M:%S" + "%z" * (value.tzinfo is not None)
-    texts = [name for name, kind in rows.collect_schema().items() if kind == pl.String and name in (column, TIMESTAMP)]
+    chosen = ", ".join(quoted_names(columns)) or "*"
+    rows = read_sql(uri, f'select {chosen} from "{table}" where {condition}')
+    texts = [name for name, kind in rows.collect_schema().items() if kind == pl.String and name in (CUTOFF, TIMESTAMP)]
+    if not texts:
+        return rows
+    first = rows.select(pl.coalesce(pl.col(name).drop_nulls().first() for name in texts)).collect().item()
+    form = "%Y-%m-%d %H:%M:%S%.f" + "%z" * (first is not None and first.endswith("+00:00"))
     return rows.with_columns(pl.col(texts).str.to_datetime(form, time_unit="us"))
 
 
@@ -192,6 +196,19 @@ def _postgres_message(error: Exception, secrets: list[str]) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip(" ^"))
 
 
+def database_of(uri: str) -> str:
+    """Return which database a URI is of, in one way of writing it and without user and password.
+
+    >>> database_of("postgresql+psycopg://me:x@db/any"), database_of("postgres://db:5432/any?sslmode=require")
+    ('postgresql://db:5432/any', 'postgresql://db:5432/any')
+    """
+    if not _is_postgresql(uri, "output.uri"):
+        return f"sqlite:///{_sqlite_file(uri, 'output.uri').resolve()}"
+    address = uri.partition("://")[2].partition("?")[0].rpartition("@")[2]
+    host, _, name = address.partition("/")
+    return f"postgresql://{host if re.search(r':[0-9]+$', host) else f'{host}:5432'}/{name}"
+
+
 def _secrets(uri: str) -> list[str]:
     """Return what must not be shown, longest first: passwords as they are written and as they are meant."""
     found = re.findall(r"://[^:@]*:(.*)@", uri)
@@ -215,7 +232,7 @@ def _read_sqlite(uri: str, query: str, columns: Collection[str] | None) -> pl.La
             odd = _repeated_names(every, columns)
             types = _sqlite_types(connection, [name for name in every if name not in odd], given, columns)
             schema = pa.schema(list(types.items()))
-            chosen = ", ".join(_quoted(types))
+            chosen = ", ".join(quoted_names(types))
             return spool(_sqlite_batches(connection.execute(f"{given} {chosen} from given"), schema), schema)
     except sqlite3.Error as error:
         raise DataError(f"data.query at {uri}: {error}") from None
@@ -236,7 +253,7 @@ def _sqlite_types(
     import pyarrow as pa
 
     kinds = "case typeof({}) when 'null' then 0 when 'integer' then 1 when 'real' then 2 when 'text' then 3 else 4 end"
-    quoted = _quoted(names)
+    quoted = quoted_names(names)
     chosen = ", ".join(f"max({kinds.format(name)})" for name in quoted)
     widest = [kind or 0 for kind in connection.execute(f"{given} {chosen} from given").fetchone()]
     kinds_of = dict(zip(names, widest, strict=True))
@@ -286,6 +303,11 @@ class Database:
     def __init__(self, cursor: Any, *, postgresql: bool) -> None:
         self._cursor, self._postgresql = cursor, postgresql
 
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether it is PostgreSQL, else SQLite."""
+        return self._postgresql
+
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Run a statement with a `?` for each value; return its rows, if it gives any, by the names of columns."""
         if self._postgresql:
@@ -324,24 +346,15 @@ class Database:
             query = f"select exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
         return bool(self._one(query))
 
-    def create(self, table: str, schema: pl.Schema, key: Sequence[str] = ()) -> None:
-        """Make a table if there is none. Raises OutputError if there is one with other columns."""
-        columns = [f"{name} {_sql_type(dtype)}" for name, dtype in zip(_quoted(schema), schema.dtypes(), strict=True)]
-        columns += [f"primary key ({', '.join(_quoted(key))})"] if key else []
-        self._cursor.execute(f'create table if not exists "{table}" ({", ".join(columns)})')
+    def columns(self, table: str) -> list[str]:
+        """Return the names of the columns of a table; none if there is no such table."""
+        if not self.has_table(table):
+            return []
         self._cursor.execute(f'select * from "{table}" limit 0')
-        found = [column[0] for column in self._cursor.description]
-        if set(found) != set(schema):
-            raise OutputError(
-                f"its table {table} has the columns {listing(found, 30)}, where {listing(schema, 30)} are to be "
-                "written; choose another output.table"
-            )
-        if self._postgresql:  # Others who write wait here; readers see what was there before.
-            self._cursor.execute(f'lock table "{table}" in share row exclusive mode')
+        return [column[0] for column in self._cursor.description]
 
-    def replace(self, table: str, column: str, value: datetime, frames: Iterable[pl.DataFrame]) -> None:
-        """Put rows in the place of those whose `column` is `value`."""
-        self._cursor.execute(f'delete from "{table}" where "{column}" = {_literal(value)}')
+    def insert(self, table: str, frames: Iterable[pl.DataFrame]) -> None:
+        """Add rows; columns of the table that they lack are null."""
         for frame in frames:
             if self._postgresql:
                 rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -351,14 +364,14 @@ class Database:
                 times = [
                     _as_text(name, dtype) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime)
                 ]
-                into = f'insert into "{table}" ({", ".join(_quoted(frame.columns))}) values ({marks})'
+                into = f'insert into "{table}" ({", ".join(quoted_names(frame.columns))}) values ({marks})'
                 self._cursor.executemany(into, frame.with_columns(times).iter_rows())
 
-    def rows(self, table: str, column: str, value: datetime) -> int:
-        """Return how many rows have this value; 0 if there is no such table."""
+    def rows(self, table: str, condition: str) -> int:
+        """Return how many rows fulfil a condition; 0 if there is no such table."""
         if not self.has_table(table):
             return 0
-        return int(self._one(f'select count(*) from "{table}" where "{column}" = {_literal(value)}'))
+        return int(self._one(f'select count(*) from "{table}" where {condition}'))
 
     def _one(self, query: str) -> Any:
         self._cursor.execute(query)
@@ -410,23 +423,28 @@ def transaction(
         raise OutputError(f"{key}={uri}: {error}") from None
 
 
-def _sql_type(dtype: pl.DataType) -> str:
+def sql_type(dtype: pl.DataType) -> str:
+    """Return the type of a column in both databases."""
     if isinstance(dtype, pl.Datetime):
         return "timestamp with time zone" if dtype.time_zone else "timestamp"
-    return {pl.String(): "text", pl.Int32(): "integer"}.get(dtype, "double precision")
+    return {pl.String(): "text", pl.Int32(): "integer", pl.Int64(): "bigint"}.get(dtype, "double precision")
 
 
-def _quoted(names: Iterable[str]) -> list[str]:
+def quoted_names(names: Iterable[str]) -> list[str]:
+    """Return names as SQL writes them."""
     return ['"{}"'.format(name.replace('"', '""')) for name in names]
 
 
-def _literal(moment: datetime) -> str:
-    """Return a moment as both databases compare it: SQLite, which knows no timestamps, by its text."""
-    return f"'{moment.astimezone(UTC) if moment.tzinfo else moment}'"
+def literal(value: datetime | str) -> str:
+    """Return a text or a moment as both databases compare it: SQLite, which knows no timestamps, by its text."""
+    if isinstance(value, datetime):
+        return f"'{value.astimezone(UTC) if value.tzinfo else value}'"
+    return "'{}'".format(value.replace("'", "''"))
 
 
 def _as_text(name: str, dtype: pl.Datetime) -> pl.Expr:
     """Return timestamps as SQLite keeps them: text, those with a time zone in UTC."""
-    if dtype.time_zone is None:
-        return pl.col(name).dt.to_string("%Y-%m-%d %H:%M:%S")
-    return pl.col(name).dt.convert_time_zone("UTC").dt.to_string("%Y-%m-%d %H:%M:%S+00:00")
+    moment = pl.col(name) if dtype.time_zone is None else pl.col(name).dt.convert_time_zone("UTC")
+    zone = "" if dtype.time_zone is None else "+00:00"
+    whole, exact = (moment.dt.to_string(f"%Y-%m-%d %H:%M:%S{part}{zone}") for part in ("", "%.6f"))
+    return pl.when(moment.dt.microsecond() == 0).then(whole).otherwise(exact).alias(name)  # As `literal`.

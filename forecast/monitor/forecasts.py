@@ -1,30 +1,39 @@
 """Forecasts that scoring has written."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from forecast.config import SinkConfig
+from forecast.data.manifests import current, cutoff_moment, in_utc, models_of, read_manifests, training_end, written_at
 from forecast.data.sinks import open_sink
 from forecast.errors import DataError
 from forecast.names import CUTOFF, SERIES_ID, STEP, quantile_column
 
+__all__ = ["Written", "cutoff_moment", "in_utc", "training_end", "written_at"]
+
 
 class Written:
-    """Forecasts that scoring has written, by cutoff, the earliest first."""
+    """Forecasts that scoring has written, by cutoff, the earliest first.
 
-    def __init__(self, scores: SinkConfig, group: str = "scores") -> None:
-        files = sorted((Path(scores.path) / "manifests").glob(f"{CUTOFF}=*.json"))
-        self.contents = sorted(map(_read, files), key=lambda content: in_utc(cutoff_moment(content)))
-        if not files:
+    Of one model where `model` names it, whatever else is in the folder. Of several versions that have forecast a
+    cutoff, the one that is current counts, but one that was not trained on what it forecasts comes first. Raises
+    DataError if there is nothing.
+    """
+
+    def __init__(self, scores: SinkConfig, group: str = "scores", model: str | None = None) -> None:
+        contents = read_manifests(Path(scores.path))
+        if not contents:
             raise DataError(
                 f"{group}.path={scores.path}: no forecasts (it has no manifests); give the output.path of a "
                 "forecast score that is done"
             )
+        self.models = models_of(contents)
+        """That have forecasts in the folder."""
+        own = [content for content in contents if model in (None, content["model"])]
+        self.contents = current(own, out_of_sample=True)
         self.path = scores.path
         self._sink = open_sink(scores, group)
 
@@ -53,36 +62,3 @@ class Written:
         if not common or quantile_column(0.5) not in common:
             raise DataError(f"{self.path}: these are forecasts of classes; forecast monitor scores numbers")
         return tuple(sorted(float(name[1:]) / 100 for name in common))
-
-
-def _read(manifest: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        cutoff_moment(content)
-        training_end(content)
-        content.setdefault("written_at", datetime.fromtimestamp(manifest.stat().st_mtime, UTC).isoformat())
-        written_at(content)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{manifest} can't be read ({error}); delete it, and score its cutoff again") from None
-    return content
-
-
-def cutoff_moment(content: Mapping[str, Any]) -> datetime:
-    """Return the cutoff of a manifest. Raises KeyError, ValueError."""
-    return datetime.fromisoformat(content[CUTOFF])
-
-
-def training_end(content: Mapping[str, Any]) -> datetime | None:
-    """Return the last moment that the version of a manifest was trained on; None where it does not say. ValueError."""
-    until = content.get("trained_until")
-    return None if until is None else datetime.fromisoformat(until)
-
-
-def written_at(content: Mapping[str, Any]) -> datetime:
-    """Return when a cutoff was scored; its file's time where the manifest does not say. Raises ValueError."""
-    return in_utc(datetime.fromisoformat(content["written_at"]))
-
-
-def in_utc(moment: datetime) -> datetime:
-    """Return a moment with a time zone, UTC where it has none, so that moments can be sorted."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -127,6 +127,8 @@ class Store:
 
 
 def written(folder: Path, kind: str = "forecasts") -> pl.DataFrame:
-    """Return the forecasts, or the rejects, in an output folder, which are of one cutoff."""
-    (path,) = (folder / kind).iterdir()
-    return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in sorted(path.iterdir()))
+    """Return the forecasts of one cutoff in an output folder, or the rejects, those of reading among them."""
+    places = [path for path in (folder / kind).iterdir() if not path.name.startswith("rows.")]
+    assert len(places) == 1 or (kind == "rejects" and not places)
+    files = [*(folder / kind).glob("rows.*/*"), *(file for path in places for file in sorted(path.iterdir()))]
+    return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in files)

@@ -109,7 +109,7 @@ def test_forecasts_are_shown_beside_what_came_and_those_before_them(promoted: St
     assert len(series["f"]) == 3
     made = pl.concat(
         pl.read_parquet(file, hive_partitioning=False)
-        for file in sorted(promoted.folder.glob("scores/forecasts/cutoff=2024-01-18*/*.parquet"))
+        for file in sorted(promoted.folder.glob("scores/forecasts/2024-01-18*/*.parquet"))
     ).filter(series_id=SERIES[7])
     with tab() as opened:
         opened.open(page, SERIES[7], f"#series={SERIES[7]}")

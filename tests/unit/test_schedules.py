@@ -1,3 +1,4 @@
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -139,6 +140,66 @@ def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
         "data.pat: unknown key; did you mean data.path?",
     ):
         assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("output.path=a", "output.path=./a/", "as first does; choose another output.path"),
+        (
+            "output.path=a output.sink=sql output.uri=sqlite:///s.db",
+            "output.path=a output.sink=sql output.uri=sqlite:///t.db",
+            "as first does; choose another output.path",
+        ),
+        (
+            "output.path=a output.sink=sql output.uri=sqlite:///s.db",
+            "output.path=b output.sink=sql output.uri=sqlite:///./s.db",
+            "second: writes the table forecasts of sqlite:///{here}/s.db, as first does; choose another output.table",
+        ),
+        (
+            "output.path=a output.sink=sql output.uri=postgresql://me:hunter2@db/any",
+            "output.path=b output.sink=sql output.uri=postgresql+psycopg://you@db:5432/any?sslmode=require",
+            "writes the table forecasts of postgresql://db:5432/any, as first does; choose another output.table",
+        ),
+        (  # Rejects of the one are forecasts of the other.
+            "output.path=a output.sink=sql output.uri=sqlite:///s.db",
+            "output.path=b output.sink=sql output.uri=sqlite:///s.db output.table=forecasts_rejects",
+            "writes the table forecasts_rejects of sqlite:///{here}/s.db, as first does; choose another output.table",
+        ),
+        (
+            "output.path=a output.sink=sql output.uri=sqlite:///s.db",
+            "output.path=b output.sink=sql output.uri=sqlite:///t.db",
+            None,
+        ),
+        (
+            "output.path=a output.sink=sql output.uri=postgresql://db/any",
+            "output.path=b output.sink=sql output.uri=postgresql://db/other",
+            None,
+        ),
+        (
+            "output.path=a output.sink=sql output.uri=postgresql://db/any",
+            "output.path=b output.sink=sql output.uri=postgresql://db/any output.table=others",
+            None,
+        ),
+    ],
+)
+def test_schedules_do_not_share_a_folder_or_a_table(
+    first: str, second: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "schedule.yaml"
+    entries = {
+        name: {"cron": "0 1 * * *", "flow": "score", "overrides": ["data.path=panel", *text.split()]}
+        for name, text in (("first", first), ("second", second))
+    }
+    file.write_text(json.dumps({"schedules": entries}))
+    if expected is None:
+        assert [*read(file)[0]] == ["first", "second"]
+        return
+    with pytest.raises(ConfigError) as raised:
+        read(file)
+    assert expected.format(here=tmp_path) in str(raised.value)
+    assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

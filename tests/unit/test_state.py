@@ -22,6 +22,7 @@ from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
 from forecast.data.folders import locked
 from forecast.data.load import Loaded
+from forecast.data.manifests import ForecastKey
 from forecast.data.prepared import prepare
 from forecast.data.source import Tables
 from forecast.errors import ConfigError, OutputError
@@ -56,7 +57,7 @@ def score(
 
 def numbers(output: Output) -> np.ndarray:
     """The forecasts of one cutoff, by series and step."""
-    folder = output.manifest.parents[1] / "forecasts" / output.manifest.stem
+    folder = output.manifest.parents[1] / "forecasts" / ForecastKey.of(output.content).folder
     return (
         pl.concat([pl.read_parquet(path, hive_partitioning=False) for path in sorted(folder.iterdir())])
         .select("mean", pl.col("^q.*$"))
@@ -371,7 +372,7 @@ def test_a_state_whose_output_was_not_written_gives_the_same_output(
     score(trained.artifact, weekly_table, tmp_path, LAST - timedelta(days=1))
     once = replace(score(trained.artifact, weekly_table, tmp_path))
     (tmp_path / "out/manifests").rename(tmp_path / "gone")
-    for path in tmp_path.glob("out/*/cutoff=2024-06-08*/*"):
+    for path in tmp_path.glob("out/*/2024-06-08*/*"):
         path.unlink()
     again = score(trained.artifact, weekly_table, tmp_path)
     assert again.content["state"] == counts(8, 0, 0)

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import SecretStr
 
 import forecast as fc
-from forecast.config import DataConfig, SourceConfig
+from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel, as_names, concatenated
 from forecast.data.prepared import append, open_prepared, prepare
-from forecast.data.sinks import SqlSink
+from forecast.data.sinks import open_sink
 from forecast.data.source import Tables
+from forecast.output import Job
 from forecast.state import Rows
 
 NAMES = ["", "\0", "a", "a\0", "a\0\0", "a\0b", "ab", "zürich\0", "x" * 70_000]
@@ -147,12 +149,9 @@ def test_forecasts_banks_and_tables_have_a_row_for_each_name(tmp_path: Path, row
 
     bank = fc.load(tmp_path / "model").bank
     assert bank is None or bank.rows(bank.series_id).tolist() == list(range(len(bank.series_id)))
-    files = []
-    for kind, content in (("forecasts", frame.drop("cutoff")), ("rejects", frame.head(0).drop("cutoff"))):
-        content.write_parquet(tmp_path / f"{kind}.parquet")
-        files.append([tmp_path / f"{kind}.parquet"])
-    sink = SqlSink(f"sqlite:///{tmp_path}/{os.getpid()}.db", "forecasts", "output.uri")
-    cutoff = frame["cutoff"][0]
-    sink.replace(cutoff, {"forecasts": files[0], "rejects": files[1]}, {"forecasts": frame.height, "rejects": 0})
-    stored = pl.concat(sink.forecasts({"cutoff": cutoff.isoformat()})).collect()
+    settings = ScoreOutput(path=str(tmp_path), sink="sql", uri=SecretStr(f"sqlite:///{tmp_path}/{os.getpid()}.db"))
+    names = {"model": "a'b", "model_version": "1", "model_digest": "ab12"}
+    loaded = fc.load(tmp_path / "model").read(rows.lazy())
+    written = Job(fc.load(tmp_path / "model"), loaded, ScoreSettings(), settings, names).write(loaded.panel.last_index)
+    stored = pl.concat(open_sink(settings).forecasts(written.content)).collect().sort("series_id", "step")
     assert stored["series_id"].to_list() == frame["series_id"].to_list()

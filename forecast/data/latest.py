@@ -1,0 +1,40 @@
+"""The forecasts of the latest cutoff of a model in one file, for tools that do not follow manifests."""
+
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from forecast.data.io import UNREADABLE, parquet_blocks
+from forecast.data.manifests import MANIFESTS, current, file_name, read_manifest
+from forecast.data.sinks import Sink
+from forecast.names import CUTOFF
+
+LATEST: Final = "latest"
+_KEY: Final = "gatecast"
+
+
+def write_latest(folder: Path, sink: Sink, model: str) -> None:
+    """Put the forecasts of the latest cutoff of a model into its file in `latest`, unless they are there.
+
+    Of several versions, those that are current count. A reader sees the file before or the new one. Raises OutputError.
+    """
+    contents = current(
+        read_manifest(path)
+        for path in (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
+        if f".{file_name(model)}.v" in path.name
+    )
+    file = folder / LATEST / f"{file_name(model)}.parquet"
+    if not contents or _key(file) == contents[-1]["key"]:
+        return
+    with parquet_blocks(file, {_KEY: contents[-1]["key"]}) as write:
+        for part in sink.forecasts(contents[-1]):
+            write(part.collect())
+
+
+def _key(file: Path) -> str | None:
+    """Return the key of the forecasts in a file, None if it is not there, or not whole."""
+    try:
+        return pl.read_parquet_metadata(file).get(_KEY)
+    except UNREADABLE:
+        return None
