@@ -56,6 +56,8 @@ def summary(found: Monitored, model: str, folder: Path, why_not: str) -> str:
         parts.append(found.left_out)
     if counts["series_unknown"]:
         parts.append(f"{counts['series_unknown']:,} series are not in the table")
+    if counts["series_ended"]:
+        parts.append(f"{counts['series_ended']:,} series have ended and are not forecast")
     if counts["rows_recent"]:
         for label, name in (("MASE", "mase"), ("WQL", "wql")):
             own, naive = found.metric(name), found.metric(name, SOURCE_SEASONAL_NAIVE)

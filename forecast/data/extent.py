@@ -33,6 +33,9 @@ _HOLE: Final = 4
 _MINORITY: Final = 0.2
 _FEW: Final = 1000
 
+# Series of which one alone reaches the end, where that is worth a word.
+_LEAST_SERIES: Final = 3
+
 # A hole of so many steps, longer than twice the rest of its series, is a date typed wrong.
 _FAR: Final = 1000
 
@@ -251,6 +254,31 @@ def warn_hole(panel: Panel) -> None:
         after_hole,
         f"{count:,}",
         before,
+    )
+
+
+def warn_lone(panel: Panel) -> None:
+    """Log which series alone reaches the end of the panel, by a few steps, where others end together."""
+    last = panel.start + panel.lengths - 1
+    end = int(last.max())
+    reaching = np.flatnonzero(last == end)
+    if len(reaching) > 1 or panel.n_series < _LEAST_SERIES:
+        return
+    before = int(np.delete(last, reaching).max())
+    together = int(np.count_nonzero(last == before))
+    if together < max(_LEAST_SERIES - 1, (panel.n_series - 1) / 2) or end - before > _NEAR:
+        return
+    at, earlier = panel.grid.timestamps(np.array([end, before])).to_list()
+    log.warning(
+        "the panel ends at %s, which only %s of %s series reaches; %s end at %s, %s step(s) before: if that date is "
+        "wrong, set data.until=%s",
+        at,
+        panel.series_id[reaching[0]],
+        f"{panel.n_series:,}",
+        f"{together:,}",
+        earlier,
+        f"{end - before:,}",
+        earlier.isoformat(),
     )
 
 

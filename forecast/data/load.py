@@ -22,6 +22,7 @@ from forecast.data.extent import (
     warn_distant,
     warn_hole,
     warn_late,
+    warn_lone,
 )
 from forecast.data.features import past_features
 from forecast.data.notation import as_numbers
@@ -276,6 +277,7 @@ def warn_extent(loaded: Loaded) -> None:
     warn_distant(loaded.rejects)
     warn_late(loaded.rejects, panel.last_index, panel.grid, panel.n_series)
     warn_hole(panel)
+    warn_lone(panel)
 
 
 def with_features(panel: Panel, data: DataConfig) -> Panel:

@@ -15,6 +15,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings
+from forecast.data.ages import ENDED
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
 from forecast.drift import Span, cycles, drift
@@ -112,6 +113,7 @@ def monitor(
             "cutoffs_in_sample": len(in_sample),
             "series": scores[SERIES_ID].n_unique(),
             "series_unknown": len(sums.unknown),
+            "series_ended": inside[-1].content.get("rejects", {}).get(ENDED, 0) if inside else 0,
             **sums.counts,
             "rows_in_sample": sum(each.content["rows"]["written"] for each in in_sample),
         },

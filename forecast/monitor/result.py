@@ -26,8 +26,9 @@ class Monitored:
     """What is over time: day or cutoff."""
     counts: dict[str, int]
     """rows = rows_scored + rows_not_yet_observed + rows_missing: forecasts of the steps in both windows and later ones.
-    Also cutoffs, series, series_unknown (not in the table, their due steps are missing) and rows_recent (scored); and
-    what is left out: cutoffs_in_sample, rows_in_sample (all that these cutoffs have)."""
+    Also cutoffs, series, series_unknown (not in the table, their due steps are missing), series_ended (rejects of the
+    latest cutoff, for score.max_age: they are not forecast, so not judged) and rows_recent (scored); and what is left
+    out: cutoffs_in_sample, rows_in_sample (all that these cutoffs have)."""
     versions: dict[str, int]
     """Cutoffs by the version that made them."""
     cutoffs: pl.DataFrame

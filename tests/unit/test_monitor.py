@@ -366,6 +366,21 @@ def test_what_does_not_fit_is_told(trained: FitResult, came: pl.DataFrame, score
     assert found.counts["series"] == 2
 
 
+def test_series_that_have_ended_are_counted_by_the_latest_cutoff(
+    scores: SinkConfig, came: pl.DataFrame, trained: FitResult, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scores.path, copy)
+    for number, manifest in enumerate(sorted((copy / "manifests").iterdir())):
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"rejects": {"ended": number}}))
+    found = look(trained.artifact, came, tmp_path, SinkConfig(path=str(copy)), day(150))
+    latest = found.cutoffs["cutoff"].max()
+    expected = [content["cutoff"] for content in Written(scores).contents].index(latest.isoformat())
+    assert found.counts["series_ended"] == expected > 0
+    assert f"{expected} series have ended and are not forecast" in summary(found, "m v1", tmp_path, "")
+
+
 def test_forecasts_of_another_frequency_are_refused(scores: SinkConfig, tmp_path: Path, trained: FitResult) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(scores.path, copy)

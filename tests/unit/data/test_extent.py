@@ -176,6 +176,44 @@ def test_a_hole_before_the_end_of_all_is_named_and_kept(caplog: pytest.LogCaptur
     assert "none between 2023-02-20 00:00:00 and 2023-04-11 00:00:00, and 1 since" in caplog.text
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("count", [3, 5, 12])
+def test_one_of_few_series_that_is_a_few_steps_ahead_is_named_and_kept(
+    steps: int, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead = alike(count) | {"s01": [*until(100), 100 + steps]}
+    with caplog.at_level(logging.WARNING):
+        loaded = load(ahead)
+    assert loaded.panel.last_index - int(loaded.panel.start[0]) == 100 + steps
+    assert loaded.rejects.is_empty()
+    end = FIRST + timedelta(days=100 + steps)
+    assert f"the panel ends at {end}, which only s01 of {count} series reaches" in caplog.text
+    assert f"; {count - 1} end at 2023-04-11 00:00:00, {steps} step(s) before" in caplog.text
+    assert "data.until=2023-04-11T00:00:00" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        again = load(ahead, until="2023-04-11")
+    assert again.panel.last_index - int(again.panel.start[0]) == 100
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        alike(5),
+        alike(2) | {"s01": until(101)},
+        {f"s{number}": until(100 - number) for number in range(6)},
+        alike(4) | {"s01": until(102), "s02": until(102)},
+        {"a": until(40), "b": until(40), "c": until(40), "d": until(100)},
+    ],
+    ids=["together", "two series", "all differ", "two ahead", "one alive"],
+)
+def test_series_that_end_in_another_way_are_not_named(series: Steps, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load(series)
+    assert "which only" not in caplog.text
+
+
 def test_all_rows_count_where_the_setting_is_0(caplog: pytest.LogCaptureFixture) -> None:
     series = AGREED["one row of 50"]
     with caplog.at_level(logging.WARNING):
