@@ -27,7 +27,7 @@ from forecast.config import Config
 from forecast.errors import GatecastError, RegistryError
 from forecast.redaction import redacted_values, without_password
 from forecast.tracking_environment import commit, environment
-from forecast.tracking_run import BATCH, Run, as_json, described
+from forecast.tracking_run import BATCH, Run, as_json, described, run_name
 from forecast.tracking_spool import BestEffortClient, RunSpool, SpooledRun, is_away
 
 PARENT_RUN: Final = "mlflow.parentRunId"
@@ -136,17 +136,24 @@ class RunStore:
 
     @calls_mlflow
     def _start(self, job: str, config: Config, tags: Mapping[str, str]) -> Run:
-        own = {"mlflow.source.name": f"forecast {job}", "job": job, **commit(), **tags}
+        own = {
+            "mlflow.source.name": f"forecast {job}",
+            "job": job,
+            "kind": job.split(maxsplit=1)[0],
+            **commit(),
+            **tags,
+        }
+        name = run_name(job, tags.get("version") or tags.get("parent_version", ""), tags.get("cutoff", ""))
         spool = RunSpool(self._spool_root, self.name, job, self.uri) if self._spool_root else None
         client = cast(MlflowClient, BestEffortClient(self._client, spool)) if spool else self._client
         try:
             experiment = self._experiment()
-            run_id = self._client.create_run(experiment, tags=own, run_name=job).info.run_id
+            run_id = self._client.create_run(experiment, tags=own, run_name=name).info.run_id
         except Exception as error:
             if spool is None or not is_away(error):
                 raise
-            experiment, run_id = "", spool.begin(error, tags=own)
-        run = Run(client, self.uri, run_id, experiment, spool)
+            experiment, run_id = "", spool.begin(error, run_name=name, tags=own)
+        run = Run(client, self.uri, run_id, experiment, job=job, spool=spool)
         values = redacted_values(config.model_dump(mode="json"))
         run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
         params = [Param(name, text) for name, text in run.settings.items()]

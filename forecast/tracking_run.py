@@ -31,11 +31,19 @@ class Run:
     """A run that is open. Paths are relative to its artifacts."""
 
     def __init__(
-        self, client: MlflowClient, uri: str, run_id: str, experiment_id: str, spool: "RunSpool | None" = None
+        self,
+        client: MlflowClient,
+        uri: str,
+        run_id: str,
+        experiment_id: str,
+        *,
+        job: str = "",
+        spool: "RunSpool | None" = None,
     ) -> None:
         self.uri = uri
         self.id = run_id
         self.experiment_id = experiment_id
+        self.job = job
         self.spool = spool
         """What takes its calls if the store goes away; None where the store is required."""
         self._client = client
@@ -68,6 +76,16 @@ class Run:
     def tags(self, values: Mapping[str, object]) -> None:
         """Set tags."""
         self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+    @calls_mlflow
+    def label(self, version: "Version", cutoffs: Sequence[str] = ()) -> None:
+        """Name the run by its job, a version and its cutoffs in ISO format, earliest first, and tag it with them."""
+        number, ends = str(version.number or ""), (cutoffs[0], cutoffs[-1]) if cutoffs else ()
+        cutoff = "..".join(dict.fromkeys(ends))
+        tags = {"mlflow.runName": run_name(self.job, number, cutoff), "version": number, "cutoff": cutoff}
+        if len(cutoffs) > 1:
+            tags["n_cutoffs"] = str(len(cutoffs))
+        self._client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items() if value])
 
     @calls_mlflow
     def tag_version(self, version: "Version", values: Mapping[str, str]) -> None:
@@ -128,6 +146,21 @@ class Run:
             return
         self._client.set_tag(self.id, "error", redacted(f"{type(error).__name__}: {error}")[:5000])
         self._client.set_terminated(self.id, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+
+def run_name(job: str, version: str = "", cutoff: str = "") -> str:
+    """Return what people call a run: its job, its version, and its cutoff or the first and the last.
+
+    >>> run_name("score", "1", "2024-04-02T00:00:00"), run_name("score", "1", "2024-04-01T23:00..2024-04-02T23:00")
+    ('score v1 2024-04-02', 'score v1 2024-04-01 23:00..2024-04-02 23:00')
+    """
+    moments = [_short(text) for text in cutoff.split("..") if text]
+    return " ".join(filter(None, [job, version and f"v{version}", "..".join(moments)]))
+
+
+def _short(moment: str) -> str:
+    day, _, clock = moment.replace("T", " ").partition(" ")
+    return day if clock[:8] in ("", "00:00:00", "23:59:59") else f"{day} {clock[:5]}"
 
 
 def described(dataset: Dataset) -> dict[str, str]:

@@ -79,6 +79,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
                 skipped_series=result.skipped.height,
                 failed_baselines=result.failures.height,
             )
+        run.label(version, [cutoff.isoformat() for cutoff in result.cutoffs])
         grid = loaded.panel.grid
         ends = grid.timestamps(grid.index(result.cutoffs).to_numpy() + artifact.horizon)
         run.json(

@@ -58,4 +58,5 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
             figure.savefig(folder / "explanation.png")
             note(output=str(folder))
         note(cutoff=str(found.frame[CUTOFF][0]))
+        run.label(version, [found.frame[CUTOFF][0].isoformat()])
     return version, found, run.id

@@ -126,7 +126,7 @@ def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, da
     before = registry.runs({"job": "monitor", "as_of": as_of, "watch": folder.id})
     before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
     done = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
-    with registry.run("monitor", config, key) as run:
+    with registry.run("monitor", config, {**key, "version": str(compared.version.number), "cutoff": as_of}) as run:
         log_data(run, day.loaded)
         verdict = _verdict(found, compared.judged)
         rolled_back, why_not = _roll_back(registry, config, compared, found, verdict)

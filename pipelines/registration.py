@@ -64,6 +64,7 @@ class Registration:
     def register(self) -> "Version":
         """Return the model as a version with its tags and its alias."""
         self.version = register(self._registry, self._run, self._artifact, self._tags, self._alias)
+        self._run.label(self.version, [self._tags["trained_until"]])
         return self.version
 
     def __exit__(

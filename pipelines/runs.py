@@ -56,32 +56,17 @@ def main(argv: list[str]) -> None:
 
 
 def _list(config: RunsConfig, ledger: "Ledger") -> None:
-    import polars as pl
+    from pipelines.runs_table import print_runs
 
     found = _entries(config, ledger, limit=config.runs.limit + 1)
     shown = found[: config.runs.limit]
     if config.runs.format == "json":
         print(json.dumps([entry.shown() for entry in shown], indent=1))
         return
-    rows = [
-        {
-            "run": entry.id,
-            "flow": entry.flow,
-            "status": entry.status,
-            "attempt": entry.attempt,
-            "dataset": entry.dataset,
-            "cutoff": entry.cutoff,
-            "model": entry.model,
-            "schedule": entry.schedule,
-            "began (UTC)": f"{entry.started:%Y-%m-%d %H:%M:%S}",
-            "seconds": round(entry.seconds, 1),
-        }
-        for entry in shown
-    ]
-    if rows:
-        console.table(pl.DataFrame(rows))
-    if len(found) != len(shown) or not rows:
-        print(f"the newest {len(shown):,} runs; runs.limit sets how many are shown" if rows else "no runs")
+    if shown:
+        print_runs(shown)
+    if len(found) != len(shown) or not shown:
+        print(f"the newest {len(shown):,} runs; runs.limit sets how many are shown" if shown else "no runs")
 
 
 def _entries(config: RunsConfig, ledger: "Ledger", **asked: Any) -> "list[Entry]":
@@ -89,11 +74,15 @@ def _entries(config: RunsConfig, ledger: "Ledger", **asked: Any) -> "list[Entry]
 
 
 def _show(config: RunsConfig, entry: "Entry") -> None:
+    from pipelines.runs_table import cutoffs
+
     shown = entry.shown()
     if config.runs.format == "json":
         print(json.dumps(shown, indent=1))
         return
     settings = shown.pop("config")
+    if several := cutoffs(entry):
+        shown["cutoffs"] = f"{len(several):,}: {', '.join(several)}"
     del shown["references"]
     width = max(map(len, shown))
     for name, value in shown.items():

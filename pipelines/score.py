@@ -84,6 +84,7 @@ def run(config: ScoreConfig) -> Scored:
             log_data(run, loaded)
             cutoffs = _cutoffs(config, loaded)
             note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
+            run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
             job = Job(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)

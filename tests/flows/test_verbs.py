@@ -65,9 +65,15 @@ def fine_tune_again(store: Store, *arguments: object, table: Path | None = None)
 
 
 def test_each_verb_adds_one_run_and_each_model_one_version_with_its_lineage(promoted: Store) -> None:
-    assert [(run.info.run_name, run.info.status) for run in runs(promoted)] == [
-        (job, "FINISHED") for job in ("train", "finetune", "backtest", "promote")
-    ]
+    assert {run.info.status for run in runs(promoted)} == {"FINISHED"}
+    train, finetune, backtest, promote = (str(run.info.run_name) for run in runs(promoted))
+    until = [versions(promoted)[number].tags["trained_until"] for number in (1, 2)]
+    assert (train, finetune) == tuple(
+        f"{verb} {moment[:10]} 23:00" for verb, moment in zip(("train v1", "finetune v2"), until, strict=True)
+    )
+    assert (backtest, promote) == ("backtest v2 2024-01-17 23:00..2024-01-18 11:00", "promote v2")
+    labels = [(run.data.tags["kind"], run.data.tags["version"]) for run in runs(promoted)]
+    assert labels == [("train", "1"), ("finetune", "2"), ("backtest", "2"), ("promote", "2")]
     found = versions(promoted)
     pretrained, tuned = found[1], found[2]
     assert [pretrained.run_id, tuned.run_id] == [run.info.run_id for run in runs(promoted)[:2]]
@@ -269,7 +275,7 @@ def count_calls(
 
 def test_a_run_has_less_than_200_metrics(promoted: Store) -> None:
     promoted.score()
-    counts = {run.info.run_name: len(run.data.metrics) for run in runs(promoted)}
+    counts = {run.data.tags["job"]: len(run.data.metrics) for run in runs(promoted)}
     assert counts.keys() == {"train", "finetune", "backtest", "promote", "score"}
     assert max(counts.values()) < 200
 
