@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import forecast as fc
 from forecast.artifact import Artifact
-from forecast.config import ScoreOutput, ScoreSettings
+from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, load
 from forecast.data.folders import locked
 from forecast.errors import ConfigError, DataError
 from forecast.output import Job, Output
@@ -132,6 +133,22 @@ def test_a_panel_of_ended_series_publishes_nothing_and_says_why(
     with pytest.raises(DataError, match=r"0 of 0 series at .*3 rejected, 2 of them ended \(score.max_age=auto\)"):
         write(artifact, stopped, tmp_path, START + timedelta(days=60))
     assert not list(tmp_path.glob("manifests/*"))
+
+
+def test_series_that_have_ended_are_no_bad_data_for_the_check_of_rejects(
+    artifact: Artifact, sales: pl.DataFrame, tmp_path: Path
+) -> None:
+    pytest.importorskip("dagster")
+    from pipelines.dagster import judge
+
+    written = write(artifact, sales, tmp_path / "out")
+    values = {"data": {"path": "sales.parquet"}, "output": {"path": str(tmp_path / "out")}}
+    entry: Any = SimpleNamespace(folder=str(tmp_path), output=str(written.manifest))
+    verdicts = judge(load(ScoreConfig, values), entry)
+    assert written.content["series"]["rejected"] == 2
+    assert verdicts["rejects"].passed
+    assert verdicts["rejects"].text.startswith("0.00% of the series")
+    assert verdicts["conservation"].passed
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, "soon", True])
