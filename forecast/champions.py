@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from forecast.errors import GateRefused, RegistryError, listing
+from forecast.names import CHAMPION
 from forecast.versions import Version
 
 CHAMPIONS: Final = "champions"
@@ -60,6 +61,8 @@ class Champions:
     """The version that the alias means, None where there is no such alias. It may be deleted."""
     moves: tuple[Move, ...]
     """The oldest first; the last one is to `number`, if that is not None."""
+    dangling: Mapping[str, int]
+    """The aliases of versions that are deleted, with the numbers of these."""
     damage: str = ""
     """Why the history can't be read; `moves` are then what the tags of the versions say."""
 
@@ -98,13 +101,10 @@ class Champions:
         champion = f"{self.name} v{self.number}"
         earlier = [number for number in dict.fromkeys(reversed(self.line[:-1])) if number != self.number]
         if not earlier:
-            demoted = self.versions.get(self.number)
-            return (
-                None,
-                f"{champion} was the first champion" if demoted else f"{champion} is deleted, and was the first",
-            )
-        reasons = (f"v{number} {self._obstacle(number)}" for number in earlier)
-        return None, f"of the champions before {champion}, {listing(reasons)}; rollback.to returns to one all the same"
+            return None, f"{champion} was the first champion" + ("" if self.champion else ", and is deleted")
+        why = listing(f"v{number} {self._obstacle(number)}" for number in earlier)
+        way = "; rollback.to returns to a version all the same" if self.versions.keys() & set(earlier) else ""
+        return None, f"of the champions before {champion}, {why}{way}"
 
     def previous(self, version: Version) -> Version | None:
         """Return the version that a rollback of `version` returns to; None if it is not the champion."""
@@ -196,12 +196,12 @@ class Champions:
         return f"was rolled back ({why})" if why else ""
 
 
-def read(name: str, tag: str | None, number: int | None, versions: Iterable[Version]) -> Champions:
+def read(name: str, tag: str | None, aliases: Mapping[str, int], versions: Iterable[Version]) -> Champions:
     """Return the history in a tag, with what another tool has done to the alias since.
 
     Without a tag it is what the versions say that were promoted before there was a history.
     """
-    by_number = {version.number: version for version in versions}
+    by_number, number = {version.number: version for version in versions}, aliases.get(CHAMPION)
     moves, damage = None, ""
     if tag:
         moves = _parsed(tag)
@@ -214,7 +214,8 @@ def read(name: str, tag: str | None, number: int | None, versions: Iterable[Vers
             moves = moves[:-1]
         else:
             moves = (*moves, Move(number, "", ELSEWHERE if moves else ""))
-    return Champions(name, by_number, number, moves, damage)
+    dangling = {alias: holder for alias, holder in sorted(aliases.items()) if holder not in by_number}
+    return Champions(name, by_number, number, moves, dangling, damage)
 
 
 def _parsed(tag: str) -> tuple[Move, ...] | None:

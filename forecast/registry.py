@@ -133,7 +133,7 @@ class Registry(VersionStore):
 
     def _champions(self) -> Champions:
         aliases, tag = self._model()
-        return read_champions(self.name, tag, aliases.get(names.CHAMPION), self._versions(aliases))
+        return read_champions(self.name, tag, aliases, self._versions(aliases))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

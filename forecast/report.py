@@ -163,6 +163,8 @@ def _series(
 
     Of classes y and q are codes, q that of the most probable one, and p the probabilities of each class.
     """
+    if forecasts.is_empty():  # It has no columns of quantiles, either.
+        return
     rank = pl.DataFrame({names.SERIES_ID: series_ids}, schema={names.SERIES_ID: pl.String}).with_row_index("series")
     median = names.CLASS if classes else names.quantile_column(0.5)
     shares = [names.class_column(style.name) for style in classes]

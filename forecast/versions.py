@@ -27,8 +27,9 @@ class Version:
     @property
     def parent(self) -> int | None:
         """The number of the version that it was made from, None for one from data alone."""
-        number = self.tags.get("parent_version")
-        return int(number) if number and number.isdecimal() else None
+        number = self.tags.get("parent_version", "")
+        # What was made later is no parent, whatever a tag says.
+        return int(number) if number.isdecimal() and int(number) < self.number else None
 
     def __str__(self) -> str:
         """Return the version as people write it.

@@ -82,8 +82,7 @@ def history_lines(champions: "Champions") -> list[str]:
         lines.append(f"champions: {earlier}{' -> '.join(map(str, moves))}")
     if champions.damage:
         lines.append(f"warning: {champions.damage}")
-    if champions.number is not None and champions.champion is None:
-        lines.append(f"warning: the alias champion means v{champions.number}, which is deleted")
+    lines += [f"warning: the alias {alias} means v{n}, which is deleted" for alias, n in champions.dangling.items()]
     target, why = champions.target()
     if target is not None:
         lines.append(f"a rollback returns to v{target.number}")

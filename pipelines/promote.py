@@ -44,16 +44,22 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     with registry.run("promote", config, {"version": str(version.number)}) as run:
         note(mlflow=run.link)
         run.tags({"replaced_version": champion.number if champion else ""})
-        verdict = refusal or _judge(registry, version, champion)
+        try:
+            verdict = refusal or _judge(registry, version, champion)
+        except RegistryError as error:
+            if not force:
+                raise
+            verdict = _Refusal(str(error))
         if not isinstance(verdict, _Refusal):
             run.tags({"verdict": str(verdict)})
             registry.promote(version, judged=champions)
             return version, verdict
         if not force:
             raise GateRefused(str(verdict))
-        run.tags({FORCED: verdict.reason})
-        registry.promote(version, forced=verdict.reason)
-    return version, f"promote.force=true, although {verdict.reason}"
+        reason = verdict.reason.removeprefix(f"{version} is not promoted: ")
+        run.tags({FORCED: reason})
+        registry.promote(version, forced=reason)
+    return version, f"promote.force=true, although {reason}"
 
 
 class _Refusal(NamedTuple):
@@ -81,6 +87,8 @@ def _judge(registry: "Registry", version: "Version", champion: "Version | None")
     from forecast.gate import judge
 
     run_id = version.tags[BACKTEST_RUN]
+    if registry.record(run_id) is None:
+        return _Refusal(f"{version} has no backtest any more: its run {run_id} is deleted", _again(version))
     content = registry.read_json(run_id, "backtest.json")
     try:
         beside, challenger = content["champion"], content["challenger"]

@@ -199,7 +199,7 @@ def _records(registry: "Registry", version: "Version") -> "Iterator[Record]":
     ids, each = [version.tags.get(BACKTEST_RUN, "")], known.get(version.number)
     while each is not None:
         ids.append(each.run_id)
-        each = known.get(each.parent or 0)
+        each = known.pop(each.parent or 0, None)
     for run_id in filter(None, ids):
         if record := registry.record(run_id):
             yield record

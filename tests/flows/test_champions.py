@@ -248,7 +248,7 @@ def test_force_promotes_what_the_gate_refuses_and_says_so(registry: Registry, cl
     assert "it was the champion and was rolled back: by forecast models rollback" in refuse(5, *promote)
     succeed(*promote, "promote.force=true")
     tags = registry.resolve(2).tags
-    assert tags[FORCED].endswith("it was the champion and was rolled back: by forecast models rollback")
+    assert tags[FORCED] == "it was the champion and was rolled back: by forecast models rollback"
     assert tags[DEMOTED] == ""
     # It is one more champion in the history, which takes the way back as any other.
     assert registry.rollback("worse")[1].number == 1
@@ -281,6 +281,7 @@ def test_versions_and_runs_that_are_gone_are_told(registry: Registry, client: Ml
     versions = make(client, 4)
     for version in versions[:3]:
         registry.promote(version)
+    client.set_registered_model_alias(NAME, "challenger", "2")
     # By hand in the database: MLflow takes aliases and versions together.
     with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as connection:
         connection.execute("update model_versions set current_stage = 'Deleted_Internal' where version in (2, 3)")
@@ -288,6 +289,7 @@ def test_versions_and_runs_that_are_gone_are_told(registry: Registry, client: Ml
     message = refuse(4, "models", "show", MODEL, "registry.alias=champion")
     assert "flights v3, which the alias 'champion' means, is deleted; give the alias to another version" in message
     out = succeed("models", "list", MODEL).out
+    assert "warning: the alias challenger means v2, which is deleted" in out
     assert "warning: the alias champion means v3, which is deleted" in out
     assert "a rollback returns to v1" in out
     succeed("models", "show", MODEL)
@@ -322,9 +324,23 @@ def test_a_damaged_backtest_promotes_nothing(
     client.log_text(run.info.run_id, '{"champion": 1, "challenger": "pretrained"}', "backtest.json")
     client.log_text(run.info.run_id, "PAR1", "scores.parquet")
     assert f"scores.parquet of run {run.info.run_id} is damaged" in refuse(4, "promote", MODEL, "registry.alias=2")
-    client.delete_run(run.info.run_id)
-    refuse(4, "promote", MODEL, "registry.alias=2")
     assert champion(registry) == 1
+    done = succeed("promote", MODEL, "registry.alias=2", "promote.force=true")
+    assert f"promote.force=true, although scores.parquet of run {run.info.run_id} is damaged" in done.out
+
+
+def test_a_backtest_that_is_gone_and_versions_whose_parents_are_odd(registry: Registry, client: MlflowClient) -> None:
+    registry.promote(make(client, 1)[0])
+    make(client, 1, backtest_run="f" * 32, parent_version="2")
+    make(client, 1, parent_version="4")
+    make(client, 1, parent_version="x")
+    message = refuse(5, "promote", MODEL, "registry.alias=2")
+    assert f"v2 has no backtest any more: its run {'f' * 32} is deleted; run forecast backtest" in message
+    shown = [line.split()[0] for line in succeed("models", "show", MODEL).lines if line.strip().startswith("v")]
+    assert shown == ["version", "v1", "v2", "v3", "v4"]
+    out = succeed("report", MODEL, "registry.alias=3", "output.path=page").out
+    assert out.startswith(f"{NAME} v3: 0 series")
+    assert "flights v3" in Path("page/report.html").read_text()
 
 
 @pytest.mark.parametrize("target", ["a folder", "a file", "a link"])
