@@ -40,6 +40,7 @@ from forecast.data.io import collect
 from forecast.data.load import Loaded, load_panel
 from forecast.data.prepared import prepare as prepare_panel
 from forecast.data.read import read_panel
+from forecast.data.scores import read_scores as scores_of
 from forecast.data.source import Tables, fingerprint, open_tables, unchanged, used_columns
 from forecast.distil import DistilResult
 from forecast.distil import distil as distil_model
@@ -304,6 +305,38 @@ def forecast(
     """
     at, limit = arguments.moment(cutoff), arguments.age(max_age)
     return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
+
+
+@verb
+def read_scores(
+    path: str | Path,
+    *,
+    cutoff: Cutoff | None = None,
+    latest: bool = False,
+    model: str | None = None,
+    series: Sequence[str] | None = None,
+    table: str = "forecasts",
+) -> pl.DataFrame:
+    """Return forecasts that `forecast score` has written: what finished manifests name, and nothing else.
+
+    - `path`: the output.path of scoring (Parquet files or Delta Lake tables), or the URI of its database,
+      "postgresql://user@host/db" or "sqlite:///file.db".
+    - `cutoff`: the cutoff to read, as of `forecast`; all when None.
+    - `latest`: of each model one cutoff only, the latest or the one that is asked for, by the version that scored last.
+    - `model`: the name of a registered model, where several write there; all when None.
+    - `series`: ids of the series to read; all when None.
+    - `table`: the output.table of a database.
+
+    The frame has the rows of the files by cutoff, model, series and step: series_id, timestamp, cutoff, step, mean and
+    quantiles (or class and probabilities, and samples), null where a cutoff has no such column, then source,
+    model_name, model_version and model_digest, and of the manifest run_id (the MLflow run that wrote them),
+    trained_until and written_at (UTC).
+
+    Raises ConfigError for arguments, DataError if there is nothing, OutputError for files or rows that are gone.
+    """
+    place = path if "://" in str(path) else arguments.folder(path, "path")
+    at = arguments.moment(cutoff)
+    return scores_of(place, cutoff=at, latest=latest, model=model, series=series, table=table)
 
 
 @verb

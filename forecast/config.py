@@ -1273,6 +1273,37 @@ class MonitorConfig(JobConfig):
         return self
 
 
+class ShowSettings(Config):
+    """Which forecasts are shown."""
+
+    cutoff: datetime | None = None
+    """Those from this cutoff; without a time zone, local time of the panel. The latest when not given."""
+    model: str | None = None
+    """Those of this registered model; of all when not given."""
+    series: tuple[str, ...] | None = None
+    """Those of these series; of all when not given."""
+    every: bool = False
+    """Every version that has forecast the cutoff, not only the one that scored last."""
+    rows: Annotated[int, Field(ge=0)] = 24
+    """So many rows are printed."""
+    file: str | None = None
+    """A file that all rows are written to: .parquet or .csv."""
+
+    @field_validator("file")
+    @classmethod
+    def _known_kind(cls, file: str | None) -> str | None:
+        if file is not None and Path(file).suffix not in (".parquet", ".csv"):
+            raise ValueError(f"must end with .parquet or .csv (given: {file!r})")
+        return file
+
+
+class ScoresConfig(Config):
+    """`forecast scores list` and `show`: `scores` are the settings that `output` had."""
+
+    scores: SinkConfig
+    show: ShowSettings = ShowSettings()
+
+
 class ReplaySettings(Config):
     """Weeks of nightly work."""
 

@@ -28,6 +28,7 @@ VERBS: Final = {
     "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
     "refresh": ("pipelines.refresh:main", "fine-tune, backtest and promote in one go"),
     "score": ("pipelines.score:main", "write the forecasts of a registered model"),
+    "scores": ("pipelines.scores:main", "list or show what was scored, and where it comes from"),
     "reconcile": ("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
     "monitor": ("pipelines.monitor:main", "judge the forecasts by what came since, and roll back what is worse"),
     "report": ("pipelines.report:main", "put a version, a run or forecasts into a page that works offline"),

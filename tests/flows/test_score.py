@@ -230,7 +230,7 @@ def sink(request: pytest.FixtureRequest, promoted: Store) -> tuple[list[str], Ca
         uri = f"sqlite:///{promoted.folder / 'scores.db'}"
     else:
         uri = request.getfixturevalue("postgresql")
-        query(uri, "drop table if exists forecasts, forecasts_rejects")
+        query(uri, "drop table if exists forecasts, forecasts_rejects, forecasts_manifests cascade")
     tables = {"forecasts": "forecasts", "rejects": "forecasts_rejects"}
     return ["output.sink=sql", f"output.uri={uri}"], lambda kind: query(uri, f"select * from {tables[kind]}")
 
@@ -285,6 +285,66 @@ def test_every_sink_holds_the_same_rows_and_replaces_a_cutoff(
     assert read("rejects").is_empty()  # The panel of that job has none.
     promoted.score(bad, *cutoffs, *settings)
     same()
+
+
+def test_two_versions_share_a_table_and_are_read_apart(
+    promoted: Store, sink: tuple[list[str], Callable[[str], pl.DataFrame]]
+) -> None:
+    """The second has other columns and bounds; the first one again is done, and as it was."""
+    settings, read = sink
+    first = promoted.score(None, *settings).out
+    assert f"{NAME} v2" in first
+    expected = read("forecasts").sort(ORDER)
+    promoted.score(None, "registry.alias=1", "output.n_samples=2", "output.max=15", *settings)
+    rows = read("forecasts")
+    assert rows.height == 2 * expected.height
+    assert_frame_equal(rows.filter(model_version="2").sort(ORDER).select(expected.columns), expected)
+    assert rows.filter(model_version="1")["q90"].max() == 15
+    assert rows["sample_000"].null_count() == expected.height
+    place = [f"scores.path={promoted.folder / 'out'}", *(word.replace("output.", "scores.") for word in settings)]
+
+    def current() -> dict[str, bool]:
+        lines = [line.split() for line in succeed("scores", "list", *place).lines if NAME in line]
+        return {next(word for word in words if word in ("v1", "v2")): "yes" in words for words in lines}
+
+    assert current() == {"v1": True, "v2": False}
+    assert "all done before, nothing was written" in promoted.score(None, *settings).out
+    assert current() == {"v1": False, "v2": True}
+    shown = succeed("scores", "show", *place, "show.series=[s03]", f"show.file={promoted.folder / 'rows.parquet'}").out
+    (run, *_) = [run for run in runs(promoted) if run.data.tags["job"] == "score"]
+    digest = mlflow.MlflowClient(promoted.uri).get_model_version(NAME, "2").tags["digest"]
+    assert f"240 rows by {NAME} v2, digest {digest}, run {run.info.run_id}, trained until 2024-01-17T23:00:00" in shown
+    frame = pl.read_parquet(promoted.folder / "rows.parquet")
+    mine = read("forecasts").filter(series_id="s03", model_version="2").sort(ORDER)
+    assert frame["q50"].to_list() == pytest.approx(mine["q50"].to_list())
+    assert frame["run_id"].unique().to_list() == [run.info.run_id]
+    every = succeed("scores", "show", *place, "show.every=true", "show.rows=0").out
+    assert [f"by {NAME} v{number}, " in every for number in (1, 2)] == [True, True]
+    assert "no forecasts from 2020" in refuse(3, "scores", "show", *place, "show.cutoff=2020-01-01")
+
+
+def test_a_table_with_the_columns_of_an_earlier_release_is_brought_up_to_date(promoted: Store, postgresql: str) -> None:
+    query(postgresql, "drop table if exists old, old_rejects, old_manifests cascade")
+    settings = ["output.sink=sql", f"output.uri={postgresql}", "output.table=old"]
+    columns = ", ".join(f"q{level}0 double precision" for level in range(1, 10))
+    query(
+        postgresql,
+        "create table old (series_id text, timestamp timestamp, cutoff timestamp, step integer, mean double precision, "
+        f"{columns}, source text, model_version text, primary key (cutoff, series_id, step))",
+    )
+    query(
+        postgresql,
+        "insert into old (series_id, timestamp, cutoff, step, model_version) values ('s00', '2024-01-19', "
+        f"'{END}', 1, '7'), ('s00', '2024-01-02', '2024-01-01', 1, '7')",
+    )
+    promoted.score(None, *settings)
+    promoted.score(None, *settings, "registry.alias=1")
+    found = query(postgresql, "select model_name, model_version, count(*) as rows from old group by 1, 2 order by 2")
+    assert found.rows() == [(NAME, "1", 240), (NAME, "2", 240), ("", "7", 2)]
+    latest = query(postgresql, "select distinct model_version, run_id from old_latest")
+    assert latest["model_version"].to_list() == ["1"]
+    assert "all done before" in promoted.score(None, *settings).out
+    assert query(postgresql, "select distinct model_version from old_latest").item() == "2"
 
 
 def test_a_database_that_goes_away_leaves_the_old_rows_and_the_next_run_goes_on(

@@ -70,6 +70,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "promote",
         "refresh",
         "score",
+        "scores",
         "reconcile",
         "monitor",
         "report",

@@ -5,18 +5,21 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
 
+import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.load import Loaded
 from forecast.data.manifests import ForecastKey, current, read_manifests
 from forecast.data.sinks import open_sink
+from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.monitor import Written
 from forecast.output import Job, Output
@@ -297,3 +300,95 @@ def test_an_old_output_of_another_version_stays(place: Place) -> None:
     rows = pl.concat(sink.forecasts(content)).collect().sort(ORDER).select(expected.columns)
     assert_frame_equal(rows.cast(dict(expected.schema)), expected)
     assert timedelta(0) == rows["cutoff"].max() - rows["cutoff"].min()  # type: ignore[operator]
+
+
+# The reader
+
+
+def source_of(place: Place) -> str:
+    return f"sqlite:///{place.folder}/scores.db" if place.sink == "sql" else str(place.folder / "out")
+
+
+def test_read_scores_gives_what_manifests_name(place: Place) -> None:
+    early, first = place.write(A, back=7, n_samples=2), place.write(A)
+    second = place.write(OTHERS["version"])
+    third = place.write(OTHERS["model"], back=7, max=1.0)
+    source, moment = source_of(place), datetime.fromisoformat(first.content["cutoff"])
+    outputs = [early, third, first, second]
+
+    frame = fc.read_scores(source)
+    assert frame.height == sum(output.content["rows"]["written"] for output in outputs)
+    assert frame["sample_000"].null_count() == frame.height - early.content["rows"]["written"]
+    for output in outputs:
+        content = output.content
+        same = {"model_name": content["model"], "model_version": content["model_version"]}
+        rows = frame.filter(pl.col("cutoff") == datetime.fromisoformat(content["cutoff"]), **same)
+        columns = [name for name in place.rows(output).columns if name in rows.columns]
+        assert_frame_equal(rows.select(columns), place.rows(output).select(columns), check_dtypes=False)
+        assert rows["trained_until"].unique().to_list() == [datetime.fromisoformat(content["trained_until"])]
+        assert rows["written_at"].unique().to_list() == [datetime.fromisoformat(content["written_at"])]
+        assert rows["run_id"].unique().to_list() == [content["run_id"]]
+        assert rows["model_digest"].unique().to_list() == [content["model_digest"]]
+
+    def by(**given: Any) -> list[tuple[Any, ...]]:
+        rows = fc.read_scores(source, **given).select("cutoff", "model_name", "model_version").unique()
+        return rows.sort(pl.all()).rows()
+
+    before = moment - timedelta(days=7)
+    assert by(latest=True) == [(before, "b", "1"), (moment, "a", "2")]
+    assert by(latest=True, model="a") == [(moment, "a", "2")]
+    assert by(cutoff=moment) == [(moment, "a", "1"), (moment, "a", "2")]
+    assert by(cutoff=str(before.date()), latest=True) == [(before, "a", "1"), (before, "b", "1")]
+    assert fc.read_scores(source, latest=True, series=["s01"])["series_id"].unique().to_list() == ["s01"]
+    with pytest.raises(DataError, match=r"no forecasts from 2020-01-01T00:00:00; there are: 2024-"):
+        fc.read_scores(source, cutoff="2020-01-01")
+    with pytest.raises(DataError, match=r"c: no forecasts of this model; there are: a, b"):
+        fc.read_scores(source, model="c")
+
+
+def test_read_scores_leaves_out_what_is_not_finished(place: Place) -> None:
+    first, second = place.write(A, back=7), place.write(A)
+    if place.sink == "sql":
+        place.query(
+            "delete from forecasts_manifests where current_since = (select max(current_since) from forecasts_manifests)"
+        )
+    else:
+        second.manifest.unlink()
+    assert fc.read_scores(source_of(place))["cutoff"].unique().to_list() == [
+        datetime.fromisoformat(first.content["cutoff"])
+    ]
+
+
+def test_rows_that_are_gone_are_an_error(place: Place) -> None:
+    place.write(A)
+    if place.sink == "parquet":
+        next((place.folder / "out/forecasts").glob("*/*.parquet")).unlink()
+    elif place.sink == "delta":
+        DeltaTable(str(place.folder / "out/forecasts")).delete("step = 3")
+    else:
+        place.query("delete from forecasts where step = 3")
+    with pytest.raises(OutputError, match=r"score it again \(score\.cutoff="):
+        fc.read_scores(source_of(place))
+
+
+def test_the_reader_says_where_to_look(sql: Place, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no forecasts"):
+        fc.read_scores(tmp_path / "nothing")
+    sql.write(A)
+    with pytest.raises(ConfigError, match="its forecasts are in a database; give its URI and table instead"):
+        fc.read_scores(tmp_path / "out")
+    with pytest.raises(DataError, match="the database: no forecasts"):
+        fc.read_scores(source_of(sql), table="others")
+
+
+def test_the_reader_reads_what_an_earlier_release_wrote(place: Place) -> None:
+    outputs = [place.write(A, back=back) for back in (7, 0)]
+    expected = [place.rows(output) for output in outputs]
+    as_before(place, outputs)
+    if place.sink == "sql":
+        place.write(A)  # Its table of manifests has what is written from then on.
+        assert fc.read_scores(source_of(place)).height == expected[1].height
+        return
+    frame = fc.read_scores(source_of(place))
+    assert_frame_equal(frame.select(expected[0].columns), pl.concat(expected), check_dtypes=False)
+    assert frame["model_name"].unique().to_list() == ["a"]

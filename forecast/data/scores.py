@@ -1,0 +1,148 @@
+"""Forecasts that scoring has written, as a frame: what finished manifests name, with where it comes from."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from forecast.config import SinkConfig
+from forecast.config import load as validated
+from forecast.data.manifests import (
+    FORECASTS,
+    current,
+    cutoff_moment,
+    in_order,
+    models_of,
+    read_manifests,
+    training_end,
+    written_at,
+)
+from forecast.data.sinks import Sink, open_sink
+from forecast.data.table_sinks import SqlSink
+from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.names import CUTOFF, MODEL_COLUMNS, SERIES_ID, SOURCE, STEP, TIMESTAMP
+
+RUN_ID: Final = "run_id"
+TRAINED_UNTIL: Final = "trained_until"
+WRITTEN_AT: Final = "written_at"
+_LINEAGE: Final = (SOURCE, *MODEL_COLUMNS, RUN_ID, TRAINED_UNTIL, WRITTEN_AT)
+# Times that a cutoff may be replaced while it is read.
+_ATTEMPTS: Final = 3
+
+
+class Scores:
+    """The forecasts in a folder or a database, by cutoff.
+
+    `place` is the output.path of scoring (Parquet files or Delta Lake tables), or the URI of a database, whose table is
+    `table`. Raises DataError if nothing is finished there; ConfigError, OutputError.
+    """
+
+    def __init__(self, place: str | Path, table: str = "forecasts") -> None:
+        self.place = place
+        self._sink: Sink
+        if "://" in str(place):
+            self._sink = SqlSink(str(place), table, "path", Path())
+            self.contents = in_order(self._sink.manifests())
+        else:
+            self.contents = read_manifests(Path(place))
+            self._sink = _sink_of(Path(place), self.contents)
+        if not self.contents:
+            raise DataError(
+                f"{'the database' if '://' in str(place) else place}: no forecasts (there are no manifests); give the "
+                "output.path of a forecast score that is done, or the URI and the table of its database"
+            )
+
+    def chosen(
+        self, cutoff: datetime | None = None, model: str | None = None, *, latest: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the manifests of a cutoff and a model, or of all; with `latest`, one of each model.
+
+        That is the latest cutoff, or the one that is asked for, as the version that is current has forecast it. Raises
+        DataError if there is none.
+        """
+        contents = [content for content in self.contents if model in (None, content["model"])]
+        if not contents:
+            raise DataError(f"{model}: no forecasts of this model; there are: {listing(models_of(self.contents))}")
+        if cutoff is not None:
+            moments = dict.fromkeys(content[CUTOFF] for content in contents)
+            contents = [content for content in contents if _is_same(cutoff_moment(content), cutoff)]
+            if not contents:
+                raise DataError(f"no forecasts from {cutoff.isoformat()}; there are: {listing(moments)}")
+        if latest:
+            contents = list({content["model"]: content for content in current(contents)}.values())
+        return contents
+
+    def read(self, contents: Sequence[Mapping[str, Any]], series: Collection[str] | None = None) -> pl.DataFrame:
+        """Return the forecasts of some manifests, of some series or all: by cutoff, model, series and step.
+
+        Columns that some of them lack are null there. Raises OutputError for files or rows that are gone.
+        """
+        frame = pl.concat((self._rows(content, series) for content in contents), how="diagonal_relaxed")
+        last = [name for name in _LINEAGE if name in frame.columns]
+        first = [name for name in frame.columns if name not in last]
+        return frame.select(*first, *last)
+
+    def _rows(self, content: Mapping[str, Any], series: Collection[str] | None) -> pl.DataFrame:
+        parts = list(self._sink.forecasts(content))
+        frame = pl.concat(parts).collect()
+        if frame.height != content["rows"]["written"]:
+            raise OutputError(
+                f"the cutoff {content[CUTOFF]} of {content['model']} has {frame.height:,} rows of {FORECASTS}, its "
+                f"manifest says {content['rows']['written']:,}; score it again (score.cutoff={content[CUTOFF]})"
+            )
+        if series is not None:
+            frame = frame.filter(pl.col(SERIES_ID).is_in(list(series)))
+        kind = frame.schema[TIMESTAMP]
+        names = ("model", "model_version", "model_digest")
+        facts = {column: str(content[name]) for column, name in zip(MODEL_COLUMNS, names, strict=True)}
+        end = training_end(content)
+        return frame.with_columns(
+            *(pl.lit(value).alias(column) for column, value in facts.items()),
+            pl.lit(content.get("run_id"), pl.String).alias(RUN_ID),
+            pl.lit(end).cast(kind).alias(TRAINED_UNTIL),
+            pl.lit(written_at(content)).cast(pl.Datetime("us", "UTC")).alias(WRITTEN_AT),
+        ).sort(SERIES_ID, STEP)
+
+
+def read_scores(
+    place: str | Path,
+    *,
+    cutoff: datetime | None = None,
+    latest: bool = False,
+    model: str | None = None,
+    series: Collection[str] | None = None,
+    table: str = "forecasts",
+) -> pl.DataFrame:
+    """Return forecasts that scoring has written; see `forecast.api.read_scores`.
+
+    A cutoff that is replaced meanwhile is read again, as its new manifest says.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        scores = Scores(place, table)
+        contents = scores.chosen(cutoff, model, latest=latest)
+        try:
+            return scores.read(contents, series)
+        except OutputError:
+            if attempt == _ATTEMPTS or Scores(place, table).contents == scores.contents:
+                raise
+    raise AssertionError
+
+
+def _sink_of(folder: Path, contents: Sequence[Mapping[str, Any]]) -> Sink:
+    """Return what reads the forecasts of a folder. Raises ConfigError if they are in a database."""
+    is_delta = (folder / FORECASTS / "_delta_log").is_dir()
+    if not is_delta and any("files" not in content for content in contents):
+        raise ConfigError(
+            f"{folder}: its forecasts are in a database; give its URI and table instead "
+            "(postgresql://user@host/db or sqlite:///file.db)"
+        )
+    return open_sink(validated(SinkConfig, {"path": str(folder), "sink": "delta" if is_delta else "parquet"}))
+
+
+def _is_same(moment: datetime, wanted: datetime) -> bool:
+    """Return whether a cutoff is the one that is asked for, which has local time if it has no time zone."""
+    if moment.tzinfo is not None and wanted.tzinfo is None:
+        return moment.replace(tzinfo=None) == wanted
+    return (moment.tzinfo is None) == (wanted.tzinfo is None) and moment == wanted

@@ -1,0 +1,113 @@
+"""`forecast scores`: look at forecasts that scoring has written, and where each comes from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from forecast.config import ScoresConfig
+from pipelines import compose, console
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+ACTIONS: Final = {
+    "list": "the cutoffs that are done, oldest first, with version, run and time",
+    "show": "the forecasts of the latest cutoff, or of show.cutoff; show.file writes them",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run one of ACTIONS."""
+    asked = compose.action_of("scores", argv, ACTIONS, "scores.path=FOLDER ")
+    if asked is None:
+        return
+    action, rest = asked
+    config = compose.verb_config(ScoresConfig, f"scores {action}", rest)
+    console.setup()
+    (_list if action == "list" else _show)(config)
+
+
+def _place(config: ScoresConfig) -> str:
+    """Return what holds the forecasts: a folder, or a database."""
+    return config.scores.path if config.scores.uri is None else config.scores.uri.get_secret_value()
+
+
+def _list(config: ScoresConfig) -> None:
+    import polars as pl
+
+    from forecast.data.manifests import current
+    from forecast.data.scores import Scores
+
+    show = config.show
+    scores = Scores(_place(config), config.scores.table)
+    contents = scores.chosen(show.cutoff, show.model)
+    counting = {_identity(content) for content in current(scores.contents)}
+    rows = [{**_facts(content), "current": "yes" if _identity(content) in counting else ""} for content in contents]
+    console.table(pl.DataFrame(rows))
+
+
+def _show(config: ScoresConfig) -> None:
+    from forecast.data.scores import Scores
+
+    show = config.show
+    scores = Scores(_place(config), config.scores.table)
+    contents = scores.chosen(show.cutoff, show.model, latest=not show.every)
+    if show.every and show.cutoff is None:
+        latest = contents[-1]["cutoff"]
+        contents = [content for content in contents if content["cutoff"] == latest]
+    frame = scores.read(contents, show.series)
+    if show.rows:
+        console.table(frame.select(_printed(frame)).head(show.rows))
+    if frame.height > show.rows:
+        print(f"{min(show.rows, frame.height):,} of {frame.height:,} rows; show.rows prints more, show.file writes all")
+    for content in contents:
+        facts = _facts(content)
+        print(
+            f"cutoff {facts['cutoff']}: {facts['rows']:,} rows by {facts['model']}, digest {content['model_digest']}, "
+            f"run {facts['run'] or 'not known'}, trained until {facts['trained until'] or 'not known'}, written "
+            f"{facts['written (UTC)']} UTC"
+        )
+    if show.file:
+        _write(frame, Path(show.file))
+        print(f"{frame.height:,} rows -> {show.file}")
+
+
+def _identity(content: "Mapping[str, Any]") -> tuple[str, ...]:
+    return tuple(str(content[name]) for name in ("cutoff", "model", "model_version", "model_digest"))
+
+
+def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
+    """Return what is shown of a manifest."""
+    from forecast.data.manifests import is_in_sample, written_at
+
+    return {
+        "cutoff": content["cutoff"],
+        "model": f"{content['model']} v{content['model_version']}",
+        "rows": content["rows"]["written"],
+        "trained until": content.get("trained_until") or "",
+        "sample": "in-sample" if is_in_sample(content) else "",
+        "written (UTC)": f"{written_at(content):%Y-%m-%d %H:%M:%S}",
+        "run": content.get("run_id") or "",
+    }
+
+
+def _printed(frame: "pl.DataFrame") -> list[str]:
+    """Return the columns that fit a terminal: of quantiles, the outermost and the median."""
+    from forecast.names import CLASS, CUTOFF, MEAN, MODEL_NAME, MODEL_VERSION, SERIES_ID, SOURCE, STEP, TIMESTAMP
+
+    quantiles = [name for name in frame.columns if name[:1] == "q" and name[1:2].isdigit()]
+    quantiles.sort(key=lambda name: float(name[1:]))
+    shares = [name for name in frame.columns if name.startswith("p_")]
+    shown = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
+    names = [SERIES_ID, TIMESTAMP, CUTOFF, STEP, CLASS, MEAN, *shown, *shares[:4], SOURCE, MODEL_NAME, MODEL_VERSION]
+    return [name for name in names if name in frame.columns]
+
+
+def _write(frame: "pl.DataFrame", path: Path) -> None:
+    from forecast.data.io import write_bytes_atomic, write_parquet_atomic
+
+    if path.suffix == ".parquet":
+        write_parquet_atomic(frame, path)
+    else:
+        write_bytes_atomic(frame.write_csv().encode(), path, "show.file")
