@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
+import pyarrow as pa
 
 from forecast.config import (
     JobConfig,
     SchedulerConfig,
     ScoreConfig,
+    ScoreOutput,
     load,
 )
 from forecast.data.ages import ENDED
@@ -114,15 +116,25 @@ class Flow:
 
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
-        """Of `previous_day` the days, each there when it is over; of `as_of` the moments at which it is due.
+        """Of `as_of` the moments at which it is due.
 
-        They begin with `start`, or else with the year before this one.
+        Of `previous_day` that is due each day, the days, each there when it is over; of one that is not, the days on
+        which it is due. They begin with `start`, or else with the year before this one.
         """
         zone = self.schedule.time_zone
         first_day = datetime(datetime.now(UTC).year - 1, 1, 1, tzinfo=self.schedule.zone)
-        first = self.schedule.cutoff_of(self.schedule.next(self.schedule.begun() or first_day))
-        if self.schedule.cutoff == "previous_day":
+        moment = self.schedule.next(self.schedule.begun() or first_day)
+        first = self.schedule.cutoff_of(moment)
+        if self.schedule.cutoff == "previous_day" and self.schedule.days == "* * *":
             return dg.DailyPartitionsDefinition(start_date=f"{first:%Y-%m-%d}", timezone=zone)
+        if self.schedule.cutoff == "previous_day":
+            return dg.TimeWindowPartitionsDefinition(
+                start=f"{moment.astimezone(self.schedule.zone):%Y-%m-%d}",
+                fmt="%Y-%m-%d",
+                cron_schedule=f"0 0 {self.schedule.days}",
+                timezone=zone,
+                end_offset=1,
+            )
         return dg.TimeWindowPartitionsDefinition(
             start=first, fmt="%Y-%m-%d-%H:%M", cron_schedule=self.schedule.cron, timezone=zone, end_offset=1
         )
@@ -178,7 +190,8 @@ class Flow:
         )
         def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
             at = context.scheduled_execution_time
-            key = self._key(at if self.schedule.cutoff == "as_of" else self.schedule.cutoff_of(at))
+            is_day_before = isinstance(self.partitions, dg.DailyPartitionsDefinition)
+            key = self._key(self.schedule.cutoff_of(at) if is_day_before else at)
             if key is None:
                 return dg.SkipReason(f"{at} is before the first partition")
             with suppress(LedgerError):  # The run says it, and tries again.
@@ -224,8 +237,11 @@ class Flow:
         Where clocks change, Dagster may be due an hour from us: of `as_of`, the slot is our moment next to it.
         """
         begins = self.partitions.time_window_for_partition_key(key).start
-        if self.schedule.cutoff == "previous_day":
+        if isinstance(self.partitions, dg.DailyPartitionsDefinition):
             return Slot(self.name, self.schedule.given(begins), begins)
+        if self.schedule.cutoff == "previous_day":
+            moment = self.schedule.next(begins - timedelta(microseconds=1))
+            return Slot(self.name, self.schedule.cutoff_of(moment), moment)
         moments = self.schedule.moments(begins - 2 * _HOUR, begins + 2 * _HOUR)
         moment = min(moments, key=lambda at: abs(at - begins))
         return Slot(self.name, self.schedule.cutoff_of(moment), moment)
@@ -284,6 +300,8 @@ class Verdict:
 
     passed: bool
     text: str
+    is_certain: bool = True
+    """Whether it could be looked at; else it is a warning."""
 
 
 def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
@@ -293,28 +311,50 @@ def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
     if content is None:
         return dict.fromkeys(CHECKS, Verdict(False, f"the manifest {manifest} can't be read"))
     output = config.output.model_copy(update={"path": str(Path(entry.folder, config.output.path))})
-    wrong = _changed(open_sink(output).found(ForecastKey.of(content)), content)
-    series, rows, limit = content["series"], content["rows"], config.data.max_reject_share
+    checks: dict[str, Callable[[], Verdict]] = {
+        "conservation": lambda: _conservation(content),
+        "rejects": lambda: _rejects(content, config.data.max_reject_share),
+        "intact": lambda: _intact(output, content),
+        "finite": lambda: _finite(manifest, content),
+        "drift": lambda: _drift(manifest, content),
+    }
+    return {name: _judged(check) for name, check in checks.items()}
+
+
+def _judged(check: "Callable[[], Verdict]") -> Verdict:
+    """Return the verdict of a check; one that can't be made fails no score."""
+    try:
+        return check()
+    except (GatecastError, KeyError, TypeError, ValueError, pa.ArrowException, *UNREADABLE) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        return Verdict(False, f"can't be checked: {reason}", is_certain=False)
+
+
+def _conservation(content: dict[str, Any]) -> Verdict:
+    series, rows = content["series"], content["rows"]
     kept = series["in"] == series["forecast"] + series["rejected"]
     complete = rows["written"] == series["forecast"] * content["horizon"]
+    return Verdict(
+        kept and complete,
+        f"{series['in']:,} series in, {series['forecast']:,} forecast, {series['rejected']:,} rejected; "
+        f"{rows['written']:,} rows, {content['horizon']:,} steps ahead",
+    )
+
+
+def _rejects(content: dict[str, Any], limit: float) -> Verdict:
+    series, rows = content["series"], content["rows"]
     ended = content["rejects"].get(ENDED, 0)  # These are no bad data.
     shares = {
         "series": (series["rejected"] - ended) / max(series["in"], 1),
         "rows": rows["rejected"] / max(rows["in"], 1),
     }
-    return {
-        "conservation": Verdict(
-            kept and complete,
-            f"{series['in']:,} series in, {series['forecast']:,} forecast, {series['rejected']:,} rejected; "
-            f"{rows['written']:,} rows, {content['horizon']:,} steps ahead",
-        ),
-        "rejects": Verdict(
-            max(shares.values()) <= limit,
-            ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items()) + f"; the limit is {limit:.2%}",
-        ),
-        "intact": Verdict(not wrong, f"not what the manifest says: {listing(wrong)}" if wrong else "as written"),
-        **_values(manifest, content),
-    }
+    text = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
+    return Verdict(max(shares.values()) <= limit, f"{text}; the limit is {limit:.2%}")
+
+
+def _intact(output: ScoreOutput, content: dict[str, Any]) -> Verdict:
+    wrong = _changed(open_sink(output).found(ForecastKey.of(content)), content)
+    return Verdict(not wrong, f"not what the manifest says: {listing(wrong)}" if wrong else "as written")
 
 
 def _changed(found: dict[str, Any], content: dict[str, Any]) -> list[str]:
@@ -329,28 +369,39 @@ def _changed(found: dict[str, Any], content: dict[str, Any]) -> list[str]:
     return sorted(changed)
 
 
-def _values(manifest: Path, content: dict[str, Any]) -> dict[str, Verdict]:
-    """Return the verdicts on the numbers that were written."""
+def _finite(manifest: Path, content: dict[str, Any]) -> Verdict:
     if "files" not in content:
-        return dict.fromkeys(("finite", "drift"), Verdict(True, "rows of tables are not read"))
+        return Verdict(True, "rows of tables are not read")
+    try:
+        numbers = _forecasts(manifest, content).select(pl.selectors.float()).collect()
+    except UNREADABLE as error:
+        return Verdict(False, f"can't be read: {error}")
+    bad = numbers.select(pl.sum_horizontal(pl.all().is_finite().not_().fill_null(True).sum())).item()
+    return Verdict(bad == 0, f"{bad:,} of {numbers.height * numbers.width:,} numbers are not finite")
+
+
+def _drift(manifest: Path, content: dict[str, Any]) -> Verdict:
+    if "files" not in content:
+        return Verdict(True, "rows of tables are not read")
+    frame = _forecasts(manifest, content).collect()
+    history = list(_earlier(manifest, content, frame.columns))
+    if not history:
+        return Verdict(True, "there is no cutoff before that it can be compared with")
+    psi = stability(frame, pl.concat(history, how="diagonal_relaxed"))
+    against = f"population stability index {psi:.3f} against {len(history)} cutoff(s) before; the limit is {_DRIFT}"
+    return Verdict(psi <= _DRIFT, against)
+
+
+def _earlier(manifest: Path, content: dict[str, Any], columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the forecasts of the cutoffs before that are still there, and are of the same kind."""
     names = sorted(manifest.parent.glob("*.json"))
     earlier = [other for path in names[: names.index(manifest)] if (other := _manifest(path))]
     before = current(other for other in earlier if other.get("model") == content["model"])
-    before = [other for other in before if other[CUTOFF] != content[CUTOFF]][-_HISTORY:]
-    try:
-        frame = _forecasts(manifest, content).collect()
-        history = [_forecasts(manifest, other).collect() for other in before]
-        history = [rows for rows in history if (MEAN in rows.columns) == (MEAN in frame.columns)]
-    except UNREADABLE as error:
-        return dict.fromkeys(("finite", "drift"), Verdict(False, f"can't be read: {error}"))
-    numbers = frame.select(pl.selectors.float())
-    bad = numbers.select(pl.sum_horizontal(pl.all().is_finite().not_().fill_null(True).sum())).item()
-    psi = stability(frame, pl.concat(history, how="diagonal_relaxed")) if history else 0.0
-    against = f"population stability index {psi:.3f} against {len(history)} cutoff(s) before; the limit is {_DRIFT}"
-    return {
-        "finite": Verdict(bad == 0, f"{bad:,} of {numbers.height * numbers.width:,} numbers are not finite"),
-        "drift": Verdict(psi <= _DRIFT, against if history else "there is no cutoff before"),
-    }
+    for other in [other for other in before if other[CUTOFF] != content[CUTOFF]][-_HISTORY:]:
+        with suppress(KeyError, *UNREADABLE):
+            rows = _forecasts(manifest, other).collect()
+            if (MEAN in rows.columns) == (MEAN in columns):
+                yield rows
 
 
 def _forecasts(manifest: Path, content: dict[str, Any]) -> pl.LazyFrame:
@@ -380,10 +431,11 @@ def _summary(name: str, found: Sequence[tuple[str, Verdict]]) -> dg.AssetCheckRe
     """Return a check of all partitions of a run: of many, those that failed are named."""
     failed = [(key, verdict) for key, verdict in found if not verdict.passed]
     lines = [f"{key}: {verdict.text}" for key, verdict in failed or found[-1:]]
+    is_warning = name == "drift" or not any(verdict.is_certain for _, verdict in failed)
     return dg.AssetCheckResult(
         check_name=name,
         passed=not failed,
-        severity=dg.AssetCheckSeverity.WARN if name == "drift" else dg.AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR,
         description="; ".join(lines[:5]),
         metadata={"partitions": len(found), "failed": [key for key, _ in failed]},
     )

@@ -205,6 +205,13 @@ class Schedule(Config):
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     @property
+    def days(self) -> str:
+        """The fields of `cron` that say on which days it is due: day, month and weekday, * * * for each day."""
+        parts = _cron_fields(self.cron)
+        weekdays = "*" if set(parts["day_of_week"].split(",")) == {*_DAYS} else parts["day_of_week"]
+        return f"{'*' if parts['day'] == '*/1' else parts['day']} {parts['month']} {weekdays}"
+
+    @property
     def _every_hour(self) -> bool:
         return _cron_fields(self.cron)["hour"] == "*"
 

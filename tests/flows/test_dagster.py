@@ -19,12 +19,13 @@ import pytest
 import services
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from flow import END, NAME, Store, panel
+from pydantic import SecretStr
 
 import forecast as library
-from forecast.config import SchedulerConfig, load
+from forecast.config import SchedulerConfig, ScoreConfig, ScoreOutput, load
 from forecast.errors import ConfigError
 from forecast.ledger import Ledger
-from pipelines.dagster import CHECKS, Flow, definitions, stability
+from pipelines.dagster import CHECKS, Flow, _summary, definitions, judge, stability
 from pipelines.notify import NotifyConfig
 from pipelines.schedule import Scheduler
 from pipelines.schedules import Schedule
@@ -211,6 +212,11 @@ def test_a_ledger_that_does_not_answer_stops_a_partition(tmp_path: Path, monkeyp
         ({"cron": "0 * * * *", "start": "2024-10-26"}, ["2024-10-26-00:00", "2024-10-26-01:00"]),
         ({"cron": "0 * * * *", "start": "2024-03-30"}, ["2024-03-30-00:00", "2024-03-30-01:00"]),
         ({"cron": "30 2 * * *", "cutoff": "previous_day"}, ["2023-12-31", "2024-01-01"]),
+        ({"cron": "30 2 * * 0-6", "cutoff": "previous_day"}, ["2023-12-31", "2024-01-01"]),
+        ({"cron": "30 2 * * mon", "cutoff": "previous_day"}, ["2024-01-01", "2024-01-08"]),
+        ({"cron": "30 2 * * sun,wed", "cutoff": "previous_day"}, ["2024-01-03", "2024-01-07"]),
+        ({"cron": "5 6,18 1 * *", "cutoff": "previous_day"}, ["2024-01-01", "2024-02-01"]),
+        ({"cron": "15 23 31 3,7 *", "cutoff": "previous_day"}, ["2024-03-31", "2024-07-31"]),
     ],
 )
 def test_partitions_are_the_slots_of_the_scheduler_where_clocks_change(settings: Any, keys: list[str]) -> None:
@@ -222,7 +228,40 @@ def test_partitions_are_the_slots_of_the_scheduler_where_clocks_change(settings:
     found = flow.partitions.get_partition_keys(until)
     assert found[:2] == keys
     moments = schedule.moments(schedule.begun() or until, until)
-    assert [flow.slot(key).cutoff for key in found] == [schedule.cutoff_of(moment) for moment in moments]
+    cutoffs = list(dict.fromkeys(schedule.cutoff_of(moment).astimezone(UTC) for moment in moments))
+    assert [flow.slot(key).cutoff.astimezone(UTC) for key in found] == cutoffs
+    if schedule.cutoff == "previous_day" and schedule.days != "* * *":
+        assert [flow._key(flow.slot(key).cutoff + timedelta(hours=1)) for key in found] == found
+
+
+def test_a_check_that_can_not_be_made_is_a_warning_and_fails_no_score(promoted: Store) -> None:
+    for hour in (1, 0):
+        promoted.score(None, f"score.cutoff={END - timedelta(hours=hour)}", output="scores")
+    config = load(ScoreConfig, {"data": {"path": str(promoted.table)}, "output": {"path": "scores"}})
+    entry = Ledger("sqlite:///gatecast.db").entries(every=True)[0]
+    before, manifest = sorted((promoted.folder / "scores" / "manifests").glob("cutoff=*.json"))
+    assert entry.output.endswith(manifest.name)
+    verdicts = judge(config, entry)
+    assert {name: verdict.passed for name, verdict in verdicts.items()} == dict.fromkeys(CHECKS, True)
+    assert "1 cutoff(s) before" in verdicts["drift"].text
+    earlier = promoted.folder / "scores" / next(iter(json.loads(before.read_text())["files"]))
+    earlier.write_bytes(b"PAR1")  # A part of it has gone.
+    verdicts = judge(config, entry)
+    assert {name: verdict.passed for name, verdict in verdicts.items()} == dict.fromkeys(CHECKS, True)
+    assert "no cutoff before that it can be compared with" in verdicts["drift"].text
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({name: value for name, value in content.items() if name != "series"}))
+    verdicts = judge(config, entry)
+    doubtful = {name for name, verdict in verdicts.items() if not verdict.is_certain}
+    assert doubtful == {"conservation", "rejects"}
+    assert verdicts["rejects"].text == "can't be checked: it lacks 'series'"
+    assert verdicts["intact"].passed
+    summary = _summary("rejects", [("day", verdicts["rejects"])])
+    assert (summary.passed, summary.severity) == (False, dg.AssetCheckSeverity.WARN)
+    away = config.model_copy(
+        update={"output": ScoreOutput(path="o", sink="sql", table="t", uri=SecretStr("postgresql://me@127.0.0.1:9/db"))}
+    )
+    assert not judge(away, entry)["intact"].is_certain
 
 
 def test_a_tick_asks_for_its_own_partition(tmp_path: Path) -> None:
