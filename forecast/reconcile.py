@@ -98,9 +98,12 @@ def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], colum
     missing = [name for name in (column, *columns) if name not in table.columns]
     if missing:
         raise ConfigError(f"reconcile.by: {listing(missing)}: no such column in the table of the hierarchy")
-    rows = table.select(
-        literal(column).cast(pl.String).alias(SERIES_ID), *(literal(name).cast(pl.String) for name in columns)
-    )
+    try:
+        rows = table.select(
+            literal(column).cast(pl.String).alias(SERIES_ID), *(literal(name).cast(pl.String) for name in columns)
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"the table of the hierarchy has names that can't be read: {_first_line(error)}") from None
     rows = rows.unique().sort(SERIES_ID, *map(literal, columns))
     empty = rows.filter(pl.any_horizontal(pl.all().is_null()))[SERIES_ID].unique().sort()
     if len(empty):
@@ -124,6 +127,10 @@ def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], colum
     if twice := sorted({name for name in nodes if nodes.count(name) > 1}) if len(set(nodes)) < len(nodes) else []:
         raise DataError(f"{len(twice):,} series have the name of a sum, or a level is there twice: {listing(twice)}")
     return Hierarchy(nodes, named, sparse.vstack([*matrices, sparse.eye_array(len(series))], format="csr"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -516,7 +523,14 @@ def past_errors(
             f"reconcile.actuals: its timestamps are in {zones[1] or 'no time zone'}, those of the forecasts in "
             f"{zones[0] or 'none'}"
         )
-    rows = past.join(came.cast({TIMESTAMP: own}), on=[SERIES_ID, TIMESTAMP], how="inner")
+    try:
+        came = came.cast({TIMESTAMP: own})
+    except pl.exceptions.PolarsError as error:
+        kinds = f"{own} in the forecasts, {other} in the table"
+        raise DataError(
+            f"reconcile.actuals: its timestamps are of another kind ({kinds}): {_first_line(error)}"
+        ) from None
+    rows = past.join(came, on=[SERIES_ID, TIMESTAMP], how="inner")
     return (
         rows.select(CUTOFF, STEP, SERIES_ID, error=pl.col(TARGET) - pl.col(MEAN))
         .drop_nulls()

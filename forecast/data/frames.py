@@ -1,5 +1,6 @@
 """Tables that are in memory already, of Polars, pandas or Arrow; and which columns of a schema can't be read."""
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -32,9 +33,12 @@ def to_lazy(frame: Any, columns: Collection[str] | None = None) -> pl.LazyFrame:
         return frame
     if isinstance(frame, pl.DataFrame):
         return frame.lazy()
-    if type(frame).__module__.split(".")[0] == "pandas":
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(frame, pandas.DataFrame):
         return _from_pandas(_with_index(frame), columns)
     try:
+        if isinstance(frame, type):
+            raise DataError(f"expected a Polars, pandas or Arrow table, found the class {frame.__qualname__} itself")
         if hasattr(frame, "__arrow_c_stream__"):
             table = pa.RecordBatchReader.from_stream(frame).read_all()
         elif hasattr(frame, "__arrow_c_array__"):

@@ -136,6 +136,18 @@ def test_other_mistakes_have_their_own_kind(artifact: Artifact, sales: pl.DataFr
     }.items():
         with pytest.raises(DataError, match=table):
             fc.aggregate(message, STORES, by=["state"])
+    made, by = fc.forecast(artifact, sales), ["state"]
+    periods = sales.to_pandas().assign(timestamp=lambda frame: frame["timestamp"].dt.to_period("D"))
+    with pytest.raises(DataError, match=r"reconcile.actuals: its timestamps are of another kind"):
+        fc.reconcile(made, STORES, by=by, past=made, actuals=periods)
+    with pytest.raises(DataError, match="the table of the hierarchy has names that can't be read"):
+        fc.reconcile(made, STORES.with_columns(state=pl.lit(b"\xff")), by=by)
+    for table, kind in (
+        (pl.DataFrame, "the class DataFrame itself"),
+        (sales.to_pandas().groupby("series_id"), "found DataFrameG"),
+    ):
+        with pytest.raises(DataError, match=kind):
+            fc.forecast(artifact, table)
     with pytest.raises(DataError, match="forecasts: no column cutoff, step, source"):
         fc.reconcile(sales, STORES, by=["state"])
 
