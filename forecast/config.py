@@ -1164,6 +1164,9 @@ class ThresholdSettings(Config):
     max_wql_backtest: Annotated[float, Field(gt=0)] | None = None
     """WQL over that in the backtest of the version."""
     max_mase: Annotated[float, Field(gt=0)] | None = None
+    min_coverage_80: Share | None = 0.65
+    """Share of the observations inside the 80 % interval, if there is one. What may be below 80 % by chance is no
+    breach; nothing is, of one series."""
     min_coverage: Share | None = None
     """Share of the observations inside the widest interval."""
     max_coverage: Share | None = None

@@ -110,13 +110,21 @@ def _verdict(checks: Sequence[Check], findings: Sequence[str], facts: Mapping[st
         (
             check.what[:1].upper() + check.what[1:],
             _number(check.found),
-            f"{'at least' if check.key.startswith('min_') else 'at most'} {check.limit:g}",
+            check.allowed,
             f"monitor.thresholds.{check.key}",
-            "breached" if check.breached else "not judged" if check.found is None else "kept",
+            check.verdict,
+            check.judged,
         )
         for check in checks
     ]
-    heads = {"In the recent window": "wide", "Found": "number", "Allowed": "number", "Setting": "", "Verdict": ""}
+    heads = {
+        "In the recent window": "wide",
+        "Value": "number",
+        "Limit": "number",
+        "Setting": "",
+        "Verdict": "",
+        "Judged": "",
+    }
     started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
     kept = facts["no_rollback"] and f"No rollback: {facts['no_rollback']}"
     texts = [*findings, facts["rollback"], kept, started]

@@ -35,6 +35,8 @@ class Result:
     line: str
     """What to tell about it."""
     found: "Monitored"
+    thresholds: "pl.DataFrame"
+    """Threshold, value, limit, verdict and what was judged, as text."""
     breaches: "list[Check]"
     rolled_back: str
     """From which version to which, and why; empty if nothing was, now or in an earlier run of the same day."""
@@ -50,6 +52,8 @@ def main(config: MonitorConfig) -> None:
     result = run(config)
     note(output=str(result.folder))
     console.say(result.line)
+    if not result.thresholds.is_empty():
+        console.table(result.thresholds)
     told = list(result.found.freshness.findings)
     if result.breaches:
         count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
@@ -116,7 +120,7 @@ def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, da
     """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
     from forecast.monitor_page import monitor_page
     from pipelines.monitor_folder import PLOTLY, WatchFolder
-    from pipelines.monitor_summary import described, measures, summary
+    from pipelines.monitor_summary import described, measures, summary, verdicts
     from pipelines.shared import log_data
 
     settings, found, as_of = config.monitor, day.found, day.found.as_of.isoformat()
@@ -150,7 +154,8 @@ def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, da
     if settings.keep is not None and (removed := folder.prune(settings.keep, as_of)):
         _LOG.info("monitor.keep=%d: %d older days removed", settings.keep, removed)
     path = folder.day(as_of)
-    return Result(summary(found, registry.name, path, why_not), found, breaches, rolled_back, start, path)
+    line = summary(found, registry.name, path, why_not)
+    return Result(line, found, verdicts(day.checks), breaches, rolled_back, start, path)
 
 
 def _shadow(folder: Path, model: str) -> "Written | None":

@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from forecast.monitor import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT, Check, Monitored
 from forecast.names import SOURCE_SEASONAL_NAIVE
+from forecast.page import ABSENT
 from pipelines.shared import metric_name
 
 
@@ -22,6 +25,7 @@ def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[st
             f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "psi_chance", "ks", "missing", "unseen")
         }
     values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
+    values["monitor/recent/coverage_80_chance"] = found.coverage_80.chance
     values |= {f"monitor/freshness/{name}": value for name, value in found.freshness.measures().items()}
     values["monitor/alarmed"] = len(found.alarmed)
     return {name: float(value) for name, value in values.items() if value is not None}
@@ -38,7 +42,7 @@ def described(found: Monitored, checks: Sequence[Check], model: str) -> dict[str
         "counts": found.counts,
         "freshness": {**moments, **freshness.measures(), "findings": freshness.findings},
         "alarmed": found.alarmed,
-        "thresholds": [vars(check) | {"breached": check.breached} for check in checks],
+        "thresholds": [vars(check) | {"breached": check.breached, "verdict": check.verdict} for check in checks],
     }
 
 
@@ -73,6 +77,17 @@ def summary(found: Monitored, model: str, folder: Path, why_not: str) -> str:
     if why_not:
         parts.append(f"no rollback: {why_not}")
     return ", ".join([*parts, str(folder)])
+
+
+def verdicts(checks: Sequence[Check]) -> pl.DataFrame:
+    """Return the thresholds as a table of text, which fits 80 columns."""
+    rows = [
+        (check.key, ABSENT if check.found is None else f"{check.found:.4g}", check.allowed, check.verdict, check.judged)
+        for check in checks
+    ]
+    return pl.DataFrame(
+        rows, schema=dict.fromkeys(("threshold", "value", "limit", "verdict", "judged"), pl.String), orient="row"
+    )
 
 
 def _not_judged(found: Monitored) -> list[tuple[str, int]]:

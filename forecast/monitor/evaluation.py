@@ -22,6 +22,7 @@ from forecast.drift import Span, cycles, drift
 from forecast.frequency import DAY
 from forecast.metrics import MODEL
 from forecast.monitor.alarms import alarms_of
+from forecast.monitor.coverage import coverage_of
 from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
 from forecast.monitor.forecasts import Written
 from forecast.monitor.freshness import freshness_of
@@ -120,6 +121,7 @@ def monitor(
         versions=dict(Counter(each.version for each in cutoffs)),
         cutoffs=samples(inside, panel),
         freshness=freshness,
+        coverage_80=coverage_of(sums.tables["days"]),
         bands=tuple(band for band, _, _ in bands(levels)),
         scores=scores,
         metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(ages)),

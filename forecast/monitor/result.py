@@ -8,6 +8,7 @@ import polars as pl
 
 from forecast.drift import Span
 from forecast.errors import listing
+from forecast.monitor.coverage import Coverage
 from forecast.monitor.freshness import Freshness
 from forecast.monitor.labels import ALARM, ALL, FORECAST, IN_SAMPLE, NORMAL, RECENT
 from forecast.names import CUTOFF, SERIES_ID
@@ -35,6 +36,7 @@ class Monitored:
     """cutoff, model_version, trained_until (text; null: unknown), sample and rows, of those in the windows. Those in
     sample, before the end of the training of their version, are part of nothing else."""
     freshness: Freshness
+    coverage_80: Coverage
     bands: tuple[float, ...]
     """Coverage that the intervals should have, widest first."""
     scores: pl.DataFrame

@@ -148,7 +148,9 @@ def test_a_good_champion_stays_and_a_breach_starts_a_verb_once(promoted: Store) 
     promoted.score(None, CUTOFFS, "score.shadow=pretrained", output="scores")
     forget(promoted.folder / "scores")
     quiet = succeed(*LOOK, table, "monitor.rollback=true", "monitor.thresholds.max_alarmed=null")
-    assert "whose observation is missing, recent MASE" in quiet.out
+    assert "whose observation is missing, recent MASE" in quiet.lines[0]
+    assert any("max_wql_naive" in line and "kept" in line and "steps" in line for line in quiet.lines[1:])
+    assert max(map(len, quiet.lines[1:])) <= 80
     content = json.loads(next((promoted.folder / "watch").glob("*/monitor.json")).read_text())
     assert content["rollback"] is None
     assert "champion" in content["comparison"]  # v1 is no version that v2 replaced: it is compared, and that is all.
@@ -241,7 +243,7 @@ def test_mistakes_are_told(promoted: Store) -> None:
     )
     promoted.score(None, output="scores")
     message = refuse(2, *LOOK, table, "registry.name=others")
-    assert "registry.name=others, but 1 of 1 cutoffs in scores are of loads; set registry.name" in message
+    assert "registry.name=others, but the forecasts in scores are of loads; set registry.name" in message
     message = refuse(2, *LOOK, table, "monitor.as_of=2024-01-15", f"data.until={END.isoformat()}")
     assert "monitor.as_of and data.until are both given" in message
     # A shadow that fails takes nothing from the forecasts.

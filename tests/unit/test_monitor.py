@@ -26,6 +26,7 @@ from forecast.fit import FitResult
 from forecast.gate import compare
 from forecast.metrics import future_values, seasonal_naive
 from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
+from forecast.monitor.coverage import Coverage
 from forecast.monitor.cutoffs import Cutoff, Part
 from forecast.monitor.step_scores import Evaluation, score_steps
 from forecast.monitor_page import monitor_page
@@ -33,7 +34,8 @@ from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
 from forecast.page import plotly_source
 from forecast.predict import naive_forecasts
-from pipelines.monitor_summary import summary
+from pipelines import console
+from pipelines.monitor_summary import summary, verdicts
 
 HORIZON, SEASON = 7, 7
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -295,6 +297,45 @@ def test_thresholds() -> None:
     assert not Check("min_coverage", "coverage", None, 0.7).breached
 
 
+def test_the_table_says_what_was_judged_and_fits_a_terminal(
+    found: Monitored, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"max_wql_naive": 1e-6, "max_mase": 1e6, "max_psi": 0.25, "max_missing": 0.5, "min_coverage": 0.5}
+    settings = MonitorSettings.model_validate({"thresholds": limits})
+    table = verdicts(checks(found, settings, {}))
+    rows = {row["threshold"]: row for row in table.iter_rows(named=True)}
+    steps = f"{found.counts['rows_recent']:,} steps"
+    assert rows["max_wql_naive"] | {"value": ""} == {
+        "threshold": "max_wql_naive",
+        "value": "",
+        "limit": "≤ 1e-06",
+        "verdict": "breached",
+        "judged": steps,
+    }
+    assert rows["max_mase"]["verdict"] == "kept"
+    assert rows["max_alarmed"]["judged"] == rows["min_judged"]["judged"].replace("8", "8 of 8", 1) == "8 of 8 series"
+    assert rows["max_psi"]["judged"] == f"{found.drift['values'].max():,} values"
+    assert rows["max_observations_age"] | {"limit": ""} == {
+        "threshold": "max_observations_age",
+        "value": "0",
+        "limit": "",
+        "verdict": "kept",
+        "judged": "0 steps (0 minutes)",
+    }
+    few = {row["threshold"]: row for row in verdicts(checks(replace(found, observed=2), settings, {})).to_dicts()}
+    assert (few["max_mase"]["verdict"], few["max_mase"]["judged"]) == ("not judged", "2 of 3 times")
+    chance = replace(found, coverage_80=Coverage(0.5, 0.4))
+    assert {row["threshold"]: row["verdict"] for row in verdicts(checks(chance, settings, {})).to_dicts()}[
+        "min_coverage_80"
+    ] == "by chance"
+    low = replace(found, coverage_80=Coverage(0.5, 0.1))
+    assert [check.key for check in checks(low, MonitorSettings(), {}) if check.breached] == ["min_coverage_80"]
+    console.table(table)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) > len(rows)
+    assert max(map(len, printed)) <= 80
+
+
 def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> None:
     asked = {"max_wql_naive": 0.5, "max_wql_backtest": 2, "max_alarmed": 0, "max_unseen": 0.1, "max_missing": 0.1}
     settings = MonitorSettings.model_validate({"thresholds": asked})
@@ -461,11 +502,11 @@ def test_the_page_is_drawn_and_names_stay_text(
     assert "<b>evil" not in page
     assert "<i>m" not in page
     assert not re.search(r'(src|href)="(?!data:)', page.split("<script>")[0])
-    # With the script inside, beside the folder of the page, and away.
+    # With the script beside the folder of the page, and without it.
     beside = monitor_page(found, limits, model="<i>m</i>", history=history, facts=facts, plotly="../plotly.min.js")
     assert len(beside) < len(page) / 20
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    places = {"inside": page, "beside": beside, "away": beside.replace("../plotly", "../gone")}
+    places = {"beside": beside, "away": beside.replace("../plotly", "../gone")}
     (tmp_path / "plotly.min.js").write_text(plotly_source())
     for name, text in places.items():
         (tmp_path / name).mkdir()
