@@ -60,18 +60,18 @@ def _store_lock(uri: str, what: str) -> AbstractContextManager[None] | None:
     if backend == "postgresql":
         return _store_postgresql(address, what)
     if backend == "sqlite" and address.database and not address.database.startswith((":memory:", "file:")):
-        return _beside(Path(address.database), what)
+        return _file_lock(Path(address.database), what)
     return None
 
 
 def _ledger_lock(uri: str, what: str) -> AbstractContextManager[None]:
     if uri.startswith("sqlite:"):
-        return _beside(Path(uri.partition("://")[2].partition("?")[0][1:]), what)
+        return _file_lock(Path(uri.partition("://")[2].partition("?")[0][1:]), what)
     return _ledger_postgresql(uri, what)
 
 
 @contextmanager
-def _beside(file: Path, what: str) -> Iterator[None]:
+def _file_lock(file: Path, what: str) -> Iterator[None]:
     """Hold the lock beside a SQLite file. The lock file stays: who waits for it has it open."""
     file = file.resolve()
     lock = file.with_name(f".{file.name}.aliases.lock")

@@ -81,7 +81,7 @@ class Champions:
         tags = self.versions[number].tags if number in self.versions else {}
         return any(move.version == number for move in self.moves) or REPLACED_VERSION in tags or DEMOTED in tags
 
-    def needed(self) -> list[int]:
+    def way_back(self) -> list[int]:
         """Return the versions that rollbacks would return to, one after the other."""
         if self.damage:  # Nothing is returned to before it is mended, and nothing that might be is lost.
             return [number for number in sorted(self.versions, reverse=True) if self.was_champion(number)]
@@ -96,55 +96,55 @@ class Champions:
             return None, f"{self.damage}; set rollback.to to a version"
         if self.number is None:
             return None, f"{self.name} has no champion; set rollback.to to a version"
-        if needed := self.needed():
-            return self.versions[needed[0]], ""
+        if way_back := self.way_back():
+            return self.versions[way_back[0]], ""
         champion = f"{self.name} v{self.number}"
         earlier = [number for number in dict.fromkeys(reversed(self.line[:-1])) if number != self.number]
         if not earlier:
             return None, f"{champion} was the first champion" + ("" if self.champion else ", and is deleted")
         why = listing(f"v{number} {self._obstacle(number)}" for number in earlier)
-        way = "; rollback.to returns to a version all the same" if self.versions.keys() & set(earlier) else ""
-        return None, f"of the champions before {champion}, {why}{way}"
+        advice = "; rollback.to returns to a version all the same" if self.versions.keys() & set(earlier) else ""
+        return None, f"of the champions before {champion}, {why}{advice}"
 
     def previous(self, version: Version) -> Version | None:
         """Return the version that a rollback of `version` returns to; None if it is not the champion."""
         return self.target()[0] if version.number == self.number else None
 
-    def rollback_target(self, asked: Version | None) -> Version:
-        """Return the version that a rollback returns to, `asked` if that may be. Raises RegistryError."""
-        if asked is None:
+    def rollback_target(self, requested: Version | None) -> Version:
+        """Return the version that a rollback returns to, `requested` if that may be. Raises RegistryError."""
+        if requested is None:
             target, why = self.target()
             if target is None:
                 raise RegistryError(f"nothing to roll back to: {why}")
             return target
-        if not self.damage and not self.was_champion(asked.number):
+        if not self.damage and not self.was_champion(requested.number):
             earlier = (f"v{number}" for number in sorted({move.version for move in self.moves} & set(self.versions)))
             raise RegistryError(
-                f"{asked} was never the champion of {self.name}, so there is no way back to it; set rollback.to to one "
-                f"that was ({listing(earlier, 20) or 'there is none'}), or promote it"
+                f"{requested} was never the champion of {self.name}, so there is no way back to it; set rollback.to to "
+                f"one that was ({listing(earlier, 20) or 'there is none'}), or promote it"
             )
-        return asked
+        return requested
 
-    def check(self, judged: "Champions", challenger: Version) -> None:
+    def check(self, basis: "Champions", challenger: Version) -> None:
         """Raise GateRefused if the alias has moved since the challenger was judged, or it was rolled back."""
-        if self._state() != judged._state():
+        if self._state() != basis._state():
             raise GateRefused(
-                f"{challenger} is not promoted: {self._present()} since it was judged beside {judged._shown()}; run "
+                f"{challenger} is not promoted: {self._news()} since it was judged beside {basis._label()}; run "
                 "forecast backtest, and promote again"
             )
         why = self.versions[challenger.number].tags.get(DEMOTED) if challenger.number in self.versions else ""
         if why and not challenger.tags.get(DEMOTED):
             raise GateRefused(f"{challenger} is not promoted: it was rolled back since it was judged: {why}")
 
-    def check_rollback(self, judged: "Champions", *, unasked: bool) -> None:
+    def check_rollback(self, basis: "Champions", *, is_requested: bool) -> None:
         """Raise RegistryError if the alias has moved since a rollback was decided, or it would go elsewhere now."""
-        if self._state() != judged._state():
+        if self._state() != basis._state():
             raise RegistryError(
-                f"nothing was rolled back: {self._present()} since {judged._shown()} was looked at; "
+                f"nothing was rolled back: {self._news()} since {basis._label()} was looked at; "
                 "forecast models list shows what there is now"
             )
-        now, then = (f"v{target.number}" if target else "no version" for target, _ in (self.target(), judged.target()))
-        if unasked and now != then:
+        now, then = (f"v{target.number}" if target else "no version" for target, _ in (self.target(), basis.target()))
+        if not is_requested and now != then:
             raise RegistryError(f"nothing was rolled back: it would return to {now} now, not to {then}; look again")
 
     def reasons_to_keep(self, version: Version) -> list[str]:
@@ -158,22 +158,22 @@ class Champions:
         children = [f"v{number}" for number in sorted(self.versions) if self.versions[number].parent == version.number]
         if children:
             reasons.append(f"it is the parent of {listing(children)}; delete these first")
-        if version.number in (needed := self.needed()):
-            way = " -> ".join(f"v{number}" for number in needed)
+        if version.number in (way_back := self.way_back()):
+            way = " -> ".join(f"v{number}" for number in way_back)
             reasons.append(f"it was the champion, and a rollback would need it (rollbacks return to {way})")
         return reasons
 
-    def gone(self) -> Version | None:
+    def deleted_champion(self) -> Version | None:
         """Return what is known of a champion that was deleted, None where there is no champion."""
         return None if self.number is None else Version(self.name, self.number, "", "", "", "", 0)
 
     def _state(self) -> tuple[int | None, tuple[Move, ...]]:
         return self.number, self.moves[-1:]
 
-    def _shown(self) -> str:
+    def _label(self) -> str:
         return "no champion" if self.number is None else f"{self.name} v{self.number}"
 
-    def _present(self) -> str:
+    def _news(self) -> str:
         if self.number is None:
             return f"the champion of {self.name} has lost its alias"
         return f"{self.name} v{self.number} has become champion ({self.moves[-1].how or 'promoted'})"
@@ -183,7 +183,7 @@ class Champions:
         for move, successor in zip_longest(self.moves, self.moves[1:]):
             yield move, successor.at if successor else ""
 
-    def moved(self, number: int, how: str) -> str:
+    def tag_after(self, number: int, how: str) -> str:
         """Return the text of the tag once the alias has moved to a version."""
         move = Move(number, datetime.now(UTC).isoformat(timespec="microseconds"), how)
         return json.dumps([vars(each) for each in (*self.moves, move)[-_LIMIT:]], separators=(",", ":"))
@@ -204,7 +204,7 @@ def read(name: str, tag: str | None, aliases: Mapping[str, int], versions: Itera
     by_number, number = {version.number: version for version in versions}, aliases.get(CHAMPION)
     moves, damage = None, ""
     if tag:
-        moves = _parsed(tag)
+        moves = _parse(tag)
         if moves is None:
             damage = f"the history of champions, the tag `{CHAMPIONS}` of the registered model {name}, can't be read"
     if moves is None:
@@ -218,7 +218,7 @@ def read(name: str, tag: str | None, aliases: Mapping[str, int], versions: Itera
     return Champions(name, by_number, number, moves, dangling, damage)
 
 
-def _parsed(tag: str) -> tuple[Move, ...] | None:
+def _parse(tag: str) -> tuple[Move, ...] | None:
     """Return the moves in a tag, None if it is damaged."""
     try:
         content: Any = json.loads(tag)

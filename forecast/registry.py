@@ -175,21 +175,21 @@ class Registry(VersionStore):
             self._client.delete_registered_model_alias(self.name, alias)
 
     @calls_mlflow
-    def promote(self, challenger: Version, *, judged: Champions | None = None, forced: str = "") -> None:
+    def promote(self, challenger: Version, *, basis: Champions | None = None, objection: str = "") -> None:
         """Make a version the champion. The champion stays what it is.
 
-        `judged` are the champions that the decision was made by: raises GateRefused if another version has become
-        champion since, or the challenger was rolled back. `forced` is why the gate refused it, which becomes a tag.
+        `basis` are the champions that the decision was made by: raises GateRefused if another version has become
+        champion since, or the challenger was rolled back. `objection` is why the gate refused it, for the tag FORCED.
         """
         with self._locked():
             champions = self._champions()
             if champions.number == challenger.number:
                 return
-            if judged is not None:
-                champions.check(judged, challenger)
-            self._crown(champions, challenger.number, forced)
+            if basis is not None:
+                champions.check(basis, challenger)
+            self._crown(champions, challenger.number, objection)
 
-    def _crown(self, champions: Champions, number: int, forced: str = "") -> None:
+    def _crown(self, champions: Champions, number: int, objection: str = "") -> None:
         """Give the alias to a version; the alias is the last thing that changes."""
         if champions.number == number:
             return
@@ -198,39 +198,39 @@ class Registry(VersionStore):
         tags = champions.versions[number].tags if number in champions.versions else {}
         changes = {REPLACED_VERSION: str(champions.number or "")}
         changes |= {name: "" for name in (DEMOTED, FORCED) if tags.get(name)}
-        changes |= {FORCED: forced} if forced else {}
-        self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.moved(number, PROMOTED))
+        changes |= {FORCED: objection} if objection else {}
+        self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.tag_after(number, PROMOTED))
         self._tag(number, changes)
         self._client.set_registered_model_alias(self.name, names.CHAMPION, str(number))
 
     @calls_mlflow
     def rollback(
-        self, reason: str, *, to: str | int | None = None, judged: Champions | None = None
+        self, reason: str, *, to: str | int | None = None, basis: Champions | None = None
     ) -> tuple[Version | None, Version]:
         """Give the champion alias back to an earlier champion; return (from, to), from None where there was none.
 
         That is the one before it in the history that was not rolled back itself, or `to`, any earlier champion. The
-        version that is left remembers why, so that no promotion and no rollback brings it back unasked. `judged` are
+        version that is left remembers why, so that no promotion and no rollback brings it back unasked. `basis` are
         the champions that the decision was made by. Raises RegistryError if they have changed since, and if there is
         nothing to roll back to.
         """
         with self._locked():
             champions = self._champions()
-            if judged is not None:
-                champions.check_rollback(judged, unasked=to is None)
-            asked = None if to is None else self.resolve(to, "rollback.to")
-            target = champions.rollback_target(asked)
-            left = champions.champion
+            if basis is not None:
+                champions.check_rollback(basis, is_requested=to is not None)
+            requested = None if to is None else self.resolve(to, "rollback.to")
+            target = champions.rollback_target(requested)
+            former = champions.champion
             if target.number == champions.number:
                 return target, target
             is_back = champions.number is not None and target.number in champions.line[:-1]
-            self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.moved(target.number, ROLLED_BACK))
-            if left is not None and is_back:
-                self._tag(left.number, {DEMOTED: reason})
+            self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.tag_after(target.number, ROLLED_BACK))
+            if former is not None and is_back:
+                self._tag(former.number, {DEMOTED: reason})
             if target.tags.get(DEMOTED):
                 self._tag(target.number, {DEMOTED: ""})
             self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
-        return left or champions.gone(), target
+        return former or champions.deleted_champion(), target
 
     def previous(self, champion: Version) -> Version | None:
         """Return the version that a rollback of a champion returns to; None if there is none, or it is no champion."""

@@ -22,7 +22,7 @@ def roll_back(registry: "Registry", config: RollbackConfig) -> str:
     if config.rollback.series is not None:
         return _roll_series_back(registry, config, config.rollback.series)
     champions = registry.champions()
-    before, after = registry.rollback("by forecast models rollback", to=config.rollback.to, judged=champions)
+    before, after = registry.rollback("by forecast models rollback", to=config.rollback.to, basis=champions)
     note(model=str(before or after), output=str(after))
     if before is not None and before.number == after.number:
         return f"champion of {registry.name}: v{after.number}, it already was"
@@ -56,13 +56,15 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
             "rolled_back_from": f"v{version.number}",
         }
         digest = child.save(Path(folder))
-        made = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
-        moved = registry.hand_over(version, made)
-    note(output=str(made))
+        child_version = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
+        moved = registry.hand_over(version, child_version)
+    note(output=str(child_version))
     now = f", which is now {' and '.join(moved)}" if moved else ""
     if kept := sorted(set(version.aliases) - set(moved)):
         now += f" ({' and '.join(kept)} moved to another version meanwhile, and stays there)"
-    return f"{len(set(series)):,} series of {version} are back at the base in v{made.number}{now}, run {run.id}"
+    return (
+        f"{len(set(series)):,} series of {version} are back at the base in v{child_version.number}{now}, run {run.id}"
+    )
 
 
 def delete(registry: "Registry", config: DeleteConfig) -> str:

@@ -266,7 +266,7 @@ def _roll_back(
     previous = champions.previous(version)
     why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
     try:
-        _, after = registry.rollback(why, judged=champions)
+        _, after = registry.rollback(why, basis=champions)
     except RegistryError as error:
         if error.__cause__ is not None:  # the store failed
             raise

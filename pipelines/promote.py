@@ -39,27 +39,27 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     champion = champions.champion
     if champion and champion.number == version.number:
         return version, "it already was"
-    if (refusal := _unjudged(version)) and not force:
-        raise GateRefused(str(refusal))
+    if (obstacle := _obstacle(version)) and not force:
+        raise GateRefused(str(obstacle))
     with registry.run("promote", config, {"version": str(version.number)}) as run:
         note(mlflow=run.link)
         run.tags({"replaced_version": champion.number if champion else ""})
         try:
-            verdict = refusal or _judge(registry, version, champion)
-        except RegistryError as error:
+            verdict = obstacle or _judge(registry, version, champion)
+            if not isinstance(verdict, _Refusal):
+                run.tags({"verdict": str(verdict)})
+                registry.promote(version, basis=champions)
+                return version, verdict
+        except (GateRefused, RegistryError) as error:
             if not force:
                 raise
             verdict = _Refusal(str(error))
-        if not isinstance(verdict, _Refusal):
-            run.tags({"verdict": str(verdict)})
-            registry.promote(version, judged=champions)
-            return version, verdict
         if not force:
             raise GateRefused(str(verdict))
-        reason = verdict.reason.removeprefix(f"{version} is not promoted: ")
-        run.tags({FORCED: reason})
-        registry.promote(version, forced=reason)
-    return version, f"promote.force=true, although {reason}"
+        objection = verdict.reason.removeprefix(f"{version} is not promoted: ")
+        run.tags({FORCED: objection})
+        registry.promote(version, objection=objection)
+    return version, f"promote.force=true, although {objection}"
 
 
 class _Refusal(NamedTuple):
@@ -70,7 +70,7 @@ class _Refusal(NamedTuple):
         return "; ".join(filter(None, self))
 
 
-def _unjudged(version: "Version") -> _Refusal | None:
+def _obstacle(version: "Version") -> _Refusal | None:
     """Return why a version is not to be judged, None if it is."""
     from forecast.backtest import BACKTEST_RUN
     from forecast.registry import DEMOTED

@@ -126,7 +126,11 @@ def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Ve
     if which is None:
         return None
     if which == PREVIOUS:
-        other, why = registry.champions().target()
+        champions = registry.champions()
+        other, why = champions.target()
+        if champions.damage:
+            _LOG.warning("score.shadow=%s: no shadow: %s", which, why)
+            return None
     else:
         other, why = registry.resolve(which, "score.shadow"), ""
     if other is None or other.number == version.number:

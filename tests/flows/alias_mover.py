@@ -1,18 +1,19 @@
 """A process that moves the champion alias when its standard input says so, for tests of two at once.
 
 Each line is a JSON list: ["look", URI, NAME, PAUSES], then ["promote", NUMBER], ["rollback", REASON] or
-["set_alias", ALIAS, NUMBER]. What is done is judged by what was there at the look. A process that pauses prints
+["register", FOLDER, ALIAS]. What is done is judged by what was there at the look. A process that pauses prints
 "paused" before the alias moves, with the lock in its hands, and waits for another line.
 """
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 
 from forecast.champions import Champions
-from forecast.config import RegistryConfig
+from forecast.config import Config, RegistryConfig
 from forecast.errors import GatecastError
 from forecast.registry import Registry
 
@@ -37,10 +38,12 @@ def say(*words: object) -> None:
 
 def act(registry: Registry, champions: Champions, verb: str, *values: Any) -> object:
     if verb == "rollback":
-        return registry.rollback(values[0], judged=champions)[1].number
-    if verb == "set_alias":
-        return registry.set_alias(values[0], champions.versions[values[1]])
-    return registry.promote(champions.versions[values[0]], judged=champions)
+        return registry.rollback(values[0], basis=champions)[1].number
+    if verb == "register":
+        folder, alias = values
+        with registry.run("train", Config()) as run:
+            return registry.register(run, Path(folder), digest="ab" * 32, tags={}, alias=alias).number
+    return registry.promote(champions.versions[values[0]], basis=champions)
 
 
 def main() -> None:

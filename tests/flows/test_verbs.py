@@ -343,6 +343,10 @@ def test_a_promotion_while_another_is_judged_is_kept(judged: Store, monkeypatch:
     )
     assert aliases(judged)["champion"] == 1
     assert registry.champions().line == [1]
+    MlflowClient().delete_registered_model_alias(NAME, "champion")
+    done = succeed("promote", MODEL, "promote.force=true")
+    assert f"promote.force=true, although {NAME} v1 has become champion" in done.out
+    assert (aliases(judged)["champion"], registry.champions().line) == (2, [1, 2])
 
 
 def test_a_backtest_beside_an_earlier_champion_does_not_promote(judged: Store) -> None:
