@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
@@ -66,7 +66,6 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
 
         from forecast.data.io import write_parquet_atomic
         from forecast.data.nyc_flights import nyc_flights
-        from forecast.data.sinks import FORECASTS, REJECTS
         from forecast.names import SERIES_ID
         from forecast.registry import Registry
         from pipelines import backtest, finetune, promote, score, train
@@ -104,14 +103,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         done.check()
         print(f"{done.version}: {done.line}")
     (content,) = (output.content for output in done.outputs)
-    made, rejects = (
-        pl.concat(
-            pl.read_parquet(folder / "scores" / name, glob=False, hive_partitioning=False)
-            for name in content["files"]
-            if name.startswith(kind)
-        )
-        for kind in (FORECASTS, REJECTS)
-    )
+    made, rejects = _written(folder / "scores", content)
     with clock("report"), console.stage("report") as stage:
         page = folder / "report.html"
         summary = held_out(result.scores)
@@ -137,6 +129,16 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         f"{sum(clock.seconds.values()):.0f} s\n{decision}\n"
         f"report: {page}\nruns and models: forecast ui registry.tracking_uri={uri}"
     )
+
+
+def _written(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl.DataFrame]":
+    """Return the forecasts and the rejects of a manifest."""
+    import polars as pl
+
+    from forecast.data.sinks import ParquetSink
+
+    sink = ParquetSink(folder)
+    return pl.concat(sink.forecasts(content)).collect(), pl.concat(sink.rejects(content)).collect()
 
 
 def _live(uri: str) -> list[str]:

@@ -19,11 +19,9 @@ def write_latest(folder: Path, sink: Sink, model: str) -> None:
 
     Of several versions, those that are current count. A reader sees the file before or the new one. Raises OutputError.
     """
-    contents = current(
-        read_manifest(path)
-        for path in (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
-        if f".{file_name(model)}.v" in path.name
-    )
+    paths = (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
+    named = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
+    contents = current(content for content in map(read_manifest, named) if content["model"] == model)
     file = folder / LATEST / f"{file_name(model)}.parquet"
     if not contents or _key(file) == contents[-1]["key"]:
         return

@@ -1,5 +1,6 @@
 """Tables that a job makes in a database, and brings up to date where an earlier release made them."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +29,9 @@ def ensure_table(database: Database, table: str, schema: pl.Schema, key: Sequenc
     locked: others who write wait, readers see what was there before.
     """
     held = database.columns(table)
+    if not held:
+        database.alone(zlib.crc32(table.encode()))  # PostgreSQL fails where two make a table at once.
+        held = database.columns(table)
     if not held:
         columns = [_definition(name, dtype) for name, dtype in schema.items()]
         columns += [f"primary key ({', '.join(quoted_names(key))})"] if key else []

@@ -88,7 +88,8 @@ class DeltaSink(_TableSink):
             model = f"(({model}) OR {MODEL_NAME} IS NULL)"
         for kind in KINDS:
             predicate = f"{CUTOFF} = {literal(key.cutoff)} AND {model}"
-            self._overwrite(kind, _frames(files, kind), predicate)
+            if files[kind] or legacy or self._rows(kind, key):
+                self._overwrite(kind, _frames(files, kind), predicate)
             check_rows(kind, self._rows(kind, key), content)
         return {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
 
@@ -214,17 +215,21 @@ class SqlSink(_TableSink):
         """Delete and insert in one transaction, in which rows are counted too."""
         legacy = legacy_key(self._folder, key)
         stored = {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
+        schemas = {kind: next(_frames(files, kind)).schema for kind in KINDS}
+        with transaction(self._uri, self._key) as database:  # By itself: others who make tables wait for its end.
+            for kind in KINDS:
+                self._ensure(database, kind, schemas[kind])
+            ensure_table(database, self._manifests, _row({}, schemas[FORECASTS][CUTOFF]).schema, ("name",))
         with transaction(self._uri, self._key) as database:
             for kind in KINDS:
                 table, frames = self._tables[kind], _frames(files, kind)
-                first = next(frames)
-                self._ensure(database, kind, first.schema)
+                self._ensure(database, kind, schemas[kind])
                 columns = database.columns(table)
                 for old in filter(None, (key, legacy)):
                     database.execute(f'delete from "{table}" where {_condition(old, columns)}')
-                database.insert(table, chain([first], frames))
+                database.insert(table, frames)
                 check_rows(kind, database.rows(table, _condition(key, columns)), content)
-            self._keep(database, key.folder, _manifest_row(key, {**content, **stored}, first.schema[CUTOFF]))
+            self._keep(database, key.folder, _manifest_row(key, {**content, **stored}, schemas[FORECASTS][CUTOFF]))
             self._create_view(database)
         return stored
 
