@@ -30,6 +30,8 @@ RESULTS: Final = {
     "Artifact": "artifact",
     "FinetuneResult": "finetune",
     "BacktestResult": "backtest",
+    "CalibrationResult": "calibrate",
+    "TuneResult": "tune",
     "DistilResult": "distil",
     "Explanation": "explain",
     "Forecasts": "predict",
