@@ -33,9 +33,9 @@ class Coverage(NamedTuple):
 def coverage_of(days: pl.DataFrame) -> Coverage:
     """Return the coverage of the recent window, from sums by series, window, day and age.
 
-    Chance is the largest one of three margins. Over series: Student's t of the mean over series, for the steps of one
-    are alike. Over days, all series together, for series share their dates: Student's t of the mean over the days of
-    the window; and how far earlier stretches as long as the window lie apart.
+    Chance is the larger one of two margins. Over series: Student's t of the mean over series, for the steps of one are
+    alike. Over time, all series together, for series share their dates: how far earlier stretches as long as the
+    window lie apart; as long as there are few of these, Student's t of the mean over the days of the window.
     """
     if _COVERED not in days.columns:
         return Coverage(None, None)
@@ -49,8 +49,13 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
         return Coverage(value, None)
     from scipy.special import stdtrit
 
-    margins = []
-    for sums in (series, recent.group_by("day").agg(pl.col(_COVERED, "n_steps").sum())):
+    shares, groups, margins = _stretches(days), [series], []
+    if len(shares) >= _BLOCKS:
+        apart = float(np.std(shares, ddof=1)) * np.sqrt(1 + 1 / len(shares))
+        margins.append(float(-stdtrit(len(shares) - 1, _CHANCE) * apart))
+    else:
+        groups.append(recent.group_by("day").agg(pl.col(_COVERED, "n_steps").sum()))
+    for sums in groups:
         covered, total = (sums[name].to_numpy().astype(np.float64) for name in (_COVERED, "n_steps"))
         count = len(total)
         if count > 1:
@@ -58,10 +63,6 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
             # Where all have the same share there is no spread, but no certainty either.
             spread = max(spread, np.sqrt(BAND * (1 - BAND) / steps))
             margins.append(float(-stdtrit(count - 1, _CHANCE) * spread))
-    shares = _stretches(days)
-    if len(shares) >= _BLOCKS:
-        apart = float(np.std(shares, ddof=1)) * np.sqrt(1 + 1 / len(shares))
-        margins.append(float(-stdtrit(len(shares) - 1, _CHANCE) * apart))
     return Coverage(value, max(margins))
 
 

@@ -44,6 +44,8 @@ class Age:
         >>> str(Age(3, timedelta(days=3, hours=2), 2)), str(Age(1, timedelta(hours=1), 2))
         ('3 steps (3 days)', '1 step (1 hour)')
         """
+        if not self.time:
+            return _plural(self.steps, "step")
         for unit, length in (
             ("day", timedelta(days=1)),
             ("hour", timedelta(hours=1)),

@@ -94,6 +94,15 @@ def test_one_odd_day_of_all_series_may_be_chance() -> None:
     assert breached(coverage_of(table.with_columns(covered_80=pl.lit(0))))
 
 
+def test_a_window_that_is_wrong_in_part_is_a_breach_once_there_is_a_history() -> None:
+    """Three weeks of four that are wrong in all series: the weeks before say that this is not usual."""
+    table = days(np.random.default_rng(0), n=60, nights=28, recent=4, horizon=8, walk=False)
+    wrong = (pl.col("window") == "recent") & (pl.col("day") > pl.col("day").max() - timedelta(days=3))
+    table = table.with_columns(covered_80=pl.when(wrong).then(0).otherwise("covered_80"))
+    assert breached(coverage_of(table))
+    assert not breached(coverage_of(table.filter(window="recent")))
+
+
 def test_one_series_is_not_judged_nor_are_intervals_that_are_not_there() -> None:
     table = days(np.random.default_rng(0), n=1, nights=20, recent=7, horizon=7, walk=False)
     assert coverage_of(table).value is not None

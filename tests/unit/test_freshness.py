@@ -13,6 +13,7 @@ import pytest
 
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.load import Loaded
+from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.monitor import Monitored, Written, checks, monitor
 from forecast.monitor.cutoffs import Cutoff
@@ -45,11 +46,18 @@ def nightly(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.
 @pytest.fixture
 def look(trained: FitResult, weekly_table: pl.DataFrame, nightly: Path, tmp_path: Path) -> Callable[..., Monitored]:
     def run(
-        end: int, as_of: datetime | None = None, now: datetime | None = None, scores: Path = nightly, **limits: Any
+        end: int,
+        as_of: datetime | None = None,
+        now: datetime | None = None,
+        scores: Path = nightly,
+        recent: int | None = None,
+        **limits: Any,
     ) -> Monitored:
         weekly_table.filter(pl.col("timestamp") <= day(end)).write_parquet(tmp_path / "table.parquet")
         source = SourceConfig(path=str(tmp_path / "table.parquet"), until=as_of)
-        settings = MonitorSettings.model_validate({"as_of": as_of, "thresholds": limits})
+        settings = MonitorSettings.model_validate(
+            {"as_of": as_of, "recent": recent, "history": recent, "thresholds": limits}
+        )
         written = Written(SinkConfig(path=str(scores)))
         return monitor(trained.artifact, trained.artifact.open(source), written, None, settings, now=now)
 
@@ -83,7 +91,12 @@ def test_scoring_that_has_stopped_is_a_finding(
     assert (logged["monitor/freshness/scores_age_steps"], logged["monitor/freshness/scores_age_hours"]) == (4, 96)
     assert logged["monitor/freshness/observations_age_steps"] == 0
     # However long ago, and whatever is left to judge.
-    assert late(look(159, day(159))) == {"max_scores_age", "max_scores_lag"}
+    gone = look(159, day(159), recent=1)
+    assert late(gone) == {"max_scores_age", "max_scores_lag"}
+    assert gone.counts["cutoffs"] == gone.counts["rows"] == 0
+    assert "no cutoff is left, so nothing is judged, scoring has stopped: " in summary(gone, "m", tmp_path, "")
+    with pytest.raises(DataError, match="forecasts end before 2024-06-07"):
+        look(159, day(159), recent=1, max_scores_age=None, max_scores_lag=None)
 
 
 def test_a_table_that_is_not_updated_is_a_finding(look: Callable[..., Monitored]) -> None:

@@ -320,7 +320,7 @@ def test_the_table_says_what_was_judged_and_fits_a_terminal(
         "value": "0",
         "limit": "",
         "verdict": "kept",
-        "judged": "0 steps (0 minutes)",
+        "judged": "0 steps",
     }
     few = {row["threshold"]: row for row in verdicts(checks(replace(found, observed=2), settings, {})).to_dicts()}
     assert (few["max_mase"]["verdict"], few["max_mase"]["judged"]) == ("not judged", "2 of 3 times")
