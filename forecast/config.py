@@ -1301,7 +1301,7 @@ class ShowSettings(Config):
 
 
 class ScoresConfig(Config):
-    """`forecast scores list` and `show`: `scores` are the settings that `output` had."""
+    """`forecast scores list`, `show` and `upgrade`: `scores` are the settings that `output` had."""
 
     scores: SinkConfig
     show: ShowSettings = ShowSettings()

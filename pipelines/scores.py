@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ScoresConfig
+from forecast.errors import ConfigError
 from pipelines import compose, console
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 ACTIONS: Final = {
     "list": "the cutoffs that are done, oldest first, with version, run and time",
+    "upgrade": "bring Parquet files that an earlier release wrote into the present layout",
     "show": "the forecasts of the latest cutoff, or of show.cutoff; show.file writes them",
 }
 
@@ -25,7 +27,7 @@ def main(argv: list[str]) -> None:
     action, rest = asked
     config = compose.verb_config(ScoresConfig, f"scores {action}", rest)
     console.setup()
-    (_list if action == "list" else _show)(config)
+    {"list": _list, "show": _show, "upgrade": _upgrade}[action](config)
 
 
 def _place(config: ScoresConfig) -> str:
@@ -45,6 +47,22 @@ def _list(config: ScoresConfig) -> None:
     counting = {_identity(content) for content in current(scores.contents)}
     rows = [{**_facts(content), "current": "yes" if _identity(content) in counting else ""} for content in contents]
     console.table(pl.DataFrame(rows))
+
+
+def _upgrade(config: ScoresConfig) -> None:
+    from forecast.data.folders import locked
+    from forecast.data.scores import Scores
+    from forecast.data.scores_upgrade import upgrade
+
+    if config.scores.sink != "parquet":
+        raise ConfigError("scores.sink: tables are brought up to date by the next job that writes into them")
+    folder = Path(config.scores.path)
+    total = len(Scores(folder).contents)
+    with locked(folder, "scores.path"):
+        count = upgrade(folder)
+    print(
+        f"{folder}: {count:,} of {total:,} cutoffs were in the layout of an earlier release and are in the present one"
+    )
 
 
 def _show(config: ScoresConfig) -> None:

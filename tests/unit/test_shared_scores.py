@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
@@ -23,6 +25,7 @@ from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.monitor import Written
 from forecast.output import Job, Output
+from pipelines.cli import main as cli
 
 SINKS = ["parquet", "delta", "sql"]
 A = {"model": "a", "model_version": "1", "model_digest": "ab12"}
@@ -392,3 +395,40 @@ def test_the_reader_reads_what_an_earlier_release_wrote(place: Place) -> None:
     frame = fc.read_scores(source_of(place))
     assert_frame_equal(frame.select(expected[0].columns), pl.concat(expected), check_dtypes=False)
     assert frame["model_name"].unique().to_list() == ["a"]
+
+
+def test_folders_of_an_earlier_release_are_brought_into_the_present_layout(
+    trained: FitResult, weekly_loaded: Loaded, bad: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    place = Place(tmp_path, "parquet", trained, weekly_loaded)
+    outputs = [place.write(A, back=back, loaded=bad(2)) for back in (120, 7, 0)]
+    expected = [place.rows(output) for output in outputs]
+    rejects = place.all_rows("rejects")
+    as_before(place, outputs)
+    sums = place.folder / "out/rejects"
+    rows = pl.read_parquet(next(sums.glob("rows.*/*")))
+    shutil.rmtree(next(sums.glob("rows.*")))
+    for output in outputs:  # Each cutoff had the rejects of reading.
+        old = ForecastKey.of(output.content)._replace(is_legacy=True)
+        manifest = place.folder / "out/manifests" / old.manifest
+        content, names = json.loads(manifest.read_text()), ["cutoff", "model_name", "model_version", "model_digest"]
+        key = ForecastKey.of(output.content)
+        (sums / old.folder).mkdir()
+        for file in (sums / key.folder).glob("*"):
+            pl.read_parquet(file).drop(names).write_parquet(sums / old.folder / file.name)
+        shutil.rmtree(sums / key.folder, ignore_errors=True)
+        rows.drop(names).write_parquet(sums / old.folder / "rows-1f2e3d4c.parquet")
+        content["files"] = open_sink(ScoreOutput.model_validate(place.config())).found(old)["files"]
+        manifest.write_text(json.dumps(content))
+
+    with pytest.raises(pa.ArrowException):
+        pd.read_parquet(place.folder / "out/forecasts")
+    assert cli(["scores", "upgrade", f"scores.path={place.folder / 'out'}"]) == 0
+    assert cli(["scores", "upgrade", f"scores.path={place.folder / 'out'}"]) == 0, "nothing is left to do"
+    frame = pl.from_pandas(pd.read_parquet(place.folder / "out/forecasts")).sort("cutoff", *ORDER)
+    assert_frame_equal(frame.select(expected[0].columns), pl.concat(expected), check_dtypes=False)
+    assert_frame_equal(fc.read_scores(place.folder / "out").select(frame.columns), frame, check_dtypes=False)
+    order = ["cutoff", "reason", "series_id"]
+    assert_frame_equal(place.all_rows("rejects").select(rejects.columns).sort(order), rejects.sort(order))
+    assert not [path for path in (place.folder / "out").rglob("*") if path.is_dir() and "=" in path.name]
+    assert len(list((place.folder / "out/manifests").iterdir())) == 3

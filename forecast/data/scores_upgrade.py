@@ -1,0 +1,100 @@
+"""Folders of Parquet files that earlier releases wrote, in the present layout: nothing is forecast again."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from forecast.data.io import write_parquet_atomic, write_text_atomic
+from forecast.data.manifests import (
+    FORECASTS,
+    KINDS,
+    LAYOUT,
+    MANIFESTS,
+    REJECTS,
+    ForecastKey,
+    Kind,
+    file_name,
+    read_manifests,
+)
+from forecast.data.sinks import ParquetSink, scan_file
+from forecast.names import CUTOFF, MODEL_COLUMNS, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
+
+_ROWS: Final = "rows-"
+
+
+def upgrade(folder: Path) -> int:
+    """Bring the files in a scores folder into the present layout; return how many cutoffs were in another one.
+
+    Hold the lock of the folder meanwhile. A cutoff is there at every moment, in one layout or the other; after a kill,
+    the next call goes on. Raises DataError, OutputError.
+    """
+    contents = [content for content in read_manifests(folder) if "files" in content]
+    legacy = [content for content in contents if ForecastKey.of(content).is_legacy]
+    newest = {content["model"]: content for content in legacy}
+    for content in legacy:
+        old = ForecastKey.of(content)
+        key = old._replace(is_legacy=False)
+        manifest = folder / MANIFESTS / key.manifest
+        if not manifest.is_file():
+            if content is newest[key.model]:
+                _keep_rows(folder, content, key)
+            files = _rewritten(folder, content, key)
+            write_text_atomic(json.dumps(_manifest(folder, content, files), indent=1) + "\n", manifest)
+        for kind in KINDS:
+            shutil.rmtree(folder / kind / old.folder, ignore_errors=True)
+        (folder / MANIFESTS / old.manifest).unlink()
+    return len(legacy)
+
+
+def _rewritten(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> dict[Kind, list[Path]]:
+    """Write the files of a cutoff with the columns that they lacked, but rejects of reading; return where they are."""
+    files: dict[Kind, list[Path]] = {REJECTS: [], FORECASTS: []}
+    for kind in KINDS:
+        for name in (name for name in content["files"] if Path(name).parts[0] == kind):
+            path = folder / kind / key.folder / Path(name).name
+            if not path.name.startswith(_ROWS):
+                write_parquet_atomic(_named(scan_file(folder / name).collect(), key), path)
+                files[kind].append(path)
+    return files
+
+
+def _keep_rows(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> None:
+    """Put the rejects of reading of a cutoff where those of its model are, if there are none."""
+    if list((folder / REJECTS / f"rows.{file_name(key.model)}").glob("*.parquet")):
+        return
+    for name in content["files"]:
+        if Path(name).parts[0] == REJECTS and Path(name).name.startswith(_ROWS):
+            frame = _named(scan_file(folder / name).collect(), key)
+            nothing = [pl.lit(None, frame.schema[column]).alias(column) for column in (CUTOFF, *MODEL_COLUMNS[1:])]
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            ParquetSink(folder).replace_rows(key.model, frame.with_columns(nothing), digest)
+
+
+def _named(frame: pl.DataFrame, key: ForecastKey) -> pl.DataFrame:
+    """Return rows with their cutoff and the names of their model."""
+    return frame.with_columns(
+        pl.lit(key.cutoff).cast(frame.schema[TIMESTAMP]).alias(CUTOFF),
+        pl.lit(key.version).alias(MODEL_VERSION),
+        pl.lit(key.model).alias(MODEL_NAME),
+        pl.lit(key.digest).alias(MODEL_DIGEST),
+    )
+
+
+def _manifest(folder: Path, content: Mapping[str, Any], files: Mapping[Kind, list[Path]]) -> dict[str, Any]:
+    """Return the manifest of files in the present layout."""
+    refused = sum(pl.scan_parquet(file).select(pl.len()).collect().item() for file in files[REJECTS])
+    places = [file for kind in KINDS for file in files[kind]]
+    return {
+        **content,
+        "layout": LAYOUT,
+        "rows": {**content["rows"], "refused": refused},
+        "columns": list(pl.read_parquet_schema(files[FORECASTS][0])),
+        "files": {
+            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(places)
+        },
+    }
