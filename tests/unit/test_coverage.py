@@ -67,15 +67,15 @@ def test_intervals_that_are_right_are_no_breach_and_those_that_are_not_are(
     for shared, factor in ((0.0, 1.0), (0.2, 1.0), (0.0, 4.0), (0.2, 4.0)):
         panels = [
             days(rng, n=30, nights=nights, recent=recent, shared=shared, factor=factor, horizon=horizon, walk=walk)
-            for nights in (recent + 1, recent + 4, 3 * recent, 5 * recent + 8)
-            for _ in range(10)
+            for nights in (recent + 4, 5 * recent + 8)
+            for _ in range(5)
         ]
         counts[shared, factor] = sum(breached(coverage_of(panel)) for panel in panels)
-    # Of 40: two are rare at 1 %.
-    assert counts[0.0, 1.0] <= 1
-    assert counts[0.2, 1.0] <= 2
-    assert counts[0.0, 4.0] >= 36
-    assert counts[0.2, 4.0] >= 28
+    # Of 10: two are rare at 1 %.
+    assert counts[0.0, 1.0] == 0
+    assert counts[0.2, 1.0] <= 1
+    assert counts[0.0, 4.0] >= 9
+    assert counts[0.2, 4.0] >= 7
 
 
 def test_one_odd_day_of_all_series_may_be_chance() -> None:
