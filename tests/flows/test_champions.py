@@ -179,6 +179,26 @@ def test_what_was_judged_by_another_champion_changes_nothing(registry: Registry,
     assert champion(registry) == 2
 
 
+def test_an_heir_takes_the_aliases_that_have_not_moved(registry: Registry, client: MlflowClient) -> None:
+    first, second = make(client, 2)
+    for alias in ("champion", "challenger", "pretrained"):
+        registry.set_alias(alias, first)
+    source = registry.resolve(1)
+    assert source.aliases == ("challenger", "champion", "pretrained")
+    registry.set_alias("challenger", second)
+    (heir,) = make(client, 1)
+    assert registry.hand_over(source, heir) == ("champion", "pretrained")
+    assert {version.number: version.aliases for version in registry.versions()} == {
+        3: ("champion", "pretrained"),
+        2: ("challenger",),
+        1: (),
+    }
+    assert registry.champions().line == [1, 3]
+    # A version that was made later keeps an alias, whoever comes late.
+    assert registry.set_alias("pretrained", first, registered=first.created - 1) == registry.resolve(3)
+    assert registry.resolve("pretrained").number == 3
+
+
 def test_what_is_needed_is_deleted_by_force_only(registry: Registry, client: MlflowClient) -> None:
     first, second, third, fourth = make(client, 4)
     for version in (first, second, third):
