@@ -163,12 +163,12 @@ def _series(
 
     Of classes y and q are codes, q that of the most probable one, and p the probabilities of each class.
     """
-    if forecasts.is_empty():  # It has no columns of quantiles, either.
-        return
     rank = pl.DataFrame({names.SERIES_ID: series_ids}, schema={names.SERIES_ID: pl.String}).with_row_index("series")
     median = names.CLASS if classes else names.quantile_column(0.5)
     shares = [names.class_column(style.name) for style in classes]
     quantiles = [median, *shares, *(column for band in intervals for column in (band.low, band.high))]
+    if median not in forecasts.columns:  # There are no forecasts.
+        forecasts = forecasts.with_columns(pl.lit(None, pl.Float64).alias(median))
     if classes:
         codes = {style.name: code for code, style in enumerate(classes)}
         history = history.with_columns(pl.col(names.TARGET).replace_strict(codes, return_dtype=pl.Int32))
