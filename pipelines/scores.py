@@ -45,7 +45,11 @@ def _list(config: ScoresConfig) -> None:
     scores = Scores(_place(config), config.scores.table)
     contents = scores.chosen(show.cutoff, show.model)
     counting = {_identity(content) for content in current(scores.contents)}
-    rows = [{**_facts(content), "current": "yes" if _identity(content) in counting else ""} for content in contents]
+    rows = [
+        {name: value for name, value in _facts(content).items() if name != "trained until"}
+        | {"current": "yes" if _identity(content) in counting else ""}
+        for content in contents
+    ]
     console.table(pl.DataFrame(rows))
 
 
@@ -105,20 +109,21 @@ def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
         "rows": content["rows"]["written"],
         "trained until": content.get("trained_until") or "",
         "sample": "in-sample" if is_in_sample(content) else "",
-        "written (UTC)": f"{written_at(content):%Y-%m-%d %H:%M:%S}",
+        "written (UTC)": f"{written_at(content):%Y-%m-%d %H:%M}",
         "run": content.get("run_id") or "",
     }
 
 
 def _printed(frame: "pl.DataFrame") -> list[str]:
-    """Return the columns that fit a terminal: of quantiles, the outermost and the median."""
+    """Return the columns that fit a terminal: of quantiles, the outermost and the median; no names that are all one."""
     from forecast.names import CLASS, CUTOFF, MEAN, MODEL_NAME, MODEL_VERSION, SERIES_ID, SOURCE, STEP, TIMESTAMP
 
     quantiles = [name for name in frame.columns if name[:1] == "q" and name[1:2].isdigit()]
     quantiles.sort(key=lambda name: float(name[1:]))
     shares = [name for name in frame.columns if name.startswith("p_")]
     shown = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
-    names = [SERIES_ID, TIMESTAMP, CUTOFF, STEP, CLASS, MEAN, *shown, *shares[:4], SOURCE, MODEL_NAME, MODEL_VERSION]
+    several = [name for name in (CUTOFF, MODEL_NAME, MODEL_VERSION) if frame[name].n_unique() > 1]
+    names = [SERIES_ID, TIMESTAMP, STEP, CLASS, MEAN, *shown, *shares[:4], SOURCE, *several]
     return [name for name in names if name in frame.columns]
 
 
