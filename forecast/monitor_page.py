@@ -1,45 +1,29 @@
 """The HTML page of a day's monitoring: what was judged, how accuracy goes over time, and the series that stand out."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import polars as pl
 
 from forecast.metrics import MODEL, summarise
-from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored, coverage_name
+from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored
 from forecast.monitor.freshness import Age
+from forecast.monitor_charts import COLOURS, MODELS, alarm_series, by_age, over_time
 from forecast.names import (
     CHAMPION,
     SERIES_ID,
     SHADOW,
-    SOURCE_FINE_TUNED,
     SOURCE_SEASONAL_NAIVE,
-    TARGET,
     TIMESTAMP,
-    quantile_column,
 )
-from forecast.page import ABSENT, card, milliseconds, page, percent, rounded, runs, table
-from forecast.plots import clock_label, model_styles
+from forecast.page import ABSENT, card, milliseconds, page, percent, table
+from forecast.plots import clock_label
 
-_MODELS: Final = {FORECAST: "Forecast", SOURCE_SEASONAL_NAIVE: "Seasonal naive"}
-_COLOURS: Final = {
-    FORECAST: model_styles([SOURCE_FINE_TUNED])[0].colour,
-    SOURCE_SEASONAL_NAIVE: model_styles([SOURCE_SEASONAL_NAIVE])[0].colour,
-}
 _POINTS: Final = {
     "day": "Each point is the steps of a day, by forecasts of all ages.",
     "cutoff": "Each point is the forecasts of a cutoff, as far as they are observed.",
-}
-_ALARMS: Final = {
-    SERIES_ID: "Series",
-    "mase": "Recent MASE",
-    "limit": "Limit",
-    "median": "Usual",
-    "reference": "Usual in",
-    "n_steps": "Steps",
-    "times": "Times the usual",
 }
 
 
@@ -62,11 +46,11 @@ def monitor_page(
     left_out = counts["cutoffs_in_sample"]
     content = {
         "clock": clock_label(found.shown),
-        "colour": _COLOURS[FORECAST],
+        "colour": COLOURS[FORECAST],
         "recent": pl.DataFrame({TIMESTAMP: [found.recent.replace(tzinfo=None)]}).select(milliseconds(TIMESTAMP)).item(),
-        "time": _over_time(found),
-        "ages": list(_by_age(found)),
-        "alarms": _alarms(found, history),
+        "time": over_time(found),
+        "ages": list(by_age(found)),
+        "alarms": alarm_series(found, history),
     }
     return page(
         "monitor",
@@ -135,7 +119,7 @@ def _verdict(checks: Sequence[Check], findings: Sequence[str], facts: Mapping[st
 def _accuracy(found: Monitored) -> str:
     rows = []
     for window in (RECENT, HISTORY):
-        for model, label in _MODELS.items():
+        for model, label in MODELS.items():
             values = found.metrics.filter(group=ALL, window=window, model=model)
             if values.height:
                 rows.append((f"{label}, {window}", *_metrics(values.row(0, named=True), found)))
@@ -265,94 +249,3 @@ def _note(found: Monitored) -> str:
     left = len(found.alarmed) - found.shown[SERIES_ID].n_unique()
     more = f" The forecasts of {left:,} more are in scores.parquet alone." if left else ""
     return f"Series: {counted}.{more}"
-
-
-# ---- Charts ----
-
-
-def _line(frame: pl.DataFrame, column: str, label: str, colour: str | None, dash: str = "solid") -> dict[str, Any]:
-    return {"label": label, "colour": colour, "dash": dash, "y": frame.select(rounded(column)).to_series().to_list()}
-
-
-def _over_time(found: Monitored) -> dict[str, Any]:
-    each = found.metrics.filter(group=TIME)
-    parts = {model: each.filter(model=model) for model in _MODELS}
-    own = parts[FORECAST]
-    times = own.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
-    charts = [
-        {"title": title, "series": [_line(parts[model], name, _MODELS[model], _COLOURS[model]) for model in _MODELS]}
-        for title, name in (("MASE", "mase"), ("WQL", "wql"), ("Bias", "bias"))
-    ]
-    intervals = [
-        _line(
-            own,
-            coverage_name(band),
-            f"{100 * band:g} %",
-            None if place else _COLOURS[FORECAST],
-            "solid" if place == 0 else "dot",
-        )
-        for place, band in enumerate(found.bands[:: max(1, len(found.bands) - 1)])
-    ]
-    return {
-        "x": times.to_series().to_list(),
-        "charts": [*charts, {"title": "Share inside the intervals", "series": intervals}],
-    }
-
-
-def _by_age(found: Monitored) -> Iterator[dict[str, Any]]:
-    """Yield the MASE by age, and the coverage by interval, of both windows."""
-    each = found.metrics.filter(group=AGE)
-    if each.is_empty():
-        return
-    series = []
-    for window, dash in ((RECENT, "solid"), (HISTORY, "dot")):
-        for model, label in _MODELS.items():
-            part = each.filter(window=window, model=model)
-            if part.height:
-                series.append(_line(part, "mase", f"{label}, {window}", _COLOURS[model], dash))
-    ages = each["value"].unique(maintain_order=True).to_list()
-    yield {"title": "MASE by age", "axis": "Steps after the cutoff", "x": ages, "series": series}
-    whole = found.metrics.filter(group=ALL, model=FORECAST)
-    lines = [{"label": "Ideally", "colour": None, "dash": "dot", "y": list(found.bands)}]
-    for window in (RECENT, HISTORY):
-        row = whole.filter(window=window)
-        if row.height:
-            shares = [row[coverage_name(band)].item() for band in found.bands]
-            colour = _COLOURS[FORECAST] if window == RECENT else _COLOURS[SOURCE_SEASONAL_NAIVE]
-            lines.append({"label": window.capitalize(), "colour": colour, "dash": "solid", "y": shares})
-    bands = [f"{100 * band:g} %" for band in found.bands]
-    yield {"title": "Share inside each interval", "axis": "Interval", "x": bands, "series": lines}
-
-
-def _alarms(found: Monitored, history: pl.DataFrame) -> dict[str, Any]:
-    """Return the table of the series with an alarm, and of those that are shown what was forecast and what came."""
-    alarms = found.alarms.filter(status="alarm").with_columns(times=pl.col("mase") / pl.col("median"))
-    columns = list(_ALARMS)
-    numeric = [name for name in columns if alarms.schema[name].is_numeric()]
-    rows = alarms.select(rounded(name) if name in numeric else pl.col(name) for name in columns).rows()
-    there = set(found.shown[SERIES_ID].unique())
-    low, middle, high = (quantile_column(level) for level in ((1 - found.bands[0]) / 2, 0.5, (1 + found.bands[0]) / 2))
-    past = history.select(SERIES_ID, milliseconds(TIMESTAMP), rounded(TARGET)).partition_by(SERIES_ID, as_dict=True)
-    made = found.shown.select(SERIES_ID, milliseconds(TIMESTAMP), *map(rounded, (low, middle, high)))
-    parts = made.partition_by(SERIES_ID, as_dict=True)
-    series = []
-    for row in alarms.filter(pl.col(SERIES_ID).is_in(there)).iter_rows(named=True):
-        name = row[SERIES_ID]
-        part, before = parts[name,], past[name,]
-        series.append(
-            {
-                "name": name,
-                "why": f"Recent MASE {row['mase']:.3g} over {row['n_steps']:,} steps; in its {row['reference']} it is "
-                f"{row['median']:.3g} as a rule, and the limit is {row['limit']:.3g}.",
-                "t": runs(before[TIMESTAMP].to_list()),
-                "y": before[TARGET].to_list(),
-                "f": {
-                    "t": runs(part[TIMESTAMP].to_list()),
-                    "q": part[middle].to_list(),
-                    "low": part[low].to_list(),
-                    "high": part[high].to_list(),
-                },
-            }
-        )
-    heads = [{"label": _ALARMS[name], "numeric": name in numeric} for name in columns]
-    return {"columns": heads, "rows": rows, "series": series}

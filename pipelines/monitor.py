@@ -9,19 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from forecast.config import MonitorConfig, MonitorSettings, SinkConfig, load
-from forecast.errors import ConfigError, GateRefused, RegistryError, RolledBack, ThresholdBreached, listing
+from forecast.config import MonitorConfig, SinkConfig, load
+from forecast.errors import ConfigError, RolledBack, ThresholdBreached, listing
 from pipelines import console
 from pipelines.compose import compose
+from pipelines.monitor_rollback import Compared, roll_back, verdict_of, versions_of
 from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
 from pipelines.references import job_command
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.champions import Champions
     from forecast.data.load import Loaded
-    from forecast.gate import Verdict
     from forecast.monitor import Check, Monitored, Written
     from forecast.registry import Registry, Version
 
@@ -84,7 +83,7 @@ def run(config: MonitorConfig) -> Result:
     source = config.data.model_copy(update={"until": settings.as_of or config.data.until})
     loaded = read_for(artifact, source)
     champions = registry.champions()
-    judged = _judged(champions, version, shadow)
+    judged = versions_of(champions, version, shadow)
     tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
@@ -93,17 +92,7 @@ def run(config: MonitorConfig) -> Result:
             stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
         note(cutoff=found.as_of.isoformat())
         day = _Day(loaded, found, checks(found, settings, reference), reference)
-        return _record(config, registry, _Compared(champions, version, judged), day)
-
-
-class _Compared(NamedTuple):
-    """What a rollback is decided by."""
-
-    champions: "Champions"
-    """When the job began."""
-    version: "Version"
-    judged: tuple[str, str] | None
-    """Its number and that of the version in its shadow."""
+        return _record(config, registry, Compared(champions, version, judged), day)
 
 
 class _Day(NamedTuple):
@@ -116,7 +105,7 @@ class _Day(NamedTuple):
     """Metrics of the backtest."""
 
 
-def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, day: _Day) -> Result:
+def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day: _Day) -> Result:
     """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
     from forecast.monitor_page import monitor_page
     from pipelines.monitor_folder import PLOTLY, WatchFolder
@@ -132,8 +121,8 @@ def _record(config: MonitorConfig, registry: "Registry", compared: _Compared, da
     done = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
     with registry.run("monitor", config, {**key, "version": str(compared.version.number), "cutoff": as_of}) as run:
         log_data(run, day.loaded)
-        verdict = _verdict(found, compared.judged)
-        rolled_back, why_not = _roll_back(registry, config, compared, found, verdict)
+        verdict = verdict_of(found, compared.judged)
+        rolled_back, why_not = roll_back(registry, config, compared, found, verdict)
         told = rolled_back or done.get("rollback", "")
         start = bool(breaches) and settings.on_breach is not None and "on_breach" not in done
         on_breach = settings.on_breach if start else done.get("on_breach")
@@ -211,16 +200,6 @@ def _start(config: MonitorConfig) -> str:
     return f"forecast {verb} was started and is done" if code == 0 else f"forecast {verb} ended with exit code {code}"
 
 
-def _judged(champions: "Champions", version: "Version", shadow: "Written | None") -> tuple[str, str] | None:
-    """Return which versions are compared: this one, and what a rollback returns to or else the latest in the shadow."""
-    if shadow is None:
-        return None
-    previous = champions.previous(version)
-    there = [content["model_version"] for content in shadow.contents]
-    other = str(previous.number) if previous and str(previous.number) in there else there[-1]
-    return str(version.number), other
-
-
 def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
     """Return scores and metrics of a version in its latest backtest, if there is one."""
     from forecast.backtest import BACKTEST_RUN
@@ -231,75 +210,6 @@ def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.Data
         return None, {}
     scores = registry.read_table(run_id, "scores.parquet").filter(**{MODEL: version.kind})
     return scores, summarise(scores).row(0, named=True)
-
-
-def _verdict(found: "Monitored", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
-    """Return what the gate says of the shadow as a challenger of the champion; None if both have not been observed."""
-    from forecast.gate import compare
-    from forecast.names import CHAMPION, SHADOW
-
-    if judged is None or found.pairs.is_empty():
-        return None
-    try:
-        return compare(found.pairs, SHADOW, CHAMPION)
-    except GateRefused as refused:
-        return refused
-
-
-def _roll_back(
-    registry: "Registry",
-    config: MonitorConfig,
-    compared: _Compared,
-    found: "Monitored",
-    verdict: "Verdict | GateRefused | None",
-) -> tuple[str, str]:
-    """Give the alias back if the champion is worse than the one that a rollback returns to.
-
-    If the alias has moved since the job began, it stays where it is. Return what was done, and why; and why nothing
-    was. One of them is empty, or both where no rollback is wanted.
-    """
-    if not config.monitor.rollback:
-        return "", ""
-    champions, version, judged = compared
-    if obstacle := _obstacle(champions, version, judged) or _lacking(verdict, config.monitor):
-        return "", obstacle
-    previous = champions.previous(version)
-    why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
-    try:
-        _, after = registry.rollback(why, basis=champions)
-    except RegistryError as error:
-        if error.__cause__ is not None:  # the store failed
-            raise
-        return "", str(error)
-    return f"champion rolled back: v{version.number} -> v{after.number}; {why}", ""
-
-
-def _obstacle(champions: "Champions", version: "Version", judged: tuple[str, str] | None) -> str:
-    """Return why the versions are not those of a rollback; empty if they are."""
-    if champions.number != version.number:
-        return f"{version} is not the champion"
-    previous, why = champions.target()
-    if previous is None:
-        return f"nothing to roll back to: {why}"
-    if judged is None or judged[1] != str(previous.number):
-        return f"{previous}, the champion before, is not its shadow (score.shadow=previous)"
-    return ""
-
-
-def _lacking(verdict: "Verdict | GateRefused | None", settings: MonitorSettings) -> str:
-    """Return what a rollback lacks; empty if nothing."""
-    if verdict is None:
-        return "nothing that both versions have forecast is observed yet"
-    if isinstance(verdict, GateRefused):
-        return f"the shadow would not pass the gate: {verdict}"
-    few = f"{verdict.n_windows:,} forecasts by both in {verdict.blocks:,} block{'s' * (verdict.blocks != 1)} of time"
-    if verdict.n_windows < settings.rollback_min:
-        return f"{few}, monitor.rollback_min={settings.rollback_min}"
-    if verdict.blocks < settings.rollback_blocks:
-        return f"{few}, monitor.rollback_blocks={settings.rollback_blocks}"
-    if not verdict.p_value <= settings.rollback_p:
-        return f"p = {verdict.p_value:.3g}, monitor.rollback_p={settings.rollback_p:g}"
-    return ""
 
 
 def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":

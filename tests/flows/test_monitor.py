@@ -102,7 +102,9 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(
     assert re.search(r"no rollback: \d+ forecasts by both in 4 blocks of time, monitor\.rollback_blocks=6", few.out)
     # A promotion while the day is judged is not undone.
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr("pipelines.monitor._lacking", lambda *_: registry().promote(registry().resolve(2)) or "")
+        meanwhile.setattr(
+            "pipelines.monitor_rollback.lacking", lambda *_: registry().promote(registry().resolve(2)) or ""
+        )
         between = forecast(*last, enough)
     assert between.code == 8
     assert "no rollback: nothing was rolled back: loads v2 has become champion (promoted) since loads v1" in between.out
