@@ -4,8 +4,8 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from forecast.data.extent import any_late_at
 from forecast.data.load import Loaded, load_panel
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
+from forecast.data.side_tables import with_side_tables
 from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.frequency import Grid
@@ -71,6 +72,9 @@ class Artifact:
     parent_digest: str | None = None
     before: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
+    side_tables: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where its tables of covariates were in training, by their settings, for sources that do not name any; kept with
+    the version, not with the artifact."""
 
     def __repr__(self) -> str:
         until = self.grid.timestamps(np.array([self.trained_until]))[0]
@@ -134,8 +138,11 @@ class Artifact:
         return self._read(lambda data: load_panel(tables, data, self.horizon, self.categories), self.data, cutoffs)
 
     def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
-        """Return the panel at `source.path` or in its database, prepared or not, as `read` does."""
-        data = self.reading(source)
+        """Return the panel at `source.path` or in its database, prepared or not, as `read` does.
+
+        Tables of covariates that it does not name are those of `side_tables`.
+        """
+        data = self.reading(with_side_tables(source, self.side_tables, self.data))
         return self._read(lambda data: read_panel(data, self.horizon, self.categories), data, cutoffs)
 
     def _read(

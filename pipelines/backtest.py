@@ -44,13 +44,12 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     A backtest with refits judges how a version is made, not the version: it is not tied to it, and the champion is not
     in it. Returns the version, a line about it, and the result.
     """
-    from forecast import artifact as artifacts
     from forecast.backtest import BACKTEST_RUN, FORECASTS, SCORES, Contender, backtest
     from forecast.data.folders import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
     from pipelines import report
-    from pipelines.shared import log_data, open_with_data, read_alike
+    from pipelines.shared import load_version, log_data, open_with_data, read_alike
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -61,7 +60,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     judged = config.backtest.refit == "never"
     champion = registry.find(CHAMPION) if judged else None
     if champion and champion.number != version.number:
-        theirs = artifacts.load(registry.download(champion))
+        theirs = load_version(registry, champion)
         contenders[CHAMPION] = Contender(theirs, read_alike(theirs, artifact, loaded, config.data).panel)
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:

@@ -49,11 +49,14 @@ class Registration:
         tags: Mapping[str, str] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
+        from forecast.data.side_tables import side_tables
         from pipelines.shared import version_tags
 
         self._registry, self._run, self._artifact, self._alias = registry, run, artifact, alias
         self._settings: RegistryConfig = getattr(config, "registry", RegistryConfig())
-        self._tags = {**version_tags(artifact, config, data_digest), **(tags or {})}
+        source = getattr(config, "data", None)
+        given = {} if source is None else side_tables(source)  # before those of the parent
+        self._tags = {**version_tags(artifact, config, data_digest), **(tags or {}), **given}
         self._metrics = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
         self.version: Version | None = None
 

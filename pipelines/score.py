@@ -144,12 +144,11 @@ def _shadow(
     registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded", run_id: str
 ) -> "Job":
     """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
-    from forecast import artifact as artifacts
     from forecast.names import SHADOW
     from forecast.output import Job, shadowed
-    from pipelines.shared import read_alike
+    from pipelines.shared import load_version, read_alike
 
-    theirs = artifacts.load(registry.download(other))
+    theirs = load_version(registry, other)
     shared = config.output.model_dump(include={"min", "max"})
     state = config.score.state
     return Job(

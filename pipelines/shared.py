@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import Config, DataConfig, JobConfig, SourceConfig
@@ -26,6 +27,8 @@ SERIES_TUNED: Final = "series_tuned"
 CALIBRATED: Final = "calibrated"
 # Tag of a version that has learnt from another one: the width of its layers.
 DISTILLED: Final = "distilled"
+SIDE_TABLES: Final = ("data.known_path", "data.static_path")
+"""Tags of a version whose tables of covariates are beside the panel: where they are."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,14 +81,24 @@ def _noted(read: "Callable[[], Loaded]") -> "Loaded":
 
 def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Artifact]":
     """Return the version that `alias` means now, and its model. Raises RegistryError, ArtifactError."""
-    from forecast import artifact
     from forecast.errors import ConfigError
 
     if alias is None:
         raise ConfigError("registry.alias: missing; give pretrained, challenger, champion or a version number")
     version = registry.resolve(alias)
     note(model=str(version))
-    return version, artifact.load(registry.download(version))
+    return version, load_version(registry, version)
+
+
+def load_version(registry: "Registry", version: "Version") -> "Artifact":
+    """Return the model of a version, which knows where its tables of covariates were. Raises as `open_version`."""
+    from forecast import artifact
+
+    return replace(artifact.load(registry.download(version)), side_tables=_side_tables(version))
+
+
+def _side_tables(version: "Version") -> dict[str, str]:
+    return {name: value for name, value in version.tags.items() if name in SIDE_TABLES and value}
 
 
 def open_with_data(
@@ -177,7 +190,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
 def made_from(parent: "Version") -> dict[str, str]:
     """Return the tags of a version that was made from another one."""
-    return {"parent_version": str(parent.number), "parent_digest": parent.digest}
+    return {"parent_version": str(parent.number), "parent_digest": parent.digest, **_side_tables(parent)}
 
 
 def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:

@@ -213,12 +213,19 @@ def static_values(runs: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
     return found.select(SERIES_ID, *names).sort(SERIES_ID)
 
 
+_BESIDE: Final = {"data.known_covariates": "data.known_path", "data.static_covariates": "data.static_path"}
+"""The settings that name tables of covariates."""
+
+
 def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
     """Return what to tell about a column that is not there; its name is `fixed` by a trained model."""
     lower = {found.lower(): found for found in schema}
     close = " or ".join(repr(lower[match]) for match in difflib.get_close_matches(name.lower(), lower, n=3))
     if fixed:
-        return f"no column {name!r} ({key} of the model); rename {close or 'the column'}, or train with another {key}"
+        beside = _BESIDE.get(key, "")
+        other = f", give its table with {beside}" if beside else ""
+        what = f"no column {name!r} ({key} of the model)"
+        return f"{what}; rename {close or 'the column'}{other}, or train with another {key}"
     return f"no column {name!r} ({key}); " + (f"did you mean {close}?" if close else f"set {key}")
 
 

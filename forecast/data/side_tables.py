@@ -1,0 +1,57 @@
+"""The tables of covariates beside the panel: later verbs need not name again those of training."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from forecast.config import DataConfig, SourceConfig
+from forecast.data import io
+from forecast.data.csv_files import CsvFormat
+from forecast.data.lines import is_lines
+from forecast.data.source import is_prepared
+from forecast.errors import DataError, listing
+from forecast.redaction import redacted
+
+_KINDS: Final = ("known", "static")
+_LOG = logging.getLogger(__name__)
+
+
+def side_tables(source: SourceConfig) -> dict[str, str]:
+    """Return where the tables of covariates are that a source names, by their settings; paths as from any folder.
+
+    An address that holds a secret is not remembered.
+    """
+    paths = {f"data.{kind}_path": path for kind in _KINDS if (path := getattr(source, f"{kind}_path"))}
+    return {
+        key: path if "://" in path else str(Path(path).absolute())
+        for key, path in paths.items()
+        if redacted(path) == path
+    }
+
+
+def with_side_tables(source: SourceConfig, remembered: Mapping[str, str], data: DataConfig) -> SourceConfig:
+    """Return a source with the remembered tables of covariates in the place of those that it does not name.
+
+    A table that has the columns itself, or a prepared panel, needs none. `data` is how the model reads a panel. Raises
+    DataError where a remembered table is needed and not there.
+    """
+    missing = [kind for kind in _KINDS if f"data.{kind}_path" in remembered and not getattr(source, f"{kind}_path")]
+    if not missing or is_prepared(source.path) or (source.path and is_lines(source.path)):
+        return source
+    csv_format = CsvFormat(source.separator or data.separator)
+    present = {*io.scan(source.path, columns=(), csv_format=csv_format).collect_schema()} if source.path else set()
+    found: dict[str, str] = {}
+    for kind in missing:
+        key, names = f"data.{kind}_path", getattr(data, f"{kind}_covariates")
+        if not names or present.issuperset(names):
+            continue
+        path = remembered[key]
+        if "://" not in path and not any(character in path for character in "*?[") and not Path(path).exists():
+            raise DataError(
+                f"{key}: the table of {listing(names)} that the model was trained with, {path}, is not there any more; "
+                f"give {key}"
+            )
+        _LOG.info("%s=%s, as in training", key, path)
+        found[f"{kind}_path"] = path
+    return source.model_copy(update=found)
