@@ -314,7 +314,7 @@ def read_scores(
     cutoff: Cutoff | None = None,
     latest: bool = False,
     model: str | None = None,
-    series: Sequence[str] | None = None,
+    series: str | Sequence[str] | None = None,
     table: str = "forecasts",
 ) -> pl.DataFrame:
     """Return forecasts that `forecast score` has written: what finished manifests name, and nothing else.
@@ -324,7 +324,7 @@ def read_scores(
     - `cutoff`: the cutoff to read, as of `forecast`; all when None.
     - `latest`: of each model one cutoff only, the latest or the one that is asked for, by the version that scored last.
     - `model`: the name of a registered model, where several write there; all when None.
-    - `series`: ids of the series to read; all when None.
+    - `series`: ids of the series to read, or one id; all when None.
     - `table`: the output.table of a database.
 
     The frame has the rows of the files by cutoff, model, series and step: series_id, timestamp, cutoff, step, mean and
@@ -336,7 +336,8 @@ def read_scores(
     """
     place = path if "://" in str(path) else arguments.folder(path, "path")
     at = arguments.moment(cutoff)
-    return scores_of(place, cutoff=at, latest=latest, model=model, series=series, table=table)
+    names = [series] if isinstance(series, str) else series
+    return scores_of(place, cutoff=at, latest=latest, model=model, series=names, table=table)
 
 
 @verb

@@ -55,9 +55,11 @@ class Written:
         """Return the quantile levels that all these cutoffs have. Raises DataError for classes."""
         common: set[str] | None = None
         for content in contents:
-            part = next(iter(self._sink.forecasts(content)), None)
-            if part is not None:
-                names = {name for name in part.collect_schema() if name[0] == "q" and name[1:2].isdigit()}
+            columns = content.get("columns")
+            if columns is None and (part := next(iter(self._sink.forecasts(content)), None)) is not None:
+                columns = part.collect_schema().names()
+            if columns is not None:
+                names = {name for name in columns if name[0] == "q" and name[1:2].isdigit()}
                 common = names if common is None else common & names
         if not common or quantile_column(0.5) not in common:
             raise DataError(f"{self.path}: these are forecasts of classes; forecast monitor scores numbers")

@@ -342,7 +342,8 @@ def test_read_scores_gives_what_manifests_name(place: Place) -> None:
     assert by(latest=True, model="a") == [(moment, "a", "2")]
     assert by(cutoff=moment) == [(moment, "a", "1"), (moment, "a", "2")]
     assert by(cutoff=str(before.date()), latest=True) == [(before, "a", "1"), (before, "b", "1")]
-    assert fc.read_scores(source, latest=True, series=["s01"])["series_id"].unique().to_list() == ["s01"]
+    for chosen in (["s01"], "s01"):
+        assert fc.read_scores(source, latest=True, series=chosen)["series_id"].unique().to_list() == ["s01"]
     with pytest.raises(DataError, match=r"no forecasts from 2020-01-01T00:00:00; there are: 2024-"):
         fc.read_scores(source, cutoff="2020-01-01")
     with pytest.raises(DataError, match=r"c: no forecasts of this model; there are: a, b"):

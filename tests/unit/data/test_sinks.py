@@ -1,5 +1,6 @@
 """Sinks with timestamps that have a time zone, where an hour comes twice."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from forecast.config import ScoreOutput
-from forecast.data.manifests import KINDS, ForecastKey
+from forecast.data.manifests import KINDS, ForecastKey, legacy_key
 from forecast.data.sinks import Files, open_sink
 from forecast.errors import OutputError
 
@@ -94,3 +95,13 @@ def test_folders_and_manifests_are_named_after_cutoff_and_model() -> None:
     folders = [ForecastKey(TWICE[0], name, "1", "ab").folder for name in names]
     assert len({*folders}) == len(names)
     assert not any("=" in folder or "/" in folder or len(folder) > 200 for folder in folders)
+
+
+def test_the_layout_before_is_recognised_in_an_hour_that_comes_twice(tmp_path: Path) -> None:
+    key = key_of(TWICE[1])
+    content = content_of(TWICE[1], 1, 0) | {"layout": 1}
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / key._replace(is_legacy=True).manifest).write_text(json.dumps(content))
+    assert legacy_key(tmp_path, key) == key._replace(is_legacy=True)
+    assert legacy_key(tmp_path, key_of(TWICE[0])) is None
+    assert legacy_key(tmp_path, key._replace(version="4")) is None
