@@ -441,7 +441,9 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Ite
             nonlocal writer
             rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             rows = rows.replace_schema_metadata(dict(metadata or {}))
-            writer = writer or parquet.ParquetWriter(file, rows.schema, compression="zstd")
+            if writer is None:  # Numbers hardly repeat: dictionaries of them take time and room.
+                texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+                writer = parquet.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=texts or False)
             writer.write_table(rows, row_group_size=_GROUP_ROWS)
 
         try:
