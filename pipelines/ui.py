@@ -14,9 +14,9 @@ STORE: Final = "MLFLOW_BACKEND_STORE_URI"
 
 def main(argv: list[str]) -> None:
     """Become the MLflow server; stop it with Ctrl-C. A store without tables gets them before, as from any verb."""
-    from forecast.registry import prepare_store
-
     config = compose.verb_config(UiConfig, "ui", argv)
+    from forecast.registry import prepare_store  # after --help, which waits for no MLflow
+
     arguments, environment = command(config)
     prepare_store(environment[STORE])
     print(f"http://{config.ui.host}:{config.ui.port}", flush=True)
