@@ -1,6 +1,7 @@
 """What scoring writes, as pandas, Arrow, Polars, DuckDB and Spark read it, by the code in docs/score.md."""
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pyarrow.dataset
 import pytest
 from polars.testing import assert_frame_equal
 
+import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.load import Loaded
+from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.output import Job
 
@@ -100,10 +103,13 @@ def test_time_zones_are_kept(trained: FitResult, weekly_table: pl.DataFrame, tmp
     zoned = weekly_table.with_columns(pl.col("timestamp").dt.replace_time_zone("Europe/Berlin"))
     data = DataConfig.model_validate(trained.artifact.data.model_dump() | {"time_zone": "Europe/Berlin"})
     loaded = load_panel(zoned.lazy(), data, 7, trained.artifact.categories)
-    job = Job(trained.artifact, loaded, ScoreSettings(), ScoreOutput(path=str(tmp_path / "out")), NAMES)
+    artifact = replace(trained.artifact, grid=loaded.panel.grid)
+    job = Job(artifact, loaded, ScoreSettings(), ScoreOutput(path=str(tmp_path / "out")), NAMES)
     job.write(loaded.panel.last_index)
     moment = datetime(2024, 1, 1) + timedelta(days=159)
     frames = [
+        fc.read_scores(tmp_path / "out", cutoff=moment),
+        fc.read_scores(tmp_path / "out", cutoff=f"{moment.isoformat()}+02:00", latest=True),
         pl.read_parquet(tmp_path / "out/forecasts"),
         pl.from_pandas(pd.read_parquet(tmp_path / "out/forecasts")),
         duckdb.sql(f"select * from read_parquet('{tmp_path}/out/forecasts/*/*.parquet')").pl(),
@@ -111,3 +117,6 @@ def test_time_zones_are_kept(trained: FitResult, weekly_table: pl.DataFrame, tmp
     for frame in frames:
         local = frame["cutoff"].dt.convert_time_zone("Europe/Berlin").dt.replace_time_zone(None)
         assert local.unique().to_list() == [moment]
+    assert frames[0]["trained_until"].unique().to_list() == [artifact.trained_until_timestamp]
+    with pytest.raises(DataError, match="no forecasts from"):
+        fc.read_scores(tmp_path / "out", cutoff=f"{moment.isoformat()}+00:00")
