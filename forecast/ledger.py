@@ -8,7 +8,7 @@ slot is taken by one process at a time, and is done once.
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -31,7 +31,9 @@ needed; a moment alone: when it was sent."""
 _WRITTEN: Final = ("done", "failed", "waiting")
 _DAMAGED: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _ANSWER_SECONDS: Final = 60.0
-"""That a statement may take: half a minute of it is for locks."""
+"""That a statement may take."""
+_LOCK_SECONDS: Final = 10.0
+"""That others may hold the lock, whose transactions take milliseconds."""
 _LOCK: Final = 7_211_061  # any number, the same for all who write
 _KEY: Final = "ledger.uri"
 _COLUMNS: Final = {
@@ -293,14 +295,17 @@ class Ledger:
     def _open(self) -> Iterator[Database]:
         """Yield a transaction, one at a time over all processes, in a database that has our tables."""
         with self._transaction(writes=True) as database:
-            database.alone(_LOCK)
+            database.alone(_LOCK, _LOCK_SECONDS)
             self._prepare(database)
             yield database
 
     @contextmanager
     def _read(self) -> Iterator[Database]:
-        """Yield a transaction that waits for no other, in a database that has our tables."""
+        """Yield a transaction that waits for no other, in a database that has our tables, or nothing."""
         with self._transaction(writes=False) as database:
+            if not database.has_table("gatecast_ledger"):
+                yield _Nothing(database)
+                return
             if _is_prepared(database):
                 yield database
                 return
@@ -311,7 +316,7 @@ class Ledger:
     def _transaction(self, *, writes: bool) -> Iterator[Database]:
         try:
             with transaction(self.uri, _KEY, writes=writes, private=True, limit=_ANSWER_SECONDS) as database:
-                database.limit_waits()
+                database.limit_waits(_LOCK_SECONDS)
                 yield database
         except OutputError as error:
             raise LedgerError(f"the ledger does not answer: {error}") from None
@@ -338,6 +343,17 @@ class Ledger:
                 f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {_VERSION}; "
                 f"use the gatecast that wrote it, or another {_KEY}"
             )
+
+
+class _Nothing(Database):
+    """A ledger before its first use: nothing is in it, and a look at it need not make it."""
+
+    def __init__(self, database: Database) -> None:
+        vars(self).update(vars(database))
+
+    def execute(self, _statement: str, _values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Return no rows."""
+        return []
 
 
 def _create_indices(database: Database) -> None:

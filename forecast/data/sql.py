@@ -317,27 +317,27 @@ class Database:
         names = [column[0] for column in self._cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()] if names else []
 
-    def alone(self, number: int) -> None:
+    def alone(self, number: int, seconds: float = _LOCK_SECONDS) -> None:
         """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway.
 
-        Raises OutputError if one of them holds it for half a minute.
+        Raises OutputError if one of them holds it for so many seconds.
         """
         if not self._postgresql:
             return
         started, is_silent = time.monotonic(), True
         while not self.execute(f"select pg_try_advisory_xact_lock({number}) as taken")[0]["taken"]:
-            seconds = time.monotonic() - started
-            if seconds > _LOCK_SECONDS:
-                raise OutputError(f"another client has held its lock for {_LOCK_SECONDS} s; end that one's transaction")
-            if is_silent and seconds > _NOTICE_SECONDS:
-                _LOG.warning("waiting for another client that holds a lock, up to %d s", _LOCK_SECONDS)
+            waited = time.monotonic() - started
+            if waited > seconds:
+                raise OutputError(f"another client has held its lock for {seconds:g} s; end that one's transaction")
+            if is_silent and waited > _NOTICE_SECONDS:
+                _LOG.warning("waiting for another client that holds a lock, up to %g s", seconds)
                 is_silent = False
             time.sleep(0.05)
 
-    def limit_waits(self) -> None:
-        """Make statements of this transaction an error that wait for a lock for half a minute; SQLite waits 5 s."""
+    def limit_waits(self, seconds: float) -> None:
+        """Make statements of this transaction an error that wait so many seconds for a lock; SQLite waits 5 s."""
         if self._postgresql:
-            self.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
+            self.execute(f"set local lock_timeout = '{seconds * 1000:.0f}ms'")
 
     def has_table(self, table: str) -> bool:
         """Return whether there is a table or view of this name."""

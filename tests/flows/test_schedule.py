@@ -342,9 +342,17 @@ def test_a_ledger_in_postgresql(postgresql: str, promoted: Store) -> None:
 def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_reads(
     postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sql, "_LOCK_SECONDS", 1)
+    monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 1)
     monkeypatch.setattr(sql, "_NOTICE_SECONDS", 0.2)
     shared = Ledger(postgresql)
+    with sql.transaction(postgresql, "ledger.uri") as client:
+        client.execute("drop table if exists gatecast_ledger, gatecast_runs, gatecast_schedules")
+    with sql.transaction(postgresql, "ledger.uri") as client:
+        client.alone(ledger_module._LOCK)
+        assert shared.entries() == []  # Nobody has used it: to look at it takes no lock either.
+        assert shared.settled("nightly") is None
+        with pytest.raises(LedgerError, match="there is no run 1"):
+            shared.get(1)
     entry = shared.begin(Job(flow="score", config={}))
     with sql.transaction(postgresql, "ledger.uri") as client:
         client.alone(ledger_module._LOCK)
