@@ -28,7 +28,18 @@ from forecast.registry import Registry
 
 MODEL = f"registry.name={NAME}"
 QUANTILES = [f"q{level}0" for level in range(1, 10)]
-COLUMNS = ["series_id", "timestamp", "cutoff", "step", "mean", *QUANTILES, "source", "model_version"]
+COLUMNS = [
+    "series_id",
+    "timestamp",
+    "cutoff",
+    "step",
+    "mean",
+    *QUANTILES,
+    "source",
+    "model_version",
+    "model_name",
+    "model_digest",
+]
 
 
 def aliases(store: Store) -> dict[str, int]:
@@ -127,7 +138,8 @@ def test_forecasts_are_complete_in_order_and_say_where_they_come_from(promoted: 
     values = frame.select("mean", *QUANTILES).to_numpy()
     assert np.isfinite(values).all()
     assert (np.diff(values[:, 1:]) >= 0).all()
-    assert (frame["model_version"] == "2").all()
+    names = frame.select("model_name", "model_version", "model_digest").unique().rows()
+    assert names == [(NAME, "2", versions(promoted)[2].digest)]
     tuned = runs(promoted)[1].data.metrics["finetune/series_tuned"]
     assert dict(frame["source"].value_counts().iter_rows()) == {
         "fine_tuned": tuned * HORIZON,
