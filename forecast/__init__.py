@@ -4,7 +4,7 @@
 
     base = fc.train(table, horizon=168, data={"freq": "1h"}).artifact
     tuned = fc.finetune(base, table).artifact
-    print(fc.backtest(tuned, table, n_windows=4).summary)
+    print(fc.backtest(tuned, table).summary)
     made = fc.forecast(tuned, table)          # made.frame, made.rejects
 
 Tables are Polars, pandas or Arrow frames, or paths, with the columns series_id, timestamp and target, or

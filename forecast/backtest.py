@@ -174,7 +174,10 @@ def rolling_cutoffs(
             )
     else:
         what = "backtest.n_windows"
-        step, count = settings.step_size or horizon, settings.n_windows or _N_WINDOWS
+        step, first = settings.step_size or horizon, int(panel.start.min())
+        # As many as there are by default, of those that the model has not seen.
+        unseen = (last - max(first, trained_until or first)) // step + 1
+        count = settings.n_windows or min(_N_WINDOWS, max(unseen, 1))
         cutoffs = [last - k * step for k in reversed(range(count))]
         if cutoffs[0] < int(panel.start.min()):
             raise DataError(

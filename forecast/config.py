@@ -36,6 +36,24 @@ from forecast.names import CHAMPION
 from forecast.redaction import HIDDEN, add_secret, without_password
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _windows(least: int) -> BeforeValidator:
+    """Return what refuses anything but `auto` and a number of windows."""
+
+    def check(given: Any) -> Any:
+        text = given.strip() if isinstance(given, str) else given
+        if text == "auto" or (isinstance(text, int) and not isinstance(text, bool) and text >= least):
+            return text
+        if isinstance(text, str) and re.fullmatch(r"\d+", text) and int(text) >= least:
+            return int(text)
+        raise ValueError(f"must be auto, or a whole number of {least} and more")
+
+    return BeforeValidator(check)
+
+
+Windows = int | Literal["auto"]
+"""How many horizons are held out, or as many as follow from the lengths of the series."""
 Level = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -409,6 +427,9 @@ class ModelConfig(Config):
     skip: bool = True
     """Add the linear skip, solved in closed form; of classes, what mostly follows the latest class and that of one
     season back."""
+    smoothing: bool = True
+    """Let the skip begin at exponential smoothing, by filters that each series weighs, if windows have at most 160
+    steps; what validates surely better takes its place. Without effect for classes."""
     head: Literal[
         "quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie", "bernoulli", "categorical"
     ] = "quantile"
@@ -486,10 +507,12 @@ class FitConfig(Config):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the averaged weights, the ones that are validated and kept; 0 turns averaging off."""
-    validation_windows: Annotated[int, Field(ge=1)] = 4
-    """Cutoffs per series, a horizon apart, held out from fitting; they stop it early and choose the skip's penalty."""
-    holdout_windows: Annotated[int, Field(ge=0)] = 4
-    """Horizons at the end of the panel that training leaves untouched, for backtests."""
+    validation_windows: Annotated[Windows, _windows(1)] = "auto"
+    """Cutoffs per series, a horizon apart, held out from fitting; they stop it early and choose the skip's penalty.
+    `auto`: as many as leave 70 % of a typical series to fit on, one to four."""
+    holdout_windows: Annotated[Windows, _windows(0)] = "auto"
+    """Horizons at the end of the panel that training leaves untouched, for backtests. `auto`: as many as leave, with
+    those of validation, 70 % of a typical series to fit on, none to four."""
     validation_every: Annotated[int, Field(ge=1)] = 100
     """Steps between validations."""
     patience: Annotated[int, Field(ge=1)] = 8
@@ -589,12 +612,15 @@ class FinetuneSettings(Config):
     """Of `lora` and `full`, windows of each series in one step (4 when not given); of `global`, in all (16)."""
     rank: Annotated[int, Field(ge=1)] = 4
     """Of `lora`, the rank of the changes."""
-    gate_windows: Annotated[int, Field(ge=2)] = 4
-    """Held-out cutoffs per series, one horizon apart, that choose its strength."""
-    report_windows: Annotated[int, Field(ge=1)] = 2
-    """Latest cutoffs, seen by neither fitting nor gating, on which the uplift is reported."""
-    holdout_windows: Annotated[int, Field(ge=0)] = 4
-    """Horizons at the end of the panel that are left untouched, for backtests."""
+    gate_windows: Annotated[Windows, _windows(2)] = "auto"
+    """Held-out cutoffs per series, one horizon apart, that choose its strength. `auto`: as many as leave 70 % of a
+    typical series to fit on, two to four."""
+    report_windows: Annotated[Windows, _windows(1)] = "auto"
+    """Latest cutoffs, seen by neither fitting nor gating, on which the uplift is reported. `auto`: two, or one of short
+    series."""
+    holdout_windows: Annotated[Windows, _windows(0)] = "auto"
+    """Horizons at the end of the panel that are left untouched, for backtests. `auto`: those that the base has not
+    seen, four at most."""
     min_gain: Share = 0.05
     """Share by which a series must improve on its gate windows to leave the base."""
     min_windows_better: Share = 1.0
@@ -677,7 +703,7 @@ class BacktestSettings(Config):
     """Last timestamps that forecasts see: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d. The
     latest n_windows that have a full horizon behind them when not given."""
     n_windows: Annotated[int, Field(ge=1)] | None = None
-    """How many cutoffs; 4 when not given."""
+    """How many cutoffs; when not given 4, or as many of them as the model has not seen."""
     step_size: Annotated[int, Field(ge=1)] | None = None
     """Steps between them; the horizon when not given."""
     window: Literal["expanding", "sliding"] = "expanding"
@@ -767,8 +793,9 @@ class DistilSettings(Config):
     num_layers: Annotated[int, Field(ge=1)] = 1
     weight: Share = 0.5
     """Share of the loss that is against the teacher's quantiles; the rest is against what came."""
-    n_windows: Annotated[int, Field(ge=1)] = 4
-    """Held-out cutoffs, a horizon apart, on which both are compared."""
+    n_windows: Annotated[int, Field(ge=1)] | None = None
+    """Held-out cutoffs, a horizon apart, on which both are compared; when not given 4, or as many as neither has
+    seen."""
 
 
 class ExplainSettings(Config):

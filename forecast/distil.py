@@ -12,7 +12,7 @@ from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, DistilSettings, FitConfig
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError
-from forecast.fit import Curve, Progress, Summary, fit
+from forecast.fit import Curve, Progress, Summary, fit, held_out
 from forecast.metrics import MODEL
 from forecast.models.module import Teacher
 from forecast.models.onnx import example_windows
@@ -70,12 +70,12 @@ def distil(
         raise ConfigError("model: quantiles are distilled, of models that are neither of classes nor autoregressive")
     base = artifact.base().uncalibrated()
     horizon, shape = base.horizon, base.network.shape
-    seen = max(base.trained_until, panel.last_index - config.holdout_windows * horizon)
-    if panel.last_index - settings.n_windows * horizon < seen:
-        held_out = (panel.last_index - seen) // horizon
+    seen = max(base.trained_until, held_out(panel, horizon, config).trained_until)
+    unseen = (panel.last_index - seen) // horizon
+    if unseen < (settings.n_windows or 1):
         raise DataError(
-            f"both models are compared on distil.n_windows={settings.n_windows} cutoffs that neither has seen, and "
-            f"there are {held_out:,}; lower it, raise fit.holdout_windows, or append data"
+            f"both models are compared on distil.n_windows={settings.n_windows or 1} cutoffs that neither has seen, "
+            f"and there are {unseen:,}; lower it, raise fit.holdout_windows, or append data"
         )
     size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _LEAST_SIZE)
     deep = settings.num_layers == base.model.num_layers

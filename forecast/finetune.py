@@ -14,6 +14,7 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
+from forecast.data.holdout import MOST, gate_of
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError, OutputError, listing
@@ -91,6 +92,14 @@ _Present: TypeAlias = tuple[Bank, Tensor] | None
 """What series have now: a bank, and the row of each."""
 
 
+class TuningSettings(FinetuneSettings):
+    """Settings whose windows are numbers."""
+
+    gate_windows: int
+    report_windows: int
+    holdout_windows: int
+
+
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
     """A fine-tuned model and why each series is in it or not."""
@@ -140,10 +149,11 @@ def finetune(
     prepare()
     device = _device(settings)
     _check(artifact, panel, settings)
+    settings = _with_windows(artifact, panel, settings)
     if settings.kind == "global":
         return _tune_globally(artifact, panel, settings, device, progress)
     before, names, local = artifact.bank, panel.series_id.tolist(), artifact.on(device)
-    trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
+    trained_until = _trained_until(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network, device)
     meant, long_enough = _meant(local, panel, data, usable, settings), _long_enough(artifact, usable, settings)
@@ -167,7 +177,7 @@ def _tune(
     data: PanelTensors,
     chosen: IntArray,
     usable: IntArray,
-    settings: FinetuneSettings,
+    settings: TuningSettings,
     progress: Callable[[float, str], None] | None,
 ) -> tuple[Columns, list[str], Changes]:
     """Return columns of the `chosen` series, and the ids and stacked changes of those that are kept, in this order."""
@@ -211,7 +221,7 @@ def _tune_head(
     data: PanelTensors,
     series: IntArray,
     usable: IntArray,
-    settings: FinetuneSettings,
+    settings: TuningSettings,
     present: _Present,  # noqa: ARG001  a closed form does not go on from anything
 ) -> tuple[Columns, Changes]:
     """Return the columns of a group, and the changes of those that are kept.
@@ -279,7 +289,7 @@ def _tune_by_gradient(
     data: PanelTensors,
     series: IntArray,
     usable: IntArray,
-    settings: FinetuneSettings,
+    settings: TuningSettings,
     present: _Present,
 ) -> tuple[Columns, Changes]:
     """Return the columns of a group, and the changes of those that are kept.
@@ -347,7 +357,7 @@ class _Found:
     """[G], whether nothing gains and every rate ended in numbers that are not finite."""
 
 
-def _search(examples: Examples, start: Changes, looked: Tensor, end: int, settings: FinetuneSettings) -> _Found:
+def _search(examples: Examples, start: Changes, looked: Tensor, end: int, settings: TuningSettings) -> _Found:
     head = examples.network.head
 
     @torch.no_grad()
@@ -383,7 +393,7 @@ def _search(examples: Examples, start: Changes, looked: Tensor, end: int, settin
 def _tune_globally(
     artifact: Artifact,
     panel: Panel,
-    settings: FinetuneSettings,
+    settings: TuningSettings,
     device: str,
     progress: Callable[[float, str], None] | None,
 ) -> FinetuneResult:
@@ -394,7 +404,7 @@ def _tune_globally(
     # Of all kinds this one alone needs Lightning, which takes seconds to import.
     from forecast.continued import RATE, continued
 
-    trained_until = max(panel.last_index - settings.holdout_windows * artifact.horizon, artifact.trained_until)
+    trained_until = _trained_until(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network)
     named = _meant(artifact, panel, data, usable, settings)
@@ -456,7 +466,7 @@ class _Gated:
         return {**self.losses, "report_tuned_loss": np.where(self.reason == TUNED, tuned, base), REASON: self.reason}
 
 
-def _gated(head: Head, loss: Tensor, target: Tensor, weight: Tensor, settings: FinetuneSettings) -> _Gated:
+def _gated(head: Head, loss: Tensor, target: Tensor, weight: Tensor, settings: TuningSettings) -> _Gated:
     """Return the best of the candidates (`loss` is [G, window, candidate], the base's first) and why it is kept."""
     losses = loss.cpu().numpy()
     gate, report = losses[:, : settings.gate_windows], losses[:, settings.gate_windows :]
@@ -495,7 +505,7 @@ def _mean(losses: np.ndarray) -> np.ndarray:
 
 
 def _base_losses(
-    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: FinetuneSettings
+    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: TuningSettings
 ) -> np.ndarray:
     """Return the mean loss of each series on its gate windows, [S]; 0 where nothing was observed."""
     n_windows = settings.gate_windows + settings.report_windows
@@ -512,6 +522,21 @@ def _device(settings: FinetuneSettings) -> str:
     if settings.accelerator == "gpu" and not there:
         raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
     return "cuda" if there and settings.accelerator != "cpu" else "cpu"
+
+
+def _with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
+    """Return the settings with the windows that follow from the lengths of the series."""
+    unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
+    holdout = min(MOST, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
+    usable = usable_lengths(panel, _trained_until(artifact, panel, holdout))
+    gate, report = gate_of(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
+    windows = {"holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
+    return TuningSettings.model_construct(**dict(settings) | windows)
+
+
+def _trained_until(artifact: Artifact, panel: Panel, holdout_windows: int) -> int:
+    """Return the grid index of the last step that fine-tuning may see: at least what the base has seen."""
+    return max(panel.last_index - holdout_windows * artifact.horizon, artifact.trained_until)
 
 
 def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None:
@@ -573,18 +598,18 @@ def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None
         )
 
 
-def _least_steps(artifact: Artifact, settings: FinetuneSettings) -> int:
+def _least_steps(artifact: Artifact, settings: TuningSettings) -> int:
     """Return how many usable steps a series must have: a horizon of origins to fit on before all that is held out."""
     n_windows = settings.gate_windows + settings.report_windows
     return (n_windows + (4 if settings.kind in RATES else 2)) * artifact.horizon
 
 
-def _long_enough(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> np.ndarray:
+def _long_enough(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> np.ndarray:
     return usable >= _least_steps(artifact, settings)
 
 
 def _meant(
-    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: FinetuneSettings
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: TuningSettings
 ) -> np.ndarray:
     """Return which series are to be fine-tuned, [S], as far as they are long enough."""
     found = selected(artifact, panel, settings)
@@ -596,7 +621,7 @@ def _meant(
     return found
 
 
-def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettings) -> None:
+def _refuse_short(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> None:
     if not _long_enough(artifact, usable, settings).any():
         raise DataError(
             f"no series is long enough to fine-tune: the longest of {len(usable):,} has {int(usable.max()):,} usable "
@@ -606,11 +631,11 @@ def _refuse_short(artifact: Artifact, usable: IntArray, settings: FinetuneSettin
         )
 
 
-def _n_steps(network: Forecaster, settings: FinetuneSettings) -> int:
+def _n_steps(network: Forecaster, settings: TuningSettings) -> int:
     return settings.origins + (settings.gate_windows + settings.report_windows + 1) * network.shape.horizon
 
 
-def _numbers(network: Forecaster, settings: FinetuneSettings) -> int:
+def _numbers(network: Forecaster, settings: TuningSettings) -> int:
     """Return how many numbers a series takes in its group."""
     if settings.kind in RATES:
         assert isinstance(network, RecurrentForecaster)
@@ -650,7 +675,7 @@ def _joined(before: Bank, fresh: Bank, again: set[str]) -> Bank:
     return Bank(fresh.kind, [names[row] for row in order], tensors, fresh.seen)
 
 
-def _settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings, **others: Any) -> dict[str, Any]:
+def _settings(artifact: Artifact, panel: Panel, settings: TuningSettings, **others: Any) -> dict[str, Any]:
     """Return all that a fine-tuning depends on, by its path: it is gone on from with the same only."""
     own = settings.model_dump(mode="json", exclude={"checkpoint"})
     values = {f"finetune.{name}": value for name, value in own.items()}
@@ -713,7 +738,7 @@ def _held_out(
 
 
 def _decisions(
-    panel: Panel, table: Columns, every: np.ndarray, settings: FinetuneSettings, before: Bank | None
+    panel: Panel, table: Columns, every: np.ndarray, settings: TuningSettings, before: Bank | None
 ) -> pl.DataFrame:
     """Return the columns for all series: null where they were not judged, with the reason in `every`."""
     rows = table.get(_ROW, np.zeros(0, dtype=np.int64))
@@ -752,7 +777,7 @@ def _stated(head: Head, columns: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def _shown(
-    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, table: Columns, settings: FinetuneSettings
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, table: Columns, settings: TuningSettings
 ) -> pl.DataFrame:
     """Return `FinetuneResult.shown`: of the tuned series those with the best and the worst uplift."""
     network, horizon, n_windows = artifact.network, artifact.horizon, settings.report_windows

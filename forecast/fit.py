@@ -1,16 +1,13 @@
 """Training: panel -> artifact. The closed-form solution first, then the network on top of it."""
 
 import copy
-import itertools
 import logging
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -19,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
+from forecast.closed_form import closed_form, units_of
 from forecast.config import (
     CLASS_HEADS,
     COUNT_HEADS,
@@ -32,47 +30,27 @@ from forecast.config import (
 from forecast.data.categories import with_trained_categories
 from forecast.data.classes import with_trained_classes
 from forecast.data.context import default_context
+from forecast.data.holdout import Holdout, holdout_of
 from forecast.data.load import Loaded
-from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
-from forecast.models import log_quantiles
+from forecast.means import balance_means, mean_shift_of
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
 from forecast.models.ensemble import Forecaster, together
-from forecast.models.heads import CategoricalHead, SampledHead, empirical_quantiles, mean_distance, pinball
-from forecast.models.losses import validated, validation_batches, window_sizes
+from forecast.models.heads import CategoricalHead, SampledHead
+from forecast.models.losses import validated, validation_batches, window_losses, window_sizes
 from forecast.models.markov import MAX_TABLE
-from forecast.models.mean_fit import location_shift, widths
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import Frame, NetworkShape, RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import NetworkShape, RecurrentForecaster, targets
 from forecast.models.runtime import only_deterministic, prepare
-from forecast.models.scaling import FEW
-from forecast.models.skip import (
-    CONSTANTS,
-    PENALTIES,
-    Samples,
-    Solution,
-    eventful,
-    line,
-    mean_season_solution,
-    near,
-    robust,
-    seasonal_solution,
-    solve_ridge,
-    spectra,
-)
 from forecast.models.training import Job, train, train_on_devices
-from forecast.models.transform import to_data, unit_of
+from forecast.skips import surely_better
 
 log = logging.getLogger(__name__)
 
-# Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each
-# fourth of them, or such a share that this many are left.
-_SKIP_VALUES = 20_000_000
-_SKIP_SAMPLES = 40_000, 200_000
-_TRIED_SHARE, _LEAST_TRIED = 4, 10_000
 # Windows of validation that are used at most, a sample that is the same at each validation; and at least, if need be
 # closer to each other than a horizon.
 _CHECKS, _LEAST_CHECKS = 4_096, 512
@@ -83,16 +61,8 @@ _LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
-# Groups of windows that a standard error takes at least, and what means may be moved by.
-_LEAST_GROUPS, _SHIFTS = 8, (-0.5, 1.0)
-# Entries of a panel's buffer that are looked at together.
-_BLOCK = 1 << 20
 # With a season of fewer steps there is one seasonal difference of a phase in each; so many of them tell its spread.
 _SHORT_SEASON, _FEW_PAIRS = 14, 4
-# Errors of one forecast, in units of deviation, that count at most when scales are compared.
-_REACH = 20.0
-# Parts that a mixture of lines has, and how many of them are moved at once while it is looked for.
-_PARTS, _MOVED = 20, (4, 1)
 # Changes of the location (the median of quantiles), in units of spread, that may be too small to be worth making; the
 # last one keeps the skip's.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
@@ -138,15 +108,21 @@ class HeldOut(NamedTuple):
     """[S], the first so many steps of each series are trained on."""
     every: WindowIndex
     """All windows that `validation` is taken from."""
+    plan: Holdout
+    """How many windows are held out, and how many steps of them are looked at."""
 
 
 def held_out(panel: Panel, horizon: int, fit: FitConfig) -> HeldOut:
     """Return the validation windows of a training, and what lies before them."""
-    trained_until = panel.last_index - fit.holdout_windows * horizon
+    plan = holdout_of(panel.lengths, horizon, holdout=fit.holdout_windows, validation=fit.validation_windows)
+    trained_until = panel.last_index - plan.holdout_windows * horizon
     every, limits = held_out_windows(
-        usable_lengths(panel, trained_until), horizon=horizon, n_windows=fit.validation_windows, at_least=_LEAST_CHECKS
+        usable_lengths(panel, trained_until),
+        horizon=plan.validation_steps,
+        n_windows=plan.validation_windows,
+        at_least=_LEAST_CHECKS,
     )
-    return HeldOut(trained_until, _sampled(every, fit.seed), limits, every)
+    return HeldOut(trained_until, _sampled(every, fit.seed), limits, every, plan)
 
 
 def training_data(loaded: Loaded, horizon: int, model: ModelConfig, fit: FitConfig) -> Loaded:
@@ -191,11 +167,13 @@ def fit(
     prepare()
     device = _device(fit)
     panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
-    trained_until, validation, limits, every = held_out(panel, window.horizon, fit)
-    _check(panel, limits, every, fit, window)
+    trained_until, validation, limits, every, plan = held_out(panel, window.horizon, fit)
+    _check(panel, limits, every, plan, window)
+    if plan.validation_steps < window.horizon and fit.max_steps:
+        log.info("fit: no network is trained: of a typical series, no window has all %d targets", window.horizon)
+        fit = fit.model_copy(update={"max_steps": 0})
     if teacher is None:  # Who reads the same codes.
         panel, categories = with_trained_categories(panel, categories, data, limits)
-    n_classes = len(categories.get(data.columns.target, ()))
     checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
     if fit.checkpoint and fit.max_steps:
         settings = _settings(
@@ -219,41 +197,9 @@ def fit(
         float(np.median(panel.lengths[limits > 0])),
     )
     fit, model = _sized(fit, model, window.horizon, limits)
-    shape = NetworkShape(
-        context_length=context,
-        horizon=window.horizon,
-        season_length=data.season_length,
-        n_past=panel.past.shape[0],
-        n_known=panel.known.shape[0],
-        n_calendar=panel.calendar.shape[0],
-        category_sizes=tuple(len(categories[name]) for name in data.static_covariates if name in categories),
-        n_static_numbers=panel.static_numbers.shape[1],
-        segment_length=_segment_length(model, panel, context),
-        past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
-        known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
-        n_classes=n_classes,
-        spread_seasons=_FEW_PAIRS if data.season_length < _SHORT_SEASON else 1,
-    )
-    if model.decoder == "segment" and shape.segment_length >= shape.horizon:
-        raise ConfigError(
-            f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
-            f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
-        )
-    if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
-        raise ConfigError(
-            f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
-            f"model.head=quantile (given: {model.head}), or fit.ensemble=1"
-        )
-    if model.head in POSITIVE_HEADS:
-        _check_positive(panel, model)
-    if model.skip and n_classes**2 * window.horizon > MAX_TABLE:
-        raise ConfigError(
-            f"model.skip: with {n_classes:,} classes and window.horizon={window.horizon} its tables hold "
-            f"{n_classes**2 * window.horizon:,} numbers, and may hold {MAX_TABLE:,}; lower window.horizon, or set "
-            "model.skip=false"
-        )
-
-    units = [teacher.network.shape.unit] if teacher else _units(panel, limits, model)
+    shape = _shape(panel, data, categories, window, model, context)
+    _check_model(panel, shape, model, fit)
+    units = [teacher.network.shape.unit] if teacher else units_of(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
     stopped = False
 
@@ -287,6 +233,7 @@ def fit(
                 limits,
                 usable_lengths(panel, trained_until),
                 validation,
+                plan.validation_steps,
                 units,
                 checkpoint,
                 told,
@@ -301,6 +248,7 @@ def fit(
     if len(members) > 1:
         curve, summary = _joined(members, validated(candidate, data_on_device, validation))
     coupling = _coupling(candidate, data_on_device, validation)
+    summary = summary | {"holdout_windows": plan.holdout_windows, "validation_steps": plan.validation_steps}
     artifact, validation_artifact = (
         replace(artifact_of(network), coupling=coupling)
         for network in (together([member.network for member in members]), candidate.to("cpu"))
@@ -331,6 +279,7 @@ def _train(
     limits: IntArray,
     usable: IntArray,
     validation: WindowIndex,
+    steps: int,
     units: Sequence[float],
     checkpoint: Checkpoint | None,
     progress: Progress | None,
@@ -345,11 +294,13 @@ def _train(
         budget.resume(checkpoint.elapsed)
     lightning.seed_everything(fit.seed, verbose=False)
     rng = np.random.default_rng(fit.seed)
-    closed = _closed_form(panel, device, shape, model, limits, validation, units, rng)
+    closed = closed_form(panel, device, shape, model, limits, validation, steps, units, rng)
     network, tensors = closed.network.to(device).eval(), closed.tensors
     solved = time.monotonic()
-    loss = validated(network, tensors, validation)
+    start = window_losses(network, tensors, validation)
+    loss = float(start[:, 0].sum() / start[:, 1].sum().clamp(min=1e-9))
     keeper = KeepBest(network, loss, fit.patience, progress, shown)
+    untouched = keeper.best
     found: dict[str, float] = {}
     untrained = network.category_rows()
     if fit.max_steps:
@@ -362,6 +313,10 @@ def _train(
     network.load_state_dict(keeper.best)
     network.eval()
     best_loss = keeper.best_loss
+    if keeper.best_step and network.shape.smoothing and not _surely_trained(network, tensors, validation, start[:, :1]):
+        log.info("fit: the network's gain on %d windows of validation may be chance: the line is kept", len(validation))
+        network.load_state_dict(untouched)
+        keeper.best_step, best_loss = 0, loss
     if keeper.best_step and network.share_unseen(untrained):
         best_loss = validated(network, tensors, validation)
     loss_kept = _calm(network, tensors, validation, best_loss)
@@ -369,25 +324,25 @@ def _train(
     candidate = copy.deepcopy(network).cpu()
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
     count = int(closed.choice["skip_samples"])
-    drawn = sample_origins(usable, horizon=shape.horizon, count=count, rng=rng)
+    drawn = sample_origins(usable, horizon=steps, count=count, rng=rng)
     limit = torch.from_numpy(usable).to(device)
     closed.refit(drawn, limit)
     if network.head.estimates_mean:
-        _balance(network, tensors, drawn, limit)
+        balance_means(network, tensors, drawn, limit)
     if not shape.n_classes and (network.shape.unit or not network.head.estimates_mean):
-        network.mean_shift.fill_(_mean_shift(network, tensors, drawn, limit))
+        network.mean_shift.fill_(mean_shift_of(network, tensors, drawn, limit))
     network.to("cpu").eval()
 
     seconds = trained - solved
-    steps = max(step for step, _ in keeper.curve)
+    made_steps = max(step for step, _ in keeper.curve)
     resumed = checkpoint.step if checkpoint else 0
-    windows_per_second = (steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
+    windows_per_second = (made_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
     summary: Summary = {
         "val/loss": loss_kept,
         "threshold": float(network.threshold),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
-        "steps": steps,
+        "steps": made_steps,
         **({"resumed_at_step": resumed} if resumed else {}),
         "seconds_closed_form": solved - begun + time.monotonic() - trained,
         "seconds_training": seconds,
@@ -399,6 +354,14 @@ def _train(
         **closed.choice,
     }
     return _Member(network, candidate, keeper.curve, summary)
+
+
+def _surely_trained(
+    network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, before: Float[Tensor, "window 1"]
+) -> bool:
+    """Return whether a network is better than its start by more than a standard error, by the losses of windows."""
+    after = window_losses(network, data, validation)[:, :1]
+    return surely_better(after, before, before.sum(0), overlap(validation, network.shape.horizon))
 
 
 def _share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
@@ -420,6 +383,54 @@ def _joined(members: Sequence[_Member], loss: float) -> tuple[Curve, Summary]:
     for name in ("seconds_closed_form", "seconds_training"):
         summary[name] = sum(float(member.summary[name]) for member in members)
     return curve, summary | {"member_01/val/loss": summary["val/loss"], "val/loss": loss}
+
+
+def _shape(
+    panel: Panel,
+    data: DataConfig,
+    categories: dict[str, tuple[str, ...]],
+    window: WindowConfig,
+    model: ModelConfig,
+    context: int,
+) -> NetworkShape:
+    assert data.season_length is not None
+    return NetworkShape(
+        context_length=context,
+        horizon=window.horizon,
+        season_length=data.season_length,
+        n_past=panel.past.shape[0],
+        n_known=panel.known.shape[0],
+        n_calendar=panel.calendar.shape[0],
+        category_sizes=tuple(len(categories[name]) for name in data.static_covariates if name in categories),
+        n_static_numbers=panel.static_numbers.shape[1],
+        segment_length=_segment_length(model, panel, context),
+        past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
+        known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
+        n_classes=len(categories.get(data.columns.target, ())),
+        spread_seasons=_FEW_PAIRS if data.season_length < _SHORT_SEASON else 1,
+    )
+
+
+def _check_model(panel: Panel, shape: NetworkShape, model: ModelConfig, fit: FitConfig) -> None:
+    """Raise ConfigError or DataError if settings of the model contradict each other, or the panel."""
+    if model.decoder == "segment" and shape.segment_length >= shape.horizon:
+        raise ConfigError(
+            f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
+            f"window.horizon ({shape.horizon}); set a smaller model.segment_length, or model.decoder=direct"
+        )
+    if fit.ensemble > 1 and model.head not in ("quantile", *CLASS_HEADS):
+        raise ConfigError(
+            f"fit.ensemble: the mean of several networks is one of quantiles or of probabilities; set "
+            f"model.head=quantile (given: {model.head}), or fit.ensemble=1"
+        )
+    if model.head in POSITIVE_HEADS:
+        _check_positive(panel, model)
+    if model.skip and shape.n_classes**2 * shape.horizon > MAX_TABLE:
+        raise ConfigError(
+            f"model.skip: with {shape.n_classes:,} classes and window.horizon={shape.horizon} its tables hold "
+            f"{shape.n_classes**2 * shape.horizon:,} numbers, and may hold {MAX_TABLE:,}; lower window.horizon, or set "
+            "model.skip=false"
+        )
 
 
 def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
@@ -489,16 +500,20 @@ def _segment_length(model: ModelConfig, panel: Panel, context: int) -> int:
     return model.segment_length
 
 
-def _check(panel: Panel, limits: IntArray, validation: WindowIndex, fit: FitConfig, window: WindowConfig) -> None:
-    # The closed-form solution is fitted on full horizons.
-    if not (limits > window.horizon).any() or not len(validation):
-        longest = int(panel.lengths.max())
-        needed = (fit.holdout_windows + 2) * window.horizon + 1
-        raise DataError(
-            f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} "
-            f"steps, and {fit.holdout_windows} held-out windows, one validation window and one of history need "
-            f"{needed:,}; lower window.horizon or fit.holdout_windows"
-        )
+def _check(panel: Panel, limits: IntArray, validation: WindowIndex, plan: Holdout, window: WindowConfig) -> None:
+    # The closed-form solution is fitted on full horizons, where there are some.
+    steps = plan.validation_steps
+    full = steps == window.horizon
+    if len(validation) and (not full or (limits > steps).any()):
+        return
+    longest = int(panel.lengths.max())
+    needed = (plan.holdout_windows + 2) * steps + 1 if full else 2
+    change = "lower window.horizon or fit.holdout_windows" if full else "give more rows"
+    raise DataError(
+        f"no series is long enough to train and validate on: the longest of {panel.n_series:,} has {longest:,} "
+        f"steps, and {plan.holdout_windows} held-out windows, one validation window and one of history need "
+        f"{needed:,}; {change}"
+    )
 
 
 def _check_positive(panel: Panel, model: ModelConfig) -> None:
@@ -525,607 +540,6 @@ def _sampled(validation: WindowIndex, seed: int) -> WindowIndex:
         return validation
     log.info("fit: of %d validation windows, %d are used", len(validation), _CHECKS)
     return validation[np.sort(np.random.default_rng(seed).choice(len(validation), _CHECKS, replace=False))]
-
-
-@dataclass(frozen=True, eq=False)
-class _Solution:
-    """A closed form."""
-
-    errors: Float[Tensor, "sample 2"]
-    """Of each window that is checked (`_point_errors`)."""
-    network: RecurrentForecaster
-    skip: Solution
-    fitted: Samples
-    checked: Samples
-    kind: str
-    prior: Solution
-    penalty: float | None
-    """None where the skip is the prior itself, not fitted at all."""
-    constant: bool
-    """Whether the skip has one of its own, beside the prior's."""
-    share: float = 1.0
-    """Of the fitted line in the skip."""
-    beside: Solution | None = None
-    """The rest of it, if any."""
-    sure: bool = True
-    """Whether a fitted line was better than all that are not fitted, beyond doubt."""
-
-    @property
-    def drifts(self) -> bool:
-        """Whether it has a constant around the last value. Around the level a constant is no drift."""
-        return self.constant and self.network.shape.anchor == "last"
-
-    @property
-    def order(self) -> int:
-        """From the simplest on: not fitted at all, around the level, around the last value without and with a drift."""
-        if self.penalty is None:
-            return 0
-        return 1 + (self.network.shape.anchor == "last") + self.drifts
-
-    def residual_quantiles(self, skip: Solution, levels: Tensor) -> Tensor:
-        """Return the quantiles of what the line leaves over, in units of spread, [horizon, level].
-
-        Weighted as the loss is, in units of scale: a window that hardly varies says little about the others. Where
-        the line is not `sure` they are symmetric: a drift is no more certain than the line that would have had it.
-        """
-        samples = self.fitted
-        weight = samples.spread * samples.weight[:, None] * samples.observed
-        rest = (samples.target - line(samples.window, skip)) / samples.spread
-        if not self.sure:
-            rest, weight = torch.cat([rest, -rest]), weight.repeat(2, 1)
-        return empirical_quantiles(rest, weight, levels)
-
-
-_Refit: TypeAlias = Callable[[WindowIndex, Tensor], None]
-
-
-class _ClosedForm(NamedTuple):
-    network: RecurrentForecaster
-    """Untrained."""
-    tensors: PanelTensors
-    choice: dict[str, str | float]
-    """What was chosen."""
-    refit: _Refit
-    """Fits the skip on other windows, of so many steps of each series, with all that was chosen."""
-
-
-def _closed_form(
-    panel: Panel,
-    device: torch.device,
-    shape: NetworkShape,
-    model: ModelConfig,
-    limits: IntArray,
-    validation: WindowIndex,
-    units: Sequence[float],
-    rng: np.random.Generator,
-) -> _ClosedForm:
-    """Return the untrained network around the best linear skip.
-
-    `units` are those of the scales to choose from.
-    """
-    count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
-    drawn = sample_origins(limits, horizon=shape.horizon, count=count, rng=rng)
-    limit = torch.from_numpy(limits).to(device)
-    if shape.n_classes:
-        counted = _counted(panel, device, shape, model, drawn, validation, limit)
-        _standardise(counted.network, panel, limits)
-        return counted
-    tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
-    levels = model.head not in POSITIVE_HEADS
-    solutions = (
-        _solve(
-            PanelTensors(panel, device, unit=unit, levels=levels),
-            replace(shape, unit=unit),
-            model,
-            tried,
-            validation,
-            limit,
-        )
-        for unit in units
-    )
-    best = next(solutions)
-    for solution in solutions:
-        if _better_on_data(solution, best, overlap(validation, shape.horizon)):
-            best = solution
-    network, unit = best.network, best.network.shape.unit
-    tensors = PanelTensors.of(panel, network, device)
-    refit: _Refit = _kept if best.penalty is None else partial(_refit, tensors, best)
-    if len(tried) < len(drawn):
-        refit(drawn, limit)
-    level = best.residual_quantiles(network.skip, network.head.start_levels)
-    with torch.no_grad():
-        network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
-        if network.head.estimates_mean:
-            _start_likelihood(network, best.fitted)
-    _standardise(network, panel, limits)
-    choice: dict[str, str | float] = {
-        "transform": f"log, unit {unit:g}" if unit else "none",
-        "skip": best.kind,
-        "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
-        "skip_constant": int(best.constant),
-        "skip_share": 0.0 if best.penalty is None else best.share,
-        "skip_samples": len(drawn),
-    }
-    return _ClosedForm(network, tensors, choice, refit)
-
-
-def _kept(windows: WindowIndex, limit: Tensor) -> None:
-    """Do nothing: what was not fitted need not be fitted again."""
-
-
-def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
-    """Set the start of a head that estimates a mean: sums of means are those of outcomes, and widths the likeliest."""
-    samples = samples.every(max(1, len(samples.window) // _CHECKS))
-    if not len(samples.window):
-        return
-    frame = Frame(
-        samples.location, samples.divisor, samples.divisor, samples.divisor > 0, samples.window, samples.spread
-    )
-    linear, bias, head = line(samples.window, network.skip), network.output_bias, network.head
-    share = _relative_divisor(samples.series, samples.divisor) * samples.observed
-    start = bias.expand(len(linear), -1, -1)
-    bias[:, head.location] += location_shift(head, start, linear, frame, samples.target, share)
-    if head.n_parameters > 1:
-        start, weight = bias.expand(len(linear), -1, -1), samples.weight[:, None] * samples.observed
-        bias[:, 1] = widths(head, start, linear, frame, samples.target, weight)
-
-
-@torch.no_grad()
-def _balance(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
-    """Shift the means so that over windows of training their sum is that of the outcomes, in the scale of each series.
-
-    A likelihood is rarely at its greatest when training ends, and what keeps means positive bends them. Sampled paths
-    are left as they are: their means do not follow from the parameters of one step.
-    """
-    if network.n_paths > 1 and network.output.weight.any():
-        return
-    windows = windows[:: max(1, len(windows) // _CHECKS)]
-    origins = torch.zeros(1, dtype=torch.long, device=data.device)
-    parts: list[tuple[Tensor, ...]] = []
-    for series, cutoff, _ in validation_batches(windows):
-        series, cutoff = series.to(data.device), cutoff.to(data.device)
-        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        reading = network.read(batch, origins)
-        target, observed = targets(batch, reading.frame, origins, network.shape)
-        usable = observed & (reading.frame.scale > 0)[..., None]
-        bias = network.output_bias.expand(*target.shape, -1)
-        parameters = bias if network.n_paths > 1 else network.numbers(reading)
-        frame = reading.frame._replace(window=reading.frame.window[..., :0])
-        columns = (values[:, 0] for values in (parameters, reading.linear, target, usable, *frame))
-        parts.append((*columns, series))
-    if not parts:
-        return
-    parameters, linear, target, usable, *fields, series = (torch.cat(part) for part in zip(*parts, strict=True))
-    frame = Frame(*fields)
-    share = _relative_divisor(series, frame.divisor) * usable
-    network.output_bias[:, network.head.location] += location_shift(
-        network.head, parameters, linear, frame, target, share
-    )
-
-
-@torch.no_grad()
-def _mean_shift(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> float:
-    """Return what means are moved by (`RecurrentForecaster.mean_shift`).
-
-    A few quantiles do not say how far the tails of skewed targets go, nor does a symmetric distribution; and on a
-    logarithmic scale what is not known of level and width raises each mean. Over windows
-    of training the sum of means becomes that of the outcomes, each series in units of its intervals. If the sum is z
-    standard errors off, 1 - 1 / z^2 of the way is gone, from one standard error on (the positive part of James & Stein
-    1961).
-    """
-    windows = windows[:: max(1, len(windows) // _CHECKS)]
-    origins, unit = torch.zeros(1, dtype=torch.long, device=data.device), network.shape.unit
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for series, cutoff, _ in validation_batches(windows):
-        series, cutoff = series.to(data.device), cutoff.to(data.device)
-        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        output = network(batch, origins)
-        target, observed = targets(batch, output.frame, origins, network.shape)
-        usable = (observed & (output.frame.scale > 0)[..., None])[:, 0]
-        location, divisor = (values.double() for values in output.frame[:2])
-        level = None if batch.level is None else batch.level[:, None, None]
-        columns = (output.quantiles, target[..., None], output.mean[..., None])
-        quantiles, actual, mean = (
-            to_data(location[..., None] + divisor[..., None] * values[:, 0], unit, level) for values in columns
-        )
-        actual, mean = actual[..., 0], mean[..., 0]
-        if unit:
-            mean = log_quantiles.mean(quantiles, network.head.levels, unit)
-        distance = mean_distance(quantiles, mean, network.head, unit)
-        parts.append((((actual - mean) * usable).sum(1), (distance * usable).sum(1), series))
-    if not parts:
-        return 0.0
-    error, width, series = (torch.cat(part) for part in zip(*parts, strict=True))
-    total = width.new_zeros(int(series.max()) + 1).index_add(0, series, width)
-    reference = total / torch.bincount(series, minlength=len(total)).clamp(min=1)
-    error, width = (values / _bounded_scale(reference)[series] for values in (error, width))
-    # Windows of a series share their outcomes: so many groups are independent.
-    groups = series if len(reference) >= _LEAST_GROUPS else torch.arange(len(series)) * _LEAST_GROUPS // len(series)
-    shift = float(error.sum() / width.sum().clamp(min=1e-12))
-    rest = error - shift * width
-    sums = rest.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(series.device), rest)
-    sureness = float(error.sum().abs() / sums.square().sum().sqrt().clamp(min=1e-12))
-    return float(np.clip(shift, *_SHIFTS)) * max(0.0, 1 - 1 / max(sureness, 1e-12) ** 2)
-
-
-def _relative_divisor(series: Tensor, divisor: Tensor) -> Float[Tensor, "window 1"]:
-    """Return the divisors in units of those of their series (`_bounded_scale`)."""
-    square, n_series = divisor.double().square(), int(series.max()) + 1
-    total = square.new_zeros(n_series).index_add(0, series, square)
-    reference = (total / torch.bincount(series, minlength=n_series).clamp(min=1)).sqrt()
-    return (divisor / _bounded_scale(reference)[series])[:, None]
-
-
-def _bounded_scale(scale: Float[Tensor, " series"]) -> Float[Tensor, " series"]:
-    """Return the scale of each series in a sum over all, at least twice the median of those that have one.
-
-    No large series decides alone. Series of about one size count as they are: of those that differ by chance, the high
-    ones would else count less, and the mean be too low.
-    """
-    least = 2 * scale[scale > 0].median() if (scale > 0).any() else scale.new_ones(())
-    return scale.clamp(min=float(least))
-
-
-def _refit(tensors: PanelTensors, found: _Solution, windows: WindowIndex, limit: Tensor) -> None:
-    assert found.penalty is not None
-    (samples,) = _samples([found.network], tensors, windows, limit)
-    inlying = _inlying(found.network, eventful(samples), torch.zeros_like(found.prior))
-    (known,) = spectra(inlying, [found.constant])
-    (skip,) = solve_ridge(inlying, found.prior, (found.penalty,), known=known)
-    found.network.skip.copy_(skip if found.beside is None else found.beside + found.share * skip)
-
-
-def _inlying(network: RecurrentForecaster, samples: Samples, prior: Solution) -> Samples:
-    """Return the samples that a line is fitted on: for a median with less weight on windows of large errors.
-
-    Of skewed targets those are the high ones: a line that is to be a mean takes all as they are.
-    """
-    return samples if network.head.estimates_mean else robust(near(samples), prior)
-
-
-def _counted(
-    panel: Panel,
-    device: torch.device,
-    shape: NetworkShape,
-    model: ModelConfig,
-    drawn: WindowIndex,
-    validation: WindowIndex,
-    limit: Tensor,
-) -> _ClosedForm:
-    """Return what `_closed_form` does, for classes: what follows what is counted."""
-    network = RecurrentForecaster(shape, model).to(device)
-    tensors = PanelTensors.of(panel, network, device)
-    skip = network.class_skip
-    for (samples,), take in (
-        (_samples([network], tensors, drawn, limit), skip.fit),
-        (_samples([network], tensors, validation, None), skip.choose),
-    ):
-        take(samples.window, samples.target, samples.observed)
-    shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
-    choice: dict[str, str | float] = {
-        "transform": "none",
-        "skip": ", ".join(f"{name} {share:g}" for name, share in shares),
-        "skip_samples": len(drawn),
-    }
-
-    def refit(windows: WindowIndex, limit: Tensor) -> None:
-        (samples,) = _samples([network], tensors, windows, limit)
-        skip.fit(samples.window, samples.target, samples.observed)
-
-    return _ClosedForm(network, tensors, choice, refit)
-
-
-def _units(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
-    """Return the units of the scales to try."""
-    if model.transform == "none" or model.head in (*POSITIVE_HEADS, *CLASS_HEADS):
-        return [0.0]
-    unit, positive = unit_of(panel, limits)
-    if model.transform == "log":
-        return [unit]
-    return [0.0, unit] if positive else [0.0]
-
-
-def _solve(
-    tensors: PanelTensors,
-    shape: NetworkShape,
-    model: ModelConfig,
-    drawn: WindowIndex,
-    validation: WindowIndex,
-    limit: Tensor,
-) -> _Solution:
-    """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
-    anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
-    networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
-    cold_scale = _cold_scale(networks[0], tensors, drawn, limit)
-    for network in networks:
-        network.cold_scale.copy_(cold_scale)
-    seen = zip(_samples(networks, tensors, drawn, limit), _samples(networks, tensors, validation, None), strict=True)
-    candidates: list[_Solution] = []
-    for network, (fitted, checked) in zip(networks, seen, strict=True):
-        priors = {"anchor": torch.zeros_like(network.skip)}
-        if 1 < shape.season_length <= shape.context_length:
-            priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(
-                network.skip
-            )
-        fits = model.skip and len(fitted.window) > 0
-        _standardise_scales(network, fitted)
-        fitted = eventful(fitted)
-        inlying = _inlying(network, fitted, priors["anchor"]) if fits else fitted
-        # Around the level a constant is no drift.
-        known = spectra(inlying, CONSTANTS if network.shape.anchor == "last" else [True]) if fits else []
-        for name, prior in priors.items():
-            made: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
-            for own in known:
-                solutions = solve_ridge(inlying, prior, known=own)
-                made += [(found, p, own.constant) for found, p in zip(solutions, PENALTIES, strict=True)]
-            kind = f"{network.shape.anchor}/{name}"
-            for solution, penalty, constant in made:
-                said = line(checked.window, solution)
-                errors = _point_errors(checked, said, shape.unit, squares=network.head.estimates_mean)
-                given = (network, solution, fitted, checked, kind, prior, penalty, constant)
-                candidates.append(_Solution(errors, *given, sure=penalty is not None))
-    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
-    groups: dict[int, list[_Solution]] = {}
-    for found in candidates:
-        groups.setdefault(found.order, []).append(found)
-    shared = overlap(validation, shape.horizon)
-    best, *others = (_least(groups[order], usual) for order in sorted(groups))
-    for other in others:
-        best = other if _surely_better(other.errors, best.errors, usual, shared) else best
-    best = _mixed(best, [found for found in candidates if found.network is best.network], usual, shared)
-    best.network.skip.copy_(best.skip)
-    return best
-
-
-def _least(candidates: Sequence[_Solution], usual: Tensor) -> _Solution:
-    return min(candidates, key=lambda found: float((found.errors.sum(0) / usual).sum()))
-
-
-def _mixed(best: _Solution, candidates: Sequence[_Solution], usual: Tensor, shared: float) -> _Solution:
-    """Return the best line on the way to the best mixture of a fitted one and those that are not fitted.
-
-    That has the least error of all mixtures whose shares are not negative (stacked regression: Wolpert 1992, Breiman
-    1996). If it is z standard errors better than the best line, 1 - 1 / z^2 of the way there is gone, from one standard
-    error on (the positive part of James & Stein 1961). `candidates` are those around the best one's anchor.
-    """
-    fitted = [found for found in candidates if found.penalty is not None and not found.drifts]
-    if not fitted:
-        return best
-    lined = best if best.sure else _least(fitted, usual)
-    plain = [found for found in candidates if found.penalty is None]
-    skips = [found.skip for found in (lined, *plain)]
-    shape, samples = best.network.shape, best.checked
-    if shape.season_length * 2 <= shape.context_length:
-        sizes = shape.context_length, shape.horizon, shape.season_length
-        skips.append(mean_season_solution(*sizes).to(lined.skip))
-    every = torch.stack(skips)
-    said = torch.stack([line(samples.window, skip) for skip in skips])
-
-    def errors(shares: Tensor) -> Tensor:
-        mixture = torch.einsum("l,lsh->sh", shares, said)
-        return _point_errors(samples, mixture, shape.unit, squares=best.network.head.estimates_mean)
-
-    start = torch.zeros(len(skips), dtype=every.dtype, device=every.device)
-    start[0 if best.sure else 1 + plain.index(best)] = 1.0
-    found = _least_mixture(start, lambda shares: float((errors(shares).sum(0) / usual).sum()))
-    sureness = _sureness(errors(found), best.errors, usual, shared)
-    if sureness <= 1:
-        return best
-    shares = torch.lerp(start, found, 1 - sureness**-2)
-    share = float(shares[0])
-    beside = torch.einsum("l,lch->ch", shares[1:], every[1:])
-    if not share:
-        return replace(best, skip=beside, penalty=None, constant=False, sure=False)
-    return replace(lined, skip=beside + share * lined.skip, beside=beside, share=share, sure=best.sure)
-
-
-def _least_mixture(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
-    """Return the shares, from those given on, from which no part can be moved to another without more loss."""
-    least = loss(shares)
-    for parts in _MOVED:
-        moved = True
-        while moved:
-            moved = False
-            for giver, taker in itertools.permutations(range(len(shares)), 2):
-                part = min(parts / _PARTS, float(shares[giver]))
-                tried = shares.clone()
-                tried[giver] -= part
-                tried[taker] += part
-                if part and (now := loss(tried)) < least:
-                    shares, least, moved = tried, now, True
-    return shares
-
-
-def _point_errors(samples: Samples, made: Tensor, unit: float, *, squares: bool = False) -> Float[Tensor, "sample 2"]:
-    """Return the absolute error of what is `made` of each window, in units of its deviation, and the relative error.
-
-    Sums over the horizon, in the data's units. No relative errors (0) if some targets are not positive. With `squares`,
-    which are least at a mean, the squared error and no relative ones.
-    """
-    made, actual = (_restored(samples, values, unit) for values in (made, samples.target))
-    error = (made - actual).abs() * samples.observed
-    # Windows that hardly vary must not decide alone.
-    scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
-    if squares:
-        return torch.stack([scaled.square().sum(1), torch.zeros_like(scaled[:, 0])], dim=1)
-    relative = error / (made.abs() + actual.abs()).clamp(min=1e-12)
-    positive = bool((actual > 0)[samples.observed > 0].all())
-    return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1)
-
-
-def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:
-    """Return normalised values, [sample, ...], in the data's units, in float64."""
-    shape = (-1, *[1] * (values.ndim - 1))
-    return to_data(samples.location.view(shape) + samples.divisor.view(shape) * values, unit, samples.level.view(shape))
-
-
-def _deviation(samples: Samples, unit: float) -> Float[Tensor, "sample 1"]:
-    values = _restored(samples, samples.window, unit)
-    return (values - values.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
-
-
-def _surely_better(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> bool:
-    """Return whether errors are lower than others by more than the standard error (Breiman et al. 1984).
-
-    What is simpler is kept otherwise: of random walks, a fitted line may win on the few windows of validation, and
-    lose ever after.
-    """
-    return _sureness(errors, others, usual, shared) > 1
-
-
-def _sureness(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> float:
-    """Return by how many standard errors the errors ([window, kind]) are lower than others; less than 0 if higher.
-
-    In units of the usual sum of their kind. A single window has no standard error: the lower one is surely so. Where a
-    target is `shared` by several windows, only so many count as are independent.
-    """
-    gain = ((others - errors) / usual.clamp(min=1e-12)).sum(1)
-    doubt = (len(gain) * shared) ** 0.5 * float(gain.std()) if len(gain) > 1 else 0.0
-    total = float(gain.sum())
-    return total / doubt if doubt else math.inf * total if total else 0.0
-
-
-def _better_on_data(solution: _Solution, other: _Solution, shared: float) -> bool:
-    """Return whether a solution is significantly better than one on another scale, in the units of the data.
-
-    They are compared on the windows that tell something on both scales: a series that hardly varies may be constant on
-    one of them.
-    """
-    common, rows, other_rows = np.intersect1d(
-        solution.checked.number.cpu(), other.checked.number.cpu(), return_indices=True
-    )
-    if not len(common):
-        return False
-    errors = _errors_of_data(solution)[torch.from_numpy(rows)]
-    reference = _errors_of_data(other)[torch.from_numpy(other_rows)]
-    return _surely_better(errors, reference, reference.sum(0), shared)
-
-
-def _errors_of_data(found: _Solution) -> Float[Tensor, "sample 2"]:
-    """Return, of each window, the pinball loss in units of its deviation, and the relative error of the median.
-
-    In the data's units, to compare scales.
-    """
-    samples, unit, skip = found.checked, found.network.shape.unit, found.skip
-    levels = torch.arange(1, 10, device=skip.device, dtype=skip.dtype) / 10
-    around = found.residual_quantiles(skip, levels)
-    quantiles = line(samples.window, skip)[..., None] + samples.spread[..., None] * around
-    actual = _restored(samples, samples.target, unit)
-    loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
-    relative = _point_errors(samples, line(samples.window, skip), unit)[:, 1]
-    return torch.stack([(loss.clamp(max=_REACH) * samples.observed).sum(1), relative], 1)
-
-
-def _cold_scale(
-    network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor
-) -> Float[Tensor, " 2"]:
-    """Return the scale of the panel: relative to the level of a series, and at least (`scaling.cold_start_scale`).
-
-    It is relative where the scales of series differ less in shares of their levels than as they are. Seen are windows
-    with enough observations for a scale of their own, or all that vary where none has.
-    """
-    parts = []
-    for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
-        series, cutoff = series.to(data.device), cutoff.to(data.device)
-        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        statistics = network.statistics(batch, network.shape.context_length)
-        parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
-    level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
-    varied = scale > 0
-    enough = varied & (count >= min(FEW, network.shape.scale_length))
-    level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
-    if not len(scale):
-        return torch.zeros(2)
-    if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
-        return torch.stack([torch.zeros_like(scale[0]), scale.median()])
-    return torch.stack([(scale / level).median(), scale.quantile(0.1)])
-
-
-def _standardise_scales(network: RecurrentForecaster, samples: Samples) -> None:
-    """Set mean and deviation of the logarithm of the scales, which the network reads."""
-    logs = samples.divisor.log()
-    if len(logs) > 1:
-        network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
-
-
-def _samples(
-    networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
-) -> list[Samples]:
-    """Return the samples of each network; they differ in their anchor only, and share gathered windows."""
-    shape = networks[0].shape
-    origins = torch.zeros(1, dtype=torch.long, device=data.device)
-    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
-    position = 0
-    for series, cutoff, _ in validation_batches(windows, 512):
-        series, cutoff = series.to(data.device), cutoff.to(data.device)
-        number = torch.arange(position, position + len(series), device=data.device)
-        position += len(series)
-        until = cutoff + shape.horizon + 1 if limit is None else limit[series]
-        batch = data.gather(series, cutoff, until, **window_sizes(networks[0], 1))
-        statistics = networks[0].statistics(batch, shape.context_length)
-        level = (
-            torch.zeros(len(series), dtype=torch.float64, device=data.device) if batch.level is None else batch.level
-        )
-        for network, own in zip(networks, parts, strict=True):
-            frame = network.frame(batch, origins, statistics)
-            target, observed = targets(batch, frame, origins, shape)
-            weight = (loss_weights(target, observed, frame, shape) > 0).to(target.dtype)
-            # Constant windows, and those without any observed target, have nothing to say.
-            told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-            own.append(
-                (
-                    frame.window[told, 0],
-                    target[told, 0],
-                    observed[told, 0].to(target.dtype),
-                    weight[told, 0].amax(-1),
-                    frame.spread[told, 0],
-                    frame.location[told, 0],
-                    frame.divisor[told, 0],
-                    series[told],
-                    number[told],
-                    level[told],
-                )
-            )
-    return [Samples(*(torch.cat(columns) for columns in zip(*own, strict=True))) for own in parts]
-
-
-def _standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:
-    """Set mean and scale of the covariates from the steps that training may see. Those of codes are not used."""
-    begin = panel.offsets[:-1]
-    every = np.zeros(1, dtype=np.int64), np.array([panel.n_series])
-    found = [
-        *_moments(panel.past, begin, limits),
-        *_moments(panel.known, begin + panel.horizon * np.arange(panel.n_series), limits),
-        *_moments(panel.static_numbers.T, *every),
-    ]
-    for row, (count, mean, squares) in enumerate(found):
-        if count:
-            network.covariate_mean[row] = mean
-            network.covariate_scale[row] = max((squares / count) ** 0.5, 1e-6 * abs(mean), 1e-12)
-
-
-def _moments(values: FloatArray, begin: IntArray, limits: IntArray) -> list[tuple[int, float, float]]:
-    """Return count, mean and squared deviations of the finite values of each row ([row, entry]).
-
-    Of a series, which begins at entry `begin`, the first `limits` entries are taken. A block of entries at a time, put
-    together as in Chan, Golub & LeVeque (1983): a panel on disk is read once, and never held.
-    """
-    found = [(0, 0.0, 0.0)] * len(values)
-    for first in range(0, values.shape[1] if len(values) else 0, _BLOCK):
-        last = min(first + _BLOCK, values.shape[1])
-        series = slice(np.searchsorted(begin, first, side="right") - 1, np.searchsorted(begin, last))
-        inside = np.diff(np.append(np.maximum(begin[series], first), last))
-        seen = np.arange(first, last) < np.repeat(begin[series] + limits[series], inside)
-        for row, entries in enumerate(values[:, first:last]):
-            part = entries[seen]
-            part = part[np.isfinite(part)].astype(np.float64)
-            if not len(part):
-                continue
-            count, mean, squares = found[row]
-            total, change = count + len(part), float(part.mean()) - mean
-            squares += float(np.square(part - part.mean()).sum()) + change**2 * count * (len(part) / total)
-            found[row] = total, mean + change * (len(part) / total), squares
-    return found
 
 
 def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:

@@ -7,7 +7,11 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
+    from forecast.fit import Summary
     from forecast.registry import Version
+
+# Windows of validation that are few.
+_FEW_WINDOWS = 20
 
 
 @recorded(TrainConfig)
@@ -79,5 +83,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     counts = loaded.counts
     return version, (
         f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, validation loss "
-        f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}), run {run.id}"
+        f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on {_checked(summary)}, "
+        f"run {run.id}"
     )
+
+
+def _checked(summary: "Summary") -> str:
+    """Say what a model was chosen on, and what is left for a backtest."""
+    windows, held_out = int(summary["validation_windows"]), int(summary["holdout_windows"])
+    few = " (few: what was chosen may be chance)" if windows < _FEW_WINDOWS else ""
+    left = f"{held_out} horizon{'s' * (held_out != 1)} held out" if held_out else "nothing held out for a backtest"
+    return f"{windows:,} window{'s' * (windows != 1)} of {summary['validation_steps']} steps{few}, {left}"

@@ -1,6 +1,7 @@
 """Losses of windows, in training and without."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -51,6 +52,18 @@ def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) ->
     batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))
     error, weight = step_errors(network, batch, origins)
     return float((error * weight).sum()), float(weight.sum())
+
+
+@torch.inference_mode()
+def window_losses(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Float[Tensor, "window 2"]:
+    """Return the summed loss of each window, in float64, and the weight of its targets."""
+    parts = [torch.zeros(0, 2, dtype=torch.float64)]
+    for indices in validation_batches(windows):
+        series, cutoff, origins = (values.to(data.device) for values in indices)
+        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
+        error, weight = (values.double().cpu() for values in step_errors(network, batch, origins))
+        parts.append(torch.stack([(error * weight).sum((1, 2)), weight.sum((1, 2))], 1))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

@@ -26,7 +26,8 @@ from forecast.models.ensemble import Forecaster, members_of
 from forecast.models.recurrent import Frame, Output
 
 OPSET: Final = 17
-OUTPUTS: Final = ("arguments", "state", *Frame._fields)
+# What smoothing forecasts is a part of the arguments.
+OUTPUTS: Final = ("arguments", "state", *(name for name in Frame._fields if name != "smooth"))
 _WINDOW: Final = "window"
 
 Forward = Callable[[Batch, Int[Tensor, " origin"]], Output]
@@ -50,7 +51,7 @@ class OnnxForecaster:
         wanted = {field.name for field in self._session.get_inputs()}
         given = {name: values.numpy() for name, values in batch.inputs.items() if name in wanted}
         arguments, state, *frame = (torch.from_numpy(values)[:, None] for values in self._session.run(OUTPUTS, given))
-        return Output(arguments, state, Frame(*frame), self._head)
+        return Output(arguments, state, Frame._make([*frame, torch.zeros_like(frame[-1])]), self._head)
 
 
 def is_faster(made: Forward, network: Forecaster, count: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecast.config import ModelConfig
+from forecast.models import smoothing
 from forecast.models.batch import Batch
 from forecast.models.cells import Carry, Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
@@ -66,6 +67,8 @@ class NetworkShape:
     """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
     spread_seasons: int = 1
     """How many of the latest seasonal differences of a phase its spread is taken from."""
+    smoothing: bool = False
+    """Whether the skip has a share of exponential smoothing (`models.smoothing`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -132,6 +135,8 @@ class Frame(NamedTuple):
     spread: Float[Tensor, "batch origin horizon"]
     """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
     of it."""
+    smooth: Float[Tensor, "batch origin horizon"]
+    """What exponential smoothing forecasts, in units of `divisor` around `location`; 0 without it."""
 
 
 class Output(NamedTuple):
@@ -214,6 +219,10 @@ class RecurrentForecaster(nn.Module):
     mean_shift: Tensor
     """What means are moved by, as a share of `heads.mean_distance`: 0 for heads that estimate a mean, but on a
     logarithmic scale."""
+    smoothing_cost: Tensor
+    """What each forecast of the bank costs on the panel (`smoothing.shared_cost`)."""
+    smoothing_share: Tensor
+    """Of smoothing, in the skip."""
     uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
@@ -274,14 +283,7 @@ class RecurrentForecaster(nn.Module):
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
         self.register_buffer("skip", torch.zeros(0 if shape.n_classes else shape.context_length + 1, shape.horizon))
-        scales = {
-            "covariate_mean": torch.zeros(n_covariates),
-            "covariate_scale": torch.ones(n_covariates),
-            "threshold": torch.tensor(0.0),
-            "log_scale": torch.tensor([0.0, 1.0]),
-            "cold_scale": torch.zeros(2),
-        }
-        for name, values in scales.items():
+        for name, values in _numbers_of_the_panel(shape, n_covariates).items():
             self.register_buffer(name, values)
         ahead = torch.arange(1, shape.horizon + 1)
         season = max(shape.season_length, 1)
@@ -359,14 +361,38 @@ class RecurrentForecaster(nn.Module):
         limit = max(_REACH, self.shape.scale_length**0.5)
         window = window.clamp(-limit, limit)
         spread = self._spread(self.held or batch, at, divisor, least)
-        return Frame(location, divisor, scale, statistics.begun[:, at], window, spread)
+        if self.shape.smoothing:
+            observed = _stretches(batch.observed, origins, self.shape.context_length)
+            smooth = self._smooth(self.smoothed(window, observed), len(origins))
+        else:
+            smooth = torch.zeros_like(spread)
+        return Frame(location, divisor, scale, statistics.begun[:, at], window, spread, smooth)
+
+    def smoothed(
+        self, window: Float[Tensor, "batch origin context"], observed: Bool[Tensor, "batch origin context"]
+    ) -> smoothing.Smoothed:
+        """Return what the bank of filters knows after the windows of a frame, [batch * origin, ...]."""
+        return smoothing.smooth(window.flatten(0, 1), observed.flatten(0, 1), self.shape.season_length)
+
+    def _smooth(self, smoothed: smoothing.Smoothed, n_origins: int) -> Float[Tensor, "batch origin horizon"]:
+        shares = smoothing.shares(smoothed, self.smoothing_cost)
+        path: Tensor = smoothing.mixed(smoothed, shares, self.shape.horizon)
+        by_origin: Tensor = path.unflatten(0, (-1, n_origins))
+        return by_origin
+
+    def skipped(self, window: Float[Tensor, "*axes context"], smooth: Float[Tensor, "*axes horizon"]) -> Tensor:
+        """Return what the skip forecasts of numbers."""
+        linear: Tensor = line(window, self.skip)
+        if self.shape.smoothing:
+            linear = linear + self.smoothing_share * smooth
+        return linear
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
         window = _stretches(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
-        return Frame(torch.zeros_like(one), one, one, begun, window, spread)
+        return Frame(torch.zeros_like(one), one, one, begun, window, spread, torch.zeros_like(spread))
 
     def _spread(
         self, batch: Batch, at: Tensor, divisor: Tensor, least: Tensor
@@ -665,7 +691,7 @@ class RecurrentForecaster(nn.Module):
             count = class_counts(frame.window, self.shape.n_classes)
             share = count / count.sum(-1, keepdim=True).clamp(min=1)
             return linear, share @ self.class_embeddings.weight, linear.exp() @ self.class_embeddings.weight
-        linear = line(frame.window, self.skip)
+        linear = self.skipped(frame.window, frame.smooth)
         level = torch.stack([asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
         return linear, level, torch.stack([asinh(linear), frame.spread.log()], dim=-1)
 
@@ -815,6 +841,21 @@ def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:
 
 def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:
     return static[:, None].expand(-1, steps, -1)
+
+
+def _numbers_of_the_panel(shape: NetworkShape, n_covariates: int) -> dict[str, Tensor]:
+    """Return what is set from the panel, not trained, as it is before that."""
+    numbers = {
+        "covariate_mean": torch.zeros(n_covariates),
+        "covariate_scale": torch.ones(n_covariates),
+        "threshold": torch.tensor(0.0),
+        "log_scale": torch.tensor([0.0, 1.0]),
+        "cold_scale": torch.zeros(2),
+    }
+    if shape.smoothing:
+        numbers["smoothing_cost"] = torch.zeros(smoothing.n_members(shape.context_length, shape.season_length))
+        numbers["smoothing_share"] = torch.tensor(0.0)
+    return numbers
 
 
 def _stretches(

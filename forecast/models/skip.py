@@ -43,6 +43,12 @@ class Samples:
     """Of the window, among those that samples were asked of."""
     level: Float[Tensor, " sample"]
     """What was taken off window and target, float64."""
+    smooth: Float[Tensor, "sample horizon"]
+    """What exponential smoothing forecasts; 0 without it."""
+
+    def without(self, forecast: Float[Tensor, "sample horizon"]) -> "Samples":
+        """Return the samples with what a forecast leaves over as targets."""
+        return replace(self, target=(self.target - forecast) * self.observed)
 
     def every(self, stride: int) -> "Samples":
         """Return each `stride`-th sample."""

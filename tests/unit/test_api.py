@@ -28,7 +28,7 @@ def test_the_program_of_the_readme_runs_on_any_frame(sales: pl.DataFrame, kind: 
     frame = {"polars": sales, "pandas": sales.to_pandas(), "arrow": sales.to_arrow(), "lazy": sales.lazy()}[kind]
     base = fc.train(frame, horizon=7, **QUICK).artifact
     tuned = fc.finetune(base, frame, gate_windows=2).artifact
-    summary = fc.backtest(tuned, frame, n_windows=4).summary
+    summary = fc.backtest(tuned, frame).summary
     made = fc.forecast(tuned, frame)
 
     assert summary["model"].to_list() == ["naive", "seasonal_naive", "pretrained", "fine_tuned"]
@@ -75,7 +75,7 @@ def test_a_row_dated_too_late_changes_no_answer(sales: pl.DataFrame, closed: Art
     again = fc.train(late, horizon=7, fit={"max_steps": 0}).artifact
     assert again.trained_until == closed.trained_until
     assert fc.forecast(again, sales).frame.equals(right.frame)
-    assert fc.backtest(closed, late, n_windows=4).summary.equals(fc.backtest(closed, sales, n_windows=4).summary)
+    assert fc.backtest(closed, late).summary.equals(fc.backtest(closed, sales).summary)
     tuned = [fc.finetune(closed, table, gate_windows=2).artifact for table in (late, sales)]
     assert tuned[0].trained_until == tuned[1].trained_until
     assert fc.explain(closed, late, series="s01").frame.equals(fc.explain(closed, sales, series="s01").frame)

@@ -202,12 +202,12 @@ def test_a_cutoff_with_a_zone_is_refused_where_the_panel_has_none(artifact: Arti
 
 
 def test_cutoffs_of_backtests_are_moments_of_any_kind(artifact: Artifact, sales: pl.DataFrame) -> None:
-    expected = fc.backtest(artifact, sales, cutoffs=["2024-03-20"]).summary
+    expected = fc.backtest(artifact, sales, cutoffs=["2024-03-23"]).summary
     for cutoffs in (
-        pd.DatetimeIndex(["2024-03-20"]),
-        [date(2024, 3, 20)],
-        np.array(["2024-03-20"], "M8[D]"),
-        "2024-03-20..2024-03-20/1d",
+        pd.DatetimeIndex(["2024-03-23"]),
+        [date(2024, 3, 23)],
+        np.array(["2024-03-23"], "M8[D]"),
+        "2024-03-23..2024-03-23/1d",
     ):
         assert fc.backtest(artifact, sales, cutoffs=cutoffs).summary.equals(expected)
     with pytest.raises(ConfigError, match="cutoffs: "):
@@ -248,7 +248,7 @@ def test_results_are_shown_in_a_line(
     made = fc.forecast(artifact, bad)
     tuned, prepared = fc.finetune(artifact, sales, gate_windows=2), fc.prepare(sales, tmp_path / "panel", horizon=7)
     shown = {
-        "Artifact(pretrained, every 1d, context 14, horizon 7, trained until 2024-03-02 00:00:00)": artifact,
+        "Artifact(pretrained, every 1d, context 35, horizon 7, trained until 2024-03-23 00:00:00)": artifact,
         "FitResult(val/loss ": fitted,
         "Forecasts(3 series from 2024-03-30 00:00:00, 21 rows, 1 rejects: 1 target not finite)": made,
         "FinetuneResult(": tuned,

@@ -178,7 +178,7 @@ def test_numbers_and_truth_values_are_classes_too(head: str, labels: tuple[Any, 
 
 def test_a_series_without_a_value_in_sight_gets_the_naive_probabilities(base: FitResult, table: pl.DataFrame) -> None:
     old = table.filter((pl.col("series_id") != "s1") | (pl.col("timestamp") < datetime(2024, 5, 1)))
-    frame = fc.forecast(base.artifact, old).frame.filter(series_id="s1")
+    frame = fc.forecast(base.artifact, old, max_age="none").frame.filter(series_id="s1")
     assert set(frame["source"]) == {"last_value"}
     check(frame)
 

@@ -25,6 +25,8 @@ from forecast.models.recurrent import RecurrentForecaster
 from forecast.predict import predict
 
 QUICK = FitConfig(
+    holdout_windows=4,
+    validation_windows=4,
     max_steps=40,
     batch_size=8,
     origins=8,

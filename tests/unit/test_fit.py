@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 import torch
 
-from forecast import fit as module
+from forecast import closed_form as closed_form_module
+from forecast import fit as fit_module
+from forecast import panel_statistics, skips
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.load import Loaded
@@ -131,7 +133,7 @@ def test_a_line_that_the_latest_weeks_have_outdated_is_mixed_with_what_is_not_fi
         return float(made.summary["skip_share"]), float(np.abs(median - actual).mean())
 
     share, error = result()
-    monkeypatch.setattr(module, "_mixed", lambda best, *_: best)
+    monkeypatch.setattr(closed_form_module, "mixture", lambda best, *_: best)
     whole, alone = result()
     assert 0 < share < whole == 1
     assert error < 0.97 * alone
@@ -146,7 +148,7 @@ def test_a_mixture_has_the_least_loss_of_all() -> None:
         def loss(shares: torch.Tensor) -> float:
             return float((shares @ parts - aim).square().sum())  # noqa: B023
 
-        found = module._least_mixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), loss)
+        found = skips._least_mixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), loss)
         every = [(a / 20, b / 20, (20 - a - b) / 20) for a in range(21) for b in range(21 - a)]
         least = min(loss(torch.tensor(shares, dtype=torch.float64)) for shares in every)
         assert float(found.sum()) == pytest.approx(1.0)
@@ -158,7 +160,7 @@ def test_a_mixture_has_the_least_loss_of_all() -> None:
 def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
     train: Train, table: Table, loaded: Load, monkeypatch: pytest.MonkeyPatch, classes: bool
 ) -> None:
-    monkeypatch.setattr(module, "_mixed", lambda best, *_: best)  # Shares of a mixture would move as well.
+    monkeypatch.setattr(closed_form_module, "mixture", lambda best, *_: best)  # Shares of a mixture would move as well.
     wave = np.sin(np.arange(160) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=160)
     head = {"head": "categorical"} if classes else {"transform": "none"}
 
@@ -314,7 +316,7 @@ def test_covariates_are_standardised_on_what_training_may_see(trained: FitResult
 def test_blocks_of_steps_change_no_moment(
     train: Train, trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 50)
+    monkeypatch.setattr(panel_statistics, "_BLOCK", 50)
     blocks = train(weekly_loaded).artifact.network
     for name in ("covariate_mean", "covariate_scale"):
         expected = getattr(trained.artifact.network, name)
@@ -440,8 +442,10 @@ def test_several_covariates_of_codes_are_trained_and_each_changes_the_forecast(
         ("15m", 96, 96, 50_000, 960),  # ten days: whole ones, up to a thousand steps
         ("1d", 7, 28, 400, 56),
         ("1w", 52, 13, 900, 104),
-        ("1mo", 12, 12, 200, 32 - 32 % 12),
-        ("1y", 1, 6, 29, 17),  # three fifths of a series
+        ("1mo", 12, 12, 200, 60),  # five years, which are smoothed
+        ("1q", 4, 8, 30, 20),
+        ("1y", 1, 6, 29, 20),
+        ("1d", 7, 28, 90, 56),
         ("1d", 1, 3, 1000, 32),
         ("1h", 24, 48, 60, 96),  # two horizons, though series are short
     ],
@@ -612,7 +616,7 @@ def test_a_training_that_was_killed_at_its_very_end_takes_no_further_step(
     undisturbed = train(weekly_loaded, **known)
     assert int(undisturbed.summary["steps"]) < 1000
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_calm", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(fit_module, "_calm", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(weekly_loaded, **known, checkpoint=str(tmp_path))
     resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))
@@ -733,7 +737,7 @@ def test_a_network_is_not_trained_on_another_scale_than_its_own(train: Train, nu
     assert isinstance(network, RecurrentForecaster)
     lengths = numeric.panel.lengths
     windows = WindowIndex(np.arange(8), lengths - 8)
-    config = FitConfig(max_steps=1, origins=2, accelerator="cpu")
+    config = FitConfig(max_steps=1, origins=2, accelerator="cpu", holdout_windows=4, validation_windows=4)
     job = Job(network, config, numeric.panel, lengths, windows, Budget(1, None))
     with pytest.raises(AssertionError, match="another scale"):
         run_training(job, PanelTensors(numeric.panel), KeepBest(network, 1.0, 1, None), None)
@@ -770,7 +774,7 @@ def test_what_validation_judges_has_not_been_fitted_on_it(
     alone = train(weekly_loaded, **MEMBERS)
     for result in (alone, ensemble):
         network, panel = result.validation_artifact.network, weekly_loaded.panel
-        windows = held_out(panel, 7, FitConfig()).validation
+        windows = held_out(panel, 7, FitConfig(holdout_windows=4, validation_windows=4)).validation
         data = PanelTensors(panel, unit=network.shape.unit)
         assert validated(network, data, windows) == pytest.approx(result.summary["val/loss"], rel=1e-6)
         for before, after in zip(members_of(network), members_of(result.artifact.network), strict=True):

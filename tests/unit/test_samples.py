@@ -108,7 +108,7 @@ def test_a_job_writes_paths_within_the_bounds_the_same_each_time(
     one, two = (
         write(trained.artifact, weekly_loaded, tmp_path / name, n_samples=20, max=20.0).content for name in ("a", "b")
     )
-    assert one | {"written_at": ""} == two | {"written_at": ""}
+    assert {**one, "written_at": ""} == {**two, "written_at": ""}
     assert one["bounded"]["max"] > 0
     paths = frame_of(tmp_path / "a").select("^sample_.*$")
     assert paths.width == 20

@@ -210,8 +210,9 @@ def test_settings_that_train_nothing_are_told(weekly_loaded: Loaded, tmp_path: P
     with pytest.raises(ConfigError, match=r"fit.ensemble: a search trains one network"):
         tune(weekly_loaded, config(weekly_loaded, fit={"ensemble": 2}), settings(), tmp_path)
     long = {"context_length": 28, "horizon": 90}
+    wanted = config(weekly_loaded, window=long, fit={"validation_windows": 1})
     with pytest.raises(DataError, match=r"none of 2 trials gave a model: .*horizon"):
-        tune(weekly_loaded, config(weekly_loaded, window=long), settings(n_trials=2), tmp_path)
+        tune(weekly_loaded, wanted, settings(n_trials=2), tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.db").write_text("no database")
     with pytest.raises(OutputError, match=r"study.db is no search that can be gone on with"):

@@ -90,7 +90,8 @@ def test_numbers_are_what_they_were_before_they_were_written(values: list[float]
         data = config(decimal=form, max_reject_share=1.0)
         frame = rows(target=text.to_list())
         found = load_panel(frame.lazy(), data, 2).panel.target
-        assert np.array_equal(found, np.array(values, dtype=np.float32))
+        # Levels that float32 has too few digits for are held in float64.
+        assert np.array_equal(found.astype(np.float32), np.array(values, dtype=np.float32))
 
 
 @pytest.mark.parametrize("text", [["1,234"], ["1,234", "5"], ["1.234", "1,234"], ["1,234", "NA", "22,345"]])

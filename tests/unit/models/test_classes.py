@@ -29,7 +29,7 @@ def windows(codes: np.ndarray, context: int, horizon: int) -> tuple[torch.Tensor
 def made(head: CategoricalHead, parameters: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
     one = torch.ones(len(parameters), 1)
     seen = torch.zeros(len(parameters), 1, 1)
-    return head.arguments(parameters, linear, Frame(0 * one, one, one, one > 0, seen, seen))
+    return head.arguments(parameters, linear, Frame(0 * one, one, one, one > 0, seen, seen, 0 * seen))
 
 
 def test_probabilities_sum_to_one_and_the_loss_is_that_of_the_class() -> None:

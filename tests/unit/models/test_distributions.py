@@ -144,7 +144,9 @@ def frame(location: float, scale: float, spread: float) -> Frame:
         return torch.full((1, 1), value)
 
     begun, window = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 1)
-    return Frame(one(location), one(scale or 1.0), one(scale), begun, window, one(spread)[..., None])
+    return Frame(
+        one(location), one(scale or 1.0), one(scale), begun, window, one(spread)[..., None], 0 * one(spread)[..., None]
+    )
 
 
 COUNTS = st.one_of(st.integers(0, 3), st.integers(0, 10_000_000))

@@ -35,7 +35,7 @@ def samples(window: np.ndarray, target: np.ndarray, weight: np.ndarray, observed
     columns = {"window": window, "target": target * seen, "observed": seen, "weight": weight, "spread": seen}
     columns |= {"location": np.zeros_like(weight), "divisor": np.ones_like(weight)}
     columns |= {"series": np.zeros(len(weight), dtype=np.int64), "number": np.arange(len(weight))}
-    columns["level"] = np.zeros_like(weight)
+    columns |= {"level": np.zeros_like(weight), "smooth": np.zeros_like(target)}
     return Samples(**{name: torch.from_numpy(values) for name, values in columns.items()})
 
 

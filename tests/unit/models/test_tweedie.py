@@ -90,7 +90,9 @@ def test_the_dispersion_scales_with_the_series() -> None:
     made = []
     for unit in (1.0, 10.0):
         one = torch.full((1, 1), unit)
-        frame = Frame(2 * one, one, one, one > 0, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.7))
+        frame = Frame(
+            2 * one, one, one, one > 0, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.7), torch.zeros(1, 1, 1)
+        )
         made.append(head.quantiles(head.arguments(parameters, line, frame)))
     torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,90 @@
+"""What a network is told of a panel: scales of its series, means and deviations of its covariates."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.windows import WindowIndex
+from forecast.models.batch import PanelTensors
+from forecast.models.losses import validation_batches, window_sizes
+from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.scaling import FEW
+from forecast.models.skip import Samples
+
+# Windows that a statistic is taken over, at most.
+_CHECKS = 4_096
+# Entries of a panel's buffer that are looked at together.
+_BLOCK = 1 << 20
+
+
+def cold_scale_of(
+    network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor
+) -> Float[Tensor, " 2"]:
+    """Return the scale of the panel: relative to the level of a series, and at least (`scaling.cold_start_scale`).
+
+    It is relative where the scales of series differ less in shares of their levels than as they are. Seen are windows
+    with enough observations for a scale of their own, or all that vary where none has.
+    """
+    parts = []
+    for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
+        statistics = network.statistics(batch, network.shape.context_length)
+        parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
+    level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
+    varied = scale > 0
+    enough = varied & (count >= min(FEW, network.shape.scale_length))
+    level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
+    if not len(scale):
+        return torch.zeros(2)
+    if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
+        return torch.stack([torch.zeros_like(scale[0]), scale.median()])
+    return torch.stack([(scale / level).median(), scale.quantile(0.1)])
+
+
+def standardise_scales(network: RecurrentForecaster, samples: Samples) -> None:
+    """Set mean and deviation of the logarithm of the scales, which the network reads."""
+    logs = samples.divisor.log()
+    if len(logs) > 1:
+        network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
+
+
+def standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:
+    """Set mean and scale of the covariates from the steps that training may see. Those of codes are not used."""
+    begin = panel.offsets[:-1]
+    every = np.zeros(1, dtype=np.int64), np.array([panel.n_series])
+    found = [
+        *_moments(panel.past, begin, limits),
+        *_moments(panel.known, begin + panel.horizon * np.arange(panel.n_series), limits),
+        *_moments(panel.static_numbers.T, *every),
+    ]
+    for row, (count, mean, squares) in enumerate(found):
+        if count:
+            network.covariate_mean[row] = mean
+            network.covariate_scale[row] = max((squares / count) ** 0.5, 1e-6 * abs(mean), 1e-12)
+
+
+def _moments(values: FloatArray, begin: IntArray, limits: IntArray) -> list[tuple[int, float, float]]:
+    """Return count, mean and squared deviations of the finite values of each row ([row, entry]).
+
+    Of a series, which begins at entry `begin`, the first `limits` entries are taken. A block of entries at a time, put
+    together as in Chan, Golub & LeVeque (1983): a panel on disk is read once, and never held.
+    """
+    found = [(0, 0.0, 0.0)] * len(values)
+    for first in range(0, values.shape[1] if len(values) else 0, _BLOCK):
+        last = min(first + _BLOCK, values.shape[1])
+        series = slice(np.searchsorted(begin, first, side="right") - 1, np.searchsorted(begin, last))
+        inside = np.diff(np.append(np.maximum(begin[series], first), last))
+        seen = np.arange(first, last) < np.repeat(begin[series] + limits[series], inside)
+        for row, entries in enumerate(values[:, first:last]):
+            part = entries[seen]
+            part = part[np.isfinite(part)].astype(np.float64)
+            if not len(part):
+                continue
+            count, mean, squares = found[row]
+            total, change = count + len(part), float(part.mean()) - mean
+            squares += float(np.square(part - part.mean()).sum()) + change**2 * count * (len(part) / total)
+            found[row] = total, mean + change * (len(part) / total), squares
+    return found
