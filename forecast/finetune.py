@@ -755,7 +755,9 @@ def _decisions(
     blend = spread(BLEND).fill_null(0.0).to_numpy().copy()
     if before is not None and before.series_id:
         own = before.rows(panel.series_id.tolist()).numpy()
-        shares = before.tensors[BLEND].numpy() if BLEND in before.tensors else np.full(len(own), settings.blend)
+        shares = (
+            before.tensors[BLEND].numpy() if BLEND in before.tensors else np.full(len(before.series_id), settings.blend)
+        )
         kept = (own >= 0) & np.isin(np.arange(panel.n_series), rows, invert=True)
         blend[kept] = shares[own[kept]]
     return pl.DataFrame(

@@ -31,6 +31,8 @@ _LEAST_SPREAD = 0.005
 # differ by the root of two scales, as independent values do.
 _ENOUGH_PAIRS = 8
 _INDEPENDENT = 2.0
+# With so many errors within a window, smoothing's own are half of what its spread is taken from.
+_FEW_ERRORS = 12
 # The share of categories that are hidden in training.
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
@@ -363,7 +365,8 @@ class RecurrentForecaster(nn.Module):
         spread = self._spread(self.held or batch, at, divisor, least)
         if self.shape.smoothing:
             observed = _stretches(batch.observed, origins, self.shape.context_length)
-            smooth = self._smooth(self.smoothed(window, observed), len(origins))
+            smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
+            spread = torch.lerp(spread.log(), error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
         else:
             smooth = torch.zeros_like(spread)
         return Frame(location, divisor, scale, statistics.begun[:, at], window, spread, smooth)
@@ -374,11 +377,17 @@ class RecurrentForecaster(nn.Module):
         """Return what the bank of filters knows after the windows of a frame, [batch * origin, ...]."""
         return smoothing.smooth(window.flatten(0, 1), observed.flatten(0, 1), self.shape.season_length)
 
-    def _smooth(self, smoothed: smoothing.Smoothed, n_origins: int) -> Float[Tensor, "batch origin horizon"]:
+    def _smooth(self, smoothed: smoothing.Smoothed, n_origins: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the forecast of smoothing, its mean absolute error one step ahead, and how far that is to be trusted.
+
+        [batch, origin, horizon], and twice [batch, origin, 1].
+        """
         shares = smoothing.shares(smoothed, self.smoothing_cost)
         path: Tensor = smoothing.mixed(smoothed, shares, self.shape.horizon)
-        by_origin: Tensor = path.unflatten(0, (-1, n_origins))
-        return by_origin
+        error = (shares * smoothed.error).sum(1, keepdim=True)
+        trust = smoothing.trust(smoothed, _FEW_ERRORS)
+        path, error, trust = (part.unflatten(0, (-1, n_origins)) for part in (path, error, trust))
+        return path, error, trust
 
     def skipped(self, window: Float[Tensor, "*axes context"], smooth: Float[Tensor, "*axes horizon"]) -> Tensor:
         """Return what the skip forecasts of numbers."""

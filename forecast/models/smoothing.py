@@ -134,8 +134,13 @@ def shares(smoothed: Smoothed, cost: Float[Tensor, " member"]) -> Float[Tensor, 
     error = smoothed.error
     mean = error.mean(1, keepdim=True)
     relative = torch.where(mean > _LEAST, error / mean.clamp(min=_LEAST), torch.ones_like(error)).clamp(*_RANGE)
-    trust = smoothed.n_errors / (smoothed.n_errors + _FEW_ERRORS)
-    return torch.softmax(-(cost + _OWN * trust[:, None] * relative.log()), 1)
+    return torch.softmax(-(cost + _OWN * trust(smoothed, _FEW_ERRORS) * relative.log()), 1)
+
+
+def trust(smoothed: Smoothed, few: int) -> Float[Tensor, "window 1"]:
+    """Return how far the errors within a window are to be trusted: 0 without any, a half for `few`, towards 1."""
+    share: Tensor = smoothed.n_errors / (smoothed.n_errors + few)
+    return share[:, None]
 
 
 def shared_cost(

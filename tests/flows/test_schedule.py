@@ -79,7 +79,8 @@ def wait(happened: Callable[[], Any]) -> Any:
     return found
 
 
-def test_every_verb_is_in_the_ledger(judged: Store) -> None:
+def test_every_verb_is_in_the_ledger(judged: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     succeed("promote", MODEL)
     judged.score()
     message = refuse(4, "score", MODEL, f"data.path={judged.table}", "output.path=out", "registry.alias=none")
@@ -323,7 +324,8 @@ def postgresql() -> Iterator[str]:
         yield uri.replace("me@", f"me:{services.PASSWORD_IN_URI}@")
 
 
-def test_a_ledger_in_postgresql(postgresql: str, promoted: Store) -> None:
+def test_a_ledger_in_postgresql(postgresql: str, promoted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     shared = Ledger(postgresql)
     write(promoted, catch_up="all")
     uri = f"ledger.uri={postgresql}"

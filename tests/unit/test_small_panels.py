@@ -96,6 +96,22 @@ def test_smoothing_is_what_a_short_panel_begins_at_and_is_left_for_what_is_surel
     assert made.height == 240
 
 
+def test_intervals_of_series_that_differ_hold_about_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    moments = pl.datetime_range(datetime(2024, 1, 1), datetime(2025, 1, 1), "1h", eager=True)[:432]
+    # Half of them repeat each day but for noise; the others have a cycle that no season of a day describes.
+    waves = [5 * np.sin(2 * np.pi * np.arange(432) / each) for each in [24] * 10 + [25 + 3 * k for k in range(10)]]
+    table = pl.concat(
+        pl.DataFrame({"series_id": f"s{row:02d}", "timestamp": moments, "target": 20 + wave + rng.normal(0, 0.5, 432)})
+        for row, wave in enumerate(waves)
+    )
+    fit = CLOSED | {"holdout_windows": 8, "validation_windows": 2}
+    artifact = fc.train(table, horizon=12, context_length=48, data={"freq": "1h"}, fit=fit).artifact
+    made = fc.backtest(artifact, table, n_windows=8).forecasts.filter(model="pretrained")
+    inside = made["target"].is_between(made["q10"], made["q90"])
+    assert 0.68 < inside.mean() < 0.9  # 0.54 in units of seasonal differences.
+
+
 def test_without_smoothing_it_is_no_part_of_the_model() -> None:
     table = panel(3, 40, "1mo", season=12)
     plain = fc.train(table, horizon=6, data={"freq": "1mo"}, model={"smoothing": False}, fit=CLOSED)
