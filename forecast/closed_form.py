@@ -43,6 +43,8 @@ _SKIP_SAMPLES = 40_000, 200_000
 _TRIED_SHARE, _LEAST_TRIED = 4, 10_000
 # Windows that filters are weighed by, and lines around them are fitted on.
 _SMOOTHED = 2_048
+# Errors one step ahead of a window that are compared with its seasonal spread, and what their ratio may be.
+_LEAST_ERRORS, _RATIOS = 4, (0.1, 10.0)
 # Independent windows from which validation tells any penalty from another.
 _MANY_WINDOWS = 1_000
 _RIDGE_SHARE = 0.1
@@ -308,9 +310,12 @@ def _unsmoothed(found: Skip, model: ModelConfig) -> Skip:
 
 @torch.no_grad()
 def _weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
-    """Set what each filter costs on the panel, by its errors in windows with as much history as most have."""
+    """Set what each filter costs on the panel, and what smoothing errs by in units of the seasonal spread.
+
+    By windows with as much history as most have.
+    """
     shape, origins = network.shape, torch.zeros(1, dtype=torch.long, device=data.device)
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for series, cutoff, _ in validation_batches(windows, 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
         batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
@@ -320,15 +325,22 @@ def _weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Wi
         smoothed = network.smoothed(frame.window, batch.observed[:, None, : shape.context_length])
         distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
         usual = smoothed.error.mean(1) * weight.sum(1)
-        told = usual > 0
-        parts.append(((distance.sum(2)[told] / usual[told, None]), smoothed.n_errors[told]))
-    if not parts:
+        spread = network.seasonal_spread(batch, origins, frame.divisor).log().mean((1, 2))
+        varied = usual > 0
+        columns = distance.sum(2) / usual.clamp(min=1e-12)[:, None], smoothed.n_errors, smoothed.error, spread
+        parts.append(tuple(values[varied] for values in columns))
+    error, count, own_error, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    if not len(error):
         return
-    error, count = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    if len(error):
-        error = error[count >= count.median()]
-    independent = len(error) / overlap(windows, shape.horizon)
-    network.smoothing_cost.copy_(smoothing.shared_cost(error, independent, torch.zeros_like(network.smoothing_cost)))
+    long = count >= count.median()
+    independent = int(long.sum()) / overlap(windows, shape.horizon)
+    prior = torch.zeros_like(network.smoothing_cost)
+    network.smoothing_cost.copy_(smoothing.shared_cost(error[long], independent, prior))
+    judged = long & (count >= _LEAST_ERRORS)
+    if judged.any():
+        shares = smoothing.shares_of(own_error[judged], count[judged], network.smoothing_cost)
+        mean = (shares * own_error[judged]).sum(1).clamp(min=1e-12)
+        network.smoothing_ratio.copy_((mean.log() - spread[judged]).median().exp().clamp(*_RATIOS))
 
 
 def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:

@@ -225,6 +225,8 @@ class RecurrentForecaster(nn.Module):
     """What each forecast of the bank costs on the panel (`smoothing.shared_cost`)."""
     smoothing_share: Tensor
     """Of smoothing, in the skip."""
+    smoothing_ratio: Tensor
+    """Of its errors one step ahead to the seasonal spread, on the panel: for series that have none of their own."""
     uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
@@ -366,10 +368,18 @@ class RecurrentForecaster(nn.Module):
         if self.shape.smoothing:
             observed = _stretches(batch.observed, origins, self.shape.context_length)
             smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
-            spread = torch.lerp(spread.log(), error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
+            usual = (spread * self.smoothing_ratio).log()
+            spread = torch.lerp(usual, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
         else:
             smooth = torch.zeros_like(spread)
         return Frame(location, divisor, scale, statistics.begun[:, at], window, spread, smooth)
+
+    def seasonal_spread(
+        self, batch: Batch, origins: Int[Tensor, " origin"], divisor: Float[Tensor, "batch origin"]
+    ) -> Float[Tensor, "batch origin horizon"]:
+        """Return the spread by seasonal differences alone, whatever smoothing errs by."""
+        at = origins + self.shape.context_length - 1
+        return self._spread(batch, at, divisor, torch.zeros_like(at))
 
     def smoothed(
         self, window: Float[Tensor, "batch origin context"], observed: Bool[Tensor, "batch origin context"]
@@ -385,7 +395,7 @@ class RecurrentForecaster(nn.Module):
         shares = smoothing.shares(smoothed, self.smoothing_cost)
         path: Tensor = smoothing.mixed(smoothed, shares, self.shape.horizon)
         error = (shares * smoothed.error).sum(1, keepdim=True)
-        trust = smoothing.trust(smoothed, _FEW_ERRORS)
+        trust = smoothing.trust(smoothed.n_errors, _FEW_ERRORS)
         path, error, trust = (part.unflatten(0, (-1, n_origins)) for part in (path, error, trust))
         return path, error, trust
 
@@ -864,6 +874,7 @@ def _numbers_of_the_panel(shape: NetworkShape, n_covariates: int) -> dict[str, T
     if shape.smoothing:
         numbers["smoothing_cost"] = torch.zeros(smoothing.n_members(shape.context_length, shape.season_length))
         numbers["smoothing_share"] = torch.tensor(0.0)
+        numbers["smoothing_ratio"] = torch.tensor(1.0)
     return numbers
 
 

@@ -131,15 +131,21 @@ def mixed(smoothed: Smoothed, shares: Float[Tensor, "window member"], horizon: i
 
 def shares(smoothed: Smoothed, cost: Float[Tensor, " member"]) -> Float[Tensor, "window member"]:
     """Return the weight of each forecast in a window: by its own errors there, and by `cost`, that of the panel."""
-    error = smoothed.error
+    return shares_of(smoothed.error, smoothed.n_errors, cost)
+
+
+def shares_of(
+    error: Float[Tensor, "window member"], n_errors: Float[Tensor, " window"], cost: Float[Tensor, " member"]
+) -> Float[Tensor, "window member"]:
+    """Return what `shares` does, of errors and their numbers."""
     mean = error.mean(1, keepdim=True)
     relative = torch.where(mean > _LEAST, error / mean.clamp(min=_LEAST), torch.ones_like(error)).clamp(*_RANGE)
-    return torch.softmax(-(cost + _OWN * trust(smoothed, _FEW_ERRORS) * relative.log()), 1)
+    return torch.softmax(-(cost + _OWN * trust(n_errors, _FEW_ERRORS) * relative.log()), 1)
 
 
-def trust(smoothed: Smoothed, few: int) -> Float[Tensor, "window 1"]:
-    """Return how far the errors within a window are to be trusted: 0 without any, a half for `few`, towards 1."""
-    share: Tensor = smoothed.n_errors / (smoothed.n_errors + few)
+def trust(n_errors: Float[Tensor, " window"], few: int) -> Float[Tensor, "window 1"]:
+    """Return how far that many errors are to be trusted: 0 without any, a half for `few`, towards 1."""
+    share: Tensor = n_errors / (n_errors + few)
     return share[:, None]
 
 

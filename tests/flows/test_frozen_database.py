@@ -28,8 +28,8 @@ def postgresql() -> Iterator[str]:
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {
         "_NOTICE_SECONDS": 0.2,
-        "_ANSWER_SECONDS": 0.5,
-        "_PROBE_SECONDS": 0.5,
+        "_ANSWER_SECONDS": 3.0,
+        "_PROBE_SECONDS": 3.0,
         "_SHORTEST": 0.3,
     }.items():
         monkeypatch.setattr(deadlines, name, seconds)
@@ -83,7 +83,7 @@ def test_a_commit_without_an_answer_is_an_error(postgresql: str) -> None:
 def test_a_ledger_does_not_wait_for_a_backend_that_hangs_alone(
     postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forecast.ledger._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("forecast.ledger._ANSWER_SECONDS", 3.0)
     shared = Ledger(postgresql)
     entry = shared.begin(Job(flow="score", config={}))
     with (
@@ -120,7 +120,7 @@ def test_a_process_ends_that_has_left_a_connection_which_hangs(postgresql: str) 
 import os, signal, sys
 from forecast.data import deadlines, sql
 from forecast.errors import OutputError
-deadlines._ANSWER_SECONDS = deadlines._PROBE_SECONDS = 0.5
+deadlines._ANSWER_SECONDS = deadlines._PROBE_SECONDS = 3.0
 try:
     with sql.transaction(sys.argv[1], "output.uri") as client:
         pid = client.execute("select pg_backend_pid() as pid")[0]["pid"]
