@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,21 +36,29 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """Return the parent of a process, 0 of one that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
     """Stop processes with all their children."""
-    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if path.name.isdigit()]
-    stopped = [*pids, *(child for child in children if Path(f"/proc/{child}/stat").exists() and parent(child) in pids)]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+    every = [int(path.name) for path in Path("/proc").glob("[0-9]*") if path.name.isdigit()]
+    stopped = [*pids, *(child for child in every if parent(child) in pids)]
     try:
+        send(stopped, signal.SIGSTOP)
         yield
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        send(stopped, signal.SIGCONT)
 
 
 def backend(client: sql.Database) -> int:
