@@ -334,15 +334,15 @@ def _train(
     network.to("cpu").eval()
 
     seconds = trained - solved
-    made_steps = max(step for step, _ in keeper.curve)
+    n_steps = max(step for step, _ in keeper.curve)
     resumed = checkpoint.step if checkpoint else 0
-    windows_per_second = (made_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
+    windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
     summary: Summary = {
         "val/loss": loss_kept,
         "threshold": float(network.threshold),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
-        "steps": made_steps,
+        "steps": n_steps,
         **({"resumed_at_step": resumed} if resumed else {}),
         "seconds_closed_form": solved - begun + time.monotonic() - trained,
         "seconds_training": seconds,

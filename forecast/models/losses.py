@@ -47,21 +47,25 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
 
 def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:
     """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
+    error, weight = _held_out_errors(network, data, indices)
+    return float((error * weight).sum()), float(weight.sum())
+
+
+def _held_out_errors(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[Tensor, Tensor]:
+    """Return the loss at each target of windows with one origin and its weight, both [window, 1, horizon]."""
     series, cutoff, origins = indices
     limit = cutoff + network.shape.horizon + 1
     batch = data.gather(series, cutoff, limit, **window_sizes(network, 1))
-    error, weight = step_errors(network, batch, origins)
-    return float((error * weight).sum()), float(weight.sum())
+    return step_errors(network, batch, origins)
 
 
 @torch.inference_mode()
 def window_losses(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Float[Tensor, "window 2"]:
     """Return the summed loss of each window, in float64, and the weight of its targets."""
     parts = [torch.zeros(0, 2, dtype=torch.float64)]
-    for indices in validation_batches(windows):
-        series, cutoff, origins = (values.to(data.device) for values in indices)
-        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
-        error, weight = (values.double().cpu() for values in step_errors(network, batch, origins))
+    for series, cutoff, origins in validation_batches(windows):
+        indices = series.to(data.device), cutoff.to(data.device), origins.to(data.device)
+        error, weight = (values.double().cpu() for values in _held_out_errors(network, data, indices))
         parts.append(torch.stack([(error * weight).sum((1, 2)), weight.sum((1, 2))], 1))
     return torch.cat(parts)
 
