@@ -334,7 +334,7 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
         shape = NetworkShape.from_json(shapes[name])
         check_size(shape, model, weights)
         members.append(RecurrentForecaster(shape, model))
-        for added in ("cold_scale", "mean_shift"):  # Not in models of earlier releases.
+        for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
             weights.setdefault(added, getattr(members[-1], added))
         members[-1].load_state_dict(weights)
     bank, before = None, None

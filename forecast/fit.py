@@ -35,6 +35,7 @@ from forecast.data.load import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
+from forecast.intervals import after_refit, interval_scale_of
 from forecast.means import balance_means, mean_shift_of
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
@@ -61,8 +62,8 @@ _LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
 # Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
 _LEAST_GAP = 1e-3
 _LEAST_TRAINED_GAP = 0.03
-# With a season of fewer steps there is one seasonal difference of a phase in each; so many of them tell its spread.
-_SHORT_SEASON, _FEW_PAIRS = 14, 4
+# Latest seasons whose differences tell the spread of a phase.
+_SPREAD_SEASONS = 4
 # Changes of the location (the median of quantiles), in units of spread, that may be too small to be worth making; the
 # last one keeps the skip's.
 _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
@@ -319,9 +320,10 @@ def _train(
         keeper.best_step, best_loss = 0, loss
     if keeper.best_step and network.share_unseen(untrained):
         best_loss = validated(network, tensors, validation)
-    loss_kept = _calm(network, tensors, validation, best_loss)
+    loss_kept = _scaled(network, tensors, validation, _calm(network, tensors, validation, best_loss))
     trained = time.monotonic()
     candidate = copy.deepcopy(network).cpu()
+    network.interval_scale.fill_(after_refit(float(network.interval_scale), limits.sum() / usable.sum()))
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
     count = int(closed.choice["skip_samples"])
     drawn = sample_origins(usable, horizon=steps, count=count, rng=rng)
@@ -340,6 +342,7 @@ def _train(
     summary: Summary = {
         "val/loss": loss_kept,
         "threshold": float(network.threshold),
+        "interval_scale": float(network.interval_scale),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
         "steps": n_steps,
@@ -407,7 +410,7 @@ def _shape(
         past_categories=_category_sizes(data.past_covariates, categories, len(panel.past)),
         known_categories=_category_sizes(data.known_covariates, categories, len(panel.known)),
         n_classes=len(categories.get(data.columns.target, ())),
-        spread_seasons=_FEW_PAIRS if data.season_length < _SHORT_SEASON else 1,
+        spread_seasons=_SPREAD_SEASONS,
     )
 
 
@@ -555,6 +558,13 @@ def _calm(network: RecurrentForecaster, data: PanelTensors, validation: WindowIn
     best = min(losses, key=losses.__getitem__)
     network.threshold.fill_(best)
     return losses[best]
+
+
+def _scaled(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:
+    """Make intervals as wide as they must be on validation; return the loss, which was `loss` before."""
+    scale = interval_scale_of(network, data, validation)
+    network.interval_scale.fill_(scale)
+    return loss if scale == 1 else validated(network, data, validation)
 
 
 def _widen(network: RecurrentForecaster) -> None:

@@ -194,6 +194,14 @@ class Head(nn.Module, ABC):
         """Return what a shift should make up for: how far the target is from the centre."""
         return (target - self.centre(arguments))[..., None]
 
+    def stretched(
+        self,
+        arguments: Float[Tensor, "*axes argument"],
+        factor: Float[Tensor, ""],  # noqa: ARG002
+    ) -> Float[Tensor, "*axes argument"]:
+        """Return the distribution with its distances from the median times `factor`; as it is where it has no scale."""
+        return arguments
+
     def calmed(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes parameter"]:
@@ -269,6 +277,13 @@ class QuantileHead(Head):
         """Return the median."""
         return arguments[..., self.median]
 
+    def stretched(
+        self, arguments: Float[Tensor, "*axes quantile"], factor: Float[Tensor, ""]
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return quantiles whose distances from the median are `factor` times as large."""
+        centre = arguments[..., self.median : self.median + 1]
+        return torch.lerp(centre, arguments, factor.to(arguments))
+
     def widened(
         self, parameters: Float[Tensor, "*axes parameter"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
@@ -300,6 +315,13 @@ class NormalHead(Head):
         middle, width, *others = parameters.unbind(-1)
         scale = frame.spread * (_LEAST_WIDTH + functional.softplus(width))
         return torch.stack([linear + frame.spread * middle, scale, *self._shape(others)], dim=-1)
+
+    def stretched(
+        self, arguments: Float[Tensor, "*axes argument"], factor: Float[Tensor, ""]
+    ) -> Float[Tensor, "*axes argument"]:
+        """Return the distribution with `factor` times its scale."""
+        location, scale, *others = arguments.split(1, dim=-1)
+        return torch.cat([location, scale * factor.to(scale), *others], dim=-1)
 
     def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return list(parameters)

@@ -221,6 +221,8 @@ class RecurrentForecaster(nn.Module):
     mean_shift: Tensor
     """What means are moved by, as a share of `heads.mean_distance`: 0 for heads that estimate a mean, but on a
     logarithmic scale."""
+    interval_scale: Tensor
+    """What distances of quantiles from the median are multiplied by, once training has ended (`intervals`)."""
     smoothing_cost: Tensor
     """What each forecast of the bank costs on the panel (`smoothing.shared_cost`)."""
     smoothing_share: Tensor
@@ -296,6 +298,7 @@ class RecurrentForecaster(nn.Module):
 
     def _initialise(self) -> None:
         self.register_buffer("mean_shift", torch.tensor(0.0))
+        self.register_buffer("interval_scale", torch.tensor(1.0))
         self.encoder.initialise()
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -573,7 +576,8 @@ class RecurrentForecaster(nn.Module):
     ) -> Float[Tensor, "*axes horizon argument"]:
         if not self.training:
             parameters = self.head.calmed(parameters, self.threshold)
-        return self.head.arguments(parameters, linear, frame)
+        arguments = self.head.arguments(parameters, linear, frame)
+        return arguments if self.training else self.head.stretched(arguments, self.interval_scale)
 
     def _arguments(
         self,
