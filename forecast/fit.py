@@ -336,8 +336,7 @@ def _train(
     network.to("cpu").eval()
 
     seconds = trained - solved
-    n_steps = max(step for step, _ in keeper.curve)
-    resumed = checkpoint.step if checkpoint else 0
+    n_steps, resumed = max(step for step, _ in keeper.curve), checkpoint.step if checkpoint else 0
     windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
     summary: Summary = {
         "val/loss": loss_kept,
