@@ -87,22 +87,29 @@ def walk(random: np.random.Generator, layout: Layout) -> Array:
     return np.cumsum(np.where(layout.visible, steps, 0.0), 1) / np.sqrt(layout.history)[:, None]
 
 
-def standardise(values: Array, layout: Layout) -> Array:
-    """Shift and scale each series to mean 0 and standard deviation 1 over its history; constant ones to 0."""
+def moments(values: Array, layout: Layout) -> tuple[Array, Array]:
+    """Mean and standard deviation of each series over its history, [series, 1] each."""
     history = layout.visible.copy()
     history[:, layout.n_steps - layout.horizon :] = False
-    mean = values.mean(1, where=history, keepdims=True)
-    deviation = values.std(1, where=history, keepdims=True)
+    return values.mean(1, where=history, keepdims=True), values.std(1, where=history, keepdims=True)
+
+
+def standardise(values: Array, layout: Layout) -> Array:
+    """Shift and scale each series to mean 0 and standard deviation 1 over its history; constant ones to 0."""
+    mean, deviation = moments(values, layout)
     constant = deviation <= 1e-9 * (1 + np.abs(mean))
     return np.where(constant, 0.0, (values - mean) / np.where(constant, 1.0, deviation))
 
 
-def express(random: np.random.Generator, values: Array, *, multiplicative: float = 0.5) -> Array:
-    """Put standardised values on a level, either by adding it or as the exponent of a positive series."""
+def express(random: np.random.Generator, values: Array, layout: Layout, *, multiplicative: float = 0.5) -> Array:
+    """Put standardised values on a level, either by adding it or as the exponent of a positive series.
+
+    Exponents stay within 5 on either side: steps of a series that leaves its history behind are smaller.
+    """
     n = len(values)
-    strength = log_uniform(random, 0.02, 0.9, n)
-    positive = np.exp(np.clip(strength * values, -8, 8))
-    return np.where(chance(random, multiplicative, n), positive, values + uniform(random, -1, 12, n))
+    values = np.where(layout.visible, values, 0.0)
+    strength = np.minimum(log_uniform(random, 0.02, 0.9, n), 5 / np.maximum(np.abs(values).max(1, keepdims=True), 1))
+    return np.where(chance(random, multiplicative, n), np.exp(strength * values), values + uniform(random, -1, 12, n))
 
 
 def seasonality(random: np.random.Generator, layout: Layout) -> Array:
@@ -160,3 +167,25 @@ def swell(random: np.random.Generator, layout: Layout) -> Array:
     """Draw how the size of a seasonal pattern changes over time: constant for half of the series, [series, time]."""
     strength = uniform(random, 0.1, 0.8, len(layout)) * chance(random, 0.5, len(layout))
     return np.exp(np.clip(strength * walk(random, layout), -2, 2))
+
+
+def autoregress(shocks: Array, weights: Array) -> Array:
+    """Filter shocks, [series, time], by x_t = sum_k weights_k x_{t-k} + shock_t with weights [series, lags]."""
+    n, lags = weights.shape
+    out = np.zeros((lags + shocks.shape[1], n))
+    out[lags:] = shocks.T
+    columns = np.ascontiguousarray(weights.T)
+    for step in range(lags, len(out)):
+        for lag in range(lags):
+            out[step] += columns[lag] * out[step - lag - 1]
+    return np.ascontiguousarray(out[lags:].T)
+
+
+def stationary_weights(random: np.random.Generator, n: int, *, strongest: float = 0.98) -> Array:
+    """Draw the weights of stationary AR(2) processes, [series, 2], from partial autocorrelations.
+
+    Barndorff-Nielsen and Schou 1973; the first is mostly positive, as in real series.
+    """
+    first = random.beta(3, 1.5, n) * (2 * strongest) - strongest
+    second = random.uniform(-0.6, 0.5, n) * (random.random(n) < 0.5)
+    return np.stack([first * (1 - second), second], 1)

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from forecast.errors import ConfigError
-from forecast.synthetic.components import Array, Integers, Layout, chance, log_uniform
+from forecast.synthetic.artefacts import spoil
+from forecast.synthetic.components import Array, Integers, Layout, Mask, chance, log_uniform
 from forecast.synthetic.families import FAMILIES
-from forecast.synthetic.frequencies import SEASON, SECOND, SHARE, history_lengths
+from forecast.synthetic.frequencies import LOW, SEASON, SECOND, SHARE, history_lengths
+from forecast.synthetic.mixing import mix
 
 
 class SeriesBatch(NamedTuple):
@@ -28,7 +30,7 @@ class SeriesBatch(NamedTuple):
     length: npt.NDArray[np.int64]
     """[series] Steps of the history, without the horizon."""
     family: npt.NDArray[np.int64]
-    """[series] Index into `Stream.families`."""
+    """[series] Index into `Stream.families`; of a mixture, that of its main part."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Stream:
     """Steps after each history."""
     shares: Mapping[str, float] = field(default_factory=lambda: {name: each.share for name, each in FAMILIES.items()})
     """Share of each family; they need not sum to 1."""
+    mixing: float = 0.2
+    """Share of series that are mixtures of two or three. Counts are never mixed."""
+    artefacts: bool = True
+    """Whether values go missing, are rounded, limited, held or outlying."""
+    curriculum: int = 2_000
+    """Batch from which on outliers are as frequent as they get; the first batch has none."""
 
     def __post_init__(self) -> None:
         if low := [name for name in ("n_series", "context", "horizon") if getattr(self, name) < 1]:
@@ -82,7 +90,10 @@ class Stream:
             horizon=self.horizon,
             n_steps=self.context + self.horizon,
         )
-        values, observed = self._values(random, family, layout), layout.visible
+        counts = np.asarray([FAMILIES[name].counts for name in self.families])[family]
+        values, observed = self._values(random, family, layout, counts), layout.visible
+        if self.artefacts:
+            values, observed = spoil(random, values, layout, counts, min(1.0, index / max(self.curriculum, 1)))
         return SeriesBatch(
             np.where(observed, values, 0).astype(np.float32),
             observed,
@@ -96,19 +107,19 @@ class Stream:
         """Draw a frequency for each series, of those that suit its family."""
         frequency = np.empty(len(family), np.int64)
         for number, name in enumerate(self.families):
-            rows, seasons = np.flatnonzero(family == number), FAMILIES[name].seasons
-            weight = SHARE * (np.isin(SEASON, seasons) if seasons else True)
+            rows, kind = np.flatnonzero(family == number), FAMILIES[name]
+            weight = SHARE * np.where(LOW, kind.low, 1.0) * (np.isin(SEASON, kind.seasons) if kind.seasons else True)
             frequency[rows] = random.choice(len(SHARE), len(rows), p=weight / weight.sum())
         return frequency
 
-    def _values(self, random: np.random.Generator, family: Integers, layout: Layout) -> Array:
-        """Draw the series of each family, in a unit and with a sign of their own; counts keep theirs."""
+    def _values(self, random: np.random.Generator, family: Integers, layout: Layout, counts: Mask) -> Array:
+        """Draw the series of each family, mix some, and give each a unit and a sign; counts stay as they are."""
         values = np.empty((self.n_series, layout.n_steps))
         for number, name in enumerate(self.families):
             rows = np.flatnonzero(family == number)
             if len(rows):
                 values[rows] = FAMILIES[name].draw(random, layout.select(rows))
-        counts = np.asarray([FAMILIES[name].counts for name in self.families])[family]
+        mixed = (random.random(self.n_series) < self.mixing) & ~counts
+        values = mix(random, values, layout, mixed, ~counts)
         sign = np.where(chance(random, 0.5, self.n_series), -1.0, 1.0)
-        unit = log_uniform(random, 0.01, 1e4, self.n_series) * sign
-        return np.where(counts[:, None], values, values * unit)
+        return np.where(counts[:, None], values, values * log_uniform(random, 0.01, 1e4, self.n_series) * sign)
