@@ -42,6 +42,8 @@ _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
 _CALIBRATION = "calibration.safetensors"
 _CALIBRATION_INDEX = "calibration.json"
+# Before the names of the files of the final fit. What it shares with the evaluated weights is stored once.
+_FINAL = "final-"
 # Fewer steps between values than this tell nothing about the frequency of a table.
 _FEW_STEPS = 10
 
@@ -72,6 +74,9 @@ class Artifact:
     parent_digest: str | None = None
     before: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
+    final: "Artifact | None" = None
+    """The same model after the final fit on all rows of the panel: with other weights and changes per series, of a
+    later `trained_until`. Validation and backtests judge the weights without it; `for_cutoff` says which forecast."""
     side_tables: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where its tables of covariates were in training, by their settings, for sources that do not name any; kept with
     the version, not with the artifact."""
@@ -84,6 +89,7 @@ class Artifact:
             f"context {self.window.context_length:,}",
             f"horizon {self.horizon:,}",
             f"trained until {until}",
+            *([f"final fit until {self.final.trained_until_timestamp}"] if self.final else []),
             *([f"{len(self.classes):,} classes"] if self.classes else []),
             *([f"{len(self.bank.series_id):,} series with changes"] if self.bank else []),
             *(["calibrated"] if self.calibration else []),
@@ -110,6 +116,29 @@ class Artifact:
         """The timestamp of `trained_until`: forecasts from earlier cutoffs are in-sample."""
         timestamp: datetime = self.grid.timestamps(np.array([self.trained_until]))[0]
         return timestamp
+
+    @property
+    def latest(self) -> "Artifact":
+        """The model with the weights that have seen most: those of the final fit, where there is one."""
+        return self.final or self
+
+    def for_cutoff(self, cutoff: int) -> "Artifact":
+        """Return the model with the weights that forecast from a cutoff, a grid index.
+
+        Those of the final fit from the end of all they have seen on; before that the evaluated ones, which the holdout
+        of the training is unknown to.
+        """
+        return self.final if self.final is not None and cutoff >= self.final.trained_until else self
+
+    def with_final(self, network: Forecaster, trained_until: int) -> "Artifact":
+        """Return this model with the weights of a final fit, which have seen the steps up to a grid index."""
+        return replace(self, final=replace(self, network=network, trained_until=trained_until, final=None))
+
+    def child_of(self, parent_digest: str, *, trained_until: int) -> "Artifact":
+        """Return this model as one that was made from another, of which it has seen the steps up to a grid index."""
+        final = self.final and self.final.child_of(parent_digest, trained_until=trained_until)
+        until = max(trained_until, self.trained_until)
+        return replace(self, trained_until=until, parent_digest=parent_digest, final=final)
 
     def digest(self) -> str:
         """Return what `save` would: a hash of all that is stored."""
@@ -185,26 +214,38 @@ class Artifact:
             )
 
     def with_bank(self, bank: Bank, *, trained_until: int, parent_digest: str) -> "Artifact":
-        """Return this model with changes per series; the base is the same, bit by bit."""
+        """Return this model with changes per series, without its final fit; the base is the same, bit by bit."""
         before = self.before or (self.trained_until, self.parent_digest)
-        return replace(self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before)
+        return replace(
+            self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before, final=None
+        )
 
     def with_calibration(self, calibration: Calibration, *, trained_until: int) -> "Artifact":
-        """Return this model with shifted quantiles."""
-        until = max(trained_until, self.trained_until)
-        return replace(self, calibration=calibration, trained_until=until, parent_digest=self.digest())
+        """Return this model with shifted quantiles, those of its final fit alike."""
+        final = self.final and replace(self.final, calibration=calibration)
+        calibrated = replace(self, calibration=calibration, final=final)
+        return calibrated.child_of(self.digest(), trained_until=trained_until)
 
     def uncalibrated(self) -> "Artifact":
         """Return the model with its quantiles as they were before `with_calibration`."""
-        return replace(self, calibration=None)
+        return replace(self, calibration=None, final=self.final and self.final.uncalibrated())
 
     def base(self) -> "Artifact":
         """Return the model without its changes per series, and then not calibrated."""
         if self.bank is None:
             return self
         trained_until, parent_digest = self.before or (self.trained_until, None)
+        final = self.final and self.final.base()
+        if final is not None and final.network is self.network:  # It was made without a final fit.
+            final = None
         return replace(
-            self, bank=None, calibration=None, trained_until=trained_until, parent_digest=parent_digest, before=None
+            self,
+            bank=None,
+            calibration=None,
+            trained_until=trained_until,
+            parent_digest=parent_digest,
+            before=None,
+            final=final,
         )
 
     def save(self, folder: str | Path) -> str:
@@ -217,11 +258,6 @@ class Artifact:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: no folder that a model can be saved into ({error})") from error
-        members = members_of(self.network)
-        names = [_WEIGHTS, *(f"{_MEMBER}{number:02d}.safetensors" for number in range(2, len(members) + 1))]
-        for name, member in zip(names, members, strict=True):
-            state = {key: values.contiguous() for key, values in member.state_dict().items()}
-            safetensors.torch.save_file(state, folder / name)
         config = {
             "shape": self.network.shape.to_json(),
             "data": self.data.without_source().model_dump(mode="json"),
@@ -232,19 +268,19 @@ class Artifact:
             "trained_until": self.trained_until,
             "parent_digest": self.parent_digest,
         }
+        members = members_of(self.network)
         if len(members) > 1:
+            names = _weight_files(len(members))
             config["members"] = {name: member.shape.to_json() for name, member in zip(names, members, strict=True)}
+        if self.final:
+            config["final"] = {"trained_until": self.final.trained_until}
         _write_json(folder / _CONFIG, config)
-        files = [*names, _CONFIG]
+        files = [*_save_weights(self.network, folder), _CONFIG]
         if self.coupling is not None:
             safetensors.torch.save_file({"correlation": self.coupling.contiguous()}, folder / _COUPLING)
             files.append(_COUPLING)
         if self.bank:
-            tensors = {name: values.contiguous() for name, values in self.bank.tensors.items()}
-            safetensors.torch.save_file(tensors, folder / _BANK)
-            index = {"kind": self.bank.kind, "series_id": self.bank.series_id, "seen": self.bank.seen}
-            _write_json(folder / _BANK_INDEX, {**index, "before": self.before})
-            files += [_BANK, _BANK_INDEX]
+            files += _save_bank(self.bank, self.before, folder)
         if self.calibration:
             safetensors.torch.save_file(
                 {"bucket": self.calibration.bucket, "shift": self.calibration.shift}, folder / _CALIBRATION
@@ -252,6 +288,10 @@ class Artifact:
             rows = {"levels": self.calibration.levels, "series_id": self.calibration.series_id}
             _write_json(folder / _CALIBRATION_INDEX, rows)
             files += [_CALIBRATION, _CALIBRATION_INDEX]
+        if self.final and self.final.network is not self.network:
+            files += _save_weights(self.final.network, folder, _FINAL)
+        if self.final and self.final.bank and self.final.bank is not self.bank:
+            files += _save_bank(self.final.bank, self.final.before, folder, _FINAL)
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -260,6 +300,31 @@ class Artifact:
         }
         _write_json(folder / _MANIFEST, manifest)
         return _hash(folder / _MANIFEST)
+
+
+def _weight_files(count: int, prefix: str = "") -> list[str]:
+    """Return the files of the weights of some networks."""
+    return [prefix + _WEIGHTS, *(f"{prefix}{_MEMBER}{number:02d}.safetensors" for number in range(2, count + 1))]
+
+
+def _save_weights(network: Forecaster, folder: Path, prefix: str = "") -> list[str]:
+    """Write the weights of each network; return the names of the files."""
+    members = members_of(network)
+    names = _weight_files(len(members), prefix)
+    for name, member in zip(names, members, strict=True):
+        state = {key: values.contiguous() for key, values in member.state_dict().items()}
+        safetensors.torch.save_file(state, folder / name)
+    return names
+
+
+def _save_bank(bank: Bank, before: tuple[int, str | None] | None, folder: Path, prefix: str = "") -> list[str]:
+    """Write changes per series; return the names of the files."""
+    names = [prefix + _BANK, prefix + _BANK_INDEX]
+    tensors = {name: values.contiguous() for name, values in bank.tensors.items()}
+    safetensors.torch.save_file(tensors, folder / names[0])
+    index = {"kind": bank.kind, "series_id": bank.series_id, "seen": bank.seen}
+    _write_json(folder / names[1], {**index, "before": before})
+    return names
 
 
 def load(folder: Path) -> Artifact:
@@ -328,27 +393,14 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
     shapes = config.get("members", {_WEIGHTS: config["shape"]})
-    members = []
-    for name in [_WEIGHTS, *sorted(name for name in files if name.startswith(_MEMBER))]:
-        weights = safetensors.torch.load_file(folder / name)
-        shape = NetworkShape.from_json(shapes[name])
-        check_size(shape, model, weights)
-        members.append(RecurrentForecaster(shape, model))
-        for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
-            weights.setdefault(added, getattr(members[-1], added))
-        members[-1].load_state_dict(weights)
-    bank, before = None, None
-    if _BANK in files:
-        index = _read_json(folder / _BANK_INDEX)
-        tensors = safetensors.torch.load_file(folder / _BANK)
-        bank = Bank(index["kind"], index["series_id"], tensors, index.get("seen"))
-        before = tuple(index["before"]) if index.get("before") else None
+    network = _load_weights(folder, files, shapes, model)
+    bank, before = _load_bank(folder) if _BANK in files else (None, None)
     calibration = None
     if _CALIBRATION in files:
         index, tensors = _read_json(folder / _CALIBRATION_INDEX), safetensors.torch.load_file(folder / _CALIBRATION)
         calibration = Calibration(index["levels"], tensors["bucket"], tensors["shift"], index["series_id"])
-    return Artifact(
-        network=together(members).eval(),
+    artifact = Artifact(
+        network=network,
         data=DataConfig.model_validate(config["data"]),
         window=WindowConfig.model_validate(config["window"]),
         model=model,
@@ -361,6 +413,39 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
         parent_digest=config["parent_digest"],
         before=before,
     )
+    if "final" not in config:
+        return artifact
+    if _FINAL + _WEIGHTS in files:
+        network = _load_weights(folder, files, shapes, model, _FINAL)
+    if _FINAL + _BANK in files:
+        bank, before = _load_bank(folder, _FINAL)
+    final = replace(artifact, network=network, bank=bank, before=before, trained_until=config["final"]["trained_until"])
+    return replace(artifact, final=final)
+
+
+def _load_weights(
+    folder: Path, files: dict[str, str], shapes: dict[str, Any], model: ModelConfig, prefix: str = ""
+) -> Forecaster:
+    """Return the network of some weights, in evaluation mode."""
+    names = [prefix + _WEIGHTS, *sorted(name for name in files if name.startswith(prefix + _MEMBER))]
+    members = []
+    for name in names:
+        weights = safetensors.torch.load_file(folder / name)
+        shape = NetworkShape.from_json(shapes[name.removeprefix(prefix)])
+        check_size(shape, model, weights)
+        members.append(RecurrentForecaster(shape, model))
+        for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
+            weights.setdefault(added, getattr(members[-1], added))
+        members[-1].load_state_dict(weights)
+    return together(members).eval()
+
+
+def _load_bank(folder: Path, prefix: str = "") -> tuple[Bank, tuple[int, str | None] | None]:
+    """Return changes per series, and `Artifact.before`."""
+    index = _read_json(folder / (prefix + _BANK_INDEX))
+    tensors = safetensors.torch.load_file(folder / (prefix + _BANK))
+    before = tuple(index["before"]) if index.get("before") else None
+    return Bank(index["kind"], index["series_id"], tensors, index.get("seen")), before
 
 
 def digest(folder: Path) -> str:

@@ -48,6 +48,11 @@ def check_size(shape: NetworkShape, model: ModelConfig, weights: Mapping[str, Te
 def check(artifact: "Artifact") -> None:
     """Raise ArtifactError for numbers that are not finite, and for parts that do not fit together."""
     wrong = [*_not_finite(artifact), *_unlike_settings(artifact), *_unlike_bank(artifact), *_unlike_horizon(artifact)]
+    if final := artifact.final:
+        parts = (*_not_finite(final), *_unlike_settings(final), *_unlike_bank(final))
+        wrong += [f"of the final fit {reason}" for reason in parts if reason not in wrong]
+        if final.trained_until < artifact.trained_until:
+            wrong.append(f"the final fit has seen less ({final.trained_until:,}) than the evaluated weights")
     if wrong:
         raise ArtifactError(listing(wrong))
 

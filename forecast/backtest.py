@@ -223,7 +223,8 @@ def backtest(
 ) -> BacktestResult:
     """Return the scores of models (by name; all of one horizon and frequency) beside baselines.
 
-    Each model forecasts as it would have in scoring. With `refit` it is not they that are judged, but what is made from
+    Each model forecasts as it would have in scoring from the first cutoff: with the weights of its final fit, if all
+    that these have seen lies before. With `refit` it is not they that are judged, but what is made from
     the first of them at the cutoffs (`pretrained`, `fine_tuned`). Windows without an observed target, or without
     history, are skipped. Forecasts and scores are written to `folder` (a temporary one when None) block by block.
 
@@ -412,6 +413,7 @@ def _rounds(
         part, models = cutoffs[first : first + every], contenders
         if settings.refit != "never":
             models = _refitted(contenders, settings, part[0])
+        models = {name: Contender(each.for_cutoff(part[0]), panel) for name, (each, panel) in models.items()}
         yield from ((own, models) for own in ([part] if settings.window_length is None else [[c] for c in part]))
 
 

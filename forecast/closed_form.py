@@ -87,8 +87,7 @@ def closed_form(
 
     `units` are those of the scales to choose from. Windows have so many `steps` of targets at least.
     """
-    count = int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
-    drawn = sample_origins(limits, horizon=steps, count=count, rng=rng)
+    drawn = sample_origins(limits, horizon=steps, count=n_samples(shape), rng=rng)
     if not len(drawn):  # What is hidden there leaves no target to fit on.
         drawn = validation[:1]
     limit = torch.from_numpy(limits).to(device)
@@ -134,6 +133,11 @@ def closed_form(
         "skip_samples": len(drawn),
     }
     return ClosedForm(network, tensors, choice, refit)
+
+
+def n_samples(shape: NetworkShape) -> int:
+    """Return how many windows a line is fitted on, at most."""
+    return int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
 
 
 def _kept(windows: WindowIndex, limit: Tensor) -> None:

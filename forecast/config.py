@@ -513,6 +513,9 @@ class FitConfig(Config):
     holdout_windows: Annotated[Windows, _windows(0)] = "auto"
     """Horizons at the end of the panel that training leaves untouched, for backtests. `auto`: as many as leave, with
     those of validation, 70 % of a typical series to fit on, none to four."""
+    final: bool = True
+    """Fit the chosen model once more, on all rows of the panel: it forecasts from the end of the panel on, while the
+    weights that have not seen the holdout are kept for backtests. It takes a tenth of max_minutes."""
     validation_every: Annotated[int, Field(ge=1)] = 100
     """Steps between validations."""
     patience: Annotated[int, Field(ge=1)] = 8
@@ -628,6 +631,9 @@ class FinetuneSettings(Config):
     blend: Share = 0.5
     """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
     rest is the base."""
+    final: bool = True
+    """Fit what is kept once more, on all rows of the panel, beside the final weights of the base: these changes
+    forecast from the end of the panel on. The others are kept for backtests."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     checkpoint: str | None = None
     """A folder for what is done: the same command, run again after a kill, goes on with the next group of series. It

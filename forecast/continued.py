@@ -1,12 +1,14 @@
 """Training that goes on from a trained model, on all series of a panel alike."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings, FitConfig
@@ -45,15 +47,7 @@ def continued(
     Targets come from the first `limits` steps of each series. Weights are those of the best validation, interpolated
     with the base's as validates best; without any gain, the base's. `described` is all that the result depends on.
     """
-    config = FitConfig(
-        max_steps=STEPS if settings.steps is None else settings.steps,
-        batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
-        origins=usual_origins(artifact.horizon),
-        learning_rate=settings.learning_rates[0] if settings.learning_rates else RATE,
-        ema_decay=0.98,
-        validation_every=25,
-        accelerator="cpu" if device == "cpu" else "gpu",
-    )
+    config = _config(artifact, settings, device)
     validation = validation[:: max(1, len(validation) // _CHECKS)]
     members, found, checkpoints = [], [], []
     data = PanelTensors.of(panel, artifact.network, device)
@@ -85,6 +79,62 @@ def continued(
     return together(members), found
 
 
+def _config(artifact: Artifact, settings: FinetuneSettings, device: str) -> FitConfig:
+    return FitConfig(
+        max_steps=STEPS if settings.steps is None else settings.steps,
+        batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
+        origins=usual_origins(artifact.horizon),
+        learning_rate=settings.learning_rates[0] if settings.learning_rates else RATE,
+        ema_decay=0.98,
+        validation_every=25,
+        accelerator="cpu" if device == "cpu" else "gpu",
+    )
+
+
+def continued_finally(
+    base: Artifact,
+    panel: Panel,
+    limits: IntArray,
+    validation: WindowIndex,
+    settings: FinetuneSettings,
+    found: list[tuple[int, float]],
+    *,
+    device: str,
+) -> Forecaster:
+    """Return the network after as much more training as `continued` has found best, on the first `limits` steps.
+
+    The network itself where that is none. Nothing is chosen, and `validation` is not looked at.
+    """
+    config = _config(base, settings, device)
+    if not any(share for _, share in found):
+        return base.network
+    data, members = PanelTensors.of(panel, base.network, device), []
+    for number, (own, (steps, share)) in enumerate(zip(members_of(base.network), found, strict=True), 1):
+        network = copy.deepcopy(own).to(device)
+        if share:
+            lightning.seed_everything(number, verbose=False)
+            keeper = KeepBest(network, math.inf, 1, None)
+            part = config.model_copy(update={"max_steps": steps, "validation_every": steps})
+            # The rate falls as it did: with the steps that were allowed.
+            train(Job(network, part, panel, limits, validation[:1], Budget(config.max_steps, None)), data, keeper, None)
+            _place(network, own, network.state_dict(), share)
+        members.append(network.cpu().eval())
+    return together(members)
+
+
+def _place(
+    network: RecurrentForecaster, base: RecurrentForecaster, trained: Mapping[str, Tensor], share: float
+) -> None:
+    """Set the weights on the way from the base's to the trained ones; at the base's for a share of 0."""
+    moved = {
+        name: torch.lerp(values.to(trained[name]), trained[name], share)
+        if share and values.is_floating_point()
+        else values
+        for name, values in base.state_dict().items()
+    }
+    network.load_state_dict(moved)
+
+
 def _interpolate(
     network: RecurrentForecaster,
     base: RecurrentForecaster,
@@ -94,22 +144,13 @@ def _interpolate(
     blend: float,
 ) -> float:
     """Set the weights between the base's and the best ones, and return how far that is; 0 for the base."""
-    own, least, best = base.state_dict(), keeper.curve[0][1][VAL_LOSS], 0.0
+    least, best = keeper.curve[0][1][VAL_LOSS], 0.0
     shares = [share * blend for share in _SHARES] if keeper.best_step else []
 
-    def place(share: float) -> None:
-        moved = {
-            name: torch.lerp(values.to(keeper.best[name]), keeper.best[name], share)
-            if share and values.is_floating_point()
-            else values
-            for name, values in own.items()
-        }
-        network.load_state_dict(moved)
-
     for share in shares:
-        place(share)
+        _place(network, base, keeper.best, share)
         loss = validated(network, data, validation)
         if loss < least:
             least, best = loss, share
-    place(best)
+    _place(network, base, keeper.best, best)
     return best

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import polars as pl
 import torch
@@ -62,7 +62,8 @@ def distil(
     of the student's forecast with what came, and, with share `weight`, its expectation under the teacher's
     distribution, tails included: it is least where the student says what the teacher does (the cross-entropy of
     distillation, Hinton, Vinyals & Dean 2015, for the losses of the heads). Look-back, segments, scale and head are
-    the teacher's; closed form and stopping are those of `fit`.
+    the teacher's; closed form and stopping are those of `fit`. In the student's final fit, too, it is the evaluated
+    weights of the teacher that teach.
 
     Raises ConfigError for classes and models that sample paths; DataError if no cutoff is left that neither has seen.
     """
@@ -99,7 +100,7 @@ def distil(
         teacher=Teacher(copy.deepcopy(base.network), settings.weight, base.digest()),
     )
     until = max(made.artifact.trained_until, base.trained_until)
-    student = replace(made.artifact, trained_until=until, parent_digest=artifact.digest())
+    student = made.artifact.child_of(artifact.digest(), trained_until=until)
     pair = {TEACHER: base, STUDENT: student}
     judged = backtest(
         {name: Contender(each, panel) for name, each in pair.items()}, BacktestSettings(n_windows=settings.n_windows)

@@ -118,6 +118,7 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     _check(artifact, settings)
     prepare()
     place = _place(panel, settings)
+    artifact = artifact.for_cutoff(place.cutoff)
     if artifact.bank is not None and artifact.bank.kind not in (HEAD, *FROZEN):
         if place.series_id in artifact.bank.series_id:
             artifact = alone(artifact, place.series_id, key="explain.series")

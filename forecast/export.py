@@ -71,15 +71,18 @@ def export_onnx(
 ) -> Quantised | None:
     """Write GRAPH and AROUND, which go beside the files of the model; with `int8`, return what that costs.
 
+    The weights are those of the final fit, where there is one.
     It is measured on the last horizon of the panel, on made-up windows without one. Raises ConfigError for a model that
     is no graph, or if onnx is not installed; DataError for a panel that is not longer than the horizon.
     """
+    bank_file = "final-bank" if artifact.final and artifact.final.bank is not artifact.bank else "bank"
+    artifact = artifact.latest
     if artifact.bank is not None and artifact.bank.kind != HEAD:
         raise ConfigError(
             f"finetune.kind: with {artifact.bank.kind} each series has a network of its own, which is no one graph; "
             "export the pretrained version, or one fine-tuned with finetune.kind=head"
         )
-    graph, around, cost = exported(artifact.network), _around(artifact), None
+    graph, around, cost = exported(artifact.network), _around(artifact, bank_file), None
     if int8:
         small = quantised(graph, artifact.network)
         cost = _cost(artifact, graph, small, panel)
@@ -148,7 +151,7 @@ def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forwar
     return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 
-def _around(artifact: Artifact) -> dict[str, Any]:
+def _around(artifact: Artifact, bank_file: str) -> dict[str, Any]:
     shape, data = artifact.network.shape, artifact.data
     steps = shape.context_length + shape.horizon
     at = artifact.trained_until
@@ -203,7 +206,7 @@ def _around(artifact: Artifact) -> dict[str, Any]:
         "fine_tuned": None
         if artifact.bank is None
         else {
-            "series_id": "bank.json, in the order of the rows of bank.safetensors",
+            "series_id": f"{bank_file}.json, in the order of the rows of {bank_file}.safetensors",
             "features": f"[1, the last {head_feature_count(shape, 0) - 1} of window, state]",
             "quantile": "median + width * (quantile - median) + features @ weight",
         },

@@ -18,6 +18,7 @@ from forecast.data.holdout import MOST, gate_of
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.final_bank import FinalBank, begun_at, descend, split
 from forecast.gate import choose
 from forecast.metrics import MODEL
 from forecast.models import ridge, stacked
@@ -83,6 +84,8 @@ NOT_FINITE = "not finite"
 DIVERGED = "diverged"
 
 _ROW, _TOLD = "row", "told"
+# Columns of how a series was changed: by gradient, and in closed form.
+_HOW = ("learning_rate", "steps"), ("penalty", "width")
 # Series that are shown, of the best and of the worst.
 _SHOWN = 3
 
@@ -134,7 +137,8 @@ def finetune(
 
     Series are taken in groups that fit into memory. Of each, changes are chosen on `gate_windows` cutoffs whose targets
     lie behind everything fitted on, and the series keeps the base unless it clears the gate (`gate.choose`). The uplift
-    is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on all origins.
+    is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on all origins; with
+    `final`, once more on all rows of the panel, beside the final weights of the base (`Artifact.final`).
 
     With `incremental`, on a model with changes, series whose data has not changed since keep what they have. The gate
     judges fits that begin at the base, for its windows must be unseen; what is kept goes on from the present changes.
@@ -162,11 +166,23 @@ def finetune(
     same = np.array([seen.get(name) == found for name, found in digests.items()])
     every = np.select([~meant, ~long_enough, same], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
     chosen = np.flatnonzero(every == "")
-    table, tuned, changes = _tune(local, panel, data, chosen, usable, settings, progress)
-    fresh = Bank(settings.kind, tuned, changes, {**seen, **{names[row]: digests[names[row]] for row in chosen}})
-    bank = _joined(before, fresh, {names[row] for row in chosen}) if before else fresh
+    plain, digest = artifact.uncalibrated(), artifact.digest()
+    final = None
+    if settings.final and (plain.final or trained_until < panel.last_index):
+        last = plain.latest.on(device)
+        final = FinalBank(last.network, last.bank, data, panel.lengths, settings)
+    table, tuned, changes = _tune(local, panel, data, chosen, usable, settings, progress, final)
+    again, seen = {names[row] for row in chosen}, {**seen, **{names[row]: digests[names[row]] for row in chosen}}
+    banks = [Bank(settings.kind, tuned, each, seen) for each in split(changes)]
+    bank, final_bank = (
+        _joined(now, fresh, again) if now else fresh
+        for now, fresh in zip((before, plain.latest.bank), banks, strict=True)
+    )
     decisions = _decisions(panel, table, every, settings, before)
-    child = artifact.uncalibrated().with_bank(bank, trained_until=trained_until, parent_digest=artifact.digest())
+    child = plain.with_bank(bank, trained_until=trained_until, parent_digest=digest)
+    if final:
+        until = max(panel.last_index, plain.latest.trained_until)
+        child = replace(child, final=plain.latest.with_bank(final_bank, trained_until=until, parent_digest=digest))
     shown = _shown(local, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, _summary(decisions, len(bank.series_id)), shown)
 
@@ -179,8 +195,12 @@ def _tune(
     usable: IntArray,
     settings: TuningSettings,
     progress: Callable[[float, str], None] | None,
+    final: FinalBank | None,
 ) -> tuple[Columns, list[str], Changes]:
-    """Return columns of the `chosen` series, and the ids and stacked changes of those that are kept, in this order."""
+    """Return columns of the `chosen` series, and the ids and stacked changes of those that are kept, in this order.
+
+    The changes of the final fit are among these (`final_bank.split`).
+    """
     before = artifact.bank
     size = max(1, _GROUP_NUMBERS[data.device.type] // _numbers(artifact.network, settings))
     store = None
@@ -197,6 +217,12 @@ def _tune(
             present = (before, before.rows(panel.series_id[series].tolist())) if before else None
             tuner = _tune_head if settings.kind == HEAD else _tune_by_gradient
             done = tuner(artifact.network, data, series, usable[series], settings, present)
+            if final:
+                columns_kept = done[0][REASON] == TUNED
+                how = {name: done[0][name][columns_kept] for name in _HOW[settings.kind == HEAD]}
+                kept_series = series[columns_kept]
+                names = panel.series_id[kept_series].tolist()
+                done = done[0], final.fit(kept_series, names, how, done[1])
             if store:
                 store.write(number, *done)
         columns.append({_ROW: series, **done[0]})
@@ -321,15 +347,9 @@ def _tune_by_gradient(
     gated = gated.without(steps == 0, NO_GAIN).without(found.diverged, DIVERGED)
 
     rows = torch.from_numpy(np.flatnonzero(gated.reason == TUNED)).to(data.device)
-    begin = start
-    if present is not None and present[0].series_id:
-        bank, now = present
-        there = {name: bank.tensors[name][now.clamp(min=0)].to(data.device) for name in start}
-        begin = stacked.kept(there, start, now.to(data.device) >= 0)
-    descent = Descent({name: values[rows] for name, values in begin.items()}, found.rate[rows])
-    some = examples.some(rows)
-    for step in range(int(found.steps[rows].max()) if len(rows) else 0):
-        descent.step(some.loss(step, 0), found.steps[rows] > step)
+    begin = begun_at(*present, start) if present else start
+    begin = {name: values[rows] for name, values in begin.items()}
+    descent = descend(examples.some(rows), begin, found.rate[rows], found.steps[rows])
     diverged = np.zeros(len(series), dtype=bool)
     diverged[rows.cpu().numpy()] = ~descent.finite.cpu().numpy()
     gated = gated.without(diverged, DIVERGED)
@@ -402,7 +422,7 @@ def _tune_globally(
     The gate's windows of all series are the validation: without a gain on them the weights stay the base's.
     """
     # Of all kinds this one alone needs Lightning, which takes seconds to import.
-    from forecast.continued import RATE, continued
+    from forecast.continued import RATE, continued, continued_finally
 
     trained_until = _trained_until(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
@@ -438,7 +458,12 @@ def _tune_globally(
     every = np.where(named, TOO_SHORT, NOT_SELECTED)
     decisions = _decisions(panel, table, every, settings, None)
     plain, digest = artifact.uncalibrated(), artifact.digest()
-    child = replace(plain, network=network, trained_until=trained_until, parent_digest=digest)
+    child = replace(plain, network=network, trained_until=trained_until, parent_digest=digest, final=None)
+    if settings.final and (plain.final or trained_until < panel.last_index):
+        lengths = np.where(meant, panel.lengths, 0)
+        last = continued_finally(plain.latest, panel, lengths, validation, settings, found, device=device)
+        if last is not plain.network:
+            child = child.with_final(last, max(panel.last_index, plain.latest.trained_until))
     shown = _shown(artifact, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, _summary(decisions, len(rows) if moved else 0), shown)
 
@@ -742,7 +767,7 @@ def _decisions(
 ) -> pl.DataFrame:
     """Return the columns for all series: null where they were not judged, with the reason in `every`."""
     rows = table.get(_ROW, np.zeros(0, dtype=np.int64))
-    how = ("penalty", "width") if settings.kind == HEAD else ("learning_rate", "steps")
+    how = _HOW[settings.kind == HEAD]
 
     def spread(name: str) -> pl.Series:
         values = np.full(panel.n_series, np.nan)

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.closed_form import closed_form, units_of
+from forecast.closed_form import closed_form, n_samples, units_of
 from forecast.config import (
     CLASS_HEADS,
     COUNT_HEADS,
@@ -33,10 +34,10 @@ from forecast.data.context import default_context
 from forecast.data.holdout import Holdout, holdout_of
 from forecast.data.load import Loaded
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import WindowIndex, held_out_windows, overlap, sample_origins, usable_lengths
+from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
+from forecast.final_fit import TIME_SHARE, FinalFit, settle
 from forecast.intervals import after_refit, interval_scale_of
-from forecast.means import balance_means, mean_shift_of
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
@@ -87,6 +88,8 @@ class FitResult:
     summary: Summary
     stopped: bool = False
     """Whether `watch` has ended the training."""
+    finish: Callable[[], Artifact] | None = None
+    """Returns the artifact with its final fit, where a `watch` has put that off."""
 
     def __repr__(self) -> str:
         loss = f"val/loss {self.summary['val/loss']:.4g}, " if "val/loss" in self.summary else ""
@@ -157,10 +160,11 @@ def fit(
 
     The last `fit.holdout_windows` horizons of the panel are not touched. Of the rest, the last `fit.validation_windows`
     horizons of each series stop the training and choose the skip (512 to 4,096 windows, the same each time, that
-    overlap where the series are few); the closed-form solution is kept if no network validates better.
+    overlap where the series are few); the closed-form solution is kept if no network validates better. With
+    `fit.final`, the model has other weights besides, fitted on all rows (`Artifact.final`).
 
     With a `teacher`, of the same panel, context and segments, a part of the loss is against its forecasts.
-    `watch` is for one network on one device.
+    `watch` is for one network on one device; the final fit is left to `FitResult.finish` then.
 
     Raises DataError if nothing is left to train on, or model.head does not fit the targets (counts, amounts, classes);
     ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
@@ -202,6 +206,7 @@ def fit(
     _check_model(panel, shape, model, fit)
     units = [teacher.network.shape.unit] if teacher else units_of(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
+    minutes = minutes and minutes * (1 - TIME_SHARE * fit.final)
     stopped = False
 
     def artifact_of(network: Forecaster) -> Artifact:
@@ -242,7 +247,7 @@ def fit(
                 teacher,
             )
             units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
-            members.append(member)
+            members.append(member if watch else member.finished(told))
     candidate = together([member.candidate for member in members]).to(device)
     data_on_device = PanelTensors.of(panel, candidate, device)
     curve, summary = members[0].curve, members[0].summary
@@ -258,7 +263,19 @@ def fit(
         if checkpoint is not None:
             checkpoint.remove()
     log.info("fit: %s", summary)
-    return FitResult(artifact, validation_artifact, curve, summary, stopped)
+    finish = partial(_with_final, artifact, members, panel.last_index)
+    if watch:
+        return FitResult(artifact, validation_artifact, curve, summary, stopped, finish)
+    return FitResult(finish(), validation_artifact, curve, summary)
+
+
+def _with_final(artifact: Artifact, members: Sequence["_Member"], until: int) -> Artifact:
+    """Return the artifact with the final weights of its members, if all have some and one has others."""
+    finals = [member.finished(None).final for member in members]
+    networks = [network for network in finals if network is not None]
+    if len(networks) < len(members) or all(member.network in networks for member in members):
+        return artifact
+    return artifact.with_final(together(networks), until)
 
 
 class _Member(NamedTuple):
@@ -269,6 +286,17 @@ class _Member(NamedTuple):
     """The network before its line was solved on the validation windows as well."""
     curve: Curve
     summary: Summary
+    final_fit: FinalFit | None = None
+    """What is to be done yet."""
+    final: RecurrentForecaster | None = None
+    """The network after its final fit."""
+
+    def finished(self, progress: Progress | None) -> "_Member":
+        """Return the member after its final fit."""
+        if self.final_fit is None:
+            return self
+        final = self.final_fit.run(progress and (lambda done, text: progress(1.0, f"final fit {done:.0%}, {text}")))
+        return self._replace(final_fit=None, final=final)
 
 
 def _train(
@@ -326,22 +354,16 @@ def _train(
     network.interval_scale.fill_(after_refit(float(network.interval_scale), limits.sum() / usable.sum()))
     # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
     count = int(closed.choice["skip_samples"])
-    drawn = sample_origins(usable, horizon=steps, count=count, rng=rng)
-    limit = torch.from_numpy(usable).to(device)
-    closed.refit(drawn, limit)
-    if network.head.estimates_mean:
-        balance_means(network, tensors, drawn, limit)
-    if not shape.n_classes and (network.shape.unit or not network.head.estimates_mean):
-        network.mean_shift.fill_(mean_shift_of(network, tensors, drawn, limit))
-    network.to("cpu").eval()
+    settle(network, tensors, closed.refit, usable, steps=steps, count=count, rng=rng)
+    evaluated = copy.deepcopy(network).cpu().eval()
 
     seconds = trained - solved
     n_steps, resumed = max(step for step, _ in keeper.curve), checkpoint.step if checkpoint else 0
     windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
     summary: Summary = {
         "val/loss": loss_kept,
-        "threshold": float(network.threshold),
-        "interval_scale": float(network.interval_scale),
+        "threshold": float(evaluated.threshold),
+        "interval_scale": float(evaluated.interval_scale),
         "val/loss_closed_form": loss,
         "best_step": keeper.best_step,
         "steps": n_steps,
@@ -351,11 +373,20 @@ def _train(
         "windows_per_second": windows_per_second,
         "forecasts_per_second": windows_per_second * min(fit.origins, shape.origins(shape.context_length)),
         **found,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": sum(p.numel() for p in evaluated.parameters()),
         "validation_windows": len(validation),
         **closed.choice,
     }
-    return _Member(network, candidate, keeper.curve, summary)
+    member = _Member(evaluated, candidate, keeper.curve, summary)
+    if not fit.final:
+        return member
+    if not keeper.best_step and (usable == panel.lengths).all():
+        return member._replace(final=evaluated)
+    count, best_step = n_samples(shape), keeper.best_step
+    final_fit = FinalFit(
+        network, tensors, panel, closed.refit, validation, usable, steps, count, best_step, fit, teacher
+    )
+    return member._replace(final_fit=final_fit)
 
 
 def _surely_trained(
@@ -376,10 +407,10 @@ def _share_of(progress: Progress | None, number: int, count: int) -> Progress | 
 def _joined(members: Sequence[_Member], loss: float) -> tuple[Curve, Summary]:
     """Return curve and summary of an ensemble: those of the first member, with the sums and losses of all."""
     curve, summary = list(members[0].curve), dict(members[0].summary)
-    for number, (*_, own_curve, own) in enumerate(members[1:], 2):
-        member = f"member_{number:02d}"
-        curve += [(step, {f"{member}/{name}": value for name, value in values.items()}) for step, values in own_curve]
-        summary |= {f"{member}/{name}": own[name] for name in ("val/loss", "best_step", "steps", "threshold")}
+    for number, member in enumerate(members[1:], 2):
+        key = f"member_{number:02d}"
+        curve += [(step, {f"{key}/{name}": value for name, value in values.items()}) for step, values in member.curve]
+        summary |= {f"{key}/{name}": member.summary[name] for name in ("val/loss", "best_step", "steps", "threshold")}
     for name in ("steps", "parameters"):
         summary[name] = sum(int(member.summary[name]) for member in members)
     for name in ("seconds_closed_form", "seconds_training"):

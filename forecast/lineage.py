@@ -28,10 +28,16 @@ def without(artifact: Artifact, series: Sequence[str], *, key: str) -> Artifact:
     What they were fine-tuned on stays known, so that an incremental fine-tuning leaves them alone until it changes.
     Raises ConfigError, which names the setting `key`, if one of them has no changes.
     """
+    digest = artifact.digest()
+    final = artifact.final and _without(artifact.final, series, key, digest)
+    return replace(_without(artifact, series, key, digest), final=final)
+
+
+def _without(artifact: Artifact, series: Sequence[str], key: str, digest: str) -> Artifact:
     bank = _known(artifact, series, key)
     rows = [row for row, name in enumerate(bank.series_id) if name not in set(series)]
     rest = bank.some(rows, bank.seen)
-    return artifact.with_bank(rest, trained_until=artifact.trained_until, parent_digest=artifact.digest())
+    return artifact.with_bank(rest, trained_until=artifact.trained_until, parent_digest=digest)
 
 
 def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
@@ -40,19 +46,24 @@ def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
     Changed weights are written into the network, which then is a plain one; of the other kinds, the changes of this
     series are kept beside the base. Raises ConfigError as `without`.
     """
+    digest = artifact.digest()
+    final = artifact.final and _alone(artifact.final, series_id, key, digest)
+    return replace(_alone(artifact, series_id, key, digest), final=final)
+
+
+def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifact:
     bank = _known(artifact, [series_id], key)
     row = bank.series_id.index(series_id)
     if bank.kind in (HEAD, *stacked.FROZEN):
         seen = {name: found for name, found in bank.seen.items() if name == series_id}
         own = bank.some([row], seen)
-        return artifact.with_bank(own, trained_until=artifact.trained_until, parent_digest=artifact.digest())
+        return artifact.with_bank(own, trained_until=artifact.trained_until, parent_digest=digest)
     network = copy.deepcopy(artifact.network)
     assert isinstance(network, RecurrentForecaster)
     found = stacked.weights(network, bank.changes(torch.tensor([row])))
     network.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
     shifts = artifact.calibration and artifact.calibration.of(series_id)
-    plain = replace(artifact, network=network, bank=None, before=None, calibration=shifts)
-    return replace(plain, parent_digest=artifact.digest())
+    return replace(artifact, network=network, bank=None, before=None, calibration=shifts, parent_digest=digest)
 
 
 def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:

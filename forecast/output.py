@@ -152,6 +152,8 @@ class Job:
         self._sink: Sink = open_sink(output)
         self._sink.check()
         self._rows_written = False
+        self._weights = artifact.latest
+        """The model with the weights that forecast from the cutoff at hand."""
         self._forward = self._runtime()
         for half in (self.folder / MANIFESTS).glob(".*.tmp"):  # What a kill has left.
             half.unlink()
@@ -169,6 +171,7 @@ class Job:
         panel, horizon = self.loaded.panel, self.artifact.horizon
         first = begun = time.monotonic()
         check_cutoff(panel, cutoff)
+        self._take_weights(cutoff)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         self._check_known(cutoff)
         digests = [shard.seen_digest(cutoff, horizon) for shard in self._shards()]
@@ -245,6 +248,13 @@ class Job:
             pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST),
         )
 
+    def _take_weights(self, cutoff: int) -> None:
+        """Take the weights that forecast from a cutoff, in the runtime of those before."""
+        weights = self.artifact.for_cutoff(cutoff)
+        if weights is not self._weights and self._forward is not None:
+            self._forward = OnnxForecaster(weights.network)
+        self._weights = weights
+
     def _runtime(self) -> Forward | None:
         """Return what runs the network if torch does not.
 
@@ -253,18 +263,18 @@ class Job:
         if self._score.runtime == "torch" or self._score.state is not None:
             return None  # A graph has no state to go on from.
         if self._score.runtime == "onnx":
-            return OnnxForecaster(self.artifact.network)
+            return OnnxForecaster(self._weights.network)
         kept = self.folder / f".runtime-{self.names['model_digest'][:16]}"
         with suppress(OSError):
             if kept.read_text() == "torch":
                 return None
         try:
-            made = OnnxForecaster(self.artifact.network)
+            made = OnnxForecaster(self._weights.network)
         except ConfigError:  # It is not installed, or can't run this model.
             return None
         if kept.exists():
             return made
-        faster = is_faster(made, self.artifact.network, min(self.loaded.panel.n_series, BATCH_SIZE))
+        faster = is_faster(made, self._weights.network, min(self.loaded.panel.n_series, BATCH_SIZE))
         write_text_atomic("onnx" if faster else "torch", kept)
         return made if faster else None
 
@@ -287,8 +297,10 @@ class Job:
     def _update(self, cutoff: int) -> Update | None:
         if self._score.state is None:
             return None
-        folder, digest = Path(self._score.state), self.names["model_digest"]
-        return Update(folder, self.artifact, self.loaded.panel, cutoff, digest)
+        folder = Path(self._score.state)
+        if self._weights is not self.artifact.latest:  # Those of the final fit keep their state beside this one.
+            folder /= "evaluated"
+        return Update(folder, self._weights, self.loaded.panel, cutoff, self.names["model_digest"])
 
     def _shards(self) -> Iterator[Panel]:
         """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
@@ -379,7 +391,7 @@ class Job:
         if len(shard.known) and self._score.missing_known == "quarantine":
             refused = lacking(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
         forecasts = forecast_shard(
-            self.artifact,
+            self._weights,
             shard,
             cutoff,
             refused=refused,
@@ -465,7 +477,7 @@ class Job:
         assert sources.total() == series, "a source was lost"
         return {
             **versions,
-            "trained_until": self.artifact.trained_until_timestamp.isoformat(),
+            "trained_until": self._weights.trained_until_timestamp.isoformat(),
             "run_id": self._run_id or None,
             "written_at": datetime.now(UTC).isoformat(),
             "series": {"in": counts.series_in, "forecast": series, "rejected": rejected},

@@ -116,7 +116,9 @@ def predict(
     one_pass: bool = False,
     device: str = "cpu",
 ) -> Predicted:
-    """Return forecasts of windows. Nothing after a window's cutoff is read, but known covariates.
+    """Return forecasts of windows, with the weights of `artifact` itself, whatever its final fit.
+
+    Nothing after a window's cutoff is read, but known covariates.
 
     A window's forecast does not depend on the other windows. With `points`, the quantiles are those at the midpoints
     of so many equal shares instead of the model's own levels. `samples` is a number of paths, of a model that
@@ -543,8 +545,8 @@ def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
             f"{key}: this model does not hold how its errors depend on each other over the horizon; train it again"
         )
     if isinstance(network, RecurrentForecaster) and 1 < network.n_paths < count:
-        return replace(artifact, network=network.sampling(count))
-    return artifact
+        network = network.sampling(count)
+    return replace(artifact, network=network, final=artifact.final and sampling(artifact.final, count, key))
 
 
 def forecast(
@@ -561,6 +563,7 @@ def forecast(
     Series older than `max_age` are rejects. Raises DataError if the panel ends before the cutoff, or begins after it.
     """
     cutoff = check_cutoff(panel, cutoff)
+    artifact = artifact.for_cutoff(cutoff)
     return forecast_shard(artifact, panel, cutoff, max_age=max_age, model_version=model_version, device=device)
 
 
@@ -578,6 +581,8 @@ def forecast_shard(
     device: str = "cpu",
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, which is anywhere: the panel may be part of one.
+
+    With the weights of `artifact` itself, whatever its final fit.
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
     its context), last value where there is no full season of late. Rejected are series without any observation up to
@@ -680,7 +685,8 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
         raise ConfigError("model.attention: this model was trained without; train one with model.attention=true")
     prepare()
     cutoff, windows = _latest(panel, cutoff)
-    network, data = artifact.network, PanelTensors.of(panel, artifact.network)
+    network = artifact.for_cutoff(cutoff).network
+    data = PanelTensors.of(panel, network)
     length, context = network.shape.segment_length, network.shape.context_length
     weights, indices = [], []
     for series, own, origins in validation_batches(windows, BATCH_SIZE):
@@ -718,8 +724,8 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
     n = artifact.model.n_paths if n is None else n
     if n < 2:
         raise ConfigError(f"n: a sample has 2 paths or more, {n} asked for")
-    artifact = sampling(artifact, n)
     cutoff, windows = _latest(panel, cutoff)
+    artifact = sampling(artifact.for_cutoff(cutoff), n)
     made = predict(artifact, panel, windows, samples=n)
     found = np.moveaxis(made.tuned[..., -n:], -1, 1)
     n_series, n_paths, horizon = found.shape

@@ -36,6 +36,7 @@ class GatecastModel(PythonModel):
             "digest": digest,
             "kind": self._artifact.kind,
             "trained_until": self._artifact.trained_until_timestamp.isoformat(),
+            "final_until": self._artifact.latest.trained_until_timestamp.isoformat(),
             "parent_digest": self._artifact.parent_digest,
         }
         """Where the model comes from; name and version are None for one that is not from a registry."""

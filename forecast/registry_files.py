@@ -53,7 +53,7 @@ def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.D
 
 def lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
     """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
-    kept = ("kind", "trained_until", "data_digest", "parent_digest")
+    kept = ("kind", "trained_until", "final_until", "data_digest", "parent_digest")
     return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}
 
 

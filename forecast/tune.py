@@ -122,7 +122,8 @@ def tune(
             best_before = _best(study)
             improved = trial.state == "complete" and (best_before is None or trial.value < best_before.value)  # type: ignore[operator]
             if improved and trial.result is not None:
-                _keep(trial.result.artifact, folder / _BEST)
+                # Of all trials, the best ones alone get a final fit.
+                _keep(trial.result.finish() if trial.result.finish else trial.result.artifact, folder / _BEST)
             running.set_user_attr(_ERROR, trial.error)
             state = getattr(optuna.trial.TrialState, _STATES[trial.state])
             study.tell(running, trial.value if trial.state == "complete" else None, state=state)

@@ -134,7 +134,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     """
     from forecast import artifact
     from forecast.artifact import FORMAT_VERSION
-    from pipelines.shared import open_registry
+    from pipelines.shared import ends, open_registry
 
     folder, alias = Path(config.source.path), config.registry.alias
     record = _record(folder)
@@ -144,7 +144,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     registry = open_registry(config)
     alias = alias or record.get("alias")
     plain = {"kind": model.kind, "format_version": str(FORMAT_VERSION)}
-    tags = {"trained_until": model.trained_until_timestamp.isoformat(), **record.get("tags", plain)}
+    tags = {**ends(model), **record.get("tags", plain)}
     if record.get("name") != registry.name:  # the numbers are those of another model's versions
         tags = {name: value for name, value in tags.items() if name not in _OF_PARENT}
     if same := next((version for version in versions(registry) if version.digest == digest), None):

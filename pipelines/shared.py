@@ -165,6 +165,14 @@ def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[in
         _LOG.warning(f"{name}: {cells} missing over the horizon, in {len(series):,} series: {listing(series)}")
 
 
+def ends(artifact: "Artifact") -> dict[str, str]:
+    """Return the tags of a version that say what its evaluated and its final weights have seen."""
+    tags = {"trained_until": artifact.trained_until_timestamp.isoformat()}
+    if artifact.final:
+        tags["final_until"] = artifact.final.trained_until_timestamp.isoformat()
+    return tags
+
+
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
     """Return the tags of a version: where it comes from."""
     from forecast.artifact import FORMAT_VERSION
@@ -183,7 +191,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
         "data_digest": data_digest,
         "config_digest": hashlib.sha256(settings.encode()).hexdigest(),
         "format_version": str(FORMAT_VERSION),
-        "trained_until": artifact.trained_until_timestamp.isoformat(),
+        **ends(artifact),
         "horizon": str(artifact.horizon),
     }
 

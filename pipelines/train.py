@@ -7,6 +7,7 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
+    from forecast.artifact import Artifact
     from forecast.fit import Summary
     from forecast.registry import Version
 
@@ -84,8 +85,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     return version, (
         f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, validation loss "
         f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on {_checked(summary)}, "
+        f"{_fitted(artifact)}"
         f"run {run.id}"
     )
+
+
+def _fitted(artifact: "Artifact") -> str:
+    """Say what the weights that forecast have seen, if they are others than the evaluated ones."""
+    return f"final fit until {artifact.final.trained_until_timestamp}, " if artifact.final else ""
 
 
 def _checked(summary: "Summary") -> str:

@@ -107,7 +107,7 @@ def train() -> "Callable[..., FitResult]":
     ) -> "FitResult":
         small = {"hidden_size": 8, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0, "smoothing": False}
         quick = {"max_steps": 0, "batch_size": 8, "origins": 8, "validation_every": 5, "learning_rate": 5e-3}
-        quick |= {"holdout_windows": 4, "validation_windows": 4}
+        quick |= {"holdout_windows": 4, "validation_windows": 4, "final": False}
         return fit(
             found.panel,
             data=found.data,

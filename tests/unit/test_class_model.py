@@ -24,7 +24,7 @@ P = ["p_clear", "p_rain", "p_snow"]
 QUICK: dict[str, Any] = {
     "data": {"freq": "1d", "calendar": False},
     "model": {"head": "categorical", "hidden_size": 4, "decoder_size": 4, "dropout": 0.0},
-    "fit": {"max_steps": 0, "batch_size": 8, "origins": 8, "accelerator": "cpu"},
+    "fit": {"max_steps": 0, "batch_size": 8, "origins": 8, "accelerator": "cpu", "final": False},
 }
 
 

@@ -1,0 +1,106 @@
+"""The final fit of a fine-tuning: what the gate has let in, fitted once more on all rows of a panel.
+
+Penalties and widths, rates, steps and shares stay as they were chosen; the base is the one after its own final fit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecast.config import FinetuneSettings
+from forecast.data.panel import IntArray
+from forecast.models import ridge, stacked
+from forecast.models.bank import BLEND, HEAD, Bank
+from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Forecaster
+from forecast.models.examples import Examples, Remembered, Rolled
+from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.stacked import Changes, Descent
+
+_PREFIX = "final/"
+
+
+@dataclass(frozen=True)
+class FinalBank:
+    """Fits the changes of kept series on all rows of a panel."""
+
+    network: Forecaster
+    """Of the final base."""
+    bank: Bank | None
+    """What series have beside it now, in an incremental fine-tuning."""
+    data: PanelTensors
+    lengths: IntArray
+    """[S], the steps of each series of the panel."""
+    settings: FinetuneSettings
+
+    def fit(self, series: IntArray, names: list[str], columns: dict[str, np.ndarray], changes: Changes) -> Changes:
+        """Return the changes of kept series beside their final ones, which `split` takes apart.
+
+        `columns` say how each of the series was changed. One whose fit is not finite keeps its changes as they are.
+        """
+        if not len(series):
+            return changes
+        if self.settings.kind == HEAD:
+            fitted = self._head(series, columns["penalty"], changes["width"])
+        else:
+            fitted = self._by_gradient(series, names, columns["learning_rate"], columns["steps"])
+            fitted[BLEND] = changes[BLEND]
+        finite = torch.stack([torch.isfinite(values).flatten(1).all(1) for values in _columns(fitted)]).all(0)
+        return changes | {_PREFIX + name: values for name, values in stacked.kept(fitted, changes, finite).items()}
+
+    @torch.inference_mode()
+    def _head(self, series: IntArray, penalty: np.ndarray, width: Tensor) -> Changes:
+        """Return the maps of series for their penalties; none where that is NaN: there the width alone is changed."""
+        horizon, settings = self.network.shape.horizon, self.settings
+        n_steps = settings.origins + 2 * horizon
+        lengths = self.lengths[series]
+        known = ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
+        least = torch.from_numpy(np.nan_to_num(penalty, nan=1.0)).to(self.data.device)
+        weight = ridge.weights(known, self.network.head, least, ago=horizon, count=settings.origins)
+        weight[torch.from_numpy(np.isnan(penalty)).to(weight.device)] = 0.0
+        return {"weight": (settings.blend * weight).to(known.features.dtype).cpu(), "width": width}
+
+    def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
+        network, device = self.network, self.data.device
+        assert isinstance(network, RecurrentForecaster)
+        lengths, settings = self.lengths[series], self.settings
+        examples: Examples
+        if settings.kind in stacked.FROZEN:
+            ago = torch.tensor([network.shape.horizon])
+            examples = Remembered(network, self.data, series, lengths, settings, ago)
+        else:
+            examples = Rolled(network, self.data, series, lengths, settings)
+        begin = stacked.unchanged(network, settings.kind, len(series), settings.rank)
+        if self.bank is not None:
+            begin = begun_at(self.bank, self.bank.rows(names), begin)
+        descent = descend(examples, begin, torch.from_numpy(rate).to(device), torch.from_numpy(steps).to(device))
+        return {name: values.cpu() for name, values in descent.changes.items()}
+
+
+def begun_at(bank: Bank, rows: Tensor, start: Changes) -> Changes:
+    """Return the changes that series have in a bank, by their rows; those of `start` where that is -1."""
+    if not bank.series_id:
+        return start
+    there = {name: bank.tensors[name][rows.clamp(min=0)].to(values) for name, values in start.items()}
+    device = next(iter(start.values())).device
+    return stacked.kept(there, start, (rows >= 0).to(device))
+
+
+def descend(examples: Examples, begin: Changes, rate: Tensor, steps: Tensor) -> Descent:
+    """Return the changes after so many steps of each series on all its origins."""
+    descent = Descent(begin, rate)
+    for step in range(int(steps.max()) if len(steps) else 0):
+        descent.step(examples.loss(step, 0), steps > step)
+    return descent
+
+
+def split(changes: Changes) -> tuple[Changes, Changes]:
+    """Return the evaluated changes and the final ones, which are the same where there are no others."""
+    plain = {name: values for name, values in changes.items() if not name.startswith(_PREFIX)}
+    return plain, {name: changes.get(_PREFIX + name, values) for name, values in plain.items()}
+
+
+def _columns(changes: Changes) -> list[Tensor]:
+    return [values if values.ndim > 1 else values[:, None] for values in changes.values()]
