@@ -11,10 +11,10 @@ from itertools import takewhile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("data", "step", "score", "backtest", "accuracy", "race", "finetune", "calibrate", "small_panels")
-TAKE_ARGUMENTS = NAMES[4:]
+NAMES = ("data", "step", "score", "backtest", "synthetic", "accuracy", "race", "finetune", "calibrate", "small_panels")
+TAKE_ARGUMENTS = NAMES[5:]
 
-names = list(takewhile(NAMES.__contains__, sys.argv[1:])) or (list(NAMES[:4]) if not sys.argv[1:] else [])
+names = list(takewhile(NAMES.__contains__, sys.argv[1:])) or (list(NAMES[:5]) if not sys.argv[1:] else [])
 given = sys.argv[1 + len(names) :]
 if given and names[-1:] not in [[name] for name in TAKE_ARGUMENTS]:
     sys.exit(f"no benchmark {given[0]}; there are: {', '.join(NAMES)}")

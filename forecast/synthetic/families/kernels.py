@@ -53,4 +53,5 @@ def comb_density(random: np.random.Generator, frequency: Array, season: Integers
     width = np.maximum(width, 0.35 * (frequency[1] - frequency[0]))
     inside = (harmonic >= 1) & (harmonic <= random.integers(1, 7, (n, 1)))
     decay = np.maximum(harmonic, 1) ** -uniform(random, 0.5, 3, n)
-    return np.where(inside, decay, 0.0) * np.exp(-0.5 * (distance / width) ** 2)
+    density: Array = np.where(inside, decay, 0.0) * np.exp(-0.5 * (distance / width) ** 2)
+    return density
