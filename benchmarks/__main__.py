@@ -1,7 +1,7 @@
 """`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`.
 
 `make bench-accuracy` and `make bench-race` are `python -m benchmarks accuracy` and `race`, which take
-arguments, and long; so do `finetune`, `calibrate` and `small_panels`.
+arguments, and long; so do `finetune`, `calibrate`, `small_panels` and `pretrained`.
 """
 
 import importlib
@@ -11,7 +11,10 @@ from itertools import takewhile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("data", "step", "score", "backtest", "synthetic", "accuracy", "race", "finetune", "calibrate", "small_panels")
+NAMES = (
+    *("data", "step", "score", "backtest", "synthetic"),
+    *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained"),
+)
 TAKE_ARGUMENTS = NAMES[5:]
 
 names = list(takewhile(NAMES.__contains__, sys.argv[1:])) or (list(NAMES[:5]) if not sys.argv[1:] else [])

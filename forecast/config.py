@@ -1037,6 +1037,37 @@ class TuneConfig(TrainConfig):
     output: OutputFolder
 
 
+class PretrainSettings(Config):
+    """A network for any series, trained on synthetic ones."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = "nano"
+    """Name of the checkpoint, with its version: small letters, digits, dots and dashes."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    hidden_size: Annotated[int, Field(ge=1)] = 160
+    num_layers: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1)] = 100_000
+    """Optimiser steps in all. A run with more of them in the same folder goes on from before its learning rate fell."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Series in one step."""
+    origins: Annotated[int, Field(ge=1)] = 8
+    """Cutoffs in each series at which the loss is taken, at most."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """It rises for 300 steps, stays, and falls to 0 in the last fifth of the steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the first weights and of the stream of series."""
+    every: Annotated[int, Field(ge=1)] = 500
+    """Steps between validations on series that are held out; the state is written then, to go on from after a kill."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+
+
+class PretrainConfig(JobConfig):
+    """`forecast pretrain`."""
+
+    pretrain: PretrainSettings = PretrainSettings()
+    output: OutputFolder
+
+
 class HorizonConfig(Config):
     """How far forecasts may reach."""
 

@@ -19,6 +19,7 @@ from forecast.redaction import shown
 # verb: (module:function, what it does); the function takes the arguments after the verb.
 VERBS: Final = {
     "train": ("pipelines.train:main", "train a model on a panel and register it"),
+    "pretrain": ("pipelines.pretrain:main", "train a network for any series on synthetic ones"),
     "tune": ("pipelines.tune:main", "search for the settings of a training"),
     "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
     "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),

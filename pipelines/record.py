@@ -25,6 +25,7 @@ from forecast.config import (
     LedgerConfig,
     MonitorConfig,
     PrepareConfig,
+    PretrainConfig,
     PromoteConfig,
     ReconcileConfig,
     RefreshConfig,
@@ -49,6 +50,7 @@ _LOG = logging.getLogger(__name__)
 
 FLOWS: Final[dict[str, type[JobConfig]]] = {
     "train": TrainConfig,
+    "pretrain": PretrainConfig,
     "tune": TuneConfig,
     "finetune": FinetuneConfig,
     "backtest": BacktestConfig,

@@ -61,6 +61,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_verbs_grow_on_purpose() -> None:
     assert list(cli.VERBS) == [
         "train",
+        "pretrain",
         "tune",
         "finetune",
         "backtest",

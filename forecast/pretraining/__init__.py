@@ -1,0 +1,1 @@
+"""Training of the universal network on a stream of series."""
