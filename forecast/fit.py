@@ -49,6 +49,7 @@ from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster, targets
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
+from forecast.panel_statistics import is_nonnegative
 from forecast.skips import surely_better
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ def fit(
     )
     fit, model = _sized(fit, model, window.horizon, limits)
     shape = _shape(panel, data, categories, window, model, context)
+    shape = replace(shape, nonnegative=not shape.n_classes and is_nonnegative(panel, limits))
     _check_model(panel, shape, model, fit)
     units = [teacher.network.shape.unit] if teacher else units_of(panel, limits, model)
     minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None

@@ -15,6 +15,8 @@ from forecast.models.skip import Samples
 
 # Windows that a statistic is taken over, at most.
 _CHECKS = 4_096
+# Share of zeros from which targets that are never below 0 are taken to be amounts.
+_ZEROS = 1e-3
 # Entries of a panel's buffer that are looked at together.
 _BLOCK = 1 << 20
 
@@ -42,6 +44,22 @@ def cold_scale_of(
     if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
         return torch.stack([torch.zeros_like(scale[0]), scale.median()])
     return torch.stack([(scale / level).median(), scale.quantile(0.1)])
+
+
+def is_nonnegative(panel: Panel, limits: IntArray) -> bool:
+    """Return whether targets are amounts: none of the first `limits` steps of each series, [S], is below 0.
+
+    And some are 0: values that stay far above 0, as temperatures of a summer do, say nothing about what is below.
+    """
+    zeros, count, first = 0, 0, 0
+    for shard in panel.shards():
+        step = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1], shard.lengths)
+        seen = step < np.repeat(limits[first : first + shard.n_series], shard.lengths)
+        target = shard.target[seen & ~np.isnan(shard.target)]
+        if (target < 0).any():
+            return False
+        zeros, count, first = zeros + int((target == 0).sum()), count + len(target), first + shard.n_series
+    return zeros > _ZEROS * count
 
 
 def standardise_scales(network: RecurrentForecaster, samples: Samples) -> None:

@@ -52,6 +52,8 @@ class Head(nn.Module, ABC):
     """Whether targets and quantiles are whole numbers."""
     positive = False
     """Whether no target is below 0: the distribution is of the target itself, not of what the frame makes of it."""
+    nonnegative = False
+    """Whether no target of the panel is below 0, whatever the distribution (`NetworkShape.nonnegative`)."""
     heavy_tailed = False
     """Whether its exponential has no mean."""
     estimates_mean = False
@@ -112,7 +114,7 @@ class Head(nn.Module, ABC):
 
         Means of counts are not `whole`.
         """
-        values = values.clamp(min=0) if self.positive else values
+        values = values.clamp(min=0) if self.positive or self.nonnegative else values
         return values.round() if self.counts and whole else values
 
     def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:

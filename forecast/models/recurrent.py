@@ -69,6 +69,8 @@ class NetworkShape:
     """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
     spread_seasons: int = 1
     """How many of the latest seasonal differences of a phase its spread is taken from."""
+    nonnegative: bool = False
+    """Whether targets are amounts: none below 0, and some 0. Forecasts below 0 are 0 then."""
     smoothing: bool = False
     """Whether the skip has a share of exponential smoothing (`models.smoothing`)."""
 
@@ -237,6 +239,7 @@ class RecurrentForecaster(nn.Module):
         self.head = make_head(
             config.head, config.quantile_levels, power=config.tweedie_power, n_classes=shape.n_classes
         )
+        self.head.nonnegative = shape.nonnegative
         # Of each value of the target that enters, and of all that is said about a window besides.
         n_value, n_level = (min(shape.n_classes, config.embedding_size),) * 2 if shape.n_classes else (1, 2)
         if shape.n_classes:

@@ -1,6 +1,7 @@
 """A path, a frequency and a horizon are enough for the panels most people have: few series, short ones."""
 
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import forecast as fc
+from forecast.artifact import load
 from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.models.onnx import OnnxForecaster, example_windows
@@ -147,3 +149,30 @@ def test_the_graph_of_a_smoothing_model_forecasts_as_the_network_does() -> None:
     batch, origins = example_windows(network, 5), torch.zeros(1, dtype=torch.long)
     made, expected = OnnxForecaster(network)(batch, origins), network(batch, origins)
     torch.testing.assert_close(made.arguments, expected.arguments, rtol=1e-5, atol=1e-5)
+
+
+def amounts(lowest: float) -> pl.DataFrame:
+    """Return days of amounts, about a third of them zeros, moved so that the least is `lowest`."""
+    rng = np.random.default_rng(0)
+    values = np.maximum(rng.normal(1.0, 2.0, size=(8, 120)), 0.0) + lowest
+    days = pl.datetime_range(datetime(2024, 1, 1), datetime(2025, 1, 1), "1d", eager=True)[:120]
+    return pl.concat(
+        pl.DataFrame({"series_id": f"s{row}", "timestamp": days, "target": values[row]}) for row in range(8)
+    )
+
+
+def test_forecasts_of_amounts_are_none_below_zero(tmp_path: Path) -> None:
+    table = amounts(0.0)
+    artifact = train(table, 7, "1d").artifact
+    frame = fc.forecast(artifact, table).frame
+    quantiles = frame.select(LEVELS).to_numpy()
+    assert quantiles.min() == 0
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+    assert (frame["mean"] >= 0).all()
+    artifact.save(tmp_path)
+    assert fc.forecast(load(tmp_path), table).frame.equals(frame)
+    # What lies above 0 is forecast as it would be anywhere else.
+    moved = amounts(-5.0)
+    plain = fc.forecast(train(moved, 7, "1d").artifact, moved).frame.select(LEVELS).to_numpy() + 5
+    assert plain.min() < 0
+    np.testing.assert_allclose(quantiles, np.maximum(plain, 0), atol=1e-3)
