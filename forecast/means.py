@@ -8,7 +8,7 @@ from torch import Tensor
 from forecast.data.windows import WindowIndex
 from forecast.models import log_quantiles
 from forecast.models.batch import PanelTensors
-from forecast.models.heads import mean_distance
+from forecast.models.heads import QuantileHead, mean_distance
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.mean_fit import location_shift
 from forecast.models.recurrent import Frame, RecurrentForecaster, targets
@@ -81,6 +81,9 @@ def mean_shift_of(network: RecurrentForecaster, data: PanelTensors, windows: Win
             to_data(location[..., None] + divisor[..., None] * values[:, 0], unit, level) for values in columns
         )
         actual, mean = actual[..., 0], mean[..., 0]
+        if network.head.nonnegative:
+            quantiles = network.head.within_support(quantiles)
+            mean = network.head.mean(quantiles) if isinstance(network.head, QuantileHead) else mean
         if unit:
             mean = log_quantiles.mean(quantiles, network.head.levels, unit)
         distance = mean_distance(quantiles, mean, network.head, unit)

@@ -410,9 +410,9 @@ def published_mean(artifact: Artifact, stated: torch.Tensor, points: torch.Tenso
     """Return the means of the model's forecasts, `mean_of` what is stated, with the shift that training has found."""
     network = artifact.network
     mean = mean_of(stated, points, network.head, network.shape.unit)
-    if isinstance(network.head, CategoricalHead) or not network.mean_shift:
-        return mean
-    return mean + network.mean_shift.to(mean) * mean_distance(stated, mean, network.head, network.shape.unit)
+    if network.mean_shift and not isinstance(network.head, CategoricalHead):
+        mean = mean + network.mean_shift.to(mean) * mean_distance(stated, mean, network.head, network.shape.unit)
+    return network.head.within_support(mean) if network.head.nonnegative and not network.head.counts else mean
 
 
 def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head, unit: float = 0.0) -> torch.Tensor:

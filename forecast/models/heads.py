@@ -112,9 +112,10 @@ class Head(nn.Module, ABC):
     def within_support(self, values: Tensor, *, whole: bool = True) -> Tensor:
         """Return values in units of the target, moved to the nearest ones that a target can have.
 
-        Means of counts are not `whole`.
+        Means of counts are not `whole`; nor are points that a mean is taken of, which may be below 0 where only the
+        panel is `nonnegative`.
         """
-        values = values.clamp(min=0) if self.positive or self.nonnegative else values
+        values = values.clamp(min=0) if self.positive or (self.nonnegative and whole) else values
         return values.round() if self.counts and whole else values
 
     def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
