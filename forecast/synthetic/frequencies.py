@@ -45,7 +45,8 @@ _TABLE: Final = np.asarray(FREQUENCIES)
 SEASON: Final = _TABLE[:, 0].astype(np.int64)
 SECOND: Final = _TABLE[:, 1].astype(np.int64)
 SHARE: Final = _TABLE[:, 2]
-LOW: Final = _TABLE[:, 4] <= 320
+YEARLY: Final = np.arange(len(FREQUENCIES)) == 0
+LOW: Final = (_TABLE[:, 4] <= 320) & ~YEARLY
 
 
 def history_lengths(

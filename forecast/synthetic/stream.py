@@ -12,7 +12,7 @@ from forecast.errors import ConfigError
 from forecast.synthetic.artefacts import spoil
 from forecast.synthetic.components import Array, Integers, Layout, Mask, chance, log_uniform
 from forecast.synthetic.families import FAMILIES
-from forecast.synthetic.frequencies import LOW, SEASON, SECOND, SHARE, history_lengths
+from forecast.synthetic.frequencies import LOW, SEASON, SECOND, SHARE, YEARLY, history_lengths
 from forecast.synthetic.mixing import mix
 
 
@@ -108,7 +108,9 @@ class Stream:
         frequency = np.empty(len(family), np.int64)
         for number, name in enumerate(self.families):
             rows, kind = np.flatnonzero(family == number), FAMILIES[name]
-            weight = SHARE * np.where(LOW, kind.low, 1.0) * (np.isin(SEASON, kind.seasons) if kind.seasons else True)
+            weight = SHARE * np.where(LOW, kind.low, 1.0) * np.where(YEARLY, kind.yearly, 1.0)
+            if kind.seasons:
+                weight = weight * np.isin(SEASON, kind.seasons)
             frequency[rows] = random.choice(len(SHARE), len(rows), p=weight / weight.sum())
         return frequency
 

@@ -24,8 +24,8 @@ def growth(random: np.random.Generator, layout: Layout) -> Array:
     is any, is a fraction of a step, and seasons, where there are any, are of the size of some steps.
     """
     n, n_steps = len(layout), layout.n_steps
-    persistence = uniform(random, 0.2, 0.95, n) * chance(random, 0.6, n)
-    drift = np.exp(random.normal(np.log(0.5), 1.0, (n, 1))).clip(0.05, 5) * np.where(chance(random, 0.67, n), 1, -1)
+    persistence = uniform(random, 0.2, 0.95, n) * chance(random, 0.7, n)
+    drift = np.exp(random.normal(np.log(0.7), 1.0, (n, 1))).clip(0.05, 5) * np.where(chance(random, 0.67, n), 1, -1)
     drift = np.repeat(drift * chance(random, 0.9, n), n_steps, 1)
     for latest in (0.9, 1.3):
         bend = (layout.position > uniform(random, 0.1, latest, n)) & chance(random, 0.3, n)
