@@ -28,9 +28,15 @@ TRAIN = (
     "fit.validation_every=10",
     "fit.validation_windows=2",
     "fit.holdout_windows=2",
+    "fit.final=false",
     "fit.accelerator=cpu",
 )
-FINETUNE = ("finetune.gate_windows=2", "finetune.report_windows=1", "finetune.holdout_windows=2")
+FINETUNE = (
+    "finetune.gate_windows=2",
+    "finetune.report_windows=1",
+    "finetune.holdout_windows=2",
+    "finetune.final=false",
+)
 BACKTEST = ("backtest.n_windows=2",)
 OVERFIT = ("finetune.origins=8", "finetune.min_gain=0", "finetune.min_windows_better=0", "finetune.blend=1")
 """Settings that make the fine-tuned model worse than its base."""

@@ -17,7 +17,7 @@ import mlflow
 import polars as pl
 import pytest
 import services
-from flow import END, HORIZON, NAME, SERIES, START, Store, forecast, panel, refuse, succeed, written
+from flow import END, HORIZON, NAME, SERIES, START, TRAIN, Store, forecast, panel, refuse, succeed, written
 from polars.testing import assert_frame_equal
 from services import PASSWORD_IN_URI
 
@@ -123,6 +123,26 @@ def test_cutoffs_that_the_model_was_trained_on_are_named_in_a_line(promoted: Sto
     assert metadata["digest"] == version.tags["digest"]
     served = mlflow.pyfunc.load_model(f"models:/{NAME}/2").unwrap_python_model()
     assert served.lineage["trained_until"] == until.isoformat()
+
+
+@pytest.mark.trains
+def test_the_end_of_the_panel_is_forecast_with_weights_that_have_seen_it(store: str, tmp_path: Path) -> None:
+    panel().write_parquet(tmp_path / "panel.parquet")
+    data = f"data.path={tmp_path / 'panel.parquet'}"
+    settings = [setting for setting in TRAIN if not setting.startswith(("fit.final", "fit.max_steps"))]
+    done = succeed("train", MODEL, data, *settings, "fit.max_steps=0")
+    assert f"final fit until {END}" in done.out
+    evaluated = END - timedelta(hours=2 * HORIZON)
+    tags = mlflow.MlflowClient(store).get_model_version(NAME, "1").tags
+    assert (tags["trained_until"], tags["final_until"]) == (evaluated.isoformat(), END.isoformat())
+    early = END - timedelta(hours=1)
+    cutoffs = f"score.cutoffs=[{early.isoformat()},{END.isoformat()}]"
+    scored = succeed("score", MODEL, "registry.alias=pretrained", data, f"output.path={tmp_path / 'out'}", cutoffs)
+    assert "in-sample" not in scored.err
+    contents = manifests(tmp_path / "out")
+    until = {cutoff: content["trained_until"] for cutoff, content in contents.items()}
+    assert until == {early.isoformat(): evaluated.isoformat(), END.isoformat(): END.isoformat()}
+    assert {content["model_digest"] for content in contents.values()} == {tags["digest"]}
 
 
 def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
