@@ -59,8 +59,8 @@ def log_uniform(random: np.random.Generator, low: float, high: float, n: int) ->
     return np.exp(random.uniform(np.log(low), np.log(high), (n, 1)))
 
 
-def chance(random: np.random.Generator, probability: float, n: int) -> Mask:
-    """Draw a yes or no per series, [series, 1]."""
+def chance(random: np.random.Generator, probability: float | Array, n: int) -> Mask:
+    """Draw a yes or no per series, [series, 1], of one probability or one each, [series, 1]."""
     return random.random((n, 1)) < probability
 
 
@@ -101,7 +101,9 @@ def standardise(values: Array, layout: Layout) -> Array:
     return np.where(constant, 0.0, (values - mean) / np.where(constant, 1.0, deviation))
 
 
-def express(random: np.random.Generator, values: Array, layout: Layout, *, multiplicative: float = 0.5) -> Array:
+def express(
+    random: np.random.Generator, values: Array, layout: Layout, *, multiplicative: float | Array = 0.5
+) -> Array:
     """Put standardised values on a level, either by adding it or as the exponent of a positive series.
 
     Exponents stay within 5 on either side: steps of a series that leaves its history behind are smaller.

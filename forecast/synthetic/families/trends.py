@@ -34,8 +34,11 @@ def trends(random: np.random.Generator, layout: Layout) -> Array:
         line = line + change * np.maximum(distance - knot, 0)
     bend = log_uniform(random, 0.3, 3, n)
     damped = -np.exp(-bend * np.clip(distance + uniform(random, 0, 1.5, n), -1.5, 20))
-    rising = np.exp(np.clip(bend * distance, -20, 2.5))
-    logistic = 1 / (1 + np.exp(np.clip(-4 * bend * (distance + uniform(random, -0.5, 1.2, n)), -50, 50)))
+    tempo = unit / layout.history[:, None]  # What speeds up does so by what was seen: at most e^2.5 within the history.
+    rising = np.exp(np.clip(np.minimum(bend, 2.5 * tempo) * distance, -20, 2.5))
+    centre = uniform(random, -1.2, 0.3, n)
+    steep = np.where(centre > -0.1, np.minimum(4 * bend, 5 * tempo), 4 * bend)
+    logistic = 1 / (1 + np.exp(np.clip(-steep * (distance - centre), -50, 50)))
     power = np.maximum(layout.position, 0) ** uniform(random, 0.3, 2.5, n)
     kind = random.choice(5, (n, 1), p=[0.35, 0.2, 0.15, 0.15, 0.15])
     sign = np.where(chance(random, 0.67, n), 1, -1) * slope
@@ -47,4 +50,5 @@ def trends(random: np.random.Generator, layout: Layout) -> Array:
     error = autoregress(shocks, np.hstack([persistence, np.zeros((n, 1))]))
     amplitude = log_uniform(random, 0.03, 1.5, n) * chance(random, 0.75, n)
     values = curve + size * error + amplitude * swell(random, layout) * seasonality(random, layout)
-    return express(random, values, layout)
+    speeding = (kind == 2) | (kind == 3)  # An exponent of these would leave all of the past behind.
+    return express(random, values, layout, multiplicative=np.where(speeding, 0.0, 0.5))

@@ -34,6 +34,7 @@ def walks(random: np.random.Generator, layout: Layout) -> Array:
     level = standardise(np.cumsum(np.where(layout.visible, steps + jump + slope + drift, 0.0), 1), layout)
     amplitude = log_uniform(random, 0.03, 2, n) * chance(random, 0.7, n)
     error = noise(random, n, n_steps) * log_uniform(random, 0.005, 0.5, n) * chance(random, 0.6, n)
+    error *= np.where(layout.season == 1, 0.3, 1.0)[:, None]  # Yearly sums over many records have little noise.
     return express(random, level + amplitude * swell(random, layout) * seasonality(random, layout) + error, layout)
 
 
