@@ -38,16 +38,20 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
     from pipelines.shared import open_registry
 
     settings, folder = config.pretrain, Path(config.output.path)
-    stream = Stream(seed=settings.seed)
+    device, stream = _device(settings), Stream(seed=settings.seed)
     held_out = Series(*Stream(seed=settings.seed + _HELD_OUT).batch(0)[:4])
     registry = open_registry(config)
     registry.check_runs()
     with locked(folder), registry.run("pretrain", config) as log, console.stage("pretrain") as stage:
         prepare()
-        training = Run(_shape(settings), _schedule(settings), _device(settings))
+        training = Run(_shape(settings), _schedule(settings), device)
         resumed = training.resume(folder, key="output.path")
         begun, first = time.perf_counter(), training.series
         figures: dict[str, float] = {}
+
+        def save() -> Path:
+            facts = _facts(config, training, figures, stream.families)
+            return write_checkpoint(training.average, folder, settings.name, facts)
 
         def report(progress: "Progress") -> None:
             seconds = time.perf_counter() - begun
@@ -58,6 +62,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
                 series_per_second=(progress.series - first) / seconds,
                 **validate(training.average.cpu().eval(), held_out),
             )
+            save()
             training.average.to(training.device)
             log.metrics(figures, progress.step)
             stage.update(
@@ -67,8 +72,9 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
 
         pool = Pool(lambda index: Series(*stream.batch(index)[:4]), settings.seed)
         network = training.train(pool, folder, settings.every, report)
-        figures = figures or validate(network, held_out)
-        card = write_checkpoint(network, folder, settings.name, _facts(config, training, figures, stream.families))
+        if not figures:  # A run that was finished before.
+            figures.update(validate(network.cpu().eval(), held_out))
+        card = save()
         for path in (card, card.with_suffix(".safetensors")):
             log.file(path, "checkpoint")
         stage.note(steps=training.step, resumed=resumed)
