@@ -61,6 +61,8 @@ _POINTS = 100
 # Numbers held at once for the origins of a pass over a history, and of these for each step of a horizon.
 _PASS_NUMBERS, _STEP_NUMBERS = 1 << 24, 64
 
+# A mean so many times the range of its series' history away from it is not plausible; that takes so many observations.
+_PLAUSIBLE_RANGES, _FEW_OBSERVATIONS = 10, 8
 DoubleArray = npt.NDArray[np.float64]
 
 
@@ -585,7 +587,8 @@ def forecast_shard(
     With the weights of `artifact` itself, whatever its final fit.
 
     The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
-    its context), last value where there is no full season of late. Rejected are series without any observation up to
+    its context) or means beyond ten times the range of the series' history, last value where there is no full season of
+    late. Rejected are series without any observation up to
     the cutoff, those whose last one is older than `max_age`, and those that are `refused`, [S], for the known
     covariates that they lack. `samples`, `forward` and `carried` as in `predict`.
     """
@@ -602,8 +605,9 @@ def forecast_shard(
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
-    finite = _finite(quantiles, mean)
-    back_to_base = ~finite & _finite(predicted.base, predicted.base_mean)
+    reach = None if artifact.classes is not None else _reach(panel, windows)
+    finite = _finite(quantiles, mean) & _within(reach, mean)
+    back_to_base = ~finite & _finite(predicted.base, predicted.base_mean) & _within(reach, predicted.base_mean)
     quantiles[back_to_base], mean[back_to_base] = predicted.base[back_to_base], predicted.base_mean[back_to_base]
     source[back_to_base] = SOURCE_PRETRAINED
     fallen = np.flatnonzero(~finite & ~back_to_base)
@@ -646,6 +650,37 @@ def _finite(stated: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
     """Return whether all that is said of a window is finite, [n]."""
     finite: npt.NDArray[np.bool_] = np.isfinite(stated).all((1, 2)) & np.isfinite(mean).all(1)
     return finite
+
+
+def _reach(panel: Panel, windows: WindowIndex) -> tuple[DoubleArray, DoubleArray]:
+    """Return the least and the greatest mean that a series makes plausible at each window, [n].
+
+    Ten times the range of its observations up to the cutoff lies on either side of them. Series of few observations,
+    or of one value only, set no limit.
+    """
+    low, high, count = np.full(len(windows), np.inf), np.full(len(windows), -np.inf), np.zeros(len(windows), np.int64)
+    first, end = panel.offsets[windows.series], np.minimum(windows.cutoff + 1, panel.lengths[windows.series])
+    known = np.flatnonzero(end > 0)
+    if len(known):
+        # Each pair of bounds is a stretch of its own; those between them are left out.
+        bounds = np.stack([first[known], first[known] + end[known]], axis=1).ravel()
+        values = np.append(panel.target, panel.target.dtype.type(np.nan))
+        low[known], high[known] = (edge.reduceat(values, bounds)[::2] for edge in (np.fmin, np.fmax))
+        count[known] = np.add.reduceat(~np.isnan(values), bounds, dtype=np.int64)[::2]
+    limited = (count >= _FEW_OBSERVATIONS) & (high > low)
+    margin = np.where(limited, _PLAUSIBLE_RANGES * (high - low), np.inf)
+    return np.where(limited, low - margin, -np.inf), np.where(limited, high + margin, np.inf)
+
+
+def _within(reach: tuple[DoubleArray, DoubleArray] | None, mean: DoubleArray) -> npt.NDArray[np.bool_]:
+    """Return whether all means of a window, [n, horizon], are plausible, [n]; of classes they are."""
+    if reach is None:
+        return np.ones(len(mean), bool)
+    low, high = reach
+    with np.errstate(invalid="ignore"):
+        inside = (mean >= low[:, None]) & (mean <= high[:, None])
+    within: npt.NDArray[np.bool_] = np.all(inside, axis=1)
+    return within
 
 
 def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
