@@ -816,11 +816,19 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
+def _size(file: Path) -> int | None:
+    """Return the bytes of a file, None if there is none: another job may remove it at any moment."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _open_buffers(folder: Path, index: dict[str, Any]) -> Loaded:
     """Return the panel that an index describes, after checking all files and whether they fit together."""
     buffers = folder / index["folder"]
     for name, size in index["files"].items():
-        actual = (buffers / name).stat().st_size if (buffers / name).is_file() else None
+        actual = _size(buffers / name)
         if actual != size:
             state = "is missing" if actual is None else f"has {actual:,} bytes instead of {size:,}"
             raise DataError(f"{folder}: {buffers.name}/{name} {state}; prepare the panel again")

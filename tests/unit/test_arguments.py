@@ -248,7 +248,7 @@ def test_results_are_shown_in_a_line(
     made = fc.forecast(artifact, bad)
     tuned, prepared = fc.finetune(artifact, sales, gate_windows=2), fc.prepare(sales, tmp_path / "panel", horizon=7)
     shown = {
-        "Artifact(pretrained, every 1d, context 35, horizon 7, trained until 2024-03-23 00:00:00)": artifact,
+        "Artifact(pretrained, every 1d, context 35, horizon 7, trained until 2024-03-23 00:00:00, final fit": artifact,
         "FitResult(val/loss ": fitted,
         "Forecasts(3 series from 2024-03-30 00:00:00, 21 rows, 1 rejects: 1 target not finite)": made,
         "FinetuneResult(": tuned,

@@ -11,6 +11,7 @@ from forecast.config import (
     DistilConfig,
     ExplainConfig,
     FinetuneConfig,
+    PretrainConfig,
     PromoteConfig,
     ScoreConfig,
     TrainConfig,
@@ -29,6 +30,10 @@ NEEDED = ["data.path=x.parquet", "window.horizon=24"]
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_makes_a_valid_config(preset: str) -> None:
+    if preset.startswith("pretrain="):
+        config = verb_config(PretrainConfig, "pretrain", [preset, "output.path=x"])
+        assert config.pretrain.name == preset.partition("=")[2]
+        return
     assert verb_config(TrainConfig, "train", [preset, *NEEDED]).window.horizon == 24
 
 

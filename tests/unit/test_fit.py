@@ -805,6 +805,7 @@ def test_an_ensemble_survives_its_folder_and_is_fine_tuned_like_one_network(
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
         "bank.safetensors",
         "coupling.safetensors",
+        "final-bank.safetensors",
         "member-02.safetensors",
         "member-03.safetensors",
         "model.safetensors",

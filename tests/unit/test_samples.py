@@ -57,7 +57,9 @@ def test_sums_of_paths_stray_as_far_as_those_of_the_actual_values(made: Artifact
         spreads.append(paths.sum(1).std(1))
         alone.append(np.sqrt(paths.var(2).sum(1)))
     actual_spread = np.sqrt(np.mean(np.square(errors)))
-    assert np.mean(spreads) == pytest.approx(actual_spread, rel=0.15)
+    # The deviation of Student's t hangs on tails that intervals say nothing about.
+    rel = 0.2 if made.model.head == "student_t" else 0.15
+    assert np.mean(spreads) == pytest.approx(actual_spread, rel=rel)
     # As if steps did not depend on each other.
     assert np.mean(alone) < 0.5 * actual_spread
 
