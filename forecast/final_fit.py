@@ -144,5 +144,11 @@ class FinalFit:
             Budget(self.n_steps, minutes),
             self.teacher,
         )
+        # Values that no training has drawn have the row of the unseen one, and are to keep it.
+        untrained = [
+            rows.masked_fill((rows != rows[0]).any(1, keepdim=True), math.nan) for rows in network.category_rows()
+        ]
         train(job, self.data, keeper, None)
+        network.load_state_dict(keeper.best)
+        network.share_unseen(untrained)
         network.eval()

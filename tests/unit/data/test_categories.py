@@ -223,4 +223,4 @@ def test_a_value_that_training_never_draws_is_forecast_like_one_never_heard_of(
         for value in ("never", *made.artifact.categories["city"])
     }
     different = [value for value, values in forecasts.items() if not values.equals(forecasts["never"])]
-    assert 0 < len(different) <= 6, "three batches of two windows"
+    assert 0 < len(different) < 24, "three batches of two windows, and ten of the final fit"
