@@ -60,9 +60,11 @@ BATCH_SIZE = 512
 _POINTS = 100
 # Numbers held at once for the origins of a pass over a history, and of these for each step of a horizon.
 _PASS_NUMBERS, _STEP_NUMBERS = 1 << 24, 64
-
 # A mean so many times the range of its series' history away from it is not plausible; that takes so many observations.
 _PLAUSIBLE_RANGES, _FEW_OBSERVATIONS = 10, 8
+# Latest steps that are looked at before the whole history is.
+_RECENT = 32
+
 DoubleArray = npt.NDArray[np.float64]
 
 
@@ -605,9 +607,9 @@ def forecast_shard(
 
     quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
-    reach = None if artifact.classes is not None else _reach(panel, windows)
-    finite = _finite(quantiles, mean) & _within(reach, mean)
-    back_to_base = ~finite & _finite(predicted.base, predicted.base_mean) & _within(reach, predicted.base_mean)
+    context = None if artifact.classes is not None else artifact.network.shape.context_length
+    finite = _sound(quantiles, mean, panel, windows, context)
+    back_to_base = ~finite & _sound(predicted.base, predicted.base_mean, panel, windows, context)
     quantiles[back_to_base], mean[back_to_base] = predicted.base[back_to_base], predicted.base_mean[back_to_base]
     source[back_to_base] = SOURCE_PRETRAINED
     fallen = np.flatnonzero(~finite & ~back_to_base)
@@ -652,35 +654,35 @@ def _finite(stated: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
     return finite
 
 
-def _reach(panel: Panel, windows: WindowIndex) -> tuple[DoubleArray, DoubleArray]:
-    """Return the least and the greatest mean that a series makes plausible at each window, [n].
+def _sound(
+    stated: np.ndarray, mean: DoubleArray, panel: Panel, windows: WindowIndex, context: int | None
+) -> npt.NDArray[np.bool_]:
+    """Return whether all that is said of a window is finite, and its means, [n, horizon], are plausible, [n].
 
-    Ten times the range of its observations up to the cutoff lies on either side of them. Series of few observations,
-    or of one value only, set no limit.
+    Those within ten times the range of the observations up to the cutoff are, on either side of them. Series of few
+    observations, or of one value only, set no limit; nor do classes, whose `context` is None.
     """
-    low, high, count = np.full(len(windows), np.inf), np.full(len(windows), -np.inf), np.zeros(len(windows), np.int64)
+    sound = _finite(stated, mean)
+    if context is None or not sound.any():
+        return sound
     first, end = panel.offsets[windows.series], np.minimum(windows.cutoff + 1, panel.lengths[windows.series])
-    known = np.flatnonzero(end > 0)
-    if len(known):
-        # Each pair of bounds is a stretch of its own; those between them are left out.
-        bounds = np.stack([first[known], first[known] + end[known]], axis=1).ravel()
-        values = np.append(panel.target, panel.target.dtype.type(np.nan))
-        low[known], high[known] = (edge.reduceat(values, bounds)[::2] for edge in (np.fmin, np.fmax))
-        count[known] = np.add.reduceat(~np.isnan(values), bounds, dtype=np.int64)[::2]
-    limited = (count >= _FEW_OBSERVATIONS) & (high > low)
-    margin = np.where(limited, _PLAUSIBLE_RANGES * (high - low), np.inf)
-    return np.where(limited, low - margin, -np.inf), np.where(limited, high + margin, np.inf)
+    ago = end[:, None] - np.arange(1, min(context, _RECENT) + 1)
+    recent = np.where(ago >= 0, panel.target[first[:, None] + np.maximum(ago, 0)], np.nan)
+    # What is near the latest values is near the whole history, too, which few series have to be read for.
+    limited, near = _near(mean, recent)
+    for row in np.flatnonzero(sound & ~(limited & near)):
+        limited, near = _near(mean[[row]], panel.target[None, first[row] : first[row] + end[row]])
+        sound[row] = bool((near | ~limited)[0])
+    return sound
 
 
-def _within(reach: tuple[DoubleArray, DoubleArray] | None, mean: DoubleArray) -> npt.NDArray[np.bool_]:
-    """Return whether all means of a window, [n, horizon], are plausible, [n]; of classes they are."""
-    if reach is None:
-        return np.ones(len(mean), bool)
-    low, high = reach
-    with np.errstate(invalid="ignore"):
-        inside = (mean >= low[:, None]) & (mean <= high[:, None])
-    within: npt.NDArray[np.bool_] = np.all(inside, axis=1)
-    return within
+def _near(mean: DoubleArray, values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return whether values, [n, step], set a limit: enough of them, which differ; and whether means are within it."""
+    missing = np.isnan(values)
+    least, most = np.where(missing, np.inf, values).min(1), np.where(missing, -np.inf, values).max(1)
+    limited = ((~missing).sum(1) >= _FEW_OBSERVATIONS) & (most > least)
+    margin = _PLAUSIBLE_RANGES * np.where(limited, most - least, 0.0)
+    return limited, limited & (mean.min(1) >= least - margin) & (mean.max(1) <= most + margin)
 
 
 def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
