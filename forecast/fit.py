@@ -43,10 +43,10 @@ from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import CategoricalHead, SampledHead
-from forecast.models.losses import validated, validation_batches, window_losses, window_sizes
+from forecast.models.losses import held_out_forecasts, validated, window_losses
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster, targets
+from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
 from forecast.panel_statistics import is_nonnegative
@@ -612,13 +612,9 @@ def _coupling(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> 
     And where classes are forecast: their codes have no order.
     """
     parts = []
-    for indices in validation_batches(windows):
-        series, cutoff, origins = (values.to(data.device) for values in indices)
-        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
-        output = network(batch, origins)
+    for _, output, target, observed in held_out_forecasts(network, data, windows):
         if isinstance(output.head, SampledHead | CategoricalHead):
             return None
-        target, observed = targets(batch, output.frame, origins, network.shape)
-        errors = (target - output.head.centre(output.arguments)) / output.frame.spread
-        parts.append((errors[:, 0].cpu(), (observed & (output.frame.scale > 0)[..., None])[:, 0].cpu()))
+        errors = (target - output.head.centre(output.arguments)[:, 0]) / output.frame.spread[:, 0]
+        parts.append((errors.cpu(), observed.cpu()))
     return rank_correlation(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -10,8 +10,8 @@ from torch import Tensor
 from forecast.data.windows import WindowIndex
 from forecast.models.batch import PanelTensors
 from forecast.models.heads import NormalHead, QuantileHead
-from forecast.models.losses import validation_batches, window_sizes
-from forecast.models.recurrent import RecurrentForecaster, targets
+from forecast.models.losses import held_out_forecasts
+from forecast.models.recurrent import RecurrentForecaster
 
 # What intervals may be multiplied by.
 _LEAST, _MOST = 0.8, 4.0
@@ -41,21 +41,21 @@ def interval_scale_of(network: RecurrentForecaster, data: PanelTensors, windows:
     ]
     if not isinstance(network.head, QuantileHead | NormalHead) or network.n_paths > 1 or not pairs or not len(windows):
         return 1.0
-    factors, known, series = _factors(network, data, windows, [k for k, _ in pairs])
+    factors, observed, series = _factors(network, data, windows, [k for k, _ in pairs])
     coverages = [coverage for _, coverage in pairs]
-    every = _log_scale(factors, known, coverages)
-    if every is None:
+    log_scale = _log_scale(factors, observed, coverages)
+    if log_scale is None:
         return 1.0
     blocks = _blocks(windows, network.shape.horizon)
-    variance = _variance(factors, known, coverages, torch.from_numpy(blocks))
-    part = _variance(factors, known, coverages, series % _PARTS)
-    if part is None and variance is None:
+    variance = _variance(factors, observed, coverages, torch.from_numpy(blocks))
+    variance_of_parts = _variance(factors, observed, coverages, series % _PARTS)
+    if variance_of_parts is None and variance is None:
         return 1.0
     # A single horizon may have been a calm one: it narrows nothing.
     least = 1.0 if variance is None else _LEAST
-    variance = (_USUAL_DEVIATION**2 if variance is None else variance) + (part or 0.0)
-    kept = max(0.0, 1.0 - variance / max(every**2, 1e-12))
-    return float(np.clip(math.exp(every * kept), least, _MOST))
+    variance = (_USUAL_DEVIATION**2 if variance is None else variance) + (variance_of_parts or 0.0)
+    share = max(0.0, 1.0 - variance / max(log_scale**2, 1e-12))
+    return float(np.clip(math.exp(log_scale * share), least, _MOST))
 
 
 def after_refit(scale: float, share: float) -> float:
@@ -76,29 +76,24 @@ def after_refit(scale: float, share: float) -> float:
 def _factors(
     network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, outer: list[int]
 ) -> tuple[Float[Tensor, "window horizon pair"], Bool[Tensor, "window horizon"], Int[Tensor, " window"]]:
-    """Return by what factor each interval must be wider to hold each target, where targets are known, and series."""
+    """Return by what factor each interval must be wider to hold each target, where targets are observed, and series."""
     parts: list[tuple[Tensor, ...]] = []
-    for indices in validation_batches(windows):
-        series, cutoff, origins = (values.to(data.device) for values in indices)
-        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
-        output = network(batch, origins)
-        target, observed = targets(batch, output.frame, origins, network.shape)
+    for series, output, target, observed in held_out_forecasts(network, data, windows):
         quantiles = output.quantiles[:, 0]
         middle = quantiles[..., [quantiles.shape[-1] // 2]]
-        error = target[:, 0, :, None] - middle
+        error = target[..., None] - middle
         lower, upper = quantiles[..., outer], quantiles[..., [quantiles.shape[-1] - 1 - k for k in outer]]
         width = torch.where(error < 0, middle - lower, upper - middle)
-        known = (observed & (output.frame.scale > 0)[..., None])[:, 0]
-        parts.append((error.abs() / width.clamp(min=1e-9), known & (width > 0).all(-1), series))
-    factors, known, series = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return factors, known, series
+        parts.append((error.abs() / width.clamp(min=1e-9), observed & (width > 0).all(-1), series))
+    factors, observed, series = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return factors, observed, series
 
 
 def _log_scale(
-    factors: Float[Tensor, "window horizon pair"], known: Bool[Tensor, "window horizon"], coverages: list[float]
+    factors: Float[Tensor, "window horizon pair"], observed: Bool[Tensor, "window horizon"], coverages: list[float]
 ) -> float | None:
     """Return the logarithm of the conformal scale; None where there are too few errors."""
-    errors = factors[known].double().sort(dim=0).values
+    errors = factors[observed].double().sort(dim=0).values
     ranks = [math.ceil(round((len(errors) + 1) * coverage, 9)) for coverage in coverages]
     if max(ranks) > len(errors):
         return None
@@ -108,12 +103,12 @@ def _log_scale(
 
 def _variance(
     factors: Float[Tensor, "window horizon pair"],
-    known: Bool[Tensor, "window horizon"],
+    observed: Bool[Tensor, "window horizon"],
     coverages: list[float],
     group: Int[Tensor, " window"],
 ) -> float | None:
     """Return the variance of the mean of the logarithm over groups of windows; None if there are fewer than two."""
-    each = [_log_scale(factors[group == number], known[group == number], coverages) for number in group.unique()]
+    each = [_log_scale(factors[group == number], observed[group == number], coverages) for number in group.unique()]
     scales = [scale for scale in each if scale is not None]
     return float(np.var(scales, ddof=1)) / len(scales) if len(scales) > 1 else None
 

@@ -51,14 +51,11 @@ def is_nonnegative(panel: Panel, limits: IntArray) -> bool:
 
     And some are 0: values that stay far above 0, as temperatures of a summer do, say nothing about what is below.
     """
-    zeros, count, first = 0, 0, 0
-    for shard in panel.shards():
-        step = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1], shard.lengths)
-        seen = step < np.repeat(limits[first : first + shard.n_series], shard.lengths)
-        target = shard.target[seen & ~np.isnan(shard.target)]
+    zeros, count = 0, 0
+    for target in panel.observed_targets(limits):
         if (target < 0).any():
             return False
-        zeros, count, first = zeros + int((target == 0).sum()), count + len(target), first + shard.n_series
+        zeros, count = zeros + int((target == 0).sum()), count + len(target)
     return zeros > _ZEROS * count
 
 

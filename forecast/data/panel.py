@@ -139,6 +139,15 @@ class Panel:
             yield self.rows(first, last)
             first = last
 
+    def observed_targets(self, limits: IntArray) -> Iterator[TargetArray]:
+        """Yield the observed targets among the first `limits` steps of each series, [S], a shard at a time."""
+        first = 0
+        for shard in self.shards():
+            step = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1], shard.lengths)
+            within = step < np.repeat(limits[first : first + shard.n_series], shard.lengths)
+            yield shard.target[within & ~np.isnan(shard.target)]
+            first += shard.n_series
+
     def seen_digest(self, cutoff: int, horizon: int) -> str:
         """Return a hash of what forecasts of `horizon` steps from grid index `cutoff` may see: nothing else changes it.
 

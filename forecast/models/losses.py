@@ -1,7 +1,9 @@
 """Losses of windows, in training and without."""
 
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -43,6 +45,18 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
         for part in (windows[slice(first, first + size)] for first in range(0, len(windows), size))
     ]
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def held_out_forecasts(
+    network: Forecaster, data: PanelTensors, windows: WindowIndex
+) -> Iterator[tuple[Tensor, Output, Float[Tensor, "window horizon"], Bool[Tensor, "window horizon"]]]:
+    """Yield series, forecasts, targets in units of the frame, and where these tell anything, by batches of windows."""
+    for indices in validation_batches(windows):
+        series, cutoff, origins = (values.to(data.device) for values in indices)
+        batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
+        output = network(batch, origins)
+        target, observed = targets(batch, output.frame, origins, network.shape)
+        yield series, output, target[:, 0], (observed & (output.frame.scale > 0)[..., None])[:, 0]
 
 
 def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:

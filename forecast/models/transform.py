@@ -45,14 +45,10 @@ def unit_of(panel: Panel, limits: IntArray) -> tuple[float, bool]:
     Seen are the first `limits` steps of each series. The unit is far below nearly all values if they are positive, the
     least usual size of one that is not zero otherwise.
     """
-    positive, sizes, first = True, [np.empty(0, dtype=np.float32)], 0
-    for shard in panel.shards():
-        step = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1], shard.lengths)
-        seen = step < np.repeat(limits[first : first + shard.n_series], shard.lengths)
-        target = shard.target[seen & ~np.isnan(shard.target)]
+    positive, sizes = True, [np.empty(0, dtype=np.float32)]
+    for target in panel.observed_targets(limits):
         positive &= bool((target > 0).all())
         sizes.append(np.abs(target[:: max(1, len(panel.target) // _SAMPLED)]))
-        first += shard.n_series
     size = np.concatenate(sizes)
     size = size[size > 0]
     if not len(size):

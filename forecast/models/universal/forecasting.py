@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from forecast.errors import ConfigError
+from forecast.errors import ConfigError, DataError, listing
 from forecast.models.universal.history import Window
 from forecast.models.universal.network import LEVELS, UniversalNetwork
 
@@ -15,6 +15,8 @@ MAX_HORIZON = 1024
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
 """Lengths of windows; of longer series the last steps are read."""
 _BLOCK = 64
+# Sums and differences of larger values do not fit into 32 bits.
+_LARGEST = 1e30
 
 Array = npt.NDArray[np.float64]
 
@@ -35,12 +37,15 @@ def forecast_series(
     fixed size, so that a forecast does not depend on which others are asked for. The context has to hold a season:
     of a longer one, three seasons up to 2,048 steps are read.
 
-    Raises ConfigError for a horizon outside 1 to `MAX_HORIZON`.
+    Raises ConfigError for a horizon outside 1 to `MAX_HORIZON`; DataError for series without any observation, or with
+    values that 32 bits do not hold.
     """
     if not 1 <= horizon <= MAX_HORIZON:
         raise ConfigError(f"horizon={horizon}: a horizon is 1 to {MAX_HORIZON} steps; forecast a coarser frequency")
+    _check(series)
     contexts = [
-        _context(len(values), int(longest), max_context) for values, longest in zip(series, second, strict=True)
+        _context(len(values), max(seasons), max_context)
+        for values, *seasons in zip(series, season, second, strict=True)
     ]
     outcome = np.empty((len(series), horizon, len(LEVELS)))
     ahead = torch.arange(1, horizon + 1)
@@ -53,6 +58,16 @@ def forecast_series(
             quantiles = forecast.quantiles[:, 0].double() + forecast.history.centre[..., None].double()
             outcome[part] = quantiles[: len(part)].numpy()
     return outcome
+
+
+def _check(series: Sequence[Array]) -> None:
+    """Raise DataError if there are series that have no forecast."""
+    empty = [row for row, values in enumerate(series) if np.isnan(values).all()]
+    large = [row for row, values in enumerate(series) if (np.abs(values) > _LARGEST).any()]
+    for rows, what in ((empty, "have no observation"), (large, f"have values beyond {_LARGEST:g}; rescale them")):
+        if rows:
+            shown = listing([f"number {row}" for row in rows])
+            raise DataError(f"{len(rows):,} of {len(series):,} series {what}: {shown}")
 
 
 def _context(length: int, longest_season: int, most: int) -> int:

@@ -95,7 +95,7 @@ class UniversalNetwork(nn.Module):
         logits = self.sharpness.exp() * known.quality
         with torch.no_grad():
             start = (logits.softmax(-1) * relative).sum(-1, keepdim=True)
-            features = self._steps(past, known, relative, start, width, origins, ahead)
+            features = self._steps(past, known, relative, start, width, origins=origins, ahead=ahead)
         hidden = self.step(torch.cat([state[:, :, None].expand(-1, -1, len(ahead), -1), features], -1))
         weight = (logits + self.gate(hidden)).softmax(-1)
         outcome = self.out(hidden)
@@ -134,11 +134,18 @@ class UniversalNetwork(nn.Module):
 
     @staticmethod
     def _steps(
-        past: History, known: Evidence, relative: Tensor, start: Tensor, width: Tensor, origins: Tensor, ahead: Tensor
+        past: History,
+        known: Evidence,
+        relative: Tensor,
+        start: Tensor,
+        width: Tensor,
+        *,
+        origins: Tensor,
+        ahead: Tensor,
     ) -> Tensor:
         shape = relative.shape[:-1]
         step = ahead.clamp(max=_HORIZON).float()
-        turns = [2 * math.pi * step / season[:, None] for season in (past.season, past.second)]
+        turns = [2 * math.pi * ahead / season[:, None] for season in (past.season, past.second)]
         phases = [wave[:, None].expand(shape) for turn in turns for wave in (turn.sin(), turn.cos())]
         at = origins[None, :, None]
         valid = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.errors import ConfigError
+from forecast.errors import ConfigError, DataError
 from forecast.models.universal import filters, history
 from forecast.models.universal.forecasting import MAX_HORIZON, forecast_series
 from forecast.models.universal.history import Window
@@ -139,3 +139,12 @@ def test_patches_divide_all_contexts() -> None:
     from forecast.models.universal.forecasting import CONTEXTS
 
     assert all(context % PATCH == 0 for context in CONTEXTS)
+
+
+def test_series_without_a_forecast_are_refused() -> None:
+    network = UniversalNetwork().eval()
+    past = np.arange(30.0)
+    with pytest.raises(DataError, match=r"1 of 2 series have no observation: number 1"):
+        forecast_series(network, [past, np.full(5, np.nan)], [1, 1], [0, 0], 4)
+    with pytest.raises(DataError, match=r"1 of 2 series have values beyond 1e\+30; rescale them: number 0"):
+        forecast_series(network, [past * 1e39, past], [1, 1], [0, 0], 4)
