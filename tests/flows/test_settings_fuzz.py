@@ -63,6 +63,8 @@ TEXTS = [
     "(1)",
     "--help",
 ]
+# What stays as it is, of a verb that would work for hours on settings that are right: it needs no table.
+FIXED = {"pretrain": {"output.path": "/dev/null/below"}}
 CALLS = 6
 """Of each verb, with new values for a sixth of its settings each."""
 
@@ -101,7 +103,7 @@ def test_whatever_the_settings_are_a_verb_ends_with_a_reason(
         # The first call has all of its settings wrong or right, the others one of a sixth alone.
         drawn = settings[call::CALLS] if call % 2 else settings[call : call + 1]
         words = {**needed, "window.horizon": "3"} if "window.horizon" in needed else dict(needed)
-        words |= {path: value_of(field, rng) for path, field in drawn}
+        words |= {path: value_of(field, rng) for path, field in drawn} | FIXED.get(verb, {})
         arguments = [*verb.split(), *(f"{path}={value}" for path, value in words.items())]
         done = forecast(*arguments)
         assert done.code in (0, 2, 3, 4, 5, 6, 7), (arguments, done)
