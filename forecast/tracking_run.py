@@ -49,6 +49,9 @@ class Run:
         self._client = client
         self.settings: dict[str, str] = {}
         """Of the job, and which data it has used."""
+        self._last_steps: dict[str, int] = {}
+        """By metric, of those that this object has logged."""
+        self._timestamp = 0
 
     @property
     def link(self) -> str:
@@ -58,8 +61,11 @@ class Run:
 
     @calls_mlflow
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics, all at one step."""
-        self._log_metrics([(step or 0, values)])
+        """Log metrics, all at one step; without a step, each at its last one, so that it is the latest of its name."""
+        if step is None:
+            self._log_metrics([(self._last_steps.get(name, 0), {name: value}) for name, value in values.items()])
+        else:
+            self._log_metrics([(step, values)])
 
     @calls_mlflow
     def curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -67,8 +73,11 @@ class Run:
         self._log_metrics(points)
 
     def _log_metrics(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        now = _now()
+        # Of values at the same step MLflow takes the latest, and of those of the same millisecond the largest.
+        self._timestamp = now = max(_now(), self._timestamp + 1)
         entries = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
+        for entry in entries:
+            self._last_steps[entry.key] = max(entry.step, self._last_steps.get(entry.key, 0))
         for first in range(0, len(entries), BATCH):
             self._client.log_batch(self.id, metrics=entries[first : first + BATCH])
 

@@ -211,6 +211,22 @@ def test_a_run_holds_all_that_was_logged(registry: Registry, tmp_path: Path, sto
     assert (root / "plots/c.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "files"])
+def test_the_latest_loss_is_that_of_the_kept_weights_and_the_curve_stays(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = store if kind == "sqlite" else (tmp_path / "files").as_uri()
+    registry = Registry(RegistryConfig(name=NAME, tracking_uri=uri))
+    curve = [(step, {"train/loss": 1.0 / (step + 1), "val/loss": loss}) for step, loss in enumerate((0.9, 0.6, 0.8))]
+    with registry.run("train", CONFIG) as run:
+        run.curve(curve)
+        run.metrics({"val/loss": 0.6, "steps": 2})
+    assert registry.metrics([run.id])[run.id] == {"train/loss": pytest.approx(1 / 3), "val/loss": 0.6, "steps": 2}
+    logged = registry.curve(run.id, ["val/loss"])
+    assert logged.rows() == [("val/loss", step, values["val/loss"]) for step, values in curve]
+
+
 @pytest.mark.parametrize(("error", "status"), [(ValueError("no luck"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_run_that_stops_says_so(registry: Registry, store: str, error: BaseException, status: str) -> None:
     with pytest.raises(type(error)), registry.run("train", CONFIG) as run:

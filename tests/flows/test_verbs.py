@@ -97,6 +97,16 @@ def test_each_verb_adds_one_run_and_each_model_one_version_with_its_lineage(prom
     assert aliases(promoted) == {"pretrained": 1, "challenger": 2, "champion": 2}
 
 
+def test_the_loss_of_a_training_is_that_of_the_kept_weights_and_not_the_end_of_its_curve(fine_tuned: Store) -> None:
+    run = runs(fine_tuned)[0]
+    points = MlflowClient(fine_tuned.uri).get_metric_history(run.info.run_id, "val/loss")
+    kept = max(points, key=lambda point: point.timestamp).value
+    curve = Registry(RegistryConfig(name=NAME)).curve(run.info.run_id, ["val/loss"])["value"]
+    assert run.data.metrics["val/loss"] == kept != curve[-1]
+    assert len(points) == len(curve) + 1
+    assert f"val/loss {kept:.4f}" in succeed("models", "show", MODEL).out
+
+
 def test_fine_tuning_leaves_the_series_alone_that_have_nothing_of_their_own(fine_tuned: Store) -> None:
     run = runs(fine_tuned)[1]
     decisions = Registry(RegistryConfig(name=NAME)).read_table(run.info.run_id, "decisions.parquet")
