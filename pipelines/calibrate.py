@@ -31,7 +31,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from forecast.data.io import write_parquet_atomic
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration
-    from pipelines.shared import CALIBRATED, log_data, made_from, open_registry, open_with_data
+    from pipelines.shared import CALIBRATED, final_fit_text, log_data, made_from, open_registry, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -65,4 +65,4 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             f"{summary['error_before']:.2%} off their levels, now {summary['error_after']:.2%}; pinball loss "
             f"{summary['pinball_after'] / summary['pinball_before'] - 1:+.2%}"
         )
-    return version, f"{line}, run {run.id}", result
+    return version, f"{line}{final_fit_text(result.artifact)}, run {run.id}", result

@@ -31,7 +31,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.distil import distil
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration
-    from pipelines.shared import DISTILLED, log_data, made_from, open_registry, open_with_data
+    from pipelines.shared import DISTILLED, final_fit_text, log_data, made_from, open_registry, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -64,4 +64,5 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
             stage.note(version=str(version))
         if config.output.path:
             write_parquet_atomic(result.comparison, Path(config.output.path) / "comparison.parquet")
-    return version, f"from v{parent.number}, {result.line}, run {run.id}", result
+    final_fit = final_fit_text(result.artifact)
+    return version, f"from v{parent.number}, {result.line}{final_fit}, run {run.id}", result

@@ -29,7 +29,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from forecast.names import CHALLENGER, SERIES_ID
     from pipelines import report
     from pipelines.registration import Registration
-    from pipelines.shared import child_tags, log_data, open_registry, open_with_data, uplift_text
+    from pipelines.shared import child_tags, final_fit_text, log_data, open_registry, open_with_data, uplift_text
 
     registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
@@ -63,6 +63,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
         f"from v{parent.number}, {summary['series_tuned']:,} of {summary['series']:,} series tuned, "
         f"{loaded.counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, "
         f"uplift {summary['uplift']:.2%} (per series "
-        f"{uplift_text(summary['uplift_per_series'], summary['uplift_interval'])}), run {run.id}"
+        f"{uplift_text(summary['uplift_per_series'], summary['uplift_interval'])})"
+        f"{final_fit_text(result.artifact)}, run {run.id}"
     )
     return version, line, result.decisions

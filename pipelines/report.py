@@ -249,7 +249,12 @@ def _of_runs(
 
 
 def _facts(version: "Version") -> dict[str, str]:
-    return {"data": version.tags.get("data_digest", "")[:12], "digest": version.digest[:12]}
+    seen = {"trained_until": "trained until", "final_until": "final fit until"}
+    return {
+        "data": version.tags.get("data_digest", "")[:12],
+        "digest": version.digest[:12],
+        **{name: version.tags[tag].replace("T", " ") for tag, name in seen.items() if tag in version.tags},
+    }
 
 
 def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:
@@ -303,6 +308,7 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
         facts={
             "data": latest["data_digest"][:12],
             "digest": latest["model_digest"][:12],
+            **({"trained until": until.replace("T", " ")} if (until := latest.get("trained_until")) else {}),
             "rows": f"{latest['rows']['in']:,}",
             "rejects": f"{sum(latest['rejects'].values()):,}",
             "series rejected": f"{series['rejected']:,} of {series['in']:,}",

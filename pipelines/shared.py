@@ -173,6 +173,11 @@ def ends(artifact: "Artifact") -> dict[str, str]:
     return tags
 
 
+def final_fit_text(artifact: "Artifact") -> str:
+    """Return the part of a line that says until when the final weights have seen; nothing where there are none."""
+    return f", final fit until {artifact.final.trained_until_timestamp}" if artifact.final else ""
+
+
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
     """Return the tags of a version: where it comes from."""
     from forecast.artifact import FORMAT_VERSION

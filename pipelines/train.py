@@ -7,7 +7,6 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.artifact import Artifact
     from forecast.fit import Summary
     from forecast.registry import Version
 
@@ -35,7 +34,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.predict import forecast
     from pipelines import report
     from pipelines.registration import Registration
-    from pipelines.shared import log_data, log_profile, open_registry, pick, read_table
+    from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table
 
     registry = open_registry(config)
     registry.check_runs()
@@ -84,15 +83,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     counts = loaded.counts
     return version, (
         f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, validation loss "
-        f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on {_checked(summary)}, "
-        f"{_fitted(artifact)}"
-        f"run {run.id}"
+        f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on "
+        f"{_checked(summary)}{final_fit_text(artifact)}, run {run.id}"
     )
-
-
-def _fitted(artifact: "Artifact") -> str:
-    """Say what the weights that forecast have seen, if they are others than the evaluated ones."""
-    return f"final fit until {artifact.final.trained_until_timestamp}, " if artifact.final else ""
 
 
 def _checked(summary: "Summary") -> str:

@@ -61,6 +61,8 @@ def test_a_version_has_its_backtest_fine_tuning_and_training(promoted: Store) ->
     assert len(series["y"]) == 168 + 2 * HORIZON
     text = page.read_text()
     assert "v2 (this one)" in text
+    assert "<dt>trained until</dt><dd>2024-01-17 23:00:00</dd>" in text
+    assert "final fit until" not in text, "it has none"
     assert [f"{job}, run " in text for job in ("Backtest", "Fine-tuning", "Training")] == [True] * 3
     assert "fit.max_steps</td>" in text
 
