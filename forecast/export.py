@@ -187,6 +187,7 @@ def _around(artifact: Artifact, bank_file: str) -> dict[str, Any]:
         "context_length": shape.context_length,
         "horizon": shape.horizon,
         "freq": data.freq,
+        "trained_until": artifact.trained_until_timestamp.isoformat(),
         "inputs": {name: field for name, field in inputs.items() if field["shape"][-1]},
         "outputs": list(OUTPUTS),
         "head": artifact.model.head,

@@ -260,7 +260,7 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
     target, series = Path(config.output.path), config.export.series
     _check_target(target)
     version = registry.resolve(str(config.registry.alias))
-    cost, int8 = None, config.export.format == "onnx_int8"
+    cost, weights, int8 = None, "", config.export.format == "onnx_int8"
     given = config.data.path is not None or config.data.uri is not None
     if given and not int8:
         raise ConfigError("data: a table is what 8 bits are judged on, with export.format=onnx_int8; leave it out")
@@ -280,12 +280,14 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
 
                 model = artifact.load(made)
                 panel = read_for(model, config.data).panel if given else None
+                until = model.latest.trained_until_timestamp
+                weights = f", weights of the final fit until {until}" if model.final else ""
                 cost = export_onnx(model, made, int8=int8, panel=panel)
             shutil.copytree(made, target, dirs_exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
     what = f"{series} of {version}" if series else str(version)
-    console.say(f"{what} -> {target}" + (f", {cost.line}" if cost else ""))
+    console.say(f"{what} -> {target}{weights}" + (f", {cost.line}" if cost else ""))
 
 
 def _check_target(target: Path) -> None:
