@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.config import PromoteConfig
 from forecast.errors import GateRefused, RegistryError
+from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
@@ -99,10 +100,32 @@ def _judge(registry: "Registry", version: "Version", champion: "Version | None")
     if beside != (champion.number if champion else None):
         shown = f"the present champion, {champion}" if champion else "nothing: a champion that is gone was there"
         return _Refusal(f"{version} was not backtested beside {shown}", _again(version))
+    scores = registry.read_table(run_id, "scores.parquet")
     try:
-        return judge(registry.read_table(run_id, "scores.parquet"), challenger, until or None)
+        return judge(scores, challenger, until or None)
     except GateRefused as refused:
-        return _Refusal(f"{version} is not promoted: {refused}")
+        reason = f"{version} is not promoted: {refused}"
+    try:
+        verdict = judge(scores, SOURCE_PRETRAINED, until or None)
+    except GateRefused:
+        return _Refusal(reason)
+    return _Refusal(reason, _promote_base(registry, version, champion, verdict))
+
+
+def _promote_base(registry: "Registry", version: "Version", champion: "Version | None", verdict: "Verdict") -> str:
+    """Return how to promote the base of a refused version, which the gate lets pass; "" if it is or was champion."""
+    from forecast.registry import DEMOTED
+
+    base: Version | None = version
+    while base and base.kind == SOURCE_FINE_TUNED:
+        base = registry.find(str(base.parent)) if base.parent else None
+    if base is None or base.number in (version.number, champion and champion.number) or DEMOTED in base.tags:
+        return ""
+    which = f"registry.name={base.name} registry.alias={base.number}"
+    return (
+        f"its base, {base}, passes on the same windows ({verdict}): to promote that, {_again(base)}, then "
+        f"forecast promote {which}"
+    )
 
 
 def _again(version: "Version") -> str:

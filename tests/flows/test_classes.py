@@ -50,9 +50,12 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     assert "log-loss" in done.lines[-1]
     assert "macro F1" in done.lines[-1]
     # The gate was told to keep any gain: it has kept chance.
-    assert "fine_tuned is worse than pretrained in log-loss: " in refuse(5, "promote", NAME)
-    succeed("backtest", NAME, "registry.alias=pretrained", f"data.path={table}")
-    assert "log-loss" in succeed("promote", NAME, "registry.alias=pretrained").out
+    message = refuse(5, "promote", NAME)
+    assert "fine_tuned is worse than pretrained in log-loss: " in message
+    assert "its base, states v1, passes on the same windows (log-loss " in message
+    assert f"run forecast backtest {NAME} registry.alias=1 data.path=TABLE, then forecast promote {NAME} " in message
+    succeed("backtest", NAME, "registry.alias=1", f"data.path={table}")
+    assert "log-loss" in succeed("promote", NAME, "registry.alias=1").out
     scored = succeed("score", NAME, f"data.path={table}", f"output.path={out}")
     assert "8 series = 8 forecast + 0 rejected" in scored.out
 

@@ -314,6 +314,7 @@ def test_a_worse_challenger_is_refused_and_the_champion_stays(promoted: Store) -
     message = refuse(5, "promote", MODEL)
     assert f"{NAME} v3" in message
     assert "worse than champion in MASE and WQL" in message
+    assert "its base" not in message, "that is worse than the champion, too"
     assert aliases(promoted) == {"pretrained": 1, "challenger": 3, "champion": 2}
     assert versions(promoted)[3].tags["parent_version"] == "1"
 
