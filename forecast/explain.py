@@ -109,8 +109,9 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
 
     The baseline of the target is its level at the cutoff. That of other inputs are their values in `n_references`
     windows evenly spread over the panel: the gradients go from their mean, of text from the mean of its embeddings;
-    occlusion takes the mean of the forecasts. Level, scale and spread of the window are held as they are: they would
-    else shrink on the way, and the normalised window, which is what the network sees, would not change.
+    occlusion takes the mean of the forecasts. Level, scale and spread of the window, also that from the errors of
+    exponential smoothing, are held as they are: they would else shrink on the way, and the normalised window, which is
+    what the network sees, would not change.
 
     Raises ConfigError for what the model can't tell, and if captum is not installed; DataError if there is no such
     series, or no forecast of it.

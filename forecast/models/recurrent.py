@@ -370,7 +370,7 @@ class RecurrentForecaster(nn.Module):
         # Within the steps of the scale no value is further out than their root.
         limit = max(_REACH, self.shape.scale_length**0.5)
         window = window.clamp(-limit, limit)
-        spread = self._spread(self.held or batch, at, divisor, least)
+        spread = self._spread(batch, at, divisor, least)
         if self.shape.smoothing:
             observed = _stretches(batch.observed, origins, self.shape.context_length)
             smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
@@ -378,6 +378,9 @@ class RecurrentForecaster(nn.Module):
             spread = torch.lerp(usual, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
         else:
             smooth = torch.zeros_like(spread)
+        if self.held is not None and batch is not self.held:
+            held = self._frame(self.held, origins, self._anchored(self.statistics(self.held)), least)
+            spread = held.spread.expand_as(spread)
         return Frame(location, divisor, scale, statistics.begun[:, at], window, spread, smooth)
 
     def seasonal_spread(

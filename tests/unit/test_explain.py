@@ -159,6 +159,24 @@ def test_of_a_linear_model_occlusion_and_gradients_are_the_same(train: Train, pr
     assert blocks["attribution"].sum() == pytest.approx(lags[0]["attribution"].sum(), abs=1e-5)
 
 
+def test_the_width_of_intervals_is_held_where_the_errors_of_smoothing_set_it(
+    train: Train, table: Table, loaded: Callable[..., Loaded]
+) -> None:
+    rng = np.random.default_rng(5)
+    walks = {f"s{k:02d}": 50 + (k + 1) * rng.normal(size=LENGTH).cumsum() for k in range(12)}
+    found = loaded(table(walks), HORIZON, season_length=1)
+    model = train(found, context=16, model={"smoothing": True}, holdout_windows=1).artifact
+    assert model.network.smoothing_share > 0
+    middle, high = (explained(model, found, level=level, step=2) for level in (0.5, 0.9))
+    for each in (middle, high):
+        sums_up(each, 1e-6)
+        is_forecast(each, model, found, each.output)
+    assert middle.baseline is not None
+    assert high.baseline is not None
+    assert high.forecast - middle.forecast > 0.1
+    assert high.baseline - middle.baseline == pytest.approx(high.forecast - middle.forecast, rel=1e-6)
+
+
 def bank(kind: str, learnt: Artifact) -> Bank:
     """Return changes of one series."""
     network = learnt.network
