@@ -56,7 +56,8 @@ from forecast.registry import Registry
 PARTS = ("time", "accuracy", "scale")
 KINDS = ("head", "bias", "embedding", "lora", "full")
 CONTEXT, HORIZON, LENGTH, STEPS, BATCH, ORIGINS = 56, 14, 400, 30, 4, 16
-UNGATED = {"min_gain": -math.inf, "min_windows_better": 0.0}
+STRICT = {"gate": "strict"}
+UNGATED = {**STRICT, "min_gain": -math.inf, "min_windows_better": 0.0}
 # Series of the loops that are measured.
 LOOPED = 3
 # Data sets of the accuracy, and series of the larger ones, of kinds other than the closed form.
@@ -120,7 +121,7 @@ def _times(cell: str, hidden: int, counts: list[int], kinds: list[str], device: 
         line = f"{kind:<10}"
         for count in counts:
             panel = _panel(count)
-            with mock.patch("forecast.finetune._PATIENCE", STEPS):
+            with mock.patch("forecast.gradient_group._PATIENCE", STEPS):
                 begun = _clock(device)
                 result = finetune(base, panel, rows.model_copy(update={"kind": kind}))
                 spent = (_clock(device) - begun) / count
@@ -239,7 +240,7 @@ def _accuracy(name: str, kinds: list[str], budget: float, sample: int | None) ->
         else None
     )
     for kind in (*kinds, "global"):
-        for label, change in (("gated", {}), ("ungated", UNGATED)):
+        for label, change in (("pooled", {}), ("strict", STRICT), ("ungated", UNGATED)):
             settings = task.tuning.model_copy(
                 update={"kind": kind, "series": None if kind == HEAD else chosen, **change}
             )

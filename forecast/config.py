@@ -624,13 +624,20 @@ class FinetuneSettings(Config):
     holdout_windows: Annotated[Windows, _windows(0)] = "auto"
     """Horizons at the end of the panel that are left untouched, for backtests. `auto`: those that the base has not
     seen, four at most."""
+    gate: Literal["pooled", "strict"] = "pooled"
+    """Which series leave the base. `pooled`: those whose gain on the gate windows, shrunk to what all series of the
+    panel gain there, is worth its risk. `strict`: each by its own windows alone. `strict` as well when not given and
+    `min_gain` or `min_windows_better` is."""
+    max_harm: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
+    """With `gate=pooled`, the largest probability that a change makes a series worse."""
     min_gain: Share = 0.05
-    """Share by which a series must improve on its gate windows to leave the base."""
+    """With `gate=strict`, the share by which a series must improve on its gate windows to leave the base."""
     min_windows_better: Share = 1.0
-    """Share of its gate windows with an observation on which it must improve; at least half of them need one."""
+    """With `gate=strict`, the share of its gate windows with an observation on which it must improve; at least half of
+    them need one."""
     blend: Share = 0.5
-    """Weight of the tuned forecast (of the kinds by gradient, of the changes, at most) where the gate lets it in; the
-    rest is the base."""
+    """Weight of the tuned forecast (of the kinds by gradient, of the changes) where the gate lets it in, at most; the
+    rest is the base. With `gate=pooled`, half of it is tried as well."""
     final: bool = True
     """Fit what is kept once more, on all rows of the panel, beside the final weights of the base: these changes
     forecast from the end of the panel on. The others are kept for backtests."""
@@ -638,6 +645,23 @@ class FinetuneSettings(Config):
     checkpoint: str | None = None
     """A folder for what is done: the same command, run again after a kill, goes on with the next group of series. It
     is emptied when all are done."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gate_of_bounds(cls, values: Any) -> Any:
+        """Fill in the gate whose bounds are set: the settings of versions from before there was another one."""
+        strict = (
+            isinstance(values, dict) and "gate" not in values and values.keys() & {"min_gain", "min_windows_better"}
+        )
+        return values | {"gate": "strict"} if strict else values
+
+    @model_validator(mode="after")
+    def _bounds_of_gate(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in ("min_gain", "min_windows_better") if getattr(self, name) != fields[name].default]
+        if self.gate == "pooled" and idle:
+            raise ValueError(f"gate=pooled does not look at {' and '.join(idle)}: set gate=strict, or leave it out")
+        return self
 
     @field_validator("series", "learning_rates")
     @classmethod

@@ -16,6 +16,7 @@ from forecast.models.bank import BLEND, HEAD, Bank
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
 from forecast.models.examples import Examples, Remembered, Rolled
+from forecast.models.heads import Head
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.stacked import Changes, Descent
 
@@ -43,7 +44,7 @@ class FinalBank:
         if not len(series):
             return changes
         if self.settings.kind == HEAD:
-            fitted = self._head(series, columns["penalty"], changes["width"])
+            fitted = self._head(series, columns["penalty"], columns[BLEND], changes["width"])
         else:
             fitted = self._by_gradient(series, names, columns["learning_rate"], columns["steps"])
             fitted[BLEND] = changes[BLEND]
@@ -51,16 +52,15 @@ class FinalBank:
         return changes | {_PREFIX + name: values for name, values in stacked.kept(fitted, changes, finite).items()}
 
     @torch.inference_mode()
-    def _head(self, series: IntArray, penalty: np.ndarray, width: Tensor) -> Changes:
+    def _head(self, series: IntArray, penalty: np.ndarray, share: np.ndarray, width: Tensor) -> Changes:
         """Return the maps of series for their penalties; none where that is NaN: there the width alone is changed."""
         horizon, settings = self.network.shape.horizon, self.settings
         n_steps = settings.origins + 2 * horizon
         lengths = self.lengths[series]
         known = ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
-        least = torch.from_numpy(np.nan_to_num(penalty, nan=1.0)).to(self.data.device)
-        weight = ridge.weights(known, self.network.head, least, ago=horizon, count=settings.origins)
-        weight[torch.from_numpy(np.isnan(penalty)).to(weight.device)] = 0.0
-        return {"weight": (settings.blend * weight).to(known.features.dtype).cpu(), "width": width}
+        how = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
+        weight = solved_weights(known, self.network.head, *how, ago=horizon, count=settings.origins)
+        return {"weight": weight.cpu(), "width": width}
 
     def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
         network, device = self.network, self.data.device
@@ -77,6 +77,12 @@ class FinalBank:
             begin = begun_at(self.bank, self.bank.rows(names), begin)
         descent = descend(examples, begin, torch.from_numpy(rate).to(device), torch.from_numpy(steps).to(device))
         return {name: values.cpu() for name, values in descent.changes.items()}
+
+
+def solved_weights(known: ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int) -> Tensor:
+    """Return shares of the maps of `ridge.weights`, and no map where the penalty is NaN."""
+    weight = share[:, None, None] * ridge.weights(known, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)
+    return weight.masked_fill(penalty.isnan()[:, None, None], 0.0).to(known.features.dtype)
 
 
 def begun_at(bank: Bank, rows: Tensor, start: Changes) -> Changes:

@@ -1,4 +1,4 @@
-"""The two gates: whether a series leaves the base, and whether a version becomes champion."""
+"""Two gates: the strict one of series that may leave the base, and that of versions that may become champion."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,10 @@ class Choice:
     """[S], share of the base loss that it saves there."""
     chosen: npt.NDArray[np.bool_]
     """[S], whether it clears the gate."""
+    posterior_gain: Array
+    """[S], the gain to be expected by the evidence of all series; NaN where the gate does not pool it."""
+    harm_probability: Array
+    """[S], that the gain is below 0, likewise."""
 
 
 def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
@@ -61,7 +65,9 @@ def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice
         judged = observed & ((base > 0) | (mine > 0))
         better = (judged & (mine < base)).sum(1) / judged.sum(1)
     enough = 2 * observed.sum(1) >= base.shape[1]
-    return Choice(best, gain, (gain >= settings.min_gain) & (better >= settings.min_windows_better) & enough)
+    chosen = (gain >= settings.min_gain) & (better >= settings.min_windows_better) & enough
+    unknown = np.full(len(base), np.nan)
+    return Choice(best, gain, chosen, unknown, unknown)
 
 
 @dataclass(frozen=True)

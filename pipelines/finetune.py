@@ -40,7 +40,10 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
                 base, loaded.panel, config.finetune, progress=lambda done, text: stage.update(f"{done:.0%}, {text}")
             )
             summary = result.summary
-            stage.note(series=summary["series"], tuned=summary["series_tuned"], uplift=f"{summary['uplift']:.2%}")
+            expected = {"expected": f"{summary['posterior_gain']:.2%}"} if "posterior_gain" in summary else {}
+            stage.note(
+                series=summary["series"], tuned=summary["series_tuned"], **expected, uplift=f"{summary['uplift']:.2%}"
+            )
         tags = child_tags(parent, config.finetune.kind, summary["series_tuned"])
         metrics = {f"finetune/{name}": value for name, value in summary.items()}
         registration = Registration(

@@ -428,7 +428,7 @@ Page.start(async () => {
     if (judged.length) histogram("later", uplift, "Uplift, of the loss (%)");
     histogram("gate", gain, "Gain in the gate's loss (%)");
 
-    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", penalty: "Penalty", width: "Width", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss", uplift: "Uplift" };
+    const labels = { series_id: "Series", base_loss: "Base loss", tuned_loss: "Tuned loss", gain: "Gain", posterior_gain: "Posterior gain", harm_probability: "Harm", penalty: "Penalty", width: "Width", blend: "Blend", reason: "Reason", report_base_loss: "Later base loss", report_tuned_loss: "Later tuned loss", uplift: "Uplift" };
     const known = new Map(page.ids.map((id, i) => [id, i]));
     const numeric = table.columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
     function cell(value, i) {
@@ -441,7 +441,8 @@ Page.start(async () => {
         });
         return open;
       }
-      if (i === gain || i === uplift) return value === null ? "–" : signedPercent(value);
+      if (i === gain || i === uplift || name === "posterior_gain") return value === null ? "–" : signedPercent(value);
+      if (name === "harm_probability") return value === null ? "–" : percent(value, 0);
       return numeric[i] ? format(value, 4, name.endsWith("loss")) : (value ?? "–");
     }
     const columns = table.columns.map((name, i) => ({

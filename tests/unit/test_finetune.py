@@ -20,9 +20,10 @@ from forecast.models.bank import head_features
 from forecast.models.batch import PanelTensors
 from forecast.models.recurrent import loss_weights, targets
 from forecast.predict import forecast, predict
+from forecast.series_tuning import GROUP_NUMBERS
 
 ODD = ("odd0", "odd1")
-SETTINGS = FinetuneSettings(origins=200, gate_windows=4, report_windows=2, holdout_windows=4)
+SETTINGS = FinetuneSettings(origins=200, gate_windows=4, report_windows=2, holdout_windows=4, gate="strict")
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 
 
@@ -307,3 +308,49 @@ def test_a_model_with_segments_is_tuned_too(train: Callable[..., FitResult], pan
     reason = dict(result.decisions.select("series_id", "reason").iter_rows())
     assert {reason[name] for name in ODD} == {TUNED}
     assert result.summary["uplift"] > 0
+
+
+# --- by the evidence of all series
+
+
+@pytest.fixture(scope="module")
+def pooled(base: FitResult, panel: Loaded) -> FinetuneResult:
+    return finetune(base.artifact, panel.panel, SETTINGS.model_copy(update={"gate": "pooled"}))
+
+
+def test_the_pooled_gate_says_what_it_expects(pooled: FinetuneResult, tuned: FinetuneResult) -> None:
+    changed = pooled.decisions.filter(reason=TUNED)
+    assert set(ODD) <= set(changed["series_id"])
+    assert set(changed["blend"]) <= {SETTINGS.blend, SETTINGS.blend / 2}
+    assert (changed["harm_probability"] <= SETTINGS.max_harm).all()
+    assert (changed["posterior_gain"] >= 0.002).all()
+    assert pooled.summary["posterior_gain"] == pytest.approx(changed["posterior_gain"].mean())
+    assert pooled.summary["harm_probability"] == pytest.approx(changed["harm_probability"].mean())
+    # A series that says nothing has no posterior, nor has one whose gate is strict.
+    silent = pooled.decisions.filter(pl.col("reason").is_in([CONSTANT, TOO_SHORT]))
+    assert silent.height == 2
+    assert silent["posterior_gain"].null_count() == 2
+    assert tuned.decisions["posterior_gain"].null_count() == 20
+    assert "posterior_gain" not in tuned.summary
+
+
+def test_the_share_that_the_pooled_gate_takes_is_that_of_the_forecast(
+    base: FitResult, pooled: FinetuneResult, panel: Loaded
+) -> None:
+    bank = pooled.artifact.bank
+    assert bank is not None
+    for row in pooled.decisions.filter(pl.col("penalty").is_not_null(), reason=TUNED).head(3).iter_rows(named=True):
+        expected = ridge(fitted_on(base, panel, row["series_id"]), last=371 - 7, penalty=row["penalty"])
+        weight = bank.tensors["weight"][bank.series_id.index(row["series_id"])]
+        np.testing.assert_allclose(weight, expected * row["blend"] / SETTINGS.blend, atol=1e-4)
+
+
+def test_groups_that_fit_into_memory_do_not_change_what_is_pooled(
+    base: FitResult, pooled: FinetuneResult, panel: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GROUP_NUMBERS, "cpu", 1)
+    alone = finetune(base.artifact, panel.panel, SETTINGS.model_copy(update={"gate": "pooled"}))
+    assert alone.decisions["reason"].equals(pooled.decisions["reason"])
+    for name in ("posterior_gain", "harm_probability", "report_tuned_loss"):
+        values, others = (result.decisions[name].to_numpy() for result in (alone, pooled))
+        np.testing.assert_allclose(values, others, rtol=1e-3, atol=1e-6)

@@ -1,6 +1,7 @@
 """The kinds of fine-tuning by gradient: many series at once are each alone, and the base is what they start from."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import forecast as fc
+from forecast import series_tuning
 from forecast.artifact import Artifact
 from forecast.config import FinetuneConfig, FinetuneSettings
 from forecast.config import load as validated
@@ -130,9 +132,22 @@ def test_series_together_are_each_alone(
             torch.testing.assert_close(values[0], bank.tensors[part][bank.series_id.index(name)], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["head", "bias", "lora"])
+@pytest.fixture(scope="module")
+def pooled(base: Artifact, panel: Loaded) -> dict[str, FinetuneResult]:
+    return {kind: tune(base, panel, kind=kind, max_harm=0.5, **QUICK) for kind in ("head", "bias")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "gate"), [*itertools.product(["head", "bias"], ["strict", "pooled"]), ("lora", "strict")]
+)
 def test_neither_order_nor_groups_matter(
-    base: Artifact, panel: Loaded, results: dict[str, FinetuneResult], kind: str, monkeypatch: pytest.MonkeyPatch
+    base: Artifact,
+    panel: Loaded,
+    results: dict[str, FinetuneResult],
+    pooled: dict[str, FinetuneResult],
+    kind: str,
+    gate: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reverse = np.arange(panel.panel.n_series)[::-1]
     parts = [panel.panel.rows(int(row), int(row) + 1) for row in reverse]
@@ -145,13 +160,16 @@ def test_neither_order_nor_groups_matter(
         static_categories=panel.panel.static_categories[reverse],
         static_numbers=panel.panel.static_numbers[reverse],
     )
-    module = sys.modules["forecast.finetune"]
-    monkeypatch.setattr(module, "_numbers", lambda *_: module._GROUP_NUMBERS["cpu"] // 4)
-    made = finetune(base, turned, FinetuneSettings(kind=kind, **OPEN))  # type: ignore[arg-type]
-    both = results[kind].decisions.join(made.decisions, on="series_id", suffix="_turned")
+    monkeypatch.setattr(series_tuning, "_numbers", lambda *_: series_tuning.GROUP_NUMBERS["cpu"] // 4)
+    settings = {**QUICK, "max_harm": 0.5} if gate == "pooled" else OPEN
+    made = finetune(base, turned, FinetuneSettings.model_validate({"kind": kind, **settings}))
+    together = pooled if gate == "pooled" else results
+    assert tuned_series(together[kind])
+    both = together[kind].decisions.join(made.decisions, on="series_id", suffix="_turned")
     assert both["reason"].to_list() == both["reason_turned"].to_list()
-    for column in ("base_loss", "tuned_loss", "report_tuned_loss"):
-        np.testing.assert_allclose(both[column], both[f"{column}_turned"], rtol=1e-4, atol=1e-6)
+    for column in ("base_loss", "tuned_loss", "report_tuned_loss", "posterior_gain", "harm_probability"):
+        values, others = (both[name].cast(pl.Float64).to_numpy() for name in (column, f"{column}_turned"))
+        np.testing.assert_allclose(values, others, rtol=1e-3, atol=1e-5)
 
 
 # --- stacked and fused
@@ -554,46 +572,66 @@ from forecast.finetune import finetune
 from forecast.config import FinetuneSettings
 import polars as pl
 
-folder = sys.argv[1]
-sys.modules["forecast.finetune"]._GROUP_NUMBERS["cpu"] = 1
+folder, last = sys.argv[1:]
+sys.modules["forecast.series_tuning"].GROUP_NUMBERS["cpu"] = 1
 base, rows = load(folder + "/base"), pl.read_parquet(folder + "/rows.parquet")
 settings = FinetuneSettings.model_validate_json(open(folder + "/settings.json").read())
 
 def progress(done: float, text: str) -> None:
-    if text.startswith("3 "):
+    if text == last:
         os.kill(os.getpid(), signal.SIGKILL)
 
 finetune(base, base.read(rows.lazy()).panel, settings, progress=progress)
 """
 
 
+@pytest.mark.parametrize(
+    ("kind", "last", "n_files", "tried", "fitted"),
+    [("bias", "3 series tried", 3, 1, 4), ("head", "3 series fitted", 7, 0, 1)],
+)
 def test_a_run_that_was_killed_goes_on_with_the_next_group(
-    base: Artifact, rows: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Artifact,
+    rows: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    last: str,
+    n_files: int,
+    tried: int,
+    fitted: int,
 ) -> None:
     saved = tmp_path / "checkpoint"
-    series = ("s00", "s01", "s02", "s03")
-    settings = FinetuneSettings(kind="bias", checkpoint=str(saved), series=series, **{**OPEN, "steps": 2})
+    series = ["s00", "s01", "s02", "s03"]
+    settings = FinetuneSettings.model_validate(
+        {**QUICK, "kind": kind, "checkpoint": str(saved), "series": series, "steps": 2, "max_harm": 0.5}
+    )
     base.save(tmp_path / "base")
     rows.write_parquet(tmp_path / "rows.parquet")
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
+        [sys.executable, "-c", KILLED, str(tmp_path), last],
         cwd=Path(fc.__file__).parents[1],
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path(fc.__file__).parents[1])},
     )
     assert done.returncode == -signal.SIGKILL
-    assert len(list(saved.iterdir())) == 3
-    module = sys.modules["forecast.finetune"]
-    monkeypatch.setitem(module._GROUP_NUMBERS, "cpu", 1)
+    assert len(list(saved.iterdir())) == n_files
+    monkeypatch.setitem(series_tuning.GROUP_NUMBERS, "cpu", 1)
     panel = base.read(rows.lazy()).panel
-    with pytest.raises(ConfigError, match=r"finetune\.checkpoint: .* holds another fine-tuning.*finetune\.min_gain"):
-        finetune(base, panel, settings.model_copy(update={"min_gain": 0.1}))
-    seen: list[int] = []
-    inner = module._tune_by_gradient
-    monkeypatch.setattr(module, "_tune_by_gradient", lambda *given: seen.append(len(given[2])) or inner(*given))
+    with pytest.raises(ConfigError, match=r"finetune\.checkpoint: .* holds another fine-tuning.*finetune\.max_harm"):
+        finetune(base, panel, settings.model_copy(update={"max_harm": 0.1}))
+    group = series_tuning.HeadGroup if kind == "head" else series_tuning.GradientGroup
+    counts = {"trial": 0, "fit": 0}
+    for name in counts:
+        inner = getattr(group, name)
+
+        def counted(*given: Any, name: str = name, inner: Callable[..., Any] = inner) -> Any:
+            counts[name] += 1
+            return inner(*given)
+
+        monkeypatch.setattr(group, name, counted)
     resumed = finetune(base, panel, settings)
-    assert sum(seen) == 1
+    assert counts == {"trial": tried, "fit": fitted}
     assert not any(saved.iterdir())
     whole = finetune(base, panel, settings.model_copy(update={"checkpoint": None}))
     assert resumed.artifact.digest() == whole.artifact.digest()
@@ -601,6 +639,6 @@ def test_a_run_that_was_killed_goes_on_with_the_next_group(
 
 
 def test_a_checkpoint_that_is_damaged_is_refused(base: Artifact, panel: Loaded, tmp_path: Path) -> None:
-    (tmp_path / "group-00000.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "trial-00000.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ConfigError, match=r"finetune\.checkpoint: .* is not readable"):
         tune(base, panel, kind="bias", checkpoint=str(tmp_path), **QUICK)
