@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.meter import ROOT
 from benchmarks.small_panels import Forecast, Series, Task, _values, naive, scores, tasks
+from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
 from forecast.models.universal.network import UniversalNetwork
-from forecast.pretraining.checkpoint import read_checkpoint
 
 _SECOND = {"1h": 168}
 _SPEED = 512, 512, 48

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -59,6 +59,7 @@ from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, 
 from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
 from forecast.tune import tune as tune_settings
+from forecast.zero_shot import without_covariates, zero_shot
 
 Settings: TypeAlias = Mapping[str, Any]
 """Keys of a group of settings and their values."""
@@ -275,10 +276,37 @@ def explain(
 
 
 @verb
-def forecast(
-    artifact: Artifact,
+def pretrained(
+    name: str,
     table: Table,
     *,
+    horizon: int,
+    context_length: int | None = None,
+    data: Settings | None = None,
+    model: Settings | None = None,
+) -> Artifact:
+    """Return a model that needs no training: a pretrained network of the package, for the series of a table.
+
+    - `name`: `gatecast-nano`, or one version of it, `gatecast-nano-1`.
+    - `horizon`: steps that are forecast, 1 to 1,024.
+    - `model`: `quantile_levels` alone counts.
+    - all others as of `train`; covariates are not read.
+
+    What it returns is what `forecast`, `finetune`, `backtest` and the others take. It has not been trained on the
+    table, so a backtest may take any cutoff.
+    Raises ConfigError, also for a target of classes, and DataError.
+    """
+    loaded, config = _training(table, None, None, horizon, context_length, data, model, None, read=without_covariates)
+    return zero_shot(name, loaded, config.window, config.model)
+
+
+@verb
+def forecast(
+    artifact: Artifact | str,
+    table: Table,
+    *,
+    horizon: int | None = None,
+    data: Settings | None = None,
     known: Table = None,
     static: Table = None,
     cutoff: Cutoff | None = None,
@@ -286,7 +314,8 @@ def forecast(
 ) -> Forecasts:
     """Return the forecasts of every series in a table from one cutoff.
 
-    - `artifact`: the `.artifact` of what `train`, `finetune` and others return, or what `load` returns.
+    - `artifact`: the `.artifact` of what `train`, `finetune` and others return, or what `load` or `pretrained` return;
+      or the name of a pretrained network of the package, `"gatecast-nano"`, with `horizon` and `data` as of `train`.
     - `table`, `known`, `static`: as of `train`, read as the model's own: the history of any series, also of ones that
       training did not see.
     - `cutoff`: the last timestamp that the forecast may see: text such as "2024-05-01" or "2024-05-01T06:00", a date
@@ -304,6 +333,12 @@ def forecast(
     ends before the cutoff.
     """
     at, limit = arguments.moment(cutoff), arguments.age(max_age)
+    if isinstance(artifact, str):
+        if horizon is None:
+            raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
+        artifact = pretrained(artifact, table, horizon=horizon, data=data)
+    elif horizon is not None or data is not None:
+        raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
     return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
 
 
@@ -470,9 +505,11 @@ def _training(
     data: Settings | None,
     model: Settings | None,
     fit: Settings | None,
+    read: Callable[[DataConfig], DataConfig] = lambda data: data,
 ) -> tuple[Loaded, FitSettings]:
     groups = {key: arguments.group(given, key) for key, given in (("data", data), ("model", model), ("fit", fit))}
     config = validated(FitSettings, {"window": {"horizon": horizon, "context_length": context_length}, **groups})
+    config = config.model_copy(update={"data": read(config.data)})
     arguments.check_side_tables(config.data, known, static)
     if isinstance(table, str | Path):
         loaded = read_panel(_at(config.data, table, known, static), config.window.horizon)

@@ -45,7 +45,9 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             unknown = [key for key in kwargs if key not in signature.parameters]
             raise ConfigError(f"{name}: {_hint(signature, unknown[0]) if unknown else error}") from None
         if "artifact" in bound.arguments:
-            _check_artifact(bound.arguments["artifact"])
+            named = "horizon" in signature.parameters and isinstance(bound.arguments["artifact"], str)
+            if not named:
+                _check_artifact(bound.arguments["artifact"])
         return function(*args, **kwargs)
 
     return wrapper

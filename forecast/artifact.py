@@ -29,8 +29,7 @@ from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.frequency import Grid
 from forecast.models.bank import Bank
 from forecast.models.conformal import Calibration
-from forecast.models.ensemble import Forecaster, members_of, together
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+from forecast.models.ensemble import Ensemble, Forecaster, member_of, members_of, together
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -258,8 +257,9 @@ class Artifact:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: no folder that a model can be saved into ({error})") from error
+        members = members_of(self.network)
         config = {
-            "shape": self.network.shape.to_json(),
+            "shape": members[0].shape.to_json(),
             "data": self.data.without_source().model_dump(mode="json"),
             "window": self.window.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
@@ -268,10 +268,11 @@ class Artifact:
             "trained_until": self.trained_until,
             "parent_digest": self.parent_digest,
         }
-        members = members_of(self.network)
         if len(members) > 1:
             names = _weight_files(len(members))
             config["members"] = {name: member.shape.to_json() for name, member in zip(names, members, strict=True)}
+        if isinstance(self.network, Ensemble) and self.network.shares is not None:
+            config["shares"] = self.network.shares
         if self.final:
             config["final"] = {"trained_until": self.final.trained_until}
         _write_json(folder / _CONFIG, config)
@@ -393,7 +394,8 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
     shapes = config.get("members", {_WEIGHTS: config["shape"]})
-    network = _load_weights(folder, files, shapes, model)
+    shares = config.get("shares")
+    network = _load_weights(folder, files, shapes, model, shares)
     bank, before = _load_bank(folder) if _BANK in files else (None, None)
     calibration = None
     if _CALIBRATION in files:
@@ -416,7 +418,7 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
     if "final" not in config:
         return artifact
     if _FINAL + _WEIGHTS in files:
-        network = _load_weights(folder, files, shapes, model, _FINAL)
+        network = _load_weights(folder, files, shapes, model, shares, _FINAL)
     if _FINAL + _BANK in files:
         bank, before = _load_bank(folder, _FINAL)
     final = replace(artifact, network=network, bank=bank, before=before, trained_until=config["final"]["trained_until"])
@@ -424,20 +426,25 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
 
 
 def _load_weights(
-    folder: Path, files: dict[str, str], shapes: dict[str, Any], model: ModelConfig, prefix: str = ""
+    folder: Path,
+    files: dict[str, str],
+    shapes: dict[str, Any],
+    model: ModelConfig,
+    shares: Sequence[float] | None,
+    prefix: str = "",
 ) -> Forecaster:
     """Return the network of some weights, in evaluation mode."""
     names = [prefix + _WEIGHTS, *sorted(name for name in files if name.startswith(prefix + _MEMBER))]
     members = []
     for name in names:
         weights = safetensors.torch.load_file(folder / name)
-        shape = NetworkShape.from_json(shapes[name.removeprefix(prefix)])
+        shape = shapes[name.removeprefix(prefix)]
         check_size(shape, model, weights)
-        members.append(RecurrentForecaster(shape, model))
+        members.append(member_of(shape, model))
         for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
             weights.setdefault(added, getattr(members[-1], added))
         members[-1].load_state_dict(weights)
-    return together(members).eval()
+    return together(members, shares).eval()
 
 
 def _load_bank(folder: Path, prefix: str = "") -> tuple[Bank, tuple[int, str | None] | None]:

@@ -4,7 +4,7 @@ Reading the files, and whether they are those of the manifest, is up to `artifac
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from forecast.data.calendar import calendar_features
 from forecast.errors import ArtifactError, listing
 from forecast.models.bank import BLEND, HEAD, head_feature_count
 from forecast.models.ensemble import members_of
-from forecast.models.recurrent import NetworkShape
 
 if TYPE_CHECKING:
     from forecast.artifact import Artifact
@@ -23,20 +22,26 @@ if TYPE_CHECKING:
 _KINDS = get_args(FinetuneSettings.model_fields["kind"].annotation)
 
 
-def check_size(shape: NetworkShape, model: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raise ArtifactError for sizes beyond those of the weights, before a network of that size is built."""
+def check_size(shape: Mapping[str, Any], model: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise ArtifactError for sizes beyond those of the weights, before a network of that size is built.
+
+    `shape` is what `NetworkShape.to_json` wrote.
+    """
     widest = max((size for values in weights.values() for size in values.shape), default=0)
     total = sum(values.numel() for values in weights.values())
     sizes = {
-        "hidden_size": (model.hidden_size, widest),
-        "num_layers": (model.num_layers, len(weights)),
+        **(
+            {}
+            if "checkpoint" in shape
+            else {"hidden_size": (model.hidden_size, widest), "num_layers": (model.num_layers, len(weights))}
+        ),
         **{
             name: (size, total)
-            for name, size in shape.to_json().items()
+            for name, size in (shape | shape.get("network", {})).items()
             if isinstance(size, int) and name not in ("context_length", "season_length", "segment_length")
         },
         **{
-            name: (sum(getattr(shape, name)), total)
+            name: (sum(shape.get(name, ())), total)
             for name in ("category_sizes", "past_categories", "known_categories")
         },
     }
@@ -124,7 +129,7 @@ def _unlike_bank(artifact: "Artifact") -> Iterator[str]:
         yield f"changes of series lack {listing(missing)}"
     elif bank.kind == HEAD and not uneven:
         shape = artifact.network.shape
-        features = head_feature_count(shape, artifact.network.encoder.hidden_size)
+        features = head_feature_count(shape, artifact.network.state_size)
         weight, width = (tuple(bank.tensors[name].shape) for name in ("weight", "width"))
         if width != (n_series,) or weight[:2] != (n_series, features) or len(weight) != 3 or weight[2] % shape.horizon:
             yield f"changes of series have weights of shape {weight} and widths of shape {width}"

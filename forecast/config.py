@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from forecast.checkpoints import NANO, names
 from forecast.errors import ConfigError
 from forecast.names import CHAMPION
 from forecast.redaction import HIDDEN, add_secret, without_password
@@ -300,6 +301,10 @@ class DataConfig(SourceConfig):
         stated = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
         return self.model_copy(update=stated)
 
+    def source(self) -> SourceConfig:
+        """Return where the rows are, without how they are read."""
+        return SourceConfig.model_construct(**{name: getattr(self, name) for name in SourceConfig.model_fields})
+
     def without_source(self) -> "DataConfig":
         """Return what is stored with a model or a panel: all that does not say where the rows are."""
         defaults = {name: field.default for name, field in SourceConfig.model_fields.items() if name not in NOTATION}
@@ -442,6 +447,18 @@ class ModelConfig(Config):
     """Scale of the target: as it is, or logarithmic; auto: whichever validates better, if all values are positive.
     Counts, amounts and classes (head=poisson, negative_binomial, tweedie, ...) are taken as they are."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    init: str | None = NANO
+    """A pretrained network of the package, gatecast-nano, that forecasts beside the one that is trained here, with the
+    share that validation gives it; none to do without. Of head=quantile; it reads the target alone."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _is_there(cls, name: object) -> object:
+        if name in (None, "none"):
+            return None
+        if name not in names():
+            raise ValueError(f"no such pretrained network; there are {', '.join(names())}, none (given: {name})")
+        return name
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
     @classmethod
@@ -1215,11 +1232,39 @@ class RefreshConfig(JobConfig):
 
 
 class ScoreConfig(JobConfig):
-    """`forecast score`: `registry.alias` is the version that forecasts."""
+    """`forecast score`: `registry.alias` is the version that forecasts.
 
-    data: SourceTable
+    Or a pretrained network of the package, gatecast-nano, which needs no registry: then `data` says how to read the
+    table, as in training, and `window.horizon` how far to forecast.
+    """
+
+    data: DataTable
+    window: WindowConfig | None = None
+    """Of a pretrained network; a registered model has its own."""
     score: ScoreSettings = ScoreSettings()
     output: ScoreOutput
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether a pretrained network of the package forecasts."""
+        return self.registry.alias in names()
+
+    @model_validator(mode="after")
+    def _of_a_model(self) -> Self:
+        if self.is_builtin:
+            if self.window is None:
+                raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
+            if self.score.state is not None or self.score.shadow is not None:
+                raise ValueError("score.state and score.shadow are for registered models; `forecast models add` first")
+            return self
+        given = sorted(self.data.model_fields_set - set(SourceTable.model_fields))
+        given = [f"data.{name}" for name in given] + ["window.horizon"] * (self.window is not None)
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}: a registered model reads and forecasts as in training; leave it out, or name a "
+                f"pretrained network: registry.alias={NANO}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _two_folders(self) -> Self:
@@ -1494,6 +1539,30 @@ class RegisterConfig(JobConfig):
         if alias.lower() in (CHAMPION, "latest") or re.fullmatch(r"[vV]?\d+", alias):
             raise ValueError(f"alias {alias!r} can't be given to a version here: leave it out, or choose another one")
         return registry
+
+
+class AddSettings(Config):
+    """What is added."""
+
+    checkpoint: str = NANO
+    """The pretrained network of the package: gatecast-nano, or one version of it, gatecast-nano-1."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _is_there(cls, name: str) -> str:
+        if name not in names():
+            raise ValueError(f"no such pretrained network; there are {', '.join(names())} (given: {name})")
+        return name
+
+
+class AddConfig(JobConfig):
+    """`forecast models add`: register a pretrained network of the package for the series of a table."""
+
+    data: DataTable
+    window: WindowConfig
+    model: ModelConfig = ModelConfig()
+    """`quantile_levels` alone counts."""
+    add: AddSettings = AddSettings()
 
 
 class DeleteSettings(Config):

@@ -17,10 +17,9 @@ from forecast.data.windows import WindowIndex
 from forecast.fit import usual_origins
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.ensemble import Forecaster, members_of, together
+from forecast.models.ensemble import Ensemble, Forecaster, Member, members_of, together
 from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.training import Job, train
 from forecast.names import VAL_LOSS
 
@@ -76,7 +75,7 @@ def continued(
     for saved in checkpoints:
         if saved is not None:
             saved.remove()
-    return together(members), found
+    return together(members, _shares(artifact.network)), found
 
 
 def _config(artifact: Artifact, settings: FinetuneSettings, device: str) -> FitConfig:
@@ -119,12 +118,14 @@ def continued_finally(
             train(Job(network, part, panel, limits, validation[:1], Budget(config.max_steps, None)), data, keeper, None)
             _place(network, own, network.state_dict(), share)
         members.append(network.cpu().eval())
-    return together(members)
+    return together(members, _shares(base.network))
 
 
-def _place(
-    network: RecurrentForecaster, base: RecurrentForecaster, trained: Mapping[str, Tensor], share: float
-) -> None:
+def _shares(network: Forecaster) -> tuple[float, ...] | None:
+    return network.shares if isinstance(network, Ensemble) else None
+
+
+def _place(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:
     """Set the weights on the way from the base's to the trained ones; at the base's for a share of 0."""
     moved = {
         name: torch.lerp(values.to(trained[name]), trained[name], share)
@@ -136,8 +137,8 @@ def _place(
 
 
 def _interpolate(
-    network: RecurrentForecaster,
-    base: RecurrentForecaster,
+    network: Member,
+    base: Member,
     keeper: KeepBest,
     data: PanelTensors,
     validation: WindowIndex,

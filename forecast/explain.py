@@ -24,12 +24,14 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.lineage import alone
 from forecast.models.bank import HEAD
 from forecast.models.batch import Batch, PanelTensors
-from forecast.models.ensemble import members_of
+from forecast.models.ensemble import members_of, recurrent_members
 from forecast.models.losses import window_sizes
 from forecast.models.recurrent import NetworkShape
 from forecast.models.runtime import prepare
+from forecast.models.scaling import running_statistics
 from forecast.models.stacked import FROZEN
 from forecast.models.transform import to_data
+from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
 from forecast.predict import attention, check_cutoff, outcome, own_rows, published_mean, stated_columns
 
@@ -127,7 +129,10 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
             artifact = artifact.base()
     network = copy.deepcopy(artifact.network).cpu().double().requires_grad_(requires_grad=False)
     for member in members_of(network):
-        member.encoder.truncate = None
+        if isinstance(member, UniversalForecaster):
+            member.network.float()
+        else:
+            member.encoder.truncate = None
     work = _Work(replace(artifact, network=network), panel, place, settings)
     if settings.method == "occlusion":
         rows, baseline, error = work.occlusion(), None, None
@@ -159,6 +164,11 @@ def _check(artifact: Artifact, settings: ExplainSettings) -> None:
         raise ConfigError(f"explain.step: the horizon has {artifact.horizon:,} steps (given: {settings.step:,})")
     if settings.method == "occlusion":
         return
+    if len(recurrent_members(artifact.network)) < len(members_of(artifact.network)):
+        raise ConfigError(
+            "explain.method: the model has the pretrained network as a member, whose statistics of a window have no "
+            "gradient; explain.method=occlusion explains it"
+        )
     if artifact.network.n_paths > 1:
         raise ConfigError(
             "explain.method: an autoregressive model samples its forecasts, which have no gradient; "
@@ -201,8 +211,8 @@ class _Work:
         self._positions = self._data.horizon_positions(*self._at, self._shape.horizon)
         self._rows = own_rows(artifact, [place.series_id])
         self.output = MEAN if settings.level == MEAN else quantile_column(float(settings.level))
-        for member in members_of(artifact.network):
-            member.held = self._x
+        for member in recurrent_members(artifact.network):
+            member.held = self._x.since(self._shape.context_length - member.shape.context_length)
         with torch.no_grad():
             self.forecast = float(self._forecasts(self._x))
         if not np.isfinite(self.forecast):
@@ -249,7 +259,8 @@ class _Work:
 
     def _level(self) -> Float[Tensor, "1 time"]:
         """Return the baseline of the target: its level at the cutoff."""
-        level = members_of(self._artifact.network)[0].statistics(self._x).level
+        length = members_of(self._artifact.network)[0].shape.scale_length
+        level = running_statistics(self._x.target, self._x.observed, length).level
         return torch.where(self._x.observed, level[:, self._shape.context_length - 1, None], self._x.target)
 
     # ---- Integrated gradients ----
@@ -352,7 +363,7 @@ class _Work:
     def _embedded(self, shares: dict[str, Tensor]) -> Iterator[None]:
         """Put embeddings between the mean of the reference windows' and their own, as far as `shares` says."""
         handles = []
-        for member in members_of(self._artifact.network):
+        for member in recurrent_members(self._artifact.network):
             for column, table in enumerate(member.embeddings):
                 codes = self._references.static_categories[:, column]
                 handles.append(table.register_forward_hook(_mixing(shares, "static_share", column, codes)))

@@ -18,7 +18,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.metrics import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.batch import Batch, PanelTensors
-from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.ensemble import Forecaster, recurrent_members
 from forecast.models.losses import window_sizes
 from forecast.models.onnx import OPSET, OUTPUTS, Forward, OnnxForecaster, example_windows, exported, quantised
 from forecast.predict import predict
@@ -127,7 +127,7 @@ def _made_up(network: Forecaster) -> Batch:
     target = 10 + season[:, torch.arange(steps) % shape.season_length] + noise
     observed = torch.ones_like(batch.observed)
     observed[:, shape.context_length :] = False
-    member = members_of(network)[0]
+    (member, *_) = recurrent_members(network)
     past, known, numbers = member.covariate_mean.split([shape.n_past, shape.n_known, shape.n_static_numbers])
     calendar = torch.rand(_COMPARED, steps, shape.n_calendar, generator=generator)
     return batch._replace(

@@ -22,7 +22,7 @@ from forecast.head_group import PENALTIES
 from forecast.metrics import MODEL
 from forecast.models.bank import BLEND, HEAD, Bank
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, members_of
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.origins import alone, forecast, held_out
 from forecast.models.recurrent import RecurrentForecaster
@@ -275,8 +275,9 @@ def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None
     by_gradient = settings.kind in RATES
     if by_gradient and not isinstance(artifact.network, RecurrentForecaster):
         raise ConfigError(
-            f"finetune.kind: {settings.kind} changes one network, this model is of {len(artifact.network.members)} "
-            "(fit.ensemble); set kind=head or global"
+            f"finetune.kind: {settings.kind} changes one network that was trained on the panel, this model is of "
+            f"{len(members_of(artifact.network))} (fit.ensemble, model.init) or of the pretrained one; set kind=head "
+            "or global, or train with model.init=none"
         )
     if by_gradient and artifact.model.decoder == "autoregressive":
         raise ConfigError(

@@ -51,6 +51,7 @@ from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
 from forecast.panel_statistics import is_nonnegative
 from forecast.skips import surely_better
+from forecast.stacking import Stacked, stacked
 
 log = logging.getLogger(__name__)
 
@@ -180,20 +181,8 @@ def fit(
         fit = fit.model_copy(update={"max_steps": 0})
     if teacher is None:  # Who reads the same codes.
         panel, categories = with_trained_categories(panel, categories, data, limits)
-    checkpoints: list[Checkpoint | None] = [None] * fit.ensemble
-    if fit.checkpoint and fit.max_steps:
-        settings = _settings(
-            panel,
-            device,
-            data=data,
-            categories=categories,
-            window=window,
-            model=model,
-            fit=fit,
-            teacher=teacher.described if teacher else {},
-        )
-        names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
-        checkpoints = [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
+    groups = {"data": data, "categories": categories, "window": window, "model": model}
+    checkpoints = _checkpoints(panel, device, fit, **groups, teacher=teacher.described if teacher else {})
     assert data.season_length is not None
     context = window.context_length or default_context(
         panel.grid.frequency,
@@ -207,8 +196,7 @@ def fit(
     shape = replace(shape, nonnegative=not shape.n_classes and is_nonnegative(panel, limits))
     _check_model(panel, shape, model, fit)
     units = [teacher.network.shape.unit] if teacher else units_of(panel, limits, model)
-    minutes = fit.max_minutes / fit.ensemble if fit.max_minutes else None
-    minutes = minutes and minutes * (1 - TIME_SHARE * fit.final)
+    minutes = fit.max_minutes and fit.max_minutes / fit.ensemble * (1 - TIME_SHARE * fit.final)
     stopped = False
 
     def artifact_of(network: Forecaster) -> Artifact:
@@ -255,29 +243,35 @@ def fit(
     curve, summary = members[0].curve, members[0].summary
     if len(members) > 1:
         curve, summary = _joined(members, validated(candidate, data_on_device, validation))
+    pretrained = stacked(None if teacher else model.init, candidate, panel, model, data_on_device, validation, limits)
+    if pretrained.share:
+        candidate = pretrained.beside(candidate).to(device)
+        summary = summary | {"val/loss": validated(candidate, data_on_device, validation)}
     coupling = _coupling(candidate, data_on_device, validation)
-    summary = summary | {"holdout_windows": plan.holdout_windows, "validation_steps": plan.validation_steps}
+    summary = summary | {
+        "holdout_windows": plan.holdout_windows,
+        "validation_steps": plan.validation_steps,
+        "pretrained_share": pretrained.share,
+    }
+    network = pretrained.beside(together([member.network for member in members]))
     artifact, validation_artifact = (
-        replace(artifact_of(network), coupling=coupling)
-        for network in (together([member.network for member in members]), candidate.to("cpu"))
+        replace(artifact_of(each), coupling=coupling) for each in (network, candidate.to("cpu"))
     )
-    for checkpoint in checkpoints:
-        if checkpoint is not None:
-            checkpoint.remove()
+    _remove(checkpoints)
     log.info("fit: %s", summary)
-    finish = partial(_with_final, artifact, members, panel.last_index)
+    finish = partial(_with_final, artifact, members, panel.last_index, pretrained)
     if watch:
         return FitResult(artifact, validation_artifact, curve, summary, stopped, finish)
     return FitResult(finish(), validation_artifact, curve, summary)
 
 
-def _with_final(artifact: Artifact, members: Sequence["_Member"], until: int) -> Artifact:
+def _with_final(artifact: Artifact, members: Sequence["_Member"], until: int, pretrained: Stacked) -> Artifact:
     """Return the artifact with the final weights of its members, if all have some and one has others."""
     finals = [member.finished(None).final for member in members]
     networks = [network for network in finals if network is not None]
     if len(networks) < len(members) or all(member.network in networks for member in members):
         return artifact
-    return artifact.with_final(together(networks), until)
+    return artifact.with_final(pretrained.beside(together(networks)), until)
 
 
 class _Member(NamedTuple):
@@ -475,6 +469,21 @@ def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, .
     """
     sizes = [len(categories.get(name, ())) for name in columns]
     return (*sizes, *[0] * (n_rows - len(sizes))) if any(sizes) else ()
+
+
+def _checkpoints(panel: Panel, device: torch.device, fit: FitConfig, **groups: Any) -> list[Checkpoint | None]:
+    """Return where the training of each network is kept; None where none is."""
+    if not (fit.checkpoint and fit.max_steps):
+        return [None] * fit.ensemble
+    settings = _settings(panel, device, fit=fit, **groups)
+    names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
+    return [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
+
+
+def _remove(checkpoints: Sequence[Checkpoint | None]) -> None:
+    for checkpoint in checkpoints:
+        if checkpoint is not None:
+            checkpoint.remove()
 
 
 def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: Any) -> dict[str, Any]:

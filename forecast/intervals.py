@@ -9,9 +9,9 @@ from torch import Tensor
 
 from forecast.data.windows import WindowIndex
 from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Forecaster
 from forecast.models.heads import NormalHead, QuantileHead
 from forecast.models.losses import held_out_forecasts
-from forecast.models.recurrent import RecurrentForecaster
 
 # What intervals may be multiplied by.
 _LEAST, _MOST = 0.8, 4.0
@@ -23,7 +23,7 @@ _PARTS, _USUAL_DEVIATION = 8, 0.15
 
 
 @torch.inference_mode()
-def interval_scale_of(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex) -> float:
+def interval_scale_of(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
     """Return the factor that the distances of quantiles from the median need; 1 where nothing is sure.
 
     `windows` are those of validation: no weight was fitted on them. Each target has a factor by which an interval must
@@ -74,7 +74,7 @@ def after_refit(scale: float, share: float) -> float:
 
 
 def _factors(
-    network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, outer: list[int]
+    network: Forecaster, data: PanelTensors, windows: WindowIndex, outer: list[int]
 ) -> tuple[Float[Tensor, "window horizon pair"], Bool[Tensor, "window horizon"], Int[Tensor, " window"]]:
     """Return by what factor each interval must be wider to hold each target, where targets are observed, and series."""
     parts: list[tuple[Tensor, ...]] = []

@@ -8,9 +8,10 @@ from torch import Tensor
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Member
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.scaling import FEW
+from forecast.models.scaling import FEW, running_statistics
 from forecast.models.skip import Samples
 
 # Windows that a statistic is taken over, at most.
@@ -21,9 +22,7 @@ _ZEROS = 1e-3
 _BLOCK = 1 << 20
 
 
-def cold_scale_of(
-    network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor
-) -> Float[Tensor, " 2"]:
+def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> Float[Tensor, " 2"]:
     """Return the scale of the panel: relative to the level of a series, and at least (`scaling.cold_start_scale`).
 
     It is relative where the scales of series differ less in shares of their levels than as they are. Seen are windows
@@ -33,7 +32,9 @@ def cold_scale_of(
     for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
         batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        statistics = network.statistics(batch, network.shape.context_length)
+        shape = network.shape
+        end = shape.context_length
+        statistics = running_statistics(batch.target[:, :end], batch.observed[:, :end], shape.scale_length)
         parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
     level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
     varied = scale > 0

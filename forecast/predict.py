@@ -530,7 +530,7 @@ def sampling(artifact: Artifact, count: int, key: str = "n") -> Artifact:
         )
     if network.n_paths > 1 and not isinstance(network, RecurrentForecaster):
         raise ConfigError(
-            f"{key}: this model is of {len(network.members)} networks, whose paths have no mean; train one with "
+            f"{key}: this model is of {len(members_of(network))} networks, whose paths have no mean; train one with "
             "fit.ensemble=1"
         )
     # Where training has kept the closed form, a decoder that could sample numbers does not.
@@ -596,7 +596,8 @@ def forecast_shard(
     """
     windows = windows_at(panel, cutoff)
     late = np.setdiff1d(np.arange(panel.n_series), windows.series)
-    limit = age_limit(max_age, artifact.network.shape.context_length, panel.grid, cutoff)
+    assert artifact.window.context_length is not None
+    limit = age_limit(max_age, artifact.window.context_length, panel.grid, cutoff)
     over = have_ended(panel, windows, limit)
     ended, windows = windows[np.flatnonzero(over)], windows[np.flatnonzero(~over)]
     lacking = np.zeros(0, np.int64)

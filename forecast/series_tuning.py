@@ -170,7 +170,7 @@ def _numbers(network: Forecaster, settings: TuningSettings) -> int:
     if settings.kind in RATES:
         assert isinstance(network, RecurrentForecaster)
         return group_numbers(network, settings)
-    n_features = head_feature_count(network.shape, int(network.encoder.hidden_size))
+    n_features = head_feature_count(network.shape, network.state_size)
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
     n_origins = -(-n_origin_steps(network, settings) // apart(network.shape))
     # In single precision, and for a solution in double; the eigenvectors likewise.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import (
+    AddConfig,
     DeleteConfig,
     DiffConfig,
     ExportConfig,
@@ -33,6 +34,7 @@ ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
     "list": (ModelsConfig, "all versions of registry.name, newest first"),
     "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
     "diff": (DiffConfig, "which series differ between registry.alias and diff.against"),
+    "add": (AddConfig, "register a pretrained network of the package for the series at data.path"),
     "register": (RegisterConfig, "register a model in a folder, source.path: one that a job could not register"),
     "rollback": (RollbackConfig, "back to the champion before, to rollback.to, or with rollback.series to the base"),
     "export": (ExportConfig, "copy a version (registry.alias), or export.series of it, to output.path"),
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
     if asked is None:
         return
     action, rest = asked
-    if change := {"register": _register, "rollback": _rollback, "delete": _delete}.get(action):
+    if change := {"add": _add, "register": _register, "rollback": _rollback, "delete": _delete}.get(action):
         change(rest)
     else:
         _look(action, rest)
@@ -75,6 +77,15 @@ def _look(action: str, argv: list[str]) -> None:
         _show(registry, registry.resolve(config.registry.alias))
     else:
         _tree(registry)
+
+
+@recorded(AddConfig)
+def _add(config: AddConfig) -> None:
+    from pipelines.builtin import add
+
+    version, line = add(config)
+    note(model=str(version), output=str(version))
+    print(f"{version} ({version.kind}): {line}")
 
 
 @recorded(RegisterConfig)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from forecast.config import (
+    AddConfig,
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
@@ -64,6 +65,7 @@ FLOWS: Final[dict[str, type[JobConfig]]] = {
     "monitor": MonitorConfig,
     "data prepare": PrepareConfig,
     "data append": AppendConfig,
+    "models add": AddConfig,
     "models register": RegisterConfig,
     "models rollback": RollbackConfig,
     "models delete": DeleteConfig,

@@ -69,6 +69,7 @@ def run(config: ScoreConfig) -> Scored:
     from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
+    from pipelines.builtin import open_builtin
     from pipelines.shared import log_data, log_missing, open_with_data
 
     begun = time.monotonic()
@@ -76,7 +77,11 @@ def run(config: ScoreConfig) -> Scored:
     check_writable(folder)
     registry = Registry(config.registry)
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, _asked(config))
+    if config.is_builtin:
+        version, artifact, loaded = open_builtin(config)
+    else:
+        source = config.data.source()
+        version, artifact, loaded = open_with_data(registry, config.registry.alias, source, _asked(config))
     other = _other(registry, config, version)
     scored: Scored | None = None
     try:
@@ -153,7 +158,7 @@ def _shadow(
     state = config.score.state
     return Job(
         theirs,
-        shadowed(read_alike(theirs, artifact, loaded, config.data, _asked(config)), config.score.shadow_share),
+        shadowed(read_alike(theirs, artifact, loaded, config.data.source(), _asked(config)), config.score.shadow_share),
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
         _names(other),

@@ -48,6 +48,11 @@ class Batch(NamedTuple):
         """Return some of the windows."""
         return self.map(lambda values: values[rows])
 
+    def since(self, step: int) -> "Batch":
+        """Return the windows without their first steps."""
+        timeless = self.static_categories, self.static_numbers, self.level
+        return self.map(lambda values: values if any(values is each for each in timeless) else values[:, step:])
+
     def expand(self, count: int) -> "Batch":
         """Return one window as many."""
         return self.map(lambda values: values.expand(count, *values.shape[1:]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.ensemble import Forecaster, recurrent_members
 from forecast.models.recurrent import Past
 from forecast.models.scaling import Totals
 
@@ -25,7 +25,7 @@ _STEPS = 1024
 
 
 class Carried(NamedTuple):
-    """A past of each series for each network of an ensemble (`Past`, `Totals`).
+    """A past of each series for each recurrent network of an ensemble (`Past`, `Totals`).
 
     On one device, of which the memory depends on the number of series: that of the host, mostly. The pasts of a batch
     are taken from there and put back there.
@@ -40,9 +40,11 @@ class Carried(NamedTuple):
     @classmethod
     def blank(cls, network: Forecaster, n_series: int) -> "Carried":
         """Return the pasts of series of which nothing has gone in."""
-        members = members_of(network)
-        encoder = members[0].encoder
-        shape = (len(members), 1 + (encoder.mode == "LSTM"), sum(encoder.dilations), encoder.hidden_size)
+        members = recurrent_members(network)
+        shape = (0, 0, 0, 0)
+        if members:
+            encoder = members[0].encoder
+            shape = (len(members), 1 + (encoder.mode == "LSTM"), sum(encoder.dilations), encoder.hidden_size)
         none = torch.zeros(n_series, dtype=torch.float64)
         sums = torch.zeros(n_series, 3, dtype=torch.float64)
         return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
@@ -77,8 +79,10 @@ def advance(
     network: Forecaster, data: PanelTensors, windows: WindowIndex, segments: IntArray, carried: Carried
 ) -> None:
     """Let the latest `segments`, [n], of those before the one that ends at each cutoff go in, and update `carried`."""
-    members, shape = members_of(network), network.shape
-    left = segments.copy()
+    members = recurrent_members(network)
+    if not members:
+        return
+    left, shape = segments.copy(), members[0].shape
     while left.any():
         # Mostly all have the same number; those with different ones get together by powers of two.
         most = min(int(left.max()), max(_STEPS // shape.segment_length, 1))

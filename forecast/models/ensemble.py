@@ -2,71 +2,120 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from forecast.config import ModelConfig
 from forecast.models.batch import Batch
 from forecast.models.heads import CategoricalHead
-from forecast.models.recurrent import Output, Past, RecurrentForecaster
+from forecast.models.recurrent import Frame, NetworkShape, Output, Past, RecurrentForecaster
+from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 
 
 class Ensemble(nn.Module):
-    """Forecasts the mean of its members' quantiles, level by level; of classes the mean of their probabilities.
+    """Forecasts a weighted mean of its members' quantiles, level by level; of classes the mean of their probabilities.
 
     Vincentization (Ratcliff, 1979, Psychological Bulletin 86): a mean of increasing sequences increases, and the mean
     distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
     model, which members share: that of logarithms where `NetworkShape.unit` says so.
 
-    Frame and encoder state are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of
-    attention are the members' mean. There are no paths: those of several members have no mean.
+    Members may have contexts of different lengths: each sees the last steps of the longest one. Frame and encoder state
+    are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of attention are the
+    members' mean. There are no paths: those of several members have no mean.
     """
 
-    def __init__(self, members: Sequence[RecurrentForecaster]) -> None:
+    def __init__(self, members: Sequence["Member"], shares: Sequence[float] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.shape = members[0].shape
+        self.shares = None if shares is None else tuple(shares)
+        """Weights of the members, which sum to 1; None: all weigh the same."""
+        longest = max(member.shape.context_length for member in members)
+        self.shape = replace(members[0].shape, context_length=longest)
         self.head = members[0].head
-        self.encoder = members[0].encoder
+        self.state_size = members[0].state_size
         self.n_paths = members[0].n_paths
 
     @property
     def mean_shift(self) -> Tensor:
         """The mean of the members' (`RecurrentForecaster.mean_shift`)."""
-        return torch.stack([member.mean_shift for member in members_of(self)]).mean()
+        return self._mean([member.mean_shift for member in members_of(self)])
+
+    def _mean(self, values: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(values))
+        if self.shares is None:
+            return stacked.mean(0)
+        mean: Tensor = torch.tensordot(stacked.new_tensor(self.shares), stacked, 1)
+        return mean
 
     def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
-        """Return forecasts in units of the first member, as `RecurrentForecaster.forward`."""
-        own = [None] * len(self.members) if pasts is None else [[past] for past in pasts]
-        outputs = [member(batch, origins, past) for member, past in zip(self.members, own, strict=True)]
+        """Return forecasts in units of the first member, as `RecurrentForecaster.forward`.
+
+        `pasts` are those of the recurrent members.
+        """
+        outputs = self._outputs(batch, origins, pasts)
         frame = outputs[0].frame
         weights = [output.attention for output in outputs if output.attention is not None]
-        attention = torch.stack(weights).mean(0) if weights else None
+        attention = self._mean(weights) if len(weights) == len(outputs) else None
         if isinstance(self.head, CategoricalHead):
             mixed = torch.stack([output.arguments for output in outputs]).logsumexp(0) - math.log(len(outputs))
             return Output(mixed, outputs[0].state, frame, self.head, attention)
-        moved = []
-        for output in outputs:
-            # Members may have chosen other anchors.
-            factor = (output.frame.divisor / frame.divisor)[..., None, None]
-            shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
-            moved.append(output.quantiles * factor + shift)
         # The arguments of a quantile head are its quantiles.
-        return Output(torch.stack(moved).mean(0), outputs[0].state, frame, self.head, attention)
+        return Output(self._mean(_in_one_frame(outputs)), outputs[0].state, frame, self.head, attention)
+
+    def each(self, batch: Batch, origins: Int[Tensor, " origin"]) -> tuple[list[Tensor], Frame]:
+        """Return the quantiles of each member, in the frame of the first, and that."""
+        outputs = self._outputs(batch, origins, None)
+        return _in_one_frame(outputs), outputs[0].frame
+
+    def _outputs(self, batch: Batch, origins: Tensor, pasts: Sequence[Past] | None) -> list[Output]:
+        carried, outputs = iter(pasts or ()), []
+        for member in members_of(self):
+            window = batch.since(self.shape.context_length - member.shape.context_length)
+            past = None if pasts is None or isinstance(member, UniversalForecaster) else [next(carried)]
+            outputs.append(member(window, origins, past))
+        return outputs
 
 
-Forecaster = RecurrentForecaster | Ensemble
+def _in_one_frame(outputs: Sequence[Output]) -> list[Tensor]:
+    """Return the quantiles of each output in units of the first: members may have chosen other anchors."""
+    frame, moved = outputs[0].frame, []
+    for output in outputs:
+        factor = (output.frame.divisor / frame.divisor)[..., None, None]
+        shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
+        moved.append(output.quantiles * factor + shift)
+    return moved
 
 
-def members_of(network: Forecaster) -> list[RecurrentForecaster]:
+Member = RecurrentForecaster | UniversalForecaster
+Forecaster = Member | Ensemble
+
+
+def members_of(network: Forecaster) -> list[Member]:
     """Return the networks of an ensemble, or the one."""
-    if isinstance(network, RecurrentForecaster):
+    if not isinstance(network, Ensemble):
         return [network]
-    members = list(network.members)
-    return [member for member in members if isinstance(member, RecurrentForecaster)]
+    return [member for member in network.members if isinstance(member, Member)]
 
 
-def together(members: Sequence[RecurrentForecaster]) -> Forecaster:
-    """Return the one network, or the ensemble of several."""
-    return members[0] if len(members) == 1 else Ensemble(members).eval()
+def recurrent_members(network: Forecaster) -> list[RecurrentForecaster]:
+    """Return the networks whose encoders can go on from a past: all but universal ones."""
+    return [member for member in members_of(network) if isinstance(member, RecurrentForecaster)]
+
+
+def together(members: Sequence[Member], shares: Sequence[float] | None = None) -> Forecaster:
+    """Return the one network, or the ensemble of several; members without a share are left out."""
+    if shares is not None:
+        kept = [(member, share) for member, share in zip(members, shares, strict=True) if share > 0]
+        members, shares = [member for member, _ in kept], [share for _, share in kept]
+    return members[0] if len(members) == 1 else Ensemble(members, shares).eval()
+
+
+def member_of(shape: dict[str, Any], config: ModelConfig) -> Member:
+    """Return a new network of a shape that `to_json` wrote."""
+    if "checkpoint" in shape:
+        return UniversalForecaster(UniversalShape.from_json(shape), config)
+    return RecurrentForecaster(NetworkShape.from_json(shape), config)

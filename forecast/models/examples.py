@@ -213,7 +213,7 @@ class Rolled(Examples):
 
 def group_numbers(network: RecurrentForecaster, settings: FinetuneSettings) -> int:
     """Return about how many numbers are held for each series of a group."""
-    shape, size = network.shape, int(network.encoder.hidden_size)
+    shape, size = network.shape, network.state_size
     if settings.kind in stacked.FROZEN:
         features = len(network.step.state_dict()["0.weight"].T)
         return shape.horizon * (_CACHED * (features + network.head.n_parameters) + _STEP_ORIGINS * _WIDTH)

@@ -21,11 +21,11 @@ from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
 from forecast.models.batch import Batch, PanelTensors
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, Member
 from forecast.models.heads import QuantileHead
 from forecast.models.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
 from forecast.models.quadrature import expectation_levels
-from forecast.models.recurrent import Output, RecurrentForecaster, loss_weights
+from forecast.models.recurrent import Output, loss_weights
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
 _WARM_UP = 0.03
@@ -82,7 +82,7 @@ class Teacher:
         return {"digest": self.digest, "weight": self.weight}
 
     def errors(
-        self, network: RecurrentForecaster, batch: Batch, origins: Tensor, output: Output, *, step: int = 0
+        self, network: Member, batch: Batch, origins: Tensor, output: Output, *, step: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Return the expected loss of a network's output under the teacher's distribution, and the weight of each step.
 
@@ -146,11 +146,11 @@ class TrainingWindows(IterableDataset[Indices]):
 
 
 class ForecastModule(lightning.LightningModule):
-    """Trains a RecurrentForecaster on windows of one panel that lies on its device."""
+    """Trains a network on windows of one panel that lies on its device."""
 
     def __init__(
         self,
-        network: RecurrentForecaster,
+        network: Member,
         config: FitConfig,
         *,
         data: PanelTensors,

@@ -22,7 +22,7 @@ from torch.onnx import TensorProtoDataType
 
 from forecast.errors import ConfigError
 from forecast.models.batch import Batch
-from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.ensemble import Forecaster, members_of, recurrent_members
 from forecast.models.recurrent import Frame, Output
 
 OPSET: Final = 17
@@ -82,6 +82,11 @@ def exported(network: Forecaster) -> bytes:
             f"model.head: ONNX is for heads of numbers; a model of {network.shape.n_classes:,} classes runs in torch "
             "only (score.runtime=torch, export.format=gatecast)"
         )
+    if len(recurrent_members(network)) < len(members_of(network)):
+        raise ConfigError(
+            "the model has the pretrained network as a member, which runs in torch only (score.runtime=torch, "
+            "export.format=gatecast); distil it, or train with model.init=none"
+        )
     try:
         import onnx  # noqa: F401  the exporter needs it
     except ImportError:
@@ -125,7 +130,7 @@ def quantised(graph: bytes, network: Forecaster) -> bytes:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise ConfigError(_MISSING) from None
-    lines = [member.skip[:-1].cpu().numpy() for member in members_of(network)]
+    lines = [member.skip[:-1].cpu().numpy() for member in recurrent_members(network)]
     model = onnx.load_from_string(graph)
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
     kept = [

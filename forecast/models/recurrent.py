@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -79,7 +79,7 @@ class NetworkShape:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "NetworkShape":
+    def from_json(cls, values: dict[str, Any]) -> Self:
         """Return the shape that `to_json` wrote."""
         sizes = {name: tuple(values[name]) for name in values if isinstance(values[name], list)}
         return cls(**values | sizes)
@@ -262,6 +262,7 @@ class RecurrentForecaster(nn.Module):
         n_values = shape.segment_length * (n_value + 1) * (1 + len(shape.input_lags)) + (0 if shape.n_classes else 3)
         n_inputs = n_values + n_past + n_future + n_static
         self.encoder = Encoder(n_inputs, config)
+        self.state_size = int(self.encoder.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.attention = None
         if config.attention:
@@ -364,15 +365,15 @@ class RecurrentForecaster(nn.Module):
         # Before its start, a series is taken to have been what it was at first.
         before = batch.there.cummax(1).values.logical_not()
         first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
-        window = _stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
-        observed = _stretches(before | batch.observed, origins, self.shape.context_length)
+        window = stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
+        observed = stretches(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         # Within the steps of the scale no value is further out than their root.
         limit = max(_REACH, self.shape.scale_length**0.5)
         window = window.clamp(-limit, limit)
         spread = self._spread(batch, at, divisor, least)
         if self.shape.smoothing:
-            observed = _stretches(batch.observed, origins, self.shape.context_length)
+            observed = stretches(batch.observed, origins, self.shape.context_length)
             smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
             usual = (spread * self.smoothing_ratio).log()
             spread = torch.lerp(usual, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
@@ -417,7 +418,7 @@ class RecurrentForecaster(nn.Module):
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
-        window = _stretches(codes, origins, self.shape.context_length)
+        window = stretches(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread, torch.zeros_like(spread))
@@ -528,7 +529,7 @@ class RecurrentForecaster(nn.Module):
         least = torch.zeros_like(at) if pasts is None else at + 1 - self.shape.context_length
         frame = self._frame(batch, origins, statistics, least)
         if pasts is not None:
-            in_sight = _stretches(batch.observed, origins, self.shape.context_length).any(-1)
+            in_sight = stretches(batch.observed, origins, self.shape.context_length).any(-1)
             frame = frame._replace(begun=frame.begun & in_sight)
 
         linear, level, expected = self._linear(frame)
@@ -543,7 +544,7 @@ class RecurrentForecaster(nn.Module):
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        ahead = _stretches(future, at + 1, self.shape.horizon)
+        ahead = stretches(future, at + 1, self.shape.horizon)
         return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
     def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
@@ -815,7 +816,7 @@ class RecurrentForecaster(nn.Module):
             past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)
             parts.append(past.unflatten(1, (-1, length)).mean(2))
         following = torch.arange(first + length, time + 1, length, device=future.device)
-        ahead = _stretches(future, following, min(length, self.shape.horizon)).mean(2)
+        ahead = stretches(future, following, min(length, self.shape.horizon)).mean(2)
         return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor, least: Tensor) -> list[Tensor]:
@@ -888,7 +889,7 @@ def _numbers_of_the_panel(shape: NetworkShape, n_covariates: int) -> dict[str, T
     return numbers
 
 
-def _stretches(
+def stretches(
     values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
 ) -> Shaped[Tensor, "batch stretch {length} *features"]:
     """Return the `length` steps from each of `first` on."""
@@ -903,7 +904,7 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
     outcome, present = batch.target, batch.observed
     if batch.outcome is not None:
         outcome, present = batch.outcome.nan_to_num(0.0), torch.isfinite(batch.outcome)
-    values, observed = (_stretches(part, first, shape.horizon) for part in (outcome, present))
+    values, observed = (stretches(part, first, shape.horizon) for part in (outcome, present))
     scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
     return scaled * observed, observed & frame.begun[..., None]
 

@@ -28,8 +28,8 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import GatecastError
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
+from forecast.models.ensemble import Member
 from forecast.models.module import Budget, ForecastModule, KeepBest, Meter, OneClock, Teacher, TrainingWindows
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import only_deterministic, prepare
 
 
@@ -37,7 +37,7 @@ from forecast.models.runtime import only_deterministic, prepare
 class Job:
     """What is trained, on what."""
 
-    network: RecurrentForecaster
+    network: Member
     config: FitConfig
     panel: Panel
     limits: IntArray

@@ -23,6 +23,7 @@ TRAIN = (
     f"window.horizon={HORIZON}",
     "window.context_length=48",
     "model.hidden_size=8",
+    "model.init=none",
     "fit.max_steps=60",
     "fit.batch_size=8",
     "fit.validation_every=10",

@@ -9,8 +9,8 @@ import torch
 from flow import refuse, succeed
 from mlflow import MlflowClient
 
+from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
-from forecast.pretraining.checkpoint import read_checkpoint
 
 SMALL = ("pretrain.name=tiny", "pretrain.hidden_size=8", "pretrain.batch_size=8", "pretrain.origins=2")
 

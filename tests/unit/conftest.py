@@ -105,7 +105,14 @@ def train() -> "Callable[..., FitResult]":
         teacher: "Teacher | None" = None,
         **settings: Any,
     ) -> "FitResult":
-        small = {"hidden_size": 8, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0, "smoothing": False}
+        small = {
+            "hidden_size": 8,
+            "decoder_size": 4,
+            "embedding_size": 2,
+            "dropout": 0.0,
+            "smoothing": False,
+            "init": None,
+        }
         quick = {"max_steps": 0, "batch_size": 8, "origins": 8, "validation_every": 5, "learning_rate": 5e-3}
         quick |= {"holdout_windows": 4, "validation_windows": 4, "final": False}
         return fit(

@@ -42,6 +42,8 @@ class Distribution(NamedTuple):
     """At `LEVELS`, increasing; as differences from the first observation of a series, in units of the data."""
     history: History
     evidence: Evidence
+    state: Float[Tensor, "series origin state"]
+    """What the cell has read."""
 
 
 class UniversalNetwork(nn.Module):
@@ -103,7 +105,7 @@ class UniversalNetwork(nn.Module):
         up = F.softplus(outcome[..., MEDIAN + 1 :]).cumsum(-1) * width
         down = F.softplus(outcome[..., :MEDIAN].flip(-1)).cumsum(-1).flip(-1) * width
         quantiles = torch.cat([median[..., None] - down, median[..., None], median[..., None] + up], -1)
-        return Distribution(quantiles * scale[..., None] + location[..., None], past, known)
+        return Distribution(quantiles * scale[..., None] + location[..., None], past, known, state)
 
     @staticmethod
     def _inputs(past: History) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from forecast.errors import ArtifactError, ConfigError
+from forecast.models.universal.checkpoint import read_checkpoint, write_checkpoint
 from forecast.models.universal.network import LEVELS, MEDIAN, Shape
 from forecast.pretraining.batches import HORIZON, Pool, Series
-from forecast.pretraining.checkpoint import read_checkpoint, write_checkpoint
 from forecast.pretraining.loss import pinball
 from forecast.pretraining.training import STABLE, Progress, Run, Schedule
 from forecast.pretraining.validation import validate

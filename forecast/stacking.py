@@ -1,0 +1,98 @@
+"""How much a pretrained network counts in the forecasts of a model that was trained on the panel."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from forecast.config import ModelConfig
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import WindowIndex, overlap
+from forecast.intervals import interval_scale_of
+from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
+from forecast.models.heads import QuantileHead
+from forecast.models.losses import validation_batches, window_sizes
+from forecast.models.recurrent import loss_weights, targets
+from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.models.universal.forecasting import MAX_HORIZON
+from forecast.zero_shot import universal_member
+
+# Windows of validation that are looked at, and the shares that are tried: the panel's network always counts.
+_CHECKS = 1024
+_SHARES = torch.linspace(0, 0.9, 19, dtype=torch.float64)
+# What a share of 0 must save of the loss of one window, of two of them a half, to be preferred to the middle.
+_PRIOR = 0.25
+# A share that saves less of the loss is not worth the time that it takes in scoring.
+_LEAST_GAIN = 0.005
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A pretrained network, and its share in the forecasts of a model."""
+
+    network: UniversalForecaster | None
+    share: float
+    interval_scale: float = 1.0
+    """What the intervals of the mean are multiplied by."""
+
+    def beside(self, network: Forecaster) -> Forecaster:
+        """Return the mean of networks of the panel and the pretrained one; `network` itself without a share."""
+        if self.network is None or not self.share:
+            return network
+        own = members_of(network)
+        members = [copy.deepcopy(member).cpu() for member in (*own, self.network)]
+        for member in members:
+            member.interval_scale.mul_(self.interval_scale)
+        return together(members, [*[(1 - self.share) / len(own)] * len(own), self.share])
+
+
+def stacked(
+    name: str | None,
+    network: Forecaster,
+    panel: Panel,
+    model: ModelConfig,
+    data: PanelTensors,
+    validation: WindowIndex,
+    limits: IntArray,
+) -> Stacked:
+    """Return the pretrained network `name` with the share that validates best beside `network`.
+
+    None without a name, and of models that no mean with it can be taken of: with paths, or another head than quantiles.
+    """
+    plain = isinstance(network.head, QuantileHead) and network.n_paths == 1 and network.shape.horizon <= MAX_HORIZON
+    if name is None or not plain:
+        return Stacked(None, 0.0)
+    pretrained = universal_member(name, panel, members_of(network)[0].shape, model, limits)
+    share = share_of(pretrained.to(data.device), network, data, validation)
+    if not share:
+        return Stacked(None, 0.0)
+    mean = Stacked(pretrained, share).beside(network).to(data.device)
+    return Stacked(pretrained.cpu(), share, interval_scale_of(mean, data, validation))
+
+
+@torch.inference_mode()
+def share_of(pretrained: UniversalForecaster, network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
+    """Return the share of `pretrained` in its mean with `network` that forecasts windows of validation best.
+
+    0 where it saves next to nothing. The loss of shares away from the middle is taken for higher, the fewer windows
+    there are: the mean of two forecasts is a good one unless one is known to be bad (Bates & Granger 1969, Operational
+    Research Quarterly 20).
+    """
+    windows = windows[:: max(1, len(windows) // _CHECKS)]
+    both = Ensemble([*members_of(network), pretrained]).eval()
+    total = torch.zeros_like(_SHARES)
+    for indices in validation_batches(windows):
+        series, cutoff, origins = (values.to(data.device) for values in indices)
+        batch = data.gather(series, cutoff, cutoff + both.shape.horizon + 1, **window_sizes(both, 1))
+        (*own, other), frame = both.each(batch, origins)
+        target, observed = targets(batch, frame, origins, both.shape)
+        weight, mean = loss_weights(target, observed, frame, both.shape), torch.stack(own).mean(0)
+        for number, share in enumerate(_SHARES.tolist()):
+            total[number] += float((both.head.errors(torch.lerp(mean, other, share), target) * weight).sum())
+    if not total.any():
+        return 0.5
+    n_windows = max(1.0, len(windows) / overlap(windows, both.shape.horizon))
+    loss = total / total[0].clamp(min=1e-12) + 4 * _PRIOR / n_windows * (_SHARES - 0.5) ** 2
+    best = int(loss.argmin())
+    return float(_SHARES[best]) if loss[best] < loss[0] - _LEAST_GAIN else 0.0

@@ -1,0 +1,118 @@
+"""Models that need no training: the pretrained universal network, as it is, for a panel."""
+
+import logging
+from typing import Final
+
+import numpy as np
+import torch
+
+from forecast.artifact import Artifact
+from forecast.checkpoints import card_of
+from forecast.config import DataConfig, ModelConfig, WindowConfig
+from forecast.data.context import default_context
+from forecast.data.load import Loaded
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import WindowIndex
+from forecast.errors import ConfigError
+from forecast.frequency import Frequency
+from forecast.models.batch import PanelTensors
+from forecast.models.recurrent import NetworkShape
+from forecast.models.universal.checkpoint import read_checkpoint
+from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
+from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
+from forecast.panel_statistics import cold_scale_of, is_nonnegative
+
+_LOG = logging.getLogger(__name__)
+
+_WEEK: Final = 7
+
+
+def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfig | None = None) -> Artifact:
+    """Return the pretrained network of the package `name` as the model of a panel, which it has not been trained on.
+
+    `loaded` is read with `without_covariates`: the network reads the target alone. Of `model`, `quantile_levels` count.
+    Of the panel, the model knows frequency and seasons, whether its values can be below 0, and the scale of series that
+    have none of their own.
+
+    Raises ConfigError for an unknown name, a horizon that is too long, or a target of classes.
+    """
+    data, panel, horizon = loaded.data, loaded.panel, window.horizon
+    if loaded.classes is not None:
+        raise ConfigError(
+            f"{name} forecasts numbers, and {data.columns.target} holds {len(loaded.classes):,} classes; train a model "
+            "with model.head=categorical"
+        )
+    assert data.season_length is not None
+    shape = NetworkShape(
+        context_length=1,
+        horizon=horizon,
+        season_length=data.season_length,
+        n_past=panel.past.shape[0],
+        n_known=panel.known.shape[0],
+        n_calendar=panel.calendar.shape[0],
+        category_sizes=(),
+        n_static_numbers=0,
+        nonnegative=is_nonnegative(panel, panel.lengths),
+    )
+    model = ModelConfig(quantile_levels=(model or ModelConfig()).quantile_levels)
+    network = universal_member(name, panel, shape, model)
+    typical = float(np.median(panel.lengths))
+    context = window.context_length or default_context(
+        panel.grid.frequency, data.season_length, horizon, typical, typical
+    )
+    return Artifact(
+        network=network,
+        data=data.without_source(),
+        window=WindowConfig(context_length=context, horizon=horizon),
+        model=model,
+        categories={},
+        grid=panel.grid,
+        trained_until=int(panel.start.min()) - 1,
+    )
+
+
+def universal_member(
+    name: str, panel: Panel, shape: NetworkShape, model: ModelConfig, limits: IntArray | None = None
+) -> UniversalForecaster:
+    """Return the pretrained network `name` for a panel, with horizon, season and scale of another network's shape.
+
+    Of the panel, the first `limits` steps of each series, [S], are seen; all if None.
+    Raises ConfigError for an unknown name, or a horizon that is too long.
+    """
+    if shape.horizon > MAX_HORIZON:
+        raise ConfigError(
+            f"window.horizon={shape.horizon}: {name} forecasts {MAX_HORIZON:,} steps at most; set a shorter one, or "
+            "put the rows together to longer steps (data.freq, data.aggregate)"
+        )
+    network, card = read_checkpoint(card_of(name))
+    own = UniversalShape.of(
+        shape,
+        network.shape,
+        second_season=_second_season(panel.grid.frequency, shape.season_length),
+        length=int(panel.lengths.max()),
+        checkpoint=f"{card['name']} {card['sha256']}",
+    )
+    member = UniversalForecaster(own, model)
+    member.network.load_state_dict(network.state_dict())
+    limits = panel.lengths if limits is None else limits
+    ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
+    scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))
+    member.cold_scale.copy_(scale)
+    return member.eval()
+
+
+def without_covariates(data: DataConfig) -> DataConfig:
+    """Return how to read a table without covariates, of which the network reads none."""
+    names = ("past_covariates", "known_covariates", "static_covariates", "lags", "rolling")
+    given = [name for name in names if getattr(data, name)]
+    if given or data.fourier or data.holidays:
+        _LOG.warning("covariates are not read: the pretrained network knows the target alone; train a model with them")
+    update = dict.fromkeys(names, ()) | {"known_path": None, "static_path": None, "calendar": False}
+    return data.model_copy(update=update | {"fourier": {}, "holidays": None, "holiday_names": None})
+
+
+def _second_season(frequency: Frequency, season: int) -> int:
+    """Return the steps of a week where a day is the season, if the context can hold three of them; 0 else."""
+    week = _WEEK * season
+    is_day = frequency.sub_daily and season == frequency.season_length and season > 1
+    return week if is_day and 3 * week <= CONTEXTS[-1] else 0

@@ -1,0 +1,78 @@
+"""The pretrained networks of the package, as models of a panel: scored without a registry, or registered."""
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from forecast.checkpoints import card_of
+from forecast.config import AddConfig, DataConfig, ScoreConfig
+from pipelines.record import note
+
+if TYPE_CHECKING:
+    from forecast.artifact import Artifact
+    from forecast.data.load import Loaded
+    from forecast.registry import Version
+
+CHECKPOINT: Final = "checkpoint"
+"""Tag of a version that began with a pretrained network: its name and digest."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def open_builtin(config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
+    """Return the pretrained network that `registry.alias` names as a version and model of the panel, and the panel.
+
+    Raises ConfigError, DataError.
+    """
+    from forecast.registry import Version
+    from forecast.zero_shot import zero_shot
+
+    assert config.window is not None
+    assert config.registry.alias is not None
+    loaded = _read(config.data, config.window.horizon)
+    name = card_of(config.registry.alias).stem
+    artifact = zero_shot(name, loaded, config.window)
+    model, _, number = name.rpartition("-")
+    created = time.time_ns() // 1_000_000
+    version = Version(
+        model, int(number), artifact.digest(), artifact.kind, "", "", created, {CHECKPOINT: _digest(name)}
+    )
+    note(model=str(version))
+    return version, artifact, loaded
+
+
+def add(config: AddConfig) -> "tuple[Version, str]":
+    """Register a pretrained network for the panel; return the version and a line about it. Raises as `open_builtin`."""
+    from forecast.names import PRETRAINED
+    from forecast.zero_shot import zero_shot
+    from pipelines import console
+    from pipelines.registration import Registration
+    from pipelines.shared import log_data, log_profile, open_registry
+
+    registry = open_registry(config)
+    registry.check_runs()
+    loaded = _read(config.data, config.window.horizon)
+    name = card_of(config.add.checkpoint).stem
+    artifact = zero_shot(name, loaded, config.window, config.model)
+    with registry.run("add", config) as run:
+        data_digest = log_data(run, loaded)
+        log_profile(run, loaded)
+        run.json(json.loads(card_of(name).read_text(encoding="utf-8")), "card.json")
+        tags = {CHECKPOINT: _digest(name)}
+        registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED, tags=tags)
+        with console.stage("register") as stage, registration:
+            version = registration.register()
+            stage.note(version=str(version))
+    return version, f"{name} for {loaded.counts.series_kept:,} series every {artifact.data.freq}, not trained on them"
+
+
+def _read(data: DataConfig, horizon: int) -> "Loaded":
+    from forecast.zero_shot import without_covariates
+    from pipelines.shared import read_table
+
+    return read_table(without_covariates(data), horizon)
+
+
+def _digest(name: str) -> str:
+    return f"{name} {json.loads(card_of(name).read_text(encoding='utf-8'))['sha256']}"
