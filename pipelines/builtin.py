@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from forecast.checkpoints import card_of
 from forecast.config import AddConfig, DataConfig, ScoreConfig
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.registry import Version
-
-CHECKPOINT: Final = "checkpoint"
-"""Tag of a version that began with a pretrained network: its name and digest."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +24,7 @@ def open_builtin(config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
     """
     from forecast.registry import Version
     from forecast.zero_shot import zero_shot
+    from pipelines.shared import checkpoint_tag
 
     assert config.window is not None
     assert config.registry.alias is not None
@@ -35,9 +33,8 @@ def open_builtin(config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
     artifact = zero_shot(name, loaded, config.window)
     model, _, number = name.rpartition("-")
     created = time.time_ns() // 1_000_000
-    version = Version(
-        model, int(number), artifact.digest(), artifact.kind, "", "", created, {CHECKPOINT: _digest(name)}
-    )
+    tags = checkpoint_tag(artifact)
+    version = Version(model, int(number), artifact.digest(), artifact.kind, "", "", created, tags)
     note(model=str(version))
     return version, artifact, loaded
 
@@ -59,8 +56,7 @@ def add(config: AddConfig) -> "tuple[Version, str]":
         data_digest = log_data(run, loaded)
         log_profile(run, loaded)
         run.json(json.loads(card_of(name).read_text(encoding="utf-8")), "card.json")
-        tags = {CHECKPOINT: _digest(name)}
-        registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED, tags=tags)
+        registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED)
         with console.stage("register") as stage, registration:
             version = registration.register()
             stage.note(version=str(version))
@@ -72,7 +68,3 @@ def _read(data: DataConfig, horizon: int) -> "Loaded":
     from pipelines.shared import read_table
 
     return read_table(without_covariates(data), horizon)
-
-
-def _digest(name: str) -> str:
-    return f"{name} {json.loads(card_of(name).read_text(encoding='utf-8'))['sha256']}"

@@ -27,6 +27,8 @@ SERIES_TUNED: Final = "series_tuned"
 CALIBRATED: Final = "calibrated"
 # Tag of a version that has learnt from another one: the width of its layers.
 DISTILLED: Final = "distilled"
+# Tag of a version with a pretrained network of the package in it: its name and digest.
+CHECKPOINT: Final = "checkpoint"
 SIDE_TABLES: Final = ("data.known_path", "data.static_path")
 """Tags of a version whose tables of covariates are beside the panel: where they are."""
 
@@ -197,8 +199,17 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
         "config_digest": hashlib.sha256(settings.encode()).hexdigest(),
         "format_version": str(FORMAT_VERSION),
         **ends(artifact),
+        **checkpoint_tag(artifact),
         "horizon": str(artifact.horizon),
     }
+
+
+def checkpoint_tag(artifact: "Artifact") -> dict[str, str]:
+    """Return the tag that names the pretrained network in a model, where there is one."""
+    from forecast.models.ensemble import members_of
+
+    found = {getattr(member.shape, CHECKPOINT, "") for member in members_of(artifact.network)} - {""}
+    return {CHECKPOINT: ", ".join(sorted(found))} if found else {}
 
 
 def made_from(parent: "Version") -> dict[str, str]:

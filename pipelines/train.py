@@ -84,8 +84,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     return version, (
         f"{counts.series_kept:,} series, {counts.rows_in:,} rows, {loaded.rejects.height:,} rejects, validation loss "
         f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on "
-        f"{_checked(summary)}{final_fit_text(artifact)}, run {run.id}"
+        f"{_checked(summary)}{_shared(summary)}{final_fit_text(artifact)}, run {run.id}"
     )
+
+
+def _shared(summary: "Summary") -> str:
+    """Say how much of the forecasts is the pretrained network's."""
+    share = float(summary["pretrained_share"])
+    return f", of it {share:.0%} the pretrained network" if share else ""
 
 
 def _checked(summary: "Summary") -> str:

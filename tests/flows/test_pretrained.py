@@ -1,0 +1,70 @@
+"""A pretrained network of the package on the command line: scored at once, or registered and taken on from there."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+from flow import BACKTEST, FINETUNE, HORIZON, NAME, SERIES, panel, refuse, succeed, written
+from polars.testing import assert_frame_equal
+
+import forecast as fc
+from forecast.checkpoints import NANO
+
+BUILTIN = f"registry.alias={NANO}", f"window.horizon={HORIZON}"
+
+
+def test_a_table_and_a_horizon_are_scored_without_a_registry(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    table = tmp_path / "loads.csv"
+    panel().write_csv(table)
+    score = "score", f"data.path={table}", f"output.path={tmp_path / 'out'}", *BUILTIN
+    line = succeed(*score).out
+    assert line.startswith(f"{NANO} v")
+    assert f"20 series = 20 forecast + 0 rejected, 20 pretrained, {20 * HORIZON} rows" in line
+    assert "all done before, nothing was written" in succeed(*score).out
+    (manifest,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "manifests").iterdir())
+    assert (manifest["model"], manifest["series"]["forecast"]) == (NANO, 20)
+    made = written(tmp_path / "out").select("series_id", "step", "mean", "q10", "q90").sort("series_id", "step")
+    python = fc.forecast(NANO, table, horizon=HORIZON).frame.select(made.columns)
+    assert_frame_equal(made, python, check_exact=False)
+
+
+def test_what_it_can_not_do_is_told_before_anything_is_read(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    place = f"output.path={tmp_path / 'out'}", "data.path=nowhere.csv"
+    assert "window.horizon: missing" in refuse(2, "score", *place, BUILTIN[0])
+    assert "models add" in refuse(2, "score", *place, *BUILTIN, "score.state=state")
+    own = refuse(2, "score", *place, "data.freq=1h", "registry.alias=champion")
+    assert "data.freq: a registered model reads and forecasts as in training" in own
+    wrong = refuse(2, "models", "add", "data.path=nowhere.csv", BUILTIN[1], "add.checkpoint=gatecast-mini")
+    assert f"there are {NANO}, {NANO}-1" in wrong
+    assert "there are" in refuse(2, "train", "data.path=nowhere.csv", BUILTIN[1], "model.init=gatecast-mini")
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_registered_fine_tuned_judged_promoted_and_scored(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    name, data = f"registry.name={NAME}", f"data.path={tmp_path / 'panel.parquet'}"
+    panel().write_parquet(tmp_path / "panel.parquet")
+    assert f"{NAME} v1 (pretrained): {NANO}-" in succeed("models", "add", name, data, BUILTIN[1]).out
+    shown = succeed("models", "show", name, "registry.alias=pretrained").out
+    assert f"checkpoint      {NANO}-" in shown
+    succeed("finetune", name, data, *FINETUNE, "registry.alias=pretrained")
+    succeed("backtest", name, data, *BACKTEST, "registry.alias=challenger")
+    succeed("promote", name, "promote.force=true")
+    succeed("score", name, data, f"output.path={tmp_path / 'out'}")
+    made = written(tmp_path / "out")
+    assert sorted(made["series_id"].unique()) == SERIES
+    assert made["mean"].is_finite().all()
+    assert set(made["source"]) <= {"pretrained", "fine_tuned"}
+    succeed("report", name, "registry.alias=champion", data, f"output.path={tmp_path / 'report'}")
+    onnx = refuse(
+        2, "models", "export", name, "registry.alias=1", "export.format=onnx", f"output.path={tmp_path / 'o'}"
+    )
+    assert "runs in torch only" in onnx
+
+
+def test_training_takes_it_as_a_member_by_default(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    name, data = f"registry.name={NAME}", f"data.path={tmp_path / 'panel.parquet'}"
+    panel().filter(pl.col("series_id") < "s04").write_parquet(tmp_path / "panel.parquet")
+    line = succeed("train", name, data, BUILTIN[1], "fit.max_steps=0", "fit.final=false").out
+    assert "% the pretrained network" in line
+    succeed("score", name, data, f"output.path={tmp_path / 'out'}", "registry.alias=pretrained", "score.state=state")
+    assert written(tmp_path / "out").height == 4 * HORIZON

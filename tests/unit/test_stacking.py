@@ -1,0 +1,87 @@
+"""The share of a pretrained network in a model that is trained on the panel."""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from forecast.artifact import Artifact
+from forecast.checkpoints import NANO
+from forecast.data.load import Loaded
+from forecast.data.windows import windows_at
+from forecast.fit import FitResult
+from forecast.models.batch import PanelTensors
+from forecast.models.ensemble import Ensemble, members_of
+from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.predict import predict
+from forecast.stacking import share_of
+from forecast.zero_shot import universal_member
+
+Table = Callable[..., pl.DataFrame]
+Read = Callable[..., Loaded]
+Train = Callable[..., FitResult]
+
+
+@pytest.fixture(scope="module")
+def panel(table: Table, loaded: Read, weekly: Callable[..., dict[str, np.ndarray]]) -> Loaded:
+    return loaded(table(weekly(4, 180)), 7)
+
+
+def spoilt(network: torch.nn.Module) -> None:
+    """Make a network forecast nonsense."""
+    with torch.no_grad():
+        for name, values in network.named_parameters():
+            if name.endswith(("gate.bias", "out.bias", "output_bias")):
+                values.copy_(30 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_bad_forecast_has_no_share_and_a_good_one_most(panel: Loaded, train: Train) -> None:
+    made = train(panel, validation_windows=4)
+    network = made.validation_artifact.network
+    pretrained = universal_member(NANO, panel.panel, network.shape, made.artifact.model)
+    data = PanelTensors.of(panel.panel, network)
+    at = windows_at(panel.panel, panel.panel.last_index - 7)
+    fair = share_of(pretrained, network, data, at)
+    spoilt(network)
+    assert share_of(pretrained, network, data, at) >= 0.9 > fair
+    again = train(panel, validation_windows=4).validation_artifact.network
+    spoilt(pretrained)
+    assert share_of(pretrained, again, data, at) == 0.0
+
+
+def test_without_any_window_both_count_the_same(panel: Loaded, train: Train) -> None:
+    network = train(panel).artifact.network
+    pretrained = universal_member(NANO, panel.panel, network.shape, train(panel).artifact.model)
+    nothing = windows_at(panel.panel, panel.panel.last_index)[np.zeros(0, np.int64)]
+    assert share_of(pretrained, network, PanelTensors.of(panel.panel, network), nothing) == 0.5
+
+
+def stacked(made: FitResult) -> Artifact:
+    assert isinstance(made.artifact.network, Ensemble)
+    assert [type(member) is UniversalForecaster for member in members_of(made.artifact.network)] == [False, True]
+    return made.artifact
+
+
+@pytest.mark.trains
+def test_training_takes_a_share_that_validates_and_says_which(panel: Loaded, train: Train) -> None:
+    plain = train(panel, model={"skip": False}, max_steps=0)
+    made = train(panel, model={"skip": False, "init": NANO}, max_steps=0, final=True)
+    artifact = stacked(made)
+    assert made.summary["pretrained_share"] == artifact.network.shares[1]  # type: ignore[union-attr]
+    assert made.summary["val/loss"] < plain.summary["val/loss"]
+    assert artifact.final is not None
+    assert isinstance(artifact.final.network, Ensemble)
+    assert artifact.final.network.shares == artifact.network.shares
+    at = windows_at(panel.panel, panel.panel.last_index)
+    assert np.isfinite(predict(artifact.final, panel.panel, at).tuned).all()
+
+
+@pytest.mark.parametrize(
+    "model", [{"head": "student_t"}, {"decoder": "autoregressive", "n_paths": 4}, {"init": "none"}]
+)
+def test_models_that_no_mean_can_be_taken_of_do_without(panel: Loaded, train: Train, model: dict[str, object]) -> None:
+    made = train(panel, model={"init": NANO} | model)
+    assert made.summary["pretrained_share"] == 0
+    assert not isinstance(made.artifact.network, Ensemble)
