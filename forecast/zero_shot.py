@@ -1,5 +1,6 @@
 """Models that need no training: the pretrained universal network, as it is, for a panel."""
 
+import copy
 import logging
 from typing import Final
 
@@ -15,6 +16,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
 from forecast.frequency import Frequency
+from forecast.intervals import interval_scale_of
 from forecast.models.batch import PanelTensors
 from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.checkpoint import read_checkpoint
@@ -25,6 +27,8 @@ from forecast.panel_statistics import cold_scale_of, is_nonnegative
 _LOG = logging.getLogger(__name__)
 
 _WEEK: Final = 7
+# Series whose errors tell how wide intervals must be, and how many of their last horizons.
+_CHECKED, _CHECKED_HORIZONS = 500, 2
 
 
 def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfig | None = None) -> Artifact:
@@ -32,7 +36,7 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
 
     `loaded` is read with `without_covariates`: the network reads the target alone. Of `model`, `quantile_levels` count.
     Of the panel, the model knows frequency and seasons, whether its values can be below 0, and the scale of series that
-    have none of their own.
+    have none of their own. Its final weights have intervals that would have held the last two horizons.
 
     Raises ConfigError for an unknown name, a horizon that is too long, or a target of classes.
     """
@@ -60,7 +64,7 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
     context = window.context_length or default_context(
         panel.grid.frequency, data.season_length, horizon, typical, typical
     )
-    return Artifact(
+    artifact = Artifact(
         network=network,
         data=data.without_source(),
         window=WindowConfig(context_length=context, horizon=horizon),
@@ -69,6 +73,24 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
         grid=panel.grid,
         trained_until=int(panel.start.min()) - 1,
     )
+    scale = _interval_scale(network, panel)
+    if scale == 1:
+        return artifact
+    wide = copy.deepcopy(network)
+    wide.interval_scale.fill_(scale)
+    return artifact.with_final(wide, panel.last_index)
+
+
+def _interval_scale(network: UniversalForecaster, panel: Panel) -> float:
+    """Return by what the intervals of a panel must be wider, from the errors at the last two horizons of its series.
+
+    Nothing else is learnt of the panel, and a calm year makes no interval narrower.
+    """
+    horizon, rows = network.shape.horizon, np.arange(panel.n_series)[:: -(-panel.n_series // _CHECKED)]
+    ends = panel.lengths[rows, None] - 1 - horizon * np.arange(_CHECKED_HORIZONS, 0, -1)
+    series, number = np.nonzero(ends >= horizon // 2)
+    windows = WindowIndex(rows[series], ends[series, number])
+    return max(1.0, interval_scale_of(network, PanelTensors.of(panel, network), windows))
 
 
 def universal_member(
