@@ -12,6 +12,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 
 from forecast.artifact import Artifact
+from forecast.checkpoints import names as pretrained_names
 from forecast.config import AUTO, Config, DataConfig, FitSettings, MaxAge, ScoreSettings, paths
 from forecast.config import load as validated
 from forecast.errors import ConfigError, listing
@@ -45,9 +46,9 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             unknown = [key for key in kwargs if key not in signature.parameters]
             raise ConfigError(f"{name}: {_hint(signature, unknown[0]) if unknown else error}") from None
         if "artifact" in bound.arguments:
-            named = "horizon" in signature.parameters and isinstance(bound.arguments["artifact"], str)
-            if not named:
-                _check_artifact(bound.arguments["artifact"])
+            given = bound.arguments["artifact"]
+            if not ("horizon" in signature.parameters and isinstance(given, str) and given in pretrained_names()):
+                _check_artifact(given)
         return function(*args, **kwargs)
 
     return wrapper
@@ -72,7 +73,7 @@ def _check_artifact(model: object) -> None:
     if isinstance(getattr(model, "artifact", None), Artifact):
         hint = f"pass the .artifact of this {found}"
     elif isinstance(model, str | Path):
-        hint = "fc.load(folder) reads one from a folder"
+        hint = f"fc.load(folder) reads one; pretrained networks of the package are {listing(pretrained_names())}"
     else:
         hint = "it is the .artifact of what fc.train returns, or what fc.load returns, and comes before the table"
     raise ConfigError(f"artifact: expected a model, found {found}; {hint}")

@@ -852,9 +852,9 @@ class ExplainSettings(Config):
     """The id of the series whose forecast is explained."""
     cutoff: datetime | None = None
     """Last timestamp the forecast may see; the latest of the panel when not given."""
-    method: Literal["integrated_gradients", "occlusion"] = "integrated_gradients"
+    method: Literal["auto", "integrated_gradients", "occlusion"] = "auto"
     """Gradients on the way from a baseline, whose parts sum to the forecast (gatecast[explain]); or what is forecast
-    without an input, from forecasts alone."""
+    without an input, from forecasts alone. auto: gradients, unless the pretrained network is a member of the model."""
     level: float | Literal["mean"] = 0.5
     """The quantile that is explained, one of the model's, or the mean."""
     step: Annotated[int, Field(ge=1)] | None = None
@@ -1231,6 +1231,13 @@ class RefreshConfig(JobConfig):
     backtest: BacktestSettings = BacktestSettings()
 
 
+class ScoreWindow(Config):
+    """How far a pretrained network of the package forecasts; a registered model has its own window."""
+
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Steps it forecasts, with registry.alias=gatecast-nano."""
+
+
 class ScoreConfig(JobConfig):
     """`forecast score`: `registry.alias` is the version that forecasts.
 
@@ -1239,8 +1246,7 @@ class ScoreConfig(JobConfig):
     """
 
     data: DataTable
-    window: WindowConfig | None = None
-    """Of a pretrained network; a registered model has its own."""
+    window: ScoreWindow = ScoreWindow()
     score: ScoreSettings = ScoreSettings()
     output: ScoreOutput
 
@@ -1249,21 +1255,25 @@ class ScoreConfig(JobConfig):
         """Whether a pretrained network of the package forecasts."""
         return self.registry.alias in names()
 
-    @model_validator(mode="after")
-    def _of_a_model(self) -> Self:
-        if self.is_builtin:
-            if self.window is None:
-                raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
-            if self.score.state is not None or self.score.shadow is not None:
-                raise ValueError("score.state and score.shadow are for registered models; `forecast models add` first")
-            return self
-        given = sorted(self.data.model_fields_set - set(SourceTable.model_fields))
-        given = [f"data.{name}" for name in given] + ["window.horizon"] * (self.window is not None)
-        if given:
+    @field_validator("data", "window", mode="before")
+    @classmethod
+    def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
+        """Refuse what a registered model has brought from its training."""
+        own = set(DataConfig.model_fields) | set(ScoreWindow.model_fields)
+        fixed = own & set(group) - set(SourceTable.model_fields) if isinstance(group, Mapping) else set()
+        if fixed and "registry" in info.data and info.data["registry"].alias not in names():
             raise ValueError(
-                f"{', '.join(given)}: a registered model reads and forecasts as in training; leave it out, or name a "
-                f"pretrained network: registry.alias={NANO}"
+                f"{', '.join(sorted(fixed))}: fixed by the trained model, can't be set here; leave it out, or name a "
+                f"pretrained network of the package: registry.alias={NANO}"
             )
+        return group
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.is_builtin and self.window.horizon is None:
+            raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
+        if self.is_builtin and (self.score.state is not None or self.score.shadow is not None):
+            raise ValueError("score.state and score.shadow are for registered models; `forecast models add` makes one")
         return self
 
     @model_validator(mode="after")
@@ -1807,7 +1817,7 @@ def _unknown(kind: type[Config], path: str) -> str:
     """Return what to tell about a key that `kind` does not have."""
     group = path.rpartition(".")[0]
     data = group_of(kind.model_fields["data"]) if "data" in kind.model_fields else None
-    trained = data is None or not issubclass(data, DataConfig)
+    trained = data is None or not issubclass(data, DataConfig) or "score" in kind.model_fields
     if trained and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
         return "fixed by the trained model, can't be set here; train a model with the value you want"
     known, leaf = paths(kind), path.rsplit(".", 1)[-1]

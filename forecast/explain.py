@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from forecast.artifact import Artifact
-from forecast.config import ExplainSettings
+from forecast.config import AUTO, ExplainSettings
 from forecast.data.features import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
@@ -118,6 +118,7 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     Raises ConfigError for what the model can't tell, and if captum is not installed; DataError if there is no such
     series, or no forecast of it.
     """
+    settings = _with_method(artifact, settings)
     _check(artifact, settings)
     prepare()
     place = _place(panel, settings)
@@ -152,6 +153,19 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     )
 
 
+def _with_method(artifact: Artifact, settings: ExplainSettings) -> ExplainSettings:
+    """Return the settings with a method: gradients, unless the pretrained network is a member."""
+    if settings.method != AUTO:
+        return settings
+    method = "integrated_gradients" if _of_the_panel(artifact) else "occlusion"
+    return settings.model_copy(update={"method": method})
+
+
+def _of_the_panel(artifact: Artifact) -> bool:
+    """Return whether all members were trained on the panel."""
+    return len(recurrent_members(artifact.network)) == len(members_of(artifact.network))
+
+
 def _check(artifact: Artifact, settings: ExplainSettings) -> None:
     if artifact.classes is not None:
         raise ConfigError("model.head: forecasts of numbers are explained, not probabilities of classes")
@@ -164,7 +178,7 @@ def _check(artifact: Artifact, settings: ExplainSettings) -> None:
         raise ConfigError(f"explain.step: the horizon has {artifact.horizon:,} steps (given: {settings.step:,})")
     if settings.method == "occlusion":
         return
-    if len(recurrent_members(artifact.network)) < len(members_of(artifact.network)):
+    if not _of_the_panel(artifact):
         raise ConfigError(
             "explain.method: the model has the pretrained network as a member, whose statistics of a window have no "
             "gradient; explain.method=occlusion explains it"

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forecast.checkpoints import card_of
-from forecast.config import AddConfig, DataConfig, ScoreConfig
+from forecast.config import AddConfig, DataConfig, ScoreConfig, WindowConfig
 from pipelines.record import note
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def open_builtin(config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
     from forecast.zero_shot import zero_shot
     from pipelines.shared import checkpoint_tag
 
-    assert config.window is not None
+    assert config.window.horizon is not None
     assert config.registry.alias is not None
     loaded = _read(config.data, config.window.horizon)
     name = card_of(config.registry.alias).stem
-    artifact = zero_shot(name, loaded, config.window)
+    artifact = zero_shot(name, loaded, WindowConfig(horizon=config.window.horizon))
     model, _, number = name.rpartition("-")
     created = time.time_ns() // 1_000_000
     tags = checkpoint_tag(artifact)

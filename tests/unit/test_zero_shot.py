@@ -83,7 +83,7 @@ def test_any_horizon_up_to_the_limit(sales: pl.DataFrame, horizon: int) -> None:
 
 
 def test_mistakes_are_told_with_what_to_change(sales: pl.DataFrame, model: Artifact) -> None:
-    with pytest.raises(ConfigError, match="no such pretrained network; there are gatecast-nano, gatecast-nano-1"):
+    with pytest.raises(ConfigError, match="pretrained networks of the package are gatecast-nano, gatecast-nano-1"):
         fc.forecast("gatecast-mini", sales, horizon=3)
     with pytest.raises(ConfigError, match=r"horizon: missing"):
         fc.forecast("gatecast-nano", sales)
