@@ -109,7 +109,7 @@ def table_of(task: Task) -> pl.DataFrame:
     """Return the series of a task as a table; all end on the same date."""
     longest = max(len(each.past) for each in task.series)
     end = datetime(2100, 1, 1)
-    grid = pl.datetime_range(datetime(1700, 1, 1), end, task.freq, eager=True)[:longest].to_list()
+    grid = pl.datetime_range(datetime(1000, 1, 1), end, task.freq, eager=True)[:longest].to_list()
     ids = [f"{number:05d}" for number in range(len(task.series))]
     return pl.concat(
         pl.DataFrame({"series_id": [key] * len(each.past), "timestamp": grid[-len(each.past) :], "target": each.past})

@@ -246,7 +246,10 @@ def fit(
     pretrained = stacked(None if teacher else model.init, candidate, panel, model, data_on_device, validation, limits)
     if pretrained.share:
         candidate = pretrained.beside(candidate).to(device)
-        summary = summary | {"val/loss": validated(candidate, data_on_device, validation)}
+        summary = summary | {
+            "val/loss": validated(candidate, data_on_device, validation),
+            "interval_scale": float(summary["interval_scale"]) * pretrained.interval_scale,
+        }
     coupling = _coupling(candidate, data_on_device, validation)
     summary = summary | {
         "holdout_windows": plan.holdout_windows,

@@ -42,7 +42,8 @@ def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, lim
     level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
     if not len(scale):
         return torch.zeros(2)
-    if network.shape.unit or not (level > 0).all() or (scale / level).log().std() >= scale.log().std():
+    apart = len(scale) > 1 and (scale / level).log().std() >= scale.log().std()
+    if network.shape.unit or not (level > 0).all() or apart:
         return torch.stack([torch.zeros_like(scale[0]), scale.median()])
     return torch.stack([(scale / level).median(), scale.quantile(0.1)])
 

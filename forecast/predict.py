@@ -725,7 +725,8 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
     cutoff, windows = _latest(panel, cutoff)
     network = artifact.for_cutoff(cutoff).network
     data = PanelTensors.of(panel, network)
-    length, context = network.shape.segment_length, network.shape.context_length
+    shape = members_of(network)[0].shape  # A pretrained member may look further back, and has no weights.
+    length, context = shape.segment_length, shape.context_length
     weights, indices = [], []
     for series, own, origins in validation_batches(windows, BATCH_SIZE):
         output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)

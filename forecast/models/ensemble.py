@@ -25,7 +25,7 @@ class Ensemble(nn.Module):
 
     Members may have contexts of different lengths: each sees the last steps of the longest one. Frame and encoder state
     are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of attention are the
-    members' mean. There are no paths: those of several members have no mean.
+    mean of those that the members have. There are no paths: those of several members have no mean.
     """
 
     def __init__(self, members: Sequence["Member"], shares: Sequence[float] | None = None) -> None:
@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
         outputs = self._outputs(batch, origins, pasts)
         frame = outputs[0].frame
         weights = [output.attention for output in outputs if output.attention is not None]
-        attention = self._mean(weights) if len(weights) == len(outputs) else None
+        attention = torch.stack(weights).mean(0) if weights else None
         if isinstance(self.head, CategoricalHead):
             mixed = torch.stack([output.arguments for output in outputs]).logsumexp(0) - math.log(len(outputs))
             return Output(mixed, outputs[0].state, frame, self.head, attention)

@@ -33,7 +33,7 @@ def panel(n_series: int, length: int, horizon: int, seed: int) -> tuple[pl.DataF
 
 def closed_form(table: pl.DataFrame, horizon: int, **fit: object) -> FitResult:
     settings = {"max_steps": 0, "holdout_windows": 0, "validation_windows": 4} | fit
-    return fc.train(table, horizon=horizon, data={"freq": "1h"}, model={"smoothing": False}, fit=settings)
+    return fc.train(table, horizon=horizon, data={"freq": "1h"}, model={"smoothing": False, "init": None}, fit=settings)
 
 
 def coverage(result: FitResult, table: pl.DataFrame, future: np.ndarray) -> float:

@@ -34,7 +34,9 @@ def panel() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def artifact(panel: pl.DataFrame) -> Artifact:
-    return fc.train(panel, horizon=HORIZON, data={"freq": "1d"}, fit={"max_steps": 0, "final": False}).artifact
+    return fc.train(
+        panel, horizon=HORIZON, data={"freq": "1d"}, fit={"max_steps": 0, "final": False}, model={"init": None}
+    ).artifact
 
 
 def test_a_model_that_runs_away_gives_way_to_the_last_season(panel: pl.DataFrame, artifact: Artifact) -> None:

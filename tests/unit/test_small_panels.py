@@ -12,6 +12,7 @@ import forecast as fc
 from forecast.artifact import load
 from forecast.errors import DataError
 from forecast.fit import FitResult
+from forecast.models.ensemble import members_of
 from forecast.models.onnx import OnnxForecaster, example_windows
 
 CLOSED = {"max_steps": 0}
@@ -144,7 +145,7 @@ def test_the_last_horizon_of_a_short_panel_says_something_to_the_forecast_and_no
 
 def test_the_graph_of_a_smoothing_model_forecasts_as_the_network_does() -> None:
     pytest.importorskip("onnxruntime")
-    network = train(panel(3, 30, "1q", season=4), 4, "1q").artifact.network
+    network = members_of(train(panel(3, 30, "1q", season=4), 4, "1q").artifact.network)[0]
     assert network.shape.smoothing
     batch, origins = example_windows(network, 5), torch.zeros(1, dtype=torch.long)
     made, expected = OnnxForecaster(network)(batch, origins), network(batch, origins)
