@@ -177,7 +177,9 @@ def _extra(past: History, end: Tensor) -> Float[Tensor, "series patch extra"]:
     level, scale, change = past.level[:, end], past.scale[:, end], past.change[:, end]
     before, scale_before = (F.pad(part[:, :-1], (1, 0)) for part in (level, scale))
     moved = (level - before) / scale
-    ratio = torch.where(scale_before > 0, scale / scale_before.clamp(min=torch.finfo(scale.dtype).tiny), 1)
+    # A series that has not varied has no scale: what stands for it has the unit of nothing.
+    varied = F.pad((past.high > past.low)[:, end[:-1]], (1, 0))
+    ratio = torch.where(varied, scale / scale_before.clamp(min=torch.finfo(scale.dtype).tiny), 1)
     parts = [
         moved.clamp(-_CLIP, _CLIP),
         ratio.clamp(1e-3, 1e3).log(),

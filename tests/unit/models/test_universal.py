@@ -51,6 +51,15 @@ def test_what_comes_after_an_origin_changes_no_bit_of_its_forecast(network: Univ
     assert not torch.equal(quantiles(network, values, 47), quantiles(network, later, 47))
 
 
+@pytest.mark.parametrize("length", [3, 11, 40])
+def test_units_do_not_matter_to_series_that_are_shorter_than_the_window(network: UniversalNetwork, length: int) -> None:
+    past = [series(length, seed) for seed in range(3)]
+    expected = forecast_series(network, past, [12] * 3, [0] * 3, 8)
+    for factor in (1e-3, 7.0, 1e4):
+        scaled = forecast_series(network, [factor * values for values in past], [12] * 3, [0] * 3, 8)
+        np.testing.assert_allclose(scaled / factor, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(1e-3, 0.0), (1e4, 0.0), (1.0, 1e6), (20.0, -1e5)])
 def test_forecasts_follow_level_and_unit_of_a_series(network: UniversalNetwork, factor: float, shift: float) -> None:
     values = series(CONTEXT)
