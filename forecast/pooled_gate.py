@@ -26,9 +26,9 @@ _CLIP = 1.0
 # and that of all its series at once from one window to the next. The last two count for so many series and windows.
 _MEAN, _SPREAD, _SHOCK = 0.02, 0.05, 0.01
 _SPREAD_COUNT, _SHOCK_COUNT = 2.0, 1.0
-# Deviation of what a series gains later from what it gains on the stretch of time that its gate windows are of, however
-# alike these are.
-_DRIFT = 0.01
+# Deviation of what is gained later from what is gained on the stretch of time that the gate windows are of, however
+# alike these are: of a series, and of a panel.
+_DRIFT, _PANEL_DRIFT = 0.01, 0.01
 # Before any evidence the typical variance of a panel counts for so many windows in that of a series, and the mean
 # square of a series, its variance if nothing is gained, for so many in the typical one. Both by so many series.
 _PRIOR_FREEDOM, _FREEDOM_COUNT = 4.0, 4.0
@@ -108,7 +108,7 @@ def posterior(saved: Array, observed: BoolArray, cluster: IntArray) -> Posterior
             break
     weight = 1.0 / (variance + spread)
     mean = float((weight * shown).sum() / weight.sum())
-    error = _error(saved - mean, observed, cluster, weight / count)
+    error = _error(saved - mean, observed, cluster, weight / count) + _PANEL_DRIFT**2
     # A panel says little of its own mean if it has few series or few windows: it is held against no gain.
     trust = _MEAN**2 / (_MEAN**2 + error)
     own = spread / (spread + variance)
