@@ -14,10 +14,9 @@ from forecast.data.panel import IntArray
 from forecast.models import ridge, stacked
 from forecast.models.bank import BLEND, HEAD, Bank
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import Examples, Remembered, Rolled
 from forecast.models.heads import Head
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.stacked import Changes, Descent
 
 _PREFIX = "final/"
@@ -63,8 +62,7 @@ class FinalBank:
         return {"weight": weight.cpu(), "width": width}
 
     def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
-        network, device = self.network, self.data.device
-        assert isinstance(network, RecurrentForecaster)
+        (network, _), device = the_tunable(self.network), self.data.device
         lengths, settings = self.lengths[series], self.settings
         examples: Examples
         if settings.kind in stacked.FROZEN:

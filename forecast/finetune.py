@@ -22,10 +22,9 @@ from forecast.head_group import PENALTIES
 from forecast.metrics import MODEL
 from forecast.models.bank import BLEND, HEAD, Bank
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.ensemble import Forecaster, recurrent_members, tunable
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.origins import alone, forecast, held_out
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.names import (
     CLASS,
@@ -273,11 +272,11 @@ def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None
             f"(given: {settings.kind})"
         )
     by_gradient = settings.kind in RATES
-    if by_gradient and not isinstance(artifact.network, RecurrentForecaster):
+    if by_gradient and tunable(artifact.network) is None:
         raise ConfigError(
-            f"finetune.kind: {settings.kind} changes one network that was trained on the panel, this model is of "
-            f"{len(members_of(artifact.network))} (fit.ensemble, model.init) or of the pretrained one; set kind=head "
-            "or global, or train with model.init=none"
+            f"finetune.kind: {settings.kind} changes one network that was trained on the panel, and this model has "
+            f"{len(recurrent_members(artifact.network))} of these (fit.ensemble, forecast models add); set kind=head "
+            "or global"
         )
     if by_gradient and artifact.model.decoder == "autoregressive":
         raise ConfigError(

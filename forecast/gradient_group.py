@@ -14,9 +14,9 @@ from forecast.final_bank import begun_at, descend
 from forecast.models import stacked
 from forecast.models.bank import BLEND
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import Examples, Remembered, Rolled
-from forecast.models.origins import held_out
+from forecast.models.origins import alone, held_out
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.stacked import Changes, Descent
 from forecast.tuning_trials import (
@@ -60,9 +60,13 @@ class GradientGroup:
     settings: TuningSettings
 
     @cached_property
+    def _member(self) -> tuple[RecurrentForecaster, float]:
+        """The network that is changed, and its share of the forecast."""
+        return the_tunable(self.network)
+
+    @cached_property
     def _examples(self) -> Examples:
-        network, settings = self.network, self.settings
-        assert isinstance(network, RecurrentForecaster)
+        (network, _), settings = self._member, self.settings
         judged = torch.cat([self._held, self._looked])
         if settings.kind in stacked.FROZEN:
             return Remembered(network, self.data, self.series, self.usable, settings, judged)
@@ -87,8 +91,7 @@ class GradientGroup:
 
     @property
     def _unchanged(self) -> Changes:
-        network, settings = self.network, self.settings
-        assert isinstance(network, RecurrentForecaster)
+        (network, _), settings = self._member, self.settings
         return stacked.unchanged(network, settings.kind, len(self.series), settings.rank)
 
     def some(self, rows: IntArray) -> Self:
@@ -111,7 +114,7 @@ class GradientGroup:
                 examples.at(stacked.blended(found.changes, torch.full_like(found.rate, share)), self._held)
                 for share in shares_of(settings)
             ]
-            columns = [head.columns(one.arguments) for one in each]
+            columns = [head.columns(arguments) for arguments in self._mixed([one.arguments for one in each])]
             target, weight = each[0].target, each[0].weight
             loss = torch.stack([window_losses(head, one, target, weight) for one in columns], -1).cpu().numpy()
         told = np.stack([stated(head, one[:, settings.gate_windows :]) for one in columns], 1)
@@ -124,6 +127,19 @@ class GradientGroup:
             IS_DIVERGED: found.diverged,
             TOLD: told,
         }
+
+    def _mixed(self, each: list[Tensor]) -> list[Tensor]:
+        """Return the forecasts of the whole model on the held-out windows, from those of the network that is changed.
+
+        `each` has its arguments [G, window, horizon, argument] with changes, the first without any.
+        """
+        share = self._member[1]
+        if share == 1:
+            return each
+        windows = alone(self.network, self.data, self.series, self.usable, self._held.numpy())
+        base = torch.cat([self.network(given.batch, given.origins).arguments[:, 0] for given in windows])
+        base = base.unflatten(0, each[0].shape[:2])
+        return [base + share * (arguments - each[0]) for arguments in each]
 
     def fit(self, how: Columns, present: Present) -> Fit:
         """Return the changes after the `steps` at the `learning_rate` of each series, on all its origins.

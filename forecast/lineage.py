@@ -12,7 +12,7 @@ from forecast.artifact import Artifact
 from forecast.errors import ConfigError, listing
 from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.ensemble import the_tunable
 from forecast.names import SERIES_ID
 
 STATUS, CHANGE = "status", "change"
@@ -59,9 +59,9 @@ def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifac
         own = bank.some([row], seen)
         return artifact.with_bank(own, trained_until=artifact.trained_until, parent_digest=digest)
     network = copy.deepcopy(artifact.network)
-    assert isinstance(network, RecurrentForecaster)
-    found = stacked.weights(network, bank.changes(torch.tensor([row])))
-    network.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
+    member, _ = the_tunable(network)
+    found = stacked.weights(member, bank.changes(torch.tensor([row])))
+    member.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
     shifts = artifact.calibration and artifact.calibration.of(series_id)
     return replace(artifact, network=network, bank=None, before=None, calibration=shifts, parent_digest=digest)
 

@@ -27,7 +27,7 @@ from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.copula import coupled_ranks
-from forecast.models.ensemble import Forecaster, members_of
+from forecast.models.ensemble import Forecaster, members_of, the_tunable
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.onnx import Forward
@@ -349,11 +349,14 @@ def _tuned_columns(
         features = head_features(output, network.shape)[known, 0]
         result[known] = bank.shifted(network.head, columns[known], features, own)
     else:
-        assert isinstance(network, RecurrentForecaster)
+        member, share = the_tunable(network)
         window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
         past = None if pasts is None else pasts[0].rows(window)
-        some = batch.rows(window)
-        arguments = bank.arguments(network, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
+        some = batch.rows(window).since(network.shape.context_length - member.shape.context_length)
+        arguments = bank.arguments(member, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
+        if share < 1:  # The others forecast what they did.
+            before = member(some, origins, None if past is None else [past]).arguments.flatten(0, 1)[:, None]
+            arguments = output.arguments[known] + share * (arguments - before)
         result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
     return result
 

@@ -17,10 +17,9 @@ from forecast.gradient_group import RATES, GradientGroup
 from forecast.head_group import HeadGroup
 from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster
+from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import group_numbers
 from forecast.models.origins import apart
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.resumable import read_state, write_state
 from forecast.models.stacked import Changes
 from forecast.series_gate import DIVERGED, NOT_FINITE, TUNED, Gated, gated
@@ -168,8 +167,7 @@ class _Groups:
 def _numbers(network: Forecaster, settings: TuningSettings) -> int:
     """Return how many numbers a series takes in its group."""
     if settings.kind in RATES:
-        assert isinstance(network, RecurrentForecaster)
-        return group_numbers(network, settings)
+        return group_numbers(the_tunable(network)[0], settings)
     n_features = head_feature_count(network.shape, network.state_size)
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
     n_origins = -(-n_origin_steps(network, settings) // apart(network.shape))

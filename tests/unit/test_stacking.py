@@ -1,6 +1,7 @@
 """The share of a pretrained network in a model that is trained on the panel."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -9,11 +10,13 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
+from forecast.config import FinetuneSettings
 from forecast.data.load import Loaded
 from forecast.data.windows import windows_at
+from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Ensemble, members_of
+from forecast.models.ensemble import Ensemble, members_of, together
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict
 from forecast.stacking import share_of
@@ -76,6 +79,32 @@ def test_training_takes_a_share_that_validates_and_says_which(panel: Loaded, tra
     assert artifact.final.network.shares == artifact.network.shares
     at = windows_at(panel.panel, panel.panel.last_index)
     assert np.isfinite(predict(artifact.final, panel.panel, at).tuned).all()
+
+
+@pytest.mark.parametrize("kind", ["bias", "full"])
+@pytest.mark.trains
+def test_changes_by_gradient_are_made_to_the_network_of_the_panel_alone(panel: Loaded, train: Train, kind: str) -> None:
+    """And they are judged, and forecast, with its share of the mean."""
+    base = train(panel, max_steps=0, holdout_windows=1).artifact
+    pretrained = universal_member(NANO, panel.panel, base.network.shape, base.model)  # type: ignore[arg-type]
+    mixed = replace(base, network=together([*members_of(base.network), pretrained], [0.6, 0.4]))
+    keep = {"gate": "strict", "min_gain": 0.0, "min_windows_better": 0.0, "steps": 10, "gate_windows": 2}
+    settings = FinetuneSettings.model_validate({"kind": kind, "accelerator": "cpu", **keep})
+    tuned = finetune(mixed, panel.panel, settings)
+    bank = tuned.artifact.bank
+    assert bank is not None
+    assert len(bank.series_id) > 0
+    at = windows_at(panel.panel, panel.panel.last_index)
+    own, other, both = (
+        predict(replace(tuned.artifact, network=network, bank=changes, final=None), panel.panel, at).tuned
+        for network, changes in ((members_of(mixed.network)[0], bank), (pretrained, None), (mixed.network, bank))
+    )
+    np.testing.assert_allclose(both, 0.6 * own + 0.4 * other, rtol=1e-4)
+    plain = predict(mixed, panel.panel, at).tuned
+    changed = np.isin(panel.panel.series_id, bank.series_id)
+    assert (np.abs(both - plain).max((1, 2)) > 1e-4).tolist() == changed.tolist()
+    judged = tuned.decisions.filter(pl.col("series_id").is_in(bank.series_id))
+    assert (judged["tuned_loss"] < judged["base_loss"]).all()
 
 
 @pytest.mark.parametrize(
