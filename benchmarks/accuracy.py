@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.meter import ROOT
 from forecast.artifact import Artifact
+from forecast.checkpoints import NANO
 from forecast.config import FinetuneSettings, TrainConfig, load
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
@@ -34,6 +35,7 @@ from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.heads import QuantileHead
 from forecast.predict import predict
+from forecast.zero_shot import zero_shot
 from pipelines.compose import compose
 
 Array = npt.NDArray[np.floating]
@@ -43,9 +45,11 @@ Forecaster = Callable[[Panel, WindowIndex], Array]
 Judge = Callable[[Forecaster], Scores]
 
 # Settings of each contender, after those of the preset; NAIVE needs none.
-NAIVE, TUNED, CARRIED = "naive", "tuned", "carried"
+NAIVE, ZERO_SHOT, TUNED, CARRIED = "naive", "zero-shot", "tuned", "carried"
+COVERAGE = "cov80"
 CONTENDERS: dict[str, tuple[str, ...]] = {
     NAIVE: (),
+    ZERO_SHOT: (),
     "closed": ("fit.max_steps=0",),
     "lstm": ("model.cell=lstm",),
     "gru": ("model.cell=gru",),
@@ -111,12 +115,20 @@ def after_the_end(task: Task, config: TrainConfig, loaded: Loaded, folder: Path)
         quantiles = forecaster(panel, windows).astype(np.float64)
         found = score_windows(actual, quantiles, levels=levels, scale=scale, root_scale=root_scale)
         smape, mase = float(found["smape"].mean()), float(np.nanmean(found["mase"]))
-        scores = {"sMAPE": smape, "MASE": mase, "wQL": float(found["pinball"].sum() / found["abs_target"].sum())}
+        wql = float(found["pinball"].sum() / found["abs_target"].sum())
+        scores = {"sMAPE": smape, "MASE": mase, "wQL": wql, COVERAGE: coverage(actual, quantiles)}
         if task.naive2:
             scores["OWA"] = (smape / task.naive2[0] + mase / task.naive2[1]) / 2
         return scores
 
     return judge
+
+
+def coverage(actual: Array, quantiles: Array) -> float:
+    """Return the share of the targets inside the outermost quantiles, of the presets the interval of 80 %."""
+    known = np.isfinite(actual)
+    inside = (actual >= quantiles[..., 0]) & (actual <= quantiles[..., -1])
+    return float(inside[known].mean())
 
 
 def tested(panel: Panel, folder: Path, horizon: int) -> Array:
@@ -178,14 +190,14 @@ def rolling(task: Task, config: TrainConfig, loaded: Loaded, folder: Path) -> Ju
         quantiles = forecaster(panel, windows).astype(np.float64)
         found = score_windows(actual, quantiles, levels=levels, scale=scale, root_scale=root_scale)
         wql = float(found["pinball"].sum() / found["abs_target"].sum())
-        return {"MASE": float(np.nanmean(found["mase"])), "wQL": wql}
+        return {"MASE": float(np.nanmean(found["mase"])), "wQL": wql, COVERAGE: coverage(actual, quantiles)}
 
     return judge
 
 
 # --- the tasks
 
-OWA = ("sMAPE", "MASE", "OWA", "wQL")
+OWA = ("sMAPE", "MASE", "OWA", "wQL", COVERAGE)
 M4_HOURLY = Task(
     preset="m4_hourly",
     judge=after_the_end,
@@ -262,7 +274,7 @@ TASKS: dict[str, Task] = {
         preset="m5",
         judge=after_the_end,
         season=7,
-        metrics=("MASE", "wQL"),
+        metrics=("MASE", "wQL", COVERAGE),
         bars={"quantiles of the last 28 days": (0.887, 0.546)},
         files={"data.path": "train.parquet", "data.known_path": "t*.parquet", "data.static_path": "static.parquet"},
     ),
@@ -270,7 +282,7 @@ TASKS: dict[str, Task] = {
         preset="nyc_flights",
         judge=rolling,
         season=168,
-        metrics=("MASE", "wQL"),
+        metrics=("MASE", "wQL", COVERAGE),
         bars={},
         settings=("data.until='2013-12-03 23:00:00'", "fit.holdout_windows=0"),
         files={"data.path": "panel.parquet"},
@@ -328,11 +340,11 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
         return
     head(task, name, "seed")
     for label, scores in task.bars.items():
-        show(task, f"({label})", dict(zip(task.metrics, scores, strict=True)))
+        show(task, f"({label})", dict(zip(task.metrics, scores, strict=False)))
     done: dict[tuple[object, ...], tuple[Artifact, object, float]] = {}
     for row in rows:
         forecasters: list[Forecaster] = []
-        for seed in (0,) if row == NAIVE else seeds:
+        for seed in (0,) if row in (NAIVE, ZERO_SHOT) else seeds:
             config = configured(task, folder, [*settings, f"fit.seed={seed}", *task.rows[row]])
             loaded = training_data(
                 read_panel(config.data, config.window.horizon), config.window.horizon, config.model, config.fit
@@ -340,6 +352,12 @@ def run(name: str, rows: Sequence[str], settings: Sequence[str], seeds: Sequence
             judge, label = task.judge(task, config, loaded, folder), row
             if row == NAIVE:
                 show(task, "last value" if task.season == 1 else "seasonal naive", judge(_naive(task, config)))
+                continue
+            if row == ZERO_SHOT:
+                begun = time.process_time()
+                artifact = zero_shot(NANO, loaded, config.window).latest
+                scores = judge(model(artifact))
+                show(task, label, scores, "", "", f"{time.process_time() - begun:.0f}")
                 continue
             key = (task.rows[row], seed)  # The fine-tuned model has the same base; what is carried is no other one.
             if key not in done:
