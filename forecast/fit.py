@@ -243,7 +243,15 @@ def fit(
     curve, summary = members[0].curve, members[0].summary
     if len(members) > 1:
         curve, summary = _joined(members, validated(candidate, data_on_device, validation))
-    pretrained = stacked(None if teacher else model.init, candidate, panel, model, data_on_device, validation, limits)
+    pretrained = stacked(
+        None if teacher else model.init,
+        candidate,
+        data_on_device,
+        validation,
+        panel=panel,
+        limits=limits,
+        model=model,
+    )
     if pretrained.share:
         candidate = pretrained.beside(candidate).to(device)
         summary = summary | {

@@ -50,11 +50,12 @@ class Stacked:
 def stacked(
     name: str | None,
     network: Forecaster,
-    panel: Panel,
-    model: ModelConfig,
     data: PanelTensors,
     validation: WindowIndex,
+    *,
+    panel: Panel,
     limits: IntArray,
+    model: ModelConfig,
 ) -> Stacked:
     """Return the pretrained network `name` with the share that validates best beside `network`.
 

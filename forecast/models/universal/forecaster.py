@@ -50,14 +50,14 @@ class UniversalShape(NetworkShape):
 
         The context holds three seasons, and at least 512 steps, where series have so many.
         """
-        wanted = min(length, max(512, 3 * max(shape.season_length, second_season)))
-        context = next((steps for steps in CONTEXTS if steps >= wanted), CONTEXTS[-1])
+        least = min(length, max(512, 3 * max(shape.season_length, second_season)))
+        context = next((steps for steps in CONTEXTS if steps >= least), CONTEXTS[-1])
         own = replace(shape, context_length=context, segment_length=PATCH, anchor="level", smoothing=False)
         values = {name: getattr(own, name) for name in NetworkShape.__dataclass_fields__}
         return cls(**values, network=network, second_season=second_season, checkpoint=checkpoint)
 
 
-class _Seen(NamedTuple):
+class _Windows(NamedTuple):
     """Windows as the network is given them, with their origins."""
 
     values: Float[Tensor, "window time"]
@@ -112,8 +112,8 @@ class UniversalForecaster(nn.Module):
             values = to_data(values, self.shape.unit, None if batch.level is None else batch.level[:, None])
         if self.training:
             end = int(origins[-1]) + context
-            seen = _Seen(values[:, :end], batch.observed[:, :end], origins + context - 1)
-            arguments, state, frame = self._forecast(seen)
+            windows = _Windows(values[:, :end], batch.observed[:, :end], origins + context - 1)
+            arguments, state, frame = self._forecast(windows)
         else:
             each = [stretches(part, origins, context).flatten(0, 1) for part in (values, batch.observed)]
             blocks = [self._block(*rows) for rows in zip(*(part.split(_BLOCK) for part in each), strict=True)]
@@ -133,37 +133,37 @@ class UniversalForecaster(nn.Module):
         count, missing = len(values), _BLOCK - len(values)
         padded, there = (functional.pad(part, (0, 0, 0, missing), value=False) for part in (values, observed))
         origin = torch.tensor([values.shape[1] - 1], device=values.device)
-        arguments, state, frame = self._forecast(_Seen(padded, there, origin))
+        arguments, state, frame = self._forecast(_Windows(padded, there, origin))
         return arguments[:count], state[:count], Frame(*(field[:count] for field in frame))
 
-    def _forecast(self, seen: _Seen) -> tuple[Tensor, Tensor, Frame]:
+    def _forecast(self, windows: _Windows) -> tuple[Tensor, Tensor, Frame]:
         """Return arguments, state and frame of windows, in units of the data, [window, origin, ...]."""
-        found, at = self._distribution(seen), seen.origins
-        past, context = found.history, self.shape.context_length
+        distribution, at = self._distribution(windows), windows.origins
+        past, context = distribution.history, self.shape.context_length
         level, scale = past.level[:, at], past.scale[:, at]
         begun = past.n_observed[:, at] > 0
         first = at - context + 1
         window = (stretches(past.raw, first, context) - level[..., None]) / scale[..., None]
-        window = window.clamp(-_REACH, _REACH) * stretches(seen.observed, first, context)
-        spread = (found.evidence.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
-        arguments = self._at_levels((found.quantiles - level[..., None, None]) / scale[..., None, None])
+        window = window.clamp(-_REACH, _REACH) * stretches(windows.observed, first, context)
+        spread = (distribution.evidence.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
+        arguments = self._at_levels((distribution.quantiles - level[..., None, None]) / scale[..., None, None])
         location = level + past.centre.to(level.dtype)
         constant = past.low[:, at] == past.high[:, at]
         scale = torch.where(constant, self._cold_scale(location, past.n_observed[:, at]), scale)
         divisor = torch.where(scale > 0, scale, 1.0)
         frame = Frame(location, divisor, scale, begun, window, spread, torch.zeros_like(spread))
-        return arguments, found.state, frame
+        return arguments, distribution.state, frame
 
-    def _distribution(self, seen: _Seen) -> Distribution:
-        device = seen.values.device
+    def _distribution(self, windows: _Windows) -> Distribution:
+        device = windows.values.device
         season, second = (
-            torch.full((len(seen.values),), steps, device=device)
+            torch.full((len(windows.values),), steps, device=device)
             for steps in (self.shape.season_length, self.shape.second_season)
         )
         ahead = torch.arange(1, self.shape.horizon + 1, device=device)
-        window = Window(seen.values, seen.observed, season, second)
-        found: Distribution = self.network(window, seen.origins, ahead)
-        return found
+        window = Window(windows.values, windows.observed, season, second)
+        distribution: Distribution = self.network(window, windows.origins, ahead)
+        return distribution
 
     def _cold_scale(
         self, level: Float[Tensor, "window origin"], count: Float[Tensor, "window origin"]
@@ -173,11 +173,11 @@ class UniversalForecaster(nn.Module):
         return torch.where(count < FEW, (relative * level.abs()).clamp(min=absolute), 0.0)
 
     def _at_levels(self, quantiles: Float[Tensor, "*axes level"]) -> Float[Tensor, "*axes quantile"]:
-        wanted = self.head.levels.to(quantiles)
-        near = (wanted[:, None] - wanted.new_tensor(LEVELS)).abs()
+        levels = self.head.levels.to(quantiles)
+        near = (levels[:, None] - levels.new_tensor(LEVELS)).abs()
         if bool((near.amin(1) < 1e-6).all()):
             return quantiles[..., near.argmin(1)]
-        return self._inner.quantiles(quantiles, wanted)
+        return self._inner.quantiles(quantiles, levels)
 
     def _on_model_scale(self, arguments: Tensor, frame: Frame, level: Tensor | None) -> tuple[Tensor, Frame]:
         """Return quantiles on the logarithmic scale of the model, and a frame that leaves them as they are."""
