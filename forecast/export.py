@@ -20,7 +20,16 @@ from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster, recurrent_members
 from forecast.models.losses import window_sizes
-from forecast.models.onnx import OPSET, OUTPUTS, Forward, OnnxForecaster, example_windows, exported, quantised
+from forecast.models.onnx import (
+    OPSET,
+    OUTPUTS,
+    Forward,
+    OnnxForecaster,
+    example_windows,
+    exported,
+    inputs_of,
+    quantised,
+)
 from forecast.predict import predict
 
 GRAPH: Final = "model.onnx"
@@ -82,7 +91,8 @@ def export_onnx(
             f"finetune.kind: with {artifact.bank.kind} each series has a network of its own, which is no one graph; "
             "export the pretrained version, or one fine-tuned with finetune.kind=head"
         )
-    graph, around, cost = exported(artifact.network), _around(artifact, bank_file), None
+    graph, cost = exported(artifact.network), None
+    around = _around(artifact, bank_file, inputs_of(graph))
     if int8:
         small = quantised(graph, artifact.network)
         cost = _cost(artifact, graph, small, panel)
@@ -127,8 +137,9 @@ def _made_up(network: Forecaster) -> Batch:
     target = 10 + season[:, torch.arange(steps) % shape.season_length] + noise
     observed = torch.ones_like(batch.observed)
     observed[:, shape.context_length :] = False
-    (member, *_) = recurrent_members(network)
-    past, known, numbers = member.covariate_mean.split([shape.n_past, shape.n_known, shape.n_static_numbers])
+    sizes = [shape.n_past, shape.n_known, shape.n_static_numbers]
+    means = [member.covariate_mean for member in recurrent_members(network)]
+    past, known, numbers = (means[0] if means else torch.zeros(sum(sizes))).split(sizes)
     calendar = torch.rand(_COMPARED, steps, shape.n_calendar, generator=generator)
     return batch._replace(
         target=target * observed,
@@ -151,7 +162,7 @@ def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forwar
     return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 
-def _around(artifact: Artifact, bank_file: str) -> dict[str, Any]:
+def _around(artifact: Artifact, bank_file: str, read: frozenset[str]) -> dict[str, Any]:
     shape, data = artifact.network.shape, artifact.data
     steps = shape.context_length + shape.horizon
     at = artifact.trained_until
@@ -188,7 +199,7 @@ def _around(artifact: Artifact, bank_file: str) -> dict[str, Any]:
         "horizon": shape.horizon,
         "freq": data.freq,
         "trained_until": artifact.trained_until_timestamp.isoformat(),
-        "inputs": {name: field for name, field in inputs.items() if field["shape"][-1]},
+        "inputs": {name: field for name, field in inputs.items() if name in read},
         "outputs": list(OUTPUTS),
         "head": artifact.model.head,
         "quantile_levels": artifact.model.quantile_levels,

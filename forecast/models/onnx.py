@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.onnx import TensorProtoDataType
+from torch.onnx import TensorProtoDataType, symbolic_helper
 
 from forecast.errors import ConfigError
 from forecast.models.batch import Batch
@@ -37,17 +37,23 @@ Forward = Callable[[Batch, Int[Tensor, " origin"]], Output]
 class OnnxForecaster:
     """A network in ONNX Runtime. Its forecasts are those of torch but for the rounding of float32.
 
+    Windows with a level (`Batch.level`) are left to torch if a pretrained member reads a logarithmic scale.
+
     `graph` is another one of it than `exported` gives. Raises ConfigError if ONNX Runtime is not installed, or the
     model can't be exported.
     """
 
     def __init__(self, network: Forecaster, graph: bytes | None = None) -> None:
-        self._head = network.head
+        self._network, self._head = network, network.head
+        self._reads_levels = bool(network.shape.unit) and len(recurrent_members(network)) < len(members_of(network))
         self._session = _session(exported(network) if graph is None else graph)
 
     def __call__(self, batch: Batch, origins: Int[Tensor, " origin"]) -> Output:
         """Return the forecasts from the one origin of each window."""
         assert origins.tolist() == [0], "the graph is of one origin"
+        if self._reads_levels and batch.level is not None:  # In float64, which ONNX Runtime has no sinh for.
+            output: Output = self._network(batch, origins)
+            return output
         wanted = {field.name for field in self._session.get_inputs()}
         given = {name: values.numpy() for name, values in batch.inputs.items() if name in wanted}
         arguments, state, *frame = (torch.from_numpy(values)[:, None] for values in self._session.run(OUTPUTS, given))
@@ -82,11 +88,6 @@ def exported(network: Forecaster) -> bytes:
             f"model.head: ONNX is for heads of numbers; a model of {network.shape.n_classes:,} classes runs in torch "
             "only (score.runtime=torch, export.format=gatecast)"
         )
-    if len(recurrent_members(network)) < len(members_of(network)):
-        raise ConfigError(
-            "the model has the pretrained network as a member, which runs in torch only (score.runtime=torch, "
-            "export.format=gatecast); distil it, or train with model.init=none"
-        )
     try:
         import onnx  # noqa: F401  the exporter needs it
     except ImportError:
@@ -94,9 +95,12 @@ def exported(network: Forecaster) -> bytes:
     length = network.shape.context_length + network.shape.horizon
     # What torch has and ONNX has not.
     symbols: dict[str, Callable[..., Any]] = {
-        "cummax": partial(_cummax, length),
+        "cummax": partial(_running, "Max", length),
+        "cummin": partial(_running, "Min", length),
         "hypot": _hypot,
         "copysign": _copysign,
+        "sinh": _sinh,
+        "searchsorted": _searchsorted,
     }
     for name, symbol in symbols.items():
         torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)  # type: ignore[attr-defined]
@@ -116,6 +120,13 @@ def exported(network: Forecaster) -> bytes:
             dynamo=False,
         )
     return buffer.getvalue()
+
+
+def inputs_of(graph: bytes) -> frozenset[str]:
+    """Return the names of what a graph reads; needs onnx."""
+    import onnx
+
+    return frozenset(field.name for field in onnx.load_from_string(graph).graph.input)
 
 
 def quantised(graph: bytes, network: Forecaster) -> bytes:
@@ -198,8 +209,11 @@ def _session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _cummax(length: int, graph: Any, values: Any, dim: Any) -> tuple[Any, None]:  # noqa: ARG001
-    """Return running maxima along the second axis, in log2(length) rounds (Hillis & Steele 1986), and no indices."""
+def _running(extreme: str, length: int, graph: Any, values: Any, dim: Any) -> tuple[Any, None]:  # noqa: ARG001
+    """Return running maxima or minima along the second axis, of `length` at most, and no indices.
+
+    In log2(length) rounds (Hillis & Steele 1986).
+    """
     kind = values.type().scalarType()
     if kind == "Bool":
         values = graph.op("Cast", values, to_i=TensorProtoDataType.INT32)
@@ -207,8 +221,8 @@ def _cummax(length: int, graph: Any, values: Any, dim: Any) -> tuple[Any, None]:
     while step < length:
         first, last, axis = (graph.op("Constant", value_t=torch.tensor([k])) for k in (0, -step, 1))
         start = graph.op("Constant", value_t=torch.tensor([0, step, 0, 0]))
-        earlier = graph.op("Slice", values, first, last, axis)
-        values = graph.op("Max", values, graph.op("Pad", earlier, start, mode_s="edge"))
+        padded = graph.op("Pad", values, start, mode_s="edge")
+        values = graph.op(extreme, values, graph.op("Slice", padded, first, last, axis))
         step *= 2
     return (graph.op("Cast", values, to_i=TensorProtoDataType.BOOL) if kind == "Bool" else values), None
 
@@ -223,3 +237,15 @@ def _hypot(graph: Any, one: Any, other: Any) -> Any:
 def _copysign(graph: Any, size: Any, sign: Any) -> Any:
     zero = graph.op("Constant", value_t=torch.tensor(0.0))
     return graph.op("Where", graph.op("Less", sign, zero), graph.op("Neg", size), size)
+
+
+def _sinh(graph: Any, values: Any) -> Any:
+    return graph.op("Sinh", values)
+
+
+def _searchsorted(graph: Any, ordered: Any, values: Any, out_int32: Any, right: Any, side: Any, sorter: Any) -> Any:  # noqa: ARG001
+    """Return how many of the numbers in order are less than each value, or with `right` not greater."""
+    last = graph.op("Constant", value_t=torch.tensor([-1]))
+    less = "LessOrEqual" if symbolic_helper._maybe_get_const(right, "b") else "Less"
+    before = graph.op(less, ordered, graph.op("Unsqueeze", values, last))
+    return graph.op("ReduceSum", graph.op("Cast", before, to_i=TensorProtoDataType.INT64), last, keepdims_i=0)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 from flow import BACKTEST, FINETUNE, HORIZON, NAME, SERIES, panel, refuse, succeed, written
 from polars.testing import assert_frame_equal
 
@@ -55,10 +56,6 @@ def test_it_is_registered_fine_tuned_judged_promoted_and_scored(store: str, tmp_
     assert made["mean"].is_finite().all()
     assert set(made["source"]) <= {"pretrained", "fine_tuned"}
     succeed("report", name, "registry.alias=champion", data, f"output.path={tmp_path / 'report'}")
-    onnx = refuse(
-        2, "models", "export", name, "registry.alias=1", "export.format=onnx", f"output.path={tmp_path / 'o'}"
-    )
-    assert "runs in torch only" in onnx
 
 
 def test_training_takes_it_as_a_member_by_default(store: str, tmp_path: Path) -> None:  # noqa: ARG001
@@ -68,3 +65,18 @@ def test_training_takes_it_as_a_member_by_default(store: str, tmp_path: Path) ->
     assert "% the pretrained network" in line
     succeed("score", name, data, f"output.path={tmp_path / 'out'}", "registry.alias=pretrained", "score.state=state")
     assert written(tmp_path / "out").height == 4 * HORIZON
+
+
+def test_a_mean_with_it_is_exported_and_scored_as_a_graph(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    pytest.importorskip("onnxruntime", reason="gatecast[onnx] is not installed")
+    name, data = f"registry.name={NAME}", f"data.path={tmp_path / 'panel.parquet'}"
+    panel().filter(pl.col("series_id") < "s04").write_parquet(tmp_path / "panel.parquet")
+    succeed("train", name, data, BUILTIN[1], "fit.max_steps=0", "fit.final=false")
+    version = name, "registry.alias=pretrained"
+    small = "export.format=onnx_int8", f"output.path={tmp_path / 'onnx'}"
+    assert "int8" in succeed("models", "export", *version, data, *small).out
+    made = []
+    for runtime in ("torch", "onnx"):
+        succeed("score", *version, data, f"output.path={tmp_path / runtime}", f"score.runtime={runtime}")
+        made.append(written(tmp_path / runtime).select("series_id", "step", "mean", "q10", "q90"))
+    assert_frame_equal(*made, check_row_order=False, rel_tol=1e-4)

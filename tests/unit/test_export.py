@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+import forecast as fc
 from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings
 from forecast.data.load import Loaded
@@ -36,3 +38,12 @@ def test_without_a_table_windows_are_made_up(trained: FitResult, tmp_path: Path)
     plain.mkdir()
     assert export_onnx(trained.artifact, plain) is None
     assert (plain / GRAPH).stat().st_size == cost.float_bytes
+
+
+def test_8_bits_of_the_pretrained_network_forecast_nearly_the_same(weekly_table: pl.DataFrame, tmp_path: Path) -> None:
+    cost = export_onnx(fc.pretrained("gatecast-nano", weekly_table, horizon=7), tmp_path, int8=True)
+    assert cost is not None
+    assert cost.bytes < 0.7 * cost.float_bytes
+    assert cost.windows == 256
+    assert 0 < cost.mean_difference < 0.05
+    assert set(json.loads((tmp_path / AROUND).read_text())["inputs"]) == {"target", "observed"}  # It reads no calendar.

@@ -92,7 +92,7 @@ def lookup(
     length = season[:, None, None]
     position = at + ahead - length * ((ahead - 1) // length + number)
     index = position.clamp(min=0)
-    found = values.gather(1, index.flatten(1)).unflatten(1, index.shape[1:])
+    found = values.gather(1, index.flatten(1)).reshape(index.shape)
     return found, position >= history.first[:, None, None]
 
 
@@ -116,7 +116,7 @@ def _filtered(
     history: History, smoothed: Smoothed, origins: Tensor, ahead: Tensor
 ) -> Float[Tensor, "series origin step filter"]:
     at = origins[None, :, None]
-    zero = smoothed.level.new_zeros(len(history.season), len(origins), len(ahead))
+    zero = smoothed.level.new_zeros(smoothed.level.shape[0], len(origins), len(ahead))
     _, first, _ = _seasons(history, smoothed.first, history.season, at, ahead, zero)
     _, second, _ = _seasons(history, smoothed.second, history.second, at, ahead, zero)
     pattern = smoothed.first_share[:, origins, None] * first + smoothed.second_share[:, origins, None] * second
@@ -143,14 +143,14 @@ def past_errors(history: History, smoothed: Smoothed, origins: Int[Tensor, " ori
     index = target.clamp(max=time - 1)
     valid = inside & history.observed[:, index] & (history.n_observed[:, grid] >= _MIN_COUNT)[..., None]
     error = (history.raw[:, index, None] - paths).abs() * valid[..., None]
-    zero = error.new_zeros(len(error), 1, *error.shape[2:])
+    zero = torch.zeros_like(error[:, :1])
     total = torch.cat([zero.double(), error.double().cumsum(1)], 1)
     number = torch.cat([zero[..., 0], valid.float().cumsum(1)], 1)
     length = (4 * history.season).clamp(min=_MIN_WINDOW)
     # How many points of the grid lie before: [origin, lead], and [series, origin, lead].
     end = torch.searchsorted(grid, (origins[:, None] - leads).contiguous(), right=True)
     start = torch.searchsorted(grid, (origins[:, None] - leads - length[:, None, None]).contiguous(), right=True)
-    rows = torch.arange(len(error), device=origins.device)[:, None, None]
+    rows = torch.arange(error.shape[0], device=origins.device)[:, None, None]
     at = torch.arange(len(LEADS), device=origins.device)
     count = number[rows, end, at] - number[rows, start, at]
     mean = (total[rows, end, at] - total[rows, start, at]) / count.clamp(min=1)[..., None]

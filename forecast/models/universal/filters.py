@@ -66,8 +66,8 @@ def run(values: Float[Tensor, "series time"]) -> tuple[Tensor, Tensor]:
     Series are differences from their first value, and 0 before, so that filters begin with it and without a trend.
     """
     series, time = values.shape
-    patches = torch.nn.functional.pad(values, (0, -time % _PATCH)).unflatten(1, (-1, _PATCH))
-    states, inputs = (part.to(values) for part in _responses())
+    patches = torch.nn.functional.pad(values, (0, -time % _PATCH)).reshape(series, -1, _PATCH)
+    states, inputs = (part.to(values) for part in _RESPONSES)
     # [filter, step and part, past part], [filter, step and part, step]
     driven = torch.einsum("fpi,sni->nsfp", inputs.flatten(1, 2), patches)
     state = values.new_zeros(series, len(FILTERS), 2)
@@ -76,7 +76,8 @@ def run(values: Float[Tensor, "series time"]) -> tuple[Tensor, Tensor]:
         answer = torch.einsum("fpq,sfq->sfp", states.flatten(1, 2), state) + patch
         answers.append(answer)
         state = answer[..., -2:]
-    outcome = torch.stack(answers, 1).unflatten(-1, (_PATCH, 2)).permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :time]
+    apart = torch.stack(answers, 1).reshape(series, -1, len(FILTERS), _PATCH, 2)
+    outcome = apart.permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :time]
     return outcome[..., 0], outcome[..., 1]
 
 
@@ -102,3 +103,6 @@ def _responses() -> tuple[Tensor, Tensor]:
         states.append(torch.stack(of_state))
         inputs.append(torch.stack(of_input))
     return torch.stack(states), torch.stack(inputs)
+
+
+_RESPONSES = _responses()

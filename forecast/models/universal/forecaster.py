@@ -110,7 +110,7 @@ class UniversalForecaster(nn.Module):
         values = batch.target
         if self.shape.unit:
             values = to_data(values, self.shape.unit, None if batch.level is None else batch.level[:, None])
-        if self.training:
+        if self.training or torch.onnx.is_in_onnx_export():  # A graph has one origin, of any number of windows.
             end = int(origins[-1]) + context
             windows = _Windows(values[:, :end], batch.observed[:, :end], origins + context - 1)
             arguments, state, frame = self._forecast(windows)
@@ -121,6 +121,7 @@ class UniversalForecaster(nn.Module):
             columns = (torch.cat(column).unflatten(0, (count, -1))[:, :, 0] for column in zip(*parts, strict=True))
             arguments, state, *fields = columns
             frame = Frame(*fields)
+        if not self.training:
             arguments = self.head.stretched(arguments, self.interval_scale)
         if self.shape.unit:
             arguments, frame = self._on_model_scale(arguments, frame, batch.level)
@@ -157,7 +158,7 @@ class UniversalForecaster(nn.Module):
     def _distribution(self, windows: _Windows) -> Distribution:
         device = windows.values.device
         season, second = (
-            torch.full((len(windows.values),), steps, device=device)
+            torch.full(windows.values.shape[:1], steps, dtype=torch.long, device=device)
             for steps in (self.shape.season_length, self.shape.second_season)
         )
         ahead = torch.arange(1, self.shape.horizon + 1, device=device)

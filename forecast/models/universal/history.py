@@ -84,7 +84,7 @@ def history(window: Window) -> History:
     first = observed.int().argmax(1)
     centre = torch.where(observed, window.values, 0).gather(1, first[:, None])
     raw = torch.where(observed, window.values - centre, 0).float()
-    count = observed.cumsum(1).float()
+    count = observed.long().cumsum(1).float()
     filled = _filled(raw, observed, season)
     width = season.clamp(min=MIN_LEVEL)
     n_level = trailing(observed.float(), width)
@@ -152,7 +152,7 @@ def _change(raw: Tensor, observed: Tensor, season: Tensor) -> Float[Tensor, "ser
     for lag in (season, torch.ones_like(season)):
         before, valid = lagged(raw, lag)
         both = observed & valid & lagged(observed, lag)[0]
-        count = both.cumsum(1)
+        count = both.long().cumsum(1)
         means.append(((raw - before).abs() * both).double().cumsum(1) / count.clamp(min=1))
         enough = count > 1
         if lag is season:

@@ -115,7 +115,7 @@ class UniversalNetwork(nn.Module):
         change = torch.where(change > 0, change, scale)
 
         def patches(values: Tensor) -> Tensor:
-            return values.unfold(1, PATCH, PATCH)
+            return values.reshape(values.shape[0], -1, PATCH)
 
         def normal(values: Tensor, valid: Tensor) -> Tensor:
             return ((patches(values) - level) / scale).clamp(-_CLIP, _CLIP) * patches(valid)

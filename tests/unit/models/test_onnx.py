@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 import torch
 
+from forecast.checkpoints import NANO, card_of
 from forecast.config import ModelConfig
 from forecast.errors import ConfigError
 from forecast.models.batch import Batch
 from forecast.models.ensemble import Ensemble
 from forecast.models.onnx import OnnxForecaster, exported, quantised
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.models.universal.checkpoint import read_checkpoint
+from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 
 ORIGIN = torch.zeros(1, dtype=torch.long)
 SHAPE: dict[str, Any] = {
@@ -35,8 +38,19 @@ def network(shape: dict[str, Any], **model: Any) -> RecurrentForecaster:
     return made
 
 
+def pretrained(shape: dict[str, Any], context: int, second_season: int = 0, **model: Any) -> UniversalForecaster:
+    weights, _ = read_checkpoint(card_of(NANO))
+    panel = NetworkShape(**SHAPE | shape)
+    own = UniversalShape.of(panel, weights.shape, second_season=second_season, length=context, checkpoint=NANO)
+    made = UniversalForecaster(own, ModelConfig.model_validate(model)).eval()
+    made.network = weights
+    made.cold_scale.fill_(0.3)
+    made.interval_scale.fill_(1.2)
+    return made.eval()
+
+
 def batch(shape: NetworkShape, count: int) -> Batch:
-    """Windows with gaps, of late starters, of a constant and of a dead series."""
+    """Windows with gaps, of late starters, of few observations and of one, of a constant and of a dead series."""
     generator = torch.Generator().manual_seed(1)
     steps = shape.context_length + shape.horizon
 
@@ -48,8 +62,13 @@ def batch(shape: NetworkShape, count: int) -> Batch:
     observed = there & (noise(steps) > -1.3)
     observed[:, shape.context_length :] = False
     target = noise(steps).cumsum(1) * 3 + 20
+    if shape.unit:
+        target = target / 20
     if count > 2:
         target[1], observed[2] = 4.0, False
+        for row, few in ((3, 1), (4, 9)):
+            observed[row, : shape.context_length - few] = False
+            observed[row, shape.context_length - 1] = True
     past, known = noise(steps, shape.n_past), noise(steps, shape.n_known + shape.n_calendar)
     past[0, :9], known[0, 7:9] = torch.nan, torch.nan
     if shape.past_categories:
@@ -60,7 +79,7 @@ def batch(shape: NetworkShape, count: int) -> Batch:
     )
 
 
-def assert_same(made: torch.nn.Module, shape: NetworkShape) -> None:
+def assert_same(made: torch.nn.Module, shape: NetworkShape, near: float = 1e-5) -> OnnxForecaster:
     pytest.importorskip("onnxruntime", reason="gatecast[onnx] is not installed")
     other = OnnxForecaster(made)  # type: ignore[arg-type]
     for count in (1, 7):  # One graph for any number of windows.
@@ -73,8 +92,9 @@ def assert_same(made: torch.nn.Module, shape: NetworkShape) -> None:
             (expected.arguments, expected.state, *expected.frame),
             strict=True,
         ):
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.quantiles, expected.quantiles, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one, two, rtol=near, atol=near)
+        torch.testing.assert_close(found.quantiles, expected.quantiles, rtol=near, atol=near)
+    return other
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -107,6 +127,32 @@ def test_whatever_the_network_is_made_of(shape: dict[str, Any], model: dict[str,
 def test_an_ensemble_is_one_graph() -> None:
     made = Ensemble([network({}), network({"anchor": "last"})]).eval()
     assert_same(made, made.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "context", "second_season", "levels"),
+    [({}, 64, 0, (0.1, 0.5, 0.9)), ({"season_length": 7, "horizon": 70}, 128, 35, (0.05, 0.25, 0.5, 0.95))],
+)
+def test_the_pretrained_network_is_a_graph(
+    shape: dict[str, Any], context: int, second_season: int, levels: tuple[float, ...]
+) -> None:
+    made = pretrained(shape, context, second_season, quantile_levels=levels)
+    assert_same(made, made.shape, 1e-4)
+
+
+def test_a_mean_with_the_pretrained_network_is_a_graph() -> None:
+    made = Ensemble([network({"context_length": 168}), pretrained({}, 64)], [0.7, 0.3]).eval()
+    assert_same(made, made.shape, 1e-4)
+
+
+def test_the_pretrained_network_is_a_graph_on_a_logarithmic_scale_and_levels_go_to_torch() -> None:
+    made = Ensemble([network({"unit": 0.5}), pretrained({"unit": 0.5}, 64)], [0.5, 0.5]).eval()
+    graph = assert_same(made, made.shape, 1e-4)
+    level = torch.full((7,), 9.0, dtype=torch.float64)
+    windows = batch(made.shape, 7)._replace(level=level)
+    with torch.inference_mode():
+        torch.testing.assert_close(graph(windows, ORIGIN).quantiles, made(windows, ORIGIN).quantiles, rtol=0, atol=0)
+        assert not torch.equal(made(windows, ORIGIN).quantiles, made(windows._replace(level=None), ORIGIN).quantiles)
 
 
 def test_what_is_no_graph_is_refused_before_anything_is_imported() -> None:
