@@ -1231,6 +1231,13 @@ class RefreshConfig(JobConfig):
     backtest: BacktestSettings = BacktestSettings()
 
 
+def _given_below(key: str, value: Any) -> list[str]:
+    """Return the settings that are given below a key."""
+    if not isinstance(value, Mapping):
+        return [key]
+    return [f"{key}.{name}" for below, each in value.items() for name in _given_below(below, each)]
+
+
 class ScoreWindow(Config):
     """How far a pretrained network of the package forecasts; a registered model has its own window."""
 
@@ -1259,13 +1266,11 @@ class ScoreConfig(JobConfig):
     @classmethod
     def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
         """Refuse what a registered model has brought from its training."""
-        own = set(DataConfig.model_fields) | set(ScoreWindow.model_fields)
-        fixed = own & set(group) - set(SourceTable.model_fields) if isinstance(group, Mapping) else set()
-        if fixed and "registry" in info.data and info.data["registry"].alias not in names():
-            raise ValueError(
-                f"{', '.join(sorted(fixed))}: fixed by the trained model, can't be set here; leave it out, or name a "
-                f"pretrained network of the package: registry.alias={NANO}"
-            )
+        if isinstance(group, Mapping) and "registry" in info.data and info.data["registry"].alias not in names():
+            own = {*DataConfig.model_fields, *ScoreWindow.model_fields} - set(SourceTable.model_fields)
+            fixed = [name for key in own & set(group) for name in _given_below(key, group[key])]
+            if fixed:
+                raise PydanticCustomError("fixed_by_model", "fixed", {"keys": sorted(fixed)})
         return group
 
     @model_validator(mode="after")
@@ -1801,6 +1806,9 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  on
         missing = [f"{path}.{name}" for name in keys] or [path]
         return [f"{leaf}: missing; give {leaf}=VALUE" for leaf in missing]
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] == "fixed_by_model":
+        advice = f"; or name a pretrained network of the package, registry.alias={NANO}"
+        return [f"{path}.{key}: {_FIXED}{advice}" for key in detail["ctx"]["keys"]]
     if detail["type"] == "value_error":
         return [f"{path}: {message}" if path else message]
     if detail["type"] == "model_type":
@@ -1813,13 +1821,16 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  on
     return [f"{path}: {message} (given: {given!r})"]
 
 
+_FIXED: Final = "fixed by the trained model, can't be set here; train a model with the value you want"
+
+
 def _unknown(kind: type[Config], path: str) -> str:
     """Return what to tell about a key that `kind` does not have."""
     group = path.rpartition(".")[0]
     data = group_of(kind.model_fields["data"]) if "data" in kind.model_fields else None
     trained = data is None or not issubclass(data, DataConfig) or "score" in kind.model_fields
     if trained and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
-        return "fixed by the trained model, can't be set here; train a model with the value you want"
+        return _FIXED
     known, leaf = paths(kind), path.rsplit(".", 1)[-1]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == leaf]
     close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.7)

@@ -34,7 +34,7 @@ def test_what_it_can_not_do_is_told_before_anything_is_read(store: str, tmp_path
     assert "window.horizon: missing" in refuse(2, "score", *place, BUILTIN[0])
     assert "models add" in refuse(2, "score", *place, *BUILTIN, "score.state=state")
     own = refuse(2, "score", *place, "data.freq=1h", "registry.alias=champion")
-    assert "data: freq: fixed by the trained model" in own
+    assert "data.freq: fixed by the trained model" in own
     wrong = refuse(2, "models", "add", "data.path=nowhere.csv", BUILTIN[1], "add.checkpoint=gatecast-mini")
     assert f"there are {NANO}, {NANO}-1" in wrong
     assert "there are" in refuse(2, "train", "data.path=nowhere.csv", BUILTIN[1], "model.init=gatecast-mini")
