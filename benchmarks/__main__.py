@@ -1,7 +1,7 @@
 """`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`.
 
 `make bench-accuracy` and `make bench-race` are `python -m benchmarks accuracy` and `race`, which take
-arguments, and long; so do `finetune`, `calibrate`, `small_panels` and `pretrained`.
+arguments, and long; so do `finetune`, `calibrate`, `small_panels`, `pretrained` and `new_series`.
 """
 
 import importlib
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NAMES = (
     *("data", "step", "score", "backtest", "synthetic"),
-    *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained"),
+    *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained", "new_series"),
 )
 TAKE_ARGUMENTS = NAMES[5:]
 

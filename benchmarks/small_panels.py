@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float64]
 LEVELS = np.arange(1, 10) / 10
 NAIVE, OURS, PEERS, MEAN = "seasonal naive", "gatecast", ("AutoETS", "AutoTheta"), "mean of both"
 _FREQUENCIES = {"yearly": "1y", "other": "1y", "quarterly": "1q", "monthly": "1mo"}
-_SUBSETS = {"m4_hourly": ("1h", 24, 48), "m4_weekly": ("1w", 52, 13), "m5": ("1d", 7, 28)}
+SUBSETS = {"m4_hourly": ("1h", 24, 48), "m4_weekly": ("1w", 52, 13), "m5": ("1d", 7, 28)}
 _SIZES = 1, 5, 20, 100
 # Of the peers, a context beyond this takes them minutes a series.
 _MOST = 1_000
@@ -87,10 +87,16 @@ def _competitions() -> Iterator[Task]:
             yield Task(f"{name} {kind}", _FREQUENCIES[kind], int(group[0].period), int(group[0].h), series)
 
 
-def _subsets() -> Iterator[Task]:
+def subset(name: str) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the training and test part of each series of a set."""
     folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data"))
-    for name, (freq, season, horizon) in _SUBSETS.items():
-        train, test = (_values(folder / name / f"{part}.parquet") for part in ("train", "test"))
+    train, test = (_values(folder / name / f"{part}.parquet") for part in ("train", "test"))
+    return train, test
+
+
+def _subsets() -> Iterator[Task]:
+    for name, (freq, season, horizon) in SUBSETS.items():
+        train, test = subset(name)
         order = np.random.default_rng(0).permutation(sorted(train))
         for size in _SIZES:
             chosen = sorted(order[:size])
