@@ -1231,11 +1231,21 @@ class RefreshConfig(JobConfig):
     backtest: BacktestSettings = BacktestSettings()
 
 
-def _given_below(key: str, value: Any) -> list[str]:
-    """Return the settings that are given below a key."""
+def _given_below(key: str, value: Any, usual: Any) -> list[str]:
+    """Return the settings below a key that have another value than the usual one."""
     if not isinstance(value, Mapping):
-        return [key]
-    return [f"{key}.{name}" for below, each in value.items() for name in _given_below(below, each)]
+        return [] if value == usual or (value == () and usual == []) else [key]
+    defaults = usual if isinstance(usual, Mapping) else {}
+    return [f"{key}.{name}" for below, each in value.items() for name in _given_below(below, each, defaults.get(below))]
+
+
+class ScoreTable(DataTable):
+    """`SourceTable`, and how a pretrained network of the package reads it; a registered model reads as in training."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Which tables of covariates there may be, a registered model knows; a pretrained network reads none."""
+        return self
 
 
 class ScoreWindow(Config):
@@ -1252,7 +1262,7 @@ class ScoreConfig(JobConfig):
     table, as in training, and `window.horizon` how far to forecast.
     """
 
-    data: DataTable
+    data: ScoreTable
     window: ScoreWindow = ScoreWindow()
     score: ScoreSettings = ScoreSettings()
     output: ScoreOutput
@@ -1267,8 +1277,9 @@ class ScoreConfig(JobConfig):
     def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
         """Refuse what a registered model has brought from its training."""
         if isinstance(group, Mapping) and "registry" in info.data and info.data["registry"].alias not in names():
-            own = {*DataConfig.model_fields, *ScoreWindow.model_fields} - set(SourceTable.model_fields)
-            fixed = [name for key in own & set(group) for name in _given_below(key, group[key])]
+            usual = DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
+            own = usual.keys() - SourceTable.model_fields.keys()
+            fixed = [name for key in own & set(group) for name in _given_below(key, group[key], usual[key])]
             if fixed:
                 raise PydanticCustomError("fixed_by_model", "fixed", {"keys": sorted(fixed)})
         return group

@@ -219,7 +219,7 @@ class Replay:
 
     def _refused(self, day: date) -> None:
         """Train a version that knows nothing, and try to promote it."""
-        bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level"
+        bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level", "model.init=none"
         window = f"window.horizon={_HORIZON}", "window.context_length=48"
         self._succeed("train", *self._model, f"data.path={self._panel}", *_SETTINGS, *bad, *window)
         number = self._newest_version()
