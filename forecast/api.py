@@ -296,8 +296,20 @@ def pretrained(
     table, so a backtest may take any cutoff.
     Raises ConfigError, also for a target of classes, and DataError.
     """
+    return _pretrained(name, table, horizon, context_length, data, model)[0]
+
+
+def _pretrained(
+    name: str,
+    table: Table,
+    horizon: int,
+    context_length: int | None = None,
+    data: Settings | None = None,
+    model: Settings | None = None,
+) -> tuple[Artifact, Loaded]:
+    """Return what `pretrained` does, and the panel in the table."""
     loaded, config = _training(table, None, None, horizon, context_length, data, model, None, read=without_covariates)
-    return zero_shot(name, loaded, config.window, config.model)
+    return zero_shot(name, loaded, config.window, config.model), loaded
 
 
 @verb
@@ -336,7 +348,9 @@ def forecast(
     if isinstance(artifact, str):
         if horizon is None:
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
-        artifact = pretrained(artifact, table, horizon=horizon, data=data)
+        artifact, loaded = _pretrained(artifact, table, horizon, data=data)
+        if known is None and static is None and at is None:  # A cutoff may ask for rows that were dated too late.
+            return forecast_loaded(artifact, loaded, max_age=limit)
     elif horizon is not None or data is not None:
         raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
     return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
