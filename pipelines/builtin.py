@@ -1,7 +1,6 @@
 """The pretrained networks of the package, as models of a panel: scored without a registry, or registered."""
 
 import json
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -10,27 +9,31 @@ from forecast.config import AddConfig, DataConfig, ScoreConfig, WindowConfig
 from pipelines.record import note
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
     from forecast.registry import Version
 
-_LOG = logging.getLogger(__name__)
 
-
-def open_builtin(config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
+def open_builtin(config: ScoreConfig, cutoffs: "Sequence[datetime | None]") -> "tuple[Version, Artifact, Loaded]":
     """Return the pretrained network that `registry.alias` names as a version and model of the panel, and the panel.
 
+    Rows beyond the end on which its series agree are rejects, unless one is at one of the `cutoffs`.
     Raises ConfigError, DataError.
     """
     from forecast.registry import Version
     from forecast.zero_shot import zero_shot
-    from pipelines.shared import checkpoint_tag
+    from pipelines.shared import checkpoint_tag, read_for
 
     assert config.window.horizon is not None
     assert config.registry.alias is not None
     loaded = _read(config.data, config.window.horizon)
     name = card_of(config.registry.alias).stem
     artifact = zero_shot(name, loaded, WindowConfig(horizon=config.window.horizon))
+    if any(cutoffs):
+        loaded = read_for(artifact, loaded.data.source(), cutoffs)
     model, _, number = name.rpartition("-")
     created = time.time_ns() // 1_000_000
     tags = checkpoint_tag(artifact)

@@ -78,7 +78,7 @@ def run(config: ScoreConfig) -> Scored:
     registry = Registry(config.registry)
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
     if config.is_builtin:
-        version, artifact, loaded = open_builtin(config)
+        version, artifact, loaded = open_builtin(config, _asked(config))
     else:
         source = config.data.source()
         version, artifact, loaded = open_with_data(registry, config.registry.alias, source, _asked(config))

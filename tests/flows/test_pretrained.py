@@ -29,6 +29,16 @@ def test_a_table_and_a_horizon_are_scored_without_a_registry(store: str, tmp_pat
     assert_frame_equal(made, python, check_exact=False)
 
 
+def test_a_cutoff_at_rows_that_few_series_reach_is_scored(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    late = panel().filter(pl.col("series_id") == "s00").tail(1).with_columns(pl.col("timestamp").dt.offset_by("30d"))
+    table = tmp_path / "late.parquet"
+    pl.concat([panel(), late]).write_parquet(table)
+    place = f"data.path={table}", f"output.path={tmp_path / 'out'}"
+    assert "20 forecast + 0 rejected" in succeed("score", *place, *BUILTIN).out
+    cutoff = f"score.cutoff={late['timestamp'][0].isoformat()}"
+    assert f"cutoff {late['timestamp'][0].isoformat()}" in succeed("score", *place, *BUILTIN, cutoff).out
+
+
 def test_what_it_can_not_do_is_told_before_anything_is_read(store: str, tmp_path: Path) -> None:  # noqa: ARG001
     place = f"output.path={tmp_path / 'out'}", "data.path=nowhere.csv"
     assert "window.horizon: missing" in refuse(2, "score", *place, BUILTIN[0])
