@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
+from forecast.models.universal.season import estimate_season
 from forecast.panel_statistics import cold_scale_of, is_nonnegative
 
 _LOG = logging.getLogger(__name__)
@@ -107,6 +109,9 @@ def universal_member(
             "put the rows together to longer steps (data.freq, data.aggregate)"
         )
     network, card = read_checkpoint(card_of(name))
+    limits = panel.lengths if limits is None else limits
+    if shape.season_length == 1:
+        shape = replace(shape, season_length=_season(panel, limits))
     own = UniversalShape.of(
         shape,
         network.shape,
@@ -116,7 +121,6 @@ def universal_member(
     )
     member = UniversalForecaster(own, model)
     member.network.load_state_dict(network.state_dict())
-    limits = panel.lengths if limits is None else limits
     ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
     scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))
     member.cold_scale.copy_(scale)
@@ -131,6 +135,23 @@ def without_covariates(data: DataConfig) -> DataConfig:
         _LOG.warning("covariates are not read: the pretrained network knows the target alone; train a model with them")
     update = dict.fromkeys(names, ()) | {"known_path": None, "static_path": None, "calendar": False}
     return data.model_copy(update=update | {"fourier": {}, "holidays": None, "holiday_names": None})
+
+
+def _season(panel: Panel, limits: IntArray) -> int:
+    """Return the season that the first `limits` steps of some series show; 1 without any."""
+    rows = np.flatnonzero(limits > 0)
+    rows = rows[:: max(1, -(-len(rows) // _CHECKED))]
+    season = estimate_season(
+        panel.target[start : start + limits[row]] for row, start in zip(rows, panel.offsets[rows], strict=True)
+    )
+    if season > 1:
+        _LOG.info(
+            "the pretrained network takes a season of %d steps, estimated from the values: for steps of %s, "
+            "data.season_length is 1",
+            season,
+            panel.grid.frequency,
+        )
+    return season
 
 
 def _second_season(frequency: Frequency, season: int) -> int:
