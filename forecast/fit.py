@@ -4,7 +4,7 @@ import copy
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import rank_correlation
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.heads import CategoricalHead, SampledHead
-from forecast.models.losses import held_out_forecasts, validated, window_losses
+from forecast.models.losses import HeldOutForecasts, held_out_forecasts, validated, window_losses
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
@@ -255,10 +255,10 @@ def fit(
     if pretrained.share:
         candidate = pretrained.beside(candidate).to(device)
         summary = summary | {
-            "val/loss": validated(candidate, data_on_device, validation),
+            "val/loss": pretrained.loss,
             "interval_scale": float(summary["interval_scale"]) * pretrained.interval_scale,
         }
-    coupling = _coupling(candidate, data_on_device, validation)
+    coupling = _coupling(pretrained.forecasts or held_out_forecasts(candidate, data_on_device, validation))
     summary = summary | {
         "holdout_windows": plan.holdout_windows,
         "validation_steps": plan.validation_steps,
@@ -626,13 +626,13 @@ def _widen(network: RecurrentForecaster) -> None:
 
 
 @torch.inference_mode()
-def _coupling(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Tensor | None:
+def _coupling(forecasts: Iterable[HeldOutForecasts]) -> Tensor | None:
     """Return how the errors of a window correlate over its steps, [horizon, horizon]; None where paths are sampled.
 
     And where classes are forecast: their codes have no order.
     """
     parts = []
-    for _, output, target, observed in held_out_forecasts(network, data, windows):
+    for _, output, target, observed in forecasts:
         if isinstance(output.head, SampledHead | CategoricalHead):
             return None
         errors = (target - output.head.centre(output.arguments)[:, 0]) / output.frame.spread[:, 0]

@@ -1,6 +1,7 @@
 """How wide intervals must be to hold what they say: from errors of windows that nothing was fitted on."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from forecast.data.windows import WindowIndex
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import NormalHead, QuantileHead
-from forecast.models.losses import held_out_forecasts
+from forecast.models.losses import HeldOutForecasts, held_out_forecasts
 
 # What intervals may be multiplied by.
 _LEAST, _MOST = 0.8, 4.0
@@ -22,8 +23,13 @@ _NARROWEST = 0.3
 _PARTS, _USUAL_DEVIATION = 8, 0.15
 
 
-@torch.inference_mode()
 def interval_scale_of(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
+    """Return what `interval_scale_from` does, of the forecasts that a network makes at `windows`."""
+    return interval_scale_from(held_out_forecasts(network, data, windows), network, windows)
+
+
+@torch.inference_mode()
+def interval_scale_from(forecasts: Iterable[HeldOutForecasts], network: Forecaster, windows: WindowIndex) -> float:
     """Return the factor that the distances of quantiles from the median need; 1 where nothing is sure.
 
     `windows` are those of validation: no weight was fitted on them. Each target has a factor by which an interval must
@@ -41,7 +47,7 @@ def interval_scale_of(network: Forecaster, data: PanelTensors, windows: WindowIn
     ]
     if not isinstance(network.head, QuantileHead | NormalHead) or network.n_paths > 1 or not pairs or not len(windows):
         return 1.0
-    factors, observed, series = _factors(network, data, windows, [k for k, _ in pairs])
+    factors, observed, series = _factors(forecasts, [k for k, _ in pairs])
     coverages = [coverage for _, coverage in pairs]
     log_scale = _log_scale(factors, observed, coverages)
     if log_scale is None:
@@ -74,11 +80,11 @@ def after_refit(scale: float, share: float) -> float:
 
 
 def _factors(
-    network: Forecaster, data: PanelTensors, windows: WindowIndex, outer: list[int]
+    forecasts: Iterable[HeldOutForecasts], outer: list[int]
 ) -> tuple[Float[Tensor, "window horizon pair"], Bool[Tensor, "window horizon"], Int[Tensor, " window"]]:
     """Return by what factor each interval must be wider to hold each target, where targets are observed, and series."""
     parts: list[tuple[Tensor, ...]] = []
-    for series, output, target, observed in held_out_forecasts(network, data, windows):
+    for series, output, target, observed in forecasts:
         quantiles = output.quantiles[:, 0]
         middle = quantiles[..., [quantiles.shape[-1] // 2]]
         error = target[..., None] - middle

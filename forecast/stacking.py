@@ -1,6 +1,8 @@
 """How much a pretrained network counts in the forecasts of a model that was trained on the panel."""
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +10,11 @@ import torch
 from forecast.config import ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
-from forecast.intervals import interval_scale_of
+from forecast.intervals import interval_scale_from
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
 from forecast.models.heads import QuantileHead
-from forecast.models.losses import validation_batches, window_sizes
+from forecast.models.losses import HeldOutForecasts, held_out_forecasts, loss_of, validation_batches, window_sizes
 from forecast.models.recurrent import loss_weights, targets
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON
@@ -35,6 +37,10 @@ class Stacked:
     share: float
     interval_scale: float = 1.0
     """What the intervals of the mean are multiplied by."""
+    loss: float = math.nan
+    """Of the mean on windows of validation."""
+    forecasts: Sequence[HeldOutForecasts] = ()
+    """Of the mean on windows of validation, for those who look at them next."""
 
     def beside(self, network: Forecaster) -> Forecaster:
         """Return the mean of networks of the panel and the pretrained one; `network` itself without a share."""
@@ -64,12 +70,23 @@ def stacked(
     plain = isinstance(network.head, QuantileHead) and network.n_paths == 1 and network.shape.horizon <= MAX_HORIZON
     if name is None or not plain:
         return Stacked(None, 0.0)
-    pretrained = universal_member(name, panel, members_of(network)[0].shape, model, limits)
+    own = members_of(network)[0]
+    pretrained = universal_member(name, panel, own.shape, model, limits, cold_scale=own.cold_scale)
     share = share_of(pretrained.to(data.device), network, data, validation)
     if not share:
         return Stacked(None, 0.0)
     mean = Stacked(pretrained, share).beside(network).to(data.device)
-    return Stacked(pretrained.cpu(), share, interval_scale_of(mean, data, validation))
+    with torch.inference_mode():
+        forecasts = list(held_out_forecasts(mean, data, validation))
+        scale = interval_scale_from(forecasts, mean, validation)
+        forecasts = [_stretched(each, mean, scale) for each in forecasts]
+        return Stacked(pretrained.cpu(), share, scale, loss_of(mean, forecasts), forecasts)
+
+
+def _stretched(forecasts: HeldOutForecasts, network: Forecaster, scale: float) -> HeldOutForecasts:
+    output = forecasts.output
+    arguments = network.head.stretched(output.arguments, torch.tensor(scale))
+    return forecasts._replace(output=output._replace(arguments=arguments))
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.checkpoints import card_of
@@ -96,11 +97,18 @@ def _interval_scale(network: UniversalForecaster, panel: Panel) -> float:
 
 
 def universal_member(
-    name: str, panel: Panel, shape: NetworkShape, model: ModelConfig, limits: IntArray | None = None
+    name: str,
+    panel: Panel,
+    shape: NetworkShape,
+    model: ModelConfig,
+    limits: IntArray | None = None,
+    *,
+    cold_scale: Tensor | None = None,
 ) -> UniversalForecaster:
     """Return the pretrained network `name` for a panel, with horizon, season and scale of another network's shape.
 
-    Of the panel, the first `limits` steps of each series, [S], are seen; all if None.
+    Of the panel, the first `limits` steps of each series, [S], are seen; all if None. `cold_scale` is the scale of the
+    panel as the other network knows it, [2], where there is one.
     Raises ConfigError for an unknown name, or a horizon that is too long.
     """
     if shape.horizon > MAX_HORIZON:
@@ -121,9 +129,10 @@ def universal_member(
     )
     member = UniversalForecaster(own, model)
     member.network.load_state_dict(network.state_dict())
-    ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
-    scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))
-    member.cold_scale.copy_(scale)
+    if cold_scale is None:
+        ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
+        cold_scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))
+    member.cold_scale.copy_(cold_scale)
     return member.eval()
 
 

@@ -1,9 +1,10 @@
 """Losses of windows, in training and without."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -47,16 +48,36 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def held_out_forecasts(
-    network: Forecaster, data: PanelTensors, windows: WindowIndex
-) -> Iterator[tuple[Tensor, Output, Float[Tensor, "window horizon"], Bool[Tensor, "window horizon"]]]:
-    """Yield series, forecasts, targets in units of the frame, and where these tell anything, by batches of windows."""
+class HeldOutForecasts(NamedTuple):
+    """Forecasts of a batch of windows with one origin, and what came."""
+
+    series: Int[Tensor, " window"]
+    output: Output
+    target: Float[Tensor, "window horizon"]
+    """In units of the frame."""
+    observed: Bool[Tensor, "window horizon"]
+    """Where targets tell anything."""
+
+
+def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Iterator[HeldOutForecasts]:
+    """Yield forecasts of windows and their targets, by batches."""
     for indices in validation_batches(windows):
         series, cutoff, origins = (values.to(data.device) for values in indices)
         batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
         output = network(batch, origins)
         target, observed = targets(batch, output.frame, origins, network.shape)
-        yield series, output, target[:, 0], (observed & (output.frame.scale > 0)[..., None])[:, 0]
+        usable = (observed & (output.frame.scale > 0)[..., None])[:, 0]
+        yield HeldOutForecasts(series, output, target[:, 0], usable)
+
+
+def loss_of(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) -> float:
+    """Return what `validated` does, of forecasts of `network` that are there already."""
+    total, mass = 0.0, 0.0
+    for _, output, target, observed in forecasts:
+        weight = loss_weights(target[:, None], observed[:, None], output.frame, network.shape)
+        total += float((network.head.errors(output.arguments, target[:, None]) * weight).sum())
+        mass += float(weight.sum())
+    return total / max(mass, 1e-9)
 
 
 def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:

@@ -10,13 +10,14 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
-from forecast.config import FinetuneSettings
+from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.load import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetune import finetune
-from forecast.fit import FitResult
+from forecast.fit import FitResult, held_out
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, members_of, together
+from forecast.models.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict
 from forecast.stacking import share_of
@@ -61,17 +62,17 @@ def test_without_any_window_both_count_the_same(panel: Loaded, train: Train) -> 
     assert share_of(pretrained, network, PanelTensors.of(panel.panel, network), nothing) == 0.5
 
 
-def stacked(made: FitResult) -> Artifact:
-    assert isinstance(made.artifact.network, Ensemble)
-    assert [type(member) is UniversalForecaster for member in members_of(made.artifact.network)] == [False, True]
-    return made.artifact
+def stacked(artifact: Artifact) -> Artifact:
+    assert isinstance(artifact.network, Ensemble)
+    assert [type(member) is UniversalForecaster for member in members_of(artifact.network)] == [False, True]
+    return artifact
 
 
 @pytest.mark.trains
 def test_training_takes_a_share_that_validates_and_says_which(panel: Loaded, train: Train) -> None:
     plain = train(panel, model={"skip": False}, max_steps=0)
     made = train(panel, model={"skip": False, "init": NANO}, max_steps=0, final=True)
-    artifact = stacked(made)
+    artifact = stacked(made.artifact)
     assert made.summary["pretrained_share"] == artifact.network.shares[1]  # type: ignore[union-attr]
     assert made.summary["val/loss"] < plain.summary["val/loss"]
     assert artifact.final is not None
@@ -79,6 +80,21 @@ def test_training_takes_a_share_that_validates_and_says_which(panel: Loaded, tra
     assert artifact.final.network.shares == artifact.network.shares
     at = windows_at(panel.panel, panel.panel.last_index)
     assert np.isfinite(predict(artifact.final, panel.panel, at).tuned).all()
+
+
+@pytest.mark.trains
+def test_the_loss_that_is_told_is_that_of_the_mean_with_its_intervals(
+    table: Table, loaded: Read, weekly: Callable[..., dict[str, np.ndarray]], train: Train
+) -> None:
+    rng, spread = np.random.default_rng(9), np.where(np.arange(180) < 120, 0.1, 4.0)
+    wild = loaded(table({name: values + spread * rng.normal(size=180) for name, values in weekly(8, 180).items()}), 7)
+    made = train(wild, model={"skip": False, "init": NANO}, max_steps=0)
+    assert made.summary["interval_scale"] != 1
+    settings = FitConfig(holdout_windows=4, validation_windows=4)
+    windows = held_out(wild.panel, 7, settings).validation
+    network = stacked(made.validation_artifact).network
+    loss = validated(network, PanelTensors.of(wild.panel, network), windows)
+    assert made.summary["val/loss"] == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bias", "full"])
