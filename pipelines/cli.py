@@ -1,4 +1,4 @@
-"""The `forecast` command: a table of verbs, and how errors end.
+"""The `forecast` command: it runs a verb, and turns errors into exit codes.
 
 Nothing heavy is imported here or at the top of a verb's module: `--help` has to be instant.
 """
@@ -15,33 +15,7 @@ from typing import Final
 
 from forecast.errors import ConfigError, GatecastError
 from forecast.redaction import shown
-
-# verb: (module:function, what it does); the function takes the arguments after the verb.
-VERBS: Final = {
-    "train": ("pipelines.train:main", "train a model on a panel and register it"),
-    "pretrain": ("pipelines.pretrain:main", "train a network for any series on synthetic ones"),
-    "tune": ("pipelines.tune:main", "search for the settings of a training"),
-    "finetune": ("pipelines.finetune:main", "fine-tune a registered model for each series"),
-    "backtest": ("pipelines.backtest:main", "judge a registered model on past cutoffs"),
-    "calibrate": ("pipelines.calibrate:main", "shift a model's quantiles until they cover what they say"),
-    "distil": ("pipelines.distil:main", "train a small model on the forecasts of a large one"),
-    "explain": ("pipelines.explain:main", "say what a forecast is made of"),
-    "promote": ("pipelines.promote:main", "make the challenger the champion, if it earned it"),
-    "refresh": ("pipelines.refresh:main", "fine-tune, backtest and promote in one go"),
-    "score": ("pipelines.score:main", "write the forecasts of a registered model"),
-    "scores": ("pipelines.scores:main", "list or show what was scored, and where it comes from"),
-    "reconcile": ("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
-    "monitor": ("pipelines.monitor:main", "judge the forecasts by what came since, and roll back what is worse"),
-    "report": ("pipelines.report:main", "put a version, a run or forecasts into a page that works offline"),
-    "schedule": ("pipelines.schedule:main", "run verbs when they are due, and catch up what was missed"),
-    "runs": ("pipelines.runs:main", "list, show or retry what ran"),
-    "models": ("pipelines.models:main", "list, show, compare, export, roll back or delete registered models"),
-    "server": ("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
-    "ui": ("pipelines.ui:main", "open the web page of runs and models"),
-    "data": ("pipelines.data:main", "write an example panel"),
-    "replay": ("pipelines.replay:main", "replay weeks of nightly work, and what goes wrong in them"),
-    "demo": ("pipelines.demo:main", "run all of it on an example panel"),
-}
+from pipelines.verbs import VERBS
 
 INTERRUPTED: Final = 130
 
@@ -70,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of a defect of ours without secrets."""
+    """Print the traceback of an internal error without secrets."""
     print(shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
@@ -79,20 +53,20 @@ def _function(verb: str) -> Callable[[list[str]], None]:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb {verb!r}; {hint}")
-    module, function = VERBS[verb][0].split(":")
+    module, function = VERBS[verb].function.split(":")
     found: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
     return found
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<10} {about}" for verb, (_, about) in VERBS.items())
+    verbs = "\n".join(f"  {name:<10} {verb.about}" for name, verb in VERBS.items())
     return f"""usage: forecast VERB [KEY=VALUE ...] [--cfg job] [--help]
 
 {verbs}
 
 `forecast VERB --help` lists the settings of a verb.
-Exit codes: 0 done, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
-8 a threshold of the monitor breached, 9 champion rolled back, 1 a defect of ours."""
+Exit codes: 0 success, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
+8 a threshold of the monitor breached, 9 champion rolled back, 1 an internal error."""
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def _compose(
 
 def _kind_of(verb: str) -> type[Config]:
     """Return the config of a verb that is a job, one without settings for another."""
-    from pipelines.record import FLOWS
+    from pipelines.verbs import JOBS, config_of
 
-    return FLOWS.get(verb, Config)
+    return config_of(verb) if verb in JOBS else Config
 
 
 def yaml_mapping(file: Path, key: str) -> dict[str, Any]:

@@ -38,9 +38,9 @@ from forecast.ledger_entry import moment_of
 from forecast.names import CLASS, CUTOFF, MEAN
 from forecast.redaction import redacted
 from pipelines.compose import compose
-from pipelines.record import FLOWS
 from pipelines.schedule import FINAL, Scheduler, Slot
 from pipelines.schedules import Schedule, read
+from pipelines.verbs import JOBS, config_of
 
 try:
     import dagster as dg
@@ -56,16 +56,6 @@ CHECKS: Final = {
 }
 """Of a score."""
 
-_AFTER: Final = {
-    "finetune": ("train",),
-    "calibrate": ("finetune",),
-    "backtest": ("finetune", "calibrate"),
-    "promote": ("backtest",),
-    "refresh": ("train",),
-    "score": ("promote", "refresh"),
-    "monitor": ("score",),
-}
-"""The verbs that make what a verb reads: a model, or forecasts by one."""
 _HOUR: Final = timedelta(hours=1)
 _LONGEST: Final = timedelta(days=2)
 """That a job takes, at most, which the sensor is to see the end of."""
@@ -143,7 +133,7 @@ class Flow:
     def config(self) -> JobConfig:
         """The settings of the verb."""
         settings = self.schedule.settings(datetime.now(UTC))
-        return load(FLOWS[self.schedule.flow], compose(self.schedule.flow, settings))
+        return load(config_of(self.schedule.flow), compose(self.schedule.flow, settings))
 
     def asset(self, flows: "Sequence[Flow]") -> dg.AssetsDefinition:
         """Return the asset."""
@@ -174,7 +164,7 @@ class Flow:
 
         def makes(other: Flow) -> bool:
             same = other.config.registry.name == self.config.registry.name
-            return other.name in panels or (same and other.schedule.flow in _AFTER.get(self.schedule.flow, ()))
+            return other.name in panels or (same and other.schedule.flow in JOBS[self.schedule.flow].after)
 
         return [flow.name for flow in flows if makes(flow)]
 

@@ -14,8 +14,9 @@ from forecast.errors import ConfigError, RolledBack, ThresholdBreached, listing
 from pipelines import console
 from pipelines.compose import compose
 from pipelines.monitor_rollback import Compared, roll_back, verdict_of, versions_of
-from pipelines.record import FLOWS, SCHEDULE, SLOT, note, open_ledger, recorded
+from pipelines.record import SCHEDULE, SLOT, note, open_ledger, recorded
 from pipelines.references import job_command
+from pipelines.verbs import JOBS, config_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -171,11 +172,11 @@ def _check_on_breach(config: MonitorConfig) -> None:
     verb = config.monitor.on_breach
     if verb is None:
         return
-    if verb not in FLOWS or verb == "monitor":
-        there = ", ".join(name for name in FLOWS if name != "monitor")
+    if verb not in JOBS or verb == "monitor":
+        there = ", ".join(name for name in JOBS if name != "monitor")
         raise ConfigError(f"monitor.on_breach: no such verb; there are: {there} (given: {verb!r})")
     try:
-        load(FLOWS[verb], compose(verb, _overrides(config)))
+        load(config_of(verb), compose(verb, _overrides(config)))
     except ConfigError as error:
         raise ConfigError(f"monitor.on_breach_overrides, of forecast {verb}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from forecast.config import DataConfig, SourceConfig, load
 from forecast.errors import GatecastError
 from pipelines.compose import compose
-from pipelines.record import FLOWS
+from pipelines.verbs import config_of
 
 if TYPE_CHECKING:
     from pipelines.schedules import Schedule
@@ -21,7 +21,7 @@ def panel_faults(schedules: "dict[str, Schedule]", makers: dict[str, list[str]],
     faults = []
     for name, schedule in schedules.items():
         cutoff = schedule.cutoff_of(schedule.last(now))
-        config = load(FLOWS[schedule.flow], compose(schedule.flow, schedule.settings(cutoff)))
+        config = load(config_of(schedule.flow), compose(schedule.flow, schedule.settings(cutoff)))
         data = getattr(config, "data", None)
         if isinstance(data, SourceConfig) and data.uri is None:
             fault = _fault(schedule, data, is_made=bool(makers[name]))

@@ -14,27 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from forecast.config import (
-    AddConfig,
-    AppendConfig,
-    BacktestConfig,
-    CalibrateConfig,
-    DeleteConfig,
-    DistilConfig,
-    ExplainConfig,
-    FinetuneConfig,
     JobConfig,
     LedgerConfig,
-    MonitorConfig,
-    PrepareConfig,
-    PretrainConfig,
-    PromoteConfig,
-    ReconcileConfig,
-    RefreshConfig,
-    RegisterConfig,
-    RollbackConfig,
-    ScoreConfig,
-    TrainConfig,
-    TuneConfig,
 )
 from forecast.errors import DataError, GatecastError, LedgerError
 from forecast.redaction import redacted
@@ -42,35 +23,13 @@ from pipelines import console
 from pipelines.compose import verb_settings
 from pipelines.references import with_references, without_secrets
 from pipelines.settings_text import escaped
+from pipelines.verbs import INCIDENTAL, JOBS, cutoff_keys
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Job, Ledger, Status
 
 T = TypeVar("T", bound=JobConfig)
 _LOG = logging.getLogger(__name__)
-
-FLOWS: Final[dict[str, type[JobConfig]]] = {
-    "train": TrainConfig,
-    "pretrain": PretrainConfig,
-    "tune": TuneConfig,
-    "finetune": FinetuneConfig,
-    "backtest": BacktestConfig,
-    "calibrate": CalibrateConfig,
-    "distil": DistilConfig,
-    "explain": ExplainConfig,
-    "promote": PromoteConfig,
-    "refresh": RefreshConfig,
-    "score": ScoreConfig,
-    "reconcile": ReconcileConfig,
-    "monitor": MonitorConfig,
-    "data prepare": PrepareConfig,
-    "data append": AppendConfig,
-    "models add": AddConfig,
-    "models register": RegisterConfig,
-    "models rollback": RollbackConfig,
-    "models delete": DeleteConfig,
-}
-"""The verbs that are jobs."""
 
 DEFAULT_LEDGER: Final = "sqlite:///gatecast.db"
 SCHEDULE: Final = "GATECAST_SCHEDULE"
@@ -94,7 +53,7 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
     A ledger that does not answer stops a job of a schedule, which might run twice without it. To a person, the work
     matters more than its record: they are warned.
     """
-    (flow,) = (flow for flow, other in FLOWS.items() if other is kind)
+    (flow,) = (flow for flow, job in JOBS.items() if job.config == kind.__name__)
 
     def decorate(work: Callable[[T], None]) -> Callable[[list[str]], None]:
         @functools.wraps(work)
@@ -179,25 +138,13 @@ def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Jo
 
     dumped = config.model_dump(mode="json", exclude={"ledger"})
     values = with_references(without_secrets(type(config), escaped(dumped)), references)
-    settable = (("score", "cutoff"), ("explain", "cutoff"), ("reconcile", "cutoff"), ("monitor", "as_of"))
-    given = (dumped.get(group, {}).get(name) for group, name in settable)
+    group, _, name = (JOBS[flow].cutoff or "data.until").partition(".")
     data = values.get("data", {})
-    cutoff = next(filter(None, given), None) or dumped.get("data", {}).get("until") or ""
+    cutoff = dumped.get(group, {}).get(name) or dumped.get("data", {}).get("until") or ""
     path = values.get("reconcile", {}).get("path")
     dataset = data.get("path") or data.get("uri") or path or config.registry.name
-    settings = config.model_dump_json(
-        exclude={
-            "ledger": True,
-            "registry": {"tracking_uri", "tracking", "spool"},
-            "data": {"until"},
-            "score": {"cutoff", "force"},
-            "explain": {"cutoff"},
-            "reconcile": {"cutoff"},
-            "monitor": {"as_of"},
-            "fit": {"checkpoint"},
-            "finetune": {"checkpoint"},
-        }
-    )
+    cutoffs = cutoff_keys()
+    settings = config.model_dump_json(exclude={**INCIDENTAL, **cutoffs, "score": {*cutoffs["score"], "force"}})
     return Job(
         flow=flow,
         dataset=dataset,

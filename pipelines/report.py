@@ -11,6 +11,7 @@ from forecast.config import RegistryConfig, ReportConfig, ReportSettings
 from forecast.errors import ConfigError, DataError, RegistryError, listing
 from pipelines import console
 from pipelines.compose import verb_config
+from pipelines.verbs import JOBS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
 PAGE: Final = "report.html"
 _LOGGED: Final = 200_000
 """Rows of forecasts in the page that a job logs, about."""
-_JOBS: Final = {
-    "train": "Training",
-    "finetune": "Fine-tuning",
-    "calibrate": "Calibration",
-    "distil": "Distillation",
-    "backtest": "Backtest",
-    "score": "Forecasts",
-}
-"""That have a page of their own."""
+_TITLES: Final = {name: job.title for name, job in JOBS.items() if job.title}
+"""Of the jobs that have a page of their own."""
 # The tables that runs log, by what the page calls them; forecasts and scores are put into it in part.
 _TABLES: Final = {
     "summary": "summary",
@@ -113,12 +107,12 @@ def log(
     It has no versions: these are asked for by `forecast report`.
     """
     subject = Subject(
-        title=f"{_JOBS[job]} of {version}",
+        title=f"{_TITLES[job]} of {version}",
         subtitle=version.kind.replace("_", "-"),
         tables={"rejects": loaded.rejects.lazy(), **{name: table.lazy() for name, table in tables.items()}},
         job=job,
         facts=_facts(version),
-        settings={f"{_JOBS[job]}, run {run.id}": run.settings},
+        settings={f"{_TITLES[job]}, run {run.id}": run.settings},
         loss=loss,
     )
     with tempfile.TemporaryDirectory() as temporary:
@@ -183,9 +177,9 @@ def _subject(config: ReportConfig, temporary: Path) -> Subject:
         version = registry.resolve(str(config.registry.alias))
         return _of_runs(registry, version, list(_records(registry, version)), temporary)
     record = registry.record(settings.run)
-    if record is None or record.job not in _JOBS:
+    if record is None or record.job not in _TITLES:
         found = f"a run of {record.job or 'something else'}" if record else "no run of this store"
-        raise ConfigError(f"report.run={settings.run}: {found}; give one of {', '.join(_JOBS)} (`forecast ui`)")
+        raise ConfigError(f"report.run={settings.run}: {found}; give one of {', '.join(_TITLES)} (`forecast ui`)")
     if record.job == "score":
         return _of_scores(config.registry, settings, Path(record.settings["output.path"]))
     return _of_runs(registry, _version(registry, record), [record], temporary)
@@ -236,14 +230,14 @@ def _of_runs(
             loss = registry.curve(record.id, (TRAIN_LOSS, VAL_LOSS)).rename({"name": MODEL, "value": "loss"})
     what = str(version or registry.name)
     return Subject(
-        title=f"{_JOBS[records[0].job]} of {what}" if len(records) == 1 else what,
+        title=f"{_TITLES[records[0].job]} of {what}" if len(records) == 1 else what,
         subtitle=", ".join([version.kind.replace("_", "-"), *version.aliases]) if version else "",
         tables=tables,
         job=job,
         registry=registry,
         version=version,
         facts=_facts(version) if version else {},
-        settings={f"{_JOBS.get(record.job, record.job)}, run {record.id}": record.settings for record in records},
+        settings={f"{_TITLES.get(record.job, record.job)}, run {record.id}": record.settings for record in records},
         loss=loss,
     )
 

@@ -13,8 +13,9 @@ from forecast.config import RunsConfig, SyncConfig
 from forecast.errors import ConfigError, GatecastError
 from forecast.redaction import HIDDEN
 from pipelines import compose, console
-from pipelines.record import FLOWS, LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
+from pipelines.record import LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
 from pipelines.references import references_of
+from pipelines.verbs import JOBS
 
 if TYPE_CHECKING:
     from forecast.ledger import Entry, Ledger
@@ -128,7 +129,7 @@ def _settings(entry: "Entry", given: list[str]) -> dict[str, Any]:
     Only settings that were given as references are references again; any other ${...} in the ledger has to be given.
     """
     settings: dict[str, Any] = json.loads(json.dumps(entry.config))
-    if not settings or entry.flow not in FLOWS:
+    if not settings or entry.flow not in JOBS:
         raise ConfigError(f"run {entry.id} can't be retried: the ledger does not say what it was to do; {entry.error}")
     missing = {path: value for path, value in _leaves(settings) if _is_left_out(entry, path, value)}
     for word in given:

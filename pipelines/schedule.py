@@ -562,9 +562,10 @@ class Scheduler:
     def _job(self, schedule: "Schedule", slot: Slot) -> Any:
         """Return what was to be done, for a job that ended before it wrote that itself."""
         from pipelines.compose import verb_settings
-        from pipelines.record import FLOWS, describe
+        from pipelines.record import describe
+        from pipelines.verbs import config_of
 
-        kind, settings = FLOWS[schedule.flow], schedule.settings(slot.cutoff)
+        kind, settings = config_of(schedule.flow), schedule.settings(slot.cutoff)
         job = describe(schedule.flow, *verb_settings(kind, schedule.flow, settings))
         digest = schedule.digest(slot.cutoff)
         return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key, "settings_digest": digest})

@@ -21,18 +21,10 @@ from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load
 from forecast.errors import ConfigError
 from pipelines.compose import compose, written_mapping, yaml_mapping
 from pipelines.notify import NotifyConfig
-from pipelines.record import FLOWS
 from pipelines.references import kept_words, with_environment
+from pipelines.verbs import JOBS, config_of
 
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_CUTOFF: Final = {
-    "score": "score.cutoff",
-    "explain": "explain.cutoff",
-    "reconcile": "reconcile.cutoff",
-    "monitor": "monitor.as_of",
-    **dict.fromkeys(("train", "tune", "finetune", "backtest", "calibrate", "distil", "refresh"), "data.until"),
-}
-"""The setting that takes the cutoff; other verbs have none."""
 
 
 def _cron_fields(text: str) -> dict[str, str]:
@@ -94,8 +86,8 @@ def _zone(name: str) -> str:
 
 
 def _flow(name: str) -> str:
-    if name not in FLOWS:
-        raise ValueError(f"no such verb; there are: {', '.join(FLOWS)} (given: {name!r})")
+    if name not in JOBS:
+        raise ValueError(f"no such verb; there are: {', '.join(JOBS)} (given: {name!r})")
     return name
 
 
@@ -196,7 +188,7 @@ class Schedule(Config):
     def settings(self, cutoff: datetime) -> list[str]:
         """Return the settings of the job for a cutoff."""
         shown = (cutoff.replace(tzinfo=None) if self.naive else cutoff).isoformat()
-        key = _CUTOFF.get(self.flow)
+        key = JOBS[self.flow].cutoff
         return [*self.overrides, *([f"{key}={shown}"] if key else [])]
 
     def digest(self, cutoff: datetime) -> str:
@@ -270,7 +262,7 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
             kept += _kept(schedule.flow, written.get("schedules", {}).get(name), shared["overrides"])
             schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(kept)})
             verb = compose(schedule.flow, schedule.settings(datetime.now(UTC)))
-            places = _outputs(load(FLOWS[schedule.flow], verb))
+            places = _outputs(load(config_of(schedule.flow), verb))
         except ConfigError as error:
             mistakes.append(f"{name}: {error}".replace("\n", "\n  "))
             continue
@@ -288,13 +280,13 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
 def _kept(flow: str, written: Any, resolved: Sequence[str]) -> list[str]:
     """Return overrides of the file, references to the environment as they are written: the job follows them."""
     given = written.get("overrides") if isinstance(written, dict) else None
-    return kept_words(FLOWS[flow], given, resolved)
+    return kept_words(config_of(flow), given, resolved)
 
 
 def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:
     """Return, by name, the schedules that write the panel which a schedule reads."""
     configs = {
-        name: load(FLOWS[schedule.flow], compose(schedule.flow, schedule.settings(datetime.now(UTC))))
+        name: load(config_of(schedule.flow), compose(schedule.flow, schedule.settings(datetime.now(UTC))))
         for name, schedule in schedules.items()
     }
     made = {

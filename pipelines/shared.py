@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from forecast.config import Config, DataConfig, JobConfig, SourceConfig
 from pipelines.console import stage
 from pipelines.record import note, open_ledger
+from pipelines.verbs import INCIDENTAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,15 +185,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
     """Return the tags of a version: where it comes from."""
     from forecast.artifact import FORMAT_VERSION
 
-    # The same job in another store, or gone on from another folder.
-    settings = config.model_dump_json(
-        exclude={
-            "registry": {"tracking_uri", "tracking", "spool"},
-            "fit": {"checkpoint"},
-            "finetune": {"checkpoint"},
-            "ledger": True,
-        }
-    )
+    settings = config.model_dump_json(exclude=INCIDENTAL)
     return {
         "kind": artifact.kind,
         "data_digest": data_digest,

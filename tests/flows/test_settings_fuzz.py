@@ -10,7 +10,7 @@ from flow import forecast
 from pydantic.fields import FieldInfo
 
 from forecast.config import fields, group_of
-from pipelines.record import FLOWS
+from pipelines.verbs import JOBS, config_of
 
 TEXTS = [
     "",
@@ -87,7 +87,7 @@ def value_of(field: FieldInfo, rng: random.Random) -> str:
     return "null" if chosen is None else f"[{','.join(map(str, chosen))}]" if isinstance(chosen, tuple) else str(chosen)
 
 
-@pytest.mark.parametrize("verb", FLOWS)
+@pytest.mark.parametrize("verb", JOBS)
 def test_whatever_the_settings_are_a_verb_ends_with_a_reason(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +96,7 @@ def test_whatever_the_settings_are_a_verb_ends_with_a_reason(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("GATECAST_LEDGER", raising=False)
     rng = random.Random(verb)
-    settings = [(path, field) for path, field in fields(FLOWS[verb]) if not group_of(field)]
+    settings = [(path, field) for path, field in fields(config_of(verb)) if not group_of(field)]
     rng.shuffle(settings)
     needed = {path: "missing.parquet" for path, field in settings if path.endswith(".path") or field.is_required()}
     for call in range(CALLS):

@@ -7,6 +7,7 @@ import pytest
 
 from forecast import errors
 from pipelines import cli
+from pipelines.verbs import VERBS
 
 HEAVY = {"lightning_fabric", "mlflow", "pandas", "pytorch_lightning", "torch"}
 
@@ -25,7 +26,7 @@ def test_help_imports_nothing_that_takes_time() -> None:
     assert not modules & {*HEAVY, "hydra", "numpy", "polars", "pydantic"}
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
 
@@ -55,11 +56,11 @@ def test_a_wrong_path_is_told_before_torch_and_mlflow_are_imported(verb: tuple[s
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^  {verb} ", printed, flags=re.MULTILINE) for verb in cli.VERBS)
+    assert all(re.search(rf"^  {verb} ", printed, flags=re.MULTILINE) for verb in VERBS)
 
 
 def test_the_verbs_grow_on_purpose() -> None:
-    assert list(cli.VERBS) == [
+    assert list(VERBS) == [
         "train",
         "pretrain",
         "tune",

@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 import forecast
 from docs import reference
 from forecast.config import fields, group_of
-from pipelines.cli import VERBS
+from pipelines.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 
