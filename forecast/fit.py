@@ -4,7 +4,7 @@ import copy
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,10 +40,9 @@ from forecast.final_fit import TIME_SHARE, FinalFit, settle
 from forecast.intervals import after_refit, interval_scale_of
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.copula import rank_correlation
+from forecast.models.copula import coupling_of
 from forecast.models.ensemble import Forecaster, together
-from forecast.models.heads import CategoricalHead, SampledHead
-from forecast.models.losses import HeldOutForecasts, held_out_forecasts, validated, window_losses
+from forecast.models.losses import held_out_forecasts, validated, window_losses
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster
@@ -258,7 +257,7 @@ def fit(
             "val/loss": pretrained.loss,
             "interval_scale": float(summary["interval_scale"]) * pretrained.interval_scale,
         }
-    coupling = _coupling(pretrained.forecasts or held_out_forecasts(candidate, data_on_device, validation))
+    coupling = coupling_of(pretrained.forecasts or held_out_forecasts(candidate, data_on_device, validation))
     summary = summary | {
         "holdout_windows": plan.holdout_windows,
         "validation_steps": plan.validation_steps,
@@ -623,18 +622,3 @@ def _widen(network: RecurrentForecaster) -> None:
     """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
     with torch.no_grad():
         network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
-
-
-@torch.inference_mode()
-def _coupling(forecasts: Iterable[HeldOutForecasts]) -> Tensor | None:
-    """Return how the errors of a window correlate over its steps, [horizon, horizon]; None where paths are sampled.
-
-    And where classes are forecast: their codes have no order.
-    """
-    parts = []
-    for _, output, target, observed in forecasts:
-        if isinstance(output.head, SampledHead | CategoricalHead):
-            return None
-        errors = (target - output.head.centre(output.arguments)[:, 0]) / output.frame.spread[:, 0]
-        parts.append((errors.cpu(), observed.cpu()))
-    return rank_correlation(*(torch.cat(part) for part in zip(*parts, strict=True)))

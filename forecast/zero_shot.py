@@ -18,8 +18,10 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
 from forecast.frequency import Frequency
-from forecast.intervals import interval_scale_of
+from forecast.intervals import interval_scale_from
 from forecast.models.batch import PanelTensors
+from forecast.models.copula import coupling_of
+from forecast.models.losses import held_out_forecasts
 from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
@@ -32,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _WEEK: Final = 7
 # Series whose errors tell how wide intervals must be, and how many of their last horizons.
 _CHECKED, _CHECKED_HORIZONS = 500, 2
+# Windows that the correlations of an autoregressive process count as much as.
+_PRIOR_WINDOWS = 50.0
 
 
 def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfig | None = None) -> Artifact:
@@ -76,7 +80,8 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
         grid=panel.grid,
         trained_until=int(panel.start.min()) - 1,
     )
-    scale = _interval_scale(network, panel)
+    scale, coupling = _checked(network, panel)
+    artifact = replace(artifact, coupling=coupling)
     if scale == 1:
         return artifact
     wide = copy.deepcopy(network)
@@ -84,16 +89,20 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
     return artifact.with_final(wide, panel.last_index)
 
 
-def _interval_scale(network: UniversalForecaster, panel: Panel) -> float:
-    """Return by what the intervals of a panel must be wider, from the errors at the last two horizons of its series.
+def _checked(network: UniversalForecaster, panel: Panel) -> tuple[float, Tensor | None]:
+    """Return what the errors at the last two horizons of series say: by what intervals must be wider, and the coupling.
 
-    Nothing else is learnt of the panel, and a calm year makes no interval narrower.
+    Nothing else is learnt of the panel, and a calm year makes no interval narrower. The coupling of steps is for paths;
+    None where no series is long enough.
     """
     horizon, rows = network.shape.horizon, np.arange(panel.n_series)[:: -(-panel.n_series // _CHECKED)]
     ends = panel.lengths[rows, None] - 1 - horizon * np.arange(_CHECKED_HORIZONS, 0, -1)
     series, number = np.nonzero(ends >= horizon // 2)
     windows = WindowIndex(rows[series], ends[series, number])
-    return max(1.0, interval_scale_of(network, PanelTensors.of(panel, network), windows))
+    with torch.inference_mode():
+        forecasts = list(held_out_forecasts(network, PanelTensors.of(panel, network), windows))
+    scale = max(1.0, interval_scale_from(forecasts, network, windows))
+    return scale, coupling_of(forecasts, prior=_PRIOR_WINDOWS) if forecasts else None
 
 
 def universal_member(

@@ -74,6 +74,19 @@ def test_covariates_are_not_read_and_the_log_says_so(sales: pl.DataFrame, caplog
     assert model.data.past_covariates == ()
 
 
+@pytest.mark.parametrize("n_series", [1, 40])
+def test_sums_of_its_paths_stray_as_errors_that_depend_on_each_other(table: Table, n_series: int) -> None:
+    """Of random walks: the errors of a horizon go together, for one series as for many."""
+    rng = np.random.default_rng(0)
+    walks = {f"s{k:02d}": 100 + rng.standard_normal(160).cumsum() for k in range(n_series)}
+    paths = fc.sample_paths(fc.pretrained("gatecast-nano", table(walks), horizon=10), table(walks), n=400)
+    values = paths["value"].to_numpy().reshape(n_series, 400, 10)
+    independent, same = np.sqrt(values.var(1).sum(1)), values.std(1).sum(1)
+    spread = values.sum(2).std(1)
+    assert (spread > 1.6 * independent).all()
+    assert (spread <= 1.01 * same).all()
+
+
 @pytest.mark.parametrize("horizon", [1, 1024])
 def test_any_horizon_up_to_the_limit(sales: pl.DataFrame, horizon: int) -> None:
     frame = fc.forecast("gatecast-nano", sales, horizon=horizon).frame
