@@ -59,7 +59,7 @@ from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, 
 from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
 from forecast.tune import tune as tune_settings
-from forecast.zero_shot import without_covariates, zero_shot
+from forecast.zero_shot import numbers_alone, zero_shot, zero_shot_data
 
 Settings: TypeAlias = Mapping[str, Any]
 """Keys of a group of settings and their values."""
@@ -281,6 +281,7 @@ def pretrained(
     table: Table,
     *,
     horizon: int,
+    known: Table = None,
     context_length: int | None = None,
     data: Settings | None = None,
     model: Settings | None = None,
@@ -290,25 +291,30 @@ def pretrained(
     - `name`: `gatecast-nano`, or one version of it, `gatecast-nano-1`.
     - `horizon`: steps that are forecast, 1 to 1,024.
     - `model`: `quantile_levels` alone counts.
-    - all others as of `train`; covariates are not read.
+    - all others as of `train`. Of covariates, numbers that are past or known are read, holidays and `fourier`: a
+      regression on them is a part of the model where it forecasts the last horizons of the table better.
 
     What it returns is what `forecast`, `finetune`, `backtest` and the others take. It has not been trained on the
     table, so a backtest may take any cutoff.
     Raises ConfigError, also for a target of classes, and DataError.
     """
-    return _pretrained(name, table, horizon, context_length, data, model)[0]
+    return _pretrained(name, table, known, None, horizon, context_length, data=data, model=model)[0]
 
 
 def _pretrained(
     name: str,
     table: Table,
+    known: Table,
+    static: Table,
     horizon: int,
     context_length: int | None = None,
-    data: Settings | None = None,
+    *,
+    data: Settings | None,
     model: Settings | None = None,
 ) -> tuple[Artifact, Loaded]:
     """Return what `pretrained` does, and the panel in the table."""
-    loaded, config = _training(table, None, None, horizon, context_length, data, model, None, read=without_covariates)
+    loaded, config = _training(table, known, static, horizon, context_length, data, model, None, read=zero_shot_data)
+    loaded = numbers_alone(loaded)
     return zero_shot(name, loaded, config.window, config.model), loaded
 
 
@@ -348,9 +354,10 @@ def forecast(
     if isinstance(artifact, str):
         if horizon is None:
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
-        artifact, loaded = _pretrained(artifact, table, horizon, data=data)
-        if known is None and static is None and at is None:  # A cutoff may ask for rows that were dated too late.
+        artifact, loaded = _pretrained(artifact, table, known, static, horizon, data=data)
+        if at is None:  # A cutoff may ask for rows that were dated too late.
             return forecast_loaded(artifact, loaded, max_age=limit)
+        known, static = (known if artifact.data.known_covariates else None), None
     elif horizon is not None or data is not None:
         raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
     return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
@@ -523,8 +530,9 @@ def _training(
 ) -> tuple[Loaded, FitSettings]:
     groups = {key: arguments.group(given, key) for key, given in (("data", data), ("model", model), ("fit", fit))}
     config = validated(FitSettings, {"window": {"horizon": horizon, "context_length": context_length}, **groups})
-    config = config.model_copy(update={"data": read(config.data)})
     arguments.check_side_tables(config.data, known, static)
+    config = config.model_copy(update={"data": read(config.data)})
+    static = static if config.data.static_covariates else None
     if isinstance(table, str | Path):
         loaded = read_panel(_at(config.data, table, known, static), config.window.horizon)
     else:

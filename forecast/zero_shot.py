@@ -12,15 +12,17 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.checkpoints import card_of
 from forecast.config import DataConfig, ModelConfig, WindowConfig
+from forecast.covariate_effect import with_covariates
 from forecast.data.context import default_context
 from forecast.data.load import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.errors import ConfigError
+from forecast.errors import ConfigError, listing
 from forecast.frequency import Frequency
 from forecast.intervals import interval_scale_from
 from forecast.models.batch import PanelTensors
 from forecast.models.copula import coupling_of
+from forecast.models.covariates import CovariateEffect
 from forecast.models.losses import held_out_forecasts
 from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.checkpoint import read_checkpoint
@@ -41,9 +43,10 @@ _PRIOR_WINDOWS = 50.0
 def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfig | None = None) -> Artifact:
     """Return the pretrained network of the package `name` as the model of a panel, which it has not been trained on.
 
-    `loaded` is read with `without_covariates`: the network reads the target alone. Of `model`, `quantile_levels` count.
+    `loaded` is read with `zero_shot_data`, and has `numbers_alone`. Of `model`, `quantile_levels` count.
     Of the panel, the model knows frequency and seasons, whether its values can be below 0, and the scale of series that
-    have none of their own. Its final weights have intervals that would have held the last two horizons.
+    have none of their own. Its final weights have the regression on covariates, if that is worth while, and intervals
+    that would have held the last two horizons.
 
     Raises ConfigError for an unknown name, a horizon that is too long, or a target of classes.
     """
@@ -67,6 +70,9 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
     )
     model = ModelConfig(quantile_levels=(model or ModelConfig()).quantile_levels)
     network = universal_member(name, panel, shape, model)
+    if shape.n_past + shape.n_known + shape.n_calendar:
+        network.shape = replace(network.shape, covariates=True)
+        network.effect = CovariateEffect(shape.n_known + shape.n_calendar, shape.n_past)
     typical = float(np.median(panel.lengths))
     context = window.context_length or default_context(
         panel.grid.frequency, data.season_length, horizon, typical, typical
@@ -80,13 +86,14 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
         grid=panel.grid,
         trained_until=int(panel.start.min()) - 1,
     )
-    scale, coupling = _checked(network, panel)
+    final = network if network.effect is None else with_covariates(network, panel)
+    scale, coupling = _checked(final, panel)
     artifact = replace(artifact, coupling=coupling)
-    if scale == 1:
+    if final is network and scale == 1:
         return artifact
-    wide = copy.deepcopy(network)
-    wide.interval_scale.fill_(scale)
-    return artifact.with_final(wide, panel.last_index)
+    final = copy.deepcopy(final)
+    final.interval_scale.fill_(scale)
+    return artifact.with_final(final, panel.last_index)
 
 
 def _checked(network: UniversalForecaster, panel: Panel) -> tuple[float, Tensor | None]:
@@ -145,14 +152,41 @@ def universal_member(
     return member.eval()
 
 
-def without_covariates(data: DataConfig) -> DataConfig:
-    """Return how to read a table without covariates, of which the network reads none."""
-    names = ("past_covariates", "known_covariates", "static_covariates", "lags", "rolling")
-    given = [name for name in names if getattr(data, name)]
-    if given or data.fourier or data.holidays:
-        _LOG.warning("covariates are not read: the pretrained network knows the target alone; train a model with them")
-    update = dict.fromkeys(names, ()) | {"known_path": None, "static_path": None, "calendar": False}
-    return data.model_copy(update=update | {"fourier": {}, "holidays": None, "holiday_names": None})
+def zero_shot_data(data: DataConfig) -> DataConfig:
+    """Return how a table is read for a pretrained network: with past and known covariates alone.
+
+    It knows the target itself, and the seasons of the calendar. What is left out is named in a warning.
+    """
+    names = ("static_covariates", "lags", "rolling")
+    if unread := [f"data.{name}" for name in names if getattr(data, name)]:
+        _LOG.warning("%s: not read by a pretrained network, which knows each series; train a model", listing(unread))
+    return data.model_copy(update=dict.fromkeys(names, ()) | {"static_path": None, "calendar": False})
+
+
+def numbers_alone(loaded: Loaded) -> Loaded:
+    """Return a panel without the covariates that hold codes of text, which are named in a warning."""
+    data, panel, categories = loaded.data, loaded.panel, loaded.categories
+    coded = [name for name in (*data.past_covariates, *data.known_covariates) if name in categories]
+    if not coded:
+        return loaded
+    _LOG.warning("%s: text, of which a pretrained network reads none; give numbers, or train a model", listing(coded))
+    past, known = (
+        np.array([name not in coded for name in names], dtype=bool)
+        for names in (data.past_covariates, data.known_covariates)
+    )
+    update: dict[str, object] = {
+        "past_covariates": tuple(name for name in data.past_covariates if name not in coded),
+        "known_covariates": tuple(name for name in data.known_covariates if name not in coded),
+    }
+    if not known.any():
+        update["known_path"] = None
+    return replace(
+        loaded,
+        panel=replace(panel, past=panel.past[past], known=panel.known[known]),
+        data=data.model_copy(update=update),
+        categories={name: values for name, values in categories.items() if name not in coded},
+        stored_digest=None,
+    )
 
 
 def _season(panel: Panel, limits: IntArray) -> int:

@@ -67,7 +67,7 @@ def add(config: AddConfig) -> "tuple[Version, str]":
 
 
 def _read(data: DataConfig, horizon: int) -> "Loaded":
-    from forecast.zero_shot import without_covariates
+    from forecast.zero_shot import numbers_alone, zero_shot_data
     from pipelines.shared import read_table
 
-    return read_table(without_covariates(data), horizon)
+    return numbers_alone(read_table(zero_shot_data(data), horizon))

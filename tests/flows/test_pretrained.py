@@ -1,11 +1,13 @@
 """A pretrained network of the package on the command line: scored at once, or registered and taken on from there."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from flow import BACKTEST, FINETUNE, HORIZON, NAME, SERIES, panel, refuse, succeed, written
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, SERIES, START, panel, refuse, succeed, written
 from polars.testing import assert_frame_equal
 
 import forecast as fc
@@ -27,6 +29,36 @@ def test_a_table_and_a_horizon_are_scored_without_a_registry(store: str, tmp_pat
     made = written(tmp_path / "out").select("series_id", "step", "mean", "q10", "q90").sort("series_id", "step")
     python = fc.forecast(NANO, table, horizon=HORIZON).frame.select(made.columns)
     assert_frame_equal(made, python, check_exact=False)
+
+
+def test_known_covariates_are_read_and_a_registered_version_forecasts_the_same(
+    store: str,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    hours = pl.datetime_range(START, END + timedelta(hours=HORIZON), "1h", eager=True)
+    signal = np.random.default_rng(1).normal(size=len(hours)).round(2)
+    plan = pl.DataFrame({"timestamp": hours, "signal": signal})
+    moved = panel().join(plan, on="timestamp").with_columns(pl.col("target") + 8 * pl.col("signal")).drop("signal")
+    table, future, short = (str(tmp_path / f"{name}.csv") for name in ("panel", "future", "short"))
+    moved.write_csv(table)
+    plan.write_csv(future)
+    plan.head(-3).write_csv(short)
+    place, known = f"data.path={table}", f"data.known_path={future}"
+    columns = "data.known_covariates=[signal]", *BUILTIN
+    scored = succeed("score", place, known, *columns, f"output.path={tmp_path / 'direct'}")
+    assert "20 forecast + 0 rejected" in scored.out
+    assert "of the loss on" in scored.err
+    succeed("models", "add", f"registry.name={NAME}", place, known, columns[0], BUILTIN[1])
+    later = "score", f"registry.name={NAME}", "registry.alias=pretrained", place
+    succeed(*later, f"output.path={tmp_path / 'registered'}")
+    direct, registered = (
+        written(tmp_path / name).select("series_id", "step", "mean", "q10", "q90") for name in ("direct", "registered")
+    )
+    assert_frame_equal(direct, registered, check_row_order=False)
+    expected = moved["target"].mean() + 8 * float(signal[-HORIZON:].mean())
+    assert abs(direct["mean"].mean() - expected) < 2
+    absent = refuse(3, *later, f"data.known_path={short}", f"output.path={tmp_path / 'no'}", "score.missing_known=fail")
+    assert "signal" in absent
 
 
 def test_a_cutoff_at_rows_that_few_series_reach_is_scored(store: str, tmp_path: Path) -> None:  # noqa: ARG001

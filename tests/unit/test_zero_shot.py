@@ -68,12 +68,6 @@ def test_its_weights_go_on_learning_from_the_panel(sales: pl.DataFrame, model: A
     assert after < 0.95 * before
 
 
-def test_covariates_are_not_read_and_the_log_says_so(sales: pl.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
-    model = fc.pretrained("gatecast-nano", sales, horizon=3, data={"past_covariates": ["price"], "lags": [7]})
-    assert "covariates are not read" in caplog.text
-    assert model.data.past_covariates == ()
-
-
 @pytest.mark.parametrize("n_series", [1, 40])
 def test_sums_of_its_paths_stray_as_errors_that_depend_on_each_other(table: Table, n_series: int) -> None:
     """Of random walks: the errors of a horizon go together, for one series as for many."""

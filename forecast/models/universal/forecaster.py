@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
+from forecast.models.covariates import Columns, CovariateEffect, Shift
 from forecast.models.heads import QuantileHead
 from forecast.models.recurrent import Frame, NetworkShape, Output, Past, stretches
 from forecast.models.scaling import FEW
@@ -34,6 +35,8 @@ class UniversalShape(NetworkShape):
     """Steps of a longer season, such as a week of hours; 0 without any."""
     checkpoint: str = ""
     """Name and digest of the weights it began with."""
+    covariates: bool = False
+    """Whether it has a regression on covariates (`models.covariates`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -65,12 +68,15 @@ class _Windows(NamedTuple):
     observed: Bool[Tensor, "window time"]
     origins: Int[Tensor, " origin"]
     """Indices of the last steps that are known."""
+    columns: Columns | None = None
+    """Covariates, where there is a regression on them."""
 
 
 class UniversalForecaster(nn.Module):
     """Forecasts the series of a panel by what was learnt from others.
 
-    It reads the target alone, no covariates. Of the levels that the network knows, those of the model are taken, or
+    The network reads the target alone; a regression may take the effect of covariates off it, and add that of the
+    horizon (`covariates.CovariateEffect`). Of the levels that the network knows, those of the model are taken, or
     interpolated. Each origin reads the context before it, so there is no state to carry; in training, the origins of a
     window share one pass over it.
     """
@@ -95,6 +101,9 @@ class UniversalForecaster(nn.Module):
         for name, value in (("threshold", 0.0), ("mean_shift", 0.0), ("interval_scale", 1.0)):
             self.register_buffer(name, torch.tensor(value))
         self._inner = QuantileHead(LEVELS)
+        self.effect = None
+        if shape.covariates:
+            self.effect = CovariateEffect(shape.n_known + shape.n_calendar, shape.n_past)
 
     def forward(
         self,
@@ -110,16 +119,24 @@ class UniversalForecaster(nn.Module):
         values = batch.target
         if self.shape.unit:
             values = to_data(values, self.shape.unit, None if batch.level is None else batch.level[:, None])
+        columns = None
+        if self.effect is not None and (self.training or self.effect.is_active):
+            columns = Columns.of(batch)
         if self.training or torch.onnx.is_in_onnx_export():  # A graph has one origin, of any number of windows.
             end = int(origins[-1]) + context
-            windows = _Windows(values[:, :end], batch.observed[:, :end], origins + context - 1)
+            if columns is not None:
+                columns = Columns(columns.known[:, : end + self.shape.horizon], columns.past[:, :end])
+            windows = _Windows(values[:, :end], batch.observed[:, :end], origins + context - 1, columns)
             arguments, state, frame = self._forecast(windows)
         else:
-            each = [stretches(part, origins, context).flatten(0, 1) for part in (values, batch.observed)]
+            read = [(values, context), (batch.observed, context)]
+            if columns is not None:
+                read += [(columns.known, context + self.shape.horizon), (columns.past, context)]
+            each = [stretches(part, origins, length).flatten(0, 1) for part, length in read]
             blocks = [self._block(*rows) for rows in zip(*(part.split(_BLOCK) for part in each), strict=True)]
             parts = [(arguments, state, *frame) for arguments, state, frame in blocks]
-            columns = (torch.cat(column).unflatten(0, (count, -1))[:, :, 0] for column in zip(*parts, strict=True))
-            arguments, state, *fields = columns
+            joined = (torch.cat(part).unflatten(0, (count, -1))[:, :, 0] for part in zip(*parts, strict=True))
+            arguments, state, *fields = joined
             frame = Frame(*fields)
         if not self.training:
             arguments = self.head.stretched(arguments, self.interval_scale)
@@ -128,17 +145,24 @@ class UniversalForecaster(nn.Module):
         return Output(arguments, state, frame, self.head)
 
     def _block(
-        self, values: Float[Tensor, "window context"], observed: Bool[Tensor, "window context"]
+        self, values: Float[Tensor, "window context"], observed: Bool[Tensor, "window context"], *columns: Tensor
     ) -> tuple[Tensor, Tensor, Frame]:
         """Return what `_forecast` does of some windows, each with its one origin, as a part of a full block."""
         count, missing = len(values), _BLOCK - len(values)
-        padded, there = (functional.pad(part, (0, 0, 0, missing), value=False) for part in (values, observed))
+        padded, there, *others = (
+            functional.pad(part, (*(0, 0) * (part.ndim - 1), 0, missing), value=False)
+            for part in (values, observed, *columns)
+        )
         origin = torch.tensor([values.shape[1] - 1], device=values.device)
-        arguments, state, frame = self._forecast(_Windows(padded, there, origin))
+        windows = _Windows(padded, there, origin, Columns(*others) if others else None)
+        arguments, state, frame = self._forecast(windows)
         return arguments[:count], state[:count], Frame(*(field[:count] for field in frame))
 
     def _forecast(self, windows: _Windows) -> tuple[Tensor, Tensor, Frame]:
         """Return arguments, state and frame of windows, in units of the data, [window, origin, ...]."""
+        shift = self._shift(windows)
+        if shift is not None:
+            windows = windows._replace(values=windows.values - shift.history)
         distribution, at = self._distribution(windows), windows.origins
         past, context = distribution.history, self.shape.context_length
         level, scale = past.level[:, at], past.scale[:, at]
@@ -148,12 +172,22 @@ class UniversalForecaster(nn.Module):
         window = window.clamp(-_REACH, _REACH) * stretches(windows.observed, first, context)
         spread = (distribution.evidence.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
         arguments = self._at_levels((distribution.quantiles - level[..., None, None]) / scale[..., None, None])
+        if shift is not None:
+            arguments = arguments + (shift.ahead / scale[..., None])[..., None]
         location = level + past.centre.to(level.dtype)
         constant = past.low[:, at] == past.high[:, at]
         scale = torch.where(constant, self._cold_scale(location, past.n_observed[:, at]), scale)
         divisor = torch.where(scale > 0, scale, 1.0)
         frame = Frame(location, divisor, scale, begun, window, spread, torch.zeros_like(spread))
         return arguments, distribution.state, frame
+
+    def _shift(self, windows: _Windows) -> Shift | None:
+        """Return what covariates add to windows; None without a regression on them."""
+        if self.effect is None or windows.columns is None:
+            return None
+        values, observed, origins, columns = windows
+        shift: Shift = self.effect(values, observed, columns, origins, self.shape.season_length)
+        return shift
 
     def _distribution(self, windows: _Windows) -> Distribution:
         device = windows.values.device
