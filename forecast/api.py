@@ -55,6 +55,7 @@ from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETR
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
+from forecast.pretrained_network import of_model
 from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
@@ -80,6 +81,7 @@ def train(
     data: Settings | None = None,
     model: Settings | None = None,
     fit: Settings | None = None,
+    init: Artifact | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Return a model trained on all series of a table; `.artifact` is what forecasts.
@@ -92,10 +94,16 @@ def train(
     - `context_length`: steps that a forecast sees; chosen by frequency, season and the length of the series when None.
     - `data`, `model`, `fit`: the keys of the config groups of the same names, such as `data={"freq": "1h"}`,
       `model={"head": "negative_binomial"}`, `fit={"max_steps": 500}`.
+    - `init`: a model whose pretrained network is a member of the new one, in place of the package's
+      (`model={"init": ...}`): one of `pretrained`, or fine-tuned from it with `kind="global"`.
     - `progress`: is called with the share that is done, from 0 to 1, and a text.
 
     Raises ConfigError for arguments and settings, DataError for a table that can't be read or is too short.
     """
+    network = None
+    if init is not None:
+        arguments.check_artifact(init, "init")
+        network = of_model(init, "the model of init")
     loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
     return fit_panel(
         loaded.panel,
@@ -104,6 +112,7 @@ def train(
         window=config.window,
         model=config.model,
         fit=config.fit,
+        init=network,
         progress=progress,
     )
 

@@ -48,7 +48,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         if "artifact" in bound.arguments:
             given = bound.arguments["artifact"]
             if not ("horizon" in signature.parameters and isinstance(given, str) and given in pretrained_names()):
-                _check_artifact(given)
+                check_artifact(given)
         return function(*args, **kwargs)
 
     return wrapper
@@ -66,7 +66,8 @@ def _hint(signature: inspect.Signature, key: str) -> str:
     return f"{key}: unknown argument; {hint}"
 
 
-def _check_artifact(model: object) -> None:
+def check_artifact(model: object, key: str = "artifact") -> None:
+    """Raise ConfigError for what is no model; `key` is the argument that it was given as."""
     if isinstance(model, Artifact):
         return
     found = type(model).__name__
@@ -75,8 +76,9 @@ def _check_artifact(model: object) -> None:
     elif isinstance(model, str | Path):
         hint = f"fc.load(folder) reads one; pretrained networks of the package are {listing(pretrained_names())}"
     else:
-        hint = "it is the .artifact of what fc.train returns, or what fc.load returns, and comes before the table"
-    raise ConfigError(f"artifact: expected a model, found {found}; {hint}")
+        hint = "it is the .artifact of what fc.train returns, or what fc.load returns"
+        hint += ", and comes before the table" * (key == "artifact")
+    raise ConfigError(f"{key}: expected a model, found {found}; {hint}")
 
 
 def moment(value: Cutoff | None, key: str = "cutoff") -> datetime | None:

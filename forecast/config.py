@@ -384,6 +384,22 @@ POSITIVE_HEADS = (*COUNT_HEADS, "tweedie")
 """Those whose targets are 0 and more."""
 CLASS_HEADS = ("bernoulli", "categorical")
 """Those whose targets are classes."""
+_VERSION: Final = "models:/"
+
+
+def is_version(name: object) -> bool:
+    """Return whether a name is that of a registered version, as MLflow has it: models:/NAME@ALIAS, models:/NAME/3."""
+    return isinstance(name, str) and re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", name) is not None
+
+
+def version_of(name: str) -> tuple[str, str]:
+    """Return name and alias, or number, of a registered version.
+
+    >>> version_of("models:/loads@champion"), version_of("models:/loads/3")
+    (('loads', 'champion'), ('loads', '3'))
+    """
+    model, which = re.split("[@/]", name.removeprefix(_VERSION))
+    return model, which
 
 
 class ModelConfig(Config):
@@ -448,16 +464,21 @@ class ModelConfig(Config):
     Counts, amounts and classes (head=poisson, negative_binomial, tweedie, ...) are taken as they are."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     init: str | None = NANO
-    """A pretrained network of the package, gatecast-nano, that forecasts beside the one that is trained here, with the
-    share that validation gives it; none to do without. Of head=quantile; it reads the target alone."""
+    """A pretrained network that forecasts beside the one that is trained here, with the share that validation gives it:
+    gatecast-nano, of the package; models:/NAME@ALIAS or models:/NAME/VERSION, the one in a registered version; none to
+    do without. Of head=quantile; it reads the target alone."""
 
     @field_validator("init", mode="before")
     @classmethod
     def _is_there(cls, name: object) -> object:
         if name in (None, "none"):
             return None
-        if name not in names():
-            raise ValueError(f"no such pretrained network; there are {', '.join(names())}, none (given: {name})")
+        if isinstance(name, str) and name.startswith(_VERSION) and not is_version(name):
+            raise ValueError(f"a version is models:/NAME@ALIAS or models:/NAME/VERSION (given: {name})")
+        if name not in names() and not is_version(name):
+            raise ValueError(
+                f"no such pretrained network; there are {', '.join(names())}, models:/NAME@ALIAS, none (given: {name})"
+            )
         return name
 
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
@@ -545,6 +566,10 @@ class FitConfig(Config):
     ensemble: Annotated[int, Field(ge=1, le=99)] = 1
     """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
     max_steps; the model forecasts the mean of their quantiles (of classes, of their probabilities)."""
+    init_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps that the pretrained network of model.init is trained for on the panel, at a low rate and for a fifth of
+    max_minutes at most, before it gets its share; of that way it goes as far as validates better. 0 takes it as it
+    is."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
     checkpoint: str | None = None

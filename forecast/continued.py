@@ -2,19 +2,18 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
-import torch
-from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.fit import usual_origins
+from forecast.interpolation import interpolate, place
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.ensemble import Ensemble, Forecaster, Member, members_of, together
@@ -116,24 +115,13 @@ def continued_finally(
             part = config.model_copy(update={"max_steps": steps, "validation_every": steps})
             # The rate falls as it did: with the steps that were allowed.
             train(Job(network, part, panel, limits, validation[:1], Budget(config.max_steps, None)), data, keeper, None)
-            _place(network, own, network.state_dict(), share)
+            place(network, own, network.state_dict(), share)
         members.append(network.cpu().eval())
     return together(members, _shares(base.network))
 
 
 def _shares(network: Forecaster) -> tuple[float, ...] | None:
     return network.shares if isinstance(network, Ensemble) else None
-
-
-def _place(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:
-    """Set the weights on the way from the base's to the trained ones; at the base's for a share of 0."""
-    moved = {
-        name: torch.lerp(values.to(trained[name]), trained[name], share)
-        if share and values.is_floating_point()
-        else values
-        for name, values in base.state_dict().items()
-    }
-    network.load_state_dict(moved)
 
 
 def _interpolate(
@@ -145,13 +133,6 @@ def _interpolate(
     blend: float,
 ) -> float:
     """Set the weights between the base's and the best ones, and return how far that is; 0 for the base."""
-    least, best = keeper.curve[0][1][VAL_LOSS], 0.0
     shares = [share * blend for share in _SHARES] if keeper.best_step else []
-
-    for share in shares:
-        _place(network, base, keeper.best, share)
-        loss = validated(network, data, validation)
-        if loss < least:
-            least, best = loss, share
-    _place(network, base, keeper.best, best)
-    return best
+    loss = keeper.curve[0][1][VAL_LOSS]
+    return interpolate(network, base, keeper.best, shares, data, validation, loss=loss)

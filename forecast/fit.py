@@ -38,6 +38,8 @@ from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable
 from forecast.errors import ConfigError, DataError, listing
 from forecast.final_fit import TIME_SHARE, FinalFit, settle
 from forecast.intervals import after_refit, interval_scale_of
+from forecast.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
+from forecast.member_fit import MemberFit
 from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import coupling_of
@@ -49,6 +51,7 @@ from forecast.models.recurrent import NetworkShape, RecurrentForecaster
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
 from forecast.panel_statistics import is_nonnegative
+from forecast.pretrained_network import PretrainedNetwork, checked
 from forecast.skips import surely_better
 from forecast.stacking import Stacked, stacked
 
@@ -150,6 +153,7 @@ def fit(
     model: ModelConfig,
     fit: FitConfig,
     progress: Progress | None = None,
+    init: PretrainedNetwork | None = None,
     teacher: Teacher | None = None,
     watch: Watch | None = None,
 ) -> FitResult:
@@ -164,6 +168,9 @@ def fit(
     overlap where the series are few); the closed-form solution is kept if no network validates better. With
     `fit.final`, the model has other weights besides, fitted on all rows (`Artifact.final`).
 
+    `init` is the pretrained network of a version, in place of the one of the package that `model.init` names. What it
+    has seen of real series, no backtest of the new model takes a cutoff before (`Artifact.trained_until`).
+
     With a `teacher`, of the same panel, context and segments, a part of the loss is against its forecasts.
     `watch` is for one network on one device; the final fit is left to `FitResult.finish` then.
 
@@ -172,6 +179,7 @@ def fit(
     """
     prepare()
     device = _device(fit)
+    model = checked(init, model, window.horizon)
     panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
     trained_until, validation, limits, every, plan = held_out(panel, window.horizon, fit)
     _check(panel, limits, every, plan, window)
@@ -180,22 +188,24 @@ def fit(
         fit = fit.model_copy(update={"max_steps": 0})
     if teacher is None:  # Who reads the same codes.
         panel, categories = with_trained_categories(panel, categories, data, limits)
-    groups = {"data": data, "categories": categories, "window": window, "model": model}
-    checkpoints = _checkpoints(panel, device, fit, **groups, teacher=teacher.described if teacher else {})
-    assert data.season_length is not None
-    context = window.context_length or default_context(
-        panel.grid.frequency,
-        data.season_length,
-        window.horizon,
-        float(np.median(limits[limits > 0])),
-        float(np.median(panel.lengths[limits > 0])),
-    )
+    groups = {
+        "data": data,
+        "categories": categories,
+        "window": window,
+        "model": model,
+        "init": init,
+        "teacher": teacher,
+    }
+    checkpoints = _checkpoints(panel, device, fit, **groups)
+    context = _context(panel, limits, data, window)
     fit, model = _sized(fit, model, window.horizon, limits)
     shape = _shape(panel, data, categories, window, model, context)
     shape = replace(shape, nonnegative=not shape.n_classes and is_nonnegative(panel, limits))
     _check_model(panel, shape, model, fit)
     units = [teacher.network.shape.unit] if teacher else units_of(panel, limits, model)
-    minutes = fit.max_minutes and fit.max_minutes / fit.ensemble * (1 - TIME_SHARE * fit.final)
+    begins = fit.init_steps and model.init and model.head == "quantile" and not teacher
+    member_fit = MemberFit(panel, limits, fit) if begins and plan.validation_steps == window.horizon else None
+    seen_until = max(trained_until, _seen_until(init, panel, validation))
     stopped = False
 
     def artifact_of(network: Forecaster) -> Artifact:
@@ -206,7 +216,7 @@ def fit(
             model=model,
             categories=categories,
             grid=panel.grid,
-            trained_until=trained_until,
+            trained_until=seen_until,
         )
 
     def shown(network: Forecaster, step: int) -> bool:
@@ -217,7 +227,7 @@ def fit(
     members: list[_Member] = []
     with only_deterministic(fit.deterministic and device.type == "cuda"):
         for number, checkpoint in enumerate(checkpoints):
-            own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": minutes})
+            own = fit.model_copy(update={"seed": fit.seed + number, "max_minutes": _minutes(fit, member_fit)})
             told = _share_of(progress, number, fit.ensemble)
             member = _train(
                 panel,
@@ -237,31 +247,27 @@ def fit(
             )
             units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
             members.append(member if watch else member.finished(told))
-    candidate = together([member.candidate for member in members]).to(device)
-    data_on_device = PanelTensors.of(panel, candidate, device)
-    curve, summary = members[0].curve, members[0].summary
-    if len(members) > 1:
-        curve, summary = _joined(members, validated(candidate, data_on_device, validation))
-    pretrained = stacked(
-        None if teacher else model.init,
-        candidate,
-        data_on_device,
-        validation,
-        panel=panel,
-        limits=limits,
-        model=model,
-    )
-    if pretrained.share:
-        candidate = pretrained.beside(candidate).to(device)
-        summary = summary | {
-            "val/loss": pretrained.loss,
-            "interval_scale": float(summary["interval_scale"]) * pretrained.interval_scale,
-        }
+        candidate = together([member.candidate for member in members]).to(device)
+        data_on_device = PanelTensors.of(panel, candidate, device)
+        curve, summary = members[0].curve, members[0].summary
+        if len(members) > 1:
+            curve, summary = _joined(members, validated(candidate, data_on_device, validation))
+        pretrained = stacked(
+            None if teacher else init or model.init,
+            candidate,
+            data_on_device,
+            validation,
+            panel=panel,
+            limits=limits,
+            model=model,
+            member_fit=member_fit,
+        )
+    candidate = pretrained.beside(candidate).to(device)
     coupling = coupling_of(pretrained.forecasts or held_out_forecasts(candidate, data_on_device, validation))
-    summary = summary | {
+    summary |= {
         "holdout_windows": plan.holdout_windows,
         "validation_steps": plan.validation_steps,
-        "pretrained_share": pretrained.share,
+        **pretrained.summary(summary),
     }
     network = pretrained.beside(together([member.network for member in members]))
     artifact, validation_artifact = (
@@ -273,6 +279,24 @@ def fit(
     if watch:
         return FitResult(artifact, validation_artifact, curve, summary, stopped, finish)
     return FitResult(finish(), validation_artifact, curve, summary)
+
+
+def _context(panel: Panel, limits: IntArray, data: DataConfig, window: WindowConfig) -> int:
+    """Return the steps that a forecast sees."""
+    assert data.season_length is not None
+    return window.context_length or default_context(
+        panel.grid.frequency,
+        data.season_length,
+        window.horizon,
+        float(np.median(limits[limits > 0])),
+        float(np.median(panel.lengths[limits > 0])),
+    )
+
+
+def _minutes(fit: FitConfig, member_fit: MemberFit | None) -> float | None:
+    """Return what each network of the panel has of `fit.max_minutes`."""
+    rest = 1 - TIME_SHARE * fit.final - MEMBER_TIME_SHARE * (member_fit is not None)
+    return fit.max_minutes and fit.max_minutes / fit.ensemble * rest
 
 
 def _with_final(artifact: Artifact, members: Sequence["_Member"], until: int, pretrained: Stacked) -> Artifact:
@@ -490,6 +514,23 @@ def _checkpoints(panel: Panel, device: torch.device, fit: FitConfig, **groups: A
     return [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
 
 
+def _seen_until(init: PretrainedNetwork | None, panel: Panel, validation: WindowIndex) -> int:
+    """Return the last step of a panel that a network may have seen, and say so where that is one of validation."""
+    if init is None:
+        return int(panel.start.min()) - 1
+    last = init.last_index(panel)
+    first = int((panel.start[validation.series] + validation.cutoff).min()) + 1
+    if last >= first:
+        stamps = panel.grid.timestamps(np.array([last, first]))
+        log.warning(
+            "model.init: %s has seen values until %s, and validation begins at %s: if these were of the same series, "
+            "its share here is too high",
+            init.name,
+            *stamps,
+        )
+    return last
+
+
 def _remove(checkpoints: Sequence[Checkpoint | None]) -> None:
     for checkpoint in checkpoints:
         if checkpoint is not None:
@@ -502,8 +543,11 @@ def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: A
     found: dict[str, Any] = {"panel": panel.digest(), "device": device.type}
     # Which accelerator was asked for is not what counts.
     groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
-    for group, config in groups.items():
-        values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
+    for group, config in ((group, config) for group, config in groups.items() if config is not None):
+        if isinstance(config, Teacher | PretrainedNetwork):
+            values = config.described
+        else:
+            values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
         found |= {f"{group}.{name}": value for name, value in values.items()}
     return found
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from forecast.config import ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
 from forecast.intervals import interval_scale_from
+from forecast.member_fit import MemberFit
 from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
 from forecast.models.heads import QuantileHead
@@ -18,6 +19,7 @@ from forecast.models.losses import HeldOutForecasts, held_out_forecasts, loss_of
 from forecast.models.recurrent import loss_weights, targets
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON
+from forecast.pretrained_network import PretrainedNetwork
 from forecast.zero_shot import universal_member
 
 # Windows of validation that are looked at, and the shares that are tried: the panel's network always counts.
@@ -31,16 +33,32 @@ _LEAST_GAIN = 0.005
 
 @dataclass(frozen=True)
 class Stacked:
-    """A pretrained network, and its share in the forecasts of a model."""
+    """A pretrained network, and its share in the forecasts of a model.
+
+    The weights are the same beside the evaluated weights of the model and beside the final ones.
+    """
 
     network: UniversalForecaster | None
     share: float
     interval_scale: float = 1.0
     """What the intervals of the mean are multiplied by."""
+    blend: float | None = None
+    """How far its weights have moved towards those that it was trained to on the panel (`MemberFit`); None where it was
+    not."""
     loss: float = math.nan
     """Of the mean on windows of validation."""
     forecasts: Sequence[HeldOutForecasts] = ()
     """Of the mean on windows of validation, for those who look at them next."""
+
+    def summary(self, summary: Mapping[str, float | int | str]) -> dict[str, float]:
+        """Return what is to be told of the mean, after the `summary` of the panel's own networks."""
+        told = {"pretrained_share": self.share} | ({} if self.blend is None else {"pretrained_blend": self.blend})
+        if not self.share:
+            return told
+        return told | {
+            "val/loss": self.loss,
+            "interval_scale": float(summary["interval_scale"]) * self.interval_scale,
+        }
 
     def beside(self, network: Forecaster) -> Forecaster:
         """Return the mean of networks of the panel and the pretrained one; `network` itself without a share."""
@@ -54,7 +72,7 @@ class Stacked:
 
 
 def stacked(
-    name: str | None,
+    init: PretrainedNetwork | str | None,
     network: Forecaster,
     data: PanelTensors,
     validation: WindowIndex,
@@ -62,25 +80,29 @@ def stacked(
     panel: Panel,
     limits: IntArray,
     model: ModelConfig,
+    member_fit: MemberFit | None = None,
 ) -> Stacked:
-    """Return the pretrained network `name` with the share that validates best beside `network`.
+    """Return a pretrained network, given itself or by name, with the share that validates best beside `network`.
 
-    None without a name, and of models that no mean with it can be taken of: with paths, or another head than quantiles.
+    None without `init`, and of models that no mean with it can be taken of: with paths, or another head than quantiles.
     """
     plain = isinstance(network.head, QuantileHead) and network.n_paths == 1 and network.shape.horizon <= MAX_HORIZON
-    if name is None or not plain:
+    if init is None or not plain:
         return Stacked(None, 0.0)
     own = members_of(network)[0]
-    pretrained = universal_member(name, panel, own.shape, model, limits, cold_scale=own.cold_scale)
-    share = share_of(pretrained.to(data.device), network, data, validation)
+    pretrained = universal_member(init, panel, own.shape, model, limits, cold_scale=own.cold_scale).to(data.device)
+    blend = None
+    if member_fit is not None:
+        pretrained, blend = member_fit.run(pretrained, data, validation)
+    share = share_of(pretrained, network, data, validation)
     if not share:
-        return Stacked(None, 0.0)
+        return Stacked(None, 0.0, blend=blend)
     mean = Stacked(pretrained, share).beside(network).to(data.device)
     with torch.inference_mode():
         forecasts = list(held_out_forecasts(mean, data, validation))
         scale = interval_scale_from(forecasts, mean, validation)
         forecasts = [_stretched(each, mean, scale) for each in forecasts]
-        return Stacked(pretrained.cpu(), share, scale, loss_of(mean, forecasts), forecasts)
+        return Stacked(pretrained.cpu(), share, scale, blend, loss_of(mean, forecasts), forecasts)
 
 
 def _stretched(forecasts: HeldOutForecasts, network: Forecaster, scale: float) -> HeldOutForecasts:

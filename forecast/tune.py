@@ -20,6 +20,7 @@ from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.fit import FitResult, fit, held_out, training_data
 from forecast.metrics import future_values, score_classes, score_windows, seasonal_naive_errors
 from forecast.predict import predict
+from forecast.pretrained_network import PretrainedNetwork
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -93,6 +94,7 @@ def tune(
     folder: Path,
     *,
     key: str = "output.path",
+    init: PretrainedNetwork | None = None,
     ended: Callable[[Trial], None] = lambda _: None,
     progress: Callable[[float, str], None] | None = None,
 ) -> TuneResult:
@@ -105,7 +107,8 @@ def tune(
     the model that is returned is solved on these windows as well, after they have judged.
 
     The search lies in `folder`: one that was stopped goes on there, and a trial that was under way begins again.
-    `ended` is told of each trial. `key` is the setting that names the folder.
+    `ended` is told of each trial. `key` is the setting that names the folder. `init` is the pretrained network of a
+    version, which all trials begin with.
 
     Raises ConfigError if optuna is not installed, a key of the space can't be searched, or the folder holds another
     search; DataError if no trial gave a model; OutputError if the folder can't be written.
@@ -118,7 +121,7 @@ def tune(
     with _study(optuna, folder, key, loaded, config, settings) as study:
         while len(done := _ended(study)) < settings.n_trials:
             running = study.ask()
-            trial = _trained(running, loaded, config, space, judged)
+            trial = _trained(running, loaded, config, space, judged, init)
             best_before = _best(study)
             improved = trial.state == "complete" and (best_before is None or trial.value < best_before.value)  # type: ignore[operator]
             if improved and trial.result is not None:
@@ -281,6 +284,7 @@ def _trained(
     config: FitSettings,
     space: _Space,
     judged: Callable[[Artifact], float],
+    init: PretrainedNetwork | None,
 ) -> Trial:
     given = _GIVEN in running.user_attrs
     drawn = {} if given else _draw(running, space)
@@ -300,6 +304,7 @@ def _trained(
             window=own.window,
             model=own.model,
             fit=own.fit,
+            init=init,
             watch=watch,
         )
     except (ConfigError, DataError) as error:  # Of settings that do not go together, or not with the panel.

@@ -33,7 +33,7 @@ class VersionStore(RunStore):
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-        aliases = self._model()[0]
+        aliases = self._model("registry.name" if key == "registry.alias" else key)[0]
         if (deleted := aliases.get(str(which))) is not None:
             raise RegistryError(
                 f"{self.name} v{deleted}, which the alias {which!r} means, is deleted; give the alias to another "
@@ -61,7 +61,7 @@ class VersionStore(RunStore):
         for name, value in tags.items():
             self._client.set_model_version_tag(self.name, str(number), name, value)
 
-    def _model(self) -> tuple[dict[str, int], str | None]:
+    def _model(self, key: str = "registry.name") -> tuple[dict[str, int], str | None]:
         """Return alias -> number, which searching for versions does not report, and the history of champions."""
         try:
             found = self._client.get_registered_model(self.name)
@@ -73,7 +73,7 @@ class VersionStore(RunStore):
         known = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
         raise RegistryError(
             f"no registered model {self.name} in {without_password(self.uri)}; there are: {known or 'none'}; "
-            "set registry.name, or train one"
+            f"set {key}, or train one"
         )
 
     @calls_mlflow

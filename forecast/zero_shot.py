@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.checkpoints import card_of
 from forecast.config import DataConfig, ModelConfig, WindowConfig
 from forecast.covariate_effect import with_covariates
 from forecast.data.context import default_context
@@ -25,11 +24,11 @@ from forecast.models.copula import coupling_of
 from forecast.models.covariates import CovariateEffect
 from forecast.models.losses import held_out_forecasts
 from forecast.models.recurrent import NetworkShape
-from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
 from forecast.models.universal.season import estimate_season
 from forecast.panel_statistics import cold_scale_of, is_nonnegative
+from forecast.pretrained_network import PretrainedNetwork, of_package
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _checked(network: UniversalForecaster, panel: Panel) -> tuple[float, Tensor 
 
 
 def universal_member(
-    name: str,
+    init: str | PretrainedNetwork,
     panel: Panel,
     shape: NetworkShape,
     model: ModelConfig,
@@ -121,30 +120,32 @@ def universal_member(
     *,
     cold_scale: Tensor | None = None,
 ) -> UniversalForecaster:
-    """Return the pretrained network `name` for a panel, with horizon, season and scale of another network's shape.
+    """Return a pretrained network for a panel, with horizon, season and scale of another network's shape.
+
+    `init` is the network, or the name of one of the package.
 
     Of the panel, the first `limits` steps of each series, [S], are seen; all if None. `cold_scale` is the scale of the
     panel as the other network knows it, [2], where there is one.
     Raises ConfigError for an unknown name, or a horizon that is too long.
     """
+    pretrained = of_package(init) if isinstance(init, str) else init
     if shape.horizon > MAX_HORIZON:
         raise ConfigError(
-            f"window.horizon={shape.horizon}: {name} forecasts {MAX_HORIZON:,} steps at most; set a shorter one, or "
-            "put the rows together to longer steps (data.freq, data.aggregate)"
+            f"window.horizon={shape.horizon}: {pretrained.name} forecasts {MAX_HORIZON:,} steps at most; set a shorter "
+            "one, or put the rows together to longer steps (data.freq, data.aggregate)"
         )
-    network, card = read_checkpoint(card_of(name))
     limits = panel.lengths if limits is None else limits
     if shape.season_length == 1:
         shape = replace(shape, season_length=_season(panel, limits))
     own = UniversalShape.of(
         shape,
-        network.shape,
+        pretrained.network.shape,
         second_season=_second_season(panel.grid.frequency, shape.season_length),
         length=int(panel.lengths.max()),
-        checkpoint=f"{card['name']} {card['sha256']}",
+        checkpoint=pretrained.checkpoint,
     )
     member = UniversalForecaster(own, model)
-    member.network.load_state_dict(network.state_dict())
+    member.network.load_state_dict(pretrained.network.state_dict())
     if cold_scale is None:
         ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
         cold_scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))

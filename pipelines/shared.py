@@ -5,9 +5,18 @@ import logging
 import math
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from forecast.config import Config, DataConfig, JobConfig, SourceConfig
+from forecast.config import (
+    Config,
+    DataConfig,
+    JobConfig,
+    SourceConfig,
+    TrainConfig,
+    TuneConfig,
+    is_version,
+    version_of,
+)
 from pipelines.console import stage
 from pipelines.record import note, open_ledger
 from pipelines.verbs import INCIDENTAL
@@ -18,8 +27,10 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.load import Loaded
+    from forecast.pretrained_network import PretrainedNetwork
     from forecast.registry import Registry, Run, Version
 
+Training = TypeVar("Training", TrainConfig, TuneConfig)
 
 # Tags of a version that was made from another one: what was changed, and of how many series.
 FINETUNE_KIND: Final = "finetune_kind"
@@ -30,6 +41,9 @@ CALIBRATED: Final = "calibrated"
 DISTILLED: Final = "distilled"
 # Tag of a version with a pretrained network of the package in it: its name and digest.
 CHECKPOINT: Final = "checkpoint"
+# Tags of a version that began with the pretrained network of another one: which, and its digest.
+INIT_VERSION: Final = "init_version"
+INIT_DIGEST: Final = "init_digest"
 SIDE_TABLES: Final = ("data.known_path", "data.static_path")
 """Tags of a version whose tables of covariates are beside the panel: where they are."""
 
@@ -98,6 +112,27 @@ def load_version(registry: "Registry", version: "Version") -> "Artifact":
     from forecast import artifact
 
     return replace(artifact.load(registry.download(version)), side_tables=_side_tables(version))
+
+
+def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, dict[str, str]]":
+    """Return settings with the version in `model.init` by its number, its network, and tags that name it.
+
+    None, without tags, where they name none. Raises RegistryError, ArtifactError, ConfigError.
+    """
+    from forecast.pretrained_network import checked, of_model
+    from forecast.registry import Registry
+
+    name = config.model.init
+    if name is None or not is_version(name):
+        return config, None, {}
+    model, which = version_of(name)
+    registry = Registry(config.registry.model_copy(update={"name": model}))
+    version = registry.resolve(which, "model.init")
+    init = of_model(load_version(registry, version), str(version))
+    checked(init, config.model, config.window.horizon)
+    found = config.model.model_copy(update={"init": f"models:/{model}/{version.number}"})
+    tags = {INIT_VERSION: str(version), INIT_DIGEST: version.digest}
+    return config.model_copy(update={"model": found}), init, tags
 
 
 def _side_tables(version: "Version") -> dict[str, str]:

@@ -34,10 +34,11 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.predict import forecast
     from pipelines import report
     from pipelines.registration import Registration
-    from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table
+    from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init
 
     registry = open_registry(config)
     registry.check_runs()
+    config, init, tags = with_init(config)
     loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
         data_digest = log_data(run, loaded)
@@ -50,6 +51,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 window=config.window,
                 model=config.model,
                 fit=config.fit,
+                init=init,
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             summary = result.summary
@@ -59,7 +61,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             speed = "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"
             stage.note(**{name: summary[name] for name in speed if name in summary})
         artifact = result.artifact
-        registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED, metrics=summary)
+        registration = Registration(
+            registry, run, artifact, config, data_digest, alias=PRETRAINED, tags=tags, metrics=summary
+        )
         with console.stage("register") as stage, registration:
             run.curve(result.curve)
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
@@ -90,8 +94,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
 
 def _shared(summary: "Summary") -> str:
     """Say how much of the forecasts is the pretrained network's."""
-    share = float(summary["pretrained_share"])
-    return f", of it {share:.0%} the pretrained network" if share else ""
+    share, blend = (float(summary.get(f"pretrained_{name}", 0)) for name in ("share", "blend"))
+    moved = f" ({blend:.0%} of the way to what it was trained to here)" if blend else ""
+    return f", of it {share:.0%} the pretrained network{moved}" if share else ""
 
 
 def _checked(summary: "Summary") -> str:

@@ -36,13 +36,15 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.registry import PARENT_RUN
     from forecast.tune import check, tune
     from pipelines.registration import Registration
-    from pipelines.shared import log_data, open_registry, read_table
+    from pipelines.shared import log_data, open_registry, read_table, with_init
 
     folder = Path(config.output.path)
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
     check(settings, config.tune)
     registry = open_registry(config)
     registry.check_runs()
+    config, init, tags = with_init(config)
+    settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
         data_digest = log_data(run, loaded)
@@ -63,13 +65,14 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
                 settings,
                 config.tune,
                 folder,
+                init=init,
                 ended=ended,
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
             stage.note(**states, best=result.best)
         best = _training(config, result.config)
-        registration = Registration(registry, run, result.artifact, best, data_digest, alias=PRETRAINED)
+        registration = Registration(registry, run, result.artifact, best, data_digest, alias=PRETRAINED, tags=tags)
         with console.stage("register") as stage, registration:
             kept = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
             text = json.dumps(escaped(kept), indent=2)

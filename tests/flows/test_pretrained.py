@@ -98,6 +98,12 @@ def test_it_is_registered_fine_tuned_judged_promoted_and_scored(store: str, tmp_
     assert made["mean"].is_finite().all()
     assert set(made["source"]) <= {"pretrained", "fine_tuned"}
     succeed("report", name, "registry.alias=champion", data, f"output.path={tmp_path / 'report'}")
+    begin = "train", name, data, BUILTIN[1], "fit.max_steps=0", "fit.final=false"
+    assert "% the pretrained network" in succeed(*begin, f"model.init=models:/{NAME}@champion").out
+    shown = succeed("models", "show", name, "registry.alias=pretrained").out
+    assert f"init_version {NAME} v2" in " ".join(shown.split())
+    assert "no alias 'best'" in refuse(4, *begin, f"model.init=models:/{NAME}@best")
+    assert f"there are: {NAME}; set model.init" in refuse(4, *begin, "model.init=models:/nothing@best")
 
 
 def test_training_takes_it_as_a_member_by_default(store: str, tmp_path: Path) -> None:  # noqa: ARG001

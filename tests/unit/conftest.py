@@ -14,6 +14,7 @@ from forecast.data.load import Loaded, load_panel
 if TYPE_CHECKING:
     from forecast.fit import FitResult, Progress
     from forecast.models.module import Teacher
+    from forecast.pretrained_network import PretrainedNetwork
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -103,6 +104,7 @@ def train() -> "Callable[..., FitResult]":
         model: dict[str, Any] | None = None,
         progress: "Progress | None" = None,
         teacher: "Teacher | None" = None,
+        init: "PretrainedNetwork | None" = None,
         **settings: Any,
     ) -> "FitResult":
         small = {
@@ -124,6 +126,7 @@ def train() -> "Callable[..., FitResult]":
             fit=FitConfig.model_validate(quick | {"accelerator": "cpu"} | settings),
             progress=progress,
             teacher=teacher,
+            init=init,
         )
 
     return run

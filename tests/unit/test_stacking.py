@@ -8,11 +8,13 @@ import polars as pl
 import pytest
 import torch
 
+from forecast import member_fit
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
-from forecast.config import FinetuneSettings, FitConfig
+from forecast.config import FinetuneSettings, FitConfig, ModelConfig, WindowConfig, load
 from forecast.data.load import Loaded
 from forecast.data.windows import windows_at
+from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, held_out
 from forecast.models.batch import PanelTensors
@@ -20,16 +22,18 @@ from forecast.models.ensemble import Ensemble, members_of, together
 from forecast.models.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict
+from forecast.pretrained_network import checked, of_model, of_package
 from forecast.stacking import share_of
-from forecast.zero_shot import universal_member
+from forecast.zero_shot import universal_member, zero_shot
 
 Table = Callable[..., pl.DataFrame]
 Read = Callable[..., Loaded]
 Train = Callable[..., FitResult]
+Weekly = Callable[..., dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def panel(table: Table, loaded: Read, weekly: Callable[..., dict[str, np.ndarray]]) -> Loaded:
+def panel(table: Table, loaded: Read, weekly: Weekly) -> Loaded:
     return loaded(table(weekly(4, 180)), 7)
 
 
@@ -84,7 +88,7 @@ def test_training_takes_a_share_that_validates_and_says_which(panel: Loaded, tra
 
 @pytest.mark.trains
 def test_the_loss_that_is_told_is_that_of_the_mean_with_its_intervals(
-    table: Table, loaded: Read, weekly: Callable[..., dict[str, np.ndarray]], train: Train
+    table: Table, loaded: Read, weekly: Weekly, train: Train
 ) -> None:
     rng, spread = np.random.default_rng(9), np.where(np.arange(180) < 120, 0.1, 4.0)
     wild = loaded(table({name: values + spread * rng.normal(size=180) for name, values in weekly(8, 180).items()}), 7)
@@ -130,3 +134,85 @@ def test_models_that_no_mean_can_be_taken_of_do_without(panel: Loaded, train: Tr
     made = train(panel, model={"init": NANO} | model)
     assert made.summary["pretrained_share"] == 0
     assert not isinstance(made.artifact.network, Ensemble)
+
+
+# --- trained on the panel
+
+
+def member_of(artifact: Artifact) -> UniversalForecaster:
+    *_, member = members_of(artifact.network)
+    assert isinstance(member, UniversalForecaster)
+    return member
+
+
+@pytest.mark.trains
+def test_the_pretrained_member_goes_as_far_as_validates_and_never_sees_the_holdout(
+    table: Table,
+    loaded: Read,
+    weekly: Weekly,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    series = weekly(3, 150, noise=0.0)
+    for values in series.values():
+        values += np.where(np.arange(150) % 10 < 2, 8.0, 0.0)  # What no season says.
+    changed = {name: np.concatenate([values[:-28], -9 * values[-28:]]) for name, values in series.items()}
+    monkeypatch.setattr(member_fit, "_RATE", 3e-3)
+    kept = {"model": {"skip": False, "init": NANO}, "final": True, "init_steps": 4}
+    made, other = (train(loaded(table(each), 7), **kept) for each in (series, changed))
+    assert made.summary["pretrained_blend"] in (0.25, 0.5, 0.75, 1.0)
+    member = member_of(stacked(made.artifact))
+    came = of_package(NANO).network.state_dict()
+    weights = member.network.state_dict()
+    assert any(not torch.equal(values, came[name]) for name, values in weights.items())
+    theirs = member_of(stacked(other.artifact)).network.state_dict()
+    assert all(torch.equal(values, theirs[name]) for name, values in weights.items())
+    # The final weights of the model have those of the member that were evaluated.
+    assert made.artifact.final is not None
+    final = member_of(stacked(made.artifact.final)).network.state_dict()
+    assert all(torch.equal(values, final[name]) for name, values in weights.items())
+
+
+@pytest.mark.trains
+def test_a_training_that_does_not_validate_better_leaves_the_pretrained_member_as_it_came(
+    panel: Loaded, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member_fit, "_LEAST_GAIN", 0.999)
+    made = train(panel, model={"skip": False, "init": NANO}, init_steps=2)
+    assert made.summary["pretrained_blend"] == 0
+    came = of_package(NANO).network.state_dict()
+    weights = member_of(stacked(made.artifact)).network.state_dict()
+    assert all(torch.equal(values, came[name]) for name, values in weights.items())
+
+
+# --- the network of a version
+
+
+def test_a_model_begins_with_the_network_of_another_and_says_what_that_has_seen(panel: Loaded, train: Train) -> None:
+    window = WindowConfig(horizon=7)
+    base = zero_shot(NANO, panel, window)
+    assert of_model(base, "loads v1").trained_until is None
+    with torch.no_grad():
+        member_of(base).network.gate.bias += 0.5
+    init = of_model(base, "loads v2")
+    made = train(panel, model={"skip": False, "init": NANO}, init=init)
+    assert member_of(stacked(made.artifact)).network.gate.bias[0] == 0.5 + of_package(NANO).network.gate.bias[0]
+    assert made.artifact.model.init == "gatecast-nano-1"
+    plain = made.artifact.trained_until
+    seen = of_model(replace(base, trained_until=panel.panel.last_index - 3), "loads v3")
+    assert train(panel, model={"init": NANO}, init=seen).artifact.trained_until == panel.panel.last_index - 3 > plain
+
+
+def test_what_is_no_pretrained_network_is_refused(panel: Loaded, train: Train) -> None:
+    made = train(panel)
+    with pytest.raises(ConfigError, match=r"loads v3 was trained on its panel alone.*gatecast-nano"):
+        of_model(made.artifact, "loads v3")
+    init = of_model(zero_shot(NANO, panel, WindowConfig(horizon=7)), "loads v1")
+    with pytest.raises(ConfigError, match=r"forecasts 1,024 steps at most, and window.horizon is 1,025"):
+        checked(init, ModelConfig(), 1025)
+    with pytest.raises(ConfigError, match="head=normal"):
+        train(panel, model={"head": "normal"}, init=init)
+    with pytest.raises(ConfigError, match="in Python"):
+        train(panel, model={"init": "models:/loads@pretrained"})
+    with pytest.raises(ConfigError, match="models:/NAME@ALIAS or models:/NAME/VERSION"):
+        load(ModelConfig, {"init": "models:/loads"})

@@ -1,0 +1,108 @@
+"""Pretrained networks, of the package or of a registered version, that a model has as a member."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import torch
+
+from forecast.artifact import Artifact
+from forecast.checkpoints import card_of, names
+from forecast.config import ModelConfig, is_version
+from forecast.data.panel import Panel
+from forecast.errors import ConfigError, listing
+from forecast.models.ensemble import members_of
+from forecast.models.universal.checkpoint import read_checkpoint
+from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.models.universal.forecasting import MAX_HORIZON
+from forecast.models.universal.network import UniversalNetwork
+
+
+@dataclass(frozen=True)
+class PretrainedNetwork:
+    """A pretrained network, and where it comes from."""
+
+    network: UniversalNetwork
+    name: str
+    """As people say it: `gatecast-nano-1`, or a version, `loads v3`."""
+    checkpoint: str
+    """Name and SHA-256 of the network of the package that it is, or began as."""
+    digest: str = ""
+    """Of the version."""
+    trained_until: datetime | None = None
+    """Timestamp of the last value of a real series that it has seen; None of synthetic series alone."""
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What the result of a training depends on."""
+        return {"digest": self.digest}
+
+    def last_index(self, panel: Panel) -> int:
+        """Return the grid index of the last step of a panel that is not later than what the network has seen.
+
+        The one before the panel begins where all of it is later.
+        """
+        first = int(panel.start.min()) - 1
+        if self.trained_until is None:
+            return first
+        stamps = panel.grid.timestamps(np.arange(first + 1, panel.last_index + 1)).dt.replace_time_zone(None)
+        return first + int((stamps <= self.trained_until.replace(tzinfo=None)).sum())
+
+
+def of_package(name: str) -> PretrainedNetwork:
+    """Return a network of the package by its name. Raises ConfigError for one that there is not."""
+    network, card = read_checkpoint(card_of(name))
+    return PretrainedNetwork(network, card["name"], f"{card['name']} {card['sha256']}")
+
+
+def of_model(artifact: Artifact, name: str) -> PretrainedNetwork:
+    """Return the pretrained network in a model, which people call `name`: with its evaluated weights.
+
+    Raises ConfigError for a model that has none.
+    """
+    base = artifact.base()
+    member = next((each for each in members_of(base.network) if isinstance(each, UniversalForecaster)), None)
+    if member is None:
+        raise ConfigError(
+            f"model.init: {name} was trained on its panel alone: there is no pretrained network in it; take a version "
+            "that forecast models add has registered, that finetune.kind=global has made of one, or whose training "
+            f"gave it a share; or one of {listing(names())}, none"
+        )
+    # What was only registered, or had a share as it came, has seen nothing of its panel.
+    until = None if _is_as_it_came(member) else base.trained_until_timestamp
+    return PretrainedNetwork(member.network, name, member.shape.checkpoint, artifact.digest(), until)
+
+
+def _is_as_it_came(member: UniversalForecaster) -> bool:
+    """Return whether the weights are those of the package."""
+    name = member.shape.checkpoint.partition(" ")[0]
+    if name not in names():
+        return False
+    came = of_package(name).network.state_dict()
+    return all(torch.equal(values, came[key]) for key, values in member.network.state_dict().items())
+
+
+def checked(init: PretrainedNetwork | None, model: ModelConfig, horizon: int) -> ModelConfig:
+    """Return the settings of a model that begins with the network of a version, those of `model` without one.
+
+    They name the network of the package that the version began as, which a training from nothing begins with.
+    Raises ConfigError if the settings name a version that is not there, or no mean with its network can be taken.
+    """
+    if init is None:
+        if model.init is not None and is_version(model.init):
+            raise ConfigError(
+                f"model.init={model.init}: a version is looked up by forecast train and forecast tune; in Python, "
+                "give its model: fc.train(..., init=fc.load(folder))"
+            )
+        return model
+    if horizon > MAX_HORIZON:
+        raise ConfigError(
+            f"model.init: {init.name} forecasts {MAX_HORIZON:,} steps at most, and window.horizon is {horizon:,}; set "
+            "a shorter one, or put the rows together to longer steps (data.freq, data.aggregate)"
+        )
+    if model.head != "quantile" or model.decoder == "autoregressive":
+        raise ConfigError(
+            f"model.init: {init.name} forecasts quantiles, which have no mean with those of head={model.head}, "
+            f"decoder={model.decoder}; set model.head=quantile and another decoder, or model.init=none"
+        )
+    return model.model_copy(update={"init": init.checkpoint.partition(" ")[0]})
