@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := forecast pipelines
 
-.PHONY: demo test check docs ui server bench bench-accuracy bench-race clean replay
+# make test, make test-fast and their order use tests/durations.json: pytest -n 2 --record-durations writes it.
+.PHONY: demo test test-fast check docs ui server bench bench-accuracy bench-race clean replay
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/forecast demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What a person runs while working: no server, no browser, no training; under a minute.
+test-fast: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --fast
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
