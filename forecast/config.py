@@ -532,7 +532,8 @@ class FitConfig(Config):
     """Training."""
 
     max_steps: Annotated[int, Field(ge=0)] = 2000
-    """Optimiser steps; 0 keeps the closed-form solution."""
+    """Optimiser steps of the panel's network; with 0 it keeps the closed-form solution. `model.init` adds the
+    pretrained network to it in either case."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Stop training after so many minutes, whatever max_steps says."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -781,7 +782,7 @@ class BacktestSettings(Config):
     window: Literal["expanding", "sliding"] = "expanding"
     """What is seen before a cutoff: all of the history, or its last window_length steps."""
     window_length: Annotated[int | None, Field(ge=1, validate_default=True)] = None
-    """Steps that are seen with window=sliding: the context and the horizon at least."""
+    """Steps that are seen with window=sliding: at least the sum of the context length and the horizon."""
     refit: Literal["never", "finetune", "scratch"] = "never"
     """Judge the version as it is; or, at each cutoff, one that is fine-tuned from its base (finetune) or trained anew
     with its data, window and model (scratch, and fine-tuned if the version is) on what is seen there."""
@@ -879,7 +880,7 @@ class ExplainSettings(Config):
     """Last timestamp the forecast may see; the latest of the panel when not given."""
     method: Literal["auto", "integrated_gradients", "occlusion"] = "auto"
     """Gradients on the way from a baseline, whose parts sum to the forecast (gatecast[explain]); or what is forecast
-    without an input, from forecasts alone. auto: gradients, unless the pretrained network is a member of the model."""
+    without an input, from forecasts alone. auto: gradients where the forecast has one."""
     level: float | Literal["mean"] = 0.5
     """The quantile that is explained, one of the model's, or the mean."""
     step: Annotated[int, Field(ge=1)] | None = None
@@ -1633,7 +1634,7 @@ class ReportSettings(Config):
     """What is on the page."""
 
     run: str | None = None
-    """The id of a run of train, finetune, calibrate, backtest or score."""
+    """The id of a run of train, finetune, calibrate, distil, backtest or score."""
     scores: str | None = None
     """The output.path of a scoring job that writes Parquet files."""
     cutoff: datetime | None = None

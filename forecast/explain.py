@@ -154,16 +154,31 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
 
 
 def _with_method(artifact: Artifact, settings: ExplainSettings) -> ExplainSettings:
-    """Return the settings with a method: gradients, unless the pretrained network is a member."""
+    """Return the settings with a method: gradients, where the forecast has one."""
     if settings.method != AUTO:
         return settings
-    method = "integrated_gradients" if _of_the_panel(artifact) else "occlusion"
+    method = "occlusion" if _without_gradient(artifact, settings) else "integrated_gradients"
     return settings.model_copy(update={"method": method})
 
 
-def _of_the_panel(artifact: Artifact) -> bool:
-    """Return whether all members were trained on the panel."""
-    return len(recurrent_members(artifact.network)) == len(members_of(artifact.network))
+def _without_gradient(artifact: Artifact, settings: ExplainSettings) -> str | None:
+    """Return why the forecast has no gradient; None if it has one."""
+    if len(recurrent_members(artifact.network)) < len(members_of(artifact.network)):
+        return (
+            "explain.method: the model has the pretrained network as a member, whose statistics of a window have no "
+            "gradient; explain.method=occlusion explains it"
+        )
+    if artifact.network.n_paths > 1:
+        return (
+            "explain.method: an autoregressive model samples its forecasts, which have no gradient; "
+            "explain.method=occlusion explains them"
+        )
+    if artifact.network.head.positive and (settings.level != MEAN or artifact.network.shape.unit):
+        return (
+            f"explain.level: quantiles of {artifact.model.head} have no gradient; explain.level=mean has one (unless "
+            "on a logarithmic scale), and explain.method=occlusion explains quantiles"
+        )
+    return None
 
 
 def _check(artifact: Artifact, settings: ExplainSettings) -> None:
@@ -176,23 +191,8 @@ def _check(artifact: Artifact, settings: ExplainSettings) -> None:
         )
     if settings.step is not None and settings.step > artifact.horizon:
         raise ConfigError(f"explain.step: the horizon has {artifact.horizon:,} steps (given: {settings.step:,})")
-    if settings.method == "occlusion":
-        return
-    if not _of_the_panel(artifact):
-        raise ConfigError(
-            "explain.method: the model has the pretrained network as a member, whose statistics of a window have no "
-            "gradient; explain.method=occlusion explains it"
-        )
-    if artifact.network.n_paths > 1:
-        raise ConfigError(
-            "explain.method: an autoregressive model samples its forecasts, which have no gradient; "
-            "explain.method=occlusion explains them"
-        )
-    if artifact.network.head.positive and (settings.level != MEAN or artifact.network.shape.unit):
-        raise ConfigError(
-            f"explain.level: quantiles of {artifact.model.head} have no gradient; explain.level=mean has one (unless "
-            "on a logarithmic scale), and explain.method=occlusion explains quantiles"
-        )
+    if settings.method != "occlusion" and (reason := _without_gradient(artifact, settings)):
+        raise ConfigError(reason)
 
 
 def _place(panel: Panel, settings: ExplainSettings) -> _Place:

@@ -107,8 +107,7 @@ class Schedule(Config):
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     """Of cron and of previous_day, an IANA name."""
     flow: Annotated[str, AfterValidator(_flow)]
-    """The verb: score, monitor, reconcile, refresh, finetune, train, backtest, calibrate, distil, explain, promote,
-    data append or data prepare."""
+    """The verb: any that the run ledger records, such as score, monitor, refresh or data append."""
     overrides: tuple[str, ...] = ()
     """Its settings: [registry.name=loads, data.path=panel]."""
     cutoff: Literal["as_of", "previous_day"] = "as_of"

@@ -47,4 +47,6 @@ def draw(axis: Axes, batch: SeriesBatch, member: int, stream: Stream) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"usage: {__doc__}")
     main(Path(sys.argv[1]))

@@ -234,7 +234,10 @@ def test_what_has_no_gradient_is_told(train: Train, promoted: Loaded) -> None:
     paths = train(promoted, context=16, model={"decoder": "autoregressive", "n_paths": 8}, holdout_windows=1).artifact
     with pytest.raises(ConfigError, match=r"explain.method=occlusion explains them"):
         explained(paths, promoted)
-    is_forecast(explained(paths, promoted, method="occlusion"), paths, promoted)
+    for model in (amounts, paths):
+        explanation = explained(model, promoted, method="auto")
+        assert explanation.method == "occlusion"
+        is_forecast(explanation, model, promoted)
 
 
 def test_without_captum_occlusion_is_left(learnt: Artifact, promoted: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
