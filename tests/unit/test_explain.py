@@ -230,10 +230,10 @@ def test_models_of_all_kinds_are_explained(model: dict[str, Any], level: Any, tr
 def test_what_has_no_gradient_is_told(train: Train, promoted: Loaded) -> None:
     amounts = train(promoted, context=16, model={"head": "tweedie"}, holdout_windows=1).artifact
     with pytest.raises(ConfigError, match=r"quantiles of tweedie have no gradient; explain.level=mean"):
-        explained(amounts, promoted)
+        explained(amounts, promoted, method="integrated_gradients")
     paths = train(promoted, context=16, model={"decoder": "autoregressive", "n_paths": 8}, holdout_windows=1).artifact
     with pytest.raises(ConfigError, match=r"explain.method=occlusion explains them"):
-        explained(paths, promoted)
+        explained(paths, promoted, method="integrated_gradients")
     for model in (amounts, paths):
         explanation = explained(model, promoted, method="auto")
         assert explanation.method == "occlusion"
