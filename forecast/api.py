@@ -55,7 +55,7 @@ from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETR
 from forecast.predict import Forecasts, forecast_loaded
 from forecast.predict import attention as attention_of
 from forecast.predict import sample_paths as paths_of
-from forecast.pretrained_network import of_model
+from forecast.pretrained_network import of_model, of_package
 from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts
 from forecast.tune import TuneResult
@@ -81,7 +81,7 @@ def train(
     data: Settings | None = None,
     model: Settings | None = None,
     fit: Settings | None = None,
-    init: Artifact | None = None,
+    init: Artifact | str | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Return a model trained on all series of a table; `.artifact` is what forecasts.
@@ -95,13 +95,13 @@ def train(
     - `data`, `model`, `fit`: the keys of the config groups of the same names, such as `data={"freq": "1h"}`,
       `model={"head": "negative_binomial"}`, `fit={"max_steps": 500}`.
     - `init`: a model whose pretrained network is a member of the new one, in place of the package's
-      (`model={"init": ...}`): one of `pretrained`, or fine-tuned from it with `kind="global"`.
+      (`model={"init": ...}`): one of `pretrained`, or fine-tuned from it with `kind="global"`; or its name.
     - `progress`: is called with the share that is done, from 0 to 1, and a text.
 
     Raises ConfigError for arguments and settings, DataError for a table that can't be read or is too short.
     """
-    network = None
-    if init is not None:
+    network = of_package(init) if isinstance(init, str) else None
+    if init is not None and not isinstance(init, str):
         arguments.check_artifact(init, "init")
         network = of_model(init, "the model of init")
     loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
