@@ -86,4 +86,5 @@ def _nodes(levels: tuple[float, ...]) -> _Nodes:
         weight = share * np.exp(-0.5 * np.square(at))
         deviates.append(at)
         weights.append(mass * weight / weight.sum())
-    return _Nodes(torch.from_numpy(np.concatenate(deviates)), torch.from_numpy(np.concatenate(weights)))
+    with torch.inference_mode(mode=False):  # They are kept, for calls that take gradients too.
+        return _Nodes(torch.from_numpy(np.concatenate(deviates)), torch.from_numpy(np.concatenate(weights)))

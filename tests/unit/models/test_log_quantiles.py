@@ -35,3 +35,13 @@ def test_the_mean_stays_finite_where_quantiles_are_far_apart() -> None:
     # Symmetric quantiles have their middle as the mean, equal ones themselves.
     assert float(mean(torch.tensor([-9.0, 0.0, 9.0]), torch.tensor([0.1, 0.5, 0.9]), 2.0)) == pytest.approx(0, abs=1e-4)
     assert float(mean(torch.full((9,), 7.5), levels, 2.0)) == 7.5
+
+
+def test_gradients_pass_after_a_forecast() -> None:
+    """What is kept for later calls is no tensor of inference mode."""
+    levels = torch.tensor([0.15, 0.5, 0.85])
+    with torch.inference_mode():
+        mean(torch.tensor([1.0, 2.0, 3.0]), levels, 1.0)
+    quantiles = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(mean(quantiles, levels, 1.0), quantiles)
+    assert (gradient > 0).all()
