@@ -635,7 +635,8 @@ class FinetuneSettings(Config):
     kind: Literal["head", "bias", "embedding", "lora", "full", "global"] = "head"
     """What is changed for each series: `head`: a linear map to the horizon, in closed form; by gradient `bias`: the
     network's numbers of each step, `embedding`: a vector that the decoder sees, `lora`: a low-rank change of the
-    recurrent weights, `full`: all weights. `global`: all weights, for all series alike."""
+    recurrent weights (of the pretrained network, of all matrices), `full`: all weights. `global`: all weights, for all
+    series alike."""
     series: tuple[str, ...] | None = None
     """Ids of the series to fine-tune; the others keep what they have. All when not given."""
     where: str | None = None

@@ -275,8 +275,7 @@ def _check(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None
     if by_gradient and tunable(artifact.network) is None:
         raise ConfigError(
             f"finetune.kind: {settings.kind} changes one network that was trained on the panel, and this model has "
-            f"{len(recurrent_members(artifact.network))} of these (fit.ensemble, forecast models add); set kind=head "
-            "or global"
+            f"{len(recurrent_members(artifact.network))} of these (fit.ensemble); set kind=head or global"
         )
     if by_gradient and artifact.model.decoder == "autoregressive":
         raise ConfigError(

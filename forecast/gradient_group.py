@@ -14,10 +14,9 @@ from forecast.final_bank import begun_at, descend
 from forecast.models import stacked
 from forecast.models.bank import BLEND
 from forecast.models.batch import PanelTensors
-from forecast.models.ensemble import Forecaster, the_tunable
+from forecast.models.ensemble import Forecaster, Member, the_tunable
 from forecast.models.examples import Examples, Remembered, Rolled
 from forecast.models.origins import alone, held_out
-from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.stacked import Changes, Descent
 from forecast.tuning_trials import (
     IS_CONSTANT,
@@ -60,7 +59,7 @@ class GradientGroup:
     settings: TuningSettings
 
     @cached_property
-    def _member(self) -> tuple[RecurrentForecaster, float]:
+    def _member(self) -> tuple[Member, float]:
         """The network that is changed, and its share of the forecast."""
         return the_tunable(self.network)
 

@@ -87,7 +87,7 @@ def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
         for first in range(0, len(names), size):
             some = [each[first : first + size] for each in rows]
             one, two = (_at(bank, row, shapes[0] or shapes[1]) for bank, row in zip((own, other), some, strict=True))
-            parts.append(sum((one[name] - two[name]).flatten(1).square().sum(1) for name in one))
+            parts.append(sum((one[name] - two[name]).square().reshape(len(some[0]), -1).sum(1) for name in one))
         norms = torch.cat(parts).sqrt().tolist()  # type: ignore[arg-type]
     status = [
         ADDED if two < 0 else REMOVED if one < 0 else SAME if norm == 0 else CHANGED

@@ -351,7 +351,7 @@ def _tuned_columns(
     else:
         member, share = the_tunable(network)
         window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
-        past = None if pasts is None else pasts[0].rows(window)
+        past = pasts[0].rows(window) if pasts else None  # Of the pretrained network alone there is none.
         some = batch.rows(window).since(network.shape.context_length - member.shape.context_length)
         arguments = bank.arguments(member, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
         if share < 1:  # The others forecast what they did.

@@ -9,7 +9,8 @@ from torch import Tensor
 from forecast.models import stacked
 from forecast.models.batch import Batch
 from forecast.models.heads import Head
-from forecast.models.recurrent import NetworkShape, Output, Past, RecurrentForecaster
+from forecast.models.recurrent import NetworkShape, Output, Past
+from forecast.models.tunable import AnyTunable
 
 # Most recent values of the window that a series' own map sees, at most.
 _WINDOW_FEATURES = 168
@@ -71,7 +72,7 @@ class Bank:
 
     def arguments(
         self,
-        network: RecurrentForecaster,
+        network: AnyTunable,
         batch: Batch,
         origins: Int[Tensor, " origin"],
         rows: Int[Tensor, " batch"],

@@ -106,19 +106,20 @@ def recurrent_members(network: Forecaster) -> list[RecurrentForecaster]:
     return [member for member in members_of(network) if isinstance(member, RecurrentForecaster)]
 
 
-def tunable(network: Forecaster) -> tuple[RecurrentForecaster, float] | None:
+def tunable(network: Forecaster) -> tuple[Member, float] | None:
     """Return the one network that changes by gradient can be made to, and its share of the forecast; None of others.
 
-    That is a single one that was trained on the panel, beside a pretrained one or not.
+    That is the single one that was trained on the panel, beside a pretrained one or not, or a pretrained one alone.
     """
-    members = recurrent_members(network)
+    every = members_of(network)
+    members = every if len(every) == 1 else recurrent_members(network)
     if len(members) != 1:
         return None
     shares = network.shares if isinstance(network, Ensemble) else None
-    return members[0], 1.0 if shares is None else shares[members_of(network).index(members[0])]
+    return members[0], 1.0 if shares is None else shares[every.index(members[0])]
 
 
-def the_tunable(network: Forecaster) -> tuple[RecurrentForecaster, float]:
+def the_tunable(network: Forecaster) -> tuple[Member, float]:
     """Return what `tunable` does, of a network that has one."""
     found = tunable(network)
     assert found is not None

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +13,14 @@ from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models import stacked
 from forecast.models.batch import PanelTensors
-from forecast.models.decoders import SegmentDecoder
+from forecast.models.ensemble import Member
 from forecast.models.heads import Head
 from forecast.models.losses import window_sizes
 from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
-from forecast.models.recurrent import Frame, Reading, RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import loss_weights, targets
 from forecast.models.stacked import Changes
+from forecast.models.tensors import each, join
+from forecast.models.tunable import AnyTunable
 
 # Origins of each series that a frozen encoder is run over, and that one step takes.
 _CACHED = 256
@@ -46,12 +48,23 @@ class Told(NamedTuple):
         return error.flatten(1).sum(1) / self.weight.flatten(1).sum(1).clamp(min=1e-9)
 
 
+class _Memory(NamedTuple):
+    """What is kept of M origins of each of G series."""
+
+    reading: Any
+    """Of the network, [series, origin, ...]."""
+    numbers: Float[Tensor, "series origin horizon number"]
+    """Of the base."""
+    target: Float[Tensor, "series origin horizon"]
+    weight: Float[Tensor, "series origin horizon"]
+
+
 class Examples(ABC):
     """The latest origins of G series. An origin is named by how many steps it lies before the last usable one."""
 
     def __init__(
         self,
-        network: RecurrentForecaster,
+        network: Member,
         data: PanelTensors,
         series: IntArray,
         usable: IntArray,
@@ -89,7 +102,7 @@ class Remembered(Examples):
 
     def __init__(
         self,
-        network: RecurrentForecaster,
+        network: Member,
         data: PanelTensors,
         series: IntArray,
         usable: IntArray,
@@ -104,43 +117,37 @@ class Remembered(Examples):
         some = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[:_CACHED]
         self._fitted, self._judged = fitted[some].sort()[0], judged.unique()
         count = len(self._fitted) + len(self._judged)
-        segments = isinstance(network.context, SegmentDecoder)
-        parts: list[tuple[Tensor, ...]] = []
+        decodes = settings.kind == stacked.EMBEDDING
+        parts: list[_Memory] = []
+        places: list[Tensor] = []
 
-        def read(given: Pass, wanted: Int[Tensor, " origin"], first: int) -> None:
+        def read(model: AnyTunable, given: Pass, wanted: Int[Tensor, " origin"], first: int) -> None:
             """Keep what is told of the origins that are wanted; the first of them is at place `first`."""
             slot = torch.searchsorted(wanted, given.ago).clamp(max=len(wanted) - 1)
             here, local = torch.nonzero(wanted[slot] == given.ago, as_tuple=True)
-            reading = network.read(given.batch, given.origins)
+            reading = model.read(given.batch, given.origins)
             target, observed = targets(given.batch, reading.frame, given.origins, shape)
             weight = loss_weights(target, observed, reading.frame, shape)
-            light = reading._replace(
-                ahead=reading.ahead if segments else reading.ahead[..., :0],
-                state=reading.state[..., :0],
-                frame=reading.frame._replace(window=reading.frame.window[..., :0]),
-            ).each(lambda values: values[here, local][:, None])
-            place = given.row[here] * count + first + slot[here, local]
-            told = network.numbers(light)[:, 0], target[here, local], weight[here, local]
-            light = light.each(lambda values: values[:, 0])
-            parts.append((place, *light[:5], *light.frame, *told))
+            light = each(model.light(reading, decodes=True), lambda values: values[here, local][:, None])
+            numbers = model.numbers(light)[:, 0]
+            light = each(model.light(light, decodes=decodes), lambda values: values[:, 0])
+            parts.append(_Memory(light, numbers, target[here, local], weight[here, local]))
+            places.append(given.row[here] * count + first + slot[here, local])
 
         with torch.inference_mode():
             for given in passes(network, data, series, usable, rounds(shape, last, every)):
-                read(given, self._fitted, 0)
+                read(self.fitting, given, self._fitted, 0)
             for given in alone(network, data, series, usable, self._judged.numpy()):
-                read(given, self._judged, len(self._fitted))
-        at, *columns = (torch.cat(column) for column in zip(*parts, strict=True))
-        order = at.argsort().to(data.device)
+                read(network, given, self._judged, len(self._fitted))
+        order = torch.cat(places).argsort().to(data.device)
         # Out of inference mode, so that gradients may pass.
-        columns = [values[order].clone().unflatten(0, (len(series), count)) for values in columns]
-        self._numbers, self._target, self._weight = columns[-3:]
-        self._reading = Reading._make([*columns[:5], Frame._make(columns[5:-3]), None])
+        memory = join(parts)
+        self._memory = each(memory, lambda values: values[order].clone().unflatten(0, (len(series), count)))
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:
         """Return the examples of some of the series."""
         other = super().some(rows)
-        other._numbers, other._target, other._weight = (v[rows] for v in (self._numbers, self._target, self._weight))
-        other._reading = self._reading.each(lambda values: values[rows])
+        other._memory = each(self._memory, lambda values: values[rows])
         return other
 
     def at(self, changes: Changes, ago: Int[Tensor, " origin"]) -> Told:
@@ -157,12 +164,11 @@ class Remembered(Examples):
         recent = recency(self._fitted[columns] - least, self.settings.half_life).to(told.weight)
         return told._replace(weight=told.weight * recent[:, None])
 
-    def _told(self, network: RecurrentForecaster, changes: Changes, columns: Tensor) -> Told:
-        columns = columns.to(self._target.device)
-        reading = self._reading.each(lambda values: values[:, columns])
-        numbers = self._numbers[:, columns] if stacked.EMBEDDING not in changes else None
-        output = stacked.restated(network, changes, reading, numbers)
-        return Told(output.arguments, self._target[:, columns], self._weight[:, columns])
+    def _told(self, network: AnyTunable, changes: Changes, columns: Tensor) -> Told:
+        columns = columns.to(self._memory.target.device)
+        reading, numbers, target, weight = each(self._memory, lambda values: values[:, columns])
+        output = stacked.restated(network, changes, reading, None if stacked.EMBEDDING in changes else numbers)
+        return Told(output.arguments, target, weight)
 
 
 class Rolled(Examples):
@@ -194,7 +200,7 @@ class Rolled(Examples):
 
     def _told(
         self,
-        network: RecurrentForecaster,
+        network: AnyTunable,
         changes: Changes,
         first: Int[Tensor, "series window"],
         limit: Int[Tensor, "series window"],
@@ -211,14 +217,13 @@ class Rolled(Examples):
         return Told(*(values.unflatten(0, first.shape) for values in (made, target, weight)))
 
 
-def group_numbers(network: RecurrentForecaster, settings: FinetuneSettings) -> int:
+def group_numbers(network: AnyTunable, settings: FinetuneSettings) -> int:
     """Return about how many numbers are held for each series of a group."""
-    shape, size = network.shape, network.state_size
+    shape = network.shape
     if settings.kind in stacked.FROZEN:
-        features = len(network.step.state_dict()["0.weight"].T)
-        return shape.horizon * (_CACHED * (features + network.head.n_parameters) + _STEP_ORIGINS * _WIDTH)
+        return shape.horizon * (_CACHED * (network.step_size + network.head.n_parameters) + _STEP_ORIGINS * _WIDTH)
     changes = stacked.unchanged(network, settings.kind, 1, settings.rank)
     own, weights = stacked.count(changes.values()), stacked.count(network.parameters())
     steps = 2 * shape.context_length // shape.segment_length
-    width = steps * network.encoder.num_layers * _LAYERS * size + _WINDOW_ORIGINS * shape.horizon * _WIDTH
+    width = steps * network.encoder_size * _LAYERS + _WINDOW_ORIGINS * shape.horizon * _WIDTH
     return _COPIES * own + 2 * weights + (settings.batch_size or BATCH_SIZE) * width

@@ -1,7 +1,7 @@
 """The forecaster: a recurrent encoder, a linear skip and a decoder that forecasts from every step it is asked for."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +20,7 @@ from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.scaling import Statistics, Totals, cold_start_scale, continued_statistics, running_statistics
 from forecast.models.skip import line
 from forecast.models.transform import asinh
+from forecast.models.tunable import Tunable
 
 # Normalised values are kept within this range where they enter the network; the linear path keeps at least those of
 # the steps that the scale is taken over.
@@ -194,13 +195,8 @@ class Reading(NamedTuple):
     frame: Frame
     attention: Float[Tensor, "batch origin step"] | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
-        """Return the reading with `change` of each tensor, but no attention."""
-        summary, features, ahead, linear, state = (change(values) for values in self[:5])
-        return Reading(summary, features, ahead, linear, state, Frame._make(change(values) for values in self.frame))
 
-
-class RecurrentForecaster(nn.Module):
+class RecurrentForecaster(Tunable[Reading]):
     """forecast = location + scale * (linear skip + network), at any step of the window.
 
     All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
@@ -560,6 +556,49 @@ class RecurrentForecaster(nn.Module):
         """Return the forecasts that parameters mean."""
         arguments = self._distributions(parameters, reading.linear, reading.frame)
         return Output(arguments, reading.state, reading.frame, self.head, reading.attention)
+
+    def biased(
+        self,
+        numbers: Float[Tensor, "batch origin horizon parameter"],
+        bias: Float[Tensor, "batch 1 horizon parameter"],
+        reading: Reading,  # noqa: ARG002  numbers are in units of spread
+    ) -> Tensor:
+        """Return numbers with a change of each."""
+        return numbers + bias
+
+    def light(self, reading: Reading, *, decodes: bool) -> Reading:  # noqa: ARG002
+        """Return a reading without state, window and attention, and without what the decoder does not look at."""
+        return reading._replace(
+            ahead=reading.ahead if isinstance(self.context, SegmentDecoder) else reading.ahead[..., :0],
+            state=reading.state[..., :0],
+            frame=reading.frame._replace(window=reading.frame.window[..., :0]),
+            attention=None,
+        )
+
+    @property
+    def bias_shape(self) -> torch.Size:
+        """[horizon, parameter]."""
+        return self.output_bias.shape
+
+    @property
+    def summary_size(self) -> int:
+        """Numbers of what the decoder is given of an origin."""
+        return self.summary.out_features
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Return the recurrent weights."""
+        named = self.encoder.named_parameters(prefix="encoder")
+        return {name: values for name, values in named if "weight" in name}
+
+    @property
+    def step_size(self) -> int:
+        """Inputs of the layers of a step."""
+        return self.step.get_parameter("0.weight").shape[1]
+
+    @property
+    def encoder_size(self) -> int:
+        """Numbers of a state, of all layers."""
+        return self.encoder.num_layers * self.state_size
 
     def _numbers(
         self,

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,9 @@ from torch.func import functional_call, vmap
 
 from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
-from forecast.models.recurrent import Frame, Output, Past, Reading, RecurrentForecaster
+from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
+from forecast.models.tunable import AnyTunable
+from forecast.models.universal.forecaster import UniversalForecaster
 
 Changes: TypeAlias = dict[str, Tensor]
 """What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
@@ -31,21 +33,20 @@ _CLIP = 1.0
 _MOMENTS, _LEAST = (0.9, 0.999), 1e-8
 
 
-def unchanged(network: RecurrentForecaster, kind: str, n_series: int, rank: int) -> Changes:
+def unchanged(network: AnyTunable, kind: str, n_series: int, rank: int) -> Changes:
     """Return the changes of `n_series` series that change nothing, from which a descent can start."""
-    device = network.output_bias.device
+    device = next(network.parameters()).device
     if kind == BIAS:
-        return {BIAS: torch.zeros(n_series, *network.output_bias.shape, device=device)}
+        return {BIAS: torch.zeros(n_series, *network.bias_shape, device=device)}
     if kind == EMBEDDING:
-        return {EMBEDDING: torch.zeros(n_series, network.summary.out_features, device=device)}
+        return {EMBEDDING: torch.zeros(n_series, network.summary_size, device=device)}
     if kind == "full":
-        return {name: torch.zeros(n_series, *p.shape, device=device) for name, p in network.named_parameters()}
+        return {name: torch.zeros(n_series, *p.shape, device=device) for name, p in network.weights().items()}
     generator, found = torch.Generator().manual_seed(0), {}
-    for name, p in network.encoder.named_parameters(prefix="encoder"):
-        if "weight" in name:
-            down = _SPREAD * torch.randn(rank, p.shape[1], generator=generator)
-            found[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
-            found[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
+    for name, p in network.matrices().items():
+        down = _SPREAD * torch.randn(rank, p.shape[1], generator=generator)
+        found[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
+        found[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
     return found
 
 
@@ -58,20 +59,22 @@ def blended(changes: Changes, share: Float[Tensor, " series"]) -> Changes:
 
 
 def restated(
-    network: RecurrentForecaster,
+    network: AnyTunable,
     changes: Changes,
-    reading: Reading,
+    reading: Any,
     numbers: Float[Tensor, "series origin horizon parameter"] | None = None,
 ) -> Output:
     """Return what each series forecasts with its changes, of a frozen encoder; `numbers` are the base's, if known."""
     if EMBEDDING in changes:
         reading = reading._replace(summary=reading.summary + changes[EMBEDDING][:, None])
     numbers = network.numbers(reading) if numbers is None else numbers
-    return network.stated(numbers + changes[BIAS][:, None] if BIAS in changes else numbers, reading)
+    if BIAS in changes:
+        numbers = network.biased(numbers, changes[BIAS][:, None], reading)
+    return network.stated(numbers, reading)
 
 
 def forecasts(
-    network: RecurrentForecaster,
+    network: AnyTunable,
     changes: Changes,
     batch: Batch,
     origins: Int[Tensor, " origin"],
@@ -90,22 +93,26 @@ def forecasts(
     n_series = len(next(iter(own.values())))
     each = {name: values.unflatten(0, (n_series, -1)) for name, values in batch._asdict().items() if values is not None}
 
-    def one(model: RecurrentForecaster, weights: dict[str, Tensor], windows: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def one(model: AnyTunable, weights: dict[str, Tensor], windows: dict[str, Tensor]) -> tuple[Tensor, ...]:
         made: Output = functional_call(model, weights, (Batch(**windows), origins))
         return made.arguments, *made.frame
 
-    if _stacks(network):
-        found = [part.flatten(0, 1) for part in vmap(partial(one, _written(network)))(own, each)]
+    stacks = _stacks(network)
+    model = _sharing(network, written=stacks)
+    if stacks:
+        found = [part.flatten(0, 1) for part in vmap(partial(one, model))(own, each)]
     else:
         rows = [
-            one(network, *({name: values[row] for name, values in part.items()} for part in (own, each)))
+            one(model, *({name: values[row] for name, values in part.items()} for part in (own, each)))
             for row in range(n_series)
         ]
         found = [torch.cat(parts) for parts in zip(*rows, strict=True)]
     return found[0], Frame._make(found[1:])
 
 
-def _stacks(network: RecurrentForecaster) -> bool:
+def _stacks(network: AnyTunable) -> bool:
+    if not isinstance(network, RecurrentForecaster):
+        return False
     encoder = network.encoder
     on_cpu = network.output_bias.device.type == "cpu"
     return not on_cpu or encoder.mode != "LSTM" or encoder.hidden_size <= _STACKED_SIZE
@@ -120,19 +127,21 @@ def deltas(changes: Changes) -> Changes:
     }
 
 
-def weights(network: RecurrentForecaster, changes: Changes) -> dict[str, Float[Tensor, "series ..."]]:
+def weights(network: AnyTunable, changes: Changes) -> dict[str, Float[Tensor, "series ..."]]:
     """Return the weights that each series forecasts with, by name."""
     own = dict(network.named_parameters())
     return {name: own[name] + values for name, values in deltas(changes).items()}
 
 
-def _written(network: RecurrentForecaster) -> RecurrentForecaster:
-    """Return the network with its cells written out, which share its weights."""
+def _sharing(network: AnyTunable, *, written: bool) -> AnyTunable:
+    """Return a copy that shares the weights, whose cells are written out or not, and reads windows at once."""
     shared = {id(values): values for values in (*network.parameters(), *network.buffers())}
     other = copy.deepcopy(network, shared)
     for module in other.modules():
         if isinstance(module, Encoder):
-            module.written = True
+            module.written = written
+        if isinstance(module, UniversalForecaster):
+            module.at_once = True
     return other
 
 
@@ -158,7 +167,7 @@ class Descent:
             found = torch.autograd.grad(value.sum(), list(variables.values()))
         gradients = dict(zip(names, found, strict=True))
         with torch.no_grad():
-            square = sum(values.flatten(1).double().square().sum(1) for values in gradients.values())
+            square = sum(values.reshape(len(values), -1).double().square().sum(1) for values in gradients.values())
             assert isinstance(square, Tensor)
             self.finite &= ~going | (torch.isfinite(square) & torch.isfinite(value))
             going = going & self.finite
@@ -176,10 +185,12 @@ class Descent:
                 self.changes[name] = self.changes[name].detach() - move.masked_fill(~there, 0.0)
 
 
-def fitting(network: RecurrentForecaster) -> RecurrentForecaster:
+def fitting(network: AnyTunable) -> AnyTunable:
     """Return a copy to take gradients through: small numbers count, which forecasts leave out (`Head.calmed`)."""
     other = copy.deepcopy(network)
     other.threshold.zero_()
+    if isinstance(other, UniversalForecaster):
+        other.at_once = True
     return other.requires_grad_(requires_grad=False)
 
 

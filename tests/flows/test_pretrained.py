@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import polars as pl
 import pytest
@@ -104,6 +105,27 @@ def test_it_is_registered_fine_tuned_judged_promoted_and_scored(store: str, tmp_
     assert f"init_version {NAME} v2" in " ".join(shown.split())
     assert "no alias 'best'" in refuse(4, *begin, f"model.init=models:/{NAME}@best")
     assert f"there are: {NAME}; set model.init" in refuse(4, *begin, "model.init=models:/nothing@best")
+
+
+@pytest.mark.trains
+def test_it_is_fine_tuned_by_gradient_and_scored(store: str, tmp_path: Path) -> None:  # noqa: ARG001
+    name, data = f"registry.name={NAME}", f"data.path={tmp_path / 'panel.parquet'}"
+    panel().filter(pl.col("series_id") < "s04").write_parquet(tmp_path / "panel.parquet")
+    succeed("models", "add", name, data, BUILTIN[1])
+    kept = "finetune.gate=strict", "finetune.min_gain=0", "finetune.min_windows_better=0"
+    kind = "finetune.kind=embedding", "finetune.steps=20"
+    succeed("finetune", name, data, *FINETUNE, *kind, *kept, "registry.alias=pretrained")
+    succeed("backtest", name, data, *BACKTEST, "registry.alias=challenger")
+    succeed("score", name, data, f"output.path={tmp_path / 'out'}", "registry.alias=challenger", "score.state=state")
+    made = written(tmp_path / "out")
+    assert made.height == 4 * HORIZON
+    assert made["mean"].is_finite().all()
+    assert "fine_tuned" in made["source"]
+    served = pl.from_pandas(mlflow.pyfunc.load_model(f"models:/{NAME}@challenger").predict(panel().to_pandas()))
+    keys = "series_id", "step"
+    scored = made.select(*keys, "q50", "mean").sort(keys)
+    served = served.filter(pl.col("series_id") < "s04").select(scored.columns).sort(keys)
+    assert_frame_equal(scored, served, check_dtypes=False, rel_tol=1e-5)
 
 
 def test_training_takes_it_as_a_member_by_default(store: str, tmp_path: Path) -> None:  # noqa: ARG001

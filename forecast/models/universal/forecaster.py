@@ -1,13 +1,12 @@
 """The universal network as a forecaster of one panel: the same interface as that of networks trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from forecast.config import ModelConfig
 from forecast.models.batch import Batch
@@ -15,15 +14,23 @@ from forecast.models.covariates import Columns, CovariateEffect, Shift
 from forecast.models.heads import QuantileHead
 from forecast.models.recurrent import Frame, NetworkShape, Output, Past, stretches
 from forecast.models.scaling import FEW
+from forecast.models.tensors import each, join
 from forecast.models.transform import to_data, to_model
+from forecast.models.tunable import Tunable
+from forecast.models.universal.candidates import NAMES
 from forecast.models.universal.forecasting import CONTEXTS
 from forecast.models.universal.history import Window
-from forecast.models.universal.network import LEVELS, PATCH, Distribution, Shape, UniversalNetwork
+from forecast.models.universal.network import LEVELS, PATCH, Shape, Steps, UniversalNetwork
 
 # Windows that are forecast together. A block that is not full is filled up: a forecast does not depend on the others.
 _BLOCK = 64
+# Steps of forecasts that are held at once without gradients.
+_STEPS = 100_000
 _REACH = 20.0
 _LEAST_SPREAD = 0.005
+
+S = TypeVar("S", bound="_Windows | Reading")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +68,41 @@ class UniversalShape(NetworkShape):
 
 
 class _Windows(NamedTuple):
-    """Windows as the network is given them, with their origins."""
+    """Windows as the network is given them."""
 
     values: Float[Tensor, "window time"]
     """In units of the data, but for a level that was taken off."""
     observed: Bool[Tensor, "window time"]
-    origins: Int[Tensor, " origin"]
-    """Indices of the last steps that are known."""
-    columns: Columns | None = None
-    """Covariates, where there is a regression on them."""
+    level: Float[Tensor, " window"] | None
+    """`Batch.level`."""
+    columns: Columns | None
+    """Covariates, where there is a regression on them; known ones of a horizon more."""
 
 
-class UniversalForecaster(nn.Module):
+class Reading(NamedTuple):
+    """What the last layers are given of the origins of a batch."""
+
+    summary: Float[Tensor, "batch origin state"]
+    """What the cell has read."""
+    steps: Steps | None
+    """None where they have been decoded already."""
+    effect: Float[Tensor, "batch origin horizon"] | None
+    """Of covariates, in units of the scale of `steps`; None without a regression on them."""
+    frame: Frame
+    location: Float[Tensor, "batch origin"]
+    """What `numbers` are around, in units of the data."""
+    scale: Float[Tensor, "batch origin"]
+    """What `numbers` are in units of; 0 of a constant."""
+    level: Float[Tensor, "batch origin"] | None
+    """`Batch.level`."""
+
+
+class _Decoded(NamedTuple):
+    reading: Reading
+    numbers: Tensor
+
+
+class UniversalForecaster(Tunable[Reading]):
     """Forecasts the series of a panel by what was learnt from others.
 
     The network reads the target alone; a regression may take the effect of covariates off it, and add that of the
@@ -81,6 +111,7 @@ class UniversalForecaster(nn.Module):
     window share one pass over it.
     """
 
+    shape: UniversalShape
     cold_scale: Tensor
     """The panel's scale where a series has too few observations, as `RecurrentForecaster.cold_scale`."""
     threshold: Tensor
@@ -97,6 +128,9 @@ class UniversalForecaster(nn.Module):
         self.state_size = shape.network.state_size
         self.n_paths = 1
         self.own_samples, self.own_share = 0.0, 0.0
+        self.at_once = False
+        """Whether the origins of a window share one pass over it outside of training, too. They then see what lies in
+        the window before their own contexts."""
         self.register_buffer("cold_scale", torch.zeros(2))
         for name, value in (("threshold", 0.0), ("mean_shift", 0.0), ("interval_scale", 1.0)):
             self.register_buffer(name, torch.tensor(value))
@@ -113,92 +147,155 @@ class UniversalForecaster(nn.Module):
     ) -> Output:
         """Return forecasts from `origins`, counted from the first origin of each window.
 
-        In training they are multiples of the segment length.
+        In training, and where windows are read `at_once`, they are multiples of the segment length.
         """
-        context, count = self.shape.context_length, len(batch.target)
+
+        def decoded(reading: Reading) -> _Decoded:
+            return _Decoded(self.light(reading, decodes=False), self._decoded(reading))
+
+        reading, numbers = self._each_origin(batch, origins, decoded)
+        return self.stated(numbers, reading)
+
+    def read(
+        self,
+        batch: Batch,
+        origins: Int[Tensor, " origin"],
+        pasts: Sequence[Past] | None = None,  # noqa: ARG002  each origin reads its context
+    ) -> Reading:
+        """Return what the last layers are given of the origins, as `forward`."""
+        return self._each_origin(batch, origins, lambda reading: reading)
+
+    def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon quantile"]:
+        """Return the quantiles of each step, in units of `scale` around `location`."""
+        if self._at_once:
+            return self._decoded(reading)
+        rows = each(reading, lambda values: values.flatten(0, 1)[:, None])
+        made: Tensor = _in_blocks(rows, self._decoded, _BLOCK, fill=True)[:, 0]
+        shape: torch.Size = reading.summary.shape[:2]
+        return made.reshape(*shape, *made.shape[1:])
+
+    def biased(self, numbers: Tensor, bias: Float[Tensor, "batch 1 horizon 2"], reading: Reading) -> Tensor:
+        """Return quantiles moved by the first number, in units of spread; the other is the logarithm of a width."""
+        shift, width = bias.unbind(-1)
+        moved: Tensor = self.head.stretched(numbers, width.exp()[..., None])
+        return moved + (shift * reading.frame.spread)[..., None]
+
+    def stated(self, numbers: Tensor, reading: Reading) -> Output:
+        """Return the forecasts that quantiles mean."""
+        if not self.training:
+            numbers = self.head.stretched(numbers, self.interval_scale)
+        if self.shape.unit:
+            numbers = self._on_model_scale(numbers, reading)
+        return Output(numbers, reading.summary, reading.frame, self.head)
+
+    def light(self, reading: Reading, *, decodes: bool) -> Reading:
+        """Return a reading without what was decoded already."""
+        return reading if decodes else reading._replace(steps=None, effect=None)
+
+    @property
+    def bias_shape(self) -> torch.Size:
+        """[horizon, 2]: shift and logarithm of a width."""
+        return torch.Size((self.shape.horizon, 2))
+
+    @property
+    def summary_size(self) -> int:
+        """Numbers of the state."""
+        return self.state_size
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Return all weights but biases."""
+        return {name: values for name, values in self.weights().items() if values.ndim == 2}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the network, without those of the regression on covariates."""
+        return dict(self.network.named_parameters(prefix="network"))
+
+    @property
+    def step_size(self) -> int:
+        """Features of a step, and two numbers for each candidate."""
+        return self.network.step_features + 2 * len(NAMES)
+
+    @property
+    def encoder_size(self) -> int:
+        """Numbers of a state, of all layers."""
+        return self.shape.network.n_layers * self.shape.network.hidden_size
+
+    @property
+    def _at_once(self) -> bool:
+        # A graph has one origin, of any number of windows.
+        return self.training or self.at_once or torch.onnx.is_in_onnx_export()
+
+    def _each_origin(self, batch: Batch, origins: Tensor, then: Callable[[Reading], T]) -> T:
+        """Return what `then` makes of the reading, [window, origin, ...], a part of the windows at a time."""
+        context = self.shape.context_length
         values = batch.target
         if self.shape.unit:
             values = to_data(values, self.shape.unit, None if batch.level is None else batch.level[:, None])
         columns = None
         if self.effect is not None and (self.training or self.effect.is_active):
             columns = Columns.of(batch)
-        if self.training or torch.onnx.is_in_onnx_export():  # A graph has one origin, of any number of windows.
-            end = int(origins[-1]) + context
+        if self._at_once:
+            end, at = int(origins[-1]) + context, origins + context - 1
             if columns is not None:
                 columns = Columns(columns.known[:, : end + self.shape.horizon], columns.past[:, :end])
-            windows = _Windows(values[:, :end], batch.observed[:, :end], origins + context - 1, columns)
-            arguments, state, frame = self._forecast(windows)
-        else:
-            read = [(values, context), (batch.observed, context)]
-            if columns is not None:
-                read += [(columns.known, context + self.shape.horizon), (columns.past, context)]
-            each = [stretches(part, origins, length).flatten(0, 1) for part, length in read]
-            blocks = [self._block(*rows) for rows in zip(*(part.split(_BLOCK) for part in each), strict=True)]
-            parts = [(arguments, state, *frame) for arguments, state, frame in blocks]
-            joined = (torch.cat(part).unflatten(0, (count, -1))[:, :, 0] for part in zip(*parts, strict=True))
-            arguments, state, *fields = joined
-            frame = Frame(*fields)
-        if not self.training:
-            arguments = self.head.stretched(arguments, self.interval_scale)
-        if self.shape.unit:
-            arguments, frame = self._on_model_scale(arguments, frame, batch.level)
-        return Output(arguments, state, frame, self.head)
+            windows = _Windows(values[:, :end], batch.observed[:, :end], batch.level, columns)
+            if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+                return then(self._reading(windows, at))
+            size = max(1, _STEPS // (len(origins) * self.shape.horizon))
+            return _in_blocks(windows, lambda block: then(self._reading(block, at)), size)
 
-    def _block(
-        self, values: Float[Tensor, "window context"], observed: Bool[Tensor, "window context"], *columns: Tensor
-    ) -> tuple[Tensor, Tensor, Frame]:
-        """Return what `_forecast` does of some windows, each with its one origin, as a part of a full block."""
-        count, missing = len(values), _BLOCK - len(values)
-        padded, there, *others = (
-            functional.pad(part, (*(0, 0) * (part.ndim - 1), 0, missing), value=False)
-            for part in (values, observed, *columns)
-        )
-        origin = torch.tensor([values.shape[1] - 1], device=values.device)
-        windows = _Windows(padded, there, origin, Columns(*others) if others else None)
-        arguments, state, frame = self._forecast(windows)
-        return arguments[:count], state[:count], Frame(*(field[:count] for field in frame))
+        def rows(part: Tensor, length: int = context) -> Tensor:
+            return stretches(part, origins, length).flatten(0, 1)
 
-    def _forecast(self, windows: _Windows) -> tuple[Tensor, Tensor, Frame]:
-        """Return arguments, state and frame of windows, in units of the data, [window, origin, ...]."""
-        shift = self._shift(windows)
-        if shift is not None:
-            windows = windows._replace(values=windows.values - shift.history)
-        distribution, at = self._distribution(windows), windows.origins
-        past, context = distribution.history, self.shape.context_length
-        level, scale = past.level[:, at], past.scale[:, at]
-        begun = past.n_observed[:, at] > 0
-        first = at - context + 1
-        window = (stretches(past.raw, first, context) - level[..., None]) / scale[..., None]
-        window = window.clamp(-_REACH, _REACH) * stretches(windows.observed, first, context)
-        spread = (distribution.evidence.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
-        arguments = self._at_levels((distribution.quantiles - level[..., None, None]) / scale[..., None, None])
-        if shift is not None:
-            arguments = arguments + (shift.ahead / scale[..., None])[..., None]
-        location = level + past.centre.to(level.dtype)
-        constant = past.low[:, at] == past.high[:, at]
-        scale = torch.where(constant, self._cold_scale(location, past.n_observed[:, at]), scale)
-        divisor = torch.where(scale > 0, scale, 1.0)
-        frame = Frame(location, divisor, scale, begun, window, spread, torch.zeros_like(spread))
-        return arguments, distribution.state, frame
+        if columns is not None:
+            columns = Columns(rows(columns.known, context + self.shape.horizon), rows(columns.past))
+        level = None if batch.level is None else batch.level.repeat_interleave(len(origins))
+        windows = _Windows(rows(values), rows(batch.observed), level, columns)
+        last = torch.tensor([context - 1], device=values.device)
+        made = _in_blocks(windows, lambda block: then(self._reading(block, last)), _BLOCK, fill=True)
+        return each(made, lambda part: part[:, 0].unflatten(0, (len(batch.target), -1)))
 
-    def _shift(self, windows: _Windows) -> Shift | None:
+    def _shift(self, windows: _Windows, at: Int[Tensor, " origin"]) -> Shift | None:
         """Return what covariates add to windows; None without a regression on them."""
         if self.effect is None or windows.columns is None:
             return None
-        values, observed, origins, columns = windows
-        shift: Shift = self.effect(values, observed, columns, origins, self.shape.season_length)
+        shift: Shift = self.effect(windows.values, windows.observed, windows.columns, at, self.shape.season_length)
         return shift
 
-    def _distribution(self, windows: _Windows) -> Distribution:
-        device = windows.values.device
+    def _reading(self, windows: _Windows, at: Int[Tensor, " origin"]) -> Reading:
+        """Return the reading of windows from `at`, the indices of the last steps that are known."""
+        context, device, shift = self.shape.context_length, windows.values.device, self._shift(windows, at)
         season, second = (
             torch.full(windows.values.shape[:1], steps, dtype=torch.long, device=device)
             for steps in (self.shape.season_length, self.shape.second_season)
         )
         ahead = torch.arange(1, self.shape.horizon + 1, device=device)
-        window = Window(windows.values, windows.observed, season, second)
-        distribution: Distribution = self.network(window, windows.origins, ahead)
-        return distribution
+        values = windows.values if shift is None else windows.values - shift.history
+        window = Window(values, windows.observed, season, second)
+        state, steps, past, known = self.network.encode(window, at, ahead)
+        level, scale = past.level[:, at], past.scale[:, at]
+        first = at - context + 1
+        recent = (stretches(past.raw, first, context) - level[..., None]) / scale[..., None]
+        recent = recent.clamp(-_REACH, _REACH) * stretches(windows.observed, first, context)
+        effect = None if shift is None else shift.ahead / scale[..., None]
+        spread = (known.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
+        location = level + past.centre.to(level.dtype)
+        constant = past.low[:, at] == past.high[:, at]
+        scale = torch.where(constant, self._cold_scale(location, past.n_observed[:, at]), scale)
+        divisor = torch.where(scale > 0, scale, 1.0)
+        frame = Frame(location, divisor, scale, past.n_observed[:, at] > 0, recent, spread, torch.zeros_like(spread))
+        if self.shape.unit:  # On the logarithmic scale of the model, quantiles are as they are.
+            zero, one = torch.zeros_like(location), torch.ones_like(location)
+            frame = frame._replace(location=zero, divisor=one, scale=one)
+        origin_level = None if windows.level is None else windows.level[:, None].expand_as(location)
+        return Reading(state, steps, effect, frame, location, scale, origin_level)
+
+    def _decoded(self, reading: Reading) -> Tensor:
+        assert reading.steps is not None
+        location, scale = reading.steps.location[..., None], reading.steps.scale[..., None]
+        quantiles = self.network.decode(reading.summary, reading.steps)
+        numbers = self._at_levels((quantiles - location) / scale)
+        return numbers if reading.effect is None else numbers + reading.effect[..., None]
 
     def _cold_scale(
         self, level: Float[Tensor, "window origin"], count: Float[Tensor, "window origin"]
@@ -214,11 +311,22 @@ class UniversalForecaster(nn.Module):
             return quantiles[..., near.argmin(1)]
         return self._inner.quantiles(quantiles, levels)
 
-    def _on_model_scale(self, arguments: Tensor, frame: Frame, level: Tensor | None) -> tuple[Tensor, Frame]:
-        """Return quantiles on the logarithmic scale of the model, and a frame that leaves them as they are."""
-        values = arguments * frame.scale[..., None, None] + frame.location[..., None, None]
-        values = to_model(values.double() if level is not None else values, self.shape.unit)
-        if level is not None:
-            values = values - level[:, None, None, None]
-        zero, one = torch.zeros_like(frame.location), torch.ones_like(frame.location)
-        return values.to(arguments.dtype), frame._replace(location=zero, divisor=one, scale=one)
+    def _on_model_scale(self, numbers: Tensor, reading: Reading) -> Tensor:
+        """Return quantiles on the logarithmic scale of the model."""
+        values = numbers * reading.scale[..., None, None] + reading.location[..., None, None]
+        values = to_model(values.double() if reading.level is not None else values, self.shape.unit)
+        if reading.level is not None:
+            values = values - reading.level[..., None, None]
+        return values.to(numbers.dtype)
+
+
+def _in_blocks(rows: S, function: Callable[[S], T], size: int, *, fill: bool = False) -> T:
+    """Return what a function makes of a named tuple of rows, of so many at a time; with `fill`, always of so many."""
+    count, made = len(rows[0]), []
+    for begin in range(0, max(count, 1), size):
+        block = each(rows, lambda values: values[begin : begin + size])  # noqa: B023
+        n = min(size, count - begin)
+        if fill and n < size:
+            block = each(block, lambda values: torch.cat([values, values.new_zeros(size - n, *values.shape[1:])]))  # noqa: B023
+        made.append(each(function(block), lambda values: values[:n]))  # noqa: B023
+    return join(made)

@@ -46,6 +46,20 @@ class Distribution(NamedTuple):
     """What the cell has read."""
 
 
+class Steps(NamedTuple):
+    """What is known of the steps of several origins, in units of the scale around the level."""
+
+    features: Float[Tensor, "series origin step feature"]
+    relative: Float[Tensor, "series origin step candidate"]
+    """Forecasts of the candidates."""
+    logits: Float[Tensor, "series origin step candidate"]
+    """Of their weights, before anything is read."""
+    width: Float[Tensor, "series origin step 1"]
+    """The error that is to be expected."""
+    location: Float[Tensor, "series origin 1"]
+    scale: Float[Tensor, "series origin 1"]
+
+
 class UniversalNetwork(nn.Module):
     """Forecasts any series, of any season, length and horizon.
 
@@ -64,8 +78,8 @@ class UniversalNetwork(nn.Module):
         cell = nn.LSTM if shape.cell == "lstm" else nn.GRU
         self.cell = cell(shape.input_size, shape.hidden_size, shape.n_layers, batch_first=True)
         self.state = nn.Linear(shape.hidden_size + _EXTRA, shape.state_size)
-        n_steps = shape.state_size + 3 * len(NAMES) + _STEP
-        self.step = nn.Sequential(nn.Linear(n_steps, 96), nn.SiLU(), nn.Linear(96, 64), nn.SiLU())
+        self.step_features = shape.state_size + 3 * len(NAMES) + _STEP
+        self.step = nn.Sequential(nn.Linear(self.step_features, 96), nn.SiLU(), nn.Linear(96, 64), nn.SiLU())
         self.gate = nn.Linear(64, len(NAMES))
         self.out = nn.Linear(64, len(LEVELS))
         self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
@@ -82,6 +96,13 @@ class UniversalNetwork(nn.Module):
         An origin is the index of the last step that is known; those and the length of the window are multiples of
         `PATCH` after one more.
         """
+        state, steps, past, known = self.encode(window, origins, ahead)
+        return Distribution(self.decode(state, steps), past, known, state)
+
+    def encode(
+        self, window: Window, origins: Int[Tensor, " origin"], ahead: Int[Tensor, " step"]
+    ) -> tuple[Float[Tensor, "series origin state"], Steps, History, Evidence]:
+        """Return what the cell has read, and what else `decode` needs, as `forward`."""
         with torch.no_grad():
             past = history(window)
             smoothed = smooth(past)
@@ -98,14 +119,19 @@ class UniversalNetwork(nn.Module):
         with torch.no_grad():
             start = (logits.softmax(-1) * relative).sum(-1, keepdim=True)
             features = self._steps(past, known, relative, start, width, origins=origins, ahead=ahead)
-        hidden = self.step(torch.cat([state[:, :, None].expand(-1, -1, len(ahead), -1), features], -1))
+        return state, Steps(features, relative, logits, width, location, scale), past, known
+
+    def decode(self, state: Float[Tensor, "series origin state"], steps: Steps) -> Tensor:
+        """Return `Distribution.quantiles`."""
+        features, relative, logits, width, location, scale = steps
+        hidden = self.step(torch.cat([state[:, :, None].expand(-1, -1, features.shape[2], -1), features], -1))
         weight = (logits + self.gate(hidden)).softmax(-1)
         outcome = self.out(hidden)
         median = (weight * relative.clamp(-_FAR, _FAR)).sum(-1) + outcome[..., MEDIAN] * width[..., 0]
         up = F.softplus(outcome[..., MEDIAN + 1 :]).cumsum(-1) * width
         down = F.softplus(outcome[..., :MEDIAN].flip(-1)).cumsum(-1).flip(-1) * width
         quantiles = torch.cat([median[..., None] - down, median[..., None], median[..., None] + up], -1)
-        return Distribution(quantiles * scale[..., None] + location[..., None], past, known, state)
+        return quantiles * scale[..., None] + location[..., None]
 
     @staticmethod
     def _inputs(past: History) -> tuple[Tensor, Tensor]:
