@@ -21,13 +21,13 @@ from forecast.models.universal.history import SEASONS
 _LOG = logging.getLogger(__name__)
 
 # Series and windows that are read, and the windows of one series.
-_SERIES, _WINDOWS, _LEAST, _MOST = 256, 768, 4, 90
+_SERIES, _WINDOWS, _LEAST, _MOST = 128, 768, 6, 90
 # Penalties, for columns with a variance of about 1; steps towards the solution; residuals count at most so much.
 _PENALTIES, _STEPS, _CLIP = (1e-3, 1e-2, 1e-1, 1.0), 2, 5.0
-# Windows of a series that judge, at least; steps of a level, at least.
-_CHECKED, _LEVEL = 2, 8
-# What the loss on validation must fall by, in all, and in standard errors over windows and over their dates.
-_LEAST_GAIN, _Z_WINDOWS, _Z_DATES = 0.005, 2.0, 1.0
+# Windows of a series that judge, at least, and their share; steps of a level, at least.
+_CHECKED, _SHARE, _LEVEL = 3, 0.25, 8
+# What the loss on validation must fall by, and how likely chance may be.
+_LEAST_GAIN, _CHANCE = 0.005, 0.05
 
 
 class _Windows(NamedTuple):
@@ -41,8 +41,8 @@ class _Windows(NamedTuple):
 
     @property
     def is_checked(self) -> Bool[Tensor, " window"]:
-        """Those that judge: the latest quarter, at least two of each series."""
-        return self.age <= max(_CHECKED, int(self.age.max()) // 4)
+        """Those that judge: the latest quarter, at least three of each series."""
+        return self.age <= max(_CHECKED, int(_SHARE * int(self.age.max())))
 
 
 class _Errors(NamedTuple):
@@ -69,7 +69,7 @@ def with_covariates(network: UniversalForecaster, panel: Panel) -> UniversalFore
     assert effect is not None
     windows = _windows(changed, panel, data)
     if windows is None:
-        _LOG.warning("covariates are not used: no series has the four horizons that it takes to judge them")
+        _LOG.warning("covariates are not used: no series has the five horizons of history that it takes to judge them")
         return network
     checked, base = windows.is_checked, _errors(network, windows)
     regression = _regression(changed, windows, base)
@@ -100,8 +100,8 @@ def _windows(network: UniversalForecaster, panel: Panel, data: PanelTensors) -> 
         return None
     assert network.effect is not None
     batches, units, moments = [], [], []
-    for series_, cutoff, origins in validation_batches(WindowIndex(rows[series], ends[series, number])):
-        batch = data.gather(series_, cutoff, cutoff + horizon + 1, **window_sizes(network, 1))
+    for numbers, cutoff, origins in validation_batches(WindowIndex(rows[series], ends[series, number])):
+        batch = data.gather(numbers, cutoff, cutoff + horizon + 1, **window_sizes(network, 1))
         units.append(deviation(batch.target[:, :context], batch.observed[:, :context], network.shape.season_length))
         columns = [values[:, :context] for values in Columns.of(batch)]
         there = torch.cat([torch.isfinite(values) for values in columns], -1).sum((0, 1))
@@ -209,10 +209,14 @@ def _gain(base: _Errors, best: _Errors, windows: _Windows) -> float:
     gain, age = (base.loss - best.loss)[checked], windows.age[checked]
     dates = torch.stack([gain[age == number].sum() for number in age.unique()])
     share = float(gain.sum() / base.loss[checked].sum().clamp(min=1e-12))
-    sure = _z(gain) > _Z_WINDOWS and _z(dates) > _Z_DATES
+    sure = max(_chance(gain), _chance(dates)) < _CHANCE
     return share if share > _LEAST_GAIN and sure else 0.0
 
 
-def _z(gain: Float[Tensor, " part"]) -> float:
-    """Return the sum in units of its standard error."""
-    return float(gain.sum() / (len(gain) ** 0.5 * gain.std()).clamp(min=1e-12)) if len(gain) > 1 else 0.0
+def _chance(gain: Float[Tensor, " part"]) -> float:
+    """Return how likely a sum of this size is without any gain (Student's t); 1 where there is one part alone."""
+    from scipy.special import stdtr
+
+    count = len(gain)
+    z = float(gain.sum() / (count**0.5 * gain.std()).clamp(min=1e-12)) if count > 1 else 0.0
+    return float(stdtr(count - 1, -z)) if count > 1 else 1.0
