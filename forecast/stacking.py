@@ -90,7 +90,8 @@ def stacked(
     if init is None or not plain:
         return Stacked(None, 0.0)
     own = members_of(network)[0]
-    pretrained = universal_member(init, panel, own.shape, model, limits, cold_scale=own.cold_scale).to(data.device)
+    cold_scale = None if own.shape.unit else own.cold_scale
+    pretrained = universal_member(init, panel, own.shape, model, limits, cold_scale=cold_scale).to(data.device)
     blend = None
     if member_fit is not None:
         pretrained, blend = member_fit.run(pretrained, data, validation)

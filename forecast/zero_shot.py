@@ -125,7 +125,7 @@ def universal_member(
     `init` is the network, or the name of one of the package.
 
     Of the panel, the first `limits` steps of each series, [S], are seen; all if None. `cold_scale` is the scale of the
-    panel as the other network knows it, [2], where there is one.
+    panel in units of the data, [2], where it is known.
     Raises ConfigError for an unknown name, or a horizon that is too long.
     """
     pretrained = of_package(init) if isinstance(init, str) else init
@@ -148,7 +148,9 @@ def universal_member(
     member.network.load_state_dict(pretrained.network.state_dict())
     if cold_scale is None:
         ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
-        cold_scale = cold_scale_of(member, PanelTensors.of(panel, member), ends, torch.from_numpy(limits))
+        # The network works in units of the data, whatever the scale of the model.
+        plain = UniversalForecaster(replace(own, unit=0.0), model)
+        cold_scale = cold_scale_of(plain, PanelTensors.of(panel, plain), ends, torch.from_numpy(limits))
     member.cold_scale.copy_(cold_scale)
     return member.eval()
 
