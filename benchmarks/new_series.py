@@ -47,7 +47,7 @@ def main(*argv: str) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks new_series", description=__doc__)
     parser.add_argument("sets", nargs="*", default=list(_SETS), help=f"of {', '.join(_SETS)}")
     parser.add_argument("--kinds", help="kinds of fine-tuning of the pretrained network: head,bias,embedding,lora,full")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw of series")
+    parser.add_argument("--seed", type=int, help="draw the five series; the first by name when not given")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     kinds = options.kinds.split(",") if options.kinds else []
@@ -58,12 +58,13 @@ def main(*argv: str) -> None:
         _run(name, kinds, options.seed)
 
 
-def _run(name: str, kinds: list[str], seed: int) -> None:
+def _run(name: str, kinds: list[str], seed: int | None) -> None:
     freq, season, horizon = SUBSETS[name]
     train, test = subset(name)
     longest = max(len(values) for values in train.values())
-    order = np.random.default_rng(seed).permutation(sorted(train))
-    new = sorted(key for key in order if len(train[key]) > longest // 2)[:_NEW]
+    order = np.random.default_rng(1 if seed is None else seed).permutation(sorted(train))
+    long = [key for key in (sorted(order) if seed is None else order) if len(train[key]) > longest // 2]
+    new = sorted(long[:_NEW])
     others = {key: train[key] for key in [key for key in order if key not in new][:_OTHERS]}
     if not kinds:
         base = fc.train(_table(others, freq), horizon=horizon, data={"freq": freq}, fit=_CLOSED).artifact
