@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 import forecast
 from forecast import config
+from forecast.config import commands
 from pipelines.compose import compose
 
 ROOT: Final = Path(forecast.__file__).parent
@@ -62,7 +63,7 @@ def verbs() -> dict[str, type[config.Config]]:
     One of several actions (`forecast models list` and `show`) stands for all that it names.
     """
     found = {}
-    for model in vars(config).values():
+    for model in vars(commands).values():
         about = inspect.getdoc(model) or "" if isinstance(model, type) and issubclass(model, config.Config) else ""
         if about.startswith(VERB):
             found[about.removeprefix(VERB).partition("`")[0]] = model

@@ -1,0 +1,369 @@
+"""One model for each verb: the groups that its command line takes."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from forecast.checkpoints import names
+from forecast.config.base import Config
+from forecast.config.data import (
+    AppendSettings,
+    DataConfig,
+    DataTable,
+    HorizonConfig,
+    PrepareSettings,
+    ProfileSettings,
+    ScoreTable,
+    ScoreWindow,
+    SourceConfig,
+    SourceTable,
+    WindowConfig,
+)
+from forecast.config.evaluation import BacktestSettings, CalibrateSettings, ExplainSettings
+from forecast.config.finetuning import FinetuneSettings
+from forecast.config.model import ModelConfig
+from forecast.config.monitoring import MonitorSettings
+from forecast.config.operations import (
+    LedgerConfig,
+    ReplaySettings,
+    ReportSettings,
+    RunsSettings,
+    ScheduleSettings,
+    ServerSettings,
+    UiSettings,
+)
+from forecast.config.output import (
+    OutputConfig,
+    OutputFolder,
+    ReconcileSource,
+    ScoreOutput,
+    ScoreSettings,
+    ShowSettings,
+    SinkConfig,
+)
+from forecast.config.registry import (
+    AddSettings,
+    DeleteSettings,
+    DiffSettings,
+    ExportSettings,
+    PromoteSettings,
+    RegistryConfig,
+    RollbackSettings,
+    SourceFolder,
+)
+from forecast.config.training import DistilSettings, FitConfig, PretrainSettings, TuneSettings
+from forecast.names import CHAMPION
+
+
+class VerbConfig(Config):
+    """What every verb on the registry has."""
+
+    registry: RegistryConfig = RegistryConfig()
+
+
+class JobConfig(VerbConfig):
+    """What every verb has that is written into the ledger."""
+
+    ledger: LedgerConfig = LedgerConfig()
+
+
+class TrainConfig(JobConfig):
+    """`forecast train`."""
+
+    data: DataTable
+    window: WindowConfig
+    model: ModelConfig = ModelConfig()
+    fit: FitConfig = FitConfig()
+
+
+class TuneConfig(TrainConfig):
+    """`forecast tune`: the settings of `forecast train`, and what is searched."""
+
+    tune: TuneSettings = TuneSettings()
+    output: OutputFolder
+
+
+class PretrainConfig(JobConfig):
+    """`forecast pretrain`."""
+
+    pretrain: PretrainSettings = PretrainSettings()
+    output: OutputFolder
+
+
+class PrepareConfig(JobConfig):
+    """`forecast data prepare`."""
+
+    data: DataTable
+    window: HorizonConfig
+    prepare: PrepareSettings = PrepareSettings()
+    output: OutputFolder
+
+
+class AppendConfig(JobConfig):
+    """`forecast data append`: `output.path` is the prepared panel, `data` the table with the new rows."""
+
+    data: SourceTable
+    append: AppendSettings = AppendSettings()
+    output: OutputFolder
+
+
+class ProfileConfig(VerbConfig):
+    """`forecast data profile`."""
+
+    data: DataTable
+    profile: ProfileSettings = ProfileSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class FinetuneConfig(JobConfig):
+    """`forecast finetune`: `registry.alias` is the base."""
+
+    data: SourceTable
+    finetune: FinetuneSettings = FinetuneSettings()
+
+
+class BacktestConfig(JobConfig):
+    """`forecast backtest`: `registry.alias` is the version to judge."""
+
+    data: SourceTable
+    backtest: BacktestSettings = BacktestSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class CalibrateConfig(JobConfig):
+    """`forecast calibrate`: `registry.alias` is the version to calibrate."""
+
+    data: SourceTable
+    calibrate: CalibrateSettings = CalibrateSettings()
+    output: OutputConfig = OutputConfig()
+
+
+class DistilConfig(JobConfig):
+    """`forecast distil`: `registry.alias` is the teacher."""
+
+    data: SourceTable
+    distil: DistilSettings = DistilSettings()
+    fit: FitConfig = FitConfig()
+    output: OutputConfig = OutputConfig()
+
+
+class ExplainConfig(JobConfig):
+    """`forecast explain`: `registry.alias` is the version that forecasts."""
+
+    data: SourceTable
+    explain: ExplainSettings
+    output: OutputConfig = OutputConfig()
+
+
+class ReconcileConfig(JobConfig):
+    """`forecast reconcile`: of models, it needs only the forecasts."""
+
+    reconcile: ReconcileSource
+    output: OutputFolder
+
+
+class PromoteConfig(JobConfig):
+    """`forecast promote`: challenger against champion, from their backtests."""
+
+    promote: PromoteSettings = PromoteSettings()
+
+
+class RefreshConfig(JobConfig):
+    """`forecast refresh`: fine-tune, backtest and promote in one go. `registry.alias` is the base."""
+
+    data: SourceTable
+    finetune: FinetuneSettings = FinetuneSettings()
+    backtest: BacktestSettings = BacktestSettings()
+
+
+def _given_below(key: str, value: Any, usual: Any) -> list[str]:
+    """Return the settings below a key that have another value than the usual one."""
+    if not isinstance(value, Mapping):
+        return [] if value == usual or (value == () and usual == []) else [key]
+    defaults = usual if isinstance(usual, Mapping) else {}
+    return [f"{key}.{name}" for below, each in value.items() for name in _given_below(below, each, defaults.get(below))]
+
+
+class ScoreConfig(JobConfig):
+    """`forecast score`: `registry.alias` is the version that forecasts.
+
+    Or a pretrained network of the package, gatecast-nano, which needs no registry: then `data` says how to read the
+    table, as in training, and `window.horizon` how far to forecast.
+    """
+
+    data: ScoreTable
+    window: ScoreWindow = ScoreWindow()
+    score: ScoreSettings = ScoreSettings()
+    output: ScoreOutput
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether a pretrained network of the package forecasts."""
+        return self.registry.alias in names()
+
+    @field_validator("data", "window", mode="before")
+    @classmethod
+    def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
+        """Refuse what a registered model has brought from its training."""
+        if isinstance(group, Mapping) and "registry" in info.data and info.data["registry"].alias not in names():
+            usual = DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
+            own = usual.keys() - SourceTable.model_fields.keys()
+            fixed = [name for key in own & set(group) for name in _given_below(key, group[key], usual[key])]
+            if fixed:
+                raise PydanticCustomError("fixed_by_model", "fixed", {"keys": sorted(fixed)})
+        return group
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.is_builtin and self.window.horizon is None:
+            raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
+        if self.is_builtin and (self.score.state is not None or self.score.shadow is not None):
+            raise ValueError("score.state and score.shadow are for registered models; `forecast models add` makes one")
+        return self
+
+    @model_validator(mode="after")
+    def _two_folders(self) -> Self:
+        if self.score.state is not None and Path(self.score.state).resolve() == Path(self.output.path).resolve():
+            raise ValueError("score.state and output.path are the same folder; give each its own")
+        return self
+
+
+class MonitorConfig(JobConfig):
+    """`forecast monitor`: `registry.alias` is the version whose forecasts are looked at."""
+
+    data: SourceTable
+    scores: SinkConfig
+    monitor: MonitorSettings = MonitorSettings()
+    output: OutputFolder
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.monitor.as_of is not None and self.data.until is not None:
+            raise ValueError("monitor.as_of and data.until are both given; monitor.as_of hides what is later")
+        if Path(self.scores.path).resolve() == Path(self.output.path).resolve():
+            raise ValueError("scores.path and output.path are the same folder; give each its own")
+        return self
+
+
+class ScoresConfig(Config):
+    """`forecast scores list`, `show` and `upgrade`: `scores` are the settings that `output` had."""
+
+    scores: SinkConfig
+    show: ShowSettings = ShowSettings()
+
+
+class ReplayConfig(Config):
+    """`forecast replay`."""
+
+    replay: ReplaySettings = ReplaySettings()
+    output: OutputFolder
+
+
+class ModelsConfig(VerbConfig):
+    """`forecast models list` and `show`: `registry.alias` is the version to show."""
+
+
+class DiffConfig(VerbConfig):
+    """`forecast models diff`: `registry.alias` is the one version."""
+
+    diff: DiffSettings
+    output: OutputConfig = OutputConfig()
+
+
+class RollbackConfig(JobConfig):
+    """`forecast models rollback`."""
+
+    rollback: RollbackSettings = RollbackSettings()
+
+
+class ExportConfig(VerbConfig):
+    """`forecast models export`: `registry.alias` is the version; `data` is what 8 bits are judged on."""
+
+    data: SourceConfig = SourceConfig()
+    export: ExportSettings = ExportSettings()
+    output: OutputFolder
+
+
+class RegisterConfig(JobConfig):
+    """`forecast models register`: `registry.alias` is what the version is called, as its job would have when not given.
+
+    The champion is made by `forecast promote` alone.
+    """
+
+    source: SourceFolder
+
+    @field_validator("registry")
+    @classmethod
+    def _new_alias(cls, registry: RegistryConfig) -> RegistryConfig:
+        alias = registry.alias or ""
+        if alias.lower() in (CHAMPION, "latest") or re.fullmatch(r"[vV]?\d+", alias):
+            raise ValueError(f"alias {alias!r} can't be given to a version here: leave it out, or choose another one")
+        return registry
+
+
+class AddConfig(JobConfig):
+    """`forecast models add`: register a pretrained network of the package for the series of a table."""
+
+    data: DataTable
+    window: WindowConfig
+    model: ModelConfig = ModelConfig()
+    """`quantile_levels` alone counts."""
+    add: AddSettings = AddSettings()
+
+
+class DeleteConfig(JobConfig):
+    """`forecast models delete`: `registry.alias` is the number of the version."""
+
+    delete: DeleteSettings = DeleteSettings()
+
+
+class ReportConfig(VerbConfig):
+    """`forecast report`: of the version `registry.alias`, of a run, or of forecasts."""
+
+    data: SourceConfig = SourceConfig()
+    report: ReportSettings = ReportSettings()
+    output: OutputFolder
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        if sum(value is not None for value in (self.registry.alias, self.report.run, self.report.scores)) != 1:
+            raise ValueError("give one of registry.alias, report.run and report.scores: what the report is of")
+        if self.report.cutoff is not None and self.report.scores is None:
+            raise ValueError("report.cutoff is one of report.scores; give that folder, too")
+        return self
+
+
+class UiConfig(VerbConfig):
+    """`forecast ui`."""
+
+    ui: UiSettings = UiSettings()
+
+
+class ServerConfig(Config):
+    """`forecast server`."""
+
+    server: ServerSettings = ServerSettings()
+
+
+class RunsConfig(Config):
+    """`forecast runs`."""
+
+    runs: RunsSettings = RunsSettings()
+    ledger: LedgerConfig = LedgerConfig()
+
+
+class SyncConfig(VerbConfig):
+    """`forecast runs sync`."""
+
+    ledger: LedgerConfig = LedgerConfig()
+
+
+class SchedulerConfig(Config):
+    """`forecast schedule`."""
+
+    schedule: ScheduleSettings = ScheduleSettings()
+    ledger: LedgerConfig = LedgerConfig()
