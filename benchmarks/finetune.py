@@ -47,7 +47,7 @@ from forecast.finetune import finetune
 from forecast.fit import fit, training_data
 from forecast.models import ridge
 from forecast.models.bank import HEAD
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import step_errors, window_sizes
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare

@@ -11,7 +11,7 @@ from forecast.config import DataConfig, ModelConfig
 from forecast.data.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import OriginSampler
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import step_errors, window_sizes
 from forecast.models.module import TrainingWindows
 from forecast.models.recurrent import NetworkShape, RecurrentForecaster

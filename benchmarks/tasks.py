@@ -27,7 +27,7 @@ from forecast.data.read import read_panel, text_columns
 from forecast.data.source import open_tables
 from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validation_batches
 from forecast.models.module import TrainingWindows
 from forecast.models.onnx import example_windows

@@ -15,7 +15,8 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap, sample_origins
 from forecast.means import relative_divisor
 from forecast.models import smoothing
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.transform import unit_of
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.mean_fit import location_shift, widths
 from forecast.models.recurrent import Frame, NetworkShape, RecurrentForecaster, loss_weights, targets
@@ -32,7 +33,6 @@ from forecast.models.skip import (
     solve_ridge,
     spectra,
 )
-from forecast.models.transform import unit_of
 from forecast.panel_statistics import cold_scale_of, standardise, standardise_scales
 from forecast.skips import Skip, better_on_data, least_error, mixture, point_errors, sureness
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.covariates import Columns, deviation, differences
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.recurrent import targets
 from forecast.models.universal.forecaster import UniversalForecaster

@@ -23,14 +23,14 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, listing
 from forecast.lineage import alone
 from forecast.models.bank import HEAD
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import members_of, recurrent_members
+from forecast.models.inputs.batch import Batch, PanelTensors
+from forecast.models.inputs.scaling import running_statistics
+from forecast.models.inputs.transform import to_data
 from forecast.models.losses import window_sizes
 from forecast.models.recurrent import NetworkShape
 from forecast.models.runtime import prepare
-from forecast.models.scaling import running_statistics
 from forecast.models.stacked import FROZEN
-from forecast.models.transform import to_data
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
 from forecast.predict import attention, check_cutoff, outcome, own_rows, published_mean, stated_columns

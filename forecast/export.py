@@ -17,8 +17,8 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster, recurrent_members
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.onnx import (
     OPSET,

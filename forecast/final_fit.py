@@ -23,7 +23,7 @@ from forecast.data.windows import WindowIndex, sample_origins
 from forecast.errors import DataError
 from forecast.intervals import after_refit
 from forecast.means import balance_means, mean_shift_of
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import RecurrentForecaster

@@ -40,10 +40,10 @@ from forecast.final_fit import TIME_SHARE, FinalFit, settle
 from forecast.intervals import after_refit, interval_scale_of
 from forecast.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
 from forecast.member_fit import MemberFit
-from forecast.models.batch import PanelTensors
 from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import coupling_of
 from forecast.models.ensemble import Forecaster, together
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import held_out_forecasts, validated, window_losses
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, lerp
 
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Member
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validated
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster
 from forecast.models.heads import NormalHead, QuantileHead
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import HeldOutForecasts, held_out_forecasts
 
 # What intervals may be multiplied by.

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from forecast.data.windows import WindowIndex
 from forecast.models import log_quantiles
-from forecast.models.batch import PanelTensors
 from forecast.models.heads import QuantileHead, mean_distance
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.transform import to_data
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.mean_fit import location_shift
 from forecast.models.recurrent import Frame, RecurrentForecaster, targets
-from forecast.models.transform import to_data
 
 # Windows that are summed over, at most.
 _CHECKS = 4_096

@@ -16,7 +16,7 @@ from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.interpolation import interpolate
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest
 from forecast.models.training import Job, train

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Member
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.scaling import FEW, running_statistics
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.scaling import FEW, running_statistics
 from forecast.models.skip import Samples
 
 # Windows that a statistic is taken over, at most.

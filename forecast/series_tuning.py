@@ -16,9 +16,9 @@ from forecast.final_bank import FinalBank
 from forecast.gradient_group import RATES, GradientGroup
 from forecast.head_group import HeadGroup
 from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import group_numbers
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.origins import apart
 from forecast.models.resumable import read_state, write_state
 from forecast.models.stacked import Changes

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from forecast.models.heads import empirical_quantiles, pinball
+from forecast.models.inputs.transform import to_data
 from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.skip import Samples, Solution, line, mean_season_solution
-from forecast.models.transform import to_data
 
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
 _REACH = 20.0

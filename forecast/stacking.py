@@ -12,9 +12,9 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
 from forecast.intervals import interval_scale_from
 from forecast.member_fit import MemberFit
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
 from forecast.models.heads import QuantileHead
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import HeldOutForecasts, held_out_forecasts, loss_of, validation_batches, window_sizes
 from forecast.models.recurrent import loss_weights, targets
 from forecast.models.universal.forecaster import UniversalForecaster

@@ -27,8 +27,8 @@ from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
 from forecast.models.bank import HEAD
-from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
 

@@ -19,9 +19,9 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, listing
 from forecast.frequency import Frequency
 from forecast.intervals import interval_scale_from
-from forecast.models.batch import PanelTensors
 from forecast.models.copula import coupling_of
 from forecast.models.covariates import CovariateEffect
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import held_out_forecasts
 from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from forecast.models import stacked
-from forecast.models.batch import Batch
 from forecast.models.heads import Head
+from forecast.models.inputs.batch import Batch
 from forecast.models.recurrent import NetworkShape, Output, Past
 from forecast.models.tunable import AnyTunable
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from forecast.models.batch import Batch
+from forecast.models.inputs.batch import Batch
 
 # Standardised values are kept within this range.
 _CLIP = 20.0

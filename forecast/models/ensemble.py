@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from forecast.config import ModelConfig
-from forecast.models.batch import Batch
 from forecast.models.heads import CategoricalHead
+from forecast.models.inputs.batch import Batch
 from forecast.models.recurrent import Frame, NetworkShape, Output, Past, RecurrentForecaster
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 

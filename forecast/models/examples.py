@@ -12,9 +12,9 @@ from torch import Tensor
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models import stacked
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Member
 from forecast.models.heads import Head
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
 from forecast.models.recurrent import loss_weights, targets

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forecast.models.transform import to_data
+from forecast.models.inputs.transform import to_data
 
 # Logarithms per normal deviate in a tail: the mean beyond a ninth decile is then 8 times that decile.
 _MAX_SLOPE = 2.5

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.recurrent import Output, loss_weights, targets
 
 Indices = tuple[Tensor, Tensor, Tensor]

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster, Member
 from forecast.models.heads import QuantileHead
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
 from forecast.models.quadrature import expectation_levels
 from forecast.models.recurrent import Output, loss_weights

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.onnx import TensorProtoDataType, symbolic_helper
 
 from forecast.errors import ConfigError
-from forecast.models.batch import Batch
 from forecast.models.ensemble import Forecaster, members_of, recurrent_members
+from forecast.models.inputs.batch import Batch
 from forecast.models.recurrent import Frame, Output
 
 OPSET: Final = 17

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from forecast.data.panel import IntArray
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.ensemble import Forecaster
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.recurrent import NetworkShape, Output, loss_weights, targets
 

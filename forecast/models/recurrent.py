@@ -12,14 +12,20 @@ from torch.nn import functional
 
 from forecast.config import ModelConfig
 from forecast.models import smoothing
-from forecast.models.batch import Batch
 from forecast.models.cells import Carry, Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
+from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.scaling import (
+    Statistics,
+    Totals,
+    cold_start_scale,
+    continued_statistics,
+    running_statistics,
+)
+from forecast.models.inputs.transform import asinh
 from forecast.models.markov import ClassSkip, class_counts
-from forecast.models.scaling import Statistics, Totals, cold_start_scale, continued_statistics, running_statistics
 from forecast.models.skip import line
-from forecast.models.transform import asinh
 from forecast.models.tunable import Tunable
 
 # Normalised values are kept within this range where they enter the network; the linear path keeps at least those of

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
+from forecast.models.inputs.batch import Batch
 from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from forecast.models.heads import Head
 
 if TYPE_CHECKING:
-    from forecast.models.batch import Batch
+    from forecast.models.inputs.batch import Batch
     from forecast.models.recurrent import NetworkShape, Output, Past
 
 R = TypeVar("R")

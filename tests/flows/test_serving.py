@@ -20,7 +20,7 @@ from services import scoring
 import forecast as fc
 from forecast.config import SourceConfig
 from forecast.data.windows import windows_at
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 
 VERSION = ("registry.alias=champion", f"registry.name={NAME}")
 QUANTILES = [f"q{level}0" for level in range(1, 10)]

@@ -14,8 +14,8 @@ from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
 from forecast.data.load import missing_known
 from forecast.data.windows import WindowIndex
-from forecast.models.batch import PanelTensors
 from forecast.models.covariates import Columns, CovariateEffect
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict

@@ -17,8 +17,8 @@ from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
 from forecast.metrics import future_values
-from forecast.models.batch import PanelTensors
 from forecast.models.heads import QuantileHead
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.module import Teacher
 from forecast.models.recurrent import RecurrentForecaster

@@ -23,8 +23,8 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context, held_out
 from forecast.frequency import Frequency
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import members_of
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.recurrent import RecurrentForecaster

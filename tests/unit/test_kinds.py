@@ -38,7 +38,7 @@ from forecast.fit import FitResult
 from forecast.metrics import future_values
 from forecast.models import stacked
 from forecast.models.bank import BLEND
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.stacked import Changes, Descent
 from forecast.predict import forecast, predict

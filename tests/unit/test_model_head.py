@@ -18,7 +18,7 @@ from forecast.errors import DataError
 from forecast.finetune import TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
 from forecast.models import log_quantiles
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import step_errors, validation_batches, window_sizes
 from forecast.models.recurrent import Output, targets
 from forecast.predict import forecast, predict

@@ -17,8 +17,8 @@ from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, held_out
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, members_of, together
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict

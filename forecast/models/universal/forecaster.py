@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.batch import Batch
 from forecast.models.covariates import Columns, CovariateEffect, Shift
 from forecast.models.heads import QuantileHead
+from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.scaling import FEW
+from forecast.models.inputs.transform import to_data, to_model
 from forecast.models.recurrent import Frame, NetworkShape, Output, Past, stretches
-from forecast.models.scaling import FEW
 from forecast.models.tensors import each, join
-from forecast.models.transform import to_data, to_model
 from forecast.models.tunable import Tunable
 from forecast.models.universal.candidates import NAMES
 from forecast.models.universal.forecasting import CONTEXTS

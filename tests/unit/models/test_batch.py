@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from forecast.data.load import Loaded
 from forecast.data.panel import Panel
-from forecast.models import batch as module
-from forecast.models.batch import Batch, PanelTensors
+from forecast.models.inputs import batch as module
+from forecast.models.inputs.batch import Batch, PanelTensors
 
 HORIZON = 3
 LENGTHS = {"a": 30, "b": 1, "c": 12, "d": 2, "e": 17}

@@ -14,9 +14,9 @@ from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import FitResult
-from forecast.models.batch import PanelTensors
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.ensemble import Ensemble, Forecaster, members_of
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
 from forecast.predict import predict
 

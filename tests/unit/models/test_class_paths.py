@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.batch import Batch
 from forecast.models.decoders import AutoregressiveDecoder
+from forecast.models.inputs.batch import Batch
 from forecast.models.losses import step_errors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
 

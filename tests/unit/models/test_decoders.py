@@ -11,10 +11,10 @@ from scipy import stats
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.batch import Batch
 from forecast.models.cells import Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import make_head
+from forecast.models.inputs.batch import Batch
 from forecast.models.losses import step_errors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, targets
 from forecast.models.skip import line

@@ -8,8 +8,8 @@ import torch
 from forecast.checkpoints import NANO, card_of
 from forecast.config import ModelConfig
 from forecast.errors import ConfigError
-from forecast.models.batch import Batch
 from forecast.models.ensemble import Ensemble
+from forecast.models.inputs.batch import Batch
 from forecast.models.onnx import OnnxForecaster, exported, quantised
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
 from forecast.models.universal.checkpoint import read_checkpoint

@@ -13,8 +13,8 @@ import torch
 
 from forecast.config import ModelConfig
 from forecast.data.load import Loaded
-from forecast.models.batch import Batch, PanelTensors
 from forecast.models.heads import QuantileHead
+from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, loss_weights, targets
 from forecast.models.skip import line
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from forecast.models.scaling import Statistics, cold_start_scale, continued_statistics, running_statistics
+from forecast.models.inputs.scaling import Statistics, cold_start_scale, continued_statistics, running_statistics
 
 FLOOR = 1e-6
 

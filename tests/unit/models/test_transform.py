@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from forecast.data.load import Loaded
 from forecast.fit import FitResult
-from forecast.models.transform import to_data, to_model, unit_of
+from forecast.models.inputs.transform import to_data, to_model, unit_of
 from forecast.predict import forecast
 
 

@@ -22,7 +22,7 @@ from forecast.gradient_group import GradientGroup
 from forecast.lineage import alone
 from forecast.models import stacked
 from forecast.models.bank import BLEND, Bank
-from forecast.models.batch import PanelTensors
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.stacked import Changes
 from forecast.models.universal.forecaster import UniversalForecaster

@@ -14,8 +14,8 @@ from forecast.checkpoints import NANO, card_of
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.fit import FitResult
-from forecast.models.batch import PanelTensors
 from forecast.models.ensemble import Ensemble, members_of, recurrent_members, together
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series

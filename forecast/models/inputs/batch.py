@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forecast.data.outliers import NO_INPUT, NO_TARGET, outlier_mask
 from forecast.data.panel import RESOLUTION, Panel
-from forecast.models.transform import to_model
+from forecast.models.inputs.transform import to_model
 from forecast.names import MAX_MAGNITUDE
 
 # The share of a device's free memory that a panel may take; the rest is for the network and its batches.
