@@ -12,9 +12,10 @@ from forecast.data.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import OriginSampler
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import step_errors, window_sizes
 from forecast.models.module import TrainingWindows
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import prepare
 
 CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 10

@@ -16,10 +16,12 @@ from forecast.data.windows import WindowIndex, overlap, sample_origins
 from forecast.means import relative_divisor
 from forecast.models import smoothing
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.frame import Frame, loss_weights, targets
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import unit_of
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.mean_fit import location_shift, widths
-from forecast.models.recurrent import Frame, NetworkShape, RecurrentForecaster, loss_weights, targets
+from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.skip import (
     CONSTANTS,
     PENALTIES,

@@ -26,9 +26,9 @@ from forecast.models.bank import HEAD
 from forecast.models.ensemble import members_of, recurrent_members
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.scaling import running_statistics
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data
 from forecast.models.losses import window_sizes
-from forecast.models.recurrent import NetworkShape
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
 from forecast.models.universal.forecaster import UniversalForecaster

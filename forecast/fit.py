@@ -44,10 +44,11 @@ from forecast.models.checkpoint import Checkpoint
 from forecast.models.copula import coupling_of
 from forecast.models.ensemble import Forecaster, together
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import held_out_forecasts, validated, window_losses
 from forecast.models.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.runtime import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
 from forecast.panel_statistics import is_nonnegative

@@ -9,10 +9,11 @@ from forecast.data.windows import WindowIndex
 from forecast.models import log_quantiles
 from forecast.models.heads import QuantileHead, mean_distance
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.frame import Frame, targets
 from forecast.models.inputs.transform import to_data
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.mean_fit import location_shift
-from forecast.models.recurrent import Frame, RecurrentForecaster, targets
+from forecast.models.recurrent import RecurrentForecaster
 
 # Windows that are summed over, at most.
 _CHECKS = 4_096

@@ -29,10 +29,11 @@ from forecast.models.copula import coupled_ranks
 from forecast.models.ensemble import Forecaster, members_of, the_tunable
 from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
 from forecast.models.inputs.batch import Batch, PanelTensors
+from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data, to_model
 from forecast.models.losses import validation_batches, window_sizes
 from forecast.models.onnx import Forward
-from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
+from forecast.models.recurrent import Output, Past, RecurrentForecaster
 from forecast.models.runtime import prepare
 from forecast.models.stacked import FROZEN
 from forecast.names import (

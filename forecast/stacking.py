@@ -15,8 +15,8 @@ from forecast.member_fit import MemberFit
 from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
 from forecast.models.heads import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.losses import HeldOutForecasts, held_out_forecasts, loss_of, validation_batches, window_sizes
-from forecast.models.recurrent import loss_weights, targets
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON
 from forecast.pretrained_network import PretrainedNetwork

@@ -22,8 +22,8 @@ from forecast.intervals import interval_scale_from
 from forecast.models.copula import coupling_of
 from forecast.models.covariates import CovariateEffect
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import held_out_forecasts
-from forecast.models.recurrent import NetworkShape
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
 from forecast.models.universal.season import estimate_season

@@ -15,9 +15,9 @@ from forecast.models import stacked
 from forecast.models.ensemble import Member
 from forecast.models.heads import Head
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.losses import window_sizes
 from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
-from forecast.models.recurrent import loss_weights, targets
 from forecast.models.stacked import Changes
 from forecast.models.tensors import each, join
 from forecast.models.tunable import AnyTunable

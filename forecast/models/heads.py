@@ -15,7 +15,7 @@ from torch.nn import functional
 from forecast.models import counts, tweedie
 
 if TYPE_CHECKING:
-    from forecast.models.recurrent import Frame
+    from forecast.models.inputs.frame import Frame
 
 # Levels of the skip's residuals that a distribution starts from. None far out: those are of windows too short to tell
 # their spread.

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from forecast.data.windows import WindowIndex
 from forecast.models.ensemble import Forecaster
 from forecast.models.inputs.batch import Batch, PanelTensors
-from forecast.models.recurrent import Output, loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.recurrent import Output
 
 Indices = tuple[Tensor, Tensor, Tensor]
 """Series and first origin of each window, and the origins (counted from the first) that bear the loss."""

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.models.heads import Head
-from forecast.models.recurrent import Frame
+from forecast.models.inputs.frame import Frame
 
 # Shifts of the location parameter that are looked at, in units of spread, and how often the range is halved.
 _MAX_SHIFT, _HALVINGS = 20.0, 40

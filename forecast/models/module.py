@@ -23,9 +23,10 @@ from forecast.errors import DataError, listing
 from forecast.models.ensemble import Forecaster, Member
 from forecast.models.heads import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
+from forecast.models.inputs.frame import loss_weights
 from forecast.models.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
 from forecast.models.quadrature import expectation_levels
-from forecast.models.recurrent import Output, loss_weights
+from forecast.models.recurrent import Output
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
 _WARM_UP = 0.03

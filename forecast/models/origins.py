@@ -12,8 +12,10 @@ from torch import Tensor
 from forecast.data.panel import IntArray
 from forecast.models.ensemble import Forecaster
 from forecast.models.inputs.batch import Batch, PanelTensors
+from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import window_sizes
-from forecast.models.recurrent import NetworkShape, Output, loss_weights, targets
+from forecast.models.recurrent import Output
 
 # Numbers held at once while the network runs: targets of all origins of a batch of windows.
 _BATCH_TARGETS = 500_000

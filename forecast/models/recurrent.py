@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from forecast.models.cells import Carry, Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import Head, SampledHead, make_head
 from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.frame import Frame, stretches, targets
 from forecast.models.inputs.scaling import (
     Statistics,
     Totals,
@@ -23,6 +23,7 @@ from forecast.models.inputs.scaling import (
     continued_statistics,
     running_statistics,
 )
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
 from forecast.models.markov import ClassSkip, class_counts
 from forecast.models.skip import line
@@ -48,77 +49,6 @@ _STEP_HIDDEN = 64
 _NUMBERS = 1 << 22
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkShape:
-    """What a network is built from, besides its ModelConfig."""
-
-    context_length: int
-    horizon: int
-    season_length: int
-    n_past: int
-    n_known: int
-    """Known covariates of the user, without the calendar."""
-    n_calendar: int
-    category_sizes: tuple[int, ...]
-    """Values of each categorical static covariate, the unseen one not counted."""
-    n_static_numbers: int
-    anchor: str = "level"
-    """`level` or `last`."""
-    segment_length: int = 1
-    """Steps that the encoder takes in at once; divides the context."""
-    past_categories: tuple[int, ...] = ()
-    """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
-    known_categories: tuple[int, ...] = ()
-    """Likewise of each known covariate."""
-    n_classes: int = 0
-    """Classes of the target, which are codes then; 0 for numbers."""
-    unit: float = 0.0
-    """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
-    spread_seasons: int = 1
-    """How many of the latest seasonal differences of a phase its spread is taken from."""
-    nonnegative: bool = False
-    """Whether targets are amounts: none below 0, and some 0. Forecasts below 0 are 0 then."""
-    smoothing: bool = False
-    """Whether the skip has a share of exponential smoothing (`models.smoothing`)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the shape as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Return the shape that `to_json` wrote."""
-        sizes = {name: tuple(values[name]) for name in values if isinstance(values[name], list)}
-        return cls(**values | sizes)
-
-    @property
-    def scale_length(self) -> int:
-        """Steps over which level and scale are taken: one season, at least half the context."""
-        return max(self.context_length // 2, min(self.season_length, self.context_length), 1)
-
-    @property
-    def season_lags(self) -> tuple[int, ...]:
-        """How far back the same phase is looked up: the last four seasons and the seventh, if in the context."""
-        if self.season_length == 1:
-            return ()
-        return tuple(k * self.season_length for k in (1, 2, 3, 4, 7) if k * self.season_length <= self.context_length)
-
-    @property
-    def input_lags(self) -> tuple[int, ...]:
-        """How far before the next segment the encoder looks back, besides what it has seen last."""
-        return tuple(lag for lag in self.season_lags if lag > self.segment_length)
-
-    @property
-    def lead(self) -> int:
-        """Steps before a segment that its inputs follow from, in whole segments."""
-        reach = max([self.scale_length, *(lag - self.segment_length for lag in self.input_lags)])
-        return -(-reach // self.segment_length) * self.segment_length
-
-    def origins(self, span: int) -> int:
-        """Return how many of `span` consecutive steps are origins: one in each segment."""
-        return -(-span // self.segment_length)
-
-
 class Past(NamedTuple):
     """What an encoder needs of all segments so far to go on from there."""
 
@@ -129,25 +59,6 @@ class Past(NamedTuple):
         """Return the past of some windows of a batch."""
         carry = tuple(part[:, rows] for part in self.carry)
         return Past(carry, Totals(*(values[rows] for values in self.totals)))
-
-
-class Frame(NamedTuple):
-    """Windows as seen from some of their origins: all that is not the network."""
-
-    location: Float[Tensor, "batch origin"]
-    divisor: Float[Tensor, "batch origin"]
-    """Scale, or 1 where it is 0."""
-    scale: Float[Tensor, "batch origin"]
-    """0 where all values in sight are equal: the forecast is then the location, with certainty."""
-    begun: Bool[Tensor, "batch origin"]
-    """Whether the origin sees any observation."""
-    window: Float[Tensor, "batch origin context"]
-    """Normalised values of the context, oldest first; 0 where not observed. Of classes the codes, -1 where not."""
-    spread: Float[Tensor, "batch origin horizon"]
-    """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
-    of it."""
-    smooth: Float[Tensor, "batch origin horizon"]
-    """What exponential smoothing forecasts, in units of `divisor` around `location`; 0 without it."""
 
 
 class Output(NamedTuple):
@@ -932,40 +843,3 @@ def _numbers_of_the_panel(shape: NetworkShape, n_covariates: int) -> dict[str, T
         numbers["smoothing_share"] = torch.tensor(0.0)
         numbers["smoothing_ratio"] = torch.tensor(1.0)
     return numbers
-
-
-def stretches(
-    values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
-) -> Shaped[Tensor, "batch stretch {length} *features"]:
-    """Return the `length` steps from each of `first` on."""
-    if torch.onnx.is_in_onnx_export():  # There a view would be a copy of all stretches there are.
-        return values[:, first[:, None] + torch.arange(length)]
-    return values.unfold(1, length, 1)[:, first].movedim(-1, 2)
-
-
-def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) -> tuple[Tensor, Tensor]:
-    """Return the targets after each origin in the frame's units, and which are observed, [batch, origin, horizon]."""
-    first = origins + shape.context_length
-    outcome, present = batch.target, batch.observed
-    if batch.outcome is not None:
-        outcome, present = batch.outcome.nan_to_num(0.0), torch.isfinite(batch.outcome)
-    values, observed = (stretches(part, first, shape.horizon) for part in (outcome, present))
-    scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
-    return scaled * observed, observed & frame.begun[..., None]
-
-
-def loss_weights(
-    target: Float[Tensor, "batch origin horizon"],
-    observed: Bool[Tensor, "batch origin horizon"],
-    frame: Frame,
-    shape: NetworkShape,
-) -> Float[Tensor, "batch origin horizon"]:
-    """Return the weight of each target: 0 where it or the window tells nothing, less after a quiet stretch.
-
-    What follows a stretch that varies less than the context before it may be large in units of its scale. The weight
-    depends on what is known at the origin only: one that fell with the outcome would lower every mean.
-    """
-    if shape.n_classes:
-        return observed.to(target.dtype)
-    usable = observed & (frame.scale > 0)[..., None]
-    return usable / frame.window.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)

@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 
 from forecast.models.cells import Encoder
 from forecast.models.inputs.batch import Batch
-from forecast.models.recurrent import Frame, Output, Past, RecurrentForecaster
+from forecast.models.inputs.frame import Frame
+from forecast.models.recurrent import Output, Past, RecurrentForecaster
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster
 

@@ -12,7 +12,8 @@ from forecast.models.heads import Head
 
 if TYPE_CHECKING:
     from forecast.models.inputs.batch import Batch
-    from forecast.models.recurrent import NetworkShape, Output, Past
+    from forecast.models.inputs.shape import NetworkShape
+    from forecast.models.recurrent import Output, Past
 
 R = TypeVar("R")
 

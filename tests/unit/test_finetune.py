@@ -18,7 +18,7 @@ from forecast.fit import FitResult
 from forecast.metrics import future_values
 from forecast.models.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.recurrent import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, targets
 from forecast.predict import forecast, predict
 from forecast.series_tuning import GROUP_NUMBERS
 

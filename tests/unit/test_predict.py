@@ -18,7 +18,8 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.recurrent import RecurrentForecaster
 from forecast.models.skip import seasonal_solution
 from forecast.predict import BATCH_SIZE, example, forecast, forecast_frame, predict
 

@@ -12,9 +12,11 @@ from forecast.config import ModelConfig
 from forecast.models.covariates import Columns, CovariateEffect, Shift
 from forecast.models.heads import QuantileHead
 from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.frame import Frame, stretches
 from forecast.models.inputs.scaling import FEW
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data, to_model
-from forecast.models.recurrent import Frame, NetworkShape, Output, Past, stretches
+from forecast.models.recurrent import Output, Past
 from forecast.models.tensors import each, join
 from forecast.models.tunable import Tunable
 from forecast.models.universal.candidates import NAMES

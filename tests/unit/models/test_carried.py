@@ -17,7 +17,8 @@ from forecast.fit import FitResult
 from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.recurrent import Output, RecurrentForecaster
 from forecast.predict import predict
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7

@@ -15,7 +15,8 @@ from forecast.config import FitSettings, ModelConfig, WindowConfig, load
 from forecast.data.load import Loaded
 from forecast.errors import ConfigError
 from forecast.models.cells import Carry, Encoder
-from forecast.models.recurrent import NetworkShape, RecurrentForecaster
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.recurrent import RecurrentForecaster
 
 INPUTS, HIDDEN, BATCH, STEPS = 3, 4, 2, 11
 CELLS: list[dict[str, Any]] = [

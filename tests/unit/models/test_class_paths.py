@@ -10,8 +10,9 @@ from torch import Tensor
 from forecast.config import ModelConfig
 from forecast.models.decoders import AutoregressiveDecoder
 from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import step_errors
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.models.recurrent import Output, RecurrentForecaster
 
 CONTEXT, HORIZON = 6, 3
 ORIGIN = torch.zeros(1, dtype=torch.long)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from forecast.models.heads import BernoulliHead, CategoricalHead
+from forecast.models.inputs.frame import Frame
 from forecast.models.markov import ClassSkip, latest_class
-from forecast.models.recurrent import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 

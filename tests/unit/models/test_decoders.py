@@ -15,8 +15,10 @@ from forecast.models.cells import Encoder
 from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.heads import make_head
 from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.frame import targets
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.losses import step_errors
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, targets
+from forecast.models.recurrent import Output, RecurrentForecaster
 from forecast.models.skip import line
 
 CELLS = ["lstm", "gru", "rnn"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from forecast.models.heads import Head, QuantileHead, make_head
-from forecast.models.recurrent import Frame
+from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 FAR = (0.001, 0.01, 0.25, 0.5, 0.8, 0.99, 0.999)

@@ -10,8 +10,9 @@ from forecast.config import ModelConfig
 from forecast.errors import ConfigError
 from forecast.models.ensemble import Ensemble
 from forecast.models.inputs.batch import Batch
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.onnx import OnnxForecaster, exported, quantised
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster
+from forecast.models.recurrent import Output, RecurrentForecaster
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 

@@ -15,7 +15,9 @@ from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.models.heads import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
-from forecast.models.recurrent import NetworkShape, Output, RecurrentForecaster, loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.recurrent import Output, RecurrentForecaster
 from forecast.models.skip import line
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7

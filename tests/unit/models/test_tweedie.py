@@ -9,7 +9,7 @@ from scipy import special, stats
 
 from forecast.models import tweedie
 from forecast.models.heads import TweedieHead
-from forecast.models.recurrent import Frame
+from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 POWERS = (1.1, 1.5, 1.9)

@@ -1,0 +1,75 @@
+"""What a network is built from, besides its ModelConfig: lengths, columns and categories."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """What a network is built from, besides its ModelConfig."""
+
+    context_length: int
+    horizon: int
+    season_length: int
+    n_past: int
+    n_known: int
+    """Known covariates of the user, without the calendar."""
+    n_calendar: int
+    category_sizes: tuple[int, ...]
+    """Values of each categorical static covariate, the unseen one not counted."""
+    n_static_numbers: int
+    anchor: str = "level"
+    """`level` or `last`."""
+    segment_length: int = 1
+    """Steps that the encoder takes in at once; divides the context."""
+    past_categories: tuple[int, ...] = ()
+    """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
+    known_categories: tuple[int, ...] = ()
+    """Likewise of each known covariate."""
+    n_classes: int = 0
+    """Classes of the target, which are codes then; 0 for numbers."""
+    unit: float = 0.0
+    """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
+    spread_seasons: int = 1
+    """How many of the latest seasonal differences of a phase its spread is taken from."""
+    nonnegative: bool = False
+    """Whether targets are amounts: none below 0, and some 0. Forecasts below 0 are 0 then."""
+    smoothing: bool = False
+    """Whether the skip has a share of exponential smoothing (`models.smoothing`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shape as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return the shape that `to_json` wrote."""
+        sizes = {name: tuple(values[name]) for name in values if isinstance(values[name], list)}
+        return cls(**values | sizes)
+
+    @property
+    def scale_length(self) -> int:
+        """Steps over which level and scale are taken: one season, at least half the context."""
+        return max(self.context_length // 2, min(self.season_length, self.context_length), 1)
+
+    @property
+    def season_lags(self) -> tuple[int, ...]:
+        """How far back the same phase is looked up: the last four seasons and the seventh, if in the context."""
+        if self.season_length == 1:
+            return ()
+        return tuple(k * self.season_length for k in (1, 2, 3, 4, 7) if k * self.season_length <= self.context_length)
+
+    @property
+    def input_lags(self) -> tuple[int, ...]:
+        """How far before the next segment the encoder looks back, besides what it has seen last."""
+        return tuple(lag for lag in self.season_lags if lag > self.segment_length)
+
+    @property
+    def lead(self) -> int:
+        """Steps before a segment that its inputs follow from, in whole segments."""
+        reach = max([self.scale_length, *(lag - self.segment_length for lag in self.input_lags)])
+        return -(-reach // self.segment_length) * self.segment_length
+
+    def origins(self, span: int) -> int:
+        """Return how many of `span` consecutive steps are origins: one in each segment."""
+        return -(-span // self.segment_length)
