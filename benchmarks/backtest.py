@@ -20,8 +20,8 @@ from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import fit
 from forecast.metrics import future_values
-from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.predict import predict
 
 SERIES, STEPS, HORIZON = max(2, round(20 * SCALE)), 8_000, 24

@@ -48,9 +48,9 @@ from forecast.fit import fit, training_data
 from forecast.models import ridge
 from forecast.models.bank import HEAD
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import step_errors, window_sizes
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.runtime import prepare
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import step_errors, window_sizes
+from forecast.models.runtime.torch_setup import prepare
 from forecast.registry import Registry
 
 PARTS = ("time", "accuracy", "scale")

@@ -28,10 +28,10 @@ from forecast.data.source import open_tables
 from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validation_batches
 from forecast.models.module import TrainingWindows
-from forecast.models.onnx import example_windows
-from forecast.models.runtime import prepare as prepare_runtime
+from forecast.models.network.losses import validation_batches
+from forecast.models.runtime.onnx import example_windows
+from forecast.models.runtime.torch_setup import prepare as prepare_runtime
 from forecast.output import Job
 from forecast.predict import BATCH_SIZE
 

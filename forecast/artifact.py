@@ -28,8 +28,8 @@ from forecast.data.source import Tables
 from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.frequency import Grid
 from forecast.models.bank import Bank
-from forecast.models.conformal import Calibration
-from forecast.models.ensemble import Ensemble, Forecaster, member_of, members_of, together
+from forecast.models.network.ensemble import Ensemble, Forecaster, member_of, members_of, together
+from forecast.models.postprocess.conformal import Calibration
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"

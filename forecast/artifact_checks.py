@@ -14,7 +14,7 @@ from forecast.config import FinetuneSettings, ModelConfig
 from forecast.data.calendar import calendar_features
 from forecast.errors import ArtifactError, listing
 from forecast.models.bank import BLEND, HEAD, head_feature_count
-from forecast.models.ensemble import members_of
+from forecast.models.network.ensemble import members_of
 
 if TYPE_CHECKING:
     from forecast.artifact import Artifact

@@ -15,7 +15,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import MODEL, future_values
-from forecast.models.conformal import Calibration
+from forecast.models.postprocess.conformal import Calibration
 from forecast.predict import predict
 
 Array = npt.NDArray[np.floating]

@@ -14,15 +14,13 @@ from forecast.data.context import MAX_SMOOTHED
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap, sample_origins
 from forecast.means import relative_divisor
-from forecast.models import smoothing
+from forecast.models.heads.mean_fit import location_shift, widths
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import Frame, loss_weights, targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import unit_of
-from forecast.models.losses import validation_batches, window_sizes
-from forecast.models.mean_fit import location_shift, widths
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.skip import (
+from forecast.models.linear import smoothing
+from forecast.models.linear.ridge import (
     CONSTANTS,
     PENALTIES,
     Samples,
@@ -35,7 +33,9 @@ from forecast.models.skip import (
     solve_ridge,
     spectra,
 )
-from forecast.panel_statistics import cold_scale_of, standardise, standardise_scales
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.network.panel_statistics import cold_scale_of, standardise, standardise_scales
 from forecast.skips import Skip, better_on_data, least_error, mixture, point_errors, sureness
 
 # Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each

@@ -15,10 +15,10 @@ from forecast.data.windows import WindowIndex
 from forecast.fit import usual_origins
 from forecast.interpolation import interpolate, place
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.ensemble import Ensemble, Forecaster, Member, members_of, together
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest
+from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, together
+from forecast.models.network.losses import validated
 from forecast.models.training import Job, train
 from forecast.names import VAL_LOSS
 

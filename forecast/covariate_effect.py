@@ -11,10 +11,10 @@ from torch import Tensor
 
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
-from forecast.models.covariates import Columns, deviation, differences
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import targets
-from forecast.models.losses import validation_batches, window_sizes
+from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.universal.covariates import Columns, deviation, differences
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.history import SEASONS
 

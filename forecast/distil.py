@@ -15,7 +15,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.fit import Curve, Progress, Summary, fit, held_out
 from forecast.metrics import MODEL
 from forecast.models.module import Teacher
-from forecast.models.onnx import example_windows
+from forecast.models.runtime.onnx import example_windows
 
 TEACHER, STUDENT = "teacher", "student"
 # Windows whose CPU time is taken, and how often: the least counts.

@@ -23,13 +23,13 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, listing
 from forecast.lineage import alone
 from forecast.models.bank import HEAD
-from forecast.models.ensemble import members_of, recurrent_members
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.scaling import running_statistics
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data
-from forecast.models.losses import window_sizes
-from forecast.models.runtime import prepare
+from forecast.models.network.ensemble import members_of, recurrent_members
+from forecast.models.network.losses import window_sizes
+from forecast.models.runtime.torch_setup import prepare
 from forecast.models.stacked import FROZEN
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column

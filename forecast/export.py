@@ -17,10 +17,10 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.ensemble import Forecaster, recurrent_members
 from forecast.models.inputs.batch import Batch, PanelTensors
-from forecast.models.losses import window_sizes
-from forecast.models.onnx import (
+from forecast.models.network.ensemble import Forecaster, recurrent_members
+from forecast.models.network.losses import window_sizes
+from forecast.models.runtime.onnx import (
     OPSET,
     OUTPUTS,
     Forward,

@@ -13,10 +13,10 @@ from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models import ridge, stacked
 from forecast.models.bank import BLEND, HEAD, Bank
-from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import Examples, Remembered, Rolled
-from forecast.models.heads import Head
+from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster, the_tunable
 from forecast.models.stacked import Changes, Descent
 
 _PREFIX = "final/"

@@ -21,12 +21,12 @@ from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, sample_origins
 from forecast.errors import DataError
-from forecast.intervals import after_refit
 from forecast.means import balance_means, mean_shift_of
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validated
+from forecast.models.postprocess.interval_scale import after_refit
 from forecast.models.training import Job, train
 
 _LOG = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from forecast.gradient_group import RATES
 from forecast.head_group import PENALTIES
 from forecast.metrics import MODEL
 from forecast.models.bank import BLEND, HEAD, Bank
-from forecast.models.ensemble import Forecaster, recurrent_members, tunable
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validation_batches, window_sizes
+from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
+from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.models.origins import alone, forecast, held_out
-from forecast.models.runtime import prepare
+from forecast.models.runtime.torch_setup import prepare
 from forecast.names import (
     CLASS,
     CUTOFF,

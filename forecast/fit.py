@@ -37,21 +37,21 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.final_fit import TIME_SHARE, FinalFit, settle
-from forecast.intervals import after_refit, interval_scale_of
 from forecast.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
 from forecast.member_fit import MemberFit
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.copula import coupling_of
-from forecast.models.ensemble import Forecaster, together
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.losses import held_out_forecasts, validated, window_losses
-from forecast.models.markov import MAX_TABLE
+from forecast.models.linear.markov import MAX_TABLE
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.runtime import only_deterministic, prepare
+from forecast.models.network.ensemble import Forecaster, together
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import held_out_forecasts, validated, window_losses
+from forecast.models.network.panel_statistics import is_nonnegative
+from forecast.models.postprocess.copula import coupling_of
+from forecast.models.postprocess.interval_scale import after_refit, interval_scale_of
+from forecast.models.runtime.torch_setup import only_deterministic, prepare
 from forecast.models.training import Job, train, train_on_devices
-from forecast.panel_statistics import is_nonnegative
 from forecast.pretrained_network import PretrainedNetwork, checked
 from forecast.skips import surely_better
 from forecast.stacking import Stacked, stacked

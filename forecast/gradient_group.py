@@ -13,9 +13,9 @@ from forecast.data.panel import IntArray
 from forecast.final_bank import begun_at, descend
 from forecast.models import stacked
 from forecast.models.bank import BLEND
-from forecast.models.ensemble import Forecaster, Member, the_tunable
 from forecast.models.examples import Examples, Remembered, Rolled
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster, Member, the_tunable
 from forecast.models.origins import alone, held_out
 from forecast.models.stacked import Changes, Descent
 from forecast.tuning_trials import (

@@ -13,8 +13,8 @@ from forecast.data.panel import IntArray
 from forecast.final_bank import solved_weights
 from forecast.models import ridge
 from forecast.models.bank import BLEND
-from forecast.models.ensemble import Forecaster
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster
 from forecast.tuning_trials import (
     IS_CONSTANT,
     LOSS,

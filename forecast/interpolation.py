@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, lerp
 
 from forecast.data.windows import WindowIndex
-from forecast.models.ensemble import Member
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
+from forecast.models.network.ensemble import Member
+from forecast.models.network.losses import validated
 
 
 def place(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:

@@ -12,7 +12,7 @@ from forecast.artifact import Artifact
 from forecast.errors import ConfigError, listing
 from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank
-from forecast.models.ensemble import the_tunable
+from forecast.models.network.ensemble import the_tunable
 from forecast.names import SERIES_ID
 
 STATUS, CHANGE = "status", "change"

@@ -6,14 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.data.windows import WindowIndex
-from forecast.models import log_quantiles
-from forecast.models.heads import QuantileHead, mean_distance
+from forecast.models.heads import log_quantiles
+from forecast.models.heads.base import QuantileHead, mean_distance
+from forecast.models.heads.mean_fit import location_shift
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import Frame, targets
 from forecast.models.inputs.transform import to_data
-from forecast.models.losses import validation_batches, window_sizes
-from forecast.models.mean_fit import location_shift
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validation_batches, window_sizes
 
 # Windows that are summed over, at most.
 _CHECKS = 4_096

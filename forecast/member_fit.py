@@ -17,8 +17,8 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.interpolation import interpolate
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest
+from forecast.models.network.losses import validated
 from forecast.models.training import Job, train
 from forecast.models.universal.forecaster import UniversalForecaster
 

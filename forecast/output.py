@@ -44,7 +44,7 @@ from forecast.data.manifests import LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink
 from forecast.errors import ConfigError, DataError, listing
-from forecast.models.onnx import Forward, OnnxForecaster, is_faster
+from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import (
     CUTOFF,
     MEAN,

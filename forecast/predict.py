@@ -22,19 +22,19 @@ from forecast.data.source import used_columns
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
-from forecast.models import log_quantiles
 from forecast.models.bank import HEAD, Bank, head_features
-from forecast.models.carried import Carried, advance, segments_since
-from forecast.models.copula import coupled_ranks
-from forecast.models.ensemble import Forecaster, members_of, the_tunable
-from forecast.models.heads import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
+from forecast.models.heads import log_quantiles
+from forecast.models.heads.base import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data, to_model
-from forecast.models.losses import validation_batches, window_sizes
-from forecast.models.onnx import Forward
-from forecast.models.recurrent import Output, Past, RecurrentForecaster
-from forecast.models.runtime import prepare
+from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.ensemble import Forecaster, members_of, the_tunable
+from forecast.models.network.forecaster import Output, Past, RecurrentForecaster
+from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.postprocess.copula import coupled_ranks
+from forecast.models.runtime.onnx import Forward
+from forecast.models.runtime.torch_setup import prepare
 from forecast.models.stacked import FROZEN
 from forecast.names import (
     CLASS,

@@ -11,7 +11,7 @@ from forecast.checkpoints import card_of, names
 from forecast.config import ModelConfig, is_version
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, listing
-from forecast.models.ensemble import members_of
+from forecast.models.network.ensemble import members_of
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON

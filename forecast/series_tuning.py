@@ -16,11 +16,11 @@ from forecast.final_bank import FinalBank
 from forecast.gradient_group import RATES, GradientGroup
 from forecast.head_group import HeadGroup
 from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.ensemble import Forecaster, the_tunable
 from forecast.models.examples import group_numbers
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster, the_tunable
 from forecast.models.origins import apart
-from forecast.models.resumable import read_state, write_state
+from forecast.models.runtime.state_file import read_state, write_state
 from forecast.models.stacked import Changes
 from forecast.series_gate import DIVERGED, NOT_FINITE, TUNED, Gated, gated
 from forecast.tuning_trials import TOLD, Columns, Fit, TuningSettings, n_origin_steps

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from forecast.models.heads import empirical_quantiles, pinball
+from forecast.models.heads.base import empirical_quantiles, pinball
 from forecast.models.inputs.transform import to_data
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.skip import Samples, Solution, line, mean_season_solution
+from forecast.models.linear.ridge import Samples, Solution, line, mean_season_solution
+from forecast.models.network.forecaster import RecurrentForecaster
 
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
 _REACH = 20.0

@@ -10,13 +10,19 @@ import torch
 from forecast.config import ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
-from forecast.intervals import interval_scale_from
 from forecast.member_fit import MemberFit
-from forecast.models.ensemble import Ensemble, Forecaster, members_of, together
-from forecast.models.heads import QuantileHead
+from forecast.models.heads.base import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
-from forecast.models.losses import HeldOutForecasts, held_out_forecasts, loss_of, validation_batches, window_sizes
+from forecast.models.network.ensemble import Ensemble, Forecaster, members_of, together
+from forecast.models.network.losses import (
+    HeldOutForecasts,
+    held_out_forecasts,
+    loss_of,
+    validation_batches,
+    window_sizes,
+)
+from forecast.models.postprocess.interval_scale import interval_scale_from
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON
 from forecast.pretrained_network import PretrainedNetwork

@@ -27,9 +27,9 @@ from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
 from forecast.models.bank import HEAD
-from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.runtime import prepare
+from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.runtime.torch_setup import prepare
 from forecast.models.stacked import FROZEN
 
 FORMAT_VERSION: Final = 1

@@ -18,16 +18,16 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, listing
 from forecast.frequency import Frequency
-from forecast.intervals import interval_scale_from
-from forecast.models.copula import coupling_of
-from forecast.models.covariates import CovariateEffect
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.losses import held_out_forecasts
+from forecast.models.network.losses import held_out_forecasts
+from forecast.models.network.panel_statistics import cold_scale_of, is_nonnegative
+from forecast.models.postprocess.copula import coupling_of
+from forecast.models.postprocess.interval_scale import interval_scale_from
+from forecast.models.universal.covariates import CovariateEffect
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
 from forecast.models.universal.season import estimate_season
-from forecast.panel_statistics import cold_scale_of, is_nonnegative
 from forecast.pretrained_network import PretrainedNetwork, of_package
 
 _LOG = logging.getLogger(__name__)

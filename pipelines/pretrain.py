@@ -29,7 +29,7 @@ def main(config: PretrainConfig) -> None:
 def run(config: PretrainConfig) -> tuple[Path, str]:
     """Train, or go on, log, and write the checkpoint; return the path of its card and a line about it."""
     from forecast.data.folders import locked
-    from forecast.models.runtime import prepare
+    from forecast.models.runtime.torch_setup import prepare
     from forecast.models.universal.checkpoint import write_checkpoint
     from forecast.pretraining.batches import Pool, Series
     from forecast.pretraining.training import Run

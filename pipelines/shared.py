@@ -234,7 +234,7 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
 def checkpoint_tag(artifact: "Artifact") -> dict[str, str]:
     """Return the tag that names the pretrained network in a model, where there is one."""
-    from forecast.models.ensemble import members_of
+    from forecast.models.network.ensemble import members_of
 
     found = {getattr(member.shape, CHECKPOINT, "") for member in members_of(artifact.network)} - {""}
     return {CHECKPOINT: ", ".join(sorted(found))} if found else {}

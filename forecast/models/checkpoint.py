@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecast.errors import OutputError
 from forecast.models.module import ForecastModule, KeepBest
-from forecast.models.resumable import read_state, write_state
+from forecast.models.runtime.state_file import read_state, write_state
 
 _LOG = logging.getLogger(__name__)
 

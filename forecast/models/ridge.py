@@ -8,9 +8,9 @@ from torch import Tensor
 
 from forecast.data.panel import IntArray
 from forecast.models.bank import head_features
-from forecast.models.ensemble import Forecaster
-from forecast.models.heads import CategoricalHead, Head
+from forecast.models.heads.base import CategoricalHead, Head
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster
 from forecast.models.origins import alone, apart, forecast, held_out, passes, recency, rounds
 
 # Of classes, where probabilities are next to 0 or 1.

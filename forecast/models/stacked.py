@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from forecast.models.cells import Encoder
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
-from forecast.models.recurrent import Output, Past, RecurrentForecaster
+from forecast.models.network.encoder import Encoder
+from forecast.models.network.forecaster import Output, Past, RecurrentForecaster
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster
 

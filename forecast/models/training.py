@@ -27,10 +27,10 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import GatecastError
 from forecast.models.checkpoint import Checkpoint
-from forecast.models.ensemble import Member
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Budget, ForecastModule, KeepBest, Meter, OneClock, Teacher, TrainingWindows
-from forecast.models.runtime import only_deterministic, prepare
+from forecast.models.network.ensemble import Member
+from forecast.models.runtime.torch_setup import only_deterministic, prepare
 
 
 @dataclass(frozen=True)

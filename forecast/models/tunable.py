@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from forecast.models.heads import Head
+from forecast.models.heads.base import Head
 
 if TYPE_CHECKING:
     from forecast.models.inputs.batch import Batch
     from forecast.models.inputs.shape import NetworkShape
-    from forecast.models.recurrent import Output, Past
+    from forecast.models.network.forecaster import Output, Past
 
 R = TypeVar("R")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from forecast.models.resumable import read_state, write_state
+from forecast.models.runtime.state_file import read_state, write_state
 from forecast.models.universal.network import Shape, UniversalNetwork
 from forecast.pretraining.batches import Pool
 from forecast.pretraining.loss import pinball

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.config import RegistryConfig
-from forecast.models.onnx import exported
+from forecast.models.runtime.onnx import exported
 from forecast.registry import Registry
 
 MODEL = f"registry.name={NAME}"

@@ -18,7 +18,7 @@ from forecast.data.load import Loaded
 from forecast.errors import ArtifactError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank, head_feature_count
-from forecast.models.conformal import Calibration
+from forecast.models.postprocess.conformal import Calibration
 from forecast.predict import forecast
 
 Tensors = dict[str, Tensor]

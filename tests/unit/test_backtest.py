@@ -22,8 +22,8 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, fit
-from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.predict import forecast, predict
 
 LEVELS = [k / 10 for k in range(1, 10)]

@@ -24,7 +24,7 @@ from forecast.errors import DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.metrics import future_values
-from forecast.models.conformal import Calibration
+from forecast.models.postprocess.conformal import Calibration
 from forecast.predict import forecast, predict
 
 Train = Callable[..., FitResult]

@@ -16,7 +16,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, TUNED, FinetuneResult
 from forecast.fit import FitResult
 from forecast.gate import compare
-from forecast.models.ensemble import members_of
+from forecast.models.network.ensemble import members_of
 from forecast.predict import example, forecast_loaded
 
 LABELS = ("clear", "rain", "snow")

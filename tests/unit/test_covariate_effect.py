@@ -14,9 +14,9 @@ from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
 from forecast.data.load import missing_known
 from forecast.data.windows import WindowIndex
-from forecast.models.covariates import Columns, CovariateEffect
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import window_sizes
+from forecast.models.network.losses import window_sizes
+from forecast.models.universal.covariates import Columns, CovariateEffect
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict
 
@@ -230,7 +230,7 @@ def test_missing_columns_move_nothing() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_a_graph_of_it_reads_the_covariates(sales: pl.DataFrame, known: bool) -> None:
     pytest.importorskip("onnxruntime", reason="gatecast[onnx] is not installed")
-    from forecast.models.onnx import OnnxForecaster
+    from forecast.models.runtime.onnx import OnnxForecaster
 
     data = {"known_covariates" if known else "past_covariates": ["promo"]}
     model = fc.pretrained(NANO, sales if known else sales.drop_nulls("target"), horizon=HORIZON, data=data)

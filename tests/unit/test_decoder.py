@@ -20,7 +20,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
-from forecast.models.ensemble import members_of
+from forecast.models.network.ensemble import members_of
 from forecast.predict import attention, forecast, predict, sample_paths
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]

@@ -17,11 +17,11 @@ from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
 from forecast.metrics import future_values
-from forecast.models.heads import QuantileHead
+from forecast.models.heads.base import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import window_sizes
 from forecast.models.module import Teacher
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import window_sizes
 from forecast.predict import predict
 
 QUICK = FitConfig(

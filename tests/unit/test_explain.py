@@ -19,7 +19,7 @@ from forecast.explain import Explanation, explain
 from forecast.fit import FitResult
 from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank, head_feature_count
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.predict import forecast
 
 Train = Callable[..., FitResult]

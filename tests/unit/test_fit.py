@@ -13,7 +13,7 @@ import torch
 
 from forecast import closed_form as closed_form_module
 from forecast import fit as fit_module
-from forecast import panel_statistics, skips
+from forecast import skips
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.load import Loaded
@@ -23,11 +23,12 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult, default_context, held_out
 from forecast.frequency import Frequency
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
-from forecast.models.ensemble import members_of
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
 from forecast.models.module import Budget, KeepBest, Teacher
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network import panel_statistics
+from forecast.models.network.ensemble import members_of
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validated
 from forecast.models.training import Job
 from forecast.models.training import train as run_training
 from forecast.predict import predict

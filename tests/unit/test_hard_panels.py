@@ -13,8 +13,8 @@ from forecast.data.load import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetune import finetune
 from forecast.fit import FitResult
-from forecast.models.carried import Carried, advance, segments_since
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.predict import forecast, predict
 
 Table = Callable[..., pl.DataFrame]

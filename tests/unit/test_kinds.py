@@ -39,7 +39,7 @@ from forecast.metrics import future_values
 from forecast.models import stacked
 from forecast.models.bank import BLEND
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import window_sizes
+from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes, Descent
 from forecast.predict import forecast, predict
 

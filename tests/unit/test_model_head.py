@@ -17,11 +17,11 @@ from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
-from forecast.models import log_quantiles
+from forecast.models.heads import log_quantiles
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import targets
-from forecast.models.losses import step_errors, validation_batches, window_sizes
-from forecast.models.recurrent import Output
+from forecast.models.network.forecaster import Output
+from forecast.models.network.losses import step_errors, validation_batches, window_sizes
 from forecast.predict import forecast, predict
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]

@@ -19,8 +19,8 @@ from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.skip import seasonal_solution
+from forecast.models.linear.ridge import seasonal_solution
+from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.predict import BATCH_SIZE, example, forecast, forecast_frame, predict
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]

@@ -17,9 +17,9 @@ from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, held_out
-from forecast.models.ensemble import Ensemble, members_of, together
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import validated
+from forecast.models.network.ensemble import Ensemble, members_of, together
+from forecast.models.network.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.predict import predict
 from forecast.pretrained_network import checked, of_model, of_package

@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.covariates import Columns, CovariateEffect, Shift
-from forecast.models.heads import QuantileHead
+from forecast.models.heads.base import QuantileHead
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame, stretches
 from forecast.models.inputs.scaling import FEW
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data, to_model
-from forecast.models.recurrent import Output, Past
+from forecast.models.network.forecaster import Output, Past
 from forecast.models.tensors import each, join
 from forecast.models.tunable import Tunable
 from forecast.models.universal.candidates import NAMES
+from forecast.models.universal.covariates import Columns, CovariateEffect, Shift
 from forecast.models.universal.forecasting import CONTEXTS
 from forecast.models.universal.history import Window
 from forecast.models.universal.network import LEVELS, PATCH, Shape, Steps, UniversalNetwork

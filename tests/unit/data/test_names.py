@@ -129,7 +129,7 @@ def test_rejects_name_the_series(rows: pl.DataFrame) -> None:
 def test_carried_states_keep_the_names() -> None:
     import torch
 
-    from forecast.models.carried import Carried
+    from forecast.models.network.carried_state import Carried
 
     blank = Carried(*(torch.zeros(len(NAMES), 1) for _ in Carried._fields))
     state = Rows(as_names(NAMES), blank, np.zeros((len(NAMES), 16), np.uint8))

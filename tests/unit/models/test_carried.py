@@ -14,11 +14,11 @@ from forecast.config import ModelConfig
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import FitResult
-from forecast.models.carried import Carried, advance, segments_since
-from forecast.models.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.recurrent import Output, RecurrentForecaster
+from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
+from forecast.models.network.forecaster import Output, RecurrentForecaster
 from forecast.predict import predict
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7

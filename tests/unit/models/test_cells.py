@@ -14,9 +14,9 @@ from forecast import artifact
 from forecast.config import FitSettings, ModelConfig, WindowConfig, load
 from forecast.data.load import Loaded
 from forecast.errors import ConfigError
-from forecast.models.cells import Carry, Encoder
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.recurrent import RecurrentForecaster
+from forecast.models.network.encoder import Carry, Encoder
+from forecast.models.network.forecaster import RecurrentForecaster
 
 INPUTS, HIDDEN, BATCH, STEPS = 3, 4, 2, 11
 CELLS: list[dict[str, Any]] = [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.heads import BernoulliHead, CategoricalHead
+from forecast.models.heads.base import BernoulliHead, CategoricalHead
 from forecast.models.inputs.frame import Frame
-from forecast.models.markov import ClassSkip, latest_class
+from forecast.models.linear.markov import ClassSkip, latest_class
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 

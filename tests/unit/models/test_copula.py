@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from forecast.models.copula import coupled_ranks, rank_correlation
+from forecast.models.postprocess.copula import coupled_ranks, rank_correlation
 
 HORIZON = 24
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from forecast.models.counts import quantiles
+from forecast.models.heads.count_quantiles import quantiles
 
 LEVELS = np.array([0.001, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.9995])
 

@@ -11,15 +11,15 @@ from scipy import stats
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.cells import Encoder
-from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
-from forecast.models.heads import make_head
+from forecast.models.heads.base import make_head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import targets
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.losses import step_errors
-from forecast.models.recurrent import Output, RecurrentForecaster
-from forecast.models.skip import line
+from forecast.models.linear.ridge import line
+from forecast.models.network.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
+from forecast.models.network.encoder import Encoder
+from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.losses import step_errors
 
 CELLS = ["lstm", "gru", "rnn"]
 HEADS = ["quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie"]
@@ -209,7 +209,7 @@ def test_random_numbers_are_spread_evenly_at_each_step_and_the_same_each_time() 
 def test_how_many_are_sampled_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, paths: int) -> None:
     made, windows, origins = forecaster(**AUTOREGRESSIVE).eval(), batch(4, span=3), torch.tensor([0, 2])
     whole = made(windows, origins)
-    monkeypatch.setattr("forecast.models.recurrent._NUMBERS", paths * made.n_paths * 64)
+    monkeypatch.setattr("forecast.models.network.forecaster._NUMBERS", paths * made.n_paths * 64)
     parts = made(windows, origins)
     torch.testing.assert_close(parts.paths, whole.paths, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.arguments, whole.arguments, rtol=1e-12, atol=1e-12)

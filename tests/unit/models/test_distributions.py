@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from forecast.models.heads import Head, QuantileHead, make_head
+from forecast.models.heads.base import Head, QuantileHead, make_head
 from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))

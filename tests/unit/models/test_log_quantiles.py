@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from forecast.models.log_quantiles import at_levels, mean
+from forecast.models.heads.log_quantiles import at_levels, mean
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 

@@ -8,11 +8,11 @@ import torch
 from forecast.checkpoints import NANO, card_of
 from forecast.config import ModelConfig
 from forecast.errors import ConfigError
-from forecast.models.ensemble import Ensemble
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.onnx import OnnxForecaster, exported, quantised
-from forecast.models.recurrent import Output, RecurrentForecaster
+from forecast.models.network.ensemble import Ensemble
+from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.runtime.onnx import OnnxForecaster, exported, quantised
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 

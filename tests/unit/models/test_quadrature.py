@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import laplace, nbinom, norm, poisson
 
-from forecast.models.quadrature import PHASES, expectation_levels
+from forecast.models.heads.quadrature import PHASES, expectation_levels
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEVELS: list[Sequence[float]] = [(), (0.5,), DECILES, (0.025, 0.25, 0.5, 0.9, 0.99), (0.001, 0.5, 0.51)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.skip import (
+from forecast.models.linear.ridge import (
     PENALTIES,
     Samples,
     eventful,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models import smoothing
-from forecast.models.smoothing import FILTERS, Filter
+from forecast.models.linear import smoothing
+from forecast.models.linear.smoothing import FILTERS, Filter
 
 HORIZON = 8
 

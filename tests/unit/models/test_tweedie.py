@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import special, stats
 
-from forecast.models import tweedie
-from forecast.models.heads import TweedieHead
+from forecast.models.heads import tweedie_distribution
+from forecast.models.heads.base import TweedieHead
 from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))
@@ -21,7 +21,7 @@ def tensor(values: object) -> torch.Tensor:
 
 def log_density(value: float, mean: float, dispersion: float, power: float) -> float:
     """A Poisson mixture of Gamma densities, summed over 200,000 counts."""
-    rate, scale = (float(v) for v in tweedie.rate_and_scale(tensor(mean), tensor(dispersion), power))
+    rate, scale = (float(v) for v in tweedie_distribution.rate_and_scale(tensor(mean), tensor(dispersion), power))
     if value == 0:
         return -rate
     count = np.arange(1, 200_000)
@@ -34,7 +34,7 @@ def log_density(value: float, mean: float, dispersion: float, power: float) -> f
 def test_the_loss_is_the_negative_log_likelihood(power: float, mean: float) -> None:
     for dispersion in (0.02, 0.5, 5.0):
         values = [0.0, 0.001 * mean, 0.3 * mean, mean, 6 * mean]
-        found = tweedie.surprise(tensor(values), tensor([mean] * 5), tensor([dispersion] * 5), power)
+        found = tweedie_distribution.surprise(tensor(values), tensor([mean] * 5), tensor([dispersion] * 5), power)
         expected = [-log_density(value, mean, dispersion, power) for value in values]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -43,14 +43,16 @@ def test_a_likelihood_of_many_jumps_costs_no_more_terms_and_nears_a_normal_one()
     mean, dispersion = tensor([1e6]), tensor([1e-3])
     deviation = float((dispersion * mean**1.5).sqrt())
     values = 1e6 + deviation * np.array([-1.0, 0.0, 2.0])
-    found = tweedie.surprise(tensor(values), mean.expand(3), dispersion.expand(3), 1.5)
+    found = tweedie_distribution.surprise(tensor(values), mean.expand(3), dispersion.expand(3), 1.5)
     np.testing.assert_allclose(found, -stats.norm(1e6, deviation).logpdf(values), atol=2e-3)
 
 
 def test_gradients_are_right() -> None:
     values = tensor([0.0, 0.1, 3.0, 40.0])
     start = tensor([1.0, 0.5, 2.0, 30.0]).requires_grad_(), tensor([1.0, 0.3, 2.0, 0.01]).requires_grad_()
-    assert torch.autograd.gradcheck(lambda mean, spread: tweedie.surprise(values, mean, spread, 1.5), start)
+    assert torch.autograd.gradcheck(
+        lambda mean, spread: tweedie_distribution.surprise(values, mean, spread, 1.5), start
+    )
 
 
 @pytest.mark.parametrize("power", POWERS)
@@ -79,7 +81,7 @@ def test_zeros_stay_zeros_whatever_the_frame() -> None:
     for location, divisor in [(123.4, 7.3), (1e5, 3e4), (0.1, 0.7)]:
         arguments = torch.tensor([[location, divisor, 2.0, 1.0]])
         scaled = (torch.tensor([0.0]) - location) / divisor
-        rate, _ = tweedie.rate_and_scale(tensor([2.0]), tensor([1.0]), 1.5)
+        rate, _ = tweedie_distribution.rate_and_scale(tensor([2.0]), tensor([1.0]), 1.5)
         torch.testing.assert_close(head.errors(arguments, scaled), rate)
 
 
@@ -100,10 +102,10 @@ def test_the_dispersion_scales_with_the_series() -> None:
 @pytest.mark.parametrize("rate", [1e-6, 0.3, 3.0, 200.0, 1e5])
 def test_draws_made_of_uniform_numbers_have_the_distribution(rate: float) -> None:
     uniform = (np.arange(20_000) + 0.5) / 20_000
-    found = tweedie.drawn(uniform, np.full(20_000, rate), 1.5)
+    found = tweedie_distribution.drawn(uniform, np.full(20_000, rate), 1.5)
     assert (found == 0).mean() == pytest.approx(math.exp(-rate), abs=1e-4)
     assert found.mean() == pytest.approx(rate, rel=1e-3, abs=1e-4)
     for value in np.quantile(found, [0.1, 0.5, 0.9, 0.99]):
         if value:
-            share = tweedie.below(np.array([value]), np.array([rate]), 1.5)
+            share = tweedie_distribution.below(np.array([value]), np.array([rate]), 1.5)
             assert (found <= value).mean() == pytest.approx(float(share[0]), abs=2e-3)

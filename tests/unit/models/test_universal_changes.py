@@ -23,7 +23,7 @@ from forecast.lineage import alone
 from forecast.models import stacked
 from forecast.models.bank import BLEND, Bank
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import window_sizes
+from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.network import MEDIAN, Shape

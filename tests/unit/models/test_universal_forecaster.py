@@ -14,9 +14,9 @@ from forecast.checkpoints import NANO, card_of
 from forecast.data.load import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.fit import FitResult
-from forecast.models.ensemble import Ensemble, members_of, recurrent_members, together
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import window_sizes
+from forecast.models.network.ensemble import Ensemble, members_of, recurrent_members, together
+from forecast.models.network.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
 from forecast.predict import predict

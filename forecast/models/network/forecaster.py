@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecast.config import ModelConfig
-from forecast.models import smoothing
-from forecast.models.cells import Carry, Encoder
-from forecast.models.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
-from forecast.models.heads import Head, SampledHead, make_head
+from forecast.models.heads.base import Head, SampledHead, make_head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame, stretches, targets
 from forecast.models.inputs.scaling import (
@@ -25,8 +22,11 @@ from forecast.models.inputs.scaling import (
 )
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
-from forecast.models.markov import ClassSkip, class_counts
-from forecast.models.skip import line
+from forecast.models.linear import smoothing
+from forecast.models.linear.markov import ClassSkip, class_counts
+from forecast.models.linear.ridge import line
+from forecast.models.network.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
+from forecast.models.network.encoder import Carry, Encoder
 from forecast.models.tunable import Tunable
 
 # Normalised values are kept within this range where they enter the network; the linear path keeps at least those of

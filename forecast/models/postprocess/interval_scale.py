@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.data.windows import WindowIndex
-from forecast.models.ensemble import Forecaster
-from forecast.models.heads import NormalHead, QuantileHead
+from forecast.models.heads.base import NormalHead, QuantileHead
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.losses import HeldOutForecasts, held_out_forecasts
+from forecast.models.network.ensemble import Forecaster
+from forecast.models.network.losses import HeldOutForecasts, held_out_forecasts
 
 # What intervals may be multiplied by.
 _LEAST, _MOST = 0.8, 4.0

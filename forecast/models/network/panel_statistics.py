@@ -7,12 +7,12 @@ from torch import Tensor
 
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.models.ensemble import Member
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.scaling import FEW, running_statistics
-from forecast.models.losses import validation_batches, window_sizes
-from forecast.models.recurrent import RecurrentForecaster
-from forecast.models.skip import Samples
+from forecast.models.linear.ridge import Samples
+from forecast.models.network.ensemble import Member
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validation_batches, window_sizes
 
 # Windows that a statistic is taken over, at most.
 _CHECKS = 4_096

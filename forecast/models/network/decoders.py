@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from forecast.config import ModelConfig
-from forecast.models.cells import Carry, Encoder
+from forecast.models.network.encoder import Carry, Encoder
 
 
 class SegmentDecoder(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from forecast.data.windows import WindowIndex
-from forecast.models.ensemble import Forecaster
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
-from forecast.models.recurrent import Output
+from forecast.models.network.ensemble import Forecaster
+from forecast.models.network.forecaster import Output
 
 Indices = tuple[Tensor, Tensor, Tensor]
 """Series and first origin of each window, and the origins (counted from the first) that bear the loss."""

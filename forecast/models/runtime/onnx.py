@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.onnx import TensorProtoDataType, symbolic_helper
 
 from forecast.errors import ConfigError
-from forecast.models.ensemble import Forecaster, members_of, recurrent_members
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
-from forecast.models.recurrent import Output
+from forecast.models.network.ensemble import Forecaster, members_of, recurrent_members
+from forecast.models.network.forecaster import Output
 
 OPSET: Final = 17
 # What smoothing forecasts is a part of the arguments.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forecast.models import counts, tweedie
+from forecast.models.heads import count_quantiles, tweedie_distribution
 
 if TYPE_CHECKING:
     from forecast.models.inputs.frame import Frame
@@ -463,7 +463,7 @@ class PoissonHead(Head):
     def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
         """Return the quantiles in units of the target, [..., level]; arguments are [..., 1]."""
         mean = arguments[0][..., 0]
-        return counts.quantiles(mean, torch.zeros_like(mean), levels)
+        return count_quantiles.quantiles(mean, torch.zeros_like(mean), levels)
 
     def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the mean, in the frame's units."""
@@ -519,7 +519,7 @@ class NegativeBinomialHead(PoissonHead):
 
     def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
         mean, excess = (values[..., 0] for values in arguments)
-        return counts.quantiles(mean, excess, levels)
+        return count_quantiles.quantiles(mean, excess, levels)
 
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         mean, excess = arguments
@@ -559,12 +559,12 @@ class TweedieHead(PoissonHead):
 
     def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
         mean, dispersion = arguments
-        return tweedie.surprise(count, mean, dispersion, self.power)
+        return tweedie_distribution.surprise(count, mean, dispersion, self.power)
 
     def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
         mean, dispersion = arguments
-        rate, scale = tweedie.rate_and_scale(mean, dispersion, self.power)
-        standard = tweedie.quantiles(rate[..., 0].cpu().numpy(), levels.tolist(), self.power)
+        rate, scale = tweedie_distribution.rate_and_scale(mean, dispersion, self.power)
+        standard = tweedie_distribution.quantiles(rate[..., 0].cpu().numpy(), levels.tolist(), self.power)
         return scale * torch.from_numpy(standard).to(scale)
 
     def drawn(
@@ -572,14 +572,16 @@ class TweedieHead(PoissonHead):
     ) -> Float[Tensor, "*axes"]:
         """Return a draw from each distribution, made of a uniform random number (`tweedie.drawn`)."""
         location, divisor, mean, dispersion = arguments.double().unbind(-1)
-        rate, scale = tweedie.rate_and_scale(mean, dispersion, self.power)
-        found = tweedie.drawn(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
+        rate, scale = tweedie_distribution.rate_and_scale(mean, dispersion, self.power)
+        found = tweedie_distribution.drawn(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
         scaled: Tensor = (scale * torch.from_numpy(found).to(arguments.device) - location) / divisor
         return scaled.to(arguments.dtype)
 
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         mean, dispersion = arguments
-        return tweedie.samples(*tweedie.rate_and_scale(mean, dispersion, self.power), self.power, generator)
+        return tweedie_distribution.samples(
+            *tweedie_distribution.rate_and_scale(mean, dispersion, self.power), self.power, generator
+        )
 
     def parameters_of(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forecast.models.heads import Head
+from forecast.models.heads.base import Head
 from forecast.models.inputs.frame import Frame
 
 # Shifts of the location parameter that are looked at, in units of spread, and how often the range is halved.

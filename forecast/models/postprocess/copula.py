@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from forecast.models.decoders import uniforms
-from forecast.models.heads import CategoricalHead, SampledHead
-from forecast.models.losses import HeldOutForecasts
+from forecast.models.heads.base import CategoricalHead, SampledHead
+from forecast.models.network.decoders import uniforms
+from forecast.models.network.losses import HeldOutForecasts
 
 # The least variance of a direction, so that every correlation has a root.
 _LEAST_VARIANCE = 1e-6

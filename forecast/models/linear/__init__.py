@@ -1,0 +1,1 @@
+"""The linear skip and its relatives: ridge regression, exponential smoothing, Markov tables of classes."""

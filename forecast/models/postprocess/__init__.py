@@ -1,0 +1,1 @@
+"""After the network: conformal calibration, widths of intervals, dependence over the horizon."""

@@ -1,0 +1,1 @@
+"""Torch settings, ONNX, and tensors on disk."""
