@@ -31,7 +31,7 @@ from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
 from forecast.finetune import finetune
 from forecast.fit import fit, training_data
 from forecast.metrics import future_values, score_windows, seasonal_naive, seasonal_naive_errors
-from forecast.models.heads.base import QuantileHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.predict import predict

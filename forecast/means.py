@@ -7,8 +7,9 @@ from torch import Tensor
 
 from forecast.data.windows import WindowIndex
 from forecast.models.heads import log_quantiles
-from forecast.models.heads.base import QuantileHead, mean_distance
+from forecast.models.heads.base import mean_distance
 from forecast.models.heads.mean_fit import location_shift
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import Frame, targets
 from forecast.models.inputs.transform import to_data

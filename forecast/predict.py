@@ -24,14 +24,18 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.heads import log_quantiles
-from forecast.models.heads.base import CategoricalHead, Head, QuantileHead, SampledHead, mean_distance
+from forecast.models.heads.base import Head, mean_distance
+from forecast.models.heads.categorical import CategoricalHead
+from forecast.models.heads.quantile import QuantileHead
+from forecast.models.heads.sampled import SampledHead
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data, to_model
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.models.network.ensemble import Forecaster, members_of, the_tunable
-from forecast.models.network.forecaster import Output, Past, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.network.output import Output, Past
 from forecast.models.postprocess.copula import coupled_ranks
 from forecast.models.runtime.onnx import Forward
 from forecast.models.runtime.torch_setup import prepare

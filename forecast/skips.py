@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from forecast.models.heads.base import empirical_quantiles, pinball
+from forecast.models.heads.quantiles import empirical_quantiles, pinball
 from forecast.models.inputs.transform import to_data
 from forecast.models.linear.ridge import Samples, Solution, line, mean_season_solution
 from forecast.models.network.forecaster import RecurrentForecaster

@@ -11,7 +11,7 @@ from forecast.config import ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
 from forecast.member_fit import MemberFit
-from forecast.models.heads.base import QuantileHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.network.ensemble import Ensemble, Forecaster, members_of, together

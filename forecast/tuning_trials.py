@@ -8,7 +8,8 @@ from torch import Tensor
 
 from forecast.config import FinetuneSettings
 from forecast.models.bank import Bank
-from forecast.models.heads.base import CategoricalHead, Head
+from forecast.models.heads.base import Head
+from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.stacked import Changes
 

@@ -10,7 +10,7 @@ from forecast.models import stacked
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.network.forecaster import Output, Past
+from forecast.models.network.output import Output, Past
 from forecast.models.tunable import AnyTunable
 
 # Most recent values of the window that a series' own map sees, at most.

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from forecast.config import FitConfig
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import DataError, listing
-from forecast.models.heads.base import QuantileHead
 from forecast.models.heads.quadrature import expectation_levels
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights
 from forecast.models.network.ensemble import Forecaster, Member
-from forecast.models.network.forecaster import Output
 from forecast.models.network.losses import Indices, held_out_error, output_errors, validation_batches, window_sizes
+from forecast.models.network.output import Output
 from forecast.names import TRAIN_LOSS, VAL_LOSS
 
 _WARM_UP = 0.03

@@ -14,8 +14,8 @@ from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Forecaster
-from forecast.models.network.forecaster import Output
 from forecast.models.network.losses import window_sizes
+from forecast.models.network.output import Output
 
 # Numbers held at once while the network runs: targets of all origins of a batch of windows.
 _BATCH_TARGETS = 500_000

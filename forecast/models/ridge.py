@@ -8,7 +8,8 @@ from torch import Tensor
 
 from forecast.data.panel import IntArray
 from forecast.models.bank import head_features
-from forecast.models.heads.base import CategoricalHead, Head
+from forecast.models.heads.base import Head
+from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.origins import alone, apart, forecast, held_out, passes, recency, rounds

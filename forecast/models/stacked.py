@@ -13,7 +13,8 @@ from torch.func import functional_call, vmap
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.encoder import Encoder
-from forecast.models.network.forecaster import Output, Past, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.output import Output, Past
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster
 

@@ -13,7 +13,7 @@ from forecast.models.heads.base import Head
 if TYPE_CHECKING:
     from forecast.models.inputs.batch import Batch
     from forecast.models.inputs.shape import NetworkShape
-    from forecast.models.network.forecaster import Output, Past
+    from forecast.models.network.output import Output, Past
 
 R = TypeVar("R")
 

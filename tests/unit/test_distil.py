@@ -17,7 +17,7 @@ from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
 from forecast.metrics import future_values
-from forecast.models.heads.base import QuantileHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Teacher
 from forecast.models.network.forecaster import RecurrentForecaster

@@ -20,8 +20,8 @@ from forecast.fit import FitResult
 from forecast.models.heads import log_quantiles
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import targets
-from forecast.models.network.forecaster import Output
 from forecast.models.network.losses import step_errors, validation_batches, window_sizes
+from forecast.models.network.output import Output
 from forecast.predict import forecast, predict
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]

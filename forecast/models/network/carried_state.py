@@ -17,7 +17,7 @@ from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.scaling import Totals
 from forecast.models.network.ensemble import Forecaster, recurrent_members
-from forecast.models.network.forecaster import Past
+from forecast.models.network.output import Past
 
 _BATCH_SIZE = 512
 # Steps that go in at a time, about: memory does not depend on the length of a history.

@@ -10,11 +10,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from forecast.config import ModelConfig
-from forecast.models.heads.base import CategoricalHead
+from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.network.forecaster import Output, Past, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.output import Output, Past
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 
 

@@ -12,7 +12,7 @@ from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.network.ensemble import Forecaster
-from forecast.models.network.forecaster import Output
+from forecast.models.network.output import Output
 
 Indices = tuple[Tensor, Tensor, Tensor]
 """Series and first origin of each window, and the origins (counted from the first) that bear the loss."""

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from forecast.models.heads.base import CategoricalHead, SampledHead
+from forecast.models.heads.categorical import CategoricalHead
+from forecast.models.heads.sampled import SampledHead
 from forecast.models.network.decoders import uniforms
 from forecast.models.network.losses import HeldOutForecasts
 

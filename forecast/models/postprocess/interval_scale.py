@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.data.windows import WindowIndex
-from forecast.models.heads.base import NormalHead, QuantileHead
+from forecast.models.heads.gaussian import NormalHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.losses import HeldOutForecasts, held_out_forecasts

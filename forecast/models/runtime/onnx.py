@@ -24,7 +24,7 @@ from forecast.errors import ConfigError
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.ensemble import Forecaster, members_of, recurrent_members
-from forecast.models.network.forecaster import Output
+from forecast.models.network.output import Output
 
 OPSET: Final = 17
 # What smoothing forecasts is a part of the arguments.

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.heads.base import QuantileHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame, stretches
 from forecast.models.inputs.scaling import FEW
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data, to_model
-from forecast.models.network.forecaster import Output, Past
+from forecast.models.network.output import Output, Past
 from forecast.models.tensors import each, join
 from forecast.models.tunable import Tunable
 from forecast.models.universal.candidates import NAMES

@@ -18,7 +18,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
-from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.output import Output
 from forecast.predict import predict
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7

@@ -11,8 +11,9 @@ from forecast.config import ModelConfig
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.decoders import AutoregressiveDecoder
-from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors
+from forecast.models.network.output import Output
 
 CONTEXT, HORIZON = 6, 3
 ORIGIN = torch.zeros(1, dtype=torch.long)

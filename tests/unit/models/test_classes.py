@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.heads.base import BernoulliHead, CategoricalHead
+from forecast.models.heads.categorical import BernoulliHead, CategoricalHead
 from forecast.models.inputs.frame import Frame
 from forecast.models.linear.markov import ClassSkip, latest_class
 

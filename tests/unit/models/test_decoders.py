@@ -11,15 +11,16 @@ from scipy import stats
 from torch import Tensor
 
 from forecast.config import ModelConfig
-from forecast.models.heads.base import make_head
+from forecast.models.heads.factory import make_head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import line
 from forecast.models.network.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.network.encoder import Encoder
-from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors
+from forecast.models.network.output import Output
 
 CELLS = ["lstm", "gru", "rnn"]
 HEADS = ["quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie"]

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from forecast.models.heads.base import Head, QuantileHead, make_head
+from forecast.models.heads.base import Head
+from forecast.models.heads.factory import make_head
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from forecast.models.heads.base import QuantileHead, empirical_quantiles, pinball
+from forecast.models.heads.quantile import QuantileHead
+from forecast.models.heads.quantiles import empirical_quantiles, pinball
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEVELS = [DECILES, (0.5,), (0.025, 0.5), (0.5, 0.9), (0.01, 0.3, 0.5, 0.6, 0.995)]

@@ -11,7 +11,8 @@ from forecast.errors import ConfigError
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Ensemble
-from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.output import Output
 from forecast.models.runtime.onnx import OnnxForecaster, exported, quantised
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape

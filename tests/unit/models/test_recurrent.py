@@ -13,12 +13,13 @@ import torch
 
 from forecast.config import ModelConfig
 from forecast.data.load import Loaded
-from forecast.models.heads.base import QuantileHead
+from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import line
-from forecast.models.network.forecaster import Output, RecurrentForecaster
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.output import Output
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 CELLS = ["lstm", "gru", "rnn"]

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 from forecast.models.heads import tweedie_distribution
-from forecast.models.heads.base import TweedieHead
+from forecast.models.heads.tweedie import TweedieHead
 from forecast.models.inputs.frame import Frame
 
 DECILES = tuple(k / 10 for k in range(1, 10))

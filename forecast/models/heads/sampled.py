@@ -1,0 +1,63 @@
+"""A distribution that is known by samples."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from forecast.models.heads.quantiles import pinball
+
+# Levels times draws that are so little above a whole number are that number.
+_WHOLE = 1e-4
+
+
+class SampledHead(nn.Module):
+    """A distribution known by samples: its arguments are draws, the least first, and the mean."""
+
+    levels: Tensor
+
+    def __init__(
+        self, levels: Float[Tensor, " quantile"], *, median: int, counts: bool = False, heavy_tailed: bool = False
+    ) -> None:
+        super().__init__()
+        self.median, self.counts, self.heavy_tailed = median, counts, heavy_tailed
+        self.register_buffer("levels", levels, persistent=False)
+
+    def quantiles(
+        self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
+    ) -> Float[Tensor, "*axes quantile"]:
+        """Return the quantiles at `levels`, the head's own when None.
+
+        They are linear between draws, each in the middle of its share; of counts, draws.
+
+        These are definitions 5 and 1 of Hyndman & Fan (1996).
+        """
+        draws = arguments[..., :-1]
+        place = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
+        if self.counts:
+            return draws[..., (place - 0.5 - _WHOLE).ceil().long().clamp(0, draws.shape[-1] - 1)]
+        before = place.floor().clamp(0, draws.shape[-1] - 2)
+        share = (place - before).clamp(0, 1).to(draws.dtype)
+        return draws[..., before.long()].lerp(draws[..., before.long() + 1], share)
+
+    def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the mean."""
+        return arguments[..., -1]
+
+    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+        """Return the one number that residuals are taken from: the median, but the mean of counts."""
+        return self.mean(arguments) if self.counts else self.quantiles(arguments)[..., self.median]
+
+    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
+        """Return what is stated of each step: the quantiles."""
+        return self.quantiles(arguments)
+
+    def residual(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes shift"]:
+        """Return what a shift should make up for, as `Head.residual`."""
+        return (target - self.centre(arguments))[..., None]
+
+    def scores(
+        self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes"]:
+        """Return the pinball loss at the levels."""
+        return pinball(self.quantiles(arguments), target, self.levels)
