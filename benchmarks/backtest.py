@@ -15,7 +15,7 @@ from benchmarks.data import SCALE, show_table
 from benchmarks.meter import Meter
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
-from forecast.data.load import load_panel
+from forecast.data.ingest.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import fit

@@ -24,7 +24,7 @@ import torch
 import forecast as fc
 from benchmarks.meter import ROOT
 from forecast.checkpoints import NANO
-from forecast.data.nyc_flights import KNOWN_COVARIATES, PAST_COVARIATES, nyc_flights
+from forecast.datasets.nyc_flights import KNOWN_COVARIATES, PAST_COVARIATES, nyc_flights
 
 _SERIES = 500
 _KEYS = "series_id", "timestamp"

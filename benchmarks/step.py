@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from forecast.config import DataConfig, ModelConfig
-from forecast.data.load import load_panel
+from forecast.data.ingest.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import OriginSampler
 from forecast.models.inputs.batch import PanelTensors

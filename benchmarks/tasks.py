@@ -20,11 +20,11 @@ from benchmarks.meter import Figures, Meter, answer, warmed
 from forecast import artifact as artifacts
 from forecast.api import forecast
 from forecast.config import DataConfig, FitConfig, ModelConfig, ScoreOutput, ScoreSettings, SourceConfig, WindowConfig
-from forecast.data.folders import locked
-from forecast.data.load import Loaded
-from forecast.data.prepared import prepare
+from forecast.data.files import locked
+from forecast.data.ingest.load import Loaded
+from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel, text_columns
-from forecast.data.source import open_tables
+from forecast.data.sources.open import open_tables
 from forecast.data.windows import OriginSampler, windows_at
 from forecast.fit import fit
 from forecast.models.inputs.batch import PanelTensors

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from forecast.config import CLASS_HEADS, POSITIVE_HEADS, ModelConfig
-from forecast.data.context import MAX_SMOOTHED
 from forecast.data.panel import IntArray, Panel
+from forecast.data.time.context import MAX_SMOOTHED
 from forecast.data.windows import WindowIndex, overlap, sample_origins
 from forecast.means import relative_divisor
 from forecast.models.heads.mean_fit import location_shift, widths

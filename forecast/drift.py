@@ -10,7 +10,7 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.panel import IntArray, Panel, TargetArray
-from forecast.frequency import DAY
+from forecast.data.time.frequency import DAY
 from forecast.names import TARGET
 
 Array = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from forecast.artifact import Artifact
 from forecast.config import AUTO, ExplainSettings
-from forecast.data.features import feature_names
+from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, listing

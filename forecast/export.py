@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from forecast.artifact import Artifact
-from forecast.data.calendar import calendar_features
-from forecast.data.features import feature_names
+from forecast.data.features.calendar import calendar_features
+from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError

@@ -28,12 +28,12 @@ from forecast.config import (
     SourceConfig,
     WindowConfig,
 )
-from forecast.data.categories import with_trained_categories
-from forecast.data.classes import with_trained_classes
-from forecast.data.context import default_context
 from forecast.data.holdout import Holdout, holdout_of
-from forecast.data.load import Loaded
+from forecast.data.ingest.categories import with_trained_categories
+from forecast.data.ingest.classes import with_trained_classes
+from forecast.data.ingest.load import Loaded
 from forecast.data.panel import IntArray, Panel
+from forecast.data.time.context import default_context
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.final_fit import TIME_SHARE, FinalFit, settle

@@ -15,10 +15,10 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.config import AUTO
 from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
-from forecast.data.frames import to_lazy
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
-from forecast.data.source import used_columns
+from forecast.data.sources.frames import to_lazy
+from forecast.data.sources.open import used_columns
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors

@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from forecast.config import ServingSettings, load
-from forecast.data.rejects import SHOWN, offenders
+from forecast.data.ingest.rejects import SHOWN, offenders
 from forecast.errors import DataError, GatecastError
 from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, REASON, SERIES_ID, TIMESTAMP
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import sqlalchemy
 
-from forecast.data.folders import make_private
+from forecast.data.files import make_private
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
 from forecast.tracking_calls import Calls

@@ -22,7 +22,7 @@ import sqlalchemy
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.errors import OutputError
 from forecast.redaction import redacted, without_password
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, ModelConfig, WindowConfig
 from forecast.covariate_effect import with_covariates
-from forecast.data.context import default_context
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
 from forecast.data.panel import IntArray, Panel
+from forecast.data.time.context import default_context
+from forecast.data.time.frequency import Frequency
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, listing
-from forecast.frequency import Frequency
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.losses import held_out_forecasts

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.backtest import BacktestResult
-    from forecast.data.load import Loaded
+    from forecast.data.ingest.load import Loaded
     from forecast.data.panel import Panel
     from forecast.registry import Run, Version
 
@@ -45,7 +45,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     in it. Returns the version, a line about it, and the result.
     """
     from forecast.backtest import BACKTEST_RUN, FORECASTS, SCORES, Contender, backtest
-    from forecast.data.folders import check_writable
+    from forecast.data.files import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
     from pipelines import report
@@ -116,7 +116,7 @@ def _log(
 
     from forecast import plots
     from forecast.backtest import FORECASTS, SCORES
-    from forecast.data.io import write_parquet_atomic
+    from forecast.data.sources.tables import write_parquet_atomic
     from forecast.metrics import MODEL
     from forecast.names import CUTOFF, SERIES_ID
     from pipelines.shared import pick

@@ -29,9 +29,9 @@ from forecast.config import (
     load,
 )
 from forecast.data.ages import ENDED
-from forecast.data.io import UNREADABLE
 from forecast.data.manifests import FORECASTS, ForecastKey, current
 from forecast.data.sinks import open_sink
+from forecast.data.sources.tables import UNREADABLE
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.ledger_entry import moment_of

@@ -11,8 +11,8 @@ from pipelines.compose import verb_config
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.data.load import Loaded
-    from forecast.data.prepared import Appended, Prepared
+    from forecast.data.ingest.load import Loaded
+    from forecast.data.prepared.prepare import Appended, Prepared
 
 USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
 
@@ -52,16 +52,16 @@ def _prepare(config: PrepareConfig) -> None:
 
 def prepare(config: PrepareConfig) -> "Prepared":
     """Write the panel, log what is in it, and return it."""
-    from forecast.data import prepared
+    from forecast.data.prepared import prepare as prepare_module
     from forecast.data.read import text_columns
-    from forecast.data.source import fingerprint, open_tables, unchanged
+    from forecast.data.sources.open import fingerprint, open_tables, unchanged
     from forecast.registry import Registry
     from pipelines.shared import log_data, log_profile
 
     registry = Registry(config.registry)
     with console.stage("prepare") as stage, unchanged(config.data) as check_source:
         key = fingerprint(config.data)  # Before a row is read.
-        done = prepared.prepare(
+        done = prepare_module.prepare(
             open_tables(config.data, text_columns(config.data, None)),
             config.data,
             config.window.horizon,
@@ -91,17 +91,17 @@ def _append(config: AppendConfig) -> None:
 
 def append(config: AppendConfig) -> "Appended":
     """Add the rows, log what has changed, and return the panel."""
-    from forecast.data import prepared
+    from forecast.data.prepared import prepare as prepare_module
     from forecast.data.read import text_columns
-    from forecast.data.source import open_tables, unchanged
+    from forecast.data.sources.open import open_tables, unchanged
     from forecast.registry import Registry
     from pipelines.shared import log_data
 
     registry, folder = Registry(config.registry), Path(config.output.path)
-    data = prepared.reading(folder, config.data)
+    data = prepare_module.reading(folder, config.data)
     with console.stage("append") as stage, unchanged(data) as check_source:
-        tables = open_tables(data, text_columns(data, prepared.categories(folder)))
-        done = prepared.append(
+        tables = open_tables(data, text_columns(data, prepare_module.categories(folder)))
+        done = prepare_module.append(
             folder, tables, config.data, revisions=config.append.revisions, check_source=check_source
         )
         stage.note(new_values=done.new_steps, new_series=done.new_series, revised=done.revisions.height)
@@ -117,10 +117,10 @@ def _profile(argv: list[str]) -> None:
     import polars as pl
 
     from forecast.data.ages import ended_series
-    from forecast.data.folders import check_writable
-    from forecast.data.io import write_parquet_atomic, write_text_atomic
-    from forecast.data.load import missing_known
-    from forecast.data.profile import frequencies, profile, quality, summary
+    from forecast.data.files import check_writable
+    from forecast.data.ingest.load import missing_known
+    from forecast.data.profiling.profile import frequencies, profile, quality, summary
+    from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
     from forecast.profile_page import profile_page
     from pipelines.shared import read_table
 
@@ -157,8 +157,8 @@ def _profile(argv: list[str]) -> None:
 
 
 def _nyc_flights(argv: list[str]) -> None:
-    from forecast.data.io import write_parquet_atomic
-    from forecast.data.nyc_flights import nyc_flights, nyc_weather
+    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.datasets.nyc_flights import nyc_flights, nyc_weather
     from forecast.names import SERIES_ID
 
     if len(argv) != 1 or argv[0].startswith("-"):

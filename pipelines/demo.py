@@ -64,8 +64,8 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
     with clock("import"):
         import polars as pl
 
-        from forecast.data.io import write_parquet_atomic
-        from forecast.data.nyc_flights import nyc_flights
+        from forecast.data.sources.tables import write_parquet_atomic
+        from forecast.datasets.nyc_flights import nyc_flights
         from forecast.names import SERIES_ID
         from forecast.registry import Registry
         from pipelines import backtest, finetune, promote, score, train
@@ -178,7 +178,7 @@ def _report(
 ) -> None:
     import polars as pl
 
-    from forecast.data.nyc_flights import TIME_ZONE
+    from forecast.datasets.nyc_flights import TIME_ZONE
     from forecast.names import SERIES_ID, TARGET, TIMESTAMP
     from forecast.report import write_report
 

@@ -21,7 +21,7 @@ from pipelines.verbs import JOBS, config_of
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.data.load import Loaded
+    from forecast.data.ingest.load import Loaded
     from forecast.monitor import Check, Monitored, Written
     from forecast.registry import Registry, Version
 
@@ -68,7 +68,7 @@ def main(config: MonitorConfig) -> None:
 
 def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
     from forecast.monitor import Written, checks, maker, monitor
     from forecast.names import SHADOW
     from pipelines.shared import open_registry, open_version, read_for

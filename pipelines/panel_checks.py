@@ -30,7 +30,7 @@ def panel_faults(schedules: "dict[str, Schedule]", makers: dict[str, list[str]],
 
 
 def _fault(schedule: "Schedule", data: SourceConfig, *, is_made: bool) -> str | None:
-    from forecast.data.source import fingerprint
+    from forecast.data.sources.open import fingerprint
 
     try:
         fingerprint(data)
@@ -47,10 +47,10 @@ def _fault(schedule: "Schedule", data: SourceConfig, *, is_made: bool) -> str | 
 
 def _time_zone(data: SourceConfig) -> str | None:
     """Return the time zone of a panel if its table, or how it was prepared, says so. Raises DataError."""
-    from forecast.data import io
-    from forecast.data.columns import KNOWN_NAMES
-    from forecast.data.prepared import reading
-    from forecast.data.source import is_prepared
+    from forecast.data.prepared.prepare import reading
+    from forecast.data.sources import tables
+    from forecast.data.sources.columns import KNOWN_NAMES
+    from forecast.data.sources.open import is_prepared
     from forecast.names import TIMESTAMP
 
     assert data.path is not None
@@ -60,6 +60,6 @@ def _time_zone(data: SourceConfig) -> str | None:
         return data.time_zone
     if ".csv" in data.path or "json" in data.path:
         return None  # Its text is not read here.
-    schema = io.scan(data.path, (), "data.path").collect_schema()
+    schema = tables.scan(data.path, (), "data.path").collect_schema()
     zones = [getattr(schema[name], "time_zone", None) for name in KNOWN_NAMES[TIMESTAMP] if name in schema]
     return next(filter(None, zones), None)

@@ -28,7 +28,7 @@ def main(config: PretrainConfig) -> None:
 
 def run(config: PretrainConfig) -> tuple[Path, str]:
     """Train, or go on, log, and write the checkpoint; return the path of its card and a line about it."""
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
     from forecast.models.runtime.torch_setup import prepare
     from forecast.models.universal.checkpoint import write_checkpoint
     from forecast.pretraining.batches import Pool, Series

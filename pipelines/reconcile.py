@@ -32,9 +32,9 @@ def main(config: ReconcileConfig) -> None:
 
 def run(config: ReconcileConfig) -> tuple[Path, str]:
     """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
-    from forecast.data.folders import locked
-    from forecast.data.io import collect, scan
+    from forecast.data.files import locked
     from forecast.data.manifests import MANIFESTS, ForecastKey
+    from forecast.data.sources.tables import collect, scan
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.reconcile import hierarchy_of, past_errors, reconcile
 
@@ -102,7 +102,7 @@ def _scored(settings: ReconcileSource, model: str) -> dict[str, dict[str, Any]]:
 def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[str, dict[str, Any]]:
     if asked is None:
         return list(scored.items())[-1]
-    from forecast.frequency import local_clock
+    from forecast.data.time.frequency import local_clock
 
     for moment, content in scored.items():
         given = datetime.fromisoformat(moment)
@@ -191,8 +191,8 @@ def _sha256(file: Path) -> str:
 
 def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
     """Write the forecasts, then the manifest, and remove what it replaces: all of this cutoff and model."""
-    from forecast.data.io import write_parquet_atomic, write_text_atomic
     from forecast.data.manifests import FORECASTS, MANIFESTS, partition
+    from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
 
     part = folder / FORECASTS / source.folder / f"part-00000-{key[:16]}.parquet"
     write_parquet_atomic(made.frame, part)

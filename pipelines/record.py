@@ -66,7 +66,7 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
             if entry is not None and entry.status == "done":
                 console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
                 return
-            from forecast.frequency import local_clock
+            from forecast.data.time.frequency import local_clock
 
             token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
             try:
@@ -86,8 +86,8 @@ def _look(config: JobConfig) -> None:
 
     That is told before torch and MLflow take seconds to import.
     """
-    from forecast.data.folders import check_location
-    from forecast.data.source import fingerprint
+    from forecast.data.files import check_location
+    from forecast.data.sources.open import fingerprint
 
     if (data := getattr(config, "data", None)) is not None:
         fingerprint(data)

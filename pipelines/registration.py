@@ -49,7 +49,7 @@ class Registration:
         tags: Mapping[str, str] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
-        from forecast.data.side_tables import side_tables
+        from forecast.data.sources.side_tables import side_tables
         from pipelines.shared import version_tags
 
         self._registry, self._run, self._artifact, self._alias = registry, run, artifact, alias

@@ -166,7 +166,7 @@ class Replay:
         """Make the history, the first model and its first champion."""
         import polars as pl
 
-        from forecast.data.nyc_flights import nyc_flights
+        from forecast.datasets.nyc_flights import nyc_flights
         from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
         self._table = nyc_flights().select(SERIES_ID, TIMESTAMP, TARGET, "airport", "carrier").drop_nulls(TARGET)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.artifact import Artifact
-    from forecast.data.load import Loaded
+    from forecast.data.ingest.load import Loaded
     from forecast.registry import Record, Registry, Run, Version
 
 PAGE: Final = "report.html"
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: ReportConfig) -> str:
     """Write the page, and return a line about it."""
-    from forecast.data.folders import check_writable
+    from forecast.data.files import check_writable
     from pipelines.shared import open_version, read_for
 
     check_writable(Path(config.output.path))

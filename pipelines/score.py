@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from forecast.artifact import Artifact
-    from forecast.data.load import Loaded
+    from forecast.data.ingest.load import Loaded
     from forecast.output import Job, Output
     from forecast.registry import Registry, Run, Version
 
@@ -65,7 +65,7 @@ def main(config: ScoreConfig) -> None:
 
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
-    from forecast.data.folders import check_writable
+    from forecast.data.files import check_writable
     from forecast.names import SHADOW
     from forecast.output import Job
     from forecast.registry import Registry
@@ -169,7 +169,7 @@ def _shadow(
 @contextmanager
 def _locks(config: ScoreConfig) -> Iterator[None]:
     """Keep other jobs out of the folders that this one writes into."""
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
 
     with locked(Path(config.output.path)):
         if config.score.state is None:

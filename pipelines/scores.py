@@ -54,7 +54,7 @@ def _list(config: ScoresConfig) -> None:
 
 
 def _upgrade(config: ScoresConfig) -> None:
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
     from forecast.data.scores import Scores
     from forecast.data.scores_upgrade import upgrade
 
@@ -128,7 +128,7 @@ def _printed(frame: "pl.DataFrame") -> list[str]:
 
 
 def _write(frame: "pl.DataFrame", path: Path) -> None:
-    from forecast.data.io import write_bytes_atomic, write_parquet_atomic
+    from forecast.data.sources.tables import write_bytes_atomic, write_parquet_atomic
 
     if path.suffix == ".parquet":
         write_parquet_atomic(frame, path)

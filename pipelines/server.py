@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from forecast.config import ServerConfig
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.errors import ConfigError, OutputError
 from pipelines import compose, console, ui
 from pipelines.record import on_sigterm, terminate

@@ -50,7 +50,7 @@ def run(config: SyncConfig) -> None:
 
 def _log(config: SyncConfig, folder: Path, spooled: "SpooledRun", real_ids: dict[str, str]) -> str:
     """Log a run, and return a line about it."""
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
     from forecast.registry import Registry
     from forecast.tracking_spool import KEY, REGISTER, calls_of, remove
 

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import AUTO
-from forecast.data.context import default_context
 from forecast.data.panel import IntArray, Panel
+from forecast.data.time.context import default_context
+from forecast.data.time.frequency import Grid, clock
 from forecast.data.windows import WindowIndex
 from forecast.errors import listing
-from forecast.frequency import Grid, clock
 from forecast.names import SERIES_ID
 
 ENDED: Final = "ended"

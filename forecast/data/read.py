@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from forecast.config import DataConfig
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import open_prepared
-from forecast.data.source import is_prepared, open_tables, unchanged
-from forecast.data.validate import TRUTH, Categories
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.validate import TRUTH, Categories
+from forecast.data.prepared.prepare import open_prepared
+from forecast.data.sources.open import is_prepared, open_tables, unchanged
 
 
 def read_panel(data: DataConfig, horizon: int, categories: Categories | None = None) -> Loaded:

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from forecast.data.sql import Database, quoted_names, sql_type
+from forecast.data.sources.sql import Database, quoted_names, sql_type
 from forecast.errors import OutputError, listing
 
 _SHOWN: Final = 30

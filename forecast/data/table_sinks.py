@@ -10,7 +10,6 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.config import table_names
-from forecast.data.io import write_text_atomic
 from forecast.data.manifests import (
     FORECASTS,
     KINDS,
@@ -23,7 +22,8 @@ from forecast.data.manifests import (
     legacy_key,
 )
 from forecast.data.sinks import Files, check_rows, expected_rows, scan_file
-from forecast.data.sql import Database, literal, rows_where, transaction
+from forecast.data.sources.sql import Database, literal, rows_where, transaction
+from forecast.data.sources.tables import write_text_atomic
 from forecast.data.sql_tables import check_columns, ensure_index, ensure_table
 from forecast.errors import ConfigError, OutputError
 from forecast.names import (

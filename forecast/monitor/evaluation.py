@@ -16,10 +16,10 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings
 from forecast.data.ages import ENDED
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
 from forecast.data.panel import Panel
+from forecast.data.time.frequency import DAY
 from forecast.drift import Span, cycles, drift
-from forecast.frequency import DAY
 from forecast.metrics import MODEL
 from forecast.monitor.alarms import alarms_of
 from forecast.monitor.coverage import coverage_of

@@ -11,7 +11,7 @@ import numpy as np
 from forecast.config import MonitorSettings
 from forecast.data.ages import MaxAge, age_limit
 from forecast.data.panel import Panel
-from forecast.frequency import DAY, Frequency
+from forecast.data.time.frequency import DAY, Frequency
 from forecast.monitor.cutoffs import Cutoff
 from forecast.monitor.forecasts import in_utc, written_at
 

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.data.load import Loaded
-from forecast.data.profile import profile
+from forecast.data.ingest.load import Loaded
+from forecast.data.profiling.profile import profile
 from forecast.errors import ConfigError, listing
 from forecast.names import SERIES_ID
 from forecast.selection import static_frame

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from forecast.data.panel import Panel
-from forecast.frequency import DAY
+from forecast.data.time.frequency import DAY
 from forecast.metrics import MODEL, score_windows, seasonal_naive_errors
 from forecast.monitor.cutoffs import Cutoff, Part, no_part
 from forecast.names import CUTOFF, OBSERVED_UNTIL, SERIES_ID

@@ -13,7 +13,7 @@ import pytest
 import services
 
 import forecast
-from forecast.data import deadlines, sql
+from forecast.data.sources import deadlines, sql
 from forecast.errors import DataError, LedgerError, OutputError
 from forecast.ledger import Job, Ledger
 
@@ -126,7 +126,7 @@ def test_a_query_without_an_answer_is_an_error(postgresql: str) -> None:
 def test_a_process_ends_that_has_left_a_connection_which_hangs(postgresql: str) -> None:
     program = """
 import os, signal, sys
-from forecast.data import deadlines, sql
+from forecast.data.sources import deadlines, sql
 from forecast.errors import OutputError
 deadlines._ANSWER_SECONDS = deadlines._PROBE_SECONDS = 3.0
 try:

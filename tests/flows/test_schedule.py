@@ -23,7 +23,7 @@ from flow import END, NAME, Store, forecast, refuse, succeed
 from forecast import alias_lock as alias_lock_module
 from forecast import ledger as ledger_module
 from forecast.alias_lock import alias_lock
-from forecast.data import sql
+from forecast.data.sources import sql
 from forecast.errors import LedgerError, RegistryError
 from forecast.ledger import Entry, Job, Ledger
 from pipelines.notify import verify

@@ -146,7 +146,7 @@ def test_the_end_of_the_panel_is_forecast_with_weights_that_have_seen_it(store: 
 
 
 def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
-    from forecast.data.folders import locked
+    from forecast.data.files import locked
 
     with locked(promoted.folder / "out"):
         message = refuse(6, "score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'out'}")

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
-from forecast.data.load import Loaded, load_panel
+from forecast.data.ingest.load import Loaded, load_panel
 
 if TYPE_CHECKING:
     from forecast.fit import FitResult, Progress

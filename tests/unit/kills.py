@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forecast import artifact as artifacts
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.output import Job
 
 

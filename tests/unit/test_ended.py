@@ -13,7 +13,7 @@ import pytest
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, load
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.errors import ConfigError, DataError
 from forecast.output import Job, Output
 from forecast.predict import forecast_frame

@@ -14,7 +14,7 @@ import forecast as fc
 from forecast.artifact import Artifact, load
 from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, ScoreSettings
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult

@@ -16,12 +16,13 @@ from forecast import fit as fit_module
 from forecast import skips
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, FitConfig
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
+from forecast.data.time.context import default_context
+from forecast.data.time.frequency import Frequency
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult, default_context, held_out
-from forecast.frequency import Frequency
+from forecast.fit import FitResult, held_out
 from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Budget, KeepBest, Teacher

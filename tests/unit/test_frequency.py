@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forecast.data.time.frequency import Frequency, Grid, business_days, clock, infer_frequency
 from forecast.errors import ConfigError, DataError
-from forecast.frequency import Frequency, Grid, business_days, clock, infer_frequency
 
 ALL = ["15m", "1h", "6h", "1d", "2d", "1bd", "3bd", "1w", "2w", "1mo", "2mo", "1bm", "3bm", "1q", "1y"]
 WEEKS = ["mon-fri", "sun-thu", "mon-sat", "sat-wed", "mon,wed,fri", "tue", "mon-sun"]

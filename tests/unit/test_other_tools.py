@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
 from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.output import Job
@@ -98,7 +98,7 @@ def test_time_zones_are_kept(trained: FitResult, weekly_table: pl.DataFrame, tmp
     import duckdb
 
     from forecast.config import DataConfig
-    from forecast.data.load import load_panel
+    from forecast.data.ingest.load import load_panel
 
     zoned = weekly_table.with_columns(pl.col("timestamp").dt.replace_time_zone("Europe/Berlin"))
     data = DataConfig.model_validate(trained.artifact.data.model_dump() | {"time_zone": "Europe/Berlin"})

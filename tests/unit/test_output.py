@@ -20,11 +20,11 @@ from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
-from forecast.data.folders import locked
-from forecast.data.load import Loaded
-from forecast.data.prepared import prepare
-from forecast.data.source import Tables
-from forecast.data.sql import read_sql
+from forecast.data.files import locked
+from forecast.data.ingest.load import Loaded
+from forecast.data.prepared.prepare import prepare
+from forecast.data.sources.open import Tables
+from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank

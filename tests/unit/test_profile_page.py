@@ -17,9 +17,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from forecast import profile_page as module
-from forecast.data.load import Loaded
-from forecast.data.profile import profile
-from forecast.data.rejects import Counts
+from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.rejects import Counts
+from forecast.data.profiling.profile import profile
 from forecast.profile_page import profile_page
 
 EVIL = "</script><script>document.title='hacked'</script>{{js}} & \""

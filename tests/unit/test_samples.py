@@ -12,8 +12,8 @@ import torch
 
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, ScoreOutput, ScoreSettings
-from forecast.data.folders import locked
-from forecast.data.load import Loaded
+from forecast.data.files import locked
+from forecast.data.ingest.load import Loaded
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult

@@ -17,8 +17,8 @@ from pydantic import SecretStr
 
 from forecast import processes
 from forecast.config import LedgerConfig, SchedulerConfig, ScheduleSettings
+from forecast.data.time.frequency import Frequency, local_clock, moment_clock
 from forecast.errors import ConfigError, LedgerError
-from forecast.frequency import Frequency, local_clock, moment_clock
 from forecast.ledger import SKEW, Entry, Job, Ledger
 from pipelines.notify import Command, NotifyConfig
 from pipelines.schedule import Scheduler

@@ -20,11 +20,11 @@ from kills import killed_at
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
-from forecast.data.folders import locked
-from forecast.data.load import Loaded
+from forecast.data.files import locked
+from forecast.data.ingest.load import Loaded
 from forecast.data.manifests import ForecastKey
-from forecast.data.prepared import prepare
-from forecast.data.source import Tables
+from forecast.data.prepared.prepare import prepare
+from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.fit import FitResult
 from forecast.models.bank import HEAD, Bank

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from forecast.data.outliers import NO_INPUT, NO_TARGET, outlier_mask
+from forecast.data.ingest.outliers import NO_INPUT, NO_TARGET, outlier_mask
 from forecast.data.panel import RESOLUTION, Panel
 from forecast.models.inputs.transform import to_model
 from forecast.names import MAX_MAGNITUDE
@@ -71,7 +71,7 @@ class PanelTensors:
 
     Where a panel holds its target in float64, because float32 has not enough digits for the level of some series, a
     window of such a series has its first value taken off in float64 (`Batch.level`): what is left fits into float32.
-    Outliers (`forecast.data.outliers`) are hidden from the inputs.
+    Outliers (`forecast.data.ingest.outliers`) are hidden from the inputs.
     """
 
     def __init__(

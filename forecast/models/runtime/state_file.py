@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from forecast.data.folders import make_private
+from forecast.data.files import make_private
 from forecast.errors import ConfigError, OutputError, listing
 
 _FORMAT = "1"

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from forecast.config import DataConfig, ScoreSettings
 from forecast.data.ages import age_limit, ages, ended_series, have_ended
-from forecast.data.load import Loaded, load_panel
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.time.frequency import Frequency, Grid
 from forecast.data.windows import windows_at
-from forecast.frequency import Frequency, Grid
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.aggregate import INCOMPLETE, NOT_OVER
-from forecast.data.load import Loaded, load_panel
+from forecast.data.ingest.aggregate import INCOMPLETE, NOT_OVER
+from forecast.data.ingest.load import Loaded, load_panel
 from forecast.errors import ConfigError
 
 FIRST = datetime(2024, 1, 1)

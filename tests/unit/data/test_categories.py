@@ -11,8 +11,8 @@ import pytest
 import forecast as fc
 from forecast.artifact import load
 from forecast.config import FitConfig, ModelConfig
-from forecast.data.categories import with_codes, with_trained_categories
-from forecast.data.load import Loaded
+from forecast.data.ingest.categories import with_codes, with_trained_categories
+from forecast.data.ingest.load import Loaded
 from forecast.fit import FitResult, training_data
 
 LENGTH, HORIZON = 84, 7

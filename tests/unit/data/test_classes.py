@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.classes import with_trained_classes
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.ingest.classes import with_trained_classes
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.prepared.prepare import append, open_prepared, prepare
 from forecast.data.read import read_panel
-from forecast.data.source import Tables
+from forecast.data.sources.open import Tables
 from forecast.errors import DataError
 
 START = datetime(2024, 1, 1)

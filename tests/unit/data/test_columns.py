@@ -9,9 +9,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from forecast.config import DataConfig
-from forecast.data.columns import recognise
-from forecast.data.frames import to_lazy
-from forecast.data.load import load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.sources.columns import recognise
+from forecast.data.sources.frames import to_lazy
 from forecast.errors import ConfigError, DataError
 
 SERIES = {"a": [1.0, 2.0, 3.0, 4.0], "b": [5.0, 6.0, float("nan"), 8.0]}

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.extent import common_end
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import append, open_prepared, prepare
-from forecast.data.rejects import DISTANT, LATE
-from forecast.data.source import Tables
+from forecast.data.ingest.extent import common_end
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.rejects import DISTANT, LATE
+from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.sources.open import Tables
 from forecast.errors import DataError
 
 FIRST = datetime(2023, 1, 1)

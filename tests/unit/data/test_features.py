@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from forecast.config import DataConfig
-from forecast.data.features import feature_names, longest_reach, past_features
+from forecast.data.features.lags import feature_names, longest_reach, past_features
 from forecast.data.panel import FloatArray, IntArray
 from forecast.names import MAX_MAGNITUDE
 

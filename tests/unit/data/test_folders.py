@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forecast.data.folders import locked
+from forecast.data.files import locked
 from forecast.errors import OutputError
 
 

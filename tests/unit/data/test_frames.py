@@ -16,10 +16,10 @@ from pyarrow import feather, parquet
 
 import forecast as fc
 from forecast.config import DataConfig
-from forecast.data.frames import to_lazy
-from forecast.data.load import load_panel
+from forecast.data.ingest.load import load_panel
 from forecast.data.read import read_panel
-from forecast.data.sql import read_sql
+from forecast.data.sources.frames import to_lazy
+from forecast.data.sources.sql import read_sql
 from forecast.errors import DataError
 
 N = 6

@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.integrity import checksums, damaged_files
-from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.prepared.integrity import checksums, damaged_files
+from forecast.data.prepared.prepare import append, open_prepared, prepare
 from forecast.data.read import read_panel
-from forecast.data.source import Tables, fingerprint, open_tables, unchanged
+from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged
 from forecast.errors import DataError
 
 FIRST = datetime(2024, 1, 1)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.load import Loaded, load_panel, missing_known
-from forecast.data.source import Tables
+from forecast.data.ingest.load import Loaded, load_panel, missing_known
+from forecast.data.sources.open import Tables
 from forecast.errors import DataError
 
 FIRST = datetime(2024, 1, 1)

@@ -12,10 +12,11 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from forecast.config import DataConfig
-from forecast.data import lines, prepared
-from forecast.data.load import Loaded
+from forecast.data.ingest.load import Loaded
+from forecast.data.prepared import prepare
 from forecast.data.read import read_panel
-from forecast.data.source import open_tables
+from forecast.data.sources import json_lines
+from forecast.data.sources.open import open_tables
 from forecast.errors import ConfigError, DataError
 
 START = datetime(2024, 1, 1)
@@ -147,7 +148,7 @@ def test_bad_lines_are_rejects_with_a_reason(tmp_path: Path) -> None:
     assert (counts.series_in, counts.series_kept, counts.series_rejected) == (13, 2, 11)
     assert (counts.lines_in, counts.lines_rejected) == (13, 11)
     # A panel that is prepared in parts keeps the same.
-    done = prepared.prepare(open_tables(config(path)), config(path), 1, tmp_path / "panel", chunk_rows=4)
+    done = prepare.prepare(open_tables(config(path)), config(path), 1, tmp_path / "panel", chunk_rows=4)
     assert_frame_equal(done.loaded.rejects, found.rejects)
     assert done.loaded.counts == counts
     assert done.loaded.digest == found.digest
@@ -190,7 +191,7 @@ def test_many_files_and_blocks_are_one_table(tmp_path: Path, monkeypatch: pytest
         *(f"1.json:{k}" for k in (1, 2, 3)),
     ]
     assert whole["target"].to_list() == [float(k) for k in range(5) for _ in range(3)]
-    monkeypatch.setattr(lines, "_BLOCK", 4)
+    monkeypatch.setattr(json_lines, "_BLOCK", 4)
     assert_frame_equal(rows(str(tmp_path / "*.json")), whole)
 
 

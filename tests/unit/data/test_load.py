@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.frames import to_lazy
-from forecast.data.io import scan
-from forecast.data.load import Loaded, load_panel
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.sources.frames import to_lazy
+from forecast.data.sources.tables import scan
 from forecast.errors import ConfigError, DataError
 
 NAN = math.nan

@@ -14,11 +14,11 @@ from pydantic import SecretStr
 
 import forecast as fc
 from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
-from forecast.data.load import Loaded, load_panel
+from forecast.data.ingest.load import Loaded, load_panel
 from forecast.data.panel import Panel, as_names, concatenated
-from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.prepared.prepare import append, open_prepared, prepare
 from forecast.data.sinks import open_sink
-from forecast.data.source import Tables
+from forecast.data.sources.open import Tables
 from forecast.output import Job
 from forecast.state import Rows
 

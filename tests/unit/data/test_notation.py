@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.config import load as validated
-from forecast.data import numerals
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.prepared.prepare import append, open_prepared, prepare
 from forecast.data.read import read_panel
-from forecast.data.source import Tables
+from forecast.data.sources import numerals
+from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, DataError
 
 DAYS = [datetime(2024, 1, 1) + timedelta(days=k) for k in range(8)]

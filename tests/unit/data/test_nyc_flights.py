@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from forecast.data import nyc_flights as module
-from forecast.data.nyc_flights import FUTURE_HOURS, KNOWN_COVARIATES, PAST_COVARIATES, SNOW_BELOW, nyc_flights
+from forecast.datasets import nyc_flights as module
+from forecast.datasets.nyc_flights import FUTURE_HOURS, KNOWN_COVARIATES, PAST_COVARIATES, SNOW_BELOW, nyc_flights
 from forecast.errors import ConfigError, DataError
 from pipelines.data import main
 

@@ -13,12 +13,12 @@ import pytest
 
 import forecast as fc
 from forecast.config import DataConfig
-from forecast.data.frames import to_lazy
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import prepare
-from forecast.data.profile import profile, quality
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.prepared.prepare import prepare
+from forecast.data.profiling.profile import profile, quality
 from forecast.data.read import read_panel
-from forecast.data.source import open_tables, used_columns
+from forecast.data.sources.frames import to_lazy
+from forecast.data.sources.open import open_tables, used_columns
 from forecast.errors import GatecastError
 
 TABLES: Final = 200

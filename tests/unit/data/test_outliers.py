@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecast.data.load import Loaded
-from forecast.data.outliers import FINE, NO_INPUT, NO_TARGET, find_outliers, judge, outlier_mask
-from forecast.data.profile import profile
+from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.outliers import FINE, NO_INPUT, NO_TARGET, find_outliers, judge, outlier_mask
+from forecast.data.profiling.profile import profile
 
 LENGTH, SEASON = 200, 7
 WINDOW, LAGS = 25, [SEASON, 2 * SEASON, 3 * SEASON]

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data import prepared
-from forecast.data.folders import locked
-from forecast.data.load import Loaded, load_panel
+from forecast.data.files import locked
+from forecast.data.ingest.load import Loaded, load_panel
 from forecast.data.panel import Panel
-from forecast.data.prepared import append, open_prepared, prepare
+from forecast.data.prepared import prepare as prepare_module
+from forecast.data.prepared.prepare import append, open_prepared, prepare
 from forecast.data.read import read_panel
-from forecast.data.source import Tables, is_prepared, open_tables
+from forecast.data.sources.open import Tables, is_prepared, open_tables
 from forecast.errors import ConfigError, DataError, OutputError
 
 HORIZON = 3
@@ -186,7 +186,7 @@ def test_revisions_are_reported_and_treated_as_asked(tmp_path: Path) -> None:
     new = pl.DataFrame({"series_id": ["a"] * 3, "timestamp": day[3:], "target": [4.0, 7.0, 6.0]})
     data = DataConfig(freq="1d")
 
-    def grown(folder: str, revisions: Any) -> prepared.Appended:
+    def grown(folder: str, revisions: Any) -> prepare_module.Appended:
         prepare(Tables(old.lazy()), data, HORIZON, tmp_path / folder)
         return append(tmp_path / folder, Tables(new.lazy()), SourceConfig(), revisions=revisions)
 
@@ -310,11 +310,11 @@ def test_too_many_rejects_leave_no_panel(tmp_path: Path) -> None:
 def test_a_buffer_is_what_numpy_would_write(tmp_path: Path, dtype: str, axis: int) -> None:
     whole = np.arange(30).reshape(5, 6).astype(dtype)
     cuts = np.split(whole, [0, 2, 3], axis)
-    prepared._write_buffer(tmp_path / "a.npy", [np.asfortranarray(part) for part in cuts], axis)
+    prepare_module._write_buffer(tmp_path / "a.npy", [np.asfortranarray(part) for part in cuts], axis)
     np.save(tmp_path / "b.npy", whole)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 def test_a_buffer_on_a_full_disk_is_an_error() -> None:
     with pytest.raises(OSError, match="No space left"):
-        prepared._write_buffer(Path("/dev/full"), [np.zeros((3, 100_000), np.float32)], 1)
+        prepare_module._write_buffer(Path("/dev/full"), [np.zeros((3, 100_000), np.float32)], 1)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from forecast.data import profile as module
-from forecast.data.calendar import clock_shift
-from forecast.data.load import Loaded
+from forecast.data.features.calendar import clock_shift
+from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.rejects import Counts
 from forecast.data.panel import Panel
-from forecast.data.profile import frequencies, profile, quality, summary
-from forecast.data.rejects import Counts
-from forecast.frequency import Frequency, Grid
+from forecast.data.profiling import profile as module
+from forecast.data.profiling.profile import frequencies, profile, quality, summary
+from forecast.data.time.frequency import Frequency, Grid
 
 NAN = float("nan")
 GRID = Grid.natural(Frequency.parse("1d"), None)

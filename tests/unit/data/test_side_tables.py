@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.side_tables import side_tables, with_side_tables
+from forecast.data.sources.side_tables import side_tables, with_side_tables
 from forecast.errors import DataError
 
 DATA = DataConfig(known_covariates=("promo",), static_covariates=("city",))

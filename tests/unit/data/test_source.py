@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data.source import fingerprint, open_tables
+from forecast.data.sources.open import fingerprint, open_tables
 from forecast.errors import DataError
 
 

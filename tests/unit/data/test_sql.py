@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast.data.sql import read_sql
+from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError
 
 
@@ -35,7 +35,7 @@ texts = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_cha
 @given(st.lists(st.tuples(integers, floats, texts), min_size=1))
 def test_values_come_back_as_they_are(rows: list[tuple[int | None, float | None, str | None]]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("forecast.data.sql._SQLITE_ROWS", 2)
+        monkeypatch.setattr("forecast.data.sources.sql._SQLITE_ROWS", 2)
         with tempfile.TemporaryDirectory() as folder:
             a, b, c = zip(*rows, strict=True)
             found = read_sql(database(Path(folder), a=list(a), b=list(b), c=list(c)), "select * from t").collect()

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, load
-from forecast.data import stamps
-from forecast.data.load import Loaded, load_panel
-from forecast.data.prepared import prepare
-from forecast.data.source import Tables
+from forecast.data.ingest import stamps
+from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.prepared.prepare import prepare
+from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, DataError
 
 MOMENTS = [datetime(2023, 1, 31, 12) + timedelta(days=k) for k in range(5)]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from forecast.config import DataConfig
-from forecast.data.io import scan
-from forecast.data.wide import to_long
+from forecast.data.ingest.wide import to_long
+from forecast.data.sources.tables import scan
 from forecast.errors import DataError
 
 START = datetime(2024, 1, 1)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.columns import possible
-from forecast.data.io import UNREADABLE, spool, unreadable
-from forecast.data.storage import Place
-from forecast.data.times import check_settings
+from forecast.data.ingest.timestamps import check_settings
+from forecast.data.sources.columns import possible
+from forecast.data.sources.storage import Place
+from forecast.data.sources.tables import UNREADABLE, spool, unreadable
+from forecast.data.time.frequency import Frequency, Grid, clock
 from forecast.errors import ConfigError, DataError, listing
-from forecast.frequency import Frequency, Grid, clock
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP
 
 if TYPE_CHECKING:

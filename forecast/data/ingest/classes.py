@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from forecast.config import CLASS_HEADS
+from forecast.data.ingest.rejects import Counts
+from forecast.data.ingest.validate import MAX_CLASSES, TRUTH
 from forecast.data.panel import FloatArray, Panel
-from forecast.data.rejects import Counts
-from forecast.data.validate import MAX_CLASSES, TRUTH
 from forecast.errors import DataError, listing
 from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from forecast.config import DataConfig
 from forecast.data.panel import FloatArray, IntArray
+from forecast.data.time.frequency import DAY, Grid
 from forecast.errors import ConfigError, listing
-from forecast.frequency import DAY, Grid
 
 AROUND_HOLIDAYS: Final = ("day before a holiday", "day after a holiday")
 """Features that go with any choice of holidays."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data import io
-from forecast.data.csv_files import CsvFormat
-from forecast.data.lines import is_lines
-from forecast.data.source import is_prepared
+from forecast.data.sources import tables
+from forecast.data.sources.csv_files import CsvFormat
+from forecast.data.sources.json_lines import is_lines
+from forecast.data.sources.open import is_prepared
 from forecast.errors import DataError, listing
 from forecast.redaction import redacted
 
@@ -40,7 +40,7 @@ def with_side_tables(source: SourceConfig, remembered: Mapping[str, str], data: 
     if not missing or is_prepared(source.path) or (source.path and is_lines(source.path)):
         return source
     csv_format = CsvFormat(source.separator or data.separator)
-    present = {*io.scan(source.path, columns=(), csv_format=csv_format).collect_schema()} if source.path else set()
+    present = {*tables.scan(source.path, columns=(), csv_format=csv_format).collect_schema()} if source.path else set()
     found: dict[str, str] = {}
     for kind in missing:
         key, names = f"data.{kind}_path", getattr(data, f"{kind}_covariates")

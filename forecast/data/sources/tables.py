@@ -15,10 +15,10 @@ from urllib.parse import unquote
 import polars as pl
 import polars.selectors as cs
 
-from forecast.data.csv_files import CsvFiles, CsvFormat
-from forecast.data.folders import check_writable, make_private
-from forecast.data.frames import check_odd, odd_columns
-from forecast.data.storage import S3, File, Place
+from forecast.data.files import check_writable, make_private
+from forecast.data.sources.csv_files import CsvFiles, CsvFormat
+from forecast.data.sources.frames import check_odd, odd_columns
+from forecast.data.sources.storage import S3, File, Place
 from forecast.errors import ConfigError, DataError, OutputError, listing
 
 if TYPE_CHECKING:

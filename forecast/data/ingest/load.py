@@ -10,12 +10,12 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data import aggregate, validate
-from forecast.data.calendar import calendar_features, clock_shift, holiday_names
-from forecast.data.categories import with_codes
-from forecast.data.classes import with_classes
-from forecast.data.columns import recognise
-from forecast.data.extent import (
+from forecast.data.features.calendar import calendar_features, clock_shift, holiday_names
+from forecast.data.features.lags import past_features
+from forecast.data.ingest import aggregate, validate
+from forecast.data.ingest.categories import with_codes
+from forecast.data.ingest.classes import with_classes
+from forecast.data.ingest.extent import (
     common_end,
     distant,
     observed_rows,
@@ -24,11 +24,9 @@ from forecast.data.extent import (
     warn_late,
     warn_lone,
 )
-from forecast.data.features import past_features
-from forecast.data.notation import as_numbers
-from forecast.data.outliers import warn_of_outliers, without_outliers
-from forecast.data.panel import FloatArray, IntArray, Panel, as_names
-from forecast.data.regularise import (
+from forecast.data.ingest.notation import as_numbers
+from forecast.data.ingest.outliers import warn_of_outliers, without_outliers
+from forecast.data.ingest.regularise import (
     BoolArray,
     Rows,
     Runs,
@@ -38,12 +36,14 @@ from forecast.data.regularise import (
     regularise,
     shared_known_steps,
 )
-from forecast.data.rejects import DISTANT, LATE, NO_TARGET, Counts, Rejects, check_rejects, check_steps
-from forecast.data.source import Tables
-from forecast.data.times import Settled, Times, check_settings, on_clock, settle
-from forecast.data.wide import to_long
+from forecast.data.ingest.rejects import DISTANT, LATE, NO_TARGET, Counts, Rejects, check_rejects, check_steps
+from forecast.data.ingest.timestamps import Settled, Times, check_settings, on_clock, settle
+from forecast.data.ingest.wide import to_long
+from forecast.data.panel import FloatArray, IntArray, Panel, as_names
+from forecast.data.sources.columns import recognise
+from forecast.data.sources.open import Tables
+from forecast.data.time.frequency import Grid
 from forecast.errors import DataError, listing
-from forecast.frequency import Grid
 from forecast.names import MAX_MAGNITUDE, SERIES_ID, TARGET, TIMESTAMP
 
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import polars as pl
 import polars.selectors as cs
 
-from forecast.data import numerals
-from forecast.data.frames import check_odd, repeated
-from forecast.data.storage import Place
+from forecast.data.sources import numerals
+from forecast.data.sources.frames import check_odd, repeated
+from forecast.data.sources.storage import Place
 from forecast.errors import DataError, listing
 
 _SEPARATORS: Final = {";": "';'", "\t": "tab", "|": "'|'"}

@@ -10,11 +10,11 @@ from typing import Final
 import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
-from forecast.data import io
-from forecast.data.columns import KNOWN_NAMES, possible
-from forecast.data.csv_files import CsvFormat
-from forecast.data.lines import Unread, is_lines, read_lines
-from forecast.data.sql import read_sql
+from forecast.data.sources import tables
+from forecast.data.sources.columns import KNOWN_NAMES, possible
+from forecast.data.sources.csv_files import CsvFormat
+from forecast.data.sources.json_lines import Unread, is_lines, read_lines
+from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID
 
@@ -78,7 +78,7 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     used = used_columns(data, known=data.known_path is not None, static=data.static_path is not None)
 
     def beside(key: str, path: str | None, columns: Collection[str]) -> pl.LazyFrame | None:
-        return None if path is None else io.scan(path, text, key, columns, csv_format)
+        return None if path is None else tables.scan(path, text, key, columns, csv_format)
 
     unread = None
     if data.uri is not None:
@@ -87,7 +87,7 @@ def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
         rows, unread = read_lines(data.path, data)
     else:
         assert data.path is not None
-        rows = io.scan(data.path, text, "data.path", used.rows, csv_format)
+        rows = tables.scan(data.path, text, "data.path", used.rows, csv_format)
     return Tables(
         rows=rows,
         known=beside("data.known_path", data.known_path, used.known),
@@ -103,7 +103,7 @@ def fingerprint(data: SourceConfig) -> str | None:
     """
     if data.uri is not None:
         return None
-    found = [(key, io.identity(path, key)) for key, path in _paths(data).items()]
+    found = [(key, tables.identity(path, key)) for key, path in _paths(data).items()]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
@@ -147,5 +147,5 @@ def _files(data: SourceConfig) -> dict[tuple[str, str], tuple[int, int]]:
         if key == "data.path" and is_lines(path):
             continue
         with suppress(DataError, ConfigError):  # Whoever reads the table says what is wrong with it.
-            stamps |= {(key, name): (size, time) for name, size, time in io.identity(path, key) if time}
+            stamps |= {(key, name): (size, time) for name, size, time in tables.identity(path, key) if time}
     return stamps

@@ -10,8 +10,8 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.panel import IntArray
+from forecast.data.time.frequency import Grid
 from forecast.errors import DataError
-from forecast.frequency import Grid
 from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 
 NO_TARGET: Final = "no observed target"

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
-from forecast.data.outliers import find_outliers
+from forecast.data.ingest.outliers import find_outliers
+from forecast.data.ingest.rejects import NO_TARGET, SHOWN, Counts, offenders
 from forecast.data.panel import IntArray, Panel
-from forecast.data.rejects import NO_TARGET, SHOWN, Counts, offenders
 from forecast.names import CLASS, REASON, SERIES_ID
 
 Array = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = No
                         negative values or only zeros: they are no demand.
     seasonality, trend  strength in [0, 1], see `_strengths`
     constant            all values are the same
-    outliers            values that forecasts leave out of their inputs (`forecast.data.outliers`)
+    outliers            values that forecasts leave out of their inputs (`forecast.data.ingest.outliers`)
 
     Codes of `classes` have no size. In place of zeros and all that follows but `constant`, they have
 

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.regularise import BoolArray, Rows, Runs, cells, span
-from forecast.data.times import Settled, period_ends
+from forecast.data.ingest.regularise import BoolArray, Rows, Runs, cells, span
+from forecast.data.ingest.timestamps import Settled, period_ends
 
 NOT_OVER: Final = "in a period that is not over"
 INCOMPLETE: Final = "in a period with missing rows"

@@ -24,12 +24,10 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import AUTO, NOTATION, DataConfig, SourceConfig
-from forecast.data import validate
-from forecast.data.extent import common_end, observed_steps
-from forecast.data.folders import LOCK, check_writable, locked
-from forecast.data.integrity import check_structure, checksums, damaged_files, is_whole, sealed
-from forecast.data.io import UNREADABLE, collect, column, write_text_atomic
-from forecast.data.load import (
+from forecast.data.files import LOCK, check_writable, locked
+from forecast.data.ingest import validate
+from forecast.data.ingest.extent import common_end, observed_steps
+from forecast.data.ingest.load import (
     Loaded,
     find_categories,
     load_part,
@@ -42,13 +40,23 @@ from forecast.data.load import (
     with_features,
     with_unread,
 )
+from forecast.data.ingest.regularise import BoolArray, ranges
+from forecast.data.ingest.rejects import LATE, NO_TARGET, Counts, check_rejects
+from forecast.data.ingest.timestamps import (
+    Settled,
+    check_settings,
+    instants,
+    latest_of,
+    longest_series,
+    parsed,
+    settle_from,
+)
 from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names, concatenated, digest_of
-from forecast.data.regularise import BoolArray, ranges
-from forecast.data.rejects import LATE, NO_TARGET, Counts, check_rejects
-from forecast.data.source import PREPARED, Tables, is_prepared
-from forecast.data.times import Settled, check_settings, instants, latest_of, longest_series, parsed, settle_from
+from forecast.data.prepared.integrity import check_structure, checksums, damaged_files, is_whole, sealed
+from forecast.data.sources.open import PREPARED, Tables, is_prepared
+from forecast.data.sources.tables import UNREADABLE, collect, column, write_text_atomic
+from forecast.data.time.frequency import Grid
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.frequency import Grid
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
 
 SCHEMA_VERSION: Final = 2

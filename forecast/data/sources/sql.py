@@ -20,9 +20,9 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 
-from forecast.data.deadlines import Deadline, TimedConnection
-from forecast.data.folders import make_private
-from forecast.data.io import spool
+from forecast.data.files import make_private
+from forecast.data.sources.deadlines import Deadline, TimedConnection
+from forecast.data.sources.tables import spool
 from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
 from forecast.names import CUTOFF, TIMESTAMP
 from forecast.redaction import without_password

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from forecast.data.ingest.validate import ROWS
 from forecast.data.panel import RESOLUTION, FloatArray, IntArray, TargetArray
-from forecast.data.validate import ROWS
 from forecast.names import SERIES_ID
 
 BoolArray = npt.NDArray[np.bool_]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from forecast.config import DataConfig
-from forecast.data.load import missing_known
+from forecast.data.ingest.load import missing_known
+from forecast.data.ingest.regularise import BoolArray, ranges
 from forecast.data.panel import Panel
-from forecast.data.regularise import BoolArray, ranges
 from forecast.names import SERIES_ID
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from forecast.frequency import Frequency
+from forecast.data.time.frequency import Frequency
 
 # In steps, and in shares of a typical series.
 _LEAST_CONTEXT: Final = 32

@@ -11,12 +11,21 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data import stamps
-from forecast.data.extent import Observed, common_end
+from forecast.data.ingest import stamps
+from forecast.data.ingest.extent import Observed, common_end
+from forecast.data.ingest.regularise import BoolArray, Runs, span
 from forecast.data.panel import IntArray
-from forecast.data.regularise import BoolArray, Runs, span
+from forecast.data.time.frequency import (
+    DAY,
+    DAYS_OF_WEEK,
+    Frequency,
+    Grid,
+    business_days,
+    clock,
+    infer_frequency,
+    moment_clock,
+)
 from forecast.errors import ConfigError, DataError, listing
-from forecast.frequency import DAY, DAYS_OF_WEEK, Frequency, Grid, business_days, clock, infer_frequency, moment_clock
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Known and past covariates that are computed: calendar, lags and rolling values."""

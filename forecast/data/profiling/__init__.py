@@ -1,0 +1,1 @@
+"""What a panel is like: demand classes, strengths of trend and season, quality."""

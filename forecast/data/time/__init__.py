@@ -1,0 +1,1 @@
+"""Frequencies, the grid of a panel, and what follows from its frequency alone."""

@@ -1,0 +1,1 @@
+"""Public data for demo, notebooks and benchmarks."""
