@@ -24,7 +24,7 @@ from benchmarks.meter import ROOT
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
 from forecast.config import FinetuneSettings, TrainConfig, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex, windows_at, windows_at_ends

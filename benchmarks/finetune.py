@@ -39,7 +39,8 @@ from benchmarks.data import ROOT
 from benchmarks.meter import run
 from forecast.artifact import Artifact, load
 from forecast.config import DataConfig, FinetuneSettings, FitConfig, ModelConfig, RegistryConfig, WindowConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex

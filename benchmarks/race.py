@@ -24,7 +24,7 @@ from benchmarks.data import environment
 from benchmarks.meter import run
 from forecast.artifact import Artifact
 from forecast.config import TrainConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.read import read_panel
 from forecast.finetune import finetune
 from forecast.fit import training_data

@@ -21,7 +21,7 @@ from forecast import artifact as artifacts
 from forecast.api import forecast
 from forecast.config import DataConfig, FitConfig, ModelConfig, ScoreOutput, ScoreSettings, SourceConfig, WindowConfig
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel, text_columns
 from forecast.data.sources.open import open_tables

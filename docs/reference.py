@@ -37,7 +37,7 @@ RESULTS: Final = {
     "Explanation": "explain",
     "Forecasts": "predict",
     "Reconciled": "reconcile",
-    "Loaded": "data/ingest/load",
+    "Loaded": "data/ingest/loaded",
 }
 # Sections of the navigation that pages without a place go to.
 _GUIDES: Final = "Guides"

@@ -18,7 +18,7 @@ from typing import Final
 
 import sqlalchemy
 
-from forecast.data.sources.sql import transaction
+from forecast.data.sources.database import transaction
 from forecast.errors import GatecastError, RegistryError
 from forecast.redaction import without_password
 

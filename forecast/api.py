@@ -35,13 +35,13 @@ from forecast.config import (
 from forecast.config import load as validated
 from forecast.data.ages import ENDED
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare as prepare_panel
 from forecast.data.read import read_panel
 from forecast.data.scores import read_scores as scores_of
-from forecast.data.sources.frames import to_lazy
+from forecast.data.sources.frames import collect, to_lazy
 from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged, used_columns
-from forecast.data.sources.tables import collect
 from forecast.distil import DistilResult
 from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, DataError, listing

@@ -20,12 +20,13 @@ from torch import Tensor
 from forecast.artifact_checks import check, check_size
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.ingest.extent import any_late_at
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.sources.open import Tables
 from forecast.data.sources.side_tables import with_side_tables
-from forecast.data.time.frequency import Grid
+from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.models.bank import Bank
 from forecast.models.network.ensemble import Ensemble, Forecaster, member_of, members_of, together

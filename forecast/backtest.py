@@ -14,10 +14,11 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.baselines import check, fitted_forecasts, processes
 from forecast.config import BacktestSettings, FinetuneSettings
+from forecast.data.files import parquet_blocks
 from forecast.data.ingest.categories import with_codes
 from forecast.data.panel import Panel
 from forecast.data.profiling.profile import profile
-from forecast.data.sources.tables import column, parquet_blocks
+from forecast.data.sources.frames import column
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetune import finetune

@@ -31,7 +31,7 @@ from forecast.config import (
 from forecast.data.holdout import Holdout, holdout_of
 from forecast.data.ingest.categories import with_trained_categories
 from forecast.data.ingest.classes import with_trained_classes
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable_lengths

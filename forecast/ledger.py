@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from forecast import processes
-from forecast.data.sources.sql import Database, transaction
+from forecast.data.sources.database import Database, transaction
 from forecast.errors import LedgerError, OutputError
 from forecast.ledger_entry import BEAT, STATUSES, Entry, Job, Status, entry_of, moment_of
 from forecast.redaction import without_password

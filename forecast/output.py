@@ -36,13 +36,14 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ages import ENDED
-from forecast.data.ingest.load import Loaded, missing_known
-from forecast.data.ingest.missing_known import carried_forward, lacking
+from forecast.data.files import write_parquet_atomic, write_text_atomic
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.ingest.missing_known import carried_forward, lacking, missing_known
 from forecast.data.latest import write_latest
 from forecast.data.manifests import LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.data.panel import Panel
 from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink
-from forecast.data.sources.tables import UNREADABLE, write_parquet_atomic, write_text_atomic
+from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import (

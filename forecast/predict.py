@@ -15,7 +15,7 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.config import AUTO
 from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.sources.frames import to_lazy
 from forecast.data.sources.open import used_columns

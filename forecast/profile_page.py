@@ -9,14 +9,15 @@ import polars as pl
 from forecast.data.ages import Ended, ended_series
 from forecast.data.ingest.rejects import Counts
 from forecast.data.panel import Panel
-from forecast.data.profiling.profile import DEMAND, frequencies, part_of, quality, summary
+from forecast.data.profiling.profile import frequencies
+from forecast.data.profiling.quality import DEMAND, part_of, quality, summary
 from forecast.names import CLASS, SERIES_ID, TARGET, TIMESTAMP
 from forecast.page import bar, card, milliseconds, page, rounded, runs, table
 from forecast.plots import clock_label, wall_clock
 from forecast.redaction import redacted
 
 if TYPE_CHECKING:
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
 
 MAX_ROWS: Final = 10_000
 """Series in the page's table; a page with more opens slowly."""

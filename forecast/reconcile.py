@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.special import ndtri
 
 from forecast.config import ReconcileSettings
-from forecast.data.sources.tables import column as literal
+from forecast.data.sources.frames import column as literal
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.names import (
     CUTOFF,

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from forecast import names
-from forecast.data.sources.tables import write_text_atomic
+from forecast.data.files import write_text_atomic
 from forecast.metrics import LOG_LOSS, MODEL
 from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
 from forecast.plots import (

@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError
 
 from forecast.artifact import Artifact
+from forecast.data.files import write_bytes_atomic, write_text_atomic
 from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
-from forecast.data.sources.tables import write_bytes_atomic, write_text_atomic
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
 from forecast.models.bank import HEAD

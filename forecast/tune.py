@@ -14,7 +14,7 @@ import polars as pl
 from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.config import CLASS_HEADS, FitSettings, TuneSettings, fields, group_of, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.fit import FitResult, fit, held_out, training_data

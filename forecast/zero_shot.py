@@ -12,7 +12,7 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, ModelConfig, WindowConfig
 from forecast.covariate_effect import with_covariates
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
 from forecast.data.time.frequency import Frequency

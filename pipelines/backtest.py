@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.backtest import BacktestResult
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
     from forecast.registry import Run, Version
 
@@ -116,7 +116,7 @@ def _log(
 
     from forecast import plots
     from forecast.backtest import FORECASTS, SCORES
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import write_parquet_atomic
     from forecast.metrics import MODEL
     from forecast.names import CUTOFF, SERIES_ID
     from pipelines.shared import pick

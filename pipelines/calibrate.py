@@ -27,8 +27,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     """Calibrate, log and register; return the version, a line about it, and the result."""
     from forecast import plots
     from forecast.calibrate import calibrate
-    from forecast.data.files import check_writable
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration
     from pipelines.shared import CALIBRATED, final_fit_text, log_data, made_from, open_registry, open_with_data

@@ -31,7 +31,7 @@ from forecast.config import (
 from forecast.data.ages import ENDED
 from forecast.data.manifests import FORECASTS, ForecastKey, current
 from forecast.data.sinks import open_sink
-from forecast.data.sources.tables import UNREADABLE
+from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.ledger_entry import moment_of

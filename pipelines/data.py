@@ -11,8 +11,9 @@ from pipelines.compose import verb_config
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.data.ingest.load import Loaded
-    from forecast.data.prepared.prepare import Appended, Prepared
+    from forecast.data.ingest.loaded import Loaded
+    from forecast.data.prepared.append import Appended
+    from forecast.data.prepared.prepare import Prepared
 
 USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
 
@@ -91,17 +92,18 @@ def _append(config: AppendConfig) -> None:
 
 def append(config: AppendConfig) -> "Appended":
     """Add the rows, log what has changed, and return the panel."""
-    from forecast.data.prepared import prepare as prepare_module
+    from forecast.data.prepared import append as append_module
+    from forecast.data.prepared import storage
     from forecast.data.read import text_columns
     from forecast.data.sources.open import open_tables, unchanged
     from forecast.registry import Registry
     from pipelines.shared import log_data
 
     registry, folder = Registry(config.registry), Path(config.output.path)
-    data = prepare_module.reading(folder, config.data)
+    data = storage.reading(folder, config.data)
     with console.stage("append") as stage, unchanged(data) as check_source:
-        tables = open_tables(data, text_columns(data, prepare_module.categories(folder)))
-        done = prepare_module.append(
+        tables = open_tables(data, text_columns(data, storage.categories(folder)))
+        done = append_module.append(
             folder, tables, config.data, revisions=config.append.revisions, check_source=check_source
         )
         stage.note(new_values=done.new_steps, new_series=done.new_series, revised=done.revisions.height)
@@ -117,10 +119,10 @@ def _profile(argv: list[str]) -> None:
     import polars as pl
 
     from forecast.data.ages import ended_series
-    from forecast.data.files import check_writable
-    from forecast.data.ingest.load import missing_known
-    from forecast.data.profiling.profile import frequencies, profile, quality, summary
-    from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
+    from forecast.data.files import check_writable, write_parquet_atomic, write_text_atomic
+    from forecast.data.ingest.missing_known import missing_known
+    from forecast.data.profiling.profile import frequencies, profile
+    from forecast.data.profiling.quality import quality, summary
     from forecast.profile_page import profile_page
     from pipelines.shared import read_table
 
@@ -157,7 +159,7 @@ def _profile(argv: list[str]) -> None:
 
 
 def _nyc_flights(argv: list[str]) -> None:
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import write_parquet_atomic
     from forecast.datasets.nyc_flights import nyc_flights, nyc_weather
     from forecast.names import SERIES_ID
 

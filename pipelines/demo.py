@@ -64,7 +64,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
     with clock("import"):
         import polars as pl
 
-        from forecast.data.sources.tables import write_parquet_atomic
+        from forecast.data.files import write_parquet_atomic
         from forecast.datasets.nyc_flights import nyc_flights
         from forecast.names import SERIES_ID
         from forecast.registry import Registry

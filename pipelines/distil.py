@@ -26,8 +26,7 @@ def main(config: DistilConfig) -> None:
 def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     """Distil, log and register; return the version, a line about it, and the result."""
     from forecast import plots
-    from forecast.data.files import check_writable
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.distil import distil
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration

@@ -26,8 +26,7 @@ def main(config: ExplainConfig) -> None:
 def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     """Explain a forecast, log it, and write it; return the version, the explanation, and the run."""
     from forecast import plots
-    from forecast.data.files import check_writable
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.explain import explain
     from forecast.names import CUTOFF
     from forecast.registry import Registry

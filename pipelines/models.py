@@ -243,7 +243,7 @@ def _judged(version: "Version") -> list[str]:
 def _diff(registry: "Registry", config: DiffConfig) -> None:
     import polars as pl
 
-    from forecast.data.sources.tables import write_parquet_atomic
+    from forecast.data.files import write_parquet_atomic
     from forecast.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
     from forecast.names import SERIES_ID
     from pipelines.shared import open_version

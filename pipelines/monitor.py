@@ -21,7 +21,7 @@ from pipelines.verbs import JOBS, config_of
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
     from forecast.monitor import Check, Monitored, Written
     from forecast.registry import Registry, Version
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
+from forecast.data.files import write_parquet_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from forecast.monitor import Monitored

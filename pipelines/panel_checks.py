@@ -47,7 +47,7 @@ def _fault(schedule: "Schedule", data: SourceConfig, *, is_made: bool) -> str | 
 
 def _time_zone(data: SourceConfig) -> str | None:
     """Return the time zone of a panel if its table, or how it was prepared, says so. Raises DataError."""
-    from forecast.data.prepared.prepare import reading
+    from forecast.data.prepared.storage import reading
     from forecast.data.sources import tables
     from forecast.data.sources.columns import KNOWN_NAMES
     from forecast.data.sources.open import is_prepared

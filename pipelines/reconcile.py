@@ -34,7 +34,8 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
     """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
     from forecast.data.files import locked
     from forecast.data.manifests import MANIFESTS, ForecastKey
-    from forecast.data.sources.tables import collect, scan
+    from forecast.data.sources.frames import collect
+    from forecast.data.sources.tables import scan
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.reconcile import hierarchy_of, past_errors, reconcile
 
@@ -191,8 +192,8 @@ def _sha256(file: Path) -> str:
 
 def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
     """Write the forecasts, then the manifest, and remove what it replaces: all of this cutoff and model."""
+    from forecast.data.files import write_parquet_atomic, write_text_atomic
     from forecast.data.manifests import FORECASTS, MANIFESTS, partition
-    from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
 
     part = folder / FORECASTS / source.folder / f"part-00000-{key[:16]}.parquet"
     write_parquet_atomic(made.frame, part)

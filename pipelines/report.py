@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.artifact import Artifact
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
     from forecast.registry import Record, Registry, Run, Version
 
 PAGE: Final = "report.html"

@@ -308,7 +308,7 @@ def _outputs(config: JobConfig) -> dict[str, str]:
         return {}
     places = {str(Path(output.path).resolve()): "output.path"}
     if uri := getattr(output, "uri", None):
-        from forecast.data.sources.sql import database_of
+        from forecast.data.sources.connections import database_of
 
         database = database_of(uri.get_secret_value())
         places |= {f"the table {table} of {database}": "output.table" for table in table_names(output.table)}

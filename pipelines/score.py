@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from forecast.artifact import Artifact
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
     from forecast.output import Job, Output
     from forecast.registry import Registry, Run, Version
 

@@ -128,7 +128,7 @@ def _printed(frame: "pl.DataFrame") -> list[str]:
 
 
 def _write(frame: "pl.DataFrame", path: Path) -> None:
-    from forecast.data.sources.tables import write_bytes_atomic, write_parquet_atomic
+    from forecast.data.files import write_bytes_atomic, write_parquet_atomic
 
     if path.suffix == ".parquet":
         write_parquet_atomic(frame, path)

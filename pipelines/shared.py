@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from forecast.artifact import Artifact
-    from forecast.data.ingest.load import Loaded
+    from forecast.data.ingest.loaded import Loaded
     from forecast.pretrained_network import PretrainedNetwork
     from forecast.registry import Registry, Run, Version
 
@@ -153,7 +153,7 @@ def open_with_data(
 
 def log_data(run: "Run", loaded: "Loaded") -> str:
     """Log which data a run has used, and its rejects; return the digest of the panel."""
-    from forecast.data.profiling.profile import quality
+    from forecast.data.profiling.quality import quality
 
     note(mlflow=run.link)
     data, counts = loaded.data, loaded.counts
@@ -167,7 +167,7 @@ def log_data(run: "Run", loaded: "Loaded") -> str:
 
 def log_profile(run: "Run", loaded: "Loaded") -> None:
     """Log what the series of a panel are like, as a table and a page."""
-    from forecast.data.ingest.load import missing_known
+    from forecast.data.ingest.missing_known import missing_known
     from forecast.data.profiling.profile import profile
     from forecast.profile_page import profile_page
 
@@ -183,7 +183,7 @@ def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[in
     import numpy as np
     import polars as pl
 
-    from forecast.data.ingest.load import missing_known
+    from forecast.data.ingest.missing_known import missing_known
     from forecast.errors import listing
     from forecast.names import CUTOFF, SERIES_ID
 

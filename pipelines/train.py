@@ -28,7 +28,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import polars as pl
 
     from forecast import plots
-    from forecast.data.ingest.load import recoded
+    from forecast.data.ingest.loaded import recoded
     from forecast.fit import fit
     from forecast.names import PRETRAINED
     from forecast.predict import forecast

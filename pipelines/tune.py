@@ -30,8 +30,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     Returns the version, a line about it, and the result.
     """
     from forecast.config import FitSettings
-    from forecast.data.files import locked
-    from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
+    from forecast.data.files import locked, write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
     from forecast.registry import PARENT_RUN
     from forecast.tune import check, tune

@@ -10,7 +10,8 @@ import polars as pl
 from forecast.config import AUTO
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
-from forecast.data.time.frequency import Grid, clock
+from forecast.data.time.frequency import clock
+from forecast.data.time.grid import Grid
 from forecast.data.windows import WindowIndex
 from forecast.errors import listing
 from forecast.names import SERIES_ID

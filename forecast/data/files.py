@@ -6,11 +6,13 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TextIO
+from typing import BinaryIO, Final, TextIO
+
+import polars as pl
 
 from forecast.errors import OutputError
 
@@ -95,3 +97,83 @@ def _open_lock(path: Path, key: str) -> TextIO:
         what = "it is another name of a file" if stat.S_ISREG(status.st_mode) else "it is no file"
         raise OutputError(f"can't lock {path.parent}: {path}: {what}; remove it, or choose another {key}")
     return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
+
+
+# Rows that are written and read together: readers hold several of these groups at a time.
+_GROUP_ROWS: Final = 1 << 16
+
+
+def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a Parquet file, with `metadata` in its footer; a reader sees all of it or nothing."""
+    with _atomic(path) as file:
+        frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
+
+
+@contextmanager
+def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well.
+
+    `metadata` is put into its footer.
+    """
+    from pyarrow import parquet
+
+    writer: parquet.ParquetWriter | None = None
+    with _atomic(path) as file:
+
+        def write(frame: pl.DataFrame) -> None:
+            nonlocal writer
+            rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            rows = rows.replace_schema_metadata(dict(metadata or {}))
+            if writer is None:  # Numbers hardly repeat: dictionaries of them take time and room.
+                texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+                writer = parquet.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=texts or False)
+            writer.write_table(rows, row_group_size=_GROUP_ROWS)
+
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path", *, private: bool = False) -> None:
+    """Write a file; a reader sees all of it or nothing. `key` says where it is.
+
+    One that is `private` can be read by its owner alone.
+    """
+    with _atomic(path, key, private=private) as file:
+        file.write(content)
+
+
+def write_text_atomic(text: str, path: Path, key: str = "output.path", *, private: bool = False) -> None:
+    """Write a text file as `write_bytes_atomic`."""
+    write_bytes_atomic(text.encode(), path, key, private=private)
+
+
+@contextmanager
+def _atomic(path: Path, key: str = "output.path", *, private: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file with a temporary name beside `path`, and rename it once it is complete and on the disk."""
+    check_writable(path.parent, key)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if private:
+            make_private(temporary)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise OutputError(f"can't write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

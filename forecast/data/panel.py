@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.data.time.frequency import Grid
+from forecast.data.time.grid import Grid
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
 FloatArray = npt.NDArray[np.float32]

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from forecast.config import DataConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.validate import TRUTH, Categories
-from forecast.data.prepared.prepare import open_prepared
+from forecast.data.prepared.open import open_prepared
 from forecast.data.sources.open import is_prepared, open_tables, unchanged
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from forecast.data.files import write_parquet_atomic, write_text_atomic
 from forecast.data.manifests import (
     FORECASTS,
     KINDS,
@@ -21,7 +22,6 @@ from forecast.data.manifests import (
     read_manifests,
 )
 from forecast.data.sinks import ParquetSink, scan_file
-from forecast.data.sources.tables import write_parquet_atomic, write_text_atomic
 from forecast.names import CUTOFF, MODEL_COLUMNS, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
 
 _ROWS: Final = "rows-"

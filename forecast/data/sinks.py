@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 import polars as pl
 
 from forecast.config import SinkConfig
-from forecast.data.files import check_writable
+from forecast.data.files import check_writable, sync_folder, write_parquet_atomic
 from forecast.data.manifests import FORECASTS, KINDS, REJECTS, ForecastKey, Kind, file_name, is_superseded, legacy_key
-from forecast.data.sources.tables import UNREADABLE, sync_folder, write_parquet_atomic
+from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import OutputError, listing
 from forecast.names import CUTOFF
 

@@ -6,7 +6,8 @@ from typing import Final
 
 import polars as pl
 
-from forecast.data.sources.sql import Database, quoted_names, sql_type
+from forecast.data.sources.connections import quoted_names
+from forecast.data.sources.database import Database, sql_type
 from forecast.errors import OutputError, listing
 
 _SHOWN: Final = 30

@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.config import table_names
+from forecast.data.files import write_text_atomic
 from forecast.data.manifests import (
     FORECASTS,
     KINDS,
@@ -22,8 +23,9 @@ from forecast.data.manifests import (
     legacy_key,
 )
 from forecast.data.sinks import Files, check_rows, expected_rows, scan_file
-from forecast.data.sources.sql import Database, literal, rows_where, transaction
-from forecast.data.sources.tables import write_text_atomic
+from forecast.data.sources.connections import literal
+from forecast.data.sources.database import Database, transaction
+from forecast.data.sources.sql import rows_where
 from forecast.data.sql_tables import check_columns, ensure_index, ensure_table
 from forecast.errors import ConfigError, OutputError
 from forecast.names import (

@@ -16,7 +16,7 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings
 from forecast.data.ages import ENDED
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
 from forecast.drift import Span, cycles, drift

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.profiling.profile import profile
 from forecast.errors import ConfigError, listing
 from forecast.names import SERIES_ID

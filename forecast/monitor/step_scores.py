@@ -8,7 +8,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
-from forecast.data.sources.tables import column
+from forecast.data.sources.frames import column
 from forecast.drift import Span
 from forecast.metrics import MODEL, score_windows, seasonal_naive_errors
 from forecast.monitor.cutoffs import Cutoff, Part, no_part

@@ -13,7 +13,7 @@ import pytest
 import services
 
 import forecast
-from forecast.data.sources import deadlines, sql
+from forecast.data.sources import connections, database, deadlines, sql
 from forecast.errors import DataError, LedgerError, OutputError
 from forecast.ledger import Job, Ledger
 
@@ -61,7 +61,7 @@ def frozen(*pids: int) -> Iterator[None]:
         send(stopped, signal.SIGCONT)
 
 
-def backend(client: sql.Database) -> int:
+def backend(client: database.Database) -> int:
     return int(client.execute("select pg_backend_pid() as pid")[0]["pid"])
 
 
@@ -70,19 +70,19 @@ def test_a_server_that_freezes_after_it_was_connected_to_is_an_error(
 ) -> None:
     with (
         pytest.raises(OutputError, match=r"output.uri=.*no answer within \d+ s \(select\): the server hangs") as raised,
-        sql.transaction(postgresql, "output.uri") as client,
+        database.transaction(postgresql, "output.uri") as client,
         frozen(parent(backend(client))),
     ):
         client.execute("select 1 as one")
     assert services.PASSWORD_IN_URI not in str(raised.value)
     waits = [record.getMessage() for record in caplog.records]
     assert any("waiting for PostgreSQL at" in text and services.PASSWORD_IN_URI not in text for text in waits)
-    with sql.transaction(postgresql, "output.uri") as client:
+    with database.transaction(postgresql, "output.uri") as client:
         assert client.execute("select 2 as two") == [{"two": 2}]
 
 
 def test_a_commit_without_an_answer_is_an_error(postgresql: str) -> None:
-    transaction = sql.transaction(postgresql, "output.uri")
+    transaction = database.transaction(postgresql, "output.uri")
     client = transaction.__enter__()
     with frozen(parent(backend(client))), pytest.raises(OutputError, match=r"\(commit\)"):
         transaction.__exit__(None, None, None)
@@ -102,21 +102,21 @@ def test_a_ledger_does_not_wait_for_a_backend_that_hangs_alone(
         client.execute("select * from gatecast_runs")
     shared.end(entry.id, "done", 0)
     assert shared.get(entry.id).status == "done"
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         master = parent(backend(client))
     with frozen(master), pytest.raises(LedgerError, match="the ledger does not answer"):
         shared.beat(entry.id)
 
 
 def test_a_statement_that_takes_long_on_a_server_that_answers_is_waited_for(postgresql: str) -> None:
-    with sql.transaction(postgresql, "output.uri") as client:
+    with database.transaction(postgresql, "output.uri") as client:
         assert client.execute("select 1 as one from pg_sleep(1.4)") == [{"one": 1}]
     rows = sql.read_sql(postgresql, "select 1 as one from pg_sleep(1.2)").collect()
     assert rows.to_dicts() == [{"one": 1}]
 
 
 def test_a_query_without_an_answer_is_an_error(postgresql: str) -> None:
-    connection = sql._connect_postgresql(postgresql, "data.uri", DataError)
+    connection = connections.connect_postgresql(postgresql, "data.uri", DataError)
     with connection, connection.cursor() as cursor:
         cursor.execute("select pg_backend_pid() as pid")
         with frozen(parent(cursor.fetchone()[0])), pytest.raises(TimeoutError, match="no answer"):

@@ -23,7 +23,7 @@ from flow import END, NAME, Store, forecast, refuse, succeed
 from forecast import alias_lock as alias_lock_module
 from forecast import ledger as ledger_module
 from forecast.alias_lock import alias_lock
-from forecast.data.sources import sql
+from forecast.data.sources import database
 from forecast.errors import LedgerError, RegistryError
 from forecast.ledger import Entry, Job, Ledger
 from pipelines.notify import verify
@@ -345,31 +345,31 @@ def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_read
     postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 1)
-    monkeypatch.setattr(sql, "_NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(database, "_NOTICE_SECONDS", 0.2)
     shared = Ledger(postgresql)
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         client.execute("drop table if exists gatecast_ledger, gatecast_runs, gatecast_schedules")
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         client.alone(ledger_module._LOCK)
         assert shared.entries() == []  # Nobody has used it: to look at it takes no lock either.
         assert shared.settled("nightly") is None
         with pytest.raises(LedgerError, match="there is no run 1"):
             shared.get(1)
     entry = shared.begin(Job(flow="score", config={}))
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         client.alone(ledger_module._LOCK)
         assert entry.id in [other.id for other in shared.entries()]
         assert shared.get(entry.id).status == "running"
         with pytest.raises(LedgerError, match="another client has held its lock for 1 s"):
             shared.beat(entry.id)
     assert [record.getMessage() for record in caplog.records if "waiting for another client" in record.getMessage()]
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         client.execute("lock table gatecast_runs in access exclusive mode")
         with pytest.raises(LedgerError, match="lock timeout"):
             shared.entries()
     shared.end(entry.id, "done", 0)
     assert shared.get(entry.id).status == "done"
-    with sql.transaction(postgresql, "ledger.uri") as client:
+    with database.transaction(postgresql, "ledger.uri") as client:
         client.execute("delete from gatecast_runs where id = ?", [entry.id])
 
 

@@ -18,8 +18,8 @@ from polars.testing import assert_frame_equal
 from services import PASSWORD, PASSWORD_IN_URI, S3, free_port
 
 from forecast.config import DataConfig, SourceConfig
+from forecast.data.sources.frames import collect
 from forecast.data.sources.open import Tables, fingerprint, open_tables
-from forecast.data.sources.tables import collect
 from forecast.errors import ConfigError, DataError, GatecastError
 
 HOURS = 50

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 
 if TYPE_CHECKING:
     from forecast.fit import FitResult, Progress

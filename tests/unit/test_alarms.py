@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from forecast.config import AlarmSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.monitor.alarms import alarms_of
 from forecast.monitor.evaluation import _default_recent
 from forecast.monitor.step_scores import age_groups

@@ -11,7 +11,7 @@ import torch
 
 from forecast.artifact import Artifact, digest, load
 from forecast.config import FinetuneSettings, SourceConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult

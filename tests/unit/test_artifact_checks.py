@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact, is_intact, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank, head_feature_count

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from forecast.artifact import Artifact
 from forecast.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
 from forecast.config import BacktestSettings, FinetuneSettings, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from forecast.artifact import Artifact, load
 from forecast.backtest import Contender, backtest
 from forecast.calibrate import CalibrationResult, _Window, _Work, calibrate
 from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import finetune

@@ -12,7 +12,7 @@ import torch
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
-from forecast.data.ingest.load import missing_known
+from forecast.data.ingest.missing_known import missing_known
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes

@@ -15,7 +15,7 @@ from forecast.artifact import load
 from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, FitSettings
 from forecast.config import load as validated
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import DistilSettings, FitConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.drift import Cycles, Span, cycles, drift
 
 N, HALF = 200, 100

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from forecast.artifact import Artifact
 from forecast.config import ExplainSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError
 from forecast.explain import Explanation, explain
 from forecast.fit import FitResult

@@ -9,7 +9,7 @@ import pytest
 import forecast as fc
 from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.export import AROUND, GRAPH, export_onnx
 from forecast.fit import FitResult
 

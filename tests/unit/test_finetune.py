@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from forecast.config import FinetuneSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune

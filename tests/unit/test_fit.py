@@ -16,7 +16,7 @@ from forecast import fit as fit_module
 from forecast import skips
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, FitConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.time.context import default_context
 from forecast.data.time.frequency import Frequency
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths

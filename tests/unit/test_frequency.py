@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast.data.time.frequency import Frequency, Grid, business_days, clock, infer_frequency
+from forecast.data.time.frequency import Frequency, business_days, clock
+from forecast.data.time.grid import Grid
+from forecast.data.time.inference import infer_frequency
 from forecast.errors import ConfigError, DataError
 
 ALL = ["15m", "1h", "6h", "1d", "2d", "1bd", "3bd", "1w", "2w", "1mo", "2mo", "1bm", "3bm", "1q", "1y"]

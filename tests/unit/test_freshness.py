@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.monitor import Monitored, Written, checks, monitor

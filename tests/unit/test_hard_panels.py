@@ -9,7 +9,7 @@ import pytest
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetune import finetune
 from forecast.fit import FitResult

@@ -20,7 +20,7 @@ from forecast import series_tuning
 from forecast.artifact import Artifact
 from forecast.config import FinetuneConfig, FinetuneSettings
 from forecast.config import load as validated
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import (

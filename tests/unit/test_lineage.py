@@ -11,7 +11,7 @@ import torch
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
 from forecast.finetune import TOO_SHORT, UNCHANGED, finetune

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.fit import FitResult
 from forecast.predict import predict

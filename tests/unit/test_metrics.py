@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from utilsforecast import losses
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.metrics import (

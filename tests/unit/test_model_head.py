@@ -11,7 +11,7 @@ import torch
 from forecast.artifact import Artifact, load
 from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, ModelConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import windows_at
 from forecast.errors import DataError

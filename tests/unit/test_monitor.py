@@ -18,7 +18,7 @@ from polars.testing import assert_frame_equal
 
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.drift import Span
 from forecast.errors import ConfigError, DataError, OutputError

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
 from forecast.fit import FitResult
 from forecast.output import Job

@@ -21,7 +21,7 @@ from kills import killed_at
 from forecast.artifact import Artifact
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.data.sources.sql import read_sql

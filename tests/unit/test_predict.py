@@ -12,7 +12,7 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.config import ModelConfig, WindowConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import DataError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from forecast.config import TrainConfig, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from pipelines.compose import CONF, compose
 

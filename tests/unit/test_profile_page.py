@@ -17,7 +17,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from forecast import profile_page as module
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import Counts
 from forecast.data.profiling.profile import profile
 from forecast.profile_page import profile_page

@@ -6,8 +6,7 @@ import pytest
 
 from forecast import redaction
 from forecast.config import BacktestConfig, ScoreConfig, UiConfig, fields, load
-from forecast.data.files import make_private
-from forecast.data.sources.tables import write_bytes_atomic
+from forecast.data.files import make_private, write_bytes_atomic
 from forecast.errors import ConfigError, DataError, listing
 from forecast.redaction import add_secret, is_secret_name, printable, redacted, redacted_values, shown
 from pipelines import cli, console

@@ -13,7 +13,7 @@ import torch
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult

@@ -17,7 +17,8 @@ from pydantic import SecretStr
 
 from forecast import processes
 from forecast.config import LedgerConfig, SchedulerConfig, ScheduleSettings
-from forecast.data.time.frequency import Frequency, local_clock, moment_clock
+from forecast.data.time.frequency import Frequency, local_clock
+from forecast.data.time.grid import moment_clock
 from forecast.errors import ConfigError, LedgerError
 from forecast.ledger import SKEW, Entry, Job, Ledger
 from pipelines.notify import Command, NotifyConfig

@@ -18,7 +18,7 @@ from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.manifests import ForecastKey, current, read_manifests
 from forecast.data.sinks import open_sink
 from forecast.errors import ConfigError, DataError, OutputError

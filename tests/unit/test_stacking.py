@@ -12,7 +12,7 @@ from forecast import member_fit
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
 from forecast.config import FinetuneSettings, FitConfig, ModelConfig, WindowConfig, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune

@@ -21,7 +21,7 @@ from kills import killed_at
 from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.manifests import ForecastKey
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables

@@ -17,7 +17,7 @@ import forecast as fc
 from forecast.artifact import load
 from forecast.config import FitSettings, TuneSettings
 from forecast.config import load as validated
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import held_out

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from forecast.config import DataConfig
 from forecast.data.panel import FloatArray, IntArray
-from forecast.data.time.frequency import DAY, Grid
+from forecast.data.time.frequency import DAY
+from forecast.data.time.grid import Grid
 from forecast.errors import ConfigError, listing
 
 AROUND_HOLIDAYS: Final = ("day before a holiday", "day after a holiday")

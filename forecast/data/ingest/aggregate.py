@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.ingest.regularise import BoolArray, Rows, Runs, cells, span
+from forecast.data.ingest.rows import BoolArray, Rows, Runs, cells, span
 from forecast.data.ingest.timestamps import Settled, period_ends
 
 NOT_OVER: Final = "in a period that is not over"

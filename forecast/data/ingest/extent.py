@@ -12,10 +12,12 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from forecast.data.ingest.regularise import BoolArray, Rows, ranges
+from forecast.data.ingest.regularise import ranges
 from forecast.data.ingest.rejects import DISTANT, LATE, SHOWN, offenders
+from forecast.data.ingest.rows import BoolArray, Rows
 from forecast.data.panel import IntArray, Panel
-from forecast.data.time.frequency import Grid, clock
+from forecast.data.time.frequency import clock
+from forecast.data.time.grid import Grid
 from forecast.names import REASON, SERIES_ID, TIMESTAMP
 
 log = logging.getLogger(__name__)

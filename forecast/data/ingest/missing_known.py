@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.ingest.load import missing_known
-from forecast.data.ingest.regularise import BoolArray, ranges
+from forecast.data.ingest.regularise import ranges
+from forecast.data.ingest.rows import BoolArray
 from forecast.data.panel import Panel
 from forecast.names import SERIES_ID
 
@@ -42,3 +43,34 @@ def carried_forward(panel: Panel, *, cutoff: int, horizon: int, context: int) ->
         row[empty] = row[latest[empty]]
         n_carried += len(empty)
     return replace(panel, known=known, horizon=reach), n_carried
+
+
+def missing_known(panel: Panel, data: DataConfig, *, horizon: int, cutoff: int | None = None) -> pl.DataFrame:
+    """Return how many cells of each known covariate are missing up to a cutoff, and over the `horizon` steps after it.
+
+    The cutoff is a grid index, or the end of each series when None. Columns series_id, covariate, missing_history,
+    missing_horizon; only series and covariates that miss any.
+    """
+    parts = []
+    for shard in panel.shards():
+        held = shard.lengths + panel.horizon
+        begin = np.cumsum(held) - held
+        seen = shard.lengths if cutoff is None else np.clip(cutoff + 1 - shard.start, 0, None)
+        middle, end = begin + np.minimum(seen, held), begin + np.minimum(seen + horizon, held)
+        for name, values in zip(data.known_covariates, shard.known, strict=True):
+            missing = np.append(0, np.cumsum(np.isnan(values)))
+            history = missing[middle] - missing[begin]
+            ahead = missing[end] - missing[middle] + horizon - (end - middle)
+            some = (seen > 0) & ((history > 0) | (ahead > 0))
+            parts.append(
+                pl.DataFrame(
+                    {
+                        SERIES_ID: pl.Series(shard.series_id[some].tolist(), dtype=pl.String),
+                        "covariate": pl.repeat(name, int(some.sum()), dtype=pl.String, eager=True),
+                        "missing_history": history[some],
+                        "missing_horizon": ahead[some],
+                    }
+                )
+            )
+    schema = {SERIES_ID: pl.String, "covariate": pl.String, "missing_history": pl.Int64, "missing_horizon": pl.Int64}
+    return pl.concat([pl.DataFrame(schema=schema), *parts])

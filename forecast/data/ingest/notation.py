@@ -8,7 +8,7 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.ingest import stamps
-from forecast.data.sources import numerals, tables
+from forecast.data.sources import frames, numerals
 from forecast.data.sources.open import Tables
 from forecast.errors import DataError, listing
 
@@ -85,8 +85,8 @@ def as_numbers(tables: Tables, data: DataConfig, categories: Categories | None) 
 def _schema(frame: pl.LazyFrame) -> pl.Schema:
     try:
         return frame.collect_schema()
-    except tables.UNREADABLE as error:
-        raise tables.unreadable(error, "the table") from error
+    except frames.UNREADABLE as error:
+        raise frames.unreadable(error, "the table") from error
 
 
 def _without_missing(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
@@ -98,7 +98,7 @@ def _without_missing(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     for name, dtype in _schema(frame).items():
         if name == data.columns.series_id:
             continue
-        column = tables.column(name)
+        column = frames.column(name)
         if dtype == pl.String:
             changes.append(_nulled(name, column.str.strip_chars().is_in(list(data.null_values))))
         elif dtype.is_numeric() and len(numbers):
@@ -107,7 +107,7 @@ def _without_missing(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
 
 
 def _nulled(name: str, where: pl.Expr) -> pl.Expr:
-    return pl.when(where.fill_null(value=False).not_()).then(tables.column(name)).alias(name)
+    return pl.when(where.fill_null(value=False).not_()).then(frames.column(name)).alias(name)
 
 
 def _read(
@@ -143,7 +143,7 @@ def _read(
         if found.signs and found.plain < found.values:
             signs.append(sign)
         changes += [
-            numerals.parsed(tables.column(column.name).cast(pl.String), sign).alias(column.name) for column in group
+            numerals.parsed(frames.column(column.name).cast(pl.String), sign).alias(column.name) for column in group
         ]
     return frame.with_columns(changes)
 
@@ -212,9 +212,9 @@ def _shown(group: Sequence[_Column]) -> str:
 
 def _count(frame: pl.LazyFrame, group: Sequence[_Column]) -> _Counts:
     """Return what the text in some columns looks like. Each text is looked at once, however many rows have it."""
-    columns = [tables.column(column.name).cast(pl.String).alias(str(number)) for number, column in enumerate(group)]
+    columns = [frames.column(column.name).cast(pl.String).alias(str(number)) for number, column in enumerate(group)]
     texts = frame.select(columns).unpivot(on=[str(number) for number in range(len(group))], value_name="text")
-    rows = tables.collect(texts.group_by("text").len("rows").drop_nulls("text"))
+    rows = frames.collect(texts.group_by("text").len("rows").drop_nulls("text"))
     rows = rows.with_columns(numerals.stated(pl.col("text")))
     value = pl.col("text")
     point, comma = value.str.contains(numerals.POINT), value.str.contains(numerals.COMMA)

@@ -10,7 +10,7 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.panel import IntArray
-from forecast.data.time.frequency import Grid
+from forecast.data.time.grid import Grid
 from forecast.errors import DataError
 from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.sources import tables
+from forecast.data.sources import frames
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import TIMESTAMP
 
@@ -43,12 +43,12 @@ def read(frame: pl.LazyFrame, data: DataConfig, schema: pl.Schema) -> pl.LazyFra
 
 
 def _from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
-    stated = tables.column(name)
+    stated = frames.column(name)
     number = stated.cast(pl.Float64, strict=False)
     per_second = 10.0 ** (3 * EPOCH_UNITS.index(unit))
     micros = pl.when(number.abs() <= _LAST_SECOND * per_second).then(number * (1e6 / per_second)).round()
     moment = micros.cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))
-    n, rows = tables.collect(frame.select(moment.count().alias("read"), stated.count().alias("rows"))).row(0)
+    n, rows = frames.collect(frame.select(moment.count().alias("read"), stated.count().alias("rows"))).row(0)
     if rows and not n:
         raise DataError(
             f"column {name!r} (data.columns.timestamp): data.timestamp_format={unit} reads none of {rows:,} values as "
@@ -58,7 +58,7 @@ def _from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
 
 
 def _formatted(frame: pl.LazyFrame, name: str, form: str) -> pl.LazyFrame:
-    text = tables.column(name).cast(pl.String).str.strip_chars()
+    text = frames.column(name).cast(pl.String).str.strip_chars()
     moment = _moment(text, form)
     counted = frame.select(
         moment.count().alias("read"),
@@ -99,13 +99,13 @@ def _canonical(moment: pl.Expr, stated: pl.Expr, *, aware: bool) -> pl.Expr:
 
 def _from_numbers(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
     """Return the table with years, or dates such as 20230101, that are whole numbers as dates. Raises DataError."""
-    column = tables.column(name)
+    column = frames.column(name)
     number = column.cast(pl.Int64, strict=False)
     is_year = number.is_between(*_YEARS)
     day = number.cast(pl.String).str.to_date("%Y%m%d", strict=False)
     is_day = number.is_between(_YEARS[0] * 10_000, (_YEARS[1] + 1) * 10_000) & day.is_not_null()
     whole = column.cast(pl.Float64) == number
-    rows, years, days, low, high = tables.collect(
+    rows, years, days, low, high = frames.collect(
         frame.select(
             column.count().alias("rows"),
             (whole & is_year).sum().alias("years"),

@@ -1,8 +1,6 @@
 """When the rows are: time zone, frequency and grid are settled once, then each row gets a time."""
 
-import difflib
 import logging
-import zoneinfo
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,18 +11,11 @@ import polars as pl
 from forecast.config import DataConfig
 from forecast.data.ingest import stamps
 from forecast.data.ingest.extent import Observed, common_end
-from forecast.data.ingest.regularise import BoolArray, Runs, span
+from forecast.data.ingest.rows import BoolArray, Runs, span
 from forecast.data.panel import IntArray
-from forecast.data.time.frequency import (
-    DAY,
-    DAYS_OF_WEEK,
-    Frequency,
-    Grid,
-    business_days,
-    clock,
-    infer_frequency,
-    moment_clock,
-)
+from forecast.data.time.frequency import DAY, DAYS_OF_WEEK, Frequency, business_days, clock
+from forecast.data.time.grid import Grid, moment_clock
+from forecast.data.time.inference import infer_frequency
 from forecast.errors import ConfigError, DataError, listing
 
 log = logging.getLogger(__name__)
@@ -251,18 +242,3 @@ def period_ends(index: IntArray, settled: Settled) -> tuple[IntArray, IntArray |
     if settled.finer is not None:
         count = np.diff(settled.finer.floor_of(on_clock(instant - 1, settled.finer)))[index - first]
     return instant[1:][index - first], count
-
-
-def check_settings(data: DataConfig) -> None:
-    """Raise ConfigError for a frequency or a time zone that does not exist."""
-    if data.freq is not None:
-        Frequency.parse(data.freq, data.weekmask)
-    elif data.weekmask is not None:
-        business_days(data.weekmask)
-    if data.time_zone is not None:
-        try:
-            pl.Series([], dtype=pl.Datetime("us")).dt.replace_time_zone(data.time_zone)
-        except pl.exceptions.ComputeError:
-            close = difflib.get_close_matches(data.time_zone, sorted(zoneinfo.available_timezones()), n=1)
-            hint = f"did you mean {close[0]}?" if close else "use an IANA name, such as Europe/Paris"
-            raise ConfigError(f"data.time_zone: unknown time zone {data.time_zone!r}; {hint}") from None

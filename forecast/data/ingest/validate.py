@@ -8,7 +8,7 @@ from typing import Final
 import polars as pl
 
 from forecast.config import ColumnsConfig, DataConfig
-from forecast.data.sources import tables
+from forecast.data.sources import frames
 from forecast.errors import DataError, listing
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
@@ -38,7 +38,7 @@ def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -
     `categories`, counted from 1, 0 for any other), static ones text or Float64.
     Raises DataError for columns that are missing or of the wrong type.
     """
-    return tables.collect(select(frame, columns, categories))
+    return frames.collect(select(frame, columns, categories))
 
 
 def read_runs(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
@@ -50,7 +50,7 @@ def read_runs(frame: pl.LazyFrame, columns: Columns, categories: Categories | No
     names = chosen.collect_schema().names()
     # Expr.rle would say the same, and panics in the streaming engine.
     begins = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift(1)) for name in names) | (pl.col(ROWS) == 0)
-    return tables.collect(chosen.with_row_index(ROWS).filter(begins).with_columns(pl.col(ROWS).cast(pl.Int64)))
+    return frames.collect(chosen.with_row_index(ROWS).filter(begins).with_columns(pl.col(ROWS).cast(pl.Int64)))
 
 
 def run_lengths(runs: pl.DataFrame, height: int) -> pl.DataFrame:
@@ -80,7 +80,7 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
 
     chosen = []
     for name, key in columns:
-        column = tables.column(name)
+        column = frames.column(name)
         if key == "data.columns.series_id":
             chosen.append(column.cast(pl.String).alias(SERIES_ID))
         elif key == "data.columns.timestamp":
@@ -150,8 +150,8 @@ def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
 
 def _distinct(frame: pl.LazyFrame, name: str) -> pl.Series:
     """Return the values of a column as text, sorted. The series has no name: its methods would take a pattern."""
-    values = frame.select(tables.column(name).cast(pl.String).alias("value")).select(pl.col("value").unique())
-    return tables.collect(values).to_series().drop_nulls().sort()
+    values = frame.select(frames.column(name).cast(pl.String).alias("value")).select(pl.col("value").unique())
+    return frames.collect(values).to_series().drop_nulls().sort()
 
 
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
@@ -170,8 +170,8 @@ def schema_of(frame: pl.LazyFrame) -> pl.Schema:
     """Return the columns of a table. Raises DataError if it can't be read."""
     try:
         return frame.collect_schema()
-    except tables.UNREADABLE as error:
-        raise tables.unreadable(error, "the table") from error
+    except frames.UNREADABLE as error:
+        raise frames.unreadable(error, "the table") from error
 
 
 def columns_of(data: DataConfig, *keys: str) -> list[tuple[str, str]]:
@@ -231,9 +231,9 @@ def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
 
 def _examples(frame: pl.LazyFrame, name: str) -> str:
     """Return how many values of a text column are not numbers, and one of them."""
-    column = tables.column(name)
+    column = frames.column(name)
     no_number = column.is_not_null() & column.cast(pl.Float64, strict=False).is_null()
-    found = tables.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
+    found = frames.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
     wrong, example, rows = found.row(0)
     hint = "; data.null_values says what stands for a missing value"
     return f" ({wrong:,} of {rows:,} rows are no number, e.g. {example!r}{hint})" if wrong else " (numbers as text)"

@@ -10,7 +10,7 @@ import polars.selectors as cs
 
 from forecast.config import DataConfig
 from forecast.data.ingest.validate import schema_of
-from forecast.data.sources import tables
+from forecast.data.sources import frames
 from forecast.errors import DataError, listing
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     # In CSV files a column without any value is text.
     texts = [name for name in odd if schema[name] == pl.String]
     if texts:
-        empty = tables.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
+        empty = frames.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
         odd = [name for name in odd if not empty.get(name)]
     kinds = {schema[name].base_type() for name in odd} or {pl.Float64}
     if odd and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
@@ -70,8 +70,8 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
     return (
         frame.select(
-            *(tables.column(name).alias(own) for name, own in renamed.items()),
-            *(tables.column(name).cast(kind).alias(f"series {name}") for name in series),
+            *(frames.column(name).alias(own) for name, own in renamed.items()),
+            *(frames.column(name).cast(kind).alias(f"series {name}") for name in series),
         )
         .unpivot(index=list(renamed.values()), variable_name="name", value_name="value")
         .select(
@@ -85,7 +85,7 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
 def _check_row_numbers(frame: pl.LazyFrame, schema: pl.Schema, names: Sequence[str]) -> None:
     """Raise DataError for columns without a name of their own that hold anything but row numbers."""
     whole = [name for name in names if schema[name].is_integer()]
-    least = tables.collect(frame.select(tables.column(name).min() for name in whole)).row(0) if whole else ()
+    least = frames.collect(frame.select(frames.column(name).min() for name in whole)).row(0) if whole else ()
     other = [name for name in names if name not in whole]
     other += [name for name, value in zip(whole, least, strict=True) if value is not None and value < 0]
     if other:

@@ -12,6 +12,18 @@ from forecast.names import TIMESTAMP
 
 if TYPE_CHECKING:
     import pyarrow as pa
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars.selectors as cs
+
+from forecast.errors import OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 # What a conversion of a column may raise: an error of Arrow is one of these, too.
@@ -174,3 +186,68 @@ def _is_time_zone(name: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return f"can't be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
+
+
+UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+def column(name: str) -> pl.Expr:
+    """Return the column that is called just that: pl.col takes "*" for all columns, and ^...$ for a pattern."""
+    return cs.by_name(name).as_expr()
+
+
+def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFrame:
+    """Return rows that come once, batch by batch, as a table that can be read again and again.
+
+    They are kept in a temporary file, which goes when this process ends: all passes see the same rows, memory holds a
+    batch at a time, and a filter skips row groups. Raises OutputError if the file can't be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    handle, name = tempfile.mkstemp(".parquet", dir=_spool_folder().name)
+    os.close(handle)
+    file = Path(name)
+    try:
+        with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"can't write the rows of the table to {file} (set TMPDIR to a larger disk?): {error}"
+        ) from None
+    return pl.scan_parquet(file, glob=False)
+
+
+@cache
+def _spool_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="gatecast-")
+
+
+def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Return the rows of a lazy table, read batch by batch."""
+    try:
+        return frame.collect(engine="streaming")
+    except UNREADABLE as error:
+        raise unreadable(error, "the table") from error
+
+
+def unreadable(error: BaseException, what: str) -> DataError:
+    """Return the DataError for a table that Polars could not read."""
+    return DataError(f"{what} can't be read (truncated or damaged?): {reason_of(error)}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what is wrong with a file, in short."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    for pattern, reason in _REASONS.items():
+        if re.search(pattern, first):
+            return reason
+    return re.sub(r"^(object-store error|parquet|out-of-spec): ", "", first)
+
+
+_REASONS: Final[Mapping[str, str]] = {
+    r"magic bytes|footer|InvalidFooter|Not an Arrow file": "its end is missing, or it is another kind of file",
+    r"(?i)invalid utf-?8|'utf-8' codec": "it is not UTF-8: save it in that encoding",
+    r"(?i)empty CSV": "empty CSV",
+}

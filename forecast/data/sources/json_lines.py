@@ -14,11 +14,12 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.ingest.timestamps import check_settings
 from forecast.data.sources.columns import possible
+from forecast.data.sources.frames import UNREADABLE, spool, unreadable
 from forecast.data.sources.storage import Place
-from forecast.data.sources.tables import UNREADABLE, spool, unreadable
-from forecast.data.time.frequency import Frequency, Grid, clock
+from forecast.data.time.frequency import Frequency, clock
+from forecast.data.time.grid import Grid
+from forecast.data.time.inference import check_settings
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP
 

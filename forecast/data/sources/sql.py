@@ -1,40 +1,30 @@
-"""Rows of a database, from it and to it.
+"""Tables from a query: PostgreSQL and SQLite."""
 
-PostgreSQL is read and written through ADBC: its driver streams COPY in binary form, twice as fast as connectorx and in
-a third of the memory. SQLite is read and written through Python's own module: ADBC's driver takes the types of the
-columns from the first rows, and stops at the first fraction or text behind nulls or whole numbers.
-"""
-
-import logging
-import os
-import re
 import sqlite3
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
-from itertools import count
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import polars as pl
 
-from forecast.data.files import make_private
-from forecast.data.sources.deadlines import Deadline, TimedConnection
-from forecast.data.sources.tables import spool
-from forecast.errors import ConfigError, DataError, GatecastError, OutputError, listing
+from forecast.data.sources.frames import spool
+from forecast.errors import DataError, listing
 from forecast.names import CUTOFF, TIMESTAMP
 from forecast.redaction import without_password
 
 if TYPE_CHECKING:
     import pyarrow as pa
+from forecast.data.sources.connections import (
+    connect_postgresql,
+    is_postgresql,
+    postgres_message,
+    quoted_names,
+    secrets_of,
+    sqlite_file,
+)
 
-_LOG = logging.getLogger(__name__)
-_CONNECT_SECONDS: Final = 10
-_LOCK_SECONDS: Final = 30
-_NOTICE_SECONDS: Final = 5.0
-_STATEMENT_SECONDS: Final = 1800.0
 """That a statement may take which changes many rows."""
 
 # Rows that Python objects are made of at a time.
@@ -46,12 +36,6 @@ _POSTGRES_TYPES: Final = {
     "date", "timestamp", "timestamptz",
 }  # fmt: skip
 
-# A URI that libpq would take apart elsewhere shows pieces of the password in its messages: it is refused before.
-_HOST: Final = r"([\w.%-]*|\[[\da-f:.]+\])(:\d+)?"
-_POSTGRES_URI: Final = re.compile(
-    rf"postgres(ql)?(\+\w+)?://([^/@:?#\s]*(:[^/@:?#\s]*)?@)?{_HOST}(,{_HOST})*(/[^@?\s]*)?(\?[^@\s]*)?", re.IGNORECASE
-)
-
 
 def read_sql(uri: str, query: str, columns: Collection[str] | None = None) -> pl.LazyFrame:
     """Return the rows of a query, which runs once and can change nothing; see `spool` for where they are kept.
@@ -62,7 +46,7 @@ def read_sql(uri: str, query: str, columns: Collection[str] | None = None) -> pl
     URI that is not understood, DataError for what the database refuses. Neither tells the password.
     """
     rows = (
-        _read_postgresql(uri, query, columns) if _is_postgresql(uri, "data.uri") else _read_sqlite(uri, query, columns)
+        _read_postgresql(uri, query, columns) if is_postgresql(uri, "data.uri") else _read_sqlite(uri, query, columns)
     )
     if not rows.select(pl.len()).collect().item():
         raise DataError("data.query returns no rows")
@@ -84,44 +68,11 @@ def rows_where(uri: str, table: str, condition: str, columns: Sequence[str]) -> 
     return rows.with_columns(pl.col(texts).str.to_datetime(form, time_unit="us"))
 
 
-def _is_postgresql(uri: str, key: str) -> bool:
-    """Return whether a URI is of PostgreSQL, else of SQLite. Raises ConfigError for any other; `key` is set to it."""
-    scheme = uri.partition(":")[0].split("+")[0]
-    if "://" in uri and scheme in ("postgresql", "postgres", "sqlite"):
-        return scheme != "sqlite"
-    shown = f"a database of kind {scheme!r} is not known" if "://" in uri else "not the URI of a database"
-    raise ConfigError(f"{key}: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
-
-
-def _connect_postgresql(
-    uri: str, key: str, failure: type[GatecastError], limit: float | None = None
-) -> TimedConnection:
-    """Return a connection whose calls may take `limit` seconds, as long as there is a server that answers.
-
-    Raises ConfigError for a URI that is not understood, `failure` if there is no answer.
-    """
-    try:
-        import adbc_driver_manager
-        from adbc_driver_postgresql import dbapi
-    except ImportError:
-        raise ConfigError(f"{key}: PostgreSQL needs: pip install 'gatecast[sql]'") from None
-    if not _POSTGRES_URI.fullmatch(uri):
-        raise ConfigError(
-            f"{key}: not of the form postgresql://user:password@host:5432/database; in a user or password, / @ : ? # "
-            "and spaces are written %2F %40 %3A %3F %23 %20 (or set PGPASSWORD)"
-        )
-    deadline = Deadline(without_password(uri), lambda: dbapi.connect(_libpq_uri(uri)).close(), limit)
-    try:
-        return TimedConnection(deadline.run("connect", dbapi.connect, _libpq_uri(uri)), deadline)
-    except (adbc_driver_manager.Error, TimeoutError) as error:
-        raise failure(f"{key}={without_password(uri)}: {_postgres_message(error, _secrets(uri))}") from None
-
-
 def _read_postgresql(uri: str, query: str, columns: Collection[str] | None) -> pl.LazyFrame:
-    connection = _connect_postgresql(uri, "data.uri", DataError)
+    connection = connect_postgresql(uri, "data.uri", DataError)
     import adbc_driver_manager
 
-    shown, secrets = without_password(uri), _secrets(uri)
+    shown, secrets = without_password(uri), secrets_of(uri)
     with connection, connection.cursor() as cursor:
         try:
             cursor.execute("set transaction read only")
@@ -130,15 +81,7 @@ def _read_postgresql(uri: str, query: str, columns: Collection[str] | None) -> p
             schema = _postgres_schema(reader.schema, columns)
             return spool(_postgres_batches(reader, schema, shown, secrets), schema)
         except (adbc_driver_manager.Error, TimeoutError) as error:
-            raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
-
-
-def _libpq_uri(uri: str) -> str:
-    """Return the URI as libpq takes it: without the driver of SQLAlchemy, and with a limit on the time to connect."""
-    uri = re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql:", uri)
-    if "connect_timeout=" in uri or "PGCONNECT_TIMEOUT" in os.environ:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}connect_timeout={_CONNECT_SECONDS}"
+            raise DataError(f"data.query at {shown}: {postgres_message(error, secrets)}") from None
 
 
 def _postgres_schema(found: "pa.Schema", columns: Collection[str] | None) -> "pa.Schema":
@@ -168,7 +111,7 @@ def _postgres_batches(reader: Any, schema: "pa.Schema", shown: str, secrets: lis
             columns = [column.cast(dtype) for column, dtype in zip(plain, schema.types, strict=True)]
             yield pa.record_batch(columns, schema=schema)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"data.query at {shown}: {_postgres_message(error, secrets)}") from None
+        raise DataError(f"data.query at {shown}: {postgres_message(error, secrets)}") from None
 
 
 def _check_finite(names: list[str], columns: "list[pa.Array]") -> None:
@@ -185,42 +128,10 @@ def _check_finite(names: list[str], columns: "list[pa.Array]") -> None:
                 raise DataError(f"data.query returns infinite dates or timestamps in the column {name!r}; filter them")
 
 
-def _postgres_message(error: Exception, secrets: list[str]) -> str:
-    """Return what the server, or its client library, says: in a line, and without the password."""
-    text = re.split(r"\s*Query was: |\.? SQLSTATE: ", str(error))[0]
-    text = re.sub(r"^([A-Z_]+: |\[libpq\] |Failed to [\w ]+: |Execution error \[\w+\]: )*", "", text)
-    text = re.sub(r"^.*\b(FATAL|ERROR):\s+", "", text, flags=re.DOTALL)
-    text = text.replace("fe_sendauth: no password supplied", "no password supplied; set PGPASSWORD")
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip(" ^"))
-
-
-def database_of(uri: str) -> str:
-    """Return which database a URI is of, in one way of writing it and without user and password.
-
-    >>> database_of("postgresql+psycopg://me:x@db/any"), database_of("postgres://db:5432/any?sslmode=require")
-    ('postgresql://db:5432/any', 'postgresql://db:5432/any')
-    """
-    if not _is_postgresql(uri, "output.uri"):
-        return f"sqlite:///{_sqlite_file(uri, 'output.uri').resolve()}"
-    address = uri.partition("://")[2].partition("?")[0].rpartition("@")[2]
-    host, _, name = address.partition("/")
-    return f"postgresql://{host if re.search(r':[0-9]+$', host) else f'{host}:5432'}/{name}"
-
-
-def _secrets(uri: str) -> list[str]:
-    """Return what must not be shown, longest first: passwords as they are written and as they are meant."""
-    found = re.findall(r"://[^:@]*:(.*)@", uri)
-    found += re.findall(r"(?:password|pwd|token|secret)[^=&;\s]*=([^&;\s]+)", uri, flags=re.IGNORECASE)
-    found.append(os.environ.get("PGPASSWORD", ""))
-    return sorted({form for secret in found for form in (secret, unquote(secret)) if form}, key=len, reverse=True)
-
-
 def _read_sqlite(uri: str, query: str, columns: Collection[str] | None) -> pl.LazyFrame:
     import pyarrow as pa
 
-    file = _sqlite_file(uri, "data.uri")
+    file = sqlite_file(uri, "data.uri")
     if not file.is_file():
         raise DataError(f"data.uri={uri}: no such file (from {Path.cwd()})")
     # In parentheses of its own a query can do nothing but select.
@@ -236,14 +147,6 @@ def _read_sqlite(uri: str, query: str, columns: Collection[str] | None) -> pl.La
             return spool(_sqlite_batches(connection.execute(f"{given} {chosen} from given"), schema), schema)
     except sqlite3.Error as error:
         raise DataError(f"data.query at {uri}: {error}") from None
-
-
-def _sqlite_file(uri: str, key: str) -> Path:
-    address = uri.partition("://")[2].partition("?")[0]
-    file = Path(address[1:])
-    if not address.startswith("/") or not file.name:
-        raise ConfigError(f"{key}: a SQLite file is given as sqlite:///relative.db or sqlite:////absolute.db")
-    return file
 
 
 def _sqlite_types(
@@ -295,156 +198,3 @@ def _repeated_names(names: list[str], columns: Collection[str] | None) -> set[st
             f"data.query returns {len(twice):,} column name(s) more than once: {listing(twice)}; rename them"
         )
     return repeated
-
-
-class Database:
-    """A transaction: all that is done in it becomes visible at its end, or nothing."""
-
-    def __init__(self, cursor: Any, *, postgresql: bool) -> None:
-        self._cursor, self._postgresql = cursor, postgresql
-
-    @property
-    def is_postgresql(self) -> bool:
-        """Whether it is PostgreSQL, else SQLite."""
-        return self._postgresql
-
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run a statement with a `?` for each value; return its rows, if it gives any, by the names of columns."""
-        if self._postgresql:
-            number = count(1)
-            statement = re.sub(r"\?", lambda _: f"${next(number)}", statement)
-        self._cursor.execute(statement, *([tuple(values)] if values else []))
-        names = [column[0] for column in self._cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()] if names else []
-
-    def alone(self, number: int, seconds: float = _LOCK_SECONDS) -> None:
-        """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway.
-
-        Raises OutputError if one of them holds it for so many seconds.
-        """
-        if not self._postgresql:
-            return
-        started, is_silent = time.monotonic(), True
-        while not self.execute(f"select pg_try_advisory_xact_lock({number}) as taken")[0]["taken"]:
-            waited = time.monotonic() - started
-            if waited > seconds:
-                raise OutputError(f"another client has held its lock for {seconds:g} s; end that one's transaction")
-            if is_silent and waited > _NOTICE_SECONDS:
-                _LOG.warning("waiting for another client that holds a lock, up to %g s", seconds)
-                is_silent = False
-            time.sleep(0.05)
-
-    def limit_waits(self, seconds: float) -> None:
-        """Make statements of this transaction an error that wait so many seconds for a lock; SQLite waits 5 s."""
-        if self._postgresql:
-            self.execute(f"set local lock_timeout = '{seconds * 1000:.0f}ms'")
-
-    def has_table(self, table: str) -> bool:
-        """Return whether there is a table or view of this name."""
-        query = f"select to_regclass('\"{table}\"') is not null"
-        if not self._postgresql:
-            query = f"select exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
-        return bool(self._one(query))
-
-    def columns(self, table: str) -> list[str]:
-        """Return the names of the columns of a table; none if there is no such table."""
-        if not self.has_table(table):
-            return []
-        self._cursor.execute(f'select * from "{table}" limit 0')
-        return [column[0] for column in self._cursor.description]
-
-    def insert(self, table: str, frames: Iterable[pl.DataFrame]) -> None:
-        """Add rows; columns of the table that they lack are null."""
-        for frame in frames:
-            if self._postgresql:
-                rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-                self._cursor.adbc_ingest(table, rows, mode="append")
-            else:
-                marks = ", ".join("?" * frame.width)
-                times = [
-                    _as_text(name, dtype) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime)
-                ]
-                into = f'insert into "{table}" ({", ".join(quoted_names(frame.columns))}) values ({marks})'
-                self._cursor.executemany(into, frame.with_columns(times).iter_rows())
-
-    def rows(self, table: str, condition: str) -> int:
-        """Return how many rows fulfil a condition; 0 if there is no such table."""
-        if not self.has_table(table):
-            return 0
-        return int(self._one(f'select count(*) from "{table}" where {condition}'))
-
-    def _one(self, query: str) -> Any:
-        self._cursor.execute(query)
-        return self._cursor.fetchone()[0]
-
-
-@contextmanager
-def transaction(
-    uri: str, key: str, *, writes: bool = True, private: bool = False, limit: float = _STATEMENT_SECONDS
-) -> Iterator[Database]:
-    """Yield a transaction in the database at `uri`, to which the setting `key` is set.
-
-    One that does not write need not wait for others that do. A SQLite file that is made here can be read by its owner
-    alone if it is `private`. A call to PostgreSQL may take `limit` seconds, as long as there is a server that answers.
-
-    Raises OutputError if the database does not answer or refuses something; nothing has changed then.
-    """
-    if _is_postgresql(uri, key):
-        postgresql = _connect_postgresql(uri, key, OutputError, limit)
-        import adbc_driver_manager
-
-        shown, secrets = without_password(uri), _secrets(uri)
-        try:
-            with postgresql, postgresql.cursor() as cursor:
-                yield Database(cursor, postgresql=True)
-                postgresql.commit()
-        except adbc_driver_manager.Error as error:
-            raise OutputError(f"{key}={shown}: {_postgres_message(error, secrets)}; nothing was changed") from None
-        except TimeoutError as error:
-            raise OutputError(f"{key}={shown}: {error}") from None
-        except OutputError as error:
-            raise OutputError(f"{key}={shown}: {error}") from None
-        return
-    file = _sqlite_file(uri, key)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if private:
-            make_private(file)
-        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-            connection.execute("begin immediate" if writes else "begin")
-            try:
-                yield Database(connection.cursor(), postgresql=False)
-                connection.execute("commit")
-            finally:
-                connection.rollback()  # A cursor that an error holds would keep the transaction open.
-    except (sqlite3.Error, OSError) as error:
-        raise OutputError(f"{key}={uri}: {error}; nothing was changed") from None
-    except OutputError as error:
-        raise OutputError(f"{key}={uri}: {error}") from None
-
-
-def sql_type(dtype: pl.DataType) -> str:
-    """Return the type of a column in both databases."""
-    if isinstance(dtype, pl.Datetime):
-        return "timestamp with time zone" if dtype.time_zone else "timestamp"
-    return {pl.String(): "text", pl.Int32(): "integer", pl.Int64(): "bigint"}.get(dtype, "double precision")
-
-
-def quoted_names(names: Iterable[str]) -> list[str]:
-    """Return names as SQL writes them."""
-    return ['"{}"'.format(name.replace('"', '""')) for name in names]
-
-
-def literal(value: datetime | str) -> str:
-    """Return a text or a moment as both databases compare it: SQLite, which knows no timestamps, by its text."""
-    if isinstance(value, datetime):
-        return f"'{value.astimezone(UTC) if value.tzinfo else value}'"
-    return "'{}'".format(value.replace("'", "''"))
-
-
-def _as_text(name: str, dtype: pl.Datetime) -> pl.Expr:
-    """Return timestamps as SQLite keeps them: text, those with a time zone in UTC."""
-    moment = pl.col(name) if dtype.time_zone is None else pl.col(name).dt.convert_time_zone("UTC")
-    zone = "" if dtype.time_zone is None else "+00:00"
-    whole, exact = (moment.dt.to_string(f"%Y-%m-%d %H:%M:%S{part}{zone}") for part in ("", "%.6f"))
-    return pl.when(moment.dt.microsecond() == 0).then(whole).otherwise(exact).alias(name)  # As `literal`.

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from forecast.data.sources.tables import write_bytes_atomic, write_text_atomic
+from forecast.data.files import write_bytes_atomic, write_text_atomic
 from forecast.errors import ArtifactError
 from forecast.models.universal.network import LEVELS, PATCH, Shape, UniversalNetwork
 

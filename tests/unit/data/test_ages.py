@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from forecast.config import DataConfig, ScoreSettings
 from forecast.data.ages import age_limit, ages, ended_series, have_ended
-from forecast.data.ingest.load import Loaded, load_panel
-from forecast.data.time.frequency import Frequency, Grid
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.time.frequency import Frequency
+from forecast.data.time.grid import Grid
 from forecast.data.windows import windows_at
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]

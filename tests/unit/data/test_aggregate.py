@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig
 from forecast.data.ingest.aggregate import INCOMPLETE, NOT_OVER
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 
 FIRST = datetime(2024, 1, 1)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from forecast.config import DataConfig
 from forecast.data.features.calendar import AROUND_HOLIDAYS, calendar_features, clock_shift, holiday_names
 from forecast.data.panel import FloatArray
-from forecast.data.time.frequency import Frequency, Grid
+from forecast.data.time.frequency import Frequency
+from forecast.data.time.grid import Grid
 from forecast.errors import ConfigError
 
 needs_holidays = pytest.mark.skipif(find_spec("holidays") is None, reason="needs the extra `holidays`")

@@ -12,7 +12,7 @@ import forecast as fc
 from forecast.artifact import load
 from forecast.config import FitConfig, ModelConfig
 from forecast.data.ingest.categories import with_codes, with_trained_categories
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.fit import FitResult, training_data
 
 LENGTH, HORIZON = 84, 7

@@ -10,8 +10,11 @@ import pytest
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data.ingest.classes import with_trained_classes
-from forecast.data.ingest.load import Loaded, load_panel
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.prepared.append import append
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel
 from forecast.data.sources.open import Tables
 from forecast.errors import DataError

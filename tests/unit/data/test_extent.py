@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data.ingest.extent import common_end
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import DISTANT, LATE
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.prepared.append import append
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import DataError
 

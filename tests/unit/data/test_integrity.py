@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 
 from forecast.config import DataConfig, SourceConfig
+from forecast.data.prepared.append import append
 from forecast.data.prepared.integrity import checksums, damaged_files
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel
 from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged
 from forecast.errors import DataError

@@ -12,9 +12,9 @@ import pytest
 from polars.testing import assert_frame_equal
 from pyarrow import feather
 
-from forecast.data.files import check_writable
-from forecast.data.sources.frames import to_lazy
-from forecast.data.sources.tables import collect, scan, write_parquet_atomic, write_text_atomic
+from forecast.data.files import check_writable, write_parquet_atomic, write_text_atomic
+from forecast.data.sources.frames import collect, to_lazy
+from forecast.data.sources.tables import scan
 from forecast.errors import DataError, OutputError
 
 TABLE = pl.DataFrame({"series_id": ["007", "7"], "timestamp": ["2013-01-01", "2013-01-02"], "target": [1.0, 2.5]})

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.ingest.load import Loaded, load_panel, missing_known
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.ingest.missing_known import missing_known
 from forecast.data.sources.open import Tables
 from forecast.errors import DataError
 

@@ -12,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from forecast.config import DataConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared import prepare
 from forecast.data.read import read_panel
 from forecast.data.sources import json_lines

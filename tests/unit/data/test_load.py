@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.config import DataConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.sources.frames import to_lazy
 from forecast.data.sources.tables import scan
 from forecast.errors import ConfigError, DataError

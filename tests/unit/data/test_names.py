@@ -14,9 +14,12 @@ from pydantic import SecretStr
 
 import forecast as fc
 from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel, as_names, concatenated
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.prepared.append import append
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.sinks import open_sink
 from forecast.data.sources.open import Tables
 from forecast.output import Job

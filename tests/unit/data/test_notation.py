@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.config import load as validated
-from forecast.data.ingest.load import Loaded, load_panel
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.prepared.append import append
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel
 from forecast.data.sources import numerals
 from forecast.data.sources.open import Tables

@@ -13,9 +13,11 @@ import pytest
 
 import forecast as fc
 from forecast.config import DataConfig
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
-from forecast.data.profiling.profile import profile, quality
+from forecast.data.profiling.profile import profile
+from forecast.data.profiling.quality import quality
 from forecast.data.read import read_panel
 from forecast.data.sources.frames import to_lazy
 from forecast.data.sources.open import open_tables, used_columns

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.outliers import FINE, NO_INPUT, NO_TARGET, find_outliers, judge, outlier_mask
 from forecast.data.profiling.profile import profile
 

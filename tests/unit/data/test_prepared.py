@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data.files import locked
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
-from forecast.data.prepared import prepare as prepare_module
-from forecast.data.prepared.prepare import append, open_prepared, prepare
+from forecast.data.prepared import append as append_module
+from forecast.data.prepared import storage
+from forecast.data.prepared.append import append
+from forecast.data.prepared.open import open_prepared
+from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel
 from forecast.data.sources.open import Tables, is_prepared, open_tables
 from forecast.errors import ConfigError, DataError, OutputError
@@ -186,7 +190,7 @@ def test_revisions_are_reported_and_treated_as_asked(tmp_path: Path) -> None:
     new = pl.DataFrame({"series_id": ["a"] * 3, "timestamp": day[3:], "target": [4.0, 7.0, 6.0]})
     data = DataConfig(freq="1d")
 
-    def grown(folder: str, revisions: Any) -> prepare_module.Appended:
+    def grown(folder: str, revisions: Any) -> append_module.Appended:
         prepare(Tables(old.lazy()), data, HORIZON, tmp_path / folder)
         return append(tmp_path / folder, Tables(new.lazy()), SourceConfig(), revisions=revisions)
 
@@ -310,11 +314,11 @@ def test_too_many_rejects_leave_no_panel(tmp_path: Path) -> None:
 def test_a_buffer_is_what_numpy_would_write(tmp_path: Path, dtype: str, axis: int) -> None:
     whole = np.arange(30).reshape(5, 6).astype(dtype)
     cuts = np.split(whole, [0, 2, 3], axis)
-    prepare_module._write_buffer(tmp_path / "a.npy", [np.asfortranarray(part) for part in cuts], axis)
+    storage._write_buffer(tmp_path / "a.npy", [np.asfortranarray(part) for part in cuts], axis)
     np.save(tmp_path / "b.npy", whole)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 def test_a_buffer_on_a_full_disk_is_an_error() -> None:
     with pytest.raises(OSError, match="No space left"):
-        prepare_module._write_buffer(Path("/dev/full"), [np.zeros((3, 100_000), np.float32)], 1)
+        storage._write_buffer(Path("/dev/full"), [np.zeros((3, 100_000), np.float32)], 1)

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from forecast.data.features.calendar import clock_shift
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import Counts
 from forecast.data.panel import Panel
 from forecast.data.profiling import profile as module
-from forecast.data.profiling.profile import frequencies, profile, quality, summary
-from forecast.data.time.frequency import Frequency, Grid
+from forecast.data.profiling.profile import frequencies, profile
+from forecast.data.profiling.quality import quality, summary
+from forecast.data.time.frequency import Frequency
+from forecast.data.time.grid import Grid
 
 NAN = float("nan")
 GRID = Grid.natural(Frequency.parse("1d"), None)

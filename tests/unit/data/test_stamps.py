@@ -10,7 +10,8 @@ import pytest
 
 from forecast.config import DataConfig, load
 from forecast.data.ingest import stamps
-from forecast.data.ingest.load import Loaded, load_panel
+from forecast.data.ingest.load import load_panel
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, DataError

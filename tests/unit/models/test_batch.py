@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.models.inputs import batch as module
 from forecast.models.inputs.batch import Batch, PanelTensors

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from forecast.config import ModelConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecast import artifact
 from forecast.config import FitSettings, ModelConfig, WindowConfig, load
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.encoder import Carry, Encoder

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forecast.config import ModelConfig
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets

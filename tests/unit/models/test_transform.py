@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.fit import FitResult
 from forecast.models.inputs.transform import to_data, to_model, unit_of
 from forecast.predict import forecast

@@ -15,7 +15,7 @@ import forecast as fc
 from forecast import series_tuning
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetune import FinetuneResult, finetune
 from forecast.gradient_group import GradientGroup

@@ -11,7 +11,7 @@ import torch
 
 from forecast.artifact import Artifact, load
 from forecast.checkpoints import NANO, card_of
-from forecast.data.ingest.load import Loaded
+from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors

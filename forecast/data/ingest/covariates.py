@@ -1,0 +1,133 @@
+"""Past, known and static covariates, and those that are computed."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from forecast.config import DataConfig
+from forecast.data.features.calendar import calendar_features, clock_shift, holiday_names
+from forecast.data.features.lags import past_features
+from forecast.data.ingest import validate
+from forecast.data.ingest.outliers import without_outliers
+from forecast.data.ingest.placement import Placing
+from forecast.data.ingest.regularise import Steps, known_steps, shared_known_steps
+from forecast.data.ingest.rejects import Counts, Rejects, check_steps
+from forecast.data.ingest.rows import Rows, Runs
+from forecast.data.ingest.timestamps import Times
+from forecast.data.panel import FloatArray, IntArray, Panel
+from forecast.data.sources.open import Tables
+from forecast.names import SERIES_ID, TIMESTAMP
+
+
+def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
+    """Return the columns that are read from the table of rows."""
+    known = ["known_covariates"] if tables.known is None else []
+    static = ["static_covariates"] if tables.static is None else []
+    return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known, *static)
+
+
+def with_features(panel: Panel, data: DataConfig) -> Panel:
+    """Return the panel with the features of data.lags and data.rolling behind the user's past covariates."""
+    if not data.lags and not data.rolling:
+        return panel
+    features = np.empty((len(data.lags) + len(data.rolling), len(panel.target)), dtype=np.float32)
+    end = 0
+    for shard in panel.shards():
+        begin, end = end, end + len(shard.target)
+        features[:, begin:end] = past_features(without_outliers(shard), shard.offsets, data)[1]
+    return replace(panel, past=np.concatenate([panel.past[: len(data.past_covariates)], features]))
+
+
+def with_calendar(panel: Panel, data: DataConfig, counts: Counts) -> tuple[Panel, DataConfig]:
+    """Return the panel with its calendar, and the settings with the names of the holidays in it."""
+    first, last = int(panel.start.min()), panel.last_index + panel.horizon
+    check_steps(last - first + 1, counts.rows_in, panel.grid, "the panel", first, last)
+    if data.holidays is not None and data.holiday_names is None:
+        data = data.model_copy(update={"holiday_names": holiday_names(panel.grid, first, last, data.holidays)})
+    panel = replace(
+        panel,
+        calendar=calendar_features(panel.grid, first, last, data)[1],
+        calendar_start=first,
+        clock_shift=clock_shift(panel.grid, first, last),
+    )
+    return panel, data
+
+
+def split_by_runs(columns: validate.Columns) -> tuple[validate.Columns, validate.Columns]:
+    """Return the columns that are read by runs, and the others."""
+    by_runs = ("data.columns.series_id", "data.static_covariates")
+    return [item for item in columns if item[1] in by_runs], [item for item in columns if item[1] not in by_runs]
+
+
+def read_known(frame: pl.LazyFrame, place: Placing, steps: Steps, horizon: int) -> tuple[FloatArray, Counts]:
+    """Return the known covariates from a table of their own, with or without a series_id, and where its rows went."""
+    data, names, rejects = place.settled.data, place.names, place.rejects
+    shared = data.columns.series_id not in frame.collect_schema()
+    keys = ["timestamp", "known_covariates"] if shared else ["series_id", "timestamp", "known_covariates"]
+    once, rest = split_by_runs(validate.columns_of(data, *keys))
+    table = validate.read(frame, rest, place.categories)
+    rows_in = table.height
+    if shared:
+        runs = Runs(np.zeros(min(1, rows_in), dtype=np.int64), np.full(min(1, rows_in), rows_in))
+        nameless = pl.Series([None], dtype=pl.String)
+        place = replace(place, names=nameless, rejects=Rejects(nameless, place.settled.grid))
+        unused = 0
+    else:
+        series = validate.run_lengths(validate.read_runs(frame, once, place.categories), rows_in)
+        runs = Runs.of(series, names)[0]
+        foreign = np.repeat((runs.series < 0) & series[SERIES_ID].is_not_null().to_numpy(), runs.length)
+        unused = int(foreign.sum())
+        if unused:
+            table = table.filter(pl.Series(~foreign))
+            runs = runs.keep(~foreign)
+    times = Times.of(table[TIMESTAMP], place.settled)
+    rows = Rows(
+        runs=runs,
+        index=times.clock,
+        target=np.full(table.height, np.nan),
+        past=[],
+        known=[table[validate.KNOWN + name].to_numpy() for name in data.known_covariates],
+        after=None,
+        instant=times.instant,
+    )
+    rows = place(rows, times, data.known_covariates, "data.known_path: ")
+    values = shared_known_steps(steps, rows, horizon) if shared else known_steps(steps, rows, len(names), horizon)
+    if shared:
+        rejects.include(place.rejects)
+    kept = rows.count()
+    return values, Counts(
+        known_rows_in=rows_in,
+        known_rows_kept=kept,
+        known_rows_rejected=rows_in - unused - kept,
+        known_rows_unused=unused,
+    )
+
+
+def static_values(
+    tables: Tables, runs: pl.DataFrame, names: pl.Series, data: DataConfig, categories: validate.Categories
+) -> pl.DataFrame:
+    """Return the static covariates of each series, in the order of `names`."""
+    if not data.static_covariates:
+        return names.to_frame()
+    if tables.static is None:
+        return validate.static_values(runs, data)
+    columns = validate.columns_of(data, "series_id", "static_covariates")
+    values = validate.static_values(validate.read(tables.static, columns, categories), data)
+    return names.to_frame(SERIES_ID).join(values, on=SERIES_ID, how="left", maintain_order="left")
+
+
+def encode_static(
+    values: pl.DataFrame, data: DataConfig, categories: validate.Categories
+) -> tuple[IntArray, FloatArray]:
+    """Return codes and numbers of the static covariates, [series, covariates] each."""
+    names = {name: values[validate.STATIC + name] for name in data.static_covariates}
+    texts = [name for name in names if name in categories]
+    codes = np.zeros((values.height, len(texts)), dtype=np.int64)
+    for position, name in enumerate(texts):
+        code = names[name].cast(pl.Enum(categories[name]), strict=False).to_physical().cast(pl.Int64) + 1
+        codes[:, position] = code.fill_null(0).to_numpy()
+    numbers = [
+        column.cast(pl.Float32).fill_null(np.nan).to_numpy() for name, column in names.items() if name not in texts
+    ]
+    return codes, np.stack(numbers, axis=1) if numbers else np.empty((values.height, 0), dtype=np.float32)

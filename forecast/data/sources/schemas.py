@@ -1,0 +1,140 @@
+"""The columns of each of many files, before any row is read."""
+
+import base64
+import re
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final
+from urllib.parse import unquote
+
+import polars as pl
+
+from forecast.data.sources.frames import UNREADABLE, check_odd, odd_columns, reason_of, spool, unreadable
+from forecast.data.sources.storage import S3, File, Place
+from forecast.errors import DataError, listing
+
+# Requests for the footers of files in S3 that run at a time.
+_REQUESTS: Final = 16
+
+# The name of a folder for rows without a value.
+HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
+
+
+Schemas = dict[str, pl.Schema]
+Copies = dict[str, pl.LazyFrame]
+
+
+def some_of(some: Collection[object], every: Collection[object]) -> str:
+    """Return "2 of 5 files are"."""
+    if len(every) == 1:
+        return "the file is"
+    return f"{len(some):,} of {len(every):,} files {'is' if len(some) == 1 else 'are'}"
+
+
+def read_schemas(place: Place, files: Sequence[File], find: Callable[[str], pl.Schema], *, parallel: bool) -> Schemas:
+    """Return the columns of each file. Raises DataError that names the files that can't be read."""
+    import pyarrow as pa
+
+    def schema(file: File) -> pl.Schema | Exception:
+        try:
+            return find(file.address)
+        except (*UNREADABLE, pa.ArrowException, UnicodeDecodeError, DataError) as error:
+            return error
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        found = list(pool.map(schema, files) if parallel else map(schema, files))
+    schemas = {file.address: one for file, one in zip(files, found, strict=True) if isinstance(one, pl.Schema)}
+    faults = {file.address: one for file, one in zip(files, found, strict=True) if not isinstance(one, pl.Schema)}
+    for fault in faults.values():
+        if isinstance(fault, DataError):
+            raise fault
+    if len(files) == 1 and faults:
+        raise unreadable(faults[files[0].address], place.what)
+    if faults:
+        shown = listing(f"{address} ({reason_of(fault)})" for address, fault in faults.items())
+        raise DataError(
+            f"{place.what}: {len(faults):,} of {len(files):,} files can't be read (truncated or damaged?): {shown}; "
+            "write them again, or move them out of the folder"
+        )
+    return schemas
+
+
+def parquet_schema(place: Place, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
+    """Return the columns of a Parquet file; rows of one with columns that can't be read go to `copies`."""
+    import pyarrow as pa
+
+    metadata = pl.read_parquet_metadata(address, storage_options=place.options)
+    content = base64.b64decode(metadata.get("ARROW:schema", ""))
+    if not (content and odd_columns(pa.ipc.read_schema(pa.py_buffer(content)))):
+        with suppress(pl.exceptions.DuplicateError):
+            return pl.scan_parquet(address, glob=False, storage_options=place.options).collect_schema()
+    copies[address] = _copy(place, address, columns)
+    return copies[address].collect_schema()
+
+
+def ipc_schema(place: Place, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
+    """Return the columns of an Arrow file, as `parquet_schema`."""
+    import pyarrow as pa
+
+    with place.open_anywhere(address) as stream:
+        odd = odd_columns(pa.ipc.open_file(stream).schema)
+    if not odd:
+        return pl.scan_ipc(address, glob=False, storage_options=place.options).collect_schema()
+    copies[address] = _copy(place, address, columns, ipc=True)
+    return copies[address].collect_schema()
+
+
+def _copy(place: Place, address: str, columns: Collection[str] | None, *, ipc: bool = False) -> pl.LazyFrame:
+    """Return the rows of a file without the columns that Polars can't read. Raises DataError if one is wanted."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with place.open_anywhere(address) as stream:
+        file = pa.ipc.open_file(stream) if ipc else parquet.ParquetFile(stream)
+        schema = file.schema if ipc else file.schema_arrow
+        odd = odd_columns(schema)
+        check_odd(odd, columns, f"{place.what}: {address}")
+        positions = [position for position, name in enumerate(schema.names) if name not in odd]
+        names = [schema.names[position] for position in positions]
+        blocks = map(file.get_batch, range(file.num_record_batches)) if ipc else file.iter_batches(columns=names)
+        rows = (block.select(positions if ipc else names) for block in blocks)
+        return spool(rows, pa.schema([schema.field(position) for position in positions]))
+
+
+def hive_schema(
+    place: Place, root: str, addresses: list[str], text: Collection[str]
+) -> tuple[pl.Schema, list[str]] | None:
+    """Return the columns that folders such as store=7 hold, None without such folders.
+
+    The first are those of the whole path, the second those below `root`, where the table begins.
+    """
+    start = len(root) + len(S3) * place.path.startswith(S3)
+    keys = {address: re.findall(r"([^/=]+)=[^/=]+/", address[start:]) for address in addresses}
+    below = keys[addresses[0]]
+    other = [address for address in addresses if keys[address] != below]
+    if other:
+        raise DataError(
+            f"{place.what}: files are in folders of different kinds: {addresses[0]} ({', '.join(below) or 'none'}), "
+            f"{other[0]} ({', '.join(keys[other[0]]) or 'none'}); all files need the same ones, such as store=7/ "
+            "(a sign = in a value is written %3D)"
+        )
+    if not below:
+        return None
+    values: dict[str, set[str]] = {}
+    for address in addresses:
+        for name, value in re.findall(r"([^/=]+)=([^/=]+)/", address):
+            values.setdefault(name, set()).add(unquote(value))
+    types = {name: pl.String() if name in text else _type_of(found) for name, found in values.items()}
+    return pl.Schema(types), below
+
+
+def _type_of(values: set[str]) -> pl.DataType:
+    """Return the type of the values that folders are named by."""
+    texts = pl.Series(sorted(values - {HIVE_NULL}), dtype=pl.String)
+    parsed = (
+        texts.cast(pl.Int64, strict=False),
+        texts.cast(pl.Float64, strict=False),
+        texts.str.to_date("%F", strict=False),
+    )
+    return next((found.dtype for found in parsed if not found.null_count()), pl.String())
