@@ -12,7 +12,7 @@ from forecast.config import CalibrateSettings
 from forecast.data.read import read_panel
 from forecast.data.windows import windows_at_ends
 from forecast.fit import fit
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 
 def main(*argv: str) -> None:

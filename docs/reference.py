@@ -35,7 +35,7 @@ RESULTS: Final = {
     "TuneResult": "tune",
     "DistilResult": "distil",
     "Explanation": "explain",
-    "Forecasts": "predict",
+    "Forecasts": "prediction/predict",
     "Reconciled": "reconcile",
     "Loaded": "data/ingest/loaded",
 }

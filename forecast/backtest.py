@@ -23,7 +23,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetune import finetune
 from forecast.fit import fit
-from forecast.metrics import (
+from forecast.metrics.scores import (
     CRPS,
     LOG_LOSS,
     MODEL,
@@ -55,7 +55,14 @@ from forecast.names import (
     TARGET,
     TIMESTAMP,
 )
-from forecast.predict import BATCH_SIZE, mean_of_naive, naive_forecasts, predict, stated_columns, within_support
+from forecast.prediction.predict import (
+    BATCH_SIZE,
+    mean_of_naive,
+    naive_forecasts,
+    predict,
+    stated_columns,
+    within_support,
+)
 from forecast.state import check_model
 
 # Windows that are forecast, scored and written together, about.

@@ -15,7 +15,7 @@ from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
-from forecast.metrics import future_values, score_windows
+from forecast.metrics.scores import future_values, score_windows
 from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members
@@ -30,7 +30,7 @@ from forecast.models.runtime.onnx import (
     inputs_of,
     quantised,
 )
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 GRAPH: Final = "model.onnx"
 AROUND: Final = "onnx.json"

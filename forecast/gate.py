@@ -11,7 +11,8 @@ import polars as pl
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.metrics import LOG_LOSS, MODEL, summarise
+from forecast.metrics.scores import LOG_LOSS, MODEL, summarise
+from forecast.metrics.significance import PairedTest, paired_test
 from forecast.names import (
     CHAMPION,
     CUTOFF,
@@ -21,7 +22,6 @@ from forecast.names import (
     SOURCE_PRETRAINED,
     SOURCE_SEASONAL_NAIVE,
 )
-from forecast.significance import PairedTest, paired_test
 
 Array = npt.NDArray[np.floating]
 

@@ -63,7 +63,7 @@ from forecast.names import (
     TIMESTAMP,
     sample_column,
 )
-from forecast.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
+from forecast.prediction.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
 from forecast.state import Rows, Update, check_model
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.

@@ -18,8 +18,8 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.fit import FitResult, fit, held_out, training_data
-from forecast.metrics import future_values, score_classes, score_windows, seasonal_naive_errors
-from forecast.predict import predict
+from forecast.metrics.scores import future_values, score_classes, score_windows, seasonal_naive_errors
+from forecast.prediction.predict import predict
 from forecast.pretrained_network import PretrainedNetwork
 
 if TYPE_CHECKING:

@@ -117,7 +117,7 @@ def _log(
     from forecast import plots
     from forecast.backtest import FORECASTS, SCORES
     from forecast.data.files import write_parquet_atomic
-    from forecast.metrics import MODEL
+    from forecast.metrics.scores import MODEL
     from forecast.names import CUTOFF, SERIES_ID
     from pipelines.shared import pick
 
@@ -147,7 +147,7 @@ def _log(
 
 def _judged(result: "BacktestResult") -> str:
     """Return the name of the model that is judged, or of what a refit makes in the end."""
-    from forecast.metrics import MODEL
+    from forecast.metrics.scores import MODEL
     from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
 
     return SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in result.summary[MODEL] else SOURCE_PRETRAINED
@@ -176,7 +176,7 @@ def _failed(failures: "pl.DataFrame") -> "pl.DataFrame":
     """Return model, reason, how many windows of how many series."""
     import polars as pl
 
-    from forecast.metrics import MODEL
+    from forecast.metrics.scores import MODEL
     from forecast.names import REASON, SERIES_ID
 
     counts = pl.len().alias("windows"), pl.col(SERIES_ID).n_unique().alias("series")

@@ -154,7 +154,7 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     """Return MASE, WQL and coverage per model on the last cutoff and on all of them."""
     import polars as pl
 
-    from forecast.metrics import MODEL, summarise
+    from forecast.metrics.scores import MODEL, summarise
     from forecast.names import CUTOFF
 
     last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(

@@ -20,7 +20,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
 from forecast.drift import Span, cycles, drift
-from forecast.metrics import MODEL
+from forecast.metrics.scores import MODEL
 from forecast.monitor.alarms import alarms_of
 from forecast.monitor.coverage import coverage_of
 from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within

@@ -18,7 +18,7 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.covariates import Columns, CovariateEffect
 from forecast.models.universal.forecaster import UniversalForecaster
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 Table = Callable[..., pl.DataFrame]
 HORIZON, STEPS, N = 14, 200, 6

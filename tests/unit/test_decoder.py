@@ -21,7 +21,7 @@ from forecast.errors import ConfigError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.models.network.ensemble import members_of
-from forecast.predict import attention, forecast, predict, sample_paths
+from forecast.prediction.predict import attention, forecast, predict, sample_paths
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

@@ -23,7 +23,7 @@ from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, held_out
-from forecast.metrics import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.metrics.scores import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.network import panel_statistics
@@ -32,7 +32,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validated
 from forecast.models.training import Job
 from forecast.models.training import train as run_training
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
 Train, Load = Callable[..., FitResult], Callable[..., Loaded]

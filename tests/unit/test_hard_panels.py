@@ -15,7 +15,7 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
-from forecast.predict import forecast, predict
+from forecast.prediction.predict import forecast, predict
 
 Table = Callable[..., pl.DataFrame]
 Load = Callable[..., Loaded]

@@ -19,7 +19,7 @@ from forecast.fit import FitResult
 from forecast.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
 from forecast.models import stacked
 from forecast.models.bank import HEAD
-from forecast.predict import forecast, predict
+from forecast.prediction.predict import forecast, predict
 
 KINDS = ("head", "bias", "embedding", "lora", "full")
 # Every series that can be tuned is, well or badly.

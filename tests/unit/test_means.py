@@ -10,7 +10,7 @@ import pytest
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.fit import FitResult
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 N_SERIES, LENGTH, HORIZON = 60, 240, 2

@@ -14,7 +14,7 @@ from utilsforecast import losses
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
-from forecast.metrics import (
+from forecast.metrics.scores import (
     SCORE_COLUMNS,
     confusion,
     coverage_by_interval,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from forecast.significance import PairedTest, count_blocks, paired_test
+from forecast.metrics.significance import PairedTest, count_blocks, paired_test
 
 LEVELS = (0.01, 0.05)
 

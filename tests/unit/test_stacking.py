@@ -21,7 +21,7 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, members_of, together
 from forecast.models.network.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 from forecast.pretrained_network import checked, of_model, of_package
 from forecast.stacking import share_of
 from forecast.zero_shot import universal_member, zero_shot

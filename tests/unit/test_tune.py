@@ -21,8 +21,8 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import held_out
-from forecast.metrics import future_values
-from forecast.predict import predict
+from forecast.metrics.scores import future_values
+from forecast.prediction.predict import predict
 from forecast.tune import Trial, TuneResult, tune
 
 MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}

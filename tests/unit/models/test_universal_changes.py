@@ -27,7 +27,7 @@ from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.network import MEDIAN, Shape
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 
 KINDS = ("bias", "embedding", "lora", "full")
 HORIZON, N_SERIES = 5, 3

@@ -19,7 +19,7 @@ from forecast.models.network.ensemble import Ensemble, members_of, recurrent_mem
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
-from forecast.predict import predict
+from forecast.prediction.predict import predict
 from forecast.zero_shot import universal_member
 
 Table = Callable[..., pl.DataFrame]

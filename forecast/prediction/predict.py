@@ -21,7 +21,13 @@ from forecast.data.sources.frames import to_lazy
 from forecast.data.sources.open import used_columns
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
-from forecast.metrics import SEASONS_BACK, midpoints, seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
+from forecast.metrics.scores import (
+    SEASONS_BACK,
+    midpoints,
+    seasonal_naive,
+    seasonal_naive_classes,
+    seasonal_naive_errors,
+)
 from forecast.models.bank import HEAD, Bank, head_features
 from forecast.models.heads import log_quantiles
 from forecast.models.heads.base import Head, mean_distance

@@ -1,0 +1,1 @@
+"""Scores of forecasts, seasonal naive, summaries by model, and tests of differences."""
