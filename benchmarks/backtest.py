@@ -19,7 +19,7 @@ from forecast.data.ingest.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.fit import fit
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.predict import predict

@@ -33,7 +33,7 @@ from forecast.models.network.losses import validation_batches
 from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
 from forecast.output import Job
-from forecast.prediction.predict import BATCH_SIZE
+from forecast.prediction.one_pass import BATCH_SIZE
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20

@@ -35,7 +35,7 @@ RESULTS: Final = {
     "TuneResult": "tune",
     "DistilResult": "distil",
     "Explanation": "explain",
-    "Forecasts": "prediction/predict",
+    "Forecasts": "prediction/result",
     "Reconciled": "reconcile",
     "Loaded": "data/ingest/loaded",
 }

@@ -52,9 +52,10 @@ from forecast.finetune import finetune as finetune_series
 from forecast.fit import FitResult, Progress
 from forecast.fit import fit as fit_panel
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
-from forecast.prediction.predict import Forecasts, forecast_loaded
-from forecast.prediction.predict import attention as attention_of
-from forecast.prediction.predict import sample_paths as paths_of
+from forecast.prediction.attention import attention as attention_of
+from forecast.prediction.from_table import forecast_loaded
+from forecast.prediction.paths import sample_paths as paths_of
+from forecast.prediction.result import Forecasts
 from forecast.pretrained_network import of_model, of_package
 from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts

@@ -23,29 +23,24 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetune import finetune
 from forecast.fit import fit
-from forecast.metrics.scores import (
-    CRPS,
-    LOG_LOSS,
-    MODEL,
+from forecast.metrics.scores import midpoints, score_classes, score_points, score_windows
+from forecast.metrics.seasonal_naive import future_values, last_values, seasonal_naive_errors
+from forecast.metrics.summaries import (
     confusion,
     coverage_by_interval,
     coverage_by_level,
     error_by_step,
-    future_values,
-    last_values,
     macro_f1,
-    midpoints,
-    score_classes,
-    score_points,
-    score_windows,
-    seasonal_naive_errors,
     summarise,
     wins,
 )
 from forecast.names import (
     CLASS,
+    CRPS,
     CUTOFF,
+    LOG_LOSS,
     MEAN,
+    MODEL,
     NAIVE,
     REASON,
     SERIES_ID,
@@ -55,14 +50,10 @@ from forecast.names import (
     TARGET,
     TIMESTAMP,
 )
-from forecast.prediction.predict import (
-    BATCH_SIZE,
-    mean_of_naive,
-    naive_forecasts,
-    predict,
-    stated_columns,
-    within_support,
-)
+from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_support
+from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.prediction.postprocess import stated_columns
+from forecast.prediction.predict import predict
 from forecast.state import check_model
 
 # Windows that are forecast, scored and written together, about.

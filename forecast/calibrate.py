@@ -14,8 +14,9 @@ from forecast.config import CalibrateSettings
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, DataError
-from forecast.metrics.scores import MODEL, future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.postprocess.conformal import Calibration
+from forecast.names import MODEL
 from forecast.prediction.predict import predict
 
 Array = npt.NDArray[np.floating]

@@ -13,9 +13,9 @@ from forecast.config import BacktestSettings, DistilSettings, FitConfig
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError
 from forecast.fit import Curve, Progress, Summary, fit, held_out
-from forecast.metrics.scores import MODEL
 from forecast.models.module import Teacher
 from forecast.models.runtime.onnx import example_windows
+from forecast.names import MODEL
 
 TEACHER, STUDENT = "teacher", "student"
 # Windows whose CPU time is taken, and how often: the least counts.

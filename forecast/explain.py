@@ -33,7 +33,9 @@ from forecast.models.runtime.torch_setup import prepare
 from forecast.models.stacked import FROZEN
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
-from forecast.prediction.predict import attention, check_cutoff, outcome, own_rows, published_mean, stated_columns
+from forecast.prediction.attention import attention
+from forecast.prediction.cutoffs import check_cutoff
+from forecast.prediction.postprocess import outcome, own_rows, published_mean, stated_columns
 
 INPUT, KIND, LAG, STEPS, ATTRIBUTION = "input", "kind", "lag", "steps", "attribution"
 MAGNITUDE, CATEGORY = "magnitude", "category"

@@ -15,7 +15,8 @@ from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
-from forecast.metrics.scores import future_values, score_windows
+from forecast.metrics.scores import score_windows
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.bank import HEAD, head_feature_count
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members

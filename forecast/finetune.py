@@ -19,7 +19,6 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.final_bank import FinalBank, split
 from forecast.gradient_group import RATES
 from forecast.head_group import PENALTIES
-from forecast.metrics.scores import MODEL
 from forecast.models.bank import BLEND, HEAD, Bank
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
@@ -29,6 +28,7 @@ from forecast.models.runtime.torch_setup import prepare
 from forecast.names import (
     CLASS,
     CUTOFF,
+    MODEL,
     REASON,
     SERIES_ID,
     SOURCE_FINE_TUNED,
@@ -38,7 +38,7 @@ from forecast.names import (
     class_column,
     quantile_column,
 )
-from forecast.prediction.predict import in_data_units
+from forecast.prediction.postprocess import in_data_units
 from forecast.selection import selected, worst
 from forecast.series_gate import (
     CONSTANT,

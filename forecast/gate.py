@@ -11,11 +11,13 @@ import polars as pl
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.metrics.scores import LOG_LOSS, MODEL, summarise
 from forecast.metrics.significance import PairedTest, paired_test
+from forecast.metrics.summaries import summarise
 from forecast.names import (
     CHAMPION,
     CUTOFF,
+    LOG_LOSS,
+    MODEL,
     OBSERVED_UNTIL,
     SERIES_ID,
     SOURCE_FINE_TUNED,

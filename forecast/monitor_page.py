@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.metrics.scores import MODEL, summarise
+from forecast.metrics.summaries import summarise
 from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored
 from forecast.monitor.freshness import Age
 from forecast.monitor_charts import COLOURS, MODELS, alarm_series, by_age, over_time
 from forecast.names import (
     CHAMPION,
+    MODEL,
     SERIES_ID,
     SHADOW,
     SOURCE_SEASONAL_NAIVE,

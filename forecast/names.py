@@ -82,3 +82,8 @@ def sample_column(number: int) -> str:
     'sample_007'
     """
     return f"sample_{number:03d}"
+
+
+MODEL = "model"
+LOG_LOSS = "log_loss"
+CRPS = "crps"

@@ -63,7 +63,12 @@ from forecast.names import (
     TIMESTAMP,
     sample_column,
 )
-from forecast.prediction.predict import BATCH_SIZE, Forecasts, check_cutoff, forecast_shard, sampling, stated_columns
+from forecast.prediction.cutoffs import check_cutoff
+from forecast.prediction.fallback import forecast_shard
+from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.prediction.paths import sampling
+from forecast.prediction.postprocess import stated_columns
+from forecast.prediction.result import Forecasts
 from forecast.state import Rows, Update, check_model
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.

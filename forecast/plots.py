@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 
 from forecast import names
-from forecast.metrics.scores import MODEL
+from forecast.names import MODEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -57,7 +57,7 @@ class GatecastModel(PythonModel):
         Raises MlflowException for a table that can't be read, or unknown values of `params`: served, that is answer
         400 with the message.
         """
-        from forecast.prediction.predict import forecast_frame
+        from forecast.prediction.from_table import forecast_frame
 
         try:
             settings = load(ServingSettings, params or {})

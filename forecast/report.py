@@ -16,7 +16,7 @@ import polars as pl
 
 from forecast import names
 from forecast.data.files import write_text_atomic
-from forecast.metrics.scores import LOG_LOSS, MODEL
+from forecast.names import LOG_LOSS, MODEL
 from forecast.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
 from forecast.plots import (
     CALIBRATION_STYLES,

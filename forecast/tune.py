@@ -18,7 +18,8 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.fit import FitResult, fit, held_out, training_data
-from forecast.metrics.scores import future_values, score_classes, score_windows, seasonal_naive_errors
+from forecast.metrics.scores import score_classes, score_windows
+from forecast.metrics.seasonal_naive import future_values, seasonal_naive_errors
 from forecast.prediction.predict import predict
 from forecast.pretrained_network import PretrainedNetwork
 

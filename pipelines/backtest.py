@@ -117,8 +117,7 @@ def _log(
     from forecast import plots
     from forecast.backtest import FORECASTS, SCORES
     from forecast.data.files import write_parquet_atomic
-    from forecast.metrics.scores import MODEL
-    from forecast.names import CUTOFF, SERIES_ID
+    from forecast.names import CUTOFF, MODEL, SERIES_ID
     from pipelines.shared import pick
 
     for row in result.summary.iter_rows(named=True):
@@ -147,8 +146,7 @@ def _log(
 
 def _judged(result: "BacktestResult") -> str:
     """Return the name of the model that is judged, or of what a refit makes in the end."""
-    from forecast.metrics.scores import MODEL
-    from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
+    from forecast.names import MODEL, SOURCE_FINE_TUNED, SOURCE_PRETRAINED
 
     return SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in result.summary[MODEL] else SOURCE_PRETRAINED
 
@@ -176,8 +174,7 @@ def _failed(failures: "pl.DataFrame") -> "pl.DataFrame":
     """Return model, reason, how many windows of how many series."""
     import polars as pl
 
-    from forecast.metrics.scores import MODEL
-    from forecast.names import REASON, SERIES_ID
+    from forecast.names import MODEL, REASON, SERIES_ID
 
     counts = pl.len().alias("windows"), pl.col(SERIES_ID).n_unique().alias("series")
     return failures.group_by(MODEL, REASON).agg(*counts).sort(MODEL, "windows", descending=[False, True]).head(10)

@@ -37,7 +37,7 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
     """
     from forecast.lineage import without
     from forecast.names import CHAMPION
-    from forecast.prediction.predict import example
+    from forecast.prediction.from_table import example
     from pipelines.shared import child_tags, open_version, version_tags
 
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)

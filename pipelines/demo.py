@@ -154,8 +154,8 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     """Return MASE, WQL and coverage per model on the last cutoff and on all of them."""
     import polars as pl
 
-    from forecast.metrics.scores import MODEL, summarise
-    from forecast.names import CUTOFF
+    from forecast.metrics.summaries import summarise
+    from forecast.names import CUTOFF, MODEL
 
     last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
         MODEL, mase_last_week="mase", wql_last_week="wql"

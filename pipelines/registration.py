@@ -192,7 +192,7 @@ def register(
     registry: "Registry", run: "Run", artifact: "Artifact", tags: Mapping[str, str], alias: str | None
 ) -> "Version":
     """Return a model as a version; one to be, where the store is away and is not required. Raises RegistryError."""
-    from forecast.prediction.predict import example
+    from forecast.prediction.from_table import example
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -215,8 +215,7 @@ def _of_runs(
     """Return what runs have left: of each table that of the first run which has it."""
     import polars as pl
 
-    from forecast.metrics.scores import MODEL
-    from forecast.names import TRAIN_LOSS, VAL_LOSS
+    from forecast.names import MODEL, TRAIN_LOSS, VAL_LOSS
 
     tables: dict[str, pl.LazyFrame] = {}
     job, loss = "", None
@@ -368,8 +367,9 @@ def _judged(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -
     import polars as pl
 
     from forecast.data.windows import windows_at
-    from forecast.metrics.scores import MODEL, coverage_by_level, error_by_step, seasonal_naive_errors
-    from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP, quantile_column
+    from forecast.metrics.seasonal_naive import seasonal_naive_errors
+    from forecast.metrics.summaries import coverage_by_level, error_by_step
+    from forecast.names import CUTOFF, MODEL, SERIES_ID, TARGET, TIMESTAMP, quantile_column
     from forecast.plots import with_model
 
     panel, season = loaded.panel, loaded.data.season_length

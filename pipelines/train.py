@@ -31,7 +31,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.data.ingest.loaded import recoded
     from forecast.fit import fit
     from forecast.names import PRETRAINED
-    from forecast.prediction.predict import forecast
+    from forecast.prediction.from_table import forecast
     from pipelines import report
     from pipelines.registration import Registration
     from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init

@@ -20,7 +20,6 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
 from forecast.drift import Span, cycles, drift
-from forecast.metrics.scores import MODEL
 from forecast.monitor.alarms import alarms_of
 from forecast.monitor.coverage import coverage_of
 from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
@@ -43,6 +42,7 @@ from forecast.monitor.step_scores import (
 from forecast.names import (
     CHAMPION,
     CUTOFF,
+    MODEL,
     SERIES_ID,
     SHADOW,
     TIMESTAMP,

@@ -11,7 +11,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.profiling.profile import profile
 from forecast.errors import ConfigError, listing
 from forecast.names import SERIES_ID
-from forecast.selection import static_frame
+from forecast.segments import static_frame
 
 BUILT_IN: Final = ("length", "volume", "demand")
 """Segments of any panel: thirds of the series by steps and by mean size, and kinds of demand (`data.profile`)."""

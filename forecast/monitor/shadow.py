@@ -7,10 +7,11 @@ import polars as pl
 
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
-from forecast.metrics.scores import MODEL, score_windows, seasonal_naive_errors
+from forecast.metrics.scores import score_windows
+from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.metrics.significance import count_blocks
 from forecast.monitor.cutoffs import Cutoff, Part, no_part
-from forecast.names import CUTOFF, OBSERVED_UNTIL, SERIES_ID
+from forecast.names import CUTOFF, MODEL, OBSERVED_UNTIL, SERIES_ID
 
 
 def reach_of(champion: Sequence[Cutoff], shadow: Sequence[Cutoff], panel: Panel, end: int, blocks: int) -> int:

@@ -10,11 +10,12 @@ from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.data.sources.frames import column
 from forecast.drift import Span
-from forecast.metrics.scores import MODEL, score_windows, seasonal_naive_errors
+from forecast.metrics.scores import score_windows
+from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.monitor.cutoffs import Cutoff, Part, no_part
 from forecast.monitor.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
-from forecast.names import SERIES_ID, SOURCE_SEASONAL_NAIVE
-from forecast.prediction.predict import naive_forecasts
+from forecast.names import MODEL, SERIES_ID, SOURCE_SEASONAL_NAIVE
+from forecast.prediction.naive import naive_forecasts
 
 SUMS: Final = pl.col("^(scaled|n_scaled|abs_error|pinball|abs_target|error|n_steps|covered_.*)$")
 TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {

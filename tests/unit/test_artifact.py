@@ -15,7 +15,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
-from forecast.prediction.predict import forecast
+from forecast.prediction.from_table import forecast
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from forecast.errors import ArtifactError
 from forecast.fit import FitResult
 from forecast.models.bank import Bank, head_feature_count
 from forecast.models.postprocess.conformal import Calibration
-from forecast.prediction.predict import forecast
+from forecast.prediction.from_table import forecast
 
 Tensors = dict[str, Tensor]
 

@@ -24,7 +24,8 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult, fit
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 LEVELS = [k / 10 for k in range(1, 10)]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]
@@ -342,7 +343,7 @@ def test_one_pass_in_pieces_is_one_pass(
     trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = judged(trained, weekly_loaded, one_pass=True, n_windows=11, step_size=2)
-    monkeypatch.setattr("forecast.prediction.predict._PASS_NUMBERS", 5 * 64 * 7)
+    monkeypatch.setattr("forecast.prediction.one_pass._PASS_NUMBERS", 5 * 64 * 7)
     pieces = judged(trained, weekly_loaded, one_pass=True, n_windows=11, step_size=2)
     assert_frame_equal(ordered(pieces.forecasts), ordered(whole.forecasts), rel_tol=1e-5, abs_tol=1e-5)
 

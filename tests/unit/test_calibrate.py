@@ -23,9 +23,10 @@ from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.postprocess.conformal import Calibration
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 Train = Callable[..., FitResult]
 HORIZON, STEPS, BEGUN, N_SERIES = 6, 320, 200, 60

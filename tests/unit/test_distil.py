@@ -16,7 +16,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.fit import FitResult
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Teacher

@@ -16,7 +16,7 @@ from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, load
 from forecast.data.files import locked
 from forecast.errors import ConfigError, DataError
 from forecast.output import Job, Output
-from forecast.prediction.predict import forecast_frame
+from forecast.prediction.from_table import forecast_frame
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 START, CONTEXT = datetime(2024, 1, 1), 28

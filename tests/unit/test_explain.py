@@ -20,7 +20,7 @@ from forecast.fit import FitResult
 from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.prediction.predict import forecast
+from forecast.prediction.from_table import forecast
 
 Train = Callable[..., FitResult]
 Table = Callable[..., pl.DataFrame]

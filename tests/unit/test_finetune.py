@@ -15,11 +15,12 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune
 from forecast.fit import FitResult
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 from forecast.series_tuning import GROUP_NUMBERS
 
 ODD = ("odd0", "odd1")

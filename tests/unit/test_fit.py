@@ -23,7 +23,7 @@ from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
 from forecast.fit import FitResult, held_out
-from forecast.metrics.scores import future_values, seasonal_naive, seasonal_naive_errors
+from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.network import panel_statistics

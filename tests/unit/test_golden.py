@@ -56,7 +56,7 @@ def make_table(name: str) -> pl.DataFrame:
 
 def forecasts(model: Path, table: Path) -> pl.DataFrame:
     from forecast.artifact import load
-    from forecast.prediction.predict import forecast
+    from forecast.prediction.from_table import forecast
 
     artifact = load(model)
     made = forecast(artifact, artifact.open(SourceConfig(path=str(table))).panel, model_version="1").frame

@@ -15,7 +15,8 @@ from forecast.finetune import finetune
 from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 Table = Callable[..., pl.DataFrame]
 Load = Callable[..., Loaded]

@@ -35,13 +35,14 @@ from forecast.finetune import (
     finetune,
 )
 from forecast.fit import FitResult
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.models import stacked
 from forecast.models.bank import BLEND
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes, Descent
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 GRADIENT = ("bias", "embedding", "lora", "full")
 KINDS = ("head", *GRADIENT)

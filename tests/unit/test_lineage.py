@@ -19,7 +19,8 @@ from forecast.fit import FitResult
 from forecast.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
 from forecast.models import stacked
 from forecast.models.bank import HEAD
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 KINDS = ("head", "bias", "embedding", "lora", "full")
 # Every series that can be tuned is, well or badly.

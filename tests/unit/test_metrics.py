@@ -14,22 +14,20 @@ from utilsforecast import losses
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
-from forecast.metrics.scores import (
-    SCORE_COLUMNS,
+from forecast.metrics.scores import SCORE_COLUMNS, midpoints, score_classes, score_points, score_windows
+from forecast.metrics.seasonal_naive import (
+    future_values,
+    last_values,
+    seasonal_naive,
+    seasonal_naive_classes,
+    seasonal_naive_errors,
+)
+from forecast.metrics.summaries import (
     confusion,
     coverage_by_interval,
     coverage_by_level,
     error_by_step,
-    future_values,
-    last_values,
     macro_f1,
-    midpoints,
-    score_classes,
-    score_points,
-    score_windows,
-    seasonal_naive,
-    seasonal_naive_classes,
-    seasonal_naive_errors,
     summarise,
     wins,
 )

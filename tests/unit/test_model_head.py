@@ -22,7 +22,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import targets
 from forecast.models.network.losses import step_errors, validation_batches, window_sizes
 from forecast.models.network.output import Output
-from forecast.prediction.predict import forecast, predict
+from forecast.prediction.from_table import forecast
+from forecast.prediction.predict import predict
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 HEADS = ("quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie")

@@ -24,7 +24,7 @@ from forecast.drift import Span
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import FitResult
 from forecast.gate import compare
-from forecast.metrics.scores import future_values, seasonal_naive
+from forecast.metrics.seasonal_naive import future_values, seasonal_naive
 from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
 from forecast.monitor.coverage import Coverage
 from forecast.monitor.cutoffs import Cutoff, Part
@@ -33,7 +33,7 @@ from forecast.monitor_page import monitor_page
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
 from forecast.page import plotly_source
-from forecast.prediction.predict import naive_forecasts
+from forecast.prediction.naive import naive_forecasts
 from pipelines import console
 from pipelines.monitor_summary import summary, verdicts
 

@@ -21,7 +21,9 @@ from forecast.models.bank import Bank
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import seasonal_solution
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.prediction.predict import BATCH_SIZE, example, forecast, forecast_frame, predict
+from forecast.prediction.from_table import example, forecast, forecast_frame
+from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.prediction.predict import predict
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

@@ -78,7 +78,8 @@ def test_long_horizon_scores_do_not_depend_on_batches(
         return accuracy.scaled_errors(accuracy.model(artifact), panel, windows, scale=scale, head=head)
 
     whole = scores()
-    monkeypatch.setattr("forecast.prediction.predict.BATCH_SIZE", size)
+    for module in ("attention", "one_pass"):
+        monkeypatch.setattr(f"forecast.prediction.{module}.BATCH_SIZE", size)
     monkeypatch.setattr(accuracy, "CHUNK", 50)
     assert scores() == pytest.approx(whole, rel=1e-6)
     # By hand, all windows at once.

@@ -21,7 +21,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.fit import held_out
-from forecast.metrics.scores import future_values
+from forecast.metrics.seasonal_naive import future_values
 from forecast.prediction.predict import predict
 from forecast.tune import Trial, TuneResult, tune
 

@@ -1,0 +1,74 @@
+"""Tables of forecasts and rejects."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from forecast.artifact import Artifact
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import WindowIndex
+from forecast.names import (
+    CLASS,
+    CUTOFF,
+    MEAN,
+    MODEL_VERSION,
+    REASON,
+    SERIES_ID,
+    SOURCE,
+    STEP,
+    TIMESTAMP,
+    VALUE,
+    sample_column,
+)
+from forecast.prediction.postprocess import stated_columns
+
+
+def rejected_series(panel: Panel, series: np.ndarray, reason: str, index: IntArray | None = None) -> pl.DataFrame:
+    """Return rejects of series; `index`, [n], has the grid indices of their timestamps, which are null without."""
+    n, timestamp = len(series), panel.grid.timestamps(np.zeros(0, np.int64) if index is None else index)
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[series].tolist(), dtype=pl.String),
+            TIMESTAMP: pl.repeat(None, n, dtype=timestamp.dtype, eager=True) if index is None else timestamp,
+            REASON: pl.repeat(reason, n, dtype=pl.String, eager=True),
+            VALUE: pl.repeat(None, n, dtype=pl.Float64, eager=True),
+        }
+    )
+
+
+def forecast_rows(
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    quantiles: np.ndarray,
+    mean: np.ndarray,
+    source: np.ndarray,
+    samples: int,
+    cutoff: int,
+    model_version: str,
+) -> pl.DataFrame:
+    """Return the table of forecasts, by series and step."""
+    n, horizon = len(windows), artifact.horizon
+    classes = artifact.classes
+    centre: dict[str, Any] = {MEAN: mean.ravel()}
+    if classes is not None:
+        centre = {CLASS: pl.Series(classes, dtype=pl.String).gather(mean.ravel().astype(np.int64))}
+    ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
+    return pl.DataFrame(
+        {
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
+                np.repeat(np.arange(n), horizon)
+            ),
+            TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
+            CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
+            STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
+            **centre,
+            **{
+                name: quantiles[..., k].ravel()
+                for k, name in enumerate((*stated_columns(artifact), *map(sample_column, range(samples))))
+            },
+            SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
+            MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
+        }
+    )

@@ -1,0 +1,70 @@
+"""Seasonal naive as the model's own forecast."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from forecast.artifact import Artifact
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex
+from forecast.metrics.scores import midpoints
+from forecast.metrics.seasonal_naive import seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
+from forecast.models.inputs.transform import to_data, to_model
+from forecast.models.network.ensemble import Forecaster, members_of
+from forecast.prediction.postprocess import mean_of
+from forecast.prediction.result import DoubleArray
+
+
+def naive_forecasts(
+    artifact: Artifact,
+    panel: Panel,
+    windows: WindowIndex,
+    *,
+    season: int | None = None,
+    points: int = 0,
+    horizon: int | None = None,
+    levels: Sequence[float] | None = None,
+) -> DoubleArray:
+    """Return seasonal naive as the model's own forecast, where it has none, [n, horizon, column].
+
+    Of counts whole numbers, of counts and amounts none below 0. `season`, `horizon` and `levels` (of numbers) are those
+    of the model when None, `points` as in `predict`.
+    """
+    season = season or artifact.network.shape.season_length
+    horizon = horizon or artifact.horizon
+    levels = midpoints(points) if points else levels or artifact.model.quantile_levels
+    if artifact.classes is not None:
+        n_classes = len(artifact.classes)
+        classes = seasonal_naive_classes(panel, windows, horizon=horizon, season=season, n_classes=n_classes)
+        return classes.astype(np.float64)
+    naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
+    _, sigma = seasonal_naive_errors(panel, windows, season)
+    unknown = np.isnan(sigma)
+    naive[unknown] = _with_panel_scale(artifact.network, naive[unknown], levels, season)
+    return within_support(artifact, naive)
+
+
+def _with_panel_scale(
+    network: Forecaster, point: npt.NDArray[np.floating], levels: Sequence[float], season: int
+) -> DoubleArray:
+    """Return normal quantiles around `point`, [n, horizon, level], with the panel's scale: the series has none."""
+    relative, absolute = (float(value) for value in members_of(network)[0].cold_scale)
+    unit = network.shape.unit
+    centre = to_model(torch.from_numpy(point).double(), unit)
+    seasons_ahead = -(-torch.arange(1, point.shape[1] + 1) // season)
+    scale = (relative * centre.abs()).clamp(min=absolute) * seasons_ahead[:, None].sqrt()
+    deviates = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
+    return np.asarray(to_data(centre + scale * deviates, unit).numpy())
+
+
+def mean_of_naive(artifact: Artifact, stated: DoubleArray) -> DoubleArray:
+    """Return the means of what `naive_forecasts` states, [n, horizon]."""
+    return np.asarray(mean_of(torch.from_numpy(stated), torch.empty(0), artifact.network.head).numpy())
+
+
+def within_support(artifact: Artifact, quantiles: npt.NDArray[np.floating]) -> DoubleArray:
+    """Return quantiles of a baseline, moved to what targets of the model can be (`Head.within_support`)."""
+    values = torch.from_numpy(quantiles.astype(np.float64))
+    return np.asarray(artifact.network.head.within_support(values).numpy())
