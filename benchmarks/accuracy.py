@@ -29,14 +29,14 @@ from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
 from forecast.finetune import finetune
-from forecast.fit import fit, training_data
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.predict import predict
-from forecast.zero_shot import zero_shot
+from forecast.pretraining.zero_shot import zero_shot
+from forecast.training.fit import fit, training_data
 from pipelines.compose import compose
 
 Array = npt.NDArray[np.floating]

@@ -18,11 +18,11 @@ from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.ingest.load import load_panel
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.fit import fit
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.predict import predict
+from forecast.training.fit import fit
 
 SERIES, STEPS, HORIZON = max(2, round(20 * SCALE)), 8_000, 24
 CUTOFFS = (1, 8, 64, 256)

@@ -11,8 +11,8 @@ from forecast.calibrate import calibrate
 from forecast.config import CalibrateSettings
 from forecast.data.read import read_panel
 from forecast.data.windows import windows_at_ends
-from forecast.fit import fit
 from forecast.prediction.predict import predict
+from forecast.training.fit import fit
 
 
 def main(*argv: str) -> None:

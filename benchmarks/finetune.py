@@ -45,7 +45,6 @@ from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex
 from forecast.finetune import finetune
-from forecast.fit import fit, training_data
 from forecast.models import ridge
 from forecast.models.bank import HEAD
 from forecast.models.inputs.batch import PanelTensors
@@ -53,6 +52,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
 from forecast.registry import Registry
+from forecast.training.fit import fit, training_data
 
 PARTS = ("time", "accuracy", "scale")
 KINDS = ("head", "bias", "embedding", "lora", "full")

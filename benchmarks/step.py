@@ -13,10 +13,10 @@ from forecast.data.panel import Panel
 from forecast.data.windows import OriginSampler
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.module import TrainingWindows
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
+from forecast.training.lightning_module import TrainingWindows
 
 CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 10
 

@@ -26,14 +26,14 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel, text_columns
 from forecast.data.sources.open import open_tables
 from forecast.data.windows import OriginSampler, windows_at
-from forecast.fit import fit
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import TrainingWindows
 from forecast.models.network.losses import validation_batches
 from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
 from forecast.output import Job
 from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.training.fit import fit
+from forecast.training.lightning_module import TrainingWindows
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20

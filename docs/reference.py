@@ -27,12 +27,12 @@ VERB: Final = "`forecast "
 """The docstring of a verb's config begins with it."""
 # What the functions return or take, by the module where it is defined.
 RESULTS: Final = {
-    "FitResult": "fit",
+    "FitResult": "training/fit",
     "Artifact": "artifact",
     "FinetuneResult": "finetune",
     "BacktestResult": "backtest",
     "CalibrationResult": "calibrate",
-    "TuneResult": "tune",
+    "TuneResult": "tuning/tune",
     "DistilResult": "distil",
     "Explanation": "explain",
     "Forecasts": "prediction/result",

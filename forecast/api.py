@@ -49,19 +49,19 @@ from forecast.explain import Explanation
 from forecast.explain import explain as explain_forecast
 from forecast.finetune import FinetuneResult
 from forecast.finetune import finetune as finetune_series
-from forecast.fit import FitResult, Progress
-from forecast.fit import fit as fit_panel
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
 from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded
 from forecast.prediction.paths import sample_paths as paths_of
 from forecast.prediction.result import Forecasts
-from forecast.pretrained_network import of_model, of_package
+from forecast.pretraining.pretrained_network import of_model, of_package
+from forecast.pretraining.zero_shot import numbers_alone, zero_shot, zero_shot_data
 from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts
-from forecast.tune import TuneResult
-from forecast.tune import tune as tune_settings
-from forecast.zero_shot import numbers_alone, zero_shot, zero_shot_data
+from forecast.training.fit import FitResult, Progress
+from forecast.training.fit import fit as fit_panel
+from forecast.tuning.tune import TuneResult
+from forecast.tuning.tune import tune as tune_settings
 
 Settings: TypeAlias = Mapping[str, Any]
 """Keys of a group of settings and their values."""

@@ -22,7 +22,6 @@ from forecast.data.sources.frames import column
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetune import finetune
-from forecast.fit import fit
 from forecast.metrics.scores import midpoints, score_classes, score_points, score_windows
 from forecast.metrics.seasonal_naive import future_values, last_values, seasonal_naive_errors
 from forecast.metrics.summaries import (
@@ -55,6 +54,7 @@ from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import stated_columns
 from forecast.prediction.predict import predict
 from forecast.state import check_model
+from forecast.training.fit import fit
 
 # Windows that are forecast, scored and written together, about.
 _BLOCK = 16 * BATCH_SIZE

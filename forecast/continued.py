@@ -12,15 +12,15 @@ from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.fit import usual_origins
-from forecast.interpolation import interpolate, place
-from forecast.models.checkpoint import Checkpoint
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Budget, KeepBest
 from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, together
 from forecast.models.network.losses import validated
-from forecast.models.training import Job, train
 from forecast.names import VAL_LOSS
+from forecast.training.checkpoint import Checkpoint
+from forecast.training.fit import usual_origins
+from forecast.training.interpolation import interpolate, place
+from forecast.training.lightning_module import Budget, KeepBest
+from forecast.training.trainer import Job, train
 
 STEPS, RATE = 500, 1e-3
 # Validation windows that are used, about.

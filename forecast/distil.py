@@ -12,10 +12,10 @@ from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, DistilSettings, FitConfig
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError
-from forecast.fit import Curve, Progress, Summary, fit, held_out
-from forecast.models.module import Teacher
 from forecast.models.runtime.onnx import example_windows
 from forecast.names import MODEL
+from forecast.training.fit import Curve, Progress, Summary, fit, held_out
+from forecast.training.lightning_module import Teacher
 
 TEACHER, STUDENT = "teacher", "student"
 # Windows whose CPU time is taken, and how often: the least counts.

@@ -23,8 +23,8 @@ def open_builtin(config: ScoreConfig, cutoffs: "Sequence[datetime | None]") -> "
     Rows beyond the end on which its series agree are rejects, unless one is at one of the `cutoffs`.
     Raises ConfigError, DataError.
     """
+    from forecast.pretraining.zero_shot import zero_shot
     from forecast.registry import Version
-    from forecast.zero_shot import zero_shot
     from pipelines.shared import checkpoint_tag, read_for
 
     assert config.window.horizon is not None
@@ -45,7 +45,7 @@ def open_builtin(config: ScoreConfig, cutoffs: "Sequence[datetime | None]") -> "
 def add(config: AddConfig) -> "tuple[Version, str]":
     """Register a pretrained network for the panel; return the version and a line about it. Raises as `open_builtin`."""
     from forecast.names import PRETRAINED
-    from forecast.zero_shot import zero_shot
+    from forecast.pretraining.zero_shot import zero_shot
     from pipelines import console
     from pipelines.registration import Registration
     from pipelines.shared import log_data, log_profile, open_registry
@@ -67,7 +67,7 @@ def add(config: AddConfig) -> "tuple[Version, str]":
 
 
 def _read(data: DataConfig, horizon: int) -> "Loaded":
-    from forecast.zero_shot import numbers_alone, zero_shot_data
+    from forecast.pretraining.zero_shot import numbers_alone, zero_shot_data
     from pipelines.shared import read_table
 
     return numbers_alone(read_table(zero_shot_data(data), horizon))

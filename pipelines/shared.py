@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.pretrained_network import PretrainedNetwork
+    from forecast.pretraining.pretrained_network import PretrainedNetwork
     from forecast.registry import Registry, Run, Version
 
 Training = TypeVar("Training", TrainConfig, TuneConfig)
@@ -119,7 +119,7 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
 
     None, without tags, where they name none. Raises RegistryError, ArtifactError, ConfigError.
     """
-    from forecast.pretrained_network import checked, of_model
+    from forecast.pretraining.pretrained_network import checked, of_model
     from forecast.registry import Registry
 
     name = config.model.init

@@ -7,8 +7,8 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.fit import Summary
     from forecast.registry import Version
+    from forecast.training.fit import Summary
 
 # Windows of validation that are few.
 _FEW_WINDOWS = 20
@@ -29,9 +29,9 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
 
     from forecast import plots
     from forecast.data.ingest.loaded import recoded
-    from forecast.fit import fit
     from forecast.names import PRETRAINED
     from forecast.prediction.from_table import forecast
+    from forecast.training.fit import fit
     from pipelines import report
     from pipelines.registration import Registration
     from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init

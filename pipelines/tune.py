@@ -11,7 +11,7 @@ from pipelines.settings_text import escaped
 
 if TYPE_CHECKING:
     from forecast.registry import Version
-    from forecast.tune import Trial, TuneResult
+    from forecast.tuning.tune import Trial, TuneResult
 
 
 @recorded(TuneConfig)
@@ -33,7 +33,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.files import locked, write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
     from forecast.registry import PARENT_RUN
-    from forecast.tune import check, tune
+    from forecast.tuning.tune import check, tune
     from pipelines.registration import Registration
     from pipelines.shared import log_data, open_registry, read_table, with_init
 

@@ -20,8 +20,8 @@ DISTIL = ("distil.hidden_size=4", "distil.n_windows=1", "fit.max_steps=1", "regi
 CALIBRATE = ("registry.alias=pretrained", "calibrate.n_windows=2", "calibrate.check_windows=0")
 TUNE = (*TRAIN[:-1], "fit.max_steps=1", "tune.n_trials=1", "output.path=search")
 JOBS = {
-    "train": ("forecast.fit", TRAIN, "metrics", "pretrained"),
-    "tune": ("forecast.tune", TUNE, "logged_models", "pretrained"),
+    "train": ("forecast.training.fit", TRAIN, "metrics", "pretrained"),
+    "tune": ("forecast.tuning.tune", TUNE, "logged_models", "pretrained"),
     "finetune": ("forecast.finetune", (*FINETUNE, "finetune.series=[s00,s01]"), "logged_models", "challenger"),
     "calibrate": ("forecast.calibrate", CALIBRATE, "metrics", "challenger"),
     "distil": ("forecast.distil", DISTIL, "logged_models", "challenger"),

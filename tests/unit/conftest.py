@@ -13,9 +13,9 @@ from forecast.data.ingest.load import load_panel
 from forecast.data.ingest.loaded import Loaded
 
 if TYPE_CHECKING:
-    from forecast.fit import FitResult, Progress
-    from forecast.models.module import Teacher
-    from forecast.pretrained_network import PretrainedNetwork
+    from forecast.pretraining.pretrained_network import PretrainedNetwork
+    from forecast.training.fit import FitResult, Progress
+    from forecast.training.lightning_module import Teacher
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -94,7 +94,7 @@ def train() -> "Callable[..., FitResult]":
     """A tiny training: horizon 7, context 28, a few steps."""
     import torch
 
-    from forecast.fit import fit
+    from forecast.training.fit import fit
 
     torch.set_num_threads(1)
 

@@ -14,8 +14,8 @@ from forecast.config import FinetuneSettings, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.prediction.from_table import forecast
+from forecast.training.fit import FitResult
 
 
 @pytest.fixture(scope="module")

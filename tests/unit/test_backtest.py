@@ -21,11 +21,11 @@ from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult, fit
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult, fit
 
 LEVELS = [k / 10 for k in range(1, 10)]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

@@ -22,11 +22,11 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Train = Callable[..., FitResult]
 HORIZON, STEPS, BEGUN, N_SERIES = 6, 320, 200, 60

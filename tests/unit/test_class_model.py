@@ -14,10 +14,10 @@ import forecast as fc
 from forecast.artifact import Artifact
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, TUNED, FinetuneResult
-from forecast.fit import FitResult
 from forecast.gate import compare
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.from_table import example, forecast_loaded
+from forecast.training.fit import FitResult
 
 LABELS = ("clear", "rain", "snow")
 P = ["p_clear", "p_rain", "p_snow"]

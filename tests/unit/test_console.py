@@ -39,6 +39,6 @@ def test_libraries_are_quiet_until_something_is_wrong(capsys: pytest.CaptureFixt
     library.setLevel(logging.INFO)
     library.warning("advert")
     library.error("broken")
-    logging.getLogger("forecast.fit").info("ours")
+    logging.getLogger("forecast.training.fit").info("ours")
     written = [line.split()[-1] for line in capsys.readouterr().err.splitlines()]
     assert written == ["broken", "ours"]

@@ -19,12 +19,12 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.attention import attention
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

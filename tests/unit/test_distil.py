@@ -15,14 +15,14 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
-from forecast.fit import FitResult
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Teacher
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import window_sizes
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
+from forecast.training.lightning_module import Teacher
 
 QUICK = FitConfig(
     holdout_windows=4,

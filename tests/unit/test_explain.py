@@ -16,11 +16,11 @@ from forecast.config import ExplainSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError
 from forecast.explain import Explanation, explain
-from forecast.fit import FitResult
 from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import forecast
+from forecast.training.fit import FitResult
 
 Train = Callable[..., FitResult]
 Table = Callable[..., pl.DataFrame]

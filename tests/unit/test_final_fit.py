@@ -17,9 +17,9 @@ from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, Sco
 from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.lineage import alone, without
 from forecast.output import Job
+from forecast.training.fit import FitResult
 
 HORIZON, HELD_OUT = 7, 4
 BEGIN = datetime(2024, 1, 1)

@@ -14,7 +14,6 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune
-from forecast.fit import FitResult
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
@@ -22,6 +21,7 @@ from forecast.models.inputs.frame import loss_weights, targets
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.series_tuning import GROUP_NUMBERS
+from forecast.training.fit import FitResult
 
 ODD = ("odd0", "odd1")
 SETTINGS = FinetuneSettings(origins=200, gate_windows=4, report_windows=2, holdout_windows=4, gate="strict")

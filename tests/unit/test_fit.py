@@ -11,9 +11,6 @@ import polars as pl
 import pytest
 import torch
 
-from forecast import closed_form as closed_form_module
-from forecast import fit as fit_module
-from forecast import skips
 from forecast.artifact import Artifact, load
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.ingest.loaded import Loaded
@@ -22,17 +19,20 @@ from forecast.data.time.frequency import Frequency
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
 from forecast.finetune import finetune
-from forecast.fit import FitResult, held_out
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.network import panel_statistics
 from forecast.models.network.ensemble import members_of
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validated
-from forecast.models.training import Job
-from forecast.models.training import train as run_training
 from forecast.prediction.predict import predict
+from forecast.training import closed_form as closed_form_module
+from forecast.training import fit as fit_module
+from forecast.training import skips
+from forecast.training.fit import FitResult, held_out
+from forecast.training.lightning_module import Budget, KeepBest, Teacher
+from forecast.training.trainer import Job
+from forecast.training.trainer import train as run_training
 
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
 Train, Load = Callable[..., FitResult], Callable[..., Loaded]

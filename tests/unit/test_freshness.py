@@ -14,12 +14,12 @@ import pytest
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
-from forecast.fit import FitResult
 from forecast.monitor import Monitored, Written, checks, monitor
 from forecast.monitor.cutoffs import Cutoff
 from forecast.monitor.freshness import Freshness, freshness_of
 from forecast.monitor_page import monitor_page
 from forecast.output import Job
+from forecast.training.fit import FitResult
 from pipelines.monitor_summary import measures, summary
 
 FACTS = {"comparison": None, "rollback": None, "no_rollback": None, "on_breach": None}

@@ -12,11 +12,11 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Table = Callable[..., pl.DataFrame]
 Load = Callable[..., Loaded]

@@ -9,9 +9,9 @@ import torch
 
 import forecast as fc
 from forecast.artifact import load
-from forecast.fit import FitResult
 from forecast.models.heads.factory import make_head
 from forecast.models.postprocess.interval_scale import after_refit
+from forecast.training.fit import FitResult
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 

@@ -34,7 +34,6 @@ from forecast.finetune import (
     FinetuneResult,
     finetune,
 )
-from forecast.fit import FitResult
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models import stacked
 from forecast.models.bank import BLEND
@@ -43,6 +42,7 @@ from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes, Descent
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 GRADIENT = ("bias", "embedding", "lora", "full")
 KINDS = ("head", *GRADIENT)

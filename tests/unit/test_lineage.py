@@ -15,12 +15,12 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
 from forecast.finetune import TOO_SHORT, UNCHANGED, finetune
-from forecast.fit import FitResult
 from forecast.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
 from forecast.models import stacked
 from forecast.models.bank import HEAD
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 KINDS = ("head", "bias", "embedding", "lora", "full")
 # Every series that can be tuned is, well or badly.

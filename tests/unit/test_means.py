@@ -9,8 +9,8 @@ import pytest
 
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
-from forecast.fit import FitResult
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 N_SERIES, LENGTH, HORIZON = 60, 240, 2

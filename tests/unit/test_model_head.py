@@ -16,7 +16,6 @@ from forecast.data.panel import Panel
 from forecast.data.windows import windows_at
 from forecast.errors import DataError
 from forecast.finetune import TUNED, FinetuneResult, finetune
-from forecast.fit import FitResult
 from forecast.models.heads import log_quantiles
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import targets
@@ -24,6 +23,7 @@ from forecast.models.network.losses import step_errors, validation_batches, wind
 from forecast.models.network.output import Output
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 HEADS = ("quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie")

@@ -26,10 +26,10 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.fit import FitResult
 from forecast.models.bank import Bank
 from forecast.output import Job, Output
 from forecast.prediction.from_table import forecast
+from forecast.training.fit import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 SETTINGS: dict[str, Any] = {"shard_size": 3}

@@ -16,7 +16,6 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import DataError
-from forecast.fit import FitResult
 from forecast.models.bank import Bank
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import seasonal_solution
@@ -24,6 +23,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import example, forecast, forecast_frame
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

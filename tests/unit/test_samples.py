@@ -16,11 +16,11 @@ from forecast.data.files import locked
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
-from forecast.fit import FitResult
 from forecast.output import Job, Output
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths, sampling
+from forecast.training.fit import FitResult
 
 Train = Callable[..., FitResult]
 QUANTILES = [f"q{level}0" for level in range(1, 10)]

@@ -22,9 +22,9 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.manifests import ForecastKey, current, read_manifests
 from forecast.data.sinks import open_sink
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.fit import FitResult
 from forecast.monitor import Written
 from forecast.output import Job, Output
+from forecast.training.fit import FitResult
 from pipelines.cli import main as cli
 
 SINKS = ["parquet", "delta", "sql"]

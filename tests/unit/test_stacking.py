@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 import torch
 
-from forecast import member_fit
 from forecast.artifact import Artifact
 from forecast.checkpoints import NANO
 from forecast.config import FinetuneSettings, FitConfig, ModelConfig, WindowConfig, load
@@ -16,15 +15,16 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
 from forecast.finetune import finetune
-from forecast.fit import FitResult, held_out
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, members_of, together
 from forecast.models.network.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.prediction.predict import predict
-from forecast.pretrained_network import checked, of_model, of_package
-from forecast.stacking import share_of
-from forecast.zero_shot import universal_member, zero_shot
+from forecast.pretraining.pretrained_network import checked, of_model, of_package
+from forecast.pretraining.zero_shot import universal_member, zero_shot
+from forecast.training import member_fit
+from forecast.training.fit import FitResult, held_out
+from forecast.training.stacking import share_of
 
 Table = Callable[..., pl.DataFrame]
 Read = Callable[..., Loaded]

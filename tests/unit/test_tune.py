@@ -20,10 +20,10 @@ from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.fit import held_out
 from forecast.metrics.seasonal_naive import future_values
 from forecast.prediction.predict import predict
-from forecast.tune import Trial, TuneResult, tune
+from forecast.training.fit import held_out
+from forecast.tuning.tune import Trial, TuneResult, tune
 
 MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}
 FIT = {"max_steps": 12, "batch_size": 8, "origins": 4, "validation_every": 3, "accelerator": "cpu", "ema_decay": 0.5}
@@ -129,7 +129,7 @@ import os, signal, sqlite3, sys, threading
 from pathlib import Path
 from forecast.config import FitSettings, TuneSettings, load
 from forecast.data.read import read_panel
-from forecast.tune import tune
+from forecast.tuning.tune import tune
 
 folder = Path(sys.argv[1])
 config = load(FitSettings, {"data": {"path": f"{folder}/table.parquet", "freq": "1d"}, **eval(sys.argv[2])})

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from forecast.config import ModelConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.carried_state import Carried, advance, segments_since
@@ -21,6 +20,7 @@ from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.output import Output
 from forecast.prediction.predict import predict
+from forecast.training.fit import FitResult
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]

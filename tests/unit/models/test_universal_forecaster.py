@@ -13,14 +13,14 @@ from forecast.artifact import Artifact, load
 from forecast.checkpoints import NANO, card_of
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
-from forecast.fit import FitResult
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, members_of, recurrent_members, together
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
 from forecast.prediction.predict import predict
-from forecast.zero_shot import universal_member
+from forecast.pretraining.zero_shot import universal_member
+from forecast.training.fit import FitResult
 
 Table = Callable[..., pl.DataFrame]
 Read = Callable[..., Loaded]

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.closed_form import closed_form, n_samples, units_of
 from forecast.config import (
     CLASS_HEADS,
     COUNT_HEADS,
@@ -36,14 +35,9 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
 from forecast.data.windows import WindowIndex, held_out_windows, overlap, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
-from forecast.final_fit import TIME_SHARE, FinalFit, settle
-from forecast.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
-from forecast.member_fit import MemberFit
-from forecast.models.checkpoint import Checkpoint
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.markov import MAX_TABLE
-from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.network.ensemble import Forecaster, together
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import held_out_forecasts, validated, window_losses
@@ -51,10 +45,16 @@ from forecast.models.network.panel_statistics import is_nonnegative
 from forecast.models.postprocess.copula import coupling_of
 from forecast.models.postprocess.interval_scale import after_refit, interval_scale_of
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
-from forecast.models.training import Job, train, train_on_devices
-from forecast.pretrained_network import PretrainedNetwork, checked
-from forecast.skips import surely_better
-from forecast.stacking import Stacked, stacked
+from forecast.pretraining.pretrained_network import PretrainedNetwork, checked
+from forecast.training.checkpoint import Checkpoint
+from forecast.training.closed_form import closed_form, n_samples, units_of
+from forecast.training.final_fit import TIME_SHARE, FinalFit, settle
+from forecast.training.lightning_module import Budget, KeepBest, Teacher
+from forecast.training.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
+from forecast.training.member_fit import MemberFit
+from forecast.training.skips import surely_better
+from forecast.training.stacking import Stacked, stacked
+from forecast.training.trainer import Job, train, train_on_devices
 
 log = logging.getLogger(__name__)
 

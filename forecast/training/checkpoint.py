@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
 from forecast.errors import OutputError
-from forecast.models.module import ForecastModule, KeepBest
 from forecast.models.runtime.state_file import read_state, write_state
+from forecast.training.lightning_module import ForecastModule, KeepBest
 
 _LOG = logging.getLogger(__name__)
 

@@ -26,11 +26,19 @@ from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.errors import GatecastError
-from forecast.models.checkpoint import Checkpoint
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Budget, ForecastModule, KeepBest, Meter, OneClock, Teacher, TrainingWindows
 from forecast.models.network.ensemble import Member
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
+from forecast.training.checkpoint import Checkpoint
+from forecast.training.lightning_module import (
+    Budget,
+    ForecastModule,
+    KeepBest,
+    Meter,
+    OneClock,
+    Teacher,
+    TrainingWindows,
+)
 
 
 @dataclass(frozen=True)

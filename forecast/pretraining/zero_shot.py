@@ -11,7 +11,6 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, ModelConfig, WindowConfig
-from forecast.covariate_effect import with_covariates
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
@@ -28,7 +27,8 @@ from forecast.models.universal.covariates import CovariateEffect
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
 from forecast.models.universal.season import estimate_season
-from forecast.pretrained_network import PretrainedNetwork, of_package
+from forecast.pretraining.covariate_effect import with_covariates
+from forecast.pretraining.pretrained_network import PretrainedNetwork, of_package
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from forecast.config import CLASS_HEADS, POSITIVE_HEADS, ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import MAX_SMOOTHED
 from forecast.data.windows import WindowIndex, overlap, sample_origins
-from forecast.means import relative_divisor
 from forecast.models.heads.mean_fit import location_shift, widths
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import Frame, loss_weights, targets
@@ -36,7 +35,8 @@ from forecast.models.linear.ridge import (
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.models.network.panel_statistics import cold_scale_of, standardise, standardise_scales
-from forecast.skips import Skip, better_on_data, least_error, mixture, point_errors, sureness
+from forecast.training.means import relative_divisor
+from forecast.training.skips import Skip, better_on_data, least_error, mixture, point_errors, sureness
 
 # Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each
 # fourth of them, or such a share that this many are left.

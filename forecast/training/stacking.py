@@ -10,7 +10,6 @@ import torch
 from forecast.config import ModelConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
-from forecast.member_fit import MemberFit
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
@@ -25,8 +24,9 @@ from forecast.models.network.losses import (
 from forecast.models.postprocess.interval_scale import interval_scale_from
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.forecasting import MAX_HORIZON
-from forecast.pretrained_network import PretrainedNetwork
-from forecast.zero_shot import universal_member
+from forecast.pretraining.pretrained_network import PretrainedNetwork
+from forecast.pretraining.zero_shot import universal_member
+from forecast.training.member_fit import MemberFit
 
 # Windows of validation that are looked at, and the shares that are tried: the panel's network always counts.
 _CHECKS = 1024

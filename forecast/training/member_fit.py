@@ -15,12 +15,12 @@ import pytorch_lightning as lightning
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
-from forecast.interpolation import interpolate
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Budget, KeepBest
 from forecast.models.network.losses import validated
-from forecast.models.training import Job, train
 from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.training.interpolation import interpolate
+from forecast.training.lightning_module import Budget, KeepBest
+from forecast.training.trainer import Job, train
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,18 +16,18 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 
-from forecast.closed_form import Refit
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, sample_origins
 from forecast.errors import DataError
-from forecast.means import balance_means, mean_shift_of
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.module import Budget, KeepBest, Teacher
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validated
 from forecast.models.postprocess.interval_scale import after_refit
-from forecast.models.training import Job, train
+from forecast.training.closed_form import Refit
+from forecast.training.lightning_module import Budget, KeepBest, Teacher
+from forecast.training.means import balance_means, mean_shift_of
+from forecast.training.trainer import Job, train
 
 _LOG = logging.getLogger(__name__)
 

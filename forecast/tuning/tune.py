@@ -17,11 +17,11 @@ from forecast.config import CLASS_HEADS, FitSettings, TuneSettings, fields, grou
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.fit import FitResult, fit, held_out, training_data
 from forecast.metrics.scores import score_classes, score_windows
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive_errors
 from forecast.prediction.predict import predict
-from forecast.pretrained_network import PretrainedNetwork
+from forecast.pretraining.pretrained_network import PretrainedNetwork
+from forecast.training.fit import FitResult, fit, held_out, training_data
 
 if TYPE_CHECKING:
     from optuna import Study
