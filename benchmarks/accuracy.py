@@ -36,7 +36,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.predict import predict
 from forecast.pretraining.zero_shot import zero_shot
-from forecast.training.fit import fit, training_data
+from forecast.training.fit import fit
+from forecast.training.split import training_data
 from pipelines.compose import compose
 
 Array = npt.NDArray[np.floating]

@@ -52,7 +52,8 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
 from forecast.registry import Registry
-from forecast.training.fit import fit, training_data
+from forecast.training.fit import fit
+from forecast.training.split import training_data
 
 PARTS = ("time", "accuracy", "scale")
 KINDS = ("head", "bias", "embedding", "lora", "full")

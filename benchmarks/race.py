@@ -27,8 +27,8 @@ from forecast.config import TrainConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.read import read_panel
 from forecast.finetune import finetune
-from forecast.training.fit import training_data
-from forecast.training.lightning_module import Budget
+from forecast.training.budget import Budget
+from forecast.training.split import training_data
 
 TASK = TASKS["m4_hourly"]
 OURS, HEADS = "gatecast, preset m4_hourly", "gatecast, closed form and heads"
@@ -127,7 +127,7 @@ def _heads(config: TrainConfig, loaded: Loaded, seconds: float) -> Trained:
 
 def _fitted(config: TrainConfig, loaded: Loaded, seconds: float) -> tuple[Artifact, object, float]:
     budget = {"max_minutes": seconds / 60} if seconds else {"max_steps": 0}
-    with mock.patch("forecast.training.fit.Budget", CpuBudget):
+    with mock.patch("forecast.training.member.Budget", CpuBudget):
         return fitted(config.model_copy(update={"fit": config.fit.model_copy(update=budget)}), loaded)
 
 

@@ -16,7 +16,7 @@ from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
-from forecast.training.lightning_module import TrainingWindows
+from forecast.training.dataset import TrainingWindows
 
 CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 10
 

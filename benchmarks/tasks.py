@@ -32,8 +32,8 @@ from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
 from forecast.output import Job
 from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.training.dataset import TrainingWindows
 from forecast.training.fit import fit
-from forecast.training.lightning_module import TrainingWindows
 
 CONTEXT, HORIZON, BATCH = 168, 24, 64
 WARM_UP = 20

@@ -27,7 +27,7 @@ VERB: Final = "`forecast "
 """The docstring of a verb's config begins with it."""
 # What the functions return or take, by the module where it is defined.
 RESULTS: Final = {
-    "FitResult": "training/fit",
+    "FitResult": "training/result",
     "Artifact": "artifact",
     "FinetuneResult": "finetune",
     "BacktestResult": "backtest",

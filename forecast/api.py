@@ -58,8 +58,8 @@ from forecast.pretraining.pretrained_network import of_model, of_package
 from forecast.pretraining.zero_shot import numbers_alone, zero_shot, zero_shot_data
 from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
 from forecast.reconcile import reconcile as reconcile_forecasts
-from forecast.training.fit import FitResult, Progress
 from forecast.training.fit import fit as fit_panel
+from forecast.training.result import FitResult, Progress
 from forecast.tuning.tune import TuneResult
 from forecast.tuning.tune import tune as tune_settings
 

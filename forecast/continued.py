@@ -16,10 +16,11 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, together
 from forecast.models.network.losses import validated
 from forecast.names import VAL_LOSS
+from forecast.training.budget import Budget
+from forecast.training.callbacks import KeepBest
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.fit import usual_origins
+from forecast.training.defaults import usual_origins
 from forecast.training.interpolation import interpolate, place
-from forecast.training.lightning_module import Budget, KeepBest
 from forecast.training.trainer import Job, train
 
 STEPS, RATE = 500, 1e-3

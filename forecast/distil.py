@@ -14,8 +14,10 @@ from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError
 from forecast.models.runtime.onnx import example_windows
 from forecast.names import MODEL
-from forecast.training.fit import Curve, Progress, Summary, fit, held_out
-from forecast.training.lightning_module import Teacher
+from forecast.training.fit import fit
+from forecast.training.result import Curve, Progress, Summary
+from forecast.training.split import held_out
+from forecast.training.teacher import Teacher
 
 TEACHER, STUDENT = "teacher", "student"
 # Windows whose CPU time is taken, and how often: the least counts.

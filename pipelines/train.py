@@ -8,7 +8,7 @@ from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
     from forecast.registry import Version
-    from forecast.training.fit import Summary
+    from forecast.training.result import Summary
 
 # Windows of validation that are few.
 _FEW_WINDOWS = 20

@@ -33,7 +33,8 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.data.files import locked, write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
     from forecast.registry import PARENT_RUN
-    from forecast.tuning.tune import check, tune
+    from forecast.tuning.space import check
+    from forecast.tuning.tune import tune
     from pipelines.registration import Registration
     from pipelines.shared import log_data, open_registry, read_table, with_init
 

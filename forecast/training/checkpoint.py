@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from forecast.errors import OutputError
 from forecast.models.runtime.state_file import read_state, write_state
-from forecast.training.lightning_module import ForecastModule, KeepBest
+from forecast.training.callbacks import KeepBest
+from forecast.training.lightning_module import ForecastModule
 
 _LOG = logging.getLogger(__name__)
 

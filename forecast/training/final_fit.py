@@ -24,9 +24,11 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validated
 from forecast.models.postprocess.interval_scale import after_refit
+from forecast.training.budget import Budget
+from forecast.training.callbacks import KeepBest
 from forecast.training.closed_form import Refit
-from forecast.training.lightning_module import Budget, KeepBest, Teacher
 from forecast.training.means import balance_means, mean_shift_of
+from forecast.training.teacher import Teacher
 from forecast.training.trainer import Job, train
 
 _LOG = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validated
 from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.training.budget import Budget
+from forecast.training.callbacks import KeepBest
 from forecast.training.interpolation import interpolate
-from forecast.training.lightning_module import Budget, KeepBest
 from forecast.training.trainer import Job, train
 
 _LOG = logging.getLogger(__name__)

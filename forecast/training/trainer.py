@@ -1,17 +1,8 @@
 """The training loop: Lightning's, in this process or in one for each of several devices."""
 
-import copy
-import hashlib
-import multiprocessing
-import os
-import socket
-import tempfile
-import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -19,26 +10,19 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessException, spawn
+from torch import Tensor
 
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import OriginSampler, WindowIndex
-from forecast.errors import GatecastError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Member
-from forecast.models.runtime.torch_setup import only_deterministic, prepare
+from forecast.training.budget import Budget
+from forecast.training.callbacks import KeepBest, Meter, OneClock
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.lightning_module import (
-    Budget,
-    ForecastModule,
-    KeepBest,
-    Meter,
-    OneClock,
-    Teacher,
-    TrainingWindows,
-)
+from forecast.training.dataset import TrainingWindows
+from forecast.training.lightning_module import ForecastModule
+from forecast.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -135,152 +119,7 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]
     return update
 
 
-# --- several devices
-
-
-def train_on_devices(
-    job: Job, keeper: KeepBest, checkpoint: Checkpoint | None, progress: Callable[[float, str], None] | None
-) -> dict[str, float]:
-    """As `train`, with a process for each of `devices`, whose gradients are averaged at each step.
-
-    A step of n processes is that of one whose `batch_size` is n times as large: the same windows, the same loss.
-    The processes are started here, not by Lightning: its launchers run the script again, which a library call need not
-    come from, or fork, which hangs once torch has threads. `keeper` gets the state of the first process's. If this
-    process ends, so do they.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        # The result comes back as the state of the finished training.
-        checkpoint = checkpoint or Checkpoint(Path(folder), {})
-        job.budget.hold()
-        started = _Start(
-            job=replace(job, network=copy.deepcopy(job.network).cpu()),
-            loss=keeper.best_loss,
-            checkpoint=(checkpoint.path, checkpoint.settings),
-            threads=max(1, torch.get_num_threads() // job.config.devices),
-            port=_free_port(),
-            wants_progress=progress is not None,
-        )
-        told = torch.multiprocessing.get_context("spawn").SimpleQueue()
-        processes = spawn(_run, (started, told), nprocs=job.config.devices, join=False)
-        try:
-            weights, found = _listen(processes, told, progress)
-        finally:
-            for process in processes.processes:
-                process.kill()
-                process.join()
-        assert len(set(weights)) == 1, "the processes of a training ended with different weights"
-        Checkpoint(checkpoint.path.parent, checkpoint.settings, name=checkpoint.path.stem).attach(keeper, None)
-    return found
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What a process of several is told."""
-
-    job: Job
-    loss: float
-    checkpoint: tuple[Path, dict[str, Any]]
-    threads: int
-    port: int
-    wants_progress: bool
-
-
-def _run(rank: int, start: _Start, told: Any) -> None:
-    """Train in one of several processes."""
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(start.port),
-    }
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare()
-    torch.set_num_threads(start.threads)
-    job = start.job
-    cuda = torch.cuda.is_available() and job.config.accelerator != "cpu"
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    lightning.seed_everything(job.config.seed + rank, verbose=False)
-    # The processes are handed one network in shared memory.
-    job = replace(job, network=copy.deepcopy(job.network).to(device))
-    path, settings = start.checkpoint
-
-    def progress(done: float, text: str) -> None:
-        told.put(("progress", (done, text)))
-
-    try:
-        keeper = KeepBest(
-            job.network, start.loss, job.config.patience, progress if start.wants_progress and not rank else None
-        )
-        checkpoint = Checkpoint(path.parent, settings, name=path.stem, required=True)
-        with only_deterministic(job.config.deterministic and cuda):
-            data = PanelTensors.of(job.panel, job.network, device)
-            found = train(job, data, keeper, checkpoint, rank=rank)
-        told.put(("done", (rank, _hash(job.network), found)))
-    except GatecastError as error:
-        told.put(("error", error))
-        raise
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, even by a kill that leaves no time to tell."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _listen(
-    processes: Any, told: Any, progress: Callable[[float, str], None] | None
-) -> tuple[list[str], dict[str, float]]:
-    """Return the hashes of the weights, and what the first process has found, once all have ended.
-
-    Raises the error that ended one of them.
-    """
-    weights: list[str] = []
-    found: dict[str, float] = {}
-    errors: list[GatecastError] = []
-
-    def hear() -> None:
-        while not told.empty():
-            kind, value = told.get()
-            if kind == "progress" and progress:
-                progress(*value)
-            elif kind == "error":
-                errors.append(value)
-            elif kind == "done":
-                rank, digest, values = value
-                weights.append(digest)
-                if not rank:
-                    found.update(values)
-
-    try:
-        while not processes.join(timeout=0.1):
-            hear()
-    except ProcessException:
-        hear()
-        if errors:
-            raise errors[0] from None
-        raise
-    hear()
-    return weights, found
-
-
 def _strategy(device: torch.device) -> DDPStrategy:
     return DDPStrategy(
         process_group_backend="gloo" if device.type == "cpu" else "nccl", cluster_environment=LightningEnvironment()
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def _hash(network: nn.Module) -> str:
-    hasher = hashlib.sha256()
-    for values in network.state_dict().values():
-        hasher.update(values.detach().cpu().numpy().tobytes())
-    return hasher.hexdigest()

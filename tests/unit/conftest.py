@@ -14,8 +14,8 @@ from forecast.data.ingest.loaded import Loaded
 
 if TYPE_CHECKING:
     from forecast.pretraining.pretrained_network import PretrainedNetwork
-    from forecast.training.fit import FitResult, Progress
-    from forecast.training.lightning_module import Teacher
+    from forecast.training.result import FitResult, Progress
+    from forecast.training.teacher import Teacher
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}

@@ -14,7 +14,7 @@ import pytest
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.errors import ArtifactError, ConfigError, DataError, GatecastError, OutputError
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 STORES = pl.DataFrame({"series_id": ["s00", "s01", "s02"], "state": ["a", "b", "b"]})
 QUICK = {"max_steps": 0}

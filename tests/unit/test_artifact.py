@@ -15,7 +15,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
 from forecast.prediction.from_table import forecast
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from forecast.errors import ArtifactError
 from forecast.models.bank import Bank, head_feature_count
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Tensors = dict[str, Tensor]
 

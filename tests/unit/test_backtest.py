@@ -25,7 +25,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult, fit
+from forecast.training.fit import fit
+from forecast.training.result import FitResult
 
 LEVELS = [k / 10 for k in range(1, 10)]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

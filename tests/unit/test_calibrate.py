@@ -26,7 +26,7 @@ from forecast.metrics.seasonal_naive import future_values
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]
 HORIZON, STEPS, BEGUN, N_SERIES = 6, 320, 200, 60

@@ -17,7 +17,7 @@ from forecast.finetune import CONSTANT, TUNED, FinetuneResult
 from forecast.gate import compare
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.from_table import example, forecast_loaded
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 LABELS = ("clear", "rain", "snow")
 P = ["p_clear", "p_rain", "p_snow"]

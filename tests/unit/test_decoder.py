@@ -24,7 +24,7 @@ from forecast.prediction.attention import attention
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

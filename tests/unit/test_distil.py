@@ -21,8 +21,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import window_sizes
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
-from forecast.training.lightning_module import Teacher
+from forecast.training.result import FitResult
+from forecast.training.teacher import Teacher
 
 QUICK = FitConfig(
     holdout_windows=4,

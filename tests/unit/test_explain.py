@@ -20,7 +20,7 @@ from forecast.models import stacked
 from forecast.models.bank import HEAD, Bank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import forecast
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]
 Table = Callable[..., pl.DataFrame]

@@ -11,7 +11,7 @@ from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.export import AROUND, GRAPH, export_onnx
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 
 def test_8_bits_are_judged_on_the_last_horizon_of_a_table(

@@ -19,7 +19,7 @@ from forecast.errors import ArtifactError, DataError
 from forecast.finetune import finetune
 from forecast.lineage import alone, without
 from forecast.output import Job
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 HORIZON, HELD_OUT = 7, 4
 BEGIN = datetime(2024, 1, 1)

@@ -21,7 +21,7 @@ from forecast.models.inputs.frame import loss_weights, targets
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.series_tuning import GROUP_NUMBERS
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 ODD = ("odd0", "odd1")
 SETTINGS = FinetuneSettings(origins=200, gate_windows=4, report_windows=2, holdout_windows=4, gate="strict")

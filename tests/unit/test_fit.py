@@ -26,11 +26,12 @@ from forecast.models.network.ensemble import members_of
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validated
 from forecast.prediction.predict import predict
-from forecast.training import closed_form as closed_form_module
-from forecast.training import fit as fit_module
-from forecast.training import skips
-from forecast.training.fit import FitResult, held_out
-from forecast.training.lightning_module import Budget, KeepBest, Teacher
+from forecast.training import linear_skip, member, skips
+from forecast.training.budget import Budget
+from forecast.training.callbacks import KeepBest
+from forecast.training.result import FitResult
+from forecast.training.split import held_out
+from forecast.training.teacher import Teacher
 from forecast.training.trainer import Job
 from forecast.training.trainer import train as run_training
 
@@ -135,7 +136,7 @@ def test_a_line_that_the_latest_weeks_have_outdated_is_mixed_with_what_is_not_fi
         return float(made.summary["skip_share"]), float(np.abs(median - actual).mean())
 
     share, error = result()
-    monkeypatch.setattr(closed_form_module, "mixture", lambda best, *_: best)
+    monkeypatch.setattr(linear_skip, "mixture", lambda best, *_: best)
     whole, alone = result()
     assert 0 < share < whole == 1
     assert error < 0.97 * alone
@@ -162,7 +163,7 @@ def test_a_mixture_has_the_least_loss_of_all() -> None:
 def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
     train: Train, table: Table, loaded: Load, monkeypatch: pytest.MonkeyPatch, classes: bool
 ) -> None:
-    monkeypatch.setattr(closed_form_module, "mixture", lambda best, *_: best)  # Shares of a mixture would move as well.
+    monkeypatch.setattr(linear_skip, "mixture", lambda best, *_: best)  # Shares of a mixture would move as well.
     wave = np.sin(np.arange(160) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=160)
     head = {"head": "categorical"} if classes else {"transform": "none"}
 
@@ -618,7 +619,7 @@ def test_a_training_that_was_killed_at_its_very_end_takes_no_further_step(
     undisturbed = train(weekly_loaded, **known)
     assert int(undisturbed.summary["steps"]) < 1000
     with monkeypatch.context() as patched:
-        patched.setattr(fit_module, "_calm", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(member, "select_soft_threshold", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(weekly_loaded, **known, checkpoint=str(tmp_path))
     resumed = train(weekly_loaded, **known, checkpoint=str(tmp_path))

@@ -19,7 +19,7 @@ from forecast.monitor.cutoffs import Cutoff
 from forecast.monitor.freshness import Freshness, freshness_of
 from forecast.monitor_page import monitor_page
 from forecast.output import Job
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 from pipelines.monitor_summary import measures, summary
 
 FACTS = {"comparison": None, "rollback": None, "no_rollback": None, "on_breach": None}

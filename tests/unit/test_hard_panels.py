@@ -16,7 +16,7 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table = Callable[..., pl.DataFrame]
 Load = Callable[..., Loaded]

@@ -11,7 +11,7 @@ import forecast as fc
 from forecast.artifact import load
 from forecast.models.heads.factory import make_head
 from forecast.models.postprocess.interval_scale import after_refit
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 

@@ -42,7 +42,7 @@ from forecast.models.network.losses import window_sizes
 from forecast.models.stacked import Changes, Descent
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 GRADIENT = ("bias", "embedding", "lora", "full")
 KINDS = ("head", *GRADIENT)

@@ -20,7 +20,7 @@ from forecast.models import stacked
 from forecast.models.bank import HEAD
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 KINDS = ("head", "bias", "embedding", "lora", "full")
 # Every series that can be tuned is, well or badly.

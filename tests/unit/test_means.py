@@ -10,7 +10,7 @@ import pytest
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 N_SERIES, LENGTH, HORIZON = 60, 240, 2

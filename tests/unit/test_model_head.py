@@ -23,7 +23,7 @@ from forecast.models.network.losses import step_errors, validation_batches, wind
 from forecast.models.network.output import Output
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table, Load, Train = Callable[..., pl.DataFrame], Callable[..., Loaded], Callable[..., FitResult]
 HEADS = ("quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie")

@@ -33,7 +33,7 @@ from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
 from forecast.page import plotly_source
 from forecast.prediction.naive import naive_forecasts
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 from pipelines import console
 from pipelines.monitor_summary import summary, verdicts
 

@@ -18,7 +18,7 @@ from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
 from forecast.output import Job
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 PAGE = Path(__file__).parents[2] / "docs" / "score.md"
 SECTION = PAGE.read_text().partition("## Read by other tools")[2].partition("\n## ")[0]

@@ -29,7 +29,7 @@ from forecast.errors import ConfigError, DataError, OutputError
 from forecast.models.bank import Bank
 from forecast.output import Job, Output
 from forecast.prediction.from_table import forecast
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 SETTINGS: dict[str, Any] = {"shard_size": 3}

@@ -23,7 +23,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import example, forecast, forecast_frame
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]
 QUANTILES = [f"q{k}0" for k in range(1, 10)]

@@ -10,7 +10,7 @@ from forecast.data.windows import WindowIndex
 from pipelines.compose import CONF, compose
 
 if TYPE_CHECKING:
-    from forecast.training.fit import FitResult
+    from forecast.training.result import FitResult
 
 # Horizon, season and frequency: what the protocol of a data set fixes.
 PRESETS = {

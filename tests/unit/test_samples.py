@@ -20,7 +20,7 @@ from forecast.output import Job, Output
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths, sampling
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]
 QUANTILES = [f"q{level}0" for level in range(1, 10)]

@@ -24,7 +24,7 @@ from forecast.data.sinks import open_sink
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.monitor import Written
 from forecast.output import Job, Output
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 from pipelines.cli import main as cli
 
 SINKS = ["parquet", "delta", "sql"]

@@ -13,7 +13,7 @@ from forecast.artifact import load
 from forecast.errors import DataError
 from forecast.models.network.ensemble import members_of
 from forecast.models.runtime.onnx import OnnxForecaster, example_windows
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 CLOSED = {"max_steps": 0}
 LEVELS = [f"q{level}" for level in range(10, 100, 10)]

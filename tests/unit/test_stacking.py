@@ -23,7 +23,8 @@ from forecast.prediction.predict import predict
 from forecast.pretraining.pretrained_network import checked, of_model, of_package
 from forecast.pretraining.zero_shot import universal_member, zero_shot
 from forecast.training import member_fit
-from forecast.training.fit import FitResult, held_out
+from forecast.training.result import FitResult
+from forecast.training.split import held_out
 from forecast.training.stacking import share_of
 
 Table = Callable[..., pl.DataFrame]

@@ -28,7 +28,7 @@ from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.models.bank import HEAD, Bank
 from forecast.output import Job, Output
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 LAST = datetime(2024, 1, 1) + timedelta(days=159)

@@ -22,7 +22,7 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.metrics.seasonal_naive import future_values
 from forecast.prediction.predict import predict
-from forecast.training.fit import held_out
+from forecast.training.split import held_out
 from forecast.tuning.tune import Trial, TuneResult, tune
 
 MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}

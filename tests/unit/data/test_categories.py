@@ -13,7 +13,8 @@ from forecast.artifact import load
 from forecast.config import FitConfig, ModelConfig
 from forecast.data.ingest.categories import with_codes, with_trained_categories
 from forecast.data.ingest.loaded import Loaded
-from forecast.training.fit import FitResult, training_data
+from forecast.training.result import FitResult
+from forecast.training.split import training_data
 
 LENGTH, HORIZON = 84, 7
 # Held out: two horizons for backtests, and two that stop the training.

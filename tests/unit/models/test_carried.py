@@ -20,7 +20,7 @@ from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.output import Output
 from forecast.prediction.predict import predict
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 CONTEXT, HORIZON, SEASON = 28, 7, 7
 Table, Load = Callable[..., pl.DataFrame], Callable[..., Loaded]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from forecast.data.ingest.loaded import Loaded
 from forecast.models.inputs.transform import to_data, to_model, unit_of
 from forecast.prediction.from_table import forecast
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 
 @given(

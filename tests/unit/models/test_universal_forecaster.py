@@ -20,7 +20,7 @@ from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
 from forecast.prediction.predict import predict
 from forecast.pretraining.zero_shot import universal_member
-from forecast.training.fit import FitResult
+from forecast.training.result import FitResult
 
 Table = Callable[..., pl.DataFrame]
 Read = Callable[..., Loaded]

@@ -1,0 +1,190 @@
+"""The linear skip, chosen by validation among penalties, weights and smoothing."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from forecast.config import ModelConfig
+from forecast.data.time.context import MAX_SMOOTHED
+from forecast.data.windows import WindowIndex, overlap
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.linear import smoothing
+from forecast.models.linear.ridge import (
+    CONSTANTS,
+    PENALTIES,
+    Samples,
+    Solution,
+    eventful,
+    line,
+    near,
+    robust,
+    seasonal_solution,
+    solve_ridge,
+    spectra,
+)
+from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.network.panel_statistics import cold_scale_of, standardise_scales
+from forecast.training.skip_samples import skip_samples
+from forecast.training.skips import Skip, least_error, mixture, point_errors, sureness
+
+# Windows that filters are weighed by, and lines around them are fitted on.
+SMOOTHED = 2_048
+# Errors one step ahead of a window that are compared with its seasonal spread, and what their ratio may be.
+_LEAST_ERRORS, _RATIOS = 4, (0.1, 10.0)
+# Independent windows from which validation tells any penalty from another.
+_MANY_WINDOWS = 1_000
+_RIDGE_SHARE = 0.1
+# Standard errors by which anything must be better than exponential smoothing: series that share their dates share their
+# errors, which makes a single error too small.
+_LEAST_SURENESS = 3.0
+
+
+def inlying_samples(network: RecurrentForecaster, samples: Samples, prior: Solution) -> Samples:
+    """Return the samples that a line is fitted on: for a median with less weight on windows of large errors.
+
+    Of skewed targets those are the high ones: a line that is to be a mean takes all as they are.
+    """
+    return samples if network.head.estimates_mean else robust(near(samples), prior)
+
+
+def solve_skip(
+    tensors: PanelTensors,
+    shape: NetworkShape,
+    model: ModelConfig,
+    drawn: WindowIndex,
+    validation: WindowIndex,
+    limit: Tensor,
+) -> Skip:
+    """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
+    anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
+    networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
+    cold_scale = cold_scale_of(networks[0], tensors, drawn, limit)
+    for network in networks:
+        network.cold_scale.copy_(cold_scale)
+    fitted, checked = skip_samples(networks, tensors, drawn, limit), skip_samples(networks, tensors, validation, None)
+    candidates: list[Skip] = []
+    for each in zip(networks, fitted, checked, strict=True):
+        candidates += _candidates(*each, model, overlap(drawn, shape.horizon))
+    if model.smoothing and model.skip and shape.context_length <= MAX_SMOOTHED:
+        with torch.random.fork_rng(devices=[]):  # Other networks are drawn as they are without this one.
+            network = RecurrentForecaster(replace(shape, anchor=anchors[0], smoothing=True), model).to(tensors.device)
+        network.cold_scale.copy_(cold_scale)
+        some = drawn[:: max(1, len(drawn) // SMOOTHED)]
+        weigh_filters(network, tensors, some, limit)
+        (smoothed,), (judged,) = (
+            skip_samples([network], tensors, *each) for each in ((some, limit), (validation, None))
+        )
+        candidates += _candidates(network, smoothed, judged, model, overlap(some, shape.horizon))
+    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
+    groups: dict[int, list[Skip]] = {}
+    for found in candidates:
+        groups.setdefault(found.order, []).append(found)
+    shared = overlap(validation, shape.horizon)
+    best, *others = (least_error(groups[order], usual) for order in sorted(groups))
+    for other in others:
+        least = _LEAST_SURENESS if best.order == 0 else 1.0
+        best = other if sureness(other.errors, best.errors, usual, shared) > least else best
+    best = mixture(best, [found for found in candidates if found.network is best.network], usual, shared)
+    best = _unsmoothed(best, model) if best.network.shape.smoothing and not best.smoothing else best
+    best.network.skip.copy_(best.skip)
+    if best.network.shape.smoothing:
+        best.network.smoothing_share.fill_(best.smoothing)
+    return best
+
+
+def _candidates(
+    network: RecurrentForecaster, fitted: Samples, checked: Samples, model: ModelConfig, shared: float
+) -> list[Skip]:
+    """Return what does not have to be fitted, and lines of all penalties around it.
+
+    A target is `shared` by so many windows that are fitted on.
+    """
+    shape = network.shape
+    priors = {"anchor": torch.zeros_like(network.skip)}
+    if 1 < shape.season_length <= shape.context_length:
+        priors["season"] = seasonal_solution(shape.context_length, shape.horizon, shape.season_length).to(network.skip)
+    shares = dict.fromkeys(priors, 0.0)
+    if shape.smoothing:
+        priors, shares = {"smoothing": priors["anchor"], **priors}, {"smoothing": 1.0, **shares}
+    fits = model.skip and len(fitted.window) > 0
+    standardise_scales(network, fitted)
+    fitted = eventful(fitted)
+    rest = fitted.without(fitted.smooth) if shape.smoothing else fitted
+    inlying = inlying_samples(network, rest, priors["anchor"]) if fits else rest
+    # Around the level a constant is no drift.
+    known = spectra(inlying, CONSTANTS if shape.anchor == "last" else [True]) if fits else []
+    penalties = _penalties(len(priors["anchor"]), len(fitted.window) / shared)
+    candidates = []
+    for name, prior in priors.items():
+        made: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
+        # Around smoothing, lines are of what it leaves over.
+        for own in known if shape.smoothing == (name == "smoothing") else []:
+            solutions = solve_ridge(inlying, prior, penalties, known=own)
+            made += [(found, p, own.constant) for found, p in zip(solutions, penalties, strict=True)]
+        kind = name if name == "smoothing" else f"{shape.anchor}/{name}"
+        for solution, penalty, constant in made:
+            said = line(checked.window, solution) + shares[name] * checked.smooth
+            errors = point_errors(checked, said, shape.unit, squares=network.head.estimates_mean)
+            given = (network, solution, fitted, checked, kind, prior, penalty, constant)
+            candidates.append(Skip(errors, *given, sure=penalty is not None, smoothing=shares[name]))
+    return candidates
+
+
+def _penalties(n_weights: int, n_windows: float) -> tuple[float, ...]:
+    """Return the penalties to try, where so many windows are independent.
+
+    With few of them validation is no guide. Weights whose squares add up to about one, and errors as large as the
+    targets, have n_weights / n_windows as the best penalty per window (Hoerl & Kennard 1970): no smaller one is tried.
+    """
+    if n_windows >= _MANY_WINDOWS:
+        return PENALTIES
+    least = _RIDGE_SHARE * n_weights / max(n_windows, 1.0)
+    return tuple(penalty for penalty in PENALTIES if penalty >= least) or PENALTIES[-1:]
+
+
+def _unsmoothed(found: Skip, model: ModelConfig) -> Skip:
+    """Return a skip that has no share of smoothing in a network without any."""
+    with torch.random.fork_rng(devices=[]):
+        network = RecurrentForecaster(replace(found.network.shape, smoothing=False), model)
+    kept = network.state_dict().keys()
+    network.load_state_dict({name: values for name, values in found.network.state_dict().items() if name in kept})
+    return replace(found, network=network.to(found.skip.device))
+
+
+@torch.no_grad()
+def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
+    """Set what each filter costs on the panel, and what smoothing errs by in units of the seasonal spread.
+
+    By windows with as much history as most have.
+    """
+    shape, origins = network.shape, torch.zeros(1, dtype=torch.long, device=data.device)
+    parts: list[tuple[Tensor, ...]] = []
+    for series, cutoff, _ in validation_batches(windows, 512):
+        series, cutoff = series.to(data.device), cutoff.to(data.device)
+        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
+        frame = network.frame(batch, origins)
+        target, observed = targets(batch, frame, origins, shape)
+        weight = (loss_weights(target, observed, frame, shape) > 0)[:, 0].to(target.dtype)
+        smoothed = network.smoothed(frame.window, batch.observed[:, None, : shape.context_length])
+        distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
+        usual = smoothed.error.mean(1) * weight.sum(1)
+        spread = network.seasonal_spread(batch, origins, frame.divisor).log().mean((1, 2))
+        varied = usual > 0
+        columns = distance.sum(2) / usual.clamp(min=1e-12)[:, None], smoothed.n_errors, smoothed.error, spread
+        parts.append(tuple(values[varied] for values in columns))
+    error, count, own_error, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    if not len(error):
+        return
+    long = count >= count.median()
+    independent = int(long.sum()) / overlap(windows, shape.horizon)
+    prior = torch.zeros_like(network.smoothing_cost)
+    network.smoothing_cost.copy_(smoothing.shared_cost(error[long], independent, prior))
+    judged = long & (count >= _LEAST_ERRORS)
+    if judged.any():
+        shares = smoothing.shares_of(own_error[judged], count[judged], network.smoothing_cost)
+        mean = (shares * own_error[judged]).sum(1).clamp(min=1e-12)
+        network.smoothing_ratio.copy_((mean.log() - spread[judged]).median().exp().clamp(*_RATIOS))
