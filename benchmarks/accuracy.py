@@ -28,7 +28,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex, windows_at, windows_at_ends
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.heads.quantile import QuantileHead

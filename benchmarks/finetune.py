@@ -44,9 +44,9 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.windows import WindowIndex
-from forecast.finetune import finetune
-from forecast.models import ridge
-from forecast.models.bank import HEAD
+from forecast.finetuning.finetune import finetune
+from forecast.models.adapters import head_ridge
+from forecast.models.adapters.bank import HEAD
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
@@ -123,7 +123,7 @@ def _times(cell: str, hidden: int, counts: list[int], kinds: list[str], device: 
         line = f"{kind:<10}"
         for count in counts:
             panel = _panel(count)
-            with mock.patch("forecast.gradient_group._PATIENCE", STEPS):
+            with mock.patch("forecast.finetuning.gradient_group._PATIENCE", STEPS):
                 begun = _clock(device)
                 result = finetune(base, panel, rows.model_copy(update={"kind": kind}))
                 spent = (_clock(device) - begun) / count
@@ -318,9 +318,9 @@ def _scale(sample: int | None) -> None:
         _first(read_panel(config.data, config.window.horizon), sample), config.window.horizon, config.model, config.fit
     )
     artifact, _, _ = fitted(config, loaded)
-    passes = _Timed(ridge.at_origins)
+    passes = _Timed(head_ridge.at_origins)
     begun = time.process_time()
-    with mock.patch("forecast.models.ridge.at_origins", passes):
+    with mock.patch("forecast.models.adapters.head_ridge.at_origins", passes):
         result = finetune(artifact, loaded.panel, task.tuning)
     spent = time.process_time() - begun
     print(

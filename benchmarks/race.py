@@ -26,7 +26,7 @@ from forecast.artifact import Artifact
 from forecast.config import TrainConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.read import read_panel
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.training.budget import Budget
 from forecast.training.split import training_data
 

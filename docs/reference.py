@@ -29,7 +29,7 @@ VERB: Final = "`forecast "
 RESULTS: Final = {
     "FitResult": "training/result",
     "Artifact": "artifact",
-    "FinetuneResult": "finetune",
+    "FinetuneResult": "finetuning/finetune",
     "BacktestResult": "backtest",
     "CalibrationResult": "calibrate",
     "TuneResult": "tuning/tune",

@@ -28,7 +28,7 @@ from forecast.data.sources.open import Tables
 from forecast.data.sources.side_tables import with_side_tables
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, DataError, OutputError, listing
-from forecast.models.bank import Bank
+from forecast.models.adapters.bank import Bank
 from forecast.models.network.ensemble import Ensemble, Forecaster, member_of, members_of, together
 from forecast.models.postprocess.conformal import Calibration
 

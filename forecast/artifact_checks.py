@@ -13,7 +13,7 @@ from torch import Tensor
 from forecast.config import FinetuneSettings, ModelConfig
 from forecast.data.features.calendar import calendar_features
 from forecast.errors import ArtifactError, listing
-from forecast.models.bank import BLEND, HEAD, head_feature_count
+from forecast.models.adapters.bank import BLEND, HEAD, head_feature_count
 from forecast.models.network.ensemble import members_of
 
 if TYPE_CHECKING:

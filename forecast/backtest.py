@@ -21,7 +21,7 @@ from forecast.data.profiling.profile import profile
 from forecast.data.sources.frames import column
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.metrics.scores import midpoints, score_classes, score_points, score_windows
 from forecast.metrics.seasonal_naive import future_values, last_values, seasonal_naive_errors
 from forecast.metrics.summaries import (

@@ -21,8 +21,9 @@ from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, listing
-from forecast.lineage import alone
-from forecast.models.bank import HEAD
+from forecast.finetuning.lineage import alone
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.stacked import FROZEN
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.scaling import running_statistics
 from forecast.models.inputs.shape import NetworkShape
@@ -30,7 +31,6 @@ from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import members_of, recurrent_members
 from forecast.models.network.losses import window_sizes
 from forecast.models.runtime.torch_setup import prepare
-from forecast.models.stacked import FROZEN
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
 from forecast.prediction.attention import attention

@@ -17,7 +17,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values
-from forecast.models.bank import HEAD, head_feature_count
+from forecast.models.adapters.bank import HEAD, head_feature_count
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members
 from forecast.models.network.losses import window_sizes

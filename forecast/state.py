@@ -26,11 +26,11 @@ from forecast.data.files import write_bytes_atomic, write_text_atomic
 from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError, listing
-from forecast.models.bank import HEAD
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.stacked import FROZEN
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.models.runtime.torch_setup import prepare
-from forecast.models.stacked import FROZEN
 
 FORMAT_VERSION: Final = 1
 CARRIED: Final = "carried"

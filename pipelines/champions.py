@@ -35,7 +35,7 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
     The new version takes over the aliases of the version that it was made from, if they have not moved meanwhile; as
     champion it is one more in the history, so that this can be rolled back, too.
     """
-    from forecast.lineage import without
+    from forecast.finetuning.lineage import without
     from forecast.names import CHAMPION
     from forecast.prediction.from_table import example
     from pipelines.shared import child_tags, open_version, version_tags

@@ -25,7 +25,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     import numpy as np
 
     from forecast import plots
-    from forecast.finetune import finetune
+    from forecast.finetuning.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
     from pipelines import report
     from pipelines.registration import Registration

@@ -244,7 +244,7 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
     import polars as pl
 
     from forecast.data.files import write_parquet_atomic
-    from forecast.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
+    from forecast.finetuning.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
     from forecast.names import SERIES_ID
     from pipelines.shared import open_version
 
@@ -281,7 +281,7 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
             if series is None:
                 shutil.copytree(registry.download(version), made, dirs_exist_ok=True)
             else:
-                from forecast.lineage import alone
+                from forecast.finetuning.lineage import alone
 
                 alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
             if config.export.format != "gatecast":

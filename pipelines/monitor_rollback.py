@@ -7,8 +7,8 @@ from forecast.errors import GateRefused, RegistryError
 
 if TYPE_CHECKING:
     from forecast.champions import Champions
-    from forecast.gate import Verdict
     from forecast.monitor import Monitored, Written
+    from forecast.promotion import Verdict
     from forecast.registry import Registry, Version
 
 
@@ -34,8 +34,8 @@ def versions_of(champions: "Champions", version: "Version", shadow: "Written | N
 
 def verdict_of(found: "Monitored", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
     """Return what the gate says of the shadow as a challenger of the champion; None if both have not been observed."""
-    from forecast.gate import compare
     from forecast.names import CHAMPION, SHADOW
+    from forecast.promotion import compare
 
     if judged is None or found.pairs.is_empty():
         return None

@@ -9,7 +9,7 @@ from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.gate import Verdict
+    from forecast.promotion import Verdict
     from forecast.registry import Registry, Version
 
 
@@ -85,7 +85,7 @@ def _obstacle(version: "Version") -> _Refusal | None:
 def _judge(registry: "Registry", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
     """Return what the gate says by the backtest of a version. Raises RegistryError if that is damaged."""
     from forecast.backtest import BACKTEST_RUN
-    from forecast.gate import judge
+    from forecast.promotion import judge
 
     run_id = version.tags[BACKTEST_RUN]
     if registry.record(run_id) is None:

@@ -8,7 +8,7 @@ import torch
 from forecast.artifact import Artifact
 from forecast.data.panel import FloatArray
 from forecast.metrics.scores import midpoints
-from forecast.models.bank import HEAD, Bank, head_features
+from forecast.models.adapters.bank import HEAD, Bank, head_features
 from forecast.models.heads import log_quantiles
 from forecast.models.heads.base import Head, mean_distance
 from forecast.models.heads.categorical import CategoricalHead

@@ -10,14 +10,14 @@ from forecast.artifact import Artifact
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.metrics.scores import midpoints
-from forecast.models.bank import HEAD
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.stacked import FROZEN
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried
 from forecast.models.network.losses import window_sizes
 from forecast.models.postprocess.copula import coupled_ranks
 from forecast.models.runtime.onnx import Forward
 from forecast.models.runtime.torch_setup import prepare
-from forecast.models.stacked import FROZEN
 from forecast.prediction.one_pass import Task, plan_one_pass, plan_windows
 from forecast.prediction.postprocess import outcome, own_rows, split_columns, stated_columns
 from forecast.prediction.result import Predicted

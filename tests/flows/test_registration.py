@@ -22,7 +22,12 @@ TUNE = (*TRAIN[:-1], "fit.max_steps=1", "tune.n_trials=1", "output.path=search")
 JOBS = {
     "train": ("forecast.training.fit", TRAIN, "metrics", "pretrained"),
     "tune": ("forecast.tuning.tune", TUNE, "logged_models", "pretrained"),
-    "finetune": ("forecast.finetune", (*FINETUNE, "finetune.series=[s00,s01]"), "logged_models", "challenger"),
+    "finetune": (
+        "forecast.finetuning.finetune",
+        (*FINETUNE, "finetune.series=[s00,s01]"),
+        "logged_models",
+        "challenger",
+    ),
     "calibrate": ("forecast.calibrate", CALIBRATE, "metrics", "challenger"),
     "distil": ("forecast.distil", DISTIL, "logged_models", "challenger"),
 }

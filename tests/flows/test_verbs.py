@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from polars.testing import assert_frame_equal
 
 import forecast as library
-from forecast import gate
+from forecast import promotion
 from forecast import registry as registry_module
 from forecast.config import RegistryConfig
 from forecast.registry import Registry
@@ -354,13 +354,13 @@ def test_a_backtest_with_refits_leaves_tables_and_a_page_but_does_not_promote(fi
 
 def test_a_promotion_while_another_is_judged_is_kept(judged: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(RegistryConfig(name=NAME))
-    judge = gate.judge
+    judge = promotion.judge
 
-    def meanwhile(*arguments: Any) -> gate.Verdict:
+    def meanwhile(*arguments: Any) -> promotion.Verdict:
         registry.promote(registry.resolve(1))
         return judge(*arguments)
 
-    monkeypatch.setattr(gate, "judge", meanwhile)
+    monkeypatch.setattr(promotion, "judge", meanwhile)
     message = refuse(5, "promote", MODEL)
     assert (
         f"{NAME} v2 is not promoted: {NAME} v1 has become champion (promoted) since it was judged beside no" in message

@@ -13,7 +13,7 @@ from forecast.artifact import Artifact, digest, load
 from forecast.config import FinetuneSettings, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError, DataError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from forecast.artifact import Artifact, is_intact, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError
-from forecast.models.bank import Bank, head_feature_count
+from forecast.models.adapters.bank import Bank, head_feature_count
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult

@@ -21,7 +21,7 @@ from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSetting
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import DataError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast

@@ -13,10 +13,11 @@ import pytest
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.errors import ConfigError, DataError
-from forecast.finetune import CONSTANT, TUNED, FinetuneResult
-from forecast.gate import compare
+from forecast.finetuning.finetune import FinetuneResult
+from forecast.finetuning.series_gate import CONSTANT, TUNED
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.from_table import example, forecast_loaded
+from forecast.promotion import compare
 from forecast.training.result import FitResult
 
 LABELS = ("clear", "rain", "snow")

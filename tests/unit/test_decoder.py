@@ -18,7 +18,7 @@ from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.attention import attention
 from forecast.prediction.from_table import forecast

@@ -16,8 +16,8 @@ from forecast.config import ExplainSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError
 from forecast.explain import Explanation, explain
-from forecast.models import stacked
-from forecast.models.bank import HEAD, Bank, head_feature_count
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import HEAD, Bank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult

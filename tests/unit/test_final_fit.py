@@ -16,8 +16,8 @@ from forecast.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
-from forecast.finetune import finetune
-from forecast.lineage import alone, without
+from forecast.finetuning.finetune import finetune
+from forecast.finetuning.lineage import alone, without
 from forecast.output import Job
 from forecast.training.result import FitResult
 

@@ -13,14 +13,16 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
-from forecast.finetune import CONSTANT, NO_GAIN, PENALTIES, TOO_SHORT, TUNED, FinetuneResult, finetune
+from forecast.finetuning.finetune import TOO_SHORT, FinetuneResult, finetune
+from forecast.finetuning.head_group import PENALTIES
+from forecast.finetuning.series_gate import CONSTANT, NO_GAIN, TUNED
+from forecast.finetuning.series_tuning import GROUP_NUMBERS
 from forecast.metrics.seasonal_naive import future_values
-from forecast.models.bank import head_features
+from forecast.models.adapters.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
-from forecast.series_tuning import GROUP_NUMBERS
 from forecast.training.result import FitResult
 
 ODD = ("odd0", "odd1")

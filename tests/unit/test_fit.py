@@ -18,7 +18,7 @@ from forecast.data.time.context import default_context
 from forecast.data.time.frequency import Frequency
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network import panel_statistics

@@ -84,7 +84,7 @@ def write(name: str, folder: Path) -> None:
     from forecast.calibrate import calibrate
     from forecast.config import CalibrateSettings, DataConfig, FinetuneSettings, FitConfig, ModelConfig, WindowConfig
     from forecast.data.read import read_panel
-    from forecast.finetune import finetune
+    from forecast.finetuning.finetune import finetune
     from forecast.training.fit import fit
 
     shutil.rmtree(folder / name, ignore_errors=True)

@@ -11,7 +11,7 @@ from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.prediction.from_table import forecast

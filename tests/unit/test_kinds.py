@@ -16,30 +16,21 @@ import pytest
 import torch
 
 import forecast as fc
-from forecast import series_tuning
 from forecast.artifact import Artifact
 from forecast.config import FinetuneConfig, FinetuneSettings
 from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
-from forecast.finetune import (
-    CONSTANT,
-    DIVERGED,
-    NO_GAIN,
-    NOT_SELECTED,
-    TOO_SHORT,
-    TUNED,
-    UNCHANGED,
-    FinetuneResult,
-    finetune,
-)
+from forecast.finetuning import gradient_group, head_group, series_tuning
+from forecast.finetuning.finetune import NOT_SELECTED, TOO_SHORT, UNCHANGED, FinetuneResult, finetune
+from forecast.finetuning.series_gate import CONSTANT, DIVERGED, NO_GAIN, TUNED
 from forecast.metrics.seasonal_naive import future_values
-from forecast.models import stacked
-from forecast.models.bank import BLEND
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import BLEND
+from forecast.models.adapters.stacked import Changes, Descent
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
-from forecast.models.stacked import Changes, Descent
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.training.result import FitResult
@@ -569,12 +560,12 @@ def test_a_gpu_that_is_not_there_is_refused(base: Artifact, panel: Loaded) -> No
 KILLED = """
 import os, signal, sys
 from forecast import load
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.config import FinetuneSettings
 import polars as pl
 
 folder, last = sys.argv[1:]
-sys.modules["forecast.series_tuning"].GROUP_NUMBERS["cpu"] = 1
+sys.modules["forecast.finetuning.series_tuning"].GROUP_NUMBERS["cpu"] = 1
 base, rows = load(folder + "/base"), pl.read_parquet(folder + "/rows.parquet")
 settings = FinetuneSettings.model_validate_json(open(folder + "/settings.json").read())
 
@@ -621,7 +612,7 @@ def test_a_run_that_was_killed_goes_on_with_the_next_group(
     panel = base.read(rows.lazy()).panel
     with pytest.raises(ConfigError, match=r"finetune\.checkpoint: .* holds another fine-tuning.*finetune\.max_harm"):
         finetune(base, panel, settings.model_copy(update={"max_harm": 0.1}))
-    group = series_tuning.HeadGroup if kind == "head" else series_tuning.GradientGroup
+    group = head_group.HeadGroup if kind == "head" else gradient_group.GradientGroup
     counts = {"trial": 0, "fit": 0}
     for name in counts:
         inner = getattr(group, name)

@@ -14,10 +14,10 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
-from forecast.finetune import TOO_SHORT, UNCHANGED, finetune
-from forecast.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
-from forecast.models import stacked
-from forecast.models.bank import HEAD
+from forecast.finetuning.finetune import TOO_SHORT, UNCHANGED, finetune
+from forecast.finetuning.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import HEAD
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.training.result import FitResult

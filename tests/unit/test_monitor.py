@@ -22,7 +22,6 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.drift import Span
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.gate import compare
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive
 from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
 from forecast.monitor.coverage import Coverage
@@ -33,6 +32,7 @@ from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.output import Job, shadowed
 from forecast.page import plotly_source
 from forecast.prediction.naive import naive_forecasts
+from forecast.promotion import compare
 from forecast.training.result import FitResult
 from pipelines import console
 from pipelines.monitor_summary import summary, verdicts

@@ -26,7 +26,7 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.models.bank import Bank
+from forecast.models.adapters.bank import Bank
 from forecast.output import Job, Output
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult

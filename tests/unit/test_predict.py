@@ -16,7 +16,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import DataError
-from forecast.models.bank import Bank
+from forecast.models.adapters.bank import Bank
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import seasonal_solution
 from forecast.models.network.forecaster import RecurrentForecaster

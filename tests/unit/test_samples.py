@@ -15,7 +15,7 @@ from forecast.config import FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.files import locked
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.output import Job, Output
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast

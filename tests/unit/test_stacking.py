@@ -14,7 +14,7 @@ from forecast.config import FinetuneSettings, FitConfig, ModelConfig, WindowConf
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
-from forecast.finetune import finetune
+from forecast.finetuning.finetune import finetune
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, members_of, together
 from forecast.models.network.losses import validated

@@ -26,7 +26,7 @@ from forecast.data.manifests import ForecastKey
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
-from forecast.models.bank import HEAD, Bank
+from forecast.models.adapters.bank import HEAD, Bank
 from forecast.output import Job, Output
 from forecast.training.result import FitResult
 

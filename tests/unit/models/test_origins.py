@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from forecast.models.adapters.origins import apart, rounds
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.origins import apart, rounds
 
 
 def shape(context: int, horizon: int, segment: int) -> NetworkShape:

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import forecast as fc
-from forecast import series_tuning
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
-from forecast.finetune import FinetuneResult, finetune
-from forecast.gradient_group import GradientGroup
-from forecast.lineage import alone
-from forecast.models import stacked
-from forecast.models.bank import BLEND, Bank
+from forecast.finetuning import series_tuning
+from forecast.finetuning.finetune import FinetuneResult, finetune
+from forecast.finetuning.gradient_group import GradientGroup
+from forecast.finetuning.lineage import alone
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import BLEND, Bank
+from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
-from forecast.models.stacked import Changes
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.models.universal.network import MEDIAN, Shape
 from forecast.prediction.predict import predict

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
-from forecast.models import stacked
+from forecast.models.adapters import stacked
+from forecast.models.adapters.origins import Pass, alone, apart, passes, recency, rounds
+from forecast.models.adapters.stacked import Changes
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.network.ensemble import Member
 from forecast.models.network.losses import window_sizes
-from forecast.models.origins import Pass, alone, apart, passes, recency, rounds
-from forecast.models.stacked import Changes
 from forecast.models.tensors import each, join
 from forecast.models.tunable import AnyTunable
 

@@ -12,18 +12,18 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.errors import OutputError
-from forecast.final_bank import FinalBank
-from forecast.gradient_group import RATES, GradientGroup
-from forecast.head_group import HeadGroup
-from forecast.models.bank import HEAD, head_feature_count
-from forecast.models.examples import group_numbers
+from forecast.finetuning.final_bank import FinalBank
+from forecast.finetuning.gradient_group import RATES, GradientGroup
+from forecast.finetuning.head_group import HeadGroup
+from forecast.finetuning.series_gate import DIVERGED, NOT_FINITE, TUNED, Gated, gated
+from forecast.finetuning.trials import TOLD, Columns, Fit, TuningSettings, n_origin_steps
+from forecast.models.adapters.bank import HEAD, head_feature_count
+from forecast.models.adapters.examples import group_numbers
+from forecast.models.adapters.origins import apart
+from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, the_tunable
-from forecast.models.origins import apart
 from forecast.models.runtime.state_file import read_state, write_state
-from forecast.models.stacked import Changes
-from forecast.series_gate import DIVERGED, NOT_FINITE, TUNED, Gated, gated
-from forecast.tuning_trials import TOLD, Columns, Fit, TuningSettings, n_origin_steps
 
 _LOG = logging.getLogger(__name__)
 

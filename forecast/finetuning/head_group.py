@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from forecast.data.panel import IntArray
-from forecast.final_bank import solved_weights
-from forecast.models import ridge
-from forecast.models.bank import BLEND
-from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster
-from forecast.tuning_trials import (
+from forecast.finetuning.final_bank import solved_weights
+from forecast.finetuning.trials import (
     IS_CONSTANT,
     LOSS,
     POOLED,
@@ -29,6 +25,10 @@ from forecast.tuning_trials import (
     stated,
     window_losses,
 )
+from forecast.models.adapters import head_ridge
+from forecast.models.adapters.bank import BLEND
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster
 
 # Strengths that are tried, as ridge penalties on the sum over origins. A pooled gate tries every second of them, whose
 # neighbours differ by less than what it can tell, each with the shares of `blend`.
@@ -81,10 +81,10 @@ class HeadGroup:
 
     @cached_property
     @torch.inference_mode()
-    def _known(self) -> ridge.Origins:
+    def _known(self) -> head_ridge.Origins:
         settings = self.settings
         n_windows, n_steps = settings.gate_windows + settings.report_windows, n_origin_steps(self.network, settings)
-        return ridge.at_origins(
+        return head_ridge.at_origins(
             self.network, self.data, self.series, self.usable, n_steps, n_windows, settings.half_life
         )
 
@@ -118,7 +118,9 @@ class HeadGroup:
         """Return the whole shifts at the held-out cutoffs, [G, window, penalty, horizon, shift]."""
         horizon, known = self.network.shape.horizon, self._known
         each = torch.tensor(penalties, dtype=torch.float64, device=self.data.device)
-        shifts = ridge.held_out_shifts(known, self.network.head, each, horizon=horizon, count=self.settings.origins)
+        shifts = head_ridge.held_out_shifts(
+            known, self.network.head, each, horizon=horizon, count=self.settings.origins
+        )
         at_steps: Tensor = shifts.to(known.columns.dtype).unflatten(-1, (horizon, -1))
         return at_steps
 

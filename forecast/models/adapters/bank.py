@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from forecast.models import stacked
+from forecast.models.adapters import stacked
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape

@@ -16,14 +16,28 @@ from forecast.data.holdout import MOST, gate_of
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
 from forecast.errors import ConfigError, DataError, listing
-from forecast.final_bank import FinalBank, split
-from forecast.gradient_group import RATES
-from forecast.head_group import PENALTIES
-from forecast.models.bank import BLEND, HEAD, Bank
+from forecast.finetuning.final_bank import FinalBank, split
+from forecast.finetuning.gradient_group import RATES
+from forecast.finetuning.head_group import PENALTIES
+from forecast.finetuning.selection import selected, worst
+from forecast.finetuning.series_gate import (
+    CONSTANT,
+    DIVERGED,
+    HARM_PROBABILITY,
+    HOW,
+    NO_GAIN,
+    NOT_FINITE,
+    POSTERIOR_GAIN,
+    TUNED,
+    mean_loss,
+)
+from forecast.finetuning.series_tuning import ROW, tune
+from forecast.finetuning.trials import TOLD, Columns, TuningSettings, stated, window_losses
+from forecast.models.adapters.bank import BLEND, HEAD, Bank
+from forecast.models.adapters.origins import alone, forecast, held_out
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
 from forecast.models.network.losses import validation_batches, window_sizes
-from forecast.models.origins import alone, forecast, held_out
 from forecast.models.runtime.torch_setup import prepare
 from forecast.names import (
     CLASS,
@@ -39,20 +53,6 @@ from forecast.names import (
     quantile_column,
 )
 from forecast.prediction.postprocess import in_data_units
-from forecast.selection import selected, worst
-from forecast.series_gate import (
-    CONSTANT,
-    DIVERGED,
-    HARM_PROBABILITY,
-    HOW,
-    NO_GAIN,
-    NOT_FINITE,
-    POSTERIOR_GAIN,
-    TUNED,
-    mean_loss,
-)
-from forecast.series_tuning import ROW, tune
-from forecast.tuning_trials import TOLD, Columns, TuningSettings, stated, window_losses
 
 __all__ = ["CONSTANT", "DIVERGED", "NOT_FINITE", "NO_GAIN", "PENALTIES", "TUNED", "FinetuneResult", "finetune"]
 
@@ -170,7 +170,7 @@ def _tune_globally(
     The gate's windows of all series are the validation: without a gain on them the weights stay the base's.
     """
     # Of all kinds this one alone needs Lightning, which takes seconds to import.
-    from forecast.continued import RATE, continued, continued_finally
+    from forecast.finetuning.continuation import RATE, continued, continued_finally
 
     trained_until = _trained_until(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)

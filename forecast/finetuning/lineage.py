@@ -10,8 +10,8 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.errors import ConfigError, listing
-from forecast.models import stacked
-from forecast.models.bank import HEAD, Bank
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import HEAD, Bank
 from forecast.models.network.ensemble import the_tunable
 from forecast.names import SERIES_ID
 

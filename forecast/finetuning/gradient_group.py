@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from forecast.data.panel import IntArray
-from forecast.final_bank import begun_at, descend
-from forecast.models import stacked
-from forecast.models.bank import BLEND
-from forecast.models.examples import Examples, Remembered, Rolled
-from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster, Member, the_tunable
-from forecast.models.origins import alone, held_out
-from forecast.models.stacked import Changes, Descent
-from forecast.tuning_trials import (
+from forecast.finetuning.final_bank import begun_at, descend
+from forecast.finetuning.trials import (
     IS_CONSTANT,
     IS_DIVERGED,
     LOSS,
@@ -32,6 +25,13 @@ from forecast.tuning_trials import (
     stated,
     window_losses,
 )
+from forecast.models.adapters import stacked
+from forecast.models.adapters.bank import BLEND
+from forecast.models.adapters.examples import Examples, Remembered, Rolled
+from forecast.models.adapters.origins import alone, held_out
+from forecast.models.adapters.stacked import Changes, Descent
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster, Member, the_tunable
 
 # Rates that each series chooses from.
 RATES: dict[str, tuple[float, ...]] = {

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from forecast.data.panel import IntArray
-from forecast.models.bank import head_features
+from forecast.models.adapters.bank import head_features
+from forecast.models.adapters.origins import alone, apart, forecast, held_out, passes, recency, rounds
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster
-from forecast.models.origins import alone, apart, forecast, held_out, passes, recency, rounds
 
 # Of classes, where probabilities are next to 0 or 1.
 _LEAST_CURVATURE = 1e-6

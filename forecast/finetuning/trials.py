@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from forecast.config import FinetuneSettings
-from forecast.models.bank import Bank
+from forecast.models.adapters.bank import Bank
+from forecast.models.adapters.stacked import Changes
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.network.ensemble import Forecaster
-from forecast.models.stacked import Changes
 
 # Shares of `blend` that are tried.
 SHARES = (1.0, 0.5)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
-from forecast.models import ridge, stacked
-from forecast.models.bank import BLEND, HEAD, Bank
-from forecast.models.examples import Examples, Remembered, Rolled
+from forecast.models.adapters import head_ridge, stacked
+from forecast.models.adapters.bank import BLEND, HEAD, Bank
+from forecast.models.adapters.examples import Examples, Remembered, Rolled
+from forecast.models.adapters.stacked import Changes, Descent
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, the_tunable
-from forecast.models.stacked import Changes, Descent
 
 _PREFIX = "final/"
 
@@ -56,7 +56,7 @@ class FinalBank:
         horizon, settings = self.network.shape.horizon, self.settings
         n_steps = settings.origins + 2 * horizon
         lengths = self.lengths[series]
-        known = ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
+        known = head_ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
         how = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
         weight = solved_weights(known, self.network.head, *how, ago=horizon, count=settings.origins)
         return {"weight": weight.cpu(), "width": width}
@@ -77,9 +77,11 @@ class FinalBank:
         return {name: values.cpu() for name, values in descent.changes.items()}
 
 
-def solved_weights(known: ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int) -> Tensor:
+def solved_weights(
+    known: head_ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int
+) -> Tensor:
     """Return shares of the maps of `ridge.weights`, and no map where the penalty is NaN."""
-    weight = share[:, None, None] * ridge.weights(known, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)
+    weight = share[:, None, None] * head_ridge.weights(known, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)
     return weight.masked_fill(penalty.isnan()[:, None, None], 0.0).to(known.features.dtype)
 
 
