@@ -29,7 +29,7 @@ VERB: Final = "`forecast "
 RESULTS: Final = {
     "FitResult": "training/result",
     "Artifact": "artifact",
-    "FinetuneResult": "finetuning/finetune",
+    "FinetuneResult": "finetuning/result",
     "BacktestResult": "backtest",
     "CalibrationResult": "calibrate",
     "TuneResult": "tuning/tune",

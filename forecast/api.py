@@ -47,8 +47,8 @@ from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, DataError, listing
 from forecast.explain import Explanation
 from forecast.explain import explain as explain_forecast
-from forecast.finetuning.finetune import FinetuneResult
 from forecast.finetuning.finetune import finetune as finetune_series
+from forecast.finetuning.result import FinetuneResult
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
 from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded

@@ -14,7 +14,8 @@ from forecast.data.panel import IntArray
 from forecast.models.adapters import head_ridge, stacked
 from forecast.models.adapters.bank import BLEND, HEAD, Bank
 from forecast.models.adapters.examples import Examples, Remembered, Rolled
-from forecast.models.adapters.stacked import Changes, Descent
+from forecast.models.adapters.optimiser import Descent
+from forecast.models.adapters.stacked import Changes
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, the_tunable

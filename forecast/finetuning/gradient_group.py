@@ -28,8 +28,9 @@ from forecast.finetuning.trials import (
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND
 from forecast.models.adapters.examples import Examples, Remembered, Rolled
+from forecast.models.adapters.optimiser import Descent
 from forecast.models.adapters.origins import alone, held_out
-from forecast.models.adapters.stacked import Changes, Descent
+from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, Member, the_tunable
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.special import digamma, ndtr, ndtri, polygamma
 
 from forecast.config import FinetuneSettings
-from forecast.promotion import Choice
+from forecast.finetuning.gate import Choice
 
 Array = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]

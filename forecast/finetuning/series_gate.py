@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forecast.data.panel import IntArray
+from forecast.finetuning.gate import choose
 from forecast.finetuning.gradient_group import shares_of
 from forecast.finetuning.head_group import WIDTHS, Grid
 from forecast.finetuning.pooled_gate import choose_pooled
 from forecast.finetuning.trials import IS_CONSTANT, IS_DIVERGED, LOSS, POOLED, TOLD, Columns, TuningSettings
 from forecast.models.adapters.bank import BLEND, HEAD
 from forecast.names import REASON
-from forecast.promotion import choose
 
 TUNED = "tuned"
 NO_GAIN = "no gain"

@@ -13,7 +13,7 @@ import pytest
 import forecast as fc
 from forecast.artifact import Artifact
 from forecast.errors import ConfigError, DataError
-from forecast.finetuning.finetune import FinetuneResult
+from forecast.finetuning.result import FinetuneResult
 from forecast.finetuning.series_gate import CONSTANT, TUNED
 from forecast.models.network.ensemble import members_of
 from forecast.prediction.from_table import example, forecast_loaded

@@ -13,8 +13,9 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
-from forecast.finetuning.finetune import TOO_SHORT, FinetuneResult, finetune
+from forecast.finetuning.finetune import finetune
 from forecast.finetuning.head_group import PENALTIES
+from forecast.finetuning.result import TOO_SHORT, FinetuneResult
 from forecast.finetuning.series_gate import CONSTANT, NO_GAIN, TUNED
 from forecast.finetuning.series_tuning import GROUP_NUMBERS
 from forecast.metrics.seasonal_naive import future_values

@@ -11,7 +11,8 @@ from scipy import stats
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.promotion import Verdict, choose, compare, judge
+from forecast.finetuning.gate import choose
+from forecast.promotion import Verdict, compare, judge
 
 SETTINGS = FinetuneSettings(min_gain=0.1, min_windows_better=0.75)
 BASE = np.full((1, 4), 1.0)

@@ -23,12 +23,14 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
 from forecast.finetuning import gradient_group, head_group, series_tuning
-from forecast.finetuning.finetune import NOT_SELECTED, TOO_SHORT, UNCHANGED, FinetuneResult, finetune
+from forecast.finetuning.finetune import finetune
+from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, UNCHANGED, FinetuneResult
 from forecast.finetuning.series_gate import CONSTANT, DIVERGED, NO_GAIN, TUNED
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND
-from forecast.models.adapters.stacked import Changes, Descent
+from forecast.models.adapters.optimiser import Descent
+from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
 from forecast.prediction.from_table import forecast

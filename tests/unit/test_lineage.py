@@ -14,8 +14,9 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
-from forecast.finetuning.finetune import TOO_SHORT, UNCHANGED, finetune
+from forecast.finetuning.finetune import finetune
 from forecast.finetuning.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
+from forecast.finetuning.result import TOO_SHORT, UNCHANGED
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import HEAD
 from forecast.prediction.from_table import forecast

@@ -15,7 +15,8 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import windows_at
 from forecast.errors import DataError
-from forecast.finetuning.finetune import FinetuneResult, finetune
+from forecast.finetuning.finetune import finetune
+from forecast.finetuning.result import FinetuneResult
 from forecast.finetuning.series_gate import TUNED
 from forecast.models.heads import log_quantiles
 from forecast.models.inputs.batch import PanelTensors

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from forecast.config import FinetuneSettings
+from forecast.finetuning.gate import Choice, choose
 from forecast.finetuning.pooled_gate import choose_pooled
-from forecast.promotion import Choice, choose
 
 Array = npt.NDArray[np.float64]
 SETTINGS = FinetuneSettings()

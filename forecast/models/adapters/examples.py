@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
-from forecast.models.adapters import stacked
+from forecast.models.adapters import optimiser, stacked
 from forecast.models.adapters.origins import Pass, alone, apart, passes, recency, rounds
 from forecast.models.adapters.stacked import Changes
 from forecast.models.heads.base import Head
@@ -72,7 +72,7 @@ class Examples(ABC):
     ) -> None:
         self.network, self.data, self.settings = network, data, settings
         self.series, self.usable = (torch.from_numpy(values).to(data.device) for values in (series, usable))
-        self.fitting = stacked.fitting(network)
+        self.fitting = optimiser.fitting(network)
         """What gradients are taken through."""
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:

@@ -17,9 +17,10 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetuning import series_tuning
-from forecast.finetuning.finetune import FinetuneResult, finetune
+from forecast.finetuning.finetune import finetune
 from forecast.finetuning.gradient_group import GradientGroup
 from forecast.finetuning.lineage import alone
+from forecast.finetuning.result import FinetuneResult
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND, Bank
 from forecast.models.adapters.stacked import Changes

@@ -1,0 +1,181 @@
+"""Which series can be fine-tuned, and mistakes that are told before."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecast.artifact import Artifact
+from forecast.config import FinetuneSettings
+from forecast.data.holdout import MOST, gate_of
+from forecast.data.panel import IntArray, Panel
+from forecast.data.windows import usable_lengths
+from forecast.errors import ConfigError, DataError, listing
+from forecast.finetuning.gradient_group import RATES
+from forecast.finetuning.selection import selected, worst
+from forecast.finetuning.series_gate import mean_loss
+from forecast.finetuning.trials import TuningSettings, window_losses
+from forecast.models.adapters.origins import alone, forecast, held_out
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
+
+# --- the gate's losses
+
+
+def _base_losses(
+    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: TuningSettings
+) -> np.ndarray:
+    """Return the mean loss of each series on its gate windows, [S]; 0 where nothing was observed."""
+    n_windows = settings.gate_windows + settings.report_windows
+    found = window_losses(network.head, *held_out_windows_of(network, data, rows, usable[rows], n_windows))
+    losses: np.ndarray = np.nan_to_num(mean_loss(found[:, : settings.gate_windows].cpu().numpy()))
+    return losses
+
+
+# --- who may be fine-tuned
+
+
+def device_of(settings: FinetuneSettings) -> str:
+    """Return the device that `finetune.accelerator` names. Raises ConfigError if there is none."""
+    there = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not there:
+        raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
+    return "cuda" if there and settings.accelerator != "cpu" else "cpu"
+
+
+def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
+    """Return the settings with the windows that follow from the lengths of the series."""
+    unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
+    holdout = min(MOST, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
+    usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
+    gate, report = gate_of(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
+    windows = {"holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
+    return TuningSettings.model_construct(**dict(settings) | windows)
+
+
+def training_end_of(artifact: Artifact, panel: Panel, holdout_windows: int) -> int:
+    """Return the grid index of the last step that fine-tuning may see: at least what the base has seen."""
+    return max(panel.last_index - holdout_windows * artifact.horizon, artifact.trained_until)
+
+
+def check_settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> None:
+    """Raise ConfigError for settings that do not fit the model or the panel."""
+    bank = artifact.bank
+    if bank is not None and not settings.incremental:
+        raise ConfigError(
+            "registry.alias: this version is fine-tuned already; fine-tune its pretrained parent, or set "
+            "finetune.incremental=true to go on from it where data has changed"
+        )
+    if settings.incremental and bank is None:
+        raise ConfigError(
+            "finetune.incremental: this version has no changes of series to go on from; give a fine-tuned one "
+            "(registry.alias), or set finetune.incremental=false"
+        )
+    if bank is not None and bank.kind != settings.kind:
+        raise ConfigError(
+            f"finetune.kind: this version was fine-tuned with kind={bank.kind}, and goes on with that only "
+            f"(given: {settings.kind})"
+        )
+    by_gradient = settings.kind in RATES
+    if by_gradient and tunable(artifact.network) is None:
+        raise ConfigError(
+            f"finetune.kind: {settings.kind} changes one network that was trained on the panel, and this model has "
+            f"{len(recurrent_members(artifact.network))} of these (fit.ensemble); set kind=head or global"
+        )
+    if by_gradient and artifact.model.decoder == "autoregressive":
+        raise ConfigError(
+            f"finetune.kind: {settings.kind} has no gradient through the sampled paths of decoder=autoregressive; set "
+            "kind=head or global"
+        )
+    if settings.kind == "lora" and bank is not None:
+        ranks = (values.shape[1] for name, values in bank.tensors.items() if name.endswith(".down"))
+        rank = next(ranks, settings.rank)
+        if rank != settings.rank:
+            raise ConfigError(f"finetune.rank: this version has rank {rank}; set finetune.rank={rank}")
+    shape, own = artifact.network.shape, artifact.grid.frequency
+    if panel.grid.frequency != own:
+        raise DataError(
+            f"the panel has a value every {panel.grid.frequency}, the model every {own}; give one like that"
+        )
+    if panel.horizon < shape.horizon:
+        raise DataError(
+            f"the panel holds known covariates for {panel.horizon} steps ahead, the model forecasts {shape.horizon}; "
+            f"prepare it with window.horizon={shape.horizon} or more"
+        )
+    counts = {
+        "past": (len(panel.past), shape.n_past),
+        "known": (len(panel.known), shape.n_known),
+        "calendar": (len(panel.calendar), shape.n_calendar),
+        "categorical static": (panel.static_categories.shape[1], len(shape.category_sizes)),
+        "numeric static": (panel.static_numbers.shape[1], shape.n_static_numbers),
+    }
+    wrong = [
+        f"{found} {name} (the model has {expected})" for name, (found, expected) in counts.items() if found != expected
+    ]
+    if wrong:
+        raise DataError(
+            f"the panel has other covariates than the model: {listing(wrong)}; read it with the model's own"
+        )
+
+
+def _least_steps(artifact: Artifact, settings: TuningSettings) -> int:
+    """Return how many usable steps a series must have: a horizon of origins to fit on before all that is held out."""
+    n_windows = settings.gate_windows + settings.report_windows
+    return (n_windows + (4 if settings.kind in RATES else 2)) * artifact.horizon
+
+
+def is_long_enough(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> np.ndarray:
+    """Return whether each series has enough steps, [S]."""
+    return usable >= _least_steps(artifact, settings)
+
+
+def requested_series(
+    artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: TuningSettings
+) -> np.ndarray:
+    """Return which series are to be fine-tuned, [S], as far as they are long enough."""
+    found = selected(artifact, panel, settings)
+    _refuse_short(artifact, usable[found], settings)
+    if settings.worst is not None:
+        found &= is_long_enough(artifact, usable, settings)
+        losses = _base_losses(artifact.network, data, np.flatnonzero(found), usable, settings)
+        found[found] = worst(losses, settings.worst)
+    return found
+
+
+def _refuse_short(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> None:
+    if not is_long_enough(artifact, usable, settings).any():
+        raise DataError(
+            f"no series is long enough to fine-tune: the longest of {len(usable):,} has {int(usable.max()):,} usable "
+            f"steps, and {settings.gate_windows + settings.report_windows} held-out windows of "
+            f"{artifact.horizon} steps need {_least_steps(artifact, settings):,}; lower finetune.gate_windows or "
+            "finetune.report_windows"
+        )
+
+
+def tuning_settings(artifact: Artifact, panel: Panel, settings: TuningSettings, **others: Any) -> dict[str, Any]:
+    """Return all that a fine-tuning depends on, by its path: it is gone on from with the same only."""
+    own = settings.model_dump(mode="json", exclude={"checkpoint"})
+    values = {f"finetune.{name}": value for name, value in own.items()}
+    return {"panel": panel.digest(), "parent": artifact.digest(), **others, **values}
+
+
+# --- what is told of it
+
+
+def held_out_windows_of(
+    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, n_windows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is stated at the held-out cutoffs, oldest first, [G, window, horizon, column], and what came.
+
+    Target and weight are [G, window, horizon].
+    """
+    parts = []
+    with torch.inference_mode():
+        for given in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
+            output, target, weight = forecast(network, given)
+            parts.append((output.head.columns(output.arguments), target, weight))
+    columns, target, weight = (
+        torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
+    )
+    return columns, target, weight
