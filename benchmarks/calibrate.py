@@ -7,7 +7,7 @@ when none is named) and four horizons held out, calibrates on cutoffs among thes
 import numpy as np
 
 from benchmarks.accuracy import TASKS, configured, data_folder, tested
-from forecast.calibrate import calibrate
+from forecast.calibration.calibrate import calibrate
 from forecast.config import CalibrateSettings
 from forecast.data.read import read_panel
 from forecast.data.windows import windows_at_ends

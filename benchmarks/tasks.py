@@ -30,8 +30,8 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validation_batches
 from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
-from forecast.output import Job
 from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.scoring.job import Job
 from forecast.training.dataset import TrainingWindows
 from forecast.training.fit import fit
 

@@ -30,13 +30,13 @@ RESULTS: Final = {
     "FitResult": "training/result",
     "Artifact": "artifact",
     "FinetuneResult": "finetuning/result",
-    "BacktestResult": "backtest",
-    "CalibrationResult": "calibrate",
+    "BacktestResult": "backtesting/backtest",
+    "CalibrationResult": "calibration/calibrate",
     "TuneResult": "tuning/tune",
-    "DistilResult": "distil",
-    "Explanation": "explain",
+    "DistilResult": "compression/distil",
+    "Explanation": "explanation/explain",
     "Forecasts": "prediction/result",
-    "Reconciled": "reconcile",
+    "Reconciled": "reconciliation/reconcile",
     "Loaded": "data/ingest/loaded",
 }
 # Sections of the navigation that pages without a place go to.

@@ -13,10 +13,12 @@ from forecast import arguments
 from forecast import artifact as artifacts
 from forecast.arguments import Cutoff, verb
 from forecast.artifact import Artifact
-from forecast.backtest import BacktestResult, Contender
-from forecast.backtest import backtest as backtest_models
-from forecast.calibrate import CalibrationResult
-from forecast.calibrate import calibrate as calibrate_model
+from forecast.backtesting.backtest import BacktestResult, Contender
+from forecast.backtesting.backtest import backtest as backtest_models
+from forecast.calibration.calibrate import CalibrationResult
+from forecast.calibration.calibrate import calibrate as calibrate_model
+from forecast.compression.distil import DistilResult
+from forecast.compression.distil import distil as distil_model
 from forecast.config import (
     AUTO,
     BacktestSettings,
@@ -39,14 +41,11 @@ from forecast.data.ingest.load import load_panel
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare as prepare_panel
 from forecast.data.read import read_panel
-from forecast.data.scores import read_scores as scores_of
 from forecast.data.sources.frames import collect, to_lazy
 from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged, used_columns
-from forecast.distil import DistilResult
-from forecast.distil import distil as distil_model
 from forecast.errors import ConfigError, DataError, listing
-from forecast.explain import Explanation
-from forecast.explain import explain as explain_forecast
+from forecast.explanation.explain import Explanation
+from forecast.explanation.explain import explain as explain_forecast
 from forecast.finetuning.finetune import finetune as finetune_series
 from forecast.finetuning.result import FinetuneResult
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
@@ -56,8 +55,9 @@ from forecast.prediction.paths import sample_paths as paths_of
 from forecast.prediction.result import Forecasts
 from forecast.pretraining.pretrained_network import of_model, of_package
 from forecast.pretraining.zero_shot import numbers_alone, zero_shot, zero_shot_data
-from forecast.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
-from forecast.reconcile import reconcile as reconcile_forecasts
+from forecast.reconciliation.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
+from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
+from forecast.scoring.scores import read_scores as scores_of
 from forecast.training.fit import fit as fit_panel
 from forecast.training.result import FitResult, Progress
 from forecast.tuning.tune import TuneResult

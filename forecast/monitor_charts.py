@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.monitor import AGE, ALL, FORECAST, HISTORY, RECENT, TIME, Monitored, coverage_name
+from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
+from forecast.monitoring.result import Monitored, coverage_name
 from forecast.names import SERIES_ID, SOURCE_FINE_TUNED, SOURCE_SEASONAL_NAIVE, TARGET, TIMESTAMP, quantile_column
 from forecast.page import milliseconds, rounded, runs
 from forecast.plots import model_styles

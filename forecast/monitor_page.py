@@ -8,9 +8,12 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.metrics.summaries import summarise
-from forecast.monitor import AGE, ALL, BUILT_IN, FORECAST, HISTORY, RECENT, TIME, Check, Monitored
-from forecast.monitor.freshness import Age
 from forecast.monitor_charts import COLOURS, MODELS, alarm_series, by_age, over_time
+from forecast.monitoring.freshness import Age
+from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
+from forecast.monitoring.result import Monitored
+from forecast.monitoring.segments import BUILT_IN
+from forecast.monitoring.thresholds import Check
 from forecast.names import (
     CHAMPION,
     MODEL,

@@ -8,7 +8,7 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.calibrate import CalibrationResult
+    from forecast.calibration.calibrate import CalibrationResult
     from forecast.registry import Version
 
 
@@ -26,7 +26,7 @@ def main(config: CalibrateConfig) -> None:
 def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     """Calibrate, log and register; return the version, a line about it, and the result."""
     from forecast import plots
-    from forecast.calibrate import calibrate
+    from forecast.calibration.calibrate import calibrate
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration

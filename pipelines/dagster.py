@@ -29,14 +29,14 @@ from forecast.config import (
     load,
 )
 from forecast.data.ages import ENDED
-from forecast.data.manifests import FORECASTS, ForecastKey, current
-from forecast.data.sinks import open_sink
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
 from forecast.ledger import Entry
 from forecast.ledger_entry import moment_of
 from forecast.names import CLASS, CUTOFF, MEAN
 from forecast.redaction import redacted
+from forecast.scoring.manifests import FORECASTS, ForecastKey, current
+from forecast.scoring.sinks.base import open_sink
 from pipelines.compose import compose
 from pipelines.schedule import FINAL, Scheduler, Slot
 from pipelines.schedules import Schedule, read

@@ -8,7 +8,7 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.distil import DistilResult
+    from forecast.compression.distil import DistilResult
     from forecast.registry import Version
 
 _SHOWN = ("model", "parameters", "bytes", "cpu_ms", "mase", "wql", "coverage")
@@ -26,8 +26,8 @@ def main(config: DistilConfig) -> None:
 def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     """Distil, log and register; return the version, a line about it, and the result."""
     from forecast import plots
+    from forecast.compression.distil import distil
     from forecast.data.files import check_writable, write_parquet_atomic
-    from forecast.distil import distil
     from forecast.names import CHALLENGER
     from pipelines.registration import Registration
     from pipelines.shared import DISTILLED, final_fit_text, log_data, made_from, open_registry, open_with_data

@@ -8,7 +8,7 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.explain import Explanation
+    from forecast.explanation.explain import Explanation
     from forecast.registry import Version
 
 # Inputs that are printed.
@@ -27,7 +27,7 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     """Explain a forecast, log it, and write it; return the version, the explanation, and the run."""
     from forecast import plots
     from forecast.data.files import check_writable, write_parquet_atomic
-    from forecast.explain import explain
+    from forecast.explanation.explain import explain
     from forecast.names import CUTOFF
     from forecast.registry import Registry
     from pipelines.shared import log_data, open_with_data

@@ -227,7 +227,7 @@ def _show(registry: "Registry", version: "Version") -> None:
 
 def _runs(version: "Version") -> list[str]:
     """Return the runs that made and judged a version."""
-    from forecast.backtest import BACKTEST_RUN
+    from forecast.backtesting.backtest import BACKTEST_RUN
 
     return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
 
@@ -286,7 +286,7 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
                 alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
             if config.export.format != "gatecast":
                 from forecast import artifact
-                from forecast.export import export_onnx
+                from forecast.compression.onnx_export import export_onnx
                 from pipelines.shared import read_for
 
                 model = artifact.load(made)

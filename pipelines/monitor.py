@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.data.ingest.loaded import Loaded
-    from forecast.monitor import Check, Monitored, Written
+    from forecast.monitoring.forecasts import Written
+    from forecast.monitoring.result import Monitored
+    from forecast.monitoring.thresholds import Check
     from forecast.registry import Registry, Version
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +71,10 @@ def main(config: MonitorConfig) -> None:
 def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
     from forecast.data.files import locked
-    from forecast.monitor import Written, checks, maker, monitor
+    from forecast.monitoring.cutoffs import maker
+    from forecast.monitoring.evaluation import monitor
+    from forecast.monitoring.forecasts import Written
+    from forecast.monitoring.thresholds import checks
     from forecast.names import SHADOW
     from pipelines.shared import open_registry, open_version, read_for
 
@@ -150,7 +155,7 @@ def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day
 
 def _shadow(folder: Path, model: str) -> "Written | None":
     """Return the forecasts of the shadow of a model, None if there are none."""
-    from forecast.monitor import Written
+    from forecast.monitoring.forecasts import Written
 
     if not (folder / "manifests").is_dir():
         return None
@@ -203,7 +208,7 @@ def _start(config: MonitorConfig) -> str:
 
 def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
     """Return scores and metrics of a version in its latest backtest, if there is one."""
-    from forecast.backtest import BACKTEST_RUN
+    from forecast.backtesting.backtest import BACKTEST_RUN
     from forecast.metrics.summaries import summarise
     from forecast.names import MODEL
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forecast.data.files import write_parquet_atomic, write_text_atomic
 
 if TYPE_CHECKING:
-    from forecast.monitor import Monitored
+    from forecast.monitoring.result import Monitored
 
 PLOTLY: Final = "../plotly.min.js"
 """Where it is, relative to a page."""

@@ -7,7 +7,8 @@ from forecast.errors import GateRefused, RegistryError
 
 if TYPE_CHECKING:
     from forecast.champions import Champions
-    from forecast.monitor import Monitored, Written
+    from forecast.monitoring.forecasts import Written
+    from forecast.monitoring.result import Monitored
     from forecast.promotion import Verdict
     from forecast.registry import Registry, Version
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from forecast.monitor import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT, Check, Monitored
+from forecast.monitoring.labels import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT
+from forecast.monitoring.result import Monitored
+from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.page import ABSENT
 from pipelines.shared import metric_name

@@ -15,8 +15,8 @@ from pipelines.record import manifest_of, note, recorded
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.data.manifests import ForecastKey, Kind
-    from forecast.reconcile import Reconciled
+    from forecast.reconciliation.reconcile import Reconciled
+    from forecast.scoring.manifests import ForecastKey, Kind
 
 _LINEAGE: Final = ("model", "model_version", "model_digest", "run_id", "trained_until")
 """What is kept of the manifest of the forecasts."""
@@ -33,11 +33,11 @@ def main(config: ReconcileConfig) -> None:
 def run(config: ReconcileConfig) -> tuple[Path, str]:
     """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
     from forecast.data.files import locked
-    from forecast.data.manifests import MANIFESTS, ForecastKey
     from forecast.data.sources.frames import collect
     from forecast.data.sources.tables import scan
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
-    from forecast.reconcile import hierarchy_of, past_errors, reconcile
+    from forecast.reconciliation.reconcile import hierarchy_of, past_errors, reconcile
+    from forecast.scoring.manifests import MANIFESTS, ForecastKey
 
     settings, out = config.reconcile, Path(config.output.path)
     if out.resolve() == Path(settings.path).resolve():
@@ -87,7 +87,7 @@ def _scored(settings: ReconcileSource, model: str) -> dict[str, dict[str, Any]]:
 
     Of several models, those of `model`; of several versions that have forecast a cutoff, the one that is current.
     """
-    from forecast.data.manifests import current, models_of, read_manifests
+    from forecast.scoring.manifests import current, models_of, read_manifests
 
     contents = read_manifests(Path(settings.path))
     if not contents:
@@ -115,7 +115,7 @@ def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[
 
 
 def _forecasts(settings: ReconcileSource, content: dict[str, Any]) -> "pl.DataFrame":
-    from forecast.data.sinks import FORECASTS
+    from forecast.scoring.manifests import FORECASTS
 
     return _rows(settings, content, FORECASTS)
 
@@ -125,8 +125,8 @@ def _ended(settings: ReconcileSource, content: dict[str, Any]) -> list[str]:
     import polars as pl
 
     from forecast.data.ages import ENDED
-    from forecast.data.sinks import REJECTS
     from forecast.names import REASON, SERIES_ID
+    from forecast.scoring.manifests import REJECTS
 
     if not content.get("rejects", {}).get(ENDED):
         return []
@@ -193,7 +193,7 @@ def _sha256(file: Path) -> str:
 def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
     """Write the forecasts, then the manifest, and remove what it replaces: all of this cutoff and model."""
     from forecast.data.files import write_parquet_atomic, write_text_atomic
-    from forecast.data.manifests import FORECASTS, MANIFESTS, partition
+    from forecast.scoring.manifests import FORECASTS, MANIFESTS, partition
 
     part = folder / FORECASTS / source.folder / f"part-00000-{key[:16]}.parquet"
     write_parquet_atomic(made.frame, part)

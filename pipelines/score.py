@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.output import Job, Output
     from forecast.registry import Registry, Run, Version
+    from forecast.scoring.job import Job, Output
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.files import check_writable
     from forecast.names import SHADOW
-    from forecast.output import Job
     from forecast.registry import Registry
+    from forecast.scoring.job import Job
     from pipelines.builtin import open_builtin
     from pipelines.shared import log_data, log_missing, open_with_data
 
@@ -150,7 +150,7 @@ def _shadow(
 ) -> "Job":
     """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
     from forecast.names import SHADOW
-    from forecast.output import Job, shadowed
+    from forecast.scoring.job import Job, shadowed
     from pipelines.shared import load_version, read_alike
 
     theirs = load_version(registry, other)

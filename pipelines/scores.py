@@ -38,8 +38,8 @@ def _place(config: ScoresConfig) -> str:
 def _list(config: ScoresConfig) -> None:
     import polars as pl
 
-    from forecast.data.manifests import current
-    from forecast.data.scores import Scores
+    from forecast.scoring.manifests import current
+    from forecast.scoring.scores import Scores
 
     show = config.show
     scores = Scores(_place(config), config.scores.table)
@@ -55,8 +55,8 @@ def _list(config: ScoresConfig) -> None:
 
 def _upgrade(config: ScoresConfig) -> None:
     from forecast.data.files import locked
-    from forecast.data.scores import Scores
-    from forecast.data.scores_upgrade import upgrade
+    from forecast.scoring.scores import Scores
+    from forecast.scoring.scores_upgrade import upgrade
 
     if config.scores.sink != "parquet":
         raise ConfigError("scores.sink: tables are brought up to date by the next job that writes into them")
@@ -70,7 +70,7 @@ def _upgrade(config: ScoresConfig) -> None:
 
 
 def _show(config: ScoresConfig) -> None:
-    from forecast.data.scores import Scores
+    from forecast.scoring.scores import Scores
 
     show = config.show
     scores = Scores(_place(config), config.scores.table)
@@ -101,7 +101,7 @@ def _identity(content: "Mapping[str, Any]") -> tuple[str, ...]:
 
 def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
     """Return what is shown of a manifest."""
-    from forecast.data.manifests import is_in_sample, written_at
+    from forecast.scoring.manifests import is_in_sample, written_at
 
     return {
         "cutoff": content["cutoff"],

@@ -4,10 +4,10 @@
 `forecast.monitor_page`.
 """
 
-from forecast.monitor.cutoffs import maker
-from forecast.monitor.evaluation import monitor
-from forecast.monitor.forecasts import Written
-from forecast.monitor.labels import (
+from forecast.monitoring.cutoffs import maker
+from forecast.monitoring.evaluation import monitor
+from forecast.monitoring.forecasts import Written
+from forecast.monitoring.labels import (
     AGE,
     ALARM,
     ALL,
@@ -21,10 +21,10 @@ from forecast.monitor.labels import (
     RECENT,
     TIME,
 )
-from forecast.monitor.result import Monitored, coverage_name
-from forecast.monitor.segments import BUILT_IN
-from forecast.monitor.step_scores import summarised
-from forecast.monitor.thresholds import Check, checks
+from forecast.monitoring.result import Monitored, coverage_name
+from forecast.monitoring.segments import BUILT_IN
+from forecast.monitoring.step_scores import summarised
+from forecast.monitoring.thresholds import Check, checks
 
 __all__ = [
     "AGE",

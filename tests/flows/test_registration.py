@@ -28,8 +28,8 @@ JOBS = {
         "logged_models",
         "challenger",
     ),
-    "calibrate": ("forecast.calibrate", CALIBRATE, "metrics", "challenger"),
-    "distil": ("forecast.distil", DISTIL, "logged_models", "challenger"),
+    "calibrate": ("forecast.calibration.calibrate", CALIBRATE, "metrics", "challenger"),
+    "distil": ("forecast.compression.distil", DISTIL, "logged_models", "challenger"),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from forecast import artifact as artifacts
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.files import locked
-from forecast.output import Job
+from forecast.scoring.job import Job
 
 
 def killed_at(

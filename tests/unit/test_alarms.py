@@ -9,9 +9,9 @@ import pytest
 
 from forecast.config import AlarmSettings
 from forecast.data.ingest.loaded import Loaded
-from forecast.monitor.alarms import alarms_of
-from forecast.monitor.evaluation import _default_recent
-from forecast.monitor.step_scores import age_groups
+from forecast.monitoring.alarms import alarms_of
+from forecast.monitoring.evaluation import _default_recent
+from forecast.monitoring.step_scores import age_groups
 
 SERIES = 100
 

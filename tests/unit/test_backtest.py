@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from pyarrow import parquet
 
 from forecast.artifact import Artifact
-from forecast.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
+from forecast.backtesting.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
 from forecast.config import BacktestSettings, FinetuneSettings, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
@@ -133,7 +133,7 @@ def ordered(frame: pl.DataFrame) -> pl.DataFrame:
 def test_blocks_of_windows_change_no_score(
     result: BacktestResult, trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("forecast.backtest"), "_BLOCK", 5)
+    monkeypatch.setattr(importlib.import_module("forecast.backtesting.backtest"), "_BLOCK", 5)
     blocks = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, SETTINGS)
     assert parquet.read_metadata(blocks.folder / "forecasts.parquet").num_row_groups == 8
     for name in ("scores", "forecasts", "summary", "skipped"):
@@ -219,7 +219,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         judged(trained, weekly_loaded, window="sliding", window_length=34)
     with pytest.raises(ConfigError, match=r"backtest.segments: town unknown; there are: city, size, length"):
         judged(trained, weekly_loaded, segments=["town"])
-    monkeypatch.setattr("forecast.baselines.find_spec", lambda _: None)
+    monkeypatch.setattr("forecast.backtesting.baselines.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"auto_ets need: pip install 'gatecast\[baselines\]'"):
         judged(trained, weekly_loaded, baselines=["seasonal_naive", "auto_ets"])
 
@@ -274,7 +274,7 @@ def test_a_refit_has_seen_nothing_behind_its_cutoff(
 def test_refits_are_as_many_as_asked_for(
     trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("forecast.backtest")
+    module = importlib.import_module("forecast.backtesting.backtest")
     cutoffs: list[int] = []
 
     def counted(panel: Panel, **given: Any) -> FitResult:

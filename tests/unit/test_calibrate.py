@@ -15,8 +15,8 @@ from polars.testing import assert_frame_equal
 from scipy import stats
 
 from forecast.artifact import Artifact, load
-from forecast.backtest import Contender, backtest
-from forecast.calibrate import CalibrationResult, _Window, _Work, calibrate
+from forecast.backtesting.backtest import Contender, backtest
+from forecast.calibration.calibrate import CalibrationResult, _Window, _Work, calibrate
 from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at

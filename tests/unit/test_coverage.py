@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from forecast.config import MonitorSettings
-from forecast.monitor.coverage import BAND, Coverage, coverage_of
+from forecast.monitoring.coverage import BAND, Coverage, coverage_of
 
 LIMIT = MonitorSettings().thresholds.min_coverage_80
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
+from forecast.compression.distil import DistilResult, distil
 from forecast.config import DistilSettings, FitConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.distil import DistilResult, distil
 from forecast.errors import ConfigError, DataError
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.heads.quantile import QuantileHead

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from forecast.data.ingest.loaded import Loaded
-from forecast.drift import Cycles, Span, cycles, drift
+from forecast.monitoring.drift import Cycles, Span, cycles, drift
 
 N, HALF = 200, 100
 CITIES = ["oslo", "rome"]

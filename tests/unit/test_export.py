@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 import forecast as fc
-from forecast.backtest import Contender, backtest
+from forecast.backtesting.backtest import Contender, backtest
+from forecast.compression.onnx_export import AROUND, GRAPH, export_onnx
 from forecast.config import BacktestSettings
 from forecast.data.ingest.loaded import Loaded
-from forecast.export import AROUND, GRAPH, export_onnx
 from forecast.training.result import FitResult
 
 

@@ -12,13 +12,13 @@ import torch
 
 import forecast as fc
 from forecast.artifact import Artifact, load
-from forecast.backtest import Contender, backtest
+from forecast.backtesting.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
 from forecast.finetuning.finetune import finetune
 from forecast.finetuning.lineage import alone, without
-from forecast.output import Job
+from forecast.scoring.job import Job
 from forecast.training.result import FitResult
 
 HORIZON, HELD_OUT = 7, 4

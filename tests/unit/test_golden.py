@@ -81,7 +81,7 @@ def test_a_model_that_was_written_before_forecasts_the_same(name: str, tmp_path:
 
 def write(name: str, folder: Path) -> None:
     """Train a model and keep it with its forecasts."""
-    from forecast.calibrate import calibrate
+    from forecast.calibration.calibrate import calibrate
     from forecast.config import CalibrateSettings, DataConfig, FinetuneSettings, FitConfig, ModelConfig, WindowConfig
     from forecast.data.read import read_panel
     from forecast.finetuning.finetune import finetune

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forecast.artifact import Artifact, load
-from forecast.backtest import Contender, backtest
+from forecast.backtesting.backtest import Contender, backtest
 from forecast.config import BacktestSettings, FinetuneSettings, ModelConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel

@@ -20,19 +20,23 @@ from forecast.artifact import Artifact
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
-from forecast.drift import Span
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive
-from forecast.monitor import ALL, FORECAST, RECENT, Check, Monitored, Written, checks, monitor
-from forecast.monitor.coverage import Coverage
-from forecast.monitor.cutoffs import Cutoff, Part
-from forecast.monitor.step_scores import Evaluation, score_steps
 from forecast.monitor_page import monitor_page
+from forecast.monitoring.coverage import Coverage
+from forecast.monitoring.cutoffs import Cutoff, Part
+from forecast.monitoring.drift import Span
+from forecast.monitoring.evaluation import monitor
+from forecast.monitoring.forecasts import Written
+from forecast.monitoring.labels import ALL, FORECAST, RECENT
+from forecast.monitoring.result import Monitored
+from forecast.monitoring.step_scores import Evaluation, score_steps
+from forecast.monitoring.thresholds import Check, checks
 from forecast.names import SOURCE_SEASONAL_NAIVE
-from forecast.output import Job, shadowed
 from forecast.page import plotly_source
 from forecast.prediction.naive import naive_forecasts
 from forecast.promotion import compare
+from forecast.scoring.job import Job, shadowed
 from forecast.training.result import FitResult
 from pipelines import console
 from pipelines.monitor_summary import summary, verdicts

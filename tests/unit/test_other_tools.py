@@ -17,7 +17,7 @@ import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
-from forecast.output import Job
+from forecast.scoring.job import Job
 from forecast.training.result import FitResult
 
 PAGE = Path(__file__).parents[2] / "docs" / "score.md"

@@ -16,10 +16,10 @@ from forecast.data.files import locked
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 from forecast.finetuning.finetune import finetune
-from forecast.output import Job, Output
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths, sampling
+from forecast.scoring.job import Job, Output
 from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]

@@ -19,11 +19,11 @@ from polars.testing import assert_frame_equal
 import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.manifests import ForecastKey, current, read_manifests
-from forecast.data.sinks import open_sink
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.monitor import Written
-from forecast.output import Job, Output
+from forecast.monitoring.forecasts import Written
+from forecast.scoring.job import Job, Output
+from forecast.scoring.manifests import ForecastKey, current, read_manifests
+from forecast.scoring.sinks.base import open_sink
 from forecast.training.result import FitResult
 from pipelines.cli import main as cli
 

@@ -22,12 +22,12 @@ from forecast.artifact import Artifact
 from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, SourceConfig, load
 from forecast.data.files import locked
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.manifests import ForecastKey
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.models.adapters.bank import HEAD, Bank
-from forecast.output import Job, Output
+from forecast.scoring.job import Job, Output
+from forecast.scoring.manifests import ForecastKey
 from forecast.training.result import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}

@@ -20,10 +20,10 @@ from forecast.data.panel import Panel, as_names, concatenated
 from forecast.data.prepared.append import append
 from forecast.data.prepared.open import open_prepared
 from forecast.data.prepared.prepare import prepare
-from forecast.data.sinks import open_sink
 from forecast.data.sources.open import Tables
-from forecast.output import Job
-from forecast.state import Rows
+from forecast.scoring.job import Job
+from forecast.scoring.sinks.base import open_sink
+from forecast.scoring.state import Rows
 
 NAMES = ["", "\0", "a", "a\0", "a\0\0", "a\0b", "ab", "zürich\0", "x" * 70_000]
 DATA = DataConfig(freq="1d", max_reject_share=1.0)

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from forecast.config import AlarmSettings
-from forecast.monitor.labels import AGE, ALARM, FEW, HISTORY, NO_REFERENCE, NO_SCALE, NORMAL, RECENT
+from forecast.monitoring.labels import AGE, ALARM, FEW, HISTORY, NO_REFERENCE, NO_SCALE, NORMAL, RECENT
 from forecast.names import SERIES_ID
 
 _MAD: Final = 1.4826

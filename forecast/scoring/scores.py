@@ -9,7 +9,9 @@ import polars as pl
 
 from forecast.config import SinkConfig
 from forecast.config import load as validated
-from forecast.data.manifests import (
+from forecast.errors import ConfigError, DataError, OutputError, listing
+from forecast.names import CUTOFF, MODEL_COLUMNS, SERIES_ID, SOURCE, STEP, TIMESTAMP
+from forecast.scoring.manifests import (
     FORECASTS,
     current,
     cutoff_moment,
@@ -19,10 +21,8 @@ from forecast.data.manifests import (
     training_end,
     written_at,
 )
-from forecast.data.sinks import Sink, open_sink
-from forecast.data.table_sinks import SqlSink
-from forecast.errors import ConfigError, DataError, OutputError, listing
-from forecast.names import CUTOFF, MODEL_COLUMNS, SERIES_ID, SOURCE, STEP, TIMESTAMP
+from forecast.scoring.sinks.base import Sink, open_sink
+from forecast.scoring.sinks.tables import SqlSink
 
 RUN_ID: Final = "run_id"
 TRAINED_UNTIL: Final = "trained_until"

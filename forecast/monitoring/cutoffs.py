@@ -11,12 +11,13 @@ import polars as pl
 
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
-from forecast.drift import Span
 from forecast.errors import DataError, listing
 from forecast.metrics.seasonal_naive import future_values
-from forecast.monitor.forecasts import Written, cutoff_moment, in_utc, training_end
-from forecast.monitor.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
+from forecast.monitoring.drift import Span
+from forecast.monitoring.forecasts import Written
+from forecast.monitoring.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TIMESTAMP, quantile_column
+from forecast.scoring.manifests import cutoff_moment, in_utc, training_end
 
 Array = npt.NDArray[np.floating]
 

@@ -19,17 +19,17 @@ from forecast.data.ages import ENDED
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
-from forecast.drift import Span, cycles, drift
-from forecast.monitor.alarms import alarms_of
-from forecast.monitor.coverage import coverage_of
-from forecast.monitor.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
-from forecast.monitor.forecasts import Written
-from forecast.monitor.freshness import freshness_of
-from forecast.monitor.labels import AGE, ALARM, IN_SAMPLE, TIME
-from forecast.monitor.result import Monitored
-from forecast.monitor.segments import segments_of
-from forecast.monitor.shadow import no_pairs, reach_of, window_scores
-from forecast.monitor.step_scores import (
+from forecast.monitoring.alarms import alarms_of
+from forecast.monitoring.coverage import coverage_of
+from forecast.monitoring.cutoffs import Cutoff, observed_parts, placed, samples, visible, within
+from forecast.monitoring.drift import Span, cycles, drift
+from forecast.monitoring.forecasts import Written
+from forecast.monitoring.freshness import freshness_of
+from forecast.monitoring.labels import AGE, ALARM, IN_SAMPLE, TIME
+from forecast.monitoring.result import Monitored
+from forecast.monitoring.segments import segments_of
+from forecast.monitoring.shadow import no_pairs, reach_of, window_scores
+from forecast.monitoring.step_scores import (
     SUMS,
     TABLES,
     Evaluation,

@@ -6,10 +6,10 @@ from typing import Final
 import polars as pl
 
 from forecast.data.files import parquet_blocks
-from forecast.data.manifests import MANIFESTS, current, file_name, read_manifest
-from forecast.data.sinks import Sink
 from forecast.data.sources.frames import UNREADABLE
 from forecast.names import CUTOFF
+from forecast.scoring.manifests import MANIFESTS, current, file_name, read_manifest
+from forecast.scoring.sinks.base import Sink
 
 LATEST: Final = "latest"
 _KEY: Final = "gatecast"

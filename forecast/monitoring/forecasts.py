@@ -7,10 +7,18 @@ from typing import Any
 import polars as pl
 
 from forecast.config import SinkConfig
-from forecast.data.manifests import current, cutoff_moment, in_utc, models_of, read_manifests, training_end, written_at
-from forecast.data.sinks import open_sink
 from forecast.errors import DataError
 from forecast.names import CUTOFF, SERIES_ID, STEP, quantile_column
+from forecast.scoring.manifests import (
+    current,
+    cutoff_moment,
+    in_utc,
+    models_of,
+    read_manifests,
+    training_end,
+    written_at,
+)
+from forecast.scoring.sinks.base import open_sink
 
 __all__ = ["Written", "cutoff_moment", "in_utc", "training_end", "written_at"]
 

@@ -11,22 +11,9 @@ import polars as pl
 
 from forecast.config import table_names
 from forecast.data.files import write_text_atomic
-from forecast.data.manifests import (
-    FORECASTS,
-    KINDS,
-    REJECTS,
-    ForecastKey,
-    Kind,
-    current_since,
-    file_name,
-    is_superseded,
-    legacy_key,
-)
-from forecast.data.sinks import Files, check_rows, expected_rows, scan_file
 from forecast.data.sources.connections import literal
 from forecast.data.sources.database import Database, transaction
 from forecast.data.sources.sql import rows_where
-from forecast.data.sql_tables import check_columns, ensure_index, ensure_table
 from forecast.errors import ConfigError, OutputError
 from forecast.names import (
     CUTOFF,
@@ -41,6 +28,19 @@ from forecast.names import (
     TIMESTAMP,
     VALUE,
 )
+from forecast.scoring.manifests import (
+    FORECASTS,
+    KINDS,
+    REJECTS,
+    ForecastKey,
+    Kind,
+    current_since,
+    file_name,
+    is_superseded,
+    legacy_key,
+)
+from forecast.scoring.sinks.base import Files, check_rows, expected_rows, scan_file
+from forecast.scoring.sinks.sql_tables import check_columns, ensure_index, ensure_table
 
 _KEY: Final = (CUTOFF, SERIES_ID, STEP, *MODEL_COLUMNS)
 _REQUIRED: Final[dict[Kind, tuple[str, ...]]] = {

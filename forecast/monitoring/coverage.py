@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from forecast.monitor.labels import HISTORY, RECENT
+from forecast.monitoring.labels import HISTORY, RECENT
 from forecast.names import SERIES_ID
 
 BAND: Final = 0.8

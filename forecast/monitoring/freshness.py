@@ -12,8 +12,8 @@ from forecast.config import MonitorSettings
 from forecast.data.ages import MaxAge, age_limit
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY, Frequency
-from forecast.monitor.cutoffs import Cutoff
-from forecast.monitor.forecasts import in_utc, written_at
+from forecast.monitoring.cutoffs import Cutoff
+from forecast.scoring.manifests import in_utc, written_at
 
 _LATE_DAYS: Final = 3
 _LATE_STEPS: Final = 2

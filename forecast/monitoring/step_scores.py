@@ -9,11 +9,11 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.data.sources.frames import column
-from forecast.drift import Span
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import seasonal_naive_errors
-from forecast.monitor.cutoffs import Cutoff, Part, no_part
-from forecast.monitor.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
+from forecast.monitoring.cutoffs import Cutoff, Part, no_part
+from forecast.monitoring.drift import Span
+from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
 from forecast.names import MODEL, SERIES_ID, SOURCE_SEASONAL_NAIVE
 from forecast.prediction.naive import naive_forecasts
 

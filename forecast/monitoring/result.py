@@ -6,11 +6,11 @@ from datetime import datetime
 
 import polars as pl
 
-from forecast.drift import Span
 from forecast.errors import listing
-from forecast.monitor.coverage import Coverage
-from forecast.monitor.freshness import Freshness
-from forecast.monitor.labels import ALARM, ALL, FORECAST, IN_SAMPLE, NORMAL, RECENT
+from forecast.monitoring.coverage import Coverage
+from forecast.monitoring.drift import Span
+from forecast.monitoring.freshness import Freshness
+from forecast.monitoring.labels import ALARM, ALL, FORECAST, IN_SAMPLE, NORMAL, RECENT
 from forecast.names import CUTOFF, SERIES_ID
 
 

@@ -10,7 +10,7 @@ from forecast.data.time.frequency import DAY
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.metrics.significance import count_blocks
-from forecast.monitor.cutoffs import Cutoff, Part, no_part
+from forecast.monitoring.cutoffs import Cutoff, Part, no_part
 from forecast.names import CUTOFF, MODEL, OBSERVED_UNTIL, SERIES_ID
 
 

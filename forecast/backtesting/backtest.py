@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.baselines import check, fitted_forecasts, processes
+from forecast.backtesting.baselines import check, fitted_forecasts, processes
 from forecast.config import BacktestSettings, FinetuneSettings
 from forecast.data.files import parquet_blocks
 from forecast.data.ingest.categories import with_codes
@@ -53,7 +53,7 @@ from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_sup
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import stated_columns
 from forecast.prediction.predict import predict
-from forecast.state import check_model
+from forecast.scoring.state import check_model
 from forecast.training.fit import fit
 
 # Windows that are forecast, scored and written together, about.

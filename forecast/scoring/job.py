@@ -39,10 +39,7 @@ from forecast.data.ages import ENDED
 from forecast.data.files import write_parquet_atomic, write_text_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import carried_forward, lacking, missing_known
-from forecast.data.latest import write_latest
-from forecast.data.manifests import LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.data.panel import Panel
-from forecast.data.sinks import FORECASTS, KINDS, REJECTS, Files, Kind, Sink, open_sink
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
@@ -69,7 +66,10 @@ from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.paths import sampling
 from forecast.prediction.postprocess import stated_columns
 from forecast.prediction.result import Forecasts
-from forecast.state import Rows, Update, check_model
+from forecast.scoring.latest import write_latest
+from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, REJECTS, ForecastKey, Kind, legacy_key
+from forecast.scoring.sinks.base import Files, Sink, open_sink
+from forecast.scoring.state import Rows, Update, check_model
 
 # Rows of forecasts in a shard, if score.shard_size does not say how many series.
 _SHARD_ROWS: Final = 1 << 16

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from forecast.config import MonitorSettings
-from forecast.monitor.freshness import Freshness
-from forecast.monitor.labels import ALARM, NO_SCALE, NORMAL
-from forecast.monitor.result import Monitored
+from forecast.monitoring.freshness import Freshness
+from forecast.monitoring.labels import ALARM, NO_SCALE, NORMAL
+from forecast.monitoring.result import Monitored
 from forecast.names import SOURCE_SEASONAL_NAIVE
 
 

@@ -15,10 +15,19 @@ import polars as pl
 
 from forecast.config import SinkConfig
 from forecast.data.files import check_writable, sync_folder, write_parquet_atomic
-from forecast.data.manifests import FORECASTS, KINDS, REJECTS, ForecastKey, Kind, file_name, is_superseded, legacy_key
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import OutputError, listing
 from forecast.names import CUTOFF
+from forecast.scoring.manifests import (
+    FORECASTS,
+    KINDS,
+    REJECTS,
+    ForecastKey,
+    Kind,
+    file_name,
+    is_superseded,
+    legacy_key,
+)
 
 __all__ = ["FORECASTS", "KINDS", "REJECTS", "Files", "Kind", "ParquetSink", "Sink", "open_sink"]
 
@@ -71,7 +80,7 @@ def open_sink(output: SinkConfig, group: str = "output") -> Sink:
 
     `group` is that of the settings. Raises ConfigError and OutputError.
     """
-    from forecast.data.table_sinks import DeltaSink, SqlSink
+    from forecast.scoring.sinks.tables import DeltaSink, SqlSink
 
     folder = Path(output.path)
     held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)

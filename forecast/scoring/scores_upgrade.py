@@ -10,7 +10,8 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.data.files import write_parquet_atomic, write_text_atomic
-from forecast.data.manifests import (
+from forecast.names import CUTOFF, MODEL_COLUMNS, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
+from forecast.scoring.manifests import (
     FORECASTS,
     KINDS,
     LAYOUT,
@@ -21,8 +22,7 @@ from forecast.data.manifests import (
     file_name,
     read_manifests,
 )
-from forecast.data.sinks import ParquetSink, scan_file
-from forecast.names import CUTOFF, MODEL_COLUMNS, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
+from forecast.scoring.sinks.base import ParquetSink, scan_file
 
 _ROWS: Final = "rows-"
 

@@ -1,0 +1,1 @@
+"""Models judged on past cutoffs, beside baselines."""

@@ -1,0 +1,1 @@
+"""Quantiles moved until empirical coverage matches the nominal level."""

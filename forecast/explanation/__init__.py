@@ -1,0 +1,1 @@
+"""What a forecast is made of: attributions by gradients and by occlusion."""

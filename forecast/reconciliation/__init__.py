@@ -1,0 +1,1 @@
+"""Forecasts of a hierarchy that add up."""

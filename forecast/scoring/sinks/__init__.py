@@ -1,0 +1,1 @@
+"""Where forecasts are written: Parquet, Delta Lake, SQL."""
