@@ -13,8 +13,8 @@ from forecast import arguments
 from forecast import artifact as artifacts
 from forecast.arguments import Cutoff, verb
 from forecast.artifact import Artifact
-from forecast.backtesting.backtest import BacktestResult, Contender
 from forecast.backtesting.backtest import backtest as backtest_models
+from forecast.backtesting.result import BacktestResult, Contender
 from forecast.calibration.calibrate import CalibrationResult
 from forecast.calibration.calibrate import calibrate as calibrate_model
 from forecast.compression.distil import DistilResult
@@ -44,8 +44,8 @@ from forecast.data.read import read_panel
 from forecast.data.sources.frames import collect, to_lazy
 from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged, used_columns
 from forecast.errors import ConfigError, DataError, listing
-from forecast.explanation.explain import Explanation
 from forecast.explanation.explain import explain as explain_forecast
+from forecast.explanation.result import Explanation
 from forecast.finetuning.finetune import finetune as finetune_series
 from forecast.finetuning.result import FinetuneResult
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
@@ -55,7 +55,8 @@ from forecast.prediction.paths import sample_paths as paths_of
 from forecast.prediction.result import Forecasts
 from forecast.pretraining.pretrained_network import of_model, of_package
 from forecast.pretraining.zero_shot import numbers_alone, zero_shot, zero_shot_data
-from forecast.reconciliation.reconcile import Hierarchy, Reconciled, aggregated, hierarchy_of, past_errors
+from forecast.reconciliation.hierarchy import Hierarchy, aggregated, hierarchy_of
+from forecast.reconciliation.reconcile import Reconciled, past_errors
 from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
 from forecast.scoring.scores import read_scores as scores_of
 from forecast.training.fit import fit as fit_panel

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.artifact import Artifact
-    from forecast.backtesting.backtest import BacktestResult
+    from forecast.backtesting.result import BacktestResult
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
     from forecast.registry import Run, Version
@@ -44,7 +44,8 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     A backtest with refits judges how a version is made, not the version: it is not tied to it, and the champion is not
     in it. Returns the version, a line about it, and the result.
     """
-    from forecast.backtesting.backtest import BACKTEST_RUN, FORECASTS, SCORES, Contender, backtest
+    from forecast.backtesting.backtest import backtest
+    from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES, Contender
     from forecast.data.files import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.registry import Registry
@@ -115,7 +116,7 @@ def _log(
     import polars as pl
 
     from forecast import plots
-    from forecast.backtesting.backtest import FORECASTS, SCORES
+    from forecast.backtesting.result import FORECASTS, SCORES
     from forecast.data.files import write_parquet_atomic
     from forecast.names import CUTOFF, MODEL, SERIES_ID
     from pipelines.shared import pick

@@ -36,7 +36,7 @@ from forecast.ledger_entry import moment_of
 from forecast.names import CLASS, CUTOFF, MEAN
 from forecast.redaction import redacted
 from forecast.scoring.manifests import FORECASTS, ForecastKey, current
-from forecast.scoring.sinks.base import open_sink
+from forecast.scoring.sinks.open import open_sink
 from pipelines.compose import compose
 from pipelines.schedule import FINAL, Scheduler, Slot
 from pipelines.schedules import Schedule, read

@@ -24,7 +24,7 @@ from pipelines.compose import compose
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.backtesting.backtest import BacktestResult
+    from forecast.backtesting.result import BacktestResult
 
 USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
 
@@ -135,7 +135,7 @@ def _written(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl
     """Return the forecasts and the rejects of a manifest."""
     import polars as pl
 
-    from forecast.scoring.sinks.base import ParquetSink
+    from forecast.scoring.sinks.parquet import ParquetSink
 
     sink = ParquetSink(folder)
     return pl.concat(sink.forecasts(content)).collect(), pl.concat(sink.rejects(content)).collect()

@@ -8,7 +8,7 @@ from pipelines import console
 from pipelines.record import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.explanation.explain import Explanation
+    from forecast.explanation.result import Explanation
     from forecast.registry import Version
 
 # Inputs that are printed.

@@ -227,7 +227,7 @@ def _show(registry: "Registry", version: "Version") -> None:
 
 def _runs(version: "Version") -> list[str]:
     """Return the runs that made and judged a version."""
-    from forecast.backtesting.backtest import BACKTEST_RUN
+    from forecast.backtesting.result import BACKTEST_RUN
 
     return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
 

@@ -73,7 +73,7 @@ class _Refusal(NamedTuple):
 
 def _obstacle(version: "Version") -> _Refusal | None:
     """Return why a version is not to be judged, None if it is."""
-    from forecast.backtesting.backtest import BACKTEST_RUN
+    from forecast.backtesting.result import BACKTEST_RUN
     from forecast.registry import DEMOTED
 
     if why := version.tags.get(DEMOTED):
@@ -84,7 +84,7 @@ def _obstacle(version: "Version") -> _Refusal | None:
 
 def _judge(registry: "Registry", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
     """Return what the gate says by the backtest of a version. Raises RegistryError if that is damaged."""
-    from forecast.backtesting.backtest import BACKTEST_RUN
+    from forecast.backtesting.result import BACKTEST_RUN
     from forecast.promotion import judge
 
     run_id = version.tags[BACKTEST_RUN]

@@ -36,7 +36,8 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
     from forecast.data.sources.frames import collect
     from forecast.data.sources.tables import scan
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
-    from forecast.reconciliation.reconcile import hierarchy_of, past_errors, reconcile
+    from forecast.reconciliation.hierarchy import hierarchy_of
+    from forecast.reconciliation.reconcile import past_errors, reconcile
     from forecast.scoring.manifests import MANIFESTS, ForecastKey
 
     settings, out = config.reconcile, Path(config.output.path)

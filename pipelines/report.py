@@ -187,7 +187,7 @@ def _subject(config: ReportConfig, temporary: Path) -> Subject:
 
 def _records(registry: "Registry", version: "Version") -> "Iterator[Record]":
     """Yield the runs that judged and made a version, and those that made what it was made from; the latest first."""
-    from forecast.backtesting.backtest import BACKTEST_RUN
+    from forecast.backtesting.result import BACKTEST_RUN
 
     known = {each.number: each for each in registry.versions()}
     ids, each = [version.tags.get(BACKTEST_RUN, "")], known.get(version.number)
@@ -257,7 +257,7 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     from forecast.names import CUTOFF
     from forecast.registry import Registry
     from forecast.scoring.manifests import current, models_of, read_manifests
-    from forecast.scoring.sinks.base import ParquetSink
+    from forecast.scoring.sinks.parquet import ParquetSink
 
     contents = read_manifests(folder)
     models = models_of(contents)

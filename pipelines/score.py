@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
     from forecast.registry import Registry, Run, Version
-    from forecast.scoring.job import Job, Output
+    from forecast.scoring.job import Job
+    from forecast.scoring.parts import Output
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ def _shadow(
 ) -> "Job":
     """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
     from forecast.names import SHADOW
-    from forecast.scoring.job import Job, shadowed
+    from forecast.scoring.job import Job
+    from forecast.scoring.parts import shadowed
     from pipelines.shared import load_version, read_alike
 
     theirs = load_version(registry, other)

@@ -8,7 +8,8 @@ import polars as pl
 import torch
 
 from forecast.artifact import Artifact
-from forecast.backtesting.backtest import Contender, backtest
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings, DistilSettings, FitConfig
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from forecast.scoring.manifests import (
     training_end,
     written_at,
 )
-from forecast.scoring.sinks.base import open_sink
+from forecast.scoring.sinks.open import open_sink
 
 __all__ = ["Written", "cutoff_moment", "in_utc", "training_end", "written_at"]
 

@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from forecast.artifact import Artifact
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.errors import DataError
+from forecast.errors import ConfigError, DataError, listing
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.stacked import FROZEN
 
 
 def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
@@ -29,3 +32,17 @@ def latest_windows(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
     """Return grid index and windows of the cutoff, the latest step of the panel when None."""
     cutoff = check_cutoff(panel, cutoff)
     return cutoff, windows_at(panel, cutoff)
+
+
+def check_model(artifact: Artifact, key: str = "score.state") -> None:
+    """Raise ConfigError, which names the setting at `key`, for a model whose state can't be carried on."""
+    if artifact.model.attention:
+        raise ConfigError(
+            f"{key}: attention looks at every step of the context again, and this model has it; leave {key} out, or "
+            "train a model with model.attention=false"
+        )
+    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
+        raise ConfigError(
+            f"{key}: fine-tuning of finetune.kind={artifact.bank.kind} gives series encoders of their own, whose "
+            f"states are not kept; leave {key} out, or fine-tune with one of {listing((HEAD, *FROZEN))}"
+        )

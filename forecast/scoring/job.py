@@ -12,17 +12,15 @@ Shards are staged, and given to the sink once all are there. A part's name has i
 follows from: so a job that was killed, at whatever moment, finds those that need not be made again.
 """
 
-import hashlib
-import io
 import json
 import mmap
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -40,7 +38,6 @@ from forecast.data.files import write_parquet_atomic, write_text_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import carried_forward, lacking, missing_known
 from forecast.data.panel import Panel
-from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
 from forecast.names import (
@@ -60,71 +57,35 @@ from forecast.names import (
     TIMESTAMP,
     sample_column,
 )
-from forecast.prediction.cutoffs import check_cutoff
+from forecast.prediction.cutoffs import check_cutoff, check_model
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.paths import sampling
 from forecast.prediction.postprocess import stated_columns
-from forecast.prediction.result import Forecasts
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, REJECTS, ForecastKey, Kind, legacy_key
-from forecast.scoring.sinks.base import Files, Sink, open_sink
-from forecast.scoring.state import Rows, Update, check_model
+from forecast.scoring.parts import (
+    COLUMNS,
+    PART,
+    SHARD_ROWS,
+    Output,
+    Part,
+    Progress,
+    WrittenPart,
+    counted_forecasts,
+    digest_of,
+    frame_digest,
+    part_file,
+    read_part,
+    ready_part,
+    rows_within,
+)
+from forecast.scoring.sinks.base import Files, Sink
+from forecast.scoring.sinks.open import open_sink
+from forecast.scoring.state import Update
 
-# Rows of forecasts in a shard, if score.shard_size does not say how many series.
-_SHARD_ROWS: Final = 1 << 16
-# Columns that a row has, about, besides sample paths: with as many of these, shards have half as many series.
-_COLUMNS: Final = 16
-# In the footer of a part.
-_PART: Final = "gatecast"
 _PUBLISHING: Final = "publishing"
-
-Progress = Callable[[int], None]
 """Is told how many series are done."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """What there is of one cutoff."""
-
-    manifest: Path
-    content: dict[str, Any]
-    """Of the manifest."""
-    done_before: bool
-    """Nothing had to be written."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, and all; forecasting and writing overlap."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is in the files of a shard."""
-
-    series: int
-    """That are forecast."""
-    rejected: int
-    sources: dict[str, int]
-    """Series by the rung of the ladder."""
-    rejects: dict[str, int]
-    """Series by the reason."""
-    bounded: dict[str, int]
-    """Values by the bound that they were moved to, of those that are set."""
-    carried: int
-    """Cells of known covariates that have the value before."""
-    state: dict[str, int]
-    """Series by what was done for their state, if one is kept."""
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What there is to write of a shard."""
-
-    forecasts: Forecasts
-    carried: int
-    """Cells of known covariates that have the value before."""
-    state: Rows | None
-    counts: dict[str, int]
-    """Series by what was done for their state."""
 
 
 class Job:
@@ -183,15 +144,15 @@ class Job:
         digests = [shard.seen_digest(cutoff, horizon) for shard in self._shards()]
         panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
-        keys = [_digest(inputs, digest) for digest in digests]
-        data_digest, digest = _digest(digests), _digest(inputs, keys)
+        keys = [digest_of(inputs, digest) for digest in digests]
+        data_digest, digest = digest_of(digests), digest_of(inputs, keys)
         seconds = {"check": time.monotonic() - begun}
 
         key = ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
         manifest, staging = self.folder / MANIFESTS / key.manifest, self.folder / ".staging" / key.folder
         if self._score.force:
             shutil.rmtree(staging, ignore_errors=True)
-        elif old := _read(manifest):
+        elif old := read_part(manifest):
             found = self._sink.found(key)
             same = old.get("key") == digest and all(old.get(name) == value for name, value in found.items())
             if same and not (staging / _PUBLISHING).exists():
@@ -242,7 +203,7 @@ class Job:
         rejects = self._named(self.loaded.rejects, None).with_columns(
             pl.lit(None, pl.String).alias(MODEL_VERSION), pl.lit(None, pl.String).alias(MODEL_DIGEST)
         )
-        self._sink.replace_rows(self.names["model"], rejects, _frame_digest(rejects))
+        self._sink.replace_rows(self.names["model"], rejects, frame_digest(rejects))
         self._rows_written = True
 
     def _named(self, rejects: pl.DataFrame, cutoff: datetime | None) -> pl.DataFrame:
@@ -296,7 +257,7 @@ class Job:
             "horizon": self.artifact.horizon,
             **self.names,
             "runtime": "torch" if self._forward is None else "onnx",
-            "config_digest": _digest(settings),
+            "config_digest": digest_of(settings),
             "code": f"gatecast {version('gatecast')}",
         }
 
@@ -311,8 +272,8 @@ class Job:
     def _shards(self) -> Iterator[Panel]:
         """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
         panel = self.loaded.panel
-        columns = 1 + self._output.n_samples // _COLUMNS
-        fitting = max(1, _SHARD_ROWS // (self.artifact.horizon * columns))
+        columns = 1 + self._output.n_samples // COLUMNS
+        fitting = max(1, SHARD_ROWS // (self.artifact.horizon * columns))
         # Full batches, if there is room for one.
         size = self._score.shard_size or (fitting - fitting % BATCH_SIZE or fitting)
         every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
@@ -366,7 +327,7 @@ class Job:
         done = 0
         with ThreadPoolExecutor(1) as writer:
             for shard, name in zip(self._shards(), names, strict=True):
-                part = _ready(name, folders) if update is None or update.has(name, shard) else None
+                part = ready_part(name, folders) if update is None or update.has(name, shard) else None
                 if part is None:
                     begun = time.monotonic()
                     made = self._forecast(shard, cutoff, update)
@@ -383,11 +344,11 @@ class Job:
                     progress(done)
             found = [part.result() if isinstance(part, Future) else part for part in parts]
         files: dict[Kind, list[Path]] = {
-            kind: [path for name in names if (path := _place(name, folders[kind])) is not None] for kind in KINDS
+            kind: [path for name in names if (path := part_file(name, folders[kind])) is not None] for kind in KINDS
         }
         return found, files
 
-    def _forecast(self, shard: Panel, cutoff: int, update: Update | None) -> _Made:
+    def _forecast(self, shard: Panel, cutoff: int, update: Update | None) -> WrittenPart:
         """Return the forecasts of a shard."""
         horizon, carried, refused = self.artifact.horizon, 0, None
         past, state, counts = update.rows(shard) if update else (None, None, {})
@@ -407,11 +368,11 @@ class Job:
             samples=self._output.n_samples,
             forward=self._forward,
         )
-        return _Made(forecasts, carried, state, counts)
+        return WrittenPart(forecasts, carried, state, counts)
 
     def _write_part(
         self,
-        made: _Made,
+        made: WrittenPart,
         key: ForecastKey,
         update: Update | None,
         staging: Path,
@@ -423,7 +384,7 @@ class Job:
         stated = stated_columns(self.artifact)
         numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
         numbers += map(sample_column, range(self._output.n_samples))
-        frame, bounded = _within(made.forecasts.frame, numbers, self._output.min, self._output.max)
+        frame, bounded = rows_within(made.forecasts.frame, numbers, self._output.min, self._output.max)
         assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
         frame = frame.with_columns(
             pl.lit(self.names["model"]).alias(MODEL_NAME), pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST)
@@ -433,8 +394,8 @@ class Job:
         part = Part(
             series=frame.height // self.artifact.horizon,
             rejected=rejects.height,
-            sources=_counted(frame.filter(pl.col(STEP) == 1), SOURCE),
-            rejects=_counted(rejects, REASON),
+            sources=counted_forecasts(frame.filter(pl.col(STEP) == 1), SOURCE),
+            rejects=counted_forecasts(rejects, REASON),
             bounded=bounded,
             carried=made.carried,
             state=made.counts,
@@ -443,7 +404,7 @@ class Job:
             update.save(name, made.state)
         if rejects.height:
             write_parquet_atomic(rejects, staging / REJECTS / name)
-        write_parquet_atomic(frame, staging / FORECASTS / name, {_PART: json.dumps(asdict(part))})
+        write_parquet_atomic(frame, staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
         seconds["write"] += time.monotonic() - begun
         return part
 
@@ -471,7 +432,7 @@ class Job:
         series, rejected = sum(part.series for part in parts), sum(part.rejected for part in parts)
         rejected += counts.series_rejected
         assert series + rejected == counts.series_in, "a series was lost"
-        rejects = Counter(_counted(self.loaded.rejects, REASON))
+        rejects = Counter(counted_forecasts(self.loaded.rejects, REASON))
         sources: Counter[str] = Counter()
         bounded: Counter[str] = Counter()
         state: Counter[str] = Counter()
@@ -502,77 +463,3 @@ class Job:
             "carried_forward": sum(part.carried for part in parts),
             "state": dict(sorted(state.items())),
         }
-
-
-def shadowed(loaded: Loaded, share: float) -> Loaded:
-    """Return a share of the series: those whose id hashes below it, whatever else is in the panel.
-
-    Raises ConfigError if that is none.
-    """
-    if share == 1.0:
-        return loaded
-    ids = loaded.panel.series_id.tolist()
-    hashes = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    chosen = np.flatnonzero([int.from_bytes(digest) < share * 2**64 for digest in hashes])
-    if not len(chosen):
-        raise ConfigError(f"score.shadow_share={share:g} is none of {len(ids):,} series; raise it, or leave it out")
-    counts = loaded.counts
-    return replace(
-        loaded,
-        panel=loaded.panel.take(chosen),
-        counts=replace(counts, series_in=counts.series_in - len(ids) + len(chosen), series_kept=len(chosen)),
-        stored_digest=None,
-    )
-
-
-def _place(name: str, folders: Sequence[Path]) -> Path | None:
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _ready(name: str, folders: dict[Kind, list[Path]]) -> Part | None:
-    """Return what is in the files of a shard, None if they are not there, or not whole."""
-    path = _place(name, folders[FORECASTS])
-    if path is None:
-        return None
-    try:
-        part = Part(**json.loads(pl.read_parquet_metadata(path)[_PART]))
-    except (*UNREADABLE, KeyError):
-        path.unlink()
-        return None
-    return part if not part.rejected or _place(name, folders[REJECTS]) else None
-
-
-def _within(
-    frame: pl.DataFrame, columns: list[str], least: float | None, most: float | None
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return forecasts moved to the bounds that there are, and how many values were beyond each."""
-    values = pl.col(columns)
-    beyond = {"min": None if least is None else values < least, "max": None if most is None else values > most}
-    counts = {
-        name: int(frame.select(pl.sum_horizontal(outside.sum())).item())
-        for name, outside in beyond.items()
-        if outside is not None
-    }
-    return (frame.with_columns(values.clip(least, most)), counts) if any(counts.values()) else (frame, counts)
-
-
-def _read(manifest: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
-
-
-def _frame_digest(frame: pl.DataFrame) -> str:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def _counted(frame: pl.DataFrame, column: str) -> dict[str, int]:
-    return dict(frame.group_by(column).len().sort(column).iter_rows())
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -21,8 +21,9 @@ from forecast.scoring.manifests import (
     training_end,
     written_at,
 )
-from forecast.scoring.sinks.base import Sink, open_sink
-from forecast.scoring.sinks.tables import SqlSink
+from forecast.scoring.sinks.base import Sink
+from forecast.scoring.sinks.open import open_sink
+from forecast.scoring.sinks.sql import SqlSink
 
 RUN_ID: Final = "run_id"
 TRAINED_UNTIL: Final = "trained_until"

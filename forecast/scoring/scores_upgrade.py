@@ -22,7 +22,8 @@ from forecast.scoring.manifests import (
     file_name,
     read_manifests,
 )
-from forecast.scoring.sinks.base import ParquetSink, scan_file
+from forecast.scoring.sinks.base import scan_file
+from forecast.scoring.sinks.parquet import ParquetSink
 
 _ROWS: Final = "rows-"
 

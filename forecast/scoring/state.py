@@ -25,12 +25,11 @@ from forecast.artifact import Artifact
 from forecast.data.files import write_bytes_atomic, write_text_atomic
 from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
-from forecast.errors import ConfigError, listing
-from forecast.models.adapters.bank import HEAD
-from forecast.models.adapters.stacked import FROZEN
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import Carried, advance, segments_since
 from forecast.models.runtime.torch_setup import prepare
+
+_LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION: Final = 1
 CARRIED: Final = "carried"
@@ -40,7 +39,6 @@ NEW: Final = "new"
 _KEY: Final = "score.state"
 _INDEX: Final = "state.json"
 _MAX_CUTOFF: Final = 1 << 53
-_LOG = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.uint8]
 
@@ -71,20 +69,6 @@ class Rows:
         names = json.loads(tensors.pop("series_id").numpy().tobytes())
         digests = tensors.pop("digests").numpy()
         return cls(as_names(names), Carried(**tensors), digests)
-
-
-def check_model(artifact: Artifact, key: str = "score.state") -> None:
-    """Raise ConfigError, which names the setting at `key`, for a model whose state can't be carried on."""
-    if artifact.model.attention:
-        raise ConfigError(
-            f"{key}: attention looks at every step of the context again, and this model has it; leave {key} out, or "
-            "train a model with model.attention=false"
-        )
-    if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
-        raise ConfigError(
-            f"{key}: fine-tuning of finetune.kind={artifact.bank.kind} gives series encoders of their own, whose "
-            f"states are not kept; leave {key} out, or fine-tune with one of {listing((HEAD, *FROZEN))}"
-        )
 
 
 class Update:

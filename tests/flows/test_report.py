@@ -11,7 +11,7 @@ from browser import needs_chromium, tab
 from flow import HORIZON, NAME, SERIES, Store, refuse, succeed
 from plotly.offline import get_plotlyjs
 
-from forecast.backtesting.backtest import BACKTEST_RUN
+from forecast.backtesting.result import BACKTEST_RUN
 from forecast.config import RegistryConfig
 from forecast.registry import Registry
 

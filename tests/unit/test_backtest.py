@@ -14,7 +14,9 @@ from polars.testing import assert_frame_equal
 from pyarrow import parquet
 
 from forecast.artifact import Artifact
-from forecast.backtesting.backtest import BacktestResult, Contender, backtest, rolling_cutoffs
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.cutoffs import rolling_cutoffs
+from forecast.backtesting.result import BacktestResult, Contender
 from forecast.config import BacktestSettings, FinetuneSettings, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
@@ -274,7 +276,7 @@ def test_a_refit_has_seen_nothing_behind_its_cutoff(
 def test_refits_are_as_many_as_asked_for(
     trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("forecast.backtesting.backtest")
+    module = importlib.import_module("forecast.backtesting.refit")
     cutoffs: list[int] = []
 
     def counted(panel: Panel, **given: Any) -> FitResult:

@@ -15,8 +15,11 @@ from polars.testing import assert_frame_equal
 from scipy import stats
 
 from forecast.artifact import Artifact, load
-from forecast.backtesting.backtest import Contender, backtest
-from forecast.calibration.calibrate import CalibrationResult, _Window, _Work, calibrate
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
+from forecast.calibration.calibrate import CalibrationResult, calibrate
+from forecast.calibration.conformal import Calibrator
+from forecast.calibration.windows import Window
 from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
@@ -271,7 +274,7 @@ def test_too_few_cutoffs_are_told(model: Artifact, split: CalibrationResult, res
         calibrate(model, one, CalibrateSettings(n_windows=1, check_windows=0))
 
 
-def windows_of(rng: np.random.Generator, spread: np.ndarray, step: int) -> list[_Window]:
+def windows_of(rng: np.random.Generator, spread: np.ndarray, step: int) -> list[Window]:
     """What is stated of noise around 0 from cutoffs `step` apart; a fifth of its variance is shared by all series.
 
     `spread` [series, time] is its standard deviation; the quantiles are those of 1.
@@ -280,7 +283,7 @@ def windows_of(rng: np.random.Generator, spread: np.ndarray, step: int) -> list[
     values = spread * (0.8**0.5 * rng.normal(size=(n, steps)) + 0.2**0.5 * rng.normal(size=steps))
     stated = np.tile(stats.norm.ppf(WORK_LEVELS), (n, HORIZON, 1))
     return [
-        _Window(cutoff, np.arange(n), stated, values[:, cutoff + 1 : cutoff + 1 + HORIZON])
+        Window(cutoff, np.arange(n), stated, values[:, cutoff + 1 : cutoff + 1 + HORIZON])
         for cutoff in range(0, steps - HORIZON, step)
     ]
 
@@ -291,7 +294,7 @@ WORK_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 def rates(spread: np.ndarray, step: int, runs: int = 40) -> int:
     """Return how many of some panels get a rate."""
     rng = np.random.default_rng(3)
-    work = _Work(WORK_LEVELS, np.zeros(1, dtype=np.int64), HORIZON, len(spread), shrink=False)
+    work = Calibrator(WORK_LEVELS, np.zeros(1, dtype=np.int64), HORIZON, len(spread), shrink=False)
     return sum(work.best_rate(windows_of(rng, spread, step)) > 0 for _ in range(runs))
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import forecast as fc
 from forecast.artifact import load
-from forecast.backtesting.backtest import Contender, backtest
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings, FinetuneSettings, FitSettings
 from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded

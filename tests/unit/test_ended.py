@@ -16,7 +16,8 @@ from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, load
 from forecast.data.files import locked
 from forecast.errors import ConfigError, DataError
 from forecast.prediction.from_table import forecast_frame
-from forecast.scoring.job import Job, Output
+from forecast.scoring.job import Job
+from forecast.scoring.parts import Output
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 START, CONTEXT = datetime(2024, 1, 1), 28

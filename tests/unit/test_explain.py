@@ -15,7 +15,8 @@ from forecast.artifact import Artifact
 from forecast.config import ExplainSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError
-from forecast.explanation.explain import Explanation, explain
+from forecast.explanation.explain import explain
+from forecast.explanation.result import Explanation
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import HEAD, Bank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster

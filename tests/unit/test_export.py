@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 import forecast as fc
-from forecast.backtesting.backtest import Contender, backtest
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
 from forecast.compression.onnx_export import AROUND, GRAPH, export_onnx
 from forecast.config import BacktestSettings
 from forecast.data.ingest.loaded import Loaded

@@ -12,7 +12,8 @@ import torch
 
 import forecast as fc
 from forecast.artifact import Artifact, load
-from forecast.backtesting.backtest import Contender, backtest
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError

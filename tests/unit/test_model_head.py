@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from forecast.artifact import Artifact, load
-from forecast.backtesting.backtest import Contender, backtest
+from forecast.backtesting.backtest import backtest
+from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings, FinetuneSettings, ModelConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel

@@ -36,7 +36,8 @@ from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.page import plotly_source
 from forecast.prediction.naive import naive_forecasts
 from forecast.promotion import compare
-from forecast.scoring.job import Job, shadowed
+from forecast.scoring.job import Job
+from forecast.scoring.parts import shadowed
 from forecast.training.result import FitResult
 from pipelines import console
 from pipelines.monitor_summary import summary, verdicts

@@ -28,7 +28,8 @@ from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.models.adapters.bank import Bank
 from forecast.prediction.from_table import forecast
-from forecast.scoring.job import Job, Output
+from forecast.scoring.job import Job
+from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}

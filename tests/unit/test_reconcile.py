@@ -13,15 +13,8 @@ from scipy.special import ndtri
 import forecast as fc
 from forecast.config import ReconcileSettings
 from forecast.errors import ConfigError, DataError
-from forecast.reconciliation.reconcile import (
-    Hierarchy,
-    Reconciled,
-    aggregated,
-    hierarchy_of,
-    incoherence,
-    past_errors,
-    reconcile,
-)
+from forecast.reconciliation.hierarchy import Hierarchy, aggregated, hierarchy_of
+from forecast.reconciliation.reconcile import Reconciled, incoherence, past_errors, reconcile
 
 CUTOFF, HORIZON = datetime(2024, 3, 1), 3
 LEVELS = (0.1, 0.5, 0.9)

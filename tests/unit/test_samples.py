@@ -19,7 +19,8 @@ from forecast.finetuning.finetune import finetune
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths, sampling
-from forecast.scoring.job import Job, Output
+from forecast.scoring.job import Job
+from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]

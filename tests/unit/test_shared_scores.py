@@ -21,9 +21,10 @@ from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.monitoring.forecasts import Written
-from forecast.scoring.job import Job, Output
+from forecast.scoring.job import Job
 from forecast.scoring.manifests import ForecastKey, current, read_manifests
-from forecast.scoring.sinks.base import open_sink
+from forecast.scoring.parts import Output
+from forecast.scoring.sinks.open import open_sink
 from forecast.training.result import FitResult
 from pipelines.cli import main as cli
 

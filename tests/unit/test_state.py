@@ -26,8 +26,9 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.models.adapters.bank import HEAD, Bank
-from forecast.scoring.job import Job, Output
+from forecast.scoring.job import Job
 from forecast.scoring.manifests import ForecastKey
+from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}

@@ -1,40 +1,20 @@
-"""Where forecasts and rejects go: folders of Parquet files, Delta Lake tables, or tables of a database.
+"""What a sink is, and the checks that all share."""
 
-A sink is given the files of one cutoff and model once all of them are complete on this disk, and puts their rows in
-the place of those that it held of both. Rows of other models stay as they are. Rejects of reading are of no cutoff:
-those of the present panel take the place of those before.
-"""
-
-import hashlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
-from forecast.config import SinkConfig
-from forecast.data.files import check_writable, sync_folder, write_parquet_atomic
-from forecast.data.sources.frames import UNREADABLE
-from forecast.errors import OutputError, listing
-from forecast.names import CUTOFF
+from forecast.errors import OutputError
 from forecast.scoring.manifests import (
     FORECASTS,
-    KINDS,
-    REJECTS,
     ForecastKey,
     Kind,
-    file_name,
-    is_superseded,
-    legacy_key,
 )
-
-__all__ = ["FORECASTS", "KINDS", "REJECTS", "Files", "Kind", "ParquetSink", "Sink", "open_sink"]
 
 Files = Mapping[Kind, Sequence[Path]]
 """Parquet files with the rows of one cutoff and model, in order; there may be none of rejects."""
-
-_ROWS: Final = "rows"
 
 
 class Sink(Protocol):
@@ -73,133 +53,6 @@ class Sink(Protocol):
 
     def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rejects of the cutoff in a manifest, and those of reading."""
-
-
-def open_sink(output: SinkConfig, group: str = "output") -> Sink:
-    """Return the sink that the settings describe; a database is asked for an answer, and Delta Lake imported.
-
-    `group` is that of the settings. Raises ConfigError and OutputError.
-    """
-    from forecast.scoring.sinks.tables import DeltaSink, SqlSink
-
-    folder = Path(output.path)
-    held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
-    is_delta = any((folder / kind / "_delta_log").is_dir() for kind in KINDS)
-    if held and output.sink in ("parquet", "delta") and (output.sink == "delta") != is_delta:
-        raise OutputError(
-            f"{folder} holds {'Delta Lake tables' if is_delta else 'Parquet files'}; choose another {group}.path"
-        )
-    if output.sink == "parquet":
-        return ParquetSink(folder)
-    if output.sink == "delta":
-        return DeltaSink(folder)
-    assert output.uri is not None
-    return SqlSink(output.uri.get_secret_value(), output.table, f"{group}.uri", folder)
-
-
-class ParquetSink:
-    """Files in folders FORECASTS and REJECTS, each with a folder per cutoff and model."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def check(self) -> None:
-        """Do nothing: files of any columns stand beside each other."""
-
-    def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
-        """Return the folder of a key."""
-        return self._folder / kind / key.folder
-
-    def found(self, key: ForecastKey) -> dict[str, Any]:
-        """Return the SHA-256 of each file."""
-        return self._hashes(self._files(key))
-
-    def _hashes(self, files: Iterable[Path]) -> dict[str, Any]:
-        hashes = {}
-        for file in files:
-            with file.open("rb") as opened:
-                hashes[str(file.relative_to(self._folder))] = hashlib.file_digest(opened, "sha256").hexdigest()
-        return {"files": hashes}
-
-    def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Move the files beside those that are there."""
-        placed: list[Path] = []
-        for kind in KINDS:
-            target = self._folder / kind / key.folder
-            moved = [target / file.name for file in files[kind]]
-            try:
-                if moved:
-                    check_writable(target)
-                    for file, place in zip(files[kind], moved, strict=True):
-                        file.replace(place)
-                    sync_folder(target)
-                    sync_folder(target.parent)
-            except OSError as error:
-                raise OutputError(f"can't move the files of {key.folder} to {target}: {error}") from error
-            count = sum(scan_file(file).select(pl.len()).collect().item() for file in moved)
-            check_rows(kind, count, content)
-            placed += moved
-        return self._hashes(sorted(placed))
-
-    def is_superseded(self, content: Mapping[str, Any]) -> bool:
-        """Return whether a manifest in the folder says so."""
-        return is_superseded(self._folder, content)
-
-    def record(self, content: Mapping[str, Any]) -> None:
-        """Do nothing: the manifests are in the folder."""
-
-    def clean(self, key: ForecastKey, files: Files) -> None:
-        """Remove other files than those that were moved, and those of the layout before."""
-        names = {(kind, file.name) for kind in KINDS for file in files[kind]}
-        for file in self._files(key):
-            if (file.parts[-3], file.name) not in names:
-                file.unlink()
-        for kind in KINDS:
-            if not files[kind] and (folder := self._folder / kind / key.folder).is_dir():
-                folder.rmdir()
-            if legacy := legacy_key(self._folder, key):
-                shutil.rmtree(self._folder / kind / legacy.folder, ignore_errors=True)
-
-    def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
-        """Write a file whose name has the digest, and remove the one before."""
-        file = self._rows_folder(model) / f"{_ROWS}-{digest[:16]}.parquet"
-        if not _holds(file, rejects):
-            write_parquet_atomic(rejects, file)
-        for other in file.parent.iterdir():
-            if other.name != file.name:
-                other.unlink()
-
-    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of each file that the manifest names. Raises OutputError if one is not there."""
-        yield from map(scan_file, self._named(content, FORECASTS))
-
-    def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of each file that the manifest names, and of those of reading."""
-        is_legacy = ForecastKey.of(content).is_legacy  # Those of reading are among the files of the cutoff.
-        rows = [] if is_legacy else sorted(self._rows_folder(content["model"]).glob("*.parquet"))
-        yield from map(scan_file, [*self._named(content, REJECTS), *rows])
-
-    def _named(self, content: Mapping[str, Any], kind: Kind) -> list[Path]:
-        files = [self._folder / name for name in content["files"] if Path(name).parts[0] == kind]
-        if gone := [file for file in files if not file.is_file()]:
-            raise OutputError(
-                f"{len(gone):,} of {len(files):,} files of the cutoff {content[CUTOFF]} are gone: {listing(gone)}; "
-                f"score it again (score.cutoff={content[CUTOFF]})"
-            )
-        return files
-
-    def _files(self, key: ForecastKey) -> list[Path]:
-        return sorted(file for kind in KINDS for file in (self._folder / kind / key.folder).glob("*"))
-
-    def _rows_folder(self, model: str) -> Path:
-        return self._folder / REJECTS / f"{_ROWS}.{file_name(model)}"
-
-
-def _holds(file: Path, frame: pl.DataFrame) -> bool:
-    try:
-        return pl.read_parquet(file, hive_partitioning=False).equals(frame)
-    except (*UNREADABLE, OSError):
-        return False
 
 
 def scan_file(file: Path) -> pl.LazyFrame:

@@ -22,7 +22,7 @@ from forecast.data.prepared.open import open_prepared
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.scoring.job import Job
-from forecast.scoring.sinks.base import open_sink
+from forecast.scoring.sinks.open import open_sink
 from forecast.scoring.state import Rows
 
 NAMES = ["", "\0", "a", "a\0", "a\0\0", "a\0b", "ab", "zürich\0", "x" * 70_000]

@@ -12,7 +12,8 @@ import pytest
 from forecast.config import ScoreOutput
 from forecast.errors import OutputError
 from forecast.scoring.manifests import KINDS, ForecastKey, legacy_key
-from forecast.scoring.sinks.base import Files, open_sink
+from forecast.scoring.sinks.base import Files
+from forecast.scoring.sinks.open import open_sink
 
 NEW_YORK = ZoneInfo("America/New_York")
 TWICE = [datetime(2013, 11, 3, 1, fold=fold, tzinfo=NEW_YORK) for fold in (0, 1)]

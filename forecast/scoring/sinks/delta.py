@@ -1,0 +1,147 @@
+"""Forecasts in Delta Lake."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from forecast.data.files import write_text_atomic
+from forecast.data.sources.connections import literal
+from forecast.errors import ConfigError, OutputError
+from forecast.names import CUTOFF, MODEL_COLUMNS, MODEL_NAME
+from forecast.scoring.manifests import (
+    FORECASTS,
+    KINDS,
+    REJECTS,
+    ForecastKey,
+    Kind,
+    file_name,
+    is_superseded,
+    legacy_key,
+)
+from forecast.scoring.sinks.base import Files, check_rows, expected_rows
+from forecast.scoring.sinks.tables import TableSink, frames_of
+
+
+class DeltaSink(TableSink):
+    """Delta Lake tables FORECASTS and REJECTS in a folder, partitioned by cutoff; a commit each replaces a key.
+
+    Columns that the table lacks are added, and are null in older rows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            import deltalake
+        except ImportError:
+            raise ConfigError("output.sink=delta needs: pip install 'gatecast[delta]'") from None
+        self._delta = deltalake
+
+    def found(self, key: ForecastKey) -> dict[str, Any]:
+        """Return the rows of each table."""
+        return {"tables": {kind: self._rows(kind, key) for kind in KINDS}}
+
+    def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Overwrite the rows of the key in each table."""
+        legacy = legacy_key(self._folder, key)
+        same = [f"{name} = {literal(value)}" for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
+        model = " AND ".join(same)
+        if legacy:
+            model = f"(({model}) OR {MODEL_NAME} IS NULL)"
+        for kind in KINDS:
+            predicate = f"{CUTOFF} = {literal(key.cutoff)} AND {model}"
+            if files[kind] or legacy or self._rows(kind, key):
+                self._overwrite(kind, frames_of(files, kind), predicate)
+            check_rows(kind, self._rows(kind, key), content)
+        return {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
+
+    def is_superseded(self, content: Mapping[str, Any]) -> bool:
+        """Return whether a manifest in the folder says so."""
+        return is_superseded(self._folder, content)
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Do nothing: the manifests are in the folder."""
+
+    def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
+        """Overwrite the rows without a cutoff, unless a file beside the tables says that they are these."""
+        file = self._folder / f".rows.{file_name(model)}"
+        condition = (pl.col(CUTOFF).is_null(), pl.col(MODEL_NAME) == model)
+        if file.is_file() and file.read_text() == digest and self._count(REJECTS, *condition) == rejects.height:
+            return
+        self._overwrite(REJECTS, iter([rejects]), f"{CUTOFF} IS NULL AND {MODEL_NAME} = {literal(model)}")
+        write_text_atomic(digest, file)
+
+    def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rows of the key."""
+        frame = self._scan(FORECASTS, *self._conditions(FORECASTS, ForecastKey.of(content)))
+        yield frame.select(content["columns"]) if "columns" in content else frame
+
+    def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+        """Yield the rejects of the cutoff and those of reading."""
+        key = ForecastKey.of(content)
+        if not self._is_table(REJECTS):
+            return
+        yield self._scan(REJECTS, *self._conditions(REJECTS, key))
+        if not key.is_legacy:
+            yield self._scan(REJECTS, pl.col(CUTOFF).is_null(), pl.col(MODEL_NAME) == key.model)
+
+    def _overwrite(self, kind: Kind, frames: Iterator[pl.DataFrame], predicate: str) -> None:
+        import pyarrow as pa
+
+        path = str(self._folder / kind)
+        first = next(frames)
+        schema = _arrow(first).schema
+        batches = (batch for frame in chain([first], frames) for batch in _arrow(frame).to_batches())
+        is_table = self._is_table(kind)
+        try:
+            if is_table:
+                self._add_model_columns(path)
+            self._delta.write_deltalake(
+                path,
+                pa.RecordBatchReader.from_batches(schema, batches),
+                mode="overwrite",
+                partition_by=[CUTOFF],
+                predicate=predicate if is_table else None,
+                schema_mode="merge" if is_table else None,
+            )
+        except (self._delta.exceptions.DeltaError, pa.ArrowException, OSError) as error:
+            raise OutputError(f"the Delta Lake table {path} can't be written: {error}") from error
+
+    def _add_model_columns(self, path: str) -> None:
+        """Add the columns that name the model to a table of an earlier release."""
+        table = self._delta.DeltaTable(path)
+        names = {field.name for field in table.schema().fields}
+        text = self._delta.schema.PrimitiveType("string")
+        if missing := [self._delta.Field(name, text) for name in MODEL_COLUMNS if name not in names]:
+            table.alter.add_columns(missing)
+
+    def _is_table(self, kind: Kind) -> bool:
+        return bool(self._delta.DeltaTable.is_deltatable(str(self._folder / kind)))
+
+    def _rows(self, kind: Kind, key: ForecastKey) -> int:
+        return self._count(kind, *self._conditions(kind, key)) if self._is_table(kind) else 0
+
+    def _count(self, kind: Kind, *conditions: pl.Expr) -> int:
+        if not self._is_table(kind) or not self._names_models(kind):
+            return 0
+        return int(self._scan(kind, *conditions).select(pl.len()).collect().item())
+
+    def _conditions(self, kind: Kind, key: ForecastKey) -> list[pl.Expr]:
+        """Return what rows of a key fulfil."""
+        conditions = [pl.col(CUTOFF).dt.epoch() == pl.lit(key.cutoff).dt.epoch()]
+        if not key.is_legacy:
+            return conditions + [pl.col(name) == value for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
+        return [*conditions, pl.col(MODEL_NAME).is_null()] if self._names_models(kind) else conditions
+
+    def _names_models(self, kind: Kind) -> bool:
+        return MODEL_NAME in self._scan(kind).collect_schema()
+
+    def _scan(self, kind: Kind, *conditions: pl.Expr) -> pl.LazyFrame:
+        frame = pl.scan_delta(str(self._folder / kind))
+        return frame.filter(*conditions) if conditions else frame
+
+
+def _arrow(frame: pl.DataFrame) -> Any:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
