@@ -38,7 +38,7 @@ from forecast.prediction.predict import predict
 from forecast.pretraining.zero_shot import zero_shot
 from forecast.training.fit import fit
 from forecast.training.split import training_data
-from pipelines.compose import compose
+from pipelines.jobs.command_line import compose
 
 Array = npt.NDArray[np.floating]
 Scores = dict[str, float]

@@ -51,7 +51,7 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 from forecast.training.fit import fit
 from forecast.training.split import training_data
 

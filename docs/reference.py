@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 import forecast
 from forecast import config
 from forecast.config import commands
-from pipelines.compose import compose
+from pipelines.jobs.command_line import compose
 
 ROOT: Final = Path(forecast.__file__).parent
 VERB: Final = "`forecast "

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forecast.config import BacktestConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from forecast.backtesting.result import BacktestResult
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
-    from forecast.registry import Run, Version
+    from forecast.tracking.run import Run
+    from forecast.tracking.versions import Version
 
 _SHOWN: Final = (
     *("mase", "smape", "rmsse", "wql", "crps", "wape", "bias", "coverage"),
@@ -48,9 +49,9 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES, Contender
     from forecast.data.files import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
-    from forecast.registry import Registry
+    from forecast.tracking.registry import Registry
     from pipelines import report
-    from pipelines.shared import load_version, log_data, open_with_data, read_alike
+    from pipelines.jobs.reading import load_version, log_data, open_with_data, read_alike
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -115,11 +116,11 @@ def _log(
     """Log metrics, tables and figures, and write what is not there yet into the folder of the output."""
     import polars as pl
 
-    from forecast import plots
     from forecast.backtesting.result import FORECASTS, SCORES
     from forecast.data.files import write_parquet_atomic
     from forecast.names import CUTOFF, MODEL, SERIES_ID
-    from pipelines.shared import pick
+    from forecast.reports import figures
+    from pipelines.jobs.reading import pick
 
     for row in result.summary.iter_rows(named=True):
         name = row.pop(MODEL)
@@ -133,16 +134,16 @@ def _log(
         run.table(table, f"{name}.parquet")
         if folder:
             write_parquet_atomic(table, folder / f"{name}.parquet")
-    run.figure(plots.error_by_step(result.steps), "plots/error_by_step.png")
-    run.figure(plots.calibration(result.levels), "plots/calibration.png")
+    run.figure(figures.error_by_step(result.steps), "plots/error_by_step.png")
+    run.figure(figures.calibration(result.levels), "plots/calibration.png")
     kind = _judged(result)
     last = result.scan(FORECASTS).filter(pl.col(CUTOFF) == result.cutoffs[-1], pl.col(MODEL) == kind)
     sample = pick(last.select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")[SERIES_ID].to_list())
     history = loaded.panel.frame(_rows(loaded.panel, sample), classes=artifact.classes)
     drawn = last.filter(pl.col(SERIES_ID).is_in(sample)).collect(engine="streaming")
-    run.figure(plots.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
+    run.figure(figures.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
     if result.confusion is not None:
-        run.figure(plots.confusion(result.confusion, kind), "plots/confusion.png")
+        run.figure(figures.confusion(result.confusion, kind), "plots/confusion.png")
 
 
 def _judged(result: "BacktestResult") -> str:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import CalibrateConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     from forecast.calibration.calibrate import CalibrationResult
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
 
 
 @recorded(CalibrateConfig)
@@ -25,12 +25,12 @@ def main(config: CalibrateConfig) -> None:
 
 def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     """Calibrate, log and register; return the version, a line about it, and the result."""
-    from forecast import plots
     from forecast.calibration.calibrate import calibrate
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
-    from pipelines.registration import Registration
-    from pipelines.shared import CALIBRATED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from forecast.reports import figures
+    from pipelines.jobs.reading import CALIBRATED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from pipelines.jobs.registration import Registration
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -52,7 +52,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             run.table(result.coverage, "coverage.parquet")
             run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):
-                run.figure(plots.calibration(result.quantiles), "plots/calibration.png")
+                run.figure(figures.calibration(result.quantiles), "plots/calibration.png")
             version = registration.register()
             stage.note(version=str(version))
         if config.output.path:

@@ -31,15 +31,14 @@ from forecast.config import (
 from forecast.data.ages import ENDED
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, GatecastError, LedgerError, listing
-from forecast.ledger import Entry
-from forecast.ledger_entry import moment_of
 from forecast.names import CLASS, CUTOFF, MEAN
 from forecast.redaction import redacted
 from forecast.scoring.manifests import FORECASTS, ForecastKey, current
 from forecast.scoring.sinks.open import open_sink
-from pipelines.compose import compose
+from pipelines.jobs.command_line import compose
+from pipelines.jobs.ledger_entry import Entry, moment_of
 from pipelines.schedule import FINAL, Scheduler, Slot
-from pipelines.schedules import Schedule, read
+from pipelines.scheduling.schedule_file import Schedule, read
 from pipelines.verbs import JOBS, config_of
 
 try:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from forecast.config import AppendConfig, PrepareConfig, ProfileConfig
 from forecast.errors import ConfigError
-from pipelines import console
-from pipelines.compose import verb_config
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.command_line import verb_config
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
@@ -56,8 +56,8 @@ def prepare(config: PrepareConfig) -> "Prepared":
     from forecast.data.prepared import prepare as prepare_module
     from forecast.data.read import text_columns
     from forecast.data.sources.open import fingerprint, open_tables, unchanged
-    from forecast.registry import Registry
-    from pipelines.shared import log_data, log_profile
+    from forecast.tracking.registry import Registry
+    from pipelines.jobs.reading import log_data, log_profile
 
     registry = Registry(config.registry)
     with console.stage("prepare") as stage, unchanged(config.data) as check_source:
@@ -96,8 +96,8 @@ def append(config: AppendConfig) -> "Appended":
     from forecast.data.prepared import storage
     from forecast.data.read import text_columns
     from forecast.data.sources.open import open_tables, unchanged
-    from forecast.registry import Registry
-    from pipelines.shared import log_data
+    from forecast.tracking.registry import Registry
+    from pipelines.jobs.reading import log_data
 
     registry, folder = Registry(config.registry), Path(config.output.path)
     data = storage.reading(folder, config.data)
@@ -123,8 +123,8 @@ def _profile(argv: list[str]) -> None:
     from forecast.data.ingest.missing_known import missing_known
     from forecast.data.profiling.profile import frequencies, profile
     from forecast.data.profiling.quality import quality, summary
-    from forecast.profile_page import profile_page
-    from pipelines.shared import read_table
+    from forecast.reports.profile_page import profile_page
+    from pipelines.jobs.reading import read_table
 
     config = verb_config(ProfileConfig, "data profile", argv)
     console.setup()

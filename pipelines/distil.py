@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import DistilConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     from forecast.compression.distil import DistilResult
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
 
 _SHOWN = ("model", "parameters", "bytes", "cpu_ms", "mase", "wql", "coverage")
 
@@ -25,12 +25,12 @@ def main(config: DistilConfig) -> None:
 
 def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     """Distil, log and register; return the version, a line about it, and the result."""
-    from forecast import plots
     from forecast.compression.distil import distil
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
-    from pipelines.registration import Registration
-    from pipelines.shared import DISTILLED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from forecast.reports import figures
+    from pipelines.jobs.reading import DISTILLED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from pipelines.jobs.registration import Registration
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -58,7 +58,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 own = {name: value for name, value in row.items() if isinstance(value, int | float)}
                 run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
             run.table(result.comparison, "comparison.parquet")
-            run.figure(plots.loss_curves(result.curve), "plots/loss.png")
+            run.figure(figures.loss_curves(result.curve), "plots/loss.png")
             version = registration.register()
             stage.note(version=str(version))
         if config.output.path:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import ExplainConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     from forecast.explanation.result import Explanation
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
 
 # Inputs that are printed.
 _SHOWN = 20
@@ -25,12 +25,12 @@ def main(config: ExplainConfig) -> None:
 
 def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     """Explain a forecast, log it, and write it; return the version, the explanation, and the run."""
-    from forecast import plots
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.explanation.explain import explain
     from forecast.names import CUTOFF
-    from forecast.registry import Registry
-    from pipelines.shared import log_data, open_with_data
+    from forecast.reports import figures
+    from forecast.tracking.registry import Registry
+    from pipelines.jobs.reading import log_data, open_with_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -46,7 +46,7 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
             tables["attention"] = found.attention
         numbers = {"forecast": found.forecast, "baseline": found.baseline, "error": found.error}
         run.metrics({f"explain/{name}": value for name, value in numbers.items() if value is not None})
-        figure = plots.explanation(found.frame, found.summary, found.line)
+        figure = figures.explanation(found.frame, found.summary, found.line)
         run.figure(figure, "plots/explanation.png")
         for name, table in tables.items():
             run.table(table, f"{name}.parquet")

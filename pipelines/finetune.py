@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from forecast.config import FinetuneConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
 
 
 @recorded(FinetuneConfig)
@@ -24,12 +24,12 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     """Fine-tune, log and register; return the version, a line about it, and the decisions."""
     import numpy as np
 
-    from forecast import plots
     from forecast.finetuning.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
+    from forecast.reports import figures
     from pipelines import report
-    from pipelines.registration import Registration
-    from pipelines.shared import child_tags, final_fit_text, log_data, open_registry, open_with_data, uplift_text
+    from pipelines.jobs.reading import child_tags, final_fit_text, log_data, open_registry, open_with_data, uplift_text
+    from pipelines.jobs.registration import Registration
 
     registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
@@ -53,10 +53,10 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             run.metrics(metrics)
             run.table(result.decisions, "decisions.parquet")
             run.table(result.shown, "forecasts.parquet")
-            run.figure(plots.uplift_histogram(result.decisions), "plots/uplift.png")
+            run.figure(figures.uplift_histogram(result.decisions), "plots/uplift.png")
             rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
             history = loaded.panel.frame(rows, base.classes)
-            figure = plots.best_and_worst(history, result.shown, result.decisions)
+            figure = figures.best_and_worst(history, result.shown, result.decisions)
             run.figure(figure, "plots/best_and_worst.png")
             version = registration.register()
             tables = {"decisions": result.decisions, "forecasts": result.shown}

@@ -20,14 +20,15 @@ from forecast.config import (
 )
 from forecast.errors import ConfigError, OutputError, listing
 from forecast.redaction import printable, redacted
-from pipelines import compose, console
-from pipelines.record import note, recorded
-from pipelines.shared import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
+from pipelines.jobs import command_line, console
+from pipelines.jobs.job import note, recorded
+from pipelines.jobs.reading import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.registry import Registry, Version
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import Version
 
 # action: (its settings, what it does).
 ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
@@ -46,7 +47,7 @@ _SHOWN: Final = ("val/", "finetune/", "backtest/")
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS; those that change something are in the ledger."""
-    asked = compose.action_of(
+    asked = command_line.action_of(
         "models", argv, {name: about for name, (_, about) in ACTIONS.items()}, "registry.name=NAME "
     )
     if asked is None:
@@ -59,12 +60,12 @@ def main(argv: list[str]) -> None:
 
 
 def _look(action: str, argv: list[str]) -> None:
-    config = compose.verb_config(ACTIONS[action][0], f"models {action}", argv)
+    config = command_line.verb_config(ACTIONS[action][0], f"models {action}", argv)
     if action in ("diff", "export"):
         _check_alias(config, action)
     console.setup()
 
-    from forecast.registry import Registry
+    from forecast.tracking.registry import Registry
 
     registry = Registry(config.registry)
     if isinstance(config, DiffConfig):
@@ -81,7 +82,7 @@ def _look(action: str, argv: list[str]) -> None:
 
 @recorded(AddConfig)
 def _add(config: AddConfig) -> None:
-    from pipelines.builtin import add
+    from pipelines.jobs.builtin import add
 
     version, line = add(config)
     note(model=str(version), output=str(version))
@@ -90,7 +91,7 @@ def _add(config: AddConfig) -> None:
 
 @recorded(RegisterConfig)
 def _register(config: RegisterConfig) -> None:
-    from pipelines.registration import register_folder
+    from pipelines.jobs.registration import register_folder
 
     version, line = register_folder(config)
     note(model=str(version), output=str(version))
@@ -99,16 +100,16 @@ def _register(config: RegisterConfig) -> None:
 
 @recorded(RollbackConfig)
 def _rollback(config: RollbackConfig) -> None:
-    from pipelines import champions
-    from pipelines.shared import open_registry
+    from pipelines.jobs import champions
+    from pipelines.jobs.reading import open_registry
 
     print(champions.roll_back(open_registry(config), config))
 
 
 @recorded(DeleteConfig)
 def _delete(config: DeleteConfig) -> None:
-    from pipelines import champions
-    from pipelines.shared import open_registry
+    from pipelines.jobs import champions
+    from pipelines.jobs.reading import open_registry
 
     _check_alias(config, "delete")
     print(champions.delete(open_registry(config), config))
@@ -120,7 +121,7 @@ def _check_alias(config: VerbConfig, action: str) -> None:
 
 
 def _list(registry: "Registry") -> None:
-    from pipelines.champions import history_lines, reign
+    from pipelines.jobs.champions import history_lines, reign
 
     champions = registry.champions()
     rows = [
@@ -140,7 +141,7 @@ def _list(registry: "Registry") -> None:
 
 
 def _tree(registry: "Registry") -> None:
-    from pipelines.champions import history_lines
+    from pipelines.jobs.champions import history_lines
 
     found = lineage(registry)
     _print(found.columns, found.rows())
@@ -203,7 +204,7 @@ def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
 
 
 def _show(registry: "Registry", version: "Version") -> None:
-    from pipelines.champions import history_lines, reign
+    from pipelines.jobs.champions import history_lines, reign
 
     champions = registry.champions()
     children = [f"v{each.number}" for each in champions.versions.values() if each.parent == version.number]
@@ -246,7 +247,7 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
     from forecast.data.files import write_parquet_atomic
     from forecast.finetuning.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
     from forecast.names import SERIES_ID
-    from pipelines.shared import open_version
+    from pipelines.jobs.reading import open_version
 
     (version, own), (other, against) = (
         open_version(registry, alias) for alias in (config.registry.alias, config.diff.against)
@@ -266,7 +267,7 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
 
 
 def _export(registry: "Registry", config: ExportConfig) -> None:
-    from pipelines.shared import open_version
+    from pipelines.jobs.reading import open_version
 
     target, series = Path(config.output.path), config.export.series
     _check_target(target)
@@ -287,7 +288,7 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
             if config.export.format != "gatecast":
                 from forecast import artifact
                 from forecast.compression.onnx_export import export_onnx
-                from pipelines.shared import read_for
+                from pipelines.jobs.reading import read_for
 
                 model = artifact.load(made)
                 panel = read_for(model, config.data).panel if given else None

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.config import MonitorConfig, SinkConfig, load
 from forecast.errors import ConfigError, RolledBack, ThresholdBreached, listing
-from pipelines import console
-from pipelines.compose import compose
-from pipelines.monitor_rollback import Compared, roll_back, verdict_of, versions_of
-from pipelines.record import SCHEDULE, SLOT, note, open_ledger, recorded
-from pipelines.references import job_command
+from pipelines.jobs import console
+from pipelines.jobs.command_line import compose
+from pipelines.jobs.job import SCHEDULE, SLOT, note, open_ledger, recorded
+from pipelines.jobs.references import job_command
+from pipelines.monitoring.rollback import Compared, roll_back, verdict_of, versions_of
 from pipelines.verbs import JOBS, config_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from forecast.monitoring.forecasts import Written
     from forecast.monitoring.result import Monitored
     from forecast.monitoring.thresholds import Check
-    from forecast.registry import Registry, Version
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import Version
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def run(config: MonitorConfig) -> Result:
     from forecast.monitoring.forecasts import Written
     from forecast.monitoring.thresholds import checks
     from forecast.names import SHADOW
-    from pipelines.shared import open_registry, open_version, read_for
+    from pipelines.jobs.reading import open_registry, open_version, read_for
 
     settings = config.monitor
     written = Written(config.scores, model=config.registry.name)
@@ -113,10 +114,10 @@ class _Day(NamedTuple):
 
 def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day: _Day) -> Result:
     """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
-    from forecast.monitor_page import monitor_page
-    from pipelines.monitor_folder import PLOTLY, WatchFolder
-    from pipelines.monitor_summary import described, measures, summary, verdicts
-    from pipelines.shared import log_data
+    from forecast.reports.monitor_page import monitor_page
+    from pipelines.jobs.reading import log_data
+    from pipelines.monitoring.folder import PLOTLY, WatchFolder
+    from pipelines.monitoring.summary import described, measures, summary, verdicts
 
     settings, found, as_of = config.monitor, day.found, day.found.as_of.isoformat()
     breaches = [check for check in day.checks if check.breached]
@@ -192,7 +193,7 @@ def _overrides(config: MonitorConfig) -> list[str]:
 
 def _start(config: MonitorConfig) -> str:
     """Run the verb of `monitor.on_breach` in a process of its own, and return how it ended."""
-    from forecast.registry import tracking_uri
+    from forecast.tracking.store import tracking_uri
 
     verb = str(config.monitor.on_breach)
     arguments, settings = job_command(verb, _overrides(config))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from forecast.config import PretrainConfig, PretrainSettings
 from forecast.errors import ConfigError
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
     from forecast.pretraining.training import Run
     from forecast.pretraining.validation import validate
     from forecast.synthetic.stream import Stream
-    from pipelines.shared import open_registry
+    from pipelines.jobs.reading import open_registry
 
     settings, folder = config.pretrain, Path(config.output.path)
     device, stream = _device(settings), Stream(seed=settings.seed)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from forecast.config import PromoteConfig
 from forecast.errors import GateRefused, RegistryError
 from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED
-from pipelines.record import note, recorded
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
     from forecast.promotion import Verdict
-    from forecast.registry import Registry, Version
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import Version
 
 
 @recorded(PromoteConfig)
@@ -30,8 +31,8 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
     Raises it also if another version becomes champion meanwhile.
     """
     from forecast.names import CHALLENGER
-    from forecast.registry import FORCED
-    from pipelines.shared import open_registry
+    from forecast.tracking.champions import FORCED
+    from pipelines.jobs.reading import open_registry
 
     registry, force = open_registry(config), config.promote.force
     version = registry.resolve(config.registry.alias or CHALLENGER)
@@ -74,7 +75,7 @@ class _Refusal(NamedTuple):
 def _obstacle(version: "Version") -> _Refusal | None:
     """Return why a version is not to be judged, None if it is."""
     from forecast.backtesting.result import BACKTEST_RUN
-    from forecast.registry import DEMOTED
+    from forecast.tracking.champions import DEMOTED
 
     if why := version.tags.get(DEMOTED):
         reason = f"{version} is not promoted: it was the champion and was rolled back: {why}"
@@ -114,7 +115,7 @@ def _judge(registry: "Registry", version: "Version", champion: "Version | None")
 
 def _promote_base(registry: "Registry", version: "Version", champion: "Version | None", verdict: "Verdict") -> str:
     """Return how to promote the base of a refused version, which the gate lets pass; "" if it is or was champion."""
-    from forecast.registry import DEMOTED
+    from forecast.tracking.champions import DEMOTED
 
     base: Version | None = version
     while base and base.kind == SOURCE_FINE_TUNED:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ReconcileConfig, ReconcileSettings, ReconcileSource
 from forecast.errors import ConfigError, DataError, listing
-from pipelines import console
-from pipelines.record import manifest_of, note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import manifest_of, note, recorded
 
 if TYPE_CHECKING:
     import polars as pl

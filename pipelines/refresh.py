@@ -2,7 +2,7 @@
 
 from forecast.config import BacktestConfig, FinetuneConfig, PromoteConfig, RefreshConfig
 from pipelines import backtest, finetune, promote
-from pipelines.record import note, recorded, step
+from pipelines.jobs.job import note, recorded, step
 
 
 @recorded(RefreshConfig)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import RegistryConfig, ReportConfig, ReportSettings
 from forecast.errors import ConfigError, DataError, RegistryError, listing
-from pipelines import console
-from pipelines.compose import verb_config
+from pipelines.jobs import console
+from pipelines.jobs.command_line import verb_config
 from pipelines.verbs import JOBS
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.registry import Record, Registry, Run, Version
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.run import Run
+    from forecast.tracking.run_store import Record
+    from forecast.tracking.versions import Version
 
 PAGE: Final = "report.html"
 _LOGGED: Final = 200_000
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> None:
 def run(config: ReportConfig) -> str:
     """Write the page, and return a line about it."""
     from forecast.data.files import check_writable
-    from pipelines.shared import open_version, read_for
+    from pipelines.jobs.reading import open_version, read_for
 
     check_writable(Path(config.output.path))
     target = Path(config.output.path) / PAGE
@@ -128,7 +131,7 @@ def write(
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID
-    from forecast.report import write_report
+    from forecast.reports.report import write_report
     from pipelines.models import lineage
 
     tables, facts = dict(subject.tables), dict(subject.facts)
@@ -167,7 +170,7 @@ def write(
 
 
 def _subject(config: ReportConfig, temporary: Path) -> Subject:
-    from forecast.registry import Registry
+    from forecast.tracking.registry import Registry
 
     settings = config.report
     if settings.scores is not None:
@@ -255,9 +258,9 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     import polars as pl
 
     from forecast.names import CUTOFF
-    from forecast.registry import Registry
     from forecast.scoring.manifests import current, models_of, read_manifests
     from forecast.scoring.sinks.parquet import ParquetSink
+    from forecast.tracking.registry import Registry
 
     contents = read_manifests(folder)
     models = models_of(contents)
@@ -324,7 +327,7 @@ def few(forecasts: "pl.LazyFrame | None", most: int = _LOGGED) -> "tuple[pl.Data
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID, SOURCE, STEP, TIMESTAMP
-    from pipelines.shared import pick
+    from pipelines.jobs.reading import pick
 
     if forecasts is None:
         moment = pl.Datetime("us")
@@ -349,7 +352,7 @@ def _history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded: "Lo
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
-    from forecast.report import context
+    from forecast.reports.report import context
 
     if loaded is not None and artifact is not None and forecasts.height:
         first = loaded.panel.grid.floor(forecasts[CUTOFF].min()) - context(forecasts)  # type: ignore[arg-type]
@@ -370,7 +373,7 @@ def _judged(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -
     from forecast.metrics.seasonal_naive import seasonal_naive_errors
     from forecast.metrics.summaries import coverage_by_level, error_by_step
     from forecast.names import CUTOFF, MODEL, SERIES_ID, TARGET, TIMESTAMP, quantile_column
-    from forecast.plots import with_model
+    from forecast.reports.figures import with_model
 
     panel, season = loaded.panel, loaded.data.season_length
     moments = forecasts[CUTOFF].unique().sort()

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from forecast.config import RunsConfig, SyncConfig
 from forecast.errors import ConfigError, GatecastError
 from forecast.redaction import HIDDEN
-from pipelines import compose, console
-from pipelines.record import LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
-from pipelines.references import references_of
+from pipelines.jobs import command_line, console
+from pipelines.jobs.job import LOCAL_CLOCK, SCHEDULE, SLOT, open_ledger
+from pipelines.jobs.references import references_of
 from pipelines.verbs import JOBS
 
 if TYPE_CHECKING:
-    from forecast.ledger import Entry, Ledger
+    from pipelines.jobs.ledger import Ledger
+    from pipelines.jobs.ledger_entry import Entry
 
 ACTIONS: Final = {
     "list": "the latest attempt of everything that ran, newest first",
@@ -30,20 +31,20 @@ ACTIONS: Final = {
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = compose.action_of("runs", argv, ACTIONS)
+    asked = command_line.action_of("runs", argv, ACTIONS)
     if asked is None:
         return
     action, rest = asked
     if action == "sync":
-        from pipelines import sync
+        from pipelines.jobs import sync
 
-        settings = compose.verb_config(SyncConfig, "runs sync", rest)
+        settings = command_line.verb_config(SyncConfig, "runs sync", rest)
         console.setup()
         sync.run(settings)
         return
     which = rest.pop(0) if action != "list" and rest and "=" not in rest[0] and not rest[0].startswith("-") else None
     given = [word for word in rest if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
-    config = compose.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])
+    config = command_line.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])
     ledger = open_ledger(config.ledger)
     if action == "list":
         _list(config, ledger)
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
 
 
 def _list(config: RunsConfig, ledger: "Ledger") -> None:
-    from pipelines.runs_table import print_runs
+    from pipelines.jobs.runs_table import print_runs
 
     found = _entries(config, ledger, limit=config.runs.limit + 1)
     shown = found[: config.runs.limit]
@@ -75,7 +76,7 @@ def _entries(config: RunsConfig, ledger: "Ledger", **asked: Any) -> "list[Entry]
 
 
 def _show(config: RunsConfig, entry: "Entry") -> None:
-    from pipelines.runs_table import cutoffs
+    from pipelines.jobs.runs_table import cutoffs
 
     shown = entry.shown()
     if config.runs.format == "json":

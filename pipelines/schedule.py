@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError, GatecastError, GateRefused, LedgerError, RolledBack, ThresholdBreached
-from forecast.ledger import SKEW
-from forecast.ledger_entry import moment_of
-from pipelines import compose, console
-from pipelines.record import (
+from pipelines.jobs import command_line, console
+from pipelines.jobs.job import (
     LOCAL_CLOCK,
     SCHEDULE,
     SETTINGS_DIGEST,
@@ -32,12 +30,15 @@ from pipelines.record import (
     open_ledger,
     terminate,
 )
-from pipelines.references import job_command
+from pipelines.jobs.ledger import SKEW
+from pipelines.jobs.ledger_entry import moment_of
+from pipelines.jobs.references import job_command
 
 if TYPE_CHECKING:
-    from forecast.ledger import Entry, Ledger
+    from pipelines.jobs.ledger import Ledger
+    from pipelines.jobs.ledger_entry import Entry
     from pipelines.notify import NotifyConfig
-    from pipelines.schedules import Schedule
+    from pipelines.scheduling.schedule_file import Schedule
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,16 +67,16 @@ _POSTPONE: Final = 300.0
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = compose.action_of("schedule", argv, ACTIONS)
+    asked = command_line.action_of("schedule", argv, ACTIONS)
     if asked is None:
         return
     action, rest = asked
     takes_name = action in ("once", "repair")
     named = rest[:1] if takes_name and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
-    config = compose.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
+    config = command_line.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
     console.setup()
 
-    from pipelines.schedules import read
+    from pipelines.scheduling.schedule_file import read
 
     schedules, notify = read(Path(config.schedule.path))
     scheduler = Scheduler(config, schedules, notify)
@@ -123,7 +124,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, schedules: "dict[str, Schedule]", notify: "NotifyConfig") -> None:
         from pipelines.notify import Notifier
-        from pipelines.schedules import panel_makers
+        from pipelines.scheduling.schedule_file import panel_makers
 
         self._settings, self._schedules = config.schedule, schedules
         self.makers = panel_makers(schedules)
@@ -159,7 +160,7 @@ class Scheduler:
         from apscheduler.executors.pool import ThreadPoolExecutor
         from apscheduler.schedulers.background import BackgroundScheduler
 
-        from pipelines.schedules import Due
+        from pipelines.scheduling.schedule_file import Due
 
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         flows = {schedule.flow for schedule in self._schedules.values()}
@@ -319,7 +320,7 @@ class Scheduler:
 
     def _print_faults(self) -> None:
         """Print which schedules are stopped, and which have settings that do not suit their table."""
-        from pipelines.panel_checks import panel_faults
+        from pipelines.scheduling.panel_checks import panel_faults
 
         for line in (*self._stopped(), *panel_faults(self._schedules, self.makers, self._now())):
             print(line)
@@ -561,8 +562,8 @@ class Scheduler:
 
     def _job(self, schedule: "Schedule", slot: Slot) -> Any:
         """Return what was to be done, for a job that ended before it wrote that itself."""
-        from pipelines.compose import verb_settings
-        from pipelines.record import describe
+        from pipelines.jobs.command_line import verb_settings
+        from pipelines.jobs.job import describe
         from pipelines.verbs import config_of
 
         kind, settings = config_of(schedule.flow), schedule.settings(slot.cutoff)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from forecast.config import ScoreConfig, ScoreOutput
 from forecast.errors import GatecastError
-from pipelines import console
-from pipelines.record import manifest_of, note, recorded
-from pipelines.shared import metric_name
+from pipelines.jobs import console
+from pipelines.jobs.job import manifest_of, note, recorded
+from pipelines.jobs.reading import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.registry import Registry, Run, Version
     from forecast.scoring.job import Job
     from forecast.scoring.parts import Output
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.run import Run
+    from forecast.tracking.versions import Version
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,10 +70,10 @@ def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.files import check_writable
     from forecast.names import SHADOW
-    from forecast.registry import Registry
     from forecast.scoring.job import Job
-    from pipelines.builtin import open_builtin
-    from pipelines.shared import log_data, log_missing, open_with_data
+    from forecast.tracking.registry import Registry
+    from pipelines.jobs.builtin import open_builtin
+    from pipelines.jobs.reading import log_data, log_missing, open_with_data
 
     begun = time.monotonic()
     folder = Path(config.output.path)
@@ -153,7 +155,7 @@ def _shadow(
     from forecast.names import SHADOW
     from forecast.scoring.job import Job
     from forecast.scoring.parts import shadowed
-    from pipelines.shared import load_version, read_alike
+    from pipelines.jobs.reading import load_version, read_alike
 
     theirs = load_version(registry, other)
     shared = config.output.model_dump(include={"min", "max"})

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ScoresConfig
 from forecast.errors import ConfigError
-from pipelines import compose, console
+from pipelines.jobs import command_line, console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,11 +21,11 @@ ACTIONS: Final = {
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = compose.action_of("scores", argv, ACTIONS, "scores.path=FOLDER ")
+    asked = command_line.action_of("scores", argv, ACTIONS, "scores.path=FOLDER ")
     if asked is None:
         return
     action, rest = asked
-    config = compose.verb_config(ScoresConfig, f"scores {action}", rest)
+    config = command_line.verb_config(ScoresConfig, f"scores {action}", rest)
     console.setup()
     {"list": _list, "show": _show, "upgrade": _upgrade}[action](config)
 

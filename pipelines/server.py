@@ -24,8 +24,9 @@ from typing import Any, Final
 from forecast.config import ServerConfig
 from forecast.data.files import locked
 from forecast.errors import ConfigError, OutputError
-from pipelines import compose, console, ui
-from pipelines.record import on_sigterm, terminate
+from pipelines import ui
+from pipelines.jobs import command_line, console
+from pipelines.jobs.job import on_sigterm, terminate
 
 _USER: Final = "gatecast"
 _LOCAL: Final = "127.0.0.1"
@@ -37,7 +38,7 @@ _UNFINISHED: Final = ".postgresql-"
 
 def main(argv: list[str]) -> None:
     """Start what is needed, say how to use it, and stop all of it on Ctrl-C, SIGTERM or the end of the terminal."""
-    settings = compose.verb_config(ServerConfig, "server", argv).server
+    settings = command_line.verb_config(ServerConfig, "server", argv).server
     console.setup()
     if importlib.util.find_spec("psycopg") is None:
         raise ConfigError("MLflow speaks to PostgreSQL through psycopg: pip install 'gatecast[server]'")

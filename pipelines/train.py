@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from forecast.config import TrainConfig
-from pipelines import console
-from pipelines.record import note, recorded
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
     from forecast.training.result import Summary
 
 # Windows of validation that are few.
@@ -27,14 +27,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import numpy as np
     import polars as pl
 
-    from forecast import plots
     from forecast.data.ingest.loaded import recoded
     from forecast.names import PRETRAINED
     from forecast.prediction.from_table import forecast
+    from forecast.reports import figures
     from forecast.training.fit import fit
     from pipelines import report
-    from pipelines.registration import Registration
-    from pipelines.shared import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init
+    from pipelines.jobs.reading import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init
+    from pipelines.jobs.registration import Registration
 
     registry = open_registry(config)
     registry.check_runs()
@@ -68,7 +68,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             run.curve(result.curve)
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
-            run.figure(plots.loss_curves(result.curve), "plots/loss.png")
+            run.figure(figures.loss_curves(result.curve), "plots/loss.png")
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
@@ -78,7 +78,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             history = seen.panel.frame(rows, artifact.classes)
             drawn = report.few(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")
-            run.figure(plots.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
+            run.figure(figures.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             version = registration.register()
             points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
             loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import TrainConfig, TuneConfig, load
-from pipelines import console
-from pipelines.record import note, recorded
-from pipelines.settings_text import escaped
+from pipelines.jobs import console
+from pipelines.jobs.job import note, recorded
+from pipelines.jobs.settings_text import escaped
 
 if TYPE_CHECKING:
-    from forecast.registry import Version
+    from forecast.tracking.versions import Version
     from forecast.tuning.tune import Trial, TuneResult
 
 
@@ -32,11 +32,11 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.config import FitSettings
     from forecast.data.files import locked, write_parquet_atomic, write_text_atomic
     from forecast.names import PRETRAINED
-    from forecast.registry import PARENT_RUN
+    from forecast.tracking.run_store import PARENT_RUN
     from forecast.tuning.space import check
     from forecast.tuning.tune import tune
-    from pipelines.registration import Registration
-    from pipelines.shared import log_data, open_registry, read_table, with_init
+    from pipelines.jobs.reading import log_data, open_registry, read_table, with_init
+    from pipelines.jobs.registration import Registration
 
     folder = Path(config.output.path)
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))

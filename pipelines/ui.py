@@ -7,15 +7,15 @@ from typing import Final
 from forecast.config import UiConfig
 from forecast.errors import ConfigError
 from forecast.redaction import without_password
-from pipelines import compose
+from pipelines.jobs import command_line
 
 STORE: Final = "MLFLOW_BACKEND_STORE_URI"
 
 
 def main(argv: list[str]) -> None:
     """Become the MLflow server; stop it with Ctrl-C. A store without tables gets them before, as from any verb."""
-    config = compose.verb_config(UiConfig, "ui", argv)
-    from forecast.registry import prepare_store  # after --help, which waits for no MLflow
+    config = command_line.verb_config(UiConfig, "ui", argv)
+    from forecast.tracking.store import prepare_store  # after --help, which waits for no MLflow
 
     arguments, environment = command(config)
     prepare_store(environment[STORE])
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
 
 def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
     """Return the command that serves the store, and its environment."""
-    from forecast.registry import tracking_uri
+    from forecast.tracking.store import tracking_uri
 
     uri = tracking_uri(config.registry)
     if uri.startswith(("http://", "https://")):

@@ -52,8 +52,8 @@ VERBS: Final = {
     "server": Verb("pipelines.server:main", "run MLflow's server on PostgreSQL, for a team"),
     "ui": Verb("pipelines.ui:main", "open the web page of runs and models"),
     "data": Verb("pipelines.data:main", "prepare, append to or profile a panel, or write an example panel"),
-    "replay": Verb("pipelines.replay:main", "simulate weeks of nightly jobs, failures included"),
-    "demo": Verb("pipelines.demo:main", "run the whole job on an example panel"),
+    "replay": Verb("pipelines.examples.replay:main", "simulate weeks of nightly jobs, failures included"),
+    "demo": Verb("pipelines.examples.demo:main", "run the whole job on an example panel"),
 }
 
 _UNTIL: Final = "data.until"

@@ -12,10 +12,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from forecast.champions import Champions
 from forecast.config import Config, RegistryConfig
 from forecast.errors import GatecastError
-from forecast.registry import Registry
+from forecast.tracking.champions import Champions
+from forecast.tracking.registry import Registry
 
 
 class Pausing:

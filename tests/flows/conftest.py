@@ -7,7 +7,7 @@ import pytest
 from flow import BACKTEST, FINETUNE, NAME, TRAIN, Store, panel, succeed
 
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Mode
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Runs
 from werkzeug.serving import make_server
 
-from forecast.ledger import Ledger
+from pipelines.jobs.ledger import Ledger
 
 BEST_EFFORT = "registry.tracking=best_effort"
 

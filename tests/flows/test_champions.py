@@ -16,10 +16,11 @@ import pytest
 from flow import refuse, succeed
 from mlflow import MlflowClient
 
-from forecast.champions import CHAMPIONS, DEMOTED, FORCED, REPLACED_VERSION
 from forecast.config import RegistryConfig
 from forecast.errors import GateRefused, RegistryError
-from forecast.registry import Registry, Version
+from forecast.tracking.champions import CHAMPIONS, DEMOTED, FORCED, REPLACED_VERSION
+from forecast.tracking.registry import Registry
+from forecast.tracking.versions import Version
 
 NAME = "flights"
 MODEL = f"registry.name={NAME}"

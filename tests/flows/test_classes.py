@@ -11,7 +11,7 @@ import pytest
 from flow import refuse, succeed, written
 
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 NAMES = ("down", "idle", "up")
 DATA = ("data.columns.target=state", "data.past_covariates=[load]")

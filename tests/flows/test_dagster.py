@@ -24,11 +24,11 @@ from pydantic import SecretStr
 import forecast as library
 from forecast.config import SchedulerConfig, ScoreConfig, ScoreOutput, load
 from forecast.errors import ConfigError
-from forecast.ledger import Ledger
 from pipelines.dagster import CHECKS, Flow, _summary, definitions, judge, stability
+from pipelines.jobs.ledger import Ledger
 from pipelines.notify import NotifyConfig
 from pipelines.schedule import Scheduler
-from pipelines.schedules import Schedule
+from pipelines.scheduling.schedule_file import Schedule
 
 ASSET = dg.AssetKey("nightly")
 HOME = "telemetry: {enabled: false}\nconcurrency: {pools: {default_limit: 1}}\n"

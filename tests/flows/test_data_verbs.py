@@ -9,7 +9,7 @@ import pytest
 from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, succeed, written
 
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("store")
 

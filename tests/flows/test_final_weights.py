@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 import forecast as fc
 from forecast.config import RegistryConfig
 from forecast.models.runtime.onnx import exported
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 MODEL = f"registry.name={NAME}"
 EVALUATED = END - timedelta(hours=2 * HORIZON)

@@ -11,7 +11,8 @@ import pytest
 from flow import Done, forecast, succeed
 
 import forecast as library
-from forecast.ledger import Entry, Ledger
+from pipelines.jobs.ledger import Ledger
+from pipelines.jobs.ledger_entry import Entry
 
 PAGE = Path(library.__file__).parents[1] / "docs" / "first_schedule.md"
 QUICK = {"train": ["fit.max_steps=0", "model.hidden_size=8", "fit.accelerator=cpu"]}

@@ -14,13 +14,13 @@ import pytest
 
 from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 from pipelines import ui
 
 JOB = """
 import sys
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 registry = Registry(RegistryConfig(name=sys.argv[1], tracking_uri=sys.argv[2]))
 print("experiment", registry._experiment())
 """

@@ -15,7 +15,8 @@ import services
 import forecast
 from forecast.data.sources import connections, database, deadlines, sql
 from forecast.errors import DataError, LedgerError, OutputError
-from forecast.ledger import Job, Ledger
+from pipelines.jobs.ledger import Ledger
+from pipelines.jobs.ledger_entry import Job
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_commit_without_an_answer_is_an_error(postgresql: str) -> None:
 def test_a_ledger_does_not_wait_for_a_backend_that_hangs_alone(
     postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forecast.ledger._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("pipelines.jobs.ledger._ANSWER_SECONDS", 3.0)
     shared = Ledger(postgresql)
     entry = shared.begin(Job(flow="score", config={}))
     with (

@@ -17,8 +17,8 @@ from polars.testing import assert_frame_equal
 
 import forecast as library
 from forecast.config import RegistryConfig
-from forecast.ledger import Ledger
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
+from pipelines.jobs.ledger import Ledger
 
 MODEL = f"registry.name={NAME}"
 

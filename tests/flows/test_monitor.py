@@ -11,8 +11,9 @@ import pytest
 from flow import BACKTEST, END, FINETUNE, NAME, SERIES, Store, forecast, refuse, succeed
 
 from forecast.config import RegistryConfig
-from forecast.ledger import Ledger
-from forecast.registry import DEMOTED, Registry
+from forecast.tracking.champions import DEMOTED
+from forecast.tracking.registry import Registry
+from pipelines.jobs.ledger import Ledger
 from pipelines.notify import event_of
 
 MODEL = f"registry.name={NAME}"
@@ -103,7 +104,7 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(
     # A promotion while the day is judged is not undone.
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(
-            "pipelines.monitor_rollback.lacking", lambda *_: registry().promote(registry().resolve(2)) or ""
+            "pipelines.monitoring.rollback.lacking", lambda *_: registry().promote(registry().resolve(2)) or ""
         )
         between = forecast(*last, enough)
     assert between.code == 8

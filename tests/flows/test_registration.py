@@ -13,7 +13,7 @@ import pytest
 from flow import FINETUNE, HORIZON, NAME, Store, forecast, refuse, succeed
 
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 TRAIN = (f"window.horizon={HORIZON}", "window.context_length=24", "model.hidden_size=4", "fit.max_steps=0")
 DISTIL = ("distil.hidden_size=4", "distil.n_windows=1", "fit.max_steps=1", "registry.alias=pretrained")

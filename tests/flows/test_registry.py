@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from forecast import names
 from forecast.config import Config, ModelsConfig, RegistryConfig, UiConfig, load
 from forecast.errors import ConfigError, RegistryError
-from forecast.registry import Registry, Version
+from forecast.tracking.registry import Registry
+from forecast.tracking.versions import Version
 from pipelines import models, ui
 
 NAME = "flights"

@@ -7,8 +7,8 @@ import pytest
 from flow import refuse, succeed
 
 from forecast.config import RegistryConfig
-from forecast.ledger import Ledger
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
+from pipelines.jobs.ledger import Ledger
 
 DAYS = 14
 

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from forecast.backtesting.result import BACKTEST_RUN
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 
 
 def report(store: Store, *arguments: object) -> Path:

@@ -20,12 +20,13 @@ import pytest
 import services
 from flow import END, NAME, Store, forecast, refuse, succeed
 
-from forecast import alias_lock as alias_lock_module
-from forecast import ledger as ledger_module
-from forecast.alias_lock import alias_lock
 from forecast.data.sources import database
 from forecast.errors import LedgerError, RegistryError
-from forecast.ledger import Entry, Job, Ledger
+from forecast.tracking import alias_lock as alias_lock_module
+from forecast.tracking.alias_lock import alias_lock
+from pipelines.jobs import ledger as ledger_module
+from pipelines.jobs.ledger import Ledger
+from pipelines.jobs.ledger_entry import Entry, Job
 from pipelines.notify import verify
 
 MODEL = f"registry.name={NAME}"

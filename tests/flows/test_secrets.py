@@ -12,7 +12,7 @@ import pytest
 import services
 from flow import Done, forecast, refuse
 
-from forecast.ledger import Ledger
+from pipelines.jobs.ledger import Ledger
 
 SECRET = "S3cr3tPW"
 SLOT = "2024-01-17T05:00"

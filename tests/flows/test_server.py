@@ -17,9 +17,9 @@ import services
 from flow import BACKTEST, FINETUNE, NAME, SERIES, TRAIN, panel, refuse, succeed
 
 from forecast.config import RegistryConfig
-from forecast.ledger import Ledger
-from forecast.registry import Registry
+from forecast.tracking.registry import Registry
 from pipelines import server as server_verb
+from pipelines.jobs.ledger import Ledger
 
 MODEL = f"registry.name={NAME}"
 

@@ -11,8 +11,8 @@ import pytest
 
 from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
-from forecast.registry import Registry
-from forecast.tracking_calls import Calls
+from forecast.tracking.calls import Calls
+from forecast.tracking.registry import Registry
 
 
 @contextmanager

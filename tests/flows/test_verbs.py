@@ -22,9 +22,11 @@ from polars.testing import assert_frame_equal
 
 import forecast as library
 from forecast import promotion
-from forecast import registry as registry_module
 from forecast.config import RegistryConfig
-from forecast.registry import Registry
+from forecast.tracking import registry as registry_module
+from forecast.tracking import store
+from forecast.tracking import versions as versions_module
+from forecast.tracking.registry import Registry
 
 MODEL = f"registry.name={NAME}"
 QUANTILES = [f"q{level}0" for level in range(1, 10)]
@@ -46,7 +48,7 @@ def aliases(store: Store) -> dict[str, int]:
     return {alias: version.number for version in versions(store).values() for alias in version.aliases}
 
 
-def versions(store: Store) -> dict[int, registry_module.Version]:
+def versions(store: Store) -> dict[int, versions_module.Version]:
     registry = Registry(RegistryConfig(name=NAME, tracking_uri=store.uri))
     return {version.number: version for version in registry.versions()}
 
@@ -274,9 +276,7 @@ def test_the_number_of_calls_to_mlflow_does_not_depend_on_the_number_of_series(
     assert len(last[0].data.metrics) == len(last[1].data.metrics) or verb == "score"  # counts per source and reason
 
 
-def count_calls(
-    monkeypatch: pytest.MonkeyPatch, connect: Callable[[str], Any] = registry_module._connect
-) -> Counter[str]:
+def count_calls(monkeypatch: pytest.MonkeyPatch, connect: Callable[[str], Any] = store.connect) -> Counter[str]:
     """Count the calls of the real client from here on."""
     calls: Counter[str] = Counter()
 
@@ -292,7 +292,7 @@ def count_calls(
         deadlines, client = connect(uri)
         return deadlines, Counting(client)
 
-    monkeypatch.setattr(registry_module, "_connect", counting)
+    monkeypatch.setattr(registry_module, "connect", counting)
     return calls
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from forecast import alias_lock as module
-from forecast.alias_lock import alias_lock
 from forecast.errors import RegistryError
+from forecast.tracking import alias_lock as module
+from forecast.tracking.alias_lock import alias_lock
 
 
 @pytest.mark.parametrize("place", ["store", "ledger"])

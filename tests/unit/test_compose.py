@@ -20,7 +20,7 @@ from forecast.config import (
     load,
 )
 from forecast.errors import ConfigError
-from pipelines.compose import CONF, compose, verb_config
+from pipelines.jobs.command_line import CONF, compose, verb_config
 
 PRESETS = sorted(
     f"{folder.name}={file.stem}" for folder in CONF.iterdir() if folder.is_dir() for file in folder.iterdir()

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines import console
+from pipelines.jobs import console
 
 
 @pytest.fixture(autouse=True)

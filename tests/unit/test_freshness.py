@@ -14,16 +14,16 @@ import pytest
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
-from forecast.monitor_page import monitor_page
 from forecast.monitoring.cutoffs import Cutoff
 from forecast.monitoring.evaluation import monitor
 from forecast.monitoring.forecasts import Written
 from forecast.monitoring.freshness import Freshness, freshness_of
 from forecast.monitoring.result import Monitored
 from forecast.monitoring.thresholds import checks
+from forecast.reports.monitor_page import monitor_page
 from forecast.scoring.job import Job
 from forecast.training.result import FitResult
-from pipelines.monitor_summary import measures, summary
+from pipelines.monitoring.summary import measures, summary
 
 FACTS = {"comparison": None, "rollback": None, "no_rollback": None, "on_breach": None}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from forecast.errors import LedgerError
-from forecast.ledger import Job, Ledger
+from pipelines.jobs.ledger import Ledger
+from pipelines.jobs.ledger_entry import Job
 
 
 @pytest.fixture

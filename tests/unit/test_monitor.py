@@ -22,7 +22,6 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive
-from forecast.monitor_page import monitor_page
 from forecast.monitoring.coverage import Coverage
 from forecast.monitoring.cutoffs import Cutoff, Part
 from forecast.monitoring.drift import Span
@@ -33,14 +32,15 @@ from forecast.monitoring.result import Monitored
 from forecast.monitoring.step_scores import Evaluation, score_steps
 from forecast.monitoring.thresholds import Check, checks
 from forecast.names import SOURCE_SEASONAL_NAIVE
-from forecast.page import plotly_source
 from forecast.prediction.naive import naive_forecasts
 from forecast.promotion import compare
+from forecast.reports.monitor_page import monitor_page
+from forecast.reports.page import plotly_source
 from forecast.scoring.job import Job
 from forecast.scoring.parts import shadowed
 from forecast.training.result import FitResult
-from pipelines import console
-from pipelines.monitor_summary import summary, verdicts
+from pipelines.jobs import console
+from pipelines.monitoring.summary import summary, verdicts
 
 HORIZON, SEASON = 7, 7
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

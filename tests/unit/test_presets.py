@@ -7,7 +7,7 @@ import pytest
 from forecast.config import TrainConfig, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
-from pipelines.compose import CONF, compose
+from pipelines.jobs.command_line import CONF, compose
 
 if TYPE_CHECKING:
     from forecast.training.result import FitResult

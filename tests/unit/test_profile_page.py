@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 from plotly.offline import get_plotlyjs
 
-from forecast import profile_page as module
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import Counts
 from forecast.data.profiling.profile import profile
-from forecast.profile_page import profile_page
+from forecast.reports import profile_page as module
+from forecast.reports.profile_page import profile_page
 
 EVIL = "</script><script>document.title='hacked'</script>{{js}} & \""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

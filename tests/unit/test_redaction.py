@@ -9,8 +9,9 @@ from forecast.config import BacktestConfig, ScoreConfig, UiConfig, fields, load
 from forecast.data.files import make_private, write_bytes_atomic
 from forecast.errors import ConfigError, DataError, listing
 from forecast.redaction import add_secret, is_secret_name, printable, redacted, redacted_values, shown
-from pipelines import cli, console
-from pipelines.compose import verb_config
+from pipelines import cli
+from pipelines.jobs import console
+from pipelines.jobs.command_line import verb_config
 
 SECRET = "S3cr3tPW"
 

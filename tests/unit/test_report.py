@@ -12,8 +12,8 @@ import pytest
 from browser import Tab, needs_chromium, tab
 from plotly.offline import get_plotlyjs
 
-from forecast import report
 from forecast.errors import OutputError
+from forecast.reports import report
 
 START = datetime(2024, 1, 1)
 EVIL = "</script><script>document.title='hacked'</script>{{js}}"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from forecast.ledger import Entry
-from pipelines.runs_table import print_runs
+from pipelines.jobs.ledger_entry import Entry
+from pipelines.jobs.runs_table import print_runs
 
 START = datetime(2024, 4, 2, 1, 30, tzinfo=UTC)
 

@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from forecast import processes
 from forecast.config import LedgerConfig, SchedulerConfig, ScheduleSettings
 from forecast.data.time.frequency import Frequency, local_clock
 from forecast.data.time.grid import moment_clock
 from forecast.errors import ConfigError, LedgerError
-from forecast.ledger import SKEW, Entry, Job, Ledger
+from pipelines.jobs import processes
+from pipelines.jobs.ledger import SKEW, Ledger
+from pipelines.jobs.ledger_entry import Entry, Job
 from pipelines.notify import Command, NotifyConfig
 from pipelines.schedule import Scheduler
-from pipelines.schedules import Schedule
+from pipelines.scheduling.schedule_file import Schedule
 
 NOW = datetime(2024, 3, 5, 12, tzinfo=UTC)
 ALL = ("success", "failure", "breach", "rollback")

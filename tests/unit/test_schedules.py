@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecast.errors import ConfigError
-from pipelines.compose import CONF
-from pipelines.schedules import Due, Schedule, read
+from pipelines.jobs.command_line import CONF
+from pipelines.scheduling.schedule_file import Due, Schedule, read
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -22,9 +22,9 @@ from forecast.config import (
     text_form,
 )
 from forecast.errors import ConfigError
-from pipelines.compose import compose, verb_config, verb_settings
-from pipelines.record import describe
-from pipelines.settings_text import has_reference
+from pipelines.jobs.command_line import compose, verb_config, verb_settings
+from pipelines.jobs.job import describe
+from pipelines.jobs.settings_text import has_reference
 
 ODD_IDS = [
     "3.10",

@@ -197,7 +197,7 @@ def test_a_column_is_the_one_with_just_that_name(
 def test_models_of_such_columns_are_registered_and_forecast(tmp_path: Path, table: Callable[..., pl.DataFrame]) -> None:
     from forecast.config import RegistryConfig, TrainConfig
     from forecast.prediction.from_table import example
-    from forecast.registry import Registry
+    from forecast.tracking.registry import Registry
 
     names = {"series_id": "*", "timestamp": "^t.*$", "target": "\0nul", "kind": "^.*$", "size": "a\0"}
     rows = table(

@@ -1,0 +1,116 @@
+"""What the page of a day's monitoring draws: accuracy over time, by age and by interval, and series with an alarm."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import polars as pl
+
+from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
+from forecast.monitoring.result import Monitored, coverage_name
+from forecast.names import SERIES_ID, SOURCE_FINE_TUNED, SOURCE_SEASONAL_NAIVE, TARGET, TIMESTAMP, quantile_column
+from forecast.reports.figures import model_styles
+from forecast.reports.page import milliseconds, rounded, runs
+
+MODELS: Final = {FORECAST: "Forecast", SOURCE_SEASONAL_NAIVE: "Seasonal naive"}
+COLOURS: Final = {
+    FORECAST: model_styles([SOURCE_FINE_TUNED])[0].colour,
+    SOURCE_SEASONAL_NAIVE: model_styles([SOURCE_SEASONAL_NAIVE])[0].colour,
+}
+_ALARMS: Final = {
+    SERIES_ID: "Series",
+    "mase": "Recent MASE",
+    "limit": "Limit",
+    "median": "Usual",
+    "reference": "Usual in",
+    "n_steps": "Steps",
+    "times": "Times the usual",
+}
+
+
+def _line(frame: pl.DataFrame, column: str, label: str, colour: str | None, dash: str = "solid") -> dict[str, Any]:
+    return {"label": label, "colour": colour, "dash": dash, "y": frame.select(rounded(column)).to_series().to_list()}
+
+
+def over_time(found: Monitored) -> dict[str, Any]:
+    """Return the charts of accuracy and coverage by day or cutoff."""
+    each = found.metrics.filter(group=TIME)
+    parts = {model: each.filter(model=model) for model in MODELS}
+    own = parts[FORECAST]
+    times = own.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
+    charts = [
+        {"title": title, "series": [_line(parts[model], name, MODELS[model], COLOURS[model]) for model in MODELS]}
+        for title, name in (("MASE", "mase"), ("WQL", "wql"), ("Bias", "bias"))
+    ]
+    intervals = [
+        _line(
+            own,
+            coverage_name(band),
+            f"{100 * band:g} %",
+            None if place else COLOURS[FORECAST],
+            "solid" if place == 0 else "dot",
+        )
+        for place, band in enumerate(found.bands[:: max(1, len(found.bands) - 1)])
+    ]
+    return {
+        "x": times.to_series().to_list(),
+        "charts": [*charts, {"title": "Share inside the intervals", "series": intervals}],
+    }
+
+
+def by_age(found: Monitored) -> Iterator[dict[str, Any]]:
+    """Yield the MASE by age, and the coverage by interval, of both windows."""
+    each = found.metrics.filter(group=AGE)
+    if each.is_empty():
+        return
+    series = []
+    for window, dash in ((RECENT, "solid"), (HISTORY, "dot")):
+        for model, label in MODELS.items():
+            part = each.filter(window=window, model=model)
+            if part.height:
+                series.append(_line(part, "mase", f"{label}, {window}", COLOURS[model], dash))
+    ages = each["value"].unique(maintain_order=True).to_list()
+    yield {"title": "MASE by age", "axis": "Steps after the cutoff", "x": ages, "series": series}
+    whole = found.metrics.filter(group=ALL, model=FORECAST)
+    lines = [{"label": "Ideally", "colour": None, "dash": "dot", "y": list(found.bands)}]
+    for window in (RECENT, HISTORY):
+        row = whole.filter(window=window)
+        if row.height:
+            shares = [row[coverage_name(band)].item() for band in found.bands]
+            colour = COLOURS[FORECAST] if window == RECENT else COLOURS[SOURCE_SEASONAL_NAIVE]
+            lines.append({"label": window.capitalize(), "colour": colour, "dash": "solid", "y": shares})
+    bands = [f"{100 * band:g} %" for band in found.bands]
+    yield {"title": "Share inside each interval", "axis": "Interval", "x": bands, "series": lines}
+
+
+def alarm_series(found: Monitored, history: pl.DataFrame) -> dict[str, Any]:
+    """Return the table of the series with an alarm, and of those that are shown what was forecast and what came."""
+    alarms = found.alarms.filter(status="alarm").with_columns(times=pl.col("mase") / pl.col("median"))
+    columns = list(_ALARMS)
+    numeric = [name for name in columns if alarms.schema[name].is_numeric()]
+    rows = alarms.select(rounded(name) if name in numeric else pl.col(name) for name in columns).rows()
+    there = set(found.shown[SERIES_ID].unique())
+    low, middle, high = (quantile_column(level) for level in ((1 - found.bands[0]) / 2, 0.5, (1 + found.bands[0]) / 2))
+    past = history.select(SERIES_ID, milliseconds(TIMESTAMP), rounded(TARGET)).partition_by(SERIES_ID, as_dict=True)
+    made = found.shown.select(SERIES_ID, milliseconds(TIMESTAMP), *map(rounded, (low, middle, high)))
+    parts = made.partition_by(SERIES_ID, as_dict=True)
+    series = []
+    for row in alarms.filter(pl.col(SERIES_ID).is_in(there)).iter_rows(named=True):
+        name = row[SERIES_ID]
+        part, before = parts[name,], past[name,]
+        series.append(
+            {
+                "name": name,
+                "why": f"Recent MASE {row['mase']:.3g} over {row['n_steps']:,} steps; in its {row['reference']} it is "
+                f"{row['median']:.3g} as a rule, and the limit is {row['limit']:.3g}.",
+                "t": runs(before[TIMESTAMP].to_list()),
+                "y": before[TARGET].to_list(),
+                "f": {
+                    "t": runs(part[TIMESTAMP].to_list()),
+                    "q": part[middle].to_list(),
+                    "low": part[low].to_list(),
+                    "high": part[high].to_list(),
+                },
+            }
+        )
+    heads = [{"label": _ALARMS[name], "numeric": name in numeric} for name in columns]
+    return {"columns": heads, "rows": rows, "series": series}

@@ -1,0 +1,256 @@
+"""Versions of a registered model in MLflow, and their aliases."""
+
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from forecast.tracking.store import calls_mlflow, explained, is_server, prepare_store, tracking_uri
+from forecast.tracking.store import connect as _connect
+
+# isort: split
+import polars as pl
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from forecast import names
+from forecast.config import RegistryConfig
+from forecast.errors import RegistryError
+from forecast.redaction import without_password
+from forecast.tracking.alias_lock import alias_lock
+from forecast.tracking.champions import CHAMPIONS, DEMOTED, FORCED, PROMOTED, REPLACED_VERSION, ROLLED_BACK, Champions
+from forecast.tracking.champions import read as read_champions
+from forecast.tracking.registry_files import download, lineage, save_pyfunc
+from forecast.tracking.run import Run
+from forecast.tracking.run_store import PARENT_RUN, Record
+from forecast.tracking.spool import is_away
+from forecast.tracking.version_store import VersionStore
+from forecast.tracking.versions import Version, from_mlflow
+
+__all__ = [
+    "DEMOTED",
+    "FORCED",
+    "PARENT_RUN",
+    "REPLACED_VERSION",
+    "Record",
+    "Registry",
+    "Run",
+    "Version",
+    "prepare_store",
+    "tracking_uri",
+]
+_LOG = logging.getLogger(__name__)
+
+
+class Registry(VersionStore):
+    """The runs and versions of one registered model.
+
+    Raises RegistryError if the store does not answer; a dead server is noticed in seconds. Aliases move under a lock:
+    in the database of the store, or in the ledger at the URI `ledger` where the store is behind a server.
+    """
+
+    def __init__(self, config: RegistryConfig, ledger: str | None = None) -> None:
+        self.uri = tracking_uri(config)
+        self._ledger = ledger
+        self.name = config.name
+        self._spool_root = Path(config.spool) if config.tracking == "best_effort" else None
+        with explained(self.uri):
+            self._calls, self._client = _connect(self.uri)
+
+    @calls_mlflow
+    def register(
+        self,
+        run: Run,
+        folder: Path,
+        *,
+        digest: str,
+        tags: Mapping[str, str],
+        alias: str | None = None,
+        example: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+    ) -> Version:
+        """Register an artifact folder as a version which any MLflow client can load, and give it an alias.
+
+        `example` is a few made-up input rows with their forecasts: they become the signature and the input example.
+        """
+        if run.spool and run.spool.folder:
+            raise RegistryError(f"MLflow store {without_password(self.uri)}: it was away before")
+        # Its name may hold fewer characters than that of a registered model.
+        logged = re.sub(r"""[/:.%"']""", "_", self.name)
+        model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
+        with tempfile.TemporaryDirectory() as temporary:
+            described = Model(run_id=run.id, model_id=model.model_id, metadata=lineage(digest, tags))
+            local = save_pyfunc(folder, Path(temporary), described, example)
+            self._client.log_model_artifacts(model.model_id, local)
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Asked directly, a database looks for models:/ in whatever store is set for the whole process.
+        source = f"models:/{model.model_id}" if is_server(self.uri) else model.artifact_location
+        with self._locked():  # The latest version that is registered for an alias has it.
+            created = self._client.create_model_version(
+                self.name, source, run.id, tags={**tags, "digest": digest}, model_id=model.model_id
+            )
+            if alias:
+                self._point(alias, int(created.version))
+        return from_mlflow(created, [alias] if alias else [])
+
+    def postpone(
+        self, run: Run, folder: Path, error: RegistryError, *, digest: str, tags: Mapping[str, str], alias: str | None
+    ) -> Version:
+        """Keep a model folder in the spool of its run, where the store is away, and return the version to be.
+
+        Raises the error where the store is required, or has refused the model.
+        """
+        cause = error.__cause__
+        if run.spool is None or not (run.spool.folder or is_away(cause)):
+            raise error
+        if run.spool.folder is None:
+            run.spool.begin(cause or error, run.id)
+        run.spool.register(folder, digest=digest, alias=alias, tags=tags)
+        return Version(self.name, 0, digest, tags.get("kind", ""), run.id, "", time.time_ns() // 1_000_000, dict(tags))
+
+    @calls_mlflow
+    def download(self, version: Version) -> Path:
+        """Return the artifact folder of a version.
+
+        The local cache is keyed by digest: a version that is in it, each file as it was saved, makes no request. One
+        that is damaged there is fetched again. Raises RegistryError, also where what the registry has is damaged.
+        """
+        return download(self._client, self._calls, self.uri, version)
+
+    @calls_mlflow
+    def champions(self) -> Champions:
+        """Return the history of the champion alias, and what a rollback returns to."""
+        return self._champions()
+
+    def _champions(self) -> Champions:
+        aliases, tag = self._model()
+        return read_champions(self.name, tag, aliases, self._versions(aliases))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with alias_lock(self.uri, self._ledger, self.name):
+            yield
+
+    @calls_mlflow
+    def set_alias(self, alias: str, version: Version, *, registered: int | None = None) -> Version:
+        """Point an alias at a version, and return the version that has it then.
+
+        A version that was made later than `registered`, milliseconds since 1970, keeps it.
+        """
+        with self._locked():
+            if registered is not None and (holder := self.find(alias)) is not None and holder.created > registered:
+                return holder
+            self._point(alias, version.number)
+        return version
+
+    def _point(self, alias: str, number: int) -> None:
+        if alias == names.CHAMPION:
+            self._crown(self._champions(), number)
+        else:
+            self._client.set_registered_model_alias(self.name, alias, str(number))
+
+    @calls_mlflow
+    def hand_over(self, source: Version, heir: Version) -> tuple[str, ...]:
+        """Give the aliases of one version to another; return those that the first still had."""
+        with self._locked():
+            aliases = self._model()[0]
+            moved = tuple(alias for alias in source.aliases if aliases.get(alias) == source.number)
+            for alias in moved:
+                self._point(alias, heir.number)
+        return moved
+
+    @calls_mlflow
+    def delete_alias(self, alias: str) -> None:
+        """Remove an alias."""
+        with self._locked():
+            self._client.delete_registered_model_alias(self.name, alias)
+
+    @calls_mlflow
+    def promote(self, challenger: Version, *, basis: Champions | None = None, objection: str = "") -> None:
+        """Make a version the champion. The champion stays what it is.
+
+        `basis` are the champions that the decision was made by: raises GateRefused if another version has become
+        champion since, or the challenger was rolled back. `objection` is why the gate refused it, for the tag FORCED.
+        """
+        with self._locked():
+            champions = self._champions()
+            if champions.number == challenger.number:
+                return
+            if basis is not None:
+                champions.check(basis, challenger)
+            self._crown(champions, challenger.number, objection)
+
+    def _crown(self, champions: Champions, number: int, objection: str = "") -> None:
+        """Give the alias to a version; the alias is the last thing that changes."""
+        if champions.number == number:
+            return
+        if champions.damage:
+            _LOG.warning("%s; a new one begins with what the tags of the versions say", champions.damage)
+        tags = champions.versions[number].tags if number in champions.versions else {}
+        changes = {REPLACED_VERSION: str(champions.number or "")}
+        changes |= {name: "" for name in (DEMOTED, FORCED) if tags.get(name)}
+        changes |= {FORCED: objection} if objection else {}
+        self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.tag_after(number, PROMOTED))
+        self._tag(number, changes)
+        self._client.set_registered_model_alias(self.name, names.CHAMPION, str(number))
+
+    @calls_mlflow
+    def rollback(
+        self, reason: str, *, to: str | int | None = None, basis: Champions | None = None
+    ) -> tuple[Version | None, Version]:
+        """Give the champion alias back to an earlier champion; return (from, to), from None where there was none.
+
+        That is the one before it in the history that was not rolled back itself, or `to`, any earlier champion. The
+        version that is left remembers why, so that no promotion and no rollback brings it back unasked. `basis` are
+        the champions that the decision was made by. Raises RegistryError if they have changed since, and if there is
+        nothing to roll back to.
+        """
+        with self._locked():
+            champions = self._champions()
+            if basis is not None:
+                champions.check_rollback(basis, is_requested=to is not None)
+            requested = None if to is None else self.resolve(to, "rollback.to")
+            target = champions.rollback_target(requested)
+            former = champions.champion
+            if target.number == champions.number:
+                return target, target
+            is_back = champions.number is not None and target.number in champions.line[:-1]
+            self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.tag_after(target.number, ROLLED_BACK))
+            if former is not None and is_back:
+                self._tag(former.number, {DEMOTED: reason})
+            if target.tags.get(DEMOTED):
+                self._tag(target.number, {DEMOTED: ""})
+            self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
+        return former or champions.deleted_champion(), target
+
+    def previous(self, champion: Version) -> Version | None:
+        """Return the version that a rollback of a champion returns to; None if there is none, or it is no champion."""
+        return self.champions().previous(champion)
+
+    @calls_mlflow
+    def delete(self, version: Version, *, force: bool = False) -> tuple[str, ...]:
+        """Delete a version; return the aliases that go with it. Its run stays.
+
+        Raises RegistryError, without `force`, if an alias means it, others were made from it, or a rollback would need
+        it.
+        """
+        with self._locked():
+            champions = self._champions()
+            if version.number not in champions.versions:
+                raise RegistryError(f"{version} is deleted already")
+            version = champions.versions[version.number]
+            if not force and (reasons := champions.reasons_to_keep(version)):
+                raise RegistryError(f"{version} is not deleted: {'; '.join(reasons)}; or set delete.force=true")
+            for alias in version.aliases:
+                self._client.delete_registered_model_alias(self.name, alias)
+            self._client.delete_model_version(self.name, str(version.number))
+        return version.aliases

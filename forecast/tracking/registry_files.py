@@ -1,0 +1,132 @@
+"""The files of a version: how they are packed for MLflow, and the cache of those that were downloaded."""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from forecast.tracking import store  # noqa: F401  before MLflow
+
+# isort: split
+import mlflow.artifacts
+import mlflow.pyfunc
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
+
+from forecast.config import ServingSettings
+from forecast.errors import RegistryError
+from forecast.tracking.environment import requirements
+from forecast.tracking.versions import Version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from forecast.tracking.calls import Calls
+
+_ARTIFACT: Final = "model"  # the name of our folder inside the logged model
+_LOG = logging.getLogger(__name__)
+
+
+def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.DataFrame, pl.DataFrame] | None) -> str:
+    """Pack an artifact folder as MLflow's clients load it; return the path of the package in `temporary`."""
+    local = str(temporary / "pyfunc")
+    mlflow.pyfunc.save_model(
+        local,
+        mlflow_model=model,
+        python_model=str(Path(__file__).with_name("serving.py")),
+        artifacts={_ARTIFACT: str(_renamed(folder, temporary))},
+        signature=_signature(*example) if example else None,
+        input_example=_to_pandas(example[0]) if example else None,
+        # Given, because inferring them means loading the model in another process.
+        pip_requirements=requirements(),
+    )
+    return local
+
+
+def lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
+    kept = ("kind", "trained_until", "final_until", "data_digest", "parent_digest")
+    return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}
+
+
+def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -> Path:
+    """Return the artifact folder of a version; see `Registry.download`."""
+    from forecast import artifact  # brings torch with it
+
+    if not re.fullmatch(r"[0-9a-f]{8,}", version.digest):
+        raise RegistryError(f"{version} is not one of ours: its tag `digest` is {version.digest!r}")
+    cache = Path(os.environ.get("GATECAST_CACHE") or Path.home() / ".cache" / "gatecast")
+    folder = cache / version.digest
+    if artifact.is_intact(folder, version.digest):
+        return folder
+    if folder.exists():
+        _LOG.warning("%s, the cached copy of %s, is damaged; it is fetched again", folder, version)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _fetch(client, calls, uri, version, folder)
+    except OSError as error:
+        raise RegistryError(
+            f"{version} can't be kept in {cache}: {error.strerror or error}; set GATECAST_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, folder: Path) -> None:
+    """Put the files of a version into the cache once all of them are checked."""
+    from forecast import artifact
+
+    root = client.get_model_version_download_uri(version.name, str(version.number))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:
+        fetched = calls.run(
+            "download_artifacts",
+            mlflow.artifacts.download_artifacts,
+            folder=Path(temporary),
+            artifact_uri=f"{root}/artifacts/{_ARTIFACT}",
+            dst_path=temporary,
+            tracking_uri=uri,
+            registry_uri=uri,
+        )
+        if not artifact.is_intact(Path(fetched), version.digest):
+            raise RegistryError(
+                f"{version} is damaged in the registry: its files are not those of digest {version.digest[:16]}; "
+                "take another version (registry.alias), or train or register it again"
+            )
+        if artifact.is_intact(folder, version.digest):  # Another job was faster.
+            return
+        with suppress(FileNotFoundError):
+            folder.rename(Path(temporary) / "replaced")
+        try:
+            Path(fetched).rename(folder)
+        except OSError:
+            if not artifact.is_intact(folder, version.digest):
+                raise
+
+
+def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
+    """Return the columns in and out, and the parameters.
+
+    We check input types ourselves: MLflow refuses time zones and integers.
+    """
+    columns = Schema([ColSpec(AnyType(), name) for name in inputs.columns])
+    fields = ServingSettings.model_fields.items()
+    params = ParamSchema([ParamSpec(name, DataType.string, str(field.default)) for name, field in fields])
+    return ModelSignature(columns, infer_signature(_to_pandas(outputs)).inputs, params)
+
+
+def _to_pandas(frame: pl.DataFrame) -> "pd.DataFrame":
+    """Return a frame as pandas, whatever its columns are called: Arrow's C interface has no name with a NUL."""
+    numbered = frame.rename({name: str(number) for number, name in enumerate(frame.columns)})
+    return numbered.to_pandas().set_axis(frame.columns, axis=1)
+
+
+def _renamed(folder: Path, temporary: Path) -> Path:
+    """Return a copy of the folder under the name it has inside the logged model."""
+    return Path(shutil.copytree(folder, temporary / _ARTIFACT))

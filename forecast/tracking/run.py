@@ -1,0 +1,196 @@
+"""A run in MLflow that is open, and what a job logs into it, in as few calls as MLflow allows."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+from forecast.tracking.store import calls_mlflow, is_server
+
+# isort: split
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
+
+from forecast.redaction import redacted, without_password
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from forecast.tracking.spool import RunSpool
+    from forecast.tracking.versions import Version
+
+BATCH: Final = 1000
+"""Metrics that MLflow takes in one call, and runs that it returns."""
+_DATASET_DIGEST_LENGTH: Final = 36
+
+
+class Run:
+    """A run that is open. Paths are relative to its artifacts."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        uri: str,
+        run_id: str,
+        experiment_id: str,
+        *,
+        job: str = "",
+        spool: "RunSpool | None" = None,
+    ) -> None:
+        self.uri = uri
+        self.id = run_id
+        self.experiment_id = experiment_id
+        self.job = job
+        self.spool = spool
+        """What takes its calls if the store goes away; None where the store is required."""
+        self._client = client
+        self.settings: dict[str, str] = {}
+        """Of the job, and which data it has used."""
+        self._last_steps: dict[str, int] = {}
+        """By metric, of those that this object has logged."""
+        self._timestamp = 0
+
+    @property
+    def link(self) -> str:
+        """The page of the run on its server, or the id where the store is none."""
+        page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return page if is_server(self.uri) and self.experiment_id else self.id
+
+    @calls_mlflow
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics, all at one step; without a step, each at its last one, so that it is the latest of its name."""
+        if step is None:
+            self._log_metrics([(self._last_steps.get(name, 0), {name: value}) for name, value in values.items()])
+        else:
+            self._log_metrics([(step, values)])
+
+    @calls_mlflow
+    def curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Log metrics at many steps, in as few calls as MLflow allows."""
+        self._log_metrics(points)
+
+    def _log_metrics(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        # Of values at the same step MLflow takes the latest, and of those of the same millisecond the largest.
+        self._timestamp = now = max(_now(), self._timestamp + 1)
+        entries = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
+        for entry in entries:
+            self._last_steps[entry.key] = max(entry.step, self._last_steps.get(entry.key, 0))
+        for first in range(0, len(entries), BATCH):
+            self._client.log_batch(self.id, metrics=entries[first : first + BATCH])
+
+    @calls_mlflow
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+    @calls_mlflow
+    def label(self, version: "Version", cutoffs: Sequence[str] = ()) -> None:
+        """Name the run by its job, a version and its cutoffs in ISO format, earliest first, and tag it with them."""
+        number, ends = str(version.number or ""), (cutoffs[0], cutoffs[-1]) if cutoffs else ()
+        cutoff = "..".join(dict.fromkeys(ends))
+        tags = {"mlflow.runName": run_name(self.job, number, cutoff), "version": number, "cutoff": cutoff}
+        if len(cutoffs) > 1:
+            tags["n_cutoffs"] = str(len(cutoffs))
+        self._client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items() if value])
+
+    @calls_mlflow
+    def tag_version(self, version: "Version", values: Mapping[str, str]) -> None:
+        """Set tags of a version, which may have the id of this run."""
+        for name, value in values.items():
+            self._client.set_model_version_tag(version.name, str(version.number), name, value)
+
+    @calls_mlflow
+    def figure(self, figure: "Figure", path: str) -> None:
+        """Log a Matplotlib figure; the suffix is the format."""
+        self._client.log_figure(self.id, figure, path)
+
+    @calls_mlflow
+    def table(self, frame: pl.DataFrame, path: str) -> None:
+        """Log a table as Parquet."""
+        self._write(path, frame.write_parquet)
+
+    @calls_mlflow
+    def json(self, value: object, path: str) -> None:
+        """Log a value as JSON."""
+        self._write(path, lambda file: file.write_text(as_json(value)))
+
+    @calls_mlflow
+    def text(self, value: str, path: str) -> None:
+        """Log a text: a page, say."""
+        self._write(path, lambda file: file.write_text(value, encoding="utf-8"))
+
+    @calls_mlflow
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file."""
+        self._client.log_artifact(self.id, str(path), folder)
+
+    def _write(self, path: str, write: Callable[[Path], object]) -> None:
+        target = PurePosixPath(path)
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary) / target.name
+            write(local)
+            self._client.log_artifact(self.id, str(local), None if target.parent.name == "" else str(target.parent))
+
+    @calls_mlflow
+    def dataset(self, name: str, *, digest: str, source: str, rows: int) -> None:
+        """Say which data the run used; the data is not read."""
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_DATASET_DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": redacted(source)}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
+        self.settings = {**described(dataset), **self.settings}
+
+    @calls_mlflow
+    def end(self, error: BaseException | None = None) -> None:
+        """End the run: as FINISHED, FAILED by an error, or KILLED by an interrupt."""
+        if error is None:
+            self._client.set_terminated(self.id)
+            return
+        self._client.set_tag(self.id, "error", redacted(f"{type(error).__name__}: {error}")[:5000])
+        self._client.set_terminated(self.id, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+
+def run_name(job: str, version: str = "", cutoff: str = "") -> str:
+    """Return what people call a run: its job, its version, and its cutoff or the first and the last.
+
+    >>> run_name("score", "1", "2024-04-02T00:00:00"), run_name("score", "1", "2024-04-01T23:00..2024-04-02T23:00")
+    ('score v1 2024-04-02', 'score v1 2024-04-01 23:00..2024-04-02 23:00')
+    """
+    moments = [_short(text) for text in cutoff.split("..") if text]
+    return " ".join(filter(None, [job, version and f"v{version}", "..".join(moments)]))
+
+
+def _short(moment: str) -> str:
+    day, _, clock = moment.replace("T", " ").partition(" ")
+    return day if clock[:8] in ("", "00:00:00", "23:59:59") else f"{day} {clock[:5]}"
+
+
+def described(dataset: Dataset) -> dict[str, str]:
+    """Return which data a run used, by its name."""
+    source, profile = (_object(text) for text in (dataset.source, dataset.profile))
+    return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Return the object in a JSON text, an empty one if there is none."""
+    try:
+        content = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON that people read."""
+    return json.dumps(value, indent=2, default=str)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

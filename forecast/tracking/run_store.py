@@ -1,0 +1,274 @@
+"""The runs of an experiment in MLflow.
+
+Only explicit run ids and batched calls: several jobs can run in one process, and the number of calls does not grow
+with the number of series.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+from forecast.tracking.store import artifact_root, calls_mlflow, explained
+
+# isort: split
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Param
+from mlflow.exceptions import MlflowException
+
+from forecast.config import Config
+from forecast.errors import GatecastError, RegistryError
+from forecast.redaction import redacted_values, without_password
+from forecast.tracking import spool
+from forecast.tracking.environment import commit, environment
+from forecast.tracking.run import BATCH, Run, as_json, described, run_name
+from forecast.tracking.spool import BestEffortClient, RunSpool, SpooledRun, is_away
+
+PARENT_RUN: Final = "mlflow.parentRunId"
+"""Tag of a run: the one that it is shown inside of."""
+
+_PARAM_BATCH: Final = 100
+_PARAM_LENGTH: Final = 6000
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has left."""
+
+    id: str
+    job: str
+    tags: Mapping[str, str]
+    settings: Mapping[str, str]
+    """Of the job, and which data it has used."""
+    files: frozenset[str]
+    """Artifacts that are in no folder."""
+    is_deleted: bool = False
+    """MLflow keeps the runs that were deleted, and takes nothing more of them."""
+
+
+class RunStore:
+    """The runs of an experiment. `uri` is its store, `name` the experiment."""
+
+    uri: str
+    name: str
+    _client: MlflowClient
+    _spool_root: Path | None
+    """Where runs are kept while the store is away; None where it is required."""
+
+    @contextmanager
+    def run(self, job: str, config: Config, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """Open a run for a job and log its config and environment.
+
+        It ends as FINISHED, FAILED on an error, or KILLED on an interrupt. With registry.tracking=best_effort, a store
+        that goes away stops nothing: a spool takes the rest of the run.
+        """
+        run = self._start(job, config, tags or {})
+        try:
+            yield run
+        except BaseException as error:
+            # The error that stopped the job matters more than one in reporting it.
+            with suppress(GatecastError):
+                run.end(error)
+            raise
+        else:
+            run.end()
+        finally:
+            if run.spool:
+                run.spool.close()
+
+    @calls_mlflow
+    def replay(self, folder: Path, spooled: SpooledRun, real_ids: Mapping[str, str]) -> Run:
+        """Log what a spool has, and return its run, which is still open; see `tracking_spool.replay`."""
+        experiment = self._experiment()
+        run_id = spool.replay(self._client, experiment, folder, spooled, real_ids)
+        return Run(self._client, self.uri, run_id, experiment)
+
+    @calls_mlflow
+    def end_replay(self, folder: Path, run: Run) -> None:
+        """End the run of a spool as its job ended."""
+        spool.end(self._client, folder, run.id)
+
+    @contextmanager
+    def resume(self, run_id: str) -> Iterator[Run]:
+        """Open a run that has ended; it ends as FINISHED if no error stops what is added to it."""
+        with explained(self.uri):
+            experiment = self._client.get_run(run_id).info.experiment_id
+        yield Run(self._client, self.uri, run_id, experiment)
+        with explained(self.uri):
+            self._client.set_terminated(run_id)
+            with suppress(MlflowException):  # it has not failed
+                self._client.delete_tag(run_id, "error")
+
+    @calls_mlflow
+    def check_runs(self) -> None:
+        """Raise RegistryError unless runs of this model can be logged; call it before hours of work."""
+        found = self._client.get_experiment_by_name(self.name)
+        if found is not None:
+            self._check_active(found)
+        root = found.artifact_location if found is not None else artifact_root(self.uri, self.name)
+        if root is None or urlsplit(root).scheme not in ("", "file"):
+            return
+        folder = Path(unquote(urlsplit(root).path)).absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise RegistryError(
+                f"can't write artifacts into {folder} ({error.strerror}), where the experiment {self.name} of "
+                f"{without_password(self.uri)} has them; make it writable, or choose another registry.name"
+            ) from error
+
+    def _check_active(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage != "active":
+            raise RegistryError(
+                f"experiment {self.name} was deleted from {without_password(self.uri)}; restore it with "
+                f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` or choose another "
+                "registry.name"
+            )
+
+    @calls_mlflow
+    def _start(self, job: str, config: Config, tags: Mapping[str, str]) -> Run:
+        own = {
+            "mlflow.source.name": f"forecast {job}",
+            "job": job,
+            "kind": job.split(maxsplit=1)[0],
+            **commit(),
+            **tags,
+        }
+        name = run_name(job, tags.get("version") or tags.get("parent_version", ""), tags.get("cutoff", ""))
+        spool = RunSpool(self._spool_root, self.name, job, self.uri) if self._spool_root else None
+        client = cast(MlflowClient, BestEffortClient(self._client, spool)) if spool else self._client
+        try:
+            experiment = self._experiment()
+            run_id = self._client.create_run(experiment, tags=own, run_name=name).info.run_id
+        except Exception as error:
+            if spool is None or not is_away(error):
+                raise
+            experiment, run_id = "", spool.begin(error, run_name=name, tags=own)
+        run = Run(client, self.uri, run_id, experiment, job=job, spool=spool)
+        values = redacted_values(config.model_dump(mode="json"))
+        run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
+        params = [Param(name, text) for name, text in run.settings.items()]
+        for first in range(0, len(params), _PARAM_BATCH):
+            client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
+        with tempfile.TemporaryDirectory() as temporary:
+            Path(temporary, "config.json").write_text(as_json(values))
+            Path(temporary, "environment.json").write_text(as_json(environment()))
+            client.log_artifacts(run.id, temporary)
+        return run
+
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(self.name, artifact_root(self.uri, self.name)))
+            except MlflowException as error:  # another job was faster
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._client.get_experiment_by_name(self.name)
+                assert found is not None
+        self._check_active(found)
+        return str(found.experiment_id)
+
+    @calls_mlflow
+    def read_json(self, run_id: str, path: str) -> Any:
+        """Return a JSON artifact of a run."""
+        try:
+            return json.loads(self._read(run_id, path))
+        except ValueError as error:
+            raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
+
+    @calls_mlflow
+    def read_table(self, run_id: str, path: str) -> pl.DataFrame:
+        """Return a Parquet artifact of a run."""
+        try:
+            return pl.read_parquet(self._read(run_id, path))
+        except pl.exceptions.PolarsError as error:
+            raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
+
+    def _read(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.fetch(run_id, path, Path(folder)).read_bytes()
+
+    @calls_mlflow
+    def fetch(self, run_id: str, path: str, folder: Path) -> Path:
+        """Return an artifact of a run, which is in this folder then, or in the store on this disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    @calls_mlflow
+    def record(self, run_id: str) -> Record | None:
+        """Return what a run has left, None if it is gone."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        settings = dict(sorted(run.data.params.items()))
+        for each in run.inputs.dataset_inputs if run.inputs else ():
+            settings = {**described(each.dataset), **settings}
+        tags = dict(run.data.tags)
+        files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
+        is_deleted = run.info.lifecycle_stage != "active"
+        return Record(run_id, tags.get("job", ""), tags, settings, files, is_deleted)
+
+    @calls_mlflow
+    def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
+        """Return metrics of a run at the steps where they were logged: name, step, value."""
+        histories = {name: self._client.get_metric_history(run_id, name) for name in names}
+        rows = [
+            (name, point.step, point.value)
+            for name, points in histories.items()
+            for point in sorted(points, key=lambda point: point.timestamp)
+        ]
+        found = pl.DataFrame(rows, {"name": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row")
+        # What was logged once more when the job was done has no step of its own.
+        return found.unique(["name", "step"], keep="first", maintain_order=True).sort("name", "step")
+
+    @calls_mlflow
+    def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Return the latest metrics of runs, by their ids; runs that are gone are left out."""
+        wanted = sorted({run_id for run_id in run_ids if run_id})
+        found, experiment = {}, self._experiment()
+        for first in range(0, len(wanted), BATCH):
+            quoted = ", ".join(f"'{run_id}'" for run_id in wanted[first : first + BATCH])
+            page = self._client.search_runs([experiment], f"attributes.run_id IN ({quoted})", max_results=BATCH)
+            found.update({run.info.run_id: dict(run.data.metrics) for run in page})
+        return found
+
+    @calls_mlflow
+    def runs(self, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Return the tags of the runs that ended well and have these tags, by their ids, newest first."""
+        quoted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        condition = " and ".join(["attributes.status = 'FINISHED'", *quoted])
+        page = self._client.search_runs([self._experiment()], condition, max_results=BATCH)
+        return {run.info.run_id: dict(run.data.tags) for run in page}
+
+    @calls_mlflow
+    def delete_runs(self, run_ids: Iterable[str]) -> None:
+        """Delete runs, which MLflow keeps among the deleted ones; where the store may be away, what it can."""
+        try:
+            for run_id in run_ids:
+                self._client.delete_run(run_id)
+        except Exception as error:
+            if self._spool_root is None or not is_away(error):
+                raise
+            _LOG.warning("MLflow is away: runs that were to be deleted stay")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield prefix + name, text.replace("\0", "\\u0000")  # PostgreSQL keeps no NUL.

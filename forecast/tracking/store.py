@@ -1,0 +1,113 @@
+"""The MLflow store: its address, the client that calls it, and its errors in our words.
+
+Import it before MLflow: it sets what MLflow reads when it is imported.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from forecast.config import RegistryConfig
+from forecast.errors import RegistryError
+from forecast.redaction import without_password
+from forecast.tracking.calls import Calls, TimedClient, environment_set
+from forecast.tracking.database import prepare_database
+
+# Read when MLflow is imported, so before it. Its own limits on a call are 120 s, seven times over.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+DEFAULT_URI: Final = "sqlite:///mlflow.db"
+_FIRST_CALL: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+
+class _Caller(Protocol):
+    uri: str
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=_Caller)
+
+
+def calls_mlflow(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
+    """Turn the errors of MLflow into RegistryError that names the store."""
+
+    @functools.wraps(method)
+    def wrapper(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with explained(self.uri):
+            return method(self, *args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn the errors of MLflow and its database into RegistryError that names the store."""
+    try:
+        yield
+    except Exception as error:
+        kinds = (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
+        # Alembic makes MLflow's tables; to import its errors would import all of it.
+        if not isinstance(error, kinds) and not type(error).__module__.startswith("alembic."):
+            raise
+        shown = without_password(uri)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown)
+        if "Max retries exceeded" in reason:
+            cause = reason.rpartition(": ")[2].strip("()'\"")
+            reason = f"no answer ({cause}); is the server running?"
+        raise RegistryError(f"MLflow store {shown}: {reason} (registry.tracking_uri sets the store)") from error
+
+
+def tracking_uri(config: RegistryConfig) -> str:
+    """Return the MLflow store in use: configured, from MLFLOW_TRACKING_URI, or a SQLite file here."""
+    given = config.tracking_uri.get_secret_value() if config.tracking_uri else None
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def connect(uri: str) -> tuple[Calls, MlflowClient]:
+    """Return a client after one answered call, and what limits its calls, those of a file excepted."""
+    prepare_store(uri)  # before the client, which opens it
+    client, calls = MlflowClient(uri, uri), Calls(uri)
+    if is_server(uri) or _is_database_server(uri):
+        timed = cast(MlflowClient, TimedClient(client, calls))
+        with environment_set(_FIRST_CALL):
+            timed.search_experiments(max_results=1)
+        return calls, timed
+    return calls, client
+
+
+def prepare_store(uri: str) -> None:
+    """Make MLflow's tables in a store that is a database and lacks them. Raises RegistryError if that fails."""
+    if "://" in uri and not uri.startswith("file:") and not is_server(uri):
+        with explained(uri):
+            prepare_database(uri)
+
+
+def is_server(uri: str) -> bool:
+    """Return whether the store is behind a server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def _is_database_server(uri: str) -> bool:
+    return uri.startswith(("postgresql", "mysql", "mssql"))
+
+
+def artifact_root(uri: str, name: str) -> str | None:
+    """Return where the artifacts of a local store go: beside its database, not where the job happens to run."""
+    if not uri.startswith("sqlite:///"):
+        return None  # the server decides
+    folder = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)
+    return folder.as_uri()

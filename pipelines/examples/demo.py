@@ -1,0 +1,209 @@
+"""`forecast demo [OUT] [KEY=VALUE ...]`: the whole job on real data, from the table to forecasts and a report."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import SecretStr
+
+from forecast.config import (
+    BacktestConfig,
+    FinetuneConfig,
+    PromoteConfig,
+    RegistryConfig,
+    ScoreConfig,
+    TrainConfig,
+    load,
+)
+from forecast.errors import ConfigError, GateRefused
+from pipelines.jobs import console
+from pipelines.jobs.command_line import compose
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from forecast.backtesting.result import BacktestResult
+
+USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
+
+Train, fine-tune, backtest, promote and score on hourly departures from New York's airports, below OUT (demo when not
+given).
+KEY=VALUE are settings of `forecast train`. Needs the demo extra: pip install 'gatecast[demo]'."""
+
+
+class _Clock:
+    """Seconds per stage, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - begun
+
+
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(USAGE)
+        return
+    folders = [word for word in argv if "=" not in word]
+    if len(folders) > 1:
+        raise ConfigError(USAGE)
+    console.setup()
+    run(Path(folders[0] if folders else "demo"), [word for word in argv if "=" in word])
+
+
+def run(folder: Path, overrides: Sequence[str]) -> None:
+    """Run every verb once and print what came of it."""
+    clock = _Clock()
+    with clock("import"):
+        import polars as pl
+
+        from forecast.data.files import write_parquet_atomic
+        from forecast.datasets.nyc_flights import nyc_flights
+        from forecast.names import SERIES_ID
+        from forecast.tracking.registry import Registry
+        from pipelines import backtest, finetune, promote, score, train
+        from pipelines.models import lineage
+
+    table, uri = folder / "panel.parquet", f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    with clock("data"), console.stage("data") as stage:
+        panel = nyc_flights()
+        write_parquet_atomic(panel, table)
+        stage.note(rows=panel.height, series=panel[SERIES_ID].n_unique(), table=table)
+    data, registry = [f"data.path={table}"], ["registry.name=nyc-flights", f"registry.tracking_uri={uri}"]
+    with clock("train"):
+        given = compose("train", ["experiment=nyc_flights", *data, *registry, *overrides])
+        pretrained, line = train.run(load(TrainConfig, given))
+        print(f"{pretrained} (pretrained): {line}")
+    with clock("finetune"):
+        challenger, line, decisions = finetune.run(load(FinetuneConfig, compose("finetune", [*data, *registry])))
+        print(f"{challenger} (fine_tuned): {line}")
+    with clock("backtest"):
+        judged = load(BacktestConfig, compose("backtest", [*data, *registry, "registry.alias=challenger"]))
+        _, line, result = backtest.run(judged)
+        print(f"{challenger}: {line}")
+    with clock("promote"):
+        try:
+            _, verdict = promote.run(load(PromoteConfig, compose("promote", registry)))
+            decision = f"{challenger} is champion: {verdict}"
+        except GateRefused as refused:
+            decision = f"not promoted: {refused}"
+        print(decision)
+    with clock("score"):
+        scored = load(
+            ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)])
+        )
+        done = score.run(scored)
+        done.check()
+        print(f"{done.version}: {done.line}")
+    (content,) = (output.content for output in done.outputs)
+    made, rejects = _written(folder / "scores", content)
+    with clock("report"), console.stage("report") as stage:
+        page = folder / "report.html"
+        summary = held_out(result.scores)
+        _report(
+            page,
+            panel,
+            result,
+            summary,
+            made,
+            decisions,
+            rejects,
+            content,
+            lineage(Registry(RegistryConfig(name=done.version.name, tracking_uri=SecretStr(uri))), done.version.number),
+            clock,
+        )
+        stage.note(page=page)
+    console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
+    console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [f"{s:.1f}" for s in clock.seconds.values()]}))
+    print(
+        f"{content['rows']['in']:,} rows, "
+        f"{content['series']['in']:,} series = {content['series']['forecast']:,} forecast + "
+        f"{content['series']['rejected']:,} rejected, {sum(content['rejects'].values()):,} rejects, "
+        f"{sum(clock.seconds.values()):.0f} s\n{decision}\n"
+        f"report: {page}\nruns and models: forecast ui registry.tracking_uri={uri}"
+    )
+
+
+def _written(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl.DataFrame]":
+    """Return the forecasts and the rejects of a manifest."""
+    import polars as pl
+
+    from forecast.scoring.sinks.parquet import ParquetSink
+
+    sink = ParquetSink(folder)
+    return pl.concat(sink.forecasts(content)).collect(), pl.concat(sink.rejects(content)).collect()
+
+
+def _live(uri: str) -> list[str]:
+    """Return the alias to score with: the champion, or the pretrained model as long as nothing was promoted."""
+    from forecast.names import CHAMPION, PRETRAINED
+    from forecast.tracking.registry import Registry
+
+    champion = Registry(RegistryConfig(name="nyc-flights", tracking_uri=SecretStr(uri))).find(CHAMPION)
+    return [f"registry.alias={CHAMPION if champion else PRETRAINED}"]
+
+
+def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
+    """Return MASE, WQL and coverage per model on the last cutoff and on all of them."""
+    import polars as pl
+
+    from forecast.metrics.summaries import summarise
+    from forecast.names import CUTOFF, MODEL
+
+    last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
+        MODEL, mase_last_week="mase", wql_last_week="wql"
+    )
+    every = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
+    return last.join(every, on=MODEL, maintain_order="left")
+
+
+def _report(
+    page: Path,
+    panel: "pl.DataFrame",
+    result: "BacktestResult",
+    summary: "pl.DataFrame",
+    made: "pl.DataFrame",
+    decisions: "pl.DataFrame",
+    rejects: "pl.DataFrame",
+    content: "dict[str, dict[str, int]]",
+    versions: "pl.DataFrame",
+    clock: _Clock,
+) -> None:
+    import polars as pl
+
+    from forecast.datasets.nyc_flights import TIME_ZONE
+    from forecast.names import SERIES_ID, TARGET, TIMESTAMP
+    from forecast.reports.report import write_report
+
+    facts = {
+        "model": f"{content['model']} v{content['model_version']}",
+        "digest": str(content["model_digest"])[:12],
+        "rows": f"{content['rows']['in']:,}",
+        "series": f"{content['series']['forecast']:,} of {content['series']['in']:,} forecast",
+        "rejects": f"{sum(content['rejects'].values()):,}",
+        "next cutoff": str(made["cutoff"][0]),
+    }
+    write_report(
+        page,
+        title="NYC departures",
+        subtitle="Hourly departures per airport and carrier, 2013: forecasts of held-out weeks beside what happened",
+        summary=summary,
+        facts=facts,
+        stages=list(clock.seconds.items()),
+        history=panel.select(SERIES_ID, pl.col(TIMESTAMP).dt.convert_time_zone(TIME_ZONE), TARGET),
+        forecasts=result.forecasts,
+        scores=result.scores,
+        decisions=decisions,
+        rejects=rejects,
+        error_by_step=result.steps,
+        calibration=result.levels,
+        wins=result.wins,
+        lineage=versions,
+    )

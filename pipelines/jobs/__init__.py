@@ -1,0 +1,1 @@
+"""What verbs share: command line, the ledger of jobs, reading, registration, the console."""

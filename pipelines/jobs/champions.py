@@ -1,0 +1,106 @@
+"""The champions of a model on the command line: their history, the way back, and what is not deleted for its sake."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from forecast.config import DeleteConfig, RollbackConfig
+from forecast.errors import listing
+from pipelines.jobs.job import note
+
+if TYPE_CHECKING:
+    from forecast.tracking.champions import Champions
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import Version
+
+# Ids in a tag; the run has all of them.
+_NAMED: Final = 100
+_SHOWN_MOVES: Final = 12
+
+
+def roll_back(registry: "Registry", config: RollbackConfig) -> str:
+    """Return what was taken back: the champion to an earlier one, or series of a version to the base."""
+    if config.rollback.series is not None:
+        return _roll_series_back(registry, config, config.rollback.series)
+    champions = registry.champions()
+    before, after = registry.rollback("by forecast models rollback", to=config.rollback.to, basis=champions)
+    note(model=str(before or after), output=str(after))
+    if before is not None and before.number == after.number:
+        return f"champion of {registry.name}: v{after.number}, it already was"
+    return f"champion of {registry.name}: {f'v{before.number}' if before else 'none'} -> v{after.number}"
+
+
+def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tuple[str, ...]) -> str:
+    """Return what was taken back of a version.
+
+    The new version takes over the aliases of the version that it was made from, if they have not moved meanwhile; as
+    champion it is one more in the history, so that this can be rolled back, too.
+    """
+    from forecast.finetuning.lineage import without
+    from forecast.names import CHAMPION
+    from forecast.prediction.from_table import example
+    from pipelines.jobs.reading import child_tags, open_version, version_tags
+
+    version, artifact = open_version(registry, config.registry.alias or CHAMPION)
+    child = without(artifact, series, key="rollback.series")
+    assert child.bank is not None
+    with (
+        registry.run("rollback", config, {"parent_version": str(version.number)}) as run,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        note(mlflow=run.link)
+        run.json(list(series), "rolled_back.json")
+        tags = {
+            **version_tags(child, config, version.tags.get("data_digest", "")),
+            **child_tags(version, child.bank.kind, len(child.bank.series_id)),
+            "rolled_back": listing(series, _NAMED),
+            "rolled_back_from": f"v{version.number}",
+        }
+        digest = child.save(Path(folder))
+        child_version = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
+        moved = registry.hand_over(version, child_version)
+    note(output=str(child_version))
+    now = f", which is now {' and '.join(moved)}" if moved else ""
+    if kept := sorted(set(version.aliases) - set(moved)):
+        now += f" ({' and '.join(kept)} moved to another version meanwhile, and stays there)"
+    return (
+        f"{len(set(series)):,} series of {version} are back at the base in v{child_version.number}{now}, run {run.id}"
+    )
+
+
+def delete(registry: "Registry", config: DeleteConfig) -> str:
+    """Delete a version and return what went."""
+    version = registry.resolve(str(config.registry.alias))
+    note(model=str(version))
+    aliases = registry.delete(version, force=config.delete.force)
+    return f"{version} deleted" + (f", and no version is {' or '.join(aliases)} any more" if aliases else "")
+
+
+def history_lines(champions: "Champions") -> list[str]:
+    """Return who was champion, and what a rollback returns to, as lines of text."""
+    lines = []
+    if champions.moves:
+        moves = champions.moves[-_SHOWN_MOVES:]
+        earlier = f"{len(champions.moves) - len(moves):,} earlier -> " if len(moves) < len(champions.moves) else ""
+        lines.append(f"champions: {earlier}{' -> '.join(map(str, moves))}")
+    if champions.damage:
+        lines.append(f"warning: {champions.damage}")
+    lines += [f"warning: the alias {alias} means v{n}, which is deleted" for alias, n in champions.dangling.items()]
+    target, why = champions.target()
+    if target is not None:
+        lines.append(f"a rollback returns to v{target.number}")
+    elif champions.moves:
+        lines.append(f"nothing to roll back to: {why}")
+    return lines
+
+
+def reign(champions: "Champions", version: "Version") -> str:
+    """Return when a version was champion; empty if it never was."""
+    spells = []
+    for move, until in champions.reigns():
+        if move.version == version.number:
+            since, until = (moment[:16].replace("T", " ") for moment in (move.at, until))
+            is_present = move is champions.moves[-1] and champions.number == version.number
+            end = "now" if is_present else until or "?"
+            spells.append(f"{since or '?'} to {end}")
+    return ", ".join(spells)

@@ -1,0 +1,289 @@
+"""From the command line to one validated config: presets in `conf/`, overrides, types and ranges.
+
+Hydra composes, pydantic judges. Overrides with a dotted key are forced into the tree, so that a misspelt one reaches
+`forecast.config.load` and is reported with all other mistakes, instead of stopping Hydra alone.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from forecast.config import Config, fields, group_of, load
+from forecast.errors import ConfigError
+from forecast.redaction import shown
+from pipelines.jobs.references import hide_environment, overrides_of, references_of, with_references, without_secrets
+from pipelines.jobs.settings_text import check_whole_numbers, escaped, quoted, read_text, text_settings
+
+T = TypeVar("T", bound=Config)
+
+# Inside the package where it is installed, beside it in a checkout.
+CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.is_dir())
+
+
+def action_of(
+    verb: str, argv: Sequence[str], actions: Mapping[str, str], needs: str = ""
+) -> tuple[str, list[str]] | None:
+    """Return the action of a verb that has several (name: what it does), and its arguments; None if help was printed.
+
+    Raises ConfigError for an action that there is not.
+    """
+    action, *rest = argv or ["--help"]
+    if action in ("-h", "--help"):
+        print(f"usage: forecast {verb} ACTION {needs}[KEY=VALUE ...]\n")
+        print("\n".join(f"  {name:<10} {about}" for name, about in actions.items()))
+        return None
+    if action not in actions:
+        raise ConfigError(f"unknown action {action!r}; there are: {', '.join(actions)}")
+    return action, rest
+
+
+def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
+    """Return the config of a verb from its command line.
+
+    `--help` and `--cfg job` print and exit.
+    """
+    return verb_settings(kind, verb, argv)[0]
+
+
+def verb_settings(kind: type[T], verb: str, argv: Sequence[str]) -> tuple[T, dict[str, Any]]:
+    """Return the config of a verb from its command line, and which settings were given as references, by their paths.
+
+    `--help` and `--cfg job` print and exit.
+    """
+    parser = argparse.ArgumentParser(f"forecast {verb}", add_help=False, allow_abbrev=False, usage=_usage(verb))
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("--config-dir", type=Path)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--overrides-env")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args(argv)
+    if given.overrides_env:
+        given.overrides = [*overrides_of(given.overrides_env), *given.overrides]
+    if given.help:
+        print(_help(kind, verb, given.config_dir))
+        sys.exit()
+    if given.config and given.overrides:
+        raise ConfigError(f"--config {given.config}: has all settings; change them there: {' '.join(given.overrides)}")
+    if given.config:
+        tree, files = _read(given.config, "--config"), [given.config]
+        references = references_of(_container(tree))
+        hide_environment(kind, references)
+        values = _resolved(tree, f"--config {given.config}")
+        check_whole_numbers(kind, values, files)
+    else:
+        values, references = _compose(verb, given.overrides, given.config_dir, kind)
+    if given.cfg:
+        _print_config(kind, values, references)
+        sys.exit()
+    return load(kind, values), references
+
+
+def compose(
+    verb: str, overrides: Sequence[str], config_dir: Path | None = None, *, kind: type[Config] | None = None
+) -> dict[str, Any]:
+    """Return the config tree of a verb, presets and overrides applied, not validated.
+
+    `config_dir` is a folder of more presets besides ours, `kind` the config of the verb, where that is no job. Settings
+    that are text have the text of their overrides.
+    """
+    return _compose(verb, overrides, config_dir, kind or _kind_of(verb))[0]
+
+
+def _compose(
+    verb: str, overrides: Sequence[str], config_dir: Path | None, kind: type[Config]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config tree of a verb, and which of its settings were given as references."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
+    presets = _presets(verb, config_dir)
+    not_here = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - presets.keys()
+    translated, mistakes, foreign = [], [], {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in not_here:  # presets of other verbs: Hydra would only say that it can't
+            foreign[key] = value
+            continue
+        try:
+            translated.append(_translate(override, presets, kind))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n  ".join(mistakes))
+    if config_dir:
+        translated.append(f"hydra.searchpath=[{json.dumps(config_dir.absolute().as_uri())}]")
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra.compose(_primary(verb).stem if _primary(verb).exists() else None, overrides=translated)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"can't compose the config: {' '.join(str(error).split())}") from None
+    references = references_of(_container(composed))
+    hide_environment(kind, references)
+    settings = {**_resolved(composed, "can't compose the config"), **foreign}
+    check_whole_numbers(
+        kind, settings, (file for folder in filter(None, (CONF, config_dir)) for file in folder.rglob("*.yaml"))
+    )
+    return settings, references
+
+
+def _kind_of(verb: str) -> type[Config]:
+    """Return the config of a verb that is a job, one without settings for another."""
+    from pipelines.verbs import JOBS, config_of
+
+    return config_of(verb) if verb in JOBS else Config
+
+
+def yaml_mapping(file: Path, key: str) -> dict[str, Any]:
+    """Return what is in a YAML file, with values from the environment in the place of ${oc.env:NAME}.
+
+    `key` is set to the file. Raises ConfigError if it can't be read, or is something else.
+    """
+    return _resolved(_read(file, key), f"{key} {file}")
+
+
+def written_mapping(file: Path, key: str) -> dict[str, Any]:
+    """Return what is in a YAML file as `yaml_mapping`, its references as they are written."""
+    return _container(_read(file, key))
+
+
+def _read(file: Path, key: str) -> Any:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        tree = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key} {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{key} {file}: not a mapping of settings")
+    return tree
+
+
+def _resolved(tree: Any, where: str) -> dict[str, Any]:
+    """Return the settings of a tree of OmegaConf, every reference followed. Raises ConfigError that begins `where`."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _container(tree, resolve=True)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _container(tree: Any, *, resolve: bool = False) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(tree, resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def _primary(verb: str) -> Path:
+    return CONF / f"{verb.replace(' ', '_')}.yaml"
+
+
+def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
+    """Return the groups of presets that a verb has, with the names in each."""
+    from omegaconf import OmegaConf
+
+    primary = _primary(verb)
+    entries = OmegaConf.select(OmegaConf.load(primary), "defaults", default=[]) if primary.exists() else []
+    groups = [str(group) for entry in entries if not isinstance(entry, str) for group in entry]
+    folders = [CONF, *([config_dir] if config_dir else [])]
+    return {
+        group: sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}) for group in groups
+    }
+
+
+def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Config]) -> str:
+    """Return an override as Hydra takes it: presets chosen, keys forced, text and odd values quoted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    path, texts = key.strip().lstrip("+"), text_settings(kind)
+    if equals and path in texts:
+        form, optional = texts[path]
+        text = read_text(path, value, form, optional=optional)
+        return f"++{path}={quoted(escaped(text, kind.model_fields))}"
+    if key.startswith(("+", "~")):
+        return override
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not KEY=VALUE")
+    if key in presets:
+        if value == "null" or value in presets[key]:
+            return override
+        close = difflib.get_close_matches(value, presets[key], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(presets[key])}"
+        raise ConfigError(f"{override}: no such preset; {hint}; a single setting is {key}.NAME=VALUE")
+    forced = f"++{override}"
+    try:
+        parsed = OverridesParser.create().parse_override(forced)
+    except HydraException:  # a path with brackets, say: take it as text
+        return f"++{key}={quoted(value)}"
+    if parsed.is_sweep_override():
+        raise ConfigError(f"{override}: one value is wanted; a list is {key}=[{value}]")
+    return forced
+
+
+def _print_config(kind: type[Config], values: dict[str, Any], references: dict[str, Any]) -> None:
+    """Print the whole config as YAML, defaults included, with ??? for what is missing; mistakes go to stderr.
+
+    References are printed as they were given, passwords as ***.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        full = escaped(load(kind, values).model_dump(mode="json"))
+    except ConfigError as error:
+        print(f"# {shown(str(error))}".replace("\n", "\n# "), file=sys.stderr)
+        full = _container(OmegaConf.merge(_skeleton(kind), escaped(values)))
+    print(OmegaConf.to_yaml(with_references(without_secrets(kind, full), references)), end="")
+
+
+def _skeleton(kind: type[Config]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        group = group_of(field)
+        missing = "???" if field.is_required() else field.default
+        result[name] = _skeleton(group) if group else list(missing) if isinstance(missing, tuple) else missing
+    return result
+
+
+def _usage(verb: str) -> str:
+    return f"forecast {verb} [KEY=VALUE ...] [--cfg job] [--config-dir DIR] [--config FILE] [--help]"
+
+
+def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
+    from omegaconf import OmegaConf
+
+    lines = [
+        f"usage: {_usage(verb)}",
+        "",
+        "--cfg job         print the resolved config as YAML and stop",
+        "--config FILE     take all settings from a file that --cfg job printed, with ${oc.env:NAME} for secrets",
+        "--config-dir DIR  a folder of more presets, e.g. DIR/experiment/mine.yaml for experiment=mine",
+    ]
+    presets = _presets(verb, config_dir)
+    if presets:
+        lines += ["", "Presets:"]
+        lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
+    lines += ["", "Settings and their defaults:"]
+    chosen = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
+    for path, field in fields(kind):
+        if group_of(field):
+            continue
+        default = OmegaConf.select(chosen, path, default=None if field.is_required() else field.default)
+        shown = "(required)" if default is None and field.is_required() else json.dumps(default)
+        options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        about = [(field.description or "").replace("\n", " "), f"({'|'.join(options)})" if options else ""]
+        lines.append(f"  {f'{path}={shown}':<40} {' '.join(filter(None, about))}".rstrip())
+    return "\n".join(lines)

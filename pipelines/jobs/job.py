@@ -1,0 +1,241 @@
+"""What makes a function a verb that is a job: its config, its log, and its line in the ledger."""
+
+import functools
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from forecast.config import (
+    JobConfig,
+    LedgerConfig,
+)
+from forecast.errors import DataError, GatecastError, LedgerError
+from forecast.redaction import redacted
+from pipelines.jobs import console
+from pipelines.jobs.command_line import verb_settings
+from pipelines.jobs.references import with_references, without_secrets
+from pipelines.jobs.settings_text import escaped
+from pipelines.verbs import INCIDENTAL, JOBS, cutoff_keys
+
+if TYPE_CHECKING:
+    from pipelines.jobs.ledger import Ledger
+    from pipelines.jobs.ledger_entry import Entry, Job, Status
+
+T = TypeVar("T", bound=JobConfig)
+_LOG = logging.getLogger(__name__)
+
+DEFAULT_LEDGER: Final = "sqlite:///gatecast.db"
+SCHEDULE: Final = "GATECAST_SCHEDULE"
+SLOT: Final = "GATECAST_SLOT"
+SETTINGS_DIGEST: Final = "GATECAST_SETTINGS_DIGEST"
+LOCAL_CLOCK: Final = "GATECAST_LOCAL_CLOCK"
+WAIT_FOR_DATA: Final = "GATECAST_WAIT_FOR_DATA"
+"""In the environment of a job that a schedule started: the schedule's name, the moment that the job is for, a digest of
+its settings; whether its cutoff loses its time zone where the panel has none, and whether data may still come."""
+
+_WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "score.state")
+"""The settings that name a folder to write."""
+_TERMINATED: Final = 128 + signal.SIGTERM
+_current: "ContextVar[tuple[Ledger, int] | None]" = ContextVar("_current", default=None)
+_references: ContextVar[Mapping[str, Any]] = ContextVar("_references", default={})  # noqa: B039  never changed
+
+
+def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[str]], None]]:
+    """Make a function of a config one of the arguments of the command line, which is written into the ledger.
+
+    A ledger that does not answer stops a job of a schedule, which might run twice without it. To a person, the work
+    matters more than its record: they are warned.
+    """
+    (flow,) = (flow for flow, job in JOBS.items() if job.config == kind.__name__)
+
+    def decorate(work: Callable[[T], None]) -> Callable[[list[str]], None]:
+        @functools.wraps(work)
+        def main(argv: list[str]) -> None:
+            config, references = verb_settings(kind, flow, argv)
+            console.setup()
+            _references.set(references)
+            ledger = open_ledger(config.ledger)
+            entry = _begin(ledger, describe(flow, config, references))
+            if entry is not None and entry.status == "done":
+                console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
+                return
+            from forecast.data.time.frequency import local_clock
+
+            token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
+            try:
+                with _recording(ledger, entry.id) if entry else nullcontext():
+                    _look(config)
+                    work(config)
+            finally:
+                local_clock.reset(token)
+
+        return main
+
+    return decorate
+
+
+def _look(config: JobConfig) -> None:
+    """Raise DataError if a table is not there, OutputError if a folder can't be written.
+
+    That is told before torch and MLflow take seconds to import.
+    """
+    from forecast.data.files import check_location
+    from forecast.data.sources.open import fingerprint
+
+    if (data := getattr(config, "data", None)) is not None:
+        fingerprint(data)
+    for key in _WRITTEN:
+        group, name = key.split(".")
+        if folder := getattr(getattr(config, group, None), name, None):
+            check_location(Path(folder), key)
+    if config.registry.tracking == "best_effort":
+        check_location(Path(config.registry.spool), "registry.spool")
+
+
+@contextmanager
+def step(flow: str, config: JobConfig) -> Iterator[None]:
+    """Write a part of the job of this process into the ledger as a job of its own; the slot is that of the whole."""
+    ledger = open_ledger(config.ledger)
+    entry = _begin(ledger, replace(describe(flow, config, _references.get()), schedule="", slot=""))
+    if entry is None:
+        yield
+    else:
+        with _recording(ledger, entry.id):
+            yield
+
+
+def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
+    """Write into the ledger what has become known of the job of this process, if it has one."""
+    if current := _current.get():
+        ledger, entry = current
+        with _warned():
+            ledger.note(entry, cutoff=cutoff, model=model, mlflow=mlflow, output=output)
+
+
+def open_ledger(config: LedgerConfig) -> "Ledger":
+    """Return the ledger in use: configured, from GATECAST_LEDGER, or a SQLite file here."""
+    from pipelines.jobs.ledger import Ledger
+
+    given = config.uri.get_secret_value() if config.uri else os.environ.get("GATECAST_LEDGER")
+    return Ledger(given or DEFAULT_LEDGER)
+
+
+def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Job":
+    """Return what is to be done. Settings that were given as `references` are kept so, passwords not at all.
+
+    The settings are as a YAML file has them: other text with ${ in it is escaped.
+
+    The digest is of all that the result follows from, but the cutoff, which is a part of the key for itself.
+    """
+    from pipelines.jobs.ledger_entry import Job
+
+    dumped = config.model_dump(mode="json", exclude={"ledger"})
+    values = with_references(without_secrets(type(config), escaped(dumped)), references)
+    group, _, name = (JOBS[flow].cutoff or "data.until").partition(".")
+    data = values.get("data", {})
+    cutoff = dumped.get(group, {}).get(name) or dumped.get("data", {}).get("until") or ""
+    path = values.get("reconcile", {}).get("path")
+    dataset = data.get("path") or data.get("uri") or path or config.registry.name
+    cutoffs = cutoff_keys()
+    settings = config.model_dump_json(exclude={**INCIDENTAL, **cutoffs, "score": {*cutoffs["score"], "force"}})
+    return Job(
+        flow=flow,
+        dataset=dataset,
+        cutoff=cutoff,
+        config_digest=hashlib.sha256(settings.encode()).hexdigest(),
+        config=values,
+        references={path: given for path, given in references.items() if _is_setting(values, path)},
+        schedule=os.environ.get(SCHEDULE, ""),
+        slot=os.environ.get(SLOT, ""),
+        settings_digest=os.environ.get(SETTINGS_DIGEST, ""),
+    )
+
+
+def _is_setting(values: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _begin(ledger: "Ledger", job: "Job") -> "Entry | None":
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # A process of a training that has another one for its record.
+        return None
+    if job.slot:
+        return ledger.begin(job)
+    with _warned():
+        return ledger.begin(job)
+    return None
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    try:
+        yield
+    except LedgerError as error:
+        _LOG.warning("this run is not, or not all, in the ledger: %s", error)
+
+
+@contextmanager
+def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
+    """Write how the work ends, and meanwhile that it goes on."""
+    ended, set_before = threading.Event(), on_sigterm(terminate)
+    status: Status = "done"
+    code, error = 0, ""
+    heart = threading.Thread(target=_beat, args=(ledger, entry, ended), daemon=True)
+    heart.start()
+    token = _current.set((ledger, entry))
+    try:
+        yield
+    except GatecastError as raised:
+        waits = isinstance(raised, DataError) and os.environ.get(SLOT) and os.environ.get(WAIT_FOR_DATA)
+        status, code, error = "waiting" if waits else "failed", raised.exit_code, str(raised)
+        raise
+    except Exception as raised:
+        status, code, error = "failed", 1, f"{type(raised).__name__}: {raised}"
+        raise
+    except BaseException as raised:
+        terminated = isinstance(raised, SystemExit)
+        status, code = "abandoned", _TERMINATED if terminated else 128 + signal.SIGINT
+        error = "terminated" if terminated else "interrupted"
+        raise
+    finally:
+        on_sigterm(set_before)
+        _current.reset(token)
+        ended.set()
+        with _warned():
+            ledger.end(entry, status, code, redacted(error))
+
+
+def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:
+    from pipelines.jobs.ledger_entry import BEAT
+
+    while not ended.wait(BEAT.total_seconds()):
+        with suppress(LedgerError):  # The next one may get through.
+            ledger.beat(entry)
+
+
+def terminate(number: int, _frame: object) -> None:
+    """End the process by way of its clean-up, with the exit code of a process that the signal has ended."""
+    raise SystemExit(128 + number)
+
+
+def on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does, and return what it did; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def manifest_of(paths: Sequence[Path]) -> str:
+    """Return the manifest of a job, or the folder of its manifests."""
+    return "" if not paths else str(paths[0] if len(paths) == 1 else paths[0].parent)

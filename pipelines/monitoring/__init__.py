@@ -1,0 +1,1 @@
+"""What `forecast monitor` writes: folder, summary, and the roll-back."""

@@ -1,0 +1,1 @@
+"""What a report is about, and what is in it."""

@@ -1,0 +1,1 @@
+"""The scheduler, its file, its checks and notifications, and Dagster."""
