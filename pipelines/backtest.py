@@ -51,7 +51,8 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.tracking.registry import Registry
     from pipelines import report
-    from pipelines.jobs.reading import load_version, log_data, open_with_data, read_alike
+    from pipelines.jobs.reading import load_version, open_with_data, read_alike
+    from pipelines.jobs.run_logging import log_data
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -119,8 +120,8 @@ def _log(
     from forecast.backtesting.result import FORECASTS, SCORES
     from forecast.data.files import write_parquet_atomic
     from forecast.names import CUTOFF, MODEL, SERIES_ID
-    from forecast.reports import figures
-    from pipelines.jobs.reading import pick
+    from forecast.reports import diagnostic_figures, figures
+    from pipelines.jobs.run_logging import pick
 
     for row in result.summary.iter_rows(named=True):
         name = row.pop(MODEL)
@@ -134,8 +135,8 @@ def _log(
         run.table(table, f"{name}.parquet")
         if folder:
             write_parquet_atomic(table, folder / f"{name}.parquet")
-    run.figure(figures.error_by_step(result.steps), "plots/error_by_step.png")
-    run.figure(figures.calibration(result.levels), "plots/calibration.png")
+    run.figure(diagnostic_figures.error_by_step(result.steps), "plots/error_by_step.png")
+    run.figure(diagnostic_figures.calibration(result.levels), "plots/calibration.png")
     kind = _judged(result)
     last = result.scan(FORECASTS).filter(pl.col(CUTOFF) == result.cutoffs[-1], pl.col(MODEL) == kind)
     sample = pick(last.select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")[SERIES_ID].to_list())
@@ -143,7 +144,7 @@ def _log(
     drawn = last.filter(pl.col(SERIES_ID).is_in(sample)).collect(engine="streaming")
     run.figure(figures.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
     if result.confusion is not None:
-        run.figure(figures.confusion(result.confusion, kind), "plots/confusion.png")
+        run.figure(diagnostic_figures.confusion(result.confusion, kind), "plots/confusion.png")
 
 
 def _judged(result: "BacktestResult") -> str:

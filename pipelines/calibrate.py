@@ -28,9 +28,11 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from forecast.calibration.calibrate import calibrate
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
-    from forecast.reports import figures
-    from pipelines.jobs.reading import CALIBRATED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from forecast.reports import diagnostic_figures
+    from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data
+    from pipelines.jobs.version_tags import CALIBRATED, final_fit_text, made_from
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -52,7 +54,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             run.table(result.coverage, "coverage.parquet")
             run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):
-                run.figure(figures.calibration(result.quantiles), "plots/calibration.png")
+                run.figure(diagnostic_figures.calibration(result.quantiles), "plots/calibration.png")
             version = registration.register()
             stage.note(version=str(version))
         if config.output.path:

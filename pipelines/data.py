@@ -57,7 +57,7 @@ def prepare(config: PrepareConfig) -> "Prepared":
     from forecast.data.read import text_columns
     from forecast.data.sources.open import fingerprint, open_tables, unchanged
     from forecast.tracking.registry import Registry
-    from pipelines.jobs.reading import log_data, log_profile
+    from pipelines.jobs.run_logging import log_data, log_profile
 
     registry = Registry(config.registry)
     with console.stage("prepare") as stage, unchanged(config.data) as check_source:
@@ -97,7 +97,7 @@ def append(config: AppendConfig) -> "Appended":
     from forecast.data.read import text_columns
     from forecast.data.sources.open import open_tables, unchanged
     from forecast.tracking.registry import Registry
-    from pipelines.jobs.reading import log_data
+    from pipelines.jobs.run_logging import log_data
 
     registry, folder = Registry(config.registry), Path(config.output.path)
     data = storage.reading(folder, config.data)

@@ -28,9 +28,11 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from forecast.compression.distil import distil
     from forecast.data.files import check_writable, write_parquet_atomic
     from forecast.names import CHALLENGER
-    from forecast.reports import figures
-    from pipelines.jobs.reading import DISTILLED, final_fit_text, log_data, made_from, open_registry, open_with_data
+    from forecast.reports import diagnostic_figures
+    from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data
+    from pipelines.jobs.version_tags import DISTILLED, final_fit_text, made_from
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -58,7 +60,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 own = {name: value for name, value in row.items() if isinstance(value, int | float)}
                 run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
             run.table(result.comparison, "comparison.parquet")
-            run.figure(figures.loss_curves(result.curve), "plots/loss.png")
+            run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             version = registration.register()
             stage.note(version=str(version))
         if config.output.path:

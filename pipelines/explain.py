@@ -30,7 +30,8 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     from forecast.names import CUTOFF
     from forecast.reports import figures
     from forecast.tracking.registry import Registry
-    from pipelines.jobs.reading import log_data, open_with_data
+    from pipelines.jobs.reading import open_with_data
+    from pipelines.jobs.run_logging import log_data
 
     if config.output.path:
         check_writable(Path(config.output.path))

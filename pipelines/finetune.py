@@ -26,10 +26,12 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
 
     from forecast.finetuning.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
-    from forecast.reports import figures
+    from forecast.reports import diagnostic_figures, figures
     from pipelines import report
-    from pipelines.jobs.reading import child_tags, final_fit_text, log_data, open_registry, open_with_data, uplift_text
+    from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data
+    from pipelines.jobs.version_tags import child_tags, final_fit_text, uplift_text
 
     registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
@@ -53,7 +55,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             run.metrics(metrics)
             run.table(result.decisions, "decisions.parquet")
             run.table(result.shown, "forecasts.parquet")
-            run.figure(figures.uplift_histogram(result.decisions), "plots/uplift.png")
+            run.figure(diagnostic_figures.uplift_histogram(result.decisions), "plots/uplift.png")
             rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
             history = loaded.panel.frame(rows, base.classes)
             figure = figures.best_and_worst(history, result.shown, result.decisions)

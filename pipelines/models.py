@@ -3,8 +3,7 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +21,11 @@ from forecast.errors import ConfigError, OutputError, listing
 from forecast.redaction import printable, redacted
 from pipelines.jobs import command_line, console
 from pipelines.jobs.job import note, recorded
-from pipelines.jobs.reading import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
+from pipelines.jobs.lineage import created_at, lineage, metrics_of, parent_of, runs_of
 
 # action: (its settings, what it does).
 ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
@@ -129,8 +126,8 @@ def _list(registry: "Registry") -> None:
             f"v{each.number}",
             ", ".join(each.aliases),
             each.kind,
-            _parent(each),
-            _created(each),
+            parent_of(each),
+            created_at(each),
             each.digest[:12],
             reign(champions, each),
         )
@@ -153,56 +150,6 @@ def _say(lines: Sequence[str]) -> None:
         console.say(line)
 
 
-def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
-    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged.
-
-    The version `shown` is marked.
-    """
-    import polars as pl
-
-    versions = registry.versions()
-    metrics = registry.metrics(run_id for each in versions for run_id in _runs(each))
-    rows = []
-    for branch, each in _branches(versions):
-        found = _metrics(each, metrics)
-        how = ", ".join(each.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED, DISTILLED) if tag in each.tags)
-        scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
-        if "finetune/uplift" in found:
-            width = found.get("finetune/uplift_interval", float("nan"))
-            per_series = uplift_text(found["finetune/uplift_per_series"], width)
-            scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series}")
-        rows.append(
-            (
-                f"{branch} (this one)" if each.number == shown else branch,
-                f"{each.kind} ({how})" if how else each.kind,
-                ", ".join(each.aliases),
-                each.tags.get(SERIES_TUNED, ""),
-                each.tags.get("data_digest", "")[:12],
-                "\n".join(scores),
-            )
-        )
-    return pl.DataFrame(rows, ["version", "kind", "aliases", "series tuned", "data", "metrics"], orient="row")
-
-
-def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
-    """Yield all versions with their branch drawn, each behind its parent; the oldest first."""
-    numbers = {each.number for each in versions}
-    children: dict[int | None, list[Version]] = {}
-    for each in reversed(versions):
-        children.setdefault(each.parent if each.parent in numbers else None, []).append(each)
-
-    def below(parent: int | None, stem: str) -> "Iterator[tuple[str, Version]]":
-        own = children.get(parent, [])
-        for position, each in enumerate(own, 1):
-            last = position == len(own)
-            gone = f" (v{each.parent} is deleted)" if parent is None and each.parent else ""
-            knee = "" if parent is None else "└─ " if last else "├─ "
-            yield f"{stem}{knee}v{each.number}{gone}", each
-            yield from below(each.number, stem if parent is None else stem + ("   " if last else "│  "))
-
-    return below(None, "")
-
-
 def _show(registry: "Registry", version: "Version") -> None:
     from pipelines.jobs.champions import history_lines, reign
 
@@ -211,34 +158,19 @@ def _show(registry: "Registry", version: "Version") -> None:
     lines = {
         "version": str(version),
         "aliases": ", ".join(version.aliases),
-        "created": f"{_created(version)} UTC",
+        "created": f"{created_at(version)} UTC",
         "run": version.run_id,
         "children": ", ".join(sorted(children, key=lambda child: int(child[1:]))),
         "champion": reign(champions, version),
         **dict(sorted(version.tags.items())),
     }
-    found = _metrics(version, registry.metrics(_runs(version)))
+    found = metrics_of(version, registry.metrics(runs_of(version)))
     lines |= {name: f"{value:.6g}" for name, value in sorted(found.items()) if name.startswith(_SHOWN)}
     if champions.number == version.number:
         lines |= {"rollback": history_lines(champions)[-1]}
     width = max(map(len, lines))
     for name, value in lines.items():
         console.say(f"{name:<{width}}  {value or 'none'}")
-
-
-def _runs(version: "Version") -> list[str]:
-    """Return the runs that made and judged a version."""
-    from forecast.backtesting.result import BACKTEST_RUN
-
-    return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
-
-
-def _metrics(version: "Version", metrics: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {name: value for run_id in _runs(version) for name, value in metrics.get(run_id, {}).items()}
-
-
-def _judged(version: "Version") -> list[str]:
-    return [f"backtest/{version.kind}/{name}" for name in ("mase", "wql", "log_loss")]
 
 
 def _diff(registry: "Registry", config: DiffConfig) -> None:
@@ -326,11 +258,3 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_row(*(Text(printable(redacted(cell))) for cell in row))
     # A pipe has no width: nothing is cut there.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _parent(version: "Version") -> str:
-    return f"v{version.parent}" if version.parent else ""
-
-
-def _created(version: "Version") -> str:
-    return datetime.fromtimestamp(version.created / 1000, UTC).strftime("%Y-%m-%d %H:%M")

@@ -115,7 +115,7 @@ class _Day(NamedTuple):
 def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day: _Day) -> Result:
     """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
     from forecast.reports.monitor_page import monitor_page
-    from pipelines.jobs.reading import log_data
+    from pipelines.jobs.run_logging import log_data
     from pipelines.monitoring.folder import PLOTLY, WatchFolder
     from pipelines.monitoring.summary import described, measures, summary, verdicts
 

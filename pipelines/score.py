@@ -13,7 +13,7 @@ from forecast.config import ScoreConfig, ScoreOutput
 from forecast.errors import GatecastError
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
-from pipelines.jobs.reading import metric_name
+from pipelines.jobs.run_logging import log_data, log_missing, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ def run(config: ScoreConfig) -> Scored:
     from forecast.scoring.job import Job
     from forecast.tracking.registry import Registry
     from pipelines.jobs.builtin import open_builtin
-    from pipelines.jobs.reading import log_data, log_missing, open_with_data
+    from pipelines.jobs.reading import open_with_data
 
     begun = time.monotonic()
     folder = Path(config.output.path)

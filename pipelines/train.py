@@ -30,11 +30,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     from forecast.data.ingest.loaded import recoded
     from forecast.names import PRETRAINED
     from forecast.prediction.from_table import forecast
-    from forecast.reports import figures
+    from forecast.reports import diagnostic_figures, figures
     from forecast.training.fit import fit
     from pipelines import report
-    from pipelines.jobs.reading import final_fit_text, log_data, log_profile, open_registry, pick, read_table, with_init
+    from pipelines.jobs.reading import open_registry, read_table, with_init
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data, log_profile, pick
+    from pipelines.jobs.version_tags import final_fit_text
+    from pipelines.reports import content
 
     registry = open_registry(config)
     registry.check_runs()
@@ -68,7 +71,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             run.curve(result.curve)
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
-            run.figure(figures.loss_curves(result.curve), "plots/loss.png")
+            run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
@@ -76,7 +79,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             cutoff = artifact.trained_until - artifact.horizon
             made = forecast(artifact, seen.panel, cutoff=cutoff, max_age=None)
             history = seen.panel.frame(rows, artifact.classes)
-            drawn = report.few(made.frame.lazy())[0]
+            drawn = content.few(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")
             run.figure(figures.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             version = registration.register()

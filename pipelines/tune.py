@@ -35,8 +35,9 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     from forecast.tracking.run_store import PARENT_RUN
     from forecast.tuning.space import check
     from forecast.tuning.tune import tune
-    from pipelines.jobs.reading import log_data, open_registry, read_table, with_init
+    from pipelines.jobs.reading import open_registry, read_table, with_init
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data
 
     folder = Path(config.output.path)
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))

@@ -8,8 +8,8 @@ import polars as pl
 from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
 from forecast.monitoring.result import Monitored, coverage_name
 from forecast.names import SERIES_ID, SOURCE_FINE_TUNED, SOURCE_SEASONAL_NAIVE, TARGET, TIMESTAMP, quantile_column
-from forecast.reports.figures import model_styles
 from forecast.reports.page import milliseconds, rounded, runs
+from forecast.reports.styles import model_styles
 
 MODELS: Final = {FORECAST: "Forecast", SOURCE_SEASONAL_NAIVE: "Seasonal naive"}
 COLOURS: Final = {

@@ -21,9 +21,9 @@ from forecast.names import (
     SOURCE_SEASONAL_NAIVE,
     TIMESTAMP,
 )
-from forecast.reports.figures import clock_label
 from forecast.reports.monitor_charts import COLOURS, MODELS, alarm_series, by_age, over_time
 from forecast.reports.page import ABSENT, card, milliseconds, page, percent, table
+from forecast.reports.styles import clock_label
 
 _POINTS: Final = {
     "day": "Each point is the steps of a day, by forecasts of all ages.",

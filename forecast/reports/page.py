@@ -16,7 +16,7 @@ from typing import Final
 
 import polars as pl
 
-from forecast.reports.figures import wall_clock
+from forecast.reports.styles import wall_clock
 
 ABSENT: Final = "\u2013"
 _DIGITS: Final = 6

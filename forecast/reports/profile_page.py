@@ -13,8 +13,8 @@ from forecast.data.profiling.profile import frequencies
 from forecast.data.profiling.quality import DEMAND, part_of, quality, summary
 from forecast.names import CLASS, SERIES_ID, TARGET, TIMESTAMP
 from forecast.redaction import redacted
-from forecast.reports.figures import clock_label, wall_clock
 from forecast.reports.page import bar, card, milliseconds, page, rounded, runs, table
+from forecast.reports.styles import clock_label, wall_clock
 
 if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded

@@ -4,20 +4,32 @@ Series travel as compressed chunks, unpacked by the page when one of them is loo
 10,000 series as with ten. No text from data reaches the markup unescaped, and the page can't load anything.
 """
 
-import html
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import polars as pl
 
 from forecast import names
 from forecast.data.files import write_text_atomic
 from forecast.names import LOG_LOSS, MODEL
-from forecast.reports.figures import (
+from forecast.reports.diagnostic_figures import uplift
+from forecast.reports.page import milliseconds, page, percent, rounded, runs
+from forecast.reports.report_tables import (
+    METRICS,
+    confusion_table,
+    coverage_table,
+    lineage_table,
+    rejects_table,
+    segments_table,
+    settings_table,
+    stages_table,
+    summary_table,
+    wins_table,
+)
+from forecast.reports.styles import (
     CALIBRATION_STYLES,
     LOSS_STYLES,
     Band,
@@ -26,36 +38,13 @@ from forecast.reports.figures import (
     class_styles,
     clock_label,
     model_styles,
-    uplift,
     with_model,
 )
-from forecast.reports.page import ABSENT, bar, card, milliseconds, page, percent, rounded, runs, table
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
-_MINUS: Final = "\u2212"
-_METRICS: Final = {
-    "mase": "MASE",
-    "wql": "WQL",
-    "crps": "CRPS",
-    "smape": "sMAPE",
-    "wape": "WAPE",
-    "rmsse": "RMSSE",
-    "mae": "MAE",
-    "log_loss": "Log-loss",
-    "brier": "Brier score",
-    "rmse": "RMSE",
-}
 """Labels of the metrics that are better when smaller."""
-_LARGER: Final = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 """Of those that are better when larger."""
-_COUNTS: Final = {
-    "n_series": "Series",
-    "n_windows": "Windows",
-    "n_steps": "Steps",
-    "n_undefined": "Without MASE",
-    "me": "Error of the mean",
-}
 
 
 def write_report(
@@ -124,15 +113,15 @@ def write_report(
         subtitle=subtitle,
         facts=facts,
         data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
-        summary=_summary(summary),
-        wins=_wins(wins),
-        segments=_segments(segments),
-        confusion=_confusion(confusion, classes),
-        coverage=_coverage(coverage),
-        lineage=_lineage(lineage),
-        rejects=_rejects(rejects),
-        stages=_stages(stages),
-        settings=_settings(settings or {}),
+        summary=summary_table(summary),
+        wins=wins_table(wins),
+        segments=segments_table(segments),
+        confusion=confusion_table(confusion, classes),
+        coverage=coverage_table(coverage),
+        lineage=lineage_table(lineage),
+        rejects=rejects_table(rejects),
+        stages=stages_table(stages),
+        settings=settings_table(settings or {}),
     )
     write_text_atomic(made, path)
 
@@ -188,7 +177,7 @@ def _series(
     past = _near(past, drawn, context=context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
     drawn = drawn.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
     for first in range(0, len(series_ids), _CHUNK):
-        chunk = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]  # type: list[dict[str, Any]]
+        chunk: list[dict[str, Any]] = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]
         inside = pl.col("series").is_between(first, first + _CHUNK - 1)
         for index, times, values in past.filter(inside).iter_rows():
             chunk[index - first] |= {"t": runs(times), "y": values}
@@ -248,7 +237,7 @@ def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str,
         metric, each = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
     mean = best.group_by(names.SERIES_ID).agg(each.mean().alias("score"))
     values = dict(mean.select(names.SERIES_ID, rounded("score")).iter_rows())
-    return {"score": [values.get(name) for name in series_ids], "scored": scored, "metric": _METRICS[metric]}
+    return {"score": [values.get(name) for name in series_ids], "scored": scored, "metric": METRICS[metric]}
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
@@ -281,206 +270,3 @@ def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dic
 
 def _later(share: float | None) -> str:
     return "" if share is None else f", uplift later {percent(share)}"
-
-
-# ---- Markup ----
-
-
-def _summary(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
-    rows = list(summary.iter_rows(named=True)) if isinstance(summary, pl.DataFrame) else [dict(row) for row in summary]
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    styles = {style.name: style for style in model_styles(str(row.get(MODEL)) for row in rows)}
-    base = next((row for row in rows if row.get(MODEL) == names.SOURCE_SEASONAL_NAIVE), None)
-    numeric = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
-    numbers = {name: [float(str(row[name])) for row in rows if _is_number(row.get(name))] for name in numeric}
-    best = {name: min(numbers[name]) for name in columns if name in numeric and name.lower() in _METRICS}
-    best |= {name: max(numbers[name]) for name in columns if name in numeric and name.lower() in _LARGER}
-    head = "".join(f'<th scope="col"{_right(name in numeric)}>{html.escape(_heading(name))}</th>' for name in columns)
-    lines = []
-    for row in rows:
-        cells = []
-        for name in columns:
-            value = row.get(name)
-            if name == MODEL:
-                style = styles[str(value)]
-                cells.append(
-                    f'<td><span class="swatch" style="background:{style.colour}"></span>{html.escape(style.label)}</td>'
-                )
-                continue
-            text = html.escape(_number(name, value))
-            if name in best and base is not None and row is not base:
-                text += _change(value, base.get(name))
-            kinds = " ".join(
-                ["number"] * (name in numeric) + ["best"] * (_is_number(value) and value == best.get(name))
-            )
-            cells.append(f'<td class="{kinds}">{text}</td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    caption = "Smaller is better, except for coverage, which should be near its level"
-    caption += ", and accuracy and F1." if _LARGER.keys() & best.keys() else "."
-    caption += " The best value is bold."
-    if base is not None:
-        caption += " The small number is the change against the seasonal naive forecast."
-    markup = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return card("summary", "Accuracy", markup, caption if best else "")
-
-
-def _right(yes: bool) -> str:
-    return ' class="number"' if yes else ""
-
-
-def _heading(name: str) -> str:
-    """Return the words for a column.
-
-    >>> [_heading(name) for name in ("mase", "wql_last_week", "coverage80", "series_id", "Total time")]
-    ['MASE', 'WQL last week', 'Coverage of 80 %', 'Series id', 'Total time']
-    """
-    coverage = re.fullmatch(r"coverage_?(\d+\.?\d*)", name.lower())
-    if coverage:
-        return f"Coverage of {coverage[1]} %"
-    words = name.replace("_", " ")
-    metric, _, rest = words.partition(" ")
-    if rest and metric.lower() in _METRICS:
-        return f"{_METRICS[metric.lower()]} {rest}"
-    return (_METRICS | _LARGER | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _number(name: str, value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not np.isfinite(value):
-            return ABSENT
-        if name.lower().startswith("coverage"):
-            return percent(value)
-        return f"{value:,}" if isinstance(value, int) else f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return ABSENT if value is None else str(value)
-
-
-def _change(value: Any, base: Any) -> str:
-    if not (_is_number(value) and _is_number(base) and base > 0):
-        return ""
-    return f"<small>{_signed(value / base)}</small>"
-
-
-def _signed(ratio: float) -> str:
-    """Return by how much something has changed.
-
-    >>> _signed(1.25)
-    '+25 %'
-    """
-    return f"{ratio - 1:+.0%}".replace("-", _MINUS).replace("%", " %")
-
-
-def _confusion(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) -> str:
-    if counts is None:
-        return ""
-    said = [style.name for style in classes]
-    cells = {(row[MODEL], row[names.TARGET], row[names.CLASS]): row["n"] for row in counts.iter_rows(named=True)}
-    rows = []
-    for model in model_styles(counts[MODEL].unique()):
-        for came in said:
-            found = [cells.get((model.name, came, name), 0) for name in said]
-            share = found[said.index(came)] / max(1, sum(found))
-            rows.append([model.label, came, *(f"{count:,}" for count in found), bar(share)])
-    heads = {"Model": "", "Class that came": "wide", **dict.fromkeys(said, "number"), "Share found": "bar"}
-    caption = (
-        "How often each class was the most probable one. The bar is the share of those that came that were forecast."
-    )
-    return card("confusion", "Which class was forecast when", table(heads, rows), caption)
-
-
-def _wins(wins: pl.DataFrame | None) -> str:
-    if wins is None or wins.is_empty():
-        return ""
-    metrics = [name for name in wins.columns if name in _METRICS or name == "pinball"]
-    labels = {name: _METRICS.get(name, "Pinball loss") for name in metrics}
-    styles = {style.name: style.label for style in model_styles([*wins[MODEL], *wins["baseline"]])}
-    rows = []
-    for row in wins.iter_rows(named=True):
-        shares = [ABSENT if row[name] is None else percent(row[name]) for name in metrics]
-        rows.append([styles[row[MODEL]], styles[row["baseline"]], *shares, f"{row['n_series']:,}"])
-    heads = {"Model": "", "Baseline": "wide", **dict.fromkeys((f"By {text}" for text in labels.values()), "number")}
-    caption = "The share of series on which a model is better than a baseline, over the windows that both have."
-    return card("wins", "Where the models are better", table({**heads, "Series": "number"}, rows), caption)
-
-
-def _segments(segments: pl.DataFrame | None) -> str:
-    if segments is None or segments.is_empty():
-        return ""
-    shown = [name for name in segments.columns if name in (_METRICS | _LARGER) or name in ("coverage", "n_series")]
-    labels = {style.name: style.label for style in model_styles(segments[MODEL].unique())}
-    rows = [
-        [row["segment"], row["value"], labels[row[MODEL]], *(_number(name, row[name]) for name in shown)]
-        for row in segments.iter_rows(named=True)
-    ]
-    heads = {"Segment": "", "Series that are": "wide", "Model": "", **{_heading(name): "number" for name in shown}}
-    return card("segments", "By segment", table(heads, rows))
-
-
-def _rejects(rejects: pl.DataFrame | None) -> str:
-    if rejects is None:
-        return ""
-    if rejects.is_empty():
-        return card("rejects", "Rejected rows and series", "<p>None: every row was used.</p>")
-    first = pl.col(names.SERIES_ID).drop_nulls().first()
-    found = rejects.group_by(names.REASON).agg(
-        pl.len().alias("rows"), pl.col(names.SERIES_ID).n_unique().alias("series"), first.alias("first")
-    )
-    found = found.sort("rows", names.REASON, descending=[True, False])
-    rows = [
-        (str(reason), f"{rows:,}", f"{series:,}", example or ABSENT, bar(rows / found["rows"][0]))
-        for reason, rows, series, example in found.iter_rows()
-    ]
-    heads = {"Reason": "wide", "Rejects": "number", "Series": "number", "For example": "", "": "bar"}
-    return card("rejects", "Rejected rows and series", table(heads, rows))
-
-
-def _stages(stages: Sequence[tuple[str, float]]) -> str:
-    if not stages:
-        return ""
-    most = max(1e-9, *(seconds for _, seconds in stages))
-    rows = [(name, f"{seconds:,.2f}", bar(seconds / most)) for name, seconds in stages]
-    rows.append(("Total", f"{sum(seconds for _, seconds in stages):,.2f}", ""))
-    return card("stages", "Time by stage", table({"Stage": "", "Seconds": "number", "": "bar"}, rows, total=True))
-
-
-def _coverage(coverage: pl.DataFrame | None) -> str:
-    """Return how often each interval held what came, and how wide it was, before and after a calibration."""
-    if coverage is None or coverage.is_empty():
-        return ""
-    rows = [
-        [
-            "All" if row["by"] == "all" else row["by"],
-            row["value"],
-            *(percent(row[name]) for name in ("level", "coverage_before", "coverage_after")),
-            _signed(row["width_after"] / row["width_before"]) if row["width_before"] > 0 else ABSENT,
-            f"{row['n']:,}",
-        ]
-        for row in coverage.filter(pl.col("by") != "step").iter_rows(named=True)
-    ]
-    heads = {"Segment": "", "Series that are": "wide"}
-    shares = ("Interval", "Held before", "Held after", "Width", "Steps")
-    return f'<div class="scroll">{table({**heads, **dict.fromkeys(shares, "number")}, rows)}</div>'
-
-
-def _lineage(lineage: pl.DataFrame | None) -> str:
-    if lineage is None or lineage.is_empty():
-        return ""
-    heads = {_heading(name): "tree" for name in lineage.columns}
-    caption = "Each version below the one that it was made from, with what was changed, and how it was judged."
-    return card("lineage", "Versions", table(heads, lineage.iter_rows()), caption)
-
-
-def _settings(settings: Mapping[str, Mapping[str, str]]) -> str:
-    if not settings:
-        return ""
-    heads = {"Setting": "", "Value": "wide"}
-    body = "".join(
-        f"<details><summary>{html.escape(name)}</summary>{table(heads, each.items())}</details>"
-        for name, each in settings.items()
-    )
-    return card("settings", "Settings and data", body)

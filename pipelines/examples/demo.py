@@ -69,7 +69,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         from forecast.names import SERIES_ID
         from forecast.tracking.registry import Registry
         from pipelines import backtest, finetune, promote, score, train
-        from pipelines.models import lineage
+        from pipelines.jobs.lineage import lineage
 
     table, uri = folder / "panel.parquet", f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     with clock("data"), console.stage("data") as stage:

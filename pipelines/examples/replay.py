@@ -31,8 +31,8 @@ from forecast.errors import GatecastError, OutputError
 from pipelines import cli
 from pipelines.jobs import command_line, console
 from pipelines.jobs.job import SCHEDULE, SLOT, open_ledger
-from pipelines.schedule import Scheduler, Slot
 from pipelines.scheduling.schedule_file import Schedule, read
+from pipelines.scheduling.scheduler import Scheduler, Slot
 
 if TYPE_CHECKING:
     import polars as pl

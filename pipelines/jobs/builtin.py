@@ -25,7 +25,8 @@ def open_builtin(config: ScoreConfig, cutoffs: "Sequence[datetime | None]") -> "
     """
     from forecast.pretraining.zero_shot import zero_shot
     from forecast.tracking.versions import Version
-    from pipelines.jobs.reading import checkpoint_tag, read_for
+    from pipelines.jobs.reading import read_for
+    from pipelines.jobs.version_tags import checkpoint_tag
 
     assert config.window.horizon is not None
     assert config.registry.alias is not None
@@ -47,8 +48,9 @@ def add(config: AddConfig) -> "tuple[Version, str]":
     from forecast.names import PRETRAINED
     from forecast.pretraining.zero_shot import zero_shot
     from pipelines.jobs import console
-    from pipelines.jobs.reading import log_data, log_profile, open_registry
+    from pipelines.jobs.reading import open_registry
     from pipelines.jobs.registration import Registration
+    from pipelines.jobs.run_logging import log_data, log_profile
 
     registry = open_registry(config)
     registry.check_runs()

@@ -39,7 +39,8 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
     from forecast.finetuning.lineage import without
     from forecast.names import CHAMPION
     from forecast.prediction.from_table import example
-    from pipelines.jobs.reading import child_tags, open_version, version_tags
+    from pipelines.jobs.reading import open_version
+    from pipelines.jobs.version_tags import child_tags, version_tags
 
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)
     child = without(artifact, series, key="rollback.series")

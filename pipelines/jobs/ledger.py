@@ -17,14 +17,21 @@ from forecast.data.sources.database import Database, transaction
 from forecast.errors import LedgerError, OutputError
 from forecast.redaction import without_password
 from pipelines.jobs import processes
-from pipelines.jobs.ledger_entry import BEAT, STATUSES, Entry, Job, Status, entry_of, moment_of
-
-__all__ = ["BEAT", "SKEW", "STATUSES", "Entry", "Job", "Ledger", "Status"]
+from pipelines.jobs.ledger_entry import Entry, Job, Status, moment_of
+from pipelines.jobs.ledger_schema import (
+    ADDED,
+    COLUMNS,
+    KEY,
+    LATEST,
+    VERSION,
+    WORK,
+    create_indices,
+    find_sql,
+    is_prepared,
+)
 
 SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two hosts may be apart: what is later than this is in the future."""
-
-_VERSION: Final = 4
 _DUE: Final = "due"
 """A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
 needed; a moment alone: when it was sent."""
@@ -35,43 +42,9 @@ _ANSWER_SECONDS: Final = 60.0
 _LOCK_SECONDS: Final = 10.0
 """That others may hold the lock, whose transactions take milliseconds."""
 _LOCK: Final = 7_211_061  # any number, the same for all who write
-_KEY: Final = "ledger.uri"
-_COLUMNS: Final = {
-    "id": "bigint primary key",
-    "flow": "text",
-    "dataset": "text",
-    "cutoff": "text",
-    "model": "text",
-    "mlflow": "text",
-    "config_digest": "text",
-    "schedule": "text",
-    "slot": "text",
-    "status": "text",
-    "started": "text",
-    "heartbeat": "text",
-    "ended": "text",
-    "seconds": "double precision",
-    "host": "text",
-    "pid": "bigint",
-    "output": "text",
-    "exit_code": "bigint",
-    "error": "text",
-    "config": "text",
-    "given": "text default ''",
-    "folder": "text",
-    "process": "text default ''",
-    "notice": "text default ''",
-    "settings_digest": "text default ''",
-}
-_ADDED: Final = {2: ("mlflow",), 3: ("process", "notice", "settings_digest"), 4: ("given",)}
 """Text columns that a version of the format has brought."""
-_INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
 """What attempts at the same have in common: of a person, and of a schedule."""
-_WORK: Final = (*_INDICES["work"], *_INDICES["slot"])
 """The key of what was done."""
-_LATEST: Final = (
-    "not exists (select 1 from gatecast_runs o where o.id > r.id and o.schedule = r.schedule and o.slot = r.slot)"
-)
 """Of the attempts at a slot."""
 
 
@@ -88,7 +61,7 @@ class Ledger:
         """
         pid = os.getpid() if pid is None else pid
         with self._open() as database:
-            if job.slot and (before := _found(database, "schedule = ? and slot = ?", [job.schedule, job.slot])):
+            if job.slot and (before := find_sql(database, "schedule = ? and slot = ?", [job.schedule, job.slot])):
                 if before[0].status == "done":
                     return before[0]
                 if before[0].status == "running":
@@ -115,7 +88,7 @@ class Ledger:
             }
             marks = ", ".join("?" * len(values))
             database.execute(f"insert into gatecast_runs ({', '.join(values)}) values ({marks})", list(values.values()))
-            return _found(database, "id = ?", [values["id"]])[0]
+            return find_sql(database, "id = ?", [values["id"]])[0]
 
     def note(self, entry: int, *, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
         """Write what has become known of a job.
@@ -123,7 +96,7 @@ class Ledger:
         Attempts that failed before they knew their cutoff or model are counted to the one that then does.
         """
         with self._open() as database:
-            own = _found(database, "id = ?", [entry])[0]
+            own = find_sql(database, "id = ?", [entry])[0]
             same = "flow = ? and dataset = ? and config_digest = ? and schedule = ? and slot = ?"
             values = [own.flow, own.dataset, own.config_digest, own.schedule, own.slot]
             for name, value in {"cutoff": cutoff, "model": model}.items():
@@ -147,7 +120,7 @@ class Ledger:
     def end(self, entry: int, status: Status, exit_code: int, error: str = "") -> None:
         """Write how a job ended."""
         with self._open() as database:
-            started = _found(database, "id = ?", [entry])[0].started
+            started = find_sql(database, "id = ?", [entry])[0].started
             seconds = (datetime.now(UTC) - started).total_seconds()
             values = [status, _now(), max(seconds, 0.0), exit_code, error[:5000], entry]
             columns = "status = ?, ended = ?, seconds = ?, exit_code = ?, error = ?"
@@ -181,18 +154,18 @@ class Ledger:
                 conditions.append("status = ?")
                 values.append(status)
         if not every:
-            same = " and ".join(f"o.{name} = r.{name}" for name in _WORK)
+            same = " and ".join(f"o.{name} = r.{name}" for name in WORK)
             conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same})")
         where = " and ".join(conditions)
         sure = status in (None, *_WRITTEN)
         with self._read() as database:
-            found = _found(database, where, values, limit if sure else None)
+            found = find_sql(database, where, values, limit if sure else None)
         return [entry for entry in found if status in (None, entry.status)][:limit]
 
     def get(self, entry: int) -> Entry:
         """Return an attempt. Raises LedgerError if there is none of this number."""
         with self._read() as database:
-            found = _found(database, "id = ?", [entry])
+            found = find_sql(database, "id = ?", [entry])
         if not found:
             raise LedgerError(f"{self.shown}: there is no run {entry}; `forecast runs list` shows those there are")
         return found[0]
@@ -200,13 +173,13 @@ class Ledger:
     def latest(self, schedule: str, slot: str) -> Entry | None:
         """Return the latest attempt at a slot."""
         with self._read() as database:
-            found = _found(database, "schedule = ? and slot = ?", [schedule, slot])
+            found = find_sql(database, "schedule = ? and slot = ?", [schedule, slot])
         return found[0] if found else None
 
     def slots(self, schedule: str, first: str, last: str) -> dict[str, Entry]:
         """Return the latest attempt at each slot from `first` to `last`."""
         with self._read() as database:
-            found = _found(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
+            found = find_sql(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
         return {entry.slot: entry for entry in reversed(found)}
 
     def settled(self, schedule: str) -> datetime | None:
@@ -251,14 +224,14 @@ class Ledger:
         """Return the latest attempts at slots that ended with an exit code, those of the earliest slot first."""
         where = "schedule = ? and slot <> '' and exit_code = ? and status = 'failed'"
         with self._open() as database:
-            entries = _found(database, f"{where} and {_LATEST}", [schedule, exit_code])
+            entries = find_sql(database, f"{where} and {LATEST}", [schedule, exit_code])
         return sorted(entries, key=lambda entry: entry.slot)
 
     def notices(self, schedule: str) -> list[Entry]:
         """Return the latest attempts at slots of which others are to be notified, and nobody is at it; oldest first."""
-        where = f"schedule = ? and slot <> '' and notice >= ? and notice < ? and {_LATEST}"
+        where = f"schedule = ? and slot <> '' and notice >= ? and notice < ? and {LATEST}"
         with self._open() as database:
-            return _found(database, where, [schedule, _DUE, f"{_DUE} {_now()}"])[::-1]
+            return find_sql(database, where, [schedule, _DUE, f"{_DUE} {_now()}"])[::-1]
 
     def claim_notice(self, entry: int, seconds: float) -> bool:
         """Return whether a notice is to be sent and nobody is at it; for so many seconds, nobody else will be."""
@@ -289,7 +262,7 @@ class Ledger:
     @property
     def shown(self) -> str:
         """The URI without its password."""
-        return f"{_KEY}={without_password(self.uri)}"
+        return f"{KEY}={without_password(self.uri)}"
 
     @contextmanager
     def _open(self) -> Iterator[Database]:
@@ -306,7 +279,7 @@ class Ledger:
             if not database.has_table("gatecast_ledger"):
                 yield _Nothing(database)
                 return
-            if _is_prepared(database):
+            if is_prepared(database):
                 yield database
                 return
         with self._open() as database:
@@ -315,33 +288,33 @@ class Ledger:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Database]:
         try:
-            with transaction(self.uri, _KEY, writes=writes, private=True, limit=_ANSWER_SECONDS) as database:
+            with transaction(self.uri, KEY, writes=writes, private=True, limit=_ANSWER_SECONDS) as database:
                 database.limit_waits(_LOCK_SECONDS)
                 yield database
         except OutputError as error:
             raise LedgerError(f"the ledger does not answer: {error}") from None
 
     def _prepare(self, database: Database) -> None:
-        columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         database.execute("create table if not exists gatecast_ledger (version bigint)")
         versions = database.execute("select version from gatecast_ledger")
         if not versions:
-            database.execute("insert into gatecast_ledger (version) values (?)", [_VERSION])
+            database.execute("insert into gatecast_ledger (version) values (?)", [VERSION])
             database.execute(f"create table gatecast_runs ({columns})")
-            _create_indices(database)
+            create_indices(database)
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
-        elif versions[0]["version"] < _VERSION:
+        elif versions[0]["version"] < VERSION:
             # A row with all columns, of an empty table as well.
             one = "select r.* from (select 1 as one) o left join (select * from gatecast_runs limit 1) r on 1 = 1"
             (row,) = database.execute(one)
-            for name in (name for number in sorted(_ADDED) for name in _ADDED[number] if name not in row):
+            for name in (name for number in sorted(ADDED) for name in ADDED[number] if name not in row):
                 database.execute(f"alter table gatecast_runs add column {name} text default ''")
-            _create_indices(database)
-            database.execute("update gatecast_ledger set version = ?", [_VERSION])
-        elif versions[0]["version"] > _VERSION:
+            create_indices(database)
+            database.execute("update gatecast_ledger set version = ?", [VERSION])
+        elif versions[0]["version"] > VERSION:
             raise LedgerError(
-                f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {_VERSION}; "
-                f"use the gatecast that wrote it, or another {_KEY}"
+                f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {VERSION}; "
+                f"use the gatecast that wrote it, or another {KEY}"
             )
 
 
@@ -354,42 +327,6 @@ class _Nothing(Database):
     def execute(self, _statement: str, _values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return no rows."""
         return []
-
-
-def _create_indices(database: Database) -> None:
-    for name, columns in {**_INDICES, "notice": ("schedule", "notice")}.items():
-        database.execute(f"create index if not exists gatecast_runs_{name} on gatecast_runs ({', '.join(columns)})")
-
-
-def _is_prepared(database: Database) -> bool:
-    if not database.has_table("gatecast_ledger"):
-        return False
-    return database.execute("select version from gatecast_ledger") == [{"version": _VERSION}]
-
-
-def _found(database: Database, where: str, values: list[Any], limit: int | None = None) -> list[Entry]:
-    """Return the attempts for which a condition holds, newest first.
-
-    Attempts are numbered, and failures counted, in one pass over those with the same keys.
-    """
-    chosen = f"select * from gatecast_runs r where {where} order by id desc"
-    chosen += "" if limit is None else f" limit {limit}"
-    failed = "sum(case when status = 'failed' then 1 else 0 end)"
-    ranks = []
-    for what, condition, also in (("work", "slot = ''", ""), ("slot", "slot <> ''", ", settings_digest")):
-        key = ", ".join(_INDICES[what])
-        ranks.append(
-            f"select id, row_number() over (partition by {key} order by id) as attempt, "
-            f"{failed} over (partition by {key}{also} order by id) as failures "
-            f"from gatecast_runs where {condition} and ({key}) in (select {key} from chosen where {condition})"
-        )
-    rows = database.execute(
-        f"with chosen as ({chosen}), ranks as ({' union all '.join(ranks)}) "
-        "select chosen.*, ranks.attempt, ranks.failures from chosen left join ranks on ranks.id = chosen.id "
-        "order by chosen.id desc",
-        values,
-    )
-    return [entry_of(row) for row in rows]
 
 
 def _who(entry: Entry) -> str:

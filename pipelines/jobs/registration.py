@@ -52,7 +52,7 @@ class Registration:
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
         from forecast.data.sources.side_tables import side_tables
-        from pipelines.jobs.reading import version_tags
+        from pipelines.jobs.version_tags import version_tags
 
         self._registry, self._run, self._artifact, self._alias = registry, run, artifact, alias
         self._settings: RegistryConfig = getattr(config, "registry", RegistryConfig())
@@ -136,7 +136,8 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     """
     from forecast import artifact
     from forecast.artifact import FORMAT_VERSION
-    from pipelines.jobs.reading import ends, open_registry
+    from pipelines.jobs.reading import open_registry
+    from pipelines.jobs.version_tags import ends
 
     folder, alias = Path(config.source.path), config.registry.alias
     record = _record(folder)

@@ -10,7 +10,7 @@ from forecast.monitoring.result import Monitored
 from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.reports.page import ABSENT
-from pipelines.jobs.reading import metric_name
+from pipelines.jobs.run_logging import metric_name
 
 
 def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[str, float]:

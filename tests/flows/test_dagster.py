@@ -24,11 +24,13 @@ from pydantic import SecretStr
 import forecast as library
 from forecast.config import SchedulerConfig, ScoreConfig, ScoreOutput, load
 from forecast.errors import ConfigError
-from pipelines.dagster import CHECKS, Flow, _summary, definitions, judge, stability
+from pipelines.dagster import definitions
 from pipelines.jobs.ledger import Ledger
 from pipelines.notify import NotifyConfig
-from pipelines.schedule import Scheduler
+from pipelines.scheduling.dagster_checks import CHECKS, judge, stability, summary_of
+from pipelines.scheduling.dagster_flow import Flow
 from pipelines.scheduling.schedule_file import Schedule
+from pipelines.scheduling.scheduler import Scheduler
 
 ASSET = dg.AssetKey("nightly")
 HOME = "telemetry: {enabled: false}\nconcurrency: {pools: {default_limit: 1}}\n"
@@ -256,7 +258,7 @@ def test_a_check_that_can_not_be_made_is_a_warning_and_fails_no_score(promoted: 
     assert doubtful == {"conservation", "rejects"}
     assert verdicts["rejects"].text == "can't be checked: it lacks 'series'"
     assert verdicts["intact"].passed
-    summary = _summary("rejects", [("day", verdicts["rejects"])])
+    summary = summary_of("rejects", [("day", verdicts["rejects"])])
     assert (summary.passed, summary.severity) == (False, dg.AssetCheckSeverity.WARN)
     away = config.model_copy(
         update={"output": ScoreOutput(path="o", sink="sql", table="t", uri=SecretStr("postgresql://me@127.0.0.1:9/db"))}

@@ -140,7 +140,7 @@ def test_series_that_have_ended_are_no_bad_data_for_the_check_of_rejects(
     artifact: Artifact, sales: pl.DataFrame, tmp_path: Path
 ) -> None:
     pytest.importorskip("dagster")
-    from pipelines.dagster import judge
+    from pipelines.scheduling.dagster_checks import judge
 
     written = write(artifact, sales, tmp_path / "out")
     values = {"data": {"path": "sales.parquet"}, "output": {"path": str(tmp_path / "out")}}

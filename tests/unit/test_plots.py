@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from forecast.reports import figures
+from forecast.reports import diagnostic_figures, figures, styles
 
 START = datetime(2024, 1, 1)
 LEVELS = (10, 30, 50, 70, 90)
@@ -74,7 +74,7 @@ def test_intervals_are_drawn_for_the_best_model_only() -> None:
     areas = figure.axes[0].collections
     assert [area.get_label() for area in areas] == ["80% interval", "40% interval"]
     colour = line(figure, "Fine-tuned").get_color()
-    assert colour == figures.model_styles(["fine_tuned"])[0].colour
+    assert colour == styles.model_styles(["fine_tuned"])[0].colour
     assert line(figure, "Seasonal naive").get_color() != colour
 
 
@@ -106,25 +106,27 @@ def test_the_best_validation_is_marked() -> None:
         (50, {"train/loss": 2.0}),
         (100, {"train/loss": 1.0, "val/loss": 1.0}),
     ]
-    figure = figures.loss_curves([*curve, (200, {"train/loss": 0.5, "val/loss": 1.5})])
+    figure = diagnostic_figures.loss_curves([*curve, (200, {"train/loss": 0.5, "val/loss": 1.5})])
     assert list(line(figure, "Training").get_xdata()) == [0, 50, 100, 200]
     assert list(line(figure, "Validation").get_xdata()) == [0, 100, 200]
     assert list(line(figure, "Best: 1 at step 100").get_xdata()) == [100]
 
 
 def test_an_empty_curve_gives_an_empty_figure() -> None:
-    assert not figures.loss_curves([]).axes[0].lines
+    assert not diagnostic_figures.loss_curves([]).axes[0].lines
 
 
 def test_error_by_step_has_a_line_per_model_in_order_of_steps() -> None:
     scores = pl.DataFrame({"step": [2, 1, 1], "model": ["pretrained", "pretrained", "other"], "mae": [4.0, 3.0, 9.0]})
-    figure = figures.error_by_step(scores)
+    figure = diagnostic_figures.error_by_step(scores)
     assert list(line(figure, "Pretrained").get_ydata()) == [3.0, 4.0]
     assert list(line(figure, "other").get_ydata()) == [9.0]
 
 
 def test_calibration_is_drawn_in_percent_beside_the_diagonal() -> None:
-    figure = figures.calibration(pl.DataFrame({"model": ["a", "a"], "level": [0.9, 0.1], "coverage": [0.8, 0.2]}))
+    figure = diagnostic_figures.calibration(
+        pl.DataFrame({"model": ["a", "a"], "level": [0.9, 0.1], "coverage": [0.8, 0.2]})
+    )
     assert list(line(figure, "a").get_xdata()) == [10.0, 90.0]
     assert list(line(figure, "a").get_ydata()) == [20.0, 80.0]
     assert list(line(figure, "Perfectly calibrated").get_ydata()) == [0, 100]
@@ -134,7 +136,7 @@ def test_the_uplift_counts_every_series_once() -> None:
     decisions = pl.DataFrame(
         {"gain": [0.2, 0.1, -0.05, -7.0, None, float("nan")], "blend": [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]}
     )
-    later, axes = figures.uplift_histogram(decisions).axes
+    later, axes = diagnostic_figures.uplift_histogram(decisions).axes
     assert counted(later) == 0, "nothing was judged on later windows"
     # Stacked bars: the height of a patch is the count of its own part.
     assert counted(axes) == 4
@@ -144,7 +146,7 @@ def test_the_uplift_counts_every_series_once() -> None:
 
 def test_an_uplift_without_any_gain_can_be_drawn() -> None:
     decisions = pl.DataFrame({"gain": [None], "blend": [0.0]}, schema={"gain": pl.Float64, "blend": pl.Float64})
-    assert [counted(axes) for axes in figures.uplift_histogram(decisions).axes] == [0, 0]
+    assert [counted(axes) for axes in diagnostic_figures.uplift_histogram(decisions).axes] == [0, 0]
 
 
 def test_the_uplift_is_that_of_fine_tuned_series_on_the_report_windows() -> None:
@@ -156,8 +158,12 @@ def test_the_uplift_is_that_of_fine_tuned_series_on_the_report_windows() -> None
             "report_tuned_loss": [2.2, 0.0, 1.0],
         }
     )
-    assert decisions.select(figures.uplift(decisions)).to_series().to_list() == [pytest.approx(-0.1), None, 0.0]
-    later, gate = figures.uplift_histogram(decisions).axes
+    assert decisions.select(diagnostic_figures.uplift(decisions)).to_series().to_list() == [
+        pytest.approx(-0.1),
+        None,
+        0.0,
+    ]
+    later, gate = diagnostic_figures.uplift_histogram(decisions).axes
     assert (counted(later), counted(gate)) == (1, 3)
     assert all(patch.get_x() < 0 for patch in later.patches if patch.get_height())
     assert later.get_title(loc="left") == "Uplift on the report windows (1 series without one)"
@@ -174,20 +180,20 @@ def test_the_uplift_is_that_of_fine_tuned_series_on_the_report_windows() -> None
     ],
 )
 def test_bands_need_both_sides(columns: list[str], expected: list[tuple[float, str, str]]) -> None:
-    assert [(round(band.coverage, 6), band.low, band.high) for band in figures.bands(columns)] == expected
+    assert [(round(band.coverage, 6), band.low, band.high) for band in styles.bands(columns)] == expected
 
 
 def test_models_keep_their_colours_whatever_else_is_drawn() -> None:
-    alone = figures.model_styles(["pretrained"])[0]
-    styles = figures.model_styles(["pretrained", "zeta", "fine_tuned", "alpha", "seasonal_naive"])
-    assert [style.name for style in styles] == ["seasonal_naive", "alpha", "zeta", "pretrained", "fine_tuned"]
-    assert alone in styles
-    assert len({style.colour for style in styles}) == 5
+    alone = styles.model_styles(["pretrained"])[0]
+    several = styles.model_styles(["pretrained", "zeta", "fine_tuned", "alpha", "seasonal_naive"])
+    assert [style.name for style in several] == ["seasonal_naive", "alpha", "zeta", "pretrained", "fine_tuned"]
+    assert alone in several
+    assert len({style.colour for style in several}) == 5
 
 
 def test_neither_import_nor_drawing_touches_pyplot() -> None:
     code = (
-        "import sys, forecast.reports.figures as plots\n"
+        "import sys, forecast.reports.diagnostic_figures as plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "plots.loss_curves([(0, {'val/loss': 1.0})])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
@@ -212,7 +218,7 @@ def test_probabilities_of_classes_are_stacked_to_a_hundred_below_what_came() -> 
 def test_a_confusion_shows_the_counts_of_one_model() -> None:
     rows = [("m", "a", "a", 8), ("m", "a", "b", 2), ("m", "b", "b", 1), ("other", "a", "c", 99)]
     counts = pl.DataFrame(rows, schema=["model", "target", "class", "n"], orient="row")
-    (axes,) = figures.confusion(counts, "m").axes
+    (axes,) = diagnostic_figures.confusion(counts, "m").axes
     assert [text.get_text() for text in axes.texts] == ["8", "2", "0", "1"]
     assert axes.images[0].get_array().tolist() == [[0.8, 0.2], [0.0, 1.0]]
 

@@ -23,8 +23,8 @@ from pipelines.jobs import processes
 from pipelines.jobs.ledger import SKEW, Ledger
 from pipelines.jobs.ledger_entry import Entry, Job
 from pipelines.notify import Command, NotifyConfig
-from pipelines.schedule import Scheduler
 from pipelines.scheduling.schedule_file import Schedule
+from pipelines.scheduling.scheduler import Scheduler
 
 NOW = datetime(2024, 3, 5, 12, tzinfo=UTC)
 ALL = ("success", "failure", "breach", "rollback")

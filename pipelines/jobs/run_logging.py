@@ -1,0 +1,81 @@
+"""Data, profile and figures logged to a run."""
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from pipelines.jobs.job import note
+
+if TYPE_CHECKING:
+    from forecast.data.ingest.loaded import Loaded
+    from forecast.tracking.run import Run
+
+
+_LOG = logging.getLogger(__name__)
+
+
+def log_data(run: "Run", loaded: "Loaded") -> str:
+    """Log which data a run has used, and its rejects; return the digest of the panel."""
+    from forecast.data.profiling.quality import quality
+
+    note(mlflow=run.link)
+    data, counts = loaded.data, loaded.counts
+    source = data.path if data.uri is None else data.uri.get_secret_value()
+    run.dataset("panel", digest=loaded.digest, source=str(source), rows=counts.rows_in)
+    run.metrics({f"data/{name}": value for name, value in vars(counts).items()})
+    run.table(loaded.rejects, "rejects.parquet")
+    run.table(quality(loaded.rejects, counts), "quality.parquet")
+    return loaded.digest
+
+
+def log_profile(run: "Run", loaded: "Loaded") -> None:
+    """Log what the series of a panel are like, as a table and a page."""
+    from forecast.data.ingest.missing_known import missing_known
+    from forecast.data.profiling.profile import profile
+    from forecast.reports.profile_page import profile_page
+
+    assert loaded.data.season_length is not None
+    found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
+    missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
+    run.table(found, "profile.parquet")
+    run.text(profile_page(loaded, found, missing), "profile.html")
+
+
+def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[int]") -> None:
+    """Log which cells of the known covariates forecasts from some cutoffs have to do without, and say so."""
+    import numpy as np
+    import polars as pl
+
+    from forecast.data.ingest.missing_known import missing_known
+    from forecast.errors import listing
+    from forecast.names import CUTOFF, SERIES_ID
+
+    if not loaded.data.known_covariates:
+        return
+    missing = pl.concat(
+        missing_known(loaded.panel, loaded.data, horizon=horizon, cutoff=cutoff).with_columns(
+            pl.lit(loaded.panel.grid.timestamps(np.array([cutoff]))[0]).alias(CUTOFF)
+        )
+        for cutoff in cutoffs
+    )
+    run.table(missing, "missing_known.parquet")
+    ahead = missing.filter(pl.col("missing_horizon") > 0)
+    for (name,), part in ahead.group_by("covariate", maintain_order=True):
+        series = part[SERIES_ID].unique(maintain_order=True)
+        cells = f"{part['missing_horizon'].sum():,} of {part.height * horizon:,} cells"
+        _LOG.warning(f"{name}: {cells} missing over the horizon, in {len(series):,} series: {listing(series)}")
+
+
+def metric_name(name: str) -> str:
+    """Return a name with the characters that MLflow takes.
+
+    >>> metric_name("target beyond 1e+18")
+    'target beyond 1e_18'
+    """
+    return re.sub(r"[^-/. \w]", "_", name)
+
+
+def pick(names: "list[str]", count: int = 6) -> list[str]:
+    """Return `count` names evenly spread over a list."""
+    step = max(1, len(names) // count)
+    return names[::step][:count]

@@ -1,0 +1,89 @@
+"""Tags of a version: how it was made, and from what."""
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Final
+
+from forecast.config import Config
+from pipelines.verbs import INCIDENTAL
+
+if TYPE_CHECKING:
+    from forecast.artifact import Artifact
+    from forecast.tracking.versions import Version
+
+
+# Tags of a version that was made from another one: what was changed, and of how many series.
+FINETUNE_KIND: Final = "finetune_kind"
+SERIES_TUNED: Final = "series_tuned"
+# Tag of a version that was calibrated: by which method.
+CALIBRATED: Final = "calibrated"
+# Tag of a version that has learnt from another one: the width of its layers.
+DISTILLED: Final = "distilled"
+# Tag of a version with a pretrained network of the package in it: its name and digest.
+CHECKPOINT: Final = "checkpoint"
+SIDE_TABLES: Final = ("data.known_path", "data.static_path")
+
+
+def side_tables_of(version: "Version") -> dict[str, str]:
+    """Return the tables of covariates that a version names."""
+    return {name: value for name, value in version.tags.items() if name in SIDE_TABLES and value}
+
+
+def ends(artifact: "Artifact") -> dict[str, str]:
+    """Return the tags of a version that say what its evaluated and its final weights have seen."""
+    tags = {"trained_until": artifact.trained_until_timestamp.isoformat()}
+    if artifact.final:
+        tags["final_until"] = artifact.final.trained_until_timestamp.isoformat()
+    return tags
+
+
+def final_fit_text(artifact: "Artifact") -> str:
+    """Return the part of a line that says until when the final weights have seen; nothing where there are none."""
+    return f", final fit until {artifact.final.trained_until_timestamp}" if artifact.final else ""
+
+
+def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
+    """Return the tags of a version: where it comes from."""
+    from forecast.artifact import FORMAT_VERSION
+
+    settings = config.model_dump_json(exclude=INCIDENTAL)
+    return {
+        "kind": artifact.kind,
+        "data_digest": data_digest,
+        "config_digest": hashlib.sha256(settings.encode()).hexdigest(),
+        "format_version": str(FORMAT_VERSION),
+        **ends(artifact),
+        **checkpoint_tag(artifact),
+        "horizon": str(artifact.horizon),
+    }
+
+
+def checkpoint_tag(artifact: "Artifact") -> dict[str, str]:
+    """Return the tag that names the pretrained network in a model, where there is one."""
+    from forecast.models.network.ensemble import members_of
+
+    found = {getattr(member.shape, CHECKPOINT, "") for member in members_of(artifact.network)} - {""}
+    return {CHECKPOINT: ", ".join(sorted(found))} if found else {}
+
+
+def made_from(parent: "Version") -> dict[str, str]:
+    """Return the tags of a version that was made from another one."""
+    return {"parent_version": str(parent.number), "parent_digest": parent.digest, **side_tables_of(parent)}
+
+
+def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:
+    """Return the tags of a version with changes for some series."""
+    return {
+        **made_from(parent),
+        FINETUNE_KIND: kind,
+        SERIES_TUNED: f"{series_tuned:.0f}",
+    }
+
+
+def uplift_text(per_series: float, interval: float) -> str:
+    """Return the mean uplift of a series with its interval, which one series alone has not.
+
+    >>> uplift_text(0.0312, 0.004), uplift_text(0.0312, float("nan"))
+    ('3.12% +- 0.40%', '3.12%')
+    """
+    return f"{per_series:.2%}" + (f" +- {interval:.2%}" if math.isfinite(interval) else "")

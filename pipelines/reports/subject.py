@@ -1,0 +1,207 @@
+"""What a report is about: a version, a run, or forecasts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from forecast.config import RegistryConfig, ReportConfig, ReportSettings
+from forecast.errors import ConfigError, DataError, listing
+from pipelines.verbs import JOBS
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.run_store import Record
+    from forecast.tracking.versions import Version
+
+TITLES: Final = {name: job.title for name, job in JOBS.items() if job.title}
+# The tables that runs log, by what the page calls them; forecasts and scores are put into it in part.
+TABLES: Final = {
+    "summary": "summary",
+    "wins": "wins",
+    "segments": "segments",
+    "confusion": "confusion",
+    "error_by_step": "steps",
+    "calibration": "levels",
+    "calibrated": "quantiles",
+    "coverage": "coverage",
+    "decisions": "decisions",
+    "rejects": "rejects",
+}
+FORECASTS: Final = "forecasts"
+SCORES: Final = "scores"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a page is of."""
+
+    title: str
+    subtitle: str
+    tables: "Mapping[str, pl.LazyFrame]"
+    """By the names of _TABLES, and forecasts and scores."""
+    job: str = ""
+    """That made the forecasts."""
+    registry: "Registry | None" = None
+    version: "Version | None" = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    loss: "pl.DataFrame | None" = None
+
+
+# ---- What there is ----
+
+
+def subject_of(config: ReportConfig, temporary: Path) -> Subject:
+    """Return what a report is about."""
+    from forecast.tracking.registry import Registry
+
+    settings = config.report
+    if settings.scores is not None:
+        return _of_scores(config.registry, settings, Path(settings.scores))
+    registry = Registry(config.registry)
+    if settings.run is None:
+        version = registry.resolve(str(config.registry.alias))
+        return _of_runs(registry, version, list(_records(registry, version)), temporary)
+    record = registry.record(settings.run)
+    if record is None or record.job not in TITLES:
+        found = f"a run of {record.job or 'something else'}" if record else "no run of this store"
+        raise ConfigError(f"report.run={settings.run}: {found}; give one of {', '.join(TITLES)} (`forecast ui`)")
+    if record.job == "score":
+        return _of_scores(config.registry, settings, Path(record.settings["output.path"]))
+    return _of_runs(registry, _version(registry, record), [record], temporary)
+
+
+def _records(registry: "Registry", version: "Version") -> "Iterator[Record]":
+    """Yield the runs that judged and made a version, and those that made what it was made from; the latest first."""
+    from forecast.backtesting.result import BACKTEST_RUN
+
+    known = {each.number: each for each in registry.versions()}
+    ids, each = [version.tags.get(BACKTEST_RUN, "")], known.get(version.number)
+    while each is not None:
+        ids.append(each.run_id)
+        each = known.pop(each.parent or 0, None)
+    for run_id in filter(None, ids):
+        if record := registry.record(run_id):
+            yield record
+
+
+def _version(registry: "Registry", record: "Record") -> "Version | None":
+    """Return the version that a run has judged or made, None if it is gone."""
+    if number := record.tags.get("version"):
+        return registry.find(number)
+    return next((each for each in registry.versions() if each.run_id == record.id), None)
+
+
+def _of_runs(
+    registry: "Registry",
+    version: "Version | None",
+    records: "Sequence[Record]",
+    folder: Path,
+) -> Subject:
+    """Return what runs have left: of each table that of the first run which has it."""
+    import polars as pl
+
+    from forecast.names import MODEL, TRAIN_LOSS, VAL_LOSS
+
+    tables: dict[str, pl.LazyFrame] = {}
+    job, loss = "", None
+    for record in records:
+        for name in (*TABLES.values(), FORECASTS, SCORES):
+            if name not in tables and f"{name}.parquet" in record.files:
+                file = registry.fetch(record.id, f"{name}.parquet", folder / record.id)
+                tables[name] = pl.scan_parquet(file, glob=False, hive_partitioning=False)
+                job = record.job if name == FORECASTS else job
+        if loss is None or loss.is_empty():
+            loss = registry.curve(record.id, (TRAIN_LOSS, VAL_LOSS)).rename({"name": MODEL, "value": "loss"})
+    what = str(version or registry.name)
+    return Subject(
+        title=f"{TITLES[records[0].job]} of {what}" if len(records) == 1 else what,
+        subtitle=", ".join([version.kind.replace("_", "-"), *version.aliases]) if version else "",
+        tables=tables,
+        job=job,
+        registry=registry,
+        version=version,
+        facts=facts_of(version) if version else {},
+        settings={f"{TITLES.get(record.job, record.job)}, run {record.id}": record.settings for record in records},
+        loss=loss,
+    )
+
+
+def facts_of(version: "Version") -> dict[str, str]:
+    """Return facts about a version, by their names."""
+    seen = {"trained_until": "trained until", "final_until": "final fit until"}
+    return {
+        "data": version.tags.get("data_digest", "")[:12],
+        "digest": version.digest[:12],
+        **{name: version.tags[tag].replace("T", " ") for tag, name in seen.items() if tag in version.tags},
+    }
+
+
+def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:
+    """Return the latest cutoffs of a folder that scoring has written."""
+    import polars as pl
+
+    from forecast.names import CUTOFF
+    from forecast.scoring.manifests import current, models_of, read_manifests
+    from forecast.scoring.sinks.parquet import ParquetSink
+    from forecast.tracking.registry import Registry
+
+    contents = read_manifests(folder)
+    models = models_of(contents)
+    if len(models) > 1:
+        contents = [content for content in contents if content["model"] == registry.name]
+        if not contents:
+            raise ConfigError(f"report.scores={folder}: has forecasts of {listing(models)}; set registry.name")
+    contents = current(contents)
+    moments = [datetime.fromisoformat(content[CUTOFF]) for content in contents]
+    if settings.cutoff is not None:
+        wanted = settings.cutoff
+        same = [moment == (wanted if wanted.tzinfo else wanted.replace(tzinfo=moment.tzinfo)) for moment in moments]
+        contents = contents[: same.index(True) + 1] if any(same) else []
+    if not contents:
+        what = f"the cutoff {settings.cutoff}" if moments else "forecasts"
+        have = f"; it has {len(moments):,}, {moments[0]} to {moments[-1]}" if moments else " (it has no manifests)"
+        raise DataError(f"report.scores={folder}: {what} is not there{have}")
+    contents = contents[-settings.cutoffs :]
+    if any("files" not in content for content in contents):
+        raise ConfigError(f"report.scores={folder}: its forecasts are in tables (output.sink); Parquet files are read")
+    latest = contents[-1]
+
+    def joined(frames: "Iterable[pl.LazyFrame]") -> pl.LazyFrame:
+        return pl.concat([frame.select(pl.exclude("^sample_\\d+$")) for frame in frames], how="diagonal_relaxed")
+
+    sink = ParquetSink(folder)
+    forecasts = (frame for content in contents for frame in sink.forecasts(content))
+    own = Registry(registry.model_copy(update={"name": latest["model"]}))
+    version = own.find(latest["model_version"])
+    there = version is not None and version.digest == latest["model_digest"]
+    series = latest["series"]
+    return Subject(
+        title=f"Forecasts of {latest['model']} v{latest['model_version']}",
+        subtitle=f"From the cutoff {latest[CUTOFF]}, and the {len(contents) - 1} before it"
+        if len(contents) > 1
+        else f"From the cutoff {latest[CUTOFF]}",
+        tables={FORECASTS: joined(forecasts), "rejects": joined(sink.rejects(latest))},
+        job="score",
+        registry=own if there else None,
+        version=version if there else None,
+        facts={
+            "data": latest["data_digest"][:12],
+            "digest": latest["model_digest"][:12],
+            **({"trained until": until.replace("T", " ")} if (until := latest.get("trained_until")) else {}),
+            "rows": f"{latest['rows']['in']:,}",
+            "rejects": f"{sum(latest['rejects'].values()):,}",
+            "series rejected": f"{series['rejected']:,} of {series['in']:,}",
+            **{name.replace("_", "-"): f"{count:,} series" for name, count in latest["sources"].items()},
+        },
+        settings={
+            f"Scoring, cutoff {content[CUTOFF]}": {
+                name: str(value) for name, value in content.items() if not isinstance(value, dict)
+            }
+            for content in reversed(contents)
+        },
+    )

@@ -1,0 +1,195 @@
+"""Checks of what a scored cutoff has written."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+
+from forecast.config import ScoreConfig, ScoreOutput
+from forecast.data.ages import ENDED
+from forecast.data.sources.frames import UNREADABLE
+from forecast.errors import ConfigError, GatecastError, listing
+from forecast.names import CLASS, CUTOFF, MEAN
+from forecast.scoring.manifests import FORECASTS, ForecastKey, current
+from forecast.scoring.sinks.open import open_sink
+from pipelines.jobs.ledger_entry import Entry
+
+try:
+    import dagster as dg
+except ImportError:
+    raise ConfigError("pipelines.dagster needs: pip install 'gatecast[dagster]'") from None
+
+
+CHECKS: Final = {
+    "conservation": "series in = forecast + rejected, and every one that is forecast has all its steps",
+    "rejects": "no more series and rows are rejected than data.max_reject_share, besides series that have ended",
+    "intact": "the files, or the rows of the tables, are those that the manifest names",
+    "finite": "every number of the forecasts is finite",
+    "drift": "the forecasts are spread like those of the cutoffs before (a warning)",
+}
+_HISTORY: Final = 7
+_BINS: Final = 10
+_DRIFT: Final = 0.25
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check has found of a cutoff."""
+
+    passed: bool
+    text: str
+    is_certain: bool = True
+    """Whether it could be looked at; else it is a warning."""
+
+
+def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
+    """Return the verdicts of CHECKS on what a score has written."""
+    manifest = Path(entry.folder, entry.output)
+    content = manifest_at(manifest)
+    if content is None:
+        return dict.fromkeys(CHECKS, Verdict(False, f"the manifest {manifest} can't be read"))
+    output = config.output.model_copy(update={"path": str(Path(entry.folder, config.output.path))})
+    checks: dict[str, Callable[[], Verdict]] = {
+        "conservation": lambda: _conservation(content),
+        "rejects": lambda: _rejects(content, config.data.max_reject_share),
+        "intact": lambda: _intact(output, content),
+        "finite": lambda: _finite(manifest, content),
+        "drift": lambda: _drift(manifest, content),
+    }
+    return {name: _judged(check) for name, check in checks.items()}
+
+
+def _judged(check: "Callable[[], Verdict]") -> Verdict:
+    """Return the verdict of a check; one that can't be made fails no score."""
+    try:
+        return check()
+    except (GatecastError, KeyError, TypeError, ValueError, pa.ArrowException, *UNREADABLE) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        return Verdict(False, f"can't be checked: {reason}", is_certain=False)
+
+
+def _conservation(content: dict[str, Any]) -> Verdict:
+    series, rows = content["series"], content["rows"]
+    kept = series["in"] == series["forecast"] + series["rejected"]
+    complete = rows["written"] == series["forecast"] * content["horizon"]
+    return Verdict(
+        kept and complete,
+        f"{series['in']:,} series in, {series['forecast']:,} forecast, {series['rejected']:,} rejected; "
+        f"{rows['written']:,} rows, {content['horizon']:,} steps ahead",
+    )
+
+
+def _rejects(content: dict[str, Any], limit: float) -> Verdict:
+    series, rows = content["series"], content["rows"]
+    ended = content["rejects"].get(ENDED, 0)  # These are no bad data.
+    shares = {
+        "series": (series["rejected"] - ended) / max(series["in"], 1),
+        "rows": rows["rejected"] / max(rows["in"], 1),
+    }
+    text = ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items())
+    return Verdict(max(shares.values()) <= limit, f"{text}; the limit is {limit:.2%}")
+
+
+def _intact(output: ScoreOutput, content: dict[str, Any]) -> Verdict:
+    wrong = _changed(open_sink(output).found(ForecastKey.of(content)), content)
+    return Verdict(not wrong, f"not what the manifest says: {listing(wrong)}" if wrong else "as written")
+
+
+def _changed(found: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """Return what is not there as the manifest says it: files, tables, or the key that a database holds."""
+    changed = []
+    for kind, held in found.items():
+        named = content[kind]
+        if isinstance(held, dict):
+            changed += [name for name in {*held, *named} if held.get(name) != named.get(name)]
+        elif held != named:
+            changed.append(kind)
+    return sorted(changed)
+
+
+def _finite(manifest: Path, content: dict[str, Any]) -> Verdict:
+    if "files" not in content:
+        return Verdict(True, "rows of tables are not read")
+    try:
+        numbers = _forecasts(manifest, content).select(pl.selectors.float()).collect()
+    except UNREADABLE as error:
+        return Verdict(False, f"can't be read: {error}")
+    bad = numbers.select(pl.sum_horizontal(pl.all().is_finite().not_().fill_null(True).sum())).item()
+    return Verdict(bad == 0, f"{bad:,} of {numbers.height * numbers.width:,} numbers are not finite")
+
+
+def _drift(manifest: Path, content: dict[str, Any]) -> Verdict:
+    if "files" not in content:
+        return Verdict(True, "rows of tables are not read")
+    frame = _forecasts(manifest, content).collect()
+    history = list(_earlier(manifest, content, frame.columns))
+    if not history:
+        return Verdict(True, "there is no cutoff before that it can be compared with")
+    psi = stability(frame, pl.concat(history, how="diagonal_relaxed"))
+    against = f"population stability index {psi:.3f} against {len(history)} cutoff(s) before; the limit is {_DRIFT}"
+    return Verdict(psi <= _DRIFT, against)
+
+
+def _earlier(manifest: Path, content: dict[str, Any], columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the forecasts of the cutoffs before that are still there, and are of the same kind."""
+    names = sorted(manifest.parent.glob("*.json"))
+    earlier = [other for path in names[: names.index(manifest)] if (other := manifest_at(path))]
+    before = current(other for other in earlier if other.get("model") == content["model"])
+    for other in [other for other in before if other[CUTOFF] != content[CUTOFF]][-_HISTORY:]:
+        with suppress(KeyError, *UNREADABLE):
+            rows = _forecasts(manifest, other).collect()
+            if (MEAN in rows.columns) == (MEAN in columns):
+                yield rows
+
+
+def _forecasts(manifest: Path, content: dict[str, Any]) -> pl.LazyFrame:
+    files = [manifest.parents[1] / name for name in content["files"] if Path(name).parts[0] == FORECASTS]
+    return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+
+
+def stability(frame: pl.DataFrame, history: pl.DataFrame) -> float:
+    """Return the population stability index of forecasts: of finite means, in deciles of the history, or of classes.
+
+    sum((p - q) ln(p / q)) over the bins, half a forecast being added to each so that none is empty.
+    """
+    if MEAN in history.columns:
+        frame, history = (part.filter(pl.col(MEAN).is_finite()) for part in (frame, history))
+        edges = [history[MEAN].quantile(step / _BINS) for step in range(1, _BINS)]
+        of = pl.col(MEAN).cut(sorted({edge for edge in edges if edge is not None}))
+    else:
+        of = pl.col(CLASS)
+    counted = (part.group_by(of.cast(pl.String).alias("bin")).len() for part in (frame, history))
+    counts = [Counter(dict(rows.iter_rows())) for rows in counted]
+    bins = counts[0].keys() | counts[1].keys()
+    p, q = ([(found[each] + 0.5) / (found.total() + 0.5 * len(bins)) for each in bins] for found in counts)
+    return sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def summary_of(name: str, found: Sequence[tuple[str, Verdict]]) -> dg.AssetCheckResult:
+    """Return a check of all partitions of a run: of many, those that failed are named."""
+    failed = [(key, verdict) for key, verdict in found if not verdict.passed]
+    lines = [f"{key}: {verdict.text}" for key, verdict in failed or found[-1:]]
+    is_warning = name == "drift" or not any(verdict.is_certain for _, verdict in failed)
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not failed,
+        severity=dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR,
+        description="; ".join(lines[:5]),
+        metadata={"partitions": len(found), "failed": [key for key, _ in failed]},
+    )
+
+
+def manifest_at(path: Path) -> dict[str, Any] | None:
+    """Return a manifest, None if it can't be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
