@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -26,9 +27,32 @@ def test_help_imports_nothing_that_takes_time() -> None:
     assert not modules & {*HEAVY, "hydra", "numpy", "polars", "pydantic"}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(verb: str) -> None:
-    assert not imported(verb, "--help") & HEAVY
+def run_all(commands: dict[str, list[str]], folders: Path) -> dict[str, tuple[str, set[str]]]:
+    """Run commands one after the other in one process, each in a folder of its own.
+
+    Returns what each printed, and the heavy modules that were imported until it ended.
+    """
+    code = """
+import contextlib, io, json, os, sys
+from pipelines import cli
+commands, folders, heavy = json.loads(sys.argv[1])
+for name, words in commands.items():
+    os.makedirs(os.path.join(folders, name))
+    os.chdir(os.path.join(folders, name))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
+        cli.main(words)
+    print(json.dumps([name, printed.getvalue(), [module for module in heavy if module in sys.modules]]))
+"""
+    command = [sys.executable, "-c", code, json.dumps([commands, str(folders), sorted(HEAVY)])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: (text, set(modules)) for name, text, modules in map(json.loads, done.stdout.splitlines())}
+
+
+def test_help_of_a_verb_does_not_wait_for_torch_or_mlflow(tmp_path: Path) -> None:
+    ran = run_all({verb: [verb, "--help"] for verb in VERBS}, tmp_path)
+    assert list(ran) == list(VERBS)
+    assert not {verb for verb, (text, modules) in ran.items() if modules or "usage: forecast" not in text}
 
 
 TRAINING = ["data.freq=1h", "window.horizon=24"]
@@ -44,13 +68,15 @@ READING = {
 }
 
 
-@pytest.mark.parametrize("verb", READING, ids=" ".join)
-def test_a_wrong_path_is_told_before_torch_and_mlflow_are_imported(verb: tuple[str, ...], tmp_path: Path) -> None:
-    given = [*verb, *READING[verb], "data.path=nowhere.parquet"]
-    modules = imported(*given, says="data.path=nowhere.parquet: no such file or folder", folder=tmp_path)
-    assert "polars" in modules
-    assert not modules & HEAVY
-    assert {path.name for path in tmp_path.iterdir()} == {"gatecast.db"}  # The job is on record, as failed.
+def test_a_wrong_path_is_reported_before_torch_and_mlflow_are_imported(tmp_path: Path) -> None:
+    commands = {"-".join(verb): [*verb, *READING[verb], "data.path=nowhere.parquet"] for verb in READING}
+    ran = run_all(commands, tmp_path)
+    assert list(ran) == list(commands)
+    for name, (text, modules) in ran.items():
+        assert "data.path=nowhere.parquet: no such file or folder" in text, name
+        assert not modules, name
+        # The job is on record, as failed.
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"gatecast.db"}
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
