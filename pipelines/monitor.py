@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.data.ingest.loaded import Loaded
-    from forecast.monitoring.forecasts import Written
-    from forecast.monitoring.result import Monitored
+    from forecast.monitoring.forecasts import ScoredForecasts
+    from forecast.monitoring.result import MonitorResult
     from forecast.monitoring.thresholds import Check
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
@@ -37,7 +37,7 @@ class Result:
 
     line: str
     """What to tell about it."""
-    found: "Monitored"
+    found: "MonitorResult"
     thresholds: "pl.DataFrame"
     """Threshold, value, limit, verdict and what was judged, as text."""
     breaches: "list[Check]"
@@ -72,15 +72,15 @@ def main(config: MonitorConfig) -> None:
 def run(config: MonitorConfig) -> Result:
     """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
     from forecast.data.files import locked
-    from forecast.monitoring.cutoffs import maker
+    from forecast.monitoring.cutoffs import latest_version
     from forecast.monitoring.evaluation import monitor
-    from forecast.monitoring.forecasts import Written
+    from forecast.monitoring.forecasts import ScoredForecasts
     from forecast.monitoring.thresholds import checks
     from forecast.names import SHADOW
     from pipelines.jobs.reading import open_registry, open_version, read_for
 
     settings = config.monitor
-    written = Written(config.scores, model=config.registry.name)
+    written = ScoredForecasts(config.scores, model=config.registry.name)
     _check_model(config, written)
     shadow_path = Path(config.scores.path) / SHADOW
     shadow = _shadow(shadow_path, config.registry.name)
@@ -91,11 +91,13 @@ def run(config: MonitorConfig) -> Result:
     loaded = read_for(artifact, source)
     champions = registry.champions()
     judged = versions_of(champions, version, shadow)
-    tested, reference = _backtest(registry, registry.find(maker(written, loaded.panel, settings.as_of)))
+    tested, reference = _backtest(registry, registry.find(latest_version(written, loaded.panel, settings.as_of)))
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
             now = config.data.until or datetime.now(UTC)
-            found = monitor(artifact, loaded, written, shadow, settings, backtest=tested, judged=judged, now=now)
+            found = monitor(
+                artifact, loaded, written, shadow, settings, backtest=tested, compared_versions=judged, now=now
+            )
             stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
         note(cutoff=found.as_of.isoformat())
         day = _Day(loaded, found, checks(found, settings, reference), reference)
@@ -106,7 +108,7 @@ class _Day(NamedTuple):
     """What a day was judged by."""
 
     loaded: "Loaded"
-    found: "Monitored"
+    found: "MonitorResult"
     checks: "list[Check]"
     reference: "dict[str, float | None]"
     """Metrics of the backtest."""
@@ -154,17 +156,17 @@ def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day
     return Result(line, found, verdicts(day.checks), breaches, rolled_back, start, path)
 
 
-def _shadow(folder: Path, model: str) -> "Written | None":
+def _shadow(folder: Path, model: str) -> "ScoredForecasts | None":
     """Return the forecasts of the shadow of a model, None if there are none."""
-    from forecast.monitoring.forecasts import Written
+    from forecast.monitoring.forecasts import ScoredForecasts
 
     if not (folder / "manifests").is_dir():
         return None
-    shadow = Written(SinkConfig(path=str(folder)), model=model)
+    shadow = ScoredForecasts(SinkConfig(path=str(folder)), model=model)
     return shadow if shadow.contents else None
 
 
-def _check_model(config: MonitorConfig, written: "Written") -> None:
+def _check_model(config: MonitorConfig, written: "ScoredForecasts") -> None:
     """Raise ConfigError if there are only forecasts of other models."""
     if not written.contents:
         raise ConfigError(
@@ -220,7 +222,7 @@ def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.Data
     return scores, summarise(scores).row(0, named=True)
 
 
-def _history(loaded: "Loaded", found: "Monitored") -> "pl.DataFrame":
+def _history(loaded: "Loaded", found: "MonitorResult") -> "pl.DataFrame":
     """Return the observations of the series whose forecasts are shown, in the windows."""
     import numpy as np
     import polars as pl

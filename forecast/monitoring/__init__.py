@@ -1,5 +1,5 @@
-"""Written forecasts against later observations: thresholds, alarms, drift, and champion beside shadow.
+"""Monitoring of scored forecasts against later observations.
 
-`evaluation.monitor` evaluates, `thresholds.checks` judges. What is written from the result is in `pipelines.monitor`,
-its page in `forecast.reports.monitor_page`.
+`evaluation.monitor` computes accuracy, alarms, drift and the comparison with a shadow; `thresholds.checks` applies the
+thresholds. Files are written by `pipelines.monitor`, the page by `forecast.reports.monitor_page`.
 """

@@ -1,4 +1,4 @@
-"""Alarms: series whose recent accuracy is unlike that of their history."""
+"""Alarms: series whose recent accuracy is out of line with their history."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -10,45 +10,48 @@ from forecast.monitoring.labels import AGE, ALARM, FEW, HISTORY, NO_REFERENCE, N
 from forecast.names import SERIES_ID
 
 _MAD: Final = 1.4826
-"""Of a normal distribution, the standard deviation over the median absolute deviation."""
+"""Ratio of the standard deviation to the median absolute deviation, for a normal distribution."""
 _FEW_PERIODS: Final = 4
-"""Periods of a reference of which the distance that is an alarm is twice that of many: few may be calm by chance."""
+"""Number of reference periods at which the distance to the limit is twice that of many: a short history may be calm by
+chance."""
 
 
 def alarms_of(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFrame | None, recent: int) -> pl.DataFrame:
-    """Return each series with what its recent MASE is held against, alarms first.
+    """Return each series with its recent MASE, the reference and the limit; alarms first.
 
-    Like is compared with like: its reference is the MASE of the days of its history by forecasts of the same age, each
-    age as often as among the recent steps. Where the ages with enough days have too few recent steps, it is the windows
-    of its backtest, for all recent steps. An alarm is above `ratio` times the median, above the median by `deviations`
-    robust deviations, and above `least`. `recent` are the steps of the window, of which no more can be asked for.
+    The reference is the median MASE over the days of the history, of forecasts of the same age; ages are weighted as
+    among the recent steps. Where ages with enough days cover too few recent steps, the reference is the windows of the
+    backtest, for all recent steps. An alarm exceeds `ratio` times the median, the median plus `deviations` robust
+    deviations, and `least`. `recent` is the number of steps of the window; no series needs more.
     """
     least_steps = min(settings.min_steps, recent)
     sums = pl.col("scaled", "n_scaled", "n_steps").sum()
-    now = days.filter(window=RECENT).group_by(SERIES_ID, AGE).agg(sums)
-    every = now.group_by(SERIES_ID).agg(sums)
+    recent_by_age = days.filter(window=RECENT).group_by(SERIES_ID, AGE).agg(sums)
+    by_series = recent_by_age.group_by(SERIES_ID).agg(sums)
     scored = days.filter(window=HISTORY).with_columns(score=pl.col("scaled") / pl.col("n_scaled"))
     by_age = _robust(scored.filter(pl.col("score").is_finite()), [SERIES_ID, AGE])
     by_age = by_age.filter(pl.col("periods") >= settings.min_periods)
     weight = pl.col("n_scaled")
-    alike = now.join(by_age, on=[SERIES_ID, AGE]).group_by(SERIES_ID)
+    same_ages = recent_by_age.join(by_age, on=[SERIES_ID, AGE]).group_by(SERIES_ID)
     mean = [((pl.col(name) * weight).sum() / weight.sum()).alias(name) for name in ("median", "deviation")]
-    own = alike.agg(sums, *mean, pl.col("periods").min()).filter(pl.col("n_steps") >= least_steps)
-    own = own.filter(pl.col("n_scaled") > 0).with_columns(reference=pl.lit(HISTORY))
-    tested = pl.DataFrame({SERIES_ID: [], "score": []}, schema={SERIES_ID: pl.String, "score": pl.Float64})
+    from_history = same_ages.agg(sums, *mean, pl.col("periods").min()).filter(pl.col("n_steps") >= least_steps)
+    from_history = from_history.filter(pl.col("n_scaled") > 0).with_columns(reference=pl.lit(HISTORY))
+    backtest_scores = pl.DataFrame({SERIES_ID: [], "score": []}, schema={SERIES_ID: pl.String, "score": pl.Float64})
     if backtest is not None:
-        tested = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
-    other = every.join(_robust(tested, [SERIES_ID]).filter(pl.col("periods") >= 2), on=SERIES_ID)
-    other = other.join(own, on=SERIES_ID, how="anti").with_columns(reference=pl.lit("backtest"))
-    judged = pl.concat([own, other], how="diagonal_relaxed")
-    none = every.join(judged, on=SERIES_ID, how="anti")
-    found = pl.concat([judged, none], how="diagonal_relaxed")
-    usual = pl.col("median")
-    wider = 1 + _FEW_PERIODS / pl.col("periods")
-    limit = pl.when(usual.is_not_null()).then(
+        backtest_scores = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
+    from_backtest = by_series.join(_robust(backtest_scores, [SERIES_ID]).filter(pl.col("periods") >= 2), on=SERIES_ID)
+    from_backtest = from_backtest.join(from_history, on=SERIES_ID, how="anti").with_columns(
+        reference=pl.lit("backtest")
+    )
+    with_reference = pl.concat([from_history, from_backtest], how="diagonal_relaxed")
+    without_reference = by_series.join(with_reference, on=SERIES_ID, how="anti")
+    alarms = pl.concat([with_reference, without_reference], how="diagonal_relaxed")
+    median = pl.col("median")
+    widening = 1 + _FEW_PERIODS / pl.col("periods")
+    limit = pl.when(median.is_not_null()).then(
         pl.max_horizontal(
-            usual * (1 + (settings.ratio - 1) * wider),
-            usual + settings.deviations * _MAD * pl.col("deviation") * wider,
+            median * (1 + (settings.ratio - 1) * widening),
+            median + settings.deviations * _MAD * pl.col("deviation") * widening,
             pl.lit(settings.least),
         )
     )
@@ -63,15 +66,15 @@ def alarms_of(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFram
         .then(pl.lit(ALARM))
         .otherwise(pl.lit(NORMAL))
     )
-    found = found.with_columns((pl.col("scaled") / pl.col("n_scaled")).fill_nan(None).alias("mase"), limit=limit)
+    alarms = alarms.with_columns((pl.col("scaled") / pl.col("n_scaled")).fill_nan(None).alias("mase"), limit=limit)
     columns = [SERIES_ID, "status", "mase", "reference", "median", "deviation", "limit", "periods", "n_steps"]
     excess = pl.col("mase") / pl.col("limit")
     order = [pl.col("status") != ALARM, -excess, pl.col(SERIES_ID)]
-    return found.with_columns(status=status).sort(order, nulls_last=True).select(columns)
+    return alarms.with_columns(status=status).sort(order, nulls_last=True).select(columns)
 
 
 def _robust(scores: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Return median and median absolute deviation of the scores by `keys`, and how many there are."""
+    """Return the median, the median absolute deviation and the number of the scores, by `keys`."""
     score = pl.col("score")
     return scores.group_by(keys).agg(
         score.median().alias("median"), (score - score.median()).abs().median().alias("deviation"), periods=pl.len()

@@ -1,4 +1,4 @@
-"""Coverage of the 80 % interval, and by how much it may fall short by chance."""
+"""Coverage of the 80 % interval, and how far it may fall short by chance."""
 
 from typing import Final, NamedTuple
 
@@ -11,31 +11,31 @@ from forecast.names import SERIES_ID
 BAND: Final = 0.8
 _COVERED: Final = "covered_80"
 _CHANCE: Final = 0.01
-"""One of a hundred looks at intervals that hold what they should."""
+"""Significance level: one false alarm in a hundred checks of calibrated intervals."""
 _BLOCKS: Final = 3
-"""Stretches of the history that show how much all series vary together."""
+"""Stretches of history needed to measure how far all series vary together."""
 
 
 class Coverage(NamedTuple):
-    """Of the recent window."""
+    """Coverage of the 80 % interval in the recent window."""
 
     value: float | None
-    """Share of the observations inside the interval; None without such an interval, or observations."""
+    """Share of the observations inside the interval; None without such an interval or without observations."""
     chance: float | None
-    """By how much it may be below BAND by chance; None if one series, or none, is observed."""
+    """How far the coverage may fall below BAND by chance; None with fewer than two observed series."""
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether it is no farther below BAND than it may be by chance."""
+        """Whether the shortfall below BAND is within what chance allows."""
         return self.value is not None and self.chance is not None and self.value + self.chance >= BAND
 
 
 def coverage_of(days: pl.DataFrame) -> Coverage:
     """Return the coverage of the recent window, from sums by series, window, day and age.
 
-    Chance is the larger one of two margins. Over series: Student's t of the mean over series, for the steps of one are
-    alike. Over time, all series together, for series share their dates: how far earlier stretches as long as the
-    window lie apart; as long as there are few of these, Student's t of the mean over the days of the window.
+    The chance margin is the larger of two. Over series: Student's t of the mean over series, since the steps of one
+    series are correlated. Over time, all series together, since series share their dates: the spread between earlier
+    stretches as long as the window; with too few of these, Student's t of the mean over the days of the window.
     """
     if _COVERED not in days.columns:
         return Coverage(None, None)
@@ -51,8 +51,8 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
 
     shares, groups, margins = _stretches(days), [series], []
     if len(shares) >= _BLOCKS:
-        apart = float(np.std(shares, ddof=1)) * np.sqrt(1 + 1 / len(shares))
-        margins.append(float(-stdtrit(len(shares) - 1, _CHANCE) * apart))
+        deviation = float(np.std(shares, ddof=1)) * np.sqrt(1 + 1 / len(shares))
+        margins.append(float(-stdtrit(len(shares) - 1, _CHANCE) * deviation))
     else:
         groups.append(recent.group_by("day").agg(pl.col(_COVERED, "n_steps").sum()))
     for sums in groups:
@@ -60,7 +60,7 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
         count = len(total)
         if count > 1:
             spread = np.sqrt(((covered - value * total) ** 2).sum() * count / (count - 1)) / steps
-            # Where all have the same share there is no spread, but no certainty either.
+            # Equal shares have no spread, yet are no proof of certainty.
             spread = max(spread, np.sqrt(BAND * (1 - BAND) / steps))
             margins.append(float(-stdtrit(count - 1, _CHANCE) * spread))
     return Coverage(value, max(margins))
@@ -69,7 +69,7 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
 def _stretches(days: pl.DataFrame) -> np.ndarray:
     """Return the coverage of stretches of the history that have as many days as the recent window, [n].
 
-    Those with less than half as many steps are left out.
+    Stretches with less than half as many steps as the recent window are omitted.
     """
     sums = pl.col(_COVERED, "n_steps").sum()
     recent = days.filter(window=RECENT)

@@ -1,4 +1,4 @@
-"""Cutoffs by their place on the grid of a panel, and their forecasts beside the observations."""
+"""Cutoffs by their index on the grid of a panel, and their forecasts matched with the observations."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import DataError, listing
 from forecast.metrics.seasonal_naive import future_values
 from forecast.monitoring.drift import Span
-from forecast.monitoring.forecasts import Written
+from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.monitoring.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TIMESTAMP, quantile_column
 from forecast.scoring.manifests import cutoff_moment, in_utc, training_end
@@ -22,45 +22,45 @@ from forecast.scoring.manifests import cutoff_moment, in_utc, training_end
 Array = npt.NDArray[np.floating]
 
 _BLOCK: Final = 1 << 20
-"""Steps that are scored at once."""
+"""Steps scored at a time."""
 
 
 class Cutoff(NamedTuple):
-    """A cutoff of a folder, by its place on the grid."""
+    """A cutoff of a scores folder, with its index on the grid."""
 
-    place: int
+    position: int
     content: Mapping[str, Any]
 
     @property
     def horizon(self) -> int:
-        """Steps of its forecasts."""
+        """Number of steps of its forecasts."""
         return int(self.content["horizon"])
 
     @property
     def version(self) -> str:
-        """The version that made them."""
+        """Version of the model that forecast it."""
         return str(self.content["model_version"])
 
     def sample(self, panel: Panel) -> str:
-        """Return whether its version was trained on steps after it: IN_SAMPLE, OUT_OF_SAMPLE or UNKNOWN."""
+        """Return IN_SAMPLE if the version was trained on later steps, else OUT_OF_SAMPLE; UNKNOWN if not recorded."""
         until = training_end(self.content)
         if until is None:
             return UNKNOWN
         if panel.grid.time_zone is None:
             until = until.replace(tzinfo=None)
-        return IN_SAMPLE if self.place < panel.grid.floor(until) else OUT_OF_SAMPLE
+        return IN_SAMPLE if self.position < panel.grid.floor(until) else OUT_OF_SAMPLE
 
 
 class Part(NamedTuple):
-    """Forecasts of n series that are in the panel, and what came."""
+    """Forecasts of n series of the panel, with their observations."""
 
     panel: Panel
-    """A shard that has them."""
+    """The shard of the panel that holds the series."""
     windows: WindowIndex
     quantiles: Array
     """[n, horizon, level]"""
     actual: Array
-    """[n, horizon], NaN where nothing was observed, or may be seen."""
+    """[n, horizon], NaN where unobserved, or outside the windows."""
     mean: Array | None = None
     """[n, horizon], the mean forecasts."""
 
@@ -71,135 +71,141 @@ class Part(NamedTuple):
 
 
 def no_part(panel: Panel, n_levels: int) -> Part:
-    """Return the forecasts of no series, one step ahead."""
-    nothing = WindowIndex(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return Part(panel.rows(0, 1), nothing, np.zeros((0, 1, n_levels)), np.zeros((0, 1)))
+    """Return a part without series, with a horizon of one step."""
+    no_windows = WindowIndex(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Part(panel.rows(0, 1), no_windows, np.zeros((0, 1, n_levels)), np.zeros((0, 1)))
 
 
-def placed(written: Written, panel: Panel) -> list[Cutoff]:
-    """Return the cutoffs by grid index. Raises DataError for those that are on another grid."""
-    moments = [cutoff_moment(content) for content in written.contents]
+def cutoffs_on_grid(forecasts: ScoredForecasts, panel: Panel) -> list[Cutoff]:
+    """Return the cutoffs with their grid index. Raises DataError for cutoffs that are not on the grid."""
+    moments = [cutoff_moment(content) for content in forecasts.contents]
     zoned = {moment.tzinfo is not None for moment in moments}
     if zoned != {panel.grid.time_zone is not None}:
-        theirs = "have" if True in zoned else "have no"
+        state = "have" if True in zoned else "have no"
         raise DataError(
-            f"{written.path}: the cutoffs of these forecasts {theirs} time zone, unlike the table; give the table that "
-            "they were made from (data.path)"
+            f"{forecasts.path}: the cutoffs of these forecasts {state} time zone, unlike the table; give the table "
+            "that they were made from (data.path)"
         )
     dtype = pl.Datetime("us", "UTC" if True in zoned else None)
     index = panel.grid.index(pl.Series([in_utc(moment) for moment in moments]).cast(dtype))
-    off = [moment for moment, at in zip(moments, index.to_list(), strict=True) if at is None]
-    if off:
+    unmatched = [moment for moment, position in zip(moments, index.to_list(), strict=True) if position is None]
+    if unmatched:
         raise DataError(
-            f"{written.path}: {len(off):,} of {len(moments):,} cutoffs are not at the steps of the table, which are "
-            f"every {panel.grid.frequency}: {listing(off)}; give the table that they were made from (data.path)"
+            f"{forecasts.path}: {len(unmatched):,} of {len(moments):,} cutoffs are not at the steps of the table, "
+            f"which are every {panel.grid.frequency}: {listing(unmatched)}; give the table that they were made from "
+            "(data.path)"
         )
-    return [Cutoff(at, content) for at, content in zip(index.to_list(), written.contents, strict=True)]
+    return [Cutoff(position, content) for position, content in zip(index.to_list(), forecasts.contents, strict=True)]
 
 
 def samples(cutoffs: Sequence[Cutoff], panel: Panel) -> pl.DataFrame:
-    """Return the cutoffs with the version that forecast, the end of its training (null: unknown), sample and rows."""
-    ends = [training_end(each.content) for each in cutoffs]
+    """Return a row per cutoff: version, end of its training (null: unknown), sample, and rows written."""
+    ends = [training_end(cutoff.content) for cutoff in cutoffs]
     return pl.DataFrame(
         {
-            CUTOFF: panel.grid.timestamps(np.array([each.place for each in cutoffs], dtype=np.int64)),
-            "model_version": pl.Series([each.version for each in cutoffs], dtype=pl.String),
+            CUTOFF: panel.grid.timestamps(np.array([cutoff.position for cutoff in cutoffs], dtype=np.int64)),
+            "model_version": pl.Series([cutoff.version for cutoff in cutoffs], dtype=pl.String),
             "trained_until": pl.Series([end and end.isoformat() for end in ends], dtype=pl.String),
-            "sample": pl.Series([each.sample(panel) for each in cutoffs], dtype=pl.String),
-            "rows": pl.Series([each.content["rows"]["written"] for each in cutoffs], dtype=pl.Int64),
+            "sample": pl.Series([cutoff.sample(panel) for cutoff in cutoffs], dtype=pl.String),
+            "rows": pl.Series([cutoff.content["rows"]["written"] for cutoff in cutoffs], dtype=pl.Int64),
         }
     )
 
 
-def visible(written: Written, panel: Panel, as_of: datetime | None) -> list[Cutoff]:
-    """Return the cutoffs that may be looked at. Raises DataError if there is none."""
-    cutoffs = placed(written, panel)
-    seen = cutoffs if as_of is None else [each for each in cutoffs if each.place <= panel.grid.floor(as_of)]
-    if not seen:
+def visible_cutoffs(forecasts: ScoredForecasts, panel: Panel, as_of: datetime | None) -> list[Cutoff]:
+    """Return the cutoffs up to `as_of`, all if it is None. Raises DataError if there is none."""
+    cutoffs = cutoffs_on_grid(forecasts, panel)
+    past_cutoffs = (
+        cutoffs if as_of is None else [cutoff for cutoff in cutoffs if cutoff.position <= panel.grid.floor(as_of)]
+    )
+    if not past_cutoffs:
         raise DataError(
-            f"monitor.as_of={as_of} is before the first of {len(cutoffs):,} cutoffs in {written.path}, "
+            f"monitor.as_of={as_of} is before the first of {len(cutoffs):,} cutoffs in {forecasts.path}, "
             f"{cutoff_moment(cutoffs[0].content)}; set a later one"
         )
-    return seen
+    return past_cutoffs
 
 
-def maker(written: Written, panel: Panel, as_of: datetime | None) -> str:
-    """Return the version that has made the latest forecasts that may be looked at. Raises DataError as `monitor`."""
-    return visible(written, panel, as_of)[-1].version
+def latest_version(forecasts: ScoredForecasts, panel: Panel, as_of: datetime | None) -> str:
+    """Return the version that made the latest forecasts up to `as_of`. Raises DataError as `visible_cutoffs`."""
+    return visible_cutoffs(forecasts, panel, as_of)[-1].version
 
 
-def within(
-    cutoffs: Sequence[Cutoff], span: Span, panel: Panel, written: Written, *, empty: bool = False
+def cutoffs_in_windows(
+    cutoffs: Sequence[Cutoff], span: Span, panel: Panel, forecasts: ScoredForecasts, *, empty: bool = False
 ) -> list[Cutoff]:
-    """Return the cutoffs with a step in the windows or after them.
+    """Return the cutoffs whose forecasts reach the windows of `span`.
 
-    Raises DataError if there is none, unless it may be `empty`.
+    Raises DataError if there is none, unless `empty` allows that.
     """
-    kept = [each for each in cutoffs if each.place + each.horizon >= span.first]
-    if not kept and not empty:
+    selected = [cutoff for cutoff in cutoffs if cutoff.position + cutoff.horizon >= span.first]
+    if not selected and not empty:
         last, begin = cutoff_moment(cutoffs[-1].content), panel.grid.timestamps(np.array([span.first]))[0]
         raise DataError(
-            f"{written.path}: the latest of {len(cutoffs):,} cutoffs is {last}, whose forecasts end before {begin}, "
+            f"{forecasts.path}: the latest of {len(cutoffs):,} cutoffs is {last}, whose forecasts end before {begin}, "
             "where what is looked at begins; score later cutoffs, or raise monitor.history"
         )
-    return kept
+    return selected
 
 
 def observed_parts(
-    written: Written,
+    forecasts: ScoredForecasts,
     cutoff: Cutoff,
     panel: Panel,
     span: Span,
     levels: Sequence[float],
     counts: Counter[str],
-    unknown: set[str],
+    unknown_series: set[str],
 ) -> Iterator[Part]:
-    """Yield the forecasts of a cutoff beside what came, and count where its rows go; gather series not in the panel."""
+    """Yield the forecasts of a cutoff with their observations.
+
+    Adds the rows by outcome to `counts`, and the series that the panel lacks to `unknown_series`.
+    """
     horizon, columns = cutoff.horizon, [quantile_column(level) for level in levels]
-    at = cutoff.place + np.arange(1, horizon + 1)
-    inside, seen = at >= span.first, at <= span.last
-    for frame in written.rows(cutoff.content):
-        _check_steps(frame, cutoff, panel, written.path)
+    steps = cutoff.position + np.arange(1, horizon + 1)
+    inside, due = steps >= span.first, steps <= span.last
+    for frame in forecasts.rows(cutoff.content):
+        _check_steps(frame, cutoff, panel, forecasts.path)
         ids = frame[SERIES_ID].gather_every(horizon)
-        place = pl.Series(panel.series_id.tolist(), dtype=pl.String).search_sorted(ids).to_numpy()
-        place = np.minimum(place, panel.n_series - 1)
-        known = panel.series_id[place] == ids.to_numpy()
-        unknown.update(ids.filter(pl.Series(~known)).to_list())
-        n_unknown = int((~known).sum())
+        series = pl.Series(panel.series_id.tolist(), dtype=pl.String).search_sorted(ids).to_numpy()
+        series = np.minimum(series, panel.n_series - 1)
+        in_panel = panel.series_id[series] == ids.to_numpy()
+        unknown_series.update(ids.filter(pl.Series(~in_panel)).to_list())
+        n_unknown = int((~in_panel).sum())
         counts["rows"] += len(ids) * int(inside.sum())
-        counts["rows_not_yet_observed"] += len(ids) * int((inside & ~seen).sum())
-        counts["rows_missing"] += n_unknown * int((inside & seen).sum())
+        counts["rows_not_yet_observed"] += len(ids) * int((inside & ~due).sum())
+        counts["rows_missing"] += n_unknown * int((inside & due).sum())
         quantiles = frame.select(columns).to_numpy().reshape(len(ids), horizon, len(levels)).astype(np.float64)
         mean = frame[MEAN].to_numpy().reshape(len(ids), horizon).astype(np.float64)
-        rows, size = np.flatnonzero(known), max(1, _BLOCK // horizon)
+        rows, size = np.flatnonzero(in_panel), max(1, _BLOCK // horizon)
         for block in (rows[first : first + size] for first in range(0, len(rows), size)):
-            begin = int(place[block].min())
-            shard = panel.rows(begin, int(place[block].max()) + 1)
-            windows = WindowIndex(place[block] - begin, cutoff.place - shard.start[place[block] - begin])
+            begin = int(series[block].min())
+            shard = panel.rows(begin, int(series[block].max()) + 1)
+            windows = WindowIndex(series[block] - begin, cutoff.position - shard.start[series[block] - begin])
             actual = future_values(shard, windows, horizon)
-            actual[:, ~(inside & seen)] = np.nan
-            there = np.isfinite(actual)
-            counts["rows_scored"] += int(there.sum())
-            counts["rows_missing"] += int((~there[:, inside & seen]).sum())
-            counts["rows_recent"] += int(there[:, at >= span.recent].sum())
+            actual[:, ~(inside & due)] = np.nan
+            observed = np.isfinite(actual)
+            counts["rows_scored"] += int(observed.sum())
+            counts["rows_missing"] += int((~observed[:, inside & due]).sum())
+            counts["rows_recent"] += int(observed[:, steps >= span.recent].sum())
             yield Part(shard, windows, quantiles[block], actual, mean[block])
 
 
 def _check_steps(frame: pl.DataFrame, cutoff: Cutoff, panel: Panel, path: str) -> None:
-    """Raise DataError for forecasts that are not of each step of the grid after the cutoff."""
+    """Raise DataError unless the forecasts are exactly the grid steps after the cutoff."""
     horizon = cutoff.horizon
     step = pl.int_range(pl.len()).mod(horizon) + 1
-    whole = frame.height % horizon == 0 and frame.select((pl.col(STEP) == step).all()).item()
-    if not whole:
+    is_complete = frame.height % horizon == 0 and frame.select((pl.col(STEP) == step).all()).item()
+    if not is_complete:
         raise DataError(
             f"{path}: the forecasts of the cutoff {cutoff.content[CUTOFF]} are not {horizon:,} steps of each series; "
             f"score it again (score.cutoff={cutoff.content[CUTOFF]} score.force=true)"
         )
     index = panel.grid.index(frame[TIMESTAMP])
-    wrong = int((index != frame[STEP].cast(pl.Int64) + cutoff.place).fill_null(value=True).sum())
-    if wrong:
+    n_misplaced = int((index != frame[STEP].cast(pl.Int64) + cutoff.position).fill_null(value=True).sum())
+    if n_misplaced:
         raise DataError(
-            f"{path}: {wrong:,} of {frame.height:,} forecasts of the cutoff {cutoff.content[CUTOFF]} are at other "
-            f"moments than the steps of the table, which are every {panel.grid.frequency}; give the table that they "
-            "were made from (data.path)"
+            f"{path}: {n_misplaced:,} of {frame.height:,} forecasts of the cutoff {cutoff.content[CUTOFF]} are at "
+            f"other moments than the steps of the table, which are every {panel.grid.frequency}; give the table that "
+            "they were made from (data.path)"
         )

@@ -1,4 +1,4 @@
-"""Drift of a panel's columns: what is recent against the same part of the cycles before."""
+"""Drift of the columns of a panel: the recent window against the same part of earlier cycles."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ Array = npt.NDArray[np.float64]
 
 _BINS: Final = 10
 _FEW: Final = 100
-"""Values that a window needs: of fewer, the index is mostly chance (its mean is about bins / values)."""
+"""Values that a window needs: with fewer, the index is mostly chance (its mean is about bins / values)."""
 _DISCRETE: Final = 12
-"""Distinct values up to which a column is compared value by value."""
+"""A column with at most this many distinct values is compared value by value."""
 _CHANCE: Final = 0.01
 _SCHEMA: Final = {
     "column": pl.String,
@@ -45,11 +45,11 @@ class Span(NamedTuple):
 
 
 class Cycles(NamedTuple):
-    """The windows that are compared, by grid index: each is `length` steps from its first."""
+    """The compared windows, by the grid index of their first step; each has `length` steps."""
 
     recent: int
     before: tuple[int, ...]
-    """The same part of earlier cycles, the latest first; empty where the panel has none."""
+    """The same part of earlier cycles, the latest first; empty if the panel does not reach back that far."""
     length: int
 
     def last(self, first: int) -> int:
@@ -75,28 +75,28 @@ def cycles(panel: Panel, data: DataConfig, span: Span) -> Cycles:
     cycle *= -(-max(data.season_length or 1, 1) // cycle)
     recent = span.last - span.recent + 1
     length = -(-recent // week) * week if week else recent
-    apart = -(-length // cycle) * cycle
+    spacing = -(-length // cycle) * cycle
     first = span.last - length + 1
     count = max(1, (span.recent - span.first) // recent)
-    begin = int(panel.start.min()) if panel.n_series else first
-    before = (first - number * apart for number in range(1, count + 1))
-    return Cycles(first, tuple(at for at in before if at >= begin), length)
+    panel_start = int(panel.start.min()) if panel.n_series else first
+    before = (first - number * spacing for number in range(1, count + 1))
+    return Cycles(first, tuple(start for start in before if start >= panel_start), length)
 
 
 class _Window(NamedTuple):
-    """What there is of a column in a window."""
+    """The observed values of a column in a window."""
 
     series: IntArray
-    """[values], the number of the series of each observed value."""
+    """[values], the index of the series of each observed value."""
     value: Array
     """[values]"""
     step: IntArray
     """[values], grid indices."""
     expected: int
-    """Steps at which a value should be: all since the first one of each series."""
+    """Number of steps at which a value is expected: all steps since the first one of each series."""
 
     def between(self, first: int, last: int) -> "_Window":
-        """Return the values from one grid index to another; what is expected of these is not known."""
+        """Return the values between two grid indices; their `expected` is unknown and set to 0."""
         inside = (self.step >= first) & (self.step <= last)
         return _Window(self.series[inside], self.value[inside], self.step[inside], 0)
 
@@ -110,16 +110,16 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
 
     psi             population stability index, sum (p - q) ln(p / q) over bins (Siddiqi 2006, Credit Risk Scorecards):
                     the values of a column of a few values or categories, else tenths of the history; counts + 1/2
-    psi_chance      what psi reaches in one of a hundred looks without drift, by how the windows of the history differ
-                    among each other; where they are fewer than three, by how their steps differ
+    psi_chance      99th percentile of psi without drift, estimated from the differences between the windows of the
+                    history; with fewer than three windows, from the differences between their steps
     ks              largest distance of the two distribution functions (Kolmogorov & Smirnov); null of categories
     missing         share of the steps, since a series began, that have no value; `_before` in the history
-    unseen          share of the values that training has not seen; null where they are no categories
+    unseen          share of the values absent from training; null for columns that are not categorical
     values          observed values
 
-    Numbers of more than a few values are in standard deviations of their series around its mean, both of all steps from
-    the first window of the history up to the recent one. psi and ks are null if a window has fewer than 100 values, or
-    if the panel has no earlier cycle.
+    Numeric columns with many distinct values are standardised by series, with the mean and standard deviation of all
+    steps from the first window of the history up to the recent one. psi and ks are null if a window has fewer than 100
+    values, or if the panel has no earlier cycle.
     """
     columns: list[tuple[str, str, Callable[[Panel], TargetArray], int]] = [
         (data.columns.target, TARGET, lambda shard: shard.target, 0)
@@ -128,15 +128,15 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
         for row, name in enumerate(names):
             columns.append((name, role, _row(role, row), panel.horizon if role == "known" else 0))
     rows = []
-    for name, role, values, beyond in columns:
-        now = _window(panel, values, beyond, windows.recent, windows.last(windows.recent))
-        coded = name in categories
+    for name, role, values, n_ahead in columns:
+        recent = _window(panel, values, n_ahead, windows.recent, windows.last(windows.recent))
+        is_coded = name in categories
         first = min(windows.before, default=windows.recent)
-        past = _window(panel, values, beyond, first, windows.recent - 1)
-        parts = [past.between(at, windows.last(at)) for at in windows.before]
-        expected = sum(_expected(panel, at, windows.last(at)) for at in windows.before)
+        history = _window(panel, values, n_ahead, first, windows.recent - 1)
+        parts = [history.between(start, windows.last(start)) for start in windows.before]
+        expected = sum(_expected(panel, start, windows.last(start)) for start in windows.before)
         n_before = sum(len(part.value) for part in parts)
-        psi, chance, ks = _distances(past, parts, now, coded)
+        psi, chance, ks = _distances(history, parts, recent, is_coded)
         rows.append(
             {
                 "column": name,
@@ -144,11 +144,11 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
                 "psi": psi,
                 "psi_chance": chance,
                 "ks": ks,
-                "missing": now.missing,
+                "missing": recent.missing,
                 "missing_before": 1 - n_before / expected if expected else None,
-                "unseen": _unseen([now]) if coded else None,
-                "unseen_before": _unseen(parts) if coded else None,
-                "values": len(now.value),
+                "unseen": _unseen([recent]) if is_coded else None,
+                "unseen_before": _unseen(parts) if is_coded else None,
+                "values": len(recent.value),
                 "values_before": n_before,
             }
         )
@@ -159,23 +159,25 @@ def _row(role: str, row: int) -> Callable[[Panel], npt.NDArray[np.float32]]:
     return lambda shard: (shard.past if role == "past" else shard.known)[row]
 
 
-def _window(panel: Panel, values: Callable[[Panel], TargetArray], beyond: int, first: int, last: int) -> _Window:
-    """Return the values at grid indices `first` to `last`; a series has `beyond` steps after its end in the buffer."""
-    series, found, step, number = [], [], [], 0
+def _window(panel: Panel, values: Callable[[Panel], TargetArray], n_ahead: int, first: int, last: int) -> _Window:
+    """Return the values at grid indices `first` to `last`; the buffer has `n_ahead` steps after each series."""
+    series, observed_values, step, first_series = [], [], [], 0
     for shard in panel.shards():
-        held = shard.lengths + beyond
-        begin = np.cumsum(held) - held
-        low, high = (np.clip(edge - shard.start, 0, held) for edge in (first, last + 1))
+        sizes = shard.lengths + n_ahead
+        begin = np.cumsum(sizes) - sizes
+        low, high = (np.clip(edge - shard.start, 0, sizes) for edge in (first, last + 1))
         count = high - low
-        each = np.repeat(np.arange(shard.n_series), count)
-        at = np.arange(len(each)) + np.repeat(begin + low - (np.cumsum(count) - count), count)
-        value = values(shard)[at].astype(np.float64)
-        there = ~np.isnan(value)
-        series.append(each[there] + number)
-        found.append(value[there])
-        step.append((shard.start[each] + at - begin[each])[there])
-        number += shard.n_series
-    return _Window(np.concatenate(series), np.concatenate(found), np.concatenate(step), _expected(panel, first, last))
+        owner = np.repeat(np.arange(shard.n_series), count)
+        position = np.arange(len(owner)) + np.repeat(begin + low - (np.cumsum(count) - count), count)
+        value = values(shard)[position].astype(np.float64)
+        observed = ~np.isnan(value)
+        series.append(owner[observed] + first_series)
+        observed_values.append(value[observed])
+        step.append((shard.start[owner] + position - begin[owner])[observed])
+        first_series += shard.n_series
+    return _Window(
+        np.concatenate(series), np.concatenate(observed_values), np.concatenate(step), _expected(panel, first, last)
+    )
 
 
 def _expected(panel: Panel, first: int, last: int) -> int:
@@ -188,72 +190,73 @@ def _unseen(windows: Sequence[_Window]) -> float | None:
 
 
 def _distances(
-    past: _Window, parts: Sequence[_Window], now: _Window, coded: bool
+    history: _Window, parts: Sequence[_Window], recent: _Window, is_coded: bool
 ) -> tuple[float | None, float | None, float | None]:
-    """Return psi, what it reaches by chance, and ks."""
-    nothing = None, None, None
-    if min(sum(len(part.value) for part in parts), len(now.value)) < _FEW:
-        return nothing
-    old, new = [part.value for part in parts], now.value
+    """Return psi, its chance level, and ks."""
+    undefined = None, None, None
+    if min(sum(len(part.value) for part in parts), len(recent.value)) < _FEW:
+        return undefined
+    old, new = [part.value for part in parts], recent.value
     distinct = np.unique(np.concatenate([*old, new]))
-    if coded or len(distinct) <= _DISCRETE:
+    if is_coded or len(distinct) <= _DISCRETE:
         edges = (distinct[:-1] + distinct[1:]) / 2
     else:
-        mean, std = _units(past)
-        begun = now.series[now.series < len(mean)]
+        mean, std = _units(history)
+        started = recent.series[recent.series < len(mean)]
         old = [(part.value - mean[part.series]) / std[part.series] for part in parts]
-        new = (now.value[: len(begun)] - mean[begun]) / std[begun]
+        new = (recent.value[: len(started)] - mean[started]) / std[started]
         new = new[np.isfinite(new)]
         if len(new) < _FEW:
-            return nothing
+            return undefined
         edges = np.unique(np.quantile(np.concatenate(old), np.linspace(0, 1, _BINS + 1)[1:-1]))
     counts = np.stack([_counts(values, edges) for values in old])
-    recent = _counts(new, edges)
+    recent_counts = _counts(new, edges)
     steps = _by_step(parts, old, edges)
-    chance = _chance_of_windows(counts, steps) if len(parts) > 2 else _chance_of_steps(steps, recent.sum())
-    psi = _psi(counts.sum(0), recent)
-    if coded:
+    chance = _chance_of_windows(counts, steps) if len(parts) > 2 else _chance_of_steps(steps, recent_counts.sum())
+    psi = _psi(counts.sum(0), recent_counts)
+    if is_coded:
         return psi, chance, None
     joint = np.concatenate(old)
-    every = np.sort(np.concatenate([joint, new]))
-    below = (np.searchsorted(np.sort(values), every, side="right") / len(values) for values in (joint, new))
+    all_values = np.sort(np.concatenate([joint, new]))
+    below = (np.searchsorted(np.sort(values), all_values, side="right") / len(values) for values in (joint, new))
     return psi, chance, float(np.abs(np.subtract(*below)).max())
 
 
 def _counts(values: Array, edges: Array) -> Array:
-    """Return the values in each bin."""
+    """Return the number of values in each bin, [bin]."""
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.float64)
 
 
-def _psi(before: Array, now: Array) -> float:
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (before, now))
+def _psi(reference: Array, recent: Array) -> float:
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (reference, recent))
     return float(((q - p) * np.log(q / p)).sum())
 
 
 def _by_step(parts: Sequence[_Window], values: Sequence[Array], edges: Array) -> Array:
-    """Return how many values each step of the history has in each bin, [step, bin], without bins that have none."""
+    """Return the number of values of each step of the history in each bin, [step, bin], without empty bins."""
     step = np.unique(np.concatenate([part.step for part in parts]), return_inverse=True)[1]
     n_bins = len(edges) + 1
-    place = step * n_bins + np.searchsorted(edges, np.concatenate(values), side="right")
-    table = np.bincount(place, minlength=n_bins * (int(step.max()) + 1)).reshape(-1, n_bins).astype(np.float64)
+    cell = step * n_bins + np.searchsorted(edges, np.concatenate(values), side="right")
+    table = np.bincount(cell, minlength=n_bins * (int(step.max()) + 1)).reshape(-1, n_bins).astype(np.float64)
     return table[:, table.sum(0) > 0]
 
 
 def _chance_of_windows(counts: Array, steps: Array) -> float:
-    """Return what psi reaches by chance, from that of each window [window, bin] of the history against the others.
+    """Return the chance level of psi, from psi of each window of the history against the others.
 
-    It is compared with their mean as by an F test, with as many degrees of freedom as the steps vary in directions.
+    `counts` is [window, bin]. The level follows an F test against the mean, whose degrees of freedom are the effective
+    directions in which steps vary.
     """
     total, n = counts.sum(0), len(counts)
-    mean = float(np.mean([_psi(total - own, own) for own in counts]))
+    mean = float(np.mean([_psi(total - window, window) for window in counts]))
     directions = _spread(steps)[1]
     return mean * (1 + 1 / n) / (1 + 1 / (n - 1)) * _f_quantile(directions, directions * (n - 1))
 
 
 def _chance_of_steps(steps: Array, n_recent: float) -> float:
-    """Return what psi reaches by chance, from the sizes of both windows (Yurdakul 2018).
+    """Return the chance level of psi, from the sizes of both windows (Yurdakul 2018).
 
-    Each value counts less the more the steps differ by what series share (Rao & Scott 1981).
+    Values are down-weighted where steps differ by effects that series share (Rao & Scott 1981).
     """
     variance, directions = _spread(steps)
     noise = variance * (1 / n_recent + 1 / float(steps.sum()))
@@ -261,9 +264,9 @@ def _chance_of_steps(steps: Array, n_recent: float) -> float:
 
 
 def _spread(steps: Array) -> tuple[float, float]:
-    """Return by how much the shares of bins vary from step to step, and in how many directions.
+    """Return the total variance of bin shares between steps, and the effective number of directions in which they vary.
 
-    The first is bins - 1 where values are independent of each other, and not less.
+    The variance is bins - 1 for independent values, and never less.
     """
     size, share = steps.sum(1, keepdims=True), steps.sum(0) / steps.sum()
     deviation = (steps - size * share) / np.sqrt(size * share)
@@ -278,13 +281,13 @@ def _f_quantile(between: float, within: float) -> float:
     return float(fdtri(between, within, 1 - _CHANCE))
 
 
-def _units(past: _Window) -> tuple[Array, Array]:
+def _units(history: _Window) -> tuple[Array, Array]:
     """Return mean and standard deviation of each series, [series]; NaN where it has no value."""
-    n = 1 + int(past.series.max())
-    count = np.bincount(past.series, minlength=n)
+    n = 1 + int(history.series.max())
+    count = np.bincount(history.series, minlength=n)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(past.series, past.value, n) / count
-        deviation = past.value - mean[past.series]
-        std = np.sqrt(np.bincount(past.series, deviation**2, n) / count)
-    pooled = float(np.sqrt((deviation**2).mean())) or 1.0
-    return mean, np.where(std > 0, std, pooled)
+        mean = np.bincount(history.series, history.value, n) / count
+        deviation = history.value - mean[history.series]
+        std = np.sqrt(np.bincount(history.series, deviation**2, n) / count)
+    pooled_std = float(np.sqrt((deviation**2).mean())) or 1.0
+    return mean, np.where(std > 0, std, pooled_std)

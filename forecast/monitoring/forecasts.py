@@ -1,4 +1,4 @@
-"""Forecasts that scoring has written."""
+"""Forecasts that scoring has written, read back by cutoff for monitoring."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +20,14 @@ from forecast.scoring.manifests import (
 )
 from forecast.scoring.sinks.open import open_sink
 
-__all__ = ["Written", "cutoff_moment", "in_utc", "training_end", "written_at"]
+__all__ = ["ScoredForecasts", "cutoff_moment", "in_utc", "training_end", "written_at"]
 
 
-class Written:
-    """Forecasts that scoring has written, by cutoff, the earliest first.
+class ScoredForecasts:
+    """Forecasts of a scores folder by cutoff, the earliest first; of one model where `model` names it.
 
-    Of one model where `model` names it, whatever else is in the folder. Of several versions that have forecast a
-    cutoff, the one that is current counts, but one that was not trained on what it forecasts comes first. Raises
-    DataError if there is nothing.
+    If several versions have forecast a cutoff, the current one counts, and one that was not trained on the cutoff's
+    future takes precedence. Raises DataError if the folder has no manifests.
     """
 
     def __init__(self, scores: SinkConfig, group: str = "scores", model: str | None = None) -> None:
@@ -39,28 +38,28 @@ class Written:
                 "forecast score that is done"
             )
         self.models = models_of(contents)
-        """That have forecasts in the folder."""
-        own = [content for content in contents if model in (None, content["model"])]
-        self.contents = current(own, out_of_sample=True)
+        """Names of the models with forecasts in the folder."""
+        of_model = [content for content in contents if model in (None, content["model"])]
+        self.contents = current(of_model, out_of_sample=True)
         self.path = scores.path
         self._sink = open_sink(scores, group)
 
     def rows(self, content: Mapping[str, Any], series: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """Yield the forecasts of a cutoff by series and step, of some series or all."""
-        found = 0
+        """Yield the forecasts of a cutoff by series and step, of some series or all. Raises DataError."""
+        n_rows = 0
         for part in self._sink.forecasts(content):
-            kept = part if series is None else part.filter(pl.col(SERIES_ID).is_in(list(series)))
-            frame = kept.sort(SERIES_ID, STEP).collect()
-            found += frame.height
+            selected = part if series is None else part.filter(pl.col(SERIES_ID).is_in(list(series)))
+            frame = selected.sort(SERIES_ID, STEP).collect()
+            n_rows += frame.height
             yield frame
-        if series is None and found != content["rows"]["written"]:
+        if series is None and n_rows != content["rows"]["written"]:
             raise DataError(
-                f"{self.path}: the cutoff {content[CUTOFF]} has {found:,} rows, its manifest says "
+                f"{self.path}: the cutoff {content[CUTOFF]} has {n_rows:,} rows, its manifest says "
                 f"{content['rows']['written']:,}; score it again (score.cutoff={content[CUTOFF]} score.force=true)"
             )
 
     def levels(self, contents: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-        """Return the quantile levels that all these cutoffs have. Raises DataError for classes."""
+        """Return the quantile levels common to the given cutoffs. Raises DataError for forecasts of classes."""
         common: set[str] | None = None
         for content in contents:
             columns = content.get("columns")

@@ -1,4 +1,4 @@
-"""How old the latest scores and observations are, against the clock and against each other."""
+"""Age of the latest scores and observations, against the clock and against each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from forecast.scoring.manifests import in_utc, written_at
 
 _LATE_DAYS: Final = 3
 _LATE_STEPS: Final = 2
-"""What may be late without a finding: the longer one of these."""
+"""Tolerated lateness: the longer of these days and these steps."""
 _GAPS: Final = 10
-"""Latest gaps between cutoffs whose median is the usual one."""
+"""Latest gaps between cutoffs whose median is the usual interval."""
 _YEAR: Final = timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Age:
-    """How far one moment lies before another one."""
+    """Time and steps between two moments."""
 
     steps: int
-    """Of the panel; 0 within a step."""
+    """Steps of the panel; 0 within a step."""
     time: timedelta
     limit: int | None
-    """Steps that the threshold allows; None for any age."""
+    """Steps allowed by the threshold; None for no limit."""
 
     @property
     def late(self) -> bool:
-        """Whether it is beyond its limit."""
+        """Whether the age exceeds its limit."""
         return self.limit is not None and self.steps > self.limit
 
     def __str__(self) -> str:
-        """Return it as people write it.
+        """Return the age as text for people.
 
         >>> str(Age(3, timedelta(days=3, hours=2), 2)), str(Age(1, timedelta(hours=1), 2))
         ('3 steps (3 days)', '1 step (1 hour)')
@@ -62,25 +62,25 @@ class Freshness:
     """The latest scores and observations, and their ages."""
 
     clock: datetime
-    """What is the present: `monitor.as_of` or the time, and the last step of the panel where there is no clock."""
+    """The present: `monitor.as_of` or the current time; the last step of the panel if neither applies."""
     scores: datetime
     """The latest cutoff."""
     observations: datetime
     """The last step of the panel."""
     scores_age: Age
-    """Before the clock."""
+    """Age of the latest cutoff, before the clock."""
     observations_age: Age
     scores_lag: Age
-    """Of the latest scores before the latest observations; 0 where these are not later."""
+    """Lag of the latest scores behind the latest observations; 0 if they are not behind."""
 
     @property
     def breached(self) -> bool:
-        """Whether any age is beyond its limit."""
+        """Whether any age exceeds its limit."""
         return bool(self.findings)
 
     @property
     def findings(self) -> list[str]:
-        """What to say of ages beyond their limits."""
+        """Sentences on the ages that exceed their limits."""
         clock = f"before {self.clock.isoformat()}"
         sentences = []
         if self.observations_age.late:
@@ -102,46 +102,50 @@ class Freshness:
 
 
 def freshness_of(cutoffs: Sequence[Cutoff], panel: Panel, settings: MonitorSettings, now: datetime | None) -> Freshness:
-    """Return how old the latest of `cutoffs` and of the observations in a panel are.
+    """Return the ages of the latest of `cutoffs` and of the latest observations in a panel.
 
-    The clock is `settings.as_of`, else `now`, else the last step of the panel; so it is for scores of history, each of
-    which was written more than a year after its horizon.
+    The clock is `settings.as_of`, else `now`, else the last step of the panel. Scores of history, each written more
+    than a year after its horizon, use the last step of the panel, too.
 
-    As long as there is one cutoff, the next one is due when its horizon ends, and observations with every step.
+    With a single cutoff, the next is due when its horizon ends, and observations are due at every step.
     """
     grid, end = panel.grid, panel.last_index
     latest = cutoffs[-1]
-    observations, scores = grid.timestamps(np.array([end, latest.place])).to_list()
+    observations, scores = grid.timestamps(np.array([end, latest.position])).to_list()
     clock = settings.as_of or (None if now is None or _is_history(cutoffs, panel) else now)
     clock = observations if clock is None else _local(clock, panel)
-    present = grid.floor(clock)
-    late = usual_lateness(grid.frequency)
-    places = [each.place for each in cutoffs[-_GAPS - 1 :]]
-    gap = int(np.median(np.diff(places))) if len(places) > 1 else None
+    clock_index = grid.floor(clock)
+    lateness = default_lateness(grid.frequency)
+    indices = [cutoff.position for cutoff in cutoffs[-_GAPS - 1 :]]
+    gap = int(np.median(np.diff(indices))) if len(indices) > 1 else None
     limits = settings.thresholds
-    every = gap or latest.horizon
-    usual = every - 1 + late
+    interval = gap or latest.horizon
+    score_limit = interval - 1 + lateness
 
-    def age(place: int, index: int, until: datetime, limit: MaxAge, default: int) -> Age:
-        steps, time = index - place, until - grid.timestamps(np.array([place]))[0]
+    def age(position: int, index: int, until: datetime, limit: MaxAge, default: int) -> Age:
+        steps, time = index - position, until - grid.timestamps(np.array([position]))[0]
         return Age(max(0, steps), max(timedelta(0), time), age_limit(limit, default, grid, index))
 
     return Freshness(
         clock=clock,
         scores=scores,
         observations=observations,
-        scores_age=age(latest.place, present, clock, limits.max_scores_age, usual),
-        observations_age=age(end, present, clock, limits.max_observations_age, (gap or 1) - 1 + late),
+        scores_age=age(latest.position, clock_index, clock, limits.max_scores_age, score_limit),
+        observations_age=age(end, clock_index, clock, limits.max_observations_age, (gap or 1) - 1 + lateness),
         scores_lag=age(
-            latest.place, end, observations, limits.max_scores_lag, min(usual, max(_LATE_STEPS, 2 * every - 1))
+            latest.position,
+            end,
+            observations,
+            limits.max_scores_lag,
+            min(score_limit, max(_LATE_STEPS, 2 * interval - 1)),
         ),
     )
 
 
-def usual_lateness(frequency: Frequency) -> int:
-    """Return the steps that what comes every step may be late: three days, or two steps if these are longer.
+def default_lateness(frequency: Frequency) -> int:
+    """Return the steps by which a value due at every step may be late: three days, or two steps if longer.
 
-    >>> [usual_lateness(Frequency.parse(text)) for text in ("15m", "1h", "1d", "1bd", "2d", "1w", "1mo")]
+    >>> [default_lateness(Frequency.parse(text)) for text in ("15m", "1h", "1d", "1bd", "2d", "1w", "1mo")]
     [288, 72, 3, 3, 2, 2, 2]
     """
     if frequency.base == "month":
@@ -152,13 +156,13 @@ def usual_lateness(frequency: Frequency) -> int:
 
 def _is_history(cutoffs: Sequence[Cutoff], panel: Panel) -> bool:
     """Return whether each of the scores was written more than a year after its horizon."""
-    places = np.array([each.place for each in cutoffs], dtype=np.int64)
-    ends = panel.grid.timestamps(places + np.array([each.horizon for each in cutoffs])).to_list()
-    return all(written_at(each.content) - in_utc(end) > _YEAR for each, end in zip(cutoffs, ends, strict=True))
+    indices = np.array([cutoff.position for cutoff in cutoffs], dtype=np.int64)
+    ends = panel.grid.timestamps(indices + np.array([cutoff.horizon for cutoff in cutoffs])).to_list()
+    return all(written_at(cutoff.content) - in_utc(end) > _YEAR for cutoff, end in zip(cutoffs, ends, strict=True))
 
 
 def _local(moment: datetime, panel: Panel) -> datetime:
-    """Return a moment on the clock of a panel."""
+    """Return a moment on the local clock of a panel."""
     if panel.grid.time_zone is None:
         return moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
     zone = ZoneInfo(panel.grid.time_zone)

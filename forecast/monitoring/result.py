@@ -1,4 +1,4 @@
-"""What monitoring returns."""
+"""The result of monitoring."""
 
 import math
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ from forecast.names import CUTOFF, SERIES_ID
 
 
 @dataclass(frozen=True)
-class Monitored:
-    """What was found."""
+class MonitorResult:
+    """Result of `evaluation.monitor`: counts, metrics, alarms, drift and freshness."""
 
     span: Span
     as_of: datetime
-    """The last step that was looked at."""
+    """The last evaluated step."""
     recent: datetime
     """The first step of the recent window."""
     by: str
-    """What is over time: day or cutoff."""
+    """Unit of the time axis: day or cutoff."""
     counts: dict[str, int]
-    """rows = rows_scored + rows_not_yet_observed + rows_missing: forecasts of the steps in both windows and later ones.
-    Also cutoffs, series, series_unknown (not in the table, their due steps are missing), series_ended (rejects of the
-    latest cutoff, for score.max_age: they are not forecast, so not judged) and rows_recent (scored); and what is left
-    out: cutoffs_in_sample, rows_in_sample (all that these cutoffs have)."""
+    """Forecasts of the steps in both windows and later: rows = rows_scored + rows_not_yet_observed + rows_missing. Also
+    cutoffs, series, series_unknown (not in the table; their due steps are missing), series_ended (rejects of the latest
+    cutoff for score.max_age: neither forecast nor judged) and rows_recent (scored); and the exclusions:
+    cutoffs_in_sample, and rows_in_sample (all rows of these cutoffs)."""
     versions: dict[str, int]
-    """Cutoffs by the version that made them."""
+    """Number of cutoffs by the version that forecast them."""
     cutoffs: pl.DataFrame
-    """cutoff, model_version, trained_until (text; null: unknown), sample and rows, of those in the windows. Those in
-    sample, before the end of the training of their version, are part of nothing else."""
+    """Cutoffs in the windows: cutoff, model_version, trained_until (text; null: unknown), sample and rows. Cutoffs in
+    sample, before the end of the training of their version, count in no other field."""
     freshness: Freshness
     coverage_80: Coverage
     bands: tuple[float, ...]
-    """Coverage that the intervals should have, widest first."""
+    """Nominal coverage of the intervals, widest first."""
     scores: pl.DataFrame
     """series_id, window, age, model, and sums over steps."""
     metrics: pl.DataFrame
@@ -46,24 +46,24 @@ class Monitored:
     alarms: pl.DataFrame
     """series_id, status, mase, reference, median, deviation, limit, periods, n_steps."""
     observed: int
-    """Recent steps, by their time, that are forecast and observed, of any series."""
+    """Recent timestamps with both a forecast and an observation, of any series."""
     least_observed: int
-    """Of these, how many it takes to judge."""
+    """Such timestamps needed before anything is judged."""
     drift: pl.DataFrame
     pairs: pl.DataFrame
-    """Windows that champion and shadow both forecast, as `gate.compare` takes them."""
+    """Windows that champion and shadow have both forecast, in the form of `promotion.compare`."""
     shown: pl.DataFrame
     """The freshest forecast of each step of alarmed series: series_id, timestamp, cutoff, quantiles."""
 
     def metric(self, name: str, model: str = FORECAST, window: str = RECENT) -> float | None:
         """Return a metric over all series and ages; None where nothing was scored."""
-        found = self.metrics.filter(group=ALL, window=window, model=model)
-        value = found[name].item() if found.height else None
+        rows = self.metrics.filter(group=ALL, window=window, model=model)
+        value = rows[name].item() if rows.height else None
         return None if value is None or math.isnan(value) else float(value)
 
     @property
     def coverage(self) -> str:
-        """The metric of the widest interval."""
+        """Name of the metric of the widest interval."""
         return coverage_name(self.bands[0])
 
     @property
@@ -73,12 +73,12 @@ class Monitored:
 
     @property
     def judged(self) -> int:
-        """Series that are held against a reference."""
+        """Number of series with a reference."""
         return self.alarms.filter(pl.col("status").is_in([ALARM, NORMAL])).height
 
     @property
     def left_out(self) -> str:
-        """How many cutoffs are in sample, and which ones; empty if none is."""
+        """Number and list of the cutoffs in sample, as text; empty if there is none."""
         cutoffs = self.cutoffs.filter(sample=IN_SAMPLE)
         if cutoffs.is_empty():
             return ""
@@ -92,7 +92,7 @@ class Monitored:
 
 
 def coverage_name(band: float) -> str:
-    """Return the metric of an interval.
+    """Return the name of the coverage metric of an interval.
 
     >>> coverage_name(0.8)
     'coverage_80'

@@ -1,4 +1,4 @@
-"""Champion and shadow on the steps that both have forecast."""
+"""Scores of champion and shadow on the steps that both have forecast."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,15 @@ from forecast.monitoring.cutoffs import Cutoff, Part, no_part
 from forecast.names import CUTOFF, MODEL, OBSERVED_UNTIL, SERIES_ID
 
 
-def reach_of(champion: Sequence[Cutoff], shadow: Sequence[Cutoff], panel: Panel, end: int, blocks: int) -> int:
-    """Return how many steps after each cutoff champion and shadow are compared on: as many as both have forecast.
+def compared_steps(champion: Sequence[Cutoff], shadow: Sequence[Cutoff], panel: Panel, end: int, blocks: int) -> int:
+    """Return the number of steps after each cutoff on which champion and shadow are compared.
 
-    Fewer where these are of less than `blocks` stretches of time without a target in common up to grid index `end`: the
-    most that give as many, for forecasts of the same steps are no evidence of their own.
+    These are all steps that both have forecast. They are fewer if those make up less than `blocks` stretches of time
+    without a common target, up to grid index `end`: then the largest number that gives as many, as forecasts of the
+    same steps are not independent evidence.
     """
-    begin = np.array([each.place for each in champion if each.place < end], dtype=np.int64)
-    horizon = min((each.horizon for each in (*champion, *shadow)), default=1)
+    begin = np.array([cutoff.position for cutoff in champion if cutoff.position < end], dtype=np.int64)
+    horizon = min((cutoff.horizon for cutoff in (*champion, *shadow)), default=1)
     frequency = panel.grid.frequency
     day = max(1, DAY // frequency.size) if frequency.sub_daily else 1
 
@@ -32,32 +33,32 @@ def reach_of(champion: Sequence[Cutoff], shadow: Sequence[Cutoff], panel: Panel,
 
 
 def window_scores(part: Part, levels: Sequence[float], season: int, steps: int, model: str) -> pl.DataFrame:
-    """Return a row for each series with an observed step among the first `steps`, as `gate.compare` takes it."""
+    """Return a row for each series with an observation among the first `steps`, in the form of `promotion.compare`."""
     actual = part.actual[:, :steps]
     scale, root = seasonal_naive_errors(part.panel, part.windows, season)
-    seen = np.flatnonzero(np.isfinite(actual).any(1))
+    rows = np.flatnonzero(np.isfinite(actual).any(1))
     scored = score_windows(
-        actual[seen],
-        part.quantiles[seen, :steps],
+        actual[rows],
+        part.quantiles[rows, :steps],
         levels=levels,
-        scale=scale[seen],
-        root_scale=root[seen],
-        mean=None if part.mean is None else part.mean[seen, :steps],
+        scale=scale[rows],
+        root_scale=root[rows],
+        mean=None if part.mean is None else part.mean[rows, :steps],
     )
-    series = part.windows.series[seen]
-    cutoff = part.panel.start[series] + part.windows.cutoff[seen]
-    last = steps - np.isfinite(actual[seen, ::-1]).argmax(1)
+    series = part.windows.series[rows]
+    cutoff = part.panel.start[series] + part.windows.cutoff[rows]
+    last = steps - np.isfinite(actual[rows, ::-1]).argmax(1)
     return pl.DataFrame(
         {
-            SERIES_ID: part.series_id.gather(seen),
+            SERIES_ID: part.series_id.gather(rows),
             CUTOFF: part.panel.grid.timestamps(cutoff),
             OBSERVED_UNTIL: part.panel.grid.timestamps(cutoff + last),
-            MODEL: pl.repeat(model, len(seen), dtype=pl.String, eager=True),
+            MODEL: pl.repeat(model, len(rows), dtype=pl.String, eager=True),
             **scored,
         }
     )
 
 
 def no_pairs(panel: Panel) -> pl.DataFrame:
-    """Return the table of `window_scores` without a row."""
+    """Return an empty table of `window_scores`."""
     return window_scores(no_part(panel, 1), (0.5,), 1, 1, "")

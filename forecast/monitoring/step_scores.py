@@ -1,4 +1,4 @@
-"""Scores of single steps: sums by series, age and time, and the metrics that they make."""
+"""Scores of single steps, summed by series, age and time, and the metrics computed from the sums."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -23,21 +23,21 @@ TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {
     "days": ([SERIES_ID, "window", "day", AGE], [FORECAST]),
     TIME: ([TIME, MODEL], [FORECAST, SOURCE_SEASONAL_NAIVE]),
 }
-"""What is kept of all cutoffs: sums by these keys, of these models."""
+"""Tables of sums over all cutoffs: their keys and their models."""
 
 
 def bands(levels: Sequence[float]) -> list[tuple[float, int, int]]:
-    """Return the coverage that central intervals should have, widest first, and the places of their levels."""
-    named = {round(level, 6): place for place, level in enumerate(levels)}
-    pairs = [(low, place, named.get(round(1 - low, 6))) for low, place in named.items() if low < 0.5]
+    """Return the nominal coverage of the central intervals, widest first, with the indices of their quantile levels."""
+    index_of = {round(level, 6): index for index, level in enumerate(levels)}
+    pairs = [(low, index, index_of.get(round(1 - low, 6))) for low, index in index_of.items() if low < 0.5]
     return [(round(1 - 2 * low, 6), below, above) for low, below, above in pairs if above is not None]
 
 
 class Evaluation(NamedTuple):
-    """What is the same for all cutoffs."""
+    """Settings shared by all cutoffs."""
 
     artifact: Artifact
-    """The model whose seasonal naive forecasts are compared with."""
+    """Model that makes the seasonal naive forecasts for comparison."""
     span: Span
     levels: Sequence[float]
     """Quantile levels."""
@@ -45,35 +45,35 @@ class Evaluation(NamedTuple):
     ages: Mapping[str, int]
     """The last step of each group of ages, by its name."""
     by: str
-    """What is over time: day or cutoff."""
+    """Unit of the time axis: day or cutoff."""
 
 
 def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation) -> pl.DataFrame:
-    """Return a row for each observed step and model: the columns that tables are made by, and what is summed."""
+    """Return a row for each observed step and model, with the keys of TABLES and the columns of SUMS."""
     artifact, span, levels, season, ages, by = evaluation
     horizon = part.actual.shape[1]
     row, step = np.nonzero(np.isfinite(part.actual))
     actual = part.actual[row, step][:, None]
     scale, root = seasonal_naive_errors(part.panel, part.windows, season)
     naive = naive_forecasts(artifact, part.panel, part.windows, season=season, horizon=horizon, levels=levels)
-    at = cutoff.place + 1 + np.arange(horizon)
-    moments, now = (_wall(part.panel, index) for index in (at, np.array([cutoff.place])))
+    steps = cutoff.position + 1 + np.arange(horizon)
+    moments, cutoff_time = (_wall(part.panel, index) for index in (steps, np.array([cutoff.position])))
     day = moments.dt.truncate("1d")
     age = np.searchsorted(np.array(list(ages.values())), np.arange(1, horizon + 1))
     keys = {
         SERIES_ID: part.series_id.gather(row),
-        "window": pl.Series(np.where(at >= span.recent, RECENT, HISTORY).tolist()).gather(step),
+        "window": pl.Series(np.where(steps >= span.recent, RECENT, HISTORY).tolist()).gather(step),
         AGE: pl.Series(age).gather(step),
-        TIME: day.gather(step) if by == "day" else now.gather(np.zeros(len(step), dtype=np.int64)),
+        TIME: day.gather(step) if by == "day" else cutoff_time.gather(np.zeros(len(step), dtype=np.int64)),
         "day": day.gather(step),
     }
     frames = []
     for model, quantiles, means in ((FORECAST, part.quantiles, part.mean), (SOURCE_SEASONAL_NAIVE, naive, None)):
-        stated = quantiles[row, step]
-        there = np.isfinite(stated).all(1)
+        predicted = quantiles[row, step]
+        is_valid = np.isfinite(predicted).all(1)
         scored = score_windows(
             actual,
-            stated[:, None],
+            predicted[:, None],
             levels=levels,
             scale=scale[row],
             root_scale=root[row],
@@ -85,35 +85,35 @@ def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation) -> pl.DataFr
             **{name: scored[name] for name in ("abs_error", "pinball", "abs_target", "error", "n_steps")},
             **{
                 f"covered_{100 * band:.6g}": (
-                    (actual[:, 0] >= stated[:, low]) & (actual[:, 0] <= stated[:, high])
+                    (actual[:, 0] >= predicted[:, low]) & (actual[:, 0] <= predicted[:, high])
                 ).astype(np.int64)
                 for band, low, high in bands(levels)
             },
         }
         frames.append(
-            pl.DataFrame(keys | {MODEL: pl.repeat(model, len(row), eager=True)} | values).filter(pl.Series(there))
+            pl.DataFrame(keys | {MODEL: pl.repeat(model, len(row), eager=True)} | values).filter(pl.Series(is_valid))
         )
     return pl.concat(frames)
 
 
 def no_steps(panel: Panel, evaluation: Evaluation) -> pl.DataFrame:
-    """Return the table of `score_steps` without a row."""
+    """Return an empty table of `score_steps`."""
     return score_steps(no_part(panel, len(evaluation.levels)), Cutoff(panel.last_index, {}), evaluation)
 
 
 def _wall(panel: Panel, index: IntArray) -> pl.Series:
-    """Return the timestamps of grid indices as the clock on the wall has them."""
+    """Return the timestamps of grid indices as naive local times."""
     return panel.grid.timestamps(index).dt.replace_time_zone(None)
 
 
-def age_groups(given: Sequence[int] | None, horizon: int) -> dict[str, int]:
-    """Return the last step of each group of ages, by its name; the groups hold the whole horizon.
+def age_groups(last_steps: Sequence[int] | None, horizon: int) -> dict[str, int]:
+    """Return the last step of each group of ages, by its name; the groups cover the whole horizon.
 
     >>> age_groups(None, 12), age_groups((1, 3), 4)
     ({'1-3': 3, '4-6': 6, '7-9': 9, '10-12': 12}, {'1': 1, '2-3': 3, '4': 4})
     """
     quarters = [-(-horizon * quarter // 4) for quarter in (1, 2, 3, 4)]
-    last = sorted({min(step, horizon) for step in given or quarters} | {horizon})
+    last = sorted({min(step, horizon) for step in last_steps or quarters} | {horizon})
     first = [1, *(step + 1 for step in last[:-1])]
     return {f"{low}-{high}" if low < high else f"{high}": high for low, high in zip(first, last, strict=True)}
 
@@ -141,17 +141,17 @@ def metrics_by_group(
 
 
 def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Return metrics from sums over steps, by `keys`; null where they are not defined.
+    """Return metrics from sums over steps, by `keys`; null where undefined.
 
     mase            mean |y - q50| / scale over the steps of series with a scale, the mean seasonal difference up to the
                     cutoff (`metrics.score_windows`, a step at a time)
     wql, wape, bias sums of pinball loss, |y - q50| and mean - y over the sum of |y|; bias is that of the mean forecast
-    coverage_80     share of steps inside the interval that should hold 80 %; likewise the others
+    coverage_80     share of steps inside the interval with a nominal coverage of 80 %; likewise the others
     """
     series = [pl.col(SERIES_ID).n_unique().alias("n_series")] if SERIES_ID in sums.columns else []
     grouped = sums.group_by(keys, maintain_order=True).agg(SUMS.sum(), *series)
     size, steps = pl.col("abs_target"), pl.col("n_steps")
-    made = {
+    metrics = {
         "mase": pl.col("scaled") / pl.col("n_scaled"),
         "wql": pl.col("pinball") / size,
         "wape": pl.col("abs_error") / size,
@@ -162,5 +162,5 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
             if name.startswith("covered_")
         },
     }
-    finite = [pl.when(value.is_finite()).then(value).alias(name) for name, value in made.items()]
+    finite = [pl.when(value.is_finite()).then(value).alias(name) for name, value in metrics.items()]
     return grouped.select(*keys, *finite, "n_steps", *(["n_series"] if series else []))

@@ -1,4 +1,4 @@
-"""Figures, axes and legends that look alike."""
+"""Shared style of figures, axes and legends."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def finish(axes: "Axes") -> None:
-    """Give an axes its quiet frame and grid."""
+    """Apply the common frame, grid and labels to an axes."""
     axes.grid(color="#e6e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -34,13 +34,13 @@ def finish(axes: "Axes") -> None:
 
 
 def add_legend(axes: "Axes") -> None:
-    """Add a legend, if there is anything to name."""
+    """Add a legend if the axes has labelled artists."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5)
 
 
 def date_axis(axes: "Axes") -> None:
-    """Write dates on the x axis, as short as they can be."""
+    """Format the x axis with concise dates."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator(minticks=2, maxticks=7)  # type: ignore[no-untyped-call]
@@ -60,5 +60,5 @@ def axis_values(frame: pl.DataFrame, column: str) -> Any:
 
 
 def plain_text(text: str) -> str:
-    """Keep dollar signs of a name from being set as mathematics."""
+    """Escape dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")

@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 from forecast.reports.axes import INK, MUTED, add_legend, axis_values, finish, new_figure, plain_text
 from forecast.reports.styles import COLOURS, LABELS, LOSS_STYLES, model_styles
 
-# Classes whose counts fit into the cells of a table.
+# Largest number of classes whose counts are written into the cells.
 _MOST_WRITTEN: Final = 12
 
 
 def confusion(counts: pl.DataFrame, model: str) -> "Figure":
-    """Return the table of classes that came, in rows, by the most probable one, in columns, as shares of each row."""
-    own = counts.filter(pl.col(MODEL) == model)
-    found = sorted({*own[names.TARGET], *own[names.CLASS]})
-    size = min(12.0, 2.4 + 0.7 * len(found))
+    """Return the confusion matrix, rows by actual class, columns by most probable class, as shares of each row."""
+    of_model = counts.filter(pl.col(MODEL) == model)
+    classes = sorted({*of_model[names.TARGET], *of_model[names.CLASS]})
+    size = min(12.0, 2.4 + 0.7 * len(classes))
     figure = new_figure(size + 0.6, size)
     axes = figure.add_subplot()
-    cells = {(row[names.TARGET], row[names.CLASS]): row["n"] for row in own.iter_rows(named=True)}
-    table = [[cells.get((came, said), 0) for said in found] for came in found]
+    cells = {(row[names.TARGET], row[names.CLASS]): row["n"] for row in of_model.iter_rows(named=True)}
+    table = [[cells.get((actual, predicted), 0) for predicted in classes] for actual in classes]
     shares = [[count / max(1, sum(row)) for count in row] for row in table]
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    for y, row in enumerate(table if len(found) <= _MOST_WRITTEN else []):
+    for y, row in enumerate(table if len(classes) <= _MOST_WRITTEN else []):
         for x, count in enumerate(row):
             colour = "white" if shares[y][x] > 0.5 else INK
             axes.text(x, y, f"{count:,}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(found)), [plain_text(name) for name in found], rotation=45, ha="right")
-    axes.set_yticks(range(len(found)), [plain_text(name) for name in found])
+    axes.set_xticks(range(len(classes)), [plain_text(name) for name in classes], rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), [plain_text(name) for name in classes])
     axes.set_xlabel("Most probable class")
     axes.set_ylabel("Class that came")
     axes.set_title(f"Confusion, {LABELS.get(model, model)}", loc="left", fontsize=12)
@@ -56,8 +56,8 @@ def loss_curves(curve: Sequence[tuple[int, Mapping[str, float]]]) -> "Figure":
         axes.plot(steps, losses, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
         if key == names.VAL_LOSS:
             best = min(points, key=lambda point: point[1])
-            found = f"Best: {best[1]:.4g} at step {best[0]:,}"
-            axes.plot(*best, "o", markersize=8, markerfacecolor="none", color="#e07b1a", label=found)
+            text = f"Best: {best[1]:.4g} at step {best[0]:,}"
+            axes.plot(*best, "o", markersize=8, markerfacecolor="none", color="#e07b1a", label=text)
     axes.set_xlabel("Optimiser step")
     axes.set_ylabel("Loss (scaled target)")
     axes.set_title("Loss during training", loc="left", fontsize=12)
@@ -105,7 +105,7 @@ def calibration(frame: pl.DataFrame) -> "Figure":
 
 
 def uplift(decisions: pl.DataFrame) -> pl.Expr:
-    """Return the share of the base's loss that fine-tuning saves on the report windows; null where it is not known."""
+    """Return the relative reduction of the base's loss by fine-tuning on the report windows; null if unknown."""
     base, tuned = pl.col("report_base_loss"), pl.col("report_tuned_loss")
     if "report_base_loss" not in decisions.columns:
         return pl.lit(None, pl.Float64)
@@ -113,39 +113,39 @@ def uplift(decisions: pl.DataFrame) -> pl.Expr:
 
 
 def uplift_histogram(decisions: pl.DataFrame) -> "Figure":
-    """Return how many series gained how much by fine-tuning, on the report windows and at the gate.
+    """Return histograms of the gain by fine-tuning over series, on the report windows and at the gate.
 
-    The uplift on the report windows, which neither the fit nor the gate has seen, is that of the series that are
-    fine-tuned. Gains at the gate are split by whether it let the series in. Shares beyond -100 % are counted at the
-    edge; series without one are left out and counted in the title.
+    The uplift on the report windows, which neither the fit nor the gate used, is that of the fine-tuned series. Gains
+    at the gate are split by its decision. Shares beyond -100 % are counted at the edge; series without a value are
+    omitted and counted in the title.
     """
     figure = new_figure(7.5, 7.0)
     tuned = (pl.col("blend") > 0).fill_null(value=False)
-    found = decisions.select(
+    series = decisions.select(
         tuned.alias("tuned"), uplift(decisions).alias("uplift"), pl.col("gain").fill_nan(None).alias("gain")
     )
-    later = found.filter("tuned")
+    later = series.filter("tuned")
     _histogram(figure.add_subplot(2, 1, 1), later, "uplift", "Uplift on the report windows", "Uplift, of the loss (%)")
-    _histogram(figure.add_subplot(2, 1, 2), found, "gain", "Gain at the gate", "Gain in the gate's loss (%)")
+    _histogram(figure.add_subplot(2, 1, 2), series, "gain", "Gain at the gate", "Gain in the gate's loss (%)")
     return figure
 
 
-def _histogram(axes: "Axes", found: pl.DataFrame, column: str, title: str, label: str) -> None:
-    """Draw how many series have how much in a column, split by whether they are fine-tuned."""
-    shares = found.with_columns(pl.col(column).clip(-1.0, 1.0) * 100).drop_nulls(column)
+def _histogram(axes: "Axes", series: pl.DataFrame, column: str, title: str, label: str) -> None:
+    """Draw the histogram of a column over series, split by whether they are fine-tuned."""
+    shares = series.with_columns(pl.col(column).clip(-1.0, 1.0) * 100).drop_nulls(column)
     parts = [shares.filter(~pl.col("tuned"))[column].to_numpy(), shares.filter("tuned")[column].to_numpy()]
     labels = [f"Base kept ({len(parts[0]):,})", f"Fine-tuned ({len(parts[1]):,})"]
     colours = [COLOURS[names.SOURCE_PRETRAINED], COLOURS[names.SOURCE_FINE_TUNED]]
-    # Zero is an edge, so that no bar mixes gains and losses.
-    reach = max((float(abs(part).max()) for part in parts if len(part)), default=1.0)
-    width = next((width for width in (0.1, 0.2, 0.5, 1, 2, 5) if reach / width <= 20), 5)
-    edges = [width * edge for edge in range(int(-reach // width), int(reach // width) + 2)]
+    # Zero is a bin edge, so that no bar mixes gains and losses.
+    largest = max((float(abs(part).max()) for part in parts if len(part)), default=1.0)
+    width = next((width for width in (0.1, 0.2, 0.5, 1, 2, 5) if largest / width <= 20), 5)
+    edges = [width * edge for edge in range(int(-largest // width), int(largest // width) + 2)]
     axes.hist(parts, bins=edges, stacked=True, color=colours, label=labels, edgecolor="white", linewidth=0.4)
     axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
     axes.locator_params(axis="y", integer=True)
     axes.set_xlabel(label)
     axes.set_ylabel("Series")
-    missing = found.height - shares.height
+    missing = series.height - shares.height
     axes.set_title(title + (f" ({missing:,} series without one)" if missing else ""), loc="left", fontsize=12)
     finish(axes)
     add_legend(axes)

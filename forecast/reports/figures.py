@@ -30,9 +30,9 @@ from forecast.reports.styles import (
 def sample_forecasts(history: pl.DataFrame, forecasts: pl.DataFrame, series: Sequence[str]) -> "Figure":
     """Return small multiples of each series' latest forecast, after two horizons of history (24 steps at least).
 
-    `history` has series_id, timestamp and target (null: a gap); where it reaches past the cutoff, it is drawn as what
-    happened. Intervals are drawn for the best model only, medians for all. Of classes, the probabilities by the best
-    model are stacked, and what happened is a row of marks above them.
+    `history` has series_id, timestamp and target (null: a gap); where it reaches past the cutoff, it is drawn as the
+    actuals. Intervals are drawn for the best model only, medians for all. For classes, the probabilities of the best
+    model are stacked, and the actual classes are a row of marks above them.
     """
     forecasts = with_model(forecasts).filter(pl.col(names.SERIES_ID).is_in(list(series)))
     latest = forecasts.filter(pl.col(names.CUTOFF) == pl.col(names.CUTOFF).max().over(names.SERIES_ID))
@@ -42,9 +42,9 @@ def sample_forecasts(history: pl.DataFrame, forecasts: pl.DataFrame, series: Seq
 
 
 def best_and_worst(history: pl.DataFrame, shown: pl.DataFrame, decisions: pl.DataFrame) -> "Figure":
-    """Return small multiples of base and fine-tuned forecasts on the report windows, beside what happened.
+    """Return small multiples of base and fine-tuned forecasts on the report windows, with the actuals.
 
-    `shown` and `decisions` are those of a `FinetuneResult`; the series that gain most come first.
+    `shown` and `decisions` are fields of a `FinetuneResult`; the series with the largest gain come first.
     """
     ranked = (
         decisions.join(shown.select(names.SERIES_ID).unique(), on=names.SERIES_ID)
@@ -57,7 +57,7 @@ def best_and_worst(history: pl.DataFrame, shown: pl.DataFrame, decisions: pl.Dat
 
 
 def _multiples(history: pl.DataFrame, forecasts: pl.DataFrame, titles: Mapping[str, str], title: str) -> "Figure":
-    """Return an axes for each series, whose ids are the keys of `titles`."""
+    """Return a figure with one axes per series; the keys of `titles` are series ids."""
     series = list(titles)
     styles = model_styles(forecasts[MODEL].unique())
     intervals = bands(forecasts.columns)
@@ -67,12 +67,14 @@ def _multiples(history: pl.DataFrame, forecasts: pl.DataFrame, titles: Mapping[s
     figure = new_figure(4.3 * across + 0.3, 2.35 * down + 1.0)
     for index, series_id in enumerate(series):
         axes = figure.add_subplot(down, across, index + 1)
-        own = pl.col(names.SERIES_ID) == series_id
+        is_series = pl.col(names.SERIES_ID) == series_id
         if classes:
             best = pl.col(MODEL) == styles[-1].name
-            _class_axes(axes, history.filter(own), forecasts.filter(own, best), classes)
+            _class_axes(axes, history.filter(is_series), forecasts.filter(is_series, best), classes)
         else:
-            _forecast_axes(axes, history.filter(own), forecasts.filter(own), styles=styles, intervals=intervals)
+            _forecast_axes(
+                axes, history.filter(is_series), forecasts.filter(is_series), styles=styles, intervals=intervals
+            )
         axes.set_title(titles[series_id], fontsize=9, loc="left")
         if index % across == 0:
             axes.set_ylabel("Probability (%)" if classes else "Target")
@@ -98,15 +100,20 @@ def _forecast_axes(
     intervals: Sequence[Band],
 ) -> None:
     forecasts = forecasts.sort(names.TIMESTAMP)
-    past = history.sort(names.TIMESTAMP)
+    observed = history.sort(names.TIMESTAMP)
     steps = forecasts[names.STEP].n_unique()
     if not forecasts.is_empty():
         cutoff, end = forecasts[names.CUTOFF].min(), forecasts[names.TIMESTAMP].max()
-        seen, after = past.filter(pl.col(names.TIMESTAMP) <= cutoff), past.filter(pl.col(names.TIMESTAMP) > cutoff)
-        past = pl.concat([seen.tail(max(2 * steps, 24)), after.filter(pl.col(names.TIMESTAMP) <= end)])
+        before, after = (
+            observed.filter(pl.col(names.TIMESTAMP) <= cutoff),
+            observed.filter(pl.col(names.TIMESTAMP) > cutoff),
+        )
+        observed = pl.concat([before.tail(max(2 * steps, 24)), after.filter(pl.col(names.TIMESTAMP) <= end)])
         for moment in axis_times(forecasts.unique(names.CUTOFF), names.CUTOFF):
             axes.axvline(moment, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), label="Cutoff")
-    axes.plot(axis_times(past), axis_values(past, names.TARGET), color=INK, linewidth=1.0, label="Actual", zorder=2)
+    axes.plot(
+        axis_times(observed), axis_values(observed, names.TARGET), color=INK, linewidth=1.0, label="Actual", zorder=2
+    )
     best = [style for style in styles if style.name in forecasts[MODEL]][-1:]
     for style in styles:
         rows = forecasts.filter(pl.col(MODEL) == style.name)
@@ -132,18 +139,20 @@ def _forecast_axes(
 def _class_axes(axes: "Axes", history: pl.DataFrame, forecasts: pl.DataFrame, classes: Sequence[ModelStyle]) -> None:
     rows = forecasts.sort(names.TIMESTAMP)
     cutoff, end = rows[names.CUTOFF][0], rows[names.TIMESTAMP].max()
-    past = history.filter(pl.col(names.TIMESTAMP) <= end).sort(names.TIMESTAMP)
-    before = past.filter(pl.col(names.TIMESTAMP) <= cutoff).tail(max(2 * len(rows), 24))
-    past = pl.concat([before, past.filter(pl.col(names.TIMESTAMP) > cutoff)])
-    # A bar lasts for a step: what is stated is constant in it.
+    observed = history.filter(pl.col(names.TIMESTAMP) <= end).sort(names.TIMESTAMP)
+    before = observed.filter(pl.col(names.TIMESTAMP) <= cutoff).tail(max(2 * len(rows), 24))
+    observed = pl.concat([before, observed.filter(pl.col(names.TIMESTAMP) > cutoff)])
+    # A bar covers one step: the probabilities are constant within it.
     shares = [axis_values(rows, names.class_column(style.name)) * 100 for style in classes]
     axes.stackplot(
         axis_times(rows), *shares, step="mid", colors=[style.colour for style in classes], alpha=0.85, linewidth=0.0
     )
     for style in classes:
-        marks = past.filter(pl.col(names.TARGET) == style.name)
-        at = [106.0] * marks.height
-        axes.plot(axis_times(marks), at, linestyle="", marker="s", markersize=4, color=style.colour, label=style.label)
+        marks = observed.filter(pl.col(names.TARGET) == style.name)
+        heights = [106.0] * marks.height
+        axes.plot(
+            axis_times(marks), heights, linestyle="", marker="s", markersize=4, color=style.colour, label=style.label
+        )
     axes.axvline(axis_times(rows.head(1), names.CUTOFF)[0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
     axes.set_ylim(0, 112)
     axes.set_yticks([0, 25, 50, 75, 100])
@@ -152,10 +161,10 @@ def _class_axes(axes: "Axes", history: pl.DataFrame, forecasts: pl.DataFrame, cl
 
 
 def explanation(rows: pl.DataFrame, summary: pl.DataFrame, title: str) -> "Figure":
-    """Return what moved a forecast: inputs by their sums, and those with most by step; tables of an `Explanation`."""
+    """Return the attribution of a forecast: inputs by sum, and the largest by step; tables of an `Explanation`."""
     shown = summary.head(12)
-    drawn = rows.drop_nulls([names.TIMESTAMP, "attribution"])
-    inputs = [name for name in shown["input"] if name in drawn["input"]][:4]
+    by_step = rows.drop_nulls([names.TIMESTAMP, "attribution"])
+    inputs = [name for name in shown["input"] if name in by_step["input"]][:4]
     figure = new_figure(10.5, max(3.6, 1.5 * len(inputs) + 0.8))
     grid = figure.add_gridspec(max(1, len(inputs)), 2, width_ratios=[1, 1.6])
     axes = figure.add_subplot(grid[:, 0])
@@ -168,10 +177,10 @@ def explanation(rows: pl.DataFrame, summary: pl.DataFrame, title: str) -> "Figur
     finish(axes)
     for row, name in enumerate(inputs):
         axes = figure.add_subplot(grid[row, 1])
-        own = drawn.filter(input=name).sort(names.TIMESTAMP)
-        axes.vlines(axis_times(own), 0, axis_values(own, "attribution"), color=INK, linewidth=1.4)
+        of_input = by_step.filter(input=name).sort(names.TIMESTAMP)
+        axes.vlines(axis_times(of_input), 0, axis_values(of_input, "attribution"), color=INK, linewidth=1.4)
         axes.axhline(0, color=MUTED, linewidth=0.6)
-        axes.axvline(axis_times(own.head(1), names.CUTOFF)[0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.axvline(axis_times(of_input.head(1), names.CUTOFF)[0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set_title(plain_text(name), fontsize=9, loc="left")
         finish(axes)
         date_axis(axes)

@@ -1,4 +1,4 @@
-"""What the page of a day's monitoring draws: accuracy over time, by age and by interval, and series with an alarm."""
+"""Chart data of the monitoring page: accuracy over time, by age and by interval, and series with an alarm."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
-from forecast.monitoring.result import Monitored, coverage_name
+from forecast.monitoring.result import MonitorResult, coverage_name
 from forecast.names import SERIES_ID, SOURCE_FINE_TUNED, SOURCE_SEASONAL_NAIVE, TARGET, TIMESTAMP, quantile_column
 from forecast.reports.page import milliseconds, rounded, runs
 from forecast.reports.styles import model_styles
@@ -31,25 +31,25 @@ def _line(frame: pl.DataFrame, column: str, label: str, colour: str | None, dash
     return {"label": label, "colour": colour, "dash": dash, "y": frame.select(rounded(column)).to_series().to_list()}
 
 
-def over_time(found: Monitored) -> dict[str, Any]:
+def over_time(result: MonitorResult) -> dict[str, Any]:
     """Return the charts of accuracy and coverage by day or cutoff."""
-    each = found.metrics.filter(group=TIME)
-    parts = {model: each.filter(model=model) for model in MODELS}
-    own = parts[FORECAST]
-    times = own.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
+    by_time = result.metrics.filter(group=TIME)
+    parts = {model: by_time.filter(model=model) for model in MODELS}
+    of_forecast = parts[FORECAST]
+    times = of_forecast.select(pl.col("value").str.to_datetime("%Y-%m-%d %H:%M:%S").dt.epoch("ms"))
     charts = [
         {"title": title, "series": [_line(parts[model], name, MODELS[model], COLOURS[model]) for model in MODELS]}
         for title, name in (("MASE", "mase"), ("WQL", "wql"), ("Bias", "bias"))
     ]
     intervals = [
         _line(
-            own,
+            of_forecast,
             coverage_name(band),
             f"{100 * band:g} %",
-            None if place else COLOURS[FORECAST],
-            "solid" if place == 0 else "dot",
+            None if index else COLOURS[FORECAST],
+            "solid" if index == 0 else "dot",
         )
-        for place, band in enumerate(found.bands[:: max(1, len(found.bands) - 1)])
+        for index, band in enumerate(result.bands[:: max(1, len(result.bands) - 1)])
     ]
     return {
         "x": times.to_series().to_list(),
@@ -57,53 +57,55 @@ def over_time(found: Monitored) -> dict[str, Any]:
     }
 
 
-def by_age(found: Monitored) -> Iterator[dict[str, Any]]:
+def by_age(result: MonitorResult) -> Iterator[dict[str, Any]]:
     """Yield the MASE by age, and the coverage by interval, of both windows."""
-    each = found.metrics.filter(group=AGE)
-    if each.is_empty():
+    metrics = result.metrics.filter(group=AGE)
+    if metrics.is_empty():
         return
     series = []
     for window, dash in ((RECENT, "solid"), (HISTORY, "dot")):
         for model, label in MODELS.items():
-            part = each.filter(window=window, model=model)
+            part = metrics.filter(window=window, model=model)
             if part.height:
                 series.append(_line(part, "mase", f"{label}, {window}", COLOURS[model], dash))
-    ages = each["value"].unique(maintain_order=True).to_list()
+    ages = metrics["value"].unique(maintain_order=True).to_list()
     yield {"title": "MASE by age", "axis": "Steps after the cutoff", "x": ages, "series": series}
-    whole = found.metrics.filter(group=ALL, model=FORECAST)
-    lines = [{"label": "Ideally", "colour": None, "dash": "dot", "y": list(found.bands)}]
+    overall = result.metrics.filter(group=ALL, model=FORECAST)
+    lines = [{"label": "Ideally", "colour": None, "dash": "dot", "y": list(result.bands)}]
     for window in (RECENT, HISTORY):
-        row = whole.filter(window=window)
+        row = overall.filter(window=window)
         if row.height:
-            shares = [row[coverage_name(band)].item() for band in found.bands]
+            shares = [row[coverage_name(band)].item() for band in result.bands]
             colour = COLOURS[FORECAST] if window == RECENT else COLOURS[SOURCE_SEASONAL_NAIVE]
             lines.append({"label": window.capitalize(), "colour": colour, "dash": "solid", "y": shares})
-    bands = [f"{100 * band:g} %" for band in found.bands]
+    bands = [f"{100 * band:g} %" for band in result.bands]
     yield {"title": "Share inside each interval", "axis": "Interval", "x": bands, "series": lines}
 
 
-def alarm_series(found: Monitored, history: pl.DataFrame) -> dict[str, Any]:
-    """Return the table of the series with an alarm, and of those that are shown what was forecast and what came."""
-    alarms = found.alarms.filter(status="alarm").with_columns(times=pl.col("mase") / pl.col("median"))
+def alarm_series(result: MonitorResult, history: pl.DataFrame) -> dict[str, Any]:
+    """Return the table of series with an alarm, and forecasts and observations of those kept for the page."""
+    alarms = result.alarms.filter(status="alarm").with_columns(times=pl.col("mase") / pl.col("median"))
     columns = list(_ALARMS)
     numeric = [name for name in columns if alarms.schema[name].is_numeric()]
     rows = alarms.select(rounded(name) if name in numeric else pl.col(name) for name in columns).rows()
-    there = set(found.shown[SERIES_ID].unique())
-    low, middle, high = (quantile_column(level) for level in ((1 - found.bands[0]) / 2, 0.5, (1 + found.bands[0]) / 2))
-    past = history.select(SERIES_ID, milliseconds(TIMESTAMP), rounded(TARGET)).partition_by(SERIES_ID, as_dict=True)
-    made = found.shown.select(SERIES_ID, milliseconds(TIMESTAMP), *map(rounded, (low, middle, high)))
-    parts = made.partition_by(SERIES_ID, as_dict=True)
+    with_forecasts = set(result.shown[SERIES_ID].unique())
+    low, middle, high = (
+        quantile_column(level) for level in ((1 - result.bands[0]) / 2, 0.5, (1 + result.bands[0]) / 2)
+    )
+    observed = history.select(SERIES_ID, milliseconds(TIMESTAMP), rounded(TARGET)).partition_by(SERIES_ID, as_dict=True)
+    forecasts = result.shown.select(SERIES_ID, milliseconds(TIMESTAMP), *map(rounded, (low, middle, high)))
+    parts = forecasts.partition_by(SERIES_ID, as_dict=True)
     series = []
-    for row in alarms.filter(pl.col(SERIES_ID).is_in(there)).iter_rows(named=True):
+    for row in alarms.filter(pl.col(SERIES_ID).is_in(with_forecasts)).iter_rows(named=True):
         name = row[SERIES_ID]
-        part, before = parts[name,], past[name,]
+        part, past = parts[name,], observed[name,]
         series.append(
             {
                 "name": name,
                 "why": f"Recent MASE {row['mase']:.3g} over {row['n_steps']:,} steps; in its {row['reference']} it is "
                 f"{row['median']:.3g} as a rule, and the limit is {row['limit']:.3g}.",
-                "t": runs(before[TIMESTAMP].to_list()),
-                "y": before[TARGET].to_list(),
+                "t": runs(past[TIMESTAMP].to_list()),
+                "y": past[TARGET].to_list(),
                 "f": {
                     "t": runs(part[TIMESTAMP].to_list()),
                     "q": part[middle].to_list(),

@@ -1,4 +1,4 @@
-"""The HTML page of a day's monitoring: what was judged, how accuracy goes over time, and the series that stand out."""
+"""The HTML page of a day's monitoring: verdicts, accuracy over time, and the series with alarms."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import polars as pl
 from forecast.metrics.summaries import summarise
 from forecast.monitoring.freshness import Age
 from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
-from forecast.monitoring.result import Monitored
+from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.segments import BUILT_IN
 from forecast.monitoring.thresholds import Check
 from forecast.names import (
@@ -32,7 +32,7 @@ _POINTS: Final = {
 
 
 def monitor_page(
-    found: Monitored,
+    result: MonitorResult,
     checks: Sequence[Check],
     *,
     model: str,
@@ -42,45 +42,47 @@ def monitor_page(
 ) -> str:
     """Return the page, which works offline.
 
-    `history` has series_id, timestamp and target of the series in `found.shown`. `facts` are what the job has done:
-    comparison, rollback, no_rollback and on_breach, each a text or None. `plotly` is where plotly.min.js is, relative
-    to the page; when None, the page carries it.
+    `history` has series_id, timestamp and target of the series in `result.shown`. `facts` are the actions of the job:
+    comparison, rollback, no_rollback and on_breach, each a text or None. `plotly` is the path of plotly.min.js relative
+    to the page; if None, the script is embedded.
     """
-    counts, breached = found.counts, sum(check.breached for check in checks)
+    counts, breached = result.counts, sum(check.breached for check in checks)
     left_out = counts["cutoffs_in_sample"]
     content = {
-        "clock": clock_label(found.shown),
+        "clock": clock_label(result.shown),
         "colour": COLOURS[FORECAST],
-        "recent": pl.DataFrame({TIMESTAMP: [found.recent.replace(tzinfo=None)]}).select(milliseconds(TIMESTAMP)).item(),
-        "time": over_time(found),
-        "ages": list(by_age(found)),
-        "alarms": alarm_series(found, history),
+        "recent": pl.DataFrame({TIMESTAMP: [result.recent.replace(tzinfo=None)]})
+        .select(milliseconds(TIMESTAMP))
+        .item(),
+        "time": over_time(result),
+        "ages": list(by_age(result)),
+        "alarms": alarm_series(result, history),
     }
     return page(
         "monitor",
-        title=f"Forecasts of {model}, as of {found.as_of:%Y-%m-%d %H:%M}",
-        subtitle=f"{breached:,} of {len(checks):,} thresholds breached, {len(found.alarmed):,} series with an alarm",
+        title=f"Forecasts of {model}, as of {result.as_of:%Y-%m-%d %H:%M}",
+        subtitle=f"{breached:,} of {len(checks):,} thresholds breached, {len(result.alarmed):,} series with an alarm",
         facts={
-            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in found.versions.items()) or "0",
+            "Cutoffs": ", ".join(f"{count:,} by v{version}" for version, count in result.versions.items()) or "0",
             **({"Left out, in sample": f"{left_out:,} cutoffs"} if left_out else {}),
             "Series": f"{counts['series']:,}",
-            "Recent window": f"{found.span.last - found.span.recent + 1:,} steps",
-            "History": f"{found.span.recent - found.span.first:,} steps",
-            "Latest scores": _moment(found.freshness.scores, found.freshness.scores_age),
-            "Latest observations": _moment(found.freshness.observations, found.freshness.observations_age),
+            "Recent window": f"{result.span.last - result.span.recent + 1:,} steps",
+            "History": f"{result.span.recent - result.span.first:,} steps",
+            "Latest scores": _moment(result.freshness.scores, result.freshness.scores_age),
+            "Latest observations": _moment(result.freshness.observations, result.freshness.observations_age),
             "Steps scored": f"{counts['rows_scored']:,}",
             "Of them recent": f"{counts['rows_recent']:,}",
         },
         data=[("page", content)],
         plotly=plotly,
-        verdict=_verdict(checks, found.freshness.findings, facts),
-        accuracy=_accuracy(found),
-        rows=_rows(found),
-        by=_POINTS[found.by],
-        shadow=_shadow(found, facts),
-        drift=_drift(found),
-        segments=_segments(found),
-        note=_note(found),
+        verdict=_verdict(checks, result.freshness.findings, facts),
+        accuracy=_accuracy(result),
+        rows=_rows(result),
+        by=_POINTS[result.by],
+        shadow=_shadow(result, facts),
+        drift=_drift(result),
+        segments=_segments(result),
+        note=_note(result),
     )
 
 
@@ -88,7 +90,7 @@ def monitor_page(
 
 
 def _moment(moment: datetime, age: Age) -> str:
-    """Return a moment on the clock of the wall, with its age if it has one."""
+    """Return a moment as local time, with its age unless that is 0."""
     text = f"{moment:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
     return f"{text}, {age} ago" if age.steps else text
 
@@ -114,34 +116,34 @@ def _verdict(checks: Sequence[Check], findings: Sequence[str], facts: Mapping[st
         "Judged": "",
     }
     started = facts["on_breach"] and f"Started: forecast {facts['on_breach']}"
-    kept = facts["no_rollback"] and f"No rollback: {facts['no_rollback']}"
-    texts = [*findings, facts["rollback"], kept, started]
-    told = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in texts if text)
-    return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", told)
+    no_rollback = facts["no_rollback"] and f"No rollback: {facts['no_rollback']}"
+    texts = [*findings, facts["rollback"], no_rollback, started]
+    notes = " ".join(f"{html.escape(text[:1].upper() + text[1:])}." for text in texts if text)
+    return card("verdict", "Thresholds", table(heads, rows) if rows else "<p>None is set.</p>", notes)
 
 
-def _accuracy(found: Monitored) -> str:
+def _accuracy(result: MonitorResult) -> str:
     rows = []
     for window in (RECENT, HISTORY):
         for model, label in MODELS.items():
-            values = found.metrics.filter(group=ALL, window=window, model=model)
+            values = result.metrics.filter(group=ALL, window=window, model=model)
             if values.height:
-                rows.append((f"{label}, {window}", *_metrics(values.row(0, named=True), found)))
-    heads = {"": "wide", "MASE": "number", "WQL": "number", "Bias": "number", _interval(found): "number"}
+                rows.append((f"{label}, {window}", *_metrics(values.row(0, named=True), result)))
+    heads = {"": "wide", "MASE": "number", "WQL": "number", "Bias": "number", _interval(result): "number"}
     caption = (
         "Bias is the mean of forecast minus observation, over the mean size. Seasonal naive is of the same cutoffs."
     )
     return card("accuracy", "Accuracy", table(heads, rows) if rows else "<p>Nothing is observed yet.</p>", caption)
 
 
-def _interval(found: Monitored) -> str:
-    return f"In {100 * found.bands[0]:g} %"
+def _interval(result: MonitorResult) -> str:
+    return f"In {100 * result.bands[0]:g} %"
 
 
-def _metrics(row: Mapping[str, Any], found: Monitored) -> tuple[str, ...]:
+def _metrics(row: Mapping[str, Any], result: MonitorResult) -> tuple[str, ...]:
     """Return MASE, WQL, bias, and coverage of the widest interval, as texts."""
     numbers = (_number(row["mase"]), _number(row["wql"]), _share(row["bias"]))
-    return (*numbers, _share(row[found.coverage]))
+    return (*numbers, _share(row[result.coverage]))
 
 
 def _number(value: float | None) -> str:
@@ -152,8 +154,8 @@ def _share(value: float | None) -> str:
     return ABSENT if value is None else percent(value)
 
 
-def _rows(found: Monitored) -> str:
-    counts = found.counts
+def _rows(result: MonitorResult) -> str:
+    counts = result.counts
     rows = [
         ("Scored", f"{counts['rows_scored']:,}"),
         ("Not yet observed", f"{counts['rows_not_yet_observed']:,}"),
@@ -162,15 +164,15 @@ def _rows(found: Monitored) -> str:
     ]
     unknown = counts["series_unknown"]
     notes = [f"{unknown:,} series are not in the table: their observations are missing."] if unknown else []
-    notes += [html.escape(f"{found.left_out}.")] if found.left_out else []
+    notes += [html.escape(f"{result.left_out}.")] if result.left_out else []
     body = table({"Steps": "wide", "Number": "number"}, rows, total=True)
     return card("rows", "Where the forecasts went", body, " ".join(notes))
 
 
-def _shadow(found: Monitored, facts: Mapping[str, Any]) -> str:
-    if found.pairs.is_empty():
+def _shadow(result: MonitorResult, facts: Mapping[str, Any]) -> str:
+    if result.pairs.is_empty():
         return ""
-    summary = summarise(found.pairs).rows_by_key(MODEL, named=True, unique=True)
+    summary = summarise(result.pairs).rows_by_key(MODEL, named=True, unique=True)
     rows = [
         (label, *(_number(summary[name][metric]) for metric in ("mase", "wql")), f"{summary[name]['n_windows']:,}")
         for name, label in ((CHAMPION, "These forecasts"), (SHADOW, "The shadow"))
@@ -181,7 +183,7 @@ def _shadow(found: Monitored, facts: Mapping[str, Any]) -> str:
     return card("shadow", "Beside the shadow", table(heads, rows), note)
 
 
-def _drift(found: Monitored) -> str:
+def _drift(result: MonitorResult) -> str:
     rows = [
         (
             row["column"],
@@ -192,7 +194,7 @@ def _drift(found: Monitored) -> str:
             *(_share(row[name]) for name in ("missing", "missing_before", "unseen")),
             f"{row['values']:,}",
         )
-        for row in found.drift.iter_rows(named=True)
+        for row in result.drift.iter_rows(named=True)
     ]
     heads = {
         "Column": "wide",
@@ -213,23 +215,23 @@ def _drift(found: Monitored) -> str:
     return card("drift", "Drift of the inputs", table(heads, rows), caption)
 
 
-def _segments(found: Monitored) -> str:
-    chosen = found.metrics.filter(~pl.col("group").is_in([ALL, AGE, TIME]), pl.col("window") == RECENT)
-    if chosen.is_empty():
+def _segments(result: MonitorResult) -> str:
+    metrics = result.metrics.filter(~pl.col("group").is_in([ALL, AGE, TIME]), pl.col("window") == RECENT)
+    if metrics.is_empty():
         return ""
-    own = chosen.filter(model=FORECAST)
+    of_forecast = metrics.filter(model=FORECAST)
     naive = {
-        (row["group"], row["value"]): row for row in chosen.filter(model=SOURCE_SEASONAL_NAIVE).iter_rows(named=True)
+        (row["group"], row["value"]): row for row in metrics.filter(model=SOURCE_SEASONAL_NAIVE).iter_rows(named=True)
     }
     rows = [
         (
             row["group"],
             row["value"],
             f"{row['n_series']:,}",
-            *_metrics(row, found),
+            *_metrics(row, result),
             *(_number(naive.get((row["group"], row["value"]), {}).get(name)) for name in ("mase", "wql")),
         )
-        for row in own.iter_rows(named=True)
+        for row in of_forecast.iter_rows(named=True)
     ]
     heads = {
         "Segment": "",
@@ -238,18 +240,18 @@ def _segments(found: Monitored) -> str:
         "MASE": "number",
         "WQL": "number",
         "Bias": "number",
-        _interval(found): "number",
+        _interval(result): "number",
         "Naive MASE": "number",
         "Naive WQL": "number",
     }
-    built_in = set(own["group"].unique()) <= {*BUILT_IN}
+    built_in = set(of_forecast["group"].unique()) <= {*BUILT_IN}
     caption = "Thirds of the series by length and mean size, and kinds of demand." if built_in else ""
     return card("segments", "By segment, recently", table(heads, rows), caption)
 
 
-def _note(found: Monitored) -> str:
-    states = found.alarms.group_by("status").len().sort("status").iter_rows()
+def _note(result: MonitorResult) -> str:
+    states = result.alarms.group_by("status").len().sort("status").iter_rows()
     counted = ", ".join(f"{count:,} {status}" for status, count in states)
-    left = len(found.alarmed) - found.shown[SERIES_ID].n_unique()
-    more = f" The forecasts of {left:,} more are in scores.parquet alone." if left else ""
-    return f"Series: {counted}.{more}"
+    n_omitted = len(result.alarmed) - result.shown[SERIES_ID].n_unique()
+    omitted = f" The forecasts of {n_omitted:,} more are in scores.parquet alone." if n_omitted else ""
+    return f"Series: {counted}.{omitted}"

@@ -1,7 +1,6 @@
-"""What the HTML pages are made of: one file each that works offline, with its data packed inside.
+"""Building blocks of the HTML pages: one file each, which works offline with its data embedded.
 
-No text from data reaches the markup unescaped, and a page can't load anything but plotly.min.js beside it, if that is
-not inside.
+Every text from data is escaped, and a page can load nothing but plotly.min.js beside it, if that is not embedded.
 """
 
 import base64
@@ -32,10 +31,10 @@ def page(
     plotly: str | None = None,
     **parts: str,
 ) -> str:
-    """Return the page with the body of templates/TEMPLATE.html and what TEMPLATE.js draws into it.
+    """Return the page with the body of templates/TEMPLATE.html and the script TEMPLATE.js.
 
-    `data` are JSON values, each after the id under which the script unpacks it; `parts` is markup by its place in the
-    body. `plotly` is where plotly.min.js is, relative to the page; when None, the page carries it.
+    `data` are pairs of an id and a JSON value, which the script unpacks; `parts` is markup by its placeholder in the
+    body. `plotly` is the path of plotly.min.js relative to the page; if None, the script is embedded.
     """
     blobs = (f'<script type="text/plain" id="{name}">{_packed(value)}</script>' for name, value in data)
     return _filled(
@@ -55,7 +54,7 @@ def page(
 
 
 def _filled(name: str, **parts: str) -> str:
-    # One pass, so that braces in the data are left alone.
+    # A single pass leaves braces in the data unchanged.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template(name))
 
 
@@ -71,7 +70,7 @@ def plotly_source() -> str:
 
 
 def _packed(value: object) -> str:
-    """Return JSON as gzip + base64: compact, and free of any character that means something to HTML."""
+    """Return a value as JSON in gzip + base64: compact, and without characters that are special in HTML."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=4, mtime=0)).decode()
 
@@ -80,25 +79,25 @@ def _packed(value: object) -> str:
 
 
 def rounded(column: str) -> pl.Expr:
-    """Return a column as floats of six digits, with null for whatever JSON has no number for."""
+    """Return a column as floats of six digits, null for values that JSON cannot hold."""
     number = pl.col(column).cast(pl.Float64)
     return pl.when(number.is_finite()).then(number).round_sig_figs(_DIGITS)
 
 
 def milliseconds(column: str) -> pl.Expr:
-    """Return times as they are on the wall, in milliseconds."""
+    """Return naive local times in milliseconds since 1970."""
     return wall_clock(column).dt.epoch("ms").alias(column)
 
 
 def runs(times: Sequence[int]) -> list[int]:
-    """Return times as the first one, then pairs of a gap and how often it follows.
+    """Return times in run-length encoding: the first one, then pairs of a gap and its number of repetitions.
 
     >>> runs([0, 10, 20, 50])
     [0, 10, 2, 30, 1]
     """
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    found = ((gap, len(list(group))) for gap, group in itertools.groupby(gaps))
-    return [*times[:1], *itertools.chain.from_iterable(found)]
+    lengths = ((gap, len(list(group))) for gap, group in itertools.groupby(gaps))
+    return [*times[:1], *itertools.chain.from_iterable(lengths)]
 
 
 # ---- Markup ----
@@ -112,15 +111,15 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def card(name: str, heading: str, body: str, caption: str = "") -> str:
-    """Return a section with a heading, markup, and a caption."""
+    """Return a section of markup with a heading and a caption."""
     note = f'<p class="caption">{caption}</p>' if caption else ""
     return f'<section id="{name}" class="card"><h2>{heading}</h2><div class="scroll">{body}</div>{note}</section>'
 
 
 def table(heads: Mapping[str, str], rows: Iterable[Sequence[str]], *, total: bool = False) -> str:
-    """Return a table of texts; `heads` are headings and the class of their cells: number, wide or none.
+    """Return a table of texts; `heads` are the headings and the class of their cells: number, wide or none.
 
-    A cell of class bar is a share, drawn as a bar. With `total`, the last row is one.
+    A cell of class bar holds a share, drawn as a bar. With `total`, the last row holds the totals.
     """
 
     def cell(text: str, kind: str) -> str:

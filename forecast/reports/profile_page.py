@@ -1,4 +1,4 @@
-"""The HTML page of a panel's profile: where its rows went, what is wrong with them, and what its series are like."""
+"""The HTML page of a panel's profile: row counts, data quality, and properties of the series."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
 
 MAX_ROWS: Final = 10_000
-"""Series in the page's table; a page with more opens slowly."""
+"""Most series in the table of the page; more make it slow to open."""
 _MAX_STEPS: Final = 20_000
-"""Steps of a series that are drawn."""
+"""Most steps drawn of a series."""
 _BINS: Final = 20
 _WIDTHS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _EXAMPLES: Final = 5
@@ -45,7 +45,7 @@ def profile_page(
 ) -> str:
     """Return the page as one file that works offline.
 
-    `profile` is that of `loaded.panel`, `ended` has its series that have ended (those by default, when None). `missing`
+    `profile` describes `loaded.panel`; `ended` holds its ended series (with the default criterion if None). `missing`
     has a row for each series and known covariate with missing cells (series_id, covariate, missing_history, as from
     `missing_known`); None if there are no known covariates.
     """
@@ -101,7 +101,7 @@ def _facts(loaded: "Loaded", profile: pl.DataFrame) -> dict[str, str]:
 
 
 def _rows(counts: Counts) -> str:
-    """Return where the rows of each table went."""
+    """Return the table of row counts by outcome, for each source table."""
 
     def lines(total: int, parts: dict[str, int]) -> str:
         rows = [(name, f"{n:,}", bar(n / total) if n else "") for name, n in parts.items()]
@@ -129,19 +129,19 @@ def _rows(counts: Counts) -> str:
 
 
 def _quality(loaded: "Loaded") -> str:
-    found = quality(loaded.rejects, loaded.counts)
-    if found.is_empty():
+    issues = quality(loaded.rejects, loaded.counts)
+    if issues.is_empty():
         return card("quality", "Rejected rows", "<p>None: every row was used.</p>")
     heads = {"Reason": "wide", "Rows": "number", "Series": "number", "Share": "number", "For example": "wide"}
     rows = [
         (row["reason"], f"{row['rows']:,}", f"{row['series']:,}", part_of(row["share"], 1), row["examples"])
-        for row in found.iter_rows(named=True)
+        for row in issues.iter_rows(named=True)
     ]
     return card("quality", "Rejected rows", table(heads, rows), "All of them are in rejects.parquet.")
 
 
 def _ended(ended: Ended) -> str:
-    """Return the series that have ended, nothing where there are none."""
+    """Return the section on series that have ended; empty if there are none."""
     if ended.series.is_empty():
         return ""
     latest = ended.series.head(_MAX_ENDED).with_columns(wall_clock("last").dt.to_string("%Y-%m-%d %H:%M"))
@@ -169,7 +169,7 @@ def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
     heading = "Missing cells of known covariates"
     if missing.is_empty():
         return card("missing", heading, "<p>None: all are there, at every step of every series.</p>")
-    found = (
+    by_covariate = (
         missing.sort("missing_history", SERIES_ID, descending=[True, False])
         .group_by("covariate", maintain_order=True)
         .agg(
@@ -187,32 +187,32 @@ def _missing(missing: pl.DataFrame | None, panel: Panel) -> str:
             f"{row['missing_history']:,} ({part_of(row['missing_history'], len(panel.target))})",
             row["examples"],
         )
-        for row in found.iter_rows(named=True)
+        for row in by_covariate.iter_rows(named=True)
     ]
     heads = {"Covariate": "wide", "Series": "number", "Cells": "number", "Most in": "wide"}
     return card("missing", heading, table(heads, rows), "A model is told where a covariate is missing.")
 
 
 def _worst_first(profile: pl.DataFrame) -> pl.DataFrame:
-    """Return what the page's table shows, the series that most likely need care first."""
+    """Return the rows of the page's table, the series that most likely need attention first."""
     of_classes = CLASS in profile.columns
     worst = profile.sort(
         pl.col("gaps") / pl.col("length"), "constant", "share" if of_classes else "zeros", "length", SERIES_ID,
         descending=[True, True, True, False, False],
     )  # fmt: skip
-    chosen = worst.head(MAX_ROWS).select(*(_CLASS_COLUMNS if of_classes else _COLUMNS))
-    times = chosen.select(wall_clock(name) for name in ("first", "last"))
-    whole = times.equals(times.select(pl.all().dt.truncate("1d")))
-    form = "%Y-%m-%d" if whole else "%Y-%m-%d %H:%M"
-    floats = [name for name, kind in chosen.schema.items() if kind.is_float()]
-    return chosen.with_columns(pl.col("first", "last").dt.to_string(form), *map(rounded, floats))
+    rows = worst.head(MAX_ROWS).select(*(_CLASS_COLUMNS if of_classes else _COLUMNS))
+    times = rows.select(wall_clock(name) for name in ("first", "last"))
+    whole_days = times.equals(times.select(pl.all().dt.truncate("1d")))
+    form = "%Y-%m-%d" if whole_days else "%Y-%m-%d %H:%M"
+    floats = [name for name, kind in rows.schema.items() if kind.is_float()]
+    return rows.with_columns(pl.col("first", "last").dt.to_string(form), *map(rounded, floats))
 
 
 # ---- Charts ----
 
 
 def _charts(profile: pl.DataFrame, season_length: int | None) -> Iterator[dict[str, Any]]:
-    """Yield title, axis, and edges (or labels) and counts of each histogram; a note, alone if there is nothing."""
+    """Yield title, axis, edges (or labels) and counts of each histogram; title and a note alone for an empty one."""
     lengths = profile["length"].to_numpy()
     width = -(-(lengths.max() - lengths.min() + 1) // (2 * _BINS))
     edges = np.arange(lengths.min(), lengths.max() + width + 1, width)
@@ -242,15 +242,15 @@ def _charts(profile: pl.DataFrame, season_length: int | None) -> Iterator[dict[s
     yield {"title": "Demand", "axis": "", "labels": kinds, "counts": values, "note": note}
 
     for name, title in (("seasonality", "Season"), ("trend", "Trend")):
-        known = profile[name].drop_nulls()
-        unknown = profile.height - known.len()
+        strengths = profile[name].drop_nulls()
+        unknown = profile.height - strengths.len()
         note = f"Not known for {unknown:,} series: too short, too few values, or constant." if unknown else ""
         if name == "seasonality" and season_length == 1:
             note = "A season is one step: there is none."
-        if known.is_empty():
+        if strengths.is_empty():
             yield {"title": title, "note": note}
         else:
-            yield _histogram(title, "Strength", known.to_numpy(), shares, note)
+            yield _histogram(title, "Strength", strengths.to_numpy(), shares, note)
 
 
 def _histogram(
@@ -262,8 +262,8 @@ def _histogram(
 
 
 def _examples(panel: Panel, profile: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield the series that stand out most in some way, each but once: name, why, times and values."""
-    ways = (
+    """Yield distinct series that are extreme by some criterion: name, reason, times and values."""
+    criteria = (
         ("length", 0, "Longest: {length:,} steps"),
         ("gaps", 0, "Most gaps: {gaps:,} of {length:,} steps are missing"),
         ("adi", 1, "Rarest demand: one value in {adi:.3g} is not zero"),
@@ -271,19 +271,19 @@ def _examples(panel: Panel, profile: pl.DataFrame) -> Iterator[dict[str, Any]]:
         ("seasonality", 0, "Strongest season: {seasonality:.3f}"),
         ("trend", 0, "Strongest trend: {trend:.3f}"),
     )
-    chosen: list[int] = []
-    left = profile.with_row_index("number")
-    for name, above, why in ways:
-        found = left.filter(pl.col(name) > above, ~pl.col("number").is_in(chosen))
-        found = found.sort(name, SERIES_ID, descending=[True, False]).head(1)
-        for row in found.iter_rows(named=True):
-            chosen.append(row["number"])
+    numbers: list[int] = []
+    remaining = profile.with_row_index("number")
+    for name, above, why in criteria:
+        candidates = remaining.filter(pl.col(name) > above, ~pl.col("number").is_in(numbers))
+        candidates = candidates.sort(name, SERIES_ID, descending=[True, False]).head(1)
+        for row in candidates.iter_rows(named=True):
+            numbers.append(row["number"])
             history = panel.frame(np.array([row["number"]])).tail(_MAX_STEPS)
-            drawn = history.select(milliseconds(TIMESTAMP), rounded(TARGET))
+            points = history.select(milliseconds(TIMESTAMP), rounded(TARGET))
             note = f"; the last {_MAX_STEPS:,} are drawn" if row["length"] > _MAX_STEPS else ""
             yield {
                 "name": row[SERIES_ID],
                 "why": why.format_map(row) + note,
-                "t": runs(drawn[TIMESTAMP].to_list()),
-                "y": drawn[TARGET].to_list(),
+                "t": runs(points[TIMESTAMP].to_list()),
+                "y": points[TARGET].to_list(),
             }

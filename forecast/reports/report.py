@@ -1,7 +1,7 @@
-"""One HTML page per result that works offline: tables, a browser of the series, and charts, in a single file.
+"""The HTML report of a result: tables, a browser of the series, and charts, in a single file that works offline.
 
-Series travel as compressed chunks, unpacked by the page when one of them is looked at, so the page opens as fast with
-10,000 series as with ten. No text from data reaches the markup unescaped, and the page can't load anything.
+Series are compressed in chunks, which the page unpacks on demand, so 10,000 series open as fast as ten. Every text from
+data is escaped, and the page can load nothing.
 """
 
 import itertools
@@ -43,8 +43,6 @@ from forecast.reports.styles import (
 
 _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
-"""Labels of the metrics that are better when smaller."""
-"""Of those that are better when larger."""
 
 
 def write_report(
@@ -71,18 +69,18 @@ def write_report(
     lineage: pl.DataFrame | None = None,
     settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Write the report to `path`, all of it or nothing.
+    """Write the report to `path` atomically.
 
     `summary` has a row per model, with a column `model`. `history` has series_id, timestamp, target (null: a gap), and
-    the actuals of the horizon where they are known; only what is near a forecast is kept. `forecasts` are as written by
+    the actuals of the horizon where available; only rows near a forecast are kept. `forecasts` are as written by
     scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
     series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in
     `forecast.reports.figures`, `confusion` and `wins` are as in `forecast.metrics`, `segments` has segment, value and
     the columns of the summary, `stages` are names and seconds. `calibrated` and `coverage` are the quantiles and the
     coverage of a `CalibrationResult`; `loss` has model (those of `LOSS_STYLES`), step and loss; `lineage` has a row per
-    version, and is shown as it is; `settings` are those of each job, by its name. Of classes, targets and forecasts are
-    the names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time zone.
-    What there is nothing of has no section.
+    version, and is shown as it is; `settings` are those of each job, by its name. For classes, targets and forecasts
+    are class names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time
+    zone. Empty sections are omitted.
 
     Raises OutputError if the file can't be written.
     """
@@ -107,7 +105,7 @@ def write_report(
         **_decisions(decisions, series_ids),
     }
     chunks = _series(series_ids, history, forecasts, models, intervals, classes)
-    made = page(
+    markup = page(
         "report",
         title=title,
         subtitle=subtitle,
@@ -123,11 +121,11 @@ def write_report(
         stages=stages_table(stages),
         settings=settings_table(settings or {}),
     )
-    write_text_atomic(made, path)
+    write_text_atomic(markup, path)
 
 
 def _natural_order(ids: set[str]) -> list[str]:
-    """Sort so that D2 comes before D10."""
+    """Sort ids by their numeric parts: D2 before D10."""
     return sorted(
         ids,
         key=lambda name: (
@@ -150,60 +148,64 @@ def _series(
 ) -> Iterator[list[dict[str, object]]]:
     """Yield the series in chunks: t, y history; f forecasts, each of m model, c cutoff, t, q median, b intervals.
 
-    Of classes y and q are codes, q that of the most probable one, and p the probabilities of each class.
+    For classes, y and q are codes, q that of the most probable class, and p holds the probabilities of each class.
     """
     rank = pl.DataFrame({names.SERIES_ID: series_ids}, schema={names.SERIES_ID: pl.String}).with_row_index("series")
     median = names.CLASS if classes else names.quantile_column(0.5)
     shares = [names.class_column(style.name) for style in classes]
     quantiles = [median, *shares, *(column for band in intervals for column in (band.low, band.high))]
-    if median not in forecasts.columns:  # There are no forecasts.
+    if median not in forecasts.columns:  # Without forecasts.
         forecasts = forecasts.with_columns(pl.lit(None, pl.Float64).alias(median))
     if classes:
         codes = {style.name: code for code, style in enumerate(classes)}
         history = history.with_columns(pl.col(names.TARGET).replace_strict(codes, return_dtype=pl.Int32))
         forecasts = forecasts.with_columns(pl.col(names.CLASS).replace_strict(codes, return_dtype=pl.Int32))
     order = pl.DataFrame({MODEL: [style.name for style in models]}, schema={MODEL: pl.String}).with_row_index("number")
-    drawn = (
+    with_forecasts = (
         forecasts.join(rank, on=names.SERIES_ID)
         .join(order, on=MODEL)
         .select("series", "number", *map(milliseconds, (names.CUTOFF, names.TIMESTAMP)), *map(rounded, quantiles))
         .sort("series", "number", names.CUTOFF, names.TIMESTAMP)
     )
-    past = (
+    observed = (
         history.join(rank, on=names.SERIES_ID)
         .select("series", milliseconds(names.TIMESTAMP), rounded(names.TARGET))
         .sort("series", names.TIMESTAMP)
     )
-    past = _near(past, drawn, context=context(forecasts)).group_by("series", maintain_order=True).agg(pl.all())
-    drawn = drawn.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
+    observed = (
+        _near(observed, with_forecasts, context=context(forecasts))
+        .group_by("series", maintain_order=True)
+        .agg(pl.all())
+    )
+    with_forecasts = with_forecasts.group_by("series", "number", names.CUTOFF, maintain_order=True).agg(pl.all())
     for first in range(0, len(series_ids), _CHUNK):
         chunk: list[dict[str, Any]] = [{"t": [], "y": [], "f": []} for _ in series_ids[first : first + _CHUNK]]
         inside = pl.col("series").is_between(first, first + _CHUNK - 1)
-        for index, times, values in past.filter(inside).iter_rows():
+        for index, times, values in observed.filter(inside).iter_rows():
             chunk[index - first] |= {"t": runs(times), "y": values}
-        for row in drawn.filter(inside).iter_rows(named=True):
-            found = {"m": row["number"], "c": row[names.CUTOFF], "t": runs(row[names.TIMESTAMP]), "q": row[median]}
-            found["b"] = [[row[band.low], row[band.high]] for band in intervals]
-            found["p"] = [row[share] for share in shares]
-            chunk[row["series"] - first]["f"].append(found)
+        for row in with_forecasts.filter(inside).iter_rows(named=True):
+            entry = {"m": row["number"], "c": row[names.CUTOFF], "t": runs(row[names.TIMESTAMP]), "q": row[median]}
+            entry["b"] = [[row[band.low], row[band.high]] for band in intervals]
+            entry["p"] = [row[share] for share in shares]
+            chunk[row["series"] - first]["f"].append(entry)
         yield chunk
 
 
 def context(forecasts: pl.DataFrame) -> int:
-    """Return how many steps of history to keep before the first cutoff: a few horizons, a week of hours at least."""
+    """Return the steps of history to keep before the first cutoff: a few horizons, a week of hours at least."""
     return max(168, 4 * (0 if forecasts.is_empty() else forecasts[names.STEP].n_unique()))
 
 
-def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFrame:
+def _near(history: pl.DataFrame, forecasts: pl.DataFrame, *, context: int) -> pl.DataFrame:
     """Return the history from `context` rows before a series' first cutoff to its last forecast step."""
-    span = drawn.group_by("series").agg(
+    span = forecasts.group_by("series").agg(
         pl.col(names.CUTOFF).min().alias("first"), pl.col(names.TIMESTAMP).max().alias("last")
     )
-    past = past.join(span, on="series", how="left", maintain_order="left")
-    past = past.filter((pl.col(names.TIMESTAMP) <= pl.col("last")).fill_null(value=True))
+    history = history.join(span, on="series", how="left", maintain_order="left")
+    history = history.filter((pl.col(names.TIMESTAMP) <= pl.col("last")).fill_null(value=True))
     before = (pl.col(names.TIMESTAMP) <= pl.col("first")).fill_null(value=True).sum().over("series")
     row = pl.int_range(pl.len()).over("series")
-    return past.filter(row >= before.cast(pl.Int64) - context).drop("first", "last")
+    return history.filter(row >= before.cast(pl.Int64) - context).drop("first", "last")
 
 
 # ---- Data of the other charts ----
@@ -212,7 +214,7 @@ def _near(past: pl.DataFrame, drawn: pl.DataFrame, *, context: int) -> pl.DataFr
 def _lines(
     frame: pl.DataFrame | None, styles: Sequence[ModelStyle], x: str, y: str, factor: float = 1
 ) -> list[dict[str, object]] | None:
-    """Return a line for each style that there is something of."""
+    """Return a line of `y` over `x` for each style with data."""
     if frame is None or frame.is_empty():
         return None
     frame = frame.with_columns(pl.col(x, y) * factor).select(MODEL, rounded(x), rounded(y)).sort(x)
@@ -225,43 +227,45 @@ def _lines(
 
 
 def _scores(scores: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the mean score of each series by the best of its models, and that model's name, if it is one for all."""
+    """Return the mean score of each series by its best model, and that model's name if it is the same for all."""
     if scores is None or scores.is_empty():
         return {}
     styles = model_styles(scores[MODEL].unique())
-    rank = pl.col(MODEL).replace_strict({style.name: at for at, style in enumerate(styles)}, return_dtype=pl.Int32)
+    rank = pl.col(MODEL).replace_strict(
+        {style.name: index for index, style in enumerate(styles)}, return_dtype=pl.Int32
+    )
     best = scores.filter(rank == rank.max().over(names.SERIES_ID))
     scored = styles[-1].label if best[MODEL].n_unique() == 1 else "the model that forecasts it"
-    metric, each = "mase", pl.col("mase").fill_nan(None) if "mase" in scores.columns else None
-    if each is None:
-        metric, each = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
-    mean = best.group_by(names.SERIES_ID).agg(each.mean().alias("score"))
+    metric, score = "mase", pl.col("mase").fill_nan(None) if "mase" in scores.columns else None
+    if score is None:
+        metric, score = LOG_LOSS, pl.col(LOG_LOSS) / pl.col("n_steps")
+    mean = best.group_by(names.SERIES_ID).agg(score.mean().alias("score"))
     values = dict(mean.select(names.SERIES_ID, rounded("score")).iter_rows())
     return {"score": [values.get(name) for name in series_ids], "scored": scored, "metric": METRICS[metric]}
 
 
 def _decisions(decisions: pl.DataFrame | None, series_ids: Sequence[str]) -> dict[str, object]:
-    """Return the table of decisions, and the uplift and a verdict in words for each series of the browser."""
+    """Return the table of decisions, and uplift and verdict as text for each series of the browser."""
     if decisions is None or decisions.is_empty():
         return {}
     decisions = decisions.with_columns(uplift(decisions).alias("uplift"))
     floats = [name for name, kind in decisions.schema.items() if kind.is_numeric()]
     shown = decisions.with_columns(map(rounded, floats)).with_columns(pl.col(pl.Boolean).cast(pl.String))
     rows = {row[names.SERIES_ID]: row for row in shown.iter_rows(named=True)}
-    found = [rows.get(name) for name in series_ids]
-    tuned = [row is not None and (row["blend"] or 0) > 0 for row in found]
+    entries = [rows.get(name) for name in series_ids]
+    tuned = [row is not None and (row["blend"] or 0) > 0 for row in entries]
     verdicts = [
         ""
         if row is None
         else f"Fine-tuned, gain at the gate {percent(row['gain'] or 0)}{_later(row['uplift'])}"
         if on
         else f"Base kept: {row[names.REASON]}"
-        for row, on in zip(found, tuned, strict=True)
+        for row, on in zip(entries, tuned, strict=True)
     ]
     return {
         "decisions": {"columns": shown.columns, "rows": shown.rows()},
-        "gain": [None if row is None else row["gain"] for row in found],
-        "uplift": [row["uplift"] if row is not None and on else None for row, on in zip(found, tuned, strict=True)],
+        "gain": [None if row is None else row["gain"] for row in entries],
+        "uplift": [row["uplift"] if row is not None and on else None for row, on in zip(entries, tuned, strict=True)],
         "tuned": tuned,
         "verdicts": verdicts,
         "colours": [style.colour for style in model_styles([names.SOURCE_PRETRAINED, names.SOURCE_FINE_TUNED])],

@@ -1,4 +1,4 @@
-"""Tables of a report."""
+"""Tables of a report, as markup."""
 
 import html
 import re
@@ -85,7 +85,7 @@ def _right(yes: bool) -> str:
 
 
 def _heading(name: str) -> str:
-    """Return the words for a column.
+    """Return the heading of a column.
 
     >>> [_heading(name) for name in ("mase", "wql_last_week", "coverage80", "series_id", "Total time")]
     ['MASE', 'WQL last week', 'Coverage of 80 %', 'Series id', 'Total time']
@@ -94,9 +94,9 @@ def _heading(name: str) -> str:
     if coverage:
         return f"Coverage of {coverage[1]} %"
     words = name.replace("_", " ")
-    metric, _, rest = words.partition(" ")
-    if rest and metric.lower() in METRICS:
-        return f"{METRICS[metric.lower()]} {rest}"
+    metric, _, suffix = words.partition(" ")
+    if suffix and metric.lower() in METRICS:
+        return f"{METRICS[metric.lower()]} {suffix}"
     return (METRICS | _LARGER | _COUNTS).get(name.lower(), words[:1].upper() + words[1:])
 
 
@@ -121,7 +121,7 @@ def _change(value: Any, base: Any) -> str:
 
 
 def _signed(ratio: float) -> str:
-    """Return by how much something has changed.
+    """Return the relative change of a ratio as signed per cent.
 
     >>> _signed(1.25)
     '+25 %'
@@ -133,15 +133,15 @@ def confusion_table(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) 
     """Return the table of actual and predicted classes."""
     if counts is None:
         return ""
-    said = [style.name for style in classes]
+    predicted = [style.name for style in classes]
     cells = {(row[MODEL], row[names.TARGET], row[names.CLASS]): row["n"] for row in counts.iter_rows(named=True)}
     rows = []
     for model in model_styles(counts[MODEL].unique()):
-        for came in said:
-            found = [cells.get((model.name, came, name), 0) for name in said]
-            share = found[said.index(came)] / max(1, sum(found))
-            rows.append([model.label, came, *(f"{count:,}" for count in found), bar(share)])
-    heads = {"Model": "", "Class that came": "wide", **dict.fromkeys(said, "number"), "Share found": "bar"}
+        for actual in predicted:
+            row_counts = [cells.get((model.name, actual, name), 0) for name in predicted]
+            share = row_counts[predicted.index(actual)] / max(1, sum(row_counts))
+            rows.append([model.label, actual, *(f"{count:,}" for count in row_counts), bar(share)])
+    heads = {"Model": "", "Class that came": "wide", **dict.fromkeys(predicted, "number"), "Share found": "bar"}
     caption = (
         "How often each class was the most probable one. The bar is the share of those that came that were forecast."
     )
@@ -149,7 +149,7 @@ def confusion_table(counts: pl.DataFrame | None, classes: Sequence[ModelStyle]) 
 
 
 def wins_table(wins: pl.DataFrame | None) -> str:
-    """Return the table of how often each model is the best."""
+    """Return the table of the share of series on which each model beats a baseline."""
     if wins is None or wins.is_empty():
         return ""
     metrics = [name for name in wins.columns if name in METRICS or name == "pinball"]
@@ -185,30 +185,30 @@ def rejects_table(rejects: pl.DataFrame | None) -> str:
     if rejects.is_empty():
         return card("rejects", "Rejected rows and series", "<p>None: every row was used.</p>")
     first = pl.col(names.SERIES_ID).drop_nulls().first()
-    found = rejects.group_by(names.REASON).agg(
+    by_reason = rejects.group_by(names.REASON).agg(
         pl.len().alias("rows"), pl.col(names.SERIES_ID).n_unique().alias("series"), first.alias("first")
     )
-    found = found.sort("rows", names.REASON, descending=[True, False])
+    by_reason = by_reason.sort("rows", names.REASON, descending=[True, False])
     rows = [
-        (str(reason), f"{rows:,}", f"{series:,}", example or ABSENT, bar(rows / found["rows"][0]))
-        for reason, rows, series, example in found.iter_rows()
+        (str(reason), f"{rows:,}", f"{series:,}", example or ABSENT, bar(rows / by_reason["rows"][0]))
+        for reason, rows, series, example in by_reason.iter_rows()
     ]
     heads = {"Reason": "wide", "Rejects": "number", "Series": "number", "For example": "", "": "bar"}
     return card("rejects", "Rejected rows and series", table(heads, rows))
 
 
 def stages_table(stages: Sequence[tuple[str, float]]) -> str:
-    """Return the table of what took how long."""
+    """Return the table of the duration of each stage."""
     if not stages:
         return ""
-    most = max(1e-9, *(seconds for _, seconds in stages))
-    rows = [(name, f"{seconds:,.2f}", bar(seconds / most)) for name, seconds in stages]
+    longest = max(1e-9, *(seconds for _, seconds in stages))
+    rows = [(name, f"{seconds:,.2f}", bar(seconds / longest)) for name, seconds in stages]
     rows.append(("Total", f"{sum(seconds for _, seconds in stages):,.2f}", ""))
     return card("stages", "Time by stage", table({"Stage": "", "Seconds": "number", "": "bar"}, rows, total=True))
 
 
 def coverage_table(coverage: pl.DataFrame | None) -> str:
-    """Return how often each interval held what came, and how wide it was, before and after a calibration."""
+    """Return the table of coverage and width of the intervals, before and after a calibration."""
     if coverage is None or coverage.is_empty():
         return ""
     rows = [
@@ -227,7 +227,7 @@ def coverage_table(coverage: pl.DataFrame | None) -> str:
 
 
 def lineage_table(lineage: pl.DataFrame | None) -> str:
-    """Return the table of the versions that a model was made from."""
+    """Return the table of a model's ancestor versions."""
     if lineage is None or lineage.is_empty():
         return ""
     heads = {_heading(name): "tree" for name in lineage.columns}
@@ -241,7 +241,7 @@ def settings_table(settings: Mapping[str, Mapping[str, str]]) -> str:
         return ""
     heads = {"Setting": "", "Value": "wide"}
     body = "".join(
-        f"<details><summary>{html.escape(name)}</summary>{table(heads, each.items())}</details>"
-        for name, each in settings.items()
+        f"<details><summary>{html.escape(name)}</summary>{table(heads, settings_of_job.items())}</details>"
+        for name, settings_of_job in settings.items()
     )
     return card("settings", "Settings and data", body)

@@ -27,12 +27,12 @@ LABELS: Final = {
     names.SOURCE_FINE_TUNED: "Fine-tuned",
 }
 _OTHER_COLOURS: Final = ("#149494", "#8f62c9", "#c94a72", "#7a8a22")
-# Of classes: like the others, told apart without red and green.
+# Colours of classes, distinguishable without red and green, too.
 _CLASS_COLOURS: Final = ("#f2c14e", "#3577dc", "#8f62c9", "#149494", "#c94a72", "#858c97", "#e07b1a", "#7a8a22")
 
 
 class ModelStyle(NamedTuple):
-    """How one model is named and drawn, everywhere."""
+    """Label and colour of a model, in all figures and pages."""
 
     name: str
     label: str
@@ -40,7 +40,7 @@ class ModelStyle(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A central interval: the share of outcomes it should hold, and its two quantile columns."""
+    """A central interval: its nominal coverage, and its two quantile columns."""
 
     coverage: float
     low: str
@@ -48,17 +48,17 @@ class Band(NamedTuple):
 
 
 def model_styles(models: Iterable[str]) -> list[ModelStyle]:
-    """Return a style per distinct model, baselines first, then models unknown to us by name, then our own.
+    """Return a style per distinct model: baselines, then other models by name, then those of this package.
 
     >>> [style.label for style in model_styles(["fine_tuned", "ets", "seasonal_naive"])]
     ['Seasonal naive', 'ets', 'Fine-tuned']
     """
-    present = set(models)
-    own = [name for name in COLOURS if name in present]
-    baselines = [name for name in own if name in (names.SOURCE_LAST_VALUE, names.SOURCE_SEASONAL_NAIVE)]
-    others = sorted(present - set(own))
-    colours = COLOURS | {name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(others)}
-    ordered = [*baselines, *others, *(name for name in own if name not in baselines)]
+    distinct = set(models)
+    defined = [name for name in COLOURS if name in distinct]
+    baselines = [name for name in defined if name in (names.SOURCE_LAST_VALUE, names.SOURCE_SEASONAL_NAIVE)]
+    foreign = sorted(distinct - set(defined))
+    colours = COLOURS | {name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(foreign)}
+    ordered = [*baselines, *foreign, *(name for name in defined if name not in baselines)]
     return [ModelStyle(name, LABELS.get(name, name), colours[name]) for name in ordered]
 
 
@@ -78,26 +78,28 @@ def bands(columns: Iterable[str]) -> list[Band]:
     >>> [(band.low, band.high) for band in bands(["mean", "q10", "q20", "q30", "q50", "q70", "q80", "q90"])]
     [('q10', 'q90'), ('q30', 'q70')]
     """
-    present = set(columns)
-    lows = sorted(float(match[1]) for match in (re.fullmatch(r"q(\d+\.?\d*)", name) for name in present) if match)
+    names_present = set(columns)
+    lows = sorted(float(match[1]) for match in (re.fullmatch(r"q(\d+\.?\d*)", name) for name in names_present) if match)
     pairs = [(low, names.quantile_column(low / 100), names.quantile_column(1 - low / 100)) for low in lows if low < 50]
-    found = [Band((100 - 2 * low) / 100, below, above) for low, below, above in pairs if {below, above} <= present]
-    inner = sorted(found[1:], key=lambda band: abs(band.coverage - found[0].coverage / 2))[:1]
-    return found[:1] + inner
+    intervals = [
+        Band((100 - 2 * low) / 100, below, above) for low, below, above in pairs if {below, above} <= names_present
+    ]
+    inner = sorted(intervals[1:], key=lambda band: abs(band.coverage - intervals[0].coverage / 2))[:1]
+    return intervals[:1] + inner
 
 
 def with_model(forecasts: pl.DataFrame) -> pl.DataFrame:
-    """Return forecasts with a `model` column; where there is none, the source takes its place."""
+    """Return forecasts with a `model` column; without one, the source is used."""
     return forecasts if MODEL in forecasts.columns else forecasts.with_columns(pl.col(names.SOURCE).alias(MODEL))
 
 
 def wall_clock(column: str) -> pl.Expr:
-    """Return a time column as naive local time, the way a reader of a chart knows it."""
+    """Return a time column as naive local time, as charts show it."""
     return pl.col(column).dt.replace_time_zone(None)
 
 
 def clock_label(frame: pl.DataFrame) -> str:
-    """Return what a time axis with the frame's timestamps shows."""
+    """Return the label of a time axis with the frame's timestamps."""
     zone = getattr(frame.schema[names.TIMESTAMP], "time_zone", None)
     return "Time" if zone is None else f"Local time ({zone})" if zone != "UTC" else "Time (UTC)"
 
@@ -109,5 +111,5 @@ def class_styles(columns: Iterable[str]) -> list[ModelStyle]:
     ['clear', 'rain']
     """
     prefix = names.class_column("")
-    found = [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
-    return [ModelStyle(name, name, _CLASS_COLOURS[i % len(_CLASS_COLOURS)]) for i, name in enumerate(found)]
+    classes = [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
+    return [ModelStyle(name, name, _CLASS_COLOURS[i % len(_CLASS_COLOURS)]) for i, name in enumerate(classes)]

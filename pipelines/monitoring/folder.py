@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forecast.data.files import write_parquet_atomic, write_text_atomic
 
 if TYPE_CHECKING:
-    from forecast.monitoring.result import Monitored
+    from forecast.monitoring.result import MonitorResult
 
 PLOTLY: Final = "../plotly.min.js"
 """Where it is, relative to a page."""
@@ -47,7 +47,7 @@ class WatchFolder:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def write(self, as_of: str, found: "Monitored", content: Mapping[str, object], page: str) -> list[Path]:
+    def write(self, as_of: str, found: "MonitorResult", content: Mapping[str, object], page: str) -> list[Path]:
         """Write tables and page of a day, and return the files; monitor.json is the last one that is written."""
         from forecast.reports.page import plotly_source
 

@@ -6,8 +6,8 @@ from forecast.config import MonitorConfig, MonitorSettings
 from forecast.errors import GateRefused, RegistryError
 
 if TYPE_CHECKING:
-    from forecast.monitoring.forecasts import Written
-    from forecast.monitoring.result import Monitored
+    from forecast.monitoring.forecasts import ScoredForecasts
+    from forecast.monitoring.result import MonitorResult
     from forecast.promotion import Verdict
     from forecast.tracking.champions import Champions
     from forecast.tracking.registry import Registry
@@ -24,7 +24,7 @@ class Compared(NamedTuple):
     """Its number and that of the version in its shadow."""
 
 
-def versions_of(champions: "Champions", version: "Version", shadow: "Written | None") -> tuple[str, str] | None:
+def versions_of(champions: "Champions", version: "Version", shadow: "ScoredForecasts | None") -> tuple[str, str] | None:
     """Return which versions are compared: this one, and what a rollback returns to or else the latest in the shadow."""
     if shadow is None:
         return None
@@ -34,7 +34,7 @@ def versions_of(champions: "Champions", version: "Version", shadow: "Written | N
     return str(version.number), other
 
 
-def verdict_of(found: "Monitored", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
+def verdict_of(found: "MonitorResult", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
     """Return what the gate says of the shadow as a challenger of the champion; None if both have not been observed."""
     from forecast.names import CHAMPION, SHADOW
     from forecast.promotion import compare
@@ -51,7 +51,7 @@ def roll_back(
     registry: "Registry",
     config: MonitorConfig,
     compared: Compared,
-    found: "Monitored",
+    found: "MonitorResult",
     verdict: "Verdict | GateRefused | None",
 ) -> tuple[str, str]:
     """Give the alias back if the champion is worse than the one that a rollback returns to.

@@ -6,14 +6,14 @@ from pathlib import Path
 import polars as pl
 
 from forecast.monitoring.labels import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT
-from forecast.monitoring.result import Monitored
+from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.reports.page import ABSENT
 from pipelines.jobs.run_logging import metric_name
 
 
-def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[str, float]:
+def measures(found: MonitorResult, reference: Mapping[str, float | None]) -> dict[str, float]:
     """Return what is logged: counts, metrics over all series and by age, and drift."""
     values: dict[str, float | None] = {f"monitor/{name}": count for name, count in found.counts.items()}
     keys = {"group", "value", "window", "model"}
@@ -33,7 +33,7 @@ def measures(found: Monitored, reference: Mapping[str, float | None]) -> dict[st
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def described(found: Monitored, checks: Sequence[Check], model: str) -> dict[str, object]:
+def described(found: MonitorResult, checks: Sequence[Check], model: str) -> dict[str, object]:
     """Return what monitor.json says of a day, without what the job has done."""
     freshness = found.freshness
     moments = {name: getattr(freshness, name).isoformat() for name in ("clock", "scores", "observations")}
@@ -48,7 +48,7 @@ def described(found: Monitored, checks: Sequence[Check], model: str) -> dict[str
     }
 
 
-def summary(found: Monitored, model: str, folder: Path, why_not: str) -> str:
+def summary(found: MonitorResult, model: str, folder: Path, why_not: str) -> str:
     """Return the line that says how a day was judged. `why_not`: why there was no rollback, if one was wanted."""
     counts = found.counts
     versions = f" by {', '.join(f'v{version}' for version in found.versions)}" if found.versions else ""
@@ -92,7 +92,7 @@ def verdicts(checks: Sequence[Check]) -> pl.DataFrame:
     )
 
 
-def _not_judged(found: Monitored) -> list[tuple[str, int]]:
+def _not_judged(found: MonitorResult) -> list[tuple[str, int]]:
     """Return why series were not judged, and how many."""
     states = found.alarms.group_by("status").len().sort("status").rows()
     return [(status, count) for status, count in states if status not in (ALARM, NORMAL)]

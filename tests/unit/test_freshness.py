@@ -16,9 +16,9 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
 from forecast.monitoring.cutoffs import Cutoff
 from forecast.monitoring.evaluation import monitor
-from forecast.monitoring.forecasts import Written
+from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.monitoring.freshness import Freshness, freshness_of
-from forecast.monitoring.result import Monitored
+from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import checks
 from forecast.reports.monitor_page import monitor_page
 from forecast.scoring.job import Job
@@ -47,7 +47,7 @@ def nightly(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.
 
 
 @pytest.fixture
-def look(trained: FitResult, weekly_table: pl.DataFrame, nightly: Path, tmp_path: Path) -> Callable[..., Monitored]:
+def look(trained: FitResult, weekly_table: pl.DataFrame, nightly: Path, tmp_path: Path) -> Callable[..., MonitorResult]:
     def run(
         end: int,
         as_of: datetime | None = None,
@@ -55,25 +55,25 @@ def look(trained: FitResult, weekly_table: pl.DataFrame, nightly: Path, tmp_path
         scores: Path = nightly,
         recent: int | None = None,
         **limits: Any,
-    ) -> Monitored:
+    ) -> MonitorResult:
         weekly_table.filter(pl.col("timestamp") <= day(end)).write_parquet(tmp_path / "table.parquet")
         source = SourceConfig(path=str(tmp_path / "table.parquet"), until=as_of)
         settings = MonitorSettings.model_validate(
             {"as_of": as_of, "recent": recent, "history": recent, "thresholds": limits}
         )
-        written = Written(SinkConfig(path=str(scores)))
+        written = ScoredForecasts(SinkConfig(path=str(scores)))
         return monitor(trained.artifact, trained.artifact.open(source), written, None, settings, now=now)
 
     return run
 
 
-def late(found: Monitored, **limits: Any) -> set[str]:
+def late(found: MonitorResult, **limits: Any) -> set[str]:
     judged = checks(found, MonitorSettings.model_validate({"thresholds": limits}), {})
     return {check.key for check in judged if check.breached and check.key.endswith(("_age", "_lag"))}
 
 
 def test_scoring_that_has_stopped_is_a_finding(
-    look: Callable[..., Monitored], weekly_table: pl.DataFrame, tmp_path: Path
+    look: Callable[..., MonitorResult], weekly_table: pl.DataFrame, tmp_path: Path
 ) -> None:
     fresh = look(151, day(151))
     assert late(fresh) == set()
@@ -102,7 +102,7 @@ def test_scoring_that_has_stopped_is_a_finding(
         look(159, day(159), recent=1, max_scores_age=None, max_scores_lag=None)
 
 
-def test_a_table_that_is_not_updated_is_a_finding(look: Callable[..., Monitored]) -> None:
+def test_a_table_that_is_not_updated_is_a_finding(look: Callable[..., MonitorResult]) -> None:
     assert late(look(149, day(152))) == set()
     still = look(149, day(153))
     assert late(still) == {"max_observations_age", "max_scores_age"}
@@ -116,7 +116,7 @@ def test_a_table_that_is_not_updated_is_a_finding(look: Callable[..., Monitored]
 
 
 def test_without_as_of_the_clock_is_the_time_unless_the_scores_are_of_history(
-    look: Callable[..., Monitored], nightly: Path, tmp_path: Path
+    look: Callable[..., MonitorResult], nightly: Path, tmp_path: Path
 ) -> None:
     assert late(look(149, None, day(151).replace(tzinfo=UTC))) == set()
     assert late(look(149, None, day(160).replace(tzinfo=UTC))) == {"max_observations_age", "max_scores_age"}
@@ -136,7 +136,7 @@ def test_without_as_of_the_clock_is_the_time_unless_the_scores_are_of_history(
     assert late(look(149, None, datetime.now(UTC), history)) == set()
 
 
-def test_limits_are_steps_durations_or_none(look: Callable[..., Monitored]) -> None:
+def test_limits_are_steps_durations_or_none(look: Callable[..., MonitorResult]) -> None:
     cases: list[tuple[dict[str, Any], set[str]]] = [
         ({"max_scores_age": 10, "max_scores_lag": 10}, set()),
         ({"max_scores_age": "9d", "max_scores_lag": "10d"}, {"max_scores_age"}),

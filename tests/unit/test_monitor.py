@@ -26,9 +26,9 @@ from forecast.monitoring.coverage import Coverage
 from forecast.monitoring.cutoffs import Cutoff, Part
 from forecast.monitoring.drift import Span
 from forecast.monitoring.evaluation import monitor
-from forecast.monitoring.forecasts import Written
+from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.monitoring.labels import ALL, FORECAST, RECENT
-from forecast.monitoring.result import Monitored
+from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.step_scores import Evaluation, score_steps
 from forecast.monitoring.thresholds import Check, checks
 from forecast.names import SOURCE_SEASONAL_NAIVE
@@ -93,24 +93,24 @@ def look(
     *,
     shadow: SinkConfig | None = None,
     **settings: Any,
-) -> Monitored:
+) -> MonitorResult:
     folder.mkdir(exist_ok=True)
     table.write_parquet(folder / "table.parquet")
     loaded = artifact.open(SourceConfig(path=str(folder / "table.parquet"), until=until, max_reject_share=1))
     asked = MonitorSettings.model_validate(SETTINGS | {"as_of": until} | settings)
-    other = None if shadow is None else Written(shadow)
-    return monitor(artifact, loaded, Written(scores), other, asked, judged=("1", "2"))
+    other = None if shadow is None else ScoredForecasts(shadow)
+    return monitor(artifact, loaded, ScoredForecasts(scores), other, asked, compared_versions=("1", "2"))
 
 
 @pytest.fixture(scope="module")
 def found(
     trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Monitored:
+) -> MonitorResult:
     """As of day 150, ten days before the end of the table."""
     return look(trained.artifact, came, tmp_path_factory.mktemp("found"), scores, day(150))
 
 
-def test_every_metric_is_what_it_is_by_hand(found: Monitored, scores: SinkConfig, came: pl.DataFrame) -> None:
+def test_every_metric_is_what_it_is_by_hand(found: MonitorResult, scores: SinkConfig, came: pl.DataFrame) -> None:
     actual = {(name, at): value for name, at, value in came.select("series_id", "timestamp", "target").rows()}
     forecasts = pl.read_parquet(f"{scores.path}/forecasts/*/*.parquet", hive_partitioning=False)
     levels = [k / 10 for k in range(1, 10)]
@@ -141,7 +141,9 @@ def test_every_metric_is_what_it_is_by_hand(found: Monitored, scores: SinkConfig
     assert found.metric("wql", SOURCE_SEASONAL_NAIVE) != found.metric("wql")
 
 
-def test_every_forecast_is_scored_or_has_its_reason(found: Monitored, scores: SinkConfig, came: pl.DataFrame) -> None:
+def test_every_forecast_is_scored_or_has_its_reason(
+    found: MonitorResult, scores: SinkConfig, came: pl.DataFrame
+) -> None:
     forecasts = pl.read_parquet(f"{scores.path}/forecasts/*/*.parquet", hive_partitioning=False)
     rows = forecasts.filter(pl.col("timestamp") >= day(111), pl.col("cutoff") <= day(150))
     seen = came.filter(pl.col("timestamp") <= day(150)).drop_nulls("target")
@@ -158,7 +160,7 @@ def test_every_forecast_is_scored_or_has_its_reason(found: Monitored, scores: Si
 
 
 def test_nothing_after_as_of_is_seen(
-    found: Monitored, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+    found: MonitorResult, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
 ) -> None:
     later = pl.col("timestamp") > day(150)
     other = came.with_columns(
@@ -201,7 +203,7 @@ def test_a_series_without_history_is_held_against_its_backtest(
         {"as_of": day(120), "recent": 10, "history": 1, "alarms": {"least": 0.01}}
     )
     tested = pl.DataFrame({"series_id": ["s00", "s00", "s01"], "mase": [1e-3, 2e-3, 1.0]})
-    found = monitor(trained.artifact, loaded, Written(scores), None, settings, backtest=tested)
+    found = monitor(trained.artifact, loaded, ScoredForecasts(scores), None, settings, backtest=tested)
     status = dict(found.alarms.select("series_id", "status").iter_rows())
     assert status["s00"] == "alarm"
     assert status["s01"] == "no reference"  # One window is no spread.
@@ -222,7 +224,7 @@ def test_the_first_day_has_nothing_to_judge(
 
 @pytest.mark.parametrize("output", [{"sink": "delta"}, {"sink": "sql", "uri": "sqlite:///{}/scores.db"}])
 def test_forecasts_in_tables_are_the_same(
-    found: Monitored,
+    found: MonitorResult,
     trained: FitResult,
     came: pl.DataFrame,
     weekly_loaded: Loaded,
@@ -303,7 +305,7 @@ def test_thresholds() -> None:
 
 
 def test_the_table_says_what_was_judged_and_fits_a_terminal(
-    found: Monitored, capsys: pytest.CaptureFixture[str]
+    found: MonitorResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = {"max_wql_naive": 1e-6, "max_mase": 1e6, "max_psi": 0.25, "max_missing": 0.5, "min_coverage": 0.5}
     settings = MonitorSettings.model_validate({"thresholds": limits})
@@ -341,7 +343,7 @@ def test_the_table_says_what_was_judged_and_fits_a_terminal(
     assert max(map(len, printed)) <= 80
 
 
-def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> None:
+def test_thresholds_are_judged_against_naive_and_backtest(found: MonitorResult) -> None:
     asked = {"max_wql_naive": 0.5, "max_wql_backtest": 2, "max_alarmed": 0, "max_unseen": 0.1, "max_missing": 0.1}
     settings = MonitorSettings.model_validate({"thresholds": asked})
     judged = {check.key: check for check in checks(found, settings, {"wql": 0.01})}
@@ -360,7 +362,7 @@ def test_thresholds_are_judged_against_naive_and_backtest(found: Monitored) -> N
     assert {check.key: check.found for check in other if check.key in ages} == dict.fromkeys(ages, 0)
 
 
-def test_a_watch_that_judges_no_series_is_a_finding(found: Monitored) -> None:
+def test_a_watch_that_judges_no_series_is_a_finding(found: MonitorResult) -> None:
     def share(status: str, observed: int) -> tuple[float | None, bool]:
         alarms = found.alarms.with_columns(
             status=pl.when(pl.int_range(pl.len()) < 6).then(pl.lit(status)).otherwise(pl.lit("normal"))
@@ -383,7 +385,7 @@ def test_a_watch_that_judges_no_series_is_a_finding(found: Monitored) -> None:
     ("psi", "chance", "value"), [(0.3, 0.5, 0.0), (0.6, 0.5, 0.6), (0.2, 0.1, 0.2), (None, None, None)]
 )
 def test_drift_that_chance_may_make_is_no_breach(
-    found: Monitored, psi: float | None, chance: float | None, value: float | None
+    found: MonitorResult, psi: float | None, chance: float | None, value: float | None
 ) -> None:
     settings = MonitorSettings.model_validate({"thresholds": {"max_psi": 0.25}})
     columns = pl.DataFrame({"psi": [psi], "psi_chance": [chance]}, schema={"psi": pl.Float64, "psi_chance": pl.Float64})
@@ -396,7 +398,7 @@ def test_drift_that_chance_may_make_is_no_breach(
 def test_what_does_not_fit_is_told(trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path) -> None:
     artifact = trained.artifact
     with pytest.raises(DataError, match=r"scores\.path=.*nothing: no forecasts \(it has no manifests\)"):
-        Written(SinkConfig(path=str(tmp_path / "nothing")))
+        ScoredForecasts(SinkConfig(path=str(tmp_path / "nothing")))
     with pytest.raises(DataError, match=r"monitor\.as_of=2024-04-01.* is before the first of 10 cutoffs"):
         look(artifact, came, tmp_path, scores, datetime(2024, 4, 1))
     with pytest.raises(
@@ -422,7 +424,7 @@ def test_series_that_have_ended_are_counted_by_the_latest_cutoff(
         manifest.write_text(json.dumps(content | {"rejects": {"ended": number}}))
     found = look(trained.artifact, came, tmp_path, SinkConfig(path=str(copy)), day(150))
     latest = found.cutoffs["cutoff"].max()
-    expected = [content["cutoff"] for content in Written(scores).contents].index(latest.isoformat())
+    expected = [content["cutoff"] for content in ScoredForecasts(scores).contents].index(latest.isoformat())
     assert found.counts["series_ended"] == expected > 0
     assert f"{expected} series have ended and are not forecast" in summary(found, "m v1", tmp_path, "")
 
@@ -438,10 +440,10 @@ def test_forecasts_of_another_frequency_are_refused(scores: SinkConfig, tmp_path
     table = table.with_columns(rain=0.0, promo=0.0, city=pl.lit("oslo"), size=1.0)
     with pytest.raises(DataError, match=r"1 of 10 cutoffs are not at the steps of the table, which are every 1d"):
         look(trained.artifact, table, tmp_path, given)
-    first = Written(given).contents[0]
+    first = ScoredForecasts(given).contents[0]
     (copy / next(name for name in first["files"] if name.startswith("forecasts"))).unlink()
     with pytest.raises(OutputError, match=r"1 of 2 files of the cutoff .* are gone.*; score it again"):
-        list(Written(given).rows(first))
+        list(ScoredForecasts(given).rows(first))
 
 
 def test_days_are_those_of_the_clock_on_the_wall(
@@ -464,7 +466,7 @@ def test_days_are_those_of_the_clock_on_the_wall(
         job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
     claim(tmp_path / "scores", None)
     settings = MonitorSettings.model_validate({"recent": 24 * 9, "history": 240, "segments": ["demand"]})
-    found = monitor(model, read, Written(given), None, settings)
+    found = monitor(model, read, ScoredForecasts(given), None, settings)
     assert found.counts["rows_scored"] == found.counts["rows"] == 3 * 2 * 6
     days = found.metrics.filter(group="time", model=FORECAST).select("value", "n_steps").rows()
     assert days == [(f"2024-{day} 00:00:00", 12) for day in ("03-30", "03-31", "04-01")]
@@ -528,7 +530,7 @@ def test_the_page_is_drawn_and_names_stay_text(
 
 
 def test_cutoffs_in_sample_are_in_no_figure(
-    found: Monitored, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
+    found: MonitorResult, trained: FitResult, came: pl.DataFrame, scores: SinkConfig, tmp_path: Path
 ) -> None:
     """As if they had not been scored; that at the end of training itself is out of sample."""
     part = claim(Path(shutil.copytree(scores.path, tmp_path / "part")), day(135).isoformat())

@@ -20,7 +20,7 @@ import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.monitoring.forecasts import Written
+from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.scoring.job import Job
 from forecast.scoring.manifests import ForecastKey, current, read_manifests
 from forecast.scoring.parts import Output
@@ -108,7 +108,7 @@ def test_each_model_keeps_its_own_forecasts(place: Place, other: dict[str, str])
         assert own["q50"].max() == pytest.approx(highest)
     keys = ["model_name", "model_version", "model_digest", "cutoff", "series_id", "step"]
     assert rows.select(keys).is_duplicated().sum() == 0
-    written = Written(SinkConfig.model_validate(place.config()), model="a")
+    written = ScoredForecasts(SinkConfig.model_validate(place.config()), model="a")
     assert {content["model"] for content in written.contents} == {"a"}
     if other["model"] == "b":
         assert_frame_equal(pl.concat(written.rows(written.contents[0])).sort(ORDER), expected)
@@ -156,7 +156,7 @@ def test_columns_may_change(place: Place) -> None:
     assert place.rows(sampled).select(samples).null_count().sum_horizontal().item() == 0
     rows = place.all_rows()
     assert rows[samples[0]].null_count() == 2 * len(rows) // 3
-    written = Written(SinkConfig.model_validate(place.config()))
+    written = ScoredForecasts(SinkConfig.model_validate(place.config()))
     assert written.levels(written.contents) == tuple(level / 10 for level in range(1, 10))
     assert place.write(A, back=7, n_samples=2).done_before
 
@@ -267,11 +267,13 @@ def test_what_an_earlier_release_wrote_is_read_and_replaced(place: Place) -> Non
     config = SinkConfig.model_validate(place.config())
 
     def old_rows(index: int) -> pl.DataFrame:
-        written = Written(config, model="a")
+        written = ScoredForecasts(config, model="a")
         rows = pl.concat(written.rows(written.contents[index])).sort(ORDER)
         return rows.select(expected[index].columns).cast(dict(expected[index].schema))
 
-    assert [content["cutoff"] for content in Written(config).contents] == [content["cutoff"] for content in contents]
+    assert [content["cutoff"] for content in ScoredForecasts(config).contents] == [
+        content["cutoff"] for content in contents
+    ]
     for index in range(3):
         assert_frame_equal(old_rows(index), expected[index])
 
