@@ -33,7 +33,7 @@ from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.prediction.predict import predict
 from forecast.pretraining.zero_shot import zero_shot
 from forecast.training.fit import fit
@@ -439,7 +439,7 @@ def carried(artifact: Artifact) -> Forecaster:
     network = artifact.network
 
     def one_each(panel: Panel, windows: WindowIndex) -> Array:
-        past = Carried.blank(network, panel.n_series)
+        past = StateStore.blank(network, panel.n_series)
         segments = segments_since(panel, windows, network.shape.segment_length)
         advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, past)
         return predict(artifact, panel, windows, carried=past).tuned

@@ -20,7 +20,7 @@ from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.prediction.predict import predict
 from forecast.training.fit import fit
 
@@ -122,7 +122,7 @@ def _encode(artifact: Artifact, panel: Panel, windows: WindowIndex) -> None:
     network = artifact.network
     data = PanelTensors(panel, unit=network.shape.unit)
     segments = segments_since(panel, windows, network.shape.segment_length)
-    advance(network, data, windows, segments, Carried.blank(network, panel.n_series))
+    advance(network, data, windows, segments, StateStore.blank(network, panel.n_series))
 
 
 def _difference(artifact: Artifact, panel: Panel, windows: WindowIndex) -> tuple[float, float]:

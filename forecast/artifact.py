@@ -29,7 +29,7 @@ from forecast.data.sources.side_tables import with_side_tables
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, DataError, OutputError, listing
 from forecast.models.adapters.bank import Bank
-from forecast.models.network.ensemble import Ensemble, Forecaster, member_of, members_of, together
+from forecast.models.network.ensemble import Ensemble, Forecaster, as_ensemble, build_member, members_of
 from forecast.models.postprocess.conformal import Calibration
 
 FORMAT_VERSION = 1
@@ -441,11 +441,11 @@ def _load_weights(
         weights = safetensors.torch.load_file(folder / name)
         shape = shapes[name.removeprefix(prefix)]
         check_size(shape, model, weights)
-        members.append(member_of(shape, model))
+        members.append(build_member(shape, model))
         for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
             weights.setdefault(added, getattr(members[-1], added))
         members[-1].load_state_dict(weights)
-    return together(members, shares).eval()
+    return as_ensemble(members, shares).eval()
 
 
 def _load_bank(folder: Path, prefix: str = "") -> tuple[Bank, tuple[int, str | None] | None]:

@@ -17,7 +17,7 @@ from forecast.models.runtime.onnx import example_windows
 from forecast.names import MODEL
 from forecast.training.fit import fit
 from forecast.training.result import Curve, Progress, Summary
-from forecast.training.split import held_out
+from forecast.training.split import split_panel
 from forecast.training.teacher import Teacher
 
 TEACHER, STUDENT = "teacher", "student"
@@ -74,7 +74,7 @@ def distil(
         raise ConfigError("model: quantiles are distilled, of models that are neither of classes nor autoregressive")
     base = artifact.base().uncalibrated()
     horizon, shape = base.horizon, base.network.shape
-    seen = max(base.trained_until, held_out(panel, horizon, config).trained_until)
+    seen = max(base.trained_until, split_panel(panel, horizon, config).trained_until)
     unseen = (panel.last_index - seen) // horizon
     if unseen < (settings.n_windows or 1):
         raise DataError(

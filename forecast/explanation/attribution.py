@@ -68,7 +68,7 @@ class Attribution:
         self._rows = own_rows(artifact, [place.series_id])
         self.output = MEAN if settings.level == MEAN else quantile_column(float(settings.level))
         for member in recurrent_members(artifact.network):
-            member.held = self._x.since(self._shape.context_length - member.shape.context_length)
+            member.reference_batch = self._x.since(self._shape.context_length - member.shape.context_length)
         with torch.no_grad():
             self.forecast = float(self._forecasts(self._x))
         if not np.isfinite(self.forecast):

@@ -13,11 +13,11 @@ from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, together
-from forecast.models.network.losses import validated
+from forecast.models.network.ensemble import Ensemble, Forecaster, Member, as_ensemble, members_of
+from forecast.models.network.losses import validation_loss
 from forecast.names import VAL_LOSS
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.defaults import usual_origins
 from forecast.training.interpolation import interpolate, place
@@ -64,7 +64,7 @@ def continued(
             saved = Checkpoint(Path(settings.checkpoint), described, name=name, key="finetune.checkpoint")
         lightning.seed_everything(number, verbose=False)
         network.eval()
-        keeper = KeepBest(network, validated(network, data, validation), config.patience, tell)
+        keeper = BestWeights(network, validation_loss(network, data, validation), config.patience, tell)
         if config.max_steps:
             budget = Budget(config.max_steps, None)
             train(Job(network, config, panel, limits, validation, budget), data, keeper, saved)
@@ -75,7 +75,7 @@ def continued(
     for saved in checkpoints:
         if saved is not None:
             saved.remove()
-    return together(members, _shares(artifact.network)), found
+    return as_ensemble(members, _shares(artifact.network)), found
 
 
 def _config(artifact: Artifact, settings: FinetuneSettings, device: str) -> FitConfig:
@@ -112,13 +112,13 @@ def continued_finally(
         network = copy.deepcopy(own).to(device)
         if share:
             lightning.seed_everything(number, verbose=False)
-            keeper = KeepBest(network, math.inf, 1, None)
+            keeper = BestWeights(network, math.inf, 1, None)
             part = config.model_copy(update={"max_steps": steps, "validation_every": steps})
             # The rate falls as it did: with the steps that were allowed.
             train(Job(network, part, panel, limits, validation[:1], Budget(config.max_steps, None)), data, keeper, None)
             place(network, own, network.state_dict(), share)
         members.append(network.cpu().eval())
-    return together(members, _shares(base.network))
+    return as_ensemble(members, _shares(base.network))
 
 
 def _shares(network: Forecaster) -> tuple[float, ...] | None:
@@ -128,7 +128,7 @@ def _shares(network: Forecaster) -> tuple[float, ...] | None:
 def _interpolate(
     network: Member,
     base: Member,
-    keeper: KeepBest,
+    keeper: BestWeights,
     data: PanelTensors,
     validation: WindowIndex,
     blend: float,

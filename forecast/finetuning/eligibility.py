@@ -174,7 +174,7 @@ def held_out_windows_of(
     with torch.inference_mode():
         for given in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
             output, target, weight = forecast(network, given)
-            parts.append((output.head.columns(output.arguments), target, weight))
+            parts.append((output.head.predicted(output.arguments), target, weight))
     columns, target, weight = (
         torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
     )

@@ -18,7 +18,7 @@ from forecast.models.adapters.optimiser import Descent
 from forecast.models.adapters.stacked import Changes
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster, the_tunable
+from forecast.models.network.ensemble import Forecaster, require_tunable
 
 _PREFIX = "final/"
 
@@ -63,7 +63,7 @@ class FinalBank:
         return {"weight": weight.cpu(), "width": width}
 
     def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
-        (network, _), device = the_tunable(self.network), self.data.device
+        (network, _), device = require_tunable(self.network), self.data.device
         lengths, settings = self.lengths[series], self.settings
         examples: Examples
         if settings.kind in stacked.FROZEN:

@@ -32,7 +32,7 @@ from forecast.models.adapters.optimiser import Descent
 from forecast.models.adapters.origins import alone, held_out
 from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster, Member, the_tunable
+from forecast.models.network.ensemble import Forecaster, Member, require_tunable
 
 # Rates that each series chooses from.
 RATES: dict[str, tuple[float, ...]] = {
@@ -62,7 +62,7 @@ class GradientGroup:
     @cached_property
     def _member(self) -> tuple[Member, float]:
         """The network that is changed, and its share of the forecast."""
-        return the_tunable(self.network)
+        return require_tunable(self.network)
 
     @cached_property
     def _examples(self) -> Examples:
@@ -114,7 +114,7 @@ class GradientGroup:
                 examples.at(stacked.blended(found.changes, torch.full_like(found.rate, share)), self._held)
                 for share in shares_of(settings)
             ]
-            columns = [head.columns(arguments) for arguments in self._mixed([one.arguments for one in each])]
+            columns = [head.predicted(arguments) for arguments in self._mixed([one.arguments for one in each])]
             target, weight = each[0].target, each[0].weight
             loss = torch.stack([window_losses(head, one, target, weight) for one in columns], -1).cpu().numpy()
         told = np.stack([stated(head, one[:, settings.gate_windows :]) for one in columns], 1)

@@ -109,7 +109,7 @@ class HeadGroup:
             if penalty in distinct:
                 shift = float(grid.share[number]) * shifts[:, :, distinct.index(penalty)]
             for width in grid.width[: len(WIDTHS)]:
-                columns = head.changed(known.columns, shift, shift.new_tensor(width).expand(known.target.shape))
+                columns = head.shift_and_scale(known.columns, shift, shift.new_tensor(width).expand(known.target.shape))
                 losses.append(window_losses(head, columns, known.target, known.weight))
         loss = torch.stack(losses, -1).cpu().numpy()
         return {LOSS: loss, IS_CONSTANT: is_constant(head, loss, known.target, known.weight, self.settings)}
@@ -137,6 +137,6 @@ class HeadGroup:
         moved = self._shifts(distinct)[torch.arange(len(place)), settings.gate_windows :, place]
         moved = moved * torch.where(penalty.isnan(), 0.0, share).to(moved)[:, None, None, None]
         columns, width = known.columns[:, settings.gate_windows :], width.to(moved)
-        told = stated(head, head.changed(columns, moved, width[:, None, None].expand(columns.shape[:-1])))
+        told = stated(head, head.shift_and_scale(columns, moved, width[:, None, None].expand(columns.shape[:-1])))
         changes = {"weight": weight, "width": width}
         return Fit({name: values[finite].cpu() for name, values in changes.items()}, finite.cpu().numpy(), told)

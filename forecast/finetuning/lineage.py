@@ -12,7 +12,7 @@ from forecast.artifact import Artifact
 from forecast.errors import ConfigError, listing
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import HEAD, Bank
-from forecast.models.network.ensemble import the_tunable
+from forecast.models.network.ensemble import require_tunable
 from forecast.names import SERIES_ID
 
 STATUS, CHANGE = "status", "change"
@@ -59,7 +59,7 @@ def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifac
         own = bank.some([row], seen)
         return artifact.with_bank(own, trained_until=artifact.trained_until, parent_digest=digest)
     network = copy.deepcopy(artifact.network)
-    member, _ = the_tunable(network)
+    member, _ = require_tunable(network)
     found = stacked.weights(member, bank.changes(torch.tensor([row])))
     member.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
     shifts = artifact.calibration and artifact.calibration.of(series_id)

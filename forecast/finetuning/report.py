@@ -91,7 +91,7 @@ def example_forecasts(
         batch = data.gather(series, own, own + 1, **window_sizes(network, 1))
         output = network(batch, origins)
         positions = data.horizon_positions(series, own, horizon)
-        before = stated(network.head, output.head.columns(output.arguments)[:, 0])
+        before = stated(network.head, output.head.predicted(output.arguments)[:, 0])
         for made, columns in zip(values, (before, table[TOLD][some].reshape(before.shape)), strict=True):
             moved = torch.from_numpy(columns).to(data.device)
             made[:] = in_data_units(moved, output.frame, positions, network.shape.unit, batch.level).cpu().numpy()

@@ -22,7 +22,7 @@ from forecast.models.adapters.examples import group_numbers
 from forecast.models.adapters.origins import apart
 from forecast.models.adapters.stacked import Changes
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster, the_tunable
+from forecast.models.network.ensemble import Forecaster, require_tunable
 from forecast.models.runtime.state_file import read_state, write_state
 
 _LOG = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class _Groups:
 def _numbers(network: Forecaster, settings: TuningSettings) -> int:
     """Return how many numbers a series takes in its group."""
     if settings.kind in RATES:
-        return group_numbers(the_tunable(network)[0], settings)
+        return group_numbers(require_tunable(network)[0], settings)
     n_features = head_feature_count(network.shape, network.state_size)
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
     n_origins = -(-n_origin_steps(network, settings) // apart(network.shape))

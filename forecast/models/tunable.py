@@ -13,7 +13,7 @@ from forecast.models.heads.base import Head
 if TYPE_CHECKING:
     from forecast.models.inputs.batch import Batch
     from forecast.models.inputs.shape import NetworkShape
-    from forecast.models.network.output import Output, Past
+    from forecast.models.network.output import EncoderState, Output
 
 R = TypeVar("R")
 
@@ -32,7 +32,7 @@ class Tunable(nn.Module, ABC, Generic[R]):
     threshold: Tensor
 
     @abstractmethod
-    def read(self, batch: "Batch", origins: Int[Tensor, " origin"], pasts: "Sequence[Past] | None" = None) -> R:
+    def read(self, batch: "Batch", origins: Int[Tensor, " origin"], pasts: "Sequence[EncoderState] | None" = None) -> R:
         """Return what the decoder is told of the origins."""
 
     @abstractmethod

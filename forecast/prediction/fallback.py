@@ -10,7 +10,7 @@ from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.metrics.seasonal_naive import SEASONS_BACK
-from forecast.models.network.carried_state import Carried
+from forecast.models.network.carried_state import StateStore
 from forecast.models.runtime.onnx import Forward
 from forecast.names import SOURCE_FINE_TUNED, SOURCE_LAST_VALUE, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
 from forecast.prediction.frames import forecast_rows, rejected_series
@@ -30,7 +30,7 @@ def forecast_shard(
     cutoff: int,
     *,
     refused: npt.NDArray[np.bool_] | None = None,
-    carried: Carried | None = None,
+    carried: StateStore | None = None,
     max_age: MaxAge = AUTO,
     model_version: str = "",
     samples: int = 0,

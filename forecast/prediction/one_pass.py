@@ -12,10 +12,10 @@ from torch import Tensor
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.losses import validation_batches
-from forecast.models.network.output import Past
+from forecast.models.network.output import EncoderState
 
 BATCH_SIZE = 512
 # Numbers held at once for the origins of a pass over a history, and of these for each step of a horizon.
@@ -29,10 +29,10 @@ class Task(NamedTuple):
     cutoff: Int[Tensor, " batch"]
     """Of the first origin."""
     origins: Int[Tensor, " origin"]
-    pasts: Sequence[Past] | None
+    pasts: Sequence[EncoderState] | None
 
 
-def plan_windows(windows: WindowIndex, data: PanelTensors, carried: Carried | None) -> Iterator[Task]:
+def plan_windows(windows: WindowIndex, data: PanelTensors, carried: StateStore | None) -> Iterator[Task]:
     """Yield batches of windows, each with its cutoff as the only origin."""
     for indices in validation_batches(windows, BATCH_SIZE):
         series, cutoff, origins = (values.to(data.device) for values in indices)
@@ -72,9 +72,9 @@ def plan_one_pass(
                 order += [part.ravel() for part in np.split(at[some], edges, axis=1)]
 
     def tasks() -> Iterator[Task]:
-        carried = Carried.blank(network, panel.n_series)
+        carried = StateStore.blank(network, panel.n_series)
         for own, parts in plans:
-            for values, blank in zip(carried, Carried.blank(network, len(own)), strict=True):
+            for values, blank in zip(carried, StateStore.blank(network, len(own)), strict=True):
                 values[own.series] = blank
             segments = segments_since(panel, own, shape.segment_length)
             for number, part in enumerate(parts):

@@ -17,8 +17,8 @@ from forecast.models.heads.sampled import SampledHead
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data
-from forecast.models.network.ensemble import Forecaster, the_tunable
-from forecast.models.network.output import Output, Past
+from forecast.models.network.ensemble import Forecaster, require_tunable
+from forecast.models.network.output import EncoderState, Output
 from forecast.names import class_column, quantile_column
 from forecast.prediction.result import DoubleArray
 
@@ -43,7 +43,7 @@ def outcome(
     *,
     levels: torch.Tensor | None = None,
     samples: int = 0,
-    pasts: Sequence[Past] | None = None,
+    pasts: Sequence[EncoderState] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the network's output says in the units of the target: of the shared network, and of each series.
 
@@ -100,7 +100,7 @@ def _tuned_columns(
     unit: float,
     levels: torch.Tensor | None,
     samples: int,
-    pasts: Sequence[Past] | None,
+    pasts: Sequence[EncoderState] | None,
 ) -> torch.Tensor:
     """Return the columns with the changes of each series, whose rows are by origin; as they are for row -1."""
     known = torch.nonzero(rows >= 0).flatten()
@@ -109,7 +109,7 @@ def _tuned_columns(
         features = head_features(output, network.shape)[known, 0]
         result[known] = bank.shifted(network.head, columns[known], features, own)
     else:
-        member, share = the_tunable(network)
+        member, share = require_tunable(network)
         window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
         past = pasts[0].rows(window) if pasts else None  # Of the pretrained network alone there is none.
         some = batch.rows(window).since(network.shape.context_length - member.shape.context_length)
@@ -135,7 +135,7 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: 
         return head.quantiles(arguments, levels.to(arguments.device))
     drawn = [_samples(output, samples)] if samples and not isinstance(head, QuantileHead) else []
     if isinstance(head, CategoricalHead):
-        return torch.cat([head.columns(arguments), *drawn], dim=-1)
+        return torch.cat([head.predicted(arguments), *drawn], dim=-1)
     points: list[torch.Tensor] = []
     if isinstance(head, QuantileHead) or (
         unit and not isinstance(head, SampledHead) and (head.heavy_tailed or len(head.levels) > 1)

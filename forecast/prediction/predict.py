@@ -13,7 +13,7 @@ from forecast.metrics.scores import midpoints
 from forecast.models.adapters.bank import HEAD
 from forecast.models.adapters.stacked import FROZEN
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried
+from forecast.models.network.carried_state import StateStore
 from forecast.models.network.losses import window_sizes
 from forecast.models.postprocess.copula import coupled_ranks
 from forecast.models.runtime.onnx import Forward
@@ -31,7 +31,7 @@ def predict(
     points: int = 0,
     samples: int = 0,
     forward: Forward | None = None,
-    carried: Carried | None = None,
+    carried: StateStore | None = None,
     one_pass: bool = False,
     device: str = "cpu",
 ) -> Predicted:

@@ -2,7 +2,7 @@
 
     .lock                                          held by the job that writes here
     phase-007/state.json                           the cutoff, the model, and which parts; written last
-    phase-007/part-00003-1f2e....safetensors       pasts of a shard of series (`Carried`), and digests of what went in
+    phase-007/part-00003-1f2e....safetensors       states of a shard of series (`StateStore`), digests of their inputs
 
 A model that takes in segments of several steps has a state for each phase of the cutoff in a segment, made when a
 cutoff of that phase first comes: an hourly job on a model that takes in days has 24, and each goes on once a day.
@@ -26,7 +26,7 @@ from forecast.data.files import write_bytes_atomic, write_text_atomic
 from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
 from forecast.data.windows import windows_at
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.runtime.torch_setup import prepare
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Rows:
     """The state of some series, sorted."""
 
     series_id: Names
-    carried: Carried
+    carried: StateStore
     digests: Digests
     """[S, 16], of what went in."""
 
@@ -68,7 +68,7 @@ class Rows:
         tensors = safetensors.torch.load(content)
         names = json.loads(tensors.pop("series_id").numpy().tobytes())
         digests = tensors.pop("digests").numpy()
-        return cls(as_names(names), Carried(**tensors), digests)
+        return cls(as_names(names), StateStore(**tensors), digests)
 
 
 class Update:
@@ -124,7 +124,7 @@ class Update:
         self._spans[name] = (str(shard.series_id[0]), str(shard.series_id[-1]))
         return not self.touches or (self._folder / name).is_file()
 
-    def rows(self, shard: Panel) -> tuple[Carried, Rows, dict[str, int]]:
+    def rows(self, shard: Panel) -> tuple[StateStore, Rows, dict[str, int]]:
         """Return the pasts of a shard's series, their state, and how many were carried on, recomputed, and new.
 
         A series is recomputed from its history if that is not what went in: if a row came late, or was revised.
@@ -133,7 +133,7 @@ class Update:
         network = self._artifact.network
         length = network.shape.segment_length
         windows = windows_at(shard, self._cutoff)
-        carried = Carried.blank(network, shard.n_series)
+        carried = StateStore.blank(network, shard.n_series)
         segments = segments_since(shard, windows, length)
         known = np.zeros(len(windows), np.bool_)
         same = np.zeros(len(windows), np.bool_)
@@ -152,7 +152,7 @@ class Update:
         advance(network, data, windows, segments, carried)
         known |= not self.touches
         counts = {CARRIED: int(same.sum()), RECOMPUTED: int((known & ~same).sum()), NEW: int((~known).sum())}
-        begun = Carried(*(values[torch.from_numpy(windows.series)] for values in carried))
+        begun = StateStore(*(values[torch.from_numpy(windows.series)] for values in carried))
         digests = self._digests(shard, windows.series, self._cutoff)
         return carried, Rows(shard.series_id[windows.series], begun, digests), counts
 
@@ -186,7 +186,7 @@ class Update:
         names = [name for name, part in self._old["parts"].items() if part["first"] <= last and part["last"] >= first]
         self._loaded = {name: self._loaded.get(name) or self._load(name) for name in names}
         parts = list(self._loaded.values()) or [self._none()]
-        carried = Carried(*(torch.cat(values) for values in zip(*(part.carried for part in parts), strict=True)))
+        carried = StateStore(*(torch.cat(values) for values in zip(*(part.carried for part in parts), strict=True)))
         return Rows(
             np.concatenate([part.series_id for part in parts]),
             carried,
@@ -194,7 +194,7 @@ class Update:
         )
 
     def _none(self) -> Rows:
-        return Rows(as_names([]), Carried.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
+        return Rows(as_names([]), StateStore.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
 
     def _load(self, name: str) -> Rows:
         try:
@@ -211,7 +211,7 @@ class Update:
     def _fits(self, rows: Rows) -> bool:
         """Return whether rows that were read are a state of this model."""
         n_series = len(rows.series_id)
-        blank = Carried.blank(self._artifact.network, n_series)
+        blank = StateStore.blank(self._artifact.network, n_series)
         return (
             all(isinstance(name, str) for name in rows.series_id.tolist())
             and rows.digests.dtype == np.uint8

@@ -15,7 +15,7 @@ from forecast.names import TRAIN_LOSS, VAL_LOSS
 from forecast.training.lightning_module import ForecastModule
 
 
-class KeepBest(Callback):
+class BestWeights(Callback):
     """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent.
 
     Or when `shown`, which sees the averaged weights at each validation, says so.
@@ -89,7 +89,7 @@ class KeepBest(Callback):
             trainer.should_stop = True
 
 
-class OneClock(Callback):
+class SyncClock(Callback):
     """Lets all processes read the clock of the first: rates and the end of the budget must be the same."""
 
     def on_train_batch_start(
@@ -102,7 +102,7 @@ class OneClock(Callback):
         pl_module.budget.hold(float(elapsed))
 
 
-class Meter(Callback):
+class GpuStats(Callback):
     """Looks now and then at how busy the GPU is, and notes the most memory that was taken."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecast.errors import OutputError
 from forecast.models.runtime.state_file import read_state, write_state
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.lightning_module import ForecastModule
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Checkpoint(Callback):
         self._key, self._required = key, required
         self._tensors: dict[str, Tensor] = {}
         self._state: dict[str, Any] = {}
-        self._attached: tuple[KeepBest, WeightAveraging | None] | None = None
+        self._attached: tuple[BestWeights, WeightAveraging | None] | None = None
         if self.path.exists():
             self._tensors, self._state = read_state(self.path, self.settings, key=key, job="training")
 
@@ -66,7 +66,7 @@ class Checkpoint(Callback):
         """Seconds of the budget that were spent when the file was written."""
         return float(self._state.get("elapsed", 0.0))
 
-    def attach(self, keeper: KeepBest, averaging: WeightAveraging | None) -> None:
+    def attach(self, keeper: BestWeights, averaging: WeightAveraging | None) -> None:
         """Name the callbacks whose state belongs to the training, and restore what `keeper` had found."""
         self._attached = keeper, averaging
         if self._state:

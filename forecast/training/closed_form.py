@@ -19,7 +19,7 @@ from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import unit_of
 from forecast.models.linear.ridge import (
     Samples,
-    eventful,
+    downweight_flat_windows,
     solve_ridge,
     spectra,
 )
@@ -72,7 +72,7 @@ def closed_form(
         drawn = validation[:1]
     limit = torch.from_numpy(limits).to(device)
     if shape.n_classes:
-        counted = _counted(panel, device, shape, model, drawn, validation, limit)
+        counted = _fit_class_skip(panel, device, shape, model, drawn, validation, limit)
         standardise(counted.network, panel, limits)
         return counted
     tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
@@ -94,12 +94,12 @@ def closed_form(
             best = solution
     network, unit = best.network, best.network.shape.unit
     tensors = PanelTensors.of(panel, network, device)
-    refit: Refit = _kept if best.penalty is None and not best.smoothing else partial(_refit, tensors, best)
+    refit: Refit = _no_refit if best.penalty is None and not best.smoothing else partial(_refit, tensors, best)
     if len(tried) < len(drawn):
         refit(drawn, limit)
     level = best.residual_quantiles(network.skip, network.head.start_levels)
     with torch.no_grad():
-        network.output_bias.copy_(network.head.parameters_of(level, _LEAST_GAP))
+        network.output_bias.copy_(network.head.init_parameters(level, _LEAST_GAP))
         if network.head.estimates_mean:
             _start_likelihood(network, best.fitted)
     standardise(network, panel, limits)
@@ -115,7 +115,7 @@ def closed_form(
     return ClosedForm(network, tensors, choice, refit)
 
 
-def _kept(windows: WindowIndex, limit: Tensor) -> None:
+def _no_refit(windows: WindowIndex, limit: Tensor) -> None:
     """Do nothing: what was not fitted need not be fitted again."""
 
 
@@ -129,13 +129,13 @@ def _refit(tensors: PanelTensors, found: Skip, windows: WindowIndex, limit: Tens
     (samples,) = skip_samples([network], tensors, windows, limit)
     if network.shape.smoothing:
         samples = samples.without(samples.smooth)
-    inlying = inlying_samples(found.network, eventful(samples), torch.zeros_like(found.prior))
+    inlying = inlying_samples(found.network, downweight_flat_windows(samples), torch.zeros_like(found.prior))
     (known,) = spectra(inlying, [found.constant])
     (skip,) = solve_ridge(inlying, found.prior, (found.penalty,), known=known)
     found.network.skip.copy_(skip if found.beside is None else found.beside + found.share * skip)
 
 
-def _counted(
+def _fit_class_skip(
     panel: Panel,
     device: torch.device,
     shape: NetworkShape,
@@ -179,7 +179,7 @@ def units_of(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
 
 def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
     """Set the start of a head that estimates a mean: sums of means are those of outcomes, and widths the likeliest."""
-    samples = samples.every(max(1, len(samples.window) // _CHECKS))
+    samples = samples.subsample(max(1, len(samples.window) // _CHECKS))
     if not len(samples.window):
         return
     frame = Frame(
@@ -194,7 +194,7 @@ def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
     linear, bias, head = network.skipped(samples.window, samples.smooth), network.output_bias, network.head
     share = relative_divisor(samples.series, samples.divisor) * samples.observed
     start = bias.expand(len(linear), -1, -1)
-    bias[:, head.location] += location_shift(head, start, linear, frame, samples.target, share)
+    bias[:, head.location_index] += location_shift(head, start, linear, frame, samples.target, share)
     if head.n_parameters > 1:
         start, weight = bias.expand(len(linear), -1, -1), samples.weight[:, None] * samples.observed
         bias[:, 1] = widths(head, start, linear, frame, samples.target, weight)

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 from forecast.errors import GatecastError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.trainer import Job, train
 
@@ -28,7 +28,7 @@ from forecast.training.trainer import Job, train
 
 
 def train_on_devices(
-    job: Job, keeper: KeepBest, checkpoint: Checkpoint | None, progress: Callable[[float, str], None] | None
+    job: Job, keeper: BestWeights, checkpoint: Checkpoint | None, progress: Callable[[float, str], None] | None
 ) -> dict[str, float]:
     """As `train`, with a process for each of `devices`, whose gradients are averaged at each step.
 
@@ -99,7 +99,7 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         told.put(("progress", (done, text)))
 
     try:
-        keeper = KeepBest(
+        keeper = BestWeights(
             job.network, start.loss, job.config.patience, progress if start.wants_progress and not rank else None
         )
         checkpoint = Checkpoint(path.parent, settings, name=path.stem, required=True)

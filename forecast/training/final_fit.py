@@ -22,10 +22,10 @@ from forecast.data.windows import WindowIndex, sample_origins
 from forecast.errors import DataError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.losses import validated
+from forecast.models.network.losses import validation_loss
 from forecast.models.postprocess.interval_scale import after_refit
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.closed_form import Refit
 from forecast.training.means import balance_means, mean_shift_of
 from forecast.training.teacher import Teacher
@@ -96,7 +96,7 @@ class FinalFit:
     def run(self, progress: Callable[[float, str], None] | None = None) -> RecurrentForecaster | None:
         """Return the network on the CPU; None, and say so, if it is far worse on windows that it has seen."""
         network = self.network.to(self.data.device).eval()
-        before = validated(network, self.data, self.validation)
+        before = validation_loss(network, self.data, self.validation)
         lengths, rng = self.panel.lengths, np.random.default_rng(self.config.seed)
         windows = sample_origins(lengths, horizon=self.steps, count=self.count, rng=rng)
         limit = torch.from_numpy(lengths).to(self.data.device)
@@ -110,7 +110,7 @@ class FinalFit:
         except DataError as error:  # A loss that is not finite.
             _LOG.warning("final fit: %s; the evaluated weights are kept for all forecasts", error)
             return None
-        loss = validated(network, self.data, self.validation)
+        loss = validation_loss(network, self.data, self.validation)
         if not loss <= _MOST_LOSS * max(before, 1e-9):
             _LOG.warning(
                 "final fit: the loss on %d windows of validation went from %.4g to %.4g with the newest rows; the "
@@ -135,7 +135,7 @@ class FinalFit:
             }
         )
         lightning.seed_everything(config.seed, verbose=False)
-        keeper = KeepBest(network, math.inf, 1, progress)
+        keeper = BestWeights(network, math.inf, 1, progress)
         # Nothing is chosen here: a validation of one window is as good as any.
         job = Job(
             network,

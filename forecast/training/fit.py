@@ -24,8 +24,8 @@ from forecast.data.ingest.classes import with_trained_classes
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, usable_lengths
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster, together
-from forecast.models.network.losses import held_out_forecasts, validated
+from forecast.models.network.ensemble import Forecaster, as_ensemble
+from forecast.models.network.losses import held_out_forecasts, validation_loss
 from forecast.models.network.panel_statistics import is_nonnegative
 from forecast.models.postprocess.copula import coupling_of
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
@@ -39,8 +39,8 @@ from forecast.training.member import Member, train_member
 from forecast.training.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
 from forecast.training.member_fit import MemberFit
 from forecast.training.result import Curve, FitResult, Progress, Summary, Watch
-from forecast.training.split import held_out
-from forecast.training.stacking import Stacked, stacked
+from forecast.training.split import split_panel
+from forecast.training.stacking import PretrainedStack, stack_pretrained
 from forecast.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def fit(
     device = device_of(fit)
     model = checked(init, model, window.horizon)
     panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
-    trained_until, validation, limits, every, plan = held_out(panel, window.horizon, fit)
+    trained_until, validation, limits, every, plan = split_panel(panel, window.horizon, fit)
     check_inputs(panel, limits, every, plan, window)
     if plan.validation_steps < window.horizon and fit.max_steps:
         log.info("fit: no network is trained: of a typical series, no window has all %d targets", window.horizon)
@@ -152,12 +152,12 @@ def fit(
             )
             units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
             members.append(member if watch else member.finished(told))
-        candidate = together([member.candidate for member in members]).to(device)
+        candidate = as_ensemble([member.candidate for member in members]).to(device)
         data_on_device = PanelTensors.of(panel, candidate, device)
         curve, summary = members[0].curve, members[0].summary
         if len(members) > 1:
-            curve, summary = _joined(members, validated(candidate, data_on_device, validation))
-        pretrained = stacked(
+            curve, summary = _joined(members, validation_loss(candidate, data_on_device, validation))
+        pretrained = stack_pretrained(
             None if teacher else init or model.init,
             candidate,
             data_on_device,
@@ -174,7 +174,7 @@ def fit(
         "validation_steps": plan.validation_steps,
         **pretrained.summary(summary),
     }
-    network = pretrained.beside(together([member.network for member in members]))
+    network = pretrained.beside(as_ensemble([member.network for member in members]))
     artifact, validation_artifact = (
         replace(artifact_of(each), coupling=coupling) for each in (network, candidate.to("cpu"))
     )
@@ -192,13 +192,13 @@ def _minutes(fit: FitConfig, member_fit: MemberFit | None) -> float | None:
     return fit.max_minutes and fit.max_minutes / fit.ensemble * rest
 
 
-def _with_final(artifact: Artifact, members: Sequence["Member"], until: int, pretrained: Stacked) -> Artifact:
+def _with_final(artifact: Artifact, members: Sequence["Member"], until: int, pretrained: PretrainedStack) -> Artifact:
     """Return the artifact with the final weights of its members, if all have some and one has others."""
     finals = [member.finished(None).final for member in members]
     networks = [network for network in finals if network is not None]
     if len(networks) < len(members) or all(member.network in networks for member in members):
         return artifact
-    return artifact.with_final(pretrained.beside(together(networks)), until)
+    return artifact.with_final(pretrained.beside(as_ensemble(networks)), until)
 
 
 def _share_of(progress: Progress | None, number: int, count: int) -> Progress | None:

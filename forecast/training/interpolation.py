@@ -7,7 +7,7 @@ from torch import Tensor, lerp
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Member
-from forecast.models.network.losses import validated
+from forecast.models.network.losses import validation_loss
 
 
 def place(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:
@@ -36,7 +36,7 @@ def interpolate(
     best = 0.0
     for share in shares:
         place(network, base, trained, share)
-        if (now := validated(network, data, validation)) < loss:
+        if (now := validation_loss(network, data, validation)) < loss:
             loss, best = now, share
     place(network, base, trained, best)
     return best

@@ -57,7 +57,7 @@ class ForecastModule(lightning.LightningModule):
         """Return the loss at the sampled origins of a batch of windows."""
         series, first, origins = indices
         batch = self._data.gather(series, first, self._limits[series], **window_sizes(self.network, self._span))
-        self.network.own_share = self.network.own_samples * self.budget.spent(self.global_step)
+        self.network.sampled_share = self.network.own_samples * self.budget.spent(self.global_step)
         output = self.network(batch, origins)
         error, weight = output_errors(self.network, batch, origins, output)
         loss = self._mean(error, weight)

@@ -17,10 +17,10 @@ from forecast.models.linear.ridge import (
     PENALTIES,
     Samples,
     Solution,
-    eventful,
-    line,
-    near,
-    robust,
+    apply_linear,
+    downweight_far_targets,
+    downweight_flat_windows,
+    huber_reweight,
     seasonal_solution,
     solve_ridge,
     spectra,
@@ -29,7 +29,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.models.network.panel_statistics import cold_scale_of, standardise_scales
 from forecast.training.skip_samples import skip_samples
-from forecast.training.skips import Skip, least_error, mixture, point_errors, sureness
+from forecast.training.skips import Skip, point_errors, select_least_error, stack, z_score
 
 # Windows that filters are weighed by, and lines around them are fitted on.
 SMOOTHED = 2_048
@@ -48,7 +48,7 @@ def inlying_samples(network: RecurrentForecaster, samples: Samples, prior: Solut
 
     Of skewed targets those are the high ones: a line that is to be a mean takes all as they are.
     """
-    return samples if network.head.estimates_mean else robust(near(samples), prior)
+    return samples if network.head.estimates_mean else huber_reweight(downweight_far_targets(samples), prior)
 
 
 def solve_skip(
@@ -84,11 +84,11 @@ def solve_skip(
     for found in candidates:
         groups.setdefault(found.order, []).append(found)
     shared = overlap(validation, shape.horizon)
-    best, *others = (least_error(groups[order], usual) for order in sorted(groups))
+    best, *others = (select_least_error(groups[order], usual) for order in sorted(groups))
     for other in others:
         least = _LEAST_SURENESS if best.order == 0 else 1.0
-        best = other if sureness(other.errors, best.errors, usual, shared) > least else best
-    best = mixture(best, [found for found in candidates if found.network is best.network], usual, shared)
+        best = other if z_score(other.errors, best.errors, usual, shared) > least else best
+    best = stack(best, [found for found in candidates if found.network is best.network], usual, shared)
     best = _unsmoothed(best, model) if best.network.shape.smoothing and not best.smoothing else best
     best.network.skip.copy_(best.skip)
     if best.network.shape.smoothing:
@@ -112,7 +112,7 @@ def _candidates(
         priors, shares = {"smoothing": priors["anchor"], **priors}, {"smoothing": 1.0, **shares}
     fits = model.skip and len(fitted.window) > 0
     standardise_scales(network, fitted)
-    fitted = eventful(fitted)
+    fitted = downweight_flat_windows(fitted)
     rest = fitted.without(fitted.smooth) if shape.smoothing else fitted
     inlying = inlying_samples(network, rest, priors["anchor"]) if fits else rest
     # Around the level a constant is no drift.
@@ -127,7 +127,7 @@ def _candidates(
             made += [(found, p, own.constant) for found, p in zip(solutions, penalties, strict=True)]
         kind = name if name == "smoothing" else f"{shape.anchor}/{name}"
         for solution, penalty, constant in made:
-            said = line(checked.window, solution) + shares[name] * checked.smooth
+            said = apply_linear(checked.window, solution) + shares[name] * checked.smooth
             errors = point_errors(checked, said, shape.unit, squares=network.head.estimates_mean)
             given = (network, solution, fitted, checked, kind, prior, penalty, constant)
             candidates.append(Skip(errors, *given, sure=penalty is not None, smoothing=shares[name]))

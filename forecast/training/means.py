@@ -50,7 +50,7 @@ def balance_means(network: RecurrentForecaster, data: PanelTensors, windows: Win
     parameters, linear, target, usable, *fields, series = (torch.cat(part) for part in zip(*parts, strict=True))
     frame = Frame(*fields)
     share = relative_divisor(series, frame.divisor) * usable
-    network.output_bias[:, network.head.location] += location_shift(
+    network.output_bias[:, network.head.location_index] += location_shift(
         network.head, parameters, linear, frame, target, share
     )
 

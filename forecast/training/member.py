@@ -19,10 +19,10 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.losses import validated, window_losses
+from forecast.models.network.losses import validation_loss, window_losses
 from forecast.models.postprocess.interval_scale import after_refit
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.closed_form import closed_form
 from forecast.training.distributed import train_on_devices
@@ -30,7 +30,7 @@ from forecast.training.final_fit import FinalFit, settle
 from forecast.training.post_training import enforce_min_gap, scale_intervals, select_soft_threshold
 from forecast.training.result import Curve, Progress, Summary
 from forecast.training.skip_samples import n_samples
-from forecast.training.skips import surely_better
+from forecast.training.skips import significantly_better
 from forecast.training.teacher import Teacher
 from forecast.training.trainer import Job, train
 
@@ -89,7 +89,7 @@ def train_member(
     solved = time.monotonic()
     start = window_losses(network, tensors, validation)
     loss = float(start[:, 0].sum() / start[:, 1].sum().clamp(min=1e-9))
-    keeper = KeepBest(network, loss, fit.patience, progress, shown)
+    keeper = BestWeights(network, loss, fit.patience, progress, shown)
     untouched = keeper.best
     found: dict[str, float] = {}
     untrained = network.category_rows()
@@ -108,7 +108,7 @@ def train_member(
         network.load_state_dict(untouched)
         keeper.best_step, best_loss = 0, loss
     if keeper.best_step and network.share_unseen(untrained):
-        best_loss = validated(network, tensors, validation)
+        best_loss = validation_loss(network, tensors, validation)
     loss_kept = scale_intervals(
         network, tensors, validation, select_soft_threshold(network, tensors, validation, best_loss)
     )
@@ -157,4 +157,4 @@ def _surely_trained(
 ) -> bool:
     """Return whether a network is better than its start by more than a standard error, by the losses of windows."""
     after = window_losses(network, data, validation)[:, :1]
-    return surely_better(after, before, before.sum(0), overlap(validation, network.shape.horizon))
+    return significantly_better(after, before, before.sum(0), overlap(validation, network.shape.horizon))

@@ -16,10 +16,10 @@ from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.losses import validated
+from forecast.models.network.losses import validation_loss
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.interpolation import interpolate
 from forecast.training.trainer import Job, train
 
@@ -61,12 +61,12 @@ class MemberFit:
         )
         network = copy.deepcopy(base)
         lightning.seed_everything(fit.seed, verbose=False)
-        keeper = KeepBest(network, math.inf, 1, None)
+        keeper = BestWeights(network, math.inf, 1, None)
         # How good it is decides after the training: a validation of one window on the way is as good as any.
         job = Job(network, config, self.panel, self.limits, validation[:1], Budget(steps, minutes))
         train(job, data, keeper, None)
         some = validation[:: max(1, len(validation) // _CHECKS)]
-        loss = (1 - _LEAST_GAIN) * validated(base.eval(), data, some)
+        loss = (1 - _LEAST_GAIN) * validation_loss(base.eval(), data, some)
         share = interpolate(network.eval(), base, keeper.best, _SHARES, data, some, loss=loss)
         done = max(step for step, _ in keeper.curve)
         _LOG.info("fit: the pretrained network, after %d steps on the panel, goes %d %% of the way", done, 100 * share)

@@ -5,7 +5,7 @@ import torch
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.losses import validated
+from forecast.models.network.losses import validation_loss
 from forecast.models.postprocess.interval_scale import interval_scale_of
 
 _LEAST_TRAINED_GAP = 0.03
@@ -25,7 +25,7 @@ def select_soft_threshold(
     # Means that are drawn towards those of the line are no means any more.
     for threshold in () if network.head.estimates_mean else _THRESHOLDS:
         network.threshold.fill_(threshold)
-        losses[threshold] = validated(network, data, validation)
+        losses[threshold] = validation_loss(network, data, validation)
     best = min(losses, key=losses.__getitem__)
     network.threshold.fill_(best)
     return losses[best]
@@ -35,10 +35,10 @@ def scale_intervals(network: RecurrentForecaster, data: PanelTensors, validation
     """Make intervals as wide as they must be on validation; return the loss, which was `loss` before."""
     scale = interval_scale_of(network, data, validation)
     network.interval_scale.fill_(scale)
-    return loss if scale == 1 else validated(network, data, validation)
+    return loss if scale == 1 else validation_loss(network, data, validation)
 
 
 def enforce_min_gap(network: RecurrentForecaster) -> None:
     """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
     with torch.no_grad():
-        network.output_bias.copy_(network.head.widened(network.output_bias, _LEAST_TRAINED_GAP))
+        network.output_bias.copy_(network.head.enforce_min_gap(network.output_bias, _LEAST_TRAINED_GAP))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forecast.models.heads.quantiles import empirical_quantiles, pinball
 from forecast.models.inputs.transform import to_data
-from forecast.models.linear.ridge import Samples, Solution, line, mean_season_solution
+from forecast.models.linear.ridge import Samples, Solution, apply_linear, mean_season_solution
 from forecast.models.network.forecaster import RecurrentForecaster
 
 # Errors of one forecast, in units of deviation, that count at most when scales are compared.
@@ -66,7 +66,9 @@ class Skip:
 
     def forecast(self, samples: Samples, skip: Solution | None = None) -> Float[Tensor, "sample horizon"]:
         """Return what the skip forecasts from windows, or another one with the same share of smoothing."""
-        made: Tensor = line(samples.window, self.skip if skip is None else skip) + self.smoothing * samples.smooth
+        made: Tensor = (
+            apply_linear(samples.window, self.skip if skip is None else skip) + self.smoothing * samples.smooth
+        )
         return made
 
     def residual_quantiles(self, skip: Solution, levels: Tensor) -> Tensor:
@@ -102,12 +104,12 @@ def _continued(
     return quantiles[taken - 1] * growth[:, None]
 
 
-def least_error(candidates: Sequence[Skip], usual: Tensor) -> Skip:
+def select_least_error(candidates: Sequence[Skip], usual: Tensor) -> Skip:
     """Return the one with the least errors, each kind in units of its usual sum."""
     return min(candidates, key=lambda found: float((found.errors.sum(0) / usual).sum()))
 
 
-def mixture(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float) -> Skip:
+def stack(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float) -> Skip:
     """Return the best line on the way to the best mixture of a fitted one and those that are not fitted.
 
     That has the least error of all mixtures whose shares are not negative (stacked regression: Wolpert 1992, Breiman
@@ -117,7 +119,7 @@ def mixture(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float
     fitted = [found for found in candidates if found.penalty is not None and not found.drifts]
     if not fitted:
         return best
-    lined = best if best.sure else least_error(fitted, usual)
+    lined = best if best.sure else select_least_error(fitted, usual)
     plain = [found for found in candidates if found.penalty is None]
     skips = [found.skip for found in (lined, *plain)]
     smooth = [found.smoothing for found in (lined, *plain)]
@@ -128,17 +130,17 @@ def mixture(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float
         smooth.append(0.0)
     every, smoothed = torch.stack(skips), torch.tensor(smooth).to(lined.skip)
     said = torch.stack(
-        [line(samples.window, skip) + own * samples.smooth for skip, own in zip(skips, smooth, strict=True)]
+        [apply_linear(samples.window, skip) + own * samples.smooth for skip, own in zip(skips, smooth, strict=True)]
     )
 
     def errors(shares: Tensor) -> Tensor:
-        mixture = torch.einsum("l,lsh->sh", shares, said)
-        return point_errors(samples, mixture, shape.unit, squares=best.network.head.estimates_mean)
+        forecasts = torch.einsum("l,lsh->sh", shares, said)
+        return point_errors(samples, forecasts, shape.unit, squares=best.network.head.estimates_mean)
 
     start = torch.zeros(len(skips), dtype=every.dtype, device=every.device)
     start[0 if best.sure else 1 + plain.index(best)] = 1.0
-    found = _least_mixture(start, lambda shares: float((errors(shares).sum(0) / usual).sum()))
-    sure = sureness(errors(found), best.errors, usual, shared)
+    found = stacking_weights(start, lambda shares: float((errors(shares).sum(0) / usual).sum()))
+    sure = z_score(errors(found), best.errors, usual, shared)
     if sure <= 1:
         return best
     shares = torch.lerp(start, found, 1 - sure**-2)
@@ -146,11 +148,11 @@ def mixture(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float
     beside = torch.einsum("l,lch->ch", shares[1:], every[1:])
     if not share:
         return replace(best, skip=beside, penalty=None, constant=False, sure=False, smoothing=total)
-    mixture = beside + share * lined.skip
-    return replace(lined, skip=mixture, beside=beside, share=share, sure=best.sure, smoothing=total)
+    solution = beside + share * lined.skip
+    return replace(lined, skip=solution, beside=beside, share=share, sure=best.sure, smoothing=total)
 
 
-def _least_mixture(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
+def stacking_weights(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
     """Return the shares, from those given on, from which no part can be moved to another without more loss."""
     least = loss(shares)
     for parts in _MOVED:
@@ -167,16 +169,16 @@ def _least_mixture(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
     return shares
 
 
-def surely_better(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> bool:
+def significantly_better(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> bool:
     """Return whether errors are lower than others by more than the standard error (Breiman et al. 1984).
 
     What is simpler is kept otherwise: of random walks, a fitted line may win on the few windows of validation, and
     lose ever after.
     """
-    return sureness(errors, others, usual, shared) > 1
+    return z_score(errors, others, usual, shared) > 1
 
 
-def sureness(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> float:
+def z_score(errors: Tensor, others: Tensor, usual: Tensor, shared: float) -> float:
     """Return by how many standard errors the errors ([window, kind]) are lower than others; less than 0 if higher.
 
     In units of the usual sum of their kind. A single window has no standard error: what halves its error is surely
@@ -203,7 +205,7 @@ def better_on_data(solution: Skip, other: Skip, shared: float) -> bool:
         return False
     errors = _errors_of_data(solution)[torch.from_numpy(rows)]
     reference = _errors_of_data(other)[torch.from_numpy(other_rows)]
-    return surely_better(errors, reference, reference.sum(0), shared)
+    return significantly_better(errors, reference, reference.sum(0), shared)
 
 
 def _errors_of_data(found: Skip) -> Float[Tensor, "sample 2"]:

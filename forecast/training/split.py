@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _CHECKS, _LEAST_CHECKS = 4_096, 512
 
 
-class HeldOut(NamedTuple):
+class Split(NamedTuple):
     """What of a panel is not trained on."""
 
     trained_until: int
@@ -36,7 +36,7 @@ class HeldOut(NamedTuple):
     """How many windows are held out, and how many steps of them are looked at."""
 
 
-def held_out(panel: Panel, horizon: int, fit: FitConfig) -> HeldOut:
+def split_panel(panel: Panel, horizon: int, fit: FitConfig) -> Split:
     """Return the validation windows of a training, and what lies before them."""
     plan = holdout_of(panel.lengths, horizon, holdout=fit.holdout_windows, validation=fit.validation_windows)
     trained_until = panel.last_index - plan.holdout_windows * horizon
@@ -46,7 +46,7 @@ def held_out(panel: Panel, horizon: int, fit: FitConfig) -> HeldOut:
         n_windows=plan.validation_windows,
         at_least=_LEAST_CHECKS,
     )
-    return HeldOut(trained_until, _sampled(every, fit.seed), limits, every, plan)
+    return Split(trained_until, _sampled(every, fit.seed), limits, every, plan)
 
 
 def training_data(loaded: Loaded, horizon: int, model: ModelConfig, fit: FitConfig) -> Loaded:
@@ -56,7 +56,7 @@ def training_data(loaded: Loaded, horizon: int, model: ModelConfig, fit: FitConf
     """
     data = loaded.data
     panel, categories = with_trained_classes(loaded.panel, loaded.categories, data.columns.target, model.head)
-    panel, categories = with_trained_categories(panel, categories, data, held_out(panel, horizon, fit).limits)
+    panel, categories = with_trained_categories(panel, categories, data, split_panel(panel, horizon, fit).limits)
     return replace(loaded, panel=panel, categories=categories)
 
 

@@ -13,11 +13,11 @@ from forecast.data.windows import WindowIndex, overlap
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
-from forecast.models.network.ensemble import Ensemble, Forecaster, members_of, together
+from forecast.models.network.ensemble import Ensemble, Forecaster, as_ensemble, members_of
 from forecast.models.network.losses import (
     HeldOutForecasts,
+    forecast_loss,
     held_out_forecasts,
-    loss_of,
     validation_batches,
     window_sizes,
 )
@@ -38,7 +38,7 @@ _LEAST_GAIN = 0.005
 
 
 @dataclass(frozen=True)
-class Stacked:
+class PretrainedStack:
     """A pretrained network, and its share in the forecasts of a model.
 
     The weights are the same beside the evaluated weights of the model and beside the final ones.
@@ -74,10 +74,10 @@ class Stacked:
         members = [copy.deepcopy(member).cpu() for member in (*own, self.network)]
         for member in members:
             member.interval_scale.mul_(self.interval_scale)
-        return together(members, [*[(1 - self.share) / len(own)] * len(own), self.share])
+        return as_ensemble(members, [*[(1 - self.share) / len(own)] * len(own), self.share])
 
 
-def stacked(
+def stack_pretrained(
     init: PretrainedNetwork | str | None,
     network: Forecaster,
     data: PanelTensors,
@@ -87,14 +87,14 @@ def stacked(
     limits: IntArray,
     model: ModelConfig,
     member_fit: MemberFit | None = None,
-) -> Stacked:
+) -> PretrainedStack:
     """Return a pretrained network, given itself or by name, with the share that validates best beside `network`.
 
     None without `init`, and of models that no mean with it can be taken of: with paths, or another head than quantiles.
     """
     plain = isinstance(network.head, QuantileHead) and network.n_paths == 1 and network.shape.horizon <= MAX_HORIZON
     if init is None or not plain:
-        return Stacked(None, 0.0)
+        return PretrainedStack(None, 0.0)
     own = members_of(network)[0]
     cold_scale = None if own.shape.unit else own.cold_scale
     pretrained = universal_member(init, panel, own.shape, model, limits, cold_scale=cold_scale).to(data.device)
@@ -103,18 +103,18 @@ def stacked(
         pretrained, blend = member_fit.run(pretrained, data, validation)
     share = share_of(pretrained, network, data, validation)
     if not share:
-        return Stacked(None, 0.0, blend=blend)
-    mean = Stacked(pretrained, share).beside(network).to(data.device)
+        return PretrainedStack(None, 0.0, blend=blend)
+    mean = PretrainedStack(pretrained, share).beside(network).to(data.device)
     with torch.inference_mode():
         forecasts = list(held_out_forecasts(mean, data, validation))
         scale = interval_scale_from(forecasts, mean, validation)
         forecasts = [_stretched(each, mean, scale) for each in forecasts]
-        return Stacked(pretrained.cpu(), share, scale, blend, loss_of(mean, forecasts), forecasts)
+        return PretrainedStack(pretrained.cpu(), share, scale, blend, forecast_loss(mean, forecasts), forecasts)
 
 
 def _stretched(forecasts: HeldOutForecasts, network: Forecaster, scale: float) -> HeldOutForecasts:
     output = forecasts.output
-    arguments = network.head.stretched(output.arguments, torch.tensor(scale))
+    arguments = network.head.scale_width(output.arguments, torch.tensor(scale))
     return forecasts._replace(output=output._replace(arguments=arguments))
 
 
@@ -132,7 +132,7 @@ def share_of(pretrained: UniversalForecaster, network: Forecaster, data: PanelTe
     for indices in validation_batches(windows):
         series, cutoff, origins = (values.to(data.device) for values in indices)
         batch = data.gather(series, cutoff, cutoff + both.shape.horizon + 1, **window_sizes(both, 1))
-        (*own, other), frame = both.each(batch, origins)
+        (*own, other), frame = both.member_quantiles(batch, origins)
         target, observed = targets(batch, frame, origins, both.shape)
         weight, mean = loss_weights(target, observed, frame, both.shape), torch.stack(own).mean(0)
         for number, share in enumerate(_SHARES.tolist()):

@@ -18,7 +18,7 @@ from forecast.data.windows import OriginSampler, WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Member
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest, Meter, OneClock
+from forecast.training.callbacks import BestWeights, GpuStats, SyncClock
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.dataset import TrainingWindows
 from forecast.training.lightning_module import ForecastModule
@@ -40,7 +40,7 @@ class Job:
 
 
 def train(
-    job: Job, data: PanelTensors, keeper: KeepBest, checkpoint: Checkpoint | None, *, rank: int = 0
+    job: Job, data: PanelTensors, keeper: BestWeights, checkpoint: Checkpoint | None, *, rank: int = 0
 ) -> dict[str, float]:
     """Train the network in place, while `keeper` keeps its best weights; return what the GPU says of it.
 
@@ -75,14 +75,14 @@ def train(
         rank=rank,
         n_ranks=config.devices,
     )
-    meter = Meter()
+    meter = GpuStats()
     # The keeper goes first: it must see the averaged weights before they are swapped back.
     callbacks = [
         keeper,
         averaging,
         checkpoint,
         meter,
-        OneClock() if config.devices > 1 and config.max_minutes else None,
+        SyncClock() if config.devices > 1 and config.max_minutes else None,
     ]
     trainer = lightning.Trainer(
         accelerator="cpu" if data.device.type == "cpu" else "gpu",

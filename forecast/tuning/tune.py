@@ -15,7 +15,7 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.pretraining.pretrained_network import PretrainedNetwork
 from forecast.training.fit import fit
 from forecast.training.result import FitResult
-from forecast.training.split import held_out, training_data
+from forecast.training.split import split_panel, training_data
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as Running
@@ -106,7 +106,7 @@ def tune(
     space = check(config, settings)
     optuna = import_optuna()
     loaded = training_data(loaded, config.window.horizon, config.model, config.fit)
-    windows = held_out(loaded.panel, config.window.horizon, config.fit).validation
+    windows = split_panel(loaded.panel, config.window.horizon, config.fit).validation
     judged = judge_trial(loaded, windows, config.window.horizon, settings.metric)
     with open_study(optuna, folder, key, loaded, config, settings) as study:
         while len(done := finished_trials(study)) < settings.n_trials:

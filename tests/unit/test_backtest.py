@@ -24,7 +24,7 @@ from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError
 from forecast.finetuning.finetune import finetune
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.training.fit import fit
@@ -294,7 +294,7 @@ def test_refits_are_as_many_as_asked_for(
 def carried_forecasts(artifact: Artifact, panel: Panel, windows: WindowIndex) -> np.ndarray:
     """What `score.state` makes at a cutoff."""
     network = artifact.network
-    carried = Carried.blank(network, panel.n_series)
+    carried = StateStore.blank(network, panel.n_series)
     segments = segments_since(panel, windows, network.shape.segment_length)
     advance(network, PanelTensors(panel, unit=network.shape.unit), windows, segments, carried)
     return predict(artifact, panel, windows, carried=carried).tuned

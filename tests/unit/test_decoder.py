@@ -181,7 +181,7 @@ def test_a_training_on_own_samples_that_was_killed_goes_on_to_the_same_model(
     assert resumed.curve == made["own"].curve
     # The share has grown with the steps: the last of thirty begins with 29 done.
     for result in (resumed, made["own"]):
-        assert result.artifact.network.own_share == pytest.approx(0.5 * 29 / 30)
+        assert result.artifact.network.sampled_share == pytest.approx(0.5 * 29 / 30)
 
 
 def test_several_networks_with_paths_forecast_the_mean_of_their_quantiles(train: Train, counts: Loaded) -> None:

@@ -24,13 +24,13 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network import panel_statistics
 from forecast.models.network.ensemble import members_of
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.losses import validated
+from forecast.models.network.losses import validation_loss
 from forecast.prediction.predict import predict
 from forecast.training import linear_skip, member, skips
 from forecast.training.budget import Budget
-from forecast.training.callbacks import KeepBest
+from forecast.training.callbacks import BestWeights
 from forecast.training.result import FitResult
-from forecast.training.split import held_out
+from forecast.training.split import split_panel
 from forecast.training.teacher import Teacher
 from forecast.training.trainer import Job
 from forecast.training.trainer import train as run_training
@@ -136,7 +136,7 @@ def test_a_line_that_the_latest_weeks_have_outdated_is_mixed_with_what_is_not_fi
         return float(made.summary["skip_share"]), float(np.abs(median - actual).mean())
 
     share, error = result()
-    monkeypatch.setattr(linear_skip, "mixture", lambda best, *_: best)
+    monkeypatch.setattr(linear_skip, "stack", lambda best, *_: best)
     whole, alone = result()
     assert 0 < share < whole == 1
     assert error < 0.97 * alone
@@ -151,7 +151,7 @@ def test_a_mixture_has_the_least_loss_of_all() -> None:
         def loss(shares: torch.Tensor) -> float:
             return float((shares @ parts - aim).square().sum())  # noqa: B023
 
-        found = skips._least_mixture(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), loss)
+        found = skips.stacking_weights(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), loss)
         every = [(a / 20, b / 20, (20 - a - b) / 20) for a in range(21) for b in range(21 - a)]
         least = min(loss(torch.tensor(shares, dtype=torch.float64)) for shares in every)
         assert float(found.sum()) == pytest.approx(1.0)
@@ -163,7 +163,7 @@ def test_a_mixture_has_the_least_loss_of_all() -> None:
 def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
     train: Train, table: Table, loaded: Load, monkeypatch: pytest.MonkeyPatch, classes: bool
 ) -> None:
-    monkeypatch.setattr(linear_skip, "mixture", lambda best, *_: best)  # Shares of a mixture would move as well.
+    monkeypatch.setattr(linear_skip, "stack", lambda best, *_: best)  # Shares of a mixture would move as well.
     wave = np.sin(np.arange(160) * 2 * np.pi / 12) + 0.1 * np.random.default_rng(0).normal(size=160)
     head = {"head": "categorical"} if classes else {"transform": "none"}
 
@@ -175,13 +175,13 @@ def test_in_the_end_validation_is_fitted_on_too_and_what_is_held_out_is_not(
         choice = [found.summary[name] for name in ("skip", "skip_penalty", "skip_constant") if name in found.summary]
         return state(found.artifact)["class_skip.latest" if classes else "skip"], choice
 
-    (plain, chosen), (validation, again), (held_out, _) = (
+    (plain, chosen), (validation, again), (split_panel, _) = (
         skip(slice(0, 0)),
         skip(slice(125, 153)),
         skip(slice(153, 160)),
     )
     assert chosen == again
-    torch.testing.assert_close(plain, held_out, rtol=0, atol=0)
+    torch.testing.assert_close(plain, split_panel, rtol=0, atol=0)
     assert not torch.equal(plain, validation)
 
 
@@ -743,7 +743,7 @@ def test_a_network_is_not_trained_on_another_scale_than_its_own(train: Train, nu
     config = FitConfig(max_steps=1, origins=2, accelerator="cpu", holdout_windows=4, validation_windows=4)
     job = Job(network, config, numeric.panel, lengths, windows, Budget(1, None))
     with pytest.raises(AssertionError, match="another scale"):
-        run_training(job, PanelTensors(numeric.panel), KeepBest(network, 1.0, 1, None), None)
+        run_training(job, PanelTensors(numeric.panel), BestWeights(network, 1.0, 1, None), None)
 
 
 # --- ensembles
@@ -777,9 +777,9 @@ def test_what_validation_judges_has_not_been_fitted_on_it(
     alone = train(weekly_loaded, **MEMBERS)
     for result in (alone, ensemble):
         network, panel = result.validation_artifact.network, weekly_loaded.panel
-        windows = held_out(panel, 7, FitConfig(holdout_windows=4, validation_windows=4)).validation
+        windows = split_panel(panel, 7, FitConfig(holdout_windows=4, validation_windows=4)).validation
         data = PanelTensors(panel, unit=network.shape.unit)
-        assert validated(network, data, windows) == pytest.approx(result.summary["val/loss"], rel=1e-6)
+        assert validation_loss(network, data, windows) == pytest.approx(result.summary["val/loss"], rel=1e-6)
         for before, after in zip(members_of(network), members_of(result.artifact.network), strict=True):
             changed = {
                 name

@@ -13,7 +13,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
 from forecast.finetuning.finetune import finetune
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
 from forecast.training.result import FitResult
@@ -177,7 +177,7 @@ def test_any_level_keeps_its_variation(table: Table, loaded: Load, train: Train,
 
     index = found.panel.last_index
     windows = windows_at(found.panel, index)
-    carried = Carried.blank(artifact.network, found.panel.n_series)
+    carried = StateStore.blank(artifact.network, found.panel.n_series)
     segments = segments_since(found.panel, windows, artifact.network.shape.segment_length)
     advance(artifact.network, PanelTensors.of(found.panel, artifact.network), windows, segments, carried)
     step_by_step = predict(artifact, found.panel, windows, carried=carried).tuned

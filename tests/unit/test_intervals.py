@@ -82,17 +82,17 @@ def test_a_stretched_distribution_keeps_its_median_and_multiplies_its_distances(
     else:
         arguments = torch.rand(5, 3, head.n_parameters, generator=generator, dtype=torch.float64) + 2.5
     before = head.quantiles(arguments)
-    after = head.quantiles(head.stretched(arguments, torch.tensor(1.7)))
+    after = head.quantiles(head.scale_width(arguments, torch.tensor(1.7)))
     torch.testing.assert_close(after[..., 3], before[..., 3])
     torch.testing.assert_close(after - after[..., [3]], 1.7 * (before - before[..., [3]]), rtol=1e-6, atol=1e-6)
-    assert torch.equal(head.stretched(arguments, torch.tensor(1.0)), arguments)
+    assert torch.equal(head.scale_width(arguments, torch.tensor(1.0)), arguments)
 
 
 @pytest.mark.parametrize("kind", ["poisson", "negative_binomial", "tweedie"])
 def test_a_distribution_without_a_scale_stays_as_it_is(kind: str) -> None:
     head = make_head(kind, LEVELS)
     arguments = torch.rand(4, head.n_parameters) + 1
-    assert torch.equal(head.stretched(arguments, torch.tensor(1.7)), arguments)
+    assert torch.equal(head.scale_width(arguments, torch.tensor(1.7)), arguments)
 
 
 def test_more_windows_bring_the_scale_nearer_to_one() -> None:

@@ -43,7 +43,7 @@ def test_a_model_that_runs_away_gives_way_to_the_last_season(panel: pl.DataFrame
     sound = fc.forecast(artifact, panel).frame
     assert set(sound["source"]) == {"pretrained"}
     shift = artifact.network.output_bias.detach().clone()
-    artifact.network.output_bias.data[:, artifact.network.head.location] += 1e4
+    artifact.network.output_bias.data[:, artifact.network.head.location_index] += 1e4
     try:
         wild = fc.forecast(artifact, panel).frame
     finally:

@@ -16,15 +16,15 @@ from forecast.data.windows import windows_at
 from forecast.errors import ConfigError
 from forecast.finetuning.finetune import finetune
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, members_of, together
-from forecast.models.network.losses import validated
+from forecast.models.network.ensemble import Ensemble, as_ensemble, members_of
+from forecast.models.network.losses import validation_loss
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.prediction.predict import predict
 from forecast.pretraining.pretrained_network import checked, of_model, of_package
 from forecast.pretraining.zero_shot import universal_member, zero_shot
 from forecast.training import member_fit
 from forecast.training.result import FitResult
-from forecast.training.split import held_out
+from forecast.training.split import split_panel
 from forecast.training.stacking import share_of
 
 Table = Callable[..., pl.DataFrame]
@@ -96,9 +96,9 @@ def test_the_loss_that_is_told_is_that_of_the_mean_with_its_intervals(
     made = train(wild, model={"skip": False, "init": NANO}, max_steps=0)
     assert made.summary["interval_scale"] != 1
     settings = FitConfig(holdout_windows=4, validation_windows=4)
-    windows = held_out(wild.panel, 7, settings).validation
+    windows = split_panel(wild.panel, 7, settings).validation
     network = stacked(made.validation_artifact).network
-    loss = validated(network, PanelTensors.of(wild.panel, network), windows)
+    loss = validation_loss(network, PanelTensors.of(wild.panel, network), windows)
     assert made.summary["val/loss"] == pytest.approx(loss, rel=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_changes_by_gradient_are_made_to_the_network_of_the_panel_alone(panel: L
     """And they are judged, and forecast, with its share of the mean."""
     base = train(panel, max_steps=0, holdout_windows=1).artifact
     pretrained = universal_member(NANO, panel.panel, base.network.shape, base.model)  # type: ignore[arg-type]
-    mixed = replace(base, network=together([*members_of(base.network), pretrained], [0.6, 0.4]))
+    mixed = replace(base, network=as_ensemble([*members_of(base.network), pretrained], [0.6, 0.4]))
     keep = {"gate": "strict", "min_gain": 0.0, "min_windows_better": 0.0, "steps": 10, "gate_windows": 2}
     settings = FinetuneSettings.model_validate({"kind": kind, "accelerator": "cpu", **keep})
     tuned = finetune(mixed, panel.panel, settings)

@@ -22,7 +22,7 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.metrics.seasonal_naive import future_values
 from forecast.prediction.predict import predict
-from forecast.training.split import held_out
+from forecast.training.split import split_panel
 from forecast.tuning.tune import Trial, TuneResult, tune
 
 MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}
@@ -78,7 +78,7 @@ def test_the_best_of_the_trials_is_returned_with_its_settings(
     assert value == complete["value"].min()
     assert given == result.trials["value"][0], "the first trial has the settings as given"
     assert json.loads(result.trials["settings"][0]) == {}
-    windows = held_out(weekly_loaded.panel, 7, result.config.fit).validation
+    windows = split_panel(weekly_loaded.panel, 7, result.config.fit).validation
     best = trials[result.best].result
     assert best is not None
     assert value == pytest.approx(wql(best.validation_artifact, weekly_loaded, windows), rel=1e-5)

@@ -10,7 +10,7 @@ from forecast.models.adapters import stacked
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.network.output import Output, Past
+from forecast.models.network.output import EncoderState, Output
 from forecast.models.tunable import AnyTunable
 
 # Most recent values of the window that a series' own map sees, at most.
@@ -69,7 +69,7 @@ class Bank:
         """Return what is stated with the changes of each series, of kind `head`, in units of scale."""
         weight, width = (self.tensors[name][rows].to(features) for name in ("weight", "width"))
         shift = torch.einsum("bf,bfh->bh", features, weight).unflatten(1, (columns.shape[1], -1))
-        return head.changed(columns, shift, width[:, None])
+        return head.shift_and_scale(columns, shift, width[:, None])
 
     def arguments(
         self,
@@ -77,7 +77,7 @@ class Bank:
         batch: Batch,
         origins: Int[Tensor, " origin"],
         rows: Int[Tensor, " batch"],
-        past: Past | None = None,
+        past: EncoderState | None = None,
     ) -> Float[Tensor, "batch origin horizon argument"]:
         """Return the distributions with the changes of each window's series, of the other kinds.
 

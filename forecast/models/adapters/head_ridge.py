@@ -71,7 +71,7 @@ def at_origins(
     held: list[tuple[Tensor, ...]] = []
     for given in alone(network, data, series, usable, held_out(network.shape.horizon, n_windows)):
         output, target, weight = forecast(network, given)
-        held.append((output.head.columns(output.arguments), head_features(output, network.shape), target, weight))
+        held.append((output.head.predicted(output.arguments), head_features(output, network.shape), target, weight))
     rest = (torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*held, strict=True))
     return Origins(every, features, residual, *rest)
 

@@ -56,7 +56,7 @@ class Descent:
 
 
 def fitting(network: AnyTunable) -> AnyTunable:
-    """Return a copy to take gradients through: small numbers count, which forecasts leave out (`Head.calmed`)."""
+    """Return a copy for gradients: small changes count, which forecasts drop (`Head.soft_threshold`)."""
     other = copy.deepcopy(network)
     other.threshold.zero_()
     if isinstance(other, UniversalForecaster):

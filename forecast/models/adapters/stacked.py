@@ -14,7 +14,7 @@ from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.encoder import Encoder
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.output import Output, Past
+from forecast.models.network.output import EncoderState, Output
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster
 
@@ -78,7 +78,7 @@ def forecasts(
     changes: Changes,
     batch: Batch,
     origins: Int[Tensor, " origin"],
-    pasts: Sequence[Past] | None = None,
+    pasts: Sequence[EncoderState] | None = None,
 ) -> tuple[Float[Tensor, "batch origin horizon argument"], Frame]:
     """Return the distributions that each series forecasts with its changes: `batch` holds as many windows of each.
 

@@ -27,7 +27,7 @@ class Head(nn.Module, ABC):
     start_levels: Tensor
     mean_weights: Tensor
     n_parameters: int
-    location = 0
+    location_index = 0
     """Which of the parameters moves the forecast."""
     counts = False
     """Whether targets and quantiles are whole numbers."""
@@ -39,8 +39,8 @@ class Head(nn.Module, ABC):
     """Whether its exponential has no mean."""
     estimates_mean = False
     """Whether its likelihood is greatest at the mean of the targets: no loss of it may depend on the outcome."""
-    n_fed = 3
-    """Features that `fed` gives."""
+    n_decoder_inputs = 3
+    """Features that `decoder_input` gives."""
 
     def __init__(self, levels: Sequence[float], start_levels: Sequence[float] = _START_LEVELS) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Head(nn.Module, ABC):
         """Return independent draws from each distribution."""
 
     @abstractmethod
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters for errors of the skip, in units of spread, with these quantiles at `start_levels`."""
@@ -99,7 +99,7 @@ class Head(nn.Module, ABC):
         values = values.clamp(min=0) if self.positive or (self.nonnegative and whole) else values
         return values.round() if self.counts and whole else values
 
-    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+    def location(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the one number that residuals are taken from."""
         return self.mean(arguments)
 
@@ -109,13 +109,13 @@ class Head(nn.Module, ABC):
         """Return a loss that can be compared with that of `marginal`, which is known by samples only."""
         return pinball(self.quantiles(arguments), target, self.levels)
 
-    def drawn(
+    def sample_at(
         self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
         """Return a draw from each distribution: its quantile at a uniform random number."""
         return self.quantiles(arguments, uniform[..., None])[..., 0]
 
-    def fed(
+    def decoder_input(
         self,
         values: Float[Tensor, "*axes"],
         observed: Bool[Tensor, "*axes"],
@@ -131,7 +131,7 @@ class Head(nn.Module, ABC):
         surprise = torch.asinh((values - linear) / spread)
         return torch.stack([torch.asinh(values), surprise, observed.to(values.dtype)], dim=-1)
 
-    def pooled(
+    def marginal_arguments(
         self, arguments: Float[Tensor, "*axes path argument"], values: Float[Tensor, "*axes path"]
     ) -> Float[Tensor, "*axes pooled"]:
         """Return the arguments of `marginal` for one step: from the distributions of all paths, and what they drew.
@@ -141,10 +141,10 @@ class Head(nn.Module, ABC):
         return torch.cat([values.sort(dim=-1).values, self.mean(arguments).mean(-1, keepdim=True)], dim=-1)
 
     def marginal(self) -> "Head | SampledHead":
-        """Return what reads the arguments that `pooled` returns."""
+        """Return what reads the arguments that `marginal_arguments` returns."""
         return SampledHead(self.levels, median=self.median, counts=self.counts, heavy_tailed=self.heavy_tailed)
 
-    def widened(
+    def enforce_min_gap(
         self,
         parameters: Float[Tensor, "*axes parameter"],
         least_gap: float,  # noqa: ARG002
@@ -152,7 +152,7 @@ class Head(nn.Module, ABC):
         """Return parameters from which training can start: quantiles on top of each other hardly learn to part."""
         return parameters
 
-    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes column"]:
+    def predicted(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes column"]:
         """Return what is stated of each step: the quantiles."""
         return self.quantiles(arguments)
 
@@ -162,7 +162,7 @@ class Head(nn.Module, ABC):
         """Return the loss of what is stated: the pinball loss of the quantiles."""
         return pinball(columns, target, self.levels)
 
-    def changed(
+    def shift_and_scale(
         self,
         columns: Float[Tensor, "*axes column"],
         shift: Float[Tensor, "*axes shift"],
@@ -176,9 +176,9 @@ class Head(nn.Module, ABC):
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes shift"]:
         """Return what a shift should make up for: how far the target is from the centre."""
-        return (target - self.centre(arguments))[..., None]
+        return (target - self.location(arguments))[..., None]
 
-    def stretched(
+    def scale_width(
         self,
         arguments: Float[Tensor, "*axes argument"],
         factor: Float[Tensor, ""],  # noqa: ARG002
@@ -186,11 +186,13 @@ class Head(nn.Module, ABC):
         """Return the distribution with its distances from the median times `factor`; as it is where it has no scale."""
         return arguments
 
-    def calmed(
+    def soft_threshold(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters whose location is moved towards 0 by `threshold`, to 0 where it was nearer."""
-        below, middle, above = parameters.split([self.location, 1, self.n_parameters - self.location - 1], dim=-1)
+        below, middle, above = parameters.split(
+            [self.location_index, 1, self.n_parameters - self.location_index - 1], dim=-1
+        )
         calm = middle.sign() * (middle.abs() - threshold).clamp(min=0)
         return torch.cat([below, calm, above], dim=-1)
 

@@ -22,7 +22,7 @@ class CategoricalHead(Head):
         super().__init__(levels)
         self.n_classes = n_classes
         self.n_parameters = n_classes
-        self.n_fed = n_classes + 1
+        self.n_decoder_inputs = n_classes + 1
 
     def arguments(
         self,
@@ -44,7 +44,7 @@ class CategoricalHead(Head):
         """Return the log-loss."""
         return self.errors(arguments, target)
 
-    def fed(
+    def decoder_input(
         self,
         values: Float[Tensor, "*axes"],
         observed: Bool[Tensor, "*axes"],
@@ -59,7 +59,7 @@ class CategoricalHead(Head):
         told = torch.where(observed[..., None], came, linear.exp())
         return torch.cat([told, observed[..., None].to(linear.dtype)], dim=-1)
 
-    def pooled(
+    def marginal_arguments(
         self,
         arguments: Float[Tensor, "*axes path class"],
         values: Float[Tensor, "*axes path"],  # noqa: ARG002
@@ -71,7 +71,7 @@ class CategoricalHead(Head):
         """Return itself: the distribution over all paths is one of classes, too."""
         return self
 
-    def columns(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes class"]:
+    def predicted(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes class"]:
         """Return the probabilities of the classes."""
         return arguments.exp()
 
@@ -81,7 +81,7 @@ class CategoricalHead(Head):
         """Return the log-loss of probabilities."""
         return self.errors(_log(columns), target)
 
-    def changed(
+    def shift_and_scale(
         self,
         columns: Float[Tensor, "*axes class"],
         shift: Float[Tensor, "*axes class"],
@@ -120,7 +120,7 @@ class CategoricalHead(Head):
         sums = arguments.exp().cumsum(-1)
         return torch.searchsorted(sums, levels.contiguous()).clamp(max=self.n_classes - 1).to(arguments.dtype)
 
-    def parameters_of(
+    def init_parameters(
         self,
         quantiles: Float[Tensor, "*axes quantile"],
         least_gap: float,  # noqa: ARG002
@@ -128,7 +128,7 @@ class CategoricalHead(Head):
         """Return 0: the skip is a distribution already."""
         return quantiles.new_zeros(*quantiles.shape[:-1], self.n_parameters)
 
-    def calmed(
+    def soft_threshold(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes parameter"]:
         """Return the numbers, each moved towards 0 by `threshold`, to 0 where it was nearer."""

@@ -85,7 +85,7 @@ class PoissonHead(Head):
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         return torch.poisson(arguments[0], generator=generator)
 
-    def parameters_of(
+    def init_parameters(
         self,
         quantiles: Float[Tensor, "*axes quantile"],
         least_gap: float,  # noqa: ARG002
@@ -130,13 +130,13 @@ class NegativeBinomialHead(PoissonHead):
         size = (mean / excess).square()
         return torch.poisson(torch._standard_gamma(size, generator=generator) / size * mean, generator=generator)
 
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return 0 for the mean, as the Poisson head, and all the width of these quantiles as dispersion."""
         _, width, _ = fit_line(quantiles, torch.special.ndtri(self.start_levels.double()))
         return torch.cat(
-            [super().parameters_of(quantiles, least_gap), width_parameter(width, least_gap)[..., None]], -1
+            [super().init_parameters(quantiles, least_gap), width_parameter(width, least_gap)[..., None]], -1
         )
 
 

@@ -29,7 +29,7 @@ class NormalHead(Head):
         scale = frame.spread * (LEAST_WIDTH + functional.softplus(width))
         return torch.stack([linear + frame.spread * middle, scale, *self._shape(others)], dim=-1)
 
-    def stretched(
+    def scale_width(
         self, arguments: Float[Tensor, "*axes argument"], factor: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes argument"]:
         """Return the distribution with `factor` times its scale."""
@@ -70,7 +70,7 @@ class NormalHead(Head):
         noise = arguments.new_empty(*arguments.shape[:-1], count).normal_(generator=generator)
         return arguments[..., :1] + arguments[..., 1:2] * noise
 
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return location and scale of the line through the quantiles against those of the standard distribution."""
@@ -109,7 +109,7 @@ class StudentTHead(NormalHead):
         location = arguments[..., :1]
         return location + (super().samples(arguments, count, generator) - location) * wide
 
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return the parameters of the straightest line, among those of some degrees of freedom."""

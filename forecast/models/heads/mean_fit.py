@@ -31,7 +31,7 @@ def location_shift(
     low, high = -_MAX_SHIFT, _MAX_SHIFT
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        mean = head.mean(head.arguments(_with(parameters, head.location, middle, add=True), linear, frame))
+        mean = head.mean(head.arguments(_with(parameters, head.location_index, middle, add=True), linear, frame))
         if float(((mean - target).double() * weight).sum()) > 0:
             high = middle
         else:

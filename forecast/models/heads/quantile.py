@@ -25,7 +25,7 @@ class QuantileHead(Head):
     def __init__(self, levels: Sequence[float]) -> None:
         super().__init__(levels, levels)
         self.n_parameters = len(levels)
-        self.location = self.median
+        self.location_index = self.median
 
     def ordered(self, parameters: Float[Tensor, "*axes parameter"]) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles of the parameters, in the order of the levels."""
@@ -68,7 +68,7 @@ class QuantileHead(Head):
         uniform = torch.rand(shape, generator=generator, device=arguments.device, dtype=arguments.dtype)
         return self._interpolated(arguments, uniform.clamp(min=torch.finfo(uniform.dtype).eps))
 
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return the parameters that give these quantiles, at least `least_gap` apart."""
@@ -77,22 +77,22 @@ class QuantileHead(Head):
         median = quantiles[..., self.median : self.median + 1]
         return torch.cat([inverse[..., : self.median], median, inverse[..., self.median :]], dim=-1)
 
-    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+    def location(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the median."""
         return arguments[..., self.median]
 
-    def stretched(
+    def scale_width(
         self, arguments: Float[Tensor, "*axes quantile"], factor: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes quantile"]:
         """Return quantiles whose distances from the median are `factor` times as large."""
         centre = arguments[..., self.median : self.median + 1]
         return torch.lerp(centre, arguments, factor.to(arguments))
 
-    def widened(
+    def enforce_min_gap(
         self, parameters: Float[Tensor, "*axes parameter"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters of the same quantiles, at least `least_gap` apart."""
-        return self.parameters_of(self.ordered(parameters), least_gap)
+        return self.init_parameters(self.ordered(parameters), least_gap)
 
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""

@@ -42,11 +42,11 @@ class SampledHead(nn.Module):
         """Return the mean."""
         return arguments[..., -1]
 
-    def centre(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
+    def location(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the one number that residuals are taken from: the median, but the mean of counts."""
         return self.mean(arguments) if self.counts else self.quantiles(arguments)[..., self.median]
 
-    def columns(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
+    def predicted(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
         """Return what is stated of each step: the quantiles."""
         return self.quantiles(arguments)
 
@@ -54,7 +54,7 @@ class SampledHead(nn.Module):
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes shift"]:
         """Return what a shift should make up for, as `Head.residual`."""
-        return (target - self.centre(arguments))[..., None]
+        return (target - self.location(arguments))[..., None]
 
     def scores(
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]

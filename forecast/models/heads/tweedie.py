@@ -46,13 +46,13 @@ class TweedieHead(PoissonHead):
         standard = tweedie_distribution.quantiles(rate[..., 0].cpu().numpy(), levels.tolist(), self.power)
         return scale * torch.from_numpy(standard).to(scale)
 
-    def drawn(
+    def sample_at(
         self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
-        """Return a draw from each distribution, made of a uniform random number (`tweedie.drawn`)."""
+        """Return a draw from each distribution, made of a uniform random number (`tweedie_distribution.sample_at`)."""
         location, divisor, mean, dispersion = arguments.double().unbind(-1)
         rate, scale = tweedie_distribution.rate_and_scale(mean, dispersion, self.power)
-        found = tweedie_distribution.drawn(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
+        found = tweedie_distribution.sample_at(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
         scaled: Tensor = (scale * torch.from_numpy(found).to(arguments.device) - location) / divisor
         return scaled.to(arguments.dtype)
 
@@ -62,10 +62,10 @@ class TweedieHead(PoissonHead):
             *tweedie_distribution.rate_and_scale(mean, dispersion, self.power), self.power, generator
         )
 
-    def parameters_of(
+    def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
         """Return 0 for the mean, as the Poisson head, and the dispersion of these quantiles around a mean of 1."""
         _, width, _ = fit_line(quantiles, torch.special.ndtri(self.start_levels.double()))
         dispersion = width_parameter(width.clamp(min=0).square(), least_gap)
-        return torch.cat([super().parameters_of(quantiles, least_gap), dispersion[..., None]], -1)
+        return torch.cat([super().init_parameters(quantiles, least_gap), dispersion[..., None]], -1)

@@ -138,7 +138,7 @@ def samples(
     return torch.where(count > 0, scale * drawn, 0.0)
 
 
-def drawn(uniform: Array, rate: Array, power: float) -> Array:
+def sample_at(uniform: Array, rate: Array, power: float) -> Array:
     """Return one draw of each distribution for Gamma draws of scale 1, made of a uniform random number in (0, 1).
 
     By inversion: the count is the Poisson's quantile there, and where in the count's share of the numbers it lies makes

@@ -29,7 +29,7 @@ class Frame(NamedTuple):
     """What exponential smoothing forecasts, in units of `divisor` around `location`; 0 without it."""
 
 
-def stretches(
+def gather_windows(
     values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
 ) -> Shaped[Tensor, "batch stretch {length} *features"]:
     """Return the `length` steps from each of `first` on."""
@@ -44,7 +44,7 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
     outcome, present = batch.target, batch.observed
     if batch.outcome is not None:
         outcome, present = batch.outcome.nan_to_num(0.0), torch.isfinite(batch.outcome)
-    values, observed = (stretches(part, first, shape.horizon) for part in (outcome, present))
+    values, observed = (gather_windows(part, first, shape.horizon) for part in (outcome, present))
     scaled = (values - frame.location[..., None]) / frame.divisor[..., None]
     return scaled * observed, observed & frame.begun[..., None]
 

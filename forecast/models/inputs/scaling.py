@@ -22,13 +22,13 @@ class Statistics(NamedTuple):
     """Latest observed value."""
     scale: Float[Tensor, "batch time"]
     """Standard deviation around the level; exactly 0 where all observed values are equal."""
-    begun: Bool[Tensor, "batch time"]
+    any_observed: Bool[Tensor, "batch time"]
     """Whether anything was observed yet; where not, the others are 0."""
     n_observed: Float[Tensor, "batch time"]
     """Number of observations that level and scale are taken over."""
 
 
-class Totals(NamedTuple):
+class RunningSums(NamedTuple):
     """What statistics need of all steps so far to go on from there."""
 
     sums: Float[Tensor, "batch sum"]
@@ -39,15 +39,15 @@ class Totals(NamedTuple):
     varied: Bool[Tensor, " batch"]
     """Whether any two observed values differ."""
 
-    def relative_to(self, level: Float[Tensor, " batch"] | None) -> "Totals":
+    def relative_to(self, level: Float[Tensor, " batch"] | None) -> "RunningSums":
         """Return the totals of values that `level` was taken off."""
         return self if level is None else self._shifted(-level)
 
-    def absolute(self, level: Float[Tensor, " batch"] | None) -> "Totals":
+    def absolute(self, level: Float[Tensor, " batch"] | None) -> "RunningSums":
         """Return what `relative_to` took."""
         return self if level is None else self._shifted(level)
 
-    def _shifted(self, by: Float[Tensor, " batch"]) -> "Totals":
+    def _shifted(self, by: Float[Tensor, " batch"]) -> "RunningSums":
         present = self.sums[:, 0] > 0
         return self._replace(
             first=torch.where(present, self.first + by, 0.0), last=torch.where(present, self.last + by, 0.0)
@@ -68,9 +68,9 @@ def continued_statistics(
     target: Float[Tensor, "batch time"],
     observed: Bool[Tensor, "batch time"],
     length: int,
-    before: Totals | None = None,
+    before: RunningSums | None = None,
     lead: int = 0,
-) -> tuple[Statistics, Totals]:
+) -> tuple[Statistics, RunningSums]:
     """Return `running_statistics` and the totals of all steps, those before the window included.
 
     `before` are the totals up to the first `lead` steps of the window, these included; the statistics of these, which
@@ -85,7 +85,7 @@ def continued_statistics(
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
     if before is None:
         empty = torch.zeros_like(target[:, 0])
-        before = Totals(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
+        before = RunningSums(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
     first_before, last_before = before.first.to(target.dtype), before.last.to(target.dtype)
     started = before.sums[:, :1] > 0
     last = torch.where(begun, last, last_before[:, None])
@@ -114,7 +114,7 @@ def continued_statistics(
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
     first = reference[:, 0].masked_fill(~begun[:, -1], 0.0)
-    totals = Totals(sums[..., -1].T, first.double(), last[:, -1].double(), varied[:, -1])
+    totals = RunningSums(sums[..., -1].T, first.double(), last[:, -1].double(), varied[:, -1])
     n_observed = (count * begun).to(target.dtype)
     return Statistics(level.to(target.dtype), last, scale.to(target.dtype), begun, n_observed), totals
 
@@ -132,5 +132,5 @@ def cold_start_scale(
     count = statistics.n_observed.clamp(min=1)
     usual = torch.maximum(relative * statistics.level.abs(), absolute) * (1 + 1 / count).sqrt()
     few = max(min(FEW, length), 2)
-    share = ((few - count) / (few - 1)).clamp(0, 1) * statistics.begun
+    share = ((few - count) / (few - 1)).clamp(0, 1) * statistics.any_observed
     return torch.lerp(statistics.scale, torch.maximum(statistics.scale, usual), share)

@@ -50,7 +50,7 @@ class Samples:
         """Return the samples with what a forecast leaves over as targets."""
         return replace(self, target=(self.target - forecast) * self.observed)
 
-    def every(self, stride: int) -> "Samples":
+    def subsample(self, stride: int) -> "Samples":
         """Return each `stride`-th sample."""
         return Samples(**{field.name: getattr(self, field.name)[::stride] for field in fields(self)})
 
@@ -68,7 +68,7 @@ class Spectrum(NamedTuple):
     """Without it, its row and column are 0."""
 
 
-def line(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
+def apply_linear(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
     """Return what a solution forecasts from windows."""
     return window @ solution[:-1] + solution[-1]
 
@@ -139,13 +139,13 @@ def solve_ridge(
     return solutions
 
 
-def robust(samples: Samples, prior: Solution) -> Samples:
+def huber_reweight(samples: Samples, prior: Solution) -> Samples:
     """Return the samples with less weight on windows whose mean absolute error is more than usual.
 
     A few windows whose level breaks would else bend the line for all (Huber 1964, by iteratively reweighted least
     squares: Holland & Welsch 1977). The errors are those of a solution for every fourth window.
     """
-    weighted = pilots = samples.every(_PILOTS)
+    weighted = pilots = samples.subsample(_PILOTS)
     for _ in range(_REWEIGHTINGS):
         (pilot,) = solve_ridge(weighted, prior, (_PILOT,))
         usual, error = _errors(pilots, pilot).median(), _errors(samples, pilot)
@@ -153,11 +153,11 @@ def robust(samples: Samples, prior: Solution) -> Samples:
             return samples
         inlying = (usual / error.clamp(min=1e-9)).clamp(max=1.0)
         result = replace(samples, weight=samples.weight * inlying)
-        weighted = result.every(_PILOTS)
+        weighted = result.subsample(_PILOTS)
     return result
 
 
-def near(samples: Samples) -> Samples:
+def downweight_far_targets(samples: Samples) -> Samples:
     """Return the samples with less weight on windows whose targets are far out on average, in units of scale.
 
     The first round of Huber's weights, by the errors of a forecast that stays at the location. Only for lines that are
@@ -167,7 +167,7 @@ def near(samples: Samples) -> Samples:
     return replace(samples, weight=samples.weight / (size / math.pi).clamp(min=1.0))
 
 
-def eventful(samples: Samples) -> Samples:
+def downweight_flat_windows(samples: Samples) -> Samples:
     """Return the samples with less weight on windows that vary by less than half of what is usual for their series.
 
     In units of their own scale, what follows a quiet stretch would else be far larger than all the rest. The weight is
@@ -183,7 +183,7 @@ def eventful(samples: Samples) -> Samples:
 
 def _errors(samples: Samples, solution: Solution) -> Float[Tensor, " sample"]:
     """Return the mean absolute error of each window."""
-    error = (samples.target - line(samples.window, solution)) * samples.observed
+    error = (samples.target - apply_linear(samples.window, solution)) * samples.observed
     return error.abs().sum(1) / samples.observed.sum(1).clamp(min=1)
 
 
@@ -197,7 +197,7 @@ def _cross(samples: Samples, prior: Solution) -> Float[Tensor, "context+1 horizo
     """Return z'w(y - z prior) in float64."""
     cross = torch.zeros(prior.shape, dtype=torch.float64, device=prior.device)
     for part in _chunks(samples):
-        rest = (samples.target[part] - line(samples.window[part], prior)) * samples.observed[part]
+        rest = (samples.target[part] - apply_linear(samples.window[part], prior)) * samples.observed[part]
         cross += _features(samples, part).T @ (rest * samples.weight[part, None].sqrt()).double()
     return cross
 

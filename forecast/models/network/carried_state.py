@@ -15,17 +15,17 @@ from torch import Tensor
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.inputs.scaling import Totals
+from forecast.models.inputs.scaling import RunningSums
 from forecast.models.network.ensemble import Forecaster, recurrent_members
-from forecast.models.network.output import Past
+from forecast.models.network.output import EncoderState
 
 _BATCH_SIZE = 512
 # Steps that go in at a time, about: memory does not depend on the length of a history.
 _STEPS = 1024
 
 
-class Carried(NamedTuple):
-    """A past of each series for each recurrent network of an ensemble (`Past`, `Totals`).
+class StateStore(NamedTuple):
+    """A past of each series for each recurrent network of an ensemble (`EncoderState`, `RunningSums`).
 
     On one device, of which the memory depends on the number of series: that of the host, mostly. The pasts of a batch
     are taken from there and put back there.
@@ -38,7 +38,7 @@ class Carried(NamedTuple):
     varied: Bool[Tensor, " series"]
 
     @classmethod
-    def blank(cls, network: Forecaster, n_series: int) -> "Carried":
+    def blank(cls, network: Forecaster, n_series: int) -> "StateStore":
         """Return the pasts of series of which nothing has gone in."""
         members = recurrent_members(network)
         shape = (0, 0, 0, 0)
@@ -49,14 +49,14 @@ class Carried(NamedTuple):
         sums = torch.zeros(n_series, 3, dtype=torch.float64)
         return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
 
-    def of(self, series: Int[Tensor, " batch"]) -> list[Past]:
+    def of(self, series: Int[Tensor, " batch"]) -> list[EncoderState]:
         """Return the pasts of some series, one for each network, on the device of `series`."""
         carry, *sums = (values[series.to(values.device)].to(series.device) for values in self)
-        totals = Totals(*sums)
+        totals = RunningSums(*sums)
         by_member = carry.permute(1, 2, 3, 0, 4).contiguous()
-        return [Past(tuple(parts), totals) for parts in by_member]
+        return [EncoderState(tuple(parts), totals) for parts in by_member]
 
-    def put(self, series: Int[Tensor, " batch"], pasts: Sequence[Past]) -> None:
+    def put(self, series: Int[Tensor, " batch"], pasts: Sequence[EncoderState]) -> None:
         """Write the pasts of some series, one for each network."""
         carry = torch.stack([torch.stack(past.carry) for past in pasts]).permute(3, 0, 1, 2, 4)
         for values, made in zip(self, (carry, *pasts[0].totals), strict=True):
@@ -76,7 +76,7 @@ def segments_since(panel: Panel, windows: WindowIndex, length: int) -> IntArray:
 
 @torch.inference_mode()
 def advance(
-    network: Forecaster, data: PanelTensors, windows: WindowIndex, segments: IntArray, carried: Carried
+    network: Forecaster, data: PanelTensors, windows: WindowIndex, segments: IntArray, carried: StateStore
 ) -> None:
     """Let the latest `segments`, [n], of those before the one that ends at each cutoff go in, and update `carried`."""
     members = recurrent_members(network)

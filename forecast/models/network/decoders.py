@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from forecast.config import ModelConfig
-from forecast.models.network.encoder import Carry, Encoder
+from forecast.models.network.encoder import Encoder, HiddenState
 
 
 class SegmentDecoder(nn.Module):
@@ -55,13 +55,13 @@ class AutoregressiveDecoder(nn.Module):
         self.begin = nn.Linear(summary_size, _state_size(self.recurrent))
         self.output = nn.Linear(config.hidden_size, config.decoder_size)
 
-    def start(self, summary: Float[Tensor, "row summary"]) -> Carry:
+    def start(self, summary: Float[Tensor, "row summary"]) -> HiddenState:
         """Return the state before the first step."""
         return _carry(self.begin(summary), self.recurrent)
 
     def forward(
-        self, inputs: Float[Tensor, "row step input"], carry: Carry
-    ) -> tuple[Float[Tensor, "row step feature"], Carry]:
+        self, inputs: Float[Tensor, "row step input"], carry: HiddenState
+    ) -> tuple[Float[Tensor, "row step feature"], HiddenState]:
         """Return the features of the next steps, one or more, and the state after them."""
         outputs, carry = self.recurrent(inputs, carry)
         return self.output(outputs), carry
@@ -119,7 +119,7 @@ def _state_size(recurrent: Encoder) -> int:
     return recurrent.hidden_size * (1 + (recurrent.mode == "LSTM"))
 
 
-def _carry(state: Float[Tensor, "row state"], recurrent: Encoder) -> Carry:
+def _carry(state: Float[Tensor, "row state"], recurrent: Encoder) -> HiddenState:
     """Return output and, for an LSTM, cell."""
     output, *cell = (part.contiguous() for part in state[None].split(recurrent.hidden_size, dim=-1))
     return torch.tanh(output), *cell

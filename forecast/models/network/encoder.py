@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from forecast.config import ModelConfig
 
-Carry: TypeAlias = tuple[Float[Tensor, "row batch hidden"], ...]
+HiddenState: TypeAlias = tuple[Float[Tensor, "row batch hidden"], ...]
 """What a stack needs to go on: the outputs of its layers and, for an LSTM, their cells.
 
 Layer after layer, the last `dilation` steps of each, oldest first: `sum(dilations)` rows. Without dilations these are
@@ -92,8 +92,8 @@ class Encoder(nn.RNNBase):
                 blocks[1].fill_(self.forget_bias)
 
     def forward(
-        self, inputs: Float[Tensor, "batch step input"], carry: Carry | None = None
-    ) -> tuple[Float[Tensor, "batch step hidden"], Carry]:
+        self, inputs: Float[Tensor, "batch step input"], carry: HiddenState | None = None
+    ) -> tuple[Float[Tensor, "batch step hidden"], HiddenState]:
         """Return the outputs of the last layer at each step (one or more), and the carry after the last step.
 
         `carry` is what a call for the steps before returned; without it, states start at zero. Outside of training, a
@@ -130,8 +130,8 @@ class Encoder(nn.RNNBase):
         return masks, weights
 
     def _encoded(
-        self, inputs: Tensor, carry: Carry, masks: list[Tensor | None], weights: list[list[Tensor]]
-    ) -> tuple[Tensor, Carry]:
+        self, inputs: Tensor, carry: HiddenState, masks: list[Tensor | None], weights: list[list[Tensor]]
+    ) -> tuple[Tensor, HiddenState]:
         if masks[0] is None and not (self.residual or self.written) and max(self.dilations) == 1:
             every = [values for layer in weights for values in layer]
             return self._kernel(inputs, carry, every, self.dropout, batch_first=True)
@@ -148,8 +148,8 @@ class Encoder(nn.RNNBase):
         return outputs.transpose(0, 1), tuple(torch.cat(parts) for parts in zip(*after, strict=True))
 
     def _layer(
-        self, inputs: Float[Tensor, "step batch input"], state: Carry, weights: list[Tensor]
-    ) -> tuple[Float[Tensor, "step batch hidden"], Carry]:
+        self, inputs: Float[Tensor, "step batch input"], state: HiddenState, weights: list[Tensor]
+    ) -> tuple[Float[Tensor, "step batch hidden"], HiddenState]:
         """Return outputs and state of a layer whose dilation is the number of rows of `state`."""
         dilation, batch = state[0].shape[:2]
         outputs = []
@@ -165,8 +165,14 @@ class Encoder(nn.RNNBase):
         return torch.cat(outputs), state
 
     def _kernel(
-        self, inputs: Tensor, carry: Carry, weights: list[Tensor], dropout: float = 0.0, *, batch_first: bool = False
-    ) -> tuple[Tensor, Carry]:
+        self,
+        inputs: Tensor,
+        carry: HiddenState,
+        weights: list[Tensor],
+        dropout: float = 0.0,
+        *,
+        batch_first: bool = False,
+    ) -> tuple[Tensor, HiddenState]:
         if self.written:
             return self._steps(inputs, carry, *weights)
         states = carry if self.mode == "LSTM" else carry[0]
@@ -178,12 +184,12 @@ class Encoder(nn.RNNBase):
     def _steps(
         self,
         inputs: Float[Tensor, "step batch input"],
-        carry: Carry,
+        carry: HiddenState,
         input_weight: Tensor,
         weight: Tensor,
         input_bias: Tensor,
         bias: Tensor,
-    ) -> tuple[Float[Tensor, "step batch hidden"], Carry]:
+    ) -> tuple[Float[Tensor, "step batch hidden"], HiddenState]:
         """Return what the kernel does, for one layer; the equations are those of `torch.nn`."""
         state, *cell = (part[0] for part in carry)
         outputs = []

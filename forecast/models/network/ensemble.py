@@ -15,7 +15,7 @@ from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.output import Output, Past
+from forecast.models.network.output import EncoderState, Output
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
 
 
@@ -54,7 +54,9 @@ class Ensemble(nn.Module):
         mean: Tensor = torch.tensordot(stacked.new_tensor(self.shares), stacked, 1)
         return mean
 
-    def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
+    def forward(
+        self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[EncoderState] | None = None
+    ) -> Output:
         """Return forecasts in units of the first member, as `RecurrentForecaster.forward`.
 
         `pasts` are those of the recurrent members.
@@ -69,12 +71,12 @@ class Ensemble(nn.Module):
         # The arguments of a quantile head are its quantiles.
         return Output(self._mean(_in_one_frame(outputs)), outputs[0].state, frame, self.head, attention)
 
-    def each(self, batch: Batch, origins: Int[Tensor, " origin"]) -> tuple[list[Tensor], Frame]:
+    def member_quantiles(self, batch: Batch, origins: Int[Tensor, " origin"]) -> tuple[list[Tensor], Frame]:
         """Return the quantiles of each member, in the frame of the first, and that."""
         outputs = self._outputs(batch, origins, None)
         return _in_one_frame(outputs), outputs[0].frame
 
-    def _outputs(self, batch: Batch, origins: Tensor, pasts: Sequence[Past] | None) -> list[Output]:
+    def _outputs(self, batch: Batch, origins: Tensor, pasts: Sequence[EncoderState] | None) -> list[Output]:
         carried, outputs = iter(pasts or ()), []
         for member in members_of(self):
             window = batch.since(self.shape.context_length - member.shape.context_length)
@@ -122,14 +124,14 @@ def tunable(network: Forecaster) -> tuple[Member, float] | None:
     return members[0], 1.0 if shares is None else shares[every.index(members[0])]
 
 
-def the_tunable(network: Forecaster) -> tuple[Member, float]:
+def require_tunable(network: Forecaster) -> tuple[Member, float]:
     """Return what `tunable` does, of a network that has one."""
     found = tunable(network)
     assert found is not None
     return found
 
 
-def together(members: Sequence[Member], shares: Sequence[float] | None = None) -> Forecaster:
+def as_ensemble(members: Sequence[Member], shares: Sequence[float] | None = None) -> Forecaster:
     """Return the one network, or the ensemble of several; members without a share are left out."""
     if shares is not None:
         kept = [(member, share) for member, share in zip(members, shares, strict=True) if share > 0]
@@ -137,7 +139,7 @@ def together(members: Sequence[Member], shares: Sequence[float] | None = None) -
     return members[0] if len(members) == 1 else Ensemble(members, shares).eval()
 
 
-def member_of(shape: dict[str, Any], config: ModelConfig) -> Member:
+def build_member(shape: dict[str, Any], config: ModelConfig) -> Member:
     """Return a new network of a shape that `to_json` wrote."""
     if "checkpoint" in shape:
         return UniversalForecaster(UniversalShape.from_json(shape), config)

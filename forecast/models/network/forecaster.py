@@ -13,7 +13,7 @@ from forecast.models.heads.base import Head
 from forecast.models.heads.factory import make_head
 from forecast.models.heads.sampled import SampledHead
 from forecast.models.inputs.batch import Batch
-from forecast.models.inputs.frame import Frame, stretches, targets
+from forecast.models.inputs.frame import Frame, gather_windows, targets
 from forecast.models.inputs.scaling import (
     Statistics,
     cold_start_scale,
@@ -24,10 +24,10 @@ from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
 from forecast.models.linear import smoothing
 from forecast.models.linear.markov import ClassSkip, class_counts
-from forecast.models.linear.ridge import line
+from forecast.models.linear.ridge import apply_linear
 from forecast.models.network.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.network.encoder import Encoder
-from forecast.models.network.output import Output, Past, Reading
+from forecast.models.network.output import DecoderInputs, EncoderState, Output
 from forecast.models.tunable import Tunable
 
 # Normalised values are kept within this range where they enter the network; the linear path keeps at least those of
@@ -50,14 +50,15 @@ _STEP_HIDDEN = 64
 _NUMBERS = 1 << 22
 
 
-class RecurrentForecaster(Tunable[Reading]):
+class RecurrentForecaster(Tunable[DecoderInputs]):
     """forecast = location + scale * (linear skip + network), at any step of the window.
 
     All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
     of the skip's residuals: an untrained network forecasts what the closed-form solution does.
 
-    An autoregressive decoder is told true values in training (teacher forcing), and some of its own (`own_share`). In
-    evaluation mode it reads no target and forecasts the distribution of sampled paths, at each step.
+    In training, an autoregressive decoder reads true values (teacher forcing), and its own samples at a share of the
+    steps (`sampled_share`). In evaluation mode it reads no target and forecasts the distribution of sampled paths, at
+    each step.
     """
 
     skip: Tensor
@@ -123,10 +124,10 @@ class RecurrentForecaster(Tunable[Reading]):
         n_season = (n_value + 1 + n_around) * len(shape.season_lags)
         n_season += self.n_known_values * bool(shape.season_lags)
         n_step = n_level + n_season + n_future
-        self.context = _decoder(shape, config, n_future, self.head.n_fed + n_step)
-        self.own_samples, self.own_share = config.own_samples, 0.0
+        self.context = _decoder(shape, config, n_future, self.head.n_decoder_inputs + n_step)
+        self.own_samples, self.sampled_share = config.own_samples, 0.0
         """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
-        self.held: Batch | None = None
+        self.reference_batch: Batch | None = None
         """A window whose level, scale and spread all others are seen with, in place of their own: so attributions of a
         forecast hold them fixed. None otherwise."""
         self.n_paths = 1
@@ -208,31 +209,33 @@ class RecurrentForecaster(Tunable[Reading]):
         """Return the batch as seen from `origins`, which look back no further than step `least`."""
         at = origins + self.shape.context_length - 1
         if self.shape.n_classes:
-            return self._class_frame(batch, origins, statistics.begun[:, at])
+            return self._class_frame(batch, origins, statistics.any_observed[:, at])
         location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
         scale = statistics.scale[:, at]
         divisor = torch.where(scale > 0, scale, 1.0)
         # Before its start, a series is taken to have been what it was at first.
         before = batch.there.cummax(1).values.logical_not()
         first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
-        window = stretches(torch.where(before, first, batch.target), origins, self.shape.context_length)
-        observed = stretches(before | batch.observed, origins, self.shape.context_length)
+        window = gather_windows(torch.where(before, first, batch.target), origins, self.shape.context_length)
+        observed = gather_windows(before | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         # Within the steps of the scale no value is further out than their root.
         limit = max(_REACH, self.shape.scale_length**0.5)
         window = window.clamp(-limit, limit)
         spread = self._spread(batch, at, divisor, least)
         if self.shape.smoothing:
-            observed = stretches(batch.observed, origins, self.shape.context_length)
+            observed = gather_windows(batch.observed, origins, self.shape.context_length)
             smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
             usual = (spread * self.smoothing_ratio).log()
             spread = torch.lerp(usual, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
         else:
             smooth = torch.zeros_like(spread)
-        if self.held is not None and batch is not self.held:
-            held = self._frame(self.held, origins, self._anchored(self.statistics(self.held)), least)
+        if self.reference_batch is not None and batch is not self.reference_batch:
+            held = self._frame(
+                self.reference_batch, origins, self._anchored(self.statistics(self.reference_batch)), least
+            )
             spread = held.spread.expand_as(spread)
-        return Frame(location, divisor, scale, statistics.begun[:, at], window, spread, smooth)
+        return Frame(location, divisor, scale, statistics.any_observed[:, at], window, spread, smooth)
 
     def seasonal_spread(
         self, batch: Batch, origins: Int[Tensor, " origin"], divisor: Float[Tensor, "batch origin"]
@@ -261,14 +264,14 @@ class RecurrentForecaster(Tunable[Reading]):
 
     def skipped(self, window: Float[Tensor, "*axes context"], smooth: Float[Tensor, "*axes horizon"]) -> Tensor:
         """Return what the skip forecasts of numbers."""
-        linear: Tensor = line(window, self.skip)
+        linear: Tensor = apply_linear(window, self.skip)
         if self.shape.smoothing:
             linear = linear + self.smoothing_share * smooth
         return linear
 
     def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
-        window = stretches(codes, origins, self.shape.context_length)
+        window = gather_windows(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
         return Frame(torch.zeros_like(one), one, one, begun, window, spread, torch.zeros_like(spread))
@@ -315,7 +318,7 @@ class RecurrentForecaster(Tunable[Reading]):
         mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
-    def advance(self, batch: Batch, past: Past) -> Past:
+    def advance(self, batch: Batch, past: EncoderState) -> EncoderState:
         """Return the past after the segments of a batch, which is of `NetworkShape.lead` steps, these, and a horizon.
 
         `past` is that of the lead. An encoder that goes on like this has, after all, seen the whole history at once.
@@ -323,8 +326,8 @@ class RecurrentForecaster(Tunable[Reading]):
         return self._advanced(batch, past, self.shape.lead, self._static(batch), self._future(batch))[2]
 
     def _advanced(
-        self, batch: Batch, past: Past, lead: int, static: Tensor, future: Tensor
-    ) -> tuple[Statistics, Tensor, Past]:
+        self, batch: Batch, past: EncoderState, lead: int, static: Tensor, future: Tensor
+    ) -> tuple[Statistics, Tensor, EncoderState]:
         """Return statistics, which are to be read after the lead, encoder outputs and past after it."""
         time = batch.target.shape[1] - self.shape.horizon
         before = past.totals.relative_to(batch.level)
@@ -334,9 +337,11 @@ class RecurrentForecaster(Tunable[Reading]):
         statistics = self._anchored(statistics)
         inputs = self._inputs(batch, statistics, static, future, lead, before.last.to(batch.target.dtype))
         states, carry = self.encoder(inputs, past.carry)
-        return statistics, states, Past(carry, totals.absolute(batch.level))
+        return statistics, states, EncoderState(carry, totals.absolute(batch.level))
 
-    def forward(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Output:
+    def forward(
+        self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[EncoderState] | None = None
+    ) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
 
         The encoder begins with the window, or, with the past up to the last segment before the first origin (`pasts`
@@ -355,14 +360,16 @@ class RecurrentForecaster(Tunable[Reading]):
         arguments, head, paths = self._sampled(self.context, summary, *known, last)
         return Output(arguments, reading.state, reading.frame, head, reading.attention, paths)
 
-    def read(self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[Past] | None = None) -> Reading:
+    def read(
+        self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[EncoderState] | None = None
+    ) -> DecoderInputs:
         """Return what the decoder is told of the origins; `pasts` as `forward`."""
         static, future = self._static(batch), self._future(batch)
         at = origins + self.shape.context_length - 1
         if pasts is None:
             statistics = self._anchored(self.statistics(batch))
-            if self.held is not None:
-                level, _, scale, *_ = self._anchored(self.statistics(self.held))
+            if self.reference_batch is not None:
+                level, _, scale, *_ = self._anchored(self.statistics(self.reference_batch))
                 statistics = statistics._replace(
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
@@ -379,7 +386,7 @@ class RecurrentForecaster(Tunable[Reading]):
         least = torch.zeros_like(at) if pasts is None else at + 1 - self.shape.context_length
         frame = self._frame(batch, origins, statistics, least)
         if pasts is not None:
-            in_sight = stretches(batch.observed, origins, self.shape.context_length).any(-1)
+            in_sight = gather_windows(batch.observed, origins, self.shape.context_length).any(-1)
             frame = frame._replace(begun=frame.begun & in_sight)
 
         linear, level, expected = self._linear(frame)
@@ -394,10 +401,10 @@ class RecurrentForecaster(Tunable[Reading]):
             known = future[..., : self.n_known_values]
             index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        ahead = stretches(future, at + 1, self.shape.horizon)
-        return Reading(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
+        ahead = gather_windows(future, at + 1, self.shape.horizon)
+        return DecoderInputs(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
-    def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon parameter"]:
+    def numbers(self, reading: DecoderInputs) -> Float[Tensor, "batch origin horizon parameter"]:
         """Return what the network says of each step, with a decoder that is not autoregressive."""
         summary = functional.silu(reading.summary)
         if isinstance(self.context, SegmentDecoder):
@@ -406,7 +413,7 @@ class RecurrentForecaster(Tunable[Reading]):
             context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
         return self._numbers(context, reading.features)
 
-    def stated(self, parameters: Float[Tensor, "batch origin horizon parameter"], reading: Reading) -> Output:
+    def stated(self, parameters: Float[Tensor, "batch origin horizon parameter"], reading: DecoderInputs) -> Output:
         """Return the forecasts that parameters mean."""
         arguments = self._distributions(parameters, reading.linear, reading.frame)
         return Output(arguments, reading.state, reading.frame, self.head, reading.attention)
@@ -415,12 +422,12 @@ class RecurrentForecaster(Tunable[Reading]):
         self,
         numbers: Float[Tensor, "batch origin horizon parameter"],
         bias: Float[Tensor, "batch 1 horizon parameter"],
-        reading: Reading,  # noqa: ARG002  numbers are in units of spread
+        reading: DecoderInputs,  # noqa: ARG002  numbers are in units of spread
     ) -> Tensor:
         """Return numbers with a change of each."""
         return numbers + bias
 
-    def light(self, reading: Reading, *, decodes: bool) -> Reading:  # noqa: ARG002
+    def light(self, reading: DecoderInputs, *, decodes: bool) -> DecoderInputs:  # noqa: ARG002
         """Return a reading without state, window and attention, and without what the decoder does not look at."""
         return reading._replace(
             ahead=reading.ahead if isinstance(self.context, SegmentDecoder) else reading.ahead[..., :0],
@@ -475,9 +482,9 @@ class RecurrentForecaster(Tunable[Reading]):
         frame: Frame,
     ) -> Float[Tensor, "*axes horizon argument"]:
         if not self.training:
-            parameters = self.head.calmed(parameters, self.threshold)
+            parameters = self.head.soft_threshold(parameters, self.threshold)
         arguments = self.head.arguments(parameters, linear, frame)
-        return arguments if self.training else self.head.stretched(arguments, self.interval_scale)
+        return arguments if self.training else self.head.scale_width(arguments, self.interval_scale)
 
     def _arguments(
         self,
@@ -527,16 +534,16 @@ class RecurrentForecaster(Tunable[Reading]):
                     (frame.spread[..., 0], frame.spread),
                 )
             ]
-            inputs = torch.cat([self.head.fed(*before), features], dim=-1).flatten(0, 1)
+            inputs = torch.cat([self.head.decoder_input(*before), features], dim=-1).flatten(0, 1)
             made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
             return made.reshape(*values.shape, -1)
 
-        if self.own_share:
+        if self.sampled_share:
             with torch.no_grad():
                 arguments = self._arguments(context(), features, linear, frame).to(values.dtype)
                 # Some distributions have no quantile at 0.
-                drawn = self.head.drawn(arguments, torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps))
-            own = torch.rand_like(values) < self.own_share
+                drawn = self.head.sample_at(arguments, torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps))
+            own = torch.rand_like(values) < self.sampled_share
             values, observed = torch.where(own, drawn, values), observed | own
         return context()
 
@@ -557,7 +564,7 @@ class RecurrentForecaster(Tunable[Reading]):
         if not self.output.weight.any():
             context = features.new_zeros(*features.shape[:-1], decoder.output.out_features)
             arguments = self._arguments(context, features, linear, frame)
-            drawn = [self.head.drawn(arguments, uniform.expand(arguments.shape[:-1])) for uniform in self.uniforms]
+            drawn = [self.head.sample_at(arguments, uniform.expand(arguments.shape[:-1])) for uniform in self.uniforms]
             return arguments, self.head, torch.stack(drawn, dim=2)
         rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
         size = max(1, _NUMBERS // (self.n_paths * max(_STEP_HIDDEN, self.head.n_parameters)))
@@ -588,7 +595,7 @@ class RecurrentForecaster(Tunable[Reading]):
         pooled, paths = [], []
         for k in range(self.shape.horizon):
             now = slice(k, k + 1)
-            told = self.head.fed(values, observed, expected, frame.spread[..., max(k - 1, 0)])
+            told = self.head.decoder_input(values, observed, expected, frame.spread[..., max(k - 1, 0)])
             inputs = torch.cat([told, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
             made, carry = decoder(inputs, carry)
             context = made.unflatten(0, observed.shape)
@@ -596,9 +603,9 @@ class RecurrentForecaster(Tunable[Reading]):
             arguments = self._arguments(context, features[:, :, now], linear[:, :, now], here, now)[:, :, 0]
             # Half precision is for products, not for what is drawn.
             arguments = arguments.to(frame.location.dtype)
-            values = self.head.drawn(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
+            values = self.head.sample_at(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
             observed, expected = torch.ones_like(observed), linear[:, :, k]
-            pooled.append(self.head.pooled(arguments, values))
+            pooled.append(self.head.marginal_arguments(arguments, values))
             paths.append(values)
         return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
 
@@ -709,7 +716,7 @@ class RecurrentForecaster(Tunable[Reading]):
             past = self._covariates(batch.past[:, first:time], batch.there[:, first:time], 0, self.past_embeddings)
             parts.append(past.unflatten(1, (-1, length)).mean(2))
         following = torch.arange(first + length, time + 1, length, device=future.device)
-        ahead = stretches(future, following, min(length, self.shape.horizon)).mean(2)
+        ahead = gather_windows(future, following, min(length, self.shape.horizon)).mean(2)
         return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
 
     def _seasons(self, batch: Batch, frame: Frame, at: Tensor, least: Tensor) -> list[Tensor]:

@@ -71,8 +71,8 @@ def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowI
         yield HeldOutForecasts(series, output, target[:, 0], usable)
 
 
-def loss_of(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) -> float:
-    """Return what `validated` does, of forecasts of `network` that are there already."""
+def forecast_loss(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) -> float:
+    """Return what `validation_loss` does, of forecasts of `network` that are there already."""
     total, mass = 0.0, 0.0
     for _, output, target, observed in forecasts:
         weight = loss_weights(target[:, None], observed[:, None], output.frame, network.shape)
@@ -107,7 +107,7 @@ def window_losses(network: Forecaster, data: PanelTensors, windows: WindowIndex)
 
 
 @torch.inference_mode()
-def validated(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
+def validation_loss(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
     """Return the mean loss of windows."""
     parts = [
         held_out_error(network, data, tuple(i.to(data.device) for i in indices))

@@ -8,27 +8,27 @@ from torch import Tensor
 from forecast.models.heads.base import Head
 from forecast.models.heads.sampled import SampledHead
 from forecast.models.inputs.frame import Frame
-from forecast.models.inputs.scaling import Totals
-from forecast.models.network.encoder import Carry
+from forecast.models.inputs.scaling import RunningSums
+from forecast.models.network.encoder import HiddenState
 
 
-class Past(NamedTuple):
+class EncoderState(NamedTuple):
     """What an encoder needs of all segments so far to go on from there."""
 
-    carry: Carry
-    totals: Totals
+    carry: HiddenState
+    totals: RunningSums
 
-    def rows(self, rows: Int[Tensor, " window"] | slice) -> "Past":
+    def rows(self, rows: Int[Tensor, " window"] | slice) -> "EncoderState":
         """Return the past of some windows of a batch."""
         carry = tuple(part[:, rows] for part in self.carry)
-        return Past(carry, Totals(*(values[rows] for values in self.totals)))
+        return EncoderState(carry, RunningSums(*(values[rows] for values in self.totals)))
 
 
 class Output(NamedTuple):
     """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
 
     arguments: Float[Tensor, "batch origin horizon argument"]
-    """What the distributions are made of (`Head.arguments`, `Head.pooled`)."""
+    """What the distributions are made of (`Head.arguments`, `Head.marginal_arguments`)."""
     state: Float[Tensor, "batch origin hidden"]
     """Encoder output at the origin."""
     frame: Frame
@@ -61,7 +61,7 @@ class Output(NamedTuple):
         return self.head.mean(self.arguments)
 
 
-class Reading(NamedTuple):
+class DecoderInputs(NamedTuple):
     """What the decoder is told of the origins of a batch."""
 
     summary: Float[Tensor, "batch origin summary"]

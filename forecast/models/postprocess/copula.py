@@ -26,7 +26,7 @@ def coupling_of(forecasts: Iterable[HeldOutForecasts], *, prior: float = 0.0) ->
     for _, output, target, observed in forecasts:
         if isinstance(output.head, SampledHead | CategoricalHead):
             return None
-        errors = (target - output.head.centre(output.arguments)[:, 0]) / output.frame.spread[:, 0]
+        errors = (target - output.head.location(output.arguments)[:, 0]) / output.frame.spread[:, 0]
         parts.append((errors.cpu(), observed.cpu()))
     errors, observed = (torch.cat(part) for part in zip(*parts, strict=True))
     correlation = rank_correlation(errors, observed)

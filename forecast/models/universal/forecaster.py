@@ -11,11 +11,11 @@ from torch import Tensor
 from forecast.config import ModelConfig
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch
-from forecast.models.inputs.frame import Frame, stretches
+from forecast.models.inputs.frame import Frame, gather_windows
 from forecast.models.inputs.scaling import FEW
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data, to_model
-from forecast.models.network.output import Output, Past
+from forecast.models.network.output import EncoderState, Output
 from forecast.models.tensors import each, join
 from forecast.models.tunable import Tunable
 from forecast.models.universal.candidates import NAMES
@@ -129,7 +129,7 @@ class UniversalForecaster(Tunable[Reading]):
         self.network = UniversalNetwork(shape.network)
         self.state_size = shape.network.state_size
         self.n_paths = 1
-        self.own_samples, self.own_share = 0.0, 0.0
+        self.own_samples, self.sampled_share = 0.0, 0.0
         self.at_once = False
         """Whether the origins of a window share one pass over it outside of training, too. They then see what lies in
         the window before their own contexts."""
@@ -145,7 +145,7 @@ class UniversalForecaster(Tunable[Reading]):
         self,
         batch: Batch,
         origins: Int[Tensor, " origin"],
-        pasts: Sequence[Past] | None = None,  # noqa: ARG002  each origin reads its context
+        pasts: Sequence[EncoderState] | None = None,  # noqa: ARG002  each origin reads its context
     ) -> Output:
         """Return forecasts from `origins`, counted from the first origin of each window.
 
@@ -162,7 +162,7 @@ class UniversalForecaster(Tunable[Reading]):
         self,
         batch: Batch,
         origins: Int[Tensor, " origin"],
-        pasts: Sequence[Past] | None = None,  # noqa: ARG002  each origin reads its context
+        pasts: Sequence[EncoderState] | None = None,  # noqa: ARG002  each origin reads its context
     ) -> Reading:
         """Return what the last layers are given of the origins, as `forward`."""
         return self._each_origin(batch, origins, lambda reading: reading)
@@ -179,13 +179,13 @@ class UniversalForecaster(Tunable[Reading]):
     def biased(self, numbers: Tensor, bias: Float[Tensor, "batch 1 horizon 2"], reading: Reading) -> Tensor:
         """Return quantiles moved by the first number, in units of spread; the other is the logarithm of a width."""
         shift, width = bias.unbind(-1)
-        moved: Tensor = self.head.stretched(numbers, width.exp()[..., None])
+        moved: Tensor = self.head.scale_width(numbers, width.exp()[..., None])
         return moved + (shift * reading.frame.spread)[..., None]
 
     def stated(self, numbers: Tensor, reading: Reading) -> Output:
         """Return the forecasts that quantiles mean."""
         if not self.training:
-            numbers = self.head.stretched(numbers, self.interval_scale)
+            numbers = self.head.scale_width(numbers, self.interval_scale)
         if self.shape.unit:
             numbers = self._on_model_scale(numbers, reading)
         return Output(numbers, reading.summary, reading.frame, self.head)
@@ -247,7 +247,7 @@ class UniversalForecaster(Tunable[Reading]):
             return _in_blocks(windows, lambda block: then(self._reading(block, at)), size)
 
         def rows(part: Tensor, length: int = context) -> Tensor:
-            return stretches(part, origins, length).flatten(0, 1)
+            return gather_windows(part, origins, length).flatten(0, 1)
 
         if columns is not None:
             columns = Columns(rows(columns.known, context + self.shape.horizon), rows(columns.past))
@@ -277,8 +277,8 @@ class UniversalForecaster(Tunable[Reading]):
         state, steps, past, known = self.network.encode(window, at, ahead)
         level, scale = past.level[:, at], past.scale[:, at]
         first = at - context + 1
-        recent = (stretches(past.raw, first, context) - level[..., None]) / scale[..., None]
-        recent = recent.clamp(-_REACH, _REACH) * stretches(windows.observed, first, context)
+        recent = (gather_windows(past.raw, first, context) - level[..., None]) / scale[..., None]
+        recent = recent.clamp(-_REACH, _REACH) * gather_windows(windows.observed, first, context)
         effect = None if shift is None else shift.ahead / scale[..., None]
         spread = (known.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
         location = level + past.centre.to(level.dtype)

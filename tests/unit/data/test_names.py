@@ -132,9 +132,9 @@ def test_rejects_name_the_series(rows: pl.DataFrame) -> None:
 def test_carried_states_keep_the_names() -> None:
     import torch
 
-    from forecast.models.network.carried_state import Carried
+    from forecast.models.network.carried_state import StateStore
 
-    blank = Carried(*(torch.zeros(len(NAMES), 1) for _ in Carried._fields))
+    blank = StateStore(*(torch.zeros(len(NAMES), 1) for _ in StateStore._fields))
     state = Rows(as_names(NAMES), blank, np.zeros((len(NAMES), 16), np.uint8))
     assert Rows.from_bytes(state.to_bytes()).series_id.tolist() == NAMES
 

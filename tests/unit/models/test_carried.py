@@ -15,7 +15,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.network.carried_state import Carried, advance, segments_since
+from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.output import Output
@@ -73,7 +73,7 @@ def network(
     return made
 
 
-def night(made: Forecaster, found: Loaded, cutoff: int, before: int | None, carried: Carried) -> Output:
+def night(made: Forecaster, found: Loaded, cutoff: int, before: int | None, carried: StateStore) -> Output:
     """Let what is new since the cutoff `before` go in, or everything, and forecast."""
     windows = windows_at(found.panel, cutoff)
     length = made.shape.segment_length
@@ -117,7 +117,7 @@ KINDS: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize(("model", "segment"), KINDS)
 def test_nights_in_a_row_are_the_whole_history_at_once(found: Loaded, model: dict[str, Any], segment: int) -> None:
     made = network(found, segment, **model)
-    carried = Carried.blank(made, found.panel.n_series)
+    carried = StateStore.blank(made, found.panel.n_series)
     before, cutoff = None, found.panel.last_index - 13 * segment
     for steps in (0, segment, 0, 4 * segment, 8 * segment):
         cutoff += steps
@@ -141,7 +141,7 @@ def test_nights_in_a_row_are_the_whole_history_at_once(found: Loaded, model: dic
 def test_the_state_tells_more_than_the_context(found: Loaded) -> None:
     made = network(found, 1, forget_bias=9.0)
     windows = windows_at(found.panel, found.panel.last_index)
-    output = night(made, found, found.panel.last_index, None, Carried.blank(made, found.panel.n_series))
+    output = night(made, found, found.panel.last_index, None, StateStore.blank(made, found.panel.n_series))
     series, own = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
     batch = PanelTensors(found.panel).gather(series, own, own + 1, context=CONTEXT, span=1, horizon=HORIZON)
     assert (made(batch, torch.zeros(1, dtype=torch.long)).state - output.state).abs().max() > 1e-3
@@ -150,7 +150,7 @@ def test_the_state_tells_more_than_the_context(found: Loaded) -> None:
 @torch.inference_mode()
 def test_each_member_of_an_ensemble_goes_on_from_its_own_state(found: Loaded) -> None:
     made = Ensemble([network(found, 7, seed=seed) for seed in range(2)]).eval()
-    carried = Carried.blank(made, found.panel.n_series)
+    carried = StateStore.blank(made, found.panel.n_series)
     cutoff = found.panel.last_index
     night(made, found, cutoff - 14, None, carried)
     output = night(made, found, cutoff, cutoff - 14, carried)
@@ -173,7 +173,7 @@ def test_segments_are_hours_of_the_local_clock(table: Table, loaded: Load) -> No
     )
     found = loaded(made_table, HORIZON, freq="1h")
     made = network(found, 14, cell="gru")
-    carried = Carried.blank(made, 2)
+    carried = StateStore.blank(made, 2)
     first = found.panel.start.min()
     # 28 hours of the clock that are 27 hours: the one from 2 to 3 on 31 March is left out.
     nights = [int(first) + 24 * 6, int(first) + 24 * 6 + 27, int(first) + 24 * 6 + 27 + 28]
@@ -184,7 +184,7 @@ def test_segments_are_hours_of_the_local_clock(table: Table, loaded: Load) -> No
         segments = segments_since(found.panel, windows, 14)
         new = segments if before is None else np.minimum(segments, 2)
         advance(made, PanelTensors(found.panel), windows, new, carried)
-    once = Carried.blank(made, 2)
+    once = StateStore.blank(made, 2)
     advance(made, PanelTensors(found.panel), windows, segments, once)
     for ours, expected in zip(carried, once, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
@@ -194,7 +194,7 @@ def test_pasts_that_lie_on_the_host_are_taken_to_the_device_of_a_batch_and_put_b
     # Without an accelerator here: tensors that have a device, and no values.
     made = Ensemble([network(found, 1, seed=seed) for seed in range(2)])
     with FakeTensorMode():
-        carried = Carried.blank(made, 7)
+        carried = StateStore.blank(made, 7)
         series = torch.tensor([5, 2]).to("lazy")
         pasts = carried.of(series)
         assert len(pasts) == 2
@@ -212,7 +212,7 @@ def test_a_state_on_the_host_is_gone_on_from_on_a_gpu(
     windows = windows_at(panel, panel.last_index)
     carried = None
     if not one_pass:
-        carried = Carried.blank(artifact.network, panel.n_series)
+        carried = StateStore.blank(artifact.network, panel.n_series)
         data = PanelTensors(panel, "cuda", unit=artifact.network.shape.unit)
         segments = segments_since(panel, windows, artifact.network.shape.segment_length)
         advance(artifact.on("cuda").network, data, windows, segments, carried)

@@ -15,7 +15,7 @@ from forecast.config import FitSettings, ModelConfig, WindowConfig, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.network.encoder import Carry, Encoder
+from forecast.models.network.encoder import Encoder, HiddenState
 from forecast.models.network.forecaster import RecurrentForecaster
 
 INPUTS, HIDDEN, BATCH, STEPS = 3, 4, 2, 11
@@ -219,7 +219,7 @@ def test_a_sequence_in_pieces_gives_what_it_gives_at_once(
 ) -> None:
     made, inputs = encoder(**cell, **stack), sequence()
     whole, last = made(inputs)
-    carry: Carry | None = None
+    carry: HiddenState | None = None
     pieces = []
     for piece in inputs.tensor_split(cuts, dim=1):
         states, carry = made(piece, carry)
@@ -263,7 +263,7 @@ def test_truncation_stops_gradients_at_the_cut_and_changes_no_state(
     torch.testing.assert_close(states, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(last, expected_last, rtol=1e-12, atol=1e-12)
     # Pieces are steps 0-3, 4-7 and 8-10; no gradient crosses from one to the other.
-    carry: Carry | None = None
+    carry: HiddenState | None = None
     for first in (0, 4, 8):
         end = min(first + 4, STEPS)
         (gradient,) = torch.autograd.grad(states[:, end - 1].square().sum(), inputs, retain_graph=True)

@@ -101,7 +101,7 @@ def test_paths_and_their_marginals_are_those_of_all_sequences_there_are(head: st
             for step in range(HORIZON)
         ]
     )
-    stated = free.head.columns(free.arguments)[0, 0]
+    stated = free.head.predicted(free.arguments)[0, 0]
     torch.testing.assert_close(stated, exact, rtol=0, atol=0.003)
     torch.testing.assert_close(stated.sum(-1), torch.ones(HORIZON).double())
 
@@ -150,17 +150,21 @@ def test_an_origin_without_a_class_is_told_the_frequencies() -> None:
     for frequency in (made.class_skip.frequency, other):
         frame = made.frame(windows, ORIGIN)
         expected = frequency.expand(3, 1, 3)
-        fed.append(made.head.fed(frame.window[..., -1], observed[:, CONTEXT - 1, None], expected, frame.spread[..., 0]))
+        fed.append(
+            made.head.decoder_input(
+                frame.window[..., -1], observed[:, CONTEXT - 1, None], expected, frame.spread[..., 0]
+            )
+        )
     torch.testing.assert_close(fed[0][0, 0], torch.cat([made.class_skip.frequency.exp(), torch.zeros(1).double()]))
     assert not torch.allclose(*fed)
 
 
 def test_own_samples_of_classes_are_classes() -> None:
     made, windows = forecaster(), batch(3, every(3))
-    made.own_share = 1.0
+    made.sampled_share = 1.0
     torch.manual_seed(3)
     found = taught(made, windows)
-    made.own_share = 0.0
+    made.sampled_share = 0.0
     true = taught(made, windows)
     # Each third step follows some pair of classes, mostly another one than came.
     for values in found[:, 2]:

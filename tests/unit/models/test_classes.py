@@ -39,8 +39,8 @@ def test_probabilities_sum_to_one_and_the_loss_is_that_of_the_class() -> None:
     parameters.requires_grad_()
     arguments = made(head, parameters, linear)
     probabilities = torch.softmax(parameters + linear, -1)
-    torch.testing.assert_close(head.columns(arguments), probabilities)
-    torch.testing.assert_close(head.columns(arguments).sum(-1), torch.ones(50, 1, 7, dtype=torch.float64))
+    torch.testing.assert_close(head.predicted(arguments), probabilities)
+    torch.testing.assert_close(head.predicted(arguments).sum(-1), torch.ones(50, 1, 7, dtype=torch.float64))
     target = torch.randint(0, 4, (50, 1, 7))
     loss = head.errors(arguments, target.double())
     wanted = torch.nn.functional.cross_entropy((parameters + linear).movedim(-1, 1), target, reduction="none")
@@ -75,21 +75,21 @@ def test_samples_are_codes_that_come_as_often_as_they_should() -> None:
 def test_changes_move_log_odds_and_a_temperature_flattens_them() -> None:
     head = CategoricalHead(DECILES, 3)
     stated = torch.tensor([[0.7, 0.2, 0.1]])
-    same = head.changed(stated, torch.zeros(1, 3), torch.ones(1))
+    same = head.shift_and_scale(stated, torch.zeros(1, 3), torch.ones(1))
     torch.testing.assert_close(same, stated)
-    moved = head.changed(stated, torch.tensor([[0.0, 1.0, 0.0]]), torch.ones(1))
+    moved = head.shift_and_scale(stated, torch.tensor([[0.0, 1.0, 0.0]]), torch.ones(1))
     assert float((moved[0, 1] / moved[0, 0]) / (0.2 / 0.7)) == pytest.approx(np.e)
-    flat = head.changed(stated, torch.zeros(1, 3), torch.full((1,), 1e6))
+    flat = head.shift_and_scale(stated, torch.zeros(1, 3), torch.full((1,), 1e6))
     torch.testing.assert_close(flat, torch.full((1, 3), 1 / 3), atol=1e-5, rtol=0)
-    certain = head.changed(torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1, 3), torch.ones(1))
+    certain = head.shift_and_scale(torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1, 3), torch.ones(1))
     assert head.column_errors(certain, torch.tensor([1.0])).isfinite().all()
 
 
 def test_a_threshold_calms_the_network_to_the_skip() -> None:
     head = CategoricalHead(DECILES, 3)
     parameters = torch.tensor([[0.3, -0.05, -2.0]])
-    torch.testing.assert_close(head.calmed(parameters, torch.tensor(0.1)), torch.tensor([[0.2, 0.0, -1.9]]))
-    assert not head.calmed(parameters, torch.tensor(1e6)).any()
+    torch.testing.assert_close(head.soft_threshold(parameters, torch.tensor(0.1)), torch.tensor([[0.2, 0.0, -1.9]]))
+    assert not head.soft_threshold(parameters, torch.tensor(1e6)).any()
 
 
 def test_the_skip_finds_a_markov_chain() -> None:

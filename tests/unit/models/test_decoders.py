@@ -15,7 +15,7 @@ from forecast.models.heads.factory import make_head
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import targets
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.linear.ridge import line
+from forecast.models.linear.ridge import apply_linear
 from forecast.models.network.decoders import Attention, AutoregressiveDecoder, SegmentDecoder, uniforms
 from forecast.models.network.encoder import Encoder
 from forecast.models.network.forecaster import RecurrentForecaster
@@ -155,7 +155,9 @@ def test_attention_is_the_softmax_of_what_is_within_the_context_and_there() -> N
 
 def test_what_a_decoder_is_told_of_a_value() -> None:
     values, linear = torch.tensor([3.0, -1.0]), torch.tensor([1.0, -1.0])
-    told = make_head("normal", DECILES).fed(values, torch.tensor([True, False]), linear, torch.tensor([0.5, 2.0]))
+    told = make_head("normal", DECILES).decoder_input(
+        values, torch.tensor([True, False]), linear, torch.tensor([0.5, 2.0])
+    )
     close(told, torch.tensor([[math.asinh(3.0), math.asinh(4.0), 1.0], [math.asinh(-1.0), 0.0, 0.0]]))
 
 
@@ -185,7 +187,7 @@ def test_a_path_is_what_teaching_it_gives(cell: str, head: str) -> None:
             taught = made.train()(windows._replace(target=target, observed=observed), origins)
             uniform = made.uniforms[path].expand(3, 1, -1)
             torch.testing.assert_close(
-                made.head.drawn(taught.arguments, uniform)[:, 0], free.paths[:, 0, path], rtol=1e-9, atol=1e-9
+                made.head.sample_at(taught.arguments, uniform)[:, 0], free.paths[:, 0, path], rtol=1e-9, atol=1e-9
             )
             means.append(taught.mean[:, 0])
     # The mean is that of the paths' distributions, the quantiles are those of the paths.
@@ -241,7 +243,7 @@ def test_draws_of_a_quantile_head_have_its_quantiles_and_tails(levels: tuple[flo
     head = make_head("quantile", levels)
     arguments = torch.tensor(stats.norm.ppf(levels)).expand(100_000, -1)
     uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    drawn = head.drawn(arguments, uniform)
+    drawn = head.sample_at(arguments, uniform)
     assert (drawn.diff() >= 0).all()
     found = np.quantile(drawn.numpy(), levels)
     np.testing.assert_allclose(found, stats.norm.ppf(levels), atol=1e-3)
@@ -294,7 +296,7 @@ def taught(made: RecurrentForecaster, windows: Batch) -> Tensor:
 @pytest.mark.parametrize("own", [0.0, 0.5])
 def test_a_taught_step_sees_the_values_before_it_only(own: float) -> None:
     made, windows = forecaster(**AUTOREGRESSIVE, attention=True), batch()
-    made.own_share = own
+    made.sampled_share = own
     windows.observed[:, CONTEXT:] = True
     torch.manual_seed(5)
     before = taught(made, windows)
@@ -311,7 +313,7 @@ def test_a_missing_target_is_told_as_the_skips_and_marked() -> None:
     made, windows = forecaster(**AUTOREGRESSIVE), batch()
     windows.observed[:, CONTEXT:] = True
     frame = made.frame(windows, torch.zeros(1, dtype=torch.long))
-    expected = (frame.location + frame.divisor * line(frame.window, made.skip)[:, 0])[:, 1]
+    expected = (frame.location + frame.divisor * apply_linear(frame.window, made.skip)[:, 0])[:, 1]
     target, observed = windows.target.clone(), windows.observed.clone()
     target[:, CONTEXT + 1] = expected
     same = taught(made, windows._replace(target=target))
@@ -332,7 +334,7 @@ def test_its_own_samples_are_told_at_a_share_of_the_steps() -> None:
     windows.observed[:, CONTEXT:] = True
     true, found = taught(made, windows), {}
     for share in (0.5, 1.0):
-        made.own_share = share
+        made.sampled_share = share
         found[share] = torch.cat([taught(made, windows) for _ in range(40)])
     changed = {share: (values != true.repeat(40, 1, 1)).any(-1) for share, values in found.items()}
     # The first step follows the last value of the window, which is known.
@@ -346,7 +348,7 @@ def test_its_own_samples_are_told_at_a_share_of_the_steps() -> None:
     # Outside of training the share does not matter.
     with torch.no_grad():
         free = [made.eval()(windows, torch.zeros(1, dtype=torch.long)).quantiles]
-        made.own_share = 0.0
+        made.sampled_share = 0.0
         free.append(made(windows, torch.zeros(1, dtype=torch.long)).quantiles)
     assert torch.equal(*free)
 
@@ -363,7 +365,7 @@ def test_its_own_samples_are_told_at_a_share_of_the_steps() -> None:
 )
 def test_half_precision_gives_about_the_same(model: dict[str, Any], training: bool) -> None:
     made = forecaster(**model, attention=True).float().train(training)
-    made.own_share = 0.5
+    made.sampled_share = 0.5
     windows = batch(span=4).map(lambda values: values.float() if values.is_floating_point() else values)
     found = []
     for half in (False, True):

@@ -210,7 +210,7 @@ def test_a_distribution_starts_at_the_quantiles_of_the_residuals(kind: str) -> N
     for arguments in [(0.3, 2.0, 4.0), (-5.0, 0.2, 10.0)]:
         known = scipy_of(kind, arguments)
         wanted = torch.tensor(known.ppf(head.start_levels.double())).float()
-        parameters = head.parameters_of(wanted[None], 1e-3)
+        parameters = head.init_parameters(wanted[None], 1e-3)
         made = head.arguments(parameters[None, None], torch.zeros(1, 1, 1), frame(0.0, 1.0, 1.0))
         torch.testing.assert_close(head.quantiles(made, head.start_levels)[0, 0, 0], wanted, rtol=1e-2, atol=2e-2)
 
@@ -218,10 +218,10 @@ def test_a_distribution_starts_at_the_quantiles_of_the_residuals(kind: str) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_can_start_where_the_skip_is_exact(kind: str) -> None:
     head = make_head(kind, (0.5,))
-    parameters = head.parameters_of(torch.zeros(4, len(head.start_levels)), 1e-3)
+    parameters = head.init_parameters(torch.zeros(4, len(head.start_levels)), 1e-3)
     assert parameters.shape == (4, head.n_parameters)
     assert parameters.isfinite().all()
-    assert torch.equal(head.widened(parameters, 0.03), parameters)
-    calm = head.calmed(parameters + 1, torch.tensor(1e6))
+    assert torch.equal(head.enforce_min_gap(parameters, 0.03), parameters)
+    calm = head.soft_threshold(parameters + 1, torch.tensor(1e6))
     assert not calm[:, 0].any()
     assert torch.equal(calm[:, 1:], parameters[:, 1:] + 1)

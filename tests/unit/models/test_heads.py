@@ -34,13 +34,13 @@ def test_quantiles_never_cross_and_hold_the_median(parameters: np.ndarray) -> No
 def test_parameters_of_inverts_quantiles(levels: tuple[float, ...]) -> None:
     head = QuantileHead(levels)
     wanted = torch.randn(5, 3, len(levels), generator=torch.Generator().manual_seed(0)).sort(dim=-1).values * 3
-    found = head.ordered(head.parameters_of(wanted, 1e-6))
+    found = head.ordered(head.init_parameters(wanted, 1e-6))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_of_keeps_the_least_gap() -> None:
     head = QuantileHead(DECILES)
-    found = head.ordered(head.parameters_of(torch.full((2, 9), 7.0), 0.01))
+    found = head.ordered(head.init_parameters(torch.full((2, 9), 7.0), 0.01))
     torch.testing.assert_close(found.diff(dim=-1), torch.full((2, 8), 0.01), rtol=1e-3, atol=1e-5)
     assert torch.equal(found[:, 4], torch.full((2,), 7.0))
 

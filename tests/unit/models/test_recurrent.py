@@ -17,7 +17,7 @@ from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.inputs.shape import NetworkShape
-from forecast.models.linear.ridge import line
+from forecast.models.linear.ridge import apply_linear
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.output import Output
 
@@ -274,7 +274,7 @@ def test_an_untrained_network_forecasts_the_skip_and_the_quantiles_of_its_bias(
     output = run(made, windows(plain, [0, 1, 2], [40, 60, 100], blank=True))
     frame = output.frame
     own = made.head.ordered(made.output_bias) * frame.spread[..., None]
-    assert torch.equal(output.quantiles, own + line(frame.window, made.skip)[..., None])
+    assert torch.equal(output.quantiles, own + apply_linear(frame.window, made.skip)[..., None])
     for row, (series, cutoff) in enumerate([(0, 40), (1, 60), (2, 100)]):
         values = plain.panel.target[plain.panel.offsets[series] :][cutoff - CONTEXT + 1 : cutoff + 1].astype(np.float64)
         recent = values[-made.shape.scale_length :]

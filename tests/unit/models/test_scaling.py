@@ -41,7 +41,7 @@ def check(values: np.ndarray, length: int, tolerance: float = 1e-5) -> None:
         np.testing.assert_array_equal(found.last[row], last.astype(np.float32))
         np.testing.assert_allclose(found.scale[row], scale, rtol=tolerance, atol=tolerance)
         np.testing.assert_array_equal(found.scale[row] == 0, scale == 0)
-        np.testing.assert_array_equal(found.begun[row], np.maximum.accumulate(np.isfinite(series)))
+        np.testing.assert_array_equal(found.any_observed[row], np.maximum.accumulate(np.isfinite(series)))
 
 
 # Few different values, so that equal neighbours and constant stretches are common.
@@ -97,7 +97,7 @@ def test_a_stretch_without_observation_takes_all_steps_so_far() -> None:
 
 def test_nothing_observed_gives_zeros() -> None:
     found = statistics(np.array([[np.nan, np.nan], [np.nan, 3.0]]), 2)
-    assert found.begun.tolist() == [[False, False], [False, True]]
+    assert found.any_observed.tolist() == [[False, False], [False, True]]
     assert found.level.tolist() == [[0.0, 0.0], [0.0, 3.0]]
     assert not found.scale.any()
 

@@ -9,10 +9,10 @@ import torch
 from forecast.models.linear.ridge import (
     PENALTIES,
     Samples,
-    eventful,
-    line,
+    apply_linear,
+    downweight_flat_windows,
+    huber_reweight,
     mean_season_solution,
-    robust,
     seasonal_solution,
     solve_ridge,
     spectra,
@@ -117,7 +117,7 @@ def test_more_windows_than_a_chunk_are_all_used() -> None:
 @pytest.mark.parametrize(("context", "horizon", "season"), [(14, 7, 7), (20, 10, 7), (24, 30, 12), (5, 3, 1)])
 def test_the_seasonal_prior_is_seasonal_naive(context: int, horizon: int, season: int) -> None:
     window = np.random.default_rng(0).normal(size=(8, context)).astype(np.float32)
-    found = line(torch.from_numpy(window), seasonal_solution(context, horizon, season))
+    found = apply_linear(torch.from_numpy(window), seasonal_solution(context, horizon, season))
     expected = [[row[context - season + step % season] for step in range(horizon)] for row in window]
     np.testing.assert_array_equal(found, expected)
 
@@ -125,7 +125,7 @@ def test_the_seasonal_prior_is_seasonal_naive(context: int, horizon: int, season
 @pytest.mark.parametrize(("context", "horizon", "season"), [(14, 7, 7), (23, 10, 7), (24, 30, 12), (5, 3, 1)])
 def test_the_mean_season_is_of_all_whole_seasons(context: int, horizon: int, season: int) -> None:
     window = np.random.default_rng(0).normal(size=(8, context)).astype(np.float32)
-    found = line(torch.from_numpy(window), mean_season_solution(context, horizon, season))
+    found = apply_linear(torch.from_numpy(window), mean_season_solution(context, horizon, season))
     mean = window[:, context % season :].reshape(8, -1, season).mean(1)
     np.testing.assert_allclose(found, mean[:, np.arange(horizon) % season], rtol=1e-5, atol=1e-6)
 
@@ -140,7 +140,7 @@ def test_a_constant_is_learnt_whatever_the_penalty() -> None:
     window, target = walk[:, :8] - walk[:, 7:8], walk[:, 8:] - walk[:, 7:8]
     prior = torch.zeros(9, 3, dtype=torch.float64)
     for found in solve_ridge(samples(window, target, np.ones(3000)), prior):
-        made = line(torch.from_numpy(window), found)
+        made = apply_linear(torch.from_numpy(window), found)
         np.testing.assert_allclose(made.mean(0), target.mean(0), rtol=0.02)
     # The last one knows nothing else: the window's values are penalised.
     np.testing.assert_allclose(found[-1], 0.4 * np.arange(1, 4), atol=0.1)
@@ -160,7 +160,7 @@ def test_a_few_broken_windows_hardly_bend_the_solution() -> None:
     broken = target.copy()
     broken[::50] += 100.0 + 20.0 * window[::50, :1]
     clean, bent = (samples(window, values, np.ones(2000)) for values in (target, broken))
-    made = robust(bent, prior)
+    made = huber_reweight(bent, prior)
     expected, plain, weighted = (solve_ridge(some, prior, (1e-3,))[0] for some in (clean, bent, made))
     assert errors_of(plain, expected) > 0.2
     assert errors_of(weighted, expected) < 0.02
@@ -178,13 +178,15 @@ def test_robust_weights_are_shares_of_those_given() -> None:
     rng = np.random.default_rng(1)
     window, target, prior = rng.normal(size=(400, 3)), rng.normal(size=(400, 2)), torch.zeros(4, 2, dtype=torch.float64)
     weight = rng.uniform(0.2, 1.0, 400)
-    made = robust(samples(window, target, weight), prior).weight.numpy()
+    made = huber_reweight(samples(window, target, weight), prior).weight.numpy()
     assert ((made > 0) & (made <= weight)).all()
     # Of the mean error over observed steps only: what is hidden does not count.
     observed = np.ones_like(target)
     observed[:, 1] = rng.random(400) < 0.5
     hidden = np.where(observed > 0, target, 1e6)
-    seen, other = (robust(samples(window, values, weight, observed), prior).weight for values in (target, hidden))
+    seen, other = (
+        huber_reweight(samples(window, values, weight, observed), prior).weight for values in (target, hidden)
+    )
     assert torch.equal(seen, other)
 
 
@@ -196,7 +198,7 @@ def test_equal_errors_leave_weights_alone(size: float) -> None:
     side = size * np.where(np.arange(80) // 4 % 2, 1.0, -1.0)
     weight = np.repeat(weight[::8], 8)
     given = samples(np.zeros((80, 3)), np.repeat(side[:, None], 2, axis=1), weight)
-    assert torch.equal(robust(given, torch.zeros(4, 2, dtype=torch.float64)).weight, given.weight)
+    assert torch.equal(huber_reweight(given, torch.zeros(4, 2, dtype=torch.float64)).weight, given.weight)
 
 
 def test_quiet_windows_count_less_than_the_others_of_their_series() -> None:
@@ -206,7 +208,7 @@ def test_quiet_windows_count_less_than_the_others_of_their_series() -> None:
     given = samples(rng.normal(size=(300, 3)), rng.normal(size=(300, 2)), weight)
     scaled = divisor * np.where(series == 2, 1000.0, 1.0)
     given = replace(given, divisor=torch.from_numpy(scaled), series=torch.from_numpy(series))
-    made = eventful(given).weight.numpy()
+    made = downweight_flat_windows(given).weight.numpy()
     np.testing.assert_array_equal(made[divisor == 1.0], weight[divisor == 1.0])
     # (divisor / usual)^2 / 0.5^2, of the root mean square of all.
     np.testing.assert_allclose(made[divisor < 1.0], (weight * 1e-8 / 0.9 / 0.25)[divisor < 1.0], rtol=1e-6)
@@ -216,4 +218,4 @@ def test_a_series_without_quiet_windows_keeps_its_weights() -> None:
     rng = np.random.default_rng(0)
     weight = rng.uniform(0.2, 1.0, 50)
     given = samples(rng.normal(size=(50, 3)), rng.normal(size=(50, 2)), weight)
-    assert torch.equal(eventful(given).weight, given.weight)
+    assert torch.equal(downweight_flat_windows(given).weight, given.weight)

@@ -102,7 +102,7 @@ def test_the_dispersion_scales_with_the_series() -> None:
 @pytest.mark.parametrize("rate", [1e-6, 0.3, 3.0, 200.0, 1e5])
 def test_draws_made_of_uniform_numbers_have_the_distribution(rate: float) -> None:
     uniform = (np.arange(20_000) + 0.5) / 20_000
-    found = tweedie_distribution.drawn(uniform, np.full(20_000, rate), 1.5)
+    found = tweedie_distribution.sample_at(uniform, np.full(20_000, rate), 1.5)
     assert (found == 0).mean() == pytest.approx(math.exp(-rate), abs=1e-4)
     assert found.mean() == pytest.approx(rate, rel=1e-3, abs=1e-4)
     for value in np.quantile(found, [0.1, 0.5, 0.9, 0.99]):

@@ -14,7 +14,7 @@ from forecast.checkpoints import NANO, card_of
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, members_of, recurrent_members, together
+from forecast.models.network.ensemble import Ensemble, as_ensemble, members_of, recurrent_members
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
@@ -42,7 +42,7 @@ def trained(panel: Loaded, train: Train) -> Artifact:
 def mixed(panel: Loaded, trained: Artifact) -> Artifact:
     """Three quarters of a network of the panel, whose context is shorter, and one of the pretrained one."""
     member = universal_member(NANO, panel.panel, members_of(trained.network)[0].shape, trained.model)
-    return replace(trained, network=together([*members_of(trained.network), member], [0.75, 0.25]))
+    return replace(trained, network=as_ensemble([*members_of(trained.network), member], [0.75, 0.25]))
 
 
 def windows(cutoffs: range, n_series: int = 5) -> WindowIndex:
