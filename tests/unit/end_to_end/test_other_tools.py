@@ -20,7 +20,7 @@ from forecast.errors import DataError
 from forecast.scoring.job import Job
 from forecast.training.result import FitResult
 
-PAGE = Path(__file__).parents[2] / "docs" / "score.md"
+PAGE = Path(__file__).parents[3] / "docs" / "score.md"
 SECTION = PAGE.read_text().partition("## Read by other tools")[2].partition("\n## ")[0]
 SNIPPETS = {
     engine: next(code for code in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL) if word in code)

@@ -150,7 +150,7 @@ def test_a_signature_holds_for_its_body_its_key_and_some_minutes() -> None:
 
 
 def test_the_recipe_in_the_docs_verifies_what_is_sent() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "schedule.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "schedule.md").read_text()
     (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def is_genuine" in block]
     names: dict[str, Any] = {}
     exec(recipe, names)
