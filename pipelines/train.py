@@ -27,7 +27,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     import numpy as np
     import polars as pl
 
-    from forecast.data.ingest.loaded import recoded
+    from forecast.data.ingest.loaded import recode
     from forecast.names import PRETRAINED
     from forecast.prediction.from_table import forecast
     from forecast.reports import diagnostic_figures, figures
@@ -75,7 +75,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
             # The last targets that validation has seen.
-            seen = recoded(loaded, artifact.categories)
+            seen = recode(loaded, artifact.categories)
             cutoff = artifact.trained_until - artifact.horizon
             made = forecast(artifact, seen.panel, cutoff=cutoff, max_age=None)
             history = seen.panel.frame(rows, artifact.classes)

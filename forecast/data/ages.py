@@ -1,4 +1,4 @@
-"""The age of a series: steps from its last observation to a cutoff. One that is older than score.max_age has ended."""
+"""The age of a series: steps from its last observation to a cutoff. A series older than score.max_age has ended."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +17,7 @@ from forecast.errors import listing
 from forecast.names import SERIES_ID
 
 ENDED: Final = "ended"
-"""The reason of a reject whose last observation is too old."""
+"""The reason for rejecting a series whose last observation is too old."""
 
 MaxAge = int | str | None
 """Steps, a duration such as 90d, auto for the context of the model, or None for any age, as in `score.max_age`."""
@@ -36,45 +36,44 @@ def age_limit(max_age: MaxAge, context_length: int, grid: Grid, cutoff: int) -> 
     earlier = clock(moment, grid.frequency, grid.time_zone)[0]
     if earlier is None:  # Skipped by the clock, which shows an hour more.
         earlier = clock(moment.dt.offset_by("1h"), grid.frequency, grid.time_zone)[0]
-    first = int(grid.floor_of(np.array([earlier]))[0])
-    if int(grid.clock(np.array([first]))[0]) < earlier:
-        first += 1
-    return cutoff - first
+    first_index = int(grid.floor_of(np.array([earlier]))[0])
+    if int(grid.clock(np.array([first_index]))[0]) < earlier:
+        first_index += 1
+    return cutoff - first_index
 
 
 def ages(panel: Panel, windows: WindowIndex) -> IntArray:
     """Return the steps from the last observation of each window to its cutoff, [n]; -1 where there is none."""
     begin = panel.offsets[windows.series]
-    last = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
-    for row in np.flatnonzero(np.isnan(panel.target[begin + last])).tolist():
-        observed = np.flatnonzero(~np.isnan(panel.target[begin[row] : begin[row] + last[row]]))
-        last[row] = observed[-1] if len(observed) else windows.cutoff[row] + 1
-    result: IntArray = windows.cutoff - last
+    last_step = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
+    for row in np.flatnonzero(np.isnan(panel.target[begin + last_step])).tolist():
+        observed = np.flatnonzero(~np.isnan(panel.target[begin[row] : begin[row] + last_step[row]]))
+        last_step[row] = observed[-1] if len(observed) else windows.cutoff[row] + 1
+    result: IntArray = windows.cutoff - last_step
     return result
 
 
 def have_ended(panel: Panel, windows: WindowIndex, limit: int | None) -> npt.NDArray[np.bool_]:
-    """Return which windows have a last observation that is more than `limit` steps before the cutoff, [n]."""
+    """Return a mask of windows whose last observation is more than `limit` steps before the cutoff, [n]."""
     if limit is None:
         return np.zeros(len(windows), dtype=np.bool_)
-    # The last step of a series is observed: only where the cutoff is before it, others need be looked at.
     result: npt.NDArray[np.bool_] = ages(panel, windows) > limit
     return result
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedSeries:
     """The series of a panel that have ended."""
 
     limit: int | None
-    """The greatest age, in steps, of those that have not."""
+    """The greatest age, in steps, of a series that has not ended; None for any age."""
     series: pl.DataFrame
     """series_id, last (the timestamp of the last observation) and age in steps, the latest first."""
     n_series: int
-    """Of the panel."""
+    """Number of series in the panel."""
 
     def __str__(self) -> str:
-        """Return how many they are, and which."""
+        """Return their number and examples as text."""
         if self.limit is None or self.series.is_empty():
             return "none"
         return (
@@ -83,19 +82,19 @@ class Ended:
         )
 
 
-def ended_series(panel: Panel, season_length: int, max_age: MaxAge = AUTO) -> Ended:
+def ended_series(panel: Panel, season_length: int, max_age: MaxAge = AUTO) -> EndedSeries:
     """Return the series that have ended by the last step of a panel; auto: as for a model with the default context."""
     end, lengths = panel.last_index, panel.lengths
     typical = float(np.median(lengths))
     context = default_context(panel.grid.frequency, season_length, 1, typical, typical) if max_age == AUTO else 0
     limit = age_limit(max_age, context, panel.grid, end)
-    last = panel.start + lengths - 1  # Which is observed.
-    chosen = np.flatnonzero(end - last > limit) if limit is not None else np.zeros(0, np.int64)
+    last = panel.start + lengths - 1  # The last step of a series is observed.
+    ended = np.flatnonzero(end - last > limit) if limit is not None else np.zeros(0, np.int64)
     series = pl.DataFrame(
         {
-            SERIES_ID: pl.Series(panel.series_id[chosen].tolist(), dtype=pl.String),
-            "last": panel.grid.timestamps(last[chosen]),
-            "age": end - last[chosen],
+            SERIES_ID: pl.Series(panel.series_id[ended].tolist(), dtype=pl.String),
+            "last": panel.grid.timestamps(last[ended]),
+            "age": end - last[ended],
         }
     )
-    return Ended(limit, series.sort("age", SERIES_ID), panel.n_series)
+    return EndedSeries(limit, series.sort("age", SERIES_ID), panel.n_series)

@@ -1,4 +1,4 @@
-"""Folders that a job writes into: whether it can, and one job at a time."""
+"""Output folders and files: checks that they are writable, locks, and atomic writes."""
 
 import errno
 import fcntl
@@ -47,7 +47,7 @@ def check_location(folder: Path, key: str = "output.path") -> None:
 
 
 def make_private(file: Path) -> None:
-    """Make an empty file that only its owner can read, with its folder; one that is there stays as it is.
+    """Create an empty file that only its owner can read, with its folder; an existing file stays as it is.
 
     Raises OSError.
     """
@@ -73,7 +73,7 @@ def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
                 f"choose another {key}"
             ) from None
         os.truncate(file.fileno(), 0)
-        with suppress(OSError):  # A full disk holds the lock, if not the text.
+        with suppress(OSError):  # The lock works on a full disk, without the text.
             os.write(
                 file.fileno(),
                 f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode(),
@@ -85,7 +85,7 @@ def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
 
 
 def _open_lock(path: Path, key: str) -> TextIO:
-    """Return the open lock file at a path. Raises OutputError for a link, or anything else but a file of its own."""
+    """Return the open lock file at a path. Raises OutputError for a link or anything but a regular file."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -94,12 +94,12 @@ def _open_lock(path: Path, key: str) -> TextIO:
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(handle)
-        what = "it is another name of a file" if stat.S_ISREG(status.st_mode) else "it is no file"
-        raise OutputError(f"can't lock {path.parent}: {path}: {what}; remove it, or choose another {key}")
+        fault = "it is another name of a file" if stat.S_ISREG(status.st_mode) else "it is no file"
+        raise OutputError(f"can't lock {path.parent}: {path}: {fault}; remove it, or choose another {key}")
     return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
 
 
-# Rows that are written and read together: readers hold several of these groups at a time.
+# Rows per row group: readers hold several groups in memory.
 _GROUP_ROWS: Final = 1 << 16
 
 
@@ -111,7 +111,7 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
 
 @contextmanager
 def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[pl.DataFrame], None]]:
-    """Yield what adds rows to a Parquet file, block by block; a reader sees all of them, once this ends well.
+    """Yield a function that adds rows to a Parquet file; a reader sees all of them once this succeeds, or nothing.
 
     `metadata` is put into its footer.
     """
@@ -124,7 +124,7 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Ite
             nonlocal writer
             rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             rows = rows.replace_schema_metadata(dict(metadata or {}))
-            if writer is None:  # Numbers hardly repeat: dictionaries of them take time and room.
+            if writer is None:  # Numbers rarely repeat: their dictionaries would cost time and space.
                 texts = [name for name, kind in frame.schema.items() if kind == pl.String]
                 writer = parquet.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=texts or False)
             writer.write_table(rows, row_group_size=_GROUP_ROWS)
@@ -137,9 +137,9 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Ite
 
 
 def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path", *, private: bool = False) -> None:
-    """Write a file; a reader sees all of it or nothing. `key` says where it is.
+    """Write a file; a reader sees all of it or nothing. `key` is the setting that names its folder.
 
-    One that is `private` can be read by its owner alone.
+    Only its owner can read a `private` file.
     """
     with _atomic(path, key, private=private) as file:
         file.write(content)

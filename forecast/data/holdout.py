@@ -1,10 +1,10 @@
-"""How many horizons at the end of a panel are held out: one policy for training, fine-tuning and backtests.
+"""Number of horizons held out at the end of a panel: one policy for training, fine-tuning and backtests.
 
     | o o o o o o o o o o o o o o | v v v | v v v | - - - | - - - |
       fitted on, 70 % or more       validation      holdout, for backtests
 
-Where a typical series is too short for that, the holdout goes first, then windows of validation, then steps of the last
-one.
+If a typical series is too short for that, the holdout shrinks first, then the number of validation windows, then the
+length of the last one.
 """
 
 from typing import NamedTuple
@@ -14,37 +14,37 @@ import numpy as np
 from forecast.config import AUTO, Windows
 from forecast.data.panel import IntArray
 
-# The most horizons that are held out for one purpose, unless a setting says more.
-MOST = 4
+# Maximum number of horizons held out for one purpose, unless a setting is larger.
+MAX_WINDOWS = 4
 # The share of a typical series that may be held out, in percent.
 _SHARE = 30
 _LEAST_OBSERVED = 2
 
 
 class Holdout(NamedTuple):
-    """What is held out at the end of a panel."""
+    """Horizons held out at the end of a panel."""
 
     holdout_windows: int
     """Horizons that training never sees."""
     validation_windows: int
-    """Horizons before them that choose between candidates."""
+    """Horizons before the holdout, on which candidates are compared."""
     validation_steps: int
-    """Steps of a window of validation: the horizon, or fewer where no typical series is long enough."""
+    """Steps of a validation window: the horizon, or fewer if a typical series is too short."""
 
 
-def holdout_of(lengths: IntArray, horizon: int, *, holdout: Windows = AUTO, validation: Windows = AUTO) -> Holdout:
-    """Return what is held out of series of these `lengths`, [S], in steps up to the end of the panel.
+def plan_holdout(lengths: IntArray, horizon: int, *, holdout: Windows = AUTO, validation: Windows = AUTO) -> Holdout:
+    """Return the holdout of series of these `lengths`, [S], in steps up to the end of the panel.
 
-    Numbers that are set stay. What is left open takes at most 30 % of a typical series together with the rest, four
-    horizons each at most, and leaves one window of validation in any case.
+    Given numbers are kept. Automatic ones bring the total to at most 30 % of a typical series, are at most four
+    horizons each, and leave at least one validation window.
 
-    >>> holdout_of(np.array([8760]), 168)
+    >>> plan_holdout(np.array([8760]), 168)
     Holdout(holdout_windows=4, validation_windows=4, validation_steps=168)
-    >>> holdout_of(np.array([54]), 6)
+    >>> plan_holdout(np.array([54]), 6)
     Holdout(holdout_windows=1, validation_windows=1, validation_steps=6)
-    >>> holdout_of(np.array([28]), 8)
+    >>> plan_holdout(np.array([28]), 8)
     Holdout(holdout_windows=0, validation_windows=1, validation_steps=8)
-    >>> holdout_of(np.array([10]), 8)
+    >>> plan_holdout(np.array([10]), 8)
     Holdout(holdout_windows=0, validation_windows=1, validation_steps=3)
     """
     typical = typical_length(lengths)
@@ -52,13 +52,13 @@ def holdout_of(lengths: IntArray, horizon: int, *, holdout: Windows = AUTO, vali
     if isinstance(holdout, int):
         n_holdout = holdout
     else:
-        n_holdout = min(MOST, max(0, room - validation if isinstance(validation, int) else room // 2))
+        n_holdout = min(MAX_WINDOWS, max(0, room - validation if isinstance(validation, int) else room // 2))
     if isinstance(validation, int):
         return Holdout(n_holdout, validation, horizon)
-    rest = typical - n_holdout * horizon
-    if rest <= 2 * horizon:  # One window of validation, and one of history to fit a horizon on.
-        return Holdout(n_holdout, 1, min(horizon, max(1, rest * _SHARE // 100)))
-    return Holdout(n_holdout, min(MOST, max(1, room - n_holdout)), horizon)
+    remaining = typical - n_holdout * horizon
+    if remaining <= 2 * horizon:  # One validation window, and one horizon of history to fit on.
+        return Holdout(n_holdout, 1, min(horizon, max(1, remaining * _SHARE // 100)))
+    return Holdout(n_holdout, min(MAX_WINDOWS, max(1, room - n_holdout)), horizon)
 
 
 def typical_length(lengths: IntArray) -> int:
@@ -67,15 +67,15 @@ def typical_length(lengths: IntArray) -> int:
     return int(np.median(usable)) if len(usable) else 0
 
 
-def gate_of(lengths: IntArray, horizon: int, *, gate: Windows = AUTO, report: Windows = AUTO) -> tuple[int, int]:
-    """Return how many windows of each series choose its changes, and how many tell what is won.
+def plan_gate(lengths: IntArray, horizon: int, *, gate: Windows = AUTO, report: Windows = AUTO) -> tuple[int, int]:
+    """Return the number of windows per series that select its fine-tuning, and the number that measure the gain.
 
-    `lengths`, [S], are the steps that fine-tuning may see. Two and one at least, four and two at most.
+    `lengths`, [S], are the steps that fine-tuning may see. Automatic numbers are two to four, and one or two.
 
-    >>> gate_of(np.array([8760 - 4 * 168]), 168), gate_of(np.array([48]), 6)
+    >>> plan_gate(np.array([8760 - 4 * 168]), 168), plan_gate(np.array([48]), 6)
     ((4, 2), (2, 1))
     """
     room = typical_length(lengths) * _SHARE // 100 // horizon
-    n_report = report if isinstance(report, int) else 2 if room >= MOST + 2 else 1
-    n_gate = gate if isinstance(gate, int) else min(MOST, max(2, room - n_report))
+    n_report = report if isinstance(report, int) else 2 if room >= MAX_WINDOWS + 2 else 1
+    n_gate = gate if isinstance(gate, int) else min(MAX_WINDOWS, max(2, room - n_report))
     return n_gate, n_report

@@ -15,12 +15,12 @@ from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
 FloatArray = npt.NDArray[np.float32]
 Names = npt.NDArray[np.object_]
-"""Text as Python has it. Arrays of np.str_ give every entry the room of the longest, and lose a NUL at the end; arrays
-of StringDType do not order text with a NUL inside."""
+"""Text as Python objects. Arrays of np.str_ give every entry the size of the longest one and lose a trailing NUL;
+arrays of StringDType do not order text with a NUL inside."""
 DoubleArray = npt.NDArray[np.float64]
 TargetArray = FloatArray | DoubleArray
 IntArray = npt.NDArray[np.int64]
-# Rounding, as a share of the range of a series, that is too much: its target needs float64.
+# Rounding error, as a share of the range of a series, above which its target needs float64.
 RESOLUTION = 1e-3
 
 
@@ -40,7 +40,7 @@ class Panel:
     start: IntArray
     """[S], grid index of the first step."""
     target: TargetArray
-    """[N], NaN where nothing was observed. Float64 where float32 could not tell the values of some series apart."""
+    """[N], NaN if unobserved. Float64 if float32 could not distinguish the values of some series."""
     past: FloatArray
     """[past covariates, N], NaN where missing."""
     known: FloatArray
@@ -49,8 +49,8 @@ class Panel:
     """[calendar features, T], one column per grid index from `calendar_start`; shared by all series."""
     calendar_start: int
     clock_shift: IntArray
-    """[T], like `calendar`: by how many steps local clocks are ahead of the first step's. All 0 but for steps below a
-    day in a time zone whose clocks change."""
+    """[T], like `calendar`: steps by which the local clock is ahead of the clock at the first step. All 0 except for
+    steps below a day in a time zone with clock changes."""
     horizon: int
     """Steps after the end of a series for which known covariates and calendar are held."""
     static_categories: IntArray
@@ -82,9 +82,9 @@ class Panel:
         )
 
     def take(self, series: IntArray) -> "Panel":
-        """Return some series, by their numbers and in that order, as a copy."""
+        """Return a copy of the series with these numbers, in that order."""
         begin, lengths = self.offsets[series], self.lengths[series]
-        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
+        steps, known_entries = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
         return replace(
             self,
             series_id=self.series_id[series],
@@ -92,7 +92,7 @@ class Panel:
             start=self.start[series],
             target=self.target[steps],
             past=self.past[:, steps],
-            known=self.known[:, held],
+            known=self.known[:, known_entries],
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
         )
@@ -107,17 +107,17 @@ class Panel:
         return replace(self, target=np.where(self._index() < first, self.target.dtype.type(np.nan), self.target))
 
     def between(self, first: int, last: int) -> "Panel":
-        """Return what is observed from grid index `first` to `last`, as copies; series without a value are left out.
+        """Return a copy of the observations from grid index `first` to `last`, without series that have none.
 
-        Known covariates reach `horizon` steps further, as ever.
+        Known covariates reach `horizon` steps further.
         """
         index = self._index()
-        there = np.flatnonzero(np.isfinite(self.target) & (index >= first) & (index <= last))
-        series, number = np.unique(np.searchsorted(self.offsets, there, side="right") - 1, return_index=True)
-        begin, end = there[number], there[np.append(number[1:], len(there)) - 1] + 1 if len(there) else there
+        entries = np.flatnonzero(np.isfinite(self.target) & (index >= first) & (index <= last))
+        series, number = np.unique(np.searchsorted(self.offsets, entries, side="right") - 1, return_index=True)
+        begin, end = entries[number], entries[np.append(number[1:], len(entries)) - 1] + 1 if len(entries) else entries
         lengths = end - begin
 
-        steps, held = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
+        steps, known_entries = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
         return replace(
             self,
             series_id=self.series_id[series],
@@ -125,7 +125,7 @@ class Panel:
             start=index[begin],
             target=self.target[steps],
             past=self.past[:, steps],
-            known=self.known[:, held],
+            known=self.known[:, known_entries],
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
         )
@@ -148,23 +148,23 @@ class Panel:
             yield shard.target[within & ~np.isnan(shard.target)]
             first += shard.n_series
 
-    def seen_digest(self, cutoff: int, horizon: int) -> str:
-        """Return a hash of what forecasts of `horizon` steps from grid index `cutoff` may see: nothing else changes it.
+    def visible_digest(self, cutoff: int, horizon: int) -> str:
+        """Return a hash of all inputs that forecasts of `horizon` steps from grid index `cutoff` may use.
 
-        The calendar, which follows from the grid and the settings, is not in it.
+        The calendar is excluded: it follows from the grid and the settings.
         """
         index = self._index()
-        held = self.lengths + self.horizon
-        ahead = np.arange(int(held.sum())) - np.repeat(np.cumsum(held) - held - self.start, held)
-        seen, near = index <= cutoff, ahead <= cutoff + horizon
+        n_known = self.lengths + self.horizon
+        ahead = np.arange(int(n_known.sum())) - np.repeat(np.cumsum(n_known) - n_known - self.start, n_known)
+        visible, visible_known = index <= cutoff, ahead <= cutoff + horizon
         # A NUL ends a name; one within a name is a byte that UTF-8 does not have.
         hasher = hashlib.sha256(b"\0".join(name.encode().replace(b"\0", b"\xff") for name in self.series_id.tolist()))
         for values in (
             np.minimum(self.start, cutoff + 1),
             np.clip(cutoff + 1 - self.start, 0, self.lengths),
-            self.target[seen],
-            *(row[seen] for row in self.past),
-            *(row[near] for row in self.known),
+            self.target[visible],
+            *(row[visible] for row in self.past),
+            *(row[visible_known] for row in self.known),
             self.static_categories,
             self.static_numbers,
         ):
@@ -172,15 +172,15 @@ class Panel:
         return hasher.hexdigest()
 
     def advise(self, option: int) -> None:
-        """Tell the system about the pages of a panel, or shard, that is mapped from files; see mmap.madvise.
+        """Advise the system on the pages of a memory-mapped panel or shard; see mmap.madvise.
 
-        With MADV_WILLNEED they are read ahead; with MADV_DONTNEED they go, and come back when they are read.
+        MADV_WILLNEED reads the pages ahead; MADV_DONTNEED drops them until they are read again.
         """
         buffers = (
             *(self.series_id, self.offsets, self.start, self.target),
             *(self.past, self.known, self.static_categories, self.static_numbers),
         )
-        for values in (stretch for buffer in buffers for stretch in _stretches(buffer)):
+        for values in (part for buffer in buffers for part in _contiguous_parts(buffer)):
             base: object = values
             while isinstance(base, np.ndarray):
                 base = base.base
@@ -200,25 +200,25 @@ class Panel:
         return np.diff(self.offsets)
 
     def clock_shift_at(self, index: IntArray) -> IntArray:
-        """Return the clock shift at grid indices; those outside the panel get the nearest one inside."""
+        """Return the clock shift at grid indices; indices outside the panel get that of the nearest one inside."""
         return self.clock_shift[np.clip(index - self.calendar_start, 0, len(self.clock_shift) - 1)]
 
     def frame(self, series: IntArray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return series_id, timestamp and target (null: a gap) of some series, or of all, by series and time.
+        """Return series_id, timestamp and target (null: a gap) of the given series (all when None), by series and time.
 
-        The names of `classes` take the place of their codes.
+        With `classes`, the target holds their names instead of codes.
         """
         rows = np.arange(self.n_series) if series is None else series
         steps = self.lengths[rows]
-        each = np.repeat(np.arange(len(rows)), steps)
-        step = np.arange(len(each)) - np.repeat(np.cumsum(steps) - steps, steps)
-        target = pl.Series(self.target[self.offsets[rows][each] + step]).fill_nan(None)
+        number = np.repeat(np.arange(len(rows)), steps)
+        step = np.arange(len(number)) - np.repeat(np.cumsum(steps) - steps, steps)
+        target = pl.Series(self.target[self.offsets[rows][number] + step]).fill_nan(None)
         if classes is not None:
             target = pl.Series(classes, dtype=pl.String).gather(target.cast(pl.Int64))
         return pl.DataFrame(
             {
-                SERIES_ID: pl.Series(self.series_id[rows].tolist(), dtype=pl.String).gather(each),
-                TIMESTAMP: self.grid.timestamps(self.start[rows][each] + step),
+                SERIES_ID: pl.Series(self.series_id[rows].tolist(), dtype=pl.String).gather(number),
+                TIMESTAMP: self.grid.timestamps(self.start[rows][number] + step),
                 TARGET: target,
             }
         )
@@ -255,9 +255,9 @@ def as_names(values: Iterable[str]) -> Names:
 
 
 def _name_hasher(name: str) -> "hashlib.blake2b":
-    """Return a hash that has begun with the name of a series.
+    """Return a hasher that starts with the name of a series.
 
-    A NUL looks like the number that follows: with one, the name is told apart by its length.
+    A NUL could be part of the number that follows: a name with a NUL is hashed with its length first.
     """
     content = name.encode()
     if b"\0" not in content:
@@ -266,18 +266,18 @@ def _name_hasher(name: str) -> "hashlib.blake2b":
 
 
 def _entries(begin: IntArray, lengths: IntArray) -> IntArray:
-    """Return `lengths` numbers from each of `begin` on, end to end."""
-    found: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-    return found
+    """Return ranges of `lengths` numbers that start at each of `begin`, end to end."""
+    entries: IntArray = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    return entries
 
 
-def _stretches(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
-    """Return the parts of a buffer that are in one piece each."""
+def _contiguous_parts(buffer: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+    """Return contiguous parts that make up a buffer."""
     return [buffer] if buffer.flags.c_contiguous else list(buffer)
 
 
 def concatenated(panels: Sequence[Panel]) -> Panel:
-    """Return the series of several panels with the same grid, calendar and horizon, in the order given, as one."""
+    """Return the series of several panels with the same grid, calendar and horizon, as one, in this order."""
     return replace(
         panels[0],
         series_id=np.concatenate([panel.series_id for panel in panels]),

@@ -1,4 +1,4 @@
-"""The panel at data.path or in a database, whatever kind of source that is."""
+"""Reading a panel from any source: files, a prepared panel, or a database."""
 
 import re
 from pathlib import Path
@@ -14,9 +14,8 @@ from forecast.data.sources.open import is_prepared, open_tables, unchanged
 def read_panel(data: DataConfig, horizon: int, categories: Categories | None = None) -> Loaded:
     """Return the panel that `data` describes, with known covariates for `horizon` steps ahead.
 
-    `categories` are those of training, when there was one. A folder that `forecast data prepare` wrote is
-    memory-mapped, anything else is read. Raises ConfigError and DataError, also for
-    files that change meanwhile.
+    `categories` are those of a trained model, if there is one. A prepared panel is memory-mapped, anything else is
+    read. Raises ConfigError and DataError, also for files that change during reading.
     """
     if data.path is not None and is_prepared(data.path):
         return open_prepared(Path(data.path), data, horizon, categories)
@@ -27,9 +26,9 @@ def read_panel(data: DataConfig, horizon: int, categories: Categories | None = N
 
 
 def text_columns(data: DataConfig, categories: Categories | None) -> set[str]:
-    """Return the columns besides series_id that are text even where they look like numbers.
+    """Return the columns besides series_id to read as text, even if they look like numbers.
 
-    What looks like truth values in a CSV file was read as such in training, and so were classes that are numbers.
+    Columns of truth values and classes that are whole numbers are excluded: training read them as such.
     """
     texts = {name for name, values in (categories or {}).items() if not {*values} <= {*TRUTH}}
     if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in (categories or {}).get(data.columns.target, ())):

@@ -1,4 +1,4 @@
-"""Windows as indices: which series, and the last step a forecast may see. NumPy only; gathering is done elsewhere."""
+"""Windows as indices: the series, and the last step a forecast may see. Gathering values is up to models/inputs."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class WindowIndex:
 
 
 def usable_lengths(panel: Panel, cutoff: int | None = None) -> IntArray:
-    """Return how many steps of each series lie up to grid index `cutoff` (all of them when None), [S]."""
+    """Return the number of steps of each series up to grid index `cutoff` (all when None), [S]."""
     if cutoff is None:
         return panel.lengths
     return np.clip(cutoff - panel.start + 1, 0, panel.lengths)
@@ -45,15 +45,15 @@ def windows_at_ends(panel: Panel) -> WindowIndex:
 def held_out_windows(
     lengths: IntArray, *, horizon: int, n_windows: int, at_least: int = 0
 ) -> tuple[WindowIndex, IntArray]:
-    """Return the latest windows with a full horizon, and what is left before their targets, [S].
+    """Return the latest windows with a full horizon, and the lengths before their targets, [S].
 
     Cutoffs are one horizon apart, oldest first within a series. A series keeps at least one horizon of history before
     its first window, so short ones give fewer windows or none.
 
         | o o o o o o x x x | - - - |        o history   x, - targets of two windows, horizon 3
 
-    If all series together give less than `at_least`, cutoffs are closer to each other, as far as that is possible, and
-    an odd number of steps apart, so that they are at many times of day; the targets lie where they would have been.
+    If all series together give fewer than `at_least`, cutoffs are closer together where possible, and an odd number of
+    steps apart, so that they cover many times of day; the steps held out stay the same.
     """
     held_out = np.clip(lengths // horizon - 1, 0, n_windows) * horizon
     total = int(held_out.sum()) // horizon
@@ -68,19 +68,19 @@ def held_out_windows(
 
 
 def overlap(windows: WindowIndex, horizon: int) -> float:
-    """Return in how many windows of a series a target is, roughly; at least 1."""
+    """Return the average number of windows that contain a target, at least 1."""
     gaps = np.diff(windows.cutoff)[np.diff(windows.series) == 0]
     return max(1.0, horizon / float(gaps.mean())) if len(gaps) else 1.0
 
 
 class OriginSampler:
-    """Draws training windows: every series is as likely as any other, and every stretch of it as likely as any other.
+    """Draws training windows, uniformly over series and over the steps of a series.
 
-    A window has `span` consecutive origins; the loss is taken at some of them. It lies around an origin that is drawn,
-    each as likely as any other, and is moved inside at the ends of the series: so any `span` origins are drawn as
-    often as any others, the newest and the oldest ones too, though of these the outermost are drawn half as often as
-    those `span` / 2 away from the end. Origins before the first observation, and targets from `limits` on, are masked
-    later. Series with fewer than two usable steps are never drawn.
+    A window has `span` consecutive origins; the loss is taken at some of them. It is centred on an origin drawn
+    uniformly and shifted inside at the ends of the series: so the newest and the oldest `span` origins are drawn as
+    often as any others, but the outermost of these half as often as those `span` / 2 away from the end. Origins before
+    the first observation, and targets from `limits` on, are masked later. Series with fewer than two usable steps are
+    never drawn.
     """
 
     def __init__(self, limits: IntArray, *, span: int) -> None:
@@ -89,7 +89,7 @@ class OriginSampler:
         self._span = span
 
     def draw(self, count: int, rng: np.random.Generator) -> WindowIndex:
-        """Return `count` windows by their first origin (which may be negative: before the start)."""
+        """Return `count` windows by their first origin, which may be negative: before the start of the series."""
         rows = rng.integers(0, len(self.series), count)
         high = self._last[rows]
         low = np.minimum(high, self._span - 1)
@@ -101,13 +101,13 @@ class OriginSampler:
 def sample_origins(limits: IntArray, *, horizon: int, count: int, rng: np.random.Generator) -> WindowIndex:
     """Return up to `count` origins with a horizon of history and a full one before `limits`.
 
-    All of them when there are no more than `count`, otherwise a sample without replacement; longer series give more.
-    If no series is long enough, one step of history will do.
+    All such origins if there are at most `count`, otherwise a uniform sample without replacement. If no series is long
+    enough, one step of history suffices.
     """
     history = horizon if (limits >= 2 * horizon).any() else 1
     available = np.clip(limits - horizon - history + 1, 0, None)
     ends = np.cumsum(available)
     total = int(ends[-1]) if len(ends) else 0
-    picked = np.arange(total) if total <= count else np.sort(rng.choice(total, count, replace=False))
-    series = np.searchsorted(ends, picked, side="right")
-    return WindowIndex(series, picked - (ends - available)[series] + history - 1)
+    entries = np.arange(total) if total <= count else np.sort(rng.choice(total, count, replace=False))
+    series = np.searchsorted(ends, entries, side="right")
+    return WindowIndex(series, entries - (ends - available)[series] + history - 1)

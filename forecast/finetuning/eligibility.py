@@ -8,7 +8,7 @@ from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.holdout import MOST, gate_of
+from forecast.data.holdout import MAX_WINDOWS, plan_gate
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError, listing
@@ -47,9 +47,9 @@ def device_of(settings: FinetuneSettings) -> str:
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
     """Return the settings with the windows that follow from the lengths of the series."""
     unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
-    holdout = min(MOST, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
+    holdout = min(MAX_WINDOWS, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
     usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
-    gate, report = gate_of(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
+    gate, report = plan_gate(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
     windows = {"holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
     return TuningSettings.model_construct(**dict(settings) | windows)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from forecast.data.ages import Ended, ended_series
+from forecast.data.ages import EndedSeries, ended_series
 from forecast.data.ingest.rejects import Counts
 from forecast.data.panel import Panel
 from forecast.data.profiling.profile import frequencies
@@ -41,7 +41,7 @@ _CLASS_COLUMNS: Final = SERIES_ID, "first", "last", "length", "gaps", "longest_g
 
 
 def profile_page(
-    loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame | None, ended: Ended | None = None
+    loaded: "Loaded", profile: pl.DataFrame, missing: pl.DataFrame | None, ended: EndedSeries | None = None
 ) -> str:
     """Return the page as one file that works offline.
 
@@ -140,7 +140,7 @@ def _quality(loaded: "Loaded") -> str:
     return card("quality", "Rejected rows", table(heads, rows), "All of them are in rejects.parquet.")
 
 
-def _ended(ended: Ended) -> str:
+def _ended(ended: EndedSeries) -> str:
     """Return the section on series that have ended; empty if there are none."""
     if ended.series.is_empty():
         return ""

@@ -36,7 +36,7 @@ from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ages import ENDED
 from forecast.data.files import write_parquet_atomic, write_text_atomic
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.ingest.missing_known import carried_forward, lacking, missing_known
+from forecast.data.ingest.missing_known import carry_forward, missing_known, series_missing_known
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, listing
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
@@ -141,7 +141,7 @@ class Job:
         self._take_weights(cutoff)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         self._check_known(cutoff)
-        digests = [shard.seen_digest(cutoff, horizon) for shard in self._shards()]
+        digests = [shard.visible_digest(cutoff, horizon) for shard in self._shards()]
         panel.advise(mmap.MADV_DONTNEED)
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [digest_of(inputs, digest) for digest in digests]
@@ -354,9 +354,9 @@ class Job:
         past, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
             context = self.artifact.network.shape.context_length
-            shard, carried = carried_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
+            shard, carried = carry_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
         if len(shard.known) and self._score.missing_known == "quarantine":
-            refused = lacking(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
+            refused = series_missing_known(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
         forecasts = forecast_shard(
             self._weights,
             shard,

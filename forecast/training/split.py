@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecast.config import FitConfig, ModelConfig
-from forecast.data.holdout import Holdout, holdout_of
+from forecast.data.holdout import Holdout, plan_holdout
 from forecast.data.ingest.categories import with_trained_categories
 from forecast.data.ingest.classes import with_trained_classes
 from forecast.data.ingest.loaded import Loaded
@@ -38,7 +38,7 @@ class Split(NamedTuple):
 
 def split_panel(panel: Panel, horizon: int, fit: FitConfig) -> Split:
     """Return the validation windows of a training, and what lies before them."""
-    plan = holdout_of(panel.lengths, horizon, holdout=fit.holdout_windows, validation=fit.validation_windows)
+    plan = plan_holdout(panel.lengths, horizon, holdout=fit.holdout_windows, validation=fit.validation_windows)
     trained_until = panel.last_index - plan.holdout_windows * horizon
     every, limits = held_out_windows(
         usable_lengths(panel, trained_until),

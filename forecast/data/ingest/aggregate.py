@@ -1,4 +1,4 @@
-"""Finer rows put together to the steps of the grid: hours to days, single sales to weeks."""
+"""Aggregation of higher-frequency rows to the steps of the grid: hours to days, single sales to weeks."""
 
 from collections.abc import Container
 from typing import Final
@@ -8,40 +8,41 @@ import polars as pl
 
 from forecast.config import DataConfig
 from forecast.data.ingest.rows import BoolArray, Rows, Runs, cells, span
-from forecast.data.ingest.timestamps import Settled, period_ends
+from forecast.data.ingest.timestamps import ResolvedTime, period_ends
 
 NOT_OVER: Final = "in a period that is not over"
 INCOMPLETE: Final = "in a period with missing rows"
 
 
-def faults(rows: Rows, settled: Settled, n_series: int) -> list[tuple[str, BoolArray]]:
-    """Return the rows whose period can't be used, with the reason.
+def faults(rows: Rows, resolved: ResolvedTime, n_series: int) -> list[tuple[str, BoolArray]]:
+    """Return reasons why a period can't be used, each with a mask of the rows in such periods, [rows].
 
-    A period that is not over when the data end would look low, and so would a sum with rows missing (of regular rows:
-    of irregular ones nobody knows how many there should be). Rows without a target are always fine.
+    A period that is not over when the data end would look low, and so would a sum with missing rows. Missing rows are
+    detected for regular rows only: the expected number of irregular ones is unknown. Rows without a target have no
+    fault.
     """
-    assert settled.over is not None
+    assert resolved.complete_until is not None
     observed = ~np.isnan(rows.target)
-    ends, expected = period_ends(rows.index, settled)
-    not_over = observed & (ends > settled.over)
+    ends, expected = period_ends(rows.index, resolved)
+    not_over = observed & (ends > resolved.complete_until)
     incomplete = np.zeros_like(not_over)
-    if expected is not None and settled.data.aggregate == "sum":
+    if expected is not None and resolved.data.aggregate == "sum":
         position, size = cells(rows, *span(rows.runs, rows.index, n_series))
         count = np.bincount(position[observed], minlength=size)[position]
         incomplete = observed & ~not_over & (count < expected)
     return [(NOT_OVER, not_over), (INCOMPLETE, incomplete)]
 
 
-def put_together(rows: Rows, data: DataConfig, categorical: Container[str]) -> Rows:
+def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) -> Rows:
     """Return one row per series and period: the target as `data.aggregate` says, covariates by their mean.
 
-    Categorical covariates, which are codes, get the last one. Missing values are left out.
+    Categorical covariates, which are codes, get the last code. Missing values are skipped.
     """
     names = [f"past {name}" for name in data.past_covariates][: len(rows.past)]
     names += [f"known {name}" for name in data.known_covariates][: len(rows.known)]
     table = pl.DataFrame(
         {
-            "series": rows.runs.each(),
+            "series": rows.runs.series_by_row(),
             "index": rows.index,
             "instant": rows.instant,
             "after": np.zeros(len(rows), dtype=np.bool_) if rows.after is None else rows.after,
@@ -50,29 +51,29 @@ def put_together(rows: Rows, data: DataConfig, categorical: Container[str]) -> R
         }
     )
 
-    def last(name: str) -> pl.Expr:
+    def last_value(name: str) -> pl.Expr:
         return pl.col(name).sort_by("instant").drop_nulls().last()
 
-    def combined(name: str) -> pl.Expr:
-        return last(name) if name.partition(" ")[2] in categorical else pl.col(name).mean()
+    def aggregated(name: str) -> pl.Expr:
+        return last_value(name) if name.partition(" ")[2] in categorical else pl.col(name).mean()
 
     target = {
         "sum": pl.when(pl.col("target").count() > 0).then(pl.col("target").sum()),
         "mean": pl.col("target").mean(),
-        "last": last("target"),
+        "last": last_value("target"),
     }[data.aggregate or "sum"]
-    merged = (
+    periods = (
         table.group_by("series", "index")
-        .agg(target.alias("target"), pl.col("after").any(), pl.len().alias("rows"), *map(combined, names))
+        .agg(target.alias("target"), pl.col("after").any(), pl.len().alias("rows"), *map(aggregated, names))
         .sort("series", "index")
     )
-    columns = [merged[name].cast(pl.Float32).fill_null(np.nan).to_numpy() for name in names]
+    columns = [periods[name].cast(pl.Float32).fill_null(np.nan).to_numpy() for name in names]
     return Rows(
-        runs=Runs.of_numbers(merged["series"].to_numpy()),
-        index=merged["index"].to_numpy(),
-        target=merged["target"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
+        runs=Runs.of_numbers(periods["series"].to_numpy()),
+        index=periods["index"].to_numpy(),
+        target=periods["target"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
         past=columns[: len(rows.past)],
         known=columns[len(rows.past) :],
-        after=None if rows.after is None else merged["after"].to_numpy(),
-        merged=merged["rows"].cast(pl.Int64).to_numpy(),
+        after=None if rows.after is None else periods["after"].to_numpy(),
+        merged=periods["rows"].cast(pl.Int64).to_numpy(),
     )

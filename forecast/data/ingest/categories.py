@@ -1,4 +1,4 @@
-"""Values of covariates that are text: codes in the panel, their names among the categories; 0 for any other value."""
+"""Text covariates as codes: position among the categories, counted from 1; 0 for any other value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,17 +10,17 @@ from forecast.config import DataConfig
 from forecast.data.panel import FloatArray, IntArray, Panel
 
 Categories = Mapping[str, tuple[str, ...]]
-# Steps with a target that a series has at least, to be drawn in training.
+# Minimum number of steps of a series that training samples from.
 _LEAST_STEPS = 2
 
 
 def with_trained_categories(
     panel: Panel, categories: Categories, data: DataConfig, limits: IntArray
 ) -> tuple[Panel, dict[str, tuple[str, ...]]]:
-    """Return the panel and the categories with those values of covariates only that training sees.
+    """Return the panel and the categories, restricted to the covariate values that training sees.
 
-    These stand in the first `limits` steps of a series, [S], or belong to such a series; one of fewer than two steps is
-    not trained on. Any other value has no row of its own to be learnt, and gets code 0, as in every forecast to come.
+    Training sees the first `limits` steps of each series, [S], and the static covariates of these series; a series of
+    fewer than two steps is not trained on. Any other value has no embedding to learn and gets code 0, as in forecasts.
     """
     limits = np.where(limits >= _LEAST_STEPS, limits, 0)
     counts = {name: np.zeros(len(categories[name]) + 1, np.int64) for name in _covariates(categories, data)}
@@ -44,22 +44,22 @@ def with_trained_categories(
                 inside = step < np.repeat(limit, lengths)
                 for name, row in rows:
                     _count(counts[name], row[inside])
-    kept = {
+    trained_values = {
         name: tuple(value for value, count in zip(categories[name], counts[name][1:], strict=True) if count)
         for name in counts
     }
-    trained = {**categories, **kept}
+    trained = {**categories, **trained_values}
     return with_codes(panel, categories, trained, data), trained
 
 
 def with_codes(panel: Panel, before: Categories, after: Categories, data: DataConfig) -> Panel:
-    """Return the panel with the codes of covariates in `after` in place of those in `before`: 0 for other values."""
+    """Return the panel with covariate codes of `before` replaced by those of `after`; 0 for values not in `after`."""
     changed = [name for name in _covariates(before, data) if before[name] != after[name]]
     if not changed:
         return panel
 
     def lookup(name: str) -> npt.NDArray[np.int64]:
-        codes = {value: place + 1 for place, value in enumerate(after[name])}
+        codes = {value: position + 1 for position, value in enumerate(after[name])}
         return np.array([0, *(codes.get(value, 0) for value in before[name])])
 
     def rows(values: FloatArray, names: Sequence[str]) -> FloatArray:

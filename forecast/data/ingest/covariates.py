@@ -1,4 +1,4 @@
-"""Past, known and static covariates, and those that are computed."""
+"""Past, known and static covariates, lag features and the calendar of a panel."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from forecast.data.features.calendar import calendar_features, clock_shift, holi
 from forecast.data.features.lags import past_features
 from forecast.data.ingest import validate
 from forecast.data.ingest.outliers import without_outliers
-from forecast.data.ingest.placement import Placing
+from forecast.data.ingest.placement import RowPlacer
 from forecast.data.ingest.regularise import Steps, known_steps, shared_known_steps
 from forecast.data.ingest.rejects import Counts, Rejects, check_steps
 from forecast.data.ingest.rows import Rows, Runs
@@ -22,9 +22,9 @@ from forecast.names import SERIES_ID, TIMESTAMP
 
 def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
     """Return the columns that are read from the table of rows."""
-    known = ["known_covariates"] if tables.known is None else []
-    static = ["static_covariates"] if tables.static is None else []
-    return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known, *static)
+    known_keys = ["known_covariates"] if tables.known is None else []
+    static_keys = ["static_covariates"] if tables.static is None else []
+    return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known_keys, *static_keys)
 
 
 def with_features(panel: Panel, data: DataConfig) -> Panel:
@@ -40,7 +40,7 @@ def with_features(panel: Panel, data: DataConfig) -> Panel:
 
 
 def with_calendar(panel: Panel, data: DataConfig, counts: Counts) -> tuple[Panel, DataConfig]:
-    """Return the panel with its calendar, and the settings with the names of the holidays in it."""
+    """Return the panel with its calendar features, and the settings with the holiday names that occur in it."""
     first, last = int(panel.start.min()), panel.last_index + panel.horizon
     check_steps(last - first + 1, counts.rows_in, panel.grid, "the panel", first, last)
     if data.holidays is not None and data.holiday_names is None:
@@ -55,33 +55,33 @@ def with_calendar(panel: Panel, data: DataConfig, counts: Counts) -> tuple[Panel
 
 
 def split_by_runs(columns: validate.Columns) -> tuple[validate.Columns, validate.Columns]:
-    """Return the columns that are read by runs, and the others."""
+    """Return the columns that are read as runs of equal rows, and the columns that are read row by row."""
     by_runs = ("data.columns.series_id", "data.static_covariates")
     return [item for item in columns if item[1] in by_runs], [item for item in columns if item[1] not in by_runs]
 
 
-def read_known(frame: pl.LazyFrame, place: Placing, steps: Steps, horizon: int) -> tuple[FloatArray, Counts]:
-    """Return the known covariates from a table of their own, with or without a series_id, and where its rows went."""
-    data, names, rejects = place.settled.data, place.names, place.rejects
+def read_known(frame: pl.LazyFrame, placer: RowPlacer, steps: Steps, horizon: int) -> tuple[FloatArray, Counts]:
+    """Return the known covariates of a separate table, with or without a series_id, and the counts of its rows."""
+    data, names, rejects = placer.resolved.data, placer.names, placer.rejects
     shared = data.columns.series_id not in frame.collect_schema()
     keys = ["timestamp", "known_covariates"] if shared else ["series_id", "timestamp", "known_covariates"]
-    once, rest = split_by_runs(validate.columns_of(data, *keys))
-    table = validate.read(frame, rest, place.categories)
+    run_columns, other_columns = split_by_runs(validate.columns_of(data, *keys))
+    table = validate.read(frame, other_columns, placer.categories)
     rows_in = table.height
     if shared:
         runs = Runs(np.zeros(min(1, rows_in), dtype=np.int64), np.full(min(1, rows_in), rows_in))
         nameless = pl.Series([None], dtype=pl.String)
-        place = replace(place, names=nameless, rejects=Rejects(nameless, place.settled.grid))
+        placer = replace(placer, names=nameless, rejects=Rejects(nameless, placer.resolved.grid))
         unused = 0
     else:
-        series = validate.run_lengths(validate.read_runs(frame, once, place.categories), rows_in)
+        series = validate.run_lengths(validate.read_runs(frame, run_columns, placer.categories), rows_in)
         runs = Runs.of(series, names)[0]
         foreign = np.repeat((runs.series < 0) & series[SERIES_ID].is_not_null().to_numpy(), runs.length)
         unused = int(foreign.sum())
         if unused:
             table = table.filter(pl.Series(~foreign))
             runs = runs.keep(~foreign)
-    times = Times.of(table[TIMESTAMP], place.settled)
+    times = Times.of(table[TIMESTAMP], placer.resolved)
     rows = Rows(
         runs=runs,
         index=times.clock,
@@ -91,15 +91,15 @@ def read_known(frame: pl.LazyFrame, place: Placing, steps: Steps, horizon: int) 
         after=None,
         instant=times.instant,
     )
-    rows = place(rows, times, data.known_covariates, "data.known_path: ")
+    rows = placer(rows, times, data.known_covariates, "data.known_path: ")
     values = shared_known_steps(steps, rows, horizon) if shared else known_steps(steps, rows, len(names), horizon)
     if shared:
-        rejects.include(place.rejects)
-    kept = rows.count()
+        rejects.include(placer.rejects)
+    n_kept = rows.count()
     return values, Counts(
         known_rows_in=rows_in,
-        known_rows_kept=kept,
-        known_rows_rejected=rows_in - unused - kept,
+        known_rows_kept=n_kept,
+        known_rows_rejected=rows_in - unused - n_kept,
         known_rows_unused=unused,
     )
 

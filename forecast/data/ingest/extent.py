@@ -1,6 +1,6 @@
-"""Where a panel ends: the step on which its series agree, whatever a mistyped date says.
+"""The end of a panel: the step on which its series agree, robust to mistyped dates.
 
-Placing rows on the grid is up to `load`, hiding what the user calls later (data.until) up to `times`.
+`placement` puts rows on the grid; `timestamps` hides rows after data.until.
 """
 
 import logging
@@ -23,23 +23,24 @@ from forecast.names import REASON, SERIES_ID, TIMESTAMP
 log = logging.getLogger(__name__)
 
 Observed = Callable[[int], IntArray]
-"""The grid indices with an observed target of the series of a number, ascending."""
+"""Maps the number of a series to its grid indices with an observed target, ascending."""
 
-# Series agree on an end if theirs lie within so many steps.
+# Series agree on an end if their last steps lie within this many steps.
 _NEAR: Final = 7
 
-# Rows behind a hole are detached if it has this many times as many steps, and they are this much fewer than the others.
-_HOLE: Final = 4
+# Rows after a gap are detached if the gap has this many times as many steps, and the rows before it are this many times
+# as many.
+_GAP_RATIO: Final = 4
 
-# The largest share and number of the series that may have detached rows, where these are to be wrong.
+# The largest share and number of series whose detached rows count as mistakes.
 _MINORITY: Final = 0.2
-_FEW: Final = 1000
+_MAX_MINORITY: Final = 1000
 
-# Series of which one alone reaches the end, where that is worth a word.
+# The smallest panel for which a single series at the end is logged.
 _LEAST_SERIES: Final = 3
 
-# A hole of so many steps, longer than twice the rest of its series, is a date typed wrong.
-_FAR: Final = 1000
+# A gap of more steps than this, and over twice the rest of its series, means a mistyped date.
+_LONG_GAP: Final = 1000
 
 
 def common_end(first: IntArray, last: IntArray, observed: Observed, share: float) -> int:
@@ -61,94 +62,99 @@ def common_end(first: IntArray, last: IntArray, observed: Observed, share: float
     """
     if not share or len(last) < 2:
         return int(last.max())
-    last = _attached(first, last, observed, share)
-    return _agreed(first, last, share, _lone(last, observed, share))
+    last = _attached_ends(first, last, observed, share)
+    return _agreed_end(first, last, share, _end_without_stragglers(last, observed, share))
 
 
-def _agreed(first: IntArray, last: IntArray, share: float, end: int) -> int:
+def _agreed_end(first: IntArray, last: IntArray, share: float, end: int) -> int:
     """Return the earliest step up to `end` that all but a `share` of the series around it and behind it end at."""
     last = np.minimum(last, end)
-    ends, since, doubtful = _doubtful(last, _NEAR, share)
+    ends, from_end, doubtful = _doubtful_ends(last, _NEAR, share)
     for number in doubtful:
-        around = (last > since[number]) & (last <= ends[number])
+        near_end = (last > from_end[number]) & (last <= ends[number])
         later = last > ends[number]
         steps = (last - np.maximum(first - 1, ends[number]))[later].max()
-        if steps <= np.median(last[around] - first[around] + 1):
+        if steps <= np.median(last[near_end] - first[near_end] + 1):
             return int(ends[number])
     return int(ends[-1])
 
 
-def _lone(last: IntArray, observed: Observed, share: float) -> int:
-    """Return the step beyond which few series have a few rows each, after a jump within which the others all end."""
-    ends, _, doubtful = _doubtful(last, np.iinfo(np.int64).max, share)
+def _end_without_stragglers(last: IntArray, observed: Observed, share: float) -> int:
+    """Return the step beyond which few series have a few rows each, after a jump within which all others end."""
+    ends, _, doubtful = _doubtful_ends(last, np.iinfo(np.int64).max, share)
     end = int(ends[-1])
     for number in reversed(doubtful):
         later = np.flatnonzero(last > ends[number])
-        most = (ends[number + 1] - ends[number]) // _HOLE
-        if len(later) > _FEW or any(np.count_nonzero(observed(one) > ends[number]) > most for one in later.tolist()):
+        max_rows = (ends[number + 1] - ends[number]) // _GAP_RATIO
+        if len(later) > _MAX_MINORITY or any(
+            np.count_nonzero(observed(series) > ends[number]) > max_rows for series in later.tolist()
+        ):
             break
         end = int(ends[number])
     return end
 
 
-def _doubtful(last: IntArray, furthest: int, share: float) -> tuple[IntArray, IntArray, list[int]]:
-    """Return the different ends, from when on others count as the same, and which no more than a `share` exceed.
+def _doubtful_ends(last: IntArray, furthest: int, share: float) -> tuple[IntArray, IntArray, list[int]]:
+    """Return the distinct ends, from which step on others count as equal to each, and the positions of doubtful ends.
 
-    Those that lie within the jump to the next end, but no more than `furthest` steps, count as the same.
+    Earlier ends count as equal within the length of the jump to the next end, and within `furthest` steps. An end is
+    doubtful if no more than a `share` of the series around and after it are later.
     """
     ends, count = np.unique(last, return_counts=True)
-    since = ends[:-1] - np.minimum(np.diff(ends), furthest)
-    up_to = np.cumsum(count)
-    agreed = up_to[:-1] - np.append(0, up_to)[np.searchsorted(ends, since, side="right")]
-    beyond = len(last) - up_to[:-1]
-    return ends, since, np.flatnonzero(beyond <= share * (agreed + beyond)).tolist()
+    from_end = ends[:-1] - np.minimum(np.diff(ends), furthest)
+    n_up_to = np.cumsum(count)
+    n_agreed = n_up_to[:-1] - np.append(0, n_up_to)[np.searchsorted(ends, from_end, side="right")]
+    n_beyond = len(last) - n_up_to[:-1]
+    return ends, from_end, np.flatnonzero(n_beyond <= share * (n_agreed + n_beyond)).tolist()
 
 
-def _attached(first: IntArray, last: IntArray, observed: Observed, share: float) -> IntArray:
-    """Return the last step of each series, [S], without detached rows beyond the end of the others."""
-    most = min(max(1, int(_MINORITY * len(last))), _FEW)
-    if np.count_nonzero(last == last.max()) > most:
+def _attached_ends(first: IntArray, last: IntArray, observed: Observed, share: float) -> IntArray:
+    """Return the last step of each series, [S], ignoring detached rows beyond the end of the other series."""
+    max_detached = min(max(1, int(_MINORITY * len(last))), _MAX_MINORITY)
+    if np.count_nonzero(last == last.max()) > max_detached:
         return last
     edges: dict[int, tuple[int, int, int]] = {}
-    for series in np.argsort(-last, kind="stable")[: most + 1].tolist():
-        edge = _edge(observed(series))
+    for series in np.argsort(-last, kind="stable")[: max_detached + 1].tolist():
+        edge = _detached_tail(observed(series))
         if edge is None:
             break
         edges[series] = edge
-    if not 0 < len(edges) <= min(most, len(last) - 1):
+    if not 0 < len(edges) <= min(max_detached, len(last) - 1):
         return last
 
-    def without(edges: dict[int, tuple[int, int, int]]) -> IntArray:
+    def without_tails(edges: dict[int, tuple[int, int, int]]) -> IntArray:
         attached = last.copy()
         attached[list(edges)] = [before for before, _, _ in edges.values()]
         return attached
 
-    trimmed = without(edges)
-    end = _agreed(first, trimmed, share, int(trimmed.max()))
-    late = {series: edge for series, edge in edges.items() if edge[1] - end >= _HOLE * edge[2]}
+    trimmed = without_tails(edges)
+    end = _agreed_end(first, trimmed, share, int(trimmed.max()))
+    late = {series: edge for series, edge in edges.items() if edge[1] - end >= _GAP_RATIO * edge[2]}
     if not late:
         return last
-    attached = without(late)
+    attached = without_tails(late)
     jump = min(after for _, after, _ in late.values()) - end
-    around = int(np.count_nonzero(attached > end - jump))
-    return attached if len(late) <= max(1, _MINORITY * around) and len(late) < around else last
+    n_around = int(np.count_nonzero(attached > end - jump))
+    return attached if len(late) <= max(1, _MINORITY * n_around) and len(late) < n_around else last
 
 
-def _edge(steps: IntArray) -> tuple[int, int, int] | None:
-    """Return the steps before and behind the hole that detaches the last rows of a series, and how many these are."""
-    hole = np.diff(steps)
-    behind = np.arange(len(hole), 0, -1)
-    earlier = np.maximum.accumulate(np.append(1, hole[:-1])) if len(hole) else hole
-    detached = (hole >= _HOLE * behind) & (hole >= 2 * earlier) & (len(steps) - behind >= _HOLE * behind)
+def _detached_tail(steps: IntArray) -> tuple[int, int, int] | None:
+    """Return the steps before and after the gap that detaches the last rows of a series, and the number of these."""
+    gap = np.diff(steps)
+    n_behind = np.arange(len(gap), 0, -1)
+    earlier_gap = np.maximum.accumulate(np.append(1, gap[:-1])) if len(gap) else gap
+    detached = (
+        (gap >= _GAP_RATIO * n_behind) & (gap >= 2 * earlier_gap) & (len(steps) - n_behind >= _GAP_RATIO * n_behind)
+    )
     if not detached.any():
         return None
-    first = int(np.argmax(detached))
-    return int(steps[first]), int(steps[first + 1]), int(behind[first])
+    position = int(np.argmax(detached))
+    return int(steps[position]), int(steps[position + 1]), int(n_behind[position])
 
 
 def observed_rows(rows: Rows, n_series: int) -> tuple[IntArray, IntArray, Observed]:
-    """Return first and last observed step of each series that has one, [S], and what gives all by its position."""
-    seen = ~np.isnan(rows.target)
+    """Return first and last observed step of each observed series, [S], and a function to all steps by position."""
+    has_target = ~np.isnan(rows.target)
     first, last = rows.observed_limits(n_series)
     series = np.flatnonzero(first <= last)
     starts = np.cumsum(rows.runs.length) - rows.runs.length
@@ -161,16 +167,16 @@ def observed_rows(rows: Rows, n_series: int) -> tuple[IntArray, IntArray, Observ
     def observed(position: int) -> IntArray:
         order, sorted_series = by_series()
         begin, end = np.searchsorted(sorted_series, series[position] + np.array([0, 1]))
-        chosen = order[begin:end]
-        entries = ranges(starts[chosen], rows.runs.length[chosen])
-        steps: IntArray = np.unique(rows.index[entries[seen[entries]]])
+        series_runs = order[begin:end]
+        entries = ranges(starts[series_runs], rows.runs.length[series_runs])
+        steps: IntArray = np.unique(rows.index[entries[has_target[entries]]])
         return steps
 
     return first[series], last[series], observed
 
 
 def observed_steps(panel: Panel) -> Observed:
-    """Return the steps with a value of a series, by its number."""
+    """Return a function from the number of a series to its observed steps."""
 
     def observed(series: int) -> IntArray:
         target = panel.target[panel.offsets[series] : panel.offsets[series + 1]]
@@ -180,48 +186,53 @@ def observed_steps(panel: Panel) -> Observed:
     return observed
 
 
-def distant(rows: Rows, n_series: int) -> BoolArray | None:
-    """Return the rows of which a hole of over 1,000 steps, twice as long as the rest, parts their series; None if none.
+def distant_rows(rows: Rows, n_series: int) -> BoolArray | None:
+    """Return a mask of rows far from the rest of their series, [rows]; None if there are none.
 
-    The rest are at least 4 times as many rows, or 2 where one row is apart.
+    A gap of over 1,000 steps, twice as long as the rest of the series, separates them from the rest, which has at
+    least 4 times as many rows, or 2 rows where one is separated.
     """
     if not len(rows):
         return None
     first, last = rows.limits(n_series)
     count = np.bincount(rows.runs.series[rows.runs.series >= 0], rows.runs.length[rows.runs.series >= 0], n_series)
-    long = (last - first > _FAR) & (3 * (count - 1) <= last - first) & (count >= 3)
-    if not long.any():
+    suspects = (last - first > _LONG_GAP) & (3 * (count - 1) <= last - first) & (count >= 3)
+    if not suspects.any():
         return None
-    at = np.flatnonzero(rows.runs.rows(long))
-    table = pl.DataFrame({"at": at, "series": rows.runs.each()[at], "index": rows.index[at]}).sort("series", "index")
+    entries = np.flatnonzero(rows.runs.rows(suspects))
+    table = pl.DataFrame(
+        {"at": entries, "series": rows.runs.series_by_row()[entries], "index": rows.index[entries]}
+    ).sort("series", "index")
     series, index = table["series"].to_numpy(), table["index"].to_numpy()
     begin = np.flatnonzero(np.diff(series, prepend=-1))
-    hole = np.diff(index, prepend=index[0])
-    hole[begin] = 0
-    widest = np.maximum.reduceat(hole, begin)
-    parted = (widest > _FAR) & (widest > 2 * (last - first)[series[begin]] / 3)
-    apart = np.zeros(len(rows), dtype=np.bool_)
-    for number in np.flatnonzero(parted).tolist():
+    gap = np.diff(index, prepend=index[0])
+    gap[begin] = 0
+    widest_gap = np.maximum.reduceat(gap, begin)
+    split = (widest_gap > _LONG_GAP) & (widest_gap > 2 * (last - first)[series[begin]] / 3)
+    is_distant = np.zeros(len(rows), dtype=np.bool_)
+    for number in np.flatnonzero(split).tolist():
         end = begin[number + 1] if number + 1 < len(begin) else len(series)
-        cut = begin[number] + int(np.argmax(hole[begin[number] : end]))
-        fewer, more = sorted((slice(begin[number], cut), slice(cut, end)), key=lambda part: part.stop - part.start)
+        middle = begin[number] + int(np.argmax(gap[begin[number] : end]))
+        fewer, more = sorted(
+            (slice(begin[number], middle), slice(middle, end)), key=lambda part: part.stop - part.start
+        )
         n_fewer, n_more = fewer.stop - fewer.start, more.stop - more.start
-        if n_more >= (_HOLE * n_fewer if n_fewer > 1 else 2):
-            apart[table["at"].to_numpy()[fewer]] = True
-    return apart if apart.any() else None
+        if n_more >= (_GAP_RATIO * n_fewer if n_fewer > 1 else 2):
+            is_distant[table["at"].to_numpy()[fewer]] = True
+    return is_distant if is_distant.any() else None
 
 
 def any_late_at(rejects: pl.DataFrame, grid: Grid, moments: Sequence[datetime | None]) -> bool:
-    """Return whether one of the rows beyond the end of the panel is at one of some moments."""
+    """Return whether any row rejected as too late lies at one of some moments."""
     late = rejects.filter(pl.col(REASON).is_in([LATE, DISTANT]))[TIMESTAMP]
     if not len(late):
         return False
-    wanted = [grid.floor(moment) for moment in moments if moment is not None]
-    return bool(np.isin(grid.floor_of(clock(late, grid.frequency, grid.time_zone).to_numpy()), wanted).any())
+    indices = [grid.floor(moment) for moment in moments if moment is not None]
+    return bool(np.isin(grid.floor_of(clock(late, grid.frequency, grid.time_zone).to_numpy()), indices).any())
 
 
 def warn_late(rejects: pl.DataFrame, end: int, grid: Grid, n_series: int) -> None:
-    """Log which rows are beyond the end of the panel."""
+    """Log the rows beyond the end of the panel."""
     late = rejects.filter(pl.col(REASON) == LATE)
     if late.is_empty():
         return
@@ -238,11 +249,11 @@ def warn_late(rejects: pl.DataFrame, end: int, grid: Grid, n_series: int) -> Non
 
 
 def warn_hole(panel: Panel) -> None:
-    """Log the hole before the last steps of the panel, if all series that reach its end are detached."""
+    """Log the gap before the last steps of the panel, if every series that reaches its end is detached."""
     last = panel.start + panel.lengths - 1
-    latest = np.flatnonzero(last == last.max())
-    edge = _edge(observed_steps(panel)(int(latest[0])))
-    if edge is None or len(latest) <= _MINORITY * panel.n_series:
+    latest_series = np.flatnonzero(last == last.max())
+    edge = _detached_tail(observed_steps(panel)(int(latest_series[0])))
+    if edge is None or len(latest_series) <= _MINORITY * panel.n_series:
         return
     _, after, count = edge
     before, after_hole, end = panel.grid.timestamps(np.array([edge[0], after, last.max()])).to_list()
@@ -251,7 +262,7 @@ def warn_hole(panel: Panel) -> None:
         "if these dates are wrong, set data.until=%s",
         end,
         f"{last.max() - edge[0]:,}",
-        panel.series_id[latest[0]],
+        panel.series_id[latest_series[0]],
         before,
         after_hole,
         f"{count:,}",
@@ -260,38 +271,38 @@ def warn_hole(panel: Panel) -> None:
 
 
 def warn_lone(panel: Panel) -> None:
-    """Log which series alone reaches the end of the panel, by a few steps, where others end together."""
+    """Log the single series that ends a few steps after the others, which end together."""
     last = panel.start + panel.lengths - 1
     end = int(last.max())
-    reaching = np.flatnonzero(last == end)
-    if len(reaching) > 1 or panel.n_series < _LEAST_SERIES:
+    latest_series = np.flatnonzero(last == end)
+    if len(latest_series) > 1 or panel.n_series < _LEAST_SERIES:
         return
-    before = int(np.delete(last, reaching).max())
-    together = int(np.count_nonzero(last == before))
-    if together < max(_LEAST_SERIES - 1, (panel.n_series - 1) / 2) or end - before > _NEAR:
+    previous_end = int(np.delete(last, latest_series).max())
+    n_together = int(np.count_nonzero(last == previous_end))
+    if n_together < max(_LEAST_SERIES - 1, (panel.n_series - 1) / 2) or end - previous_end > _NEAR:
         return
-    at, earlier = panel.grid.timestamps(np.array([end, before])).to_list()
+    end_time, previous_time = panel.grid.timestamps(np.array([end, previous_end])).to_list()
     log.warning(
         "the panel ends at %s, which only %s of %s series reaches; %s end at %s, %s step(s) before: if that date is "
         "wrong, set data.until=%s",
-        at,
-        panel.series_id[reaching[0]],
+        end_time,
+        panel.series_id[latest_series[0]],
         f"{panel.n_series:,}",
-        f"{together:,}",
-        earlier,
-        f"{end - before:,}",
-        earlier.isoformat(),
+        f"{n_together:,}",
+        previous_time,
+        f"{end - previous_end:,}",
+        previous_time.isoformat(),
     )
 
 
 def warn_distant(rejects: pl.DataFrame) -> None:
-    """Log which rows are far from the rest of their series."""
-    apart = rejects.filter(pl.col(REASON).str.ends_with(DISTANT))
-    if apart.height:
+    """Log the rows far from the rest of their series."""
+    distant_rejects = rejects.filter(pl.col(REASON).str.ends_with(DISTANT))
+    if distant_rejects.height:
         log.warning(
             "%s row(s) have a %s and are rejected: %s%s; if these dates are right, set data.end_share=0",
-            f"{apart.height:,}",
+            f"{distant_rejects.height:,}",
             DISTANT,
-            ", ".join(offenders(apart.head(SHOWN))),
-            ", ..." if apart.height > SHOWN else "",
+            ", ".join(offenders(distant_rejects.head(SHOWN))),
+            ", ..." if distant_rejects.height > SHOWN else "",
         )

@@ -1,4 +1,4 @@
-"""A panel as it was read, with its rejects."""
+"""A panel as read from its source: settings, categories, rejects and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from forecast.errors import DataError, listing
 
 @dataclass(frozen=True, repr=False)
 class Loaded:
-    """A panel, and what reading it has settled and refused."""
+    """A panel with its resolved settings, categories, rejects and counts."""
 
     panel: Panel
     data: DataConfig
@@ -31,7 +31,7 @@ class Loaded:
     """series_id, timestamp, reason, value: a row for each bad row, and for each series without an observed target."""
     counts: Counts
     stored_digest: str | None = None
-    """The digest of the panel, if it is known."""
+    """The digest of the panel, if it was computed before."""
 
     def __repr__(self) -> str:
         return f"Loaded({self.panel!r}, {self.rejects.height:,} rejects)"
@@ -47,13 +47,13 @@ class Loaded:
         return self.stored_digest or self.panel.digest()
 
 
-def with_unread(found: Loaded, tables: Tables) -> Loaded:
-    """Return the panel with the lines of its source that could not be read among the rejects."""
+def with_unread(loaded: Loaded, tables: Tables) -> Loaded:
+    """Return the panel with the unreadable lines of its source added to the rejects."""
     if tables.unread is None:
-        return found
+        return loaded
     unread = tables.unread
     n = unread.rejects.height
-    counts = found.counts + Counts(
+    counts = loaded.counts + Counts(
         rows_in=n,
         rows_rejected=n,
         series_in=unread.n_series,
@@ -61,44 +61,44 @@ def with_unread(found: Loaded, tables: Tables) -> Loaded:
         lines_in=unread.n_lines,
         lines_rejected=n,
     )
-    rejects = pl.concat([found.rejects, unread.rejects], how="diagonal").sort(found.rejects.columns)
-    return replace(found, rejects=rejects, counts=counts)
+    rejects = pl.concat([loaded.rejects, unread.rejects], how="diagonal").sort(loaded.rejects.columns)
+    return replace(loaded, rejects=rejects, counts=counts)
 
 
-def reclassed(found: Loaded, categories: validate.Categories) -> Loaded:
+def recode_classes(loaded: Loaded, categories: validate.Categories) -> Loaded:
     """Return the panel with the codes of the classes in `categories`, those of training; others are rejects."""
-    target = found.data.columns.target
-    own, classes = (known.get(target) for known in (found.categories, categories))
-    if own == classes:
-        return found
-    panel, rejects, counts = with_classes(found.panel, found.rejects, found.counts, own, classes)
-    rest = {name: values for name, values in found.categories.items() if name != target}
-    kept = rest if classes is None else {**rest, target: classes}
-    return replace(found, panel=panel, rejects=rejects, counts=counts, categories=kept, stored_digest=None)
+    target = loaded.data.columns.target
+    panel_classes, classes = (names_by_column.get(target) for names_by_column in (loaded.categories, categories))
+    if panel_classes == classes:
+        return loaded
+    panel, rejects, counts = with_classes(loaded.panel, loaded.rejects, loaded.counts, panel_classes, classes)
+    covariate_categories = {name: values for name, values in loaded.categories.items() if name != target}
+    new_categories = covariate_categories if classes is None else {**covariate_categories, target: classes}
+    return replace(loaded, panel=panel, rejects=rejects, counts=counts, categories=new_categories, stored_digest=None)
 
 
 def used_categories(
     categories: validate.Categories, data: DataConfig, panels: Sequence[Panel]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the categories without those values of static covariates that no series has: they can't be learnt."""
-    used = dict(categories)
+    """Return the categories without values of static covariates that no series has: they can't be learnt."""
+    result = dict(categories)
     names = [name for name in data.static_covariates if name in categories]
     for column, name in enumerate(names):
         codes = np.unique(np.concatenate([panel.static_categories[:, column] for panel in panels]))
-        used[name] = tuple(categories[name][code - 1] for code in codes if code)
-    return used
+        result[name] = tuple(categories[name][code - 1] for code in codes if code)
+    return result
 
 
-def recoded(found: Loaded, categories: validate.Categories) -> Loaded:
-    """Return the panel with the codes that a model was trained with, 0 for values that it has not seen."""
-    found = reclassed(found, categories)
-    own, data, panel = found.categories, found.data, found.panel
-    if dict(categories) == own:
-        return found
-    if categories.keys() != own.keys():
+def recode(loaded: Loaded, categories: validate.Categories) -> Loaded:
+    """Return the panel with the codes that a model was trained with, 0 for values outside its categories."""
+    loaded = recode_classes(loaded, categories)
+    panel_categories, data, panel = loaded.categories, loaded.data, loaded.panel
+    if dict(categories) == panel_categories:
+        return loaded
+    if categories.keys() != panel_categories.keys():
         raise DataError(
-            f"text covariates of the panel are {listing(own) or 'none'}, of the model {listing(categories) or 'none'}; "
-            "prepare the panel from a table like the one of training"
+            f"text covariates of the panel are {listing(panel_categories) or 'none'}, of the model "
+            f"{listing(categories) or 'none'}; prepare the panel from a table like the one of training"
         )
-    panel = with_codes(panel, own, categories, data)
-    return replace(found, panel=panel, categories=dict(categories), stored_digest=None)
+    panel = with_codes(panel, panel_categories, categories, data)
+    return replace(loaded, panel=panel, categories=dict(categories), stored_digest=None)

@@ -1,16 +1,16 @@
-"""Outliers: single values that no forecast should take for the level of a series, such as a glitch of a meter.
+"""Outliers: single values that do not reflect the level of a series, such as a glitch of a meter.
 
-A value is judged by what was observed before it, never by what came after: a forecast from an earlier cutoff does not
+A value is judged by earlier observations only: a forecast from an earlier cutoff does not
 change with later rows. It is an outlier if it is
 
-- `_SPREADS` times as far from the median of the values before it as the 80 % quantile of their own distances, those of
-  0 left out; or, where fewer than `_FEW` of them differ from the median, `_LARGE` times as far as the median is from 0;
-  and
+- `_SPREADS` times as far from the median of the values before it as the 80 % quantile of their distances, without
+  zeros; or, where fewer than `_MIN_SAMPLES` of them differ from the median, `_LARGE` times as far as the median is from
+  0; and
 - `_LEVELS` times as far from the median as that is from 0; and
-- as far from the values one, two and three seasons before: a peak that comes every season is none.
+- as far from the values one, two and three seasons before: a peak of every season is not an outlier.
 
 On a logarithmic scale, a value is an outlier too if it is as far from the median there, and ten times or a tenth of it:
-a zero among thousands is as wild there as a million is here.
+a zero among thousands is as extreme on that scale as a million is on the linear one.
 
 From the third in a row on the same side on, values are a new level. Codes for a missing value (-999, 9999, ...) are
 outliers wherever they are far out, however many follow one another.
@@ -29,7 +29,7 @@ from forecast.data.panel import IntArray, Panel, TargetArray
 
 log = logging.getLogger(__name__)
 
-# What a value is: fine, no input of a forecast, or no target of training either.
+# Verdicts on a value: fine, not used as an input, or not used as a training target either.
 FINE: Final = 0
 NO_INPUT: Final = 1
 NO_TARGET: Final = 2
@@ -37,18 +37,18 @@ NO_TARGET: Final = 2
 _SPREADS, _LEVELS, _LARGE = 20.0, 2.0, 50.0
 # The least distance of an outlier from the median on a logarithmic scale.
 _FACTOR = math.log(10.0)
-# So many times as far out as an outlier has to be, a value is no target either: it would decide a mean alone.
+# A value this many times beyond the bound of an outlier is not a training target: it would dominate a mean.
 _ABSURD = 100.0
 _QUANTILE = 0.8
-_FEW = 5
-# Values in a row that are a new level.
+_MIN_SAMPLES = 5
+# Consecutive values that make a new level.
 _PERSISTENT = 3
 # Steps that the median is taken over, between these limits; two seasons if they are in between.
 _LEAST_WINDOW, _MOST_WINDOW = 25, 1000
-# Values of a series that are looked at first, to leave out the many without any outlier.
+# Sampled values of a series in the first pass, which excludes the many series without outliers.
 _PROBES = 64
-# Outliers that the log names.
-_SHOWN = 5
+# Number of outliers in the log message.
+_MAX_EXAMPLES = 5
 _CODES: Final = np.array([sign * (10.0**digits - 1) for digits in range(3, 10) for sign in (-1, 1)])
 
 
@@ -96,31 +96,33 @@ def outlier_mask(panel: Panel, unit: float = 0.0) -> npt.NDArray[np.uint8] | Non
 def find_outliers(panel: Panel) -> Outliers:
     """Return the outliers of a panel."""
     mask = outlier_mask(panel)
-    at = np.flatnonzero(mask) if mask is not None else np.zeros(0, np.int64)
-    series = np.searchsorted(panel.offsets, at, side="right") - 1
-    return Outliers(series, panel.start[series] + at - panel.offsets[series], panel.target[at].astype(np.float64))
+    entries = np.flatnonzero(mask) if mask is not None else np.zeros(0, np.int64)
+    series = np.searchsorted(panel.offsets, entries, side="right") - 1
+    return Outliers(
+        series, panel.start[series] + entries - panel.offsets[series], panel.target[entries].astype(np.float64)
+    )
 
 
 def warn_of_outliers(panel: Panel) -> None:
-    """Log how many outliers a panel holds, and which, if there are any."""
+    """Log the number of outliers in a panel, with examples, if there are any."""
     outliers = find_outliers(panel)
     if not len(outliers.index):
         return
-    shown = slice(0, _SHOWN)
-    times = panel.grid.timestamps(outliers.index[shown]).to_list()
-    names = panel.series_id[outliers.series[shown]].tolist()
-    rows = zip(names, times, outliers.value[shown].tolist(), strict=True)
+    examples = slice(0, _MAX_EXAMPLES)
+    times = panel.grid.timestamps(outliers.index[examples]).to_list()
+    names = panel.series_id[outliers.series[examples]].tolist()
+    rows = zip(names, times, outliers.value[examples].tolist(), strict=True)
     log.warning(
         "data: %d values of %d series are outliers, which forecasts leave out of their inputs: %s%s",
         len(outliers.index),
         len(np.unique(outliers.series)),
         ", ".join(f"{name} at {time} ({value:g})" for name, time, value in rows),
-        ", ..." if len(outliers.index) > _SHOWN else "",
+        ", ..." if len(outliers.index) > _MAX_EXAMPLES else "",
     )
 
 
 def without_outliers(panel: Panel) -> TargetArray:
-    """Return the target of a panel, [N], NaN where there is an outlier."""
+    """Return the target of a panel, [N], NaN at outliers."""
     mask = outlier_mask(panel)
     return panel.target if mask is None else np.where(mask > FINE, panel.target.dtype.type(np.nan), panel.target)
 
@@ -133,7 +135,7 @@ def judge(
     series: IntArray | None = None,
     floor: float | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Return FINE, NO_INPUT or NO_TARGET for each step, [n]; `values` are NaN where nothing was observed.
+    """Return FINE, NO_INPUT or NO_TARGET for each step, [n]; `values` are NaN at unobserved steps.
 
     `window` is a number of steps, `lags` are those of whole seasons. `series`, [n], is the number of the series of each
     step, one after the other; None: all are of one. `floor` is the least distance from the median at which a value can
@@ -142,18 +144,18 @@ def judge(
     series = np.zeros(len(values), np.int64) if series is None else series
     coded = np.isin(values, _CODES)
     centre, spread = _running_median_and_spread(np.where(coded, np.nan, values), series, window)
-    away, size = values - centre, np.abs(centre)
+    deviation, magnitude = values - centre, np.abs(centre)
     with np.errstate(invalid="ignore"):
-        bound = np.where(np.isnan(spread), _LARGE * size, _SPREADS * spread)
-        far = (np.abs(away) > bound) & (bound > 0)
+        bound = np.where(np.isnan(spread), _LARGE * magnitude, _SPREADS * spread)
+        far = (np.abs(deviation) > bound) & (bound > 0)
         code = far & coded
-        least = _LEVELS * size if floor is None else floor
-        far &= np.abs(away) > least
+        min_deviation = _LEVELS * magnitude if floor is None else floor
+        far &= np.abs(deviation) > min_deviation
         for lag in lags:
             near = np.abs(values[lag:] - values[:-lag]) <= bound[lag:]
             far[lag:] &= ~(near & (series[lag:] == series[:-lag]))
-        absurd = np.abs(away) > _ABSURD * np.maximum(bound, least)
-    rejected = (far & ~_persistent(far, np.sign(away), np.isfinite(values), series)) | code
+        absurd = np.abs(deviation) > _ABSURD * np.maximum(bound, min_deviation)
+    rejected = (far & ~_persistent(far, np.sign(deviation), np.isfinite(values), series)) | code
     return np.where(rejected, np.where(absurd | code, NO_TARGET, NO_INPUT), FINE).astype(np.uint8)
 
 
@@ -162,10 +164,10 @@ def _running_median_and_spread(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the median of the values before each step, and the quantile of their distances from such medians, [n]."""
     distance = (pl.col("value") - pl.col("median")).abs()
-    spread = pl.col("distance").rolling_quantile(_QUANTILE, window_size=window, min_samples=_FEW)
+    spread = pl.col("distance").rolling_quantile(_QUANTILE, window_size=window, min_samples=_MIN_SAMPLES)
     frame = (
         pl.DataFrame({"series": series, "value": pl.Series(values).fill_nan(None)})
-        .with_columns(median=pl.col("value").rolling_median(window, min_samples=_FEW).shift(1).over("series"))
+        .with_columns(median=pl.col("value").rolling_median(window, min_samples=_MIN_SAMPLES).shift(1).over("series"))
         .with_columns(distance=pl.when(distance > 0).then(distance))
         .select("median", spread=spread.shift(1).over("series"))
     )
@@ -175,15 +177,15 @@ def _running_median_and_spread(
 def _persistent(
     far: npt.NDArray[np.bool_], side: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_], series: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """Return which steps are at least the third observed one in a row of a series that is far out on one side."""
-    at = np.flatnonzero(observed)
-    outside = np.where(far[at], side[at], 0.0)
+    """Return a mask of steps, [n], that follow at least two observed ones far out on the same side of the median."""
+    entries = np.flatnonzero(observed)
+    outside = np.where(far[entries], side[entries], 0.0)
     result = np.zeros(len(far), np.bool_)
-    same = outside != 0
-    for back in range(1, _PERSISTENT):
-        same[:back] = False
-        same[back:] &= (outside[:-back] == outside[back:]) & (series[at[:-back]] == series[at[back:]])
-    result[at] = same
+    persists = outside != 0
+    for lag in range(1, _PERSISTENT):
+        persists[:lag] = False
+        persists[lag:] &= (outside[:-lag] == outside[lag:]) & (series[entries[:-lag]] == series[entries[lag:]])
+    result[entries] = persists
     return result
 
 
@@ -195,17 +197,17 @@ def _suspicious(panel: Panel, unit: float) -> npt.NDArray[np.bool_]:
         function.reduceat(panel.target, panel.offsets[:-1]).astype(np.float64) for function in (np.fmax, np.fmin)
     )
     result = np.zeros(panel.n_series, np.bool_)
-    for first in range(0, panel.n_series, 1 << 16):
-        part = slice(first, min(first + (1 << 16), panel.n_series))
+    for begin in range(0, panel.n_series, 1 << 16):
+        part = slice(begin, min(begin + (1 << 16), panel.n_series))
         share = np.arange(_PROBES) / _PROBES
-        at = panel.offsets[:-1][part, None] + (panel.lengths[part, None] * share).astype(np.int64)
-        probes = panel.target[at].astype(np.float64)
+        entries = panel.offsets[:-1][part, None] + (panel.lengths[part, None] * share).astype(np.int64)
+        probes = panel.target[entries].astype(np.float64)
         probes[np.isnan(probes).all(1)] = 0.0
         centre = np.nanmedian(probes, axis=1)
-        away = np.abs(probes - centre[:, None])
-        away[away == 0] = np.nan
-        away[np.isnan(away).all(1)] = 0.0
-        bound = 0.25 * _SPREADS * np.nanquantile(away, _QUANTILE, axis=1)
+        deviation = np.abs(probes - centre[:, None])
+        deviation[deviation == 0] = np.nan
+        deviation[np.isnan(deviation).all(1)] = 0.0
+        bound = 0.25 * _SPREADS * np.nanquantile(deviation, _QUANTILE, axis=1)
         result[part] = (highest[part] - centre > bound) | (centre - lowest[part] > bound)
         if unit:
             scaled = np.arcsinh(np.stack([lowest[part], centre, highest[part]]) / unit)

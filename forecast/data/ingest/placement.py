@@ -1,4 +1,4 @@
-"""Rows placed on the grid, series by series."""
+"""Placement of rows on the grid, with the rejection of rows that break a rule."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.data.ingest import aggregate, validate
-from forecast.data.ingest.extent import common_end, distant, observed_rows
+from forecast.data.ingest.extent import common_end, distant_rows, observed_rows
 from forecast.data.ingest.regularise import Steps
 from forecast.data.ingest.rejects import DISTANT, LATE, Counts, Rejects, check_steps
 from forecast.data.ingest.rows import BoolArray, Rows, duplicates
-from forecast.data.ingest.timestamps import Settled, Times, on_clock
+from forecast.data.ingest.timestamps import ResolvedTime, Times, on_clock
 from forecast.data.time.grid import Grid
 from forecast.names import MAX_MAGNITUDE
 
@@ -24,19 +24,19 @@ def hide_rows(values: npt.NDArray[Any], rows: BoolArray | None) -> npt.NDArray[A
 
 
 @dataclass(frozen=True)
-class Placing:
-    """Puts the rows of a table on the grid and refuses those that break a rule."""
+class RowPlacer:
+    """Places the rows of a table on the grid and rejects those that break a rule."""
 
-    settled: Settled
+    resolved: ResolvedTime
     names: pl.Series
     rejects: Rejects
     categories: validate.Categories
-    whole: bool
-    """Whether these are all series of the panel, so that they tell where it ends."""
+    complete: bool
+    """Whether the rows are those of all series, so that they determine the end of the panel."""
 
     def __call__(self, rows: Rows, times: Times, labels: Sequence[str], table: str = "") -> Rows:
         """Return one row per series and step; `labels` name the columns of values, `table` begins the reasons."""
-        data, grid, finer = self.settled.data, self.settled.grid, self.settled.finer
+        data, grid, finer = self.resolved.data, self.resolved.grid, self.resolved.finer
         if data.aggregate is None:
             index, on_grid = grid.place(times.clock)
         elif finer is not None:
@@ -46,79 +46,83 @@ class Placing:
             assert times.instant is not None
             index, on_grid = times.instant, np.ones(len(rows), dtype=np.bool_)
         rows = replace(rows, index=index)
-        bad = np.zeros(len(rows), dtype=np.bool_)
+        rejected = np.zeros(len(rows), dtype=np.bool_)
         for reason, mask, value in _faults(rows, times, on_grid, labels):
-            fresh = mask & ~bad
-            if fresh.any():
-                known = pl.Series(times.known[fresh])
-                clock = pl.select(pl.when(known).then(pl.Series(times.clock[fresh]))).to_series()
-                self.rejects.add(table + reason, series=rows.runs.each()[fresh], clock=clock, value=value[fresh])
-                bad |= fresh
-        if bad.any():
-            rows = rows.keep(~bad)
+            new_rejects = mask & ~rejected
+            if new_rejects.any():
+                valid = pl.Series(times.valid[new_rejects])
+                clock = pl.select(pl.when(valid).then(pl.Series(times.clock[new_rejects]))).to_series()
+                self.rejects.add(
+                    table + reason, series=rows.runs.series_by_row()[new_rejects], clock=clock, value=value[new_rejects]
+                )
+                rejected |= new_rejects
+        if rejected.any():
+            rows = rows.keep(~rejected)
         if data.aggregate is None or finer is not None:
-            rows = self._unique(self._near(rows, table), finer or grid, table)
+            rows = self._reject_duplicates(self._reject_distant(rows, table), finer or grid, table)
         if data.aggregate is None:
-            return self._up_to_end(rows)
+            return self._reject_late_steps(rows)
         assert rows.instant is not None
         rows = replace(rows, index=grid.floor_of(on_clock(rows.instant, grid)))
-        return self._put_together(self._near(rows, table))
+        return self._aggregate(self._reject_distant(rows, table))
 
-    def _near(self, rows: Rows, table: str) -> Rows:
+    def _reject_distant(self, rows: Rows, table: str) -> Rows:
         """Return the rows without those that are far from the rest of their series."""
-        apart = distant(rows, len(self.names)) if self.settled.data.end_share else None
-        if apart is None:
+        is_distant = distant_rows(rows, len(self.names)) if self.resolved.data.end_share else None
+        if is_distant is None:
             return rows
-        self._reject(table + DISTANT, rows, apart)
-        return rows.keep(~apart)
+        self._reject(table + DISTANT, rows, is_distant)
+        return rows.keep(~is_distant)
 
-    def _up_to_end(self, rows: Rows) -> Rows:
+    def _reject_late_steps(self, rows: Rows) -> Rows:
         """Return the rows without those that are observed beyond the end of the panel."""
-        if not self.whole or not self.settled.data.end_share or not len(rows):
+        if not self.complete or not self.resolved.data.end_share or not len(rows):
             return rows
         first, last, observed = observed_rows(rows, len(self.names))
         if not len(last):
             return rows
-        late = (rows.index > common_end(first, last, observed, self.settled.data.end_share)) & ~np.isnan(rows.target)
+        late = (rows.index > common_end(first, last, observed, self.resolved.data.end_share)) & ~np.isnan(rows.target)
         if not late.any():
             return rows
         self._reject(LATE, rows, late)
         return rows.keep(~late)
 
-    def _unique(self, rows: Rows, grid: Grid, table: str) -> Rows:
+    def _reject_duplicates(self, rows: Rows, grid: Grid, table: str) -> Rows:
         """Return one row for each series and time."""
         if not len(rows):
             return rows
         first, last = rows.limits(len(self.names))
-        widest = int(np.argmax(last - first))
-        steps = int(np.maximum(last - first + 1, 0).sum())
-        check_steps(steps, len(rows), grid, self.names[widest], first[widest], last[widest])
-        found = duplicates(rows, first, last)
-        if found is None:
+        longest = int(np.argmax(last - first))
+        n_steps = int(np.maximum(last - first + 1, 0).sum())
+        check_steps(n_steps, len(rows), grid, self.names[longest], first[longest], last[longest])
+        repeats = duplicates(rows, first, last)
+        if repeats is None:
             return rows
-        for reason, mask in zip(("duplicate key", "duplicate key with different values"), found, strict=True):
+        for reason, mask in zip(("duplicate key", "duplicate key with different values"), repeats, strict=True):
             self._reject(table + reason, rows, mask)
-        return rows.keep(~(found[0] | found[1]))
+        return rows.keep(~(repeats[0] | repeats[1]))
 
-    def _put_together(self, rows: Rows) -> Rows:
-        bad = np.zeros(len(rows), dtype=np.bool_)
+    def _aggregate(self, rows: Rows) -> Rows:
+        rejected = np.zeros(len(rows), dtype=np.bool_)
         if len(rows):
-            for reason, mask in aggregate.faults(rows, self.settled, len(self.names)):
+            for reason, mask in aggregate.faults(rows, self.resolved, len(self.names)):
                 self._reject(reason, rows, mask)
-                bad |= mask
-        rows = self._up_to_end(rows.keep(~bad) if bad.any() else rows)
-        return aggregate.put_together(rows, self.settled.data, self.categories)
+                rejected |= mask
+        rows = self._reject_late_steps(rows.keep(~rejected) if rejected.any() else rows)
+        return aggregate.aggregate_rows(rows, self.resolved.data, self.categories)
 
     def _reject(self, reason: str, rows: Rows, mask: BoolArray) -> None:
-        grid = self.settled.grid
+        grid = self.resolved.grid
         clock = grid.clock(rows.index[mask]) if rows.instant is None else on_clock(rows.instant[mask], grid)
-        self.rejects.add(reason, series=rows.runs.each()[mask], clock=pl.Series(clock), value=rows.target[mask])
+        self.rejects.add(
+            reason, series=rows.runs.series_by_row()[mask], clock=pl.Series(clock), value=rows.target[mask]
+        )
 
 
 def _faults(
     rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str]
 ) -> Iterator[tuple[str, BoolArray, npt.NDArray[np.floating]]]:
-    """Yield each rule that a row can break by itself: reason, which rows break it, and the value at fault."""
+    """Yield the rules that a row can break by itself: reason, mask of rows that break it, and the values at fault."""
     if (rows.runs.series < 0).any():
         yield "null series_id", np.repeat(rows.runs.series < 0, rows.runs.length), rows.target
     for reason, mask in times.faults:
@@ -131,7 +135,7 @@ def _faults(
 
 
 def count_rows(rows_in: int, series_in: int, rows: Rows, steps: Steps) -> Counts:
-    """Return where all rows went, from those that are left and their steps."""
+    """Return the counts of all rows, from the remaining rows and their steps."""
     after = np.zeros(len(rows), dtype=np.bool_) if rows.after is None else rows.after
     n_after = rows.count(after)
     n_future = 0 if steps.future is None else rows.count(steps.future & ~after)

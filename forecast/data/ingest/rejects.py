@@ -1,4 +1,4 @@
-"""What was refused, and how much of it is allowed."""
+"""Rejected rows with their reasons, counts of all rows, and the limits on rejects."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -16,11 +16,11 @@ from forecast.names import REASON, SERIES_ID, TIMESTAMP, VALUE
 
 NO_TARGET: Final = "no observed target"
 LATE: Final = "beyond the end of the panel"
-"""Of rows that are later than the step on which the series agree."""
+"""The reason for rows later than the step on which the series agree."""
 DISTANT: Final = "date far from the rest of its series"
-"""Of rows that a huge hole separates from the others of their series, on either side."""
+"""The reason for rows that a huge gap separates from the rest of their series, on either side."""
 
-# Steps that a table may make of each of its rows, on average, before a date or the frequency is taken for wrong.
+# Average number of steps per row above which a date or the frequency must be wrong.
 _MAX_STEPS_PER_ROW: Final = 200
 _MANY_STEPS: Final = 10_000_000
 
@@ -30,7 +30,7 @@ SHOWN: Final = 5
 
 @dataclass(frozen=True)
 class Counts:
-    """Where the rows went: rows_in = rows_kept + rows_rejected + rows_future + rows_after_until."""
+    """Counts of what became of the rows: rows_in = rows_kept + rows_rejected + rows_future + rows_after_until."""
 
     rows_in: int = 0
     rows_kept: int = 0
@@ -50,7 +50,7 @@ class Counts:
     known_rows_kept: int = 0
     known_rows_rejected: int = 0
     known_rows_unused: int = 0
-    """Of series that are not in the panel."""
+    """Rows of series that are not in the panel."""
     lines_in: int = 0
     """Lines of JSON, a series each; one that can't be read is a row that is rejected."""
     lines_rejected: int = 0
@@ -65,7 +65,7 @@ class Rejects:
     def __init__(self, names: pl.Series, grid: Grid) -> None:
         self._names, self._grid = names, grid
         self._parts: list[pl.DataFrame] = []
-        self.add("", series=np.empty(0, dtype=np.int64))  # The columns, should nothing else be added.
+        self.add("", series=np.empty(0, dtype=np.int64))  # Sets the columns of an empty table.
 
     def add(
         self,
@@ -76,15 +76,15 @@ class Rejects:
         value: npt.NDArray[np.floating] | None = None,
     ) -> None:
         """Add a reject for each entry of `series` (-1: no series_id); clock and value are null by default."""
-        nothing = pl.repeat(None, len(series), eager=True)
+        nulls = pl.repeat(None, len(series), eager=True)
         number = pl.Series(series)
         self._parts.append(
             pl.DataFrame(
                 {
                     SERIES_ID: self._names.gather(number.set(number < 0, None)),
-                    TIMESTAMP: self._grid.from_clock(nothing.cast(pl.Int64) if clock is None else clock),
+                    TIMESTAMP: self._grid.from_clock(nulls.cast(pl.Int64) if clock is None else clock),
                     REASON: pl.repeat(reason, len(series), dtype=pl.String, eager=True),
-                    VALUE: (nothing if value is None else pl.Series(value).fill_nan(None)).cast(pl.Float64),
+                    VALUE: (nulls if value is None else pl.Series(value).fill_nan(None)).cast(pl.Float64),
                 }
             )
         )
@@ -94,7 +94,7 @@ class Rejects:
         self._parts += other._parts
 
     def table(self) -> pl.DataFrame:
-        """Return all rejects, in an order that does not depend on the table's."""
+        """Return all rejects, in an order that does not depend on that of the table."""
         return pl.concat(self._parts).sort(SERIES_ID, TIMESTAMP, REASON, VALUE)
 
 
@@ -135,9 +135,9 @@ def offenders(rejects: pl.DataFrame, time: Callable[[str], str] = str) -> Iterat
     """Yield a text for each reject: series, time (as `time` writes it) and value."""
     rows = rejects.select(SERIES_ID, _as_text(pl.col(TIMESTAMP)), VALUE)
     for series_id, timestamp, value in rows.iter_rows():
-        where = "no series_id" if series_id is None else str(series_id)
-        at = "" if timestamp is None else f" at {time(timestamp)}"
-        yield where + at + ("" if value is None else f" ({value:g})")
+        name = "no series_id" if series_id is None else str(series_id)
+        moment = "" if timestamp is None else f" at {time(timestamp)}"
+        yield name + moment + ("" if value is None else f" ({value:g})")
 
 
 def _as_text(timestamp: pl.Expr) -> pl.Expr:
@@ -145,11 +145,11 @@ def _as_text(timestamp: pl.Expr) -> pl.Expr:
     return timestamp.dt.to_string("%Y-%m-%d %H:%M:%S")
 
 
-def check_steps(steps: int, rows: int, grid: Grid, what: str, first: int, last: int) -> None:
-    """Raise DataError if so few rows make so many steps that one of them must be wrong."""
+def check_steps(steps: int, rows: int, grid: Grid, subject: str, first: int, last: int) -> None:
+    """Raise DataError if the number of steps is so large for the number of rows that a date must be wrong."""
     if steps > max(_MANY_STEPS, _MAX_STEPS_PER_ROW * rows):
         start, end = grid.timestamps(np.array([first, last])).to_frame().select(_as_text(pl.all())).to_series()
         raise DataError(
-            f"{rows:,} rows make {steps:,} steps of {grid.frequency}: {what} runs from {start} to {end}; "
+            f"{rows:,} rows make {steps:,} steps of {grid.frequency}: {subject} runs from {start} to {end}; "
             "look for dates far off (1900, 9999), or set data.freq"
         )

@@ -1,4 +1,4 @@
-"""Rows of a part of a panel, sorted by series and time, as runs."""
+"""Rows of a table by column, with the series of each row as runs of consecutive rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from forecast.names import SERIES_ID
 
 BoolArray = npt.NDArray[np.bool_]
 
-# Rows that are looked at at once, so that what is in between stays in the cache.
+# Rows processed at a time, so that intermediate arrays stay in the cache.
 BLOCK: Final = 1 << 17
 
 
@@ -45,20 +45,20 @@ class Runs:
         """Return the runs of rows, given the number of the series of each."""
         begins = np.ones(len(series), dtype=np.bool_)
         np.not_equal(series[1:], series[:-1], out=begins[1:])
-        first = np.flatnonzero(begins)
-        return cls(series[first], np.diff(first, append=len(series)))
+        begin = np.flatnonzero(begins)
+        return cls(series[begin], np.diff(begin, append=len(series)))
 
     def rows(self, per_series: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return, for each row, the value of its series."""
         return np.repeat(per_series[self.series], self.length)
 
-    def each(self) -> IntArray:
+    def series_by_row(self) -> IntArray:
         """Return the series of each row."""
         return np.repeat(self.series, self.length)
 
     def keep(self, rows: BoolArray) -> "Runs":
-        """Return the runs of some rows."""
-        return Runs.of_numbers(self.each()[rows])
+        """Return the runs of the rows in a mask."""
+        return Runs.of_numbers(self.series_by_row()[rows])
 
     def reduce(self, function: np.ufunc, values: npt.NDArray[Any], initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return, for each series, `function` of the values of its rows and `initial`."""
@@ -71,26 +71,26 @@ class Runs:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with a series and a place on the grid; column by column, in the order of the table."""
+    """Rows with a series and a grid index; column by column, in the order of the table."""
 
     runs: Runs
     index: IntArray
     target: npt.NDArray[np.float64]
-    """NaN where nothing was observed."""
+    """[rows], NaN if unobserved."""
     past: Sequence[FloatArray]
     known: Sequence[FloatArray]
     after: BoolArray | None
     """Rows after data.until, None if there are none; their target and past covariates are NaN."""
     instant: IntArray | None = None
-    """The instant of each row, where rows are to be put together."""
+    """[rows], the instant of each row, if rows are to be aggregated."""
     merged: IntArray | None = None
-    """How many rows of the table each one stands for; None: one."""
+    """[rows], how many rows of the table each row aggregates; None: one."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def keep(self, rows: BoolArray) -> "Rows":
-        """Return some of the rows."""
+        """Return the rows in a mask."""
         return Rows(
             self.runs.keep(rows),
             self.index[rows],
@@ -105,30 +105,30 @@ class Rows:
     @cached_property
     def dense(self) -> bool:
         """Whether the rows of each series follow one another step by step, as in a sorted table without gaps."""
-        # A series may have several runs on end, where its static covariates change.
+        # A series may have several consecutive runs, where its static covariates change.
         runs = self.runs
         changes = np.flatnonzero(runs.series[1:] != runs.series[:-1]) + 1
         if not len(self) or len(changes) >= runs.series.max() + 1:
             return False
-        new = np.append(0, changes)
-        if np.bincount(runs.series[new]).max() > 1:
+        starts_of_series = np.append(0, changes)
+        if np.bincount(runs.series[starts_of_series]).max() > 1:
             return False
         starts = (np.cumsum(runs.length) - runs.length)[changes]
-        ones = sum(
+        n_consecutive = sum(
             int(
                 np.count_nonzero(
-                    self.index[first + 1 : first + 1 + BLOCK]
-                    - self.index[first : first + BLOCK][: len(self) - 1 - first]
+                    self.index[begin + 1 : begin + 1 + BLOCK]
+                    - self.index[begin : begin + BLOCK][: len(self) - 1 - begin]
                     == 1
                 )
             )
-            for first in range(0, len(self) - 1, BLOCK)
+            for begin in range(0, len(self) - 1, BLOCK)
         )
         between = int(np.count_nonzero(self.index[starts] - self.index[starts - 1] == 1))
-        return ones - between == len(self) - len(new)
+        return n_consecutive - between == len(self) - len(starts_of_series)
 
     def count(self, rows: BoolArray | None = None) -> int:
-        """Return how many rows of the table some of the rows (all when None) stand for."""
+        """Return how many rows of the table the rows in a mask (all when None) aggregate."""
         if self.merged is None:
             return len(self) if rows is None else int(np.count_nonzero(rows))
         return int(self.merged.sum() if rows is None else self.merged[rows].sum())
@@ -174,7 +174,7 @@ def span(runs: Runs, index: IntArray, n_series: int) -> tuple[IntArray, IntArray
 
 
 def cells(rows: Rows, first: IntArray, last: IntArray) -> tuple[IntArray, int]:
-    """Return the place of each row among the steps of all series, from `first` to `last`, and how many these are."""
+    """Return the position of each row among the steps `first` to `last` of all series, and the number of steps."""
     width = np.maximum(last - first + 1, 0)
     position: IntArray = rows.runs.rows(np.cumsum(width) - width - first)
     position += rows.index
@@ -182,19 +182,19 @@ def cells(rows: Rows, first: IntArray, last: IntArray) -> tuple[IntArray, int]:
 
 
 def duplicates(rows: Rows, first: IntArray, last: IntArray) -> tuple[BoolArray, BoolArray] | None:
-    """Return which rows repeat one that is kept, and which differ from another row of their key; None if none do."""
+    """Return masks of rows that repeat an earlier row, and of rows that contradict one of the same key; or None."""
     if rows.dense:
         return None
     position, size = cells(rows, first, last)
-    seen = np.zeros(size, dtype=np.bool_)
-    seen[position] = True
-    if np.count_nonzero(seen) == len(rows):
+    occupied = np.zeros(size, dtype=np.bool_)
+    occupied[position] = True
+    if np.count_nonzero(occupied) == len(rows):
         return None
     repeated = np.flatnonzero(np.bincount(position)[position] > 1)
     table = pl.DataFrame([position[repeated], *(column[repeated] for column in rows.columns())])
     key, *values = table.columns
     differs = table.select(pl.any_horizontal(pl.col(values).n_unique().over(key) > 1)).to_series().to_numpy()
-    again = table.select(pl.int_range(pl.len()).over(key) > 0).to_series().to_numpy()
+    is_repeat = table.select(pl.int_range(pl.len()).over(key) > 0).to_series().to_numpy()
     same, different = np.zeros(len(rows), dtype=np.bool_), np.zeros(len(rows), dtype=np.bool_)
-    same[repeated], different[repeated] = again & ~differs, differs
+    same[repeated], different[repeated] = is_repeat & ~differs, differs
     return same, different

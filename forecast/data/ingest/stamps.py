@@ -17,17 +17,17 @@ _EPOCH_LIMITS: Final = {"s": 1e11, "ms": 1e14, "us": 1e17}
 _YEARS: Final = (1583, 2999)
 _LAST_SECOND: Final = 253_402_300_799.0  # of the year 9999
 _UNREADABLE: Final = "unreadable"
-# What other tools write; a message names those that read a column.
+# Formats of other tools; an error message names those that read a column.
 _DATES: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d/%m/%y", "%m/%d/%y", "%d %b %Y",
                  "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%Y%m", "%y%m%d", "%m/%Y", "%b %Y", "%b-%y")  # fmt: skip
 _CLOCKS: Final = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H:%M:%S %z")
 
 
 def read(frame: pl.LazyFrame, data: DataConfig, schema: pl.Schema) -> pl.LazyFrame:
-    """Return the table with timestamps that are whole numbers, or as data.timestamp_format has them, as times.
+    """Return the table with timestamps in whole numbers, or in data.timestamp_format, as times.
 
-    Text stays text where some of it can't be read, for the reader to reject. Raises DataError for a column of which
-    nothing can be read, ConfigError for a format that does not exist.
+    A column stays text if some of it can't be read; these rows are rejected later. Raises DataError if nothing in the
+    column can be read, ConfigError for a format that does not exist.
     """
     name, form = data.columns.timestamp, data.timestamp_format
     dtype = schema.get(name)
@@ -43,18 +43,18 @@ def read(frame: pl.LazyFrame, data: DataConfig, schema: pl.Schema) -> pl.LazyFra
 
 
 def _from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
-    stated = frames.column(name)
-    number = stated.cast(pl.Float64, strict=False)
+    source = frames.column(name)
+    number = source.cast(pl.Float64, strict=False)
     per_second = 10.0 ** (3 * EPOCH_UNITS.index(unit))
     micros = pl.when(number.abs() <= _LAST_SECOND * per_second).then(number * (1e6 / per_second)).round()
     moment = micros.cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))
-    n, rows = frames.collect(frame.select(moment.count().alias("read"), stated.count().alias("rows"))).row(0)
+    n, rows = frames.collect(frame.select(moment.count().alias("read"), source.count().alias("rows"))).row(0)
     if rows and not n:
         raise DataError(
             f"column {name!r} (data.columns.timestamp): data.timestamp_format={unit} reads none of {rows:,} values as "
             "a number that counts from 1970 on"
         )
-    return frame.with_columns((moment if n == rows else _canonical(moment, stated, aware=True)).alias(name))
+    return frame.with_columns((moment if n == rows else _canonical(moment, source, aware=True)).alias(name))
 
 
 def _formatted(frame: pl.LazyFrame, name: str, form: str) -> pl.LazyFrame:
@@ -81,7 +81,7 @@ def _formatted(frame: pl.LazyFrame, name: str, form: str) -> pl.LazyFrame:
 
 
 def _moment(text: pl.Expr, form: str) -> pl.Expr:
-    """Return what a format reads, null for the rest. A format without a day, month or minute means the first."""
+    """Return text parsed by a format, null if unreadable. A format without a day, month or minute means the first."""
     if not re.search(r"%[-_0]?[dejDFcxs+uaA]", form):
         text, form = text + " 01", form + " %d"
         if not re.search(r"%[-_0]?[mbBh]", form):
@@ -91,10 +91,10 @@ def _moment(text: pl.Expr, form: str) -> pl.Expr:
     return text.str.to_datetime(form, time_unit="us", strict=False)
 
 
-def _canonical(moment: pl.Expr, stated: pl.Expr, *, aware: bool) -> pl.Expr:
-    """Return times as ISO 8601 text, null where nothing was stated, and text that is no time for the rest."""
-    written = moment.dt.to_string("%Y-%m-%d %H:%M:%S%.6f" + "+00:00" * aware)
-    return pl.when(stated.is_not_null()).then(pl.coalesce(written, pl.lit(_UNREADABLE)))
+def _canonical(moment: pl.Expr, source: pl.Expr, *, aware: bool) -> pl.Expr:
+    """Return times as ISO 8601 text, null where the source is null, and "unreadable" for the rest."""
+    iso_text = moment.dt.to_string("%Y-%m-%d %H:%M:%S%.6f" + "+00:00" * aware)
+    return pl.when(source.is_not_null()).then(pl.coalesce(iso_text, pl.lit(_UNREADABLE)))
 
 
 def _from_numbers(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
@@ -104,12 +104,12 @@ def _from_numbers(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
     is_year = number.is_between(*_YEARS)
     day = number.cast(pl.String).str.to_date("%Y%m%d", strict=False)
     is_day = number.is_between(_YEARS[0] * 10_000, (_YEARS[1] + 1) * 10_000) & day.is_not_null()
-    whole = column.cast(pl.Float64) == number
+    is_whole = column.cast(pl.Float64) == number
     rows, years, days, low, high = frames.collect(
         frame.select(
             column.count().alias("rows"),
-            (whole & is_year).sum().alias("years"),
-            (whole & is_day).sum().alias("days"),
+            (is_whole & is_year).sum().alias("years"),
+            (is_whole & is_day).sum().alias("days"),
             column.min().alias("low"),
             column.max().alias("high"),
         )
@@ -132,8 +132,8 @@ def parse(text: pl.Series) -> pl.Series:
     A year or a month is its first day; "UTC" and "GMT" behind a time are offsets of 0. Raises DataError if nothing can
     be read.
     """
-    stated = text.alias(TIMESTAMP)
-    text = stated.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[Tt]", "$1 ")
+    source = text.alias(TIMESTAMP)
+    text = source.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[Tt]", "$1 ")
     text = text.str.replace(r" ?(Z|z|UTC|GMT)$", "+00:00")
     naive = _first_match(text, "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
     if naive.null_count() == text.null_count():
@@ -144,13 +144,13 @@ def parse(text: pl.Series) -> pl.Series:
         naive = _first_match(text, "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
         aware = _first_match(text, "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
     if aware.null_count() == naive.null_count() == len(text) > text.null_count():
-        raise DataError(_unread(stated.drop_nulls()))
+        raise DataError(_unread_message(source.drop_nulls()))
     return naive if naive.null_count() <= aware.null_count() else aware
 
 
 def _extended(text: pl.Series) -> pl.Series:
-    """Return other ways to write a date and a time, none of which can mean two, as 2023-01-31 12:00:00."""
-    for pattern, written in (
+    """Return unambiguous variants of dates and times, such as 2023/1/31 or 2023-Q1, in the form 2023-01-31 12:00:00."""
+    for pattern, replacement in (
         (r"^(\d{4})[/.](\d\d?)[/.](\d\d?)\b", "$1-$2-$3"),
         (r"^(\d{4})(\d\d)(\d\d)([Tt ]|$)", "$1-$2-$3$4"),
         (r"^(\d{4}-\d\d?-\d\d?)[Tt ]+(\d\d)(\d\d)(\d\d)?", "$1 $2:$3:$4"),
@@ -162,34 +162,34 @@ def _extended(text: pl.Series) -> pl.Series:
         (r"^(\d{4}-\d\d)$", "$1-01"),
         (r"^(\d{4})$", "$1-01-01"),
     ):
-        text = text.str.replace(pattern, written)
+        text = text.str.replace(pattern, replacement)
     return text
 
 
-def _unread(text: pl.Series) -> str:
-    """Return what to tell about text of which nothing is ISO 8601: an example, and the formats that read all of it."""
+def _unread_message(text: pl.Series) -> str:
+    """Return the message for text without any ISO 8601 time: an example, and the formats that read all of it."""
     sample = text.unique(maintain_order=True).head(10_000)
     fits = []
     for form in (date + clock for date in _DATES for clock in _CLOCKS):
         times = sample.to_frame(TIMESTAMP).select(_moment(pl.col(TIMESTAMP).str.strip_chars(), form)).to_series()
         if not times.null_count():
             fits.append(form)
-    shown = f"data.columns.timestamp: the column is text and not ISO 8601 (e.g. {text[0]!r}); "
+    problem = f"data.columns.timestamp: the column is text and not ISO 8601 (e.g. {text[0]!r}); "
     if len(fits) == 1:
-        return f"{shown}set data.timestamp_format={fits[0]!r}, which reads all of it"
+        return f"{problem}set data.timestamp_format={fits[0]!r}, which reads all of it"
     if fits:
-        return f"{shown}{listing(map(repr, fits))} all read it: set data.timestamp_format to the one that is meant"
+        return f"{problem}{listing(map(repr, fits))} all read it: set data.timestamp_format to the one that is meant"
     return (
-        f"{shown}set data.timestamp_format (strftime, such as '%d/%m/%Y %H:%M'), write it as 2013-06-30 or "
+        f"{problem}set data.timestamp_format (strftime, such as '%d/%m/%Y %H:%M'), write it as 2013-06-30 or "
         "2013-06-30T12:00:00, or give a table with a date or datetime column"
     )
 
 
 def _first_match(text: pl.Series, *formats: str) -> pl.Series:
-    found = text.str.to_datetime(formats[0], time_unit="us", strict=False)
-    for other in formats[1:]:
-        if found.null_count() == text.null_count():
+    times = text.str.to_datetime(formats[0], time_unit="us", strict=False)
+    for form in formats[1:]:
+        if times.null_count() == text.null_count():
             break
-        more = text.str.to_datetime(other, time_unit="us", strict=False)
-        found = found.to_frame("found").select(pl.coalesce("found", more)).to_series()
-    return found
+        candidates = text.str.to_datetime(form, time_unit="us", strict=False)
+        times = times.to_frame("times").select(pl.coalesce("times", candidates)).to_series()
+    return times

@@ -1,4 +1,4 @@
-"""When the rows are: time zone, frequency and grid are settled once, then each row gets a time."""
+"""Times of rows: time zone, frequency and grid are resolved once for the panel, then each row gets a time."""
 
 import logging
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ _INSTANT: Final = Frequency(1, "h")
 
 _SECOND: Final = 1_000_000
 
-# The series that tell frequency and grid are the longest ones: so many.
+# Frequency and grid are inferred from this many series, the longest ones.
 LONGEST: Final = 100
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What is decided once for all rows of a panel, however they are read."""
+class ResolvedTime:
+    """Time zone, frequency and grid, which are resolved once for all rows of a panel."""
 
     data: DataConfig
     """The settings, with frequency, season length and time zone filled in."""
     grid: Grid
     finer: Grid | None = None
-    """The grid of the rows that are put together, None if there is nothing to put together, or they are irregular."""
-    over: int | None = None
-    """The instant up to which the rows tell all, where they are put together: later periods are not over."""
+    """The grid of rows that are to be aggregated, None if there is no aggregation, or they are irregular."""
+    complete_until: int | None = None
+    """With aggregation, the instant up to which the rows are complete: periods that end later are not over."""
 
 
 @dataclass(frozen=True)
@@ -47,41 +47,42 @@ class Times:
     """The time of each row."""
 
     faults: list[tuple[str, BoolArray]]
-    """Reasons why a row has no time, and which rows."""
-    known: BoolArray
+    """Reasons why a row has no time, each with a mask of rows."""
+    valid: BoolArray
+    """[rows], whether the row has a time."""
     clock: IntArray
-    """Time on the clock of the grid, 0 if not known."""
+    """[rows], time on the clock of the grid, 0 if not valid."""
     instant: IntArray | None
-    """The instant of each row, where rows are put together."""
+    """[rows], the instant of each row, if rows are to be aggregated."""
     after: BoolArray | None
-    """Rows after data.until, None without one."""
+    """[rows], whether the row is after data.until; None without data.until."""
 
     @classmethod
-    def of(cls, stated: pl.Series, settled: Settled) -> "Times":
-        """Return the times of rows from their timestamps as the table states them."""
-        data, grid = settled.data, settled.grid
-        timestamp = parsed(stated)
-        found = clock(timestamp, grid.frequency, grid.time_zone)
-        known = found.is_not_null().to_numpy()
+    def of(cls, source: pl.Series, resolved: ResolvedTime) -> "Times":
+        """Return the times of rows from the timestamp column of the table."""
+        data, grid = resolved.data, resolved.grid
+        timestamp = parse_timestamps(source)
+        on_grid_clock = clock(timestamp, grid.frequency, grid.time_zone)
+        valid = on_grid_clock.is_not_null().to_numpy()
         faults = []
-        if not known.all():
-            null, unread = stated.is_null().to_numpy(), timestamp.is_null().to_numpy()
+        if not valid.all():
+            null, unread = source.is_null().to_numpy(), timestamp.is_null().to_numpy()
             faults = [
                 ("null timestamp", null),
                 ("timestamp is not ISO 8601", unread & ~null),
-                (f"timestamp skipped by the clock of {grid.time_zone}", ~known & ~unread),
+                (f"timestamp skipped by the clock of {grid.time_zone}", ~valid & ~unread),
             ]
-        micros = found.fill_null(0).to_numpy()
+        micros = on_grid_clock.fill_null(0).to_numpy()
         after = None
         if data.until is not None:
-            after = known & (micros > moment_clock(data.until, grid.frequency, grid.time_zone))
+            after = valid & (micros > moment_clock(data.until, grid.frequency, grid.time_zone))
         instant = instants(timestamp, grid.time_zone).fill_null(0).to_numpy() if data.aggregate else None
-        return cls(faults, known, micros, instant, after)
+        return cls(faults, valid, micros, instant, after)
 
 
-def parsed(stated: pl.Series) -> pl.Series:
-    """Return timestamps as a Datetime: text is read as ISO 8601, null where it is something else."""
-    return stamps.parse(stated) if stated.dtype == pl.String else stated
+def parse_timestamps(source: pl.Series) -> pl.Series:
+    """Return timestamps as a Datetime: text is read as ISO 8601, null if it is not."""
+    return stamps.parse(source) if source.dtype == pl.String else source
 
 
 def instants(timestamp: pl.Series, time_zone: str | None) -> pl.Series:
@@ -89,12 +90,12 @@ def instants(timestamp: pl.Series, time_zone: str | None) -> pl.Series:
     return clock(timestamp, _INSTANT, time_zone)
 
 
-def settle(stated: pl.Series, runs: Runs, data: DataConfig) -> Settled:
-    """Return what holds for all rows of a table, from its longest series up to data.until.
+def resolve_time(source: pl.Series, runs: Runs, data: DataConfig) -> ResolvedTime:
+    """Return time zone, frequency and grid of a table, from its longest series up to data.until.
 
-    Raises ConfigError for settings that can't be, DataError if the rows do not tell the frequency.
+    Raises ConfigError for impossible settings, DataError if the frequency does not follow from the rows.
     """
-    timestamp = parsed(stated)
+    timestamp = parse_timestamps(source)
     time_zone = data.time_zone or timestamp.dtype.time_zone  # type: ignore[attr-defined]
     instant = instants(timestamp, time_zone)
     usable = instant.is_not_null().to_numpy()
@@ -110,15 +111,20 @@ def settle(stated: pl.Series, runs: Runs, data: DataConfig) -> Settled:
         rows, values = runs.keep(usable), instant.filter(pl.Series(usable)).to_numpy()
         numbers = np.unique(rows.series)
         first, last = (limit[numbers] for limit in span(rows, values, int(numbers[-1]) + 1))
-        latest = latest_of(first, last, lambda position: values[rows.each() == numbers[position]], data, time_zone)
+        latest = latest_of(
+            first, last, lambda position: values[rows.series_by_row() == numbers[position]], data, time_zone
+        )
     all_usable = bool(usable.all())
-    count = np.bincount(runs.series, runs.length) if all_usable else np.bincount(runs.each()[usable])
-    chosen = np.isin(runs.series, longest_series(count))
-    series, sample = np.repeat(runs.series[chosen], runs.length[chosen]), np.repeat(chosen, runs.length)
+    count = np.bincount(runs.series, runs.length) if all_usable else np.bincount(runs.series_by_row()[usable])
+    sampled_runs = np.isin(runs.series, longest_series(count))
+    series, sample = (
+        np.repeat(runs.series[sampled_runs], runs.length[sampled_runs]),
+        np.repeat(sampled_runs, runs.length),
+    )
     timestamp, usable = timestamp.filter(pl.Series(sample)), usable[sample]
     if not usable.all():
         series, timestamp = series[usable], timestamp.filter(pl.Series(usable))
-    return settle_from(timestamp, series, data, time_zone, latest)
+    return resolve_time_from(timestamp, series, data, time_zone, latest)
 
 
 def latest_of(first: IntArray, last: IntArray, instants_of: Observed, data: DataConfig, time_zone: str | None) -> int:
@@ -147,37 +153,37 @@ def longest_series(rows: npt.NDArray[Any]) -> IntArray:
     return np.argsort(-rows, kind="stable")[:LONGEST]
 
 
-def settle_from(
+def resolve_time_from(
     timestamp: pl.Series, series: IntArray, data: DataConfig, time_zone: str | None, latest: int
-) -> Settled:
-    """Return what holds for all rows, from those of some series, none after data.until, and the latest instant."""
+) -> ResolvedTime:
+    """Return time zone, frequency and grid, from rows of some series up to data.until and the latest instant."""
     data = _with_local_time(timestamp, data, time_zone)
     if data.aggregate is None:
         frequency = _frequency(series, timestamp, data, time_zone)
-        known = clock(timestamp, frequency, time_zone).drop_nulls()
-        if known.is_empty():
+        moments = clock(timestamp, frequency, time_zone).drop_nulls()
+        if moments.is_empty():
             raise DataError(f"no timestamp exists in data.time_zone={time_zone}: its clock skips them all")
-        return Settled(_filled(data, frequency, time_zone), Grid.through(known.to_numpy(), frequency, time_zone))
+        return ResolvedTime(_filled(data, frequency, time_zone), Grid.through(moments.to_numpy(), frequency, time_zone))
 
     assert data.freq is not None
     frequency = Frequency.parse(data.freq, data.weekmask)
     grid = Grid.natural(frequency, time_zone)
-    settled = _filled(data, frequency, time_zone)
+    resolved = _filled(data, frequency, time_zone)
     try:
         step = infer_frequency(series, timestamp, time_zone)
     except DataError:
         # Irregular rows, such as single sales: the period of the latest one is not over, unless data.until says so.
-        over = latest if data.until is None else moment_clock(data.until, _INSTANT, time_zone) + _SECOND
-        return Settled(settled, grid, over=over)
+        complete_until = latest if data.until is None else moment_clock(data.until, _INSTANT, time_zone) + _SECOND
+        return ResolvedTime(resolved, grid, complete_until=complete_until)
     finer = Grid.through(clock(timestamp, step, time_zone).drop_nulls().to_numpy(), step, time_zone)
-    at = int(finer.floor_of(on_clock(np.array([latest]), finer))[0])
-    begin, end = instants(finer.timestamps(np.array([at, at + 1])), time_zone).to_list()
+    index = int(finer.floor_of(on_clock(np.array([latest]), finer))[0])
+    begin, end = instants(finer.timestamps(np.array([index, index + 1])), time_zone).to_list()
     longest = int(np.diff(instants(grid.timestamps(np.arange(13)), time_zone).to_numpy()).max())
     if end - begin > longest:
         raise ConfigError(
             f"data.aggregate: rows every {step} can't be put together to data.freq={frequency}; give a longer data.freq"
         )
-    return Settled(settled, grid, finer, over=end)
+    return ResolvedTime(resolved, grid, finer, complete_until=end)
 
 
 def _with_local_time(timestamp: pl.Series, data: DataConfig, time_zone: str | None) -> DataConfig:
@@ -196,7 +202,7 @@ def _with_local_time(timestamp: pl.Series, data: DataConfig, time_zone: str | No
 
 
 def _frequency(series: IntArray, timestamp: pl.Series, data: DataConfig, time_zone: str | None) -> Frequency:
-    """Return the frequency of rows that are on the grid as they are."""
+    """Return the frequency of rows that are not aggregated."""
     if data.freq is not None:
         return Frequency.parse(data.freq, data.weekmask)
     if data.weekmask is None:
@@ -233,12 +239,12 @@ def on_clock(instant: IntArray, grid: Grid) -> IntArray:
     return clock(moment, grid.frequency, grid.time_zone).to_numpy()
 
 
-def period_ends(index: IntArray, settled: Settled) -> tuple[IntArray, IntArray | None]:
-    """Return the instant at which each period of the grid ends, and how many finer steps it has (None: any)."""
-    grid = settled.grid
+def period_ends(index: IntArray, resolved: ResolvedTime) -> tuple[IntArray, IntArray | None]:
+    """Return the instant at which each period of the grid ends, and its number of finer steps (None: any)."""
+    grid = resolved.grid
     first, last = int(index.min()), int(index.max())
     instant = instants(grid.timestamps(np.arange(first, last + 2)), grid.time_zone).to_numpy()
     count = None
-    if settled.finer is not None:
-        count = np.diff(settled.finer.floor_of(on_clock(instant - 1, settled.finer)))[index - first]
+    if resolved.finer is not None:
+        count = np.diff(resolved.finer.floor_of(on_clock(instant - 1, resolved.finer)))[index - first]
     return instant[1:][index - first], count

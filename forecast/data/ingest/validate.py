@@ -1,4 +1,4 @@
-"""What a table must have before its rows are looked at: columns, types, one static value per series."""
+"""Checks of a table before its rows are placed: columns, types, one static value per series."""
 
 import difflib
 import re
@@ -31,7 +31,7 @@ TRUTH: Final = ("false", "true")
 
 
 def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
-    """Return some columns of a table, and no other, under their names inside the reader.
+    """Return only the given columns of a table, under their names inside the reader.
 
     series_id is text, timestamp a Datetime in microseconds or text, target Float64 (classes as codes: position among
     the `categories`, counted from 0), past and known covariates Float32 (text as codes: position among the
@@ -42,21 +42,21 @@ def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -
 
 
 def read_runs(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.DataFrame:
-    """Return some columns as `read` does, a row for each run of equal rows, and in ROWS where it begins.
+    """Return columns as `read` does, with one row for each run of equal rows, and in ROWS the row where it begins.
 
-    What a series has only once, its name and static covariates, is never held row by row that way.
+    Values that are constant per series, its name and static covariates, thus take no memory row by row.
     """
-    chosen = select(frame, columns, categories)
-    names = chosen.collect_schema().names()
-    # Expr.rle would say the same, and panics in the streaming engine.
+    selected = select(frame, columns, categories)
+    names = selected.collect_schema().names()
+    # Expr.rle would do the same, but panics in the streaming engine.
     begins = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift(1)) for name in names) | (pl.col(ROWS) == 0)
-    return frames.collect(chosen.with_row_index(ROWS).filter(begins).with_columns(pl.col(ROWS).cast(pl.Int64)))
+    return frames.collect(selected.with_row_index(ROWS).filter(begins).with_columns(pl.col(ROWS).cast(pl.Int64)))
 
 
 def run_lengths(runs: pl.DataFrame, height: int) -> pl.DataFrame:
     """Return `read_runs` with the length of each run in ROWS, for a table of `height` rows.
 
-    Raises DataError if the table had not as many when the runs were read.
+    Raises DataError if the table had a different number of rows when the runs were read.
     """
     if (height == 0) != runs.is_empty() or (height and int(runs[ROWS][-1]) >= height):
         raise DataError("the table has changed while it was read; try again once nobody writes to it")
@@ -64,55 +64,55 @@ def run_lengths(runs: pl.DataFrame, height: int) -> pl.DataFrame:
 
 
 def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -> pl.LazyFrame:
-    """Return what `read` reads, lazily."""
+    """Return the columns of `read`, lazily."""
     schema = schema_of(frame)
     _check_columns(schema, columns, fixed=True)
     texts = {name for name, key in columns if key in COVARIATES and _is_category(name, schema[name], key, categories)}
     classes = {name for name, key in columns if key == "data.columns.target" and name in (categories or {})}
     wrong = []
     for name, key in columns:
-        wanted, fits = _WANTED["text or numbers" if name in texts else "classes" if name in classes else key]
+        expected, fits = _EXPECTED_TYPES["text or numbers" if name in texts else "classes" if name in classes else key]
         if not fits(schema[name]):
             example = _examples(frame, name) if schema[name] == pl.String else ""
-            wrong.append(f"column {name!r} ({key}) must hold {wanted}, but is {schema[name]}{example}")
+            wrong.append(f"column {name!r} ({key}) must hold {expected}, but is {schema[name]}{example}")
     if wrong:
         raise DataError("\n".join(wrong))
 
-    chosen = []
+    selected = []
     for name, key in columns:
         column = frames.column(name)
         if key == "data.columns.series_id":
-            chosen.append(column.cast(pl.String).alias(SERIES_ID))
+            selected.append(column.cast(pl.String).alias(SERIES_ID))
         elif key == "data.columns.timestamp":
-            time = schema[name]
-            if time != pl.String:
-                column = column.cast(pl.Datetime("us", time.time_zone if isinstance(time, pl.Datetime) else None))
-            chosen.append(column.alias(TIMESTAMP))
+            dtype = schema[name]
+            if dtype != pl.String:
+                column = column.cast(pl.Datetime("us", dtype.time_zone if isinstance(dtype, pl.Datetime) else None))
+            selected.append(column.alias(TIMESTAMP))
         elif name in classes:
-            known = pl.Enum((categories or {})[name])
-            chosen.append(column.cast(pl.String).cast(known).to_physical().cast(pl.Float64).alias(TARGET))
+            category_type = pl.Enum((categories or {})[name])
+            selected.append(column.cast(pl.String).cast(category_type).to_physical().cast(pl.Float64).alias(TARGET))
         elif key == "data.columns.target":
-            chosen.append(column.cast(pl.Float64).alias(TARGET))
+            selected.append(column.cast(pl.Float64).alias(TARGET))
         elif key == "data.static_covariates":
-            chosen.append(column.cast(pl.String if name in texts else pl.Float64).alias(STATIC + name))
+            selected.append(column.cast(pl.String if name in texts else pl.Float64).alias(STATIC + name))
         else:
             if name in texts:
-                known = pl.Enum((categories or {}).get(name, ()))
-                code = column.cast(pl.String).cast(known, strict=False).to_physical().cast(pl.Int32) + 1
+                category_type = pl.Enum((categories or {}).get(name, ()))
+                code = column.cast(pl.String).cast(category_type, strict=False).to_physical().cast(pl.Int32) + 1
                 column = pl.when(column.is_not_null()).then(code.fill_null(0))
-            chosen.append(column.cast(pl.Float32).alias((PAST if key == "data.past_covariates" else KNOWN) + name))
-    return frame.select(chosen)
+            selected.append(column.cast(pl.Float32).alias((PAST if key == "data.past_covariates" else KNOWN) + name))
+    return frame.select(selected)
 
 
 def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[str, ...]]:
     """Return the values, sorted, of the covariates that are text, and of the target, if these are classes.
 
-    The first look at a table to train on. A target of text is taken for numbers, badly written, where half of its
-    values are some, or where there are very many. Raises DataError.
+    This is the first check of a training table. A text target counts as malformed numbers, not classes, if half of its
+    values are numbers, or if it has more than MAX_CLASSES values. Raises DataError.
     """
     schema = schema_of(frame)
     _check_columns(schema, columns, fixed=False)
-    found = {}
+    categories = {}
     for name, key in columns:
         if key in COVARIATES and _is_category(name, schema[name], key, None):
             values = _distinct(frame, name)
@@ -123,7 +123,7 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
                     f"column {name!r} ({key}) is {schema[name]}, but most of its {len(values):,} values are numbers; "
                     f"{wrong}: make the column numbers, or clearly text"
                 )
-            found[name] = tuple(values)
+            categories[name] = tuple(values)
         elif key == "data.columns.target":
             classes = find_classes(frame, name) or ()
             text = pl.Series(classes, dtype=pl.String).str.strip_chars()
@@ -134,12 +134,12 @@ def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[st
                         f"column {name!r} ({key}): {len(odd):,} of {len(classes):,} classes have a NUL in their name, "
                         f"which no column of forecasts can have: {listing(map(repr, odd))}; rename them"
                     )
-                found[name] = classes
-    return found
+                categories[name] = classes
+    return categories
 
 
 def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
-    """Return the values of a target, sorted, if it holds text or truth values; None for numbers, or if not there."""
+    """Return the values of a target, sorted, if it holds text or truth values; None for numbers or a missing column."""
     dtype = schema_of(frame).get(name)
     if dtype == pl.Boolean:
         return TRUTH
@@ -149,21 +149,21 @@ def find_classes(frame: pl.LazyFrame, name: str) -> tuple[str, ...] | None:
 
 
 def _distinct(frame: pl.LazyFrame, name: str) -> pl.Series:
-    """Return the values of a column as text, sorted. The series has no name: its methods would take a pattern."""
+    """Return the values of a column as text, sorted. The series has no name, as a name could be taken for a pattern."""
     values = frame.select(frames.column(name).cast(pl.String).alias("value")).select(pl.col("value").unique())
     return frames.collect(values).to_series().drop_nulls().sort()
 
 
 def _check_columns(schema: pl.Schema, columns: Columns, *, fixed: bool) -> None:
-    missing = [_missing(name, key, schema, fixed) for name, key in columns if name not in schema]
-    if missing:
-        wide = not fixed and {SERIES_ID, TARGET} <= {name for name, _ in columns if name not in schema}
-        hint = ["if each column is a series, set data.layout=wide"] if wide else []
+    problems = [_missing_column(name, key, schema, fixed) for name, key in columns if name not in schema]
+    if problems:
+        maybe_wide = not fixed and {SERIES_ID, TARGET} <= {name for name, _ in columns if name not in schema}
+        hint = ["if each column is a series, set data.layout=wide"] if maybe_wide else []
         if any(re.search(r"[;\t|]", name) for name in schema):
             hint.append("if the fields of a CSV file are separated by something else than commas, set data.separator")
         if "" in schema:
             hint.append("one column has no name: give it one (pandas: to_csv(index_label='timestamp'))")
-        raise DataError("\n".join([*missing, *hint, f"The table has the columns {listing(schema, limit=30)}"]))
+        raise DataError("\n".join([*problems, *hint, f"The table has the columns {listing(schema, limit=30)}"]))
 
 
 def schema_of(frame: pl.LazyFrame) -> pl.Schema:
@@ -176,65 +176,65 @@ def schema_of(frame: pl.LazyFrame) -> pl.Schema:
 
 def columns_of(data: DataConfig, *keys: str) -> list[tuple[str, str]]:
     """Return the columns that `data` names under some keys: series_id, timestamp, target, past_covariates, ..."""
-    found = []
+    result = []
     for key in keys:
         if key in ColumnsConfig.model_fields:
-            found.append((getattr(data.columns, key), f"data.columns.{key}"))
+            result.append((getattr(data.columns, key), f"data.columns.{key}"))
         else:
-            found += [(name, f"data.{key}") for name in getattr(data, key)]
-    return found
+            result += [(name, f"data.{key}") for name in getattr(data, key)]
+    return result
 
 
 def static_values(runs: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
-    """Return one row per series, sorted, with its static covariates, from rows or runs of them; nulls are overlooked.
+    """Return one row per series, sorted, with its static covariates, from rows or runs of them; nulls are ignored.
 
     Raises DataError if a covariate has two values in a series, or an infinite one.
     """
     names = [STATIC + name for name in data.static_covariates]
     numbers = [name for name in names if runs.schema[name].is_float()]
-    few = runs.drop_nulls(SERIES_ID).with_columns(pl.col(name).fill_nan(None) for name in numbers)
-    found = few.group_by(SERIES_ID).agg(
+    rows_of_series = runs.drop_nulls(SERIES_ID).with_columns(pl.col(name).fill_nan(None) for name in numbers)
+    values = rows_of_series.group_by(SERIES_ID).agg(
         *(pl.col(name).drop_nulls().min() for name in names),
         *(pl.col(name).drop_nulls().max().alias(f"last {name}") for name in names),
     )
-    for name, shown in zip(names, data.static_covariates, strict=True):
-        several = found.filter(pl.col(name) != pl.col(f"last {name}")).sort(SERIES_ID)
+    for name, covariate in zip(names, data.static_covariates, strict=True):
+        several = values.filter(pl.col(name) != pl.col(f"last {name}")).sort(SERIES_ID)
         if several.height:
             rows = several.select(SERIES_ID, name, f"last {name}").iter_rows()
             raise DataError(
-                f"static covariate {shown!r} has more than one value in {several.height:,} of {found.height:,} series: "
-                f"{listing(f'{series} ({low}, {high})' for series, low, high in rows)}; "
+                f"static covariate {covariate!r} has more than one value in {several.height:,} of {values.height:,} "
+                f"series: {listing(f'{series} ({low}, {high})' for series, low, high in rows)}; "
                 "make it constant, or move it to data.past_covariates or data.known_covariates"
             )
-        wild = found.filter(pl.col(name).is_infinite()) if name in numbers else found.clear()
-        if wild.height:
-            where = listing(wild[SERIES_ID].sort())
-            raise DataError(f"static covariate {shown!r} is not finite in {wild.height:,} series: {where}")
-    return found.select(SERIES_ID, *names).sort(SERIES_ID)
+        infinite = values.filter(pl.col(name).is_infinite()) if name in numbers else values.clear()
+        if infinite.height:
+            examples = listing(infinite[SERIES_ID].sort())
+            raise DataError(f"static covariate {covariate!r} is not finite in {infinite.height:,} series: {examples}")
+    return values.select(SERIES_ID, *names).sort(SERIES_ID)
 
 
-_BESIDE: Final = {"data.known_covariates": "data.known_path", "data.static_covariates": "data.static_path"}
+_TABLE_KEYS: Final = {"data.known_covariates": "data.known_path", "data.static_covariates": "data.static_path"}
 """The settings that name tables of covariates."""
 
 
-def _missing(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
-    """Return what to tell about a column that is not there; its name is `fixed` by a trained model."""
-    lower = {found.lower(): found for found in schema}
+def _missing_column(name: str, key: str, schema: pl.Schema, fixed: bool) -> str:
+    """Return the message for a missing column; `fixed` says whether a trained model determines its name."""
+    lower = {column.lower(): column for column in schema}
     close = " or ".join(repr(lower[match]) for match in difflib.get_close_matches(name.lower(), lower, n=3))
     if fixed:
-        beside = _BESIDE.get(key, "")
-        other = f", give its table with {beside}" if beside else ""
-        what = f"no column {name!r} ({key} of the model)"
-        return f"{what}; rename {close or 'the column'}{other}, or train with another {key}"
+        table_key = _TABLE_KEYS.get(key, "")
+        alternative = f", give its table with {table_key}" if table_key else ""
+        problem = f"no column {name!r} ({key} of the model)"
+        return f"{problem}; rename {close or 'the column'}{alternative}, or train with another {key}"
     return f"no column {name!r} ({key}); " + (f"did you mean {close}?" if close else f"set {key}")
 
 
 def _examples(frame: pl.LazyFrame, name: str) -> str:
-    """Return how many values of a text column are not numbers, and one of them."""
+    """Return text that counts the values of a text column that are not numbers, with an example."""
     column = frames.column(name)
     no_number = column.is_not_null() & column.cast(pl.Float64, strict=False).is_null()
-    found = frames.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
-    wrong, example, rows = found.row(0)
+    summary = frames.collect(frame.select(no_number.sum(), column.filter(no_number).first().alias("example"), pl.len()))
+    wrong, example, rows = summary.row(0)
     hint = "; data.null_values says what stands for a missing value"
     return f" ({wrong:,} of {rows:,} rows are no number, e.g. {example!r}{hint})" if wrong else " (numbers as text)"
 
@@ -255,7 +255,7 @@ def _is_category(name: str, dtype: pl.DataType, key: str, categories: Categories
 
 
 _NUMBERS: Final = ("numbers", _is_number)
-_WANTED: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
+_EXPECTED_TYPES: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
     "data.columns.series_id": ("text or whole numbers", lambda dtype: _is_text(dtype) or dtype.is_integer()),
     "data.columns.timestamp": (
         "dates, datetimes or ISO 8601 text",

@@ -1,4 +1,4 @@
-"""A table with a column per series, made long."""
+"""Conversion of a table with a column per series into one with a row per series and timestamp."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from forecast.errors import DataError, listing
 
 _LOG = logging.getLogger(__name__)
 
-# What pandas calls an index without a name: in CSV files, after reading one, and in Parquet files.
+# Names that pandas gives to an index without a name: in CSV files, after reading one, and in Parquet files.
 _ROW_NUMBERS: Final = re.compile(r"|Unnamed: \d+(\.\d+)*|(_duplicated_\d+)|__index_level_\d+__|level_\d+")
 
 
@@ -29,22 +29,24 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
     """
     columns = data.columns
     schema = schema_of(frame)
-    elsewhere = data.known_covariates if data.known_path else ()
-    wanted = {
+    separate = data.known_covariates if data.known_path else ()
+    named_columns = {
         columns.timestamp: "data.columns.timestamp",
         **dict.fromkeys(data.past_covariates, "data.past_covariates"),
         **dict.fromkeys(data.known_covariates, "data.known_covariates"),
     }
-    missing = [f"no column {name!r} ({key})" for name, key in wanted.items() if name not in {*schema, *elsewhere}]
-    if missing:
-        raise DataError("\n".join([*missing, f"The table has the columns {listing(schema, limit=30)}"]))
+    problems = [
+        f"no column {name!r} ({key})" for name, key in named_columns.items() if name not in {*schema, *separate}
+    ]
+    if problems:
+        raise DataError("\n".join([*problems, f"The table has the columns {listing(schema, limit=30)}"]))
     if columns.series_id in schema:
         raise DataError(
             f"data.layout=wide, but the table has a column {columns.series_id!r} (data.columns.series_id): "
             "set data.layout=long, or drop it"
         )
-    shared = [name for name in wanted if name in schema]
-    series = [name for name in schema if name not in wanted]
+    shared = [name for name in named_columns if name in schema]
+    series = [name for name in schema if name not in named_columns]
     numbered = [name for name in series if _ROW_NUMBERS.fullmatch(name)]
     if numbered:
         _check_row_numbers(frame, schema, numbered)
@@ -52,45 +54,45 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
         series = [name for name in series if name not in numbered]
     if not series:
         raise DataError("data.layout=wide, but the table has no column besides the timestamp and the covariates")
-    odd = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
+    not_numeric = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
     # In CSV files a column without any value is text.
-    texts = [name for name in odd if schema[name] == pl.String]
+    texts = [name for name in not_numeric if schema[name] == pl.String]
     if texts:
         empty = frames.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
-        odd = [name for name in odd if not empty.get(name)]
-    kinds = {schema[name].base_type() for name in odd} or {pl.Float64}
-    if odd and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
-        shown = listing(f"{name!r} ({schema[name]})" for name in odd)
+        not_numeric = [name for name in not_numeric if not empty.get(name)]
+    kinds = {schema[name].base_type() for name in not_numeric} or {pl.Float64}
+    if not_numeric and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
+        offending = listing(f"{name!r} ({schema[name]})" for name in not_numeric)
         raise DataError(
-            f"data.layout=wide: {len(odd):,} of {len(series):,} columns can't be series, which hold numbers: {shown}; "
-            "drop them, or name them in data.past_covariates or data.known_covariates"
+            f"data.layout=wide: {len(not_numeric):,} of {len(series):,} columns can't be series, which hold numbers: "
+            f"{offending}; drop them, or name them in data.past_covariates or data.known_covariates"
         )
-    # Under names of our own first: a series may be called like the target, and a covariate like anything.
+    # Internal names first: a series may have the name of the target, and a covariate any name.
     (kind,) = kinds
     renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
     return (
         frame.select(
-            *(frames.column(name).alias(own) for name, own in renamed.items()),
+            *(frames.column(name).alias(internal_name) for name, internal_name in renamed.items()),
             *(frames.column(name).cast(kind).alias(f"series {name}") for name in series),
         )
         .unpivot(index=list(renamed.values()), variable_name="name", value_name="value")
         .select(
             pl.col("name").str.strip_prefix("series ").alias(columns.series_id),
-            *(pl.col(own).alias(name) for name, own in renamed.items()),
+            *(pl.col(internal_name).alias(name) for name, internal_name in renamed.items()),
             pl.col("value").alias(columns.target),
         )
     )
 
 
 def _check_row_numbers(frame: pl.LazyFrame, schema: pl.Schema, names: Sequence[str]) -> None:
-    """Raise DataError for columns without a name of their own that hold anything but row numbers."""
-    whole = [name for name in names if schema[name].is_integer()]
-    least = frames.collect(frame.select(frames.column(name).min() for name in whole)).row(0) if whole else ()
-    other = [name for name in names if name not in whole]
-    other += [name for name, value in zip(whole, least, strict=True) if value is not None and value < 0]
-    if other:
-        shown = listing(f"{name!r} ({schema[name]})" for name in other)
+    """Raise DataError for unnamed columns that hold anything but row numbers."""
+    integers = [name for name in names if schema[name].is_integer()]
+    minima = frames.collect(frame.select(frames.column(name).min() for name in integers)).row(0) if integers else ()
+    offending = [name for name in names if name not in integers]
+    offending += [name for name, value in zip(integers, minima, strict=True) if value is not None and value < 0]
+    if offending:
+        examples = listing(f"{name!r} ({schema[name]})" for name in offending)
         raise DataError(
-            f"data.layout=wide: {len(other):,} column(s) have no name of their own and no row numbers: {shown}; name "
-            "them (pandas: to_csv(index_label='timestamp') or rename), or drop them"
+            f"data.layout=wide: {len(offending):,} column(s) have no name of their own and no row numbers: {examples}; "
+            "name them (pandas: to_csv(index_label='timestamp') or rename), or drop them"
         )

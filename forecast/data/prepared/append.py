@@ -1,4 +1,4 @@
-"""New rows of a prepared panel: which are new, which are revisions, which contradict it."""
+"""Appending the rows of a table to a prepared panel, with the detection of revised targets."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ import polars as pl
 from forecast.config import SourceConfig
 from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
-from forecast.data.ingest.load import find_categories, load_part, long, own_classes
+from forecast.data.ingest.load import as_long, find_categories, load_part, with_table_classes
 from forecast.data.ingest.loaded import Loaded, with_unread
 from forecast.data.ingest.rejects import NO_TARGET, Counts, check_rejects
-from forecast.data.ingest.timestamps import Settled
+from forecast.data.ingest.timestamps import ResolvedTime
 from forecast.data.panel import IntArray, Panel, as_names
 from forecast.data.prepared.merge import merge_panels
 from forecast.data.prepared.open import open_prepared
-from forecast.data.prepared.parts import PARTS, clear_leftovers, series_of, settle_time
+from forecast.data.prepared.parts import PARTS, clear_leftovers, resolve_panel_time, series_of
 from forecast.data.prepared.prepare import Prepared
 from forecast.data.prepared.storage import APPENDED, open_panel, read_index, write_panel
 from forecast.data.sources.open import Tables
@@ -34,13 +34,13 @@ Revisions = Literal["accept", "refuse", "fail"]
 
 @dataclass(frozen=True)
 class Appended(Prepared):
-    """What `append` has changed."""
+    """The result of `append`."""
 
     new_steps: int = 0
     """Steps that had no value before."""
     new_series: int = 0
     revisions: pl.DataFrame = field(default_factory=pl.DataFrame, repr=False)
-    """series_id, timestamp, before, after: targets of the past that the new rows state otherwise."""
+    """series_id, timestamp, before, after: past targets for which the new rows have different values."""
 
 
 def append(
@@ -51,63 +51,63 @@ def append(
     revisions: Revisions = "accept",
     check_source: Callable[[], None] | None = None,
 ) -> Appended:
-    """Add the rows of another table, read as the panel's own was, to a prepared panel.
+    """Add the rows of another table to a prepared panel, read with the settings of the panel.
 
-    Rows that were read before are not read again. Targets that the table states otherwise than the panel are
-    revisions: taken over, refused (they are rejects), or an error. The rows and rejects of a table that was appended
-    before, whatever the order of its rows, are not counted again, and if it was the latest, nothing is written.
+    The original table is not read again. Targets that differ from those of the panel are revisions: accepted, refused
+    (they become rejects), or an error. The rows and rejects of a table that was appended before, in any order of rows,
+    are not counted again; if it was the latest one, nothing is written.
     `check_source` as for `prepare`. Raises DataError as `load_panel`, OutputError.
     """
-    read_index(folder)  # Where there is no panel, nothing is left behind.
+    read_index(folder)  # Fails before anything is written if there is no panel.
     with locked(folder):
         clear_leftovers(folder, keep=None)
         old = open_panel(folder)
         data = old.data.at(source)
-        tables, _ = long(tables, data, old.categories)
+        tables, _ = as_long(tables, data, old.categories)
         target = data.columns.target
         classes = {target: old.categories[target]} if target in old.categories else {}
-        found = own_classes(tables, data, {**find_categories(tables, data), **classes})
+        table_categories = with_table_classes(tables, data, {**find_categories(tables, data), **classes})
         categories = {
-            name: (*values, *(value for value in found.get(name, ()) if value not in values))
+            name: (*values, *(value for value in table_categories.get(name, ()) if value not in values))
             for name, values in old.categories.items()
         }
         grid = old.panel.grid
-        settled = Settled(data, grid)
+        resolved = ResolvedTime(data, grid)
         if data.aggregate is not None:
-            settled = replace(settle_time(tables, data, series_of(tables, data)), grid=grid)
-        new = with_unread(load_part(tables, settled, old.panel.horizon, categories), tables)
+            resolved = replace(resolve_panel_time(tables, data, series_of(tables, data)), grid=grid)
+        new = with_unread(load_part(tables, resolved, old.panel.horizon, categories), tables)
         check_rejects(new.rejects, new.counts, data, grid)
         if check_source:
             check_source()
         key = _content_key(new)
         earlier = read_index(folder).get(APPENDED, [])
-        revised, n_filled = _compare(old.panel, new.panel)
+        revised_targets, n_filled = _compare(old.panel, new.panel)
         if classes:
             names = pl.Series(categories[target], dtype=pl.String)
-            revised = revised.with_columns(
-                names.gather(revised[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
+            revised_targets = revised_targets.with_columns(
+                names.gather(revised_targets[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
             )
-        if revised.height and revisions == "fail":
-            raise _contradiction(revised)
+        if revised_targets.height and revisions == "fail":
+            raise _contradiction(revised_targets)
         if earlier and earlier[-1] == key:
-            return Appended(open_prepared(folder, old.data, old.panel.horizon), True, 0, 0, revised)
+            return Appended(open_prepared(folder, old.data, old.panel.horizon), True, 0, 0, revised_targets)
         rejects, counts = [old.rejects], old.counts
         if key not in earlier:
             rejects.append(new.rejects)
             counts = _joint_counts(old, new)
-        if revised.height and revisions == "refuse" and key not in earlier:
+        if revised_targets.height and revisions == "refuse" and key not in earlier:
             row = {
                 REASON: pl.lit("revision of the past"),
                 VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
             }
-            rejects.append(revised.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
+            rejects.append(revised_targets.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
             counts = replace(
                 counts,
-                rows_kept=counts.rows_kept - revised.height,
-                rows_rejected=counts.rows_rejected + revised.height,
+                rows_kept=counts.rows_kept - revised_targets.height,
+                rows_rejected=counts.rows_rejected + revised_targets.height,
             )
-        workshop = folder / PARTS / "append"
-        shutil.rmtree(workshop, ignore_errors=True)
+        work_folder = folder / PARTS / "append"
+        shutil.rmtree(work_folder, ignore_errors=True)
         counts = replace(counts, steps_filled=0)
         parts: list[Path] = []
         for number, panel in enumerate(merge_panels(old.panel, new.panel, keep=revisions == "refuse")):
@@ -115,65 +115,75 @@ def append(
             part = Loaded(with_features(panel, data), old.data, categories, old.rejects.clear(), gaps)
             if not parts:
                 part = replace(part, rejects=pl.concat(rejects), counts=counts + gaps)
-            parts.append(workshop / f"{number:05d}")
+            parts.append(work_folder / f"{number:05d}")
             write_panel(parts[-1], [part], "")
         write_panel(folder, [open_panel(part) for part in parts], "appended", appended=[*earlier, key][-_MAX_KEYS:])
         shutil.rmtree(folder / PARTS)
         added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
         loaded = open_prepared(folder, old.data, old.panel.horizon)
-        return Appended(loaded, False, n_filled, added, revised)
+        return Appended(loaded, False, n_filled, added, revised_targets)
 
 
 def _contradiction(revised: pl.DataFrame) -> DataError:
-    """Return what says which values differ from those of the panel."""
-    shown = [
+    """Return the error for targets that differ from those of the panel."""
+    examples = [
         (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
         for row in revised.head(5).iter_rows()
     ]
-    examples = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in shown)
+    listed = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in examples)
     return DataError(
         f"{revised.height:,} values of {revised[SERIES_ID].n_unique():,} series differ from those of the "
-        f"prepared panel: {examples}; set append.revisions=accept to take them over, or refuse to reject them"
+        f"prepared panel: {listed}; set append.revisions=accept to take them over, or refuse to reject them"
     )
 
 
 def _content_key(loaded: Loaded) -> str:
     """Return a hash of the panel and the rejects of a table: the same for any order of its rows."""
     rejects = loaded.rejects.sort(loaded.rejects.columns).write_json().encode()
-    stated = [loaded.panel.digest(), hashlib.sha256(rejects).hexdigest(), asdict(loaded.counts)]
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    content = [loaded.panel.digest(), hashlib.sha256(rejects).hexdigest(), asdict(loaded.counts)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _joint_counts(old: Loaded, new: Loaded) -> Counts:
     """Return the counts of two tables that make one panel."""
-    kept = np.union1d(old.panel.series_id, new.panel.series_id)
-    rejects = (found.rejects.filter(pl.col(REASON) == NO_TARGET)[SERIES_ID].drop_nulls() for found in (old, new))
-    known = np.union1d(kept, as_names(name for names in rejects for name in names))
-    series = {"series_in": len(known), "series_kept": len(kept), "series_rejected": len(known) - len(kept)}
+    series_kept = np.union1d(old.panel.series_id, new.panel.series_id)
+    rejects = (loaded.rejects.filter(pl.col(REASON) == NO_TARGET)[SERIES_ID].drop_nulls() for loaded in (old, new))
+    all_series = np.union1d(series_kept, as_names(name for names in rejects for name in names))
+    series = {
+        "series_in": len(all_series),
+        "series_kept": len(series_kept),
+        "series_rejected": len(all_series) - len(series_kept),
+    }
     return replace(old.counts + new.counts, **series)
 
 
 def _compare(old: Panel, new: Panel) -> tuple[pl.DataFrame, int]:
-    """Return the targets that differ (series_id, timestamp, before, after), and how many values are new."""
+    """Return the targets that differ (series_id, timestamp, before, after), and the number of new values."""
     parts, n_filled = [], 0
     position = np.searchsorted(old.series_id, new.series_id)
-    there = old.series_id[np.minimum(position, old.n_series - 1)] == new.series_id
+    in_old = old.series_id[np.minimum(position, old.n_series - 1)] == new.series_id
     for number, shard in _numbered(new):
-        each = np.repeat(number, shard.lengths)
-        step = np.arange(len(each)) - np.repeat(shard.offsets[:-1], shard.lengths)
+        number_by_step = np.repeat(number, shard.lengths)
+        step = np.arange(len(number_by_step)) - np.repeat(shard.offsets[:-1], shard.lengths)
         index = shard.start.repeat(shard.lengths) + step
-        at = index - old.start[np.where(there, position, 0)][each]
-        inside = there[each] & (at >= 0) & (at < old.lengths[np.where(there, position, 0)][each])
-        before = np.full(len(each), np.nan, dtype=old.target.dtype)
-        before[inside] = old.target[(old.offsets[position[each[inside]]] + at[inside])]
-        stated = ~np.isnan(shard.target)
-        n_filled += int((stated & np.isnan(before)).sum())
-        same = before == shard.target.astype(before.dtype)  # What is stated again is no revision for its digits.
-        changed = np.flatnonzero(stated & ~np.isnan(before) & ~same)
+        position_in_old = index - old.start[np.where(in_old, position, 0)][number_by_step]
+        inside = (
+            in_old[number_by_step]
+            & (position_in_old >= 0)
+            & (position_in_old < old.lengths[np.where(in_old, position, 0)][number_by_step])
+        )
+        before = np.full(len(number_by_step), np.nan, dtype=old.target.dtype)
+        before[inside] = old.target[(old.offsets[position[number_by_step[inside]]] + position_in_old[inside])]
+        has_value = ~np.isnan(shard.target)
+        n_filled += int((has_value & np.isnan(before)).sum())
+        same = before == shard.target.astype(
+            before.dtype
+        )  # Compared in the type of the panel: rounding is not a revision.
+        changed = np.flatnonzero(has_value & ~np.isnan(before) & ~same)
         parts.append(
             pl.DataFrame(
                 {
-                    SERIES_ID: pl.Series(new.series_id[each[changed]].tolist(), dtype=pl.String),
+                    SERIES_ID: pl.Series(new.series_id[number_by_step[changed]].tolist(), dtype=pl.String),
                     TIMESTAMP: new.grid.timestamps(index[changed]),
                     "before": before[changed],
                     "after": shard.target[changed],

@@ -1,6 +1,6 @@
-"""Whether the files of a prepared panel are those that were written, and describe a panel at all.
+"""Checks that the files of a prepared panel are undamaged and describe a valid panel.
 
-Reading and writing them is up to `prepared`.
+`storage` reads and writes them.
 """
 
 import hashlib
@@ -30,15 +30,15 @@ Checksums = Mapping[str, list[int]]
 
 def checksums(folder: Path) -> dict[str, list[int]]:
     """Return the checksums of all files in a folder."""
-    found = {}
+    result = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
-            found[path.name] = [zlib.crc32(block) for block in iter(partial(file.read, _BLOCK), b"")]
-    return found
+            result[path.name] = [zlib.crc32(block) for block in iter(partial(file.read, _BLOCK), b"")]
+    return result
 
 
 def damaged_files(folder: Path, expected: Checksums) -> list[str]:
-    """Return the names of the files with other checksums than expected. Raises OSError."""
+    """Return the names of files whose checksums are not the expected ones. Raises OSError."""
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("rb")).fileno() for name in expected}
 
@@ -61,7 +61,7 @@ def sealed(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_whole(index: Mapping[str, Any]) -> bool:
-    """Return whether the content of an index has the hash that it states; true for one of earlier releases."""
+    """Return whether the content of an index matches its hash; true for an index of earlier releases without one."""
     content = {name: value for name, value in index.items() if name != _SEAL}
     return index[_SEAL] == _hash(content) if _SEAL in index else "checksums" not in index
 
@@ -106,7 +106,7 @@ def check_structure(panel: Panel, n_static: int) -> None:
 
 
 def _disorder(panel: Panel) -> Iterator[str]:
-    """Yield what is wrong with offsets, names and times of buffers that have the right shapes."""
+    """Yield faults in the offsets, names and times of buffers that have the right shapes."""
     steps = len(panel.target)
     if panel.offsets[0] != 0 or panel.offsets[-1] != steps:
         yield f"offsets go from {panel.offsets[0]:,} to {panel.offsets[-1]:,}, not from 0 to {steps:,}"

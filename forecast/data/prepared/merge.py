@@ -1,4 +1,4 @@
-"""A prepared panel and new rows, block by block."""
+"""Merging a prepared panel with the panel of new rows, block by block."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,13 +11,15 @@ from forecast.data.panel import IntArray, Names, Panel, TargetArray
 
 
 def merge_panels(old: Panel, new: Panel, *, keep: bool) -> Iterator[Panel]:
-    """Yield the panel of both, in shards; where both have a value it is the new one, or the old target with `keep`."""
+    """Yield the merged panel in shards; a new value replaces an old one, except for targets with `keep`."""
     names = np.union1d(old.series_id, new.series_id)
-    sources = [(old, *_found(old, names)), (new, *_found(new, names))]
-    starts = np.stack([np.where(there, panel.start[at], np.iinfo(np.int64).max) for panel, at, there in sources])
-    ends = np.stack([np.where(there, (panel.start + panel.lengths)[at], 0) for panel, at, there in sources])
+    sources = [(old, *_locate(old, names)), (new, *_locate(new, names))]
+    starts = np.stack(
+        [np.where(present, panel.start[number], np.iinfo(np.int64).max) for panel, number, present in sources]
+    )
+    ends = np.stack([np.where(present, (panel.start + panel.lengths)[number], 0) for panel, number, present in sources])
     start = starts.min(axis=0)
-    limits = np.where([there for _, _, there in sources], ends, np.iinfo(np.int64).min)
+    limits = np.where([present for _, _, present in sources], ends, np.iinfo(np.int64).min)
     lengths = limits.max(axis=0) - start
     bounds = np.append(0, np.cumsum(lengths))
     first = 0
@@ -30,11 +32,11 @@ def merge_panels(old: Panel, new: Panel, *, keep: bool) -> Iterator[Panel]:
         first = last
 
 
-def _found(panel: Panel, names: Names) -> tuple[IntArray, BoolArray]:
-    """Return the number of each named series in the panel (0 where it is not there), and whether it is."""
-    at = np.minimum(np.searchsorted(panel.series_id, names), panel.n_series - 1)
-    there = panel.series_id[at] == names
-    return np.where(there, at, 0), there
+def _locate(panel: Panel, names: Names) -> tuple[IntArray, BoolArray]:
+    """Return the number of each named series in the panel (0 if absent), and whether it is present."""
+    number = np.minimum(np.searchsorted(panel.series_id, names), panel.n_series - 1)
+    present = panel.series_id[number] == names
+    return np.where(present, number, 0), present
 
 
 def _merge_block(
@@ -46,7 +48,7 @@ def _merge_block(
     *,
     keep: bool,
 ) -> Panel:
-    """Return some series of `_merged`, which begin at `start` and have `lengths` steps."""
+    """Return the merged panel of a block of series, which begin at `start` and have `lengths` steps."""
     template = sources[0][0]
     horizon, offsets = template.horizon, np.append(0, np.cumsum(lengths))
     n_past = sources[1][0].past.shape[0]  # Without derived features.
@@ -56,20 +58,20 @@ def _merge_block(
     known = np.full((len(template.known), int(offsets[-1]) + horizon * len(names)), np.nan, dtype=np.float32)
     codes = np.zeros((len(names), template.static_categories.shape[1]), dtype=np.int64)
     numbers = np.full((len(names), template.static_numbers.shape[1]), np.nan, dtype=np.float32)
-    for order, (panel, at, there) in enumerate(sources):
-        rows, number = np.flatnonzero(there[block]), at[block][there[block]]
+    for order, (panel, series_numbers, present) in enumerate(sources):
+        rows, number = np.flatnonzero(present[block]), series_numbers[block][present[block]]
         first, begin, steps = (
             offsets[rows] + panel.start[number] - start[rows],
             panel.offsets[number],
             panel.lengths[number],
         )
-        into, of = ranges(first, steps), ranges(begin, steps)
-        _overlay(target, into, panel.target[None, of], only_gaps=keep and order == 1)
-        _overlay(past, into, panel.past[:n_past, of])
-        # What was the horizon of a series is inside it once it has gone on; a gap cuts it short.
+        target_entries, source_entries = ranges(first, steps), ranges(begin, steps)
+        _overlay(target, target_entries, panel.target[None, source_entries], only_gaps=keep and order == 1)
+        _overlay(past, target_entries, panel.past[:n_past, source_entries])
+        # The horizon of the old panel may lie inside the longer series; steps beyond the merged series are dropped.
         reach = np.minimum(steps + horizon, offsets[rows + 1] + horizon - first)
-        into, of = ranges(first + rows * horizon, reach), ranges(begin + number * horizon, reach)
-        _overlay(known, into, panel.known[:, of])
+        target_entries, source_entries = ranges(first + rows * horizon, reach), ranges(begin + number * horizon, reach)
+        _overlay(known, target_entries, panel.known[:, source_entries])
         codes[rows] = np.where(panel.static_categories[number] > 0, panel.static_categories[number], codes[rows])
         _overlay(numbers.T, rows, panel.static_numbers[number].T)
     return replace(
@@ -85,10 +87,10 @@ def _merge_block(
     )
 
 
-def _overlay(into: TargetArray, columns: IntArray, values: TargetArray, *, only_gaps: bool = False) -> None:
-    """Write the values that are there into some columns; only where there was none, if so asked."""
-    before = into[:, columns]
-    there = ~np.isnan(values)
+def _overlay(buffer: TargetArray, columns: IntArray, values: TargetArray, *, only_gaps: bool = False) -> None:
+    """Write the values that are not NaN into columns of a buffer; with `only_gaps`, only over NaN."""
+    current = buffer[:, columns]
+    present = ~np.isnan(values)
     if only_gaps:
-        there &= np.isnan(before)
-    into[:, columns] = np.where(there, values, before)
+        present &= np.isnan(current)
+    buffer[:, columns] = np.where(present, values, current)

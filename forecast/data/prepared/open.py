@@ -12,14 +12,14 @@ from forecast.data.ingest import validate
 from forecast.data.ingest.covariates import with_calendar
 from forecast.data.ingest.extent import common_end, observed_steps
 from forecast.data.ingest.load import warn_extent
-from forecast.data.ingest.loaded import Loaded, recoded, used_categories
+from forecast.data.ingest.loaded import Loaded, recode, used_categories
 from forecast.data.ingest.rejects import LATE, NO_TARGET, check_rejects
 from forecast.data.panel import Panel, concatenated
 from forecast.data.prepared.storage import open_panel
 from forecast.errors import ConfigError, DataError
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
 
-# What is in the buffers: a verb can't choose it anew.
+# Settings that determine the buffers: a verb can't change them.
 _FIXED: Final = (
     "freq",
     "weekmask",
@@ -38,9 +38,9 @@ def open_prepared(
 ) -> Loaded:
     """Return the panel that `prepare` wrote, memory-mapped, for forecasts of up to `horizon` steps.
 
-    What is not in the buffers (calendar, holidays, season) is as `data` says; `categories` are those of training, when
-    there was one. Raises ConfigError for settings other than those it was prepared with, DataError if it is damaged or
-    was prepared for a shorter horizon.
+    Calendar, holidays and season, which are not in the buffers, follow `data`; `categories` are those of a trained
+    model, if there is one. Raises ConfigError for settings that contradict the panel, DataError if it is damaged or was
+    prepared for a shorter horizon.
     """
     return resolve_panel(folder, open_panel(folder), data, horizon, categories)
 
@@ -62,114 +62,116 @@ def resolve_panel(
         )
     fixed = {name: getattr(stored.data, name) for name in _FIXED}
     fixed |= {name: getattr(stored.data, name) for name in NOTATION if not getattr(data, name)}
-    given = {role: name for role, name in data.columns.model_dump().items() if name != AUTO}
-    fixed["columns"] = stored.data.columns.model_copy(update=given)
+    named_columns = {role: name for role, name in data.columns.model_dump().items() if name != AUTO}
+    fixed["columns"] = stored.data.columns.model_copy(update=named_columns)
     data = data.model_copy(update={**fixed, "season_length": data.season_length or stored.data.season_length})
-    found = replace(stored, panel=panel, data=data)
+    loaded = replace(stored, panel=panel, data=data)
     if data.until is not None:
-        found = _until(found, panel.grid.floor(data.until))
-    found = _up_to_end(found)
-    if categories is None and found.panel.n_series < panel.n_series:
-        categories = used_categories(found.categories, data, [found.panel])
+        loaded = _truncate_until(loaded, panel.grid.floor(data.until))
+    loaded = _reject_late_steps(loaded)
+    if categories is None and loaded.panel.n_series < panel.n_series:
+        categories = used_categories(loaded.categories, data, [loaded.panel])
     if categories is not None:
-        found = recoded(found, categories)
-    if found.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see, or late rows.
-        check_rejects(found.rejects, found.counts, data, panel.grid)
-    warn_extent(found)
-    panel, data = with_calendar(found.panel, data, found.counts)
-    return replace(found, panel=panel, data=data)
+        loaded = recode(loaded, categories)
+    if loaded.counts.rows_rejected > stored.counts.rows_rejected:  # Classes that training did not see, or late rows.
+        check_rejects(loaded.rejects, loaded.counts, data, panel.grid)
+    warn_extent(loaded)
+    panel, data = with_calendar(loaded.panel, data, loaded.counts)
+    return replace(loaded, panel=panel, data=data)
 
 
-def _check_same(folder: Path, stated: DataConfig, prepared: DataConfig) -> None:
-    """Raise ConfigError for stated settings that contradict what is in the buffers."""
+def _check_same(folder: Path, data: DataConfig, prepared: DataConfig) -> None:
+    """Raise ConfigError for settings that contradict those of the buffers."""
     wrong = []
     for name in _FIXED:
-        wanted, there = getattr(stated, name), getattr(prepared, name)
-        if wanted != DataConfig.model_fields[name].default and wanted != there:
-            wrong.append(f"data.{name}: {folder} was prepared with {there!r}, not {wanted!r}")
+        setting, prepared_setting = getattr(data, name), getattr(prepared, name)
+        if setting != DataConfig.model_fields[name].default and setting != prepared_setting:
+            wrong.append(f"data.{name}: {folder} was prepared with {prepared_setting!r}, not {setting!r}")
     if wrong:
         raise ConfigError("\n".join([*wrong, "leave these settings out, or prepare the panel again"]))
 
 
-def _until(found: Loaded, last: int) -> Loaded:
-    """Return what was known at grid index `last`; known covariates are kept."""
-    panel, n_hidden = _cut(found.panel, last)
+def _truncate_until(loaded: Loaded, last: int) -> Loaded:
+    """Return the panel as of grid index `last`; known covariates are kept."""
+    panel, n_hidden = _truncate(loaded.panel, last)
     if not panel.n_series:
-        raise DataError(f"no series has begun by data.until={found.data.until}")
-    gone = np.setdiff1d(found.panel.series_id, panel.series_id).tolist()
-    lost = pl.DataFrame(
-        {SERIES_ID: gone, REASON: [NO_TARGET] * len(gone)}, schema={SERIES_ID: pl.String, REASON: pl.String}
+        raise DataError(f"no series has begun by data.until={loaded.data.until}")
+    names = np.setdiff1d(loaded.panel.series_id, panel.series_id).tolist()
+    new_rejects = pl.DataFrame(
+        {SERIES_ID: names, REASON: [NO_TARGET] * len(names)}, schema={SERIES_ID: pl.String, REASON: pl.String}
     )
     counts = replace(
-        found.counts,
-        rows_kept=found.counts.rows_kept - n_hidden,
-        rows_after_until=found.counts.rows_after_until + n_hidden,
+        loaded.counts,
+        rows_kept=loaded.counts.rows_kept - n_hidden,
+        rows_after_until=loaded.counts.rows_after_until + n_hidden,
         steps_filled=int(np.isnan(panel.target).sum()),
         series_kept=panel.n_series,
-        series_rejected=found.counts.series_rejected + len(gone),
+        series_rejected=loaded.counts.series_rejected + len(names),
     )
-    rejects = pl.concat([found.rejects, lost], how="diagonal").sort(found.rejects.columns)
-    return replace(found, panel=panel, counts=counts, rejects=rejects, stored_digest=None)
+    rejects = pl.concat([loaded.rejects, new_rejects], how="diagonal").sort(loaded.rejects.columns)
+    return replace(loaded, panel=panel, counts=counts, rejects=rejects, stored_digest=None)
 
 
-def _up_to_end(found: Loaded) -> Loaded:
-    """Return the panel without the steps beyond the end on which its series agree: they are rejects."""
-    panel = found.panel
+def _reject_late_steps(loaded: Loaded) -> Loaded:
+    """Return the panel without the steps beyond the end on which its series agree: they become rejects."""
+    panel = loaded.panel
     last = panel.start + panel.lengths - 1
-    end = common_end(panel.start, last, observed_steps(panel), found.data.end_share)
+    end = common_end(panel.start, last, observed_steps(panel), loaded.data.end_share)
     beyond = np.flatnonzero(last > end)
     if not len(beyond):
-        return found
+        return loaded
     late = panel.take(beyond).frame().drop_nulls(TARGET)
     late = late.filter(panel.grid.index(late[TIMESTAMP]) > end)
-    shorter, n_late = _cut(panel, end)
-    gone = np.setdiff1d(panel.series_id, shorter.series_id).tolist()
+    shorter, n_late = _truncate(panel, end)
+    names = np.setdiff1d(panel.series_id, shorter.series_id).tolist()
     rows = late.select(SERIES_ID, TIMESTAMP, pl.lit(LATE).alias(REASON), pl.col(TARGET).cast(pl.Float64).alias(VALUE))
-    lost = pl.DataFrame({SERIES_ID: gone, REASON: [NO_TARGET] * len(gone)}, schema_overrides={SERIES_ID: pl.String})
+    new_rejects = pl.DataFrame(
+        {SERIES_ID: names, REASON: [NO_TARGET] * len(names)}, schema_overrides={SERIES_ID: pl.String}
+    )
     counts = replace(
-        found.counts,
-        rows_kept=found.counts.rows_kept - n_late,
-        rows_rejected=found.counts.rows_rejected + n_late,
+        loaded.counts,
+        rows_kept=loaded.counts.rows_kept - n_late,
+        rows_rejected=loaded.counts.rows_rejected + n_late,
         steps_filled=int(np.isnan(shorter.target).sum()),
         series_kept=shorter.n_series,
-        series_rejected=found.counts.series_rejected + len(gone),
+        series_rejected=loaded.counts.series_rejected + len(names),
     )
-    rejects = pl.concat([found.rejects, rows, lost], how="diagonal_relaxed").sort(found.rejects.columns)
-    return replace(found, panel=shorter, counts=counts, rejects=rejects, stored_digest=None)
+    rejects = pl.concat([loaded.rejects, rows, new_rejects], how="diagonal_relaxed").sort(loaded.rejects.columns)
+    return replace(loaded, panel=shorter, counts=counts, rejects=rejects, stored_digest=None)
 
 
-def _cut(panel: Panel, last: int) -> tuple[Panel, int]:
-    """Return the panel up to the last target at or before grid index `last`, and how many are later, as a copy.
+def _truncate(panel: Panel, last: int) -> tuple[Panel, int]:
+    """Return a copy of the panel up to grid index `last`, and the number of later targets.
 
-    Known covariates are kept; series without a target are left out.
+    A series ends with its last target there; known covariates are kept; series without a target are left out.
     """
     panels, n_hidden = [], 0
     for shard in panel.shards():
         index = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1] - shard.start, shard.lengths)
         observed = ~np.isnan(shard.target)
-        seen = observed & (index <= last)
-        n_hidden += int((observed & ~seen).sum())
-        final = np.maximum.reduceat(np.where(seen, index, shard.start.repeat(shard.lengths) - 1), shard.offsets[:-1])
+        visible = observed & (index <= last)
+        n_hidden += int((observed & ~visible).sum())
+        final = np.maximum.reduceat(np.where(visible, index, shard.start.repeat(shard.lengths) - 1), shard.offsets[:-1])
         lengths = final - shard.start + 1
-        kept = lengths > 0
+        remaining = lengths > 0
         inside = index <= np.repeat(final, shard.lengths)
         ahead = np.arange(shard.known.shape[1]) - np.repeat(
             shard.offsets[:-1] + shard.horizon * np.arange(shard.n_series), shard.lengths + shard.horizon
         )
-        near = (ahead < np.repeat(lengths + shard.horizon, shard.lengths + shard.horizon)) & np.repeat(
-            kept, shard.lengths + shard.horizon
+        known_inside = (ahead < np.repeat(lengths + shard.horizon, shard.lengths + shard.horizon)) & np.repeat(
+            remaining, shard.lengths + shard.horizon
         )
         panels.append(
             replace(
                 shard,
-                series_id=shard.series_id[kept],
-                offsets=np.append(0, np.cumsum(lengths[kept])),
-                start=shard.start[kept],
+                series_id=shard.series_id[remaining],
+                offsets=np.append(0, np.cumsum(lengths[remaining])),
+                start=shard.start[remaining],
                 target=shard.target[inside],
                 past=shard.past[:, inside],
-                known=shard.known[:, near],
-                static_categories=shard.static_categories[kept],
-                static_numbers=shard.static_numbers[kept],
+                known=shard.known[:, known_inside],
+                static_categories=shard.static_categories[remaining],
+                static_numbers=shard.static_numbers[remaining],
             )
         )
     return concatenated(panels), n_hidden

@@ -1,11 +1,11 @@
-"""Panels that are read once and memory-mapped from then on: `forecast data prepare` and what opens its folder.
+"""Preparation of panels for repeated use: read once, memory-mapped afterwards.
 
     panel.json              schema version, digest, settings, counts; written last
     data-0f2a.../           rejects.parquet, and the buffers of the panel, one .npy file each
 
-A panel of any size is written in parts of some series each, so memory holds one part at a time. A folder that is
-interrupted goes on at the part where it stopped. The index has checksums of itself and of all files: a damaged panel
-is not opened.
+A panel of any size is written in parts, groups of series, and memory holds one part at a time. An interrupted
+preparation resumes with the next part. The index has checksums of itself and of all files: a damaged panel is not
+opened.
 """
 
 import logging
@@ -18,8 +18,8 @@ from typing import Final
 from forecast.config import DataConfig
 from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
-from forecast.data.ingest.load import find_categories, load_part, long
-from forecast.data.ingest.loaded import Loaded, recoded, used_categories, with_unread
+from forecast.data.ingest.load import as_long, find_categories, load_part
+from forecast.data.ingest.loaded import Loaded, recode, used_categories, with_unread
 from forecast.data.prepared.open import open_prepared, resolve_panel
 from forecast.data.prepared.parts import (
     PARTS,
@@ -27,9 +27,9 @@ from forecast.data.prepared.parts import (
     chunk_series,
     clear_leftovers,
     content_key,
+    resolve_panel_time,
     select_series,
     series_of,
-    settle_time,
 )
 from forecast.data.prepared.storage import CHECKSUMS, open_panel, read_index, write_panel
 from forecast.data.sources.open import Tables, is_prepared
@@ -37,7 +37,6 @@ from forecast.data.time.inference import check_settings
 from forecast.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
-"""Schema versions that can be read. In 1 the names of series are an array of np.str_, each as long as the longest."""
 
 _CHUNK_ROWS: Final = 10_000_000
 
@@ -46,7 +45,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` and `append` leave behind."""
+    """The result of `prepare` and `append`."""
 
     loaded: Loaded
     reused: bool = False
@@ -66,9 +65,9 @@ def prepare(
 ) -> Prepared:
     """Write the panel in `tables` into a folder, about `chunk_rows` rows in memory at a time, and open it.
 
-    `fingerprint` tells whether the source is the one that the folder was made from: then nothing is done, unless the
-    folder is damaged, and a preparation that was interrupted goes on. `check_source` raises DataError if the source is
-    no longer what it was; nothing is written then. Raises DataError as `load_panel`, ConfigError, OutputError.
+    `fingerprint` identifies the source: with that of an earlier preparation, an undamaged panel is reused, and an
+    interrupted preparation resumes. `check_source` raises DataError if the source has changed since; nothing is written
+    then. Raises DataError as `load_panel`, ConfigError, OutputError.
     """
     check_settings(data)
     if data.until is not None:
@@ -76,42 +75,42 @@ def prepare(
     check_panel_folder(folder)
     with locked(folder):
         key = content_key(data, horizon, fingerprint)
-        stored = None if fingerprint is None else _reusable(folder, key)
-        clear_leftovers(folder, keep=None if fingerprint is None or stored else key)
-        if stored:
-            return Prepared(resolve_panel(folder, stored, data, horizon), reused=True)
+        earlier = None if fingerprint is None else _reusable(folder, key)
+        clear_leftovers(folder, keep=None if fingerprint is None or earlier else key)
+        if earlier:
+            return Prepared(resolve_panel(folder, earlier, data, horizon), reused=True)
 
-        tables, data = long(tables, data)
+        tables, data = as_long(tables, data)
         categories = find_categories(tables, data)
         series = series_of(tables, data)
-        settled = settle_time(tables, data, series)
+        resolved = resolve_panel_time(tables, data, series)
         parts = folder / PARTS
-        workshop = parts / key
+        work_folder = parts / key
         chunks = list(chunk_series(series, chunk_rows))
-        written = []
+        loaded_parts = []
         for number, (first, last) in enumerate(chunks):
             if progress:
                 progress(f"part {number + 1:,} of {len(chunks):,}")
-            path = workshop / f"{number:05d}"
-            stored = _reusable(path, key)
-            if stored is None:
-                part = load_part(select_series(tables, data, first, last), settled, horizon, categories)
+            path = work_folder / f"{number:05d}"
+            earlier = _reusable(path, key)
+            if earlier is None:
+                part = load_part(select_series(tables, data, first, last), resolved, horizon, categories)
                 if check_source:
                     check_source()
                 write_panel(path, [replace(part, panel=with_features(part.panel, data))], key)
-                stored = open_panel(path)
-            written.append(stored)
-        categories = used_categories(categories, data, [part.panel for part in written])
-        written[0] = with_unread(written[0], tables)
+                earlier = open_panel(path)
+            loaded_parts.append(earlier)
+        categories = used_categories(categories, data, [part.panel for part in loaded_parts])
+        loaded_parts[0] = with_unread(loaded_parts[0], tables)
         if check_source:
             check_source()
-        write_panel(folder, [recoded(part, categories) for part in written], key, check=data)
+        write_panel(folder, [recode(part, categories) for part in loaded_parts], key, check=data)
         shutil.rmtree(parts)
         return Prepared(open_prepared(folder, data, horizon))
 
 
 def _reusable(folder: Path, key: str) -> Loaded | None:
-    """Return the panel in a folder if it was written under a key, and is whole."""
+    """Return the panel in a folder if it was written under this key and is undamaged, else None."""
     if not is_prepared(folder):
         return None
     try:

@@ -26,6 +26,7 @@ from forecast.data.time.grid import Grid
 from forecast.errors import DataError, OutputError, listing
 
 SCHEMA_VERSION: Final = 2
+# In version 1 the names of series are an array of np.str_, each as long as the longest.
 _READABLE: Final = (1, SCHEMA_VERSION)
 _NAME_ENDS: Final = "series_id_ends"
 _NAMES_BLOCK: Final = 1 << 16
@@ -34,10 +35,10 @@ CHECKSUMS: Final = "checksums"
 APPENDED: Final = "appended"
 _BUFFERS: Final = ("offsets", "start", "target", "past", "known", "static_categories", "static_numbers")
 DATA_FOLDER: Final = re.compile(r"data-[0-9a-f]{16}")
-# How often a panel is opened again that another job replaced meanwhile.
+# Attempts to open a panel that other jobs replace meanwhile.
 _ATTEMPTS: Final = 20
 
-# What an index has, by the names of its fields.
+# Fields of an index with their types.
 _INDEX: Final = {
     "digest": str,
     "key": str,
@@ -49,7 +50,7 @@ _INDEX: Final = {
     "categories": dict,
     "counts": dict,
 }
-# What damaged content raises.
+# Errors that damaged content raises.
 _MALFORMED: Final = (
     ArithmeticError,
     AttributeError,
@@ -63,7 +64,7 @@ _MALFORMED: Final = (
 
 
 def reading(folder: Path, source: SourceConfig) -> DataConfig:
-    """Return how to read `source`, so that it can be added to the panel in a folder. Raises DataError."""
+    """Return the settings with which to read `source` for the panel in a folder. Raises DataError."""
     return DataConfig.model_validate(read_index(folder)["data"]).at(source)
 
 
@@ -79,9 +80,9 @@ def write_panel(
     check: DataConfig | None = None,
     appended: Sequence[str] = (),
 ) -> None:
-    """Write a panel that is given in parts, series by series, into a folder; a reader sees the old one or the new one.
+    """Write a panel, given in parts of consecutive series, into a folder; a reader sees the old or the new one.
 
-    `check` has the limits on rejects, `appended` the keys of the tables that were appended, the latest last.
+    `check` holds the limits on rejects, `appended` the keys of the tables that were appended, the latest last.
     """
     counts, first = sum((part.counts for part in parts), Counts()), parts[0]
     rejects = pl.concat([part.rejects for part in parts]).sort(first.rejects.columns)
@@ -115,7 +116,7 @@ def write_panel(
         if data_folder.is_dir() and checksums(data_folder) == sums:
             shutil.rmtree(temporary)
         else:
-            shutil.rmtree(data_folder, ignore_errors=True)  # It is damaged.
+            shutil.rmtree(data_folder, ignore_errors=True)  # The existing folder is damaged.
             temporary.rename(data_folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -137,9 +138,9 @@ def write_panel(
         APPENDED: list(appended),
     }
     write_text_atomic(json.dumps(sealed(index), indent=1) + "\n", folder / PREPARED)
-    for other in folder.glob("data-*"):
-        if other != data_folder and DATA_FOLDER.fullmatch(other.name):  # Open memory maps live on.
-            shutil.rmtree(other, ignore_errors=True)
+    for old_folder in folder.glob("data-*"):
+        if old_folder != data_folder and DATA_FOLDER.fullmatch(old_folder.name):  # Open memory maps live on.
+            shutil.rmtree(old_folder, ignore_errors=True)
 
 
 def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> None:
@@ -150,7 +151,7 @@ def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> N
     if 0 in shape:
         np.save(path, np.empty(shape, dtype))
         return
-    # Ordinary writes: a disk that fills up is an error here, where a memory map would end the process (SIGBUS).
+    # Ordinary writes: with a memory map, a full disk would end the process (SIGBUS) instead of raising an error.
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -162,7 +163,7 @@ def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> N
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of a prepared panel. Raises DataError for a folder without a whole one."""
+    """Return the index of a prepared panel. Raises DataError if it is missing or damaged."""
     try:
         index: dict[str, Any] = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -182,7 +183,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def open_panel(folder: Path) -> Loaded:
-    """Return a written panel as it is, without calendar. Raises DataError if it is damaged."""
+    """Return a stored panel without calendar. Raises DataError if it is damaged."""
     for _ in range(_ATTEMPTS):
         stamp = _stamp(folder)
         index = read_index(folder)
@@ -195,7 +196,7 @@ def open_panel(folder: Path) -> Loaded:
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:
-    """Return what differs between two versions of an index, None if there is none."""
+    """Return a stamp that differs between two versions of an index, None if there is no index."""
     try:
         status = (folder / PREPARED).stat()
     except OSError:
@@ -239,7 +240,7 @@ def _open_buffers(folder: Path, index: dict[str, Any]) -> Loaded:
 
 
 def _map(buffers: Path, index: dict[str, Any]) -> Loaded:
-    """Return the panel in mapped files. Raises whatever damaged files make NumPy, Polars and pydantic raise."""
+    """Return the panel in mapped files. Raises errors of NumPy, Polars and pydantic for damaged files."""
 
     def buffer(name: str) -> npt.NDArray[Any]:
         path = buffers / f"{name}.npy"
@@ -269,7 +270,7 @@ def _map(buffers: Path, index: dict[str, Any]) -> Loaded:
 
 
 def _read_names(buffer: Callable[[str], npt.NDArray[Any]]) -> Names:
-    """Return the names of the series, from their text end to end, in UTF-8, and the byte where each one ends."""
+    """Return the names of the series, from their concatenated UTF-8 text and the byte where each one ends."""
     text = buffer("series_id")
     if text.dtype != np.uint8:  # Schema version 1
         return as_names(text.tolist())

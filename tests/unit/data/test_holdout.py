@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecast.data.holdout import gate_of, holdout_of
+from forecast.data.holdout import plan_gate, plan_holdout
 from forecast.data.windows import held_out_windows
 
 
@@ -22,7 +22,7 @@ from forecast.data.windows import held_out_windows
     ],
 )
 def test_as_much_as_leaves_seventy_percent(length: int, horizon: int, expected: tuple[int, int, int]) -> None:
-    assert holdout_of(np.array([length, length, 1]), horizon) == expected
+    assert plan_holdout(np.array([length, length, 1]), horizon) == expected
 
 
 @given(
@@ -34,7 +34,7 @@ def test_there_is_validation_and_something_before_it_and_more_data_hold_no_less_
     lengths: list[int], horizon: int, more: int
 ) -> None:
     panel = np.array(lengths)
-    plan = holdout_of(panel, horizon)
+    plan = plan_holdout(panel, horizon)
     usable = panel.max() - plan.holdout_windows * horizon
     windows, limits = held_out_windows(np.array([usable]), horizon=plan.validation_steps, n_windows=1)
     assert len(windows) == 1
@@ -42,17 +42,17 @@ def test_there_is_validation_and_something_before_it_and_more_data_hold_no_less_
     typical = np.median(panel)
     held_out = plan.holdout_windows * horizon + plan.validation_windows * plan.validation_steps
     assert held_out <= max(0.3 * typical, min(horizon, typical - 1))
-    longer = holdout_of(panel + more, horizon)
+    longer = plan_holdout(panel + more, horizon)
     assert longer[:2] >= plan[:2]
 
 
 def test_numbers_that_are_set_stay() -> None:
-    assert holdout_of(np.array([60]), 6, holdout=4, validation=2) == (4, 2, 6)
-    assert holdout_of(np.array([600]), 6, validation=20) == (4, 20, 6)
-    assert holdout_of(np.array([600]), 6, holdout=0) == (0, 4, 6)
-    assert gate_of(np.array([60]), 6, gate=4, report=2) == (4, 2)
+    assert plan_holdout(np.array([60]), 6, holdout=4, validation=2) == (4, 2, 6)
+    assert plan_holdout(np.array([600]), 6, validation=20) == (4, 20, 6)
+    assert plan_holdout(np.array([600]), 6, holdout=0) == (0, 4, 6)
+    assert plan_gate(np.array([60]), 6, gate=4, report=2) == (4, 2)
 
 
 @pytest.mark.parametrize(("length", "expected"), [(8000, (4, 2)), (48, (2, 1)), (1, (2, 1)), (110, (4, 1))])
 def test_a_gate_has_two_windows_to_four(length: int, expected: tuple[int, int]) -> None:
-    assert gate_of(np.array([length]), 6) == expected
+    assert plan_gate(np.array([length]), 6) == expected

@@ -108,7 +108,7 @@ def test_no_nul_makes_two_panels_look_the_same(found: Loaded, one: list[str], ot
 
     cutoff = found.panel.last_index
     if len(one) == len(other):
-        assert named(one).seen_digest(cutoff, 7) != named(other).seen_digest(cutoff, 7)
+        assert named(one).visible_digest(cutoff, 7) != named(other).visible_digest(cutoff, 7)
     assert named(one).digest() != named(other).digest()
 
 
