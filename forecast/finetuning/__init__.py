@@ -1,4 +1,4 @@
-"""Series of their own: which, what is changed, and the gate that keeps a change only where it helps.
+"""Fine-tuning: selection of series, search for changes per series, and the gate that keeps a change only if it helps.
 
-The changes themselves, as tensors, are in `forecast.models.adapters`.
+The changes as tensors are in `forecast.models.adapters`.
 """

@@ -1,4 +1,4 @@
-"""Training that goes on from a trained model, on all series of a panel alike."""
+"""Further training of a trained model, with weights shared by all series of a panel (`finetune.kind=global`)."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, Forecaster, Member, as_ensemble, members_of
+from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, as_ensemble
 from forecast.models.network.losses import validation_loss
 from forecast.names import VAL_LOSS
 from forecast.training.budget import Budget
@@ -23,100 +23,107 @@ from forecast.training.defaults import usual_origins
 from forecast.training.interpolation import interpolate, place
 from forecast.training.trainer import Job, train
 
-STEPS, RATE = 500, 1e-3
-# Validation windows that are used, about.
-_CHECKS = 4096
-# How far from the base towards the trained weights it is gone, of what `finetune.blend` allows.
-_SHARES = (1.0, 0.75, 0.5, 0.25)
+DEFAULT_STEPS, DEFAULT_RATE = 500, 1e-3
+# Validation windows that are used, approximately at most.
+_MAX_VALIDATION_WINDOWS = 4096
+# Interpolation shares between base and trained weights that are tried, as fractions of `finetune.blend`.
+_BLEND_SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
-def continued(
+def continue_training(
     artifact: Artifact,
     panel: Panel,
-    limits: IntArray,
+    train_lengths: IntArray,
     validation: WindowIndex,
     settings: FinetuneSettings,
     *,
     device: str,
-    described: dict[str, Any],
+    job_key: dict[str, Any],
     progress: Callable[[float, str], None] | None,
 ) -> tuple[Forecaster, list[tuple[int, float]]]:
-    """Return the network after more training, and of each member the steps of its best weights and their share.
+    """Return the network after further training, and for each member the step of its best weights and their share.
 
-    Targets come from the first `limits` steps of each series. Weights are those of the best validation, interpolated
-    with the base's as validates best; without any gain, the base's. `described` is all that the result depends on.
+    Targets come from the first `train_lengths` steps of each series. Weights are those with the best validation loss,
+    interpolated with the base by the share that validates best; without any gain, the base's. `job_key` holds all
+    settings and digests that the result depends on.
     """
     config = _config(artifact, settings, device)
-    validation = validation[:: max(1, len(validation) // _CHECKS)]
-    members, found, checkpoints = [], [], []
+    validation = validation[:: max(1, len(validation) // _MAX_VALIDATION_WINDOWS)]
+    members, outcomes, checkpoints = [], [], []
     data = PanelTensors.of(panel, artifact.network, device)
-    every = members_of(artifact.network)
-    for number, base in enumerate(every, 1):
+    base_members = members_of(artifact.network)
+    for seed, base in enumerate(base_members, 1):
         network = copy.deepcopy(base).to(device)
 
-        def tell(done: float, text: str, number: int = number) -> None:
+        def report(share_done: float, text: str, seed: int = seed) -> None:
             if progress:
-                progress((number - 1 + done) / len(every), text)
+                progress((seed - 1 + share_done) / len(base_members), text)
 
-        saved = None
+        checkpoint = None
         if settings.checkpoint:
-            name = f"global-{number:02d}"
-            saved = Checkpoint(Path(settings.checkpoint), described, name=name, key="finetune.checkpoint")
-        lightning.seed_everything(number, verbose=False)
+            name = f"global-{seed:02d}"
+            checkpoint = Checkpoint(Path(settings.checkpoint), job_key, name=name, key="finetune.checkpoint")
+        lightning.seed_everything(seed, verbose=False)
         network.eval()
-        keeper = BestWeights(network, validation_loss(network, data, validation), config.patience, tell)
+        keeper = BestWeights(network, validation_loss(network, data, validation), config.patience, report)
         if config.max_steps:
             budget = Budget(config.max_steps, None)
-            train(Job(network, config, panel, limits, validation, budget), data, keeper, saved)
+            train(Job(network, config, panel, train_lengths, validation, budget), data, keeper, checkpoint)
         share = _interpolate(network.eval(), base, keeper, data, validation, settings.blend)
         members.append(network.cpu().eval())
-        checkpoints.append(saved)
-        found.append((keeper.best_step if share else 0, share))
-    for saved in checkpoints:
-        if saved is not None:
-            saved.remove()
-    return as_ensemble(members, _shares(artifact.network)), found
+        checkpoints.append(checkpoint)
+        outcomes.append((keeper.best_step if share else 0, share))
+    for checkpoint in checkpoints:
+        if checkpoint is not None:
+            checkpoint.remove()
+    return as_ensemble(members, _shares(artifact.network)), outcomes
 
 
 def _config(artifact: Artifact, settings: FinetuneSettings, device: str) -> FitConfig:
     return FitConfig(
-        max_steps=STEPS if settings.steps is None else settings.steps,
+        max_steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
         batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
         origins=usual_origins(artifact.horizon),
-        learning_rate=settings.learning_rates[0] if settings.learning_rates else RATE,
+        learning_rate=settings.learning_rates[0] if settings.learning_rates else DEFAULT_RATE,
         ema_decay=0.98,
         validation_every=25,
         accelerator="cpu" if device == "cpu" else "gpu",
     )
 
 
-def continued_finally(
+def repeat_on_all_rows(
     base: Artifact,
     panel: Panel,
-    limits: IntArray,
+    train_lengths: IntArray,
     validation: WindowIndex,
     settings: FinetuneSettings,
-    found: list[tuple[int, float]],
+    outcomes: list[tuple[int, float]],
     *,
     device: str,
 ) -> Forecaster:
-    """Return the network after as much more training as `continued` has found best, on the first `limits` steps.
+    """Return the network after training for the steps and with the shares that `continue_training` has chosen.
 
-    The network itself where that is none. Nothing is chosen, and `validation` is not looked at.
+    Targets come from the first `train_lengths` steps of each series. Without any gain there, the network itself.
+    Nothing is selected here: `validation` only satisfies the interface.
     """
     config = _config(base, settings, device)
-    if not any(share for _, share in found):
+    if not any(share for _, share in outcomes):
         return base.network
     data, members = PanelTensors.of(panel, base.network, device), []
-    for number, (own, (steps, share)) in enumerate(zip(members_of(base.network), found, strict=True), 1):
-        network = copy.deepcopy(own).to(device)
+    for seed, (base_member, (steps, share)) in enumerate(zip(members_of(base.network), outcomes, strict=True), 1):
+        network = copy.deepcopy(base_member).to(device)
         if share:
-            lightning.seed_everything(number, verbose=False)
+            lightning.seed_everything(seed, verbose=False)
             keeper = BestWeights(network, math.inf, 1, None)
-            part = config.model_copy(update={"max_steps": steps, "validation_every": steps})
-            # The rate falls as it did: with the steps that were allowed.
-            train(Job(network, part, panel, limits, validation[:1], Budget(config.max_steps, None)), data, keeper, None)
-            place(network, own, network.state_dict(), share)
+            shorter = config.model_copy(update={"max_steps": steps, "validation_every": steps})
+            # The learning rate decays over the steps that were allowed, as in the first training.
+            train(
+                Job(network, shorter, panel, train_lengths, validation[:1], Budget(config.max_steps, None)),
+                data,
+                keeper,
+                None,
+            )
+            place(network, base_member, network.state_dict(), share)
         members.append(network.cpu().eval())
     return as_ensemble(members, _shares(base.network))
 
@@ -133,7 +140,7 @@ def _interpolate(
     validation: WindowIndex,
     blend: float,
 ) -> float:
-    """Set the weights between the base's and the best ones, and return how far that is; 0 for the base."""
-    shares = [share * blend for share in _SHARES] if keeper.best_step else []
+    """Interpolate the weights between the base's and the best ones, and return the share; 0 for the base."""
+    shares = [share * blend for share in _BLEND_SHARES] if keeper.best_step else []
     loss = keeper.curve[0][1][VAL_LOSS]
     return interpolate(network, base, keeper.best, shares, data, validation, loss=loss)

@@ -1,4 +1,4 @@
-"""Which series can be fine-tuned, and mistakes that are told before."""
+"""Series that can be fine-tuned, held-out windows, and checks of settings before any work begins."""
 
 from typing import Any
 
@@ -13,39 +13,39 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetuning.gradient_group import RATES
-from forecast.finetuning.selection import selected, worst
+from forecast.finetuning.selection import select_series, worst
 from forecast.finetuning.series_gate import mean_loss
 from forecast.finetuning.trials import TuningSettings, window_losses
 from forecast.models.adapters.origins import alone, forecast, held_out
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
 
-# --- the gate's losses
+# --- losses on the gate windows
 
 
 def _base_losses(
     network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: TuningSettings
 ) -> np.ndarray:
-    """Return the mean loss of each series on its gate windows, [S]; 0 where nothing was observed."""
+    """Return the mean loss of the base on the gate windows of each series, [row]; 0 where nothing was observed."""
     n_windows = settings.gate_windows + settings.report_windows
-    found = window_losses(network.head, *held_out_windows_of(network, data, rows, usable[rows], n_windows))
-    losses: np.ndarray = np.nan_to_num(mean_loss(found[:, : settings.gate_windows].cpu().numpy()))
+    window_loss = window_losses(network.head, *held_out_windows_of(network, data, rows, usable[rows], n_windows))
+    losses: np.ndarray = np.nan_to_num(mean_loss(window_loss[:, : settings.gate_windows].cpu().numpy()))
     return losses
 
 
-# --- who may be fine-tuned
+# --- checks and eligible series
 
 
 def device_of(settings: FinetuneSettings) -> str:
     """Return the device that `finetune.accelerator` names. Raises ConfigError if there is none."""
-    there = torch.cuda.is_available()
-    if settings.accelerator == "gpu" and not there:
+    has_gpu = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not has_gpu:
         raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
-    return "cuda" if there and settings.accelerator != "cpu" else "cpu"
+    return "cuda" if has_gpu and settings.accelerator != "cpu" else "cpu"
 
 
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
-    """Return the settings with the windows that follow from the lengths of the series."""
+    """Return the settings with window counts resolved from the lengths of the series."""
     unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
     holdout = min(MAX_WINDOWS, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
     usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
@@ -55,7 +55,7 @@ def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -
 
 
 def training_end_of(artifact: Artifact, panel: Panel, holdout_windows: int) -> int:
-    """Return the grid index of the last step that fine-tuning may see: at least what the base has seen."""
+    """Return the grid index of the last step that fine-tuning may see: never before the end of the base's training."""
     return max(panel.last_index - holdout_windows * artifact.horizon, artifact.trained_until)
 
 
@@ -93,10 +93,10 @@ def check_settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings)
         rank = next(ranks, settings.rank)
         if rank != settings.rank:
             raise ConfigError(f"finetune.rank: this version has rank {rank}; set finetune.rank={rank}")
-    shape, own = artifact.network.shape, artifact.grid.frequency
-    if panel.grid.frequency != own:
+    shape, frequency = artifact.network.shape, artifact.grid.frequency
+    if panel.grid.frequency != frequency:
         raise DataError(
-            f"the panel has a value every {panel.grid.frequency}, the model every {own}; give one like that"
+            f"the panel has a value every {panel.grid.frequency}, the model every {frequency}; give one like that"
         )
     if panel.horizon < shape.horizon:
         raise DataError(
@@ -111,7 +111,7 @@ def check_settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings)
         "numeric static": (panel.static_numbers.shape[1], shape.n_static_numbers),
     }
     wrong = [
-        f"{found} {name} (the model has {expected})" for name, (found, expected) in counts.items() if found != expected
+        f"{count} {name} (the model has {expected})" for name, (count, expected) in counts.items() if count != expected
     ]
     if wrong:
         raise DataError(
@@ -120,7 +120,7 @@ def check_settings(artifact: Artifact, panel: Panel, settings: FinetuneSettings)
 
 
 def _least_steps(artifact: Artifact, settings: TuningSettings) -> int:
-    """Return how many usable steps a series must have: a horizon of origins to fit on before all that is held out."""
+    """Return the number of usable steps that a series needs: a horizon of fitting origins before the held-out steps."""
     n_windows = settings.gate_windows + settings.report_windows
     return (n_windows + (4 if settings.kind in RATES else 2)) * artifact.horizon
 
@@ -133,14 +133,17 @@ def is_long_enough(artifact: Artifact, usable: IntArray, settings: TuningSetting
 def requested_series(
     artifact: Artifact, panel: Panel, data: PanelTensors, usable: IntArray, settings: TuningSettings
 ) -> np.ndarray:
-    """Return which series are to be fine-tuned, [S], as far as they are long enough."""
-    found = selected(artifact, panel, settings)
-    _refuse_short(artifact, usable[found], settings)
+    """Return a mask of the requested series, [S]. With `finetune.worst` only those that are long enough.
+
+    Raises ConfigError as `select_series`, DataError if none of them is long enough.
+    """
+    requested = select_series(artifact, panel, settings)
+    _refuse_short(artifact, usable[requested], settings)
     if settings.worst is not None:
-        found &= is_long_enough(artifact, usable, settings)
-        losses = _base_losses(artifact.network, data, np.flatnonzero(found), usable, settings)
-        found[found] = worst(losses, settings.worst)
-    return found
+        requested &= is_long_enough(artifact, usable, settings)
+        losses = _base_losses(artifact.network, data, np.flatnonzero(requested), usable, settings)
+        requested[requested] = worst(losses, settings.worst)
+    return requested
 
 
 def _refuse_short(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> None:
@@ -154,26 +157,26 @@ def _refuse_short(artifact: Artifact, usable: IntArray, settings: TuningSettings
 
 
 def tuning_settings(artifact: Artifact, panel: Panel, settings: TuningSettings, **others: Any) -> dict[str, Any]:
-    """Return all that a fine-tuning depends on, by its path: it is gone on from with the same only."""
-    own = settings.model_dump(mode="json", exclude={"checkpoint"})
-    values = {f"finetune.{name}": value for name, value in own.items()}
+    """Return all that the result of a fine-tuning depends on: the key under which a checkpoint can be resumed."""
+    fields = settings.model_dump(mode="json", exclude={"checkpoint"})
+    values = {f"finetune.{name}": value for name, value in fields.items()}
     return {"panel": panel.digest(), "parent": artifact.digest(), **others, **values}
 
 
-# --- what is told of it
+# --- held-out windows
 
 
 def held_out_windows_of(
     network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, n_windows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is stated at the held-out cutoffs, oldest first, [G, window, horizon, column], and what came.
+    """Return forecast columns, targets and weights at the held-out cutoffs, oldest first.
 
-    Target and weight are [G, window, horizon].
+    Columns are [G, window, horizon, column]; target and weight are [G, window, horizon].
     """
     parts = []
     with torch.inference_mode():
-        for given in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
-            output, target, weight = forecast(network, given)
+        for windows in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
+            output, target, weight = forecast(network, windows)
             parts.append((output.head.predicted(output.arguments), target, weight))
     columns, target, weight = (
         torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)

@@ -1,6 +1,6 @@
-"""The final fit of a fine-tuning: what the gate has let in, fitted once more on all rows of a panel.
+"""The final fit of a fine-tuning: changes that cleared the gate are fitted once more on all rows of a panel.
 
-Penalties and widths, rates, steps and shares stay as they were chosen; the base is the one after its own final fit.
+Penalties, widths, learning rates, steps and shares stay as chosen; the base is the one after its own final fit.
 """
 
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ _PREFIX = "final/"
 
 @dataclass(frozen=True)
 class FinalBank:
-    """Fits the changes of kept series on all rows of a panel."""
+    """The final fit of tuned series on all rows of a panel."""
 
     network: Forecaster
-    """Of the final base."""
+    """The network of the final base."""
     bank: Bank | None
-    """What series have beside it now, in an incremental fine-tuning."""
+    """Existing changes beside it, in an incremental fine-tuning."""
     data: PanelTensors
     lengths: IntArray
-    """[S], the steps of each series of the panel."""
+    """[S], the number of steps of each series of the panel."""
     settings: FinetuneSettings
 
     def fit(self, series: IntArray, names: list[str], columns: dict[str, np.ndarray], changes: Changes) -> Changes:
-        """Return the changes of kept series beside their final ones, which `split` takes apart.
+        """Return the changes of tuned series together with their final ones; `split` separates the two.
 
-        `columns` say how each of the series was changed. One whose fit is not finite keeps its changes as they are.
+        `columns` hold the chosen parameters of each series. A series whose final fit is not finite keeps its changes.
         """
         if not len(series):
             return changes
@@ -53,13 +53,13 @@ class FinalBank:
 
     @torch.inference_mode()
     def _head(self, series: IntArray, penalty: np.ndarray, share: np.ndarray, width: Tensor) -> Changes:
-        """Return the maps of series for their penalties; none where that is NaN: there the width alone is changed."""
+        """Return the linear maps of series for their penalties; zeros where the penalty is NaN: only widths change."""
         horizon, settings = self.network.shape.horizon, self.settings
         n_steps = settings.origins + 2 * horizon
         lengths = self.lengths[series]
-        known = head_ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
-        how = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
-        weight = solved_weights(known, self.network.head, *how, ago=horizon, count=settings.origins)
+        origins = head_ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
+        chosen = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
+        weight = solved_weights(origins, self.network.head, *chosen, ago=horizon, count=settings.origins)
         return {"weight": weight.cpu(), "width": width}
 
     def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
@@ -71,40 +71,40 @@ class FinalBank:
             examples = Remembered(network, self.data, series, lengths, settings, ago)
         else:
             examples = Rolled(network, self.data, series, lengths, settings)
-        begin = stacked.unchanged(network, settings.kind, len(series), settings.rank)
+        start = stacked.unchanged(network, settings.kind, len(series), settings.rank)
         if self.bank is not None:
-            begin = begun_at(self.bank, self.bank.rows(names), begin)
-        descent = descend(examples, begin, torch.from_numpy(rate).to(device), torch.from_numpy(steps).to(device))
+            start = start_from_bank(self.bank, self.bank.rows(names), start)
+        descent = descend(examples, start, torch.from_numpy(rate).to(device), torch.from_numpy(steps).to(device))
         return {name: values.cpu() for name, values in descent.changes.items()}
 
 
 def solved_weights(
-    known: head_ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int
+    origins: head_ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int
 ) -> Tensor:
-    """Return shares of the maps of `ridge.weights`, and no map where the penalty is NaN."""
-    weight = share[:, None, None] * head_ridge.weights(known, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)
-    return weight.masked_fill(penalty.isnan()[:, None, None], 0.0).to(known.features.dtype)
+    """Return the linear maps of `head_ridge.weights` times `share`, [G, ...]; zeros where the penalty is NaN."""
+    weight = share[:, None, None] * head_ridge.weights(origins, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)
+    return weight.masked_fill(penalty.isnan()[:, None, None], 0.0).to(origins.features.dtype)
 
 
-def begun_at(bank: Bank, rows: Tensor, start: Changes) -> Changes:
-    """Return the changes that series have in a bank, by their rows; those of `start` where that is -1."""
+def start_from_bank(bank: Bank, rows: Tensor, start: Changes) -> Changes:
+    """Return the changes at `rows` of a bank; those of `start` where the row is -1."""
     if not bank.series_id:
         return start
-    there = {name: bank.tensors[name][rows.clamp(min=0)].to(values) for name, values in start.items()}
+    bank_changes = {name: bank.tensors[name][rows.clamp(min=0)].to(values) for name, values in start.items()}
     device = next(iter(start.values())).device
-    return stacked.kept(there, start, (rows >= 0).to(device))
+    return stacked.kept(bank_changes, start, (rows >= 0).to(device))
 
 
-def descend(examples: Examples, begin: Changes, rate: Tensor, steps: Tensor) -> Descent:
-    """Return the changes after so many steps of each series on all its origins."""
-    descent = Descent(begin, rate)
+def descend(examples: Examples, start: Changes, rate: Tensor, steps: Tensor) -> Descent:
+    """Return the optimiser after `steps` steps of each series, [G], on all its origins."""
+    descent = Descent(start, rate)
     for step in range(int(steps.max()) if len(steps) else 0):
         descent.step(examples.loss(step, 0), steps > step)
     return descent
 
 
 def split(changes: Changes) -> tuple[Changes, Changes]:
-    """Return the evaluated changes and the final ones, which are the same where there are no others."""
+    """Return the evaluated changes and the final ones; without a final fit both are the same."""
     plain = {name: values for name, values in changes.items() if not name.startswith(_PREFIX)}
     return plain, {name: changes.get(_PREFIX + name, values) for name, values in plain.items()}
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: changes for each series, all series at once, behind a gate."""
+"""Fine-tuning of a model on a panel: changes per series that are kept only if they clear the gate."""
 
 import hashlib
 from collections.abc import Callable
@@ -39,17 +39,18 @@ def finetune(
 ) -> FinetuneResult:
     """Return the model with changes for each series that gains from them (`finetune.kind`).
 
-    Of each series, changes are tried on `gate_windows` cutoffs whose targets lie behind everything fitted on, and the
-    series keeps the base unless they clear the gate: `pooled_gate.choose_pooled`, or `gate.choose` where that is
-    strict. The uplift is reported on the `report_windows` after those, seen by neither. What is kept is then fitted on
-    all origins; with `final`, once more on all rows of the panel, beside the final weights of the base
-    (`Artifact.final`). Series are taken in groups that fit into memory, which does not change what is decided.
+    Changes of each series are tried on `gate_windows` cutoffs whose targets lie after all data of the fit. The series
+    keeps the base unless a change clears the gate: `pooled_gate.choose_pooled`, or `gate.choose_strict` for a strict
+    gate. The uplift is reported on the `report_windows` cutoffs after those, which neither fit nor gate has seen.
+    Accepted changes are then fitted on all origins; with `final`, once more on all rows of the panel, beside the final
+    weights of the base (`Artifact.final`). Series are processed in groups that fit into memory, which does not change
+    the decisions.
 
-    With `incremental`, on a model with changes, series whose data has not changed since keep what they have. The gate
-    judges fits that begin at the base, for its windows must be unseen; what is kept goes on from the present changes.
+    With `incremental`, on a model with changes, series whose data has not changed keep their changes. The gate judges
+    fits that start from the base, because its windows must be unseen; accepted changes start from the existing ones.
 
-    Whatever the head of numbers, it is the pinball loss of quantiles that is compared, of classes the log-loss. Where a
-    change would take counts or amounts below 0, `predict` gives 0.
+    Losses are the pinball loss of the quantiles for all heads of numbers, the log-loss for classes. Where a change
+    would move counts or amounts below 0, `predict` returns 0.
 
     Raises ConfigError if the model is fine-tuned already, the selection is empty or unknown, the kind does not fit the
     model, or `checkpoint` holds something else; DataError if the panel does not fit the model, or no series is long
@@ -61,62 +62,67 @@ def finetune(
     settings = with_windows(artifact, panel, settings)
     if settings.kind == "global":
         return tune_globally(artifact, panel, settings, device, progress)
-    before, names, local = artifact.bank, panel.series_id.tolist(), artifact.on(device)
+    bank_before, names, on_device = artifact.bank, panel.series_id.tolist(), artifact.on(device)
     trained_until = training_end_of(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network, device)
-    meant, long_enough = (
-        requested_series(local, panel, data, usable, settings),
+    requested, long_enough = (
+        requested_series(on_device, panel, data, usable, settings),
         is_long_enough(artifact, usable, settings),
     )
     digests = _digests(panel, usable)
-    seen = before.seen if before else {}
-    same = np.array([seen.get(name) == found for name, found in digests.items()])
-    every = np.select([~meant, ~long_enough, same], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
-    chosen = np.flatnonzero(every == "")
-    plain, digest = artifact.uncalibrated(), artifact.digest()
+    digests_before = bank_before.seen if bank_before else {}
+    unchanged = np.array([digests_before.get(name) == digest for name, digest in digests.items()])
+    initial_reason = np.select([~requested, ~long_enough, unchanged], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
+    chosen = np.flatnonzero(initial_reason == "")
+    plain, parent_digest = artifact.uncalibrated(), artifact.digest()
     final = None
     if settings.final and (plain.final or trained_until < panel.last_index):
-        last = plain.latest.on(device)
-        final = FinalBank(last.network, last.bank, data, panel.lengths, settings)
-    described = tuning_settings(artifact, panel, settings) if settings.checkpoint else {}
+        final_base = plain.latest.on(device)
+        final = FinalBank(final_base.network, final_base.bank, data, panel.lengths, settings)
+    job_key = tuning_settings(artifact, panel, settings) if settings.checkpoint else {}
     table, tuned, changes = tune(
-        local, panel, data, chosen, usable, settings, progress=progress, final=final, described=described
+        on_device, panel, data, chosen, usable, settings, progress=progress, final=final, job_key=job_key
     )
-    again, seen = {names[row] for row in chosen}, {**seen, **{names[row]: digests[names[row]] for row in chosen}}
-    banks = [Bank(settings.kind, tuned, each, seen) for each in split(changes)]
+    retuned, digests_before = (
+        {names[row] for row in chosen},
+        {**digests_before, **{names[row]: digests[names[row]] for row in chosen}},
+    )
+    banks = [Bank(settings.kind, tuned, changes_part, digests_before) for changes_part in split(changes)]
     bank, final_bank = (
-        _joined(now, fresh, again) if now else fresh
-        for now, fresh in zip((before, plain.latest.bank), banks, strict=True)
+        _merge(existing, tuned_bank, retuned) if existing else tuned_bank
+        for existing, tuned_bank in zip((bank_before, plain.latest.bank), banks, strict=True)
     )
-    decisions = decisions_of(panel, table, every, settings, before)
-    child = plain.with_bank(bank, trained_until=trained_until, parent_digest=digest)
+    decisions = decisions_of(panel, table, initial_reason, settings, bank_before)
+    child = plain.with_bank(bank, trained_until=trained_until, parent_digest=parent_digest)
     if final:
         until = max(panel.last_index, plain.latest.trained_until)
-        child = replace(child, final=plain.latest.with_bank(final_bank, trained_until=until, parent_digest=digest))
-    shown = example_forecasts(local, panel, data, usable, table, settings)
+        child = replace(
+            child, final=plain.latest.with_bank(final_bank, trained_until=until, parent_digest=parent_digest)
+        )
+    shown = example_forecasts(on_device, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, summary_of(decisions, len(bank.series_id)), shown)
 
 
-# --- going on
+# --- incremental fine-tuning
 
 
 def _digests(panel: Panel, usable: IntArray) -> dict[str, str]:
-    """Return a hash of what each series has to be fitted on: its values and covariates up to the usable length."""
-    found = {}
+    """Return a hash of the data of each series: target and covariates up to the usable length."""
+    digests = {}
     for row, name in enumerate(panel.series_id.tolist()):
-        own = slice(panel.offsets[row], panel.offsets[row] + usable[row])
-        known = slice(own.start + row * panel.horizon, own.stop + row * panel.horizon)
+        steps = slice(panel.offsets[row], panel.offsets[row] + usable[row])
+        known_steps = slice(steps.start + row * panel.horizon, steps.stop + row * panel.horizon)
         hasher = hashlib.blake2b(panel.start[row : row + 1].tobytes(), digest_size=8)
-        for values in (panel.target[own], panel.past[:, own], panel.known[:, known]):
+        for values in (panel.target[steps], panel.past[:, steps], panel.known[:, known_steps]):
             hasher.update(values.tobytes())
-        found[name] = hasher.hexdigest()
-    return found
+        digests[name] = hasher.hexdigest()
+    return digests
 
 
-def _joined(before: Bank, fresh: Bank, again: set[str]) -> Bank:
-    """Return the fresh bank with what those series keep that were not fine-tuned `again`, by their ids."""
-    rows = [row for row, name in enumerate(before.series_id) if name not in again]
+def _merge(before: Bank, fresh: Bank, retuned: set[str]) -> Bank:
+    """Return the fresh bank together with the changes of all series that are not `retuned`, ordered by id."""
+    rows = [row for row, name in enumerate(before.series_id) if name not in retuned]
     names = [before.series_id[row] for row in rows] + fresh.series_id
     order = np.argsort(np.array(names, dtype=str), kind="stable")
     tensors = {

@@ -1,4 +1,4 @@
-"""The gate by the mean loss of each series alone."""
+"""The strict gate, which judges each series by its own mean loss alone; `pooled_gate` pools the evidence."""
 
 from dataclasses import dataclass
 
@@ -11,40 +11,40 @@ from forecast.promotion import Array
 
 @dataclass(frozen=True)
 class Choice:
-    """What the gate decided for each of S series."""
+    """Decision of the gate for each of S series."""
 
     strength: npt.NDArray[np.int64]
-    """[S], the candidate that gains most on the gate windows, chosen or not."""
+    """[S], index of the candidate that gains most on the gate windows, whether chosen or not."""
     gain: Array
-    """[S], share of the base loss that it saves there."""
+    """[S], share of the base loss that this candidate saves there."""
     chosen: npt.NDArray[np.bool_]
-    """[S], whether it clears the gate."""
+    """[S], whether this candidate clears the gate."""
     posterior_gain: Array
-    """[S], the gain to be expected by the evidence of all series; NaN where the gate does not pool it."""
+    """[S], expected gain by the evidence of all series; NaN from a strict gate."""
     harm_probability: Array
-    """[S], that the gain is below 0, likewise."""
+    """[S], probability that the gain is below 0; NaN from a strict gate."""
 
 
-def choose(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
+def choose_strict(base: Array, candidates: Array, settings: FinetuneSettings) -> Choice:
     """Return, per series, the best candidate and whether it clears the gate.
 
     `base` is the loss on each gate window [S, windows], NaN where nothing was observed; `candidates` that of each
-    strength [S, windows, strengths]. A series leaves the base if the best strength saves at least `min_gain` of the
-    loss and is better on `min_windows_better` of the windows. Windows without an observation, and those on which
-    neither has a loss, speak for neither; half of the windows must have an observation.
+    strength [S, windows, strengths]. A candidate is accepted if it saves at least `min_gain` of the loss and is better
+    on a share `min_windows_better` of the windows. Windows without an observation, or on which both losses are 0, do
+    not count; half of the windows must have an observation.
     """
     observed = ~np.isnan(base)
     total = np.where(observed, base, 0.0).sum(1)
     losses = np.where(observed[..., None], np.where(np.isfinite(candidates), candidates, np.inf), 0.0)
     sums = losses.sum(1)
     best = sums.argmin(1)
-    rows = np.arange(len(base))
-    mine = losses[rows, :, best]
+    series = np.arange(len(base))
+    best_losses = losses[series, :, best]
     with np.errstate(invalid="ignore", divide="ignore"):
-        gain = np.where(total > 0, 1.0 - sums[rows, best] / total, 0.0)
-        judged = observed & ((base > 0) | (mine > 0))
-        better = (judged & (mine < base)).sum(1) / judged.sum(1)
+        gain = np.where(total > 0, 1.0 - sums[series, best] / total, 0.0)
+        judged = observed & ((base > 0) | (best_losses > 0))
+        better = (judged & (best_losses < base)).sum(1) / judged.sum(1)
     enough = 2 * observed.sum(1) >= base.shape[1]
     chosen = (gain >= settings.min_gain) & (better >= settings.min_windows_better) & enough
-    unknown = np.full(len(base), np.nan)
-    return Choice(best, gain, chosen, unknown, unknown)
+    undefined = np.full(len(base), np.nan)
+    return Choice(best, gain, chosen, undefined, undefined)

@@ -1,4 +1,4 @@
-"""Fine-tuned models by series: without some of them, one of them alone, and beside another model."""
+"""Edits of fine-tuned models: drop the changes of some series, extract one series, compare two models."""
 
 import copy
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from forecast.names import SERIES_ID
 STATUS, CHANGE = "status", "change"
 ADDED, REMOVED, CHANGED, SAME = "added", "removed", "changed", "same"
 
-# Numbers of the changes of several series that are compared at once.
-_NUMBERS = 20_000_000
+# Elements of the changes that are compared at once.
+_MAX_ELEMENTS = 20_000_000
 
 
 def without(artifact: Artifact, series: Sequence[str], *, key: str) -> Artifact:
-    """Return the model whose `series` forecast with the base again; nothing is trained.
+    """Return the model with the changes of `series` removed, so that these forecast with the base; nothing is trained.
 
-    What they were fine-tuned on stays known, so that an incremental fine-tuning leaves them alone until it changes.
+    The digests of their data are kept, so that an incremental fine-tuning skips them until their data changes.
     Raises ConfigError, which names the setting `key`, if one of them has no changes.
     """
     digest = artifact.digest()
@@ -34,17 +34,17 @@ def without(artifact: Artifact, series: Sequence[str], *, key: str) -> Artifact:
 
 
 def _without(artifact: Artifact, series: Sequence[str], key: str, digest: str) -> Artifact:
-    bank = _known(artifact, series, key)
+    bank = _bank_with(artifact, series, key)
     rows = [row for row, name in enumerate(bank.series_id) if name not in set(series)]
-    rest = bank.some(rows, bank.seen)
-    return artifact.with_bank(rest, trained_until=artifact.trained_until, parent_digest=digest)
+    remaining = bank.some(rows, bank.seen)
+    return artifact.with_bank(remaining, trained_until=artifact.trained_until, parent_digest=digest)
 
 
 def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
-    """Return a model that forecasts like one series of `artifact`.
+    """Return a model that forecasts as `artifact` does for one series.
 
-    Changed weights are written into the network, which then is a plain one; of the other kinds, the changes of this
-    series are kept beside the base. Raises ConfigError as `without`.
+    Changed weights are written into the network, which is then a plain one; changes of other kinds are kept beside the
+    base. Raises ConfigError as `without`.
     """
     digest = artifact.digest()
     final = artifact.final and _alone(artifact.final, series_id, key, digest)
@@ -52,75 +52,83 @@ def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
 
 
 def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifact:
-    bank = _known(artifact, [series_id], key)
+    bank = _bank_with(artifact, [series_id], key)
     row = bank.series_id.index(series_id)
     if bank.kind in (HEAD, *stacked.FROZEN):
-        seen = {name: found for name, found in bank.seen.items() if name == series_id}
-        own = bank.some([row], seen)
-        return artifact.with_bank(own, trained_until=artifact.trained_until, parent_digest=digest)
+        digests = {name: digest for name, digest in bank.seen.items() if name == series_id}
+        subset = bank.some([row], digests)
+        return artifact.with_bank(subset, trained_until=artifact.trained_until, parent_digest=digest)
     network = copy.deepcopy(artifact.network)
     member, _ = require_tunable(network)
-    found = stacked.weights(member, bank.changes(torch.tensor([row])))
-    member.load_state_dict({name: values[0] for name, values in found.items()}, strict=False)
+    weights = stacked.weights(member, bank.changes(torch.tensor([row])))
+    member.load_state_dict({name: values[0] for name, values in weights.items()}, strict=False)
     shifts = artifact.calibration and artifact.calibration.of(series_id)
     return replace(artifact, network=network, bank=None, before=None, calibration=shifts, parent_digest=digest)
 
 
 def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
-    """Return how the changes of each series differ from those in another model: series_id, status, change.
+    """Return the differences between the changes of two models, per series: series_id, status, change.
 
-    A row for each series that has changes in one of them. `change` is the norm of the difference of what is added to
-    the base (nothing, where it has no changes); null where the kinds or the networks are not alike.
+    A row for each series that has changes in either model. `change` is the norm of the difference between the two
+    additions to the base (0 for a model without changes of the series); null where kinds or networks differ.
     """
-    own, other = (model.bank or Bank("", [], {}) for model in (artifact, against))
-    names = sorted({*own.series_id, *other.series_id})
-    rows = [bank.rows(names) for bank in (own, other)]
+    bank_a, bank_b = (model.bank or Bank("", [], {}) for model in (artifact, against))
+    names = sorted({*bank_a.series_id, *bank_b.series_id})
+    rows = [bank.rows(names) for bank in (bank_a, bank_b)]
     shapes = [
         {name: values.shape[1:] for name, values in _added(bank, torch.tensor([0])).items()} if bank.series_id else {}
-        for bank in (own, other)
+        for bank in (bank_a, bank_b)
     ]
-    alike = not all(shapes) or (own.kind == other.kind and shapes[0] == shapes[1])
-    size = max(1, _NUMBERS // max(1, *(sum(shape.numel() for shape in each.values()) for each in shapes)))
+    comparable = not all(shapes) or (bank_a.kind == bank_b.kind and shapes[0] == shapes[1])
+    size = max(
+        1, _MAX_ELEMENTS // max(1, *(sum(shape.numel() for shape in rows_of_bank.values()) for rows_of_bank in shapes))
+    )
     norms: list[float | None] = [None] * len(names)
-    if alike and names:
+    if comparable and names:
         parts = []
         for first in range(0, len(names), size):
-            some = [each[first : first + size] for each in rows]
-            one, two = (_at(bank, row, shapes[0] or shapes[1]) for bank, row in zip((own, other), some, strict=True))
-            parts.append(sum((one[name] - two[name]).square().reshape(len(some[0]), -1).sum(1) for name in one))
+            rows_chunk = [rows_of_bank[first : first + size] for rows_of_bank in rows]
+            added_a, added_b = (
+                _additions(bank, row, shapes[0] or shapes[1])
+                for bank, row in zip((bank_a, bank_b), rows_chunk, strict=True)
+            )
+            parts.append(
+                sum((added_a[name] - added_b[name]).square().reshape(len(rows_chunk[0]), -1).sum(1) for name in added_a)
+            )
         norms = torch.cat(parts).sqrt().tolist()  # type: ignore[arg-type]
     status = [
-        ADDED if two < 0 else REMOVED if one < 0 else SAME if norm == 0 else CHANGED
-        for one, two, norm in zip(*(each.tolist() for each in rows), norms, strict=True)
+        ADDED if row_b < 0 else REMOVED if row_a < 0 else SAME if norm == 0 else CHANGED
+        for row_a, row_b, norm in zip(*(rows_of_bank.tolist() for rows_of_bank in rows), norms, strict=True)
     ]
     schema = {SERIES_ID: pl.String, STATUS: pl.String, CHANGE: pl.Float64}
     return pl.DataFrame({SERIES_ID: names, STATUS: status, CHANGE: norms}, schema=schema)
 
 
 def _added(bank: Bank, rows: Tensor) -> stacked.Changes:
-    """Return what is added to the base for some series, in float64; a width of 1 adds nothing."""
-    found = bank.changes(rows)
-    found = {**found, "width": found["width"][:, None] - 1} if bank.kind == HEAD else stacked.deltas(found)
-    return {name: values.double() for name, values in found.items()}
+    """Return the additions to the base for the series at `rows`, in float64; a width of 1 adds nothing."""
+    changes = bank.changes(rows)
+    changes = {**changes, "width": changes["width"][:, None] - 1} if bank.kind == HEAD else stacked.deltas(changes)
+    return {name: values.double() for name, values in changes.items()}
 
 
-def _at(bank: Bank, rows: Tensor, shapes: dict[str, torch.Size]) -> stacked.Changes:
-    """Return what is added for some series, zeros for row -1."""
-    there = torch.nonzero(rows >= 0).flatten()
-    found = {name: torch.zeros(len(rows), *shape, dtype=torch.float64) for name, shape in shapes.items()}
-    for name, values in _added(bank, rows[there]).items() if len(there) else ():
-        found[name][there] = values
-    return found
+def _additions(bank: Bank, rows: Tensor, shapes: dict[str, torch.Size]) -> stacked.Changes:
+    """Return the additions to the base for the series at `rows`, zeros for row -1."""
+    present = torch.nonzero(rows >= 0).flatten()
+    additions = {name: torch.zeros(len(rows), *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    for name, values in _added(bank, rows[present]).items() if len(present) else ():
+        additions[name][present] = values
+    return additions
 
 
-def _known(artifact: Artifact, series: Sequence[str], key: str) -> Bank:
-    """Return the bank, which has changes of all these series."""
+def _bank_with(artifact: Artifact, series: Sequence[str], key: str) -> Bank:
+    """Return the bank. Raises ConfigError unless it has changes for each of `series`."""
     if artifact.bank is None:
         raise ConfigError(f"{key}: this version has no changes of series: it is not fine-tuned; set registry.alias")
-    wanted, there = set(series), set(artifact.bank.series_id)
-    if missing := sorted(wanted - there):
+    requested, tuned = set(series), set(artifact.bank.series_id)
+    if missing := sorted(requested - tuned):
         raise ConfigError(
-            f"{key}: {len(missing):,} of {len(wanted):,} have no changes in this version, and forecast with the base: "
-            f"{listing(missing)}; its {len(there):,} fine-tuned series are {listing(artifact.bank.series_id) or 'none'}"
+            f"{key}: {len(missing):,} of {len(requested):,} have no changes in this version, and forecast with the "
+            f"base: {listing(missing)}; its {len(tuned):,} fine-tuned series are "
+            f"{listing(artifact.bank.series_id) or 'none'}"
         )
     return artifact.bank

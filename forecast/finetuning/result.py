@@ -1,4 +1,4 @@
-"""What fine-tuning gives."""
+"""The result of a fine-tuning, and reasons of series that are not judged."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,21 @@ UNCHANGED = "unchanged"
 
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
-    """A fine-tuned model and why each series is in it or not."""
+    """A fine-tuned model, and the decision on each series."""
 
     artifact: Artifact
     decisions: pl.DataFrame
-    """series_id, base_loss, tuned_loss, gain, posterior_gain, harm_probability, how it was changed, blend, reason,
-    report_base_loss, report_tuned_loss.
+    """series_id, base_loss, tuned_loss, gain, posterior_gain, harm_probability, parameters of the change, blend,
+    reason, report_base_loss, report_tuned_loss.
 
-    A row per series. `gain` is of the gate windows of the series, `posterior_gain` what is to be expected of it by the
-    windows of all series, and `harm_probability` that of a gain below 0; the latter are null where the gate is strict.
-    How: of kind `head` penalty and width (a null penalty: no shift, only another width), of the others learning_rate
-    and steps.
+    A row per series. `gain` is measured on the gate windows of the series, `posterior_gain` is its expectation given
+    the windows of all series, and `harm_probability` the probability of a gain below 0; the latter two are null with a
+    strict gate. Parameters of the change: penalty and width with kind `head` (a null penalty: no shift, only another
+    width), learning_rate and steps with all others.
     """
     summary: dict[str, float | int]
     shown: pl.DataFrame
-    """Forecasts on the report windows, with the changes that are judged there, of the series that gain and lose most.
+    """Forecasts on the report windows of the series with the best and the worst uplift, without and with changes.
 
     series_id, timestamp, cutoff, step, model (`pretrained` and `fine_tuned`), and q50, or class and a column per class.
     """

@@ -1,4 +1,4 @@
-"""Which series are fine-tuned: those that are named, that a condition holds for, or that are forecast worst."""
+"""Selection of series to fine-tune: by id, by a condition on static covariates, or by the largest losses."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,52 +11,52 @@ from forecast.errors import ConfigError, listing
 from forecast.segments import static_frame
 
 
-def selected(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> npt.NDArray[np.bool_]:
-    """Return which series `finetune.series` and `finetune.where` name, [S]; all without them.
+def select_series(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> npt.NDArray[np.bool_]:
+    """Return a mask of the series that `finetune.series` and `finetune.where` select, [S]; all without them.
 
-    Raises ConfigError for series that are not there, a condition that can't be read, and if no series is left.
+    Raises ConfigError for unknown series, a condition that can't be read, and if no series is left.
     """
     ids = panel.series_id.tolist()
-    found = np.ones(panel.n_series, dtype=bool)
+    selection = np.ones(panel.n_series, dtype=bool)
     if settings.series is not None:
         if unknown := sorted(set(settings.series) - set(ids)):
             raise ConfigError(
                 f"finetune.series: {len(unknown):,} of {len(set(settings.series)):,} are not in the table: "
                 f"{listing(unknown)}; its {panel.n_series:,} series are {listing(ids)}"
             )
-        found &= np.isin(panel.series_id, as_names(settings.series))
+        selection &= np.isin(panel.series_id, as_names(settings.series))
     if settings.where is not None:
-        found &= _where(static_frame(artifact, panel), settings.where)
-    if not found.any():
-        given = [f"finetune.{name}" for name in ("series", "where") if getattr(settings, name) is not None]
+        selection &= _where(static_frame(artifact, panel), settings.where)
+    if not selection.any():
+        keys = [f"finetune.{name}" for name in ("series", "where") if getattr(settings, name) is not None]
         raise ConfigError(
-            f"{' and '.join(given)}: none of {panel.n_series:,} series is meant; change the condition, or leave it out"
+            f"{' and '.join(keys)}: none of {panel.n_series:,} series is meant; change the condition, or leave it out"
         )
-    return found
+    return selection
 
 
 def worst(losses: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.bool_]:
-    """Return which of S series have the largest losses, [S]: a share of them, or how many; at least one.
+    """Return a mask of the series with the largest losses, [S]; of equal losses the first.
 
-    The first ones of equals.
+    `limit` is a share of the series if below 1, else their number; at least one is selected.
     """
     count = max(1, round(limit * len(losses))) if limit < 1 else int(limit)
-    found = np.zeros(len(losses), dtype=bool)
-    found[np.argsort(-losses, kind="stable")[:count]] = True
-    return found
+    is_worst = np.zeros(len(losses), dtype=bool)
+    is_worst[np.argsort(-losses, kind="stable")[:count]] = True
+    return is_worst
 
 
 def _where(frame: pl.DataFrame, condition: str) -> npt.NDArray[np.bool_]:
     try:
-        found = frame.select(pl.sql_expr(condition).alias("found"))["found"]
+        holds = frame.select(pl.sql_expr(condition).alias("found"))["found"]
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"finetune.where: {condition!r} can't be used ({reason}); the columns are {listing(frame.columns, 20)}"
         ) from None
-    if found.dtype != pl.Boolean or len(found) != len(frame):
+    if holds.dtype != pl.Boolean or len(holds) != len(frame):
         raise ConfigError(
             f"finetune.where: {condition!r} is no condition on each series; compare columns with values, as in "
             f"\"{frame.columns[-1]} = 'x'\""
         )
-    return found.fill_null(value=False).to_numpy()
+    return holds.fill_null(value=False).to_numpy()

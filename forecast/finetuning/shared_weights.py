@@ -19,12 +19,10 @@ from forecast.finetuning.report import decisions_of, example_forecasts, summary_
 from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, FinetuneResult
 from forecast.finetuning.series_gate import NO_GAIN, TUNED, mean_loss
 from forecast.finetuning.series_tuning import ROW
-from forecast.finetuning.trials import TOLD, TuningSettings, stated, window_losses
+from forecast.finetuning.trials import POINT_FORECAST, TuningSettings, point_forecast, window_losses
 from forecast.models.adapters.bank import BLEND
 from forecast.models.inputs.batch import PanelTensors
 from forecast.names import REASON
-
-# --- one set of weights for all
 
 
 def tune_globally(
@@ -34,31 +32,36 @@ def tune_globally(
     device: str,
     progress: Callable[[float, str], None] | None,
 ) -> FinetuneResult:
-    """Return the model after more training; it is a plain one, whose parent is known.
+    """Return the model after further training: a model without changes per series, with the digest of its parent.
 
-    The gate's windows of all series are the validation: without a gain on them the weights stay the base's.
+    The gate windows of all series are the validation set; without a gain on them, the weights stay those of the base.
     """
-    # Of all kinds this one alone needs Lightning, which takes seconds to import.
-    from forecast.finetuning.continuation import RATE, continued, continued_finally
+    # Only this kind needs Lightning, which takes seconds to import.
+    from forecast.finetuning.continuation import DEFAULT_RATE, continue_training, repeat_on_all_rows
 
     trained_until = training_end_of(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network)
-    named = requested_series(artifact, panel, data, usable, settings)
-    meant = named & is_long_enough(artifact, usable, settings)
-    rows = np.flatnonzero(meant)
+    requested = requested_series(artifact, panel, data, usable, settings)
+    eligible = requested & is_long_enough(artifact, usable, settings)
+    rows = np.flatnonzero(eligible)
     n_windows, horizon = settings.gate_windows + settings.report_windows, artifact.horizon
-    limits = np.where(meant, usable - settings.report_windows * horizon, 0)
+    limits = np.where(eligible, usable - settings.report_windows * horizon, 0)
     validation, limits = held_out_windows(limits, horizon=horizon, n_windows=settings.gate_windows)
-    described = tuning_settings(artifact, panel, settings, device=device) if settings.checkpoint else {}
-    network, found = continued(
-        artifact, panel, limits, validation, settings, device=device, described=described, progress=progress
+    job_key = tuning_settings(artifact, panel, settings, device=device) if settings.checkpoint else {}
+    network, outcomes = continue_training(
+        artifact, panel, limits, validation, settings, device=device, job_key=job_key, progress=progress
     )
-    held = [held_out_windows_of(own, data, rows, usable[rows], n_windows) for own in (artifact.network, network)]
-    losses = [window_losses(network.head, *part).cpu().numpy() for part in held]
-    base, tuned = ((part[:, : settings.gate_windows], part[:, settings.gate_windows :]) for part in losses)
+    windows_by_network = [
+        held_out_windows_of(model, data, rows, usable[rows], n_windows) for model in (artifact.network, network)
+    ]
+    losses = [window_losses(network.head, *held_out_parts).cpu().numpy() for held_out_parts in windows_by_network]
+    base, tuned = (
+        (held_out_parts[:, : settings.gate_windows], held_out_parts[:, settings.gate_windows :])
+        for held_out_parts in losses
+    )
     before, after = mean_loss(base[0]), mean_loss(tuned[0])
-    moved = any(share for _, share in found)
+    changed = any(share for _, share in outcomes)
     table = {
         ROW: rows,
         "base_loss": before,
@@ -66,20 +69,20 @@ def tune_globally(
         "gain": 1 - after / np.where(before > 0, before, np.nan),
         "report_base_loss": mean_loss(base[1]),
         "report_tuned_loss": mean_loss(tuned[1]),
-        "learning_rate": np.full(len(rows), settings.learning_rates[0] if settings.learning_rates else RATE),
-        "steps": np.full(len(rows), float(max(steps for steps, _ in found))),
-        BLEND: np.full(len(rows), float(np.mean([share for _, share in found]))),
-        REASON: np.full(len(rows), TUNED if moved else NO_GAIN, dtype=object),
-        TOLD: stated(network.head, held[1][0][:, settings.gate_windows :]),
+        "learning_rate": np.full(len(rows), settings.learning_rates[0] if settings.learning_rates else DEFAULT_RATE),
+        "steps": np.full(len(rows), float(max(steps for steps, _ in outcomes))),
+        BLEND: np.full(len(rows), float(np.mean([share for _, share in outcomes]))),
+        REASON: np.full(len(rows), TUNED if changed else NO_GAIN, dtype=object),
+        POINT_FORECAST: point_forecast(network.head, windows_by_network[1][0][:, settings.gate_windows :]),
     }
-    every = np.where(named, TOO_SHORT, NOT_SELECTED)
-    decisions = decisions_of(panel, table, every, settings, None)
-    plain, digest = artifact.uncalibrated(), artifact.digest()
-    child = replace(plain, network=network, trained_until=trained_until, parent_digest=digest, final=None)
+    initial_reason = np.where(requested, TOO_SHORT, NOT_SELECTED)
+    decisions = decisions_of(panel, table, initial_reason, settings, None)
+    plain, parent_digest = artifact.uncalibrated(), artifact.digest()
+    child = replace(plain, network=network, trained_until=trained_until, parent_digest=parent_digest, final=None)
     if settings.final and (plain.final or trained_until < panel.last_index):
-        lengths = np.where(meant, panel.lengths, 0)
-        last = continued_finally(plain.latest, panel, lengths, validation, settings, found, device=device)
-        if last is not plain.network:
-            child = child.with_final(last, max(panel.last_index, plain.latest.trained_until))
+        lengths = np.where(eligible, panel.lengths, 0)
+        final_network = repeat_on_all_rows(plain.latest, panel, lengths, validation, settings, outcomes, device=device)
+        if final_network is not plain.network:
+            child = child.with_final(final_network, max(panel.last_index, plain.latest.trained_until))
     shown = example_forecasts(artifact, panel, data, usable, table, settings)
-    return FinetuneResult(child, decisions, summary_of(decisions, len(rows) if moved else 0), shown)
+    return FinetuneResult(child, decisions, summary_of(decisions, len(rows) if changed else 0), shown)

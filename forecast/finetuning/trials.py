@@ -1,4 +1,4 @@
-"""What is tried for each series of a group, and what is kept of it."""
+"""Types and losses that the trials in closed form and by gradient share."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,16 +17,16 @@ from forecast.models.network.ensemble import Forecaster
 SHARES = (1.0, 0.5)
 
 POOLED = "pooled"
-LOSS, TOLD, IS_CONSTANT, IS_DIVERGED = "loss", "told", "is_constant", "is_diverged"
+LOSS, POINT_FORECAST, IS_CONSTANT, IS_DIVERGED = "loss", "told", "is_constant", "is_diverged"
 
 Columns: TypeAlias = dict[str, Any]
-"""Numbers of each series of a group, as arrays."""
-Present: TypeAlias = tuple[Bank, Tensor] | None
-"""What series have now: a bank, and the row of each."""
+"""Columns of a table with a row per series, as arrays."""
+ExistingChanges: TypeAlias = tuple[Bank, Tensor] | None
+"""Existing changes: a bank, and the row of each series."""
 
 
 class TuningSettings(FinetuneSettings):
-    """Settings whose windows are numbers."""
+    """Settings with resolved window counts."""
 
     gate_windows: int
     report_windows: int
@@ -34,13 +34,13 @@ class TuningSettings(FinetuneSettings):
 
 
 class Fit(NamedTuple):
-    """Changes of the series that are kept."""
+    """Fitted changes of a group of series."""
 
     changes: Changes
     finite: np.ndarray
-    """[G], whether the changes of a series are finite; those of the others are left out."""
-    told: np.ndarray
-    """[G, report window, horizon, column], the median, or all probabilities, on the report windows."""
+    """[G], whether the changes of a series are finite; `changes` omits all others."""
+    point_forecast: np.ndarray
+    """[G, report window, horizon, column], the median, or all class probabilities, on the report windows."""
 
 
 def window_losses(head: Head, columns: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -51,23 +51,23 @@ def window_losses(head: Head, columns: Tensor, target: Tensor, weight: Tensor) -
     return mean.masked_fill(total == 0, torch.nan)
 
 
-def stated(head: Head, columns: Tensor) -> np.ndarray:
-    """Return the median in columns, [..., 1]; of classes all probabilities."""
-    some = columns if isinstance(head, CategoricalHead) else columns[..., head.median, None]
-    return some.detach().cpu().contiguous().numpy()
+def point_forecast(head: Head, columns: Tensor) -> np.ndarray:
+    """Return the median of forecast columns, [..., 1]; for classes all probabilities, [..., class]."""
+    point = columns if isinstance(head, CategoricalHead) else columns[..., head.median, None]
+    return point.detach().cpu().contiguous().numpy()
 
 
 def is_constant(head: Head, loss: np.ndarray, target: Tensor, weight: Tensor, settings: TuningSettings) -> np.ndarray:
-    """Return which series have nothing to gain on their gate windows: no loss, no observation, or one class alone."""
+    """Return a mask of series without anything to gain on their gate windows: no loss, no observation, or one class."""
     constant: np.ndarray = np.nansum(loss[:, : settings.gate_windows, 0], axis=1) == 0
     if isinstance(head, CategoricalHead):
-        # Where one class came alone, any forecast gains by being surer of it.
-        judged = slice(settings.gate_windows)
-        came = target[:, judged].masked_fill(weight[:, judged] == 0, torch.nan).flatten(1).cpu().numpy()
-        constant |= np.fmax.reduce(came, axis=1) == np.fmin.reduce(came, axis=1)
+        # With one class alone, any change that makes the forecast more confident gains.
+        gate = slice(settings.gate_windows)
+        actual = target[:, gate].masked_fill(weight[:, gate] == 0, torch.nan).flatten(1).cpu().numpy()
+        constant |= np.fmax.reduce(actual, axis=1) == np.fmin.reduce(actual, axis=1)
     return constant
 
 
 def n_origin_steps(network: Forecaster, settings: TuningSettings) -> int:
-    """Return how many of the latest steps of a series the closed form looks at."""
+    """Return the number of latest steps of a series that the closed form is fitted and judged on."""
     return settings.origins + (settings.gate_windows + settings.report_windows + 1) * network.shape.horizon

@@ -17,7 +17,7 @@ from forecast.finetuning.finetune import finetune
 from forecast.finetuning.head_group import PENALTIES
 from forecast.finetuning.result import TOO_SHORT, FinetuneResult
 from forecast.finetuning.series_gate import CONSTANT, NO_GAIN, TUNED
-from forecast.finetuning.series_tuning import GROUP_NUMBERS
+from forecast.finetuning.series_tuning import MAX_GROUP_ELEMENTS
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.adapters.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
@@ -352,7 +352,7 @@ def test_the_share_that_the_pooled_gate_takes_is_that_of_the_forecast(
 def test_groups_that_fit_into_memory_do_not_change_what_is_pooled(
     base: FitResult, pooled: FinetuneResult, panel: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(GROUP_NUMBERS, "cpu", 1)
+    monkeypatch.setitem(MAX_GROUP_ELEMENTS, "cpu", 1)
     alone = finetune(base.artifact, panel.panel, SETTINGS.model_copy(update={"gate": "pooled"}))
     assert alone.decisions["reason"].equals(pooled.decisions["reason"])
     for name in ("posterior_gain", "harm_probability", "report_tuned_loss"):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from forecast.config import FinetuneSettings
 from forecast.errors import GateRefused
-from forecast.finetuning.gate import choose
+from forecast.finetuning.gate import choose_strict
 from forecast.promotion import Verdict, compare, judge
 
 SETTINGS = FinetuneSettings(min_gain=0.1, min_windows_better=0.75)
@@ -24,7 +24,7 @@ def one(*candidates: list[float]) -> np.ndarray:
 
 
 def test_the_strength_with_the_least_loss_is_chosen() -> None:
-    found = choose(BASE, one([0.9] * 4, [0.5] * 4, [0.7] * 4), SETTINGS)
+    found = choose_strict(BASE, one([0.9] * 4, [0.5] * 4, [0.7] * 4), SETTINGS)
     assert (found.strength[0], found.gain[0], found.chosen[0]) == (1, 0.5, True)
 
 
@@ -40,15 +40,15 @@ def test_the_strength_with_the_least_loss_is_chosen() -> None:
     ],
 )
 def test_a_series_leaves_the_base_for_enough_gain_on_enough_windows(losses: list[float], chosen: bool) -> None:
-    found = choose(BASE, one(losses), SETTINGS)
+    found = choose_strict(BASE, one(losses), SETTINGS)
     assert bool(found.chosen[0]) is chosen
     assert found.gain[0] == pytest.approx(1 - sum(losses) / 4)
 
 
 def test_a_candidate_that_is_not_finite_is_not_chosen() -> None:
-    found = choose(BASE, one([math.nan, 0.1, 0.1, 0.1], [0.8] * 4, [math.inf, 0.0, 0.0, 0.0]), SETTINGS)
+    found = choose_strict(BASE, one([math.nan, 0.1, 0.1, 0.1], [0.8] * 4, [math.inf, 0.0, 0.0, 0.0]), SETTINGS)
     assert (found.strength[0], bool(found.chosen[0])) == (1, True)
-    found = choose(BASE, one([math.nan] * 4, [math.inf] * 4), SETTINGS)
+    found = choose_strict(BASE, one([math.nan] * 4, [math.inf] * 4), SETTINGS)
     assert not found.chosen[0]
 
 
@@ -71,7 +71,7 @@ def test_a_window_without_an_observation_speaks_for_neither(
     base: list[float], losses: list[float], chosen: bool, least: float
 ) -> None:
     settings = SETTINGS.model_copy(update={"min_windows_better": least})
-    found = choose(np.array([base]), one(losses), settings)
+    found = choose_strict(np.array([base]), one(losses), settings)
     assert bool(found.chosen[0]) is chosen
     observed = ~np.isnan(base)
     total = np.array(base)[observed].sum()
@@ -80,13 +80,13 @@ def test_a_window_without_an_observation_speaks_for_neither(
 
 
 def test_a_base_without_loss_can_not_be_gained_on() -> None:
-    found = choose(np.zeros((1, 4)), one([0.0] * 4, [1.0] * 4), SETTINGS)
+    found = choose_strict(np.zeros((1, 4)), one([0.0] * 4, [1.0] * 4), SETTINGS)
     assert (found.gain[0], bool(found.chosen[0])) == (0.0, False)
 
 
 def test_series_are_decided_one_by_one() -> None:
     together = np.concatenate([one([0.5] * 4, [0.9] * 4), one([2.0] * 4, [1.0] * 4), one([0.95] * 4, [0.6] * 4)])
-    found = choose(np.ones((3, 4)), together, SETTINGS)
+    found = choose_strict(np.ones((3, 4)), together, SETTINGS)
     assert found.strength.tolist() == [0, 1, 1]
     assert found.chosen.tolist() == [True, False, True]
 

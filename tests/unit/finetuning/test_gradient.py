@@ -154,7 +154,7 @@ def test_neither_order_nor_groups_matter(
         static_categories=panel.panel.static_categories[reverse],
         static_numbers=panel.panel.static_numbers[reverse],
     )
-    monkeypatch.setattr(series_tuning, "_numbers", lambda *_: series_tuning.GROUP_NUMBERS["cpu"] // 4)
+    monkeypatch.setattr(series_tuning, "_elements_per_series", lambda *_: series_tuning.MAX_GROUP_ELEMENTS["cpu"] // 4)
     settings = {**QUICK, "max_harm": 0.5} if gate == "pooled" else OPEN
     made = finetune(base, turned, FinetuneSettings.model_validate({"kind": kind, **settings}))
     together = pooled if gate == "pooled" else results
@@ -567,7 +567,7 @@ from forecast.config import FinetuneSettings
 import polars as pl
 
 folder, last = sys.argv[1:]
-sys.modules["forecast.finetuning.series_tuning"].GROUP_NUMBERS["cpu"] = 1
+sys.modules["forecast.finetuning.series_tuning"].MAX_GROUP_ELEMENTS["cpu"] = 1
 base, rows = load(folder + "/base"), pl.read_parquet(folder + "/rows.parquet")
 settings = FinetuneSettings.model_validate_json(open(folder + "/settings.json").read())
 
@@ -610,7 +610,7 @@ def test_a_run_that_was_killed_goes_on_with_the_next_group(
     )
     assert done.returncode == -signal.SIGKILL
     assert len(list(saved.iterdir())) == n_files
-    monkeypatch.setitem(series_tuning.GROUP_NUMBERS, "cpu", 1)
+    monkeypatch.setitem(series_tuning.MAX_GROUP_ELEMENTS, "cpu", 1)
     panel = base.read(rows.lazy()).panel
     with pytest.raises(ConfigError, match=r"finetune\.checkpoint: .* holds another fine-tuning.*finetune\.max_harm"):
         finetune(base, panel, settings.model_copy(update={"max_harm": 0.1}))

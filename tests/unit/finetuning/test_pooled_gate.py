@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from forecast.config import FinetuneSettings
-from forecast.finetuning.gate import Choice, choose
+from forecast.finetuning.gate import Choice, choose_strict
 from forecast.finetuning.pooled_gate import choose_pooled
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ def pool(base: Array, candidates: Array, max_harm: float = 0.1, judged: npt.NDAr
 def test_a_panel_of_noise_keeps_the_base(seed: int) -> None:
     """Though some of many series are better on all their windows, by chance."""
     base, candidates = panel(np.zeros((400, 6)), seed=seed)
-    assert choose(base, candidates, STRICT.model_copy(update={"min_gain": 0.0})).chosen.mean() > 0.1
+    assert choose_strict(base, candidates, STRICT.model_copy(update={"min_gain": 0.0})).chosen.mean() > 0.1
     choice = pool(base, candidates)
     assert choice.chosen.mean() < 0.03
     assert np.abs(choice.posterior_gain).mean() < 0.01
@@ -46,7 +46,7 @@ def test_a_panel_of_noise_keeps_the_base(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_gain_in_common_is_taken_by_nearly_all(seed: int) -> None:
     base, candidates = panel(np.full((400, 1), 0.03), seed=seed)
-    assert choose(base, candidates, STRICT).chosen.mean() < 0.2
+    assert choose_strict(base, candidates, STRICT).chosen.mean() < 0.2
     choice = pool(base, candidates)
     assert choice.chosen.mean() > 0.95
     assert np.abs(choice.posterior_gain - 0.03).mean() < np.abs(choice.gain - 0.03).mean() / 2

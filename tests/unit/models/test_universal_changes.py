@@ -190,7 +190,7 @@ def test_a_job_that_ended_early_goes_on_with_the_groups_that_are_left(
     model: Artifact, panel: Loaded, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"kind": kind, "steps": 5, "learning_rates": [0.01], "origins": 20}
-    monkeypatch.setattr(series_tuning, "_numbers", lambda *_: series_tuning.GROUP_NUMBERS["cpu"])
+    monkeypatch.setattr(series_tuning, "_elements_per_series", lambda *_: series_tuning.MAX_GROUP_ELEMENTS["cpu"])
     whole = tune(model, panel, **settings)
     trial, tried = GradientGroup.trial, []
 
