@@ -16,7 +16,7 @@ from forecast.metrics.scores import midpoints, score_classes, score_points, scor
 from forecast.metrics.seasonal_naive import future_values, last_values, seasonal_naive_errors
 from forecast.names import CLASS, CRPS, CUTOFF, MEAN, MODEL, NAIVE, REASON, SERIES_ID, STEP, TARGET, TIMESTAMP
 from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_support
-from forecast.prediction.postprocess import stated_columns
+from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.predict import predict
 
 # Equal shares of a distribution whose midpoints the CRPS is taken over.
@@ -177,6 +177,6 @@ def _long(
             MODEL: pl.repeat(name, n * horizon, dtype=pl.String, eager=True),
             TARGET: target,
             **centre,
-            **{column: stated[..., k].ravel() for k, column in enumerate(stated_columns(artifact))},
+            **{column: stated[..., k].ravel() for k, column in enumerate(forecast_columns(artifact))},
         }
     )

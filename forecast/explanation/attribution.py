@@ -27,7 +27,15 @@ from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import members_of, recurrent_members
 from forecast.models.network.losses import window_sizes
 from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TARGET, TIMESTAMP, VALUE, quantile_column
-from forecast.prediction.postprocess import outcome, own_rows, published_mean, stated_columns
+from forecast.prediction.postprocess import (
+    ForecastSpec,
+    OriginBatch,
+    SeriesRows,
+    forecast_columns,
+    postprocess,
+    published_mean,
+    series_rows,
+)
 
 # Windows that are forecast at a time.
 _BATCH = 64
@@ -65,7 +73,7 @@ class Attribution:
         self._x = self._gather(WindowIndex(np.array([place.row]), np.array([cutoff])))
         self._references = self._gather(_spread_windows(panel, place.cutoff, settings.n_references, self._shape))
         self._positions = self._data.horizon_positions(*self._at, self._shape.horizon)
-        self._rows = own_rows(artifact, [place.series_id])
+        self._rows = series_rows(artifact, [place.series_id])
         self.output = MEAN if settings.level == MEAN else quantile_column(float(settings.level))
         for member in recurrent_members(artifact.network):
             member.reference_batch = self._x.since(self._shape.context_length - member.shape.context_length)
@@ -86,12 +94,12 @@ class Attribution:
     def _forecasts(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Return what is explained, of windows that are seen as those of the series."""
         artifact, count, step = self._artifact, len(batch.target), self._settings.step
-        rows, shifts = (values.expand(count) for values in self._rows)
+        rows = SeriesRows(*(values.expand(count) for values in self._rows))
         positions = None if self._positions is None else self._positions.expand(count, -1)
         origins = torch.zeros(1, dtype=torch.long)
         output = artifact.network(batch, origins)
-        columns = outcome(artifact, batch, origins, output, rows, shifts, positions)[1]
-        names = stated_columns(artifact)
+        columns = postprocess(artifact, OriginBatch(batch, origins, output, positions), rows, ForecastSpec())[1]
+        names = forecast_columns(artifact)
         stated, points = columns.tensor_split([len(names)], dim=-1)
         if self.output == MEAN:
             found = published_mean(artifact, stated, points)

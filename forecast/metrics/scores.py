@@ -10,7 +10,7 @@ SCORE_COLUMNS = (
     *("mase", "smape", "rmsse", "abs_error", "square_error", "pinball", "abs_target", "error", "covered", "width"),
     "n_steps",
 )
-"""How far seasonal naive looks back."""
+"""Columns of `score_windows`."""
 
 
 def score_windows(
@@ -40,26 +40,26 @@ def score_windows(
     """
     observed = np.isfinite(actual)
     count = observed.sum(1)
-    truth = np.where(observed, actual, 0.0)
+    target = np.where(observed, actual, 0.0)
     median = quantiles[..., list(levels).index(0.5)]
-    miss = np.where(observed, np.abs(truth - median), 0.0)
-    size = np.abs(truth) + np.abs(median)
-    relative = np.divide(200.0 * miss, size, out=np.zeros_like(miss), where=size > 0)
-    deviation = truth[..., None] - quantiles
+    abs_error = np.where(observed, np.abs(target - median), 0.0)
+    size = np.abs(target) + np.abs(median)
+    relative_error = np.divide(200.0 * abs_error, size, out=np.zeros_like(abs_error), where=size > 0)
+    deviation = target[..., None] - quantiles
     weights = np.asarray(levels)
     loss = 2.0 * np.maximum(weights * deviation, (weights - 1.0) * deviation).mean(-1)
     lower, upper = quantiles[..., 0], quantiles[..., -1]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "mase": np.where(scale > 0, miss.sum(1) / count / scale, np.nan),
-            "smape": relative.sum(1) / count,
-            "rmsse": np.where(root_scale > 0, np.sqrt((miss**2).sum(1) / count) / root_scale, np.nan),
-            "abs_error": miss.sum(1),
-            "square_error": (miss**2).sum(1),
+            "mase": np.where(scale > 0, abs_error.sum(1) / count / scale, np.nan),
+            "smape": relative_error.sum(1) / count,
+            "rmsse": np.where(root_scale > 0, np.sqrt((abs_error**2).sum(1) / count) / root_scale, np.nan),
+            "abs_error": abs_error.sum(1),
+            "square_error": (abs_error**2).sum(1),
             "pinball": (loss * observed).sum(1),
-            "abs_target": np.abs(truth).sum(1),
-            "error": np.where(observed, (median if mean is None else mean) - truth, 0.0).sum(1),
-            "covered": ((truth >= lower) & (truth <= upper) & observed).sum(1),
+            "abs_target": np.abs(target).sum(1),
+            "error": np.where(observed, (median if mean is None else mean) - target, 0.0).sum(1),
+            "covered": ((target >= lower) & (target <= upper) & observed).sum(1),
             "width": ((upper - lower) * observed).sum(1),
             "n_steps": count,
         }
@@ -75,13 +75,13 @@ def midpoints(count: int) -> tuple[float, ...]:
 
 
 def score_points(actual: Array, points: Array) -> Array:
-    """Return the sum over steps of the CRPS of forecasts that are given by `points`, each window, [n].
+    """Return the sum over steps of the CRPS of forecasts represented by `points` [n, horizon, point], per window, [n].
 
     crps        mean over the points of 2 max(level e, (level - 1) e), e = y - point, whose levels (k - 1/2) / K are the
                 midpoints of K equal shares: the integral of the pinball loss over all levels, which is the continuous
                 ranked probability score (Gneiting & Raftery 2007, JASA 102; Laio & Tamea 2007, HESS 11). For counts it
-                is the ranked probability score. Defined for any distribution, a certain one included (there it is the
-                absolute error), in the units of the target, so that models of all heads and seasonal naive compare.
+                is the ranked probability score. It is defined for any distribution (for a point mass it is the absolute
+                error) and has the units of the target, so that models of all heads and seasonal naive compare.
     """
     observed = np.isfinite(actual)
     deviation = np.where(observed, actual, 0.0)[..., None] - points
@@ -94,9 +94,9 @@ def score_points(actual: Array, points: Array) -> Array:
 def score_classes(actual: Array, probabilities: Array) -> dict[str, Array]:
     """Return per-window scores of probabilities [n, horizon, class] of the codes `actual` [n, horizon], each [n].
 
-    log_loss    sum over steps of -log p of the class that came (the logarithmic score, Good 1952)
-    brier       sum over steps of the sum over classes of (p - [it came])^2 (Brier 1950)
-    correct     steps at which the most probable class came
+    log_loss    sum over steps of -log p of the actual class (the logarithmic score, Good 1952)
+    brier       sum over steps of the sum over classes of (p - [is the actual class])^2 (Brier 1950)
+    correct     number of steps at which the most probable class is the actual one
     """
     observed = np.isfinite(actual)
     code = np.where(observed, actual, 0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Seasonal naive: its forecasts and the errors that others are scaled by."""
+"""Seasonal naive: its forecasts, and its in-sample errors, which scale MASE and RMSSE."""
 
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
@@ -13,19 +13,19 @@ Array = npt.NDArray[np.floating]
 
 
 def _by_shard(panel: Panel, windows: WindowIndex) -> Iterator[tuple[IntArray, Panel, WindowIndex]]:
-    """Yield the shards that hold a window's series: numbers of the windows, the shard, and its windows."""
+    """Yield the shards that hold series of the windows: numbers of the windows, the shard, and its windows."""
     order = np.argsort(windows.series, kind="stable")
     sorted_series, first = windows.series[order], 0
     for shard in panel.shards():
         last = first + shard.n_series
-        chosen = order[slice(*np.searchsorted(sorted_series, [first, last]))]
-        if len(chosen):
-            yield chosen, shard, WindowIndex(windows.series[chosen] - first, windows.cutoff[chosen])
+        numbers = order[slice(*np.searchsorted(sorted_series, [first, last]))]
+        if len(numbers):
+            yield numbers, shard, WindowIndex(windows.series[numbers] - first, windows.cutoff[numbers])
         first = last
 
 
 def _seasonal_differences(panel: Panel, season: int) -> Array:
-    """Return y[t] - y[t - season] at each step of the flat buffer, [N]; NaN where either is missing or not there."""
+    """Return y[t] - y[t - season] at each step of the flat buffer, [N]; NaN where either is missing."""
     target = panel.target.astype(np.float64)
     step = np.arange(len(target)) - np.repeat(panel.offsets[:-1], panel.lengths)
     lagged = np.full_like(target, np.nan)
@@ -37,7 +37,7 @@ def _seasonal_differences(panel: Panel, season: int) -> Array:
 def _up_to(panel: Panel, windows: WindowIndex, values: Array) -> Array:
     """Return the sum of `values` ([N]) from the start of each window's series up to its cutoff, [n].
 
-    Not by running sums: the digits of small series would be lost behind large ones.
+    Cumulative sums over the buffer are avoided: small series would lose digits next to large ones.
     """
     begin = panel.offsets[windows.series]
     end = begin + np.clip(windows.cutoff + 1, 0, panel.lengths[windows.series])
@@ -47,28 +47,29 @@ def _up_to(panel: Panel, windows: WindowIndex, values: Array) -> Array:
 
 
 def seasonal_naive_errors(panel: Panel, windows: WindowIndex, season: int) -> tuple[Array, Array]:
-    """Return mean absolute and root mean square seasonal difference up to each cutoff, 2 x [n]; NaN for none."""
+    """Return mean absolute and root mean square seasonal difference up to each cutoff, [n] both; NaN without any."""
     absolute, square = np.full((2, len(windows)), np.nan)
-    for chosen, shard, own in _by_shard(panel, windows):
+    for numbers, shard, shard_windows in _by_shard(panel, windows):
         differences = _seasonal_differences(shard, season)
-        there = np.isfinite(differences)
-        values = np.where(there, differences, 0.0)
-        count = _up_to(shard, own, there.astype(np.float64))
+        observed = np.isfinite(differences)
+        values = np.where(observed, differences, 0.0)
+        count = _up_to(shard, shard_windows, observed.astype(np.float64))
         with np.errstate(invalid="ignore", divide="ignore"):
-            absolute[chosen] = _up_to(shard, own, np.abs(values)) / count
-            square[chosen] = _up_to(shard, own, values**2) / count
+            absolute[numbers] = _up_to(shard, shard_windows, np.abs(values)) / count
+            square[numbers] = _up_to(shard, shard_windows, values**2) / count
     return absolute, np.sqrt(square)
 
 
 SEASONS_BACK = 4
+"""Number of past seasons in which seasonal naive looks for a value."""
 
 
 def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, levels: Sequence[float]) -> Array:
-    """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN where a series has no value yet.
+    """Return the last season repeated, with normal quantiles, [n, horizon, level]; NaN for a series without any value.
 
-    One season back is the same time on the local clock. A missing value of the last season is taken from the season
-    before (up to SEASONS_BACK), then from the last observed value. Quantiles spread by sigma * sqrt(seasons ahead),
-    sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
+    One season back means the same time on the local clock. A missing value of the last season is taken from the season
+    before (up to SEASONS_BACK), then from the last observed value. The standard deviation of step h is sigma *
+    sqrt(seasons ahead), sigma the root mean square seasonal difference (Hyndman & Athanasopoulos, FPP3, 5.5).
     """
     point = _last_season(panel, windows, horizon, season)
     _, sigma = seasonal_naive_errors(panel, windows, season)
@@ -80,59 +81,64 @@ def seasonal_naive(panel: Panel, windows: WindowIndex, *, horizon: int, season: 
 
 
 def seasonal_naive_classes(panel: Panel, windows: WindowIndex, *, horizon: int, season: int, n_classes: int) -> Array:
-    """Return probabilities around the class of the last season, [n, horizon, class]; NaN where a series has none yet.
+    """Return probabilities around the class of the last season, [n, horizon, class]; NaN for a series without any.
 
-    That class has the share of steps up to the cutoff that were of the class one season before, (hits + 1) / (steps +
-    2); the rest goes to the others by how often they came, (count + 1) / (steps + classes). So no class is impossible.
+    That class has the share of steps up to the cutoff that equal the class one season before, (hits + 1) / (steps + 2).
+    The remaining probability is divided among the other classes in proportion to their frequency, (count + 1) / (steps
+    + classes). No class has probability 0.
     """
     point = _last_season(panel, windows, horizon, season)
     hit, count = np.empty(len(windows)), np.empty((len(windows), n_classes))
-    for chosen, shard, own in _by_shard(panel, windows):
+    for numbers, shard, shard_windows in _by_shard(panel, windows):
         differences = _seasonal_differences(shard, season)
-        hits, steps = (_up_to(shard, own, values) for values in (differences == 0.0, np.isfinite(differences)))
-        hit[chosen] = (hits + 1) / (steps + 2)
+        hits, steps = (
+            _up_to(shard, shard_windows, values) for values in (differences == 0.0, np.isfinite(differences))
+        )
+        hit[numbers] = (hits + 1) / (steps + 2)
         for code in range(n_classes):
-            count[chosen, code] = _up_to(shard, own, shard.target == code)
+            count[numbers, code] = _up_to(shard, shard_windows, shard.target == code)
     frequency = (count + 1) / (count.sum(1, keepdims=True) + n_classes)
-    seen = np.isfinite(point)
+    has_class = np.isfinite(point)
     is_point = np.arange(n_classes) == point[..., None]
-    others = np.where(is_point, 0.0, frequency[:, None])
-    others *= (1 - hit)[:, None, None] / others.sum(-1, keepdims=True)
-    return np.where(seen[..., None], np.where(is_point, hit[:, None, None], others), np.nan)
+    remaining = np.where(is_point, 0.0, frequency[:, None])
+    remaining *= (1 - hit)[:, None, None] / remaining.sum(-1, keepdims=True)
+    return np.where(has_class[..., None], np.where(is_point, hit[:, None, None], remaining), np.nan)
 
 
 def _last_season(panel: Panel, windows: WindowIndex, horizon: int, season: int) -> Array:
     """Return the point forecast of seasonal naive, [n, horizon]."""
     ahead = np.arange(1, horizon + 1)
     seasons_ahead = -(-ahead // season)
-    begin, begun = panel.offsets[windows.series], panel.start[windows.series][:, None]
+    offset, series_start = panel.offsets[windows.series], panel.start[windows.series][:, None]
     last = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
 
     point = np.full((len(windows), horizon), np.nan)
     for back in range(SEASONS_BACK):
         step = windows.cutoff[:, None] + (ahead - season * (seasons_ahead + back))[None]
-        step += panel.clock_shift_at(begun + windows.cutoff[:, None] + ahead) - panel.clock_shift_at(begun + step)
+        step += panel.clock_shift_at(series_start + windows.cutoff[:, None] + ahead) - panel.clock_shift_at(
+            series_start + step
+        )
         inside = (step >= 0) & (step <= last[:, None])
-        values = panel.target[np.where(inside, begin[:, None] + step, 0)]
+        values = panel.target[np.where(inside, offset[:, None] + step, 0)]
         point = np.where(np.isnan(point) & inside, values, point)
     return np.where(np.isnan(point), last_values(panel, windows)[:, None], point)
 
 
 def last_values(panel: Panel, windows: WindowIndex) -> Array:
-    """Return the last observed value up to each cutoff; NaN where there is none, [n]."""
-    found = np.full(len(windows), np.nan, dtype=np.float32)
-    for chosen, shard, own in _by_shard(panel, windows):
+    """Return the last observed value up to each cutoff, [n]; NaN without any."""
+    values = np.full(len(windows), np.nan, dtype=np.float32)
+    for numbers, shard, shard_windows in _by_shard(panel, windows):
         observed = np.isfinite(shard.target)
         latest = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
-        begin = shard.offsets[own.series]
-        end = begin + np.minimum(own.cutoff, shard.lengths[own.series] - 1)
-        at = latest[np.maximum(end, 0)]
-        found[chosen] = np.where((end >= begin) & (at >= begin), shard.target[at], np.nan)
-    return found
+        first = shard.offsets[shard_windows.series]
+        end = first + np.minimum(shard_windows.cutoff, shard.lengths[shard_windows.series] - 1)
+        index = latest[np.maximum(end, 0)]
+        values[numbers] = np.where((end >= first) & (index >= first), shard.target[index], np.nan)
+    return values
 
 
 def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
-    """Return the observed targets after each cutoff, NaN where there is none, [n, horizon]."""
+    """Return the targets after each cutoff, [n, horizon]; NaN where not observed."""
     step = windows.cutoff[:, None] + np.arange(1, horizon + 1)
     inside = (step >= 0) & (step < panel.lengths[windows.series][:, None])
     values = panel.target[np.where(inside, panel.offsets[windows.series][:, None] + step, 0)]

@@ -1,9 +1,10 @@
-"""A paired test over time: series share their dates, and forecasts from close cutoffs are of the same steps.
+"""A paired test of two forecasts over cutoffs.
 
-The unit is the cutoff, not the series: of each, the difference is summed over all series. What is left is a short
-series in time, whose neighbours are alike where their targets overlap. Its long-run variance is the mean square of its
-lowest cosine frequencies, and Student's t knows how few these are (Lazarus, Lewis, Stock & Watson 2018, JBES; for
-forecasts Coroneo & Iacone 2020, Journal of Applied Econometrics).
+Series share their dates, and forecasts from close cutoffs share target steps, so the unit is the cutoff: differences
+are summed over all series of a cutoff. The result is a short time series that is autocorrelated where targets overlap.
+Its long-run variance is estimated by the mean square of its lowest cosine coefficients, and Student's t has their
+number as degrees of freedom (Lazarus, Lewis, Stock & Watson 2018, JBES; for forecasts Coroneo & Iacone 2020, Journal of
+Applied Econometrics).
 """
 
 from typing import NamedTuple
@@ -18,16 +19,16 @@ _LEAST_FREQUENCIES = 4
 
 
 class PairedTest(NamedTuple):
-    """Whether a mean difference over cutoffs is below 0."""
+    """Test that a mean difference over cutoffs is below 0."""
 
     p_value: float
     """One-sided; NaN with fewer than two blocks, or without any difference."""
     blocks: int
-    """Stretches of time without a target in common."""
+    """Number of periods that share no target."""
 
 
 def count_blocks(begin: IntArray, end: IntArray) -> int:
-    """Return how many of the intervals (begin, end] fit beside each other at most.
+    """Return the largest number of intervals (begin, end] that do not overlap.
 
     >>> count_blocks(np.array([0, 1, 2, 3]), np.array([2, 3, 4, 4]))
     2
@@ -43,13 +44,12 @@ def count_blocks(begin: IntArray, end: IntArray) -> int:
 def paired_test(total: Array, weight: Array, begin: IntArray, end: IntArray) -> PairedTest:
     """Return the test that sum(total) / sum(weight) is below 0, from n cutoffs, the earliest first.
 
-    `total` is the sum of the differences at each cutoff, over series and steps, `weight` how many these are; (begin,
-    end] is where its observed targets lie. There are as many frequencies as blocks but one, and at most n^(2/3), so
-    that nights which are alike do not count as one each.
+    `total` is the sum of the differences at each cutoff, over series and steps, `weight` their number; (begin, end] are
+    the steps of its observed targets. The number of frequencies is that of the blocks less one, and at most n^(2/3), so
+    that autocorrelated cutoffs do not count as independent.
 
-    Where targets overlap, the variance is corrected by what it would be if each step had an effect of its own on all
-    the forecasts of it, and the degrees of freedom likewise (Satterthwaite 1946). If each cutoff has an effect of its
-    own the test is then on the safe side.
+    If targets overlap, variance and degrees of freedom are corrected for an independent effect of each step on all
+    forecasts of it (Satterthwaite 1946). For independent effects of each cutoff the test is then conservative.
     """
     n, blocks = len(total), count_blocks(begin, end)
     if blocks < 2:
@@ -70,7 +70,7 @@ def paired_test(total: Array, weight: Array, begin: IntArray, end: IntArray) -> 
 
 
 def _overlap(cosines: Array, weight: Array, begin: IntArray, end: IntArray) -> tuple[float, float]:
-    """Return by how much the variance is too small for effects of steps, at least 1, and the degrees of freedom."""
+    """Return the factor that corrects the variance for effects of steps, at least 1, and the degrees of freedom."""
     n = len(weight)
     edges = np.unique(np.concatenate([begin, end]))
     covered = (begin[:, None] <= edges[:-1]) & (edges[1:] <= end[:, None])

@@ -24,26 +24,26 @@ from forecast.names import (
 _ORDER = (*BASELINES, SOURCE_PRETRAINED, SOURCE_FINE_TUNED)
 
 
-def by_model(frame: pl.DataFrame, *then: str) -> pl.DataFrame:
-    """Return rows in the order in which models are shown, baselines first, and by the columns `then` within."""
+def by_model(frame: pl.DataFrame, *more_columns: str) -> pl.DataFrame:
+    """Return rows sorted by model, baselines first, then by `more_columns`."""
     rank = pl.col(MODEL).replace_strict(_ORDER, range(len(_ORDER)), default=len(_ORDER), return_dtype=pl.Int32)
-    return frame.sort(rank, MODEL, *then)
+    return frame.sort(rank, MODEL, *more_columns)
 
 
 def summarise(scores: pl.DataFrame | pl.LazyFrame, by: Sequence[str] = ()) -> pl.DataFrame:
-    """Return one row per model, and per value of the columns `by`, which come first.
+    """Return one row per model and per value of the columns `by`, which come first.
 
-    Of numbers: means over windows (mase, smape, rmsse) and ratios of sums, over all steps of all windows:
+    For numbers, means over windows (mase, smape, rmsse) and ratios of sums over all steps of all windows:
 
     wql         sum pinball / sum |y| (weighted quantile loss: Wang et al. 2019, "Deep Factors", ICML)
     wape        sum |y - q50| / sum |y|
-    bias        sum (mean - y) / sum |y|, of the mean forecast (q50 where a forecast states none: of skewed targets the
-                median lies below the mean without being wrong); `me` is sum (mean - y) / steps, in units of the target
+    bias        sum (mean - y) / sum |y|, of the mean forecast (q50 if there is none, although the median of a skewed
+                distribution lies below its mean); `me` is sum (mean - y) / steps, in units of the target
     coverage    share of steps inside the outermost interval; `width` is the sum of its widths / sum |y|
     crps        mean over steps (`score_points`), where scored
 
-    `n_undefined` windows have no MASE and no RMSSE (a constant or too short past), and are left out of their means. Of
-    classes: log_loss, brier and accuracy, means over all steps. A lazy frame is read in blocks.
+    `n_undefined` windows have no MASE and no RMSSE (a constant or too short past), and are left out of their means. For
+    classes, log_loss, brier and accuracy, means over all steps. A lazy frame is read in blocks.
     """
     frame = scores.lazy()
     names = frame.collect_schema().names()
@@ -70,44 +70,46 @@ def summarise(scores: pl.DataFrame | pl.LazyFrame, by: Sequence[str] = ()) -> pl
             (pl.col("width").sum() / size).alias("width"),
         ]
         counts.append(pl.col("mase").is_nan().sum().alias("n_undefined"))
-    found = frame.group_by(*by, MODEL).agg(*means, *counts).collect(engine="streaming")
-    return by_model(found, *by).sort(*by, maintain_order=True) if by else by_model(found)
+    summary = frame.group_by(*by, MODEL).agg(*means, *counts).collect(engine="streaming")
+    return by_model(summary, *by).sort(*by, maintain_order=True) if by else by_model(summary)
 
 
 def confusion(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Return model, target, class, n: how often each class was the most probable one where another came."""
+    """Return model, target, class, n: the number of steps per actual class (target) and most probable class."""
     counts = _observed(forecasts).group_by(MODEL, TARGET, CLASS).agg(pl.len().alias("n"))
     return by_model(counts.collect(engine="streaming"), TARGET, CLASS)
 
 
 def macro_f1(counts: pl.DataFrame) -> pl.DataFrame:
-    """Return model, macro_f1 from `confusion`: the mean over the classes that came or were forecast of their F1.
+    """Return model, macro_f1 from `confusion`: the mean F1 over the classes that are actual or forecast at least once.
 
-    F1 = 2 hits / (times forecast + times it came) (van Rijsbergen 1979).
+    F1 = 2 hits / (times forecast + times actual) (van Rijsbergen 1979).
     """
-    came, said = (counts.group_by(MODEL, pl.col(name).alias("name")).agg(pl.col("n").sum()) for name in (TARGET, CLASS))
+    actual, predicted = (
+        counts.group_by(MODEL, pl.col(name).alias("name")).agg(pl.col("n").sum()) for name in (TARGET, CLASS)
+    )
     hits = counts.filter(pl.col(TARGET) == pl.col(CLASS)).select(MODEL, pl.col(CLASS).alias("name"), hits="n")
-    each = pl.concat([came, said]).group_by(MODEL, "name").agg(pl.col("n").sum())
-    each = each.join(hits, on=[MODEL, "name"], how="left")
-    return each.group_by(MODEL).agg((2 * pl.col("hits").fill_null(0) / pl.col("n")).mean().alias("macro_f1"))
+    counts_by_class = pl.concat([actual, predicted]).group_by(MODEL, "name").agg(pl.col("n").sum())
+    counts_by_class = counts_by_class.join(hits, on=[MODEL, "name"], how="left")
+    return counts_by_class.group_by(MODEL).agg((2 * pl.col("hits").fill_null(0) / pl.col("n")).mean().alias("macro_f1"))
 
 
 def error_by_step(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Return step, model and scores at each step of the horizon, over observed targets.
 
-    mae and rmse of q50, me (mean of the mean forecast - y, of q50 - y where there is no column of means), pinball (mean
-    over levels, twice), coverage and width (mean) of the outermost interval; of classes error_rate, the share of steps
-    whose most probable class did not come.
+    mae and rmse of q50, me (mean of mean forecast - y, or of q50 - y without a column of means), pinball (twice the
+    mean over levels), coverage and mean width of the outermost interval; for classes error_rate, the share of steps
+    whose most probable class is not the actual one.
     """
     frame = _observed(forecasts)
     names = frame.collect_schema().names()
     if CLASS in names:
-        scored = [(pl.col(TARGET) != pl.col(CLASS)).mean().alias("error_rate")]
+        metrics = [(pl.col(TARGET) != pl.col(CLASS)).mean().alias("error_rate")]
     else:
         levels, error = quantile_levels(names), pl.col("q50") - pl.col(TARGET)
         ordered = sorted(levels, key=levels.__getitem__)
         lower, upper = pl.col(ordered[0]), pl.col(ordered[-1])
-        scored = [
+        metrics = [
             error.abs().mean().alias("mae"),
             error.pow(2).mean().sqrt().alias("rmse"),
             (pl.col(MEAN if MEAN in names else "q50") - pl.col(TARGET)).mean().alias("me"),
@@ -115,28 +117,29 @@ def error_by_step(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
             pl.col(TARGET).is_between(lower, upper).mean().alias("coverage"),
             (upper - lower).mean().alias("width"),
         ]
-    return by_model(frame.group_by(MODEL, STEP).agg(*scored).collect(engine="streaming"), STEP)
+    return by_model(frame.group_by(MODEL, STEP).agg(*metrics).collect(engine="streaming"), STEP)
 
 
 def coverage_by_level(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Return model, level, coverage: the share of observed targets at or below each quantile (ideally the level).
+    """Return model, level, coverage, pinball: the share of observed targets at or below each quantile, and its loss.
 
-    And pinball, the mean of 2 max(level e, (level - 1) e), e = y - q (Koenker & Bassett 1978, Econometrica 46). Of
-    classes, the share of times that a class came whose probability was in each tenth, against its mean there.
+    Ideally coverage is the level. Pinball is the mean of 2 max(level e, (level - 1) e), e = y - q (Koenker & Bassett
+    1978, Econometrica 46). For classes there is no pinball: probabilities are binned in tenths, level is their mean in
+    a bin, coverage the frequency of the class there.
     """
     observed = _observed(forecasts)
     names = observed.collect_schema().names()
     if CLASS in names:
-        each = observed.unpivot(
+        probabilities = observed.unpivot(
             [name for name in names if name.startswith(class_column(""))],
             index=[MODEL, TARGET],
             variable_name="name",
             value_name="level",
         )
         tenth = (pl.col("level") * 10).floor().clip(upper_bound=9)
-        came = (pl.col("name") == class_column("") + pl.col(TARGET)).mean().alias("coverage")
-        found = each.group_by(MODEL, tenth.alias("tenth")).agg(pl.col("level").mean(), came)
-        return by_model(found.collect(engine="streaming"), "level").drop("tenth")
+        frequency = (pl.col("name") == class_column("") + pl.col(TARGET)).mean().alias("coverage")
+        reliability = probabilities.group_by(MODEL, tenth.alias("tenth")).agg(pl.col("level").mean(), frequency)
+        return by_model(reliability.collect(engine="streaming"), "level").drop("tenth")
     levels = quantile_levels(names)
     shares = [(pl.col(TARGET) <= pl.col(name)).mean().alias(f"coverage {name}") for name in levels]
     losses = [_pinball(name, level).mean().alias(f"pinball {name}") for name, level in levels.items()]
@@ -154,10 +157,10 @@ def coverage_by_level(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
 
 
 def coverage_by_interval(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Return model, level, coverage, width: of each central interval that the quantiles hold, over observed targets.
+    """Return model, level, coverage, width of each central interval between forecast quantiles, over observed targets.
 
-    coverage is the share of targets inside (ideally the level), width the mean in units of the target. Interval of
-    level 0.8: from q10 to q90.
+    coverage is the share of targets inside (ideally the level), width the mean in units of the target. The interval of
+    level 0.8 is that from q10 to q90.
     """
     observed = _observed(forecasts)
     names = quantile_levels(observed.collect_schema().names())
@@ -166,7 +169,7 @@ def coverage_by_interval(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame
         for name, level in names.items()
         if level < 0.5 and quantile_column(1 - level) in names
     }
-    scored = [
+    metrics = [
         aggregate
         for lower, upper in pairs.values()
         for aggregate in (
@@ -174,7 +177,7 @@ def coverage_by_interval(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame
             (pl.col(upper) - pl.col(lower)).mean().alias(f"width {lower}"),
         )
     ]
-    wide = observed.group_by(MODEL).agg(*scored).collect(engine="streaming")
+    wide = observed.group_by(MODEL).agg(*metrics).collect(engine="streaming")
     long = [
         wide.select(
             MODEL,
@@ -189,7 +192,7 @@ def coverage_by_interval(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame
 
 
 def quantile_levels(columns: Sequence[str]) -> dict[str, float]:
-    """Return the quantile columns with their levels.
+    """Return the names of the quantile columns among `columns`, with their levels.
 
     >>> quantile_levels(["step", "q2.5", "q50"])
     {'q2.5': 0.025, 'q50': 0.5}
@@ -208,13 +211,13 @@ def _pinball(name: str, level: float) -> pl.Expr:
 
 
 def wins(scores: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Return model, baseline, and on what share of the series the model is better, over windows that both have.
+    """Return model, baseline, and the share of series on which the model is better, over windows that both have.
 
-    mase        of the series with one, the share on which its mean is lower; null if there are none
+    mase        share of the series with a MASE on which its mean is lower; null if there are none
     pinball     share on which its sum is lower
-    n_series    series that both have forecast; `n_mase` those with a MASE
+    n_series    number of series that both have forecast; `n_mase` of those with a MASE
 
-    Of classes log_loss and brier in place of the two, by their sums. Equal is not better.
+    For classes, log_loss and brier instead of the two, by their sums. Ties do not count as better.
     """
     frame = scores.lazy()
     present = frame.select(pl.col(MODEL).unique()).collect(engine="streaming")[MODEL].to_list()
@@ -224,10 +227,12 @@ def wins(scores: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     pairs = []
     for model in (name for name in present if name not in BASELINES):
         for baseline in (name for name in BASELINES if name in present):
-            ours, theirs = (frame.filter(pl.col(MODEL) == name).select(*keys, *metrics) for name in (model, baseline))
-            # A MASE is not there for both or for none: its scale is the same.
+            model_scores, baseline_scores = (
+                frame.filter(pl.col(MODEL) == name).select(*keys, *metrics) for name in (model, baseline)
+            )
+            # Model and baseline have the same MASE scale: both have a MASE, or neither.
             totals = (
-                ours.join(theirs, on=keys, suffix="_other")
+                model_scores.join(baseline_scores, on=keys, suffix="_other")
                 .group_by(SERIES_ID)
                 .agg(pl.all().exclude(keys).fill_nan(None).sum(), defined=pl.col(metrics[0]).is_not_nan().any())
             )
@@ -235,9 +240,9 @@ def wins(scores: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
                 pl.col(name).lt(pl.col(f"{name}_other")).filter(pl.col("defined") | (name != "mase")).mean().alias(name)
                 for name in metrics
             ]
-            counted = [pl.len().cast(pl.Int64).alias("n_series")]
-            counted += [] if classes else [pl.col("defined").sum().cast(pl.Int64).alias("n_mase")]
-            named = [pl.lit(model).alias(MODEL), pl.lit(baseline).alias("baseline")]
-            found = totals.select(*better, *counted).collect(engine="streaming")
-            pairs.append(found.select(*named, pl.all()))
+            counts = [pl.len().cast(pl.Int64).alias("n_series")]
+            counts += [] if classes else [pl.col("defined").sum().cast(pl.Int64).alias("n_mase")]
+            labels = [pl.lit(model).alias(MODEL), pl.lit(baseline).alias("baseline")]
+            shares = totals.select(*better, *counts).collect(engine="streaming")
+            pairs.append(shares.select(*labels, pl.all()))
     return by_model(pl.concat(pairs))

@@ -1,4 +1,4 @@
-"""Attention weights of a forecast."""
+"""Attention weights of forecasts, as a table."""
 
 import numpy as np
 import polars as pl
@@ -18,10 +18,10 @@ from forecast.prediction.one_pass import BATCH_SIZE
 
 @torch.inference_mode()
 def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) -> pl.DataFrame:
-    """Return how much each step of the encoder weighs in the forecasts from grid index `cutoff`, the latest when None.
+    """Return the weight of each encoder step in the forecasts from grid index `cutoff`, the latest when None.
 
-    Columns: series_id, cutoff, timestamp (of the last row that the step takes in), step (0 at the cutoff, -1 before
-    it), weight; a series' weights sum to 1, and are 0 before its start.
+    Columns: series_id, cutoff, timestamp (of the last row of the encoder step), step (0 at the cutoff, -1 before it),
+    weight. The weights of a series sum to 1 and are 0 before its start.
 
     Raises ConfigError for a model without attention, DataError as `forecast`.
     """
@@ -31,25 +31,25 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
     cutoff, windows = latest_windows(panel, cutoff)
     network = artifact.for_cutoff(cutoff).network
     data = PanelTensors.of(panel, network)
-    shape = members_of(network)[0].shape  # A pretrained member may look further back, and has no weights.
+    shape = members_of(network)[0].shape  # A pretrained member may have a longer context, but has no weights.
     length, context = shape.segment_length, shape.context_length
     weights, indices = [], []
-    for series, own, origins in validation_batches(windows, BATCH_SIZE):
-        output = network(data.gather(series, own, own + 1, **window_sizes(network, 1)), origins)
+    for series, ends, origins in validation_batches(windows, BATCH_SIZE):
+        output = network(data.gather(series, ends, ends + 1, **window_sizes(network, 1)), origins)
         assert output.attention is not None
         weights.append(output.attention[:, 0].numpy())
-        steps, _ = data.steps(series, own, torch.full_like(own, 1 - context), context)
+        steps, _ = data.steps(series, ends, torch.full_like(ends, 1 - context), context)
         indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
     weight, index = np.concatenate(weights), np.concatenate(indices)
-    n, n_steps = weight.shape
+    n_windows, n_steps = weight.shape
     return pl.DataFrame(
         {
             SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(
-                np.repeat(np.arange(n), n_steps)
+                np.repeat(np.arange(n_windows), n_steps)
             ),
-            CUTOFF: panel.grid.timestamps(np.array([cutoff])).gather(np.zeros(n * n_steps, dtype=np.int64)),
+            CUTOFF: panel.grid.timestamps(np.array([cutoff])).gather(np.zeros(n_windows * n_steps, dtype=np.int64)),
             TIMESTAMP: panel.grid.timestamps(index.ravel()),
-            STEP: np.tile(np.arange(1 - n_steps, 1, dtype=np.int32), n),
+            STEP: np.tile(np.arange(1 - n_steps, 1, dtype=np.int32), n_windows),
             "weight": weight.ravel(),
         }
     )

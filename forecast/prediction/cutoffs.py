@@ -1,4 +1,4 @@
-"""The cutoff of a forecast, and the windows that end there."""
+"""Checks of the cutoff of a forecast, and the windows that end there."""
 
 import numpy as np
 
@@ -11,31 +11,31 @@ from forecast.models.adapters.stacked import FROZEN
 
 
 def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
-    """Return the grid index of a cutoff, the latest step of the panel when None; the setting is at `key`.
+    """Return `cutoff`, or the latest step of the panel when None, as a grid index.
 
-    Raises DataError if the panel ends before it, or begins after it.
+    Raises DataError, which names the setting `key`, if the panel ends before the cutoff or begins after it.
     """
-    final = panel.last_index
-    cutoff = final if cutoff is None else cutoff
-    if cutoff > final:
-        there, asked = panel.grid.timestamps(np.array([final, cutoff])).to_list()
+    last = panel.last_index
+    cutoff = last if cutoff is None else cutoff
+    if cutoff > last:
+        end, requested = panel.grid.timestamps(np.array([last, cutoff])).to_list()
         raise DataError(
-            f"the panel ends at {there}, before the cutoff {asked}; wait for the data, or set an earlier {key}"
+            f"the panel ends at {end}, before the cutoff {requested}; wait for the data, or set an earlier {key}"
         )
     if cutoff < panel.start.min():
-        asked = panel.grid.timestamps(np.array([cutoff]))[0]
-        raise DataError(f"no series has begun by the cutoff {asked}; set a later {key}")
+        cutoff_time = panel.grid.timestamps(np.array([cutoff]))[0]
+        raise DataError(f"no series has begun by the cutoff {cutoff_time}; set a later {key}")
     return cutoff
 
 
 def latest_windows(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
-    """Return grid index and windows of the cutoff, the latest step of the panel when None."""
+    """Return the grid index of `cutoff`, the latest step of the panel when None, and the windows that end there."""
     cutoff = check_cutoff(panel, cutoff)
     return cutoff, windows_at(panel, cutoff)
 
 
 def check_model(artifact: Artifact, key: str = "score.state") -> None:
-    """Raise ConfigError, which names the setting at `key`, for a model whose state can't be carried on."""
+    """Raise ConfigError, which names the setting `key`, for a model whose encoder state can't be carried over runs."""
     if artifact.model.attention:
         raise ConfigError(
             f"{key}: attention looks at every step of the context again, and this model has it; leave {key} out, or "

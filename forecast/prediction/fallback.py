@@ -1,4 +1,4 @@
-"""The forecast of each series, or what stands in for it: fine-tuned, pretrained, naive, last value."""
+"""The forecast of each series with its fallbacks: fine-tuned, pretrained, seasonal naive, last value."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,15 @@ from forecast.metrics.seasonal_naive import SEASONS_BACK
 from forecast.models.network.carried_state import StateStore
 from forecast.models.runtime.onnx import Forward
 from forecast.names import SOURCE_FINE_TUNED, SOURCE_LAST_VALUE, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
-from forecast.prediction.frames import forecast_rows, rejected_series
+from forecast.prediction.frames import Predictions, forecast_rows, rejected_series
 from forecast.prediction.naive import mean_of_naive, naive_forecasts
 from forecast.prediction.predict import predict
-from forecast.prediction.result import DoubleArray, Forecasts
+from forecast.prediction.result import DoubleArray, Forecasts, Predicted
 
-# A mean so many times the range of its series' history away from it is not plausible; that takes so many observations.
-_PLAUSIBLE_RANGES, _FEW_OBSERVATIONS = 10, 8
-# Latest steps that are looked at before the whole history is.
+# A mean further from the history of its series than this many times its range is not plausible; the check needs this
+# many observations.
+_PLAUSIBLE_RANGES, _MIN_OBSERVATIONS = 10, 8
+# Latest steps that are checked before the whole history is read.
 _RECENT = 32
 
 
@@ -37,103 +38,103 @@ def forecast_shard(
     forward: Forward | None = None,
     device: str = "cpu",
 ) -> Forecasts:
-    """Return the forecasts of every series from grid index `cutoff`, which is anywhere: the panel may be part of one.
+    """Return the forecasts of every series from grid index `cutoff`; the panel may be a shard of a larger one.
 
-    With the weights of `artifact` itself, whatever its final fit.
+    The weights are those of `artifact` itself, never those of its final fit. Sources in order: fine-tuned; pretrained;
+    seasonal naive, if the model's forecast is not finite (no observation within its context) or its mean lies further
+    from the history of the series than ten times its range; last value, if there is no recent full season.
 
-    The ladder: fine-tuned, pretrained, seasonal naive where the model gives no finite forecast (no observation within
-    its context) or means beyond ten times the range of the series' history, last value where there is no full season of
-    late. Rejected are series without any observation up to
-    the cutoff, those whose last one is older than `max_age`, and those that are `refused`, [S], for the known
-    covariates that they lack. `samples`, `forward` and `carried` as in `predict`.
+    Rejects are series that begin after the cutoff or have no observation up to it, those whose last observation is
+    older than `max_age`, and those `refused`, [S], because known covariates are missing. `samples`, `forward` and
+    `carried` as in `predict`.
     """
     windows = windows_at(panel, cutoff)
-    late = np.setdiff1d(np.arange(panel.n_series), windows.series)
+    not_started = np.setdiff1d(np.arange(panel.n_series), windows.series)
     assert artifact.window.context_length is not None
     limit = age_limit(max_age, artifact.window.context_length, panel.grid, cutoff)
     over = have_ended(panel, windows, limit)
     ended, windows = windows[np.flatnonzero(over)], windows[np.flatnonzero(~over)]
-    lacking = np.zeros(0, np.int64)
+    missing_known = np.zeros(0, np.int64)
     if refused is not None:
-        lacking = windows.series[refused[windows.series]]
+        missing_known = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
     predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
-
-    quantiles, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
-    source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
-    context = None if artifact.classes is not None else artifact.network.shape.context_length
-    finite = _sound(quantiles, mean, panel, windows, context)
-    back_to_base = ~finite & _sound(predicted.base, predicted.base_mean, panel, windows, context)
-    quantiles[back_to_base], mean[back_to_base] = predicted.base[back_to_base], predicted.base_mean[back_to_base]
-    source[back_to_base] = SOURCE_PRETRAINED
-    fallen = np.flatnonzero(~finite & ~back_to_base)
-    if len(fallen):
-        season = artifact.network.shape.season_length
-        naive = naive_forecasts(artifact, panel, windows[fallen])
-        mean[fallen] = mean_of_naive(artifact, naive)
-        if samples:
-            drawn = naive_forecasts(artifact, panel, windows[fallen], points=samples)
-            naive = np.concatenate([naive, drawn], axis=-1)
-        quantiles[fallen] = naive
-        end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallen]
-        enough = (end >= season - 1) & (windows.cutoff[fallen] - end < season * SEASONS_BACK)
-        source[fallen] = np.where(enough, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
-    given = _finite(quantiles, mean)
-
-    frame = forecast_rows(
-        artifact,
-        panel,
-        windows[np.flatnonzero(given)],
-        quantiles[given],
-        mean[given],
-        source[given],
-        samples,
-        cutoff,
-        model_version,
-    )
+    forecasts = _with_fallbacks(artifact, panel, windows, predicted, samples)
+    valid = _finite(forecasts.values, forecasts.mean)
+    frame = forecast_rows(artifact, panel, forecasts.select(valid), samples, cutoff, model_version)
     rejects = pl.concat(
         [
-            rejected_series(panel, windows.series[~given], "no observation up to the cutoff"),
-            rejected_series(panel, late, "begins after the cutoff"),
-            rejected_series(panel, lacking, "known covariates missing over the horizon"),
+            rejected_series(panel, windows.series[~valid], "no observation up to the cutoff"),
+            rejected_series(panel, not_started, "begins after the cutoff"),
+            rejected_series(panel, missing_known, "known covariates missing over the horizon"),
             rejected_series(panel, ended.series, ENDED, cutoff - ages(panel, ended)),
         ]
     )
     return Forecasts(frame, rejects)
 
 
-def _finite(stated: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
-    """Return whether all that is said of a window is finite, [n]."""
-    finite: npt.NDArray[np.bool_] = np.isfinite(stated).all((1, 2)) & np.isfinite(mean).all(1)
+def _with_fallbacks(
+    artifact: Artifact, panel: Panel, windows: WindowIndex, predicted: Predicted, samples: int
+) -> Predictions:
+    """Return the forecast of each window from the first source that gives a plausible one, else from the naive ones."""
+    values, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
+    source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
+    context = None if artifact.classes is not None else artifact.network.shape.context_length
+    plausible = _plausible(values, mean, panel, windows, context)
+    use_base = ~plausible & _plausible(predicted.base, predicted.base_mean, panel, windows, context)
+    values[use_base], mean[use_base] = predicted.base[use_base], predicted.base_mean[use_base]
+    source[use_base] = SOURCE_PRETRAINED
+    fallback = np.flatnonzero(~plausible & ~use_base)
+    if len(fallback):
+        season = artifact.network.shape.season_length
+        naive = naive_forecasts(artifact, panel, windows[fallback])
+        mean[fallback] = mean_of_naive(artifact, naive)
+        if samples:
+            paths = naive_forecasts(artifact, panel, windows[fallback], points=samples)
+            naive = np.concatenate([naive, paths], axis=-1)
+        values[fallback] = naive
+        end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallback]
+        has_season = (end >= season - 1) & (windows.cutoff[fallback] - end < season * SEASONS_BACK)
+        source[fallback] = np.where(has_season, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
+    return Predictions(windows, values, mean, source)
+
+
+def _finite(values: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Return a mask of the windows whose values and means are all finite, [n]."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(values).all((1, 2)) & np.isfinite(mean).all(1)
     return finite
 
 
-def _sound(
-    stated: np.ndarray, mean: DoubleArray, panel: Panel, windows: WindowIndex, context: int | None
+def _plausible(
+    values: np.ndarray, mean: DoubleArray, panel: Panel, windows: WindowIndex, context: int | None
 ) -> npt.NDArray[np.bool_]:
-    """Return whether all that is said of a window is finite, and its means, [n, horizon], are plausible, [n].
+    """Return a mask of the windows with finite values and plausible means, [n].
 
-    Those within ten times the range of the observations up to the cutoff are, on either side of them. Series of few
-    observations, or of one value only, set no limit; nor do classes, whose `context` is None.
+    Means, [n, horizon], are plausible within ten times the range of the observations up to the cutoff, on either side
+    of them. Series of few observations or of one value have no limits, and neither have classes, whose `context` is
+    None.
     """
-    sound = _finite(stated, mean)
-    if context is None or not sound.any():
-        return sound
+    plausible = _finite(values, mean)
+    if context is None or not plausible.any():
+        return plausible
     first, end = panel.offsets[windows.series], np.minimum(windows.cutoff + 1, panel.lengths[windows.series])
     ago = end[:, None] - np.arange(1, min(context, _RECENT) + 1)
     recent = np.where(ago >= 0, panel.target[first[:, None] + np.maximum(ago, 0)], np.nan)
-    # What is near the latest values is near the whole history, too, which few series have to be read for.
-    limited, near = _near(mean, recent)
-    for row in np.flatnonzero(sound & ~(limited & near)):
-        limited, near = _near(mean[[row]], panel.target[None, first[row] : first[row] + end[row]])
-        sound[row] = bool((near | ~limited)[0])
-    return sound
+    # Within the limits of recent values implies within those of the history, which is then read for few series only.
+    has_limits, within = _within_limits(mean, recent)
+    for row in np.flatnonzero(plausible & ~(has_limits & within)):
+        has_limits, within = _within_limits(mean[[row]], panel.target[None, first[row] : first[row] + end[row]])
+        plausible[row] = bool((within | ~has_limits)[0])
+    return plausible
 
 
-def _near(mean: DoubleArray, values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return whether values, [n, step], set a limit: enough of them, which differ; and whether means are within it."""
+def _within_limits(mean: DoubleArray, values: np.ndarray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return masks of windows with limits by `values`, [n, step], and of those whose means are within, [n] both.
+
+    Limits need enough values that are not all equal.
+    """
     missing = np.isnan(values)
-    least, most = np.where(missing, np.inf, values).min(1), np.where(missing, -np.inf, values).max(1)
-    limited = ((~missing).sum(1) >= _FEW_OBSERVATIONS) & (most > least)
-    margin = _PLAUSIBLE_RANGES * np.where(limited, most - least, 0.0)
-    return limited, limited & (mean.min(1) >= least - margin) & (mean.max(1) <= most + margin)
+    lowest, highest = np.where(missing, np.inf, values).min(1), np.where(missing, -np.inf, values).max(1)
+    has_limits = ((~missing).sum(1) >= _MIN_OBSERVATIONS) & (highest > lowest)
+    margin = _PLAUSIBLE_RANGES * np.where(has_limits, highest - lowest, 0.0)
+    return has_limits, has_limits & (mean.min(1) >= lowest - margin) & (mean.max(1) <= highest + margin)

@@ -1,8 +1,9 @@
 """Tables of forecasts and rejects."""
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from forecast.artifact import Artifact
@@ -21,11 +22,11 @@ from forecast.names import (
     VALUE,
     sample_column,
 )
-from forecast.prediction.postprocess import stated_columns
+from forecast.prediction.postprocess import forecast_columns
 
 
 def rejected_series(panel: Panel, series: np.ndarray, reason: str, index: IntArray | None = None) -> pl.DataFrame:
-    """Return rejects of series; `index`, [n], has the grid indices of their timestamps, which are null without."""
+    """Return rejects of `series` ([n] rows of the panel); `index`, [n], gives their timestamps, null when None."""
     n, timestamp = len(series), panel.grid.timestamps(np.zeros(0, np.int64) if index is None else index)
     return pl.DataFrame(
         {
@@ -37,23 +38,33 @@ def rejected_series(panel: Panel, series: np.ndarray, reason: str, index: IntArr
     )
 
 
+class Predictions(NamedTuple):
+    """Forecasts of n windows with the source of each."""
+
+    windows: WindowIndex
+    values: np.ndarray
+    """[n, horizon, column], quantiles or probabilities, followed by samples."""
+    mean: np.ndarray
+    """[n, horizon]; of classes the code of the most probable one."""
+    source: np.ndarray
+    """[n]."""
+
+    def select(self, mask: npt.NDArray[np.bool_]) -> Self:
+        """Return the forecasts of the windows in `mask`, [n]."""
+        index = np.flatnonzero(mask)
+        return type(self)(self.windows[index], self.values[mask], self.mean[mask], self.source[mask])
+
+
 def forecast_rows(
-    artifact: Artifact,
-    panel: Panel,
-    windows: WindowIndex,
-    quantiles: np.ndarray,
-    mean: np.ndarray,
-    source: np.ndarray,
-    samples: int,
-    cutoff: int,
-    model_version: str,
+    artifact: Artifact, panel: Panel, predictions: Predictions, samples: int, cutoff: int, model_version: str
 ) -> pl.DataFrame:
-    """Return the table of forecasts, by series and step."""
+    """Return the table of forecasts from grid index `cutoff`, by series and step (`Forecasts.frame`)."""
+    windows, values, mean, source = predictions
     n, horizon = len(windows), artifact.horizon
     classes = artifact.classes
-    centre: dict[str, Any] = {MEAN: mean.ravel()}
+    location_columns: dict[str, Any] = {MEAN: mean.ravel()}
     if classes is not None:
-        centre = {CLASS: pl.Series(classes, dtype=pl.String).gather(mean.ravel().astype(np.int64))}
+        location_columns = {CLASS: pl.Series(classes, dtype=pl.String).gather(mean.ravel().astype(np.int64))}
     ahead = panel.grid.timestamps(np.arange(cutoff, cutoff + horizon + 1))
     return pl.DataFrame(
         {
@@ -63,10 +74,10 @@ def forecast_rows(
             TIMESTAMP: ahead[1:].gather(np.tile(np.arange(horizon), n)),
             CUTOFF: ahead[:1].gather(np.zeros(n * horizon, dtype=np.int64)),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
-            **centre,
+            **location_columns,
             **{
-                name: quantiles[..., k].ravel()
-                for k, name in enumerate((*stated_columns(artifact), *map(sample_column, range(samples))))
+                name: values[..., k].ravel()
+                for k, name in enumerate((*forecast_columns(artifact), *map(sample_column, range(samples))))
             },
             SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),

@@ -1,4 +1,4 @@
-"""Forecasts of a panel, and of a table."""
+"""Forecasts of all series of a panel or a table, from one cutoff."""
 
 from datetime import datetime
 from typing import Any
@@ -29,7 +29,8 @@ def forecast(
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
-    Series older than `max_age` are rejects. Raises DataError if the panel ends before the cutoff, or begins after it.
+    Series whose last observation is older than `max_age` are rejects. Raises DataError if the panel ends before the
+    cutoff, or begins after it.
     """
     cutoff = check_cutoff(panel, cutoff)
     artifact = artifact.for_cutoff(cutoff)
@@ -44,14 +45,14 @@ def forecast_loaded(
     max_age: MaxAge = AUTO,
     model_version: str = "",
 ) -> Forecasts:
-    """Return the forecasts of every series of a panel that `artifact` has read, with the rejects of rows and series.
+    """Return the forecasts of every series of a panel that `artifact` has read, with rejected rows and series.
 
-    `cutoff` is the last timestamp a forecast may see, the latest of the panel when None. Series older than `max_age`
-    are rejects.
+    `cutoff` is the last timestamp that a forecast may see, the latest of the panel when None. Series whose last
+    observation is older than `max_age` are rejects.
     """
-    at = None if cutoff is None else loaded.panel.grid.floor(cutoff)
-    made = forecast(artifact, loaded.panel, cutoff=at, max_age=max_age, model_version=model_version)
-    return Forecasts(made.frame, pl.concat([loaded.rejects, made.rejects]))
+    index = None if cutoff is None else loaded.panel.grid.floor(cutoff)
+    result = forecast(artifact, loaded.panel, cutoff=index, max_age=max_age, model_version=model_version)
+    return Forecasts(result.frame, pl.concat([loaded.rejects, result.rejects]))
 
 
 def forecast_frame(
@@ -62,7 +63,7 @@ def forecast_frame(
     max_age: MaxAge = AUTO,
     model_version: str = "",
 ) -> Forecasts:
-    """Return the forecasts of every series in a Polars, pandas or Arrow table, as `forecast_loaded`.
+    """Return the forecasts of every series of a Polars, pandas or Arrow table; arguments as in `forecast_loaded`.
 
     Raises DataError as `Artifact.read`.
     """
@@ -72,25 +73,25 @@ def forecast_frame(
 
 
 def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return a made-up table that the model can read, and its forecasts: the model's signature, and how to call it."""
+    """Return a synthetic table that the model can read, and its forecasts: signature and input example of the model."""
     columns, data = artifact.data.columns, artifact.data
     length = max(artifact.network.shape.season_length, 2) + 1
     steps = np.arange(artifact.trained_until - length + 1, artifact.trained_until + 1)
-    values: Any = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
+    targets: Any = 10.0 + np.round(5.0 * np.sin(2 * np.pi * np.arange(length) / (length - 1)), 3)
     if artifact.classes is not None:
-        values = [artifact.classes[step % len(artifact.classes)] for step in range(length)]
-    wide = data.layout == "wide"
+        targets = [artifact.classes[step % len(artifact.classes)] for step in range(length)]
+    is_wide = data.layout == "wide"
     table = pl.DataFrame(
         {
-            **({} if wide else {columns.series_id: ["example"] * length}),
+            **({} if is_wide else {columns.series_id: ["example"] * length}),
             columns.timestamp: artifact.grid.timestamps(steps),
-            ("example" if wide else columns.target): values,
+            ("example" if is_wide else columns.target): targets,
             **{
                 name: [(artifact.categories[name] or ("",))[0] if name in artifact.categories else 0.0] * length
                 for name in (
                     *data.past_covariates,
                     *data.known_covariates,
-                    *(() if wide else data.static_covariates),
+                    *(() if is_wide else data.static_covariates),
                 )
             },
         }

@@ -1,4 +1,4 @@
-"""Seasonal naive as the model's own forecast."""
+"""Seasonal naive in the form of a model's forecast: with its columns, levels and support of the target."""
 
 from collections.abc import Sequence
 
@@ -27,10 +27,10 @@ def naive_forecasts(
     horizon: int | None = None,
     levels: Sequence[float] | None = None,
 ) -> DoubleArray:
-    """Return seasonal naive as the model's own forecast, where it has none, [n, horizon, column].
+    """Return seasonal naive in the form of the model's forecasts, [n, horizon, column].
 
-    Of counts whole numbers, of counts and amounts none below 0. `season`, `horizon` and `levels` (of numbers) are those
-    of the model when None, `points` as in `predict`.
+    Forecasts of counts are whole numbers; those of counts and amounts are not below 0. `season`, `horizon` and `levels`
+    (of numbers) are those of the model when None; `points` as in `predict`.
     """
     season = season or artifact.network.shape.season_length
     horizon = horizon or artifact.horizon
@@ -41,30 +41,30 @@ def naive_forecasts(
         return classes.astype(np.float64)
     naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
     _, sigma = seasonal_naive_errors(panel, windows, season)
-    unknown = np.isnan(sigma)
-    naive[unknown] = _with_panel_scale(artifact.network, naive[unknown], levels, season)
+    without_scale = np.isnan(sigma)
+    naive[without_scale] = _with_panel_scale(artifact.network, naive[without_scale], levels, season)
     return within_support(artifact, naive)
 
 
 def _with_panel_scale(
     network: Forecaster, point: npt.NDArray[np.floating], levels: Sequence[float], season: int
 ) -> DoubleArray:
-    """Return normal quantiles around `point`, [n, horizon, level], with the panel's scale: the series has none."""
+    """Return normal quantiles around `point`, [n, horizon, level], with the panel's scale, as the series has none."""
     relative, absolute = (float(value) for value in members_of(network)[0].cold_scale)
     unit = network.shape.unit
-    centre = to_model(torch.from_numpy(point).double(), unit)
+    location = to_model(torch.from_numpy(point).double(), unit)
     seasons_ahead = -(-torch.arange(1, point.shape[1] + 1) // season)
-    scale = (relative * centre.abs()).clamp(min=absolute) * seasons_ahead[:, None].sqrt()
+    scale = (relative * location.abs()).clamp(min=absolute) * seasons_ahead[:, None].sqrt()
     deviates = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
-    return np.asarray(to_data(centre + scale * deviates, unit).numpy())
+    return np.asarray(to_data(location + scale * deviates, unit).numpy())
 
 
-def mean_of_naive(artifact: Artifact, stated: DoubleArray) -> DoubleArray:
-    """Return the means of what `naive_forecasts` states, [n, horizon]."""
-    return np.asarray(mean_of(torch.from_numpy(stated), torch.empty(0), artifact.network.head).numpy())
+def mean_of_naive(artifact: Artifact, quantiles: DoubleArray) -> DoubleArray:
+    """Return the means of the forecasts of `naive_forecasts`, [n, horizon]."""
+    return np.asarray(mean_of(torch.from_numpy(quantiles), torch.empty(0), artifact.network.head).numpy())
 
 
 def within_support(artifact: Artifact, quantiles: npt.NDArray[np.floating]) -> DoubleArray:
-    """Return quantiles of a baseline, moved to what targets of the model can be (`Head.within_support`)."""
+    """Return quantiles of a baseline, clipped to the support of the model's target (`Head.within_support`)."""
     values = torch.from_numpy(quantiles.astype(np.float64))
     return np.asarray(artifact.network.head.within_support(values).numpy())

@@ -1,6 +1,7 @@
-"""From the network's output to numbers in units of the target: quantiles, samples, means."""
+"""Conversion of the network's output to quantiles, samples and means in units of the target."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,124 +19,143 @@ from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import Forecaster, require_tunable
-from forecast.models.network.output import EncoderState, Output
+from forecast.models.network.output import Output, EncoderState
 from forecast.names import class_column, quantile_column
 from forecast.prediction.result import DoubleArray
 
-# Quantiles whose average is the mean of a distribution on a logarithmic scale.
-_POINTS = 100
+# Number of quantiles whose average is the mean of a distribution on a logarithmic scale.
+_N_MEAN_POINTS = 100
 
 
-def own_rows(artifact: Artifact, series_id: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of each series in the bank (-1: none) and in the calibration, [S] both."""
+class ForecastSpec(NamedTuple):
+    """The columns of a forecast."""
+
+    levels: torch.Tensor | None = None
+    """Levels of the quantiles; those of the model when None."""
+    n_samples: int = 0
+    """Number of sample paths."""
+
+    def n_columns(self, artifact: Artifact) -> int:
+        """Return the number of quantiles or classes."""
+        return len(forecast_columns(artifact) if self.levels is None else self.levels)
+
+
+class OriginBatch(NamedTuple):
+    """A batch of windows, and the network's output at each of their origins."""
+
+    batch: Batch
+    origins: torch.Tensor
+    output: Output
+    positions: torch.Tensor | None
+    """`PanelTensors.horizon_positions`, a row per window and origin."""
+    states: Sequence[EncoderState] | None = None
+    """The encoder states that the output was computed from."""
+
+
+class SeriesRows(NamedTuple):
+    """Rows of series in what an artifact holds per series, [row] each."""
+
+    adapter: torch.Tensor
+    """In the bank; -1 for none."""
+    calibration: torch.Tensor
+
+
+def series_rows(artifact: Artifact, series_id: Sequence[str]) -> SeriesRows:
+    """Return the rows of each series in the bank and in the calibration, [S] both."""
     rows = artifact.bank.rows(series_id) if artifact.bank else torch.full((len(series_id),), -1)
-    return rows, artifact.calibration.rows(series_id) if artifact.calibration else rows
+    return SeriesRows(rows, artifact.calibration.rows(series_id) if artifact.calibration else rows)
 
 
-def outcome(
-    artifact: Artifact,
-    batch: Batch,
-    origins: torch.Tensor,
-    output: Output,
-    rows: torch.Tensor,
-    shifts: torch.Tensor,
-    positions: torch.Tensor | None,
-    *,
-    levels: torch.Tensor | None = None,
-    samples: int = 0,
-    pasts: Sequence[EncoderState] | None = None,
+def postprocess(
+    artifact: Artifact, windows: OriginBatch, rows: SeriesRows, spec: ForecastSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the network's output says in the units of the target: of the shared network, and of each series.
+    """Return forecasts in the units of the target: of the shared network, and with changes and calibration per series.
 
     [row, horizon, column] both, a row for each window and origin (`Output.by_origin`): quantiles or probabilities,
-    samples, and points whose average is the mean, as `mean_of` takes them.
-
-    `rows` and `shifts` are those of `own_rows`, `positions` those of `PanelTensors.horizon_positions`. Gradients pass
-    through, where they do through the head's quantiles.
+    samples, and points whose average is the mean (`mean_of`). Gradients pass through where they pass through the head's
+    quantiles.
     """
-    network, head, unit = artifact.network, artifact.network.head, artifact.network.shape.unit
-    n_stated = len(stated_columns(artifact) if levels is None else levels)
-    columns = _columns(output, unit, levels, samples)
+    head, unit, n_columns = artifact.network.head, artifact.network.shape.unit, spec.n_columns(artifact)
+    batch, origins, output, positions, _ = windows
+    columns = _columns(output, unit, spec)
     level = None if batch.level is None else batch.level.repeat_interleave(len(origins))
     base = in_data_units(columns, output.frame, positions, unit, level)
-    row, tuned = rows.to(base.device), base
-    if artifact.bank is not None and bool((row >= 0).any()):
-        better = _tuned_columns(
-            artifact.bank, network, batch, origins, output, columns, row, unit, levels, samples, pasts
-        )
-        tuned = in_data_units(better, output.frame, positions, unit, level)
-        tuned = torch.where((row >= 0)[:, None, None], tuned, base)
-    base, tuned = (_within_support(values, n_stated + samples, head) for values in (base, tuned))
+    bank_row, tuned = rows.adapter.to(base.device), base
+    if artifact.bank is not None and bool((bank_row >= 0).any()):
+        tuned_columns = _columns_with_changes(artifact.bank, artifact.network, windows, columns, bank_row, spec)
+        tuned = in_data_units(tuned_columns, output.frame, positions, unit, level)
+        tuned = torch.where((bank_row >= 0)[:, None, None], tuned, base)
+    base, tuned = (_within_support(values, n_columns + spec.n_samples, head) for values in (base, tuned))
     if artifact.calibration:
-        quantiles, others = tuned.tensor_split([n_stated], dim=-1)
-        quantiles = artifact.calibration.applied(quantiles, shifts, levels, whole=head.counts)
-        tuned = torch.cat([head.within_support(quantiles), others], dim=-1)
-    if samples and isinstance(output.head, QuantileHead):
-        between = torch.tensor(midpoints(samples), dtype=torch.float64, device=base.device)
+        quantiles, remaining = tuned.tensor_split([n_columns], dim=-1)
+        quantiles = artifact.calibration.applied(quantiles, rows.calibration, spec.levels, whole=head.counts)
+        tuned = torch.cat([head.within_support(quantiles), remaining], dim=-1)
+    if spec.n_samples and isinstance(output.head, QuantileHead):
+        levels = torch.tensor(midpoints(spec.n_samples), dtype=torch.float64, device=base.device)
         base, tuned = (
-            torch.cat([values, _between(output.head, values, between, unit)], dim=-1) for values in (base, tuned)
+            torch.cat([values, _sample_quantiles(output.head, values, levels, unit)], dim=-1)
+            for values in (base, tuned)
         )
     return base, tuned
 
 
-def _between(head: QuantileHead, stated: torch.Tensor, levels: torch.Tensor, unit: float) -> torch.Tensor:
-    """Return quantiles at other levels than the stated ones, of the distribution that `mean_of` takes the mean of."""
-    return log_quantiles.at_levels(stated, head.levels, levels, unit) if unit else head.quantiles(stated, levels)
+def _sample_quantiles(head: QuantileHead, quantiles: torch.Tensor, levels: torch.Tensor, unit: float) -> torch.Tensor:
+    """Return quantiles at `levels` of the distribution through `quantiles`, the one whose mean `mean_of` returns."""
+    return log_quantiles.at_levels(quantiles, head.levels, levels, unit) if unit else head.quantiles(quantiles, levels)
 
 
 def _within_support(columns: torch.Tensor, n_values: int, head: Head) -> torch.Tensor:
-    """Return columns that targets can have: the first `n_values` as values, those behind them as means."""
+    """Return columns clipped to the support of the target: the first `n_values` as values, the rest as means."""
     values, points = columns.tensor_split([n_values], dim=-1)
     return torch.cat([head.within_support(values), head.within_support(points, whole=False)], dim=-1)
 
 
-def _tuned_columns(
+def _columns_with_changes(
     bank: Bank,
     network: Forecaster,
-    batch: Batch,
-    origins: torch.Tensor,
-    output: Output,
+    windows: OriginBatch,
     columns: torch.Tensor,
     rows: torch.Tensor,
-    unit: float,
-    levels: torch.Tensor | None,
-    samples: int,
-    pasts: Sequence[EncoderState] | None,
+    spec: ForecastSpec,
 ) -> torch.Tensor:
-    """Return the columns with the changes of each series, whose rows are by origin; as they are for row -1."""
-    known = torch.nonzero(rows >= 0).flatten()
-    result, own = columns.clone(), rows[known].cpu()
+    """Return the columns with the changes of each series at `rows` of the bank, by origin; unchanged for row -1."""
+    batch, origins, output, _, states = windows
+    tuned = torch.nonzero(rows >= 0).flatten()
+    result, bank_rows = columns.clone(), rows[tuned].cpu()
     if bank.kind == HEAD:
-        features = head_features(output, network.shape)[known, 0]
-        result[known] = bank.shifted(network.head, columns[known], features, own)
+        features = head_features(output, network.shape)[tuned, 0]
+        result[tuned] = bank.shifted(network.head, columns[tuned], features, bank_rows)
     else:
         member, share = require_tunable(network)
-        window = known[:: len(origins)] // len(origins)  # Each of whose origins is a row.
-        past = pasts[0].rows(window) if pasts else None  # Of the pretrained network alone there is none.
-        some = batch.rows(window).since(network.shape.context_length - member.shape.context_length)
-        arguments = bank.arguments(member, some, origins, own[:: len(origins)], past).flatten(0, 1)[:, None]
-        if share < 1:  # The others forecast what they did.
-            before = member(some, origins, None if past is None else [past]).arguments.flatten(0, 1)[:, None]
-            arguments = output.arguments[known] + share * (arguments - before)
-        result[known] = _columns(output._replace(arguments=arguments), unit, levels, samples)
+        window = tuned[:: len(origins)] // len(origins)  # Each origin of a window is a row.
+        state = states[0].rows(window) if states else None  # A pretrained network alone has none.
+        tuned_batch = batch.rows(window).since(network.shape.context_length - member.shape.context_length)
+        arguments = bank.arguments(member, tuned_batch, origins, bank_rows[:: len(origins)], state)
+        arguments = arguments.flatten(0, 1)[:, None]
+        if share < 1:  # The other members of the ensemble are unchanged.
+            unchanged = member(tuned_batch, origins, None if state is None else [state])
+            arguments = output.arguments[tuned] + share * (arguments - unchanged.arguments.flatten(0, 1)[:, None])
+        result[tuned] = _columns(output._replace(arguments=arguments), network.shape.unit, spec)
     return result
 
 
-def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: int) -> torch.Tensor:
-    """Return [batch, horizon, column]: quantiles, samples, and the points whose average, in data units, is the mean.
+def _columns(output: Output, unit: float, spec: ForecastSpec) -> torch.Tensor:
+    """Return [batch, horizon, column]: quantiles, samples, and points whose average, in data units, is the mean.
 
-    Of classes their probabilities, and of `levels` the quantiles, without such points. Changes of a series are made to
-    all of them. No points where the mean is that of the stated quantiles: of quantile heads, and of all on a
-    logarithmic scale, where a normal distribution is what its quantiles stand for, and Student-t has no mean. There the
-    points are the values of sampled paths, if any, or quantiles, if only one is stated. No samples of quantile heads:
-    these are made of what is stated.
+    For classes, probabilities and samples. With `spec.levels`, the quantiles alone. Changes of a series apply to all
+    columns.
+
+    There are no points where the mean follows from the forecast quantiles: with quantile heads, and with all heads on a
+    logarithmic scale, where a normal distribution is represented by its quantiles and Student-t has no mean. On that
+    scale, points are the values of sampled paths, if any, or a grid of quantiles if only one is forecast. Quantile
+    heads have no samples here: these are interpolated from the forecast quantiles.
     """
     head, arguments = output.head, output.arguments[:, 0]
-    if levels is not None:
-        return head.quantiles(arguments, levels.to(arguments.device))
-    drawn = [_samples(output, samples)] if samples and not isinstance(head, QuantileHead) else []
+    if spec.levels is not None:
+        return head.quantiles(arguments, spec.levels.to(arguments.device))
+    samples = [_samples(output, spec.n_samples)] if spec.n_samples and not isinstance(head, QuantileHead) else []
     if isinstance(head, CategoricalHead):
-        return torch.cat([head.predicted(arguments), *drawn], dim=-1)
+        return torch.cat([head.predicted(arguments), *samples], dim=-1)
     points: list[torch.Tensor] = []
     if isinstance(head, QuantileHead) or (
         unit and not isinstance(head, SampledHead) and (head.heavy_tailed or len(head.levels) > 1)
@@ -146,8 +166,10 @@ def _columns(output: Output, unit: float, levels: torch.Tensor | None, samples: 
     elif isinstance(head, SampledHead):
         points.append(arguments[..., :-1])
     else:
-        points.append(head.quantiles(arguments, (torch.arange(_POINTS, device=arguments.device) + 0.5) / _POINTS))
-    return torch.cat([head.quantiles(arguments), *drawn, *points], dim=-1)
+        points.append(
+            head.quantiles(arguments, (torch.arange(_N_MEAN_POINTS, device=arguments.device) + 0.5) / _N_MEAN_POINTS)
+        )
+    return torch.cat([head.quantiles(arguments), *samples, *points], dim=-1)
 
 
 def _samples(output: Output, count: int) -> torch.Tensor:
@@ -159,50 +181,52 @@ def _samples(output: Output, count: int) -> torch.Tensor:
 
 
 def split_columns(
-    columns: torch.Tensor, n_stated: int, samples: int, order: torch.Tensor | None, artifact: Artifact
+    columns: torch.Tensor, spec: ForecastSpec, order: torch.Tensor | None, artifact: Artifact
 ) -> tuple[FloatArray, DoubleArray]:
-    """Return quantiles (or probabilities) with samples behind them, and mean of the columns.
+    """Return quantiles (or probabilities) followed by samples, [n, horizon, column], and the mean, [n, horizon].
 
-    `order` says which of the samples at a step, [horizon, sample], each path takes.
+    `order`, [horizon, sample], is the index of the sample that each path takes at a step.
     """
-    stated, drawn, points = columns.tensor_split([n_stated, n_stated + samples], dim=-1)
+    n_columns = spec.n_columns(artifact)
+    quantiles, samples, points = columns.tensor_split([n_columns, n_columns + spec.n_samples], dim=-1)
     if order is not None:
-        drawn = drawn.gather(-1, order.expand(drawn.shape))
-    numbers = np.ascontiguousarray(stated.cpu().numpy())
-    mean = published_mean(artifact, stated, points).cpu().numpy()
-    return torch.cat([stated, drawn], dim=-1).cpu().numpy() if samples else numbers, mean
+        samples = samples.gather(-1, order.expand(samples.shape))
+    mean = published_mean(artifact, quantiles, points).cpu().numpy()
+    if spec.n_samples:
+        return torch.cat([quantiles, samples], dim=-1).cpu().numpy(), mean
+    return np.ascontiguousarray(quantiles.cpu().numpy()), mean
 
 
-def published_mean(artifact: Artifact, stated: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return the means of the model's forecasts, `mean_of` what is stated, with the shift that training has found."""
+def published_mean(artifact: Artifact, columns: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return the means of the model's forecasts, [...]: `mean_of` their columns, with the mean shift of training."""
     network = artifact.network
-    mean = mean_of(stated, points, network.head, network.shape.unit)
+    mean = mean_of(columns, points, network.head, network.shape.unit)
     if network.mean_shift and not isinstance(network.head, CategoricalHead):
-        mean = mean + network.mean_shift.to(mean) * mean_distance(stated, mean, network.head, network.shape.unit)
+        mean = mean + network.mean_shift.to(mean) * mean_distance(columns, mean, network.head, network.shape.unit)
     return network.head.within_support(mean) if network.head.nonnegative and not network.head.counts else mean
 
 
-def mean_of(stated: torch.Tensor, points: torch.Tensor, head: Head, unit: float = 0.0) -> torch.Tensor:
-    """Return the means of forecasts in float64, [...]: of their points, or, where there are none, of what is stated.
+def mean_of(columns: torch.Tensor, points: torch.Tensor, head: Head, unit: float = 0.0) -> torch.Tensor:
+    """Return the means of forecasts in float64, [...]: of their points or, without points, of their columns.
 
-    The mean of quantiles is that of a distribution on the scale of the model, whose `unit` is not 0 where that is a
-    logarithmic one (`log_quantiles`). Of classes it is the code of the most probable one.
+    The mean of quantiles is that of a distribution on the scale of the model; a `unit` other than 0 means a logarithmic
+    scale (`log_quantiles`). For classes it is the code of the most probable one.
     """
     if points.shape[-1]:
         return points.double().mean(-1)
     if isinstance(head, CategoricalHead):
-        return stated.argmax(-1).double()
-    if stated.shape[-1] != len(head.levels):
-        return stated.double().mean(-1)
+        return columns.argmax(-1).double()
+    if columns.shape[-1] != len(head.levels):
+        return columns.double().mean(-1)
     if unit:
-        return log_quantiles.mean(stated, head.levels, unit)
-    # From the median on, so that the mean of equal numbers is that number.
-    middle = stated[..., head.median].double()
-    return middle + (stated.double() - middle[..., None]) @ head.mean_weights.double().to(stated.device)
+        return log_quantiles.mean(columns, head.levels, unit)
+    # Relative to the median, so that the mean of equal numbers is exactly that number.
+    middle = columns[..., head.median].double()
+    return middle + (columns.double() - middle[..., None]) @ head.mean_weights.double().to(columns.device)
 
 
-def stated_columns(artifact: Artifact) -> tuple[str, ...]:
-    """Return the columns of a forecast: one for each quantile, or for each class."""
+def forecast_columns(artifact: Artifact) -> tuple[str, ...]:
+    """Return the names of the forecast columns: one for each quantile, or for each class."""
     if artifact.classes is not None:
         return tuple(class_column(name) for name in artifact.classes)
     return tuple(quantile_column(level) for level in artifact.model.quantile_levels)
@@ -215,11 +239,11 @@ def in_data_units(
     unit: float,
     level: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return [batch, horizon, column] by steps, in the units of the target; NaN where nothing was observed.
+    """Return [batch, horizon, column] by step, in the units of the target; NaN for windows without an observation.
 
-    `level`, [batch], is what was taken off the target (`Batch.level`); with it the result is float64.
+    `level`, [batch], was subtracted from the target (`Batch.level`); with it the result is float64.
     """
-    if positions is not None:  # By positions of the local clock until here.
+    if positions is not None:  # The columns are by positions of the local clock so far.
         columns = columns.gather(1, positions[..., None].expand(-1, -1, columns.shape[-1]))
     location, scale, begun = (values[:, 0, None, None] for values in (frame.location, frame.scale, frame.begun))
     if level is not None:

@@ -1,4 +1,4 @@
-"""What is forecast: arrays of windows, and tables with rejects."""
+"""Results of forecasting: arrays per window, and tables with rejects."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ DoubleArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predicted:
-    """Forecasts of n windows in the units of the target: quantiles at each level, or probabilities of each class.
+    """Forecasts of n windows in the units of the target.
 
-    Behind these are the sample paths, if any were asked for.
+    Columns are the quantiles at each level, or the probabilities of each class, followed by sample paths if requested.
     """
 
     base: FloatArray
-    """[n, horizon, column], by the shared network; NaN where it sees no observation."""
+    """[n, horizon, column], of the shared network; NaN for windows without an observation."""
     tuned: FloatArray
-    """[n, horizon, column], with the changes of the series, and calibrated; the same as `base` where there are none."""
+    """[n, horizon, column], with the changes of the series and calibrated; equal to `base` without either."""
     base_mean: DoubleArray
     tuned_mean: DoubleArray
     """[n, horizon], the means of the distributions; of classes the code of the most probable one."""
@@ -38,8 +38,8 @@ class Forecasts:
     frame: pl.DataFrame
     """series_id, timestamp, cutoff, step, mean, one column per quantile, source, model_version; by series and step.
 
-    Sample paths, if asked for, are further columns behind the quantiles. Of classes: class, the most probable one, and
-    one column per class in place of mean and quantiles.
+    Sample paths, if requested, are further columns after the quantiles. For classes: `class`, the most probable one,
+    and one column per class in place of mean and quantiles.
     """
     rejects: pl.DataFrame
     """series_id, timestamp, reason, value."""

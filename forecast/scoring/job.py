@@ -60,8 +60,8 @@ from forecast.names import (
 from forecast.prediction.cutoffs import check_cutoff, check_model
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.one_pass import BATCH_SIZE
-from forecast.prediction.paths import sampling
-from forecast.prediction.postprocess import stated_columns
+from forecast.prediction.paths import with_samples
+from forecast.prediction.postprocess import forecast_columns
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, REJECTS, ForecastKey, Kind, legacy_key
 from forecast.scoring.parts import (
@@ -112,7 +112,7 @@ class Job:
         if output.n_samples:
             if artifact.classes is not None:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
-            artifact = sampling(artifact, output.n_samples, "output.n_samples")
+            artifact = with_samples(artifact, output.n_samples, "output.n_samples")
         self.artifact, self.loaded = artifact, loaded
         self._score, self._output, self.names, self._run_id = score, output, names, run_id
         self.folder = Path(output.path)
@@ -381,7 +381,7 @@ class Job:
     ) -> Part:
         """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
         begun = time.monotonic()
-        stated = stated_columns(self.artifact)
+        stated = forecast_columns(self.artifact)
         numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
         numbers += map(sample_column, range(self._output.n_samples))
         frame, bounded = rows_within(made.forecasts.frame, numbers, self._output.min, self._output.max)

@@ -346,7 +346,7 @@ def test_one_pass_in_pieces_is_one_pass(
     trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = judged(trained, weekly_loaded, one_pass=True, n_windows=11, step_size=2)
-    monkeypatch.setattr("forecast.prediction.one_pass._PASS_NUMBERS", 5 * 64 * 7)
+    monkeypatch.setattr("forecast.prediction.one_pass._MAX_PASS_ELEMENTS", 5 * 64 * 7)
     pieces = judged(trained, weekly_loaded, one_pass=True, n_windows=11, step_size=2)
     assert_frame_equal(ordered(pieces.forecasts), ordered(whole.forecasts), rel_tol=1e-5, abs_tol=1e-5)
 

@@ -18,7 +18,7 @@ from forecast.errors import ConfigError
 from forecast.finetuning.finetune import finetune
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
-from forecast.prediction.paths import sample_paths, sampling
+from forecast.prediction.paths import sample_paths, with_samples
 from forecast.scoring.job import Job
 from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
@@ -149,7 +149,7 @@ def test_models_without_paths_are_refused_by_the_key(trained: FitResult, weekly_
     ):
         write(old, weekly_loaded, tmp_path, n_samples=3)
     with pytest.raises(ConfigError, match=r"^n: "):
-        sampling(old, 3)
+        with_samples(old, 3)
 
 
 def test_an_autoregressive_decoder_writes_its_own_paths(train: Train, weekly_loaded: Loaded) -> None:
@@ -161,7 +161,7 @@ def test_an_autoregressive_decoder_writes_its_own_paths(train: Train, weekly_loa
     assert artifact.coupling is None
     stated = forecast(artifact, panel).frame
     for count in (4, 40):
-        frame = forecast_shard(sampling(artifact, count), panel, panel.last_index, samples=count).frame
+        frame = forecast_shard(with_samples(artifact, count), panel, panel.last_index, samples=count).frame
         # Fewer than the forecast is made of change nothing of it.
         assert frame.drop("^sample_.*$").equals(stated) == (count == 4)
         own = sample_paths(artifact, panel, n=max(count, 16)).filter(series_id="s02", path=3)
