@@ -13,7 +13,7 @@ from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, Forecaster, Member, members_of, as_ensemble
+from forecast.models.network.ensemble import Ensemble, Forecaster, Member, as_ensemble, members_of
 from forecast.models.network.losses import validation_loss
 from forecast.names import VAL_LOSS
 from forecast.training.budget import Budget

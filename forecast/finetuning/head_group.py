@@ -109,7 +109,9 @@ class HeadGroup:
             if penalty in distinct:
                 shift = float(grid.share[number]) * shifts[:, :, distinct.index(penalty)]
             for width in grid.width[: len(WIDTHS)]:
-                columns = head.shift_and_scale(origins.columns, shift, shift.new_tensor(width).expand(origins.target.shape))
+                columns = head.shift_and_scale(
+                    origins.columns, shift, shift.new_tensor(width).expand(origins.target.shape)
+                )
                 losses.append(window_losses(head, columns, origins.target, origins.weight))
         loss = torch.stack(losses, -1).cpu().numpy()
         return {LOSS: loss, IS_CONSTANT: is_constant(head, loss, origins.target, origins.weight, self.settings)}
@@ -139,6 +141,8 @@ class HeadGroup:
         shift = self._shifts(distinct)[torch.arange(len(penalty_index)), settings.gate_windows :, penalty_index]
         shift = shift * torch.where(penalty.isnan(), 0.0, share).to(shift)[:, None, None, None]
         columns, width = origins.columns[:, settings.gate_windows :], width.to(shift)
-        points = point_forecast(head, head.shift_and_scale(columns, shift, width[:, None, None].expand(columns.shape[:-1])))
+        points = point_forecast(
+            head, head.shift_and_scale(columns, shift, width[:, None, None].expand(columns.shape[:-1]))
+        )
         changes = {"weight": weight, "width": width}
         return Fit({name: values[finite].cpu() for name, values in changes.items()}, finite.cpu().numpy(), points)

@@ -19,7 +19,7 @@ from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import Forecaster, require_tunable
-from forecast.models.network.output import Output, EncoderState
+from forecast.models.network.output import EncoderState, Output
 from forecast.names import class_column, quantile_column
 from forecast.prediction.result import DoubleArray
 
