@@ -1,4 +1,4 @@
-"""What fine-tuning by gradient needs of a network, whatever that is built from."""
+"""The interface that fine-tuning by gradient needs of a network."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ R = TypeVar("R")
 
 
 class Tunable(nn.Module, ABC, Generic[R]):
-    """A network that changes of single series can be made to.
+    """A network whose weights or parameters can be changed for single series.
 
-    It forecasts `stated(numbers(reading), reading)`, where `reading` is what `read` returns: a named tuple of tensors
-    [batch, origin, ...], with the fields `summary`, what the decoder is given of each origin, and `frame`.
+    It forecasts `distribution(step_parameters(inputs), inputs)`, where `inputs` is the result of `encode`: a named
+    tuple of tensors [batch, origin, ...], with the fields `summary`, the decoder's features of an origin, and `frame`.
     """
 
     shape: "NetworkShape"
@@ -32,52 +32,54 @@ class Tunable(nn.Module, ABC, Generic[R]):
     threshold: Tensor
 
     @abstractmethod
-    def read(self, batch: "Batch", origins: Int[Tensor, " origin"], pasts: "Sequence[EncoderState] | None" = None) -> R:
-        """Return what the decoder is told of the origins."""
+    def encode(
+        self, batch: "Batch", origins: Int[Tensor, " origin"], pasts: "Sequence[EncoderState] | None" = None
+    ) -> R:
+        """Return the decoder's inputs at the origins."""
 
     @abstractmethod
-    def numbers(self, reading: R) -> Float[Tensor, "batch origin horizon number"]:
-        """Return what the decoder says of each step."""
+    def step_parameters(self, inputs: R) -> Float[Tensor, "batch origin horizon number"]:
+        """Return the decoder's parameters of each step."""
 
     @abstractmethod
-    def biased(self, numbers: Tensor, bias: Float[Tensor, "batch 1 horizon bias"], reading: R) -> Tensor:
-        """Return numbers with a change of each step, of the last axes `bias_shape`; zeros change nothing."""
+    def add_bias(self, parameters: Tensor, bias: Float[Tensor, "batch 1 horizon bias"], inputs: R) -> Tensor:
+        """Return the parameters changed by `bias`, whose last axes are `bias_shape`; zeros change nothing."""
 
     @abstractmethod
-    def stated(self, numbers: Tensor, reading: R) -> "Output":
-        """Return the forecasts that numbers mean."""
+    def distribution(self, parameters: Tensor, inputs: R) -> "Output":
+        """Return the forecasts of these parameters."""
 
     @abstractmethod
-    def light(self, reading: R, *, decodes: bool) -> R:
-        """Return a reading without what numbers and forecasts do not follow from; `decodes`: if numbers still do."""
+    def trim(self, inputs: R, *, decodes: bool) -> R:
+        """Return the inputs without unused parts; with `decodes`, those of `step_parameters` are kept."""
 
     @property
     @abstractmethod
     def bias_shape(self) -> torch.Size:
-        """[horizon, number] of a change of each step."""
+        """[horizon, parameter] of `add_bias`."""
 
     @property
     @abstractmethod
     def summary_size(self) -> int:
-        """Numbers of `summary`."""
+        """Features in `summary`."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Return all weights that can be changed, by name."""
+        """Return all trainable weights, by name."""
         return dict(self.named_parameters())
 
     @abstractmethod
     def matrices(self) -> dict[str, Tensor]:
-        """Return the weights that changes of low rank are made to, by name."""
+        """Return the weight matrices that LoRA adapts, by name."""
 
     @property
     @abstractmethod
     def step_size(self) -> int:
-        """Numbers of a step that a light reading holds."""
+        """Features of a step in trimmed inputs."""
 
     @property
     @abstractmethod
     def encoder_size(self) -> int:
-        """Numbers of a state, of all recurrent layers."""
+        """Elements of an encoder state over all recurrent layers."""
 
 
 AnyTunable = Tunable[Any]

@@ -191,7 +191,7 @@ def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
         samples.spread,
         samples.smooth,
     )
-    linear, bias, head = network.skipped(samples.window, samples.smooth), network.output_bias, network.head
+    linear, bias, head = network.apply_skip(samples.window, samples.smooth), network.output_bias, network.head
     share = relative_divisor(samples.series, samples.divisor) * samples.observed
     start = bias.expand(len(linear), -1, -1)
     bias[:, head.location_index] += location_shift(head, start, linear, frame, samples.target, share)

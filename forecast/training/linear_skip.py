@@ -169,7 +169,7 @@ def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Win
         frame = network.frame(batch, origins)
         target, observed = targets(batch, frame, origins, shape)
         weight = (loss_weights(target, observed, frame, shape) > 0)[:, 0].to(target.dtype)
-        smoothed = network.smoothed(frame.window, batch.observed[:, None, : shape.context_length])
+        smoothed = network.smooth_windows(frame.window, batch.observed[:, None, : shape.context_length])
         distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
         usual = smoothed.error.mean(1) * weight.sum(1)
         spread = network.seasonal_spread(batch, origins, frame.divisor).log().mean((1, 2))

@@ -37,11 +37,11 @@ def balance_means(network: RecurrentForecaster, data: PanelTensors, windows: Win
     for series, cutoff, _ in validation_batches(windows):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
         batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        reading = network.read(batch, origins)
+        reading = network.encode(batch, origins)
         target, observed = targets(batch, reading.frame, origins, network.shape)
         usable = observed & (reading.frame.scale > 0)[..., None]
         bias = network.output_bias.expand(*target.shape, -1)
-        parameters = bias if network.n_paths > 1 else network.numbers(reading)
+        parameters = bias if network.n_paths > 1 else network.step_parameters(reading)
         frame = reading.frame._replace(window=reading.frame.window[..., :0])
         columns = (values[:, 0] for values in (parameters, reading.linear, target, usable, *frame))
         parts.append((*columns, series))

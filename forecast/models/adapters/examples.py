@@ -125,12 +125,12 @@ class Remembered(Examples):
             """Keep what is told of the origins that are wanted; the first of them is at place `first`."""
             slot = torch.searchsorted(wanted, given.ago).clamp(max=len(wanted) - 1)
             here, local = torch.nonzero(wanted[slot] == given.ago, as_tuple=True)
-            reading = model.read(given.batch, given.origins)
+            reading = model.encode(given.batch, given.origins)
             target, observed = targets(given.batch, reading.frame, given.origins, shape)
             weight = loss_weights(target, observed, reading.frame, shape)
-            light = each(model.light(reading, decodes=True), lambda values: values[here, local][:, None])
-            numbers = model.numbers(light)[:, 0]
-            light = each(model.light(light, decodes=decodes), lambda values: values[:, 0])
+            light = each(model.trim(reading, decodes=True), lambda values: values[here, local][:, None])
+            numbers = model.step_parameters(light)[:, 0]
+            light = each(model.trim(light, decodes=decodes), lambda values: values[:, 0])
             parts.append(_Memory(light, numbers, target[here, local], weight[here, local]))
             places.append(given.row[here] * count + first + slot[here, local])
 

@@ -67,10 +67,10 @@ def restated(
     """Return what each series forecasts with its changes, of a frozen encoder; `numbers` are the base's, if known."""
     if EMBEDDING in changes:
         reading = reading._replace(summary=reading.summary + changes[EMBEDDING][:, None])
-    numbers = network.numbers(reading) if numbers is None else numbers
+    numbers = network.step_parameters(reading) if numbers is None else numbers
     if BIAS in changes:
-        numbers = network.biased(numbers, changes[BIAS][:, None], reading)
-    return network.stated(numbers, reading)
+        numbers = network.add_bias(numbers, changes[BIAS][:, None], reading)
+    return network.distribution(numbers, reading)
 
 
 def forecasts(
@@ -86,7 +86,7 @@ def forecasts(
     batched products, or the series follow one another, whichever is faster. `pasts` are those of a frozen encoder.
     """
     if changes.keys() <= set(FROZEN):
-        output = restated(network, changes, network.read(batch, origins, pasts))
+        output = restated(network, changes, network.encode(batch, origins, pasts))
         return output.arguments, output.frame
     assert pasts is None
     own = weights(network, changes)

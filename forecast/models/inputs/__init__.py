@@ -1,4 +1,4 @@
-"""What a network reads: batches of windows, their scales, and the frame that they are seen in.
+"""Inputs of a network: batches of windows, their scales, and their frames of reference.
 
 Nothing here has weights; those are in `forecast.models.network`.
 """

@@ -15,7 +15,7 @@ from forecast.data.panel import RESOLUTION, Panel
 from forecast.models.inputs.transform import to_model
 from forecast.names import MAX_MAGNITUDE
 
-# The share of a device's free memory that a panel may take; the rest is for the network and its batches.
+# The share of a device's free memory that a panel may fill; the remainder is for the network and its batches.
 _DEVICE_SHARE = 0.5
 _LEAST_UNIT = MAX_MAGNITUDE / torch.finfo(torch.float32).max
 
@@ -31,46 +31,46 @@ class Batch(NamedTuple):
     known: Float[Tensor, "batch time known"]
     """NaN where missing; the user's columns, then the calendar's. Zero where `there` is not."""
     there: Bool[Tensor, "batch time"]
-    """Whether there is such a step: not before the start of a series, nor in an hour that the clock skips."""
+    """Whether the step exists: not before the start of a series, nor in an hour that the clock skips."""
     static_categories: Int[Tensor, "batch categorical"]
     static_numbers: Float[Tensor, "batch numeric"]
     outcome: Float[Tensor, "batch time"] | None = None
-    """What targets are taken from, NaN where there is none, if that is not `target` where `observed`: with outliers,
-    which are no inputs."""
+    """Targets including outliers, NaN where missing; None if they are `target` where `observed`. Outliers are targets
+    but no inputs."""
     level: Float[Tensor, " batch"] | None = None
-    """What was taken off the target of each window, float64; None for nothing (`PanelTensors`)."""
+    """Level subtracted from the target of each window, float64; None if nothing was (`PanelTensors`)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with `change` of each tensor."""
+        """Return the batch with `change` applied to each tensor."""
         return Batch(*(None if values is None else change(values) for values in self))  # type: ignore[arg-type]
 
-    def rows(self, rows: Int[Tensor, " row"] | slice) -> "Batch":
+    def rows(self, index: Int[Tensor, " row"] | slice) -> "Batch":
         """Return some of the windows."""
-        return self.map(lambda values: values[rows])
+        return self.map(lambda values: values[index])
 
     def since(self, step: int) -> "Batch":
         """Return the windows without their first steps."""
         timeless = self.static_categories, self.static_numbers, self.level
-        return self.map(lambda values: values if any(values is each for each in timeless) else values[:, step:])
+        return self.map(lambda values: values if any(values is tensor for tensor in timeless) else values[:, step:])
 
     def expand(self, count: int) -> "Batch":
-        """Return one window as many."""
+        """Return one window repeated `count` times."""
         return self.map(lambda values: values.expand(count, *values.shape[1:]))
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a network reads, by name."""
+        """Inputs of a network, by name."""
         return dict(zip(self._fields[:7], self[:7], strict=True))
 
 
 class PanelTensors:
     """A panel's buffers as tensors, on a device or, where they are too large for it, on the host.
 
-    Windows are views: memory does not depend on their number. On the host the buffers are the panel's own, never
+    Windows are views: memory does not depend on their number. On the host the buffers are those of the panel, never
     written to, so that a memory-mapped panel may be larger than the memory.
 
-    Where a panel holds its target in float64, because float32 has not enough digits for the level of some series, a
-    window of such a series has its first value taken off in float64 (`Batch.level`): what is left fits into float32.
+    Where a panel holds its target in float64, because float32 has not enough digits for the level of some series, the
+    first value of a window of such a series is subtracted in float64 (`Batch.level`); the difference fits into float32.
     Outliers (`forecast.data.ingest.outliers`) are hidden from the inputs.
     """
 
@@ -84,13 +84,13 @@ class PanelTensors:
         outliers: bool = True,
     ) -> None:
         self.unit = unit
-        """Of the logarithmic scale on which batches hold the target; 0 for the target as it is."""
+        """Unit of the logarithmic scale on which batches hold the target; 0 for a linear scale."""
         self.levels = levels and panel.target.dtype == np.float64
-        """Whether a window may have its level taken off: not for distributions of the target itself."""
-        # `outliers` are hidden from the inputs: not of classes, whose codes have no size.
+        """Whether levels are subtracted from windows: not for distributions of the target itself."""
+        # `outliers` are hidden from the inputs, except for classes, whose codes have no size.
         self.device = torch.device(device)
-        """Where batches are wanted."""
-        # In units of `unit`, a float32 may be beyond what it holds.
+        """The device of batches."""
+        # In units of `unit`, values may exceed the range of float32.
         self._wide = 0 < unit < _LEAST_UNIT
         self.horizon = panel.horizon
         self.calendar_start = panel.calendar_start
@@ -116,7 +116,7 @@ class PanelTensors:
 
     @classmethod
     def of(cls, panel: Panel, network: Any, device: torch.device | str = "cpu") -> Self:
-        """Return the panel as the network reads it."""
+        """Return the panel on the target scale of the network."""
         shape = network.shape
         return cls(panel, device, unit=shape.unit, levels=not network.head.positive, outliers=not shape.n_classes)
 
@@ -149,11 +149,11 @@ class PanelTensors:
         begin: Int[Tensor, " batch"],
         time: int,
     ) -> Batch:
-        """Return `time` steps of each series as `gather` does, from `begin` on, counted from its step `origin`."""
+        """Return `time` steps of each series as `gather` does, from `begin` on, counted from step `origin`."""
         series, origin, limit, begin = (values.to(self._home) for values in (series, origin, limit, begin))
-        step, there = self.steps(series, origin, begin, time)
-        begun = there & (step >= 0)
-        visible = begun & (step < torch.minimum(limit, self.lengths[series])[:, None])
+        step, present = self.steps(series, origin, begin, time)
+        valid = present & (step >= 0)
+        visible = valid & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
         values = _windows(self.target[None], offset + step)[0].masked_fill(~visible, torch.nan)
         outlier = None
@@ -174,16 +174,16 @@ class PanelTensors:
 
         past = _windows(self.past, offset + step).masked_fill(~visible, torch.nan)
         # Each series has `self.horizon` more steps of known covariates than of the target.
-        held = begun & (step < (self.lengths[series] + self.horizon)[:, None])
-        columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~held, torch.nan)
+        covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
+        columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~covered, torch.nan)
         calendar = _windows(self.calendar, start + step)
-        known = torch.cat([columns, calendar]).masked_fill(~begun, 0.0)
+        known = torch.cat([columns, calendar]).masked_fill(~valid, 0.0)
         batch = Batch(
             target=target.masked_fill(~observed, 0.0),
             observed=observed,
             past=past.permute(1, 2, 0),
             known=known.permute(1, 2, 0),
-            there=begun,
+            there=valid,
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
             outcome=outcome,
@@ -195,23 +195,22 @@ class PanelTensors:
         self,
         series: Int[Tensor, " batch"],
         first_origin: Int[Tensor, " batch"],
-        begin: Int[Tensor, " batch"],
+        first_position: Int[Tensor, " batch"],
         time: int,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """Return the step of the series at each of `time` positions, the first origin's being 0, and if there is one.
+        """Return the step of the series at each of `time` positions (0 is the first origin), and whether it exists.
 
-        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day whatever
-        clocks did in between: the hour that a clock skips has no step, and of one that it repeats only one step is
-        taken.
+        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day across
+        clock changes: a skipped hour has no step, and a repeated hour counts once.
         """
-        position = begin[:, None] + torch.arange(time, device=self._home)
+        position = first_position[:, None] + torch.arange(time, device=self._home)
         step = first_origin[:, None] + position
         if self.clock_shift is None:
             return step, torch.ones_like(step, dtype=torch.bool)
         start = self.start[series, None] - self.calendar_start
         reference = self._shift_at(start + first_origin[:, None])
-        moved = step + reference - self._shift_at(start + step)
-        return moved, moved + self._shift_at(start + moved) == step + reference
+        local_step = step + reference - self._shift_at(start + step)
+        return local_step, local_step + self._shift_at(start + local_step) == step + reference
 
     def _shift_at(self, column: Tensor) -> Tensor:
         assert self.clock_shift is not None
@@ -222,25 +221,25 @@ class PanelTensors:
     ) -> Tensor | None:
         """Return the position after the cutoff (0 is the first) of each of the next `horizon` steps, [batch, horizon].
 
-        None where that is just their order. Where clocks skip an hour on the way, the last position serves twice.
+        None if positions are consecutive. Where clocks skip an hour in the horizon, the last position occurs twice.
         """
         if self.clock_shift is None:
             return None
-        at = (self.start[series.to(self._home)] - self.calendar_start + cutoff.to(self._home))[:, None]
+        column = (self.start[series.to(self._home)] - self.calendar_start + cutoff.to(self._home))[:, None]
         ahead = torch.arange(1, horizon + 1, device=self._home)
-        moved = ahead + self._shift_at(at + ahead) - self._shift_at(at)
-        return (moved - 1).clamp(0, horizon - 1).to(self.device)
+        position = ahead + self._shift_at(column + ahead) - self._shift_at(column)
+        return (position - 1).clamp(0, horizon - 1).to(self.device)
 
 
 def _free_memory(device: torch.device) -> float:
-    """Return the free bytes of a device; the host pages what it maps, and has no limit here."""
+    """Return the free bytes of a device; infinite for the host, which pages memory-mapped files."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def _levels(values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"] | None:
-    """Return what to take off each window (float64): its first value if float32 could not tell its values apart, or 0.
+    """Return the level to subtract from each window (float64): its first value if float32 is too coarse, else 0.
 
-    None where no window needs it.
+    None if no window needs it.
     """
     observed = torch.isfinite(values)
     low, high = values.masked_fill(~observed, torch.inf).amin(1), values.masked_fill(~observed, -torch.inf).amax(1)
@@ -253,7 +252,7 @@ def _levels(values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"] | No
 
 
 def _shared(values: np.ndarray) -> Tensor:
-    """Return a tensor on the host in the array's own memory, read-only or not. It must not be written to."""
+    """Return a tensor that shares the array's memory on the host, read-only or not. It must not be written to."""
     if values.ndim and values.strides[-1] != values.itemsize:
         values = np.ascontiguousarray(values)
     with warnings.catch_warnings():
@@ -262,15 +261,15 @@ def _shared(values: np.ndarray) -> Tensor:
 
 
 def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
-    """Return the entries of each row at `index`; outside the buffer some other entry, which the caller masks."""
+    """Return the entries of each row at `index`; an arbitrary entry outside the buffer, which the caller masks."""
     size, length = buffer.shape[1], index.shape[1]
     if buffer.numel() == 0:
         return buffer.new_zeros(len(buffer), *index.shape)
     begin = index[:, 0]
-    straight = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
-    if not straight or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
+    contiguous = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
+    if not contiguous or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
         return buffer[:, index.clamp(0, size - 1)]
-    # One flat view of all rows (a shard's have others' entries in between), so that the windows are rows of it:
+    # One flat view of all rows (those of a shard have other series in between), so that windows are rows of it:
     # selecting along an inner axis would copy the whole view first.
     row = buffer.stride(0)
     flat = buffer.as_strided(((len(buffer) - 1) * row + size,), (1,))

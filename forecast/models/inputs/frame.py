@@ -1,4 +1,4 @@
-"""Windows as seen from their origins: location, scale and spread; targets and their weights in these units."""
+"""Frames: location, scale and spread of a window at an origin; targets and loss weights in these units."""
 
 from typing import NamedTuple
 
@@ -11,29 +11,28 @@ from forecast.models.inputs.shape import NetworkShape
 
 
 class Frame(NamedTuple):
-    """Windows as seen from some of their origins: all that is not the network."""
+    """Normalised windows of some origins, with location, scale and spread."""
 
     location: Float[Tensor, "batch origin"]
     divisor: Float[Tensor, "batch origin"]
     """Scale, or 1 where it is 0."""
     scale: Float[Tensor, "batch origin"]
-    """0 where all values in sight are equal: the forecast is then the location, with certainty."""
+    """0 where all values up to the origin are equal: the forecast is then the location, with certainty."""
     begun: Bool[Tensor, "batch origin"]
-    """Whether the origin sees any observation."""
+    """Whether there is any observation up to the origin."""
     window: Float[Tensor, "batch origin context"]
-    """Normalised values of the context, oldest first; 0 where not observed. Of classes the codes, -1 where not."""
+    """Normalised values of the context, oldest first; 0 where not observed. For classes: codes, -1 where not."""
     spread: Float[Tensor, "batch origin horizon"]
-    """How far the target of each step may be off, roughly, in units of `divisor`: what the network says is in units
-    of it."""
+    """Rough size of the forecast error of each step, in units of `divisor`: the unit of the network's parameters."""
     smooth: Float[Tensor, "batch origin horizon"]
-    """What exponential smoothing forecasts, in units of `divisor` around `location`; 0 without it."""
+    """Forecast of exponential smoothing, in units of `divisor` around `location`; 0 without smoothing."""
 
 
 def gather_windows(
     values: Shaped[Tensor, "batch time *features"], first: Int[Tensor, " stretch"], length: int
 ) -> Shaped[Tensor, "batch stretch {length} *features"]:
-    """Return the `length` steps from each of `first` on."""
-    if torch.onnx.is_in_onnx_export():  # There a view would be a copy of all stretches there are.
+    """Return the windows of `length` steps that begin at each of `first`."""
+    if torch.onnx.is_in_onnx_export():  # Here `unfold` would copy all windows.
         return values[:, first[:, None] + torch.arange(length)]
     return values.unfold(1, length, 1)[:, first].movedim(-1, 2)
 
@@ -55,10 +54,10 @@ def loss_weights(
     frame: Frame,
     shape: NetworkShape,
 ) -> Float[Tensor, "batch origin horizon"]:
-    """Return the weight of each target: 0 where it or the window tells nothing, less after a quiet stretch.
+    """Return the weight of each target: 0 if it is missing or the window is constant, less after a quiet window.
 
-    What follows a stretch that varies less than the context before it may be large in units of its scale. The weight
-    depends on what is known at the origin only: one that fell with the outcome would lower every mean.
+    Targets after steps that vary less than the context before them may be large in units of the scale. The weight
+    depends on the window only: a weight that fell with the outcome would bias means downwards.
     """
     if shape.n_classes:
         return observed.to(target.dtype)

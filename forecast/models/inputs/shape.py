@@ -1,4 +1,4 @@
-"""What a network is built from, besides its ModelConfig: lengths, columns and categories."""
+"""The shape of a network: lengths, columns and categories, besides its ModelConfig."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkShape:
-    """What a network is built from, besides its ModelConfig."""
+    """Lengths, columns and categories that a network is built from, besides its ModelConfig."""
 
     context_length: int
     horizon: int
@@ -25,17 +25,17 @@ class NetworkShape:
     past_categories: tuple[int, ...] = ()
     """Values of each past covariate, the unseen one not counted; 0 for a number, and empty if all are numbers."""
     known_categories: tuple[int, ...] = ()
-    """Likewise of each known covariate."""
+    """The same for each known covariate."""
     n_classes: int = 0
-    """Classes of the target, which are codes then; 0 for numbers."""
+    """Classes of the target, whose values are then codes; 0 for a numeric target."""
     unit: float = 0.0
-    """Targets are modelled on a logarithmic scale of this unit (`transform`); 0: as they are."""
+    """Unit of the logarithmic scale of the target (`transform`); 0 for a linear scale."""
     spread_seasons: int = 1
-    """How many of the latest seasonal differences of a phase its spread is taken from."""
+    """Number of latest seasonal differences in the spread of a phase."""
     nonnegative: bool = False
-    """Whether targets are amounts: none below 0, and some 0. Forecasts below 0 are 0 then."""
+    """Whether targets are amounts: none below 0, and some 0. Forecasts are then clipped at 0."""
     smoothing: bool = False
-    """Whether the skip has a share of exponential smoothing (`models.smoothing`)."""
+    """Whether the skip has a share of exponential smoothing (`models.linear.smoothing`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON."""
@@ -49,27 +49,27 @@ class NetworkShape:
 
     @property
     def scale_length(self) -> int:
-        """Steps over which level and scale are taken: one season, at least half the context."""
+        """Steps in level and scale: one season, at least half the context."""
         return max(self.context_length // 2, min(self.season_length, self.context_length), 1)
 
     @property
     def season_lags(self) -> tuple[int, ...]:
-        """How far back the same phase is looked up: the last four seasons and the seventh, if in the context."""
+        """Lags of the same phase: the last four seasons and the seventh, if in the context."""
         if self.season_length == 1:
             return ()
         return tuple(k * self.season_length for k in (1, 2, 3, 4, 7) if k * self.season_length <= self.context_length)
 
     @property
     def input_lags(self) -> tuple[int, ...]:
-        """How far before the next segment the encoder looks back, besides what it has seen last."""
+        """Seasonal lags that the encoder reads, counted from the next segment."""
         return tuple(lag for lag in self.season_lags if lag > self.segment_length)
 
     @property
     def lead(self) -> int:
-        """Steps before a segment that its inputs follow from, in whole segments."""
+        """Steps before a segment that its inputs depend on, in whole segments."""
         reach = max([self.scale_length, *(lag - self.segment_length for lag in self.input_lags)])
         return -(-reach // self.segment_length) * self.segment_length
 
     def origins(self, span: int) -> int:
-        """Return how many of `span` consecutive steps are origins: one in each segment."""
+        """Return the number of origins in `span` consecutive steps: one in each segment."""
         return -(-span // self.segment_length)

@@ -1,4 +1,4 @@
-"""The scale on which targets are modelled: as they are, or a logarithmic one.
+"""The scale on which targets are modelled: linear or logarithmic.
 
 A logarithmic scale is asinh(value / unit), which is log(2 value / unit) far above the unit, and defined for zeros and
 negative values too (Johnson 1949). It is monotone, so quantiles stay quantiles.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forecast.data.panel import IntArray, Panel
 
-# The unit of a panel of positive values is so much less than nearly all of them: there the scale is that of logarithms.
+# The unit of a panel of positive values is this share of a low quantile, so that the scale is that of logarithms.
 _LOW_SHARE: Final = 0.01
 _BELOW: Final = 0.1
 _SAMPLED: Final = 1_000_000
@@ -28,12 +28,12 @@ def asinh(values: Tensor) -> Tensor:
 
 
 def to_model(values: Tensor, unit: float) -> Tensor:
-    """Return values on the scale of the model; as they are if `unit` is 0."""
+    """Return values on the scale of the model; unchanged if `unit` is 0."""
     return asinh(values / unit) if unit else values
 
 
 def to_data(values: Tensor, unit: float, level: Tensor | None = None) -> Tensor:
-    """Return what `to_model` was given, in float64 if `level`, on the scale of the model, was taken off since."""
+    """Return the inverse of `to_model`; with a `level`, on the scale of the model, this is added first, in float64."""
     if level is not None:
         values = values.double() + level
     return torch.sinh(values) * unit if unit else values
@@ -42,8 +42,8 @@ def to_data(values: Tensor, unit: float, level: Tensor | None = None) -> Tensor:
 def unit_of(panel: Panel, limits: IntArray) -> tuple[float, bool]:
     """Return the unit of a logarithmic scale for a panel, and whether all its values are positive.
 
-    Seen are the first `limits` steps of each series. The unit is far below nearly all values if they are positive, the
-    least usual size of one that is not zero otherwise.
+    They depend on the first `limits` steps of each series. The unit is far below nearly all values if all are positive,
+    and else a low quantile of the sizes of those that are not zero.
     """
     positive, sizes = True, [np.empty(0, dtype=np.float32)]
     for target in panel.observed_targets(limits):

@@ -1,4 +1,4 @@
-"""Decoders: from the summary of an origin to the features of each step of the horizon; and attention, a part of it."""
+"""Decoders, which map the summary of an origin to the features of each step of the horizon; and attention."""
 
 import math
 
@@ -13,8 +13,8 @@ from forecast.models.network.encoder import Encoder, HiddenState
 class SegmentDecoder(nn.Module):
     """One recurrent step for each segment of the horizon, all from the same state (Lin et al. 2023, "SegRNN").
 
-    "Parallel multi-step forecasting": a step is told the position of its segment, and the mean of what is known of it
-    ahead, and its output is mapped to all steps of the segment. The state is made from the summary.
+    "Parallel multi-step forecasting": a step reads an embedding of its segment's position and the mean of the segment's
+    known covariates; its output is mapped to all steps of the segment. The initial state comes from the summary.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class SegmentDecoder(nn.Module):
 
 
 class AutoregressiveDecoder(nn.Module):
-    """A recurrent layer over the steps of the horizon, told the value before each (Salinas et al. 2020, "DeepAR").
+    """A recurrent layer over the horizon whose steps read the value before them (Salinas et al. 2020, "DeepAR").
 
-    Its first state is made from the summary (Sutskever, Vinyals & Le 2014).
+    The initial state comes from the summary (Sutskever, Vinyals & Le 2014).
     """
 
     def __init__(self, summary_size: int, n_inputs: int, config: ModelConfig) -> None:
@@ -68,10 +68,10 @@ class AutoregressiveDecoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """What the encoder put out within the context, weighted by how well it answers the state at the origin.
+    """A mean of the encoder's outputs within the context, weighted by their match with the state at the origin.
 
-    The scaled dot product of queries and keys (Luong, Pham & Manning 2015; Vaswani et al. 2017), plus a learnt number
-    for how many encoder steps ago it was.
+    The score is the scaled dot product of query and key (Luong, Pham & Manning 2015; Vaswani et al. 2017), plus a
+    learnt bias for the age in encoder steps.
     """
 
     def __init__(self, size: int, steps: int) -> None:
@@ -84,28 +84,28 @@ class Attention(nn.Module):
     def forward(
         self,
         states: Float[Tensor, "batch step hidden"],
-        there: Bool[Tensor, "batch step"],
+        valid: Bool[Tensor, "batch step"],
         last: Int[Tensor, " origin"],
     ) -> tuple[Float[Tensor, "batch origin hidden"], Float[Tensor, "batch origin step"]]:
-        """Return what is seen from encoder steps `last`, and the weights, which sum to 1.
+        """Return the attended outputs of encoder steps `last`, and the weights, which sum to 1.
 
-        They are 0 outside of the context, after the origin, and where `there` is not (but at the origin itself).
+        Weights are 0 outside of the context, after the origin, and at steps that are not `valid`, except the origin.
         """
         age = last[:, None] - torch.arange(states.shape[1], device=last.device)
         inside = (age >= 0) & (age < len(self.age))
         score = self.query(states[:, last]) @ self.key(states).transpose(-1, -2) / math.sqrt(states.shape[-1])
         score = score + self.age[age.clamp(0, len(self.age) - 1)]
-        weight = score.masked_fill(~(inside & (there[:, None] | (age == 0))), -math.inf).softmax(-1)
+        weight = score.masked_fill(~(inside & (valid[:, None] | (age == 0))), -math.inf).softmax(-1)
         return weight @ self.value(states), weight
 
 
 def uniforms(paths: int, horizon: int) -> Float[Tensor, "path horizon"]:
-    """Return the random numbers that paths are drawn with, the same for every window and at every call.
+    """Return the uniform random numbers of sampled paths, the same for all windows and calls.
 
-    A scrambled Sobol sequence (Owen 1998), whose numbers at each step are then spread evenly: (rank + 1/2) / paths.
+    They are a scrambled Sobol sequence (Owen 1998), whose numbers at each step are spread evenly: (rank + 1/2) / paths.
     """
-    drawn = torch.quasirandom.SobolEngine(horizon, scramble=True, seed=0).draw(paths)
-    return (drawn.argsort(0).argsort(0) + 0.5) / paths
+    points = torch.quasirandom.SobolEngine(horizon, scramble=True, seed=0).draw(paths)
+    return (points.argsort(0).argsort(0) + 0.5) / paths
 
 
 def _one_layer(n_inputs: int, config: ModelConfig) -> Encoder:
@@ -120,6 +120,6 @@ def _state_size(recurrent: Encoder) -> int:
 
 
 def _carry(state: Float[Tensor, "row state"], recurrent: Encoder) -> HiddenState:
-    """Return output and, for an LSTM, cell."""
+    """Return the initial output and, for an LSTM, the cell."""
     output, *cell = (part.contiguous() for part in state[None].split(recurrent.hidden_size, dim=-1))
     return torch.tanh(output), *cell

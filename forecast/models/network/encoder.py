@@ -1,4 +1,4 @@
-"""The encoder: a stack of recurrent layers, with what a state needs to be carried on."""
+"""The encoder: a stack of recurrent layers, and the hidden state from which it continues."""
 
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 from forecast.config import ModelConfig
 
 HiddenState: TypeAlias = tuple[Float[Tensor, "row batch hidden"], ...]
-"""What a stack needs to go on: the outputs of its layers and, for an LSTM, their cells.
+"""The state of a stack: the outputs of its layers and, for an LSTM, their cells.
 
 Layer after layer, the last `dilation` steps of each, oldest first: `sum(dilations)` rows. Without dilations these are
 the states that `torch.nn.LSTM`, `GRU` and `RNN` take and return.
@@ -36,16 +36,16 @@ class Encoder(nn.RNNBase):
 
     Residual: from the second layer on, a layer's input is added to its output.
 
-    Dilations (Chang et al. 2017, "Dilated Recurrent Neural Networks"): a layer with dilation d goes on from its state
-    d steps ago. That is d sequences that do not know of each other, so time is folded into the batch; steps that are
-    left over where d does not divide the length are one further step of the first of these sequences.
+    Dilations (Chang et al. 2017, "Dilated Recurrent Neural Networks"): a layer with dilation d continues from its state
+    d steps ago. These are d independent sequences, so time is folded into the batch; where d does not divide the
+    length, the remaining steps are one further step of the first of these sequences.
 
-    Recurrent dropout, in training only; what is kept is scaled up so that its expectation stays. For every call of
-    `forward`, and the same at all its steps:
+    Recurrent dropout, in training only, scaled to keep the expectation. Masks are drawn once for each call of `forward`
+    and are the same at all its steps:
 
     - of the inputs of each layer, a mask for each sequence drops features (Gal & Ghahramani 2016, "A Theoretically
       Grounded Application of Dropout in Recurrent Neural Networks"), in place of `dropout` between layers, which
-      draws anew at each step. The sum of a residual layer has its input undropped.
+      draws a mask at each step. The sum of a residual layer has its input undropped.
     - of the recurrent connection, single weights of `weight_hh` are dropped, for all sequences of the batch alike
       (DropConnect: Merity, Keskar & Socher 2018, "Regularizing and Optimizing LSTM Language Models"). Gal &
       Ghahramani drop units of the previous output instead, for each sequence, which no fused kernel can.
@@ -69,14 +69,14 @@ class Encoder(nn.RNNBase):
         self.truncate = config.truncate
         self.forget_bias = 1.0 if config.forget_bias is None and config.cell == "lstm" else config.forget_bias
         self.written = False
-        """Whether steps are written out in products that can be stacked (`torch.vmap`), in place of the kernels."""
+        """Whether steps run as single products, which `torch.vmap` can batch, in place of the fused kernels."""
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw the recurrent weights anew, and set the biases that let a state last.
+        """Initialise the recurrent weights, and the biases that let a state last.
 
         Recurrent weights are orthogonal, gate by gate (Saxe et al. 2014). The forget gate of an LSTM has bias 1
-        (Jozefowicz et al. 2015), or what `forget_bias` says; of a GRU that is the update gate. A layer with ReLU
+        (Jozefowicz et al. 2015), or `forget_bias`; for a GRU this is the update gate. A layer with ReLU
         starts as a sum of its inputs: identity, small input weights, no bias (Le, Jaitly & Hinton 2015, "A Simple Way
         to Initialize Recurrent Networks of Rectified Linear Units").
         """
@@ -96,8 +96,8 @@ class Encoder(nn.RNNBase):
     ) -> tuple[Float[Tensor, "batch step hidden"], HiddenState]:
         """Return the outputs of the last layer at each step (one or more), and the carry after the last step.
 
-        `carry` is what a call for the steps before returned; without it, states start at zero. Outside of training, a
-        sequence in pieces gives what it gives at once.
+        `carry` is the state that the call for the steps before returned; None starts from zero. Outside of training, a
+        sequence in pieces has the same outputs as in one call.
 
         Raises:
             ValueError: `carry` is of another stack or batch.
@@ -107,19 +107,19 @@ class Encoder(nn.RNNBase):
             carry = (inputs.new_zeros(shape),) * (1 + (self.mode == "LSTM"))
         elif any(part.shape != shape for part in carry):
             raise ValueError(f"carry must be {list(shape)}, not {[list(part.shape) for part in carry]}")
-        masks, weights = self._drawn(inputs)
+        masks, weights = self._draw_masks(inputs)
         if self.truncate is None or not torch.is_grad_enabled():
-            return self._encoded(inputs, carry, masks, weights)
+            return self._encode(inputs, carry, masks, weights)
         states = []
         for k, piece in enumerate(inputs.split(self.truncate, dim=1)):
             if k:
                 carry = tuple(part.detach() for part in carry)
-            outputs, carry = self._encoded(piece, carry, masks, weights)
+            outputs, carry = self._encode(piece, carry, masks, weights)
             states.append(outputs)
         return torch.cat(states, dim=1), carry
 
-    def _drawn(self, inputs: Tensor) -> tuple[list[Tensor | None], list[list[Tensor]]]:
-        """Return of each layer the mask of its inputs, and its weights, some of them dropped."""
+    def _draw_masks(self, inputs: Tensor) -> tuple[list[Tensor | None], list[list[Tensor]]]:
+        """Return the input mask and the weights of each layer, with recurrent dropout applied."""
         weights: list[list[Tensor]] = [list(layer) for layer in self.all_weights]
         if not (self.training and self.recurrent_dropout):
             return [None] * self.num_layers, weights
@@ -129,23 +129,23 @@ class Encoder(nn.RNNBase):
             layer[1] = functional.dropout(layer[1], self.recurrent_dropout)
         return masks, weights
 
-    def _encoded(
+    def _encode(
         self, inputs: Tensor, carry: HiddenState, masks: list[Tensor | None], weights: list[list[Tensor]]
     ) -> tuple[Tensor, HiddenState]:
         if masks[0] is None and not (self.residual or self.written) and max(self.dilations) == 1:
-            every = [values for layer in weights for values in layer]
-            return self._kernel(inputs, carry, every, self.dropout, batch_first=True)
-        outputs, after = inputs.transpose(0, 1), []
-        before = zip(*(part.split(self.dilations) for part in carry), strict=True)
-        for k, (state, mask, layer) in enumerate(zip(before, masks, weights, strict=True)):
+            flat_weights = [values for layer in weights for values in layer]
+            return self._kernel(inputs, carry, flat_weights, self.dropout, batch_first=True)
+        outputs, new_states = inputs.transpose(0, 1), []
+        states = zip(*(part.split(self.dilations) for part in carry), strict=True)
+        for k, (state, mask, layer) in enumerate(zip(states, masks, weights, strict=True)):
             if mask is not None:
                 dropped = outputs * mask
             else:
                 dropped = functional.dropout(outputs, self.dropout, self.training and k > 0)
-            made, state = self._layer(dropped, state, layer)
-            outputs = outputs + made if self.residual and k else made
-            after.append(state)
-        return outputs.transpose(0, 1), tuple(torch.cat(parts) for parts in zip(*after, strict=True))
+            layer_outputs, state = self._layer(dropped, state, layer)
+            outputs = outputs + layer_outputs if self.residual and k else layer_outputs
+            new_states.append(state)
+        return outputs.transpose(0, 1), tuple(torch.cat(parts) for parts in zip(*new_states, strict=True))
 
     def _layer(
         self, inputs: Float[Tensor, "step batch input"], state: HiddenState, weights: list[Tensor]
@@ -153,15 +153,15 @@ class Encoder(nn.RNNBase):
         """Return outputs and state of a layer whose dilation is the number of rows of `state`."""
         dilation, batch = state[0].shape[:2]
         outputs = []
-        whole = len(inputs) - len(inputs) % dilation
-        for part in inputs[:whole], inputs[whole:]:
+        n_full = len(inputs) - len(inputs) % dilation
+        for part in inputs[:n_full], inputs[n_full:]:
             if not len(part):
                 continue
             n = min(len(part), dilation)  # sequences; their next states come after those of the others
             folded = part.reshape(-1, n * batch, part.shape[-1])
-            made, moved = self._kernel(folded, tuple(s[:n].reshape(1, n * batch, -1) for s in state), weights)
-            outputs.append(made.reshape(len(part), batch, -1))
-            state = tuple(torch.cat([s[n:], m.reshape(n, batch, -1)]) for s, m in zip(state, moved, strict=True))
+            result, after = self._kernel(folded, tuple(s[:n].reshape(1, n * batch, -1) for s in state), weights)
+            outputs.append(result.reshape(len(part), batch, -1))
+            state = tuple(torch.cat([s[n:], m.reshape(n, batch, -1)]) for s, m in zip(state, after, strict=True))
         return torch.cat(outputs), state
 
     def _kernel(
@@ -176,10 +176,10 @@ class Encoder(nn.RNNBase):
         if self.written:
             return self._steps(inputs, carry, *weights)
         states = carry if self.mode == "LSTM" else carry[0]
-        outputs, *after = _KERNELS[self.mode](
+        outputs, *state = _KERNELS[self.mode](
             inputs, states, weights, True, len(weights) // 4, dropout, self.training, False, batch_first
         )
-        return outputs, tuple(after)
+        return outputs, tuple(state)
 
     def _steps(
         self,
@@ -190,22 +190,22 @@ class Encoder(nn.RNNBase):
         input_bias: Tensor,
         bias: Tensor,
     ) -> tuple[Float[Tensor, "step batch hidden"], HiddenState]:
-        """Return what the kernel does, for one layer; the equations are those of `torch.nn`."""
+        """Return outputs and state of one layer as the kernel does; the equations are those of `torch.nn`."""
         state, *cell = (part[0] for part in carry)
         outputs = []
-        # But for a GRU, which resets a part of it, the bias of the state may be added once for all steps.
-        early, late = (input_bias, bias) if self.mode == "GRU" else (input_bias + bias, None)
-        for given in functional.linear(inputs, input_weight, early).unbind(0):
-            told = functional.linear(state, weight, late)
+        # The state's bias is added once for all steps, except for a GRU, which resets a part of it.
+        step_bias, state_bias = (input_bias, bias) if self.mode == "GRU" else (input_bias + bias, None)
+        for projected in functional.linear(inputs, input_weight, step_bias).unbind(0):
+            recurrent = functional.linear(state, weight, state_bias)
             if self.mode == "LSTM":
-                enter, keep, new, leave = (given + told).chunk(4, dim=-1)
+                enter, keep, new, leave = (projected + recurrent).chunk(4, dim=-1)
                 cell = [keep.sigmoid() * cell[0] + enter.sigmoid() * new.tanh()]
                 state = leave.sigmoid() * cell[0].tanh()
             elif self.mode == "GRU":
-                (reset, keep), new = (given + told).chunk(3, dim=-1)[:2], given.chunk(3, dim=-1)[2]
-                new = (new + reset.sigmoid() * told.chunk(3, dim=-1)[2]).tanh()
+                (reset, keep), new = (projected + recurrent).chunk(3, dim=-1)[:2], projected.chunk(3, dim=-1)[2]
+                new = (new + reset.sigmoid() * recurrent.chunk(3, dim=-1)[2]).tanh()
                 state = new + keep.sigmoid() * (state - new)
             else:
-                state = (given + told).tanh() if self.mode == "RNN_TANH" else (given + told).relu()
+                state = (projected + recurrent).tanh() if self.mode == "RNN_TANH" else (projected + recurrent).relu()
             outputs.append(state)
         return torch.stack(outputs), tuple(part[None] for part in (state, *cell))

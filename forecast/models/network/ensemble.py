@@ -1,4 +1,4 @@
-"""Several networks that forecast as one."""
+"""Several networks that forecast as one: a weighted mean of their quantiles."""
 
 import math
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ class Ensemble(nn.Module):
     distribution is about as wide as those of the members, unlike their mixture. The mean is taken on the scale of the
     model, which members share: that of logarithms where `NetworkShape.unit` says so.
 
-    Members may have contexts of different lengths: each sees the last steps of the longest one. Frame and encoder state
-    are the first member's: fine-tuning maps its state to what the mean leaves over. Weights of attention are the
-    mean of those that the members have. There are no paths: those of several members have no mean.
+    Members may have contexts of different lengths: each reads the last steps of the longest one. Frame and state are
+    those of the first member: fine-tuning maps its state to the residuals of the mean. Attention weights are the mean
+    over members with attention. There are no paths: those of several members have no mean.
     """
 
     def __init__(self, members: Sequence["Member"], shares: Sequence[float] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.shares = None if shares is None else tuple(shares)
-        """Weights of the members, which sum to 1; None: all weigh the same."""
+        """Weights of the members, which sum to 1; None weighs all equally."""
         longest = max(member.shape.context_length for member in members)
         self.shape = replace(members[0].shape, context_length=longest)
         self.head = members[0].head
@@ -72,27 +72,27 @@ class Ensemble(nn.Module):
         return Output(self._mean(_in_one_frame(outputs)), outputs[0].state, frame, self.head, attention)
 
     def member_quantiles(self, batch: Batch, origins: Int[Tensor, " origin"]) -> tuple[list[Tensor], Frame]:
-        """Return the quantiles of each member, in the frame of the first, and that."""
+        """Return the quantiles of each member in the frame of the first member, and this frame."""
         outputs = self._outputs(batch, origins, None)
         return _in_one_frame(outputs), outputs[0].frame
 
     def _outputs(self, batch: Batch, origins: Tensor, pasts: Sequence[EncoderState] | None) -> list[Output]:
-        carried, outputs = iter(pasts or ()), []
+        states, outputs = iter(pasts or ()), []
         for member in members_of(self):
             window = batch.since(self.shape.context_length - member.shape.context_length)
-            past = None if pasts is None or isinstance(member, UniversalForecaster) else [next(carried)]
+            past = None if pasts is None or isinstance(member, UniversalForecaster) else [next(states)]
             outputs.append(member(window, origins, past))
         return outputs
 
 
 def _in_one_frame(outputs: Sequence[Output]) -> list[Tensor]:
-    """Return the quantiles of each output in units of the first: members may have chosen other anchors."""
-    frame, moved = outputs[0].frame, []
+    """Return the quantiles of each output in units of the first: members may have different anchors."""
+    frame, quantiles = outputs[0].frame, []
     for output in outputs:
         factor = (output.frame.divisor / frame.divisor)[..., None, None]
         shift = ((output.frame.location - frame.location) / frame.divisor)[..., None, None]
-        moved.append(output.quantiles * factor + shift)
-    return moved
+        quantiles.append(output.quantiles * factor + shift)
+    return quantiles
 
 
 Member = RecurrentForecaster | UniversalForecaster
@@ -107,35 +107,35 @@ def members_of(network: Forecaster) -> list[Member]:
 
 
 def recurrent_members(network: Forecaster) -> list[RecurrentForecaster]:
-    """Return the networks whose encoders can go on from a past: all but universal ones."""
+    """Return the networks whose encoders can continue from a state: all but universal ones."""
     return [member for member in members_of(network) if isinstance(member, RecurrentForecaster)]
 
 
 def tunable(network: Forecaster) -> tuple[Member, float] | None:
-    """Return the one network that changes by gradient can be made to, and its share of the forecast; None of others.
+    """Return the network that gradient fine-tuning changes, and its share of the forecast; None if there is none.
 
-    That is the single one that was trained on the panel, beside a pretrained one or not, or a pretrained one alone.
+    It is the only network that was trained on the panel, with or without a pretrained one, or a pretrained one alone.
     """
-    every = members_of(network)
-    members = every if len(every) == 1 else recurrent_members(network)
+    all_members = members_of(network)
+    members = all_members if len(all_members) == 1 else recurrent_members(network)
     if len(members) != 1:
         return None
     shares = network.shares if isinstance(network, Ensemble) else None
-    return members[0], 1.0 if shares is None else shares[every.index(members[0])]
+    return members[0], 1.0 if shares is None else shares[all_members.index(members[0])]
 
 
 def require_tunable(network: Forecaster) -> tuple[Member, float]:
-    """Return what `tunable` does, of a network that has one."""
-    found = tunable(network)
-    assert found is not None
-    return found
+    """Return `tunable(network)`, which must not be None."""
+    member = tunable(network)
+    assert member is not None
+    return member
 
 
 def as_ensemble(members: Sequence[Member], shares: Sequence[float] | None = None) -> Forecaster:
-    """Return the one network, or the ensemble of several; members without a share are left out."""
+    """Return the only member, or the ensemble of several; members without a share are dropped."""
     if shares is not None:
-        kept = [(member, share) for member, share in zip(members, shares, strict=True) if share > 0]
-        members, shares = [member for member, _ in kept], [share for _, share in kept]
+        weighted = [(member, share) for member, share in zip(members, shares, strict=True) if share > 0]
+        members, shares = [member for member, _ in weighted], [share for _, share in weighted]
     return members[0] if len(members) == 1 else Ensemble(members, shares).eval()
 
 

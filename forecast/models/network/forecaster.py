@@ -1,4 +1,4 @@
-"""The forecaster: a recurrent encoder, a linear skip and a decoder that forecasts from every step it is asked for."""
+"""The forecaster of a panel: a recurrent encoder, a linear skip and a decoder, from any step of a window."""
 
 import copy
 from collections.abc import Sequence
@@ -30,31 +30,31 @@ from forecast.models.network.encoder import Encoder
 from forecast.models.network.output import DecoderInputs, EncoderState, Output
 from forecast.models.tunable import Tunable
 
-# Normalised values are kept within this range where they enter the network; the linear path keeps at least those of
-# the steps that the scale is taken over.
-_REACH = 20.0
-# The share of all phases in the spread of one, and the least spread, in units of scale.
+# Normalised values are clipped to this range where they enter the network; the linear path keeps at least those of the
+# steps that the scale is computed over.
+_CLIP = 20.0
+# The share of all phases in the spread of one phase, and the least spread, in units of scale.
 _GLOBAL_SHARE = 0.002
 _LEAST_SPREAD = 0.005
-# So many pairs of seasons say how much a series varies from one to the next; with fewer, those missing are taken to
-# differ by the root of two scales, as independent values do.
+# Pairs of values a season apart that suffice to estimate a seasonal spread. Missing pairs are taken to differ as
+# independent values do: their squared difference is `_INDEPENDENT` squared scales.
 _ENOUGH_PAIRS = 8
 _INDEPENDENT = 2.0
-# With so many errors within a window, smoothing's own are half of what its spread is taken from.
+# With this many errors in a window, smoothing's own errors make up half of its spread.
 _FEW_ERRORS = 12
-# The share of categories that are hidden in training.
+# The share of category values hidden in training.
 _HIDDEN_SHARE = 0.05
 _DECODER_HIDDEN = 128
 _STEP_HIDDEN = 64
-# Numbers of a step, in its widest layer, of the paths that are sampled together.
-_NUMBERS = 1 << 22
+# Elements of the widest layer over all paths sampled in one pass.
+_MAX_ELEMENTS = 1 << 22
 
 
 class RecurrentForecaster(Tunable[DecoderInputs]):
     """forecast = location + scale * (linear skip + network), at any step of the window.
 
     All inputs at step t come from observations up to t. The last layer starts at zero and its bias at the quantiles
-    of the skip's residuals: an untrained network forecasts what the closed-form solution does.
+    of the skip's residuals, so an untrained network forecasts the closed-form solution.
 
     In training, an autoregressive decoder reads true values (teacher forcing), and its own samples at a share of the
     steps (`sampled_share`). In evaluation mode it reads no target and forecasts the distribution of sampled paths, at
@@ -66,22 +66,20 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
     covariate_scale: Tensor
     log_scale: Tensor
     cold_scale: Tensor
-    """The panel's scale where a series has too few observations: relative to its level, and at least (0: unknown)."""
+    """The panel's scale, for series with too few observations: relative to the level, and absolute (0: unknown)."""
     season_offset: Tensor
     threshold: Tensor
-    """Changes of the location smaller than this, in units of spread, are not made, and larger ones that much less
-    (soft threshold)."""
+    """Soft threshold of changes of the location, in units of spread."""
     mean_shift: Tensor
-    """What means are moved by, as a share of `heads.mean_distance`: 0 for heads that estimate a mean, but on a
-    logarithmic scale."""
+    """Shift of means, as a share of `heads.base.mean_distance`; 0 for heads that estimate a mean on a linear scale."""
     interval_scale: Tensor
-    """What distances of quantiles from the median are multiplied by, once training has ended (`intervals`)."""
+    """Factor of the quantiles' distances from the median, set after training (`postprocess.interval_scale`)."""
     smoothing_cost: Tensor
-    """What each forecast of the bank costs on the panel (`smoothing.shared_cost`)."""
+    """Cost of each filter of the bank on the panel (`smoothing.shared_cost`)."""
     smoothing_share: Tensor
-    """Of smoothing, in the skip."""
+    """Share of exponential smoothing in the skip."""
     smoothing_ratio: Tensor
-    """Of its errors one step ahead to the seasonal spread, on the panel: for series that have none of their own."""
+    """Ratio of smoothing's errors one step ahead to the seasonal spread on the panel, for series without errors."""
     uniforms: Tensor
 
     def __init__(self, shape: NetworkShape, config: ModelConfig) -> None:
@@ -91,7 +89,7 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
             config.head, config.quantile_levels, power=config.tweedie_power, n_classes=shape.n_classes
         )
         self.head.nonnegative = shape.nonnegative
-        # Of each value of the target that enters, and of all that is said about a window besides.
+        # Features of each value of the target, and of a window's level.
         n_value, n_level = (min(shape.n_classes, config.embedding_size),) * 2 if shape.n_classes else (1, 2)
         if shape.n_classes:
             self.class_embeddings = nn.Embedding(shape.n_classes, n_value)
@@ -118,20 +116,20 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         self.attention = None
         if config.attention:
             self.attention = Attention(config.hidden_size, shape.context_length // shape.segment_length)
-        n_seen = config.hidden_size * (1 + config.attention)
-        self.summary = nn.Linear(n_seen + n_static + n_level, _DECODER_HIDDEN)
+        n_encoded = config.hidden_size * (1 + config.attention)
+        self.summary = nn.Linear(n_encoded + n_static + n_level, _DECODER_HIDDEN)
         n_around = 0 if shape.n_classes else int(shape.season_length >= 14)
         n_season = (n_value + 1 + n_around) * len(shape.season_lags)
         n_season += self.n_known_values * bool(shape.season_lags)
         n_step = n_level + n_season + n_future
         self.context = _decoder(shape, config, n_future, self.head.n_decoder_inputs + n_step)
         self.own_samples, self.sampled_share = config.own_samples, 0.0
-        """Share of steps that an autoregressive decoder is told its own samples at: at the end of training, and now."""
+        """Share of steps at which an autoregressive decoder reads its own samples: at the end of training, and now."""
         self.reference_batch: Batch | None = None
-        """A window whose level, scale and spread all others are seen with, in place of their own: so attributions of a
-        forecast hold them fixed. None otherwise."""
+        """A window whose level, scale and spread all others take in place of their own, so that attributions of a
+        forecast hold them fixed; usually None."""
         self.n_paths = 1
-        """Paths that are sampled for a forecast; 1 where its distributions are known."""
+        """Paths sampled for a forecast; 1 where its distributions are exact."""
         if isinstance(self.context, AutoregressiveDecoder):
             self.n_paths, self.marginal = config.n_paths, self.head.marginal()
             self.register_buffer("uniforms", uniforms(config.n_paths, shape.horizon), persistent=False)
@@ -144,7 +142,7 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         self.output = nn.Linear(_STEP_HIDDEN, self.head.n_parameters)
         self.output_bias = nn.Parameter(torch.zeros(shape.horizon, self.head.n_parameters))
         self.register_buffer("skip", torch.zeros(0 if shape.n_classes else shape.context_length + 1, shape.horizon))
-        for name, values in _numbers_of_the_panel(shape, n_covariates).items():
+        for name, values in _panel_buffers(shape, n_covariates).items():
             self.register_buffer(name, values)
         ahead = torch.arange(1, shape.horizon + 1)
         season = max(shape.season_length, 1)
@@ -159,18 +157,18 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         nn.init.zeros_(self.output.bias)
 
     def category_rows(self) -> list[Float[Tensor, "value feature"]]:
-        """Return a copy of what stands for each value of each covariate that holds codes, the unseen one first."""
+        """Return a copy of the embedding table of each covariate that holds codes; row 0 is the unseen value."""
         return [table.detach().clone() for table in self._category_tables()]
 
     @torch.no_grad()
     def share_unseen(self, untrained: Sequence[Float[Tensor, "value feature"]]) -> bool:
-        """Give values that training has not drawn the row of the unseen one; return whether there are any.
+        """Give values that training has not drawn the row of the unseen value; return whether there were any.
 
-        Their rows are as they were in `untrained`, which is `category_rows` before the training: random.
+        `untrained` is `category_rows` before the training: rows that still equal it were not drawn.
         """
         changed = False
-        for table, before in zip(self._category_tables(), untrained, strict=True):
-            same = (table == before).all(1)
+        for table, initial in zip(self._category_tables(), untrained, strict=True):
+            same = (table == initial).all(1)
             table[same] = table[0].clone()
             changed = changed or bool(same[1:].any())
         return changed
@@ -180,24 +178,24 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         return [table.weight for table in modules if isinstance(table, nn.Embedding)]
 
     def sampling(self, n_paths: int) -> "RecurrentForecaster":
-        """Return a copy of a network with an autoregressive decoder that samples so many paths."""
-        other = copy.deepcopy(self)
-        other.n_paths, other.uniforms = n_paths, uniforms(n_paths, self.shape.horizon).to(self.uniforms)
-        return other
+        """Return a copy that samples `n_paths` paths, for a network with an autoregressive decoder."""
+        network = copy.deepcopy(self)
+        network.n_paths, network.uniforms = n_paths, uniforms(n_paths, self.shape.horizon).to(self.uniforms)
+        return network
 
     def frame(self, batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics | None = None) -> Frame:
-        """Return the batch as seen from `origins` (counted from the first origin of each window).
+        """Return the frame of `origins` (counted from the first origin of each window).
 
-        `statistics` are those of `statistics`, up to the last origin at least; made here if None.
+        `statistics` is the result of the method of that name, up to the last origin at least; None computes it.
         """
-        least = torch.zeros_like(origins)
-        return self._frame(batch, origins, self._anchored(statistics or self.statistics(batch)), least)
+        earliest = torch.zeros_like(origins)
+        return self._frame(batch, origins, self._anchor(statistics or self.statistics(batch)), earliest)
 
     def statistics(self, batch: Batch, time: int | None = None) -> Statistics:
         """Return the running statistics of the first `time` steps (all if None), the same for each anchor."""
         return running_statistics(batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length)
 
-    def _anchored(self, statistics: Statistics) -> Statistics:
+    def _anchor(self, statistics: Statistics) -> Statistics:
         relative, absolute = self.cold_scale
         scale = cold_start_scale(statistics, relative, absolute, self.shape.scale_length)
         if self.shape.anchor == "last":
@@ -205,53 +203,53 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
             scale = torch.hypot(scale, statistics.last - statistics.level)
         return statistics._replace(scale=scale)
 
-    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, least: Int[Tensor, " origin"]) -> Frame:
-        """Return the batch as seen from `origins`, which look back no further than step `least`."""
-        at = origins + self.shape.context_length - 1
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, earliest: Int[Tensor, " origin"]) -> Frame:
+        """Return the frame of `origins`, which look back no further than step `earliest`."""
+        origin_steps = origins + self.shape.context_length - 1
         if self.shape.n_classes:
-            return self._class_frame(batch, origins, statistics.any_observed[:, at])
-        location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, at]
-        scale = statistics.scale[:, at]
+            return self._class_frame(batch, origins, statistics.any_observed[:, origin_steps])
+        location = (statistics.last if self.shape.anchor == "last" else statistics.level)[:, origin_steps]
+        scale = statistics.scale[:, origin_steps]
         divisor = torch.where(scale > 0, scale, 1.0)
-        # Before its start, a series is taken to have been what it was at first.
-        before = batch.there.cummax(1).values.logical_not()
+        # Before its start, a series is taken to have its first value.
+        not_started = batch.there.cummax(1).values.logical_not()
         first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
-        window = gather_windows(torch.where(before, first, batch.target), origins, self.shape.context_length)
-        observed = gather_windows(before | batch.observed, origins, self.shape.context_length)
+        window = gather_windows(torch.where(not_started, first, batch.target), origins, self.shape.context_length)
+        observed = gather_windows(not_started | batch.observed, origins, self.shape.context_length)
         window = ((window - location[..., None]) / divisor[..., None]) * observed
         # Within the steps of the scale no value is further out than their root.
-        limit = max(_REACH, self.shape.scale_length**0.5)
+        limit = max(_CLIP, self.shape.scale_length**0.5)
         window = window.clamp(-limit, limit)
-        spread = self._spread(batch, at, divisor, least)
+        spread = self._seasonal_spread(batch, origin_steps, divisor, earliest)
         if self.shape.smoothing:
             observed = gather_windows(batch.observed, origins, self.shape.context_length)
-            smooth, error, trust = self._smooth(self.smoothed(window, observed), len(origins))
-            usual = (spread * self.smoothing_ratio).log()
-            spread = torch.lerp(usual, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
+            smooth, error, trust = self._smooth(self.smooth_windows(window, observed), len(origins))
+            reference = (spread * self.smoothing_ratio).log()
+            spread = torch.lerp(reference, error.clamp(min=_LEAST_SPREAD).log(), trust).exp()
         else:
             smooth = torch.zeros_like(spread)
         if self.reference_batch is not None and batch is not self.reference_batch:
-            held = self._frame(
-                self.reference_batch, origins, self._anchored(self.statistics(self.reference_batch)), least
+            reference_frame = self._frame(
+                self.reference_batch, origins, self._anchor(self.statistics(self.reference_batch)), earliest
             )
-            spread = held.spread.expand_as(spread)
-        return Frame(location, divisor, scale, statistics.any_observed[:, at], window, spread, smooth)
+            spread = reference_frame.spread.expand_as(spread)
+        return Frame(location, divisor, scale, statistics.any_observed[:, origin_steps], window, spread, smooth)
 
     def seasonal_spread(
         self, batch: Batch, origins: Int[Tensor, " origin"], divisor: Float[Tensor, "batch origin"]
     ) -> Float[Tensor, "batch origin horizon"]:
-        """Return the spread by seasonal differences alone, whatever smoothing errs by."""
-        at = origins + self.shape.context_length - 1
-        return self._spread(batch, at, divisor, torch.zeros_like(at))
+        """Return the spread by seasonal differences alone, without the errors of smoothing."""
+        origin_steps = origins + self.shape.context_length - 1
+        return self._seasonal_spread(batch, origin_steps, divisor, torch.zeros_like(origin_steps))
 
-    def smoothed(
+    def smooth_windows(
         self, window: Float[Tensor, "batch origin context"], observed: Bool[Tensor, "batch origin context"]
     ) -> smoothing.Smoothed:
-        """Return what the bank of filters knows after the windows of a frame, [batch * origin, ...]."""
+        """Return the state of the bank of filters after the windows of a frame, [batch * origin, ...]."""
         return smoothing.smooth(window.flatten(0, 1), observed.flatten(0, 1), self.shape.season_length)
 
     def _smooth(self, smoothed: smoothing.Smoothed, n_origins: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the forecast of smoothing, its mean absolute error one step ahead, and how far that is to be trusted.
+        """Return the forecast of smoothing, its mean absolute error one step ahead, and the weight of that error.
 
         [batch, origin, horizon], and twice [batch, origin, 1].
         """
@@ -262,80 +260,81 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         path, error, trust = (part.unflatten(0, (-1, n_origins)) for part in (path, error, trust))
         return path, error, trust
 
-    def skipped(self, window: Float[Tensor, "*axes context"], smooth: Float[Tensor, "*axes horizon"]) -> Tensor:
-        """Return what the skip forecasts of numbers."""
+    def apply_skip(self, window: Float[Tensor, "*axes context"], smooth: Float[Tensor, "*axes horizon"]) -> Tensor:
+        """Return the skip's forecast of a numeric target, [..., horizon]."""
         linear: Tensor = apply_linear(window, self.skip)
         if self.shape.smoothing:
             linear = linear + self.smoothing_share * smooth
         return linear
 
-    def _class_frame(self, batch: Batch, origins: Tensor, begun: Tensor) -> Frame:
+    def _class_frame(self, batch: Batch, origins: Tensor, any_observed: Tensor) -> Frame:
         codes = batch.target.masked_fill(~batch.observed, -1.0)
         window = gather_windows(codes, origins, self.shape.context_length)
         one = torch.ones_like(window[..., 0])
         spread = one[..., None].expand(-1, -1, self.shape.horizon)
-        return Frame(torch.zeros_like(one), one, one, begun, window, spread, torch.zeros_like(spread))
+        return Frame(torch.zeros_like(one), one, one, any_observed, window, spread, torch.zeros_like(spread))
 
-    def _spread(
-        self, batch: Batch, at: Tensor, divisor: Tensor, least: Tensor
+    def _seasonal_spread(
+        self, batch: Batch, origin_steps: Tensor, divisor: Tensor, earliest: Tensor
     ) -> Float[Tensor, "batch origin horizon"]:
         """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
-        Of a phase, the differences of the last `NetworkShape.spread_seasons` are taken; a single one would be small by
-        chance, so the fewer there are, the more those of all phases count.
+        A phase uses its differences of the last `NetworkShape.spread_seasons` seasons. A single one may be small by
+        chance, so the fewer there are, the more weight the differences of all phases get.
 
-        So that the network says little where a series hardly differs from one season to the next (closed shops,
-        nights without flights), and the more where it does. 1 where the context does not hold two seasons. Where it
-        could, but a series is too new or too gappy to have `_ENOUGH_PAIRS` of values a season apart (or a season of
-        them), the spread moves towards that of independent values, and phases without a pair take that of all.
+        The network's changes are in units of the spread: small where a series hardly differs from one season to the
+        next (closed shops, nights without flights), large where it does. The spread is 1 where the context does not
+        hold two seasons. Where it does, but a series is too new or too gappy to have `_ENOUGH_PAIRS` of values a
+        season apart (or a season of them), the spread moves towards that of independent values, and phases without a
+        pair take that of all phases.
         """
         season, horizon = self.shape.season_length, self.shape.horizon
         if season == 1 or 2 * season > self.shape.context_length:
             return torch.ones_like(divisor)[..., None].expand(-1, -1, horizon)
-        both = batch.observed[:, season:] & batch.observed[:, :-season]
-        square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * both).cumsum(1)
-        sums = functional.pad(torch.stack([square, both.double().cumsum(1)]), (season + 1, 0))
+        paired = batch.observed[:, season:] & batch.observed[:, :-season]
+        square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * paired).cumsum(1)
+        sums = functional.pad(torch.stack([square, paired.double().cumsum(1)]), (season + 1, 0))
 
         def pairs(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
             """Return the sum of squares and the number of the pairs whose later step is from `first` to `last`."""
-            first = torch.maximum(first, least[:, None] + season)
-            last = torch.maximum(torch.minimum(last, at[:, None]), first - 1)
+            first = torch.maximum(first, earliest[:, None] + season)
+            last = torch.maximum(torch.minimum(last, origin_steps[:, None]), first - 1)
             total, count = (sums[:, :, last + 1] - sums[:, :, first]).unbind()
             # Running sums of a GPU may fall by a rounding error.
             return total.clamp(min=0), count
 
-        phase, reach, enough = at[:, None] + self.season_offset, season // 14, min(season, _ENOUGH_PAIRS)
-        total, count = pairs((at - self.shape.spread_seasons * season + 1)[:, None], at[:, None])
+        phase, reach, enough = origin_steps[:, None] + self.season_offset, season // 14, min(season, _ENOUGH_PAIRS)
+        total, count = pairs((origin_steps - self.shape.spread_seasons * season + 1)[:, None], origin_steps[:, None])
         missing = (enough - count).clamp(min=0)
         independent = _INDEPENDENT * divisor[..., None].double().square()
-        every = (total + missing * independent) / (count + missing)
+        overall = (total + missing * independent) / (count + missing)
         phases = (phase - k * season for k in range(self.shape.spread_seasons))
         local, near = torch.stack([torch.stack(pairs(of - reach, of + reach)) for of in phases]).sum(0)
         share = (missing / enough).clamp(min=_GLOBAL_SHARE).masked_fill(near == 0, 1.0)
         if self.shape.spread_seasons > 1:
             share = torch.maximum(share, 1 / (1 + near))
-        mixed = torch.lerp(local / near.clamp(min=1), every, share)
+        mixed = torch.lerp(local / near.clamp(min=1), overall, share)
         mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
         return mixed.clamp(min=_LEAST_SPREAD)
 
     def advance(self, batch: Batch, past: EncoderState) -> EncoderState:
-        """Return the past after the segments of a batch, which is of `NetworkShape.lead` steps, these, and a horizon.
+        """Return the encoder's state after the segments of a batch: `NetworkShape.lead` steps, these, and a horizon.
 
-        `past` is that of the lead. An encoder that goes on like this has, after all, seen the whole history at once.
+        `past` is the state after the lead. The result is the same as if the encoder read the whole history at once.
         """
-        return self._advanced(batch, past, self.shape.lead, self._static(batch), self._future(batch))[2]
+        return self._advance(batch, past, self.shape.lead, self._static(batch), self._future(batch))[2]
 
-    def _advanced(
+    def _advance(
         self, batch: Batch, past: EncoderState, lead: int, static: Tensor, future: Tensor
     ) -> tuple[Statistics, Tensor, EncoderState]:
-        """Return statistics, which are to be read after the lead, encoder outputs and past after it."""
+        """Return statistics (valid after the lead), encoder outputs after the lead, and the state at the end."""
         time = batch.target.shape[1] - self.shape.horizon
-        before = past.totals.relative_to(batch.level)
+        previous_sums = past.totals.relative_to(batch.level)
         statistics, totals = continued_statistics(
-            batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length, before, lead
+            batch.target[:, :time], batch.observed[:, :time], self.shape.scale_length, previous_sums, lead
         )
-        statistics = self._anchored(statistics)
-        inputs = self._inputs(batch, statistics, static, future, lead, before.last.to(batch.target.dtype))
+        statistics = self._anchor(statistics)
+        inputs = self._inputs(batch, statistics, static, future, lead, previous_sums.last.to(batch.target.dtype))
         states, carry = self.encoder(inputs, past.carry)
         return statistics, states, EncoderState(carry, totals.absolute(batch.level))
 
@@ -344,95 +343,95 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
     ) -> Output:
         """Return forecasts from `origins`: multiples of the segment length, from the first origin of each window.
 
-        The encoder begins with the window, or, with the past up to the last segment before the first origin (`pasts`
-        holds one for each member of an ensemble), goes on from there. Where the context of an origin holds no
-        observation, there is no forecast even so.
+        The encoder begins with the window, or, with `pasts` (one for each member of an ensemble), continues from its
+        state after the last segment before the first origin. An origin without any observation in its context has no
+        forecast either way.
         """
-        reading = self.read(batch, origins, pasts)
+        inputs = self.encode(batch, origins, pasts)
         if not isinstance(self.context, AutoregressiveDecoder):
-            return self.stated(self.numbers(reading), reading)
-        summary = functional.silu(reading.summary)
-        known = reading.features, reading.linear, reading.frame
+            return self.distribution(self.step_parameters(inputs), inputs)
         if self.training:
-            context = self._taught(self.context, batch, origins, summary, *known)
-            return self.stated(self._numbers(context, reading.features), reading)
+            context = self._teacher_forced(self.context, batch, origins, inputs)
+            return self.distribution(self._step_parameters(context, inputs.features), inputs)
         last = batch.observed[:, origins + self.shape.context_length - 1]
-        arguments, head, paths = self._sampled(self.context, summary, *known, last)
-        return Output(arguments, reading.state, reading.frame, head, reading.attention, paths)
+        arguments, head, paths = self._sample(self.context, inputs, last)
+        return Output(arguments, inputs.state, inputs.frame, head, inputs.attention, paths)
 
-    def read(
+    def encode(
         self, batch: Batch, origins: Int[Tensor, " origin"], pasts: Sequence[EncoderState] | None = None
     ) -> DecoderInputs:
-        """Return what the decoder is told of the origins; `pasts` as `forward`."""
+        """Return the decoder's inputs at the origins; `pasts` as in `forward`."""
         static, future = self._static(batch), self._future(batch)
-        at = origins + self.shape.context_length - 1
+        origin_steps = origins + self.shape.context_length - 1
         if pasts is None:
-            statistics = self._anchored(self.statistics(batch))
+            statistics = self._anchor(self.statistics(batch))
             if self.reference_batch is not None:
-                level, _, scale, *_ = self._anchored(self.statistics(self.reference_batch))
+                level, _, scale, *_ = self._anchor(self.statistics(self.reference_batch))
                 statistics = statistics._replace(
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
             states, _ = self.encoder(self._inputs(batch, statistics, static, future))
-            state = states[:, (at + 1) // self.shape.segment_length - 1]
+            state = states[:, (origin_steps + 1) // self.shape.segment_length - 1]
         else:
             assert self.attention is None
             (past,) = pasts
             lead = self.shape.context_length - self.shape.segment_length
-            statistics, states, _ = self._advanced(batch, past, lead, static, future)
+            statistics, states, _ = self._advance(batch, past, lead, static, future)
             state = states[:, origins // self.shape.segment_length]
-        # Origins of one window may see what lies in it before their own contexts; those of a history may not, so that
-        # each of them forecasts as it would alone.
-        least = torch.zeros_like(at) if pasts is None else at + 1 - self.shape.context_length
-        frame = self._frame(batch, origins, statistics, least)
+        # Origins of one window may read steps before their own contexts; those of a history may not, so that each of
+        # them forecasts as it would alone.
+        earliest = torch.zeros_like(origin_steps) if pasts is None else origin_steps + 1 - self.shape.context_length
+        frame = self._frame(batch, origins, statistics, earliest)
         if pasts is not None:
             in_sight = gather_windows(batch.observed, origins, self.shape.context_length).any(-1)
             frame = frame._replace(begun=frame.begun & in_sight)
 
         linear, level, expected = self._linear(frame)
-        seen, weight = [self.dropout(state)], None
+        encoded, weight = [self.dropout(state)], None
         if self.attention is not None:
-            attended, weight = self._attended(batch, states, at)
-            seen.append(self.dropout(attended))
-        summary = self.summary(torch.cat([*seen, _spread(static, len(origins)), level], dim=-1))
-        step = [expected, *self._seasons(batch, frame, at, least)]
+            attended, weight = self._attend(batch, states, origin_steps)
+            encoded.append(self.dropout(attended))
+        summary = self.summary(torch.cat([*encoded, _broadcast_steps(static, len(origins)), level], dim=-1))
+        step = [expected, *self._seasons(batch, frame, origin_steps, earliest)]
         if self.shape.n_known and self.shape.season_lags:
-            # What was known of the same phase of the last season: whether that was a holiday, say.
+            # Known covariates at the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
-            index = at[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
+            index = origin_steps[:, None] + self.season_offset - (self.shape.season_lags[0] - self.shape.season_length)
             step.append(known[:, index.clamp(min=0)])
-        ahead = gather_windows(future, at + 1, self.shape.horizon)
+        ahead = gather_windows(future, origin_steps + 1, self.shape.horizon)
         return DecoderInputs(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
-    def numbers(self, reading: DecoderInputs) -> Float[Tensor, "batch origin horizon parameter"]:
-        """Return what the network says of each step, with a decoder that is not autoregressive."""
-        summary = functional.silu(reading.summary)
+    def step_parameters(self, inputs: DecoderInputs) -> Float[Tensor, "batch origin horizon parameter"]:
+        """Return the head's parameters at each step, for a decoder that is not autoregressive."""
+        summary = functional.silu(inputs.summary)
         if isinstance(self.context, SegmentDecoder):
-            context = self.context(summary, reading.ahead)
+            context = self.context(summary, inputs.ahead)
         else:
             context = self.context(summary).unflatten(-1, (self.shape.horizon, -1))
-        return self._numbers(context, reading.features)
+        return self._step_parameters(context, inputs.features)
 
-    def stated(self, parameters: Float[Tensor, "batch origin horizon parameter"], reading: DecoderInputs) -> Output:
-        """Return the forecasts that parameters mean."""
-        arguments = self._distributions(parameters, reading.linear, reading.frame)
-        return Output(arguments, reading.state, reading.frame, self.head, reading.attention)
+    def distribution(
+        self, parameters: Float[Tensor, "batch origin horizon parameter"], inputs: DecoderInputs
+    ) -> Output:
+        """Return the forecasts of these parameters."""
+        arguments = self._distributions(parameters, inputs.linear, inputs.frame)
+        return Output(arguments, inputs.state, inputs.frame, self.head, inputs.attention)
 
-    def biased(
+    def add_bias(
         self,
-        numbers: Float[Tensor, "batch origin horizon parameter"],
+        parameters: Float[Tensor, "batch origin horizon parameter"],
         bias: Float[Tensor, "batch 1 horizon parameter"],
-        reading: DecoderInputs,  # noqa: ARG002  numbers are in units of spread
+        inputs: DecoderInputs,  # noqa: ARG002  numbers are in units of spread
     ) -> Tensor:
-        """Return numbers with a change of each."""
-        return numbers + bias
+        """Return the parameters plus `bias`."""
+        return parameters + bias
 
-    def light(self, reading: DecoderInputs, *, decodes: bool) -> DecoderInputs:  # noqa: ARG002
-        """Return a reading without state, window and attention, and without what the decoder does not look at."""
-        return reading._replace(
-            ahead=reading.ahead if isinstance(self.context, SegmentDecoder) else reading.ahead[..., :0],
-            state=reading.state[..., :0],
-            frame=reading.frame._replace(window=reading.frame.window[..., :0]),
+    def trim(self, inputs: DecoderInputs, *, decodes: bool) -> DecoderInputs:  # noqa: ARG002
+        """Return the inputs without state, window and attention, and without what the decoder does not read."""
+        return inputs._replace(
+            ahead=inputs.ahead if isinstance(self.context, SegmentDecoder) else inputs.ahead[..., :0],
+            state=inputs.state[..., :0],
+            frame=inputs.frame._replace(window=inputs.frame.window[..., :0]),
             attention=None,
         )
 
@@ -443,7 +442,7 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
 
     @property
     def summary_size(self) -> int:
-        """Numbers of what the decoder is given of an origin."""
+        """Features in the summary of an origin."""
         return self.summary.out_features
 
     def matrices(self) -> dict[str, Tensor]:
@@ -453,15 +452,15 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
 
     @property
     def step_size(self) -> int:
-        """Inputs of the layers of a step."""
+        """Inputs of the layers of one step."""
         return self.step.get_parameter("0.weight").shape[1]
 
     @property
     def encoder_size(self) -> int:
-        """Numbers of a state, of all layers."""
+        """Elements of an encoder state over all layers."""
         return self.encoder.num_layers * self.state_size
 
-    def _numbers(
+    def _step_parameters(
         self,
         context: Float[Tensor, "*axes horizon feature"],
         features: Float[Tensor, "*axes horizon step"],
@@ -470,10 +469,10 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         # The first layer in two parts: features need no gradient, nor to be copied together with the context.
         first = self.step.get_submodule("0")
         assert isinstance(first, nn.Linear)
-        own, told = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
-        made = functional.linear(context, own, first.bias) + functional.linear(features, told)
-        found: Tensor = self.output(self.step[1:](made)) + self.output_bias[steps]
-        return found
+        context_weight, feature_weight = first.weight.split([context.shape[-1], features.shape[-1]], dim=1)
+        hidden = functional.linear(context, context_weight, first.bias) + functional.linear(features, feature_weight)
+        parameters: Tensor = self.output(self.step[1:](hidden)) + self.output_bias[steps]
+        return parameters
 
     def _distributions(
         self,
@@ -494,38 +493,36 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         frame: Frame,
         steps: slice = slice(None),
     ) -> Float[Tensor, "*axes horizon argument"]:
-        """Return the distributions of some steps, that `frame` and the others are of."""
-        return self._distributions(self._numbers(context, features, steps), linear, frame)
+        """Return the distributions' arguments at some `steps`; all inputs are of these steps."""
+        return self._distributions(self._step_parameters(context, features, steps), linear, frame)
 
-    def _attended(
-        self, batch: Batch, states: Float[Tensor, "batch step hidden"], at: Int[Tensor, " origin"]
+    def _attend(
+        self, batch: Batch, states: Float[Tensor, "batch step hidden"], origin_steps: Int[Tensor, " origin"]
     ) -> tuple[Tensor, Tensor]:
         assert self.attention is not None
         length = self.shape.segment_length
-        there = batch.there[:, : states.shape[1] * length].unflatten(1, (-1, length)).any(-1)
-        attended, weight = self.attention(states, there, (at + 1) // length - 1)
+        valid = batch.there[:, : states.shape[1] * length].unflatten(1, (-1, length)).any(-1)
+        attended, weight = self.attention(states, valid, (origin_steps + 1) // length - 1)
         return attended, weight
 
-    def _taught(
+    def _teacher_forced(
         self,
         decoder: AutoregressiveDecoder,
         batch: Batch,
         origins: Int[Tensor, " origin"],
-        summary: Float[Tensor, "batch origin summary"],
-        features: Float[Tensor, "batch origin horizon step"],
-        linear: Float[Tensor, "batch origin horizon"],
-        frame: Frame,
+        inputs: DecoderInputs,
     ) -> Float[Tensor, "batch origin horizon feature"]:
-        """Return the features of all steps, each told the true value before it, what the skip says where it is missing.
+        """Return the features of all steps; each step reads the true value before it, the skip's where it is missing.
 
-        A share of the steps is told what the decoder itself draws, after true values (Bengio et al. 2015, "Scheduled
+        A share of the steps reads the decoder's own samples, drawn after true values (Bengio et al. 2015, "Scheduled
         Sampling", here in two passes: Mihaylova & Martins 2019).
         """
+        summary, features, linear, frame = functional.silu(inputs.summary), inputs.features, inputs.linear, inputs.frame
         values, observed = targets(batch, frame, origins, self.shape)
         last = batch.observed[:, origins + self.shape.context_length - 1]
 
         def context() -> Tensor:
-            before = [
+            previous = [
                 torch.cat([first[:, :, None], later[:, :, :-1]], dim=2)
                 for first, later in (
                     (frame.window[..., -1], values),
@@ -534,48 +531,51 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
                     (frame.spread[..., 0], frame.spread),
                 )
             ]
-            inputs = torch.cat([self.head.decoder_input(*before), features], dim=-1).flatten(0, 1)
-            made: Tensor = decoder(inputs, decoder.start(summary.flatten(0, 1)))[0]
-            return made.reshape(*values.shape, -1)
+            step_inputs = torch.cat([self.head.decoder_input(*previous), features], dim=-1).flatten(0, 1)
+            features_by_step: Tensor = decoder(step_inputs, decoder.start(summary.flatten(0, 1)))[0]
+            return features_by_step.reshape(*values.shape, -1)
 
         if self.sampled_share:
             with torch.no_grad():
                 arguments = self._arguments(context(), features, linear, frame).to(values.dtype)
                 # Some distributions have no quantile at 0.
-                drawn = self.head.sample_at(arguments, torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps))
-            own = torch.rand_like(values) < self.sampled_share
-            values, observed = torch.where(own, drawn, values), observed | own
+                samples = self.head.sample_at(
+                    arguments, torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps)
+                )
+            use_sample = torch.rand_like(values) < self.sampled_share
+            values, observed = torch.where(use_sample, samples, values), observed | use_sample
         return context()
 
     @torch.no_grad()
-    def _sampled(
+    def _sample(
         self,
         decoder: AutoregressiveDecoder,
-        summary: Float[Tensor, "batch origin summary"],
-        features: Float[Tensor, "batch origin horizon step"],
-        linear: Float[Tensor, "batch origin horizon"],
-        frame: Frame,
+        inputs: DecoderInputs,
         last: Bool[Tensor, "batch origin"],
     ) -> tuple[Tensor, Head | SampledHead, Float[Tensor, "batch origin path horizon"]]:
-        """Return the distribution of each step over `n_paths` paths, what reads it, and the paths (ancestral sampling).
+        """Return the distribution of each step over `n_paths` paths, its head, and the paths (ancestral sampling).
 
-        Where what is told does not count yet, steps do not depend on each other, and their distributions are known.
+        `last` says whether the value at the origin was observed. While the output layer is all zeros, steps do not
+        depend on each other, and their distributions are exact.
         """
+        summary, features, linear, frame = functional.silu(inputs.summary), inputs.features, inputs.linear, inputs.frame
         if not self.output.weight.any():
             context = features.new_zeros(*features.shape[:-1], decoder.output.out_features)
             arguments = self._arguments(context, features, linear, frame)
-            drawn = [self.head.sample_at(arguments, uniform.expand(arguments.shape[:-1])) for uniform in self.uniforms]
-            return arguments, self.head, torch.stack(drawn, dim=2)
+            draws = [self.head.sample_at(arguments, uniform.expand(arguments.shape[:-1])) for uniform in self.uniforms]
+            return arguments, self.head, torch.stack(draws, dim=2)
         rows = [values.flatten(0, 1) for values in (summary, features, linear, last, *frame)]
-        size = max(1, _NUMBERS // (self.n_paths * max(_STEP_HIDDEN, self.head.n_parameters)))
-        found = []
-        for part in zip(*(values.split(size) for values in rows), strict=True):
-            summary, features, linear, last, *fields = part
-            found.append(self._rolled(decoder, summary, features, linear, last, Frame(*fields)))
-        arguments, paths = (torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*found, strict=True))
+        size = max(1, _MAX_ELEMENTS // (self.n_paths * max(_STEP_HIDDEN, self.head.n_parameters)))
+        chunks = []
+        for columns in zip(*(values.split(size) for values in rows), strict=True):
+            summary, features, linear, last, *fields = columns
+            chunks.append(self._roll_out(decoder, summary, features, linear, last, Frame(*fields)))
+        arguments, paths = (
+            torch.cat(column).unflatten(0, frame.location.shape) for column in zip(*chunks, strict=True)
+        )
         return arguments, self.marginal, paths
 
-    def _rolled(
+    def _roll_out(
         self,
         decoder: AutoregressiveDecoder,
         summary: Float[Tensor, "row summary"],
@@ -583,75 +583,75 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         linear: Float[Tensor, "row horizon"],
         last: Bool[Tensor, " row"],
         frame: Frame,
-    ) -> tuple[Float[Tensor, "row horizon pooled"], Float[Tensor, "row path horizon"]]:
-        """Return what `_sampled` does of some origins; fields of `frame` are by row, too."""
+    ) -> tuple[Float[Tensor, "row horizon argument"], Float[Tensor, "row path horizon"]]:
+        """Return the arguments of each step and the paths of some origins; fields of `frame` are by row, too."""
 
-        def each(values: Tensor) -> Tensor:
+        def per_path(values: Tensor) -> Tensor:
             return values[:, None].expand(-1, self.n_paths, *values.shape[1:])
 
-        features, linear, frame = each(features), each(linear), Frame(*(each(values) for values in frame))
+        features, linear, frame = per_path(features), per_path(linear), Frame(*(per_path(values) for values in frame))
         carry = tuple(part.repeat_interleave(self.n_paths, dim=1) for part in decoder.start(summary))
-        values, observed, expected = frame.window[..., -1], each(last), self._expected_last(frame)
-        pooled, paths = [], []
+        values, observed, expected = frame.window[..., -1], per_path(last), self._expected_last(frame)
+        marginals, paths = [], []
         for k in range(self.shape.horizon):
-            now = slice(k, k + 1)
-            told = self.head.decoder_input(values, observed, expected, frame.spread[..., max(k - 1, 0)])
-            inputs = torch.cat([told, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
-            made, carry = decoder(inputs, carry)
-            context = made.unflatten(0, observed.shape)
-            here = frame._replace(spread=frame.spread[..., now])
-            arguments = self._arguments(context, features[:, :, now], linear[:, :, now], here, now)[:, :, 0]
-            # Half precision is for products, not for what is drawn.
+            step = slice(k, k + 1)
+            decoder_input = self.head.decoder_input(values, observed, expected, frame.spread[..., max(k - 1, 0)])
+            inputs = torch.cat([decoder_input, features[:, :, k]], dim=-1).flatten(0, 1)[:, None]
+            decoded, carry = decoder(inputs, carry)
+            context = decoded.unflatten(0, observed.shape)
+            step_frame = frame._replace(spread=frame.spread[..., step])
+            arguments = self._arguments(context, features[:, :, step], linear[:, :, step], step_frame, step)[:, :, 0]
+            # Half precision is for products, not for samples.
             arguments = arguments.to(frame.location.dtype)
             values = self.head.sample_at(arguments, self.uniforms[:, k].expand(arguments.shape[:2]))
             observed, expected = torch.ones_like(observed), linear[:, :, k]
-            pooled.append(self.head.marginal_arguments(arguments, values))
+            marginals.append(self.head.marginal_arguments(arguments, values))
             paths.append(values)
-        return torch.stack(pooled, dim=1), torch.stack(paths, dim=-1)
+        return torch.stack(marginals, dim=1), torch.stack(paths, dim=-1)
 
     def _expected_last(self, frame: Frame) -> Float[Tensor, "*axes"] | Float[Tensor, "*axes class"]:
-        """Return what the skip says of the step of the origin: the value itself, of classes their frequencies."""
+        """Return the skip's forecast of the origin's own step: the value itself; for classes, their log-frequencies."""
         last = frame.window[..., -1]
         return self.class_skip.frequency.expand(*last.shape, -1) if self.shape.n_classes else last
 
     def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the skip, what is said of each window ([..., feature]), and of each step ([..., horizon, feature])."""
+        """Return the skip's forecast, and features of each window [..., feature] and step [..., horizon, feature]."""
         if self.shape.n_classes:
             linear = self.class_skip(frame.window)
             count = class_counts(frame.window, self.shape.n_classes)
             share = count / count.sum(-1, keepdim=True).clamp(min=1)
             return linear, share @ self.class_embeddings.weight, linear.exp() @ self.class_embeddings.weight
-        linear = self.skipped(frame.window, frame.smooth)
+        linear = self.apply_skip(frame.window, frame.smooth)
         level = torch.stack([asinh(frame.location / frame.divisor), self._log_scale(frame.divisor)], dim=-1)
         return linear, level, torch.stack([asinh(linear), frame.spread.log()], dim=-1)
 
     def _log_scale(self, divisor: Tensor) -> Tensor:
-        return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_REACH, _REACH)
+        return ((divisor.log() - self.log_scale[0]) / self.log_scale[1]).clamp(-_CLIP, _CLIP)
 
-    def _standardised(self, values: Tensor, first: int) -> Tensor:
-        """Return [..., 2 * n]: standardised values, 0 where missing, and whether each one is there."""
+    def _standardise(self, values: Tensor, first: int) -> Tensor:
+        """Return [..., 2 * n]: standardised values, 0 where missing, and whether each value is present."""
         present = torch.isfinite(values)
-        return torch.cat([self._scaled(values, present, first), present.to(values.dtype)], dim=-1)
+        return torch.cat([self._standardise_present(values, present, first), present.to(values.dtype)], dim=-1)
 
-    def _scaled(self, values: Tensor, present: Tensor, first: int) -> Tensor:
+    def _standardise_present(self, values: Tensor, present: Tensor, first: int) -> Tensor:
         n = values.shape[-1]
         mean, scale = self.covariate_mean[first : first + n], self.covariate_scale[first : first + n]
-        return torch.where(present, ((values - mean) / scale).clamp(-_REACH, _REACH), 0.0)
+        return torch.where(present, ((values - mean) / scale).clamp(-_CLIP, _CLIP), 0.0)
 
-    def _covariates(self, values: Tensor, there: Tensor, first: int, embeddings: nn.ModuleDict) -> Tensor:
-        """Return [..., feature]: as `_standardised`, but the columns of `embeddings` hold codes, and are embedded."""
+    def _covariates(self, values: Tensor, valid: Tensor, first: int, embeddings: nn.ModuleDict) -> Tensor:
+        """Return [..., feature]: as `_standardise`, but the columns of `embeddings` hold codes, and are embedded."""
         if not embeddings:
-            return self._standardised(values, first)
-        # Steps before the start are no unseen values.
+            return self._standardise(values, first)
+        # Codes at steps before the start count as missing, not as the unseen value.
         coded = [str(column) in embeddings for column in range(values.shape[-1])]
-        present = torch.isfinite(values) & (there[..., None] | ~torch.tensor(coded, device=values.device))
-        columns = list(self._scaled(values, present, first).split(1, dim=-1))
+        present = torch.isfinite(values) & (valid[..., None] | ~torch.tensor(coded, device=values.device))
+        columns = list(self._standardise_present(values, present, first).split(1, dim=-1))
         for name, table in embeddings.items():
             assert isinstance(table, nn.Embedding)
             column = int(name)
             codes = values[..., column].nan_to_num(0.0).long()
             if self.training:
-                # A value never seen is unknown at every step of a window.
+                # An unseen value is hidden at all steps of a window.
                 hidden = torch.rand(len(codes), table.num_embeddings, device=codes.device) < _HIDDEN_SHARE
                 codes = codes.masked_fill(hidden.gather(1, codes), 0)
             columns[column] = table(codes) * present[..., column, None]
@@ -660,16 +660,16 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
     def _static(self, batch: Batch) -> Float[Tensor, "batch static"]:
         categories = batch.static_categories
         if self.training:
-            # Some values are hidden, so that the row for those never seen is trained too.
+            # Some values are hidden, so that the row of the unseen value is trained too.
             categories = categories.masked_fill(
                 torch.rand(categories.shape, device=categories.device) < _HIDDEN_SHARE, 0
             )
         embedded = [table(codes) for table, codes in zip(self.embeddings, categories.T, strict=True)]
-        numbers = self._standardised(batch.static_numbers, self.shape.n_past + self.shape.n_known)
+        numbers = self._standardise(batch.static_numbers, self.shape.n_past + self.shape.n_known)
         return torch.cat([*embedded, numbers], dim=-1)
 
     def _future(self, batch: Batch) -> Float[Tensor, "batch time future"]:
-        """Return what is known of every step of the window, its targets' steps included."""
+        """Return known covariates and calendar at each step of the window, the horizon included."""
         columns, calendar = batch.known.split([self.shape.n_known, self.shape.n_calendar], dim=-1)
         known = self._covariates(columns, batch.there, self.shape.n_past, self.known_embeddings)
         return torch.cat([known, calendar], dim=-1)
@@ -681,11 +681,11 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
         static: Tensor,
         future: Tensor,
         first: int = 0,
-        before: Tensor | None = None,
+        previous_value: Tensor | None = None,
     ) -> Tensor:
-        """Return the encoder's inputs, [batch, segment, input]: each segment normalised as of its own last step.
+        """Return the encoder's inputs, [batch, segment, input]: each segment normalised by its own last step.
 
-        The first segment begins at step `first`; the latest value before it is `before`, 0 when None.
+        The first segment begins at step `first`; the latest value before it is `previous_value`, 0 when None.
         """
         length = self.shape.segment_length
         time = (batch.target.shape[1] - self.shape.horizon) // length * length
@@ -704,12 +704,12 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
                 ]
             return [(target - level) / divisor * observed, observed.to(target.dtype)]
 
-        # Seasons are looked up for the segment that comes next.
+        # Seasonal values are those of the next segment.
         values = [column for lag in (0, *(lag - length for lag in self.shape.input_lags)) for column in columns(lag)]
         if not self.shape.n_classes:
             earlier = functional.pad(last, (0, 0, 1, 0))[:, :n_segments]
-            if before is not None:
-                earlier = torch.cat([before[:, None, None], earlier[:, 1:]], dim=1)
+            if previous_value is not None:
+                earlier = torch.cat([previous_value[:, None, None], earlier[:, 1:]], dim=1)
             values += [(last - earlier) / divisor, asinh(level / divisor), self._log_scale(divisor)]
         parts = [asinh(torch.cat(values, dim=-1))]
         if self.shape.n_past:
@@ -717,27 +717,27 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
             parts.append(past.unflatten(1, (-1, length)).mean(2))
         following = torch.arange(first + length, time + 1, length, device=future.device)
         ahead = gather_windows(future, following, min(length, self.shape.horizon)).mean(2)
-        return torch.cat([*parts, ahead, _spread(static, n_segments)], dim=-1)
+        return torch.cat([*parts, ahead, _broadcast_steps(static, n_segments)], dim=-1)
 
-    def _seasons(self, batch: Batch, frame: Frame, at: Tensor, least: Tensor) -> list[Tensor]:
-        """Return what stood some seasons before each target step, as far as the origin sees it.
+    def _seasons(self, batch: Batch, frame: Frame, origin_steps: Tensor, earliest: Tensor) -> list[Tensor]:
+        """Return features of the values some seasons before each target step, up to the origin.
 
         The normalised value, whether it was observed, and the mean around it (a seventh of a season: a day of a week).
         """
         if not self.shape.season_lags:
             return []
-        lags = torch.tensor(self.shape.season_lags, device=at.device)
-        index = (at[:, None] + self.season_offset + self.shape.season_length)[..., None] - lags
+        lags = torch.tensor(self.shape.season_lags, device=origin_steps.device)
+        index = (origin_steps[:, None] + self.season_offset + self.shape.season_length)[..., None] - lags
         inside = index.clamp(min=0)
-        seen, value = batch.observed[:, inside] & (index >= 0), batch.target[:, inside]
+        observed, value = batch.observed[:, inside] & (index >= 0), batch.target[:, inside]
         if self.shape.n_classes:
-            known = self.class_embeddings(value.long()) * seen[..., None]
-            return [torch.cat([known, seen[..., None].to(known.dtype)], dim=-1).flatten(-2)]
-        features = [self._relative(value, frame) * seen, seen.to(value.dtype)]
+            embedded = self.class_embeddings(value.long()) * observed[..., None]
+            return [torch.cat([embedded, observed[..., None].to(embedded.dtype)], dim=-1).flatten(-2)]
+        features = [self._relative(value, frame) * observed, observed.to(value.dtype)]
         if reach := self.shape.season_length // 14:
             sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
-            first = torch.maximum(index - reach, least[:, None, None])
-            end = torch.minimum(index + reach, at[:, None, None]).clamp(min=-1) + 1
+            first = torch.maximum(index - reach, earliest[:, None, None])
+            end = torch.minimum(index + reach, origin_steps[:, None, None]).clamp(min=-1) + 1
             total, count = sums[..., end] - sums[..., first]
             mean = (total / count.clamp(min=1)).to(value.dtype)
             features.append(self._relative(mean, frame) * (count > 0))
@@ -752,9 +752,9 @@ class RecurrentForecaster(Tunable[DecoderInputs]):
 def _decoder(
     shape: NetworkShape, config: ModelConfig, n_future: int, n_inputs: int
 ) -> nn.Linear | SegmentDecoder | AutoregressiveDecoder:
-    """Return the decoder that `model.decoder` names: one linear map to all steps at once, if it is direct.
+    """Return the decoder that `model.decoder` names; a direct one is one linear map to all steps.
 
-    `n_inputs` are those of a step that is told the value before it.
+    `n_inputs` is the number of inputs of a step that reads the value before it.
     """
     if config.decoder == "autoregressive":
         return AutoregressiveDecoder(_DECODER_HIDDEN, n_inputs, config)
@@ -764,17 +764,17 @@ def _decoder(
 
 
 def _embeddings(sizes: tuple[int, ...], embedding_size: int) -> nn.ModuleDict:
-    """Return a table for each column that holds codes, by its number."""
+    """Return an embedding table for each column that holds codes, by column number."""
     tables = {str(column): nn.Embedding(size + 1, embedding_size) for column, size in enumerate(sizes) if size}
     return nn.ModuleDict(tables)
 
 
-def _spread(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:
+def _broadcast_steps(static: Float[Tensor, "batch static"], steps: int) -> Float[Tensor, "batch step static"]:
     return static[:, None].expand(-1, steps, -1)
 
 
-def _numbers_of_the_panel(shape: NetworkShape, n_covariates: int) -> dict[str, Tensor]:
-    """Return what is set from the panel, not trained, as it is before that."""
+def _panel_buffers(shape: NetworkShape, n_covariates: int) -> dict[str, Tensor]:
+    """Return the initial values of the buffers that are set from the panel, not trained."""
     numbers = {
         "covariate_mean": torch.zeros(n_covariates),
         "covariate_scale": torch.ones(n_covariates),

@@ -1,4 +1,4 @@
-"""Losses of windows, in training and without."""
+"""Losses of windows, in training and in validation."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.output import Output
 
 Indices = tuple[Tensor, Tensor, Tensor]
-"""Series and first origin of each window, and the origins (counted from the first) that bear the loss."""
+"""Series and first origin of each window, and the origins (counted from the first) whose loss counts."""
 
 
 def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
@@ -26,13 +26,13 @@ def window_sizes(network: Forecaster, span: int) -> dict[str, int]:
 def step_errors(network: Forecaster, batch: Batch, origins: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss at each target and its weight, both [batch, origin, horizon].
 
-    The loss is the head's own; outside of training, of a model that samples paths, one that can be taken of those.
+    The loss is `Head.errors`; outside of training, a model that samples paths uses `scores`, which samples have too.
     """
     return output_errors(network, batch, origins, network(batch, origins))
 
 
 def output_errors(network: Forecaster, batch: Batch, origins: Tensor, output: Output) -> tuple[Tensor, Tensor]:
-    """Return what `step_errors` does, of what the network has said."""
+    """Return the loss and weight of each target as `step_errors`, for an output of the network."""
     target, observed = targets(batch, output.frame, origins, network.shape)
     sampled = network.n_paths > 1 and not network.training
     errors = output.head.scores if sampled else network.head.errors
@@ -50,18 +50,18 @@ def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indi
 
 
 class HeldOutForecasts(NamedTuple):
-    """Forecasts of a batch of windows with one origin, and what came."""
+    """Forecasts of a batch of windows with one origin, and their targets."""
 
     series: Int[Tensor, " window"]
     output: Output
     target: Float[Tensor, "window horizon"]
     """In units of the frame."""
     observed: Bool[Tensor, "window horizon"]
-    """Where targets tell anything."""
+    """Whether a target is observed and its window varies."""
 
 
 def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Iterator[HeldOutForecasts]:
-    """Yield forecasts of windows and their targets, by batches."""
+    """Yield forecasts of windows and their targets, batch by batch."""
     for indices in validation_batches(windows):
         series, cutoff, origins = (values.to(data.device) for values in indices)
         batch = data.gather(series, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
@@ -72,7 +72,7 @@ def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowI
 
 
 def forecast_loss(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) -> float:
-    """Return what `validation_loss` does, of forecasts of `network` that are there already."""
+    """Return the mean loss of existing `forecasts` of `network`, as `validation_loss`."""
     total, mass = 0.0, 0.0
     for _, output, target, observed in forecasts:
         weight = loss_weights(target[:, None], observed[:, None], output.frame, network.shape)
@@ -82,7 +82,7 @@ def forecast_loss(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) ->
 
 
 def held_out_error(network: Forecaster, data: PanelTensors, indices: Indices) -> tuple[float, float]:
-    """Return summed loss and weight of windows with one origin. Targets are read, inputs end at the cutoff."""
+    """Return summed loss and weight of windows with one origin; inputs end at the cutoff, targets follow it."""
     error, weight = _held_out_errors(network, data, indices)
     return float((error * weight).sum()), float(weight.sum())
 
@@ -108,7 +108,7 @@ def window_losses(network: Forecaster, data: PanelTensors, windows: WindowIndex)
 
 @torch.inference_mode()
 def validation_loss(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> float:
-    """Return the mean loss of windows."""
+    """Return the weighted mean loss of windows with one origin."""
     parts = [
         held_out_error(network, data, tuple(i.to(data.device) for i in indices))
         for indices in validation_batches(windows)

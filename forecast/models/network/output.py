@@ -1,4 +1,4 @@
-"""What the network gives: forecasts, what its decoder reads, and the state of its encoder."""
+"""Outputs of a network: forecasts, the inputs of its decoder, and the state of its encoder."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from forecast.models.network.encoder import HiddenState
 
 
 class EncoderState(NamedTuple):
-    """What an encoder needs of all segments so far to go on from there."""
+    """The state of an encoder after a segment, from which it continues with the next."""
 
     carry: HiddenState
     totals: RunningSums
 
     def rows(self, rows: Int[Tensor, " window"] | slice) -> "EncoderState":
-        """Return the past of some windows of a batch."""
+        """Return the states of some windows of a batch."""
         carry = tuple(part[:, rows] for part in self.carry)
         return EncoderState(carry, RunningSums(*(values[rows] for values in self.totals)))
 
@@ -28,27 +28,27 @@ class Output(NamedTuple):
     """Forecasts from the origins of a batch, in units of `divisor` around `location`."""
 
     arguments: Float[Tensor, "batch origin horizon argument"]
-    """What the distributions are made of (`Head.arguments`, `Head.marginal_arguments`)."""
+    """Arguments of the distributions (`Head.arguments`, `Head.marginal_arguments`)."""
     state: Float[Tensor, "batch origin hidden"]
     """Encoder output at the origin."""
     frame: Frame
     head: Head | SampledHead
-    """What reads the arguments."""
+    """The head that interprets the arguments."""
     attention: Float[Tensor, "batch origin step"] | None = None
     """Weight of each encoder step, of a model with attention."""
     paths: Float[Tensor, "batch origin path horizon"] | None = None
-    """What an autoregressive decoder has sampled: each path is one possible future. All windows share their random
-    numbers, so that paths of different series are not independent."""
+    """Sampled paths of an autoregressive decoder, each one possible future. All windows share their random numbers, so
+    paths of different series are not independent."""
 
     def by_origin(self) -> "Output":
-        """Return the forecasts of each origin as those of a window of its own, with one origin."""
+        """Return the forecasts with each origin as a window of its own, [batch * origin, 1, ...]."""
 
-        def each(values: Tensor) -> Tensor:
+        def flat(values: Tensor) -> Tensor:
             return values.flatten(0, 1)[:, None]
 
-        attention, paths = (None if values is None else each(values) for values in (self.attention, self.paths))
-        frame = Frame._make(each(values) for values in self.frame)
-        return Output(each(self.arguments), each(self.state), frame, self.head, attention, paths)
+        attention, paths = (None if values is None else flat(values) for values in (self.attention, self.paths))
+        frame = Frame._make(flat(values) for values in self.frame)
+        return Output(flat(self.arguments), flat(self.state), frame, self.head, attention, paths)
 
     @property
     def quantiles(self) -> Float[Tensor, "batch origin horizon quantile"]:
@@ -62,13 +62,13 @@ class Output(NamedTuple):
 
 
 class DecoderInputs(NamedTuple):
-    """What the decoder is told of the origins of a batch."""
+    """Inputs of the decoder at the origins of a batch."""
 
     summary: Float[Tensor, "batch origin summary"]
-    """Of encoder state, attention, static covariates and level; before its activation."""
+    """From encoder state, attention, static covariates and level; before the activation."""
     features: Float[Tensor, "batch origin horizon step"]
     ahead: Float[Tensor, "batch origin horizon future"]
-    """What is known of each step; part of `features` too."""
+    """Known covariates and calendar of each step; part of `features` too."""
     linear: Float[Tensor, "batch origin horizon"] | Float[Tensor, "batch origin horizon class"]
     """The skip's forecast."""
     state: Float[Tensor, "batch origin hidden"]

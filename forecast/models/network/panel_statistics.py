@@ -1,4 +1,4 @@
-"""What a network is told of a panel: scales of its series, means and deviations of its covariates."""
+"""Statistics of a panel that a network stores: scales of its series, means and deviations of its covariates."""
 
 import numpy as np
 import torch
@@ -14,19 +14,19 @@ from forecast.models.network.ensemble import Member
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 
-# Windows that a statistic is taken over, at most.
+# Most windows of a statistic.
 _CHECKS = 4_096
-# Share of zeros from which targets that are never below 0 are taken to be amounts.
+# Share of zeros from which targets that are never below 0 count as amounts.
 _ZEROS = 1e-3
-# Entries of a panel's buffer that are looked at together.
+# Entries of a panel's buffer in one block.
 _BLOCK = 1 << 20
 
 
 def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> Float[Tensor, " 2"]:
-    """Return the scale of the panel: relative to the level of a series, and at least (`scaling.cold_start_scale`).
+    """Return the scale of the panel: relative to the level of a series, and absolute (`scaling.cold_start_scale`).
 
-    It is relative where the scales of series differ less in shares of their levels than as they are. Seen are windows
-    with enough observations for a scale of their own, or all that vary where none has.
+    It is relative if the ratios of scale to level differ less between series than the scales do. The windows are those
+    with enough observations for a scale of their own, or all that vary if none has.
     """
     parts = []
     for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
@@ -42,8 +42,8 @@ def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, lim
     level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
     if not len(scale):
         return torch.zeros(2)
-    apart = len(scale) > 1 and (scale / level).log().std() >= scale.log().std()
-    if network.shape.unit or not (level > 0).all() or apart:
+    absolute = len(scale) > 1 and (scale / level).log().std() >= scale.log().std()
+    if network.shape.unit or not (level > 0).all() or absolute:
         return torch.stack([torch.zeros_like(scale[0]), scale.median()])
     return torch.stack([(scale / level).median(), scale.quantile(0.1)])
 
@@ -51,7 +51,7 @@ def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, lim
 def is_nonnegative(panel: Panel, limits: IntArray) -> bool:
     """Return whether targets are amounts: none of the first `limits` steps of each series, [S], is below 0.
 
-    And some are 0: values that stay far above 0, as temperatures of a summer do, say nothing about what is below.
+    Some of them must be 0: values that stay far above 0, such as summer temperatures, do not show a bound at 0.
     """
     zeros, count = 0, 0
     for target in panel.observed_targets(limits):
@@ -62,22 +62,22 @@ def is_nonnegative(panel: Panel, limits: IntArray) -> bool:
 
 
 def standardise_scales(network: RecurrentForecaster, samples: Samples) -> None:
-    """Set mean and deviation of the logarithm of the scales, which the network reads."""
+    """Set mean and deviation of the logarithm of the scales, which is an input of the network."""
     logs = samples.divisor.log()
     if len(logs) > 1:
         network.log_scale.copy_(torch.stack([logs.mean(), logs.std().clamp(min=0.1)]))
 
 
 def standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) -> None:
-    """Set mean and scale of the covariates from the steps that training may see. Those of codes are not used."""
+    """Set mean and scale of the covariates from the training steps, `limits`, [S]. Those of codes are not used."""
     begin = panel.offsets[:-1]
-    every = np.zeros(1, dtype=np.int64), np.array([panel.n_series])
-    found = [
+    all_rows = np.zeros(1, dtype=np.int64), np.array([panel.n_series])
+    moments = [
         *_moments(panel.past, begin, limits),
         *_moments(panel.known, begin + panel.horizon * np.arange(panel.n_series), limits),
-        *_moments(panel.static_numbers.T, *every),
+        *_moments(panel.static_numbers.T, *all_rows),
     ]
-    for row, (count, mean, squares) in enumerate(found):
+    for row, (count, mean, squares) in enumerate(moments):
         if count:
             network.covariate_mean[row] = mean
             network.covariate_scale[row] = max((squares / count) ** 0.5, 1e-6 * abs(mean), 1e-12)
@@ -86,22 +86,22 @@ def standardise(network: RecurrentForecaster, panel: Panel, limits: IntArray) ->
 def _moments(values: FloatArray, begin: IntArray, limits: IntArray) -> list[tuple[int, float, float]]:
     """Return count, mean and squared deviations of the finite values of each row ([row, entry]).
 
-    Of a series, which begins at entry `begin`, the first `limits` entries are taken. A block of entries at a time, put
-    together as in Chan, Golub & LeVeque (1983): a panel on disk is read once, and never held.
+    A series begins at entry `begin`, and its first `limits` entries count. Blocks of entries are combined as in Chan,
+    Golub & LeVeque (1983), so that a panel on disk is read once and never held in memory.
     """
-    found = [(0, 0.0, 0.0)] * len(values)
+    moments = [(0, 0.0, 0.0)] * len(values)
     for first in range(0, values.shape[1] if len(values) else 0, _BLOCK):
         last = min(first + _BLOCK, values.shape[1])
         series = slice(np.searchsorted(begin, first, side="right") - 1, np.searchsorted(begin, last))
         inside = np.diff(np.append(np.maximum(begin[series], first), last))
-        seen = np.arange(first, last) < np.repeat(begin[series] + limits[series], inside)
+        usable = np.arange(first, last) < np.repeat(begin[series] + limits[series], inside)
         for row, entries in enumerate(values[:, first:last]):
-            part = entries[seen]
+            part = entries[usable]
             part = part[np.isfinite(part)].astype(np.float64)
             if not len(part):
                 continue
-            count, mean, squares = found[row]
+            count, mean, squares = moments[row]
             total, change = count + len(part), float(part.mean()) - mean
             squares += float(np.square(part - part.mean()).sum()) + change**2 * count * (len(part) / total)
-            found[row] = total, mean + change * (len(part) / total), squares
-    return found
+            moments[row] = total, mean + change * (len(part) / total), squares
+    return moments

@@ -153,12 +153,12 @@ class UniversalForecaster(Tunable[Reading]):
         """
 
         def decoded(reading: Reading) -> _Decoded:
-            return _Decoded(self.light(reading, decodes=False), self._decoded(reading))
+            return _Decoded(self.trim(reading, decodes=False), self._decoded(reading))
 
         reading, numbers = self._each_origin(batch, origins, decoded)
-        return self.stated(numbers, reading)
+        return self.distribution(numbers, reading)
 
-    def read(
+    def encode(
         self,
         batch: Batch,
         origins: Int[Tensor, " origin"],
@@ -167,7 +167,7 @@ class UniversalForecaster(Tunable[Reading]):
         """Return what the last layers are given of the origins, as `forward`."""
         return self._each_origin(batch, origins, lambda reading: reading)
 
-    def numbers(self, reading: Reading) -> Float[Tensor, "batch origin horizon quantile"]:
+    def step_parameters(self, reading: Reading) -> Float[Tensor, "batch origin horizon quantile"]:
         """Return the quantiles of each step, in units of `scale` around `location`."""
         if self._at_once:
             return self._decoded(reading)
@@ -176,13 +176,13 @@ class UniversalForecaster(Tunable[Reading]):
         shape: torch.Size = reading.summary.shape[:2]
         return made.reshape(*shape, *made.shape[1:])
 
-    def biased(self, numbers: Tensor, bias: Float[Tensor, "batch 1 horizon 2"], reading: Reading) -> Tensor:
+    def add_bias(self, numbers: Tensor, bias: Float[Tensor, "batch 1 horizon 2"], reading: Reading) -> Tensor:
         """Return quantiles moved by the first number, in units of spread; the other is the logarithm of a width."""
         shift, width = bias.unbind(-1)
         moved: Tensor = self.head.scale_width(numbers, width.exp()[..., None])
         return moved + (shift * reading.frame.spread)[..., None]
 
-    def stated(self, numbers: Tensor, reading: Reading) -> Output:
+    def distribution(self, numbers: Tensor, reading: Reading) -> Output:
         """Return the forecasts that quantiles mean."""
         if not self.training:
             numbers = self.head.scale_width(numbers, self.interval_scale)
@@ -190,7 +190,7 @@ class UniversalForecaster(Tunable[Reading]):
             numbers = self._on_model_scale(numbers, reading)
         return Output(numbers, reading.summary, reading.frame, self.head)
 
-    def light(self, reading: Reading, *, decodes: bool) -> Reading:
+    def trim(self, reading: Reading, *, decodes: bool) -> Reading:
         """Return a reading without what was decoded already."""
         return reading if decodes else reading._replace(steps=None, effect=None)
 
