@@ -67,7 +67,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
                 config.tune,
                 folder,
                 init=init,
-                ended=ended,
+                on_trial=ended,
                 progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}

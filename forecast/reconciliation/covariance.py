@@ -1,7 +1,8 @@
-"""The matrix that reconciles, and the spread of reconciled forecasts."""
+"""The reconciling matrix, and the quantiles of reconciled forecasts."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,45 +16,45 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID, STEP
 from forecast.reconciliation.hierarchy import BOTTOM, MEDIAN, TOTAL, Array, Hierarchy
 
-# Series and sums of dense matrices: their squares fit into the memory of a small machine.
+# Maximum number of nodes for dense [nodes, nodes] matrices, which fit into the memory of a small machine.
 _MOST_DENSE = 5000
 TINY = np.finfo(np.float64).tiny
 
 
 def sum_matrices(frame: pl.DataFrame, hierarchy: Hierarchy, columns: Sequence[str]) -> dict[str, Array]:
-    """Return columns as [N, horizon]; NaN where a node has no forecast."""
+    """Return columns of forecasts as matrices [N, horizon]; NaN if a node has no forecast."""
     steps = frame[STEP].unique().sort()
     keys = pl.DataFrame({SERIES_ID: hierarchy.nodes}).join(pl.DataFrame({STEP: steps}), how="cross")
     if frame.select(SERIES_ID, STEP).is_duplicated().any():
         raise DataError("there are two forecasts of the same series and step; reconcile one cutoff at a time")
     rows = keys.join(frame.select(SERIES_ID, STEP, *columns), on=[SERIES_ID, STEP], how="left", maintain_order="left")
     shape = len(hierarchy.nodes), len(steps)
-    found = {name: rows[name].cast(pl.Float64).fill_null(float("nan")).to_numpy().reshape(shape) for name in columns}
-    gaps = np.isnan(found[columns[0]]) & ~np.isnan(found[columns[0]]).all(1, keepdims=True)
+    matrices = {name: rows[name].cast(pl.Float64).fill_null(float("nan")).to_numpy().reshape(shape) for name in columns}
+    gaps = np.isnan(matrices[columns[0]]) & ~np.isnan(matrices[columns[0]]).all(1, keepdims=True)
     if gaps.any():
         names = [hierarchy.nodes[row] for row in np.flatnonzero(gaps.any(1))]
         raise DataError(f"{len(names):,} series have no forecast at some of the {len(steps):,} steps: {listing(names)}")
-    return found
+    return matrices
 
 
 def error_matrix(errors: pl.DataFrame, hierarchy: Hierarchy) -> Array:
-    """Return the errors [N, error] of cutoffs and steps at which no node's is missing."""
+    """Return the errors [N, error] at cutoffs and steps where all nodes with any error have one."""
     values = errors.select(
         pl.col(name).cast(pl.Float64) if name in errors.columns else pl.lit(None, pl.Float64).alias(name)
         for name in hierarchy.nodes
     )
-    there = [name for name in values.columns if values[name].null_count() < values.height]
-    kept = values.drop_nulls(there)
-    if kept.height < 3:
+    nodes_with_errors = [name for name in values.columns if values[name].null_count() < values.height]
+    complete = values.drop_nulls(nodes_with_errors)
+    if complete.height < 3:
         raise DataError(
-            f"{kept.height:,} errors of past forecasts (a cutoff and step each) are too few to tell how nodes hang "
+            f"{complete.height:,} errors of past forecasts (a cutoff and step each) are too few to tell how nodes hang "
             "together; score more past cutoffs into reconcile.path (score.cutoffs), or leave out reconcile.actuals"
         )
-    return np.ascontiguousarray(kept.to_numpy().T)
+    return np.ascontiguousarray(complete.to_numpy().T)
 
 
 def reconciling_matrix(base: Array, hierarchy: Hierarchy, settings: ReconcileSettings, error: Array | None) -> Any:
-    """Return P, [L, N], or one for each step: from forecasts of all nodes to those of the series."""
+    """Return P, [L, N] or [horizon, L, N], which maps forecasts of all nodes to those of the series."""
     n_nodes, n_series = hierarchy.summing.shape
     if settings.method == "bottom_up":
         return sparse.eye_array(n_series, n_nodes, k=n_nodes - n_series, format="csr")
@@ -88,17 +89,17 @@ def reconciling_matrix(base: Array, hierarchy: Hierarchy, settings: ReconcileSet
             f"reconcile.middle: {top!r} is no level between the total and the series; there are "
             f"{listing([name for name in tags if name != BOTTOM])}"
         )
-    how = "forecast_proportions"
-    method = TopDown(how) if top == TOTAL else MiddleOut(top, how)
-    made = method.fit_predict(S=dense, y_hat=base, tags=tags)["mean"]
+    proportions = "forecast_proportions"
+    method = TopDown(proportions) if top == TOTAL else MiddleOut(top, proportions)
+    forecasts = method.fit_predict(S=dense, y_hat=base, tags=tags)["mean"]
     # Each series is its share of the node above it.
     member = dense[tags[top]]
-    above = tags[top][member.argmax(0)]
+    parents = tags[top][member.argmax(0)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = made[-n_series:] / (member.T @ made[tags[top]])
+        share = forecasts[-n_series:] / (member.T @ forecasts[tags[top]])
     share = np.where(np.isfinite(share), share, 1.0 / member.sum(1)[member.argmax(0)][:, None])
     mapping = np.zeros((base.shape[1], n_series, n_nodes))
-    mapping[:, np.arange(n_series), above] = share.T
+    mapping[:, np.arange(n_series), parents] = share.T
     return mapping
 
 
@@ -114,59 +115,73 @@ def _check_tree(dense: Array, tags: Mapping[str, npt.NDArray[np.int64]]) -> None
 
 
 def apply_matrix(mapping: Any, values: Array) -> Array:
-    """Return P y, [L, horizon]; what P leaves out may be missing."""
+    """Return P y, [L, horizon]; a sparse P may ignore nodes whose forecasts are NaN."""
     if sparse.issparse(mapping):
-        found: Array = mapping @ np.nan_to_num(values)
+        result: Array = mapping @ np.nan_to_num(values)
     elif mapping.ndim == 2:
-        found = mapping @ values
+        result = mapping @ values
     else:
-        found = np.einsum("hln,nh->lh", mapping, values)
-    return found
+        result = np.einsum("hln,nh->lh", mapping, values)
+    return result
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """The linear map of a reconciliation, with past errors for the covariance of its forecasts."""
+
+    hierarchy: Hierarchy
+    mapping: Any
+    """P, [L, N] or [horizon, L, N]."""
+    error: Array | None
+    """[N, error], errors of past forecasts; None: nodes count as uncorrelated."""
+
+    def reconcile(self, values: Array) -> Array:
+        """Return reconciled values of all nodes, S P y, from base values [N, horizon]."""
+        return self.hierarchy.sums(apply_matrix(self.mapping, values))
+
+    def deviation(self, sigma: Array) -> Array:
+        """Return standard deviations of reconciled forecasts, from those of the base forecasts, [N, horizon] both."""
+        variance = np.zeros_like(sigma)
+        standard, shrinkage = (sigma[:, :0], 1.0) if self.error is None else _standardised(self.error)
+        for step in range(sigma.shape[1]):
+            mapping = self.mapping if self.mapping.ndim == 2 else self.mapping[step]
+            projection = self.hierarchy.summing @ mapping
+            square = projection.multiply(projection) if sparse.issparse(projection) else projection**2
+            correlated = projection @ (sigma[:, step, None] * standard)
+            correlated_variance = (correlated**2).sum(1) / max(1, standard.shape[1])
+            variance[:, step] = shrinkage * (square @ sigma[:, step] ** 2) + (1 - shrinkage) * correlated_variance
+        return np.sqrt(variance)
 
 
 def spread_quantiles(
-    base: Mapping[str, Array],
-    median: Array,
-    levels: Array,
-    quantiles: Sequence[str],
-    mapping: Any,
-    hierarchy: Hierarchy,
-    error: Array | None,
+    base: Mapping[str, Array], median: Array, levels: Mapping[str, float], reconciler: Reconciler
 ) -> dict[str, Array]:
-    """Return the quantiles around the reconciled medians."""
-    deviates = ndtri(levels)
-    low, high = int(levels.argmin()), int(levels.argmax())
-    width = base[quantiles[high]] - base[quantiles[low]]
-    sigma = width / (deviates[high] - deviates[low])
-    used = np.nan_to_num(sigma)
-    variance = np.zeros_like(median)
-    standard, shrinkage = (used[:, :0], 1.0) if error is None else _standardised(error)
-    for step in range(median.shape[1]):
-        own = mapping if mapping.ndim == 2 else mapping[step]
-        whole = hierarchy.summing @ own
-        square = whole.multiply(whole) if sparse.issparse(whole) else whole**2
-        together = whole @ (used[:, step, None] * standard)
-        shared = (together**2).sum(1) / max(1, standard.shape[1])
-        variance[:, step] = shrinkage * (square @ used[:, step] ** 2) + (1 - shrinkage) * shared
-    deviation = np.sqrt(variance)
-    # A node without a width has no shape to widen.
-    shaped = np.isfinite(sigma) & (sigma > np.finfo(np.float64).tiny)
+    """Return the quantiles around reconciled medians, [N, horizon] each.
+
+    `base` are the forecasts before reconciliation, `levels` the levels of their quantile columns.
+    """
+    names, deviates = list(levels), ndtri(np.array(list(levels.values())))
+    low, high = int(deviates.argmin()), int(deviates.argmax())
+    sigma = (base[names[high]] - base[names[low]]) / (deviates[high] - deviates[low])
+    deviation = reconciler.deviation(np.nan_to_num(sigma))
+    # Without a width, the base quantiles have no shape: those of a normal distribution are used.
+    shaped = np.isfinite(sigma) & (sigma > TINY)
     ratio = np.divide(deviation, sigma, out=np.zeros_like(sigma), where=shaped)
-    made = {}
-    for name, deviate in zip(quantiles, deviates, strict=True):
-        made[name] = median + np.where(shaped, (base[name] - base[MEDIAN]) * ratio, deviate * deviation)
-    return made
+    return {
+        name: median + np.where(shaped, (base[name] - base[MEDIAN]) * ratio, deviate * deviation)
+        for name, deviate in zip(names, deviates, strict=True)
+    }
 
 
 def _standardised(error: Array) -> tuple[Array, float]:
     """Return errors of mean square 1, [N, error], 0 where there are none, and the shrinkage of their correlations.
 
-    The intensity of Schaefer & Strimmer (2005, Statistical Applications in Genetics and Molecular Biology 4), from
-    sums over all pairs that need no matrix of them.
+    The shrinkage intensity is that of Schaefer & Strimmer (2005, Statistical Applications in Genetics and Molecular
+    Biology 4), computed from sums over all pairs without their matrix.
     """
-    known = np.nan_to_num(error)
-    size = np.sqrt((known**2).mean(1, keepdims=True))
-    standard = np.divide(known, size, out=np.zeros_like(known), where=size > 0)
+    errors = np.nan_to_num(error)
+    size = np.sqrt((errors**2).mean(1, keepdims=True))
+    standard = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
     count = standard.shape[1]
     gram = standard.T @ standard
     pairs = (gram**2).sum() / count**2 - (size > 0).sum()

@@ -1,4 +1,4 @@
-"""The sums of a hierarchy, and its series added up."""
+"""Hierarchies of series and their sums, and the actual values of these sums."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ MEDIAN: Final = quantile_column(0.5)
 
 @dataclass(frozen=True, repr=False)
 class Hierarchy:
-    """Series, and the sums of them that are forecast too: L series, N nodes."""
+    """Series and their sums, the nodes of a hierarchy: L series, N nodes."""
 
     nodes: list[str]
     """[N], ids: the sums from the top down, then the series."""
     level: list[str]
-    """[N], which level each node is of: `total`, columns joined by a slash, `series`."""
+    """[N], the level of each node: `total`, columns joined by a slash, or `series`."""
     summing: Any
     """[N, L], sparse: 1 where a series is in a sum."""
 
@@ -42,23 +42,23 @@ class Hierarchy:
         return self.nodes[len(self.nodes) - self.summing.shape[1] :]
 
     def sums(self, values: Array) -> Array:
-        """Return values [L, ...] of all nodes, [N, ...]."""
-        found: Array = (self.summing @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
-        return found
+        """Return the values of all nodes, [N, ...], from those of the series, [L, ...]."""
+        node_values: Array = (self.summing @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
+        return node_values
 
 
 def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], column: str = SERIES_ID) -> Hierarchy:
     """Return the hierarchy of the series in a table with their `by` columns; rows of a series may repeat.
 
-    Names are levels below each other (state, then state and store); lists are levels by themselves, which may cross.
-    Raises ConfigError for columns that are not there, DataError for series that have none or two values in one.
+    Names are nested levels (state, then state and store); lists are separate levels, which may cross. Raises
+    ConfigError for missing columns, DataError for series without a value in a column or with two.
     """
     nested = all(isinstance(name, str) for name in by)
     levels = [tuple(map(str, by[: k + 1])) for k in range(len(by))] if nested else [as_tuple(names) for names in by]
     columns = list(dict.fromkeys(name for names in levels for name in names))
-    missing = [name for name in (column, *columns) if name not in table.columns]
-    if missing:
-        raise ConfigError(f"reconcile.by: {listing(missing)}: no such column in the table of the hierarchy")
+    absent = [name for name in (column, *columns) if name not in table.columns]
+    if absent:
+        raise ConfigError(f"reconcile.by: {listing(absent)}: no such column in the table of the hierarchy")
     try:
         rows = table.select(
             literal(column).cast(pl.String).alias(SERIES_ID), *(literal(name).cast(pl.String) for name in columns)
@@ -69,25 +69,27 @@ def hierarchy_of(table: pl.DataFrame, by: Sequence[str | tuple[str, ...]], colum
     empty = rows.filter(pl.any_horizontal(pl.all().is_null()))[SERIES_ID].unique().sort()
     if len(empty):
         raise DataError(f"{len(empty):,} series have no value of {listing(columns)}: {listing(empty)}")
-    double = rows.filter(pl.col(SERIES_ID).is_duplicated())[SERIES_ID].unique().sort()
-    if len(double):
-        raise DataError(f"{len(double):,} series have two paths in {listing(columns)}: {listing(double)}")
-    nodes, named, parts = [TOTAL], [TOTAL], [np.ones((1, rows.height))]
+    ambiguous = rows.filter(pl.col(SERIES_ID).is_duplicated())[SERIES_ID].unique().sort()
+    if len(ambiguous):
+        raise DataError(f"{len(ambiguous):,} series have two paths in {listing(columns)}: {listing(ambiguous)}")
+    nodes, level_names, parts = [TOTAL], [TOTAL], [np.ones((1, rows.height))]
     matrices = [sparse.csr_array(parts[0])]
     for names in levels:
         label = pl.concat_str([pl.lit(f"{name}=") + literal(name) for name in names], separator="/")
         keys = rows.select(label).to_series()
-        found = keys.unique().sort()
-        index = keys.replace_strict(found, pl.int_range(len(found), eager=True), return_dtype=pl.Int64).to_numpy()
-        nodes += found.to_list()
-        named += ["/".join(names)] * len(found)
-        shape = len(found), rows.height
+        labels = keys.unique().sort()
+        index = keys.replace_strict(labels, pl.int_range(len(labels), eager=True), return_dtype=pl.Int64).to_numpy()
+        nodes += labels.to_list()
+        level_names += ["/".join(names)] * len(labels)
+        shape = len(labels), rows.height
         matrices.append(sparse.csr_array((np.ones(rows.height), (index, np.arange(rows.height))), shape=shape))
     series = rows[SERIES_ID].to_list()
-    nodes, named = nodes + series, named + [BOTTOM] * len(series)
-    if twice := sorted({name for name in nodes if nodes.count(name) > 1}) if len(set(nodes)) < len(nodes) else []:
-        raise DataError(f"{len(twice):,} series have the name of a sum, or a level is there twice: {listing(twice)}")
-    return Hierarchy(nodes, named, sparse.vstack([*matrices, sparse.eye_array(len(series))], format="csr"))
+    nodes, level_names = nodes + series, level_names + [BOTTOM] * len(series)
+    if duplicates := sorted({name for name in nodes if nodes.count(name) > 1}) if len(set(nodes)) < len(nodes) else []:
+        raise DataError(
+            f"{len(duplicates):,} series have the name of a sum, or a level is there twice: {listing(duplicates)}"
+        )
+    return Hierarchy(nodes, level_names, sparse.vstack([*matrices, sparse.eye_array(len(series))], format="csr"))
 
 
 def first_line(error: Exception) -> str:
@@ -110,13 +112,13 @@ def aggregated(
     ended: Collection[str] = (),
     max_age: int | None = None,
 ) -> pl.DataFrame:
-    """Return series_id, timestamp and target of all nodes: null where one of the series of a sum has no value.
+    """Return series_id, timestamp and target of all nodes; a sum is null if one of its series has no value.
 
-    After its last value a series adds nothing to sums, and has no rows, if it is one of `ended`, or if the table has
+    After its last value a series counts as 0 in sums, and has no rows, if it is one of `ended`, or if the table has
     more than `max_age` later timestamps. Raises DataError for a table without these columns, numbers and unique rows.
     """
-    if missing := [name for name in (column, time, target) if name not in table.columns]:
-        raise DataError(f"no column {listing(missing)} in the table of values; it has {listing(table.columns)}")
+    if absent_columns := [name for name in (column, time, target) if name not in table.columns]:
+        raise DataError(f"no column {listing(absent_columns)} in the table of values; it has {listing(table.columns)}")
     try:
         rows = table.select(
             literal(column).cast(pl.String).alias(SERIES_ID),
@@ -127,40 +129,40 @@ def aggregated(
         kind = table.schema[target]
         raise DataError(f"column {target!r} of the table of values must hold numbers, but is {kind}") from None
     rows = rows.filter(pl.col(SERIES_ID).is_in(hierarchy.series))
-    double = rows.filter(pl.struct(SERIES_ID, TIMESTAMP).is_duplicated())[SERIES_ID].unique().sort()
-    if len(double):
-        raise DataError(f"{len(double):,} series have two rows of one timestamp: {listing(double)}")
-    wide = rows.pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True).sort(TIMESTAMP)
-    absent = set(hierarchy.series) - set(wide.columns)
-    if lacking := sorted(absent - set(ended)):
-        raise DataError(f"{len(lacking):,} series of the hierarchy are not in the table: {listing(lacking)}")
-    wide = wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in sorted(absent))
-    values = wide.select(cs.by_name(*hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy().T
-    over = _after_the_end(values, hierarchy, ended, max_age)
-    # NaN spreads to the sums that it is in, and to no other.
-    gaps = hierarchy.sums((np.isnan(values) & ~over).astype(float)) > 0
+    duplicates = rows.filter(pl.struct(SERIES_ID, TIMESTAMP).is_duplicated())[SERIES_ID].unique().sort()
+    if len(duplicates):
+        raise DataError(f"{len(duplicates):,} series have two rows of one timestamp: {listing(duplicates)}")
+    by_series = rows.pivot(on=SERIES_ID, index=TIMESTAMP, values=TARGET, sort_columns=True).sort(TIMESTAMP)
+    absent = set(hierarchy.series) - set(by_series.columns)
+    if unexplained := sorted(absent - set(ended)):
+        raise DataError(f"{len(unexplained):,} series of the hierarchy are not in the table: {listing(unexplained)}")
+    by_series = by_series.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in sorted(absent))
+    values = by_series.select(cs.by_name(*hierarchy.series).cast(pl.Float64).fill_null(float("nan"))).to_numpy().T
+    has_ended = _ended_mask(values, hierarchy, ended, max_age)
+    # A missing value affects only the sums that include its series.
+    gaps = hierarchy.sums((np.isnan(values) & ~has_ended).astype(float)) > 0
     sums = np.where(gaps, np.nan, hierarchy.sums(np.nan_to_num(values)))
     n, length = sums.shape
     nodes = pl.DataFrame(
         {
             SERIES_ID: pl.Series(hierarchy.nodes, dtype=pl.String).gather(np.repeat(np.arange(n), length)),
-            TIMESTAMP: wide[TIMESTAMP].gather(np.tile(np.arange(length), n)),
+            TIMESTAMP: by_series[TIMESTAMP].gather(np.tile(np.arange(length), n)),
             TARGET: pl.Series(sums.ravel()).fill_nan(None),
         }
     )
-    # Sums of series that have all ended have ended, too.
-    left = np.diff(hierarchy.summing.indptr)[:, None] - hierarchy.sums(over.astype(float))
-    return nodes.filter(pl.Series(left.ravel() > 0))
+    # A sum has ended once all its series have.
+    n_active = np.diff(hierarchy.summing.indptr)[:, None] - hierarchy.sums(has_ended.astype(float))
+    return nodes.filter(pl.Series(n_active.ravel() > 0))
 
 
-def _after_the_end(
+def _ended_mask(
     values: Array, hierarchy: Hierarchy, ended: Collection[str], max_age: int | None
 ) -> npt.NDArray[np.bool_]:
-    """Return at which times each series has ended, [L, time]."""
+    """Return a mask of the times at which each series has ended, [L, time]."""
     observed = ~np.isnan(values)
-    later = np.where(observed.any(1), observed[:, ::-1].argmax(1), observed.shape[1])
-    over = np.isin(np.array(hierarchy.series, dtype=object), list(ended))
+    n_later = np.where(observed.any(1), observed[:, ::-1].argmax(1), observed.shape[1])
+    is_ended = np.isin(np.array(hierarchy.series, dtype=object), list(ended))
     if max_age is not None:
-        over |= later > max_age
-    after: npt.NDArray[np.bool_] = np.arange(observed.shape[1]) >= (observed.shape[1] - later)[:, None]
-    return after & over[:, None]
+        is_ended |= n_later > max_age
+    is_after: npt.NDArray[np.bool_] = np.arange(observed.shape[1]) >= (observed.shape[1] - n_later)[:, None]
+    return is_after & is_ended[:, None]

@@ -1,4 +1,4 @@
-"""What measuring does to series: outliers, limits, rounding, sensors that hang, missing values."""
+"""Measurement artefacts: outliers, limits, rounding, stuck sensors and missing values."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from forecast.synthetic.components import Array, Layout, Mask, log_uniform, mome
 def spoil(
     random: np.random.Generator, values: Array, layout: Layout, counts: Mask, outliers: float
 ) -> tuple[Array, Mask]:
-    """Return values as they would be on record, and where there are any, [series, time] both.
+    """Return recorded values and a mask of observed ones, [series, time] both.
 
-    One artefact does not preclude another. Series of low frequency, which are sums over many records, have a third of
+    Artefacts are independent of each other. Series of low frequency, which are sums over many records, have a third of
     them. Counts, [series], are never rounded, limited or given outliers. `outliers` from 0 to 1 scales how many
     series have these. Levels and units of artefacts come from the history, never from the horizon.
     """
@@ -18,10 +18,10 @@ def spoil(
     rate = np.where(layout.season <= 12, 0.33, 1.0)[:, None]
     amounts = np.where(counts[:, None], 0.0, rate)
     mean, deviation = moments(values, layout)
-    struck = random.random((n, layout.n_steps)) < log_uniform(random, 0.002, 0.02, n)
-    strike = struck & chance_of(random, 0.15 * outliers * amounts)
+    candidates = random.random((n, layout.n_steps)) < log_uniform(random, 0.002, 0.02, n)
+    is_outlier = candidates & chance_of(random, 0.15 * outliers * amounts)
     size = deviation * (3 + random.exponential(3, values.shape)) * random.choice([-1.0, 1.0], values.shape)
-    values = values + np.where(strike, size, 0.0)
+    values = values + np.where(is_outlier, size, 0.0)
     limit = mean + deviation * uniform(random, 0.5, 2.0, n)
     values = np.where(chance_of(random, 0.04 * amounts), np.minimum(values, limit), values)
     limit = mean - deviation * uniform(random, 0.5, 2.0, n)
@@ -30,7 +30,7 @@ def spoil(
     coarse = chance_of(random, 0.1 * amounts) & (np.abs(mean) < 1e6 * unit)
     values = np.where(coarse, np.rint(values / unit) * unit, values)
     values = hold(values, runs(random, layout) & chance_of(random, 0.04 * rate) & (layout.age > 0))
-    observed = layout.visible & ~missing(random, layout, rate)
+    observed = layout.visible & ~draw_missing(random, layout, rate)
     return values, observed
 
 
@@ -44,21 +44,21 @@ def runs(random: np.random.Generator, layout: Layout) -> Mask:
     return inside
 
 
-def hold(values: Array, held: Mask) -> Array:
-    """Repeat, in each run of `held` steps, the last value before it, [series, time]."""
-    latest = np.maximum.accumulate(np.where(held, 0, np.arange(values.shape[1])), 1)
+def hold(values: Array, mask: Mask) -> Array:
+    """Repeat, in each run of steps in the mask, the last value before it, [series, time]."""
+    latest = np.maximum.accumulate(np.where(mask, 0, np.arange(values.shape[1])), 1)
     return np.take_along_axis(values, latest, 1)
 
 
-def missing(random: np.random.Generator, layout: Layout, rate: Array) -> Mask:
+def draw_missing(random: np.random.Generator, layout: Layout, rate: Array) -> Mask:
     """Draw missing values, [series, time], single ones and runs; never the first, never half of a history."""
     n = len(layout)
     single = random.random((n, layout.n_steps)) < uniform(random, 0.01, 0.25, n)
-    lost = (single & chance_of(random, 0.1 * rate)) | (runs(random, layout) & chance_of(random, 0.12 * rate))
-    lost &= layout.age > 0
-    past = lost[:, : layout.n_steps - layout.horizon].sum(1)
-    lost[past > layout.history // 2] = False
-    return lost
+    is_missing = (single & chance_of(random, 0.1 * rate)) | (runs(random, layout) & chance_of(random, 0.12 * rate))
+    is_missing &= layout.age > 0
+    past = is_missing[:, : layout.n_steps - layout.horizon].sum(1)
+    is_missing[past > layout.history // 2] = False
+    return is_missing
 
 
 def chance_of(random: np.random.Generator, probability: Array) -> Mask:

@@ -1,4 +1,4 @@
-"""What families are made of: random numbers per series, noise, walks and seasonal patterns."""
+"""Components of synthetic series: random numbers per series, noise, walks and seasonal patterns."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Layout:
-    """The series that a family draws: their seasons, and where their history begins and ends."""
+    """The layout of series to draw: their seasons, histories and horizon."""
 
     season: Integers
     """[series] Steps; 1 without a season."""
@@ -129,11 +129,11 @@ def seasonality(random: np.random.Generator, layout: Layout) -> Array:
     if len(rows):
         ratio = (layout.second[rows] // layout.season[rows])[:, None]
         slots = int(ratio.max())
-        rest = np.arange(slots) >= ratio - 2  # a week-end
-        usual = uniform(random, 0.05, 0.5, len(rows)) * random.standard_normal((len(rows), slots))
-        size = np.clip(1 + usual - rest * uniform(random, 0, 0.9, len(rows)), 0, None)
+        is_weekend = np.arange(slots) >= ratio - 2  # the last two slots, such as a weekend
+        variation = uniform(random, 0.05, 0.5, len(rows)) * random.standard_normal((len(rows), slots))
+        size = np.clip(1 + variation - is_weekend * uniform(random, 0, 0.9, len(rows)), 0, None)
         level = uniform(random, 0, 0.6, len(rows)) * random.standard_normal((len(rows), slots))
-        level = level - rest * uniform(random, 0, 1.5, len(rows))
+        level = level - is_weekend * uniform(random, 0, 1.5, len(rows))
         slot = clock[rows] // layout.season[rows, None] % ratio
         pattern[rows] = pattern[rows] * np.take_along_axis(size, slot, 1) + np.take_along_axis(level, slot, 1)
     return pattern
@@ -152,8 +152,8 @@ def profile(random: np.random.Generator, season: Integers, longest: int) -> Arra
     angle = 2 * np.pi * order[:, None] * (step / season[:, None])[:, None] + random.uniform(0, 2 * np.pi, (n, 6, 1))
     smooth = np.einsum("nk,nkt->nt", weight, np.cos(angle))
     free = random.standard_normal((n, longest))
-    near = (np.roll(free, 1, 1) + free + np.roll(free, -1, 1)) / 3
-    free = np.where((season[:, None] >= 12) & chance(random, 0.5, n), near, free)
+    smoothed = (np.roll(free, 1, 1) + free + np.roll(free, -1, 1)) / 3
+    free = np.where((season[:, None] >= 12) & chance(random, 0.5, n), smoothed, free)
     peaks = (random.random((n, longest)) < uniform(random, 0.02, 0.25, n)) * (0.5 + random.exponential(1, (n, longest)))
     peaks[:, 0] += 1
     opening = random.integers(0, np.maximum(season // 2, 1))[:, None]
@@ -188,6 +188,6 @@ def stationary_weights(random: np.random.Generator, n: int, *, strongest: float 
 
     Barndorff-Nielsen and Schou 1973; the first is mostly positive, as in real series.
     """
-    first = random.beta(3, 1.5, n) * (2 * strongest) - strongest
-    second = random.uniform(-0.6, 0.5, n) * (random.random(n) < 0.5)
-    return np.stack([first * (1 - second), second], 1)
+    first_partial = random.beta(3, 1.5, n) * (2 * strongest) - strongest
+    second_partial = random.uniform(-0.6, 0.5, n) * (random.random(n) < 0.5)
+    return np.stack([first_partial * (1 - second_partial), second_partial], 1)

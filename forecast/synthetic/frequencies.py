@@ -1,4 +1,4 @@
-"""The frequencies of synthetic series: season lengths, usual history lengths and shares."""
+"""The frequencies of synthetic series: season lengths, typical history lengths and shares."""
 
 from typing import Final, NamedTuple
 
@@ -7,14 +7,14 @@ import numpy.typing as npt
 
 
 class Frequency(NamedTuple):
-    """A sampling frequency, and the histories that are usual at it."""
+    """A sampling frequency, and its typical lengths of history."""
 
     season: int
     """Steps of the season; 1 without any."""
     second: int
     """Steps of a longer second season; 0 without any."""
     share: float
-    """Weight in the stream, before a family says which frequencies suit it."""
+    """Weight in the stream, before the weights of a family."""
     shortest: int
     """Steps of the shortest history."""
     longest: int
@@ -39,7 +39,7 @@ FREQUENCIES: Final = (
     Frequency(60, 0, 0.005, 120, 2000),  # minutes of an hour
     Frequency(144, 0, 0.005, 288, 2000),  # ten minutes
 )
-"""Low frequencies have a large share: their series are short, and most business panels are of them."""
+"""Low frequencies have a large share: their series are short, and most business panels have such frequencies."""
 
 _TABLE: Final = np.asarray(FREQUENCIES)
 SEASON: Final = _TABLE[:, 0].astype(np.int64)
@@ -52,8 +52,8 @@ LOW: Final = (_TABLE[:, 4] <= 320) & ~YEARLY
 def history_lengths(
     random: np.random.Generator, frequency: npt.NDArray[np.int64], context: int
 ) -> npt.NDArray[np.int64]:
-    """Draw the history of each series, in steps: log-uniform between the usual bounds, at most `context`."""
+    """Draw the history of each series, in steps: log-uniform between the bounds of the frequency, at most `context`."""
     shortest, longest = np.minimum(_TABLE[frequency, 3], context), _TABLE[frequency, 4]
-    drawn = np.exp(random.uniform(np.log(shortest), np.log(np.maximum(longest, shortest + 1))))
-    lengths: npt.NDArray[np.int64] = np.minimum(drawn.astype(np.int64), context)
+    steps = np.exp(random.uniform(np.log(shortest), np.log(np.maximum(longest, shortest + 1))))
+    lengths: npt.NDArray[np.int64] = np.minimum(steps.astype(np.int64), context)
     return lengths

@@ -22,7 +22,7 @@ class SeriesBatch(NamedTuple):
     values: npt.NDArray[np.float32]
     """[series, time] 0 where not observed."""
     observed: npt.NDArray[np.bool_]
-    """[series, time] False before the first step of a series and where a value is missing. The first one is there."""
+    """[series, time] False before the first step of a series and at missing values; the first step is observed."""
     season_length: npt.NDArray[np.int64]
     """[series] Steps of the season; 1 without any."""
     second_season: npt.NDArray[np.int64]
@@ -49,14 +49,16 @@ class Stream:
     """Steps of the longest history."""
     horizon: int = 64
     """Steps after each history."""
-    shares: Mapping[str, float] = field(default_factory=lambda: {name: each.share for name, each in FAMILIES.items()})
+    shares: Mapping[str, float] = field(
+        default_factory=lambda: {name: family.share for name, family in FAMILIES.items()}
+    )
     """Share of each family; they need not sum to 1."""
     mixing: float = 0.2
     """Share of series that are mixtures of two or three. Counts are never mixed."""
     artefacts: bool = True
-    """Whether values go missing, are rounded, limited, held or outlying."""
+    """Whether values are missing, rounded, limited, repeated or outlying."""
     curriculum: int = 2_000
-    """Batch from which on outliers are as frequent as they get; the first batch has none."""
+    """Batch from which on outliers have their full frequency; the first batch has none."""
 
     def __post_init__(self) -> None:
         if low := [name for name in ("n_series", "context", "horizon") if getattr(self, name) < 1]:
@@ -104,14 +106,14 @@ class Stream:
         )
 
     def _frequencies(self, random: np.random.Generator, family: Integers) -> Integers:
-        """Draw a frequency for each series, of those that suit its family."""
+        """Draw a frequency for each series, weighted by its family."""
         frequency = np.empty(len(family), np.int64)
         for number, name in enumerate(self.families):
             rows, kind = np.flatnonzero(family == number), FAMILIES[name]
-            weight = SHARE * np.where(LOW, kind.low, 1.0) * np.where(YEARLY, kind.yearly, 1.0)
+            weights = SHARE * np.where(LOW, kind.low, 1.0) * np.where(YEARLY, kind.yearly, 1.0)
             if kind.seasons:
-                weight = weight * np.isin(SEASON, kind.seasons)
-            frequency[rows] = random.choice(len(SHARE), len(rows), p=weight / weight.sum())
+                weights = weights * np.isin(SEASON, kind.seasons)
+            frequency[rows] = random.choice(len(SHARE), len(rows), p=weights / weights.sum())
         return frequency
 
     def _values(self, random: np.random.Generator, family: Integers, layout: Layout, counts: Mask) -> Array:

@@ -1,4 +1,4 @@
-"""What is searched: ranges, choices, and what they may be combined with."""
+"""The search space of `forecast tune`: ranges and choices per key, with their validation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 _GROUPS: Final = ("window", "model", "fit")
-# Settings that trials are compared by, and must share.
+# Settings that all trials share, so that they are comparable.
 _COMPARED: Final = (
     "window.horizon",
     "model.quantile_levels",
@@ -21,22 +21,21 @@ _COMPARED: Final = (
     "fit.validation_windows",
     "fit.seed",
 )
-_ALONE: Final = ("fit.ensemble", "fit.devices", "fit.checkpoint")
+_NOT_SEARCHABLE: Final = ("fit.ensemble", "fit.devices", "fit.checkpoint")
 _ONE_NETWORK: Final = "a search trains one network after another; set it when training with what is found"
-# What is noted of a search, and of its trials.
+# Keys of the attributes of a study and its trials.
 SETTINGS, ERROR, GIVEN, KILLED = "settings", "error", "given", "killed"
 
 
 def check(config: FitSettings, settings: TuneSettings) -> "Space":
-    """Return what each key is drawn from. Raises ConfigError for settings that can't be searched with."""
-    if several := [key for key in _ALONE if getattr(config.fit, key.removeprefix("fit.")) not in (1, None, "")]:
+    """Return the search space. Raises ConfigError for settings that a search does not allow."""
+    if several := [
+        key for key in _NOT_SEARCHABLE if getattr(config.fit, key.removeprefix("fit.")) not in (1, None, "")
+    ]:
         raise ConfigError(f"{listing(several)}: {_ONE_NETWORK}")
     if config.fit.max_steps == 0:
         raise ConfigError("fit.max_steps: 0 trains nothing that could be searched for")
     return space_of(config, settings)
-
-
-# --- the space
 
 
 @dataclass(frozen=True)
@@ -44,59 +43,59 @@ class _Range:
     low: float
     high: float
     log: bool
-    whole: bool
+    integer: bool
 
 
 Space = Mapping[str, "_Range | tuple[Any, ...]"]
 
 
 def space_of(config: FitSettings, settings: TuneSettings) -> Space:
-    """Return what each key is drawn from. Raises ConfigError that lists all mistakes."""
-    known = {path for path, field in fields(FitSettings) if not group_of(field)}
-    found: dict[str, _Range | tuple[Any, ...]] = {}
+    """Return the search space: a range or choices for each key. Raises ConfigError that lists all mistakes."""
+    keys = {path for path, field in fields(FitSettings) if not group_of(field)}
+    searched: dict[str, _Range | tuple[Any, ...]] = {}
     mistakes = []
-    for key, given in _leaves(settings.space):
+    for key, choices in _leaves(settings.space):
         name = f"tune.space.{key}"
-        if key not in known or key.partition(".")[0] not in _GROUPS:
-            way_out = f"; it is the same for all trials: set {key} itself" if key in known else ""
-            mistakes.append(f"{name}: no setting of {', '.join(_GROUPS)}{way_out}")
+        if key not in keys or key.partition(".")[0] not in _GROUPS:
+            advice = f"; it is the same for all trials: set {key} itself" if key in keys else ""
+            mistakes.append(f"{name}: no setting of {', '.join(_GROUPS)}{advice}")
             continue
         if key in _COMPARED:
             mistakes.append(
                 f"{name}: trials are compared by it, and must share it; set {key} itself, and take it out of tune.space"
             )
             continue
-        if key in _ALONE:
+        if key in _NOT_SEARCHABLE:
             mistakes.append(f"{name}: {_ONE_NETWORK}")
             continue
         try:
-            found[key] = _range(given) if isinstance(given, Mapping) else tuple(given)
-            ends = [given["low"], given["high"]] if isinstance(given, Mapping) else found[key]
+            searched[key] = _range(choices) if isinstance(choices, Mapping) else tuple(choices)
+            ends = [choices["low"], choices["high"]] if isinstance(choices, Mapping) else searched[key]
             for value in ends:  # type: ignore[union-attr]
-                _check_metric(config, with_value(config, {key: value}))
+                _check_metric(config, with_values(config, {key: value}))
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             mistakes.append(f"{name}: {_short(error)}")
-    if not found and not mistakes:
+    if not searched and not mistakes:
         mistakes.append("tune.space: is empty; give a list for a key, or low and high")
     if mistakes:
         raise ConfigError("\n  ".join(mistakes))
-    return found
+    return searched
 
 
 def _check_metric(config: FitSettings, trial: FitSettings) -> None:
-    """Raise ConfigError for a head whose metric can't be compared with that of the head in the settings."""
-    head, other = config.model.head, trial.model.head
-    if (head in CLASS_HEADS) != (other in CLASS_HEADS):
+    """Raise ConfigError for a head whose metric is not comparable with that of the configured head."""
+    head, trial_head = config.model.head, trial.model.head
+    if (head in CLASS_HEADS) != (trial_head in CLASS_HEADS):
         raise ConfigError(
-            f"{head} and {other} are compared by different metrics, one of numbers and one of classes; set "
-            f"model.head={other} itself, or take it out of the list"
+            f"{head} and {trial_head} are compared by different metrics, one of numbers and one of classes; set "
+            f"model.head={trial_head} itself, or take it out of the list"
         )
 
 
 def _short(error: Exception) -> str:
-    """Return what is wrong with the one setting that was tried."""
-    _, _, told = str(error).partition("in the config:\n")
-    return " ".join(told.split()) or str(error)
+    """Return the message of an error about one setting, without its heading."""
+    _, _, details = str(error).partition("in the config:\n")
+    return " ".join(details.split()) or str(error)
 
 
 def _leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,42 +106,42 @@ def _leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
-def _range(given: Mapping[str, Any]) -> _Range:
-    unknown = given.keys() - {"low", "high", "log"}
-    if unknown or not {"low", "high"} <= given.keys():
-        raise ValueError(f"takes low and high, and log (given: {', '.join(given)})")
-    low, high = given["low"], given["high"]
+def _range(bounds: Mapping[str, Any]) -> _Range:
+    unknown = bounds.keys() - {"low", "high", "log"}
+    if unknown or not {"low", "high"} <= bounds.keys():
+        raise ValueError(f"takes low and high, and log (given: {', '.join(bounds)})")
+    low, high = bounds["low"], bounds["high"]
     if not low < high:
         raise ValueError(f"low ({low}) is not less than high ({high})")
-    log = bool(given.get("log", low > 0 and high >= 10 * low))
+    log = bool(bounds.get("log", low > 0 and high >= 10 * low))
     if log and low <= 0:
         raise ValueError(f"on a logarithmic scale low must be more than 0 (given: {low})")
     return _Range(low, high, log, isinstance(low, int) and isinstance(high, int))
 
 
-def draw_value(trial: "Running", space: Space) -> dict[str, Any]:
+def draw_values(trial: "Running", space: Space) -> dict[str, Any]:
     """Return the values that a trial draws from the space."""
-    drawn: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, choices in space.items():
         if isinstance(choices, _Range):
-            suggest: Any = trial.suggest_int if choices.whole else trial.suggest_float
-            drawn[key] = suggest(key, choices.low, choices.high, log=choices.log)
+            suggest: Any = trial.suggest_int if choices.integer else trial.suggest_float
+            values[key] = suggest(key, choices.low, choices.high, log=choices.log)
         else:
-            drawn[key] = choices[trial.suggest_categorical(key, list(range(len(choices))))]
-    return drawn
+            values[key] = choices[trial.suggest_categorical(key, list(range(len(choices))))]
+    return values
 
 
 def drawn_values(trial: "FrozenTrial", space: Space) -> dict[str, Any]:
-    """Return the settings of a trial; none of the one that has those that were given."""
+    """Return the drawn settings of a trial; empty for the trial with the settings as given."""
     if GIVEN in trial.user_attrs:
         return {}
     return {key: value if isinstance(space[key], _Range) else space[key][value] for key, value in trial.params.items()}  # type: ignore[index]
 
 
-def with_value(config: FitSettings, drawn: Mapping[str, Any]) -> FitSettings:
-    """Return the settings with those that were drawn. Raises ConfigError if they contradict each other."""
+def with_values(config: FitSettings, drawn_settings: Mapping[str, Any]) -> FitSettings:
+    """Return the settings updated by the drawn ones. Raises ConfigError if they contradict each other."""
     values = config.model_dump(exclude_unset=True)
-    for key, value in drawn.items():
+    for key, value in drawn_settings.items():
         group, name = key.split(".")
         values.setdefault(group, {})[name] = value
     return load(FitSettings, values)

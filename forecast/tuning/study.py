@@ -1,4 +1,4 @@
-"""The study on disk: trials, their states and the best."""
+"""The study in a folder: its trials and their states, and the artifact of the best one."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ STATES: Final = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 
 def import_optuna() -> Any:
-    """Return the module optuna. Raises ConfigError that says how to install it."""
+    """Return the module optuna. Raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -41,35 +41,32 @@ def import_optuna() -> Any:
 
 
 def judge_trial(loaded: Loaded, windows: WindowIndex, horizon: int, metric: str) -> Callable[[Artifact], float]:
-    """Return what gives the metric of a model on the windows; of classes the log-loss."""
+    """Return a function from a model to its metric on the windows; the log-loss for classes."""
     panel, season = loaded.panel, loaded.data.season_length
     assert season is not None
     actual = future_values(panel, windows, horizon)
     scale, root_scale = seasonal_naive_errors(panel, windows, season)
 
-    def judged(artifact: Artifact) -> float:
-        stated = predict(artifact, panel, windows).tuned.astype(np.float64)
+    def score(artifact: Artifact) -> float:
+        forecasts = predict(artifact, panel, windows).tuned.astype(np.float64)
         if artifact.classes is not None:
-            scores = score_classes(actual, stated)
+            scores = score_classes(actual, forecasts)
             return float(scores["log_loss"].sum() / scores["n_steps"].sum())
         levels = artifact.model.quantile_levels
-        scores = score_windows(actual, stated, levels=levels, scale=scale, root_scale=root_scale)
+        scores = score_windows(actual, forecasts, levels=levels, scale=scale, root_scale=root_scale)
         if metric == "mase":
             return float(np.nanmean(scores["mase"]))
         return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
-    return judged
-
-
-# --- the folder
+    return score
 
 
 @contextmanager
 def open_study(
     optuna: Any, folder: Path, key: str, loaded: Loaded, config: FitSettings, settings: TuneSettings
 ) -> "Iterator[Study]":
-    """Open the search in a folder, new or gone on with."""
-    described = {
+    """Open the study in a folder, a new one or one to resume."""
+    description = {
         "panel": loaded.panel.digest(),
         "space": dict(settings.space),
         "metric": settings.metric,
@@ -80,23 +77,23 @@ def open_study(
         study = optuna.create_study(study_name="gatecast", storage=storage, load_if_exists=True)
     except Exception as error:
         raise OutputError(f"{folder / _STUDY} is no search that can be gone on with: {error}") from error
-    before = study.user_attrs.get(SETTINGS)
-    now = json.dumps(described, sort_keys=True, default=str)
-    if before not in (None, now):
-        old, new = json.loads(before), json.loads(now)
+    stored = study.user_attrs.get(SETTINGS)
+    current = json.dumps(description, sort_keys=True, default=str)
+    if stored not in (None, current):
+        old, new = json.loads(stored), json.loads(current)
         changed = [name for name in new if old.get(name) != new[name]]
         raise ConfigError(
             f"{key}: {folder} holds a search with another {listing(changed)}; give another folder, or those settings"
         )
-    if before is None:
-        study.set_user_attr(SETTINGS, now)
+    if stored is None:
+        study.set_user_attr(SETTINGS, current)
         study.enqueue_trial({}, user_attrs={GIVEN: True})
     for trial in study.trials:
-        if trial.state == optuna.trial.TrialState.RUNNING:  # Of a process that was killed.
+        if trial.state == optuna.trial.TrialState.RUNNING:  # Its process was killed.
             study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
-    # Drawn anew after each start, so that one that goes on does not repeat what there is.
+    # Another seed after each start, so that a resumed search does not repeat earlier draws.
     study.sampler = optuna.samplers.TPESampler(seed=config.fit.seed + len(study.trials))
     rung = settings.first_rung or config.fit.validation_every
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=settings.reduction)
@@ -108,23 +105,23 @@ def open_study(
 
 
 def best_trial(study: "Study") -> "FrozenTrial | None":
-    """Return the best trial that was not stopped early."""
-    done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    return min(done, key=lambda trial: trial.value or 0.0, default=None)
+    """Return the best trial that was not stopped early, None if there is none."""
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    return min(complete, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def finished_trials(study: "Study") -> "list[FrozenTrial]":
-    """Return the trials that ended, but for those that were killed."""
+    """Return the trials that ended, except killed ones."""
     return [trial for trial in study.trials if trial.state.is_finished() and KILLED not in trial.user_attrs]
 
 
 def keep_artifact(artifact: Artifact, folder: Path) -> None:
-    """Put a model in the place of the best so far."""
-    made = folder.with_name(f".{folder.name}")
-    shutil.rmtree(made, ignore_errors=True)
-    artifact.save(made)
+    """Replace the stored best model."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    artifact.save(temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    temporary.rename(folder)
 
 
 def trial_table(study: "Study", space: Space) -> pl.DataFrame:

@@ -268,7 +268,7 @@ class Ledger:
     def _open(self) -> Iterator[Database]:
         """Yield a transaction, one at a time over all processes, in a database that has our tables."""
         with self._transaction(writes=True) as database:
-            database.alone(_LOCK, _LOCK_SECONDS)
+            database.acquire_lock(_LOCK, _LOCK_SECONDS)
             self._prepare(database)
             yield database
 

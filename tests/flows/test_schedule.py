@@ -351,14 +351,14 @@ def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_read
     with database.transaction(postgresql, "ledger.uri") as client:
         client.execute("drop table if exists gatecast_ledger, gatecast_runs, gatecast_schedules")
     with database.transaction(postgresql, "ledger.uri") as client:
-        client.alone(ledger_module._LOCK)
+        client.acquire_lock(ledger_module._LOCK)
         assert shared.entries() == []  # Nobody has used it: to look at it takes no lock either.
         assert shared.settled("nightly") is None
         with pytest.raises(LedgerError, match="there is no run 1"):
             shared.get(1)
     entry = shared.begin(Job(flow="score", config={}))
     with database.transaction(postgresql, "ledger.uri") as client:
-        client.alone(ledger_module._LOCK)
+        client.acquire_lock(ledger_module._LOCK)
         assert entry.id in [other.id for other in shared.entries()]
         assert shared.get(entry.id).status == "running"
         with pytest.raises(LedgerError, match="another client has held its lock for 1 s"):

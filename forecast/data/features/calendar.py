@@ -1,4 +1,4 @@
-"""Calendar features: known covariates that depend on the timestamp only, never on the range that is asked for."""
+"""Calendar features: known covariates that depend on the timestamp only, never on the requested range."""
 
 import difflib
 import math
@@ -18,7 +18,7 @@ from forecast.data.time.grid import Grid
 from forecast.errors import ConfigError, listing
 
 AROUND_HOLIDAYS: Final = ("day before a holiday", "day after a holiday")
-"""Features that go with any choice of holidays."""
+"""Features that accompany any choice of holidays."""
 
 Rows = dict[str, npt.NDArray[Any]]
 
@@ -36,10 +36,10 @@ def calendar_features(
       zone, periods of whole days, or of which a day is a whole number, follow the local clock.
     - data.holidays: for each name in data.holiday_names (those of `holiday_names` when None) how many days of the step
       are that holiday, in local time; then how many are the day before or after one of them. 0 or 1 for steps up to a
-      day. Days of a weekend are none to business days: the day before Monday is Friday. Business months are whole ones.
+      day. With business days, weekends do not count: the day before Monday is Friday. Business months are whole months.
 
-    Raises ConfigError for what `holiday_names` does, a holiday the country does not have, and harmonics of less than
-    two steps.
+    Raises ConfigError as `holiday_names`, for a holiday that the country does not have, and for harmonics with a period
+    of less than two steps.
     """
     features: Rows = {}
     if data.calendar:
@@ -68,9 +68,9 @@ def holiday_names(grid: Grid, first_index: int, last_index: int, country: str) -
 
 
 def clock_shift(grid: Grid, first_index: int, last_index: int) -> IntArray:
-    """Return by how many steps the local clock is ahead of where it stood at `first_index`, [T].
+    """Return the shift of the local clock in steps, relative to `first_index`, [T].
 
-    0, 1 or -1 hour in most time zones.
+    It is 0, 1 or -1 hour in most time zones.
     """
     ahead = _ahead(grid, first_index, last_index)
     shift: IntArray = (ahead - ahead[0]) // grid.frequency.size
@@ -105,8 +105,8 @@ def _fourier(grid: Grid, first_index: int, last_index: int, fourier: Mapping[flo
                 f"data.fourier: a period of {period:g} steps has {int(period / 2)} harmonics at most "
                 f"(given: {harmonics}); the others would be shorter than two steps"
             )
-        of_the_clock = grid.frequency.sub_daily and (period * size % DAY == 0 or DAY % (period * size) == 0)
-        position = local if of_the_clock else index
+        follows_clock = grid.frequency.sub_daily and (period * size % DAY == 0 or DAY % (period * size) == 0)
+        position = local if follows_clock else index
         features |= _waves(f"period {period:.12g}", position % period / period, harmonics)
     return features
 
@@ -121,7 +121,7 @@ def _waves(name: str, cycle: npt.NDArray[np.floating], count: int) -> Rows:
 
 
 def _ahead(grid: Grid, first_index: int, last_index: int) -> IntArray:
-    """Return by how many microseconds the local clock is ahead of UTC, [T]; 0 where steps are those of the clock."""
+    """Return the offset of the local clock from UTC in microseconds, [T]; 0 for steps of a day and more."""
     if grid.time_zone is None or not grid.frequency.sub_daily:
         return np.zeros(last_index - first_index + 1, dtype=np.int64)
     instants = grid.timestamps(np.arange(first_index, last_index + 1))
@@ -131,23 +131,24 @@ def _ahead(grid: Grid, first_index: int, last_index: int) -> IntArray:
 def _holidays(grid: Grid, first_index: int, last_index: int, country: str, names: tuple[str, ...]) -> Rows:
     days, begin, end = _days(grid, first_index, last_index)
     dates = _dates(country, *_years(days))
-    if unseen := [name for name in names if name not in dates]:
-        _check_names(unseen, country)
-    held = {name: np.isin(days, dates.get(name, ())) for name in names}
-    any_held = np.any([np.zeros_like(days), *held.values()], axis=0)
-    # The ends of `days` are outside the range: what is rolled over them is not used.
-    held |= dict(zip(AROUND_HOLIDAYS, (np.roll(any_held, -1), np.roll(any_held, 1)), strict=True))
+    if unknown := [name for name in names if name not in dates]:
+        _check_names(unknown, country)
+    flags_by_name = {name: np.isin(days, dates.get(name, ())) for name in names}
+    any_holiday = np.any([np.zeros_like(days), *flags_by_name.values()], axis=0)
+    # The first and last of `days` are outside the range: values rolled around are not used.
+    flags_by_name |= dict(zip(AROUND_HOLIDAYS, (np.roll(any_holiday, -1), np.roll(any_holiday, 1)), strict=True))
     features: Rows = {}
-    for name, flags in held.items():
+    for name, flags in flags_by_name.items():
         total = np.append(0, np.cumsum(flags))
         features[name] = total[end] - total[begin]
     return features
 
 
 def _days(grid: Grid, first_index: int, last_index: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the local days around a range, counted from 1970, and for each step [T] its first and the one after it.
+    """Return the local days around a range, counted from 1970, and the range of days of each step, [T].
 
-    The steps are given as positions in the days. A step at the end of a month stands for the months that end with it.
+    The ranges are positions in the days: the first, and the one after the last. A step at the end of a month stands for
+    the months that end with it.
     """
     ends = grid.frequency.base == "month" and grid.phase[1] == 31
     index = np.arange(first_index - ends, last_index + 2 - ends)
@@ -163,9 +164,11 @@ def _days(grid: Grid, first_index: int, last_index: int) -> tuple[IntArray, IntA
 
 
 def _years(days: IntArray) -> tuple[int, int]:
-    """Return the years of the first and the last day, within what Python has dates for."""
-    first, last = (days[[0, -1]].astype("M8[D]").astype("M8[Y]").astype(np.int64) + 1970).clip(1, 9999).tolist()
-    return first, last
+    """Return the years of the first and the last day, clipped to those of Python dates."""
+    first_year, last_year = (
+        (days[[0, -1]].astype("M8[D]").astype("M8[Y]").astype(np.int64) + 1970).clip(1, 9999).tolist()
+    )
+    return first_year, last_year
 
 
 @lru_cache(maxsize=16)
@@ -190,36 +193,36 @@ def _dates(country: str, first_year: int, last_year: int) -> dict[str, IntArray]
             f"it has {listing(parts, limit=10) or 'none'}{_hint(part, parts)}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # It warns of years that it lacks.
-        found = holidays.country_holidays(
+        warnings.simplefilter("ignore")  # The package warns of years that it lacks.
+        calendar = holidays.country_holidays(
             code, subdiv=part or None, years=range(first_year, last_year + 1), expand=False, language="en_US"
         )
     dates: dict[str, list[int]] = {}
-    for date in found:
-        for name in found.get_list(date):
+    for date in calendar:
+        for name in calendar.get_list(date):
             dates.setdefault(_LABEL.sub("", name), []).append(date.toordinal() - _EPOCH)
     return {name: np.array(days, dtype=np.int64) for name, days in dates.items()}
 
 
 _EPOCH: Final = 719163
-"""What Python numbers 1970-01-01."""
+"""The ordinal of 1970-01-01 in Python."""
 
 _LABEL: Final = re.compile(r" \((?:observed|estimated|observed, estimated|in lieu|substitut[^()]*)\)$")
-"""What the package adds to the name of a holiday that is kept on another day, or whose day is not settled yet."""
+"""Suffix that the package adds to the name of a holiday that is moved, or whose day is estimated."""
 
 
 def _check_names(names: Sequence[str], country: str) -> None:
-    """Raise ConfigError for names that a country has in none of 200 years."""
-    known = _dates(country, 1900, 2100)
-    if wrong := [name for name in names if name not in known]:
+    """Raise ConfigError for names that a country does not have in any of 200 years."""
+    dates = _dates(country, 1900, 2100)
+    if wrong := [name for name in names if name not in dates]:
         raise ConfigError(
             f"data.holiday_names: {listing(map(repr, wrong))} unknown in {country}, "
-            f"it has {listing(sorted(known), limit=20)}{_hint(wrong[0], known)} "
+            f"it has {listing(sorted(dates), limit=20)}{_hint(wrong[0], dates)} "
             "(names can change with the version of the package holidays)"
         )
 
 
-def _hint(given: str, known: Iterable[str]) -> str:
-    names = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(given.casefold(), names, n=1)
-    return f"; did you mean {names[close[0]]}?" if close else ""
+def _hint(unknown_name: str, options: Iterable[str]) -> str:
+    folded = {name.casefold(): name for name in options}
+    close = difflib.get_close_matches(unknown_name.casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""

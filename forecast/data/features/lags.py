@@ -1,4 +1,4 @@
-"""Past features: earlier targets and statistics of the latest ones, of each series by itself."""
+"""Past features: lagged targets and rolling statistics, computed within each series."""
 
 from typing import Final
 
@@ -9,15 +9,15 @@ from forecast.config import DataConfig
 from forecast.data.panel import FloatArray, IntArray, TargetArray
 from forecast.names import TARGET
 
-_FEW: Final = 16
-"""Up to so many values are added one by one; above it two cumulative sums are faster."""
+_MAX_ADDED: Final = 16
+"""Up to this many values are added one by one; beyond, two cumulative sums are faster."""
 
 
 def past_features(target: TargetArray, offsets: IntArray, data: DataConfig) -> tuple[tuple[str, ...], FloatArray]:
     """Return names and values [features, N] of data.lags and data.rolling, for series end to end as in `Panel`.
 
-    A feature of a step sees that step and earlier ones of the same series. Statistics are those of the observed values
-    among the latest n steps, from one on (two for std); NaN where there are none.
+    A feature of a step uses that step and earlier ones of the same series. Statistics are of the observed values among
+    the latest n steps, at least one (two for std); NaN if there are fewer.
     """
     names = feature_names(data)
     lengths = np.diff(offsets)
@@ -45,7 +45,7 @@ def feature_names(data: DataConfig) -> tuple[str, ...]:
 
 
 def longest_reach(data: DataConfig) -> int:
-    """Return how many steps before the present one the features look at.
+    """Return the largest number of steps that a feature looks back.
 
     >>> longest_reach(DataConfig(lags=(24,), rolling=("mean_28",)))
     27
@@ -54,7 +54,7 @@ def longest_reach(data: DataConfig) -> int:
 
 
 def expression(name: str) -> pl.Expr:
-    """Return the feature `name` as Float32, over the regular steps of series that follow one another.
+    """Return the feature `name` as Float32, over the regular steps of consecutive series.
 
     Columns are the target (null: not observed), `series` (its number) and `step` (0 is its first).
     """
@@ -71,29 +71,29 @@ def expression(name: str) -> pl.Expr:
         return target.cast(pl.Float64).rolling_median(steps, min_samples=1).over("series").cast(pl.Float32)
     if statistic == "std":
         return target.cast(pl.Float64).rolling_std(steps, min_samples=2).over("series").cast(pl.Float32)
-    seen = target.cum_count().over("series")
-    observed = seen - _before(seen, steps).fill_null(0)
+    n_values = target.cum_count().over("series")
+    n_observed = n_values - _before(n_values, steps).fill_null(0)
     total = _total(target.cast(pl.Float64).fill_null(0.0), steps)
-    return pl.when(observed > 0).then(total / observed if statistic == "mean" else total).cast(pl.Float32)
+    return pl.when(n_observed > 0).then(total / n_observed if statistic == "mean" else total).cast(pl.Float32)
 
 
 def _total(values: pl.Expr, steps: int) -> pl.Expr:
     """Return the sum of the latest values.
 
-    Nothing is ever subtracted. A running sum, as in `rolling_sum`, loses the digits of what is next to a spike, for
-    all the rest of the series. Beyond a few steps: M. van Herk, A fast algorithm for local minimum and maximum filters
+    Nothing is subtracted: a running sum, as in `rolling_sum`, would lose the digits of all values after a spike.
+    The algorithm for more than a few steps: M. van Herk, A fast algorithm for local minimum and maximum filters
     on rectangular and octagonal kernels, Pattern Recognition Letters 13 (1992). Series are cut into blocks of `steps`;
     the latest values are the end of one block and the beginning of the next.
     """
-    if steps <= _FEW:
+    if steps <= _MAX_ADDED:
         return sum((_before(values, lag).fill_null(0.0) for lag in range(1, steps)), start=values)
     step = pl.col("step")
     block = (step % steps == 0).cum_sum().set_sorted()
-    beginning, end = values.cum_sum().over(block), values.cum_sum(reverse=True).over(block)
-    in_two = (step >= steps) & ((step + 1) % steps != 0)
-    return beginning + pl.when(in_two).then(end.shift(steps - 1)).otherwise(0.0)
+    head, tail = values.cum_sum().over(block), values.cum_sum(reverse=True).over(block)
+    spans_blocks = (step >= steps) & ((step + 1) % steps != 0)
+    return head + pl.when(spans_blocks).then(tail.shift(steps - 1)).otherwise(0.0)
 
 
 def _before(values: pl.Expr, steps: int) -> pl.Expr:
-    """Return the values so many steps before, null before the first of a series."""
+    """Return the values `steps` steps before, null before the first of a series."""
     return pl.when(pl.col("step") >= steps).then(values.shift(steps))

@@ -143,7 +143,8 @@ def _read_numbers(
         if counts.signs and counts.plain < counts.values:
             signs.append(sign)
         changes += [
-            numerals.parsed(frames.column(column.name).cast(pl.String), sign).alias(column.name) for column in group
+            numerals.parse_numbers(frames.column(column.name).cast(pl.String), sign).alias(column.name)
+            for column in group
         ]
     return frame.with_columns(changes)
 
@@ -215,7 +216,7 @@ def _count(frame: pl.LazyFrame, group: Sequence[_Column]) -> _Counts:
     columns = [frames.column(column.name).cast(pl.String).alias(str(number)) for number, column in enumerate(group)]
     texts = frame.select(columns).unpivot(on=[str(number) for number in range(len(group))], value_name="text")
     rows = frames.collect(texts.group_by("text").len("rows").drop_nulls("text"))
-    rows = rows.with_columns(numerals.stated(pl.col("text")))
+    rows = rows.with_columns(numerals.strip_missing(pl.col("text")))
     value = pl.col("text")
     point, comma = value.str.contains(numerals.POINT), value.str.contains(numerals.COMMA)
     plain, marked = value.str.contains(numerals.PLAIN), value.str.contains(r"[.,]")

@@ -1,4 +1,4 @@
-"""What the series of a panel are like: lengths, gaps, zeros, kinds of demand, season and trend; and what was rejected.
+"""Profile of the series of a panel: lengths, gaps, zeros, kinds of demand, season and trend.
 
 Computed on the flat buffer in shards of whole series, so memory does not grow with the panel.
 """
@@ -14,20 +14,18 @@ from forecast.data.panel import Panel
 from forecast.data.profiling.strength import count_per_series, strengths, sum_per_series
 from forecast.names import CLASS, SERIES_ID
 
-"""Kinds of demand, easiest first."""
-
-# Above these, demand is rare, and its size varies (Syntetos, Boylan & Croston 2005).
+# Thresholds of adi for intermittent and of cv2 for erratic demand (Syntetos, Boylan & Croston 2005).
 _RARE: Final = 1.32
 _VARYING: Final = 0.49
 
 _SHARD: Final = 1 << 19
-"""Steps that are looked at at once: small enough for the cache, large enough for the overhead of a call."""
+"""Steps processed at a time: few enough for the cache, enough to outweigh the overhead of a call."""
 
 
 def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = None) -> pl.DataFrame:
     """Return a row for each series, in the panel's order.
 
-    Shares are of the observed values. Null is what a series has no answer to.
+    Shares are of the observed values. A value that is not defined for a series is null.
 
     first, last         timestamps of the first and last step
     length              steps from first to last
@@ -42,14 +40,14 @@ def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = No
     demand              one of DEMAND, by whether adi > 1.32 and cv2 > 0.49 (Syntetos, Boylan & Croston, "On the
                         categorization of demand patterns", JORS 56, 2005). These three are null for series that have
                         negative values or only zeros: they are no demand.
-    seasonality, trend  strength in [0, 1], see `_strengths`
+    seasonality, trend  strength in [0, 1], see `strengths`
     constant            all values are the same
     outliers            values that forecasts leave out of their inputs (`forecast.data.ingest.outliers`)
 
-    Codes of `classes` have no size. In place of zeros and all that follows but `constant`, they have
+    With `classes`, whose codes have no size, the columns from zeros on, except `constant`, are replaced by
 
     classes             how many of them the series has
-    class, share        the most frequent one, the first by its code of several, and its share
+    class, share        the most frequent class (of several, the one with the lowest code), and its share
     """
     if classes is None:
         return pl.concat([_profile(shard, season_length) for shard in panel.shards(_SHARD)])
@@ -57,46 +55,46 @@ def profile(panel: Panel, season_length: int, classes: Sequence[str] | None = No
 
 
 def frequencies(panel: Panel, classes: Sequence[str]) -> pl.DataFrame:
-    """Return class, values, share of all observed values, and series that have it; most values first."""
+    """Return class, values, share of all observed values, and number of series with it; most values first."""
     counts = pl.concat([_class_counts(shard) for shard in panel.shards(_SHARD)])
-    found = counts.group_by("code").agg(pl.col("values").sum(), series=pl.len().cast(pl.Int64))
-    found = found.sort("values", "code", descending=[True, False])
-    name = pl.Series(CLASS, classes, dtype=pl.String).gather(found["code"])
-    return found.select(name, "values", (pl.col("values") / pl.col("values").sum()).alias("share"), "series")
+    by_code = counts.group_by("code").agg(pl.col("values").sum(), series=pl.len().cast(pl.Int64))
+    by_code = by_code.sort("values", "code", descending=[True, False])
+    name = pl.Series(CLASS, classes, dtype=pl.String).gather(by_code["code"])
+    return by_code.select(name, "values", (pl.col("values") / pl.col("values").sum()).alias("share"), "series")
 
 
 def _class_counts(panel: Panel) -> pl.DataFrame:
-    """Return series (by number), code and values: how often each class came in each series."""
-    there = np.isfinite(panel.target)
-    series = np.repeat(np.arange(panel.n_series), panel.lengths)[there]
-    steps = pl.DataFrame({"series": series, "code": panel.target[there].astype(np.int64)})
+    """Count the values of each class in each series: columns series (by number), code and values."""
+    observed = np.isfinite(panel.target)
+    series = np.repeat(np.arange(panel.n_series), panel.lengths)[observed]
+    steps = pl.DataFrame({"series": series, "code": panel.target[observed].astype(np.int64)})
     return steps.group_by("series", "code").agg(pl.len().cast(pl.Int64).alias("values"))
 
 
 def _profile_of_classes(panel: Panel, classes: Sequence[str]) -> pl.DataFrame:
-    most = (
+    most_frequent = (
         _class_counts(panel)
         .sort("series", "values", "code", descending=[False, True, False])
         .group_by("series", maintain_order=True)
         .agg(pl.len().cast(pl.Int64).alias("classes"), pl.col("code", "values").first())
     )
     return pl.DataFrame(_steps(panel)).with_columns(
-        most["classes"],
-        pl.Series(classes, dtype=pl.String).gather(most["code"]).alias(CLASS),
-        (most["values"] / pl.col("observed")).alias("share"),
-        (most["classes"] == 1).alias("constant"),
+        most_frequent["classes"],
+        pl.Series(classes, dtype=pl.String).gather(most_frequent["code"]).alias(CLASS),
+        (most_frequent["values"] / pl.col("observed")).alias("share"),
+        (most_frequent["classes"] == 1).alias("constant"),
     )
 
 
 def _steps(panel: Panel) -> dict[str, Any]:
-    """Return the columns on when each series is, and where it has no value."""
+    """Return the columns on the times, lengths and gaps of each series."""
     lengths, begin = panel.lengths, panel.offsets[:-1]
-    there = np.isfinite(panel.target)
-    observed = count_per_series(there, begin)
+    is_observed = np.isfinite(panel.target)
+    observed = count_per_series(is_observed, begin)
     # Runs of missing steps lie between one observed step and the next of the same series.
     number = np.cumsum(observed) - observed
-    missing = np.diff(np.flatnonzero(there), prepend=0) - 1
-    missing[number] = 0
+    n_missing = np.diff(np.flatnonzero(is_observed), prepend=0) - 1
+    n_missing[number] = 0
     return {
         SERIES_ID: pl.Series(panel.series_id.tolist(), dtype=pl.String),
         "first": panel.grid.timestamps(panel.start),
@@ -104,15 +102,15 @@ def _steps(panel: Panel) -> dict[str, Any]:
         "length": lengths,
         "observed": observed,
         "gaps": lengths - observed,
-        "longest_gap": np.maximum.reduceat(missing, number),
+        "longest_gap": np.maximum.reduceat(n_missing, number),
     }
 
 
 def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     lengths, begin = panel.lengths, panel.offsets[:-1]
-    there = np.isfinite(panel.target)
+    is_observed = np.isfinite(panel.target)
     target = panel.target.astype(np.float64)
-    values = np.where(there, target, 0.0)
+    values = np.where(is_observed, target, 0.0)
     steps = _steps(panel)
     observed = steps["observed"]
     nonzero = np.flatnonzero(values)
@@ -123,7 +121,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     trailing = np.where(demands > 0, panel.offsets[1:] - 1 - edges[last - 1], lengths)
 
     mean = sum_per_series(values, begin) / observed
-    deviation = np.where(there, target - np.repeat(mean, lengths), 0.0)
+    deviation = np.where(is_observed, target - np.repeat(mean, lengths), 0.0)
     squares = sum_per_series(deviation**2, begin)
     std = np.sqrt(squares / observed)
     smallest, largest = np.fmin.reduceat(target, begin), np.fmax.reduceat(target, begin)
@@ -134,7 +132,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     is_demand = (negative == 0) & (demands > 0)
     adi, cv2 = np.full((2, len(mean)), np.nan)
     np.divide(observed, demands, out=adi, where=is_demand)
-    # Of the squares about the mean of all values, take those of the zeros away, and move to the mean of the others.
+    # Sum of squares about the mean of all values, minus that of the zeros, shifted to the mean of the others.
     zeros = observed - demands
     spread = np.maximum(squares - zeros * mean**2, 0.0) / np.maximum(demands, 1) - (mean * adi - mean) ** 2
     np.divide(np.maximum(spread, 0.0), (mean * adi) ** 2, out=cv2, where=is_demand)
@@ -144,7 +142,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     largest_size = np.maximum(np.abs(smallest), np.abs(largest))
     rounding = (float(np.finfo(np.float32).eps) * largest_size * scale) ** 2
     seasonality, trend = strengths(
-        panel, np.where(there, deviation * np.repeat(scale, lengths), np.nan), season_length, ~constant, rounding
+        panel, np.where(is_observed, deviation * np.repeat(scale, lengths), np.nan), season_length, ~constant, rounding
     )
     rare, varying = pl.col("adi") > _RARE, pl.col("cv2") > _VARYING
     return (

@@ -1,4 +1,4 @@
-"""Faults of the data, and a summary of series."""
+"""Summaries for the profile of a panel: reasons of rejects, and key figures of its series."""
 
 from typing import Final
 
@@ -9,6 +9,7 @@ from forecast.data.ingest.rejects import NO_TARGET, SHOWN, Counts, offenders
 from forecast.names import CLASS, REASON, SERIES_ID
 
 DEMAND: Final = ("smooth", "erratic", "intermittent", "lumpy")
+"""Kinds of demand, easiest to forecast first."""
 
 _TIME: Final = "%Y-%m-%d %H:%M:%S"
 
@@ -17,23 +18,24 @@ def quality(rejects: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     """Return reason, rows, series, share and examples of each reason for rejects, most rows first.
 
     The share is that of all rows of the table they are from (reasons of data.known_path name it). Series without an
-    observed target are one reject each; their rows are what is left of `counts.rows_rejected`, so that the rows of all
-    reasons add up to it and to `counts.known_rows_rejected`.
+    observed target are one reject each; their rows are the remainder of `counts.rows_rejected`, so that the rows of
+    all reasons add up to it and to `counts.known_rows_rejected`.
     """
-    first = rejects.group_by(REASON, maintain_order=True)
-    texts = {str(reason): ", ".join(offenders(part.head(SHOWN), _short)) for (reason,), part in first}
+    by_reason = rejects.group_by(REASON, maintain_order=True)
+    texts = {str(reason): ", ".join(offenders(part.head(SHOWN), _short)) for (reason,), part in by_reason}
     examples = pl.DataFrame(
         {REASON: list(texts), "examples": list(texts.values())}, schema={REASON: pl.String, "examples": pl.String}
     )
-    known = pl.col(REASON).str.starts_with("data.known_path: ")
+    is_known = pl.col(REASON).str.starts_with("data.known_path: ")
     empty = pl.col(REASON) == NO_TARGET
     n_series = pl.col(SERIES_ID).drop_nulls().n_unique().cast(pl.Int64)
     table = rejects.group_by(REASON).agg(rows=pl.len().cast(pl.Int64), series=n_series)
-    left = counts.rows_rejected - pl.col("rows").filter(~known & ~empty).sum()
+    rows_of_empty = counts.rows_rejected - pl.col("rows").filter(~is_known & ~empty).sum()
     return (
-        table.with_columns(rows=pl.when(empty).then(left).otherwise("rows"))
+        table.with_columns(rows=pl.when(empty).then(rows_of_empty).otherwise("rows"))
         .with_columns(
-            share=pl.col("rows") / pl.when(known).then(max(counts.known_rows_in, 1)).otherwise(max(counts.rows_in, 1))
+            share=pl.col("rows")
+            / pl.when(is_known).then(max(counts.known_rows_in, 1)).otherwise(max(counts.rows_in, 1))
         )
         .join(examples, on=REASON)
         .sort("rows", REASON, descending=[True, False])
@@ -41,7 +43,7 @@ def quality(rejects: pl.DataFrame, counts: Counts) -> pl.DataFrame:
 
 
 def summary(profile: pl.DataFrame) -> pl.DataFrame:
-    """Return what to know of the series at one glance, as texts: columns `measure` and `found`."""
+    """Return key figures of the series as texts: columns `measure` and `found`."""
     n, column = profile.height, profile.get_column
     steps, observed = int(column("length").sum()), int(column("observed").sum())
 
@@ -50,20 +52,20 @@ def summary(profile: pl.DataFrame) -> pl.DataFrame:
         return f"{number:,} ({part_of(number, n)})"
 
     def middle(name: str) -> str:
-        known = column(name).drop_nulls()
-        if known.is_empty():
+        values = column(name).drop_nulls()
+        if values.is_empty():
             return "not known for any series"
-        low, half, high = (known.quantile(level, "linear") for level in (0.25, 0.5, 0.75))
-        few = "" if known.len() == n else f"; known for {share(known.len())}"
-        return f"median {half:.2f}, half of the series {low:.2f} to {high:.2f}{few}"
+        low, half, high = (values.quantile(level, "linear") for level in (0.25, 0.5, 0.75))
+        fewest = "" if values.len() == n else f"; known for {share(values.len())}"
+        return f"median {half:.2f}, half of the series {low:.2f} to {high:.2f}{fewest}"
 
-    found = {"Series": f"{n:,}"}
+    rows = {"Series": f"{n:,}"}
     if n:
         low, high = pl.all().min().name.prefix("min_"), pl.all().max().name.prefix("max_")
         ends = profile.select("first", "last", "length", "longest_gap").select(low, high)
         edge = ends.with_columns(cs.datetime().dt.to_string(_TIME)).row(0, named=True)
         half = column("length").quantile(0.5, "lower")
-        found |= {
+        rows |= {
             "Time": f"{_short(edge['min_first'])} to {_short(edge['max_last'])}",
             "Steps": f"{steps:,}, {part_of(observed, steps)} observed",
             "Length": f"{edge['min_length']:,} to {edge['max_length']:,}, median {half:,.0f}",
@@ -71,13 +73,15 @@ def summary(profile: pl.DataFrame) -> pl.DataFrame:
             "Constant": share(column("constant")),
         }
     if n and CLASS in profile.columns:
-        few, many = profile.select(pl.col("classes").min().alias("few"), pl.col("classes").max().alias("many")).row(0)
-        found["Classes"] = f"{few:,} to {many:,} in a series"
+        fewest, most = profile.select(pl.col("classes").min().alias("few"), pl.col("classes").max().alias("many")).row(
+            0
+        )
+        rows["Classes"] = f"{fewest:,} to {most:,} in a series"
     elif n:
         zeros = float((column("zeros") * column("observed")).sum())
         kinds = dict(column("demand").value_counts().iter_rows())
         demand = [f"{kind} {share(kinds[kind])}" for kind in DEMAND if kind in kinds]
-        found |= {
+        rows |= {
             "Zeros": f"{part_of(zeros, observed)} of the values, in {share(column('zeros') > 0)} of the series",
             "Negatives": f"in {share(column('negatives') > 0)} of the series",
             "Outliers": f"{int(column('outliers').sum()):,} values, in {share(column('outliers') > 0)} of the series",
@@ -86,18 +90,18 @@ def summary(profile: pl.DataFrame) -> pl.DataFrame:
             "Trend": middle("trend"),
         }
     schema = {"measure": pl.String, "found": pl.String}
-    return pl.DataFrame({"measure": list(found), "found": list(found.values())}, schema=schema)
+    return pl.DataFrame({"measure": list(rows), "found": list(rows.values())}, schema=schema)
 
 
-def part_of(part: float, whole: float) -> str:
-    """Return a share that is neither 0 nor 100 % unless it is exactly that.
+def part_of(part: float, total: float) -> str:
+    """Return a share as text; 0 % and 100 % stand for exact values only.
 
     >>> [part_of(part, 10_000) for part in (0, 1, 1234, 9_999, 10_000)]
     ['0 %', '<0.1 %', '12.3 %', '>99.9 %', '100 %']
     """
-    if part in (0, whole):
+    if part in (0, total):
         return "100 %" if part else "0 %"
-    share = 100 * part / whole
+    share = 100 * part / total
     return "<0.1 %" if share < 0.1 else ">99.9 %" if share > 99.9 else f"{share:.1f} %"
 
 

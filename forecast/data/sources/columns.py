@@ -1,4 +1,4 @@
-"""Which columns of a table hold the panel, where the config leaves that to us."""
+"""Recognition of the columns of a panel by their names, where the config does not name them."""
 
 from collections.abc import Collection
 from typing import Final
@@ -12,37 +12,40 @@ KNOWN_NAMES: Final = {
     TIMESTAMP: (TIMESTAMP, "ds", "time"),
     TARGET: (TARGET, "y"),
 }
-"""What each column is called here and in other libraries: neuralforecast, gluonts and AutoGluon, darts."""
+"""Names of each column here and in other libraries: neuralforecast, gluonts and AutoGluon, darts."""
 
 
-def possible(data: DataConfig, role: str) -> tuple[str, ...]:
-    """Return the names that the column of a role (series_id, timestamp, target) may have: one, if it is given."""
-    given: str = getattr(data.columns, role)
-    return KNOWN_NAMES[role] if given == AUTO else (given,)
+def possible_names(data: DataConfig, role: str) -> tuple[str, ...]:
+    """Return the possible names of the column of a role (series_id, timestamp, target): one, if the config names it."""
+    name: str = getattr(data.columns, role)
+    return KNOWN_NAMES[role] if name == AUTO else (name,)
 
 
 def recognise(names: Collection[str], data: DataConfig) -> DataConfig:
-    """Return the settings with a name for each column, given those of the columns of a table.
+    """Return the settings with a name for each column, recognised among the column names of a table.
 
-    Our own names are taken if the table has all that are wanted, else of each role the one known name that is there.
-    What is there under no known name is called as here, for the reader to miss. Raises DataError where two are there.
+    The names of this package are used if the table has all required ones; otherwise, each role gets the one known name
+    in the table, or the name of this package if there is none (the reader then reports a missing column). Raises
+    DataError if a role has two candidates.
     """
-    given = data.columns.model_dump()
-    roles = [role for role in KNOWN_NAMES if given[role] == AUTO]
+    configured = data.columns.model_dump()
+    roles = [role for role in KNOWN_NAMES if configured[role] == AUTO]
     if not roles:
         return data
     # In a wide table a column may be a series, whatever its name.
-    wanted = [role for role in roles if role == TIMESTAMP or data.layout == "long"]
-    taken = {*data.past_covariates, *data.known_covariates, *data.static_covariates, *given.values()}
-    there = {role: [name for name in KNOWN_NAMES[role] if name in names and name not in taken] for role in wanted}
-    ours = all(role in there[role] for role in wanted)
-    unclear = {role: found for role, found in there.items() if len(found) > 1 and not ours}
+    required = [role for role in roles if role == TIMESTAMP or data.layout == "long"]
+    named = {*data.past_covariates, *data.known_covariates, *data.static_covariates, *configured.values()}
+    candidates = {
+        role: [name for name in KNOWN_NAMES[role] if name in names and name not in named] for role in required
+    }
+    is_ours = all(role in candidates[role] for role in required)
+    unclear = {role: matches for role, matches in candidates.items() if len(matches) > 1 and not is_ours}
     if unclear:
         raise DataError(
             "\n".join(
-                f"the {role} may be in column {' or '.join(map(repr, found))}: set data.columns.{role}"
-                for role, found in unclear.items()
+                f"the {role} may be in column {' or '.join(map(repr, matches))}: set data.columns.{role}"
+                for role, matches in unclear.items()
             )
         )
-    chosen = {role: role if ours or not there.get(role) else there[role][0] for role in roles}
-    return load(DataConfig, data.model_dump() | {"columns": given | chosen})
+    recognised = {role: role if is_ours or not candidates.get(role) else candidates[role][0] for role in roles}
+    return load(DataConfig, data.model_dump() | {"columns": configured | recognised})

@@ -14,7 +14,7 @@ from forecast.redaction import without_password
 
 _CONNECT_SECONDS: Final = 10
 
-# A URI that libpq would take apart elsewhere shows pieces of the password in its messages: it is refused before.
+# libpq would show parts of the password in its messages for a URI that it splits differently: such a URI is refused.
 _HOST: Final = r"([\w.%-]*|\[[\da-f:.]+\])(:\d+)?"
 _POSTGRES_URI: Final = re.compile(
     rf"postgres(ql)?(\+\w+)?://([^/@:?#\s]*(:[^/@:?#\s]*)?@)?{_HOST}(,{_HOST})*(/[^@?\s]*)?(\?[^@\s]*)?", re.IGNORECASE
@@ -22,18 +22,18 @@ _POSTGRES_URI: Final = re.compile(
 
 
 def is_postgresql(uri: str, key: str) -> bool:
-    """Return whether a URI is of PostgreSQL, else of SQLite. Raises ConfigError for any other; `key` is set to it."""
+    """Return whether a URI, the value of the setting `key`, is of PostgreSQL, else SQLite. Raises ConfigError."""
     scheme = uri.partition(":")[0].split("+")[0]
     if "://" in uri and scheme in ("postgresql", "postgres", "sqlite"):
         return scheme != "sqlite"
-    shown = f"a database of kind {scheme!r} is not known" if "://" in uri else "not the URI of a database"
-    raise ConfigError(f"{key}: {shown}; give postgresql://user@host:5432/database or sqlite:///file.db")
+    problem = f"a database of kind {scheme!r} is not known" if "://" in uri else "not the URI of a database"
+    raise ConfigError(f"{key}: {problem}; give postgresql://user@host:5432/database or sqlite:///file.db")
 
 
 def connect_postgresql(uri: str, key: str, failure: type[GatecastError], limit: float | None = None) -> TimedConnection:
-    """Return a connection whose calls may take `limit` seconds, as long as there is a server that answers.
+    """Return a connection whose calls may take `limit` seconds, as long as the server answers.
 
-    Raises ConfigError for a URI that is not understood, `failure` if there is no answer.
+    Raises ConfigError for an invalid URI, `failure` if there is no answer.
     """
     try:
         import adbc_driver_manager
@@ -53,7 +53,7 @@ def connect_postgresql(uri: str, key: str, failure: type[GatecastError], limit: 
 
 
 def _libpq_uri(uri: str) -> str:
-    """Return the URI as libpq takes it: without the driver of SQLAlchemy, and with a limit on the time to connect."""
+    """Return the URI for libpq: without the driver of SQLAlchemy, and with a connection timeout."""
     uri = re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql:", uri)
     if "connect_timeout=" in uri or "PGCONNECT_TIMEOUT" in os.environ:
         return uri
@@ -61,7 +61,7 @@ def _libpq_uri(uri: str) -> str:
 
 
 def postgres_message(error: Exception, secrets: list[str]) -> str:
-    """Return what the server, or its client library, says: in a line, and without the password."""
+    """Return the message of the server, or its client library, in one line and without the password."""
     text = re.split(r"\s*Query was: |\.? SQLSTATE: ", str(error))[0]
     text = re.sub(r"^([A-Z_]+: |\[libpq\] |Failed to [\w ]+: |Execution error \[\w+\]: )*", "", text)
     text = re.sub(r"^.*\b(FATAL|ERROR):\s+", "", text, flags=re.DOTALL)
@@ -72,7 +72,7 @@ def postgres_message(error: Exception, secrets: list[str]) -> str:
 
 
 def database_of(uri: str) -> str:
-    """Return which database a URI is of, in one way of writing it and without user and password.
+    """Return the database of a URI in canonical form, without user and password.
 
     >>> database_of("postgresql+psycopg://me:x@db/any"), database_of("postgres://db:5432/any?sslmode=require")
     ('postgresql://db:5432/any', 'postgresql://db:5432/any')
@@ -85,11 +85,11 @@ def database_of(uri: str) -> str:
 
 
 def secrets_of(uri: str) -> list[str]:
-    """Return what must not be shown, longest first: passwords as they are written and as they are meant."""
-    found = re.findall(r"://[^:@]*:(.*)@", uri)
-    found += re.findall(r"(?:password|pwd|token|secret)[^=&;\s]*=([^&;\s]+)", uri, flags=re.IGNORECASE)
-    found.append(os.environ.get("PGPASSWORD", ""))
-    return sorted({form for secret in found for form in (secret, unquote(secret)) if form}, key=len, reverse=True)
+    """Return the secrets in a URI and the environment, longest first: passwords as written and percent-decoded."""
+    secrets = re.findall(r"://[^:@]*:(.*)@", uri)
+    secrets += re.findall(r"(?:password|pwd|token|secret)[^=&;\s]*=([^&;\s]+)", uri, flags=re.IGNORECASE)
+    secrets.append(os.environ.get("PGPASSWORD", ""))
+    return sorted({variant for text in secrets for variant in (text, unquote(text)) if variant}, key=len, reverse=True)
 
 
 def sqlite_file(uri: str, key: str) -> Path:
@@ -102,12 +102,12 @@ def sqlite_file(uri: str, key: str) -> Path:
 
 
 def quoted_names(names: Iterable[str]) -> list[str]:
-    """Return names as SQL writes them."""
+    """Return names quoted for SQL."""
     return ['"{}"'.format(name.replace('"', '""')) for name in names]
 
 
 def literal(value: datetime | str) -> str:
-    """Return a text or a moment as both databases compare it: SQLite, which knows no timestamps, by its text."""
+    """Return a text or a moment as an SQL literal for both databases; SQLite compares timestamps as text."""
     if isinstance(value, datetime):
         return f"'{value.astimezone(UTC) if value.tzinfo else value}'"
     return "'{}'".format(value.replace("'", "''"))

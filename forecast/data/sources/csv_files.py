@@ -1,4 +1,4 @@
-"""CSV files: which separator, columns and types they have, and that no row is broken."""
+"""CSV files: detection of separator, columns and types, and a check for broken rows."""
 
 import codecs
 import csv
@@ -12,7 +12,7 @@ import polars.selectors as cs
 
 from forecast.data.sources import numerals
 from forecast.data.sources.frames import check_odd, repeated
-from forecast.data.sources.storage import Place
+from forecast.data.sources.storage import Location
 from forecast.errors import DataError, listing
 
 _SEPARATORS: Final = {";": "';'", "\t": "tab", "|": "'|'"}
@@ -21,21 +21,23 @@ _HEADER_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """How the files are written."""
+    """The format of CSV files."""
 
     separator: str | None = None
-    """Between fields; None: a comma, or what the header has instead."""
+    """Separator of fields; None: a comma, or the one found in the header."""
     typed: bool = True
-    """Whether numbers with decimal points are read as numbers; else all is text."""
+    """Whether numbers with decimal points are read as numbers; otherwise all columns are text."""
     null_values: tuple[str, ...] = ()
-    """What stands for a missing value, besides `numerals.MISSING`."""
+    """Text for a missing value, besides `numerals.MISSING`."""
 
 
 class CsvFiles:
-    """The files of a table."""
+    """The CSV files of one table."""
 
-    def __init__(self, place: Place, text: Collection[str], columns: Collection[str] | None, form: CsvFormat) -> None:
-        self._place, self._text, self._columns, self._form = place, text, columns, form
+    def __init__(
+        self, location: Location, text: Collection[str], columns: Collection[str] | None, form: CsvFormat
+    ) -> None:
+        self._location, self._text, self._columns, self._form = location, text, columns, form
         self._separators: dict[str, str] = {}
 
     def schema(self, address: str) -> pl.Schema:
@@ -43,7 +45,7 @@ class CsvFiles:
         header = self._header(address)
         separator = self._separators[address] = self._form.separator or self._separator(address, header)
         names = next(csv.reader([header], delimiter=separator), [])
-        # Types come from all rows of all files: what looks like integers may have a fraction in the last row.
+        # Types come from all rows of all files: a column of integers may have a fraction in its last row.
         frame = pl.scan_csv(
             address,
             glob=False,
@@ -51,7 +53,7 @@ class CsvFiles:
             infer_schema=self._form.typed,
             infer_schema_length=None,
             schema_overrides=dict.fromkeys(self._text, pl.String),
-            storage_options=self._place.options,
+            storage_options=self._location.options,
         )
         try:
             schema = frame.collect_schema()
@@ -59,7 +61,7 @@ class CsvFiles:
             self._check_fields(address, separator)
             raise
         self._check_fields(address, separator)
-        check_odd(repeated([name for name in names if name]), self._columns, f"{self._place.what}: {address}")
+        check_odd(repeated([name for name in names if name]), self._columns, f"{self._location.label}: {address}")
         return schema
 
     def read(self, addresses: list[str], schema: pl.Schema) -> pl.LazyFrame:
@@ -67,27 +69,27 @@ class CsvFiles:
         by_separator: dict[str, list[str]] = {}
         for address in addresses:
             by_separator.setdefault(self._separators[address], []).append(address)
-        options: dict[str, Any] = {"glob": False, "schema": schema, "storage_options": self._place.options}
-        frames = [pl.scan_csv(some, separator=sign, **options) for sign, some in by_separator.items()]
+        options: dict[str, Any] = {"glob": False, "schema": schema, "storage_options": self._location.options}
+        frames = [pl.scan_csv(files, separator=mark, **options) for mark, files in by_separator.items()]
         return frames[0] if len(frames) == 1 else pl.concat(frames)
 
     def align(self, schemas: dict[str, pl.Schema]) -> None:
-        """Give columns that are text in some files only the type that they have in the others, where that can be.
+        """Give columns that are text in some files only a common type, if possible.
 
-        Columns without any value, which Polars reads as text, get the type of another file. Where the text may be
-        numbers (NA, 1.234,5), the column is text in all files, so that it is read with all that it holds.
+        Columns without any value, which Polars reads as text, get the type of another file. If the text may be
+        numbers (NA, 1.234,5), the column becomes text in all files and is parsed as a whole later.
         """
         for name in {name for schema in schemas.values() for name in schema}:
             types = dict.fromkeys(schema[name] for schema in schemas.values() if name in schema)
             if pl.String not in types or len(types) == 1:
                 continue
-            other = next(dtype for dtype in types if dtype != pl.String)
+            common_type = next(dtype for dtype in types if dtype != pl.String)
             numbers = all(dtype.is_numeric() for dtype in types if dtype != pl.String)
             texts = [address for address, schema in schemas.items() if schema.get(name) == pl.String]
             for address in texts:
                 empty, numeric = self._content(address, name, schemas[address])
                 if empty:
-                    schemas[address] = pl.Schema({**schemas[address], name: other})
+                    schemas[address] = pl.Schema({**schemas[address], name: common_type})
                 numbers &= numeric
             if numbers and any(schemas[address][name] == pl.String for address in texts):
                 for address, schema in schemas.items():
@@ -95,35 +97,35 @@ class CsvFiles:
                         schemas[address] = pl.Schema({**schema, name: pl.String()})
 
     def _content(self, address: str, name: str, schema: pl.Schema) -> tuple[bool, bool]:
-        """Return whether a column of text has no value at all, and whether all that it has may be numbers."""
+        """Return whether a text column has no values, and whether all its values may be numbers."""
         column = cs.by_name(name).as_expr()
-        value = numerals.stated(column)
+        value = numerals.strip_missing(column)
         value = pl.when(value.is_in(list(self._form.null_values)).not_()).then(value)
         numeric = numerals.is_number(value).all() & value.is_not_null().any()
-        found = self.read([address], schema).select(column.is_null().all().alias("empty"), numeric.alias("numeric"))
-        empty, numbers = found.collect().row(0)
+        flags = self.read([address], schema).select(column.is_null().all().alias("empty"), numeric.alias("numeric"))
+        empty, numbers = flags.collect().row(0)
         return empty, empty or numbers
 
     def _header(self, address: str) -> str:
         """Return the first line."""
-        with io.BufferedReader(self._place.open(address)) as file:
+        with io.BufferedReader(self._location.open(address)) as file:
             line = file.readline(_HEADER_BYTES)
         return line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
 
     def _separator(self, address: str, header: str) -> str:
-        found = [sign for sign in _SEPARATORS if sign in header]
-        if "," in header or not found:
+        candidates = [sign for sign in _SEPARATORS if sign in header]
+        if "," in header or not candidates:
             return ","
-        if len(found) > 1:
-            shown = listing(_SEPARATORS[sign] for sign in found)
+        if len(candidates) > 1:
+            names = listing(_SEPARATORS[sign] for sign in candidates)
             raise DataError(
-                f"{self._place.what}: the header of {address} has no comma, but {shown}: set data.separator to the one "
-                "between its fields"
+                f"{self._location.label}: the header of {address} has no comma, but {names}: set data.separator to "
+                "the one between its fields"
             )
-        return found[0]
+        return candidates[0]
 
     def _check_fields(self, address: str, separator: str) -> None:
-        """Raise DataError for rows with more or fewer fields than the header: Polars would fill some."""
+        """Raise DataError for rows with more or fewer fields than the header: Polars would pad them with nulls."""
         from pyarrow import csv as arrow_csv
 
         broken: list[Any] = []
@@ -133,8 +135,8 @@ class CsvFiles:
             return "skip"
 
         rows = arrow_csv.open_csv(
-            _CheckedText(self._place.open(address)),
-            # A single column that isn't there: the rows are split into fields, and nothing is converted.
+            _CheckedText(self._location.open(address)),
+            # A single column that does not exist: the rows are split into fields, and nothing is converted.
             read_options=arrow_csv.ReadOptions(use_threads=False, block_size=1 << 22),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=separator, newlines_in_values=True, invalid_row_handler=skip
@@ -144,18 +146,18 @@ class CsvFiles:
         for _ in rows:
             pass
         if broken:
-            first = broken[0]
-            found = "1 field" if first.actual_columns == 1 else f"{first.actual_columns} fields"
-            hint = "" if first.expected_columns > 1 else " (fields are separated by commas, or by data.separator)"
+            example = broken[0]
+            n_fields = "1 field" if example.actual_columns == 1 else f"{example.actual_columns} fields"
+            hint = "" if example.expected_columns > 1 else " (fields are separated by commas, or by data.separator)"
             raise DataError(
-                f"{self._place.what}: {len(broken):,} row(s) of {address} are broken: line "
-                f"{self._line(address, separator, first)} has {found} where the header has {first.expected_columns}"
-                f"{hint}; mend or remove what is broken"
+                f"{self._location.label}: {len(broken):,} row(s) of {address} are broken: line "
+                f"{self._line(address, separator, example)} has {n_fields} where the header has "
+                f"{example.expected_columns}{hint}; mend or remove what is broken"
             )
 
     def _line(self, address: str, separator: str, row: Any) -> int:
-        """Return the number of the line where a broken row ends; its own number does not count breaks in quotes."""
-        text = io.TextIOWrapper(io.BufferedReader(self._place.open(address)), errors="replace", newline="")
+        """Return the line number where a broken row ends; `row.number` does not count line breaks in quotes."""
+        text = io.TextIOWrapper(io.BufferedReader(self._location.open(address)), errors="replace", newline="")
         reader = csv.reader(text, delimiter=separator)
         try:
             for fields in reader:
@@ -167,7 +169,7 @@ class CsvFiles:
 
 
 class _CheckedText:
-    """A file that raises UnicodeDecodeError where it is not UTF-8: Polars finds that when it reads the rows."""
+    """A file that raises UnicodeDecodeError if it is not UTF-8: Polars would only notice when it reads the rows."""
 
     def __init__(self, file: Any) -> None:
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()

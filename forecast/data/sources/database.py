@@ -1,4 +1,4 @@
-"""Reads and writes of one transaction, with deadlines: the SQL of ledger, locks and sinks."""
+"""Transactions in PostgreSQL and SQLite, with deadlines, for the ledger, locks and sinks."""
 
 import logging
 import re
@@ -30,18 +30,18 @@ _STATEMENT_SECONDS: Final = 1800.0
 
 
 class Database:
-    """A transaction: all that is done in it becomes visible at its end, or nothing."""
+    """A transaction: all its changes become visible at its end, or none."""
 
     def __init__(self, cursor: Any, *, postgresql: bool) -> None:
         self._cursor, self._postgresql = cursor, postgresql
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether it is PostgreSQL, else SQLite."""
+        """Whether the database is PostgreSQL, else SQLite."""
         return self._postgresql
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run a statement with a `?` for each value; return its rows, if it gives any, by the names of columns."""
+        """Run a statement with a `?` for each value; return its rows, if any, as dicts by column name."""
         if self._postgresql:
             number = count(1)
             statement = re.sub(r"\?", lambda _: f"${next(number)}", statement)
@@ -49,10 +49,10 @@ class Database:
         names = [column[0] for column in self._cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in self._cursor.fetchall()] if names else []
 
-    def alone(self, number: int, seconds: float = _LOCK_SECONDS) -> None:
-        """Wait for others who asked for the same number, until this transaction ends; SQLite has one writer anyway.
+    def acquire_lock(self, number: int, seconds: float = _LOCK_SECONDS) -> None:
+        """Acquire the advisory lock of a number until this transaction ends; SQLite has only one writer anyway.
 
-        Raises OutputError if one of them holds it for so many seconds.
+        Raises OutputError if another client holds it for longer than `seconds`.
         """
         if not self._postgresql:
             return
@@ -67,26 +67,26 @@ class Database:
             time.sleep(0.05)
 
     def limit_waits(self, seconds: float) -> None:
-        """Make statements of this transaction an error that wait so many seconds for a lock; SQLite waits 5 s."""
+        """Let statements of this transaction fail after waiting `seconds` for a lock; SQLite waits 5 s."""
         if self._postgresql:
             self.execute(f"set local lock_timeout = '{seconds * 1000:.0f}ms'")
 
     def has_table(self, table: str) -> bool:
-        """Return whether there is a table or view of this name."""
+        """Return whether a table or view of this name exists."""
         query = f"select to_regclass('\"{table}\"') is not null"
         if not self._postgresql:
             query = f"select exists (select 1 from sqlite_master where type in ('table', 'view') and name = '{table}')"
-        return bool(self._one(query))
+        return bool(self._scalar(query))
 
     def columns(self, table: str) -> list[str]:
-        """Return the names of the columns of a table; none if there is no such table."""
+        """Return the column names of a table; empty if it does not exist."""
         if not self.has_table(table):
             return []
         self._cursor.execute(f'select * from "{table}" limit 0')
         return [column[0] for column in self._cursor.description]
 
     def insert(self, table: str, frames: Iterable[pl.DataFrame]) -> None:
-        """Add rows; columns of the table that they lack are null."""
+        """Insert rows; columns of the table that a frame lacks are null."""
         for frame in frames:
             if self._postgresql:
                 rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -100,12 +100,12 @@ class Database:
                 self._cursor.executemany(into, frame.with_columns(times).iter_rows())
 
     def rows(self, table: str, condition: str) -> int:
-        """Return how many rows fulfil a condition; 0 if there is no such table."""
+        """Count the rows that fulfil a condition; 0 if the table does not exist."""
         if not self.has_table(table):
             return 0
-        return int(self._one(f'select count(*) from "{table}" where {condition}'))
+        return int(self._scalar(f'select count(*) from "{table}" where {condition}'))
 
-    def _one(self, query: str) -> Any:
+    def _scalar(self, query: str) -> Any:
         self._cursor.execute(query)
         return self._cursor.fetchone()[0]
 
@@ -114,28 +114,28 @@ class Database:
 def transaction(
     uri: str, key: str, *, writes: bool = True, private: bool = False, limit: float = _STATEMENT_SECONDS
 ) -> Iterator[Database]:
-    """Yield a transaction in the database at `uri`, to which the setting `key` is set.
+    """Yield a transaction in the database at `uri`, the value of the setting `key`.
 
-    One that does not write need not wait for others that do. A SQLite file that is made here can be read by its owner
-    alone if it is `private`. A call to PostgreSQL may take `limit` seconds, as long as there is a server that answers.
+    A transaction that does not write need not wait for writers. Only its owner can read a SQLite file created here if
+    it is `private`. A call to PostgreSQL may take `limit` seconds, as long as the server answers.
 
-    Raises OutputError if the database does not answer or refuses something; nothing has changed then.
+    Raises OutputError if the database does not answer or refuses a statement; nothing has changed then.
     """
     if is_postgresql(uri, key):
         postgresql = connect_postgresql(uri, key, OutputError, limit)
         import adbc_driver_manager
 
-        shown, secrets = without_password(uri), secrets_of(uri)
+        address, secrets = without_password(uri), secrets_of(uri)
         try:
             with postgresql, postgresql.cursor() as cursor:
                 yield Database(cursor, postgresql=True)
                 postgresql.commit()
         except adbc_driver_manager.Error as error:
-            raise OutputError(f"{key}={shown}: {postgres_message(error, secrets)}; nothing was changed") from None
+            raise OutputError(f"{key}={address}: {postgres_message(error, secrets)}; nothing was changed") from None
         except TimeoutError as error:
-            raise OutputError(f"{key}={shown}: {error}") from None
+            raise OutputError(f"{key}={address}: {error}") from None
         except OutputError as error:
-            raise OutputError(f"{key}={shown}: {error}") from None
+            raise OutputError(f"{key}={address}: {error}") from None
         return
     file = sqlite_file(uri, key)
     try:
@@ -163,8 +163,8 @@ def sql_type(dtype: pl.DataType) -> str:
 
 
 def _as_text(name: str, dtype: pl.Datetime) -> pl.Expr:
-    """Return timestamps as SQLite keeps them: text, those with a time zone in UTC."""
+    """Return timestamps as text for SQLite, those with a time zone in UTC."""
     moment = pl.col(name) if dtype.time_zone is None else pl.col(name).dt.convert_time_zone("UTC")
     zone = "" if dtype.time_zone is None else "+00:00"
-    whole, exact = (moment.dt.to_string(f"%Y-%m-%d %H:%M:%S{part}{zone}") for part in ("", "%.6f"))
-    return pl.when(moment.dt.microsecond() == 0).then(whole).otherwise(exact).alias(name)  # As `literal`.
+    seconds, exact = (moment.dt.to_string(f"%Y-%m-%d %H:%M:%S{part}{zone}") for part in ("", "%.6f"))
+    return pl.when(moment.dt.microsecond() == 0).then(seconds).otherwise(exact).alias(name)  # As `literal`.

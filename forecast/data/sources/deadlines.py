@@ -1,6 +1,6 @@
-"""Calls to PostgreSQL, each with a deadline on this side.
+"""Calls to PostgreSQL, each with a client-side deadline.
 
-A server that is frozen keeps its connections: neither its own timeouts nor those of TCP end a call to it.
+A frozen server keeps its connections open: neither its own timeouts nor those of TCP end a call to it.
 """
 
 import ctypes
@@ -15,52 +15,52 @@ from typing import Any, Final, Self, TypeVar
 _LOG = logging.getLogger(__name__)
 _NOTICE_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 60.0
-"""Without an answer, after which a second connection looks whether there is still a server."""
+"""Seconds without an answer after which a second connection probes the server."""
 _PROBE_SECONDS: Final = 5.0
 _SHORTEST: Final = 5.0
-"""Of a server that has missed a deadline."""
+"""Seconds allowed for an answer of a server that has missed a deadline."""
 
 R = TypeVar("R")
 _silent: Final[set[str]] = set()
-"""Servers that have missed a deadline and have not answered since, as they are shown."""
+"""Addresses, without passwords, of servers that have missed a deadline and have not answered since."""
 
 
 class Deadline:
     """Limits the calls of one connection.
 
-    A call may take a minute, and then as long as the server answers `probe`, which is called once a minute, up to
-    `limit` seconds. None is no limit.
+    A call may take a minute, and longer while the server answers `probe`, called once a minute, up to `limit` seconds
+    (None: no limit).
     """
 
-    def __init__(self, shown: str, probe: Callable[[], object], limit: float | None) -> None:
-        self._shown, self._probe, self._limit = shown, probe, limit
+    def __init__(self, server: str, probe: Callable[[], object], limit: float | None) -> None:
+        self._server, self._probe, self._limit = server, probe, limit
         self.is_missed = False
         self._missed: _Outcome | None = None
 
-    def run(self, what: str, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        """Return what a call returns. Raises TimeoutError, at once after a call that had no answer."""
+    def run(self, action: str, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """Run a call and return its result. Raises TimeoutError, and at once if an earlier call had no answer."""
         if self.is_missed:
             raise TimeoutError("no answer before")
         started, outcome = time.monotonic(), _Outcome(call, args, kwargs)
         deadline = started + self._limit if self._limit is not None else math.inf
-        answer = _SHORTEST if self._shown in _silent else _ANSWER_SECONDS
-        answer = min(answer, deadline - started)
-        if not outcome.wait(min(_NOTICE_SECONDS, answer)) and answer > _NOTICE_SECONDS:
+        answer_seconds = _SHORTEST if self._server in _silent else _ANSWER_SECONDS
+        answer_seconds = min(answer_seconds, deadline - started)
+        if not outcome.wait(min(_NOTICE_SECONDS, answer_seconds)) and answer_seconds > _NOTICE_SECONDS:
             limit = "" if self._limit is None else f", up to {self._limit:.0f} s"
-            _LOG.warning("waiting for PostgreSQL at %s to answer (%s)%s", self._shown, what, limit)
-            outcome.wait(answer - _NOTICE_SECONDS)
-        while not outcome.is_there and (now := time.monotonic()) < deadline and self._is_alive():
-            outcome.wait(min(answer, deadline - now))
-        if not outcome.is_there:
+            _LOG.warning("waiting for PostgreSQL at %s to answer (%s)%s", self._server, action, limit)
+            outcome.wait(answer_seconds - _NOTICE_SECONDS)
+        while not outcome.has_ended and (now := time.monotonic()) < deadline and self._is_alive():
+            outcome.wait(min(answer_seconds, deadline - now))
+        if not outcome.has_ended:
             self.is_missed, self._missed = True, outcome
-            _silent.add(self._shown)
+            _silent.add(self._server)
             seconds = time.monotonic() - started
-            raise TimeoutError(f"no answer within {seconds:.0f} s ({what}): the server hangs")
-        _silent.discard(self._shown)
+            raise TimeoutError(f"no answer within {seconds:.0f} s ({action}): the server hangs")
+        _silent.discard(self._server)
         return outcome.value()  # type: ignore[no-any-return]
 
     def close(self, resource: Any) -> bool:
-        """Close a connection or a cursor; return whether there was an answer."""
+        """Close a connection or a cursor; return whether the server answered."""
         try:
             self.run("close", resource.close)
         except TimeoutError:
@@ -68,7 +68,7 @@ class Deadline:
         return True
 
     def wait_for_missed(self) -> None:
-        """Wait until the call ends that had no answer in time."""
+        """Wait until the call that missed its deadline ends."""
         if self._missed is not None:
             self._missed.wait(threading.TIMEOUT_MAX)
 
@@ -77,7 +77,7 @@ class Deadline:
 
 
 class _Outcome:
-    """A call in a thread that does not keep the process."""
+    """A call in a daemon thread, which does not keep the process alive."""
 
     def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._value: Any = None
@@ -92,24 +92,24 @@ class _Outcome:
             self._error = error
 
     def wait(self, seconds: float) -> bool:
-        """Return whether the call has ended, after so many seconds at most."""
+        """Wait up to `seconds` for the call; return whether it has ended."""
         self._thread.join(max(seconds, 0.0))
-        return self.is_there
+        return self.has_ended
 
     @property
-    def is_there(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the call has ended."""
         return not self._thread.is_alive()
 
     def value(self) -> Any:
-        """Return what the call returned; raises what it raised."""
+        """Return the result of the call, or raise its error."""
         if self._error is not None:
             raise self._error
         return self._value
 
 
 class TimedConnection:
-    """A connection of ADBC whose every call raises TimeoutError where there is no answer in time."""
+    """An ADBC connection whose calls raise TimeoutError without an answer in time."""
 
     def __init__(self, connection: Any, deadline: Deadline) -> None:
         self._connection, self._deadline = connection, deadline
@@ -126,12 +126,12 @@ class TimedConnection:
         return TimedCursor(self._connection.cursor(), self._deadline)
 
     def commit(self) -> None:
-        """Make visible what was done."""
+        """Commit the transaction."""
         self._deadline.run("commit", self._connection.commit)
 
 
 class TimedCursor:
-    """A cursor of ADBC whose every call raises TimeoutError where there is no answer in time."""
+    """An ADBC cursor whose calls raise TimeoutError without an answer in time."""
 
     def __init__(self, cursor: Any, deadline: Deadline) -> None:
         self._cursor, self._deadline = cursor, deadline
@@ -161,7 +161,7 @@ class TimedCursor:
 
 
 class TimedReader:
-    """Batches of rows, each of which raises TimeoutError where it does not come in time."""
+    """Batches of rows; raises TimeoutError for a batch that does not arrive in time."""
 
     def __init__(self, reader: Any, deadline: Deadline) -> None:
         self._reader, self._deadline = reader, deadline
@@ -174,9 +174,9 @@ class TimedReader:
 
 
 def _abandon(resource: Any, deadline: Deadline) -> None:
-    """Close a connection or a cursor in which a call waits when that call ends, for it may hold locks.
+    """Close a connection or a cursor once its pending call ends: it may hold locks.
 
-    Where it does not end before the process, the resource is never taken apart, which would wait as well.
+    The resource is never deallocated before, which would block as well.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))
 

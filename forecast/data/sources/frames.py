@@ -1,4 +1,4 @@
-"""Tables that are in memory already, of Polars, pandas or Arrow; and which columns of a schema can't be read."""
+"""Tables in memory, of Polars, pandas or Arrow, and checks for columns that can't be read."""
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# What a conversion of a column may raise: an error of Arrow is one of these, too.
+# Errors that the conversion of a column may raise; those of Arrow are among them.
 _UNREADABLE: Final = (
     *(TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError, LookupError, OSError),
     *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
@@ -101,7 +101,7 @@ def _from_pandas(frame: Any, columns: Collection[str] | None) -> pl.LazyFrame:
 
 
 def _zone_name(zone: Any) -> str:
-    """Return what Arrow calls the time zone of a pandas column."""
+    """Return the Arrow name of the time zone of a pandas column."""
     import pyarrow as pa
 
     try:
@@ -111,7 +111,7 @@ def _zone_name(zone: Any) -> str:
 
 
 def _with_index(frame: Any) -> Any:
-    """Return a pandas frame with what its index says as columns: all that has a name, and a time even without."""
+    """Return a pandas frame with its named index levels as columns, and a time index even without a name."""
     import pandas as pd
 
     if isinstance(frame, pd.Series):
@@ -120,36 +120,36 @@ def _with_index(frame: Any) -> Any:
         frame = frame.set_axis(frame.index.to_timestamp())
     if isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None and TIMESTAMP not in frame:
         frame = frame.rename_axis(TIMESTAMP)
-    named = [name for name in frame.index.names if name is not None]
-    twice = [name for name in named if name in frame]
+    levels = [name for name in frame.index.names if name is not None]
+    twice = [name for name in levels if name in frame]
     if twice:
         raise DataError(f"the table has {listing(map(repr, twice))} as a column and in its index; rename one of them")
-    return frame.rename_axis(columns=None).reset_index(named) if named else frame
+    return frame.rename_axis(columns=None).reset_index(levels) if levels else frame
 
 
 def odd_columns(schema: "pa.Schema") -> dict[str, str]:
-    """Return the columns that Polars can't read, by their names, with what is wrong with each."""
+    """Return the columns that Polars can't read, by name, each with its fault."""
     faults = {field.name: fault for field in schema if (fault := _fault(field.type))}
     return faults | repeated(schema.names)
 
 
 def repeated(names: Sequence[str]) -> dict[str, str]:
-    """Return the names that several columns have, with what is wrong with them."""
+    """Return the names of several columns each, with the fault."""
     if len(set(names)) == len(names):
         return {}
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     return {name: f"is there {count} times; rename the others" for name, count in counts.items() if count > 1}
 
 
-def check_odd(odd: Mapping[str, str], columns: Iterable[str] | None, what: str) -> None:
-    """Raise DataError for columns that can't be read and are wanted: those in `columns`, or all when None."""
-    wanted = odd if columns is None else [name for name in odd if name in columns]
-    if wanted:
-        raise DataError("\n".join(f"{what}: column {name!r} {odd[name]}" for name in wanted))
+def check_odd(odd: Mapping[str, str], columns: Iterable[str] | None, subject: str) -> None:
+    """Raise DataError for required columns that can't be read: those in `columns`, or all when None."""
+    offending = odd if columns is None else [name for name in odd if name in columns]
+    if offending:
+        raise DataError("\n".join(f"{subject}: column {name!r} {odd[name]}" for name in offending))
 
 
 def _fault(dtype: "pa.DataType") -> str | None:
-    """Return what is wrong with a type that Polars can't read, before it panics."""
+    """Return the fault of a type on which Polars would panic, else None."""
     import pyarrow as pa
 
     kinds = pa.types
@@ -158,7 +158,7 @@ def _fault(dtype: "pa.DataType") -> str | None:
             f"has the time zone {dtype.tz!r}, which is no place; "
             "convert it to UTC or to an IANA name such as Asia/Kolkata before writing the table"
         )
-    odd = (
+    unreadable_kinds = (
         kinds.is_union,
         kinds.is_interval,
         kinds.is_run_end_encoded,
@@ -166,7 +166,7 @@ def _fault(dtype: "pa.DataType") -> str | None:
         kinds.is_large_list_view,
         kinds.is_decimal256,
     )
-    if any(check(dtype) for check in odd):
+    if any(check(dtype) for check in unreadable_kinds):
         return f"is of the type {dtype}, which can't be read; write it as another one"
     if isinstance(dtype, pa.BaseExtensionType):
         return _fault(dtype.storage_type)
@@ -192,15 +192,15 @@ UNREADABLE: Final = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicExce
 
 
 def column(name: str) -> pl.Expr:
-    """Return the column that is called just that: pl.col takes "*" for all columns, and ^...$ for a pattern."""
+    """Return the column of exactly this name: pl.col takes "*" for all columns, and ^...$ for a pattern."""
     return cs.by_name(name).as_expr()
 
 
 def spool(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> pl.LazyFrame:
-    """Return rows that come once, batch by batch, as a table that can be read again and again.
+    """Return rows from an iterator of batches as a table that can be read repeatedly.
 
-    They are kept in a temporary file, which goes when this process ends: all passes see the same rows, memory holds a
-    batch at a time, and a filter skips row groups. Raises OutputError if the file can't be written.
+    A temporary file holds them until this process ends: all passes see the same rows, memory holds one batch at a time,
+    and a filter skips row groups. Raises OutputError if the file can't be written.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -232,18 +232,18 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
         raise unreadable(error, "the table") from error
 
 
-def unreadable(error: BaseException, what: str) -> DataError:
+def unreadable(error: BaseException, subject: str) -> DataError:
     """Return the DataError for a table that Polars could not read."""
-    return DataError(f"{what} can't be read (truncated or damaged?): {reason_of(error)}")
+    return DataError(f"{subject} can't be read (truncated or damaged?): {reason_of(error)}")
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what is wrong with a file, in short."""
-    first = next(iter(str(error).splitlines()), type(error).__name__)
+    """Return a short reason why a file can't be read."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
     for pattern, reason in _REASONS.items():
-        if re.search(pattern, first):
+        if re.search(pattern, line):
             return reason
-    return re.sub(r"^(object-store error|parquet|out-of-spec): ", "", first)
+    return re.sub(r"^(object-store error|parquet|out-of-spec): ", "", line)
 
 
 _REASONS: Final[Mapping[str, str]] = {

@@ -1,4 +1,4 @@
-"""Data sets of gluonts: files with a line of JSON per series, which has its start and all of its values."""
+"""Data sets of gluonts: files with a line of JSON per series, which holds its start and all of its values."""
 
 import io
 import json
@@ -14,9 +14,9 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.sources.columns import possible
+from forecast.data.sources.columns import possible_names
 from forecast.data.sources.frames import UNREADABLE, spool, unreadable
-from forecast.data.sources.storage import Place
+from forecast.data.sources.storage import Location
 from forecast.data.time.frequency import Frequency, clock
 from forecast.data.time.grid import Grid
 from forecast.data.time.inference import check_settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _LINES: Final = re.compile(r"\.(json|jsonl)(\.gz)?$", re.IGNORECASE)
-# Fields with covariates: one of n makes n columns, FIELD_0 and on. Others are not read.
+# Fields with covariates: one with n covariates makes columns FIELD_0 to FIELD_(n - 1). Other fields are not read.
 _CATEGORIES: Final = "feat_static_cat"
 _NUMBERS: Final = "feat_static_real"
 _KNOWN: Final = "feat_dynamic_real"
@@ -35,20 +35,20 @@ _PAST: Final = "past_feat_dynamic_real"
 
 _Values = npt.NDArray[np.float64]
 
-# Rows that are in memory at a time, about.
+# Approximate number of rows in memory at a time.
 _BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Lines that could not be read."""
+    """Unreadable lines and counts."""
 
     rejects: pl.DataFrame
-    """series_id, reason: a row for each."""
+    """series_id, reason: a row for each unreadable line."""
     n_lines: int
-    """All lines, with those that could be read."""
+    """Number of all lines."""
     n_series: int
-    """Series that no other line has."""
+    """Number of series without any readable line."""
 
 
 def is_lines(path: str | None) -> bool:
@@ -57,39 +57,41 @@ def is_lines(path: str | None) -> bool:
 
 
 def read_lines(path: str, data: DataConfig) -> tuple[pl.LazyFrame, Unread]:
-    """Return the rows of the series in the files at a path, and which of their lines can't be read.
+    """Return the rows of the series in the files at a path, and their unreadable lines.
 
-    The columns are called as `data` says, or as in gluonts (item_id, timestamp, target); those of covariates by their
-    field and number. Series start with the period that `start` lies in, and go on by data.freq. Raises ConfigError
+    Column names follow `data`, or gluonts (item_id, timestamp, target); those of covariates are field and number. A
+    series starts with the period that contains `start`, in steps of data.freq. Raises ConfigError
     without data.freq, DataError if no line can be read.
     """
-    place = Place.of(path, f"data.path={path}")
+    location = Location.of(path, f"data.path={path}")
     check_settings(data)
     if data.freq is None:
-        raise ConfigError(f"data.freq: missing; {place.what} says when series start, not their step: give data.freq=1h")
+        raise ConfigError(
+            f"data.freq: missing; {location.label} says when series start, not their step: give data.freq=1h"
+        )
     if data.layout == "wide":
-        raise ConfigError(f"data.layout=wide: {place.what} has a line per series; leave it out")
-    reader = _Reader(place)
-    first = next(series := iter(reader), None)
-    if first is None:
-        shown = f"none of {reader.n_lines:,} lines can be read ({listing(dict(reader.faults).values())})"
+        raise ConfigError(f"data.layout=wide: {location.label} has a line per series; leave it out")
+    reader = _Reader(location)
+    first_series = next(series := iter(reader), None)
+    if first_series is None:
+        problem = f"none of {reader.n_lines:,} lines can be read ({listing(dict(reader.faults).values())})"
         raise DataError(
-            f"{place.what}: {shown if reader.faults else 'no line'}; a line of gluonts is "
+            f"{location.label}: {problem if reader.faults else 'no line'}; a line of gluonts is "
             '{"item_id": "a", "start": "2024-01-01", "target": [1, 2, 3]}'
         )
     table = _Table(data)
-    schema = table.of([first]).schema
+    schema = table.of([first_series]).schema
 
     def batches() -> "Iterator[pa.RecordBatch]":
-        waiting, steps = [first], first.steps
-        for one in series:
-            waiting.append(one)
-            steps += one.steps
+        pending, steps = [first_series], first_series.steps
+        for item in series:
+            pending.append(item)
+            steps += item.steps
             if steps >= _BLOCK:
-                yield from table.of(waiting).to_batches()
-                waiting, steps = [], 0
-        if waiting:
-            yield from table.of(waiting).to_batches()
+                yield from table.of(pending).to_batches()
+                pending, steps = [], 0
+        if pending:
+            yield from table.of(pending).to_batches()
 
     rows = spool(batches(), schema)
     rejects = pl.DataFrame(reader.faults, schema={SERIES_ID: pl.String, REASON: pl.String}, orient="row")
@@ -98,7 +100,7 @@ def read_lines(path: str, data: DataConfig) -> tuple[pl.LazyFrame, Unread]:
 
 @dataclass(frozen=True)
 class _Series:
-    """What a line says."""
+    """The series of a line."""
 
     series_id: str
     start: datetime
@@ -108,50 +110,50 @@ class _Series:
 
     @property
     def steps(self) -> int:
-        """Steps with a value: covariates may reach further than the target."""
+        """Number of steps with any value: covariates may reach further than the target."""
         return max(len(self.target), *map(len, self.dynamic.values()), 0)
 
 
 class _Reader:
-    """Yields the series of all lines that can be read, and keeps which can't."""
+    """Yields the series of readable lines and collects the faults of the others."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, location: Location) -> None:
+        self._location = location
         self.faults: list[tuple[str, str]] = []
         """Series and reason of each line that can't be read."""
         self.read: set[str] = set()
-        """Series of the lines that can."""
+        """Series of the readable lines."""
         self.n_lines = 0
 
     def __iter__(self) -> Iterator[_Series]:
         columns: set[str] | None = None
         for number, line in self._lines():
             self.n_lines += 1
-            named = number
+            name = number
             try:
                 entry = _entry(line)
-                named = number if entry.get("item_id") is None else str(entry["item_id"])
-                found = _series(entry, named)
-                own = {*found.static, *found.dynamic}
-                columns = own if columns is None else columns
-                _check(own == columns, "has other covariates than the first line")
+                name = number if entry.get("item_id") is None else str(entry["item_id"])
+                series = _series(entry, name)
+                covariates = {*series.static, *series.dynamic}
+                columns = covariates if columns is None else columns
+                _check(covariates == columns, "has other covariates than the first line")
             except _Fault as fault:
-                self.faults.append((named, str(fault)))
+                self.faults.append((name, str(fault)))
             else:
-                self.read.add(named)
-                yield found
+                self.read.add(name)
+                yield series
 
     def _lines(self) -> Iterator[tuple[str, bytes]]:
         """Yield the lines that are not empty, with their number: FILE:NUMBER where there are several files."""
-        _, files = self._place.find(_LINES)
+        _, files = self._location.find(_LINES)
         for file in files:
             prefix = f"{PurePath(file.address).name}:" if len(files) > 1 else "line "
             try:
-                for number, line in enumerate(io.BufferedReader(self._place.open(file.address)), start=1):
+                for number, line in enumerate(io.BufferedReader(self._location.open(file.address)), start=1):
                     if line.strip():
                         yield f"{prefix}{number}", line
             except UNREADABLE as error:
-                raise unreadable(error, f"{self._place.what}: {file.address}") from error
+                raise unreadable(error, f"{self._location.label}: {file.address}") from error
 
 
 class _Fault(Exception):
@@ -169,12 +171,12 @@ def _entry(line: bytes) -> dict[str, Any]:
     except ValueError:
         raise _Fault("line is not JSON") from None
     _check(isinstance(entry, dict), "line is not an object with start and target")
-    found: dict[str, Any] = entry
-    return found
+    result: dict[str, Any] = entry
+    return result
 
 
 def _series(entry: Mapping[str, Any], series_id: str) -> _Series:
-    """Return what a line says. Raises _Fault."""
+    """Return the series of a line. Raises _Fault."""
     (target,) = _numbers([entry.get("target")], "target")
     _check(len(target) > 0, "target is empty")
     static: dict[str, Any] = {}
@@ -191,18 +193,18 @@ def _series(entry: Mapping[str, Any], series_id: str) -> _Series:
 
 
 def _numbers(rows: Any, name: str) -> list[_Values]:
-    """Return lists of numbers, in which "NaN" and null are missing ones."""
+    """Return lists of numbers as arrays, with NaN for "NaN" and null."""
     _check(isinstance(rows, list) and all(isinstance(row, list) for row in rows), f"{name} is not a list of numbers")
     try:
-        found = [np.asarray(row, dtype=np.float64) for row in rows]
+        values = [np.asarray(row, dtype=np.float64) for row in rows]
     except (ValueError, TypeError, OverflowError):
         raise _Fault(f"{name} is not a list of numbers") from None
-    _check(all(row.ndim == 1 for row in found), f"{name} has more than one dimension")
-    return found
+    _check(all(row.ndim == 1 for row in values), f"{name} has more than one dimension")
+    return values
 
 
 def _start(text: Any) -> datetime:
-    """Return the time that text names: ISO 8601, or a period of pandas such as 2024-01 or 2024-01-01/2024-01-07."""
+    """Return the start time in a text: ISO 8601, or a period of pandas such as 2024-01 or 2024-01-01/2024-01-07."""
     text = str(text).partition("/")[0].strip()
     padded = text + {4: "-01-01", 7: "-01"}.get(len(text), "")
     try:
@@ -214,15 +216,15 @@ def _start(text: Any) -> datetime:
 
 
 class _Table:
-    """Makes rows of series."""
+    """Converts series into rows."""
 
     def __init__(self, data: DataConfig) -> None:
         self._series_id, self._timestamp, self._target = (
-            possible(data, role)[-1 if role == SERIES_ID else 0] for role in (SERIES_ID, TIMESTAMP, TARGET)
+            possible_names(data, role)[-1 if role == SERIES_ID else 0] for role in (SERIES_ID, TIMESTAMP, TARGET)
         )
         frequency = Frequency.parse(data.freq or "", data.weekmask)
         unit = replace(frequency, n=1)
-        # As with periods of pandas, any time within one means it.
+        # As in pandas, any time within a period denotes that period.
         phases: dict[str, tuple[int, ...]] = {"bd": (0, 0), "bm": (0, 31, 0)}
         phase = phases.get(unit.unit)
         self._grid = Grid.natural(unit, None) if phase is None else Grid(unit, phase, None)
@@ -231,8 +233,8 @@ class _Table:
 
     def of(self, series: Sequence[_Series]) -> "pa.Table":
         """Return a row for each step of some series."""
-        steps = np.array([one.steps for one in series], dtype=np.int64)
-        start = clock(pl.Series([one.start for one in series], dtype=pl.Datetime("us")), self._grid.frequency, None)
+        steps = np.array([item.steps for item in series], dtype=np.int64)
+        start = clock(pl.Series([item.start for item in series], dtype=pl.Datetime("us")), self._grid.frequency, None)
         step = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
         index = np.repeat(self._periods.floor_of(start.to_numpy()), steps) + self._stride * step
 
@@ -246,10 +248,10 @@ class _Table:
             return pl.Series(values).gather(np.repeat(np.arange(len(series)), steps))
 
         columns = {
-            self._series_id: repeated([one.series_id for one in series]),
+            self._series_id: repeated([item.series_id for item in series]),
             self._timestamp: self._grid.timestamps(index),
-            self._target: column(one.target for one in series),
-            **{name: column(one.dynamic[name] for one in series) for name in series[0].dynamic},
-            **{name: repeated([one.static[name] for one in series]) for name in series[0].static},
+            self._target: column(item.target for item in series),
+            **{name: column(item.dynamic[name] for item in series) for name in series[0].dynamic},
+            **{name: repeated([item.static[name] for item in series]) for name in series[0].static},
         }
         return pl.DataFrame(columns).to_arrow()

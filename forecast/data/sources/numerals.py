@@ -1,4 +1,4 @@
-"""Patterns of numbers as text, and of text that stands for a missing one among them."""
+"""Patterns of numbers written as text, and text for missing numbers."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ MISSING: Final = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null",
 
 _SIGN: Final = "[+\\-\u2212]?"
 _EXPONENT: Final = r"([eE][+\-]?[0-9]+)?"
-# Groups of three; of India, groups of two before the last. A first group has no leading zero.
+# Groups of three digits; in India, groups of two before the last. The first group has no leading zero.
 _GROUPS: Final = r"[1-9][0-9]{{0,2}}({0}[0-9]{{3}})+|[1-9][0-9]?({0}[0-9]{{2}})+{0}[0-9]{{3}}"
 _SPACES: Final = "|".join(_GROUPS.format(mark) for mark in (" ", "\u00a0", "\u202f", "'", "\u2019"))
 
@@ -23,8 +23,8 @@ LEADING_ZERO: Final = r"^0[0-9]"
 """A number that may be a name: 007."""
 
 
-def stated(text: pl.Expr) -> pl.Expr:
-    """Return text without the blanks around it, null where it stands for a missing number."""
+def strip_missing(text: pl.Expr) -> pl.Expr:
+    """Return text without surrounding blanks, null if it stands for a missing number."""
     text = text.str.strip_chars()
     return pl.when(text.is_in(list(MISSING)).not_()).then(text)
 
@@ -34,8 +34,10 @@ def is_number(text: pl.Expr) -> pl.Expr:
     return text.str.contains(POINT) | text.str.contains(COMMA) | text.str.contains(PLAIN)
 
 
-def parsed(text: pl.Expr, sign: str) -> pl.Expr:
-    """Return the numbers that text means with a decimal sign, null where it stands for a missing one."""
+def parse_numbers(text: pl.Expr, sign: str) -> pl.Expr:
+    """Return text parsed as numbers with a decimal sign, null if it stands for a missing one."""
     groups = "[" + ("," if sign == "." else ".") + "'\u2019\\s]"
-    digits = stated(text).str.replace("\u2212", "-", literal=True).str.strip_prefix("+").str.replace_all(groups, "")
+    digits = (
+        strip_missing(text).str.replace("\u2212", "-", literal=True).str.strip_prefix("+").str.replace_all(groups, "")
+    )
     return digits.str.replace(",", ".", literal=True).cast(pl.Float64)

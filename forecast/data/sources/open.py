@@ -1,4 +1,4 @@
-"""Where the rows are: opens the tables that a config names."""
+"""Opening the tables that a config names, and detecting changes of their files."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator
@@ -11,7 +11,7 @@ import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
 from forecast.data.sources import tables
-from forecast.data.sources.columns import KNOWN_NAMES, possible
+from forecast.data.sources.columns import KNOWN_NAMES, possible_names
 from forecast.data.sources.csv_files import CsvFormat
 from forecast.data.sources.json_lines import Unread, is_lines, read_lines
 from forecast.data.sources.sql import read_sql
@@ -21,35 +21,35 @@ from forecast.names import SERIES_ID
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a panel, as their owners keep them."""
+    """The source tables of a panel."""
 
     rows: pl.LazyFrame
     known: pl.LazyFrame | None = None
-    """Known covariates over the horizon too, by series or for all series."""
+    """Known covariates, including the horizon, by series or for all series."""
     static: pl.LazyFrame | None = None
     """One row per series."""
     unread: Unread | None = None
-    """Lines of JSON that are no rows."""
+    """Lines of JSON that could not be read."""
 
 
 @dataclass(frozen=True)
-class Used:
-    """The columns of each table that settings name, or may mean; None where all are read."""
+class UsedColumns:
+    """Possible column names of each table, by the settings; None if all columns are read."""
 
     rows: Collection[str] | None
     known: Collection[str]
     static: Collection[str]
 
 
-def used_columns(data: DataConfig, *, known: bool = False, static: bool = False) -> Used:
-    """Return which columns of its tables a panel is made of; in a wide table each one is a series.
+def used_columns(data: DataConfig, *, known: bool = False, static: bool = False) -> UsedColumns:
+    """Return the columns of each table that a panel uses; in a wide table each column is a series.
 
-    `known` and `static` say whether these covariates are in tables of their own.
+    `known` and `static` say whether these covariates are in separate tables.
     """
-    ids, times, targets = (possible(data, role) for role in KNOWN_NAMES)
-    beside = [*(() if known else data.known_covariates), *(() if static else data.static_covariates)]
-    return Used(
-        [*ids, *times, *targets, *data.past_covariates, *beside] if data.layout == "long" else None,
+    ids, times, targets = (possible_names(data, role) for role in KNOWN_NAMES)
+    other_covariates = [*(() if known else data.known_covariates), *(() if static else data.static_covariates)]
+    return UsedColumns(
+        [*ids, *times, *targets, *data.past_covariates, *other_covariates] if data.layout == "long" else None,
         [*ids, *times, *data.known_covariates],
         [*ids, *data.static_covariates],
     )
@@ -67,44 +67,44 @@ def is_prepared(path: str | Path | None) -> bool:
 def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:
     """Return the tables at data.path, or of data.query at data.uri, and at data.known_path and data.static_path.
 
-    `text` names further columns of CSV files that are read as they are, as series_id is: "007" is not 7. A database is
-    read here, once, and so are lines of JSON; other files are read when rows are asked for. Raises DataError and
-    ConfigError, see `io.scan`, `lines.read_lines` and `sql.read_sql`.
+    `text` names further columns of CSV files to read as text, like series_id: "007" is not 7. A database and lines of
+    JSON are read here, once; other files are read lazily. Raises DataError and ConfigError, see `tables.scan`,
+    `json_lines.read_lines` and `sql.read_sql`.
     """
     if is_prepared(data.path):
         raise ConfigError(f"data.path={data.path} is a prepared panel already; give the table that it was made from")
-    text = {*possible(data, SERIES_ID), *text}
+    text = {*possible_names(data, SERIES_ID), *text}
     csv_format = CsvFormat(data.separator, data.decimal != ",", data.null_values)
-    used = used_columns(data, known=data.known_path is not None, static=data.static_path is not None)
+    columns_by_table = used_columns(data, known=data.known_path is not None, static=data.static_path is not None)
 
-    def beside(key: str, path: str | None, columns: Collection[str]) -> pl.LazyFrame | None:
-        return None if path is None else tables.scan(path, text, key, columns, csv_format)
+    def scan_covariates(key: str, path: str | None, names: Collection[str]) -> pl.LazyFrame | None:
+        return None if path is None else tables.scan(path, text, key, names, csv_format)
 
     unread = None
     if data.uri is not None:
-        rows = read_sql(data.uri.get_secret_value(), data.query or "", used.rows)
+        rows = read_sql(data.uri.get_secret_value(), data.query or "", columns_by_table.rows)
     elif data.path is not None and is_lines(data.path):
         rows, unread = read_lines(data.path, data)
     else:
         assert data.path is not None
-        rows = tables.scan(data.path, text, "data.path", used.rows, csv_format)
+        rows = tables.scan(data.path, text, "data.path", columns_by_table.rows, csv_format)
     return Tables(
         rows=rows,
-        known=beside("data.known_path", data.known_path, used.known),
-        static=beside("data.static_path", data.static_path, used.static),
+        known=scan_covariates("data.known_path", data.known_path, columns_by_table.known),
+        static=scan_covariates("data.static_path", data.static_path, columns_by_table.static),
         unread=unread,
     )
 
 
 def fingerprint(data: SourceConfig) -> str | None:
-    """Return a digest that changes when a file of the tables does, None for a database, of which it can't be told.
+    """Return a digest that changes with any file of the tables; None for a database, whose changes are not visible.
 
-    It is made of the names, sizes and times of all files, or of the version of a Delta Lake table; no row is read.
+    It hashes the names, sizes and times of all files, or the version of a Delta Lake table; no row is read.
     """
     if data.uri is not None:
         return None
-    found = [(key, tables.identity(path, key)) for key, path in _paths(data).items()]
-    return hashlib.sha256(repr(found).encode()).hexdigest()
+    identities = [(key, tables.identity(path, key)) for key, path in _paths(data).items()]
+    return hashlib.sha256(repr(identities).encode()).hexdigest()
 
 
 def _paths(data: SourceConfig) -> dict[str, str]:
@@ -115,11 +115,10 @@ def _paths(data: SourceConfig) -> dict[str, str]:
 
 @contextmanager
 def unchanged(data: SourceConfig) -> Iterator[Callable[[], None]]:
-    """Yield what raises DataError if a file of the tables has changed since; call it once all is read.
+    """Yield a function that raises DataError if a file of the tables has changed since; call it after reading.
 
-    Whatever else is raised meanwhile is laid to such a change, if there is one. Files that are new do not matter; nor
-    do a database, a version of a Delta Lake table, and lines of JSON at data.path: all of them are read as they were
-    at one moment.
+    Another error during reading is replaced by this one if a file has changed. New files do not matter; nor do a
+    database, a version of a Delta Lake table, and lines of JSON at data.path: they are read as of one moment.
     """
     before = _files(data)
 
@@ -146,6 +145,6 @@ def _files(data: SourceConfig) -> dict[tuple[str, str], tuple[int, int]]:
     for key, path in _paths(data).items():
         if key == "data.path" and is_lines(path):
             continue
-        with suppress(DataError, ConfigError):  # Whoever reads the table says what is wrong with it.
+        with suppress(DataError, ConfigError):  # Reading the table reports these errors.
             stamps |= {(key, name): (size, time) for name, size, time in tables.identity(path, key) if time}
     return stamps

@@ -1,4 +1,4 @@
-"""The columns of each of many files, before any row is read."""
+"""Schemas of files: the columns of each file, read before any row."""
 
 import base64
 import re
@@ -11,13 +11,13 @@ from urllib.parse import unquote
 import polars as pl
 
 from forecast.data.sources.frames import UNREADABLE, check_odd, odd_columns, reason_of, spool, unreadable
-from forecast.data.sources.storage import S3, File, Place
+from forecast.data.sources.storage import S3, File, Location
 from forecast.errors import DataError, listing
 
-# Requests for the footers of files in S3 that run at a time.
+# Parallel requests for the footers of files in S3.
 _REQUESTS: Final = 16
 
-# The name of a folder for rows without a value.
+# The value in the folder name of rows without a value.
 HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -25,14 +25,16 @@ Schemas = dict[str, pl.Schema]
 Copies = dict[str, pl.LazyFrame]
 
 
-def some_of(some: Collection[object], every: Collection[object]) -> str:
+def share_of_files(files: Collection[object], all_files: Collection[object]) -> str:
     """Return "2 of 5 files are"."""
-    if len(every) == 1:
+    if len(all_files) == 1:
         return "the file is"
-    return f"{len(some):,} of {len(every):,} files {'is' if len(some) == 1 else 'are'}"
+    return f"{len(files):,} of {len(all_files):,} files {'is' if len(files) == 1 else 'are'}"
 
 
-def read_schemas(place: Place, files: Sequence[File], find: Callable[[str], pl.Schema], *, parallel: bool) -> Schemas:
+def read_schemas(
+    location: Location, files: Sequence[File], find: Callable[[str], pl.Schema], *, parallel: bool
+) -> Schemas:
     """Return the columns of each file. Raises DataError that names the files that can't be read."""
     import pyarrow as pa
 
@@ -43,58 +45,62 @@ def read_schemas(place: Place, files: Sequence[File], find: Callable[[str], pl.S
             return error
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        found = list(pool.map(schema, files) if parallel else map(schema, files))
-    schemas = {file.address: one for file, one in zip(files, found, strict=True) if isinstance(one, pl.Schema)}
-    faults = {file.address: one for file, one in zip(files, found, strict=True) if not isinstance(one, pl.Schema)}
+        results = list(pool.map(schema, files) if parallel else map(schema, files))
+    schemas = {
+        file.address: result for file, result in zip(files, results, strict=True) if isinstance(result, pl.Schema)
+    }
+    faults = {
+        file.address: result for file, result in zip(files, results, strict=True) if not isinstance(result, pl.Schema)
+    }
     for fault in faults.values():
         if isinstance(fault, DataError):
             raise fault
     if len(files) == 1 and faults:
-        raise unreadable(faults[files[0].address], place.what)
+        raise unreadable(faults[files[0].address], location.label)
     if faults:
-        shown = listing(f"{address} ({reason_of(fault)})" for address, fault in faults.items())
+        examples = listing(f"{address} ({reason_of(fault)})" for address, fault in faults.items())
         raise DataError(
-            f"{place.what}: {len(faults):,} of {len(files):,} files can't be read (truncated or damaged?): {shown}; "
-            "write them again, or move them out of the folder"
+            f"{location.label}: {len(faults):,} of {len(files):,} files can't be read (truncated or damaged?): "
+            f"{examples}; write them again, or move them out of the folder"
         )
     return schemas
 
 
-def parquet_schema(place: Place, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
-    """Return the columns of a Parquet file; rows of one with columns that can't be read go to `copies`."""
+def parquet_schema(location: Location, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
+    """Return the columns of a Parquet file; with unreadable columns, its other columns are copied to `copies`."""
     import pyarrow as pa
 
-    metadata = pl.read_parquet_metadata(address, storage_options=place.options)
+    metadata = pl.read_parquet_metadata(address, storage_options=location.options)
     content = base64.b64decode(metadata.get("ARROW:schema", ""))
     if not (content and odd_columns(pa.ipc.read_schema(pa.py_buffer(content)))):
         with suppress(pl.exceptions.DuplicateError):
-            return pl.scan_parquet(address, glob=False, storage_options=place.options).collect_schema()
-    copies[address] = _copy(place, address, columns)
+            return pl.scan_parquet(address, glob=False, storage_options=location.options).collect_schema()
+    copies[address] = _copy(location, address, columns)
     return copies[address].collect_schema()
 
 
-def ipc_schema(place: Place, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
-    """Return the columns of an Arrow file, as `parquet_schema`."""
+def ipc_schema(location: Location, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
+    """Return the columns of an Arrow file, like `parquet_schema`."""
     import pyarrow as pa
 
-    with place.open_anywhere(address) as stream:
+    with location.open_random_access(address) as stream:
         odd = odd_columns(pa.ipc.open_file(stream).schema)
     if not odd:
-        return pl.scan_ipc(address, glob=False, storage_options=place.options).collect_schema()
-    copies[address] = _copy(place, address, columns, ipc=True)
+        return pl.scan_ipc(address, glob=False, storage_options=location.options).collect_schema()
+    copies[address] = _copy(location, address, columns, ipc=True)
     return copies[address].collect_schema()
 
 
-def _copy(place: Place, address: str, columns: Collection[str] | None, *, ipc: bool = False) -> pl.LazyFrame:
-    """Return the rows of a file without the columns that Polars can't read. Raises DataError if one is wanted."""
+def _copy(location: Location, address: str, columns: Collection[str] | None, *, ipc: bool = False) -> pl.LazyFrame:
+    """Return the rows of a file without unreadable columns. Raises DataError if one of these is required."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    with place.open_anywhere(address) as stream:
+    with location.open_random_access(address) as stream:
         file = pa.ipc.open_file(stream) if ipc else parquet.ParquetFile(stream)
         schema = file.schema if ipc else file.schema_arrow
         odd = odd_columns(schema)
-        check_odd(odd, columns, f"{place.what}: {address}")
+        check_odd(odd, columns, f"{location.label}: {address}")
         positions = [position for position, name in enumerate(schema.names) if name not in odd]
         names = [schema.names[position] for position in positions]
         blocks = map(file.get_batch, range(file.num_record_batches)) if ipc else file.iter_batches(columns=names)
@@ -103,21 +109,21 @@ def _copy(place: Place, address: str, columns: Collection[str] | None, *, ipc: b
 
 
 def hive_schema(
-    place: Place, root: str, addresses: list[str], text: Collection[str]
+    location: Location, root: str, addresses: list[str], text: Collection[str]
 ) -> tuple[pl.Schema, list[str]] | None:
-    """Return the columns that folders such as store=7 hold, None without such folders.
+    """Return the columns in folder names such as store=7, None without such folders.
 
-    The first are those of the whole path, the second those below `root`, where the table begins.
+    Gives the schema of all such columns in the path, and the names of those below `root`, where the table begins.
     """
-    start = len(root) + len(S3) * place.path.startswith(S3)
+    start = len(root) + len(S3) * location.path.startswith(S3)
     keys = {address: re.findall(r"([^/=]+)=[^/=]+/", address[start:]) for address in addresses}
     below = keys[addresses[0]]
-    other = [address for address in addresses if keys[address] != below]
-    if other:
+    different = [address for address in addresses if keys[address] != below]
+    if different:
         raise DataError(
-            f"{place.what}: files are in folders of different kinds: {addresses[0]} ({', '.join(below) or 'none'}), "
-            f"{other[0]} ({', '.join(keys[other[0]]) or 'none'}); all files need the same ones, such as store=7/ "
-            "(a sign = in a value is written %3D)"
+            f"{location.label}: files are in folders of different kinds: {addresses[0]} "
+            f"({', '.join(below) or 'none'}), {different[0]} ({', '.join(keys[different[0]]) or 'none'}); all files "
+            "need the same ones, such as store=7/ (a sign = in a value is written %3D)"
         )
     if not below:
         return None
@@ -125,16 +131,16 @@ def hive_schema(
     for address in addresses:
         for name, value in re.findall(r"([^/=]+)=([^/=]+)/", address):
             values.setdefault(name, set()).add(unquote(value))
-    types = {name: pl.String() if name in text else _type_of(found) for name, found in values.items()}
+    types = {name: pl.String() if name in text else _type_of(texts) for name, texts in values.items()}
     return pl.Schema(types), below
 
 
 def _type_of(values: set[str]) -> pl.DataType:
-    """Return the type of the values that folders are named by."""
+    """Return the type of the values in folder names."""
     texts = pl.Series(sorted(values - {HIVE_NULL}), dtype=pl.String)
-    parsed = (
+    columns = (
         texts.cast(pl.Int64, strict=False),
         texts.cast(pl.Float64, strict=False),
         texts.str.to_date("%F", strict=False),
     )
-    return next((found.dtype for found in parsed if not found.null_count()), pl.String())
+    return next((column.dtype for column in columns if not column.null_count()), pl.String())

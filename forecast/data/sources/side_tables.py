@@ -1,4 +1,4 @@
-"""The tables of covariates beside the panel: later verbs need not name again those of training."""
+"""Separate tables of covariates: later verbs reuse those of training if none are named."""
 
 import logging
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def side_tables(source: SourceConfig) -> dict[str, str]:
-    """Return where the tables of covariates are that a source names, by their settings; paths as from any folder.
+    """Return the paths of the covariate tables of a source, by their settings, as absolute paths.
 
-    An address that holds a secret is not remembered.
+    An address with a secret is omitted.
     """
     paths = {f"data.{kind}_path": path for kind in _KINDS if (path := getattr(source, f"{kind}_path"))}
     return {
@@ -31,18 +31,18 @@ def side_tables(source: SourceConfig) -> dict[str, str]:
 
 
 def with_side_tables(source: SourceConfig, remembered: Mapping[str, str], data: DataConfig) -> SourceConfig:
-    """Return a source with the remembered tables of covariates in the place of those that it does not name.
+    """Return a source completed by the remembered covariate tables that it does not name.
 
-    A table that has the columns itself, or a prepared panel, needs none. `data` is how the model reads a panel. Raises
-    DataError where a remembered table is needed and not there.
+    A table that contains the columns, or a prepared panel, needs none. `data` are the settings of the model. Raises
+    DataError if a remembered table is needed and does not exist.
     """
-    missing = [kind for kind in _KINDS if f"data.{kind}_path" in remembered and not getattr(source, f"{kind}_path")]
-    if not missing or is_prepared(source.path) or (source.path and is_lines(source.path)):
+    unnamed = [kind for kind in _KINDS if f"data.{kind}_path" in remembered and not getattr(source, f"{kind}_path")]
+    if not unnamed or is_prepared(source.path) or (source.path and is_lines(source.path)):
         return source
     csv_format = CsvFormat(source.separator or data.separator)
     present = {*tables.scan(source.path, columns=(), csv_format=csv_format).collect_schema()} if source.path else set()
-    found: dict[str, str] = {}
-    for kind in missing:
+    paths: dict[str, str] = {}
+    for kind in unnamed:
         key, names = f"data.{kind}_path", getattr(data, f"{kind}_covariates")
         if not names or present.issuperset(names):
             continue
@@ -53,5 +53,5 @@ def with_side_tables(source: SourceConfig, remembered: Mapping[str, str], data: 
                 f"give {key}"
             )
         _LOG.info("%s=%s, as in training", key, path)
-        found[f"{kind}_path"] = path
-    return source.model_copy(update=found)
+        paths[f"{kind}_path"] = path
+    return source.model_copy(update=paths)

@@ -1,4 +1,4 @@
-"""Files on a disk or in S3: which ones a path means, and what opens them."""
+"""Files on a disk or in S3: finding those of a path, and opening them."""
 
 import glob
 import os
@@ -15,58 +15,60 @@ S3 = "s3://"
 
 @dataclass(frozen=True)
 class File:
-    """A file with bytes in it, or none."""
+    """A file with its size and time."""
 
     address: str
     """A path, or s3://bucket/key."""
     size: int
     modified: int
-    """Nanoseconds since 1970; S3 keeps seconds."""
+    """Nanoseconds since 1970; S3 stores whole seconds."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A path of a user: a file, a folder, a glob, or one of these in S3."""
+class Location:
+    """A path given by the user: a file, a folder, a glob, or one of these in S3."""
 
     path: str
-    what: str
-    """How messages name it: data.path=panel.parquet."""
+    label: str
+    """Its name in messages: data.path=panel.parquet."""
     _system: Any
-    """The pyarrow.fs.FileSystem where it is."""
+    """The pyarrow.fs.FileSystem of the path."""
 
     @classmethod
-    def of(cls, path: str, what: str) -> "Place":
-        """Return the place that `path` names. Nothing is opened, but a bucket of AWS may be asked for its region."""
+    def of(cls, path: str, label: str) -> "Location":
+        """Return the location of `path`. Nothing is opened, but AWS may be asked for the region of a bucket."""
         from pyarrow import fs
 
-        scheme, separator, rest = path.partition("://")
+        scheme, separator, address = path.partition("://")
         if not separator:
-            return cls(path, what, fs.LocalFileSystem())
-        if f"{scheme}{separator}" != S3 or not rest.strip("/"):
-            raise DataError(f"{what}: not an address that can be read; give a path, or s3://bucket/folder/file.parquet")
-        place = cls(path, what, None)
+            return cls(path, label, fs.LocalFileSystem())
+        if f"{scheme}{separator}" != S3 or not address.strip("/"):
+            raise DataError(
+                f"{label}: not an address that can be read; give a path, or s3://bucket/folder/file.parquet"
+            )
+        location = cls(path, label, None)
         try:
-            return cls(path, what, _s3(rest.split("/")[0]))
+            return cls(path, label, _s3(address.split("/")[0]))
         except OSError as error:
-            raise place.failure(error) from None
+            raise location.failure(error) from None
 
     @property
     def options(self) -> dict[str, str | int] | None:
-        """What Polars and Delta Lake have to know to read S3 (None on a disk): few and short tries, and credentials."""
+        """Options for Polars and Delta Lake to read S3 (None on a disk): credentials, short timeouts, few retries."""
         if not self.path.startswith(S3):
             return None
-        found = {f"aws_{name}": value for name, value in _environment().items()}
-        if found.get("aws_endpoint_url", "").startswith("http://"):
-            found["aws_allow_http"] = "true"
-        return {**found, "connect_timeout": "5s", "timeout": "60s", "max_retries": 3}
+        credentials = {f"aws_{name}": value for name, value in _environment().items()}
+        if credentials.get("aws_endpoint_url", "").startswith("http://"):
+            credentials["aws_allow_http"] = "true"
+        return {**credentials, "connect_timeout": "5s", "timeout": "60s", "max_retries": 3}
 
-    def find(self, wanted: "re.Pattern[str]") -> tuple[str, list[File]]:
-        """Return the folder below which the files are, and the files, sorted; `wanted` matches the names of tables.
+    def find(self, pattern: "re.Pattern[str]") -> tuple[str, list[File]]:
+        """Return the folder that contains the files, and the files, sorted; `pattern` matches the names of tables.
 
-        A file that the path names itself is returned whatever its name. Raises DataError if there is none.
+        A path to a single file is returned whatever its name. Raises DataError if there is no file.
         """
         try:
-            return self._find(wanted)
+            return self._find(pattern)
         except OSError as error:
             raise self.failure(error) from None
 
@@ -81,53 +83,53 @@ class Place:
         return bool(info.type == fs.FileType.Directory)
 
     def open(self, address: str) -> Any:
-        """Return a pyarrow.NativeFile that reads a file of this place from its start, uncompressed."""
+        """Return a pyarrow.NativeFile that reads a file from its start, uncompressed."""
         return self._system.open_input_stream(address.removeprefix(S3))
 
-    def open_anywhere(self, address: str) -> Any:
-        """Return a pyarrow.NativeFile that reads any part of a file of this place."""
+    def open_random_access(self, address: str) -> Any:
+        """Return a pyarrow.NativeFile with random access to a file."""
         return self._system.open_input_file(address.removeprefix(S3))
 
     def failure(self, error: Exception) -> DataError:
-        """Return what to tell about a place that can't be listed or opened."""
+        """Return the error for a location that can't be listed or opened."""
         text = _without_secrets(str(error).splitlines()[0])
         if not self.path.startswith(S3):
-            return DataError(f"{self.what} can't be read: {text}")
+            return DataError(f"{self.label} can't be read: {text}")
         bucket = self._inside.split("/")[0]
         endpoint = _environment().get("endpoint_url", "AWS")
         if "NO_SUCH_BUCKET" in text or "Bucket '" in text:
-            return DataError(f"{self.what}: there is no bucket {bucket!r} at {endpoint}")
+            return DataError(f"{self.label}: there is no bucket {bucket!r} at {endpoint}")
         if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|\b40[13]\b", text, re.IGNORECASE):
             return DataError(
-                f"{self.what}: {endpoint} refuses access to the bucket {bucket!r}; check the credentials "
+                f"{self.label}: {endpoint} refuses access to the bucket {bucket!r}; check the credentials "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and what they may read"
             )
         if re.search("NETWORK_CONNECTION|curlCode|timed? ?out|error sending request", text, re.IGNORECASE):
             return DataError(
-                f"{self.what}: {endpoint} does not answer; check AWS_ENDPOINT_URL, AWS_REGION and the network"
+                f"{self.label}: {endpoint} does not answer; check AWS_ENDPOINT_URL, AWS_REGION and the network"
             )
-        return DataError(f"{self.what} can't be read from {endpoint}: {text}")
+        return DataError(f"{self.label} can't be read from {endpoint}: {text}")
 
     @property
     def _inside(self) -> str:
-        """The path as pyarrow names it: without s3://."""
+        """The path for pyarrow: without s3://."""
         return self.path.removeprefix(S3).rstrip("/") or self.path
 
-    def _find(self, wanted: "re.Pattern[str]") -> tuple[str, list[File]]:
+    def _find(self, table_pattern: "re.Pattern[str]") -> tuple[str, list[File]]:
         from pyarrow import fs
 
-        here = self._system.get_file_info(self._inside)
-        if here.type == fs.FileType.Directory:
+        root_info = self._system.get_file_info(self._inside)
+        if root_info.type == fs.FileType.Directory:
             below = self._files(fs.FileSelector(self._inside, recursive=True))
             start = len(self._inside.rstrip("/")) + 1
-            # Others leave temporary files, logs and markers under such names.
-            shown = [file for file in below if not re.search(r"(^|/)[._]", _inner(file)[start:])]
-            files = [file for file in shown if wanted.search(file.address)]
+            # Other programs use such names for temporary files, logs and markers.
+            visible_files = [file for file in below if not re.search(r"(^|/)[._]", _inner(file)[start:])]
+            files = [file for file in visible_files if table_pattern.search(file.address)]
             if not files:
-                raise DataError(f"{self.what}: no Parquet, CSV or Arrow file in this folder")
+                raise DataError(f"{self.label}: no Parquet, CSV or Arrow file in this folder")
             return self._inside, files
-        if here.type != fs.FileType.NotFound:
-            return str(Path(self._inside).parent), [self._file(here)]
+        if root_info.type != fs.FileType.NotFound:
+            return str(Path(self._inside).parent), [self._file(root_info)]
 
         root, pattern = _split_glob(self._inside)
         if not pattern:
@@ -142,19 +144,19 @@ class Place:
             names = sorted(name for name in glob.glob(self.path, recursive=True) if Path(name).is_file())  # noqa: PTH207
             files = [self._file(info) for info in self._system.get_file_info(names)]
         if files:
-            return root, [file for file in files if wanted.search(file.address)] or files
+            return root, [file for file in files if table_pattern.search(file.address)] or files
         if not self.path.startswith(S3):
-            raise DataError(f"{self.what}: no such file or folder (from {Path.cwd()})")
+            raise DataError(f"{self.label}: no such file or folder (from {Path.cwd()})")
         bucket = self._inside.split("/")[0]
         if self._system.get_file_info(bucket).type == fs.FileType.NotFound:
             raise OSError("NO_SUCH_BUCKET")
-        raise DataError(f"{self.what}: no such file or folder in the bucket {bucket!r}")
+        raise DataError(f"{self.label}: no such file or folder in the bucket {bucket!r}")
 
     def _files(self, selector: Any) -> list[File]:
         from pyarrow import fs
 
-        found = self._system.get_file_info(selector)
-        files = [self._file(info) for info in found if info.type == fs.FileType.File]
+        infos = self._system.get_file_info(selector)
+        files = [self._file(info) for info in infos if info.type == fs.FileType.File]
         return sorted(files, key=lambda file: file.address)
 
     def _file(self, info: Any) -> File:
@@ -167,7 +169,7 @@ def _inner(file: File) -> str:
 
 
 def _split_glob(path: str) -> tuple[str, str]:
-    """Return the last folder before any wildcard, and the rest: empty if there is none.
+    """Return the last folder before any wildcard, and the remaining pattern, which is empty without wildcards.
 
     >>> _split_glob("a/b/c=*/d.csv")
     ('a/b', 'c=*/d.csv')
@@ -175,8 +177,8 @@ def _split_glob(path: str) -> tuple[str, str]:
     wildcard = re.search(r"[*?\[]", path)
     if not wildcard:
         return path, ""
-    root, _, first = path[: wildcard.start()].rpartition("/")
-    return root, first + path[wildcard.start() :]
+    root, _, prefix = path[: wildcard.start()].rpartition("/")
+    return root, prefix + path[wildcard.start() :]
 
 
 def _glob_pattern(pattern: str) -> "re.Pattern[str]":
@@ -185,13 +187,15 @@ def _glob_pattern(pattern: str) -> "re.Pattern[str]":
     >>> [bool(_glob_pattern("**/p=*/?.csv").fullmatch(path)) for path in ("x/y/p=1/a.csv", "p=1/a.csv", "p=1/b/a.csv")]
     [True, True, False]
     """
-    known = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    expressions = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    return re.compile("".join(known.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts))
+    return re.compile(
+        "".join(expressions.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts)
+    )
 
 
 def _environment() -> dict[str, str]:
-    """Return what the environment says about S3, under the names that AWS tools use."""
+    """Return the S3 settings of the environment, under the names of AWS tools."""
     names: Mapping[str, tuple[str, ...]] = {
         "access_key_id": ("AWS_ACCESS_KEY_ID",),
         "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
@@ -199,21 +203,22 @@ def _environment() -> dict[str, str]:
         "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
         "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     }
-    found = {key: next(filter(None, map(os.environ.get, variables)), "") for key, variables in names.items()}
-    if not (found["access_key_id"] and found["secret_access_key"]):
-        found |= {"access_key_id": "", "secret_access_key": "", "session_token": ""}  # a profile or role may have them
-    return {key: value for key, value in found.items() if value}
+    settings = {key: next(filter(None, map(os.environ.get, variables)), "") for key, variables in names.items()}
+    if not (settings["access_key_id"] and settings["secret_access_key"]):
+        # A profile or role may have complete credentials.
+        settings |= {"access_key_id": "", "secret_access_key": "", "session_token": ""}
+    return {key: value for key, value in settings.items() if value}
 
 
 def _s3(bucket: str) -> Any:
     from pyarrow import fs
 
-    given = _environment()
-    region, endpoint = given.get("region"), given.get("endpoint_url")
+    settings = _environment()
+    region, endpoint = settings.get("region"), settings.get("endpoint_url")
     return fs.S3FileSystem(
-        access_key=given.get("access_key_id"),
-        secret_key=given.get("secret_access_key"),
-        session_token=given.get("session_token"),
+        access_key=settings.get("access_key_id"),
+        secret_key=settings.get("secret_access_key"),
+        session_token=settings.get("session_token"),
         region=region or ("us-east-1" if endpoint else fs.resolve_s3_region(bucket)),
         endpoint_override=endpoint,
         connect_timeout=5,

@@ -39,7 +39,7 @@ _UNITS: Final[dict[Unit, tuple[Base, int, float]]] = {
     "y": ("month", 12, 1),
 }
 
-# Names of other libraries, for a better message.
+# Names in other libraries, for a better error message.
 _OTHER_NAMES: Final = {
     "min": "m", "t": "m", "minute": "m", "hour": "h", "hourly": "h", "day": "d", "daily": "d", "b": "bd", "week": "w",
     "weekly": "w", "ms": "mo", "me": "mo", "month": "mo", "monthly": "mo", "bms": "bm", "bme": "bm", "qs": "q",
@@ -65,8 +65,8 @@ class Frequency:
         >>> str(Frequency.parse("15m")), Frequency.parse("1h").season_length
         ('15m', 24)
         """
-        found = re.fullmatch(r"([1-9]\d{0,5})(m|h|d|bd|w|mo|bm|q|y)", text)
-        if found is None:
+        match = re.fullmatch(r"([1-9]\d{0,5})(m|h|d|bd|w|mo|bm|q|y)", text)
+        if match is None:
             number, name = cast(re.Match[str], re.fullmatch(r"\s*(\d*)(.*?)\s*", text, re.DOTALL)).groups()
             unit = "mo" if name == "M" else _OTHER_NAMES.get(name.lower(), name.lower())
             hint = f", did you mean {int(number or 1) or 1}{unit}" if unit in _UNITS else ""
@@ -74,7 +74,7 @@ class Frequency:
                 f"data.freq: unknown frequency {text!r}{hint}? Give a number and a unit: "
                 "15m (minutes), 1h, 1d, 1bd (business days), 1w, 1mo (months), 1bm (business months), 1q, 1y"
             )
-        frequency = cls(int(found[1]), cast(Unit, found[2]))
+        frequency = cls(int(match[1]), cast(Unit, match[2]))
         return frequency if weekmask is None else frequency.with_week(weekmask)
 
     def with_week(self, weekmask: str) -> Self:
@@ -91,7 +91,7 @@ class Frequency:
 
     @property
     def base(self) -> Base:
-        """What the step is counted in."""
+        """The unit in which `size` is counted."""
         return _UNITS[self.unit][0]
 
     @property
@@ -135,8 +135,8 @@ def business_days(weekmask: str) -> tuple[int, ...]:
 def clock(timestamp: pl.Series, frequency: Frequency, time_zone: str | None) -> pl.Series:
     """Return the microseconds (Int64) of the clock on which a frequency is regular: UTC below a day, else local.
 
-    Naive timestamps are local time of `time_zone`. An hour that the clock shows twice is the first one; a timestamp
-    that the clock skips is null.
+    Naive timestamps are local time of `time_zone`. An ambiguous hour is the first one; a timestamp that
+    the clock skips is null.
     """
     zone = cast(pl.Datetime, timestamp.dtype).time_zone
     if frequency.sub_daily:
@@ -148,4 +148,4 @@ def clock(timestamp: pl.Series, frequency: Frequency, time_zone: str | None) -> 
 
 
 local_clock: ContextVar[bool] = ContextVar("local_clock", default=False)
-"""Whether a moment with a time zone is taken by what its clock shows where the panel has no time zone."""
+"""Whether a moment with a time zone is read as local time if the panel has no time zone."""

@@ -21,7 +21,7 @@ from forecast.data.time.frequency import (
 )
 from forecast.errors import ConfigError
 
-# Times that are placed at once, so that what is in between stays in the cache.
+# Times processed at a time, so that intermediate arrays stay in the cache.
 _BLOCK: Final = 1 << 17
 
 
@@ -31,7 +31,7 @@ class Grid:
 
     frequency: Frequency
     phase: tuple[int, ...]
-    """Where 0 is, counted from 1970: (microseconds), (days, microseconds) or (months, day of month, microseconds).
+    """Offset of index 0 from 1970: (microseconds), (days, microseconds) or (months, day of month, microseconds).
 
     A day of month beyond the end of a month is its last day: 31 is month-end data. Of business months 31 is the last
     business day, 1 the first one.
@@ -46,20 +46,20 @@ class Grid:
         time_of_day = clock % DAY
         time = mode(time_of_day)
         at_time = time_of_day == time
-        kept = clock if at_time.all() else clock[at_time]
+        at_mode = clock if at_time.all() else clock[at_time]
         if frequency.base != "month":
             draft = cls(frequency, (0, time), time_zone)
             if frequency.size == 1:
                 return draft
         else:
-            month, day, last = month_day(kept)
-            # Of days that fit equally many timestamps the latest: 30 June and 30 September are month-ends.
+            month, day, last = month_day(at_mode)
+            # The latest of the days that fit most timestamps: 30 June and 30 September are month-ends.
             days = [*np.unique(day).tolist(), *([31] if (day == last).any() else [])]
             if frequency.unit == "bm":
                 days = [1, 31]
             fits = [np.count_nonzero(day == _day_of_month(month, choice, frequency)) for choice in days]
             draft = cls(frequency, (0, max(zip(fits, days, strict=True))[1], time), time_zone)
-        number, fits_unit = draft._number(kept)
+        number, fits_unit = draft._number(at_mode)
         number = number[fits_unit] if fits_unit.any() else number
         return cls(frequency, (mode(number % frequency.size), *draft.phase[1:]), time_zone)
 
@@ -70,25 +70,25 @@ class Grid:
         return pl.select(pl.when(pl.Series(on_grid) & micros.is_not_null()).then(pl.Series(index))).to_series()
 
     def place(self, clock: IntArray) -> tuple[IntArray, BoolArray]:
-        """Return grid index and whether it is on the grid, for times as from `clock()`."""
+        """Return the grid index of times as from `clock()`, and whether they are on the grid."""
         index, on_grid = np.empty_like(clock), np.empty(len(clock), dtype=np.bool_)
-        for first in range(0, len(clock), _BLOCK):
-            block = slice(first, first + _BLOCK)
+        for begin in range(0, len(clock), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
             index[block], on_grid[block] = self._place(clock[block])
         if self.time_zone is not None and not self.frequency.sub_daily and not on_grid.all():
-            # Where clocks change at midnight a day starts at 01:00.
-            off = np.flatnonzero(~on_grid)
-            earlier = pl.Series(clock[off] - HOUR).cast(pl.Datetime("us"))
+            # If the clock changes at midnight, the day starts at 01:00.
+            off_grid = np.flatnonzero(~on_grid)
+            earlier = pl.Series(clock[off_grid] - HOUR).cast(pl.Datetime("us"))
             skipped = earlier.dt.replace_time_zone(self.time_zone, ambiguous="earliest", non_existent="null").is_null()
-            off = off[skipped.to_numpy()]
-            index[off], on_grid[off] = self._place(clock[off] - HOUR)
+            off_grid = off_grid[skipped.to_numpy()]
+            index[off_grid], on_grid[off_grid] = self._place(clock[off_grid] - HOUR)
         return index, on_grid
 
     @classmethod
     def natural(cls, frequency: Frequency, time_zone: str | None) -> Self:
         """Return the grid of whole periods: from midnight, Monday, the first of the month or the first of January.
 
-        Raises ConfigError for business days and months: they leave no place for what happens on a weekend.
+        Raises ConfigError for business days and months: rows on a weekend would fall into no period.
         """
         if frequency.unit in ("bd", "bm"):
             instead = "1d or 1w" if frequency.unit == "bd" else "1mo"
@@ -141,7 +141,7 @@ class Grid:
         return f"{self.frequency} {','.join(map(str, self.phase))} {self.time_zone or 'naive'}{days}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the grid as JSON values for `from_json`."""
         week = self.frequency.week
         return {
             "frequency": str(self.frequency),
@@ -152,7 +152,7 @@ class Grid:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the grid that `to_json` described."""
+        """Return the grid from the values of `to_json`."""
         frequency = replace(Frequency.parse(values["frequency"]), week=tuple(values.get("week", WEEKDAYS)))
         return cls(frequency, tuple(values["phase"]), values["time_zone"])
 
@@ -163,13 +163,13 @@ class Grid:
         return index, fits_unit & (index * self.frequency.size == number)
 
     def _number(self, clock: IntArray) -> tuple[IntArray, BoolArray]:
-        """Return the microsecond, (business) day or month of each time, and whether it is where in it rows are."""
+        """Return the microsecond, (business) day or month of each time, and whether its remainder fits the grid."""
         if self.frequency.base == "microsecond":
             return clock, np.ones(len(clock), dtype=np.bool_)
         if self.frequency.base == "month":
             month, day, _ = month_day(clock)
-            _, wanted, time = self.phase
-            return month, (day == _day_of_month(month, wanted, self.frequency)) & (clock % DAY == time)
+            _, day_of_grid, time = self.phase
+            return month, (day == _day_of_month(month, day_of_grid, self.frequency)) & (clock % DAY == time)
         days, time_of_day = np.divmod(clock, DAY)
         on_grid = time_of_day == self.phase[1]
         if self.frequency.base == "business day":
@@ -199,46 +199,46 @@ def moment_clock(moment: datetime, frequency: Frequency, time_zone: str | None) 
     if time_zone is None and local_clock.get():
         moment = moment.replace(tzinfo=None)
     if moment.tzinfo is None:
-        found = clock(pl.Series([moment], dtype=pl.Datetime("us")), frequency, time_zone)[0]
-        if found is None:
+        micros = clock(pl.Series([moment], dtype=pl.Datetime("us")), frequency, time_zone)[0]
+        if micros is None:
             raise ConfigError(f"{moment.isoformat()} does not exist in {time_zone}: the clock skips it")
     elif time_zone is None:
         raise ConfigError(f"{moment.isoformat()} has a time zone and the panel has none: give it without one")
     else:
         naive = pl.Series([moment.astimezone(UTC).replace(tzinfo=None)], dtype=pl.Datetime("us"))
-        found = clock(naive.dt.replace_time_zone("UTC"), frequency, time_zone)[0]
-    return int(found)
+        micros = clock(naive.dt.replace_time_zone("UTC"), frequency, time_zone)[0]
+    return int(micros)
 
 
 def mode(values: IntArray) -> int:
     """Return the most common value, the smallest of several."""
     if (values == values[0]).all():
         return int(values[0])
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[np.argmax(counts)])
+    distinct, counts = np.unique(values, return_counts=True)
+    return int(distinct[np.argmax(counts)])
 
 
 def month_day(clock: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Return month (0 is January 1970), day of month, and last day of that month."""
     month = clock.view("M8[us]").astype("M8[M]")
-    first, after = month.astype("M8[D]").astype(np.int64), (month + 1).astype("M8[D]").astype(np.int64)
-    return month.astype(np.int64), clock // DAY - first + 1, after - first
+    first_day, next_first_day = month.astype("M8[D]").astype(np.int64), (month + 1).astype("M8[D]").astype(np.int64)
+    return month.astype(np.int64), clock // DAY - first_day + 1, next_first_day - first_day
 
 
-def _day_of_month(month: IntArray, wanted: int, frequency: Frequency) -> IntArray:
-    """Return the day of each month (0 is January 1970) on which rows are, where `wanted` is that of the grid."""
-    first = month.astype("M8[M]").astype("M8[D]").astype(np.int64)
-    after = (month + 1).astype("M8[M]").astype("M8[D]").astype(np.int64)
-    day: IntArray = np.minimum(wanted, after - first)
+def _day_of_month(month: IntArray, day_of_grid: int, frequency: Frequency) -> IntArray:
+    """Return the grid's day of each month (0 is January 1970), given its nominal day `day_of_grid`."""
+    first_day = month.astype("M8[M]").astype("M8[D]").astype(np.int64)
+    next_first_day = (month + 1).astype("M8[M]").astype("M8[D]").astype(np.int64)
+    day: IntArray = np.minimum(day_of_grid, next_first_day - first_day)
     if frequency.unit != "bm":
         return day
     open_days = _open(frequency)
-    if wanted == 31:
-        back = np.array([next(k for k in range(7) if open_days[day - k]) for day in range(7)])
-        day = after - first - back[(after + 2) % 7]
+    if day_of_grid == 31:
+        days_back = np.array([next(k for k in range(7) if open_days[day - k]) for day in range(7)])
+        day = next_first_day - first_day - days_back[(next_first_day + 2) % 7]
     else:
-        ahead = np.array([next(k for k in range(7) if open_days[(day + k) % 7]) for day in range(7)])
-        day = 1 + ahead[(first + 3) % 7]
+        days_ahead = np.array([next(k for k in range(7) if open_days[(day + k) % 7]) for day in range(7)])
+        day = 1 + days_ahead[(first_day + 3) % 7]
     return day
 
 

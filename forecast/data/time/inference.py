@@ -1,4 +1,4 @@
-"""The frequency that timestamps have, and settings that contradict it."""
+"""Inference of the frequency from timestamps, and checks of the settings for it."""
 
 import difflib
 import zoneinfo
@@ -47,11 +47,11 @@ _FIT: Final = 0.95
 def infer_frequency(
     series: IntArray, timestamp: pl.Series, time_zone: str | None, week: tuple[int, ...] = WEEKDAYS
 ) -> Frequency:
-    """Return the frequency of rows, given in any order, from the steps between neighbours within a series.
+    """Return the frequency of rows in any order, from the steps between neighbours within a series.
 
-    Business days are those of `week`. They are the frequency of daily rows if none is on another day although a series
-    goes from one week to the next, business months that of rows on the first or last of them in a month.
-    Raises DataError, with the steps that were found, when they do not agree on one.
+    Daily rows have the frequency of business days, those of `week`, if none is on another day although a series crosses
+    a weekend; rows on the first or last business day of a month have that of business months. Raises DataError, with
+    the steps, if they do not agree on a frequency.
     """
     utc = clock(timestamp, Frequency(1, "h"), time_zone)
     local = clock(timestamp, Frequency(1, "d"), time_zone)
@@ -62,38 +62,38 @@ def infer_frequency(
     if pairs.is_empty():
         raise DataError("can't tell the frequency: no series has two rows; give data.freq, e.g. data.freq=1d")
     step = (pairs["utc"] - pairs["utc_before"]).to_numpy()
-    usual = mode(step)
-    if usual < 23 * HOUR:
-        if _share(step % usual == 0) < _FIT or usual % MINUTE:
+    common = mode(step)
+    if common < 23 * HOUR:
+        if _share(step % common == 0) < _FIT or common % MINUTE:
             raise _ambiguous(step)
-        return Frequency(usual // HOUR, "h") if usual % HOUR == 0 else Frequency(usual // MINUTE, "m")
+        return Frequency(common // HOUR, "h") if common % HOUR == 0 else Frequency(common // MINUTE, "m")
 
     local_clock, before = pairs["local"].to_numpy(), pairs["local_before"].to_numpy()
     days, days_before = local_clock // DAY, before // DAY
     step_days = days - days_before
-    usual = mode(step_days)
+    common = mode(step_days)
     # A time that the clock skips on some day is an hour later there.
     time = rows["local"].to_numpy() % DAY
-    if usual >= 1 and _share(time == mode(time)) >= _FIT:
-        if usual >= 28 and _share(step_days % 7 == 0) < _FIT:
+    if common >= 1 and _share(time == mode(time)) >= _FIT:
+        if common >= 28 and _share(step_days % 7 == 0) < _FIT:
             grid = Grid.through(rows["local"].to_numpy(), Frequency(1, "mo"), None)
             step_months = month_day(local_clock)[0] - month_day(before)[0]
             months = max(1, mode(step_months))
             regular = step_months % months == 0
             if _share(grid.place(local_clock)[1] & regular) >= _FIT:
-                whole: tuple[tuple[int, Unit], ...] = ((12, "y"), (3, "q"), (1, "mo"))
-                return next(Frequency(months // size, unit) for size, unit in whole if months % size == 0)
+                units: tuple[tuple[int, Unit], ...] = ((12, "y"), (3, "q"), (1, "mo"))
+                return next(Frequency(months // size, unit) for size, unit in units if months % size == 0)
             business = Frequency(1, "bm", week)
             grid = Grid.through(rows["local"].to_numpy(), business, None)
             if _share(grid.place(local_clock)[1] & regular) >= _FIT:
                 return replace(business, n=months)
-        if usual == 1:
-            every = np.unique((rows["local"].to_numpy() // DAY + 3) % 7)
+        if common == 1:
+            weekdays = np.unique((rows["local"].to_numpy() // DAY + 3) % 7)
             crossed = (days + 3) // 7 != (days_before + 3) // 7
-            return Frequency(1, "bd", week) if crossed.any() and np.isin(every, week).all() else Frequency(1, "d")
-        if _share(step_days % usual == 0) >= _FIT:
-            return Frequency(usual // 7, "w") if usual % 7 == 0 else Frequency(usual, "d")
-        if usual in (28, 35) and _share(np.isin(step_days, (28, 35))) >= _FIT:
+            return Frequency(1, "bd", week) if crossed.any() and np.isin(weekdays, week).all() else Frequency(1, "d")
+        if _share(step_days % common == 0) >= _FIT:
+            return Frequency(common // 7, "w") if common % 7 == 0 else Frequency(common, "d")
+        if common in (28, 35) and _share(np.isin(step_days, (28, 35))) >= _FIT:
             raise DataError(
                 f"can't tell the frequency: steps between neighbouring rows of a series are {_steps(step)}: periods of "
                 "4 and 5 weeks (a 4-4-5 calendar), which are no regular steps; forecast their weeks, from weekly rows "

@@ -31,7 +31,7 @@ def ensure_table(database: Database, table: str, schema: pl.Schema, key: Sequenc
     """
     held = database.columns(table)
     if not held:
-        database.alone(zlib.crc32(table.encode()))  # PostgreSQL fails where two make a table at once.
+        database.acquire_lock(zlib.crc32(table.encode()))  # PostgreSQL fails where two make a table at once.
         held = database.columns(table)
     if not held:
         columns = [_definition(name, dtype) for name, dtype in schema.items()]

@@ -41,11 +41,13 @@ def autoregressive(random: np.random.Generator, layout: Layout) -> Array:
     values = np.zeros((n_steps + 2, n))
     values[:2] = random.standard_normal((2, n))
     for step in range(n_steps):
-        last, before = values[step + 1], values[step]
-        above = last > bound
-        first = np.where(above, weights[1, :, 0], weights[0, :, 0])
-        second = np.where(above, weights[1, :, 1], weights[0, :, 1])
-        values[step + 2] = first * last + second * before + np.where(above, offset[1], offset[0]) + shocks[step]
+        latest, previous = values[step + 1], values[step]
+        above = latest > bound
+        first_weight = np.where(above, weights[1, :, 0], weights[0, :, 0])
+        second_weight = np.where(above, weights[1, :, 1], weights[0, :, 1])
+        values[step + 2] = (
+            first_weight * latest + second_weight * previous + np.where(above, offset[1], offset[0]) + shocks[step]
+        )
     process = standardise(values[2:].T, layout)
     amplitude = log_uniform(random, 0.1, 3, n) * chance(random, 0.75, n)
     error = noise(random, n, n_steps) * log_uniform(random, 0.01, 0.5, n) * chance(random, 0.4, n)

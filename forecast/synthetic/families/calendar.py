@@ -65,22 +65,22 @@ def dates_of(random: np.random.Generator, layout: Layout) -> npt.NDArray[np.date
 def month_days(dates: npt.NDArray[np.datetime64]) -> tuple[Integers, Integers, Integers]:
     """Days since the start of the month and of the year, and the days of the month, [series, time] each."""
     month = dates.astype("M8[M]")
-    first = month.astype("M8[D]")
-    length = ((month + 1).astype("M8[D]") - first).astype(np.int64)
+    first_day = month.astype("M8[D]")
+    length = ((month + 1).astype("M8[D]") - first_day).astype(np.int64)
     year_day = (dates - dates.astype("M8[Y]").astype("M8[D]")).astype(np.int64)
-    return (dates - first).astype(np.int64), year_day, length
+    return (dates - first_day).astype(np.int64), year_day, length
 
 
 def holidays(random: np.random.Generator, year_day: Integers, layout: Layout) -> Array:
     """Draw the effect of eight dates a year with a few days around them, [series, time]."""
     n, effect = len(layout), np.zeros(year_day.shape)
-    wide = np.where(layout.season == 52, 7, np.where(layout.season == 12, 30, 1))[:, None]
+    days_per_step = np.where(layout.season == 52, 7, np.where(layout.season == 12, 30, 1))[:, None]
     for _ in range(8):
         day, before, after = (
             random.integers(0, 365, (n, 1)),
             random.integers(0, 4, (n, 1)),
             random.integers(1, 4, (n, 1)),
         )
-        inside = (year_day >= day - before * wide) & (year_day < day + after * wide)
+        inside = (year_day >= day - before * days_per_step) & (year_day < day + after * days_per_step)
         effect = np.where(inside, random.normal(-0.7, 1.5, (n, 1)), effect)
     return effect

@@ -15,19 +15,19 @@ def counts(random: np.random.Generator, layout: Layout) -> Array:
     n, shape = len(layout), (len(layout), layout.n_steps)
     level = standardise(walk(random, layout), layout) * uniform(random, 0, 0.6, n)
     season = seasonality(random, layout) * uniform(random, 0, 1.0, n) * chance(random, 0.7, n)
-    ending = uniform(random, 0.5, 1.3, n)
-    fade = np.clip(layout.position - ending, 0, None) * 6 * chance(random, 0.08, n)
+    end = uniform(random, 0.5, 1.3, n)
+    fade = np.clip(layout.position - end, 0, None) * 6 * chance(random, 0.08, n)
     centre = np.exp(np.clip(level + season - fade, -8, 3.5))
     mean = centre * log_uniform(random, 0.1, 80, n)
     dispersion = log_uniform(random, 0.1, 3, n)
-    over = random.standard_gamma(1 / dispersion, shape) * dispersion
-    regular = np.where(chance(random, 0.4, n), mean, mean * over)
+    gamma = random.standard_gamma(1 / dispersion, shape) * dispersion
+    regular = np.where(chance(random, 0.4, n), mean, mean * gamma)
     arrival = np.clip(centre * log_uniform(random, 0.04, 0.7, n), 0, 1)
     intermittent = chance(random, 0.4, n)
-    size = log_uniform(random, 0.1, 30, n) * over
-    drawn = random.poisson(np.minimum(np.where(intermittent, size, regular), 1e6)).astype(np.float64)
-    values = np.where(intermittent, (drawn + 1) * (random.random(shape) < arrival), drawn)
+    size = log_uniform(random, 0.1, 30, n) * gamma
+    demand = random.poisson(np.minimum(np.where(intermittent, size, regular), 1e6)).astype(np.float64)
+    values = np.where(intermittent, (demand + 1) * (random.random(shape) < arrival), demand)
     # Spells: the sign of slow waves, out for at most a third of the time.
     wave = np.sin(2 * np.pi * (layout.position * log_uniform(random, 0.5, 6, n) + uniform(random, 0, 1, n)))
-    out = (wave > uniform(random, 0.5, 1.0, n)) & chance(random, 0.12, n)
-    return np.where(out, 0.0, values)
+    is_zero = (wave > uniform(random, 0.5, 1.0, n)) & chance(random, 0.12, n)
+    return np.where(is_zero, 0.0, values)

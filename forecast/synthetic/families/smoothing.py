@@ -43,9 +43,9 @@ def smoothing(random: np.random.Generator, layout: Layout) -> Array:
     for step, (error, jump) in enumerate(zip(errors.T.copy(), jumps.T.copy(), strict=True)):
         slope = damping * np.where(begin[step], trend, slope)
         level = level + slope
-        at = clocks[0][step], clocks[1][step]
-        values[step] = level + patterns[0][rows, at[0]] + patterns[1][rows, at[1]] + error
-        for pattern, index, share in zip(patterns, at, seasonal, strict=True):
+        positions = clocks[0][step], clocks[1][step]
+        values[step] = level + patterns[0][rows, positions[0]] + patterns[1][rows, positions[1]] + error
+        for pattern, index, share in zip(patterns, positions, seasonal, strict=True):
             pattern[rows, index] += share * error
         level = level + alpha * error + jump
         slope = slope + beta * error

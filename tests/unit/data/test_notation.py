@@ -272,7 +272,7 @@ def test_columns_of_the_same_name_are_told_where_they_are_wanted(tmp_path: Path)
 
 def test_words_for_missing_values_are_those_of_other_tools() -> None:
     frame = pl.DataFrame({"x": [*numerals.MISSING, " NA ", "0"]})
-    assert frame.select(numerals.stated(pl.col("x"))).to_series().drop_nulls().to_list() == ["0"]
+    assert frame.select(numerals.strip_missing(pl.col("x"))).to_series().drop_nulls().to_list() == ["0"]
 
 
 @pytest.mark.parametrize("source", ["parquet", "csv", "sqlite", "frame"])

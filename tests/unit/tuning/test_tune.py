@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(weekly_loaded: Loaded, folder: Path, trials: list[Trial]) -> TuneResult:
-    return tune(weekly_loaded, config(weekly_loaded), settings(), folder, ended=trials.append)
+    return tune(weekly_loaded, config(weekly_loaded), settings(), folder, on_trial=trials.append)
 
 
 def wql(artifact: Any, loaded: Loaded, windows: WindowIndex) -> float:
@@ -113,11 +113,11 @@ def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(
     result: TuneResult, folder: Path, weekly_loaded: Loaded
 ) -> None:
     heard: list[Trial] = []
-    again = tune(weekly_loaded, config(weekly_loaded), settings(), folder, ended=heard.append)
+    again = tune(weekly_loaded, config(weekly_loaded), settings(), folder, on_trial=heard.append)
     assert not heard
     assert again.artifact.digest() == result.artifact.digest()
     assert_frame_equal(again.trials, result.trials)
-    longer = tune(weekly_loaded, config(weekly_loaded), settings(n_trials=5), folder, ended=heard.append)
+    longer = tune(weekly_loaded, config(weekly_loaded), settings(n_trials=5), folder, on_trial=heard.append)
     assert [trial.number for trial in heard] == [4]
     assert_frame_equal(longer.trials[:4], result.trials)
     drawn = longer.trials["settings"].to_list()
@@ -223,7 +223,9 @@ def test_a_trial_that_fails_does_not_end_the_search(weekly_loaded: Loaded, tmp_p
     """A segment that does not divide the context is refused; the other trials go on."""
     heard: list[Trial] = []
     mixed = {"model": {"segment_length": [5]}}
-    made = tune(weekly_loaded, config(weekly_loaded), settings(n_trials=2, space=mixed), tmp_path, ended=heard.append)
+    made = tune(
+        weekly_loaded, config(weekly_loaded), settings(n_trials=2, space=mixed), tmp_path, on_trial=heard.append
+    )
     assert made.trials["state"].to_list() == ["complete", "failed"]
     assert "segment_length" in heard[1].error
     assert made.best == 0
