@@ -21,7 +21,7 @@ from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.defaults import usual_origins
 from forecast.training.interpolation import interpolate, place
-from forecast.training.trainer import Job, train
+from forecast.training.trainer import TrainingJob, train
 
 DEFAULT_STEPS, DEFAULT_RATE = 500, 1e-3
 # Validation windows that are used, approximately at most.
@@ -68,7 +68,7 @@ def continue_training(
         keeper = BestWeights(network, validation_loss(network, data, validation), config.patience, report)
         if config.max_steps:
             budget = Budget(config.max_steps, None)
-            train(Job(network, config, panel, train_lengths, validation, budget), data, keeper, checkpoint)
+            train(TrainingJob(network, config, panel, train_lengths, validation, budget), data, keeper, checkpoint)
         share = _interpolate(network.eval(), base, keeper, data, validation, settings.blend)
         members.append(network.cpu().eval())
         checkpoints.append(checkpoint)
@@ -118,7 +118,7 @@ def repeat_on_all_rows(
             shorter = config.model_copy(update={"max_steps": steps, "validation_every": steps})
             # The learning rate decays over the steps that were allowed, as in the first training.
             train(
-                Job(network, shorter, panel, train_lengths, validation[:1], Budget(config.max_steps, None)),
+                TrainingJob(network, shorter, panel, train_lengths, validation[:1], Budget(config.max_steps, None)),
                 data,
                 keeper,
                 None,

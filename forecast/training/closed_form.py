@@ -29,9 +29,10 @@ from forecast.training.linear_skip import SMOOTHED, inlying_samples, solve_skip,
 from forecast.training.means import relative_divisor
 from forecast.training.skip_samples import n_samples, skip_samples
 from forecast.training.skips import Skip, better_on_data
+from forecast.training.split import TrainingData
 
 _TRIED_SHARE, _LEAST_TRIED = 4, 10_000
-# Windows that a statistic of the panel is taken over, at most.
+# Most windows of a statistic of the panel.
 _CHECKS = 4_096
 # Least distance of neighbouring quantiles, in units of scale.
 _LEAST_GAP = 1e-3
@@ -41,48 +42,73 @@ Refit: TypeAlias = Callable[[WindowIndex, Tensor], None]
 
 
 class ClosedForm(NamedTuple):
-    """The best linear skip, and how it came about."""
+    """The best linear skip in an untrained network, and the choices that led to it."""
 
     network: RecurrentForecaster
     """Untrained."""
     tensors: PanelTensors
     choice: dict[str, str | float]
-    """What was chosen."""
+    """Chosen settings of the skip, for the summary."""
     refit: Refit
-    """Fits the skip on other windows, of so many steps of each series, with all that was chosen."""
+    """Fits the skip on other windows, up to a limit of steps of each series, with the same choices."""
 
 
 def closed_form(
-    panel: Panel,
-    device: torch.device,
+    training: TrainingData,
     shape: NetworkShape,
     model: ModelConfig,
-    limits: IntArray,
-    validation: WindowIndex,
-    steps: int,
     units: Sequence[float],
     rng: np.random.Generator,
 ) -> ClosedForm:
     """Return the untrained network around the best linear skip.
 
-    `units` are those of the scales to choose from. Windows have so many `steps` of targets at least.
+    `units` are those of the target scales to choose from.
     """
-    drawn = sample_origins(limits, horizon=steps, count=n_samples(shape), rng=rng)
-    if not len(drawn):  # What is hidden there leaves no target to fit on.
-        drawn = validation[:1]
-    limit = torch.from_numpy(limits).to(device)
+    panel, device, split = training.panel, training.device, training.split
+    windows = sample_origins(split.train_lengths, horizon=split.plan.validation_steps, count=n_samples(shape), rng=rng)
+    if not len(windows):  # A window whose targets are hidden: nothing is fitted.
+        windows = split.validation[:1]
     if shape.n_classes:
-        counted = _fit_class_skip(panel, device, shape, model, drawn, validation, limit)
-        standardise(counted.network, panel, limits)
-        return counted
-    tried = drawn[:: max(1, min(_TRIED_SHARE, len(drawn) // _LEAST_TRIED))]
-    levels = model.head not in POSITIVE_HEADS
+        closed = _fit_class_skip(training, shape, model, windows)
+        standardise(closed.network, panel, split.train_lengths)
+        return closed
+    sample = windows[:: max(1, min(_TRIED_SHARE, len(windows) // _LEAST_TRIED))]
+    best = _best_skip(training, shape, model, units, sample)
+    network, unit = best.network, best.network.shape.unit
+    tensors = PanelTensors.of(panel, network, device)
+    refit: Refit = _no_refit if best.penalty is None and not best.smoothing else partial(_refit, tensors, best)
+    if len(sample) < len(windows):
+        refit(windows, torch.from_numpy(split.train_lengths).to(device))
+    level = best.residual_quantiles(network.skip, network.head.start_levels)
+    with torch.no_grad():
+        network.output_bias.copy_(network.head.init_parameters(level, _LEAST_GAP))
+        if network.head.estimates_mean:
+            _start_likelihood(network, best.fitted)
+    standardise(network, panel, split.train_lengths)
+    choice: dict[str, str | float] = {
+        "transform": f"log, unit {unit:g}" if unit else "none",
+        "skip": best.kind,
+        "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
+        "skip_constant": int(best.constant),
+        "skip_share": 0.0 if best.penalty is None else best.share,
+        "smoothing_share": best.smoothing,
+        "skip_samples": len(windows),
+    }
+    return ClosedForm(network, tensors, choice, refit)
+
+
+def _best_skip(
+    training: TrainingData, shape: NetworkShape, model: ModelConfig, units: Sequence[float], windows: WindowIndex
+) -> Skip:
+    """Return the best skip over the target scales, fitted on `windows`; the first scale unless another is better."""
+    limit = torch.from_numpy(training.split.train_lengths).to(training.device)
+    levels, validation = model.head not in POSITIVE_HEADS, training.split.validation
     solutions = (
         solve_skip(
-            PanelTensors(panel, device, unit=unit, levels=levels),
+            PanelTensors(training.panel, training.device, unit=unit, levels=levels),
             replace(shape, unit=unit),
             model,
-            tried,
+            windows,
             validation,
             limit,
         )
@@ -92,72 +118,48 @@ def closed_form(
     for solution in solutions:
         if better_on_data(solution, best, overlap(validation, shape.horizon)):
             best = solution
-    network, unit = best.network, best.network.shape.unit
-    tensors = PanelTensors.of(panel, network, device)
-    refit: Refit = _no_refit if best.penalty is None and not best.smoothing else partial(_refit, tensors, best)
-    if len(tried) < len(drawn):
-        refit(drawn, limit)
-    level = best.residual_quantiles(network.skip, network.head.start_levels)
-    with torch.no_grad():
-        network.output_bias.copy_(network.head.init_parameters(level, _LEAST_GAP))
-        if network.head.estimates_mean:
-            _start_likelihood(network, best.fitted)
-    standardise(network, panel, limits)
-    choice: dict[str, str | float] = {
-        "transform": f"log, unit {unit:g}" if unit else "none",
-        "skip": best.kind,
-        "skip_penalty": "prior" if best.penalty is None else f"{best.penalty:g}",
-        "skip_constant": int(best.constant),
-        "skip_share": 0.0 if best.penalty is None else best.share,
-        "smoothing_share": best.smoothing,
-        "skip_samples": len(drawn),
-    }
-    return ClosedForm(network, tensors, choice, refit)
+    return best
 
 
 def _no_refit(windows: WindowIndex, limit: Tensor) -> None:
-    """Do nothing: what was not fitted need not be fitted again."""
+    """Do nothing: the skip is a prior without fitted weights."""
 
 
-def _refit(tensors: PanelTensors, found: Skip, windows: WindowIndex, limit: Tensor) -> None:
-    network = found.network
+def _refit(tensors: PanelTensors, best: Skip, windows: WindowIndex, limit: Tensor) -> None:
+    """Fit the skip on other windows, with the penalty, shares and constant of `best`."""
+    network = best.network
     if network.shape.smoothing:
         windows = windows[:: max(1, len(windows) // SMOOTHED)]
         weigh_filters(network, tensors, windows, limit)
-    if found.penalty is None:
+    if best.penalty is None:
         return
     (samples,) = skip_samples([network], tensors, windows, limit)
     if network.shape.smoothing:
         samples = samples.without(samples.smooth)
-    inlying = inlying_samples(found.network, downweight_flat_windows(samples), torch.zeros_like(found.prior))
-    (known,) = spectra(inlying, [found.constant])
-    (skip,) = solve_ridge(inlying, found.prior, (found.penalty,), known=known)
-    found.network.skip.copy_(skip if found.beside is None else found.beside + found.share * skip)
+    inlying = inlying_samples(network, downweight_flat_windows(samples), torch.zeros_like(best.prior))
+    (spectrum,) = spectra(inlying, [best.constant])
+    (skip,) = solve_ridge(inlying, best.prior, (best.penalty,), spectrum=spectrum)
+    network.skip.copy_(skip if best.remainder is None else best.remainder + best.share * skip)
 
 
 def _fit_class_skip(
-    panel: Panel,
-    device: torch.device,
-    shape: NetworkShape,
-    model: ModelConfig,
-    drawn: WindowIndex,
-    validation: WindowIndex,
-    limit: Tensor,
+    training: TrainingData, shape: NetworkShape, model: ModelConfig, windows: WindowIndex
 ) -> ClosedForm:
-    """Return what `closed_form` does, for classes: what follows what is counted."""
-    network = RecurrentForecaster(shape, model).to(device)
-    tensors = PanelTensors.of(panel, network, device)
+    """Return the closed form for classes: transitions are counted on `windows`, shares chosen by validation."""
+    network = RecurrentForecaster(shape, model).to(training.device)
+    tensors = PanelTensors.of(training.panel, network, training.device)
+    limit = torch.from_numpy(training.split.train_lengths).to(training.device)
     skip = network.class_skip
-    for (samples,), take in (
-        (skip_samples([network], tensors, drawn, limit), skip.fit),
-        (skip_samples([network], tensors, validation, None), skip.choose),
+    for (samples,), step in (
+        (skip_samples([network], tensors, windows, limit), skip.fit),
+        (skip_samples([network], tensors, training.split.validation, None), skip.choose),
     ):
-        take(samples.window, samples.target, samples.observed)
+        step(samples.window, samples.target, samples.observed)
     shares = zip(("latest", "season", "window"), skip.share.tolist(), strict=True)
     choice: dict[str, str | float] = {
         "transform": "none",
         "skip": ", ".join(f"{name} {share:g}" for name, share in shares),
-        "skip_samples": len(drawn),
+        "skip_samples": len(windows),
     }
 
     def refit(windows: WindowIndex, limit: Tensor) -> None:
@@ -168,7 +170,7 @@ def _fit_class_skip(
 
 
 def units_of(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
-    """Return the units of the scales to try."""
+    """Return the units of the target scales to try; 0 for the linear scale."""
     if model.transform == "none" or model.head in (*POSITIVE_HEADS, *CLASS_HEADS):
         return [0.0]
     unit, positive = unit_of(panel, limits)
@@ -178,7 +180,7 @@ def units_of(panel: Panel, limits: IntArray, model: ModelConfig) -> list[float]:
 
 
 def _start_likelihood(network: RecurrentForecaster, samples: Samples) -> None:
-    """Set the start of a head that estimates a mean: sums of means are those of outcomes, and widths the likeliest."""
+    """Initialise a head that estimates a mean: sums of means equal those of the targets; widths are the likeliest."""
     samples = samples.subsample(max(1, len(samples.window) // _CHECKS))
     if not len(samples.window):
         return

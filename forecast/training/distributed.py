@@ -22,13 +22,13 @@ from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
 from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.trainer import Job, train
+from forecast.training.trainer import TrainingJob, train
 
 # --- several devices
 
 
 def train_on_devices(
-    job: Job, keeper: BestWeights, checkpoint: Checkpoint | None, progress: Callable[[float, str], None] | None
+    job: TrainingJob, keeper: BestWeights, checkpoint: Checkpoint | None, progress: Callable[[float, str], None] | None
 ) -> dict[str, float]:
     """As `train`, with a process for each of `devices`, whose gradients are averaged at each step.
 
@@ -66,7 +66,7 @@ def train_on_devices(
 class _Start:
     """What a process of several is told."""
 
-    job: Job
+    job: TrainingJob
     loss: float
     checkpoint: tuple[Path, dict[str, Any]]
     threads: int

@@ -29,7 +29,7 @@ from forecast.training.callbacks import BestWeights
 from forecast.training.closed_form import Refit
 from forecast.training.means import balance_means, mean_shift_of
 from forecast.training.teacher import Teacher
-from forecast.training.trainer import Job, train
+from forecast.training.trainer import TrainingJob, train
 
 _LOG = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class FinalFit:
         lightning.seed_everything(config.seed, verbose=False)
         keeper = BestWeights(network, math.inf, 1, progress)
         # Nothing is chosen here: a validation of one window is as good as any.
-        job = Job(
+        job = TrainingJob(
             network,
             config,
             self.panel,

@@ -123,7 +123,7 @@ def _candidates(
         made: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
         # Around smoothing, lines are of what it leaves over.
         for own in known if shape.smoothing == (name == "smoothing") else []:
-            solutions = solve_ridge(inlying, prior, penalties, known=own)
+            solutions = solve_ridge(inlying, prior, penalties, spectrum=own)
             made += [(found, p, own.constant) for found, p in zip(solutions, penalties, strict=True)]
         kind = name if name == "smoothing" else f"{shape.anchor}/{name}"
         for solution, penalty, constant in made:

@@ -1,19 +1,18 @@
-"""One member of the ensemble: closed form, training, and what it is compared with."""
+"""One network of a training: closed form, gradient steps, and the choices of validation."""
 
 import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as lightning
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from forecast.config import FitConfig, ModelConfig
-from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
@@ -31,24 +30,23 @@ from forecast.training.post_training import enforce_min_gap, scale_intervals, se
 from forecast.training.result import Curve, Progress, Summary
 from forecast.training.skip_samples import n_samples
 from forecast.training.skips import significantly_better
+from forecast.training.split import TrainingData
 from forecast.training.teacher import Teacher
-from forecast.training.trainer import Job, train
+from forecast.training.trainer import TrainingJob, train
 
 log = logging.getLogger(__name__)
-# Least distance of neighbouring quantiles, in units of scale: in the closed-form solution, and where training starts.
-_LEAST_GAP = 1e-3
 
 
 class Member(NamedTuple):
-    """One network of a training, on the CPU, and how it came about."""
+    """One network of a training, on the CPU, with its curve and summary."""
 
     network: RecurrentForecaster
     candidate: RecurrentForecaster
-    """The network before its line was solved on the validation windows as well."""
+    """The network before its skip was refitted on the validation windows as well."""
     curve: Curve
     summary: Summary
     final_fit: FinalFit | None = None
-    """What is to be done yet."""
+    """The pending final fit."""
     final: RecurrentForecaster | None = None
     """The network after its final fit."""
 
@@ -56,105 +54,158 @@ class Member(NamedTuple):
         """Return the member after its final fit."""
         if self.final_fit is None:
             return self
-        final = self.final_fit.run(progress and (lambda done, text: progress(1.0, f"final fit {done:.0%}, {text}")))
+        final = self.final_fit.run(progress and (lambda share, text: progress(1.0, f"final fit {share:.0%}, {text}")))
         return self._replace(final_fit=None, final=final)
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """Callbacks and checkpoint of a training."""
+
+    progress: Progress | None = None
+    watch: Callable[[Forecaster, int], bool] | None = None
+    """Called at each validation with the averaged network and the step; True ends the training."""
+    checkpoint: Checkpoint | None = None
+
+
+class _Trained(NamedTuple):
+    """Results of the gradient steps of a network."""
+
+    keeper: BestWeights
+    start_loss: float
+    """Validation loss of the closed form."""
+    loss: float
+    """Validation loss of the network, with its threshold and widths."""
+    gpu: dict[str, float]
+    """Load and memory of the GPU."""
+
+
 def train_member(
-    panel: Panel,
-    device: torch.device,
+    training: TrainingData,
     shape: NetworkShape,
     model: ModelConfig,
     fit: FitConfig,
-    limits: IntArray,
-    usable: IntArray,
-    validation: WindowIndex,
-    steps: int,
     units: Sequence[float],
-    checkpoint: Checkpoint | None,
-    progress: Progress | None,
-    shown: Callable[[Forecaster, int], bool] | None,
-    teacher: Teacher | None,
+    hooks: Hooks,
+    *,
+    teacher: Teacher | None = None,
 ) -> Member:
-    """Return the best network."""
+    """Return one trained network: the closed form, gradient steps around it, and thresholds chosen by validation.
+
+    `units` are those of the target scales to choose from.
+    """
     assert fit.origins is not None
-    begun = time.monotonic()
+    started = time.monotonic()
+    split = training.split
     budget = Budget(fit.max_steps, fit.max_minutes)
-    if checkpoint is not None:
-        budget.resume(checkpoint.elapsed)
+    if hooks.checkpoint is not None:
+        budget.resume(hooks.checkpoint.elapsed)
     lightning.seed_everything(fit.seed, verbose=False)
     rng = np.random.default_rng(fit.seed)
-    closed = closed_form(panel, device, shape, model, limits, validation, steps, units, rng)
-    network, tensors = closed.network.to(device).eval(), closed.tensors
+    closed = closed_form(training, shape, model, units, rng)
+    network, tensors = closed.network.to(training.device).eval(), closed.tensors
     solved = time.monotonic()
-    start = window_losses(network, tensors, validation)
-    loss = float(start[:, 0].sum() / start[:, 1].sum().clamp(min=1e-9))
-    keeper = BestWeights(network, loss, fit.patience, progress, shown)
-    untouched = keeper.best
-    found: dict[str, float] = {}
-    untrained = network.category_rows()
-    if fit.max_steps:
-        enforce_min_gap(network)
-        job = Job(network, fit, panel, limits, validation, budget, teacher)
-        if fit.devices == 1:
-            found = train(job, tensors, keeper, checkpoint)
-        else:
-            found = train_on_devices(job, keeper, checkpoint, progress)
-    network.load_state_dict(keeper.best)
-    network.eval()
-    best_loss = keeper.best_loss
-    if keeper.best_step and network.shape.smoothing and not _surely_trained(network, tensors, validation, start[:, :1]):
-        log.info("fit: the network's gain on %d windows of validation may be chance: the line is kept", len(validation))
-        network.load_state_dict(untouched)
-        keeper.best_step, best_loss = 0, loss
-    if keeper.best_step and network.share_unseen(untrained):
-        best_loss = validation_loss(network, tensors, validation)
-    loss_kept = scale_intervals(
-        network, tensors, validation, select_soft_threshold(network, tensors, validation, best_loss)
-    )
-    trained = time.monotonic()
+    job = TrainingJob(network, fit, training.panel, split.train_lengths, split.validation, budget, teacher)
+    trained = _train_network(network, job, tensors, hooks)
+    ended = time.monotonic()
     candidate = copy.deepcopy(network).cpu()
-    network.interval_scale.fill_(after_refit(float(network.interval_scale), limits.sum() / usable.sum()))
-    # Validation has chosen all there is to choose: its windows, the latest ones, are fitted on as well.
-    count = int(closed.choice["skip_samples"])
-    settle(network, tensors, closed.refit, usable, steps=steps, count=count, rng=rng)
+    share = split.train_lengths.sum() / split.usable.sum()
+    network.interval_scale.fill_(after_refit(float(network.interval_scale), share))
+    # All choices of validation are made: its windows, the latest ones, are fitted on as well.
+    steps, count = split.plan.validation_steps, int(closed.choice["skip_samples"])
+    settle(network, tensors, closed.refit, split.usable, steps=steps, count=count, rng=rng)
     evaluated = copy.deepcopy(network).cpu().eval()
 
-    seconds = trained - solved
-    n_steps, resumed = max(step for step, _ in keeper.curve), checkpoint.step if checkpoint else 0
-    windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds, 1e-9)
-    summary: Summary = {
-        "val/loss": loss_kept,
-        "threshold": float(evaluated.threshold),
-        "interval_scale": float(evaluated.interval_scale),
-        "val/loss_closed_form": loss,
-        "best_step": keeper.best_step,
-        "steps": n_steps,
-        **({"resumed_at_step": resumed} if resumed else {}),
-        "seconds_closed_form": solved - begun + time.monotonic() - trained,
-        "seconds_training": seconds,
-        "windows_per_second": windows_per_second,
-        "forecasts_per_second": windows_per_second * min(fit.origins, shape.origins(shape.context_length)),
-        **found,
+    resumed = hooks.checkpoint.step if hooks.checkpoint else 0
+    seconds = {
+        "seconds_closed_form": solved - started + time.monotonic() - ended,
+        "seconds_training": ended - solved,
+    }
+    summary = _summary(evaluated, trained, fit, seconds, resumed) | {
         "parameters": sum(p.numel() for p in evaluated.parameters()),
-        "validation_windows": len(validation),
+        "validation_windows": len(split.validation),
         **closed.choice,
     }
-    member = Member(evaluated, candidate, keeper.curve, summary)
+    member = Member(evaluated, candidate, trained.keeper.curve, summary)
     if not fit.final:
         return member
-    if not keeper.best_step and (usable == panel.lengths).all():
+    best_step = trained.keeper.best_step
+    if not best_step and (split.usable == training.panel.lengths).all():
         return member._replace(final=evaluated)
-    count, best_step = n_samples(shape), keeper.best_step
     final_fit = FinalFit(
-        network, tensors, panel, closed.refit, validation, usable, steps, count, best_step, fit, teacher
+        network,
+        tensors,
+        training.panel,
+        closed.refit,
+        split.validation,
+        split.usable,
+        steps,
+        n_samples(shape),
+        best_step,
+        fit,
+        teacher,
     )
     return member._replace(final_fit=final_fit)
 
 
-def _surely_trained(
-    network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, before: Float[Tensor, "window 1"]
+def _train_network(network: RecurrentForecaster, job: TrainingJob, tensors: PanelTensors, hooks: Hooks) -> _Trained:
+    """Train the network in place from its closed form, and choose threshold and widths; keep the better one."""
+    validation, fit = job.validation, job.config
+    start = window_losses(network, tensors, validation)
+    start_loss = float(start[:, 0].sum() / start[:, 1].sum().clamp(min=1e-9))
+    keeper = BestWeights(network, start_loss, fit.patience, hooks.progress, hooks.watch)
+    start_weights = keeper.best
+    gpu: dict[str, float] = {}
+    untrained = network.category_rows()
+    if fit.max_steps:
+        enforce_min_gap(network)
+        if fit.devices == 1:
+            gpu = train(job, tensors, keeper, hooks.checkpoint)
+        else:
+            gpu = train_on_devices(job, keeper, hooks.checkpoint, hooks.progress)
+    network.load_state_dict(keeper.best)
+    network.eval()
+    loss = keeper.best_loss
+    if (
+        keeper.best_step
+        and network.shape.smoothing
+        and not _significantly_trained(network, tensors, validation, start[:, :1])
+    ):
+        log.info("fit: the network's gain on %d windows of validation may be chance: the line is kept", len(validation))
+        network.load_state_dict(start_weights)
+        keeper.best_step, loss = 0, start_loss
+    if keeper.best_step and network.share_unseen(untrained):
+        loss = validation_loss(network, tensors, validation)
+    loss = scale_intervals(network, tensors, validation, select_soft_threshold(network, tensors, validation, loss))
+    return _Trained(keeper, start_loss, loss, gpu)
+
+
+def _summary(
+    network: RecurrentForecaster, trained: _Trained, fit: FitConfig, seconds: dict[str, float], resumed: int
+) -> Summary:
+    """Return losses, steps and speed of a training; `resumed` is the step of its checkpoint, 0 without one."""
+    assert fit.origins is not None
+    n_steps = max(step for step, _ in trained.keeper.curve)
+    windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds["seconds_training"], 1e-9)
+    n_origins = min(fit.origins, network.shape.origins(network.shape.context_length))
+    return {
+        "val/loss": trained.loss,
+        "threshold": float(network.threshold),
+        "interval_scale": float(network.interval_scale),
+        "val/loss_closed_form": trained.start_loss,
+        "best_step": trained.keeper.best_step,
+        "steps": n_steps,
+        **({"resumed_at_step": resumed} if resumed else {}),
+        **seconds,
+        "windows_per_second": windows_per_second,
+        "forecasts_per_second": windows_per_second * n_origins,
+        **trained.gpu,
+    }
+
+
+def _significantly_trained(
+    network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, start: Float[Tensor, "window 1"]
 ) -> bool:
-    """Return whether a network is better than its start by more than a standard error, by the losses of windows."""
-    after = window_losses(network, data, validation)[:, :1]
-    return significantly_better(after, before, before.sum(0), overlap(validation, network.shape.horizon))
+    """Return whether the network is better than its start by more than a standard error of the windows' losses."""
+    trained = window_losses(network, data, validation)[:, :1]
+    return significantly_better(trained, start, start.sum(0), overlap(validation, network.shape.horizon))

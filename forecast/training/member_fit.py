@@ -21,7 +21,7 @@ from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.training.budget import Budget
 from forecast.training.callbacks import BestWeights
 from forecast.training.interpolation import interpolate
-from forecast.training.trainer import Job, train
+from forecast.training.trainer import TrainingJob, train
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class MemberFit:
         lightning.seed_everything(fit.seed, verbose=False)
         keeper = BestWeights(network, math.inf, 1, None)
         # How good it is decides after the training: a validation of one window on the way is as good as any.
-        job = Job(network, config, self.panel, self.limits, validation[:1], Budget(steps, minutes))
+        job = TrainingJob(network, config, self.panel, self.limits, validation[:1], Budget(steps, minutes))
         train(job, data, keeper, None)
         some = validation[:: max(1, len(validation) // _CHECKS)]
         loss = (1 - _LEAST_GAIN) * validation_loss(base.eval(), data, some)

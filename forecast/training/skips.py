@@ -39,7 +39,7 @@ class Skip:
     """Whether the skip has one of its own, beside the prior's."""
     share: float = 1.0
     """Of the fitted line in the skip."""
-    beside: Solution | None = None
+    remainder: Solution | None = None
     """The rest of it, if any."""
     sure: bool = True
     """Whether a fitted line was better than all that are not fitted, beyond doubt."""
@@ -145,11 +145,11 @@ def stack(best: Skip, candidates: Sequence[Skip], usual: Tensor, shared: float) 
         return best
     shares = torch.lerp(start, found, 1 - sure**-2)
     share, total = float(shares[0]), float(shares @ smoothed)
-    beside = torch.einsum("l,lch->ch", shares[1:], every[1:])
+    remainder = torch.einsum("l,lch->ch", shares[1:], every[1:])
     if not share:
-        return replace(best, skip=beside, penalty=None, constant=False, sure=False, smoothing=total)
-    solution = beside + share * lined.skip
-    return replace(lined, skip=solution, beside=beside, share=share, sure=best.sure, smoothing=total)
+        return replace(best, skip=remainder, penalty=None, constant=False, sure=False, smoothing=total)
+    solution = remainder + share * lined.skip
+    return replace(lined, skip=solution, remainder=remainder, share=share, sure=best.sure, smoothing=total)
 
 
 def stacking_weights(shares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:

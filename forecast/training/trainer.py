@@ -26,7 +26,7 @@ from forecast.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is trained, on what."""
 
     network: Member
@@ -40,7 +40,7 @@ class Job:
 
 
 def train(
-    job: Job, data: PanelTensors, keeper: BestWeights, checkpoint: Checkpoint | None, *, rank: int = 0
+    job: TrainingJob, data: PanelTensors, keeper: BestWeights, checkpoint: Checkpoint | None, *, rank: int = 0
 ) -> dict[str, float]:
     """Train the network in place, while `keeper` keeps its best weights; return what the GPU says of it.
 

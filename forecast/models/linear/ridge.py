@@ -99,13 +99,13 @@ def spectra(samples: Samples, constants: Iterable[bool] = CONSTANTS) -> list[Spe
     for part in _chunks(samples):
         features = _features(samples, part)
         gram += features.T @ features
-    found = []
+    result = []
     for constant in constants:
-        kept = torch.ones(size, dtype=torch.float64, device=gram.device)
-        kept[-1] = constant
-        values, vectors = torch.linalg.eigh(gram * kept * kept[:, None])
-        found.append(Spectrum(values.clamp(min=0), vectors, constant=constant))
-    return found
+        mask = torch.ones(size, dtype=torch.float64, device=gram.device)
+        mask[-1] = constant
+        values, vectors = torch.linalg.eigh(gram * mask * mask[:, None])
+        result.append(Spectrum(values.clamp(min=0), vectors, constant=constant))
+    return result
 
 
 def solve_ridge(
@@ -113,15 +113,15 @@ def solve_ridge(
     prior: Solution,
     penalties: tuple[float, ...] = PENALTIES,
     *,
-    known: Spectrum | None = None,
+    spectrum: Spectrum | None = None,
 ) -> list[Solution]:
     """Return, for each penalty p, the W that minimises sum of w |y - [z; 1] W|^2 + p n |W - prior|^2.
 
-    The constant is hardly penalised; it is the prior's where `known` is a spectrum without. Targets that were not
+    The constant is hardly penalised; it is the prior's where `spectrum` is a spectrum without. Targets that were not
     observed are replaced by the current solution's values and solved for again (EM), which converges to least squares
-    over the observed ones. `known` is the samples' spectrum.
+    over the observed ones. `spectrum` is the samples' spectrum.
     """
-    values, vectors, constant = known or spectra(samples, [True])[0]
+    values, vectors, constant = spectrum or spectra(samples, [True])[0]
     cross = _cross(samples, prior)
     cross[-1] *= constant
     partial = torch.nonzero((samples.observed == 0).any(1)).flatten()
@@ -148,10 +148,10 @@ def huber_reweight(samples: Samples, prior: Solution) -> Samples:
     weighted = pilots = samples.subsample(_PILOTS)
     for _ in range(_REWEIGHTINGS):
         (pilot,) = solve_ridge(weighted, prior, (_PILOT,))
-        usual, error = _errors(pilots, pilot).median(), _errors(samples, pilot)
-        if not usual > 0:
+        typical_error, error = _errors(pilots, pilot).median(), _errors(samples, pilot)
+        if not typical_error > 0:
             return samples
-        inlying = (usual / error.clamp(min=1e-9)).clamp(max=1.0)
+        inlying = (typical_error / error.clamp(min=1e-9)).clamp(max=1.0)
         result = replace(samples, weight=samples.weight * inlying)
         weighted = result.subsample(_PILOTS)
     return result
@@ -176,9 +176,9 @@ def downweight_flat_windows(samples: Samples) -> Samples:
     n_series = int(samples.series.max()) + 1 if len(samples.series) else 0
     square = samples.divisor.double().square()
     total = square.new_zeros(n_series).index_add(0, samples.series, square)
-    usual = _CALM**2 * total / torch.bincount(samples.series, minlength=n_series).clamp(min=1)
-    usual = usual[samples.series].clamp(min=torch.finfo(square.dtype).tiny)
-    return replace(samples, weight=samples.weight * (square / usual).clamp(max=1.0).to(samples.weight))
+    typical_square = _CALM**2 * total / torch.bincount(samples.series, minlength=n_series).clamp(min=1)
+    typical_square = typical_square[samples.series].clamp(min=torch.finfo(square.dtype).tiny)
+    return replace(samples, weight=samples.weight * (square / typical_square).clamp(max=1.0).to(samples.weight))
 
 
 def _errors(samples: Samples, solution: Solution) -> Float[Tensor, " sample"]:
@@ -197,8 +197,8 @@ def _cross(samples: Samples, prior: Solution) -> Float[Tensor, "context+1 horizo
     """Return z'w(y - z prior) in float64."""
     cross = torch.zeros(prior.shape, dtype=torch.float64, device=prior.device)
     for part in _chunks(samples):
-        rest = (samples.target[part] - apply_linear(samples.window[part], prior)) * samples.observed[part]
-        cross += _features(samples, part).T @ (rest * samples.weight[part, None].sqrt()).double()
+        residual = (samples.target[part] - apply_linear(samples.window[part], prior)) * samples.observed[part]
+        cross += _features(samples, part).T @ (residual * samples.weight[part, None].sqrt()).double()
     return cross
 
 

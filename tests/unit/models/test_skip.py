@@ -72,8 +72,8 @@ def test_without_the_constant_it_is_the_ridge_of_the_windows_alone(problem: Prob
     given, start = samples(window, target, weight, observed), torch.from_numpy(prior)
     both = spectra(given)
     assert [known.constant for known in both] == [True, False]
-    (with_it,) = solve_ridge(given, start, (1e-2,), known=both[0])
-    (alone,) = solve_ridge(given, start, (1e-2,), known=both[1])
+    (with_it,) = solve_ridge(given, start, (1e-2,), spectrum=both[0])
+    (alone,) = solve_ridge(given, start, (1e-2,), spectrum=both[1])
     torch.testing.assert_close(with_it, solve_ridge(given, start, (1e-2,))[0])
     np.testing.assert_array_equal(alone[-1], prior[-1])
     if not share:

@@ -32,7 +32,7 @@ from forecast.training.callbacks import BestWeights
 from forecast.training.result import FitResult
 from forecast.training.split import split_panel
 from forecast.training.teacher import Teacher
-from forecast.training.trainer import Job
+from forecast.training.trainer import TrainingJob
 from forecast.training.trainer import train as run_training
 
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -741,7 +741,7 @@ def test_a_network_is_not_trained_on_another_scale_than_its_own(train: Train, nu
     lengths = numeric.panel.lengths
     windows = WindowIndex(np.arange(8), lengths - 8)
     config = FitConfig(max_steps=1, origins=2, accelerator="cpu", holdout_windows=4, validation_windows=4)
-    job = Job(network, config, numeric.panel, lengths, windows, Budget(1, None))
+    job = TrainingJob(network, config, numeric.panel, lengths, windows, Budget(1, None))
     with pytest.raises(AssertionError, match="another scale"):
         run_training(job, PanelTensors(numeric.panel), BestWeights(network, 1.0, 1, None), None)
 
