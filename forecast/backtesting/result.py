@@ -1,4 +1,4 @@
-"""What a backtest gives."""
+"""The result of a backtest: scores and forecasts in files, and the tables summarised from them."""
 
 import tempfile
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Progress = Callable[[float, str], None]
 
 
 class Contender(NamedTuple):
-    """A model, and the panel as it reads it."""
+    """A model, and the panel as this model reads it."""
 
     artifact: Artifact
     panel: Panel
@@ -40,7 +40,7 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class BacktestResult:
-    """Scores and forecasts of all models on the same windows: the large tables in files, the others here."""
+    """Scores and forecasts of all models on the same windows: large tables in files, small ones in memory."""
 
     folder: Path
     """Holds scores.parquet and forecasts.parquet."""
@@ -55,15 +55,15 @@ class BacktestResult:
     segments: pl.DataFrame
     """segment, value, model, and the columns of `summary`, for each of `backtest.segments`."""
     wins: pl.DataFrame
-    """model, baseline, and on what share of the series the model is better (`metrics.wins`)."""
+    """model, baseline, and the share of series on which the model is better (`metrics.wins`)."""
     failures: pl.DataFrame
     """series_id, cutoff, model, reason: baselines that could not be fitted, and have no row for this window."""
     skipped: pl.DataFrame
     """series_id, reason: series without a scored window."""
     confusion: pl.DataFrame | None = None
-    """model, target, class, n: how often each class was the most probable one where another came."""
+    """model, target, class, n: steps per actual class (target) and most probable class. None for numbers."""
     temporary: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
-    """The folder, if it goes with this object."""
+    """The temporary folder, which is deleted with this object; None for a permanent one."""
 
     def __repr__(self) -> str:
         metric = "mase" if "mase" in self.summary.columns else self.summary.columns[-1]
@@ -73,7 +73,7 @@ class BacktestResult:
         return f"BacktestResult({metric}: {', '.join(parts)}; {self.skipped.height:,} series skipped)"
 
     def scan(self, table: Literal["scores", "forecasts"]) -> pl.LazyFrame:
-        """Return one of the large tables as it lies in its file."""
+        """Return a large table as a lazy frame over its file."""
         return pl.scan_parquet(self.folder / f"{table}.parquet", glob=False, hive_partitioning=False)
 
     @property
@@ -93,15 +93,15 @@ class BacktestResult:
     def forecasts(self) -> pl.DataFrame:
         """Read series_id, timestamp, cutoff, step, model, target, mean, and one column per quantile.
 
-        Of classes class, the most probable one, and one column per class in place of mean and quantiles.
+        For classes: `class`, the most probable one, and one column per class in place of mean and quantiles.
         """
         return self.scan(FORECASTS).collect()
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """Return the small tables by their names: all but those in files."""
+        """Return the tables in memory by name."""
         names = ("summary", "steps", "levels", "intervals", "segments", "wins", "failures", "skipped")
-        found = {name: getattr(self, name) for name in names}
-        return found if self.confusion is None else {**found, "confusion": self.confusion}
+        tables = {name: getattr(self, name) for name in names}
+        return tables if self.confusion is None else {**tables, "confusion": self.confusion}
 
 
 def result_of(
@@ -112,13 +112,13 @@ def result_of(
     scored: np.ndarray,
     failures: pl.DataFrame,
 ) -> BacktestResult:
-    """Return what follows from the files, which are read in blocks."""
+    """Return the result with its tables summarised from the files, which are read in blocks."""
     scores, forecasts = (pl.scan_parquet(folder / f"{name}.parquet", glob=False) for name in (SCORES, FORECASTS))
     summary = summarise(scores)
-    found = None
+    counts = None
     if LOG_LOSS in summary.columns:
-        found = confusion(forecasts)
-        summary = summary.join(macro_f1(found), on=MODEL, maintain_order="left")
+        counts = confusion(forecasts)
+        summary = summary.join(macro_f1(counts), on=MODEL, maintain_order="left")
         first_columns = [MODEL, LOG_LOSS, "brier", "accuracy", "macro_f1"]
         summary = summary.select(*first_columns, pl.exclude(first_columns))
     parts = [
@@ -127,8 +127,8 @@ def result_of(
         )
         for name in groups.columns[1:]
     ]
-    absent = panel.series_id[~scored].tolist()
-    skipped = {SERIES_ID: absent, REASON: ["no history or no observation at any cutoff"] * len(absent)}
+    without_score = panel.series_id[~scored].tolist()
+    skipped = {SERIES_ID: without_score, REASON: ["no history or no observation at any cutoff"] * len(without_score)}
     return BacktestResult(
         folder=folder,
         summary=summary,
@@ -139,6 +139,6 @@ def result_of(
         wins=wins(scores),
         failures=failures,
         skipped=pl.DataFrame(skipped, schema={SERIES_ID: pl.String, REASON: pl.String}),
-        confusion=found,
+        confusion=counts,
         temporary=temporary,
     )

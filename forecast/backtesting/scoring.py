@@ -1,13 +1,15 @@
-"""Scores of some cutoffs at a time, of each model."""
+"""Scores of models and baselines on a block: a range of series at some cutoffs."""
 
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.backtesting.baselines import fitted_forecasts
+from forecast.backtesting.baselines import forecast_baseline
 from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings
 from forecast.data.panel import Panel
@@ -19,164 +21,205 @@ from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_sup
 from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.predict import predict
 
-# Equal shares of a distribution whose midpoints the CRPS is taken over.
-_POINTS = 100
+# Number of equal shares of a distribution whose midpoints the CRPS is computed from.
+_N_POINTS = 100
 
 
-# --- forecasts and scores
+@dataclass(frozen=True)
+class BlockPlan:
+    """Settings that all blocks of a backtest share."""
+
+    settings: BacktestSettings
+    fitted: list[str]
+    """Baselines that are fitted to each series (`check_baselines`)."""
+    pool: Executor | None
 
 
 class _Block(NamedTuple):
-    """The windows of some neighbouring series."""
+    """The scored windows of a range of neighbouring series."""
 
     series: np.ndarray
-    """[n], counted from the first of them."""
+    """[n], row of each window's series, counted from the first series of the block."""
     scores: pl.DataFrame
     forecasts: pl.DataFrame
     failures: pl.DataFrame
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of a block, their actuals, and what baselines need to know of the models."""
+
+    panel: Panel
+    history: Panel
+    """The panel as baselines see it: nothing before the window if that slides."""
+    index: WindowIndex
+    artifact: Artifact
+    """The first model, whose horizon, quantile levels and season are those of the baselines."""
+    bounded: Artifact
+    """The model whose support of the target baselines respect."""
+    n_points: int
+    """Points of the distribution that the CRPS is computed from; 0 without CRPS."""
+
+    @cached_property
+    def actual(self) -> np.ndarray:
+        """[n, horizon]."""
+        return future_values(self.panel, self.index, self.artifact.horizon)
+
+    @cached_property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scales of MASE and RMSSE, [n]: of the whole history up to the cutoff, even if the window slides."""
+        return seasonal_naive_errors(self.panel, self.index, self.artifact.network.shape.season_length)
+
+    def score(
+        self, name: str, columns: np.ndarray, mean: np.ndarray | None, points: np.ndarray | None, rows: np.ndarray
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return scores and forecasts of one model on the windows `rows`; arguments are of all windows."""
+        windows, actual, (scale, root_scale) = self.index[rows], self.actual[rows], self.scales
+        levels = self.artifact.model.quantile_levels
+        if self.artifact.classes is not None:
+            scores, mean = score_classes(actual, columns[rows]), None
+        else:
+            mean = (columns[..., list(levels).index(0.5)] if mean is None else mean)[rows]
+            scores = score_windows(
+                actual, columns[rows], levels=levels, scale=scale[rows], root_scale=root_scale[rows], mean=mean
+            )
+            scores |= {} if points is None else {CRPS: score_points(actual, points[rows])}
+        table = pl.DataFrame({**_keys(self.panel, windows, name), **scores})
+        return table, _forecast_rows(self.panel, windows, actual, name, columns[rows], mean, self.artifact)
+
+
 def score_block(
-    models: dict[str, Contender],
-    begin: int,
-    end: int,
-    cutoffs: list[int],
-    settings: BacktestSettings,
-    fitted: list[str],
-    pool: Executor | None,
+    plan: BlockPlan, models: dict[str, Contender], cutoffs: list[int], begin: int, end: int
 ) -> _Block | None:
-    """Return the forecasts of series `begin` up to `end` at some cutoffs, scored; None if none can be."""
-    first, whole = next(iter(models.values()))
-    horizon, levels, season = first.horizon, first.model.quantile_levels, first.network.shape.season_length
-    panel = whole.rows(begin, end)
-    at = [windows_at(panel, cutoff) for cutoff in cutoffs]
-    windows = WindowIndex(np.concatenate([part.series for part in at]), np.concatenate([part.cutoff for part in at]))
-    windows = windows[windows.series.argsort(kind="stable")]
-    # What is seen before the one cutoff of a sliding window.
-    length = settings.window_length
-    history = panel if length is None else panel.since(cutoffs[0] - length + 1)
-    usable = np.isfinite(future_values(panel, windows, horizon)).any(1) & np.isfinite(last_values(history, windows))
-    windows = windows[np.flatnonzero(usable)]
-    if not len(windows):
+    """Return the forecasts of series `begin` up to `end` at the cutoffs, scored; None without a window to score."""
+    windows = _windows_of(plan, models, cutoffs, begin, end)
+    if windows is None:
         return None
-    # Beside the pinball loss at a few levels: what it is over the whole distribution, where one of the models states it
-    # for targets that are often 0.
-    positive = [artifact for artifact, _ in models.values() if artifact.network.head.positive]
-    points = _POINTS * bool(positive)
-    # Baselines keep to the values that targets can have, as far as a model says which these are.
-    bounded = positive[0] if positive else first
-    actual = future_values(panel, windows, horizon)
-    # One yardstick for all kinds of windows: errors of the whole history up to the cutoff.
-    scale, root_scale = seasonal_naive_errors(panel, windows, season)
-    scores, forecasts, failures = [], [], [_failures(panel, windows, NAIVE, [""] * len(windows))]
-
-    def judge(
-        name: str, stated: np.ndarray, mean: np.ndarray | None, dense: np.ndarray | None, rows: np.ndarray
-    ) -> None:
-        own, came = windows[rows], actual[rows]
-        if first.classes is not None:
-            found, mean = score_classes(came, stated[rows]), None
-        else:
-            mean = (stated[..., list(levels).index(0.5)] if mean is None else mean)[rows]
-            found = score_windows(
-                came, stated[rows], levels=levels, scale=scale[rows], root_scale=root_scale[rows], mean=mean
-            )
-            found |= {} if dense is None else {CRPS: score_points(came, dense[rows])}
-        scores.append(_scores(panel, own, name, found))
-        forecasts.append(_long(panel, own, came, name, stated[rows], mean, first))
-
-    every = np.arange(len(windows))
-    for baseline in settings.baselines:
+    index, n_points = windows.index, windows.n_points
+    parts, failures = [], [_failures(windows.panel, index, NAIVE, [""] * len(index))]
+    all_rows = np.arange(len(index))
+    for baseline in plan.settings.baselines:
         name: str = baseline
-        if name in fitted:
-            asked = sorted({*levels, *midpoints(points)})
-            made, reasons = fitted_forecasts(
-                name,
-                history,
-                windows,
-                horizon=horizon,
-                season=season,
-                levels=asked,
-                history=settings.baseline_history,
-                pool=pool,
-            )
-            made = within_support(bounded, made)
-            stated, dense = (made[..., [asked.index(q) for q in some]] for some in (levels, midpoints(points)))
-            solved = np.flatnonzero([not reason for reason in reasons])
-            judge(name, stated, None, dense if points else None, solved)
-            failures.append(_failures(panel, windows, name, reasons))
+        if name in plan.fitted:
+            columns, points, reasons = _fitted_baseline(plan, windows, name)
+            valid = np.flatnonzero([not reason for reason in reasons])
+            parts.append(windows.score(name, columns, None, points, valid))
+            failures.append(_failures(windows.panel, index, name, reasons))
         else:
-            lag = 1 if name == NAIVE else season
-            stated = naive_forecasts(bounded, history, windows, season=lag)
-            points_of_naive = naive_forecasts(bounded, history, windows, season=lag, points=points) if points else None
-            judge(name, stated, None, points_of_naive, every)
-    for name, (artifact, other) in models.items():
-        shard = other.rows(begin, end)
-        stated, mean = _ladder(artifact, shard, history, windows, 0, one_pass=settings.one_pass)
-        points_of_model = None
-        if points:
-            points_of_model, _ = _ladder(artifact, shard, history, windows, points, one_pass=settings.one_pass)
-        judge(name, stated, mean, points_of_model, every)
-    return _Block(windows.series, pl.concat(scores), pl.concat(forecasts), pl.concat(failures))
+            season = 1 if name == NAIVE else windows.artifact.network.shape.season_length
+            columns = naive_forecasts(windows.bounded, windows.history, index, season=season)
+            points = None
+            if n_points:
+                points = naive_forecasts(windows.bounded, windows.history, index, season=season, points=n_points)
+            parts.append(windows.score(name, columns, None, points, all_rows))
+    for name, (artifact, panel) in models.items():
+        shard, one_pass = panel.rows(begin, end), plan.settings.one_pass
+        columns, mean = _with_fallback(artifact, shard, windows.history, index, 0, one_pass=one_pass)
+        points = None
+        if n_points:
+            points, _ = _with_fallback(artifact, shard, windows.history, index, n_points, one_pass=one_pass)
+        parts.append(windows.score(name, columns, mean, points, all_rows))
+    scores, forecasts = (pl.concat(tables) for tables in zip(*parts, strict=True))
+    return _Block(index.series, scores, forecasts, pl.concat(failures))
 
 
-def _ladder(
+def _windows_of(
+    plan: BlockPlan, models: dict[str, Contender], cutoffs: list[int], begin: int, end: int
+) -> _Windows | None:
+    """Return the windows with history and at least one observed target; None without any."""
+    first, whole = next(iter(models.values()))
+    panel = whole.rows(begin, end)
+    by_cutoff = [windows_at(panel, cutoff) for cutoff in cutoffs]
+    index = WindowIndex(
+        np.concatenate([part.series for part in by_cutoff]), np.concatenate([part.cutoff for part in by_cutoff])
+    )
+    index = index[index.series.argsort(kind="stable")]
+    # A sliding window has one cutoff, and nothing before the window is seen.
+    length = plan.settings.window_length
+    history = panel if length is None else panel.since(cutoffs[0] - length + 1)
+    usable = np.isfinite(future_values(panel, index, first.horizon)).any(1) & np.isfinite(last_values(history, index))
+    index = index[np.flatnonzero(usable)]
+    if not len(index):
+        return None
+    # The CRPS completes the pinball loss at a few levels if a model forecasts whole distributions of targets that are
+    # often 0. Baselines respect the support of such a model.
+    positive = [artifact for artifact, _ in models.values() if artifact.network.head.positive]
+    bounded = positive[0] if positive else first
+    return _Windows(panel, history, index, first, bounded, _N_POINTS * bool(positive))
+
+
+def _fitted_baseline(plan: BlockPlan, windows: _Windows, name: str) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Return quantiles, points for the CRPS (None without it), and why a window has neither, "" if it has."""
+    levels, points = windows.artifact.model.quantile_levels, midpoints(windows.n_points)
+    requested = sorted({*levels, *points})
+    forecasts, reasons = forecast_baseline(
+        name,
+        windows.history,
+        windows.index,
+        horizon=windows.artifact.horizon,
+        season=windows.artifact.network.shape.season_length,
+        levels=requested,
+        history=plan.settings.baseline_history,
+        pool=plan.pool,
+    )
+    forecasts = within_support(windows.bounded, forecasts)
+    columns, values = (forecasts[..., [requested.index(level) for level in part]] for part in (levels, points))
+    return columns, values if points else None, reasons
+
+
+def _with_fallback(
     artifact: Artifact, panel: Panel, history: Panel, windows: WindowIndex, points: int, *, one_pass: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return forecasts as scoring makes them, and their means: where the model gives nothing, seasonal naive speaks."""
+    """Return forecasts and means as in scoring: seasonal naive replaces those of the model that are not finite."""
     predicted = predict(artifact, panel, windows, points=points, one_pass=one_pass)
-    stated, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean.copy()
-    silent = np.flatnonzero(~np.isfinite(stated).all((1, 2)))
-    stated[silent] = naive_forecasts(artifact, history, windows[silent], points=points)
-    mean[silent] = mean_of_naive(artifact, stated[silent])
-    return stated, mean
+    columns, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean.copy()
+    invalid = np.flatnonzero(~np.isfinite(columns).all((1, 2)))
+    columns[invalid] = naive_forecasts(artifact, history, windows[invalid], points=points)
+    mean[invalid] = mean_of_naive(artifact, columns[invalid])
+    return columns, mean
 
 
-def _failures(panel: Panel, windows: WindowIndex, name: str, reasons: list[str]) -> pl.DataFrame:
-    return pl.DataFrame({**_keys(panel, windows, name), REASON: pl.Series(reasons, dtype=pl.String)}).filter(
+def _failures(panel: Panel, windows: WindowIndex, model: str, reasons: list[str]) -> pl.DataFrame:
+    return pl.DataFrame({**_keys(panel, windows, model), REASON: pl.Series(reasons, dtype=pl.String)}).filter(
         pl.col(REASON) != ""
     )
 
 
-def _keys(panel: Panel, windows: WindowIndex, name: str) -> dict[str, pl.Series]:
+def _keys(panel: Panel, windows: WindowIndex, model: str) -> dict[str, pl.Series]:
     return {
         SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String),
         CUTOFF: panel.grid.timestamps(panel.start[windows.series] + windows.cutoff),
-        MODEL: pl.repeat(name, len(windows), dtype=pl.String, eager=True),
+        MODEL: pl.repeat(model, len(windows), dtype=pl.String, eager=True),
     }
 
 
-def _scores(panel: Panel, windows: WindowIndex, name: str, scored: dict[str, np.ndarray]) -> pl.DataFrame:
-    return pl.DataFrame({**_keys(panel, windows, name), **scored})
-
-
-def _long(
+def _forecast_rows(
     panel: Panel,
     windows: WindowIndex,
     actual: np.ndarray,
     name: str,
-    stated: np.ndarray,
+    columns: np.ndarray,
     mean: np.ndarray | None,
     artifact: Artifact,
 ) -> pl.DataFrame:
     n, horizon = actual.shape
     target = pl.Series(actual.ravel()).fill_nan(None)
-    centre = {} if mean is None else {MEAN: pl.Series(mean.ravel())}
+    location = {} if mean is None else {MEAN: pl.Series(mean.ravel())}
     if artifact.classes is not None:
         names = pl.Series(artifact.classes, dtype=pl.String)
         target = names.gather(target.cast(pl.Int64))
-        centre = {CLASS: names.gather(stated.argmax(-1).ravel())}
-    at = (panel.start[windows.series] + windows.cutoff)[:, None] + np.arange(horizon + 1)
-    each = np.repeat(np.arange(n), horizon)
+        location = {CLASS: names.gather(columns.argmax(-1).ravel())}
+    index = (panel.start[windows.series] + windows.cutoff)[:, None] + np.arange(horizon + 1)
+    window = np.repeat(np.arange(n), horizon)
     return pl.DataFrame(
         {
-            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(each),
-            TIMESTAMP: panel.grid.timestamps(at[:, 1:].ravel()),
-            CUTOFF: panel.grid.timestamps(at[:, 0]).gather(each),
+            SERIES_ID: pl.Series(panel.series_id[windows.series].tolist(), dtype=pl.String).gather(window),
+            TIMESTAMP: panel.grid.timestamps(index[:, 1:].ravel()),
+            CUTOFF: panel.grid.timestamps(index[:, 0]).gather(window),
             STEP: np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
             MODEL: pl.repeat(name, n * horizon, dtype=pl.String, eager=True),
             TARGET: target,
-            **centre,
-            **{column: stated[..., k].ravel() for k, column in enumerate(forecast_columns(artifact))},
+            **location,
+            **{name_: columns[..., k].ravel() for k, name_ in enumerate(forecast_columns(artifact))},
         }
     )

@@ -1,1 +1,1 @@
-"""Quantiles moved until empirical coverage matches the nominal level."""
+"""Calibration: quantiles are shifted until their empirical coverage matches the nominal levels."""

@@ -1,4 +1,4 @@
-"""Coverage and loss before and after."""
+"""Coverage and loss of forecasts before and after calibration."""
 
 from collections.abc import Sequence
 
@@ -11,53 +11,55 @@ from forecast.data.panel import Panel
 from forecast.names import MODEL
 
 
-def summary_of(made: Sequence[tuple[Window, Array]], below: pl.DataFrame, levels: Sequence[float]) -> dict[str, float]:
-    """Return the error of the coverage and the loss, before and after."""
-    found = {}
-    for (name,), part in below.group_by(MODEL, maintain_order=True):
-        found[f"error_{name}"] = float((part["coverage"] - part["level"]).abs().mean())  # type: ignore[arg-type]
+def summary_of(
+    windows: Sequence[tuple[Window, Array]], quantile_coverage: pl.DataFrame, levels: Sequence[float]
+) -> dict[str, float]:
+    """Return error_before and _after, the mean coverage error, and pinball_before and _after, the mean loss."""
+    summary = {}
+    for (name,), part in quantile_coverage.group_by(MODEL, maintain_order=True):
+        summary[f"error_{name}"] = float((part["coverage"] - part["level"]).abs().mean())  # type: ignore[arg-type]
         losses = [
-            pinball(window.actual, after if name == AFTER else window.stated, np.array(levels))
-            for window, after in made
+            pinball(window.actual, after if name == AFTER else window.quantiles, np.array(levels))
+            for window, after in windows
         ]
-        found[f"pinball_{name}"] = float(np.concatenate(losses).mean())
-    return found
+        summary[f"pinball_{name}"] = float(np.concatenate(losses).mean())
+    return summary
 
 
 def coverage_of(
-    made: Sequence[tuple[Window, Array]], levels: Sequence[float], panel: Panel, artifact: Artifact
+    windows: Sequence[tuple[Window, Array]], levels: Sequence[float], panel: Panel, artifact: Artifact
 ) -> pl.DataFrame:
-    """Return the coverage of levels and intervals, by segment."""
+    """Return the table `CalibrationResult.coverage`: coverage and width of each central interval, by segment."""
     pairs = [(k, len(levels) - 1 - k) for k in range(len(levels) // 2) if abs(levels[k] + levels[-1 - k] - 1) < 1e-9]
-    each = []
-    for window, shifted in made:
-        known = np.isfinite(window.actual) & np.isfinite(window.stated).all(-1)
-        row, step = np.nonzero(known)
-        actual = window.actual[known]
+    parts = []
+    for window, shifted in windows:
+        observed = np.isfinite(window.actual) & np.isfinite(window.quantiles).all(-1)
+        row, step = np.nonzero(observed)
+        actual = window.actual[observed]
         for low, high in pairs:
             values: dict[str, object] = {"series": window.series[row], "step": step + 1}
-            for name, stated in ((BEFORE, window.stated), (AFTER, shifted)):
-                lower, upper = stated[..., low][known], stated[..., high][known]
+            for name, quantiles in ((BEFORE, window.quantiles), (AFTER, shifted)):
+                lower, upper = quantiles[..., low][observed], quantiles[..., high][observed]
                 values[f"coverage_{name}"] = (actual >= lower) & (actual <= upper)
                 values[f"width_{name}"] = (upper - lower).astype(np.float64)
             level = round(levels[high] - levels[low], 9)
-            each.append(pl.DataFrame(values).with_columns(level=pl.lit(level)))
-    if not each:
+            parts.append(pl.DataFrame(values).with_columns(level=pl.lit(level)))
+    if not parts:
         return pl.DataFrame(schema=_COVERAGE)
-    frame = pl.concat(each)
+    frame = pl.concat(parts)
     groups = [
         frame.with_columns(by=pl.lit("all"), value=pl.lit("")),
         frame.with_columns(by=pl.lit("step"), value=pl.col("step")),
     ]
     for name, codes in _segments(panel, artifact).items():
         groups.append(frame.with_columns(by=pl.lit(name), value=codes.gather(frame["series"])))
-    found = [
+    means = [
         group.with_columns(pl.col("value").cast(pl.String))
         .group_by("by", "value", "level", maintain_order=True)
         .agg(pl.len().cast(pl.Int64).alias("n"), pl.col("^(coverage|width)_.*$").mean())
         for group in groups
     ]
-    return pl.concat(found).select(list(_COVERAGE))
+    return pl.concat(means).select(list(_COVERAGE))
 
 
 def _segments(panel: Panel, artifact: Artifact) -> dict[str, pl.Series]:

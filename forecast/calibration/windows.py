@@ -1,4 +1,4 @@
-"""Forecasts of the past cutoffs that calibration looks at."""
+"""Forecasts from past cutoffs and their errors, the input of calibration."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from forecast.metrics.seasonal_naive import future_values
 from forecast.prediction.predict import predict
 
 Array = npt.NDArray[np.floating]
-# Series whose errors the shared shifts come from, at most, evenly chosen.
-_MOST_SERIES = 20_000
+# Largest number of series for the shared shifts, evenly spaced.
+_MAX_SERIES = 20_000
 
 BEFORE, AFTER = "before", "after"
 
@@ -26,22 +26,22 @@ class Window(NamedTuple):
 
     cutoff: int
     series: IntArray
-    stated: Array
+    quantiles: Array
     """[n, horizon, level]"""
     actual: Array
     """[n, horizon], NaN where not observed."""
 
     def errors(self) -> Array:
-        """Return how far targets lie above each quantile, in widths, [n, horizon, level]; NaN where not known."""
-        width = self.stated[..., -1:] - self.stated[..., :1]
+        """Return target - quantile in units of the width, [n, horizon, level]; NaN without target or width."""
+        width = self.quantiles[..., -1:] - self.quantiles[..., :1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            errors = (self.actual[..., None] - self.stated) / width
+            errors = (self.actual[..., None] - self.quantiles) / width
         errors[~(width > 0).repeat(errors.shape[-1], -1)] = np.nan
         return errors
 
 
 def calibration_cutoffs(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> tuple[list[int], int]:
-    """Return the cutoffs, oldest first, and from how many the check is calibrated: those whose targets lie before it.
+    """Return the cutoffs, oldest first, and the number of them whose targets lie before those of the check.
 
     Raises DataError if there are too few.
     """
@@ -54,37 +54,39 @@ def calibration_cutoffs(artifact: Artifact, panel: Panel, settings: CalibrateSet
     n_fit = len(cutoffs)
     if check and n_fit:
         n_fit = sum(cutoff + horizon <= cutoffs[max(0, n_fit - check)] for cutoff in cutoffs)
-    needed = 3 if settings.method == "adaptive" else 1
-    if n_fit < needed:
+    n_required = 3 if settings.method == "adaptive" else 1
+    if n_fit < n_required:
         until = panel.grid.timestamps(np.array([artifact.trained_until]))[0]
-        apart = f" and lie a horizon before the last {check} that are checked" if check else ""
+        condition = f" and lie a horizon before the last {check} that are checked" if check else ""
         raise DataError(
-            f"calibration ({settings.method}) needs at least {needed} cutoff(s) that the model has not seen{apart}; of "
-            f"{len(cutoffs)} after {until} there are {n_fit}; append data, lower calibrate.holdout_windows, "
-            "calibrate.check_windows or calibrate.step_size, or train with a larger fit.holdout_windows"
+            f"calibration ({settings.method}) needs at least {n_required} cutoff(s) that the model has not seen"
+            f"{condition}; of {len(cutoffs)} after {until} there are {n_fit}; append data, lower "
+            "calibrate.holdout_windows, calibrate.check_windows or calibrate.step_size, or train with a larger fit.holdout_windows"
         )
     return cutoffs, n_fit
 
 
-def calibration_forecasts(artifact: Artifact, panel: Panel, cutoffs: Sequence[int], *, every: bool) -> list[Window]:
-    """Return forecasts and actuals of the cutoffs, of a share of the series unless `every`."""
+def calibration_forecasts(
+    artifact: Artifact, panel: Panel, cutoffs: Sequence[int], *, all_series: bool
+) -> list[Window]:
+    """Return forecasts and actuals at the cutoffs, of at most _MAX_SERIES series unless `all_series`."""
     plain = artifact.uncalibrated()
-    chosen = np.ones(panel.n_series, bool)
-    if not every and panel.n_series > _MOST_SERIES:
-        chosen[:] = False
-        chosen[np.linspace(0, panel.n_series - 1, _MOST_SERIES).astype(int)] = True
-    made = []
+    is_used = np.ones(panel.n_series, bool)
+    if not all_series and panel.n_series > _MAX_SERIES:
+        is_used[:] = False
+        is_used[np.linspace(0, panel.n_series - 1, _MAX_SERIES).astype(int)] = True
+    forecasts = []
     for cutoff in cutoffs:
         windows = windows_at(panel, cutoff)
-        windows = windows[np.flatnonzero(chosen[windows.series])]
+        windows = windows[np.flatnonzero(is_used[windows.series])]
         actual = future_values(panel, windows, artifact.horizon).astype(np.float32)
-        made.append(Window(cutoff, windows.series, predict(plain, panel, windows).tuned, actual))
-    return made
+        forecasts.append(Window(cutoff, windows.series, predict(plain, panel, windows).tuned, actual))
+    return forecasts
 
 
-def pinball(actual: Array, stated: Array, levels: Array) -> Array:
-    """Return twice the mean pinball loss over the levels of each observed target."""
-    known = np.isfinite(actual) & np.isfinite(stated).all(-1)
-    error = actual[known][:, None].astype(np.float64) - stated[known]
+def pinball(actual: Array, quantiles: Array, levels: Array) -> Array:
+    """Return twice the mean pinball loss over the levels, [observed target]."""
+    observed = np.isfinite(actual) & np.isfinite(quantiles).all(-1)
+    error = actual[observed][:, None].astype(np.float64) - quantiles[observed]
     loss: Array = 2.0 * np.maximum(levels * error, (levels - 1.0) * error).mean(-1)
     return loss

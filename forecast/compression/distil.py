@@ -1,4 +1,4 @@
-"""A small model that forecasts like a large one."""
+"""Distillation: training of a small model on the forecasts of a large one."""
 
 import copy
 import time
@@ -21,14 +21,14 @@ from forecast.training.split import split_panel
 from forecast.training.teacher import Teacher
 
 TEACHER, STUDENT = "teacher", "student"
-# Windows whose CPU time is taken, and how often: the least counts.
-_TIMED, _ROUNDS = 256, 3
-_SHRINK, _LEAST_SIZE = 4, 4
+# Windows whose CPU time is measured, and repetitions, of which the fastest counts.
+_N_TIMED, _ROUNDS = 256, 3
+_SHRINK, _MIN_SIZE = 4, 4
 
 
 @dataclass(frozen=True, repr=False)
 class DistilResult:
-    """A student, how it came about, and both models beside each other."""
+    """A student model, its training, and a comparison with the teacher."""
 
     artifact: Artifact
     comparison: pl.DataFrame
@@ -42,7 +42,7 @@ class DistilResult:
 
     @property
     def line(self) -> str:
-        """What to tell about it."""
+        """The comparison in one line."""
         teacher, student = self.comparison.rows(named=True)
         parts = [f"{name.upper()} {student[name]:.4f} ({teacher[name]:.4f})" for name in ("mase", "wql")]
         return (
@@ -59,40 +59,40 @@ def distil(
     *,
     progress: Progress | None = None,
 ) -> DistilResult:
-    """Return a model with smaller recurrent layers that is trained on the forecasts of another one, and on the panel.
+    """Return a model with smaller recurrent layers, trained on the forecasts of `artifact` and on the panel.
 
     The teacher is the model without changes per series and calibration. At each origin of a window, the loss is that
-    of the student's forecast with what came, and, with share `weight`, its expectation under the teacher's
-    distribution, tails included: it is least where the student says what the teacher does (the cross-entropy of
-    distillation, Hinton, Vinyals & Dean 2015, for the losses of the heads). Look-back, segments, scale and head are
-    the teacher's; closed form and stopping are those of `fit`. In the student's final fit, too, it is the evaluated
-    weights of the teacher that teach.
+    of the student's forecast on the actuals and, with share `weight`, its expectation under the teacher's distribution,
+    tails included, which is least if the student's distribution equals the teacher's (the cross-entropy of
+    distillation, Hinton, Vinyals & Dean 2015, for the losses of the heads). Context length, segments, scale and head
+    are the teacher's; closed form and stopping are those of `fit`. The student's final fit also learns from the
+    evaluated weights of the teacher.
 
-    Raises ConfigError for classes and models that sample paths; DataError if no cutoff is left that neither has seen.
+    Raises ConfigError for classes and models that sample paths; DataError if there is no cutoff that neither has seen.
     """
     if artifact.classes is not None or artifact.network.n_paths > 1:
         raise ConfigError("model: quantiles are distilled, of models that are neither of classes nor autoregressive")
     base = artifact.base().uncalibrated()
     horizon, shape = base.horizon, base.network.shape
-    seen = max(base.trained_until, split_panel(panel, horizon, config).trained_until)
-    unseen = (panel.last_index - seen) // horizon
+    last_seen = max(base.trained_until, split_panel(panel, horizon, config).trained_until)
+    unseen = (panel.last_index - last_seen) // horizon
     if unseen < (settings.n_windows or 1):
         raise DataError(
             f"both models are compared on distil.n_windows={settings.n_windows or 1} cutoffs that neither has seen, "
             f"and there are {unseen:,}; lower it, raise fit.holdout_windows, or append data"
         )
-    size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _LEAST_SIZE)
-    deep = settings.num_layers == base.model.num_layers
+    size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _MIN_SIZE)
+    same_depth = settings.num_layers == base.model.num_layers
     model = base.model.model_copy(
         update={
             "hidden_size": size,
             "num_layers": settings.num_layers,
             "residual": base.model.residual and settings.num_layers > 1,
-            "dilations": base.model.dilations if deep else (),
+            "dilations": base.model.dilations if same_depth else (),
             "segment_length": shape.segment_length,
         }
     )
-    made = fit(
+    training = fit(
         panel,
         data=base.data,
         categories=base.categories,
@@ -102,28 +102,31 @@ def distil(
         progress=progress,
         teacher=Teacher(copy.deepcopy(base.network), settings.weight, base.digest()),
     )
-    until = max(made.artifact.trained_until, base.trained_until)
-    student = made.artifact.child_of(artifact.digest(), trained_until=until)
+    trained_until = max(training.artifact.trained_until, base.trained_until)
+    student = training.artifact.child_of(artifact.digest(), trained_until=trained_until)
     pair = {TEACHER: base, STUDENT: student}
-    judged = backtest(
-        {name: Contender(each, panel) for name, each in pair.items()}, BacktestSettings(n_windows=settings.n_windows)
+    comparison = backtest(
+        {name: Contender(model_artifact, panel) for name, model_artifact in pair.items()},
+        BacktestSettings(n_windows=settings.n_windows),
     )
-    costs = pl.DataFrame([{MODEL: name, **_cost(each)} for name, each in pair.items()])
-    return DistilResult(student, costs.join(judged.summary, on=MODEL, maintain_order="left"), made.curve, made.summary)
+    costs = pl.DataFrame([{MODEL: name, **_cost(model_artifact)} for name, model_artifact in pair.items()])
+    return DistilResult(
+        student, costs.join(comparison.summary, on=MODEL, maintain_order="left"), training.curve, training.summary
+    )
 
 
 @torch.inference_mode()
 def _cost(artifact: Artifact) -> dict[str, float]:
-    """Return the size of a network, and the CPU time of its forward for a window."""
+    """Return the size of a network, and the CPU time of its forward pass per window."""
     network, origins = artifact.network, torch.zeros(1, dtype=torch.long)
-    batch, spent = example_windows(network, _TIMED), []
+    batch, seconds = example_windows(network, _N_TIMED), []
     for _ in range(_ROUNDS):
-        begun = time.process_time()
+        start = time.process_time()
         network(batch, origins)
-        spent.append(time.process_time() - begun)
+        seconds.append(time.process_time() - start)
     tensors = [*network.parameters(), *network.buffers()]
     return {
         "parameters": sum(values.numel() for values in network.parameters()),
         "bytes": sum(values.numel() * values.element_size() for values in tensors),
-        "cpu_ms": 1000 * min(spent) / _TIMED,
+        "cpu_ms": 1000 * min(seconds) / _N_TIMED,
     }

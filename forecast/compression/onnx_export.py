@@ -1,4 +1,4 @@
-"""A model for other programs: the network as ONNX, and what is needed around it as JSON."""
+"""Export of a model for other programs: the network as ONNX, and a JSON file that describes inputs and outputs."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -34,12 +34,12 @@ from forecast.models.runtime.onnx import (
 from forecast.prediction.predict import predict
 
 GRAPH: Final = "model.onnx"
-AROUND: Final = "onnx.json"
+SIDECAR: Final = "onnx.json"
 
-# Windows that graphs are compared on, at most.
-_COMPARED: Final = 256
+# Largest number of windows on which two graphs are compared.
+_MAX_WINDOWS: Final = 256
 
-# What the arguments of a head are, in the frame's units but where it says otherwise.
+# Meanings of the arguments of each head, in units of the frame unless stated otherwise.
 _ARGUMENTS: Final = {
     "quantile": ("quantile at each level",),
     "normal": ("mean", "standard deviation"),
@@ -52,38 +52,38 @@ _ARGUMENTS: Final = {
 
 @dataclass(frozen=True)
 class Quantised:
-    """What 8 bits cost: differences between quantiles of the two graphs, in units of the scale of each window."""
+    """The cost of 8-bit weights: differences between quantiles of both graphs, in units of each window's scale."""
 
     bytes: int
     float_bytes: int
     max_difference: float
     mean_difference: float
     windows: int
-    """Compared: those of the last horizon of a table, or made up."""
+    """Number of windows compared: those of the last horizon of a table, or synthetic ones."""
     wql: float | None = None
     float_wql: float | None = None
-    """On the last horizon of the table; None without one."""
+    """Both on the last horizon of the table; None without one."""
 
     @property
     def line(self) -> str:
-        """What to tell about it."""
-        judged = "" if self.wql is None else f", WQL {self.wql:.4f} (float {self.float_wql:.4f}) on the last horizon"
-        what = "made-up windows" if self.wql is None else "windows"
+        """The comparison in one line."""
+        wql_text = "" if self.wql is None else f", WQL {self.wql:.4f} (float {self.float_wql:.4f}) on the last horizon"
+        windows = "made-up windows" if self.wql is None else "windows"
         return (
             f"int8 {self.bytes / 1024:,.0f} KB (float {self.float_bytes / 1024:,.0f} KB), quantiles off by "
             f"{self.mean_difference:.2%} of the scale on average, {self.max_difference:.2%} at most, on "
-            f"{self.windows:,} {what}{judged}"
+            f"{self.windows:,} {windows}{wql_text}"
         )
 
 
 def export_onnx(
     artifact: Artifact, folder: Path, *, int8: bool = False, panel: Panel | None = None
 ) -> Quantised | None:
-    """Write GRAPH and AROUND, which go beside the files of the model; with `int8`, return what that costs.
+    """Write GRAPH and SIDECAR, which belong beside the files of the model; with `int8`, return the cost of 8 bits.
 
-    The weights are those of the final fit, where there is one.
-    It is measured on the last horizon of the panel, on made-up windows without one. Raises ConfigError for a model that
-    is no graph, or if onnx is not installed; DataError for a panel that is not longer than the horizon.
+    The weights are those of the final fit, if there is one. The cost is measured on the last horizon of the panel, or
+    on synthetic windows without a panel. Raises ConfigError for a model that can't be a single graph, or if onnx is not
+    installed; DataError for a panel that is not longer than the horizon.
     """
     bank_file = "final-bank" if artifact.final and artifact.final.bank is not artifact.bank else "bank"
     artifact = artifact.latest
@@ -93,47 +93,52 @@ def export_onnx(
             "export the pretrained version, or one fine-tuned with finetune.kind=head"
         )
     graph, cost = exported(artifact.network), None
-    around = _around(artifact, bank_file, inputs_of(graph))
+    sidecar = _sidecar(artifact, bank_file, inputs_of(graph))
     if int8:
         small = quantised(graph, artifact.network)
         cost = _cost(artifact, graph, small, panel)
-        graph, around = small, around | {"quantised": asdict(cost)}
+        graph, sidecar = small, sidecar | {"quantised": asdict(cost)}
     (folder / GRAPH).write_bytes(graph)
-    (folder / AROUND).write_text(json.dumps(around, indent=1) + "\n", encoding="utf-8")
+    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
     return cost
 
 
 def _cost(artifact: Artifact, graph: bytes, small: bytes, panel: Panel | None) -> Quantised:
     network, sizes = artifact.network, {"bytes": len(small), "float_bytes": len(graph)}
-    forwards = [OnnxForecaster(network, each) for each in (graph, small)]
+    forwards = [OnnxForecaster(network, onnx_graph) for onnx_graph in (graph, small)]
     scores: list[float | None] = [None, None]
     if panel is None:
-        batch = _made_up(network)
+        batch = _synthetic_windows(network)
     else:
         cutoff = panel.last_index - artifact.horizon
-        every = windows_at(panel, cutoff)
-        if not len(every):
+        available = windows_at(panel, cutoff)
+        if not len(available):
             raise DataError(f"data.path: no series is longer than the horizon of {artifact.horizon:,} steps")
-        scores = [_wql(artifact, panel, every, forward) for forward in forwards]
-        windows = every[np.unique(np.linspace(0, len(every) - 1, _COMPARED).astype(np.int64))]
-        series, own = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
+        scores = [_wql(artifact, panel, available, forward) for forward in forwards]
+        windows = available[np.unique(np.linspace(0, len(available) - 1, _MAX_WINDOWS).astype(np.int64))]
+        series, ends = torch.from_numpy(windows.series), torch.from_numpy(windows.cutoff)
         data = PanelTensors.of(panel, network)
-        batch = data.gather(series, own, own + 1, **window_sizes(network, 1))
+        batch = data.gather(series, ends, ends + 1, **window_sizes(network, 1))
     outputs = [forward(batch, torch.zeros(1, dtype=torch.long)) for forward in forwards]
-    known = outputs[0].frame.begun & (outputs[0].frame.scale > 0)
-    off = (outputs[0].quantiles - outputs[1].quantiles)[known].abs()
-    most, mean = (float(off.max()), float(off.mean())) if off.numel() else (0.0, 0.0)
+    valid = outputs[0].frame.begun & (outputs[0].frame.scale > 0)
+    difference = (outputs[0].quantiles - outputs[1].quantiles)[valid].abs()
+    largest, mean = (float(difference.max()), float(difference.mean())) if difference.numel() else (0.0, 0.0)
     return Quantised(
-        **sizes, max_difference=most, mean_difference=mean, windows=int(known.sum()), wql=scores[1], float_wql=scores[0]
+        **sizes,
+        max_difference=largest,
+        mean_difference=mean,
+        windows=int(valid.sum()),
+        wql=scores[1],
+        float_wql=scores[0],
     )
 
 
-def _made_up(network: Forecaster) -> Batch:
-    """Return windows of lasting noise around a level, with covariates as they were in training, roughly."""
+def _synthetic_windows(network: Forecaster) -> Batch:
+    """Return windows of season and random walk around a level, with covariates at their means in training."""
     shape, generator = network.shape, torch.Generator().manual_seed(0)
-    batch = example_windows(network, _COMPARED)
+    batch = example_windows(network, _MAX_WINDOWS)
     steps = batch.target.shape[1]
-    season = torch.randn(_COMPARED, shape.season_length, generator=generator)
+    season = torch.randn(_MAX_WINDOWS, shape.season_length, generator=generator)
     noise = torch.randn(batch.target.shape, generator=generator).cumsum(1) / steps**0.5
     target = 10 + season[:, torch.arange(steps) % shape.season_length] + noise
     observed = torch.ones_like(batch.observed)
@@ -141,32 +146,32 @@ def _made_up(network: Forecaster) -> Batch:
     sizes = [shape.n_past, shape.n_known, shape.n_static_numbers]
     means = [member.covariate_mean for member in recurrent_members(network)]
     past, known, numbers = (means[0] if means else torch.zeros(sum(sizes))).split(sizes)
-    calendar = torch.rand(_COMPARED, steps, shape.n_calendar, generator=generator)
+    calendar = torch.rand(_MAX_WINDOWS, steps, shape.n_calendar, generator=generator)
     return batch._replace(
         target=target * observed,
         observed=observed,
         there=torch.ones_like(batch.there),
         past=past.expand_as(batch.past),
-        known=torch.cat([known.expand(_COMPARED, steps, -1), calendar], dim=-1),
+        known=torch.cat([known.expand(_MAX_WINDOWS, steps, -1), calendar], dim=-1),
         static_numbers=numbers.expand_as(batch.static_numbers),
     )
 
 
 def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forward) -> float:
-    """Return the WQL of windows: sum of pinball losses / sum of the sizes of the targets."""
-    stated = predict(artifact, panel, windows, forward=forward).tuned.astype(np.float64)
+    """Return the WQL of windows: sum of pinball losses / sum of absolute targets."""
+    quantiles = predict(artifact, panel, windows, forward=forward).tuned.astype(np.float64)
     actual = future_values(panel, windows, artifact.horizon)
-    known = np.isfinite(stated).all((1, 2))
+    valid = np.isfinite(quantiles).all((1, 2))
     levels = artifact.model.quantile_levels
-    one = np.ones(int(known.sum()))  # Of errors that are not asked for.
-    scores = score_windows(actual[known], stated[known], levels=levels, scale=one, root_scale=one)
+    ones = np.ones(int(valid.sum()))  # Scales of scores that are not used here.
+    scores = score_windows(actual[valid], quantiles[valid], levels=levels, scale=ones, root_scale=ones)
     return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 
-def _around(artifact: Artifact, bank_file: str, read: frozenset[str]) -> dict[str, Any]:
+def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -> dict[str, Any]:
     shape, data = artifact.network.shape, artifact.data
     steps = shape.context_length + shape.horizon
-    at = artifact.trained_until
+    index = artifact.trained_until
     statics = data.static_covariates
     coded = [name for name in statics if name in artifact.categories]
     scale = "asinh(target / unit)" if shape.unit else "target"
@@ -182,7 +187,7 @@ def _around(artifact: Artifact, bank_file: str, read: frozenset[str]) -> dict[st
         "known": {
             "dtype": "float32",
             "shape": ["window", steps, shape.n_known + shape.n_calendar],
-            "columns": [*data.known_covariates, *calendar_features(artifact.grid, at, at, data)[0]],
+            "columns": [*data.known_covariates, *calendar_features(artifact.grid, index, index, data)[0]],
             "is": "NaN where missing, 0 before the series begins",
         },
         "there": {"dtype": "bool", "shape": ["window", steps], "is": "false before the series begins"},
@@ -200,7 +205,7 @@ def _around(artifact: Artifact, bank_file: str, read: frozenset[str]) -> dict[st
         "horizon": shape.horizon,
         "freq": data.freq,
         "trained_until": artifact.trained_until_timestamp.isoformat(),
-        "inputs": {name: field for name, field in inputs.items() if name in read},
+        "inputs": {name: field for name, field in inputs.items() if name in graph_inputs},
         "outputs": list(OUTPUTS),
         "head": artifact.model.head,
         "quantile_levels": artifact.model.quantile_levels,

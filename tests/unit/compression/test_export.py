@@ -9,7 +9,7 @@ import pytest
 import forecast as fc
 from forecast.backtesting.backtest import backtest
 from forecast.backtesting.result import Contender
-from forecast.compression.onnx_export import AROUND, GRAPH, export_onnx
+from forecast.compression.onnx_export import GRAPH, SIDECAR, export_onnx
 from forecast.config import BacktestSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.training.result import FitResult
@@ -26,7 +26,7 @@ def test_8_bits_are_judged_on_the_last_horizon_of_a_table(
     judged = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, BacktestSettings(n_windows=1))
     assert cost.float_wql == pytest.approx(judged.summary.filter(model="pretrained")["wql"].item(), rel=1e-4)
     assert cost.wql == pytest.approx(cost.float_wql, rel=0.2)
-    assert json.loads((tmp_path / AROUND).read_text())["quantised"]["wql"] == cost.wql
+    assert json.loads((tmp_path / SIDECAR).read_text())["quantised"]["wql"] == cost.wql
 
 
 def test_without_a_table_windows_are_made_up(trained: FitResult, tmp_path: Path) -> None:
@@ -47,4 +47,7 @@ def test_8_bits_of_the_pretrained_network_forecast_nearly_the_same(weekly_table:
     assert cost.bytes < 0.7 * cost.float_bytes
     assert cost.windows == 256
     assert 0 < cost.mean_difference < 0.05
-    assert set(json.loads((tmp_path / AROUND).read_text())["inputs"]) == {"target", "observed"}  # It reads no calendar.
+    assert set(json.loads((tmp_path / SIDECAR).read_text())["inputs"]) == {
+        "target",
+        "observed",
+    }  # It reads no calendar.
