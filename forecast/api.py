@@ -54,7 +54,7 @@ from forecast.prediction.from_table import forecast_loaded
 from forecast.prediction.paths import sample_paths as paths_of
 from forecast.prediction.result import Forecasts
 from forecast.pretraining.pretrained_network import of_model, of_package
-from forecast.pretraining.zero_shot import numbers_alone, zero_shot, zero_shot_data
+from forecast.pretraining.zero_shot import drop_text, zero_shot, zero_shot_data
 from forecast.reconciliation.hierarchy import Hierarchy, aggregated, hierarchy_of
 from forecast.reconciliation.reconcile import Reconciled, past_errors
 from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
@@ -325,7 +325,7 @@ def _pretrained(
 ) -> tuple[Artifact, Loaded]:
     """Return what `pretrained` does, and the panel in the table."""
     loaded, config = _training(table, known, static, horizon, context_length, data, model, None, read=zero_shot_data)
-    loaded = numbers_alone(loaded)
+    loaded = drop_text(loaded)
     return zero_shot(name, loaded, config.window, config.model), loaded
 
 

@@ -61,7 +61,8 @@ def calibration_cutoffs(artifact: Artifact, panel: Panel, settings: CalibrateSet
         raise DataError(
             f"calibration ({settings.method}) needs at least {n_required} cutoff(s) that the model has not seen"
             f"{condition}; of {len(cutoffs)} after {until} there are {n_fit}; append data, lower "
-            "calibrate.holdout_windows, calibrate.check_windows or calibrate.step_size, or train with a larger fit.holdout_windows"
+            "calibrate.holdout_windows, calibrate.check_windows or calibrate.step_size, or train with a larger "
+            "fit.holdout_windows"
         )
     return cutoffs, n_fit
 

@@ -1,1 +1,1 @@
-"""What a forecast is made of: attributions by gradients and by occlusion."""
+"""Explanation of single forecasts: attributions to inputs by integrated gradients or occlusion."""

@@ -1,4 +1,4 @@
-"""What a forecast is made of: how much each of its inputs has moved it, in the units of the target."""
+"""Explanation of the forecast of one series: attributions to its inputs, in units of the target."""
 
 import copy
 from dataclasses import replace
@@ -24,31 +24,31 @@ from forecast.prediction.cutoffs import check_cutoff
 
 
 def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Explanation:
-    """Return how much the inputs of one series' forecast have moved it. In float64, on the CPU.
+    """Return the attributions of one series' forecast to its inputs, computed in float64 on the CPU.
 
-    `integrated_gradients` (Sundararajan, Taly & Yan 2017, ICML): the gradient of the forecast by each input,
-    integrated from a baseline to the input, times the way. The attributions sum to forecast - baseline.
+    `integrated_gradients` (Sundararajan, Taly & Yan 2017, ICML): the gradient of the forecast with respect to each
+    input, integrated from a baseline to the input. The attributions sum to forecast - baseline.
 
-    `occlusion`: by how much the forecast is higher than with the baseline in the place of an input, from nothing but
-    forecasts. They sum to nothing, unless the model is linear.
+    `occlusion`: forecast - forecast with an input replaced by its baseline. It needs no gradients; attributions sum to
+    the difference of forecasts only if the model is linear.
 
-    The baseline of the target is its level at the cutoff. That of other inputs are their values in `n_references`
-    windows evenly spread over the panel: the gradients go from their mean, of text from the mean of its embeddings;
-    occlusion takes the mean of the forecasts. Level, scale and spread of the window, also that from the errors of
-    exponential smoothing, are held as they are: they would else shrink on the way, and the normalised window, which is
-    what the network sees, would not change.
+    The baseline of the target is its level at the cutoff. The baselines of other inputs are their values in
+    `n_references` windows evenly spread over the panel: gradients start from the mean of these values (for text, from
+    the mean embedding); occlusion averages the forecasts. Level, scale and spread of the window, including those from
+    the errors of exponential smoothing, are held constant: otherwise they would shrink along the path, and the
+    normalised window, which is the network's input, would not change.
 
-    Raises ConfigError for what the model can't tell, and if captum is not installed; DataError if there is no such
-    series, or no forecast of it.
+    Raises ConfigError for an output that can't be explained, and if captum is not installed; DataError for an unknown
+    series, or one without a forecast of the model.
     """
-    settings = _with_method(artifact, settings)
+    settings = _resolve_method(artifact, settings)
     _check(artifact, settings)
     prepare()
-    place = _place(panel, settings)
-    artifact = artifact.for_cutoff(place.cutoff)
+    origin = _find_origin(panel, settings)
+    artifact = artifact.for_cutoff(origin.cutoff)
     if artifact.bank is not None and artifact.bank.kind not in (HEAD, *FROZEN):
-        if place.series_id in artifact.bank.series_id:
-            artifact = alone(artifact, place.series_id, key="explain.series")
+        if origin.series_id in artifact.bank.series_id:
+            artifact = alone(artifact, origin.series_id, key="explain.series")
         else:
             artifact = artifact.base()
     network = copy.deepcopy(artifact.network).cpu().double().requires_grad_(requires_grad=False)
@@ -57,12 +57,12 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
             member.network.float()
         else:
             member.encoder.truncate = None
-    work = Attribution(replace(artifact, network=network), panel, place, settings)
+    attribution = Attribution(replace(artifact, network=network), panel, origin, settings)
     if settings.method == "occlusion":
-        rows, baseline, error = work.occlusion(), None, None
+        rows, baseline, error = attribution.occlusion(), None, None
     else:
-        rows, baseline, error = work.gradients()
-    frame = work.frame(rows)
+        rows, baseline, error = attribution.gradients()
+    frame = attribution.frame(rows)
     summary = (
         frame.group_by(INPUT, KIND)
         .agg(pl.col(ATTRIBUTION).sum(), pl.col(ATTRIBUTION).abs().sum().alias(MAGNITUDE))
@@ -70,22 +70,30 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     )
     weights = None
     if artifact.model.attention:
-        weights = attention(artifact, panel.rows(place.row, place.row + 1), cutoff=place.cutoff)
+        weights = attention(artifact, panel.rows(origin.row, origin.row + 1), cutoff=origin.cutoff)
     return Explanation(
-        place.series_id, settings.method, work.output, work.forecast, baseline, error, frame, summary, weights
+        origin.series_id,
+        settings.method,
+        attribution.output,
+        attribution.forecast,
+        baseline,
+        error,
+        frame,
+        summary,
+        weights,
     )
 
 
-def _with_method(artifact: Artifact, settings: ExplainSettings) -> ExplainSettings:
-    """Return the settings with a method: gradients, where the forecast has one."""
+def _resolve_method(artifact: Artifact, settings: ExplainSettings) -> ExplainSettings:
+    """Return the settings with `method` resolved: integrated gradients if the forecast has any, else occlusion."""
     if settings.method != AUTO:
         return settings
-    method = "occlusion" if _without_gradient(artifact, settings) else "integrated_gradients"
+    method = "occlusion" if _reason_without_gradient(artifact, settings) else "integrated_gradients"
     return settings.model_copy(update={"method": method})
 
 
-def _without_gradient(artifact: Artifact, settings: ExplainSettings) -> str | None:
-    """Return why the forecast has no gradient; None if it has one."""
+def _reason_without_gradient(artifact: Artifact, settings: ExplainSettings) -> str | None:
+    """Return the reason why the forecast has no gradient; None if it has one."""
     if len(recurrent_members(artifact.network)) < len(members_of(artifact.network)):
         return (
             "explain.method: the model has the pretrained network as a member, whose statistics of a window have no "
@@ -114,20 +122,20 @@ def _check(artifact: Artifact, settings: ExplainSettings) -> None:
         )
     if settings.step is not None and settings.step > artifact.horizon:
         raise ConfigError(f"explain.step: the horizon has {artifact.horizon:,} steps (given: {settings.step:,})")
-    if settings.method != "occlusion" and (reason := _without_gradient(artifact, settings)):
+    if settings.method != "occlusion" and (reason := _reason_without_gradient(artifact, settings)):
         raise ConfigError(reason)
 
 
-def _place(panel: Panel, settings: ExplainSettings) -> Origin:
-    """Return the series and the cutoff of the forecast. Raises DataError if there is no such one."""
+def _find_origin(panel: Panel, settings: ExplainSettings) -> Origin:
+    """Return series and cutoff of the explained forecast. Raises DataError if there is no such series or cutoff."""
     row = int(np.searchsorted(panel.series_id, settings.series))
     if row == panel.n_series or panel.series_id[row] != settings.series:
         raise DataError(
             f"explain.series: no series {settings.series!r} among the {panel.n_series:,} of the panel: "
             f"{listing(panel.series_id.tolist())}"
         )
-    given = None if settings.cutoff is None else panel.grid.floor(settings.cutoff)
-    cutoff = check_cutoff(panel, given, "explain.cutoff")
+    requested = None if settings.cutoff is None else panel.grid.floor(settings.cutoff)
+    cutoff = check_cutoff(panel, requested, "explain.cutoff")
     if panel.start[row] > cutoff:
         begin = panel.grid.timestamps(panel.start[row : row + 1])[0]
         raise DataError(f"{settings.series} begins at {begin}, after the cutoff; set a later explain.cutoff")

@@ -1,4 +1,4 @@
-"""Batches of windows from a stream of series."""
+"""Training batches of pretraining: windows sampled from a stream of series."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,38 +15,38 @@ from forecast.models.universal.network import PATCH
 HORIZON = 64
 """Steps after the history of each series of the stream."""
 CONTEXTS = (64, 128, 256, 512)
-"""Lengths of windows; a series has the shortest that holds it, so that short ones cost little."""
+"""Lengths of windows; a series has the shortest one that holds its history, so that short series are cheap."""
 
 
 class Series(NamedTuple):
-    """Series of a stream that end together; the last `HORIZON` steps are what is forecast from the longest history."""
+    """Series of a stream, aligned at their ends; the last `HORIZON` steps follow the longest history."""
 
     values: npt.NDArray[np.float32]
     """[series, time]"""
     observed: npt.NDArray[np.bool_]
     """[series, time]"""
     season: npt.NDArray[np.int64]
-    """[series] 1 without any."""
+    """[series], season length in steps; 1 without any."""
     second: npt.NDArray[np.int64]
-    """[series] 0 without any."""
+    """[series], length of a second season in steps; 0 without any."""
 
 
 Source = Callable[[int], Series]
-"""Draws the series of an index, always the same ones."""
+"""Draws the series of an index; the same index always gives the same series."""
 
 
 class TrainingBatch(NamedTuple):
-    """Windows, and what comes after each of some origins in them."""
+    """Windows, and targets at some steps ahead of some origins in them."""
 
     window: Window
     origins: Int[Tensor, " origin"]
     ahead: Int[Tensor, " step"]
     target: Float[Tensor, "series origin step"]
-    """NaN where it is not known, or beyond the horizon that is usual for the season."""
+    """NaN where not observed, or beyond the sampled horizon of the series."""
 
 
 class Pool:
-    """The latest draws of a source, from which batches are taken; the batch of a step is always the same."""
+    """The latest draws of a source, from which batches are sampled; the batch of a step is deterministic."""
 
     def __init__(self, source: Source, seed: int, *, draws: int = 4, steps_per_draw: int = 20) -> None:
         self.source, self.seed, self.draws, self.steps_per_draw = source, seed, draws, steps_per_draw
@@ -54,7 +54,7 @@ class Pool:
         self._joined: Series | None = None
 
     def series(self, step: int) -> Series:
-        """Return the series that the batch of a step is taken from."""
+        """Return the series from which the batch of a step is sampled."""
         latest = step // self.steps_per_draw + self.draws - 1
         indices = range(latest - self.draws + 1, latest + 1)
         if self._joined is None or {*indices} != self._draws.keys():
@@ -63,17 +63,17 @@ class Pool:
         return self._joined
 
     def batch(self, step: int, size: int, n_origins: int, n_steps: int) -> TrainingBatch:
-        """Return the batch of a step: `size` series of similar length, in sign and phase as chance has them."""
+        """Return the batch of a step: `size` series of similar length, each with a random sign."""
         series = self.series(step)
         random = np.random.default_rng([self.seed, step])
         length = series.observed.shape[1] - HORIZON - series.observed.argmax(1)
         contexts = np.asarray([context for context in CONTEXTS if context + HORIZON <= series.values.shape[1]])
         bucket = np.searchsorted(contexts, np.minimum(length, contexts[-1]))
-        chosen = bucket[random.integers(len(bucket))]
-        rows = random.choice(np.flatnonzero(bucket == chosen), size)
-        part = Series(*(values[rows] for values in series))
-        part = part._replace(values=part.values * random.choice(np.array([-1, 1], np.float32), (size, 1)))
-        return training_batch(part, int(contexts[chosen]), n_origins, n_steps, random)
+        bucket_of_batch = bucket[random.integers(len(bucket))]
+        rows = random.choice(np.flatnonzero(bucket == bucket_of_batch), size)
+        sample = Series(*(values[rows] for values in series))
+        sample = sample._replace(values=sample.values * random.choice(np.array([-1, 1], np.float32), (size, 1)))
+        return training_batch(sample, int(contexts[bucket_of_batch]), n_origins, n_steps, random)
 
 
 def training_batch(
@@ -84,8 +84,8 @@ def training_batch(
     The last origin is the end of the window. Near steps are drawn more often than far ones.
     """
     n_patches = context // PATCH
-    back = random.choice(n_patches - 1, min(n_origins, n_patches) - 1, replace=False) + 1
-    origins = context - 1 - PATCH * np.sort(np.append(back, 0))[::-1]
+    patches_back = random.choice(n_patches - 1, min(n_origins, n_patches) - 1, replace=False) + 1
+    origins = context - 1 - PATCH * np.sort(np.append(patches_back, 0))[::-1]
     weight = np.arange(1, HORIZON + 1) ** -0.5
     ahead = np.sort(random.choice(HORIZON, n_steps, replace=False, p=weight / weight.sum()) + 1)
     values, observed = series.values[:, -context - HORIZON :], series.observed[:, -context - HORIZON :]
@@ -104,8 +104,8 @@ def training_batch(
 
 
 def _horizons(season: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw the horizon of each series: from four steps to what is usual for its season, sometimes all."""
-    longest = np.where(season == 1, 10, np.where(season <= 12, 2 * season + 4, HORIZON))
-    longest = np.where(random.random(len(season)) < 0.15, HORIZON, longest)
-    drawn = np.exp(random.uniform(np.log(4), np.log(longest)))
-    return np.where(random.random(len(season)) < 0.5, longest, drawn).astype(np.int64)
+    """Return a random horizon per series: from four steps to a maximum for its season, sometimes `HORIZON`."""
+    seasonal_horizon = np.where(season == 1, 10, np.where(season <= 12, 2 * season + 4, HORIZON))
+    seasonal_horizon = np.where(random.random(len(season)) < 0.15, HORIZON, seasonal_horizon)
+    shorter = np.exp(random.uniform(np.log(4), np.log(seasonal_horizon)))
+    return np.where(random.random(len(season)) < 0.5, seasonal_horizon, shorter).astype(np.int64)

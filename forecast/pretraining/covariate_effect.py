@@ -1,4 +1,7 @@
-"""What covariates add to the forecasts of a pretrained network, from the panel that it is to forecast."""
+"""The regression of a pretrained network's residuals on the covariates of a panel.
+
+The effect as a module of the network is in `forecast.models.universal.covariates`.
+"""
 
 import copy
 import logging
@@ -20,33 +23,33 @@ from forecast.models.universal.history import SEASONS
 
 _LOG = logging.getLogger(__name__)
 
-# Series and windows that are read, and the windows of one series.
-_SERIES, _WINDOWS, _LEAST, _MOST = 128, 768, 6, 90
-# Penalties, for columns with a variance of about 1; steps towards the solution; residuals count at most so much.
-_PENALTIES, _STEPS, _CLIP = (1e-3, 1e-2, 1e-1, 1.0), 2, 5.0
-# Windows of a series that judge, at least, and their share; steps of a level, at least.
-_CHECKED, _SHARE, _LEVEL = 3, 0.25, 8
-# What the loss on validation must fall by, and how likely chance may be.
-_LEAST_GAIN, _CHANCE = 0.005, 0.05
+# Largest number of series, target number of windows, and bounds of the number of windows per series.
+_MAX_SERIES, _TARGET_WINDOWS, _MIN_WINDOWS, _MAX_WINDOWS = 128, 768, 6, 90
+# Ridge penalties, for columns with a variance of about 1; iterations of the fit; clip of residuals.
+_PENALTIES, _ITERATIONS, _CLIP = (1e-3, 1e-2, 1e-1, 1.0), 2, 5.0
+# Validation windows of a series, at least, and their share; steps of a level, at least.
+_MIN_VALIDATION, _VALIDATION_SHARE, _MIN_LEVEL_STEPS = 3, 0.25, 8
+# Smallest relative gain on validation, and largest p-value.
+_MIN_GAIN, _MAX_P_VALUE = 0.005, 0.05
 
 
 class _Windows(NamedTuple):
-    """Windows whose targets are known."""
+    """Windows with observed targets."""
 
     batches: list[tuple[Batch, Tensor]]
     age: Int[Tensor, " window"]
-    """How many horizons before the end of its series a window ends."""
+    """Number of horizons between the end of a window and the end of its series."""
     unit: Float[Tensor, " window"]
-    """Deviation of the series."""
+    """Standard deviation of the series."""
 
     @property
-    def is_checked(self) -> Bool[Tensor, " window"]:
-        """Those that judge: the latest quarter, at least three of each series."""
-        return self.age <= max(_CHECKED, int(_SHARE * int(self.age.max())))
+    def is_validation(self) -> Bool[Tensor, " window"]:
+        """Mask of the validation windows: the latest quarter, at least three of each series."""
+        return self.age <= max(_MIN_VALIDATION, int(_VALIDATION_SHARE * int(self.age.max())))
 
 
 class _Errors(NamedTuple):
-    """Of a network on windows, in units of the deviation of each series."""
+    """Errors of a network on windows, in units of each series' deviation."""
 
     residual: Float[Tensor, "window horizon"]
     """0 where not observed."""
@@ -56,47 +59,47 @@ class _Errors(NamedTuple):
 
 @torch.no_grad()
 def with_covariates(network: UniversalForecaster, panel: Panel) -> UniversalForecaster:
-    """Return a network with its regression on the covariates of a panel; `network` itself if they save next to nothing.
+    """Return the network with a regression on the covariates of a panel; `network` itself without a significant gain.
 
-    The coefficients, the same for all series, are a ridge solution: of the residuals at the last horizons of up to
-    `_SERIES` series on what covariates differ by from earlier seasons. Earlier windows are fitted, in two steps, since
-    the network sees each time what is left without the effect; later ones choose the penalty and judge. Where they
-    gain, all windows are fitted.
+    The coefficients, shared by all series, solve a ridge regression of the residuals at the last horizons of up to
+    `_MAX_SERIES` series on the differences of covariates from earlier seasons. The regression is fitted on earlier
+    windows in two iterations, because the network then forecasts the target without the effect; later windows validate
+    the penalty and the gain. With a gain, all windows are fitted.
     """
     data = PanelTensors.of(panel, network)
-    changed = copy.deepcopy(network)
-    effect = changed.effect
+    candidate = copy.deepcopy(network)
+    effect = candidate.effect
     assert effect is not None
-    windows = _windows(changed, panel, data)
+    windows = _windows(candidate, panel, data)
     if windows is None:
         _LOG.warning("covariates are not used: no series has the five horizons of history that it takes to judge them")
         return network
-    checked, base = windows.is_checked, _errors(network, windows)
-    regression = _regression(changed, windows, base)
+    validation, base = windows.is_validation, _errors(network, windows)
+    regression = _regression(candidate, windows, base)
     best, solution, weight = base, None, regression.weight
-    for _ in range(_STEPS if regression.gains else 0):
+    for _ in range(_ITERATIONS if regression.gains else 0):
         effect.set_coefficients(weight)
-        errors = _errors(changed, windows)
-        if errors.loss[checked].sum() < best.loss[checked].sum():
+        errors = _errors(candidate, windows)
+        if errors.loss[validation].sum() < best.loss[validation].sum():
             best, solution = errors, weight
-        weight = weight + regression.solve(errors, ~checked, weight)
+        weight = weight + regression.solve(errors, ~validation, weight)
     gain = _gain(base, best, windows)
     if solution is None or not gain:
         _LOG.warning("covariates are not used: on validation they save less than half a percent, or not surely more")
         return network
-    effect.set_coefficients(solution + regression.solve(best, torch.ones_like(checked), solution))
-    _LOG.info("covariates save %.1f %% of the loss on %d windows of validation", 100 * gain, int(checked.sum()))
-    return changed
+    effect.set_coefficients(solution + regression.solve(best, torch.ones_like(validation), solution))
+    _LOG.info("covariates save %.1f %% of the loss on %d windows of validation", 100 * gain, int(validation.sum()))
+    return candidate
 
 
 def _windows(network: UniversalForecaster, panel: Panel, data: PanelTensors) -> _Windows | None:
-    """Return the last horizons of some series, and set the scales of covariates; None where there are too few."""
+    """Return windows at the last horizons of some series, None if there are too few. Sets the scales of covariates."""
     horizon, context = network.shape.horizon, network.shape.context_length
-    rows = np.arange(panel.n_series)[:: -(-panel.n_series // _SERIES)]
-    count = int(np.clip(_WINDOWS // len(rows), _LEAST, _MOST))
+    rows = np.arange(panel.n_series)[:: -(-panel.n_series // _MAX_SERIES)]
+    count = int(np.clip(_TARGET_WINDOWS // len(rows), _MIN_WINDOWS, _MAX_WINDOWS))
     ends = panel.lengths[rows, None] - 1 - horizon * np.arange(1, count + 1)
     series, number = np.nonzero(ends >= horizon)
-    if not len(series) or number.max() < _CHECKED:
+    if not len(series) or number.max() < _MIN_VALIDATION:
         return None
     assert network.effect is not None
     batches, units, moments = [], [], []
@@ -104,24 +107,24 @@ def _windows(network: UniversalForecaster, panel: Panel, data: PanelTensors) -> 
         batch = data.gather(numbers, cutoff, cutoff + horizon + 1, **window_sizes(network, 1))
         units.append(deviation(batch.target[:, :context], batch.observed[:, :context], network.shape.season_length))
         columns = [values[:, :context] for values in Columns.of(batch)]
-        there = torch.cat([torch.isfinite(values) for values in columns], -1).sum((0, 1))
+        n_present = torch.cat([torch.isfinite(values) for values in columns], -1).sum((0, 1))
         squares = torch.cat([differences(values, context) for values in columns], -1).double().square().sum((0, 1))
-        moments.append(torch.stack([squares, there]))
+        moments.append(torch.stack([squares, n_present]))
         batches.append((batch, origins))
-    squares, there = torch.stack(moments).sum(0)
-    scale = (squares / there.clamp(min=1)).sqrt()
+    squares, n_present = torch.stack(moments).sum(0)
+    scale = (squares / n_present.clamp(min=1)).sqrt()
     network.effect.scale.copy_(torch.where(scale > 0, scale, 1.0))
     return _Windows(batches, torch.from_numpy(number + 1), torch.cat(units))
 
 
 def _errors(network: UniversalForecaster, windows: _Windows) -> _Errors:
-    """Return residuals and losses; of all steps that are observed and follow steps that vary."""
-    parts, begin = [], 0
+    """Return residuals and losses at observed steps of windows whose target varies."""
+    parts, start = [], 0
     for batch, origins in windows.batches:
         output = network(batch, origins)
         target, observed = targets(batch, output.frame, origins, network.shape)
-        unit = windows.unit[begin : begin + len(target), None, None]
-        begin += len(target)
+        unit = windows.unit[start : start + len(target), None, None]
+        start += len(target)
         observed = observed & (unit > 0)
         size = output.frame.divisor[..., None] / torch.where(unit > 0, unit, 1.0)
         residual = (target - output.quantiles[..., len(network.head.levels) // 2]) * size * observed
@@ -132,7 +135,7 @@ def _errors(network: UniversalForecaster, windows: _Windows) -> _Errors:
 
 
 class _Regression(NamedTuple):
-    """Residuals on columns."""
+    """A ridge regression of residuals on columns."""
 
     columns: Float[Tensor, "window horizon column"]
     penalty: float
@@ -140,35 +143,40 @@ class _Regression(NamedTuple):
     gains: bool
 
     def solve(self, errors: _Errors, fitted: Bool[Tensor, " window"], weight: Tensor) -> Tensor:
-        """Return what is to be added to a weight, whose residuals are those of `errors`."""
+        """Return the update of `weight`, whose residuals are those of `errors`, on the `fitted` windows."""
         return _solve(self.columns, errors, fitted, self.penalty, weight)
 
 
 def _regression(network: UniversalForecaster, windows: _Windows, base: _Errors) -> _Regression:
     """Return the ridge regression of the residuals of a network without the effect.
 
-    What it takes covariates to be has left no trace but its residuals: the mean of the same phase of the last seasons,
-    or that of the last steps. Which of them, earlier windows choose, and later ones the penalty.
+    The network's implicit expectation of the covariates is unknown: candidates are their mean at the same phase of the
+    last seasons, and that of the last steps. Earlier windows select the reference, later ones the penalty.
     """
-    checked = windows.is_checked
+    validation = windows.is_validation
     parts = [_columns(network, batch) for batch, _ in windows.batches]
     references = [torch.cat(columns).double() for columns in zip(*parts, strict=True)]
 
-    def left(columns: Tensor, weight: Tensor, rows: Tensor) -> float:
-        rest = base.residual[rows] - columns[rows] @ weight
-        return float((rest.abs() * base.observed[rows]).sum())
+    def absolute_error(columns: Tensor, weight: Tensor, rows: Tensor) -> float:
+        residual = base.residual[rows] - columns[rows] @ weight
+        return float((residual.abs() * base.observed[rows]).sum())
 
     def solution(columns: Tensor, penalty: float) -> Tensor:
-        return _solve(columns, base, ~checked, penalty, columns.new_zeros(columns.shape[-1]))
+        return _solve(columns, base, ~validation, penalty, columns.new_zeros(columns.shape[-1]))
 
-    columns = min(references, key=lambda each: left(each, solution(each, _PENALTIES[1]), ~checked))
-    penalty = min(_PENALTIES, key=lambda each: left(columns, solution(columns, each), checked))
+    columns = min(references, key=lambda part: absolute_error(part, solution(part, _PENALTIES[1]), ~validation))
+    penalty = min(_PENALTIES, key=lambda value: absolute_error(columns, solution(columns, value), validation))
     weight = solution(columns, penalty)
-    return _Regression(columns, penalty, weight, left(columns, weight, checked) < left(columns, 0 * weight, checked))
+    return _Regression(
+        columns,
+        penalty,
+        weight,
+        absolute_error(columns, weight, validation) < absolute_error(columns, 0 * weight, validation),
+    )
 
 
 def _solve(columns: Tensor, errors: _Errors, fitted: Tensor, penalty: float, weight: Tensor) -> Tensor:
-    """Return the change of a weight that leaves least squares and `penalty` times those of the weight."""
+    """Return the update of `weight` that minimises squared residuals plus `penalty` times the squared weights."""
     rows = columns[fitted][errors.observed[fitted]]
     residual = errors.residual[fitted][errors.observed[fitted]].clamp(-_CLIP, _CLIP)
     count = max(1, len(rows))
@@ -179,17 +187,18 @@ def _solve(columns: Tensor, errors: _Errors, fitted: Tensor, penalty: float, wei
 
 
 def _columns(network: UniversalForecaster, batch: Batch) -> list[Tensor]:
-    """Return the columns of the regression by each reference, [window, horizon, column].
+    """Return the columns of the regression for each reference, [window, horizon, column].
 
-    Known covariates as differences from it, then the latest past ones, and these by the steps ahead.
+    These are known covariates as differences from the reference, the latest past covariates, and these divided by the
+    steps ahead.
     """
     assert network.effect is not None
     shape, context = network.shape, network.shape.context_length
     known, past = network.effect.standardised(Columns.of(batch), context)
     ahead = torch.arange(1, shape.horizon + 1)
     last = past[:, context - 1 : context].expand(-1, shape.horizon, -1)
-    others = [last, last / ahead[:, None]]
-    season = max(shape.season_length, _LEVEL)
+    past_columns = [last, last / ahead[:, None]]
+    season = max(shape.season_length, _MIN_LEVEL_STEPS)
     references = [known[:, max(0, context - season) : context].mean(1, keepdim=True)]
     for steps in {shape.season_length, shape.second_season} - {0}:
         index = context - 1 + ahead - steps * ((ahead - 1) // steps + 1)
@@ -197,24 +206,24 @@ def _columns(network: UniversalForecaster, batch: Batch) -> list[Tensor]:
         mean = (known[:, valid.clamp(min=0)] * (valid >= 0)[..., None]).sum(1)
         references.append(mean / (valid >= 0).sum(0).clamp(min=1)[:, None])
     references.append((references[0] + references[1]) / 2)
-    return [torch.cat([known[:, context:] - each, *others], -1) for each in references]
+    return [torch.cat([known[:, context:] - reference, *past_columns], -1) for reference in references]
 
 
 def _gain(base: _Errors, best: _Errors, windows: _Windows) -> float:
-    """Return the share of the loss on validation that is saved; 0 where it is small, or no more than chance.
+    """Return the saved share of the validation loss; 0 if it is small or not significant.
 
-    Series of one date share what happens there. So it must be surely better over windows, and over dates.
+    Errors of series at one date are correlated, so the gain must be significant over windows and over dates.
     """
-    checked = windows.is_checked
-    gain, age = (base.loss - best.loss)[checked], windows.age[checked]
+    validation = windows.is_validation
+    gain, age = (base.loss - best.loss)[validation], windows.age[validation]
     dates = torch.stack([gain[age == number].sum() for number in age.unique()])
-    share = float(gain.sum() / base.loss[checked].sum().clamp(min=1e-12))
-    sure = max(_chance(gain), _chance(dates)) < _CHANCE
-    return share if share > _LEAST_GAIN and sure else 0.0
+    share = float(gain.sum() / base.loss[validation].sum().clamp(min=1e-12))
+    significant = max(_p_value(gain), _p_value(dates)) < _MAX_P_VALUE
+    return share if share > _MIN_GAIN and significant else 0.0
 
 
-def _chance(gain: Float[Tensor, " part"]) -> float:
-    """Return how likely a sum of this size is without any gain (Student's t); 1 where there is one part alone."""
+def _p_value(gain: Float[Tensor, " part"]) -> float:
+    """Return the p-value of the sum of `gain` (one-sided Student's t); 1 with a single part."""
     from scipy.special import stdtr
 
     count = len(gain)

@@ -1,4 +1,4 @@
-"""Pretrained networks, of the package or of a registered version, that a model has as a member."""
+"""Pretrained networks that models start from: of the package, or of a registered version."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,27 +20,27 @@ from forecast.models.universal.network import UniversalNetwork
 
 @dataclass(frozen=True)
 class PretrainedNetwork:
-    """A pretrained network, and where it comes from."""
+    """A pretrained network and its origin."""
 
     network: UniversalNetwork
     name: str
-    """As people say it: `gatecast-nano-1`, or a version, `loads v3`."""
+    """Display name: `gatecast-nano-1`, or a version, `loads v3`."""
     checkpoint: str
-    """Name and SHA-256 of the network of the package that it is, or began as."""
+    """Name and SHA-256 of the package's network from which it was trained, or which it is."""
     digest: str = ""
-    """Of the version."""
+    """Digest of the version; empty for a network of the package."""
     trained_until: datetime | None = None
-    """Timestamp of the last value of a real series that it has seen; None of synthetic series alone."""
+    """Timestamp of the last real value seen in training; None if trained on synthetic series only."""
 
     @property
-    def described(self) -> dict[str, str]:
-        """What the result of a training depends on."""
+    def digests(self) -> dict[str, str]:
+        """Digests that the result of a training depends on."""
         return {"digest": self.digest}
 
     def last_index(self, panel: Panel) -> int:
-        """Return the grid index of the last step of a panel that is not later than what the network has seen.
+        """Return the grid index of the last step of a panel that is not after `trained_until`.
 
-        The one before the panel begins where all of it is later.
+        If the whole panel is later, that is the step before its first.
         """
         first = int(panel.start.min()) - 1
         if self.trained_until is None:
@@ -50,43 +50,43 @@ class PretrainedNetwork:
 
 
 def of_package(name: str) -> PretrainedNetwork:
-    """Return a network of the package by its name. Raises ConfigError for one that there is not."""
+    """Return the network of the package called `name`. Raises ConfigError for an unknown name."""
     network, card = read_checkpoint(card_of(name))
     return PretrainedNetwork(network, card["name"], f"{card['name']} {card['sha256']}")
 
 
 def of_model(artifact: Artifact, name: str) -> PretrainedNetwork:
-    """Return the pretrained network in a model, which people call `name`: with its evaluated weights.
+    """Return the pretrained network in a model with display name `name`, with its evaluated weights.
 
-    Raises ConfigError for a model that has none.
+    Raises ConfigError for a model without a pretrained network.
     """
     base = artifact.base()
-    member = next((each for each in members_of(base.network) if isinstance(each, UniversalForecaster)), None)
+    member = next((part for part in members_of(base.network) if isinstance(part, UniversalForecaster)), None)
     if member is None:
         raise ConfigError(
             f"model.init: {name} was trained on its panel alone: there is no pretrained network in it; take a version "
             "that forecast models add has registered, that finetune.kind=global has made of one, or whose training "
             f"gave it a share; or one of {listing(names())}, none"
         )
-    # What was only registered, or had a share as it came, has seen nothing of its panel.
-    until = None if _is_as_it_came(member) else base.trained_until_timestamp
+    # Unchanged weights, as after `forecast models add` or in an ensemble, have not been trained on the panel.
+    until = None if _is_unchanged(member) else base.trained_until_timestamp
     return PretrainedNetwork(member.network, name, member.shape.checkpoint, artifact.digest(), until)
 
 
-def _is_as_it_came(member: UniversalForecaster) -> bool:
-    """Return whether the weights are those of the package."""
+def _is_unchanged(member: UniversalForecaster) -> bool:
+    """Return whether the weights equal those of the package."""
     name = member.shape.checkpoint.partition(" ")[0]
     if name not in names():
         return False
-    came = of_package(name).network.state_dict()
-    return all(torch.equal(values, came[key]) for key, values in member.network.state_dict().items())
+    published = of_package(name).network.state_dict()
+    return all(torch.equal(values, published[key]) for key, values in member.network.state_dict().items())
 
 
-def checked(init: PretrainedNetwork | None, model: ModelConfig, horizon: int) -> ModelConfig:
-    """Return the settings of a model that begins with the network of a version, those of `model` without one.
+def model_for(init: PretrainedNetwork | None, model: ModelConfig, horizon: int) -> ModelConfig:
+    """Return the settings of a model that starts from the network `init`; `model` unchanged if that is None.
 
-    They name the network of the package that the version began as, which a training from nothing begins with.
-    Raises ConfigError if the settings name a version that is not there, or no mean with its network can be taken.
+    Their `init` names the network of the package from which the version was trained, for retraining from scratch.
+    Raises ConfigError if the settings name a version without its network, or its forecasts can't be averaged.
     """
     if init is None:
         if model.init is not None and is_version(model.init):

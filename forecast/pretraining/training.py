@@ -1,4 +1,4 @@
-"""The loop of pretraining: resumable, at a rate that can be prolonged."""
+"""The training loop of pretraining: resumable, with a learning rate schedule that can be prolonged."""
 
 import copy
 import time
@@ -15,17 +15,17 @@ from forecast.pretraining.batches import Pool
 from forecast.pretraining.loss import pinball
 
 STATE, STABLE = "state.safetensors", "stable.safetensors"
-"""Files of a run: the latest step, and the last one before the learning rate fell."""
+"""Files of a run: its state at the latest step, and at the last step before the learning rate decays."""
 
 
 class Schedule(NamedTuple):
-    """How a network is trained."""
+    """Settings of a training."""
 
     steps: int
     learning_rate: float = 2e-3
     warmup: int = 300
     decay: float = 0.2
-    """Share of the steps at the end in which the learning rate falls to 0."""
+    """Share of the steps, at the end, over which the learning rate decays to 0."""
     weight_decay: float = 0.01
     clip: float = 1.0
     averaging: float = 0.999
@@ -35,31 +35,31 @@ class Schedule(NamedTuple):
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step: a warmup, a plateau, and a fall as the square root of what is left."""
-        left = (self.steps - step) / max(1, self.steps - self.decay_start)
-        fall = 1.0 if step < self.decay_start else 1 - (1 - min(1.0, left)) ** 0.5
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * fall
+        """Return the learning rate of a step: a linear warmup, a plateau, then 1 - square root decay to 0."""
+        remaining = (self.steps - step) / max(1, self.steps - self.decay_start)
+        decay = 1.0 if step < self.decay_start else 1 - (1 - min(1.0, remaining)) ** 0.5
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * decay
 
     @property
     def decay_start(self) -> int:
-        """The first step of the fall."""
+        """The first step of the decay."""
         return round(self.steps * (1 - self.decay))
 
 
 class Progress(NamedTuple):
-    """Where a run stands."""
+    """Progress of a run."""
 
     step: int
     loss: float
     """Mean since the last report."""
     cpu_seconds: float
-    """Of this process and those before it that were cut short."""
+    """CPU time of this process and of interrupted ones before it."""
     series: int
-    """Windows that the network has learnt from."""
+    """Number of training windows so far."""
 
 
 class Run:
-    """A network in training, with all that is needed to go on after a kill."""
+    """A network in training, with all state that is needed to resume it."""
 
     def __init__(self, shape: Shape, schedule: Schedule, device: torch.device) -> None:
         torch.manual_seed(schedule.seed)
@@ -71,16 +71,18 @@ class Run:
         )
         self.step, self.series, self.cpu_seconds = 0, 0, 0.0
 
-    def train(self, pool: Pool, folder: Path, every: int, report: Callable[[Progress], None]) -> UniversalNetwork:
+    def train(
+        self, pool: Pool, folder: Path, report_every: int, report: Callable[[Progress], None]
+    ) -> UniversalNetwork:
         """Train up to the last step and return the averaged network; every so many steps write the state and report."""
         losses: list[float] = []
-        begun = time.process_time() - self.cpu_seconds
+        start = time.process_time() - self.cpu_seconds
         while self.step < self.schedule.steps:
             if self.step == self.schedule.decay_start:
                 self.write(folder / STABLE)
             losses.append(self._learn(pool))
-            self.cpu_seconds = time.process_time() - begun
-            if self.step % every == 0 or self.step == self.schedule.steps:
+            self.cpu_seconds = time.process_time() - start
+            if self.step % report_every == 0 or self.step == self.schedule.steps:
                 self.write(folder / STATE)
                 report(Progress(self.step, sum(losses) / len(losses), self.cpu_seconds, self.series))
                 losses.clear()
@@ -109,12 +111,12 @@ class Run:
         return loss.item()
 
     def settings(self) -> dict[str, Any]:
-        """Return what has to be the same for a run to go on; the number of steps may grow."""
+        """Return the settings that must not change for a run to be resumed; the number of steps may grow."""
         schedule = self.schedule._asdict()
         return {**self.shape._asdict(), **{name: value for name, value in schedule.items() if name != "steps"}}
 
     def write(self, path: Path) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
@@ -128,9 +130,9 @@ class Run:
         write_state(path, tensors, self.settings(), state)
 
     def resume(self, folder: Path, *, key: str) -> bool:
-        """Go on from a folder, and return whether there was anything to go on from.
+        """Resume from a folder, and return whether it holds a state.
 
-        A run that is prolonged goes on from before its learning rate fell. Raises ConfigError, which names the
+        A prolonged run resumes from the state before its learning rate decayed. Raises ConfigError, which names the
         setting `key`, if the folder holds a run with other settings.
         """
         if not (folder / STATE).exists():
@@ -145,8 +147,8 @@ class Run:
     def _load(self, tensors: dict[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
         for name, value in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = value
+            part, key = name.split(".", 1)
+            parts[part][key] = value
         self.network.load_state_dict(parts["network"])
         self.average.load_state_dict(parts["average"])
         moments: dict[int, dict[str, Tensor]] = {}

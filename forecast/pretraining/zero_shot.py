@@ -1,4 +1,4 @@
-"""Models that need no training: the pretrained universal network, as it is, for a panel."""
+"""Zero-shot models: the pretrained universal network for a panel, without training."""
 
 import copy
 import logging
@@ -33,19 +33,19 @@ from forecast.pretraining.pretrained_network import PretrainedNetwork, of_packag
 _LOG = logging.getLogger(__name__)
 
 _WEEK: Final = 7
-# Series whose errors tell how wide intervals must be, and how many of their last horizons.
-_CHECKED, _CHECKED_HORIZONS = 500, 2
-# Windows that the correlations of an autoregressive process count as much as.
+# Series whose errors calibrate the width of intervals, and the number of their last horizons.
+_MAX_CHECKED_SERIES, _CHECKED_HORIZONS = 500, 2
+# Weight of the prior correlations, those of an autoregressive process, as a number of windows.
 _PRIOR_WINDOWS = 50.0
 
 
 def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfig | None = None) -> Artifact:
-    """Return the pretrained network of the package `name` as the model of a panel, which it has not been trained on.
+    """Return the pretrained network `name` of the package as a model for a panel, without training.
 
-    `loaded` is read with `zero_shot_data`, and has `numbers_alone`. Of `model`, `quantile_levels` count.
-    Of the panel, the model knows frequency and seasons, whether its values can be below 0, and the scale of series that
-    have none of their own. Its final weights have the regression on covariates, if that is worth while, and intervals
-    that would have held the last two horizons.
+    `loaded` is read with `zero_shot_data`, without text (`drop_text`). Of `model`, only `quantile_levels` apply.
+    The model takes from the panel its frequency and seasons, whether values can be below 0, and the scale for series
+    without one. Its final weights include the regression on covariates, if that gains, and the interval scale from the
+    errors at the last two horizons.
 
     Raises ConfigError for an unknown name, a horizon that is too long, or a target of classes.
     """
@@ -72,9 +72,9 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
     if shape.n_past + shape.n_known + shape.n_calendar:
         network.shape = replace(network.shape, covariates=True)
         network.effect = CovariateEffect(shape.n_known + shape.n_calendar, shape.n_past)
-    typical = float(np.median(panel.lengths))
+    median_length = float(np.median(panel.lengths))
     context = window.context_length or default_context(
-        panel.grid.frequency, data.season_length, horizon, typical, typical
+        panel.grid.frequency, data.season_length, horizon, median_length, median_length
     )
     artifact = Artifact(
         network=network,
@@ -86,7 +86,7 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
         trained_until=int(panel.start.min()) - 1,
     )
     final = network if network.effect is None else with_covariates(network, panel)
-    scale, coupling = _checked(final, panel)
+    scale, coupling = _calibrate_intervals(final, panel)
     artifact = replace(artifact, coupling=coupling)
     if final is network and scale == 1:
         return artifact
@@ -95,13 +95,13 @@ def zero_shot(name: str, loaded: Loaded, window: WindowConfig, model: ModelConfi
     return artifact.with_final(final, panel.last_index)
 
 
-def _checked(network: UniversalForecaster, panel: Panel) -> tuple[float, Tensor | None]:
-    """Return what the errors at the last two horizons of series say: by what intervals must be wider, and the coupling.
+def _calibrate_intervals(network: UniversalForecaster, panel: Panel) -> tuple[float, Tensor | None]:
+    """Return the factor on the width of intervals and the coupling of steps, from errors at the last two horizons.
 
-    Nothing else is learnt of the panel, and a calm year makes no interval narrower. The coupling of steps is for paths;
-    None where no series is long enough.
+    The factor is at least 1, so that a quiet period makes no interval narrower. The coupling is for sample paths; None
+    if no series is long enough.
     """
-    horizon, rows = network.shape.horizon, np.arange(panel.n_series)[:: -(-panel.n_series // _CHECKED)]
+    horizon, rows = network.shape.horizon, np.arange(panel.n_series)[:: -(-panel.n_series // _MAX_CHECKED_SERIES)]
     ends = panel.lengths[rows, None] - 1 - horizon * np.arange(_CHECKED_HORIZONS, 0, -1)
     series, number = np.nonzero(ends >= horizon // 2)
     windows = WindowIndex(rows[series], ends[series, number])
@@ -116,7 +116,7 @@ def universal_member(
     panel: Panel,
     shape: NetworkShape,
     model: ModelConfig,
-    limits: IntArray | None = None,
+    train_lengths: IntArray | None = None,
     *,
     cold_scale: Tensor | None = None,
 ) -> UniversalForecaster:
@@ -124,8 +124,8 @@ def universal_member(
 
     `init` is the network, or the name of one of the package.
 
-    Of the panel, the first `limits` steps of each series, [S], are seen; all if None. `cold_scale` is the scale of the
-    panel in units of the data, [2], where it is known.
+    Only the first `train_lengths` steps of each series, [S], are seen; all if None. `cold_scale` is the scale of the
+    panel in units of the data, [2]; computed if None.
     Raises ConfigError for an unknown name, or a horizon that is too long.
     """
     pretrained = of_package(init) if isinstance(init, str) else init
@@ -134,31 +134,33 @@ def universal_member(
             f"window.horizon={shape.horizon}: {pretrained.name} forecasts {MAX_HORIZON:,} steps at most; set a shorter "
             "one, or put the rows together to longer steps (data.freq, data.aggregate)"
         )
-    limits = panel.lengths if limits is None else limits
+    train_lengths = panel.lengths if train_lengths is None else train_lengths
     if shape.season_length == 1:
-        shape = replace(shape, season_length=_season(panel, limits))
-    own = UniversalShape.of(
+        shape = replace(shape, season_length=_season(panel, train_lengths))
+    universal_shape = UniversalShape.of(
         shape,
         pretrained.network.shape,
         second_season=_second_season(panel.grid.frequency, shape.season_length),
         length=int(panel.lengths.max()),
         checkpoint=pretrained.checkpoint,
     )
-    member = UniversalForecaster(own, model)
+    member = UniversalForecaster(universal_shape, model)
     member.network.load_state_dict(pretrained.network.state_dict())
     if cold_scale is None:
-        ends = WindowIndex(np.flatnonzero(limits > 0), limits[limits > 0] - 1)
-        # The network works in units of the data, whatever the scale of the model.
-        plain = UniversalForecaster(replace(own, unit=0.0), model)
-        cold_scale = cold_scale_of(plain, PanelTensors.of(panel, plain), ends, torch.from_numpy(limits))
+        last_windows = WindowIndex(np.flatnonzero(train_lengths > 0), train_lengths[train_lengths > 0] - 1)
+        # The network works in units of the data, even if the model has a logarithmic scale.
+        without_unit = UniversalForecaster(replace(universal_shape, unit=0.0), model)
+        cold_scale = cold_scale_of(
+            without_unit, PanelTensors.of(panel, without_unit), last_windows, torch.from_numpy(train_lengths)
+        )
     member.cold_scale.copy_(cold_scale)
     return member.eval()
 
 
 def zero_shot_data(data: DataConfig) -> DataConfig:
-    """Return how a table is read for a pretrained network: with past and known covariates alone.
+    """Return the data settings for a pretrained network: no static covariates, lags, rolling or calendar features.
 
-    It knows the target itself, and the seasons of the calendar. What is left out is named in a warning.
+    The network has the history of the target and the seasons itself. A warning names settings that are ignored.
     """
     names = ("static_covariates", "lags", "rolling")
     if unread := [f"data.{name}" for name in names if getattr(data, name)]:
@@ -166,38 +168,40 @@ def zero_shot_data(data: DataConfig) -> DataConfig:
     return data.model_copy(update=dict.fromkeys(names, ()) | {"static_path": None, "calendar": False})
 
 
-def numbers_alone(loaded: Loaded) -> Loaded:
-    """Return a panel without the covariates that hold codes of text, which are named in a warning."""
+def drop_text(loaded: Loaded) -> Loaded:
+    """Return a panel without covariates of text, which a warning names."""
     data, panel, categories = loaded.data, loaded.panel, loaded.categories
-    coded = [name for name in (*data.past_covariates, *data.known_covariates) if name in categories]
-    if not coded:
+    text_columns = [name for name in (*data.past_covariates, *data.known_covariates) if name in categories]
+    if not text_columns:
         return loaded
-    _LOG.warning("%s: text, of which a pretrained network reads none; give numbers, or train a model", listing(coded))
-    past, known = (
-        np.array([name not in coded for name in names], dtype=bool)
+    _LOG.warning(
+        "%s: text, of which a pretrained network reads none; give numbers, or train a model", listing(text_columns)
+    )
+    keep_past, keep_known = (
+        np.array([name not in text_columns for name in names], dtype=bool)
         for names in (data.past_covariates, data.known_covariates)
     )
     update: dict[str, object] = {
-        "past_covariates": tuple(name for name in data.past_covariates if name not in coded),
-        "known_covariates": tuple(name for name in data.known_covariates if name not in coded),
+        "past_covariates": tuple(name for name in data.past_covariates if name not in text_columns),
+        "known_covariates": tuple(name for name in data.known_covariates if name not in text_columns),
     }
-    if not known.any():
+    if not keep_known.any():
         update["known_path"] = None
     return replace(
         loaded,
-        panel=replace(panel, past=panel.past[past], known=panel.known[known]),
+        panel=replace(panel, past=panel.past[keep_past], known=panel.known[keep_known]),
         data=data.model_copy(update=update),
-        categories={name: values for name, values in categories.items() if name not in coded},
+        categories={name: values for name, values in categories.items() if name not in text_columns},
         stored_digest=None,
     )
 
 
-def _season(panel: Panel, limits: IntArray) -> int:
-    """Return the season that the first `limits` steps of some series show; 1 without any."""
-    rows = np.flatnonzero(limits > 0)
-    rows = rows[:: max(1, -(-len(rows) // _CHECKED))]
+def _season(panel: Panel, train_lengths: IntArray) -> int:
+    """Return the season length estimated from the first `train_lengths` steps of some series; 1 without any."""
+    rows = np.flatnonzero(train_lengths > 0)
+    rows = rows[:: max(1, -(-len(rows) // _MAX_CHECKED_SERIES))]
     season = estimate_season(
-        panel.target[start : start + limits[row]] for row, start in zip(rows, panel.offsets[rows], strict=True)
+        panel.target[start : start + train_lengths[row]] for row, start in zip(rows, panel.offsets[rows], strict=True)
     )
     if season > 1:
         _LOG.info(
@@ -210,7 +214,7 @@ def _season(panel: Panel, limits: IntArray) -> int:
 
 
 def _second_season(frequency: Frequency, season: int) -> int:
-    """Return the steps of a week where a day is the season, if the context can hold three of them; 0 else."""
+    """Return the steps of a week if the season is a day and the context can hold three weeks, else 0."""
     week = _WEEK * season
     is_day = frequency.sub_daily and season == frequency.season_length and season > 1
     return week if is_day and 3 * week <= CONTEXTS[-1] else 0

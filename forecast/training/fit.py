@@ -30,7 +30,7 @@ from forecast.models.network.losses import held_out_forecasts, validation_loss
 from forecast.models.network.panel_statistics import is_nonnegative
 from forecast.models.postprocess.copula import coupling_of
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
-from forecast.pretraining.pretrained_network import PretrainedNetwork, checked
+from forecast.pretraining.pretrained_network import PretrainedNetwork, model_for
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.checks import check_inputs, check_model, device_of
 from forecast.training.closed_form import units_of
@@ -82,7 +82,7 @@ def fit(
     """
     prepare()
     device = device_of(fit)
-    model = checked(init, model, window.horizon)
+    model = model_for(init, model, window.horizon)
     panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
     split = split_panel(panel, window.horizon, fit)
     limits, validation, plan = split.train_lengths, split.validation, split.plan
@@ -257,7 +257,7 @@ def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: A
     groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
     for group, config in ((group, config) for group, config in groups.items() if config is not None):
         if isinstance(config, Teacher | PretrainedNetwork):
-            values = config.described
+            values = config.digests
         else:
             values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
         settings |= {f"{group}.{name}": value for name, value in values.items()}

@@ -28,7 +28,7 @@ class Teacher:
     """Of the model that it is of."""
 
     @property
-    def described(self) -> dict[str, Any]:
+    def digests(self) -> dict[str, Any]:
         """What the result of a training depends on."""
         return {"digest": self.digest, "weight": self.weight}
 

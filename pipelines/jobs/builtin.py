@@ -69,7 +69,7 @@ def add(config: AddConfig) -> "tuple[Version, str]":
 
 
 def _read(data: DataConfig, horizon: int) -> "Loaded":
-    from forecast.pretraining.zero_shot import numbers_alone, zero_shot_data
+    from forecast.pretraining.zero_shot import drop_text, zero_shot_data
     from pipelines.jobs.reading import read_table
 
-    return numbers_alone(read_table(zero_shot_data(data), horizon))
+    return drop_text(read_table(zero_shot_data(data), horizon))

@@ -102,7 +102,7 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
 
     None, without tags, where they name none. Raises RegistryError, ArtifactError, ConfigError.
     """
-    from forecast.pretraining.pretrained_network import checked, of_model
+    from forecast.pretraining.pretrained_network import model_for, of_model
     from forecast.tracking.registry import Registry
 
     name = config.model.init
@@ -112,7 +112,7 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
     registry = Registry(config.registry.model_copy(update={"name": model}))
     version = registry.resolve(which, "model.init")
     init = of_model(load_version(registry, version), str(version))
-    checked(init, config.model, config.window.horizon)
+    model_for(init, config.model, config.window.horizon)
     found = config.model.model_copy(update={"init": f"models:/{model}/{version.number}"})
     tags = {INIT_VERSION: str(version), INIT_DIGEST: version.digest}
     return config.model_copy(update={"model": found}), init, tags

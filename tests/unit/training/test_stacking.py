@@ -20,7 +20,7 @@ from forecast.models.network.ensemble import Ensemble, as_ensemble, members_of
 from forecast.models.network.losses import validation_loss
 from forecast.models.universal.forecaster import UniversalForecaster
 from forecast.prediction.predict import predict
-from forecast.pretraining.pretrained_network import checked, of_model, of_package
+from forecast.pretraining.pretrained_network import model_for, of_model, of_package
 from forecast.pretraining.zero_shot import universal_member, zero_shot
 from forecast.training import member_fit
 from forecast.training.result import FitResult
@@ -210,7 +210,7 @@ def test_what_is_no_pretrained_network_is_refused(panel: Loaded, train: Train) -
         of_model(made.artifact, "loads v3")
     init = of_model(zero_shot(NANO, panel, WindowConfig(horizon=7)), "loads v1")
     with pytest.raises(ConfigError, match=r"forecasts 1,024 steps at most, and window.horizon is 1,025"):
-        checked(init, ModelConfig(), 1025)
+        model_for(init, ModelConfig(), 1025)
     with pytest.raises(ConfigError, match="head=normal"):
         train(panel, model={"head": "normal"}, init=init)
     with pytest.raises(ConfigError, match="in Python"):
