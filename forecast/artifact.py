@@ -156,7 +156,7 @@ class Artifact:
 
     def reading(self, source: SourceConfig) -> DataConfig:
         """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
-        return self.data.at(source)
+        return self.data.with_source(source)
 
     def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
         """Return the panel in a table, read as the table of training was.

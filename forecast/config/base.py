@@ -1,4 +1,4 @@
-"""What every config model is made of: the frozen base class, text forms, and types that several groups share."""
+"""The base class of all config models, and types and helpers that several groups share."""
 
 import functools
 import re
@@ -24,33 +24,33 @@ from forecast.redaction import HIDDEN, without_password
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def auto_or_windows(least: int) -> BeforeValidator:
-    """Return what refuses anything but `auto` and a number of windows."""
+def auto_or_windows(minimum: int) -> BeforeValidator:
+    """Return a validator that accepts `auto` or a number of windows from `minimum` on."""
 
-    def check(given: Any) -> Any:
-        text = given.strip() if isinstance(given, str) else given
-        if text == "auto" or (isinstance(text, int) and not isinstance(text, bool) and text >= least):
+    def check(value: Any) -> Any:
+        text = value.strip() if isinstance(value, str) else value
+        if text == "auto" or (isinstance(text, int) and not isinstance(text, bool) and text >= minimum):
             return text
-        if isinstance(text, str) and re.fullmatch(r"\d+", text) and int(text) >= least:
+        if isinstance(text, str) and re.fullmatch(r"\d+", text) and int(text) >= minimum:
             return int(text)
-        raise ValueError(f"must be auto, or a whole number of {least} and more")
+        raise ValueError(f"must be auto, or a whole number of {minimum} and more")
 
     return BeforeValidator(check)
 
 
 Windows = int | Literal["auto"]
-"""How many horizons are held out, or as many as follow from the lengths of the series."""
+"""Number of horizons held out; auto: by the lengths of the series."""
 Level = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 def _serialized(secret: SecretStr) -> str:
-    """Return an address without its password; any other secret is hidden whole."""
+    """Return an address without its password; any other secret is hidden completely."""
     value = secret.get_secret_value()
     return without_password(value) if "://" in value else HIDDEN
 
 
 Secret = Annotated[SecretStr, PlainSerializer(_serialized, when_used="json")]
-"""The address of a database, which may hold a password, or another text that is not to be shown."""
+"""The address of a database, which may hold a password, or another secret text."""
 Store = Annotated[SecretStr, PlainSerializer(lambda uri: without_password(uri.get_secret_value()), when_used="json")]
 """The address of a store, which may hold a password, or a folder."""
 
@@ -69,7 +69,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse values that would be converted to something else than what was written."""
+        """Refuse values that pydantic would convert to another value than the user wrote."""
         kinds = _leaf_types(cls, str(info.field_name))
         for leaf in _scalars(value):
             _check_scalar(leaf, kinds)
@@ -78,8 +78,8 @@ class Config(BaseModel):
 
 @functools.cache
 def _leaf_types(kind: type[BaseModel], name: str) -> frozenset[Any]:
-    """Return the types that the single values of a field may have."""
-    found: set[Any] = set()
+    """Return the possible types of the single values in a field."""
+    leaves: set[Any] = set()
     pending = [kind.model_fields[name].annotation]
     while pending:
         annotation: Any = pending.pop()
@@ -89,8 +89,8 @@ def _leaf_types(kind: type[BaseModel], name: str) -> frozenset[Any]:
         elif origin in (Union, types.UnionType):
             pending.extend(get_args(annotation))
         else:
-            found.add(annotation)
-    return frozenset(found)
+            leaves.add(annotation)
+    return frozenset(leaves)
 
 
 def _scalars(value: Any) -> Iterator[Any]:
@@ -102,11 +102,11 @@ def _scalars(value: Any) -> Iterator[Any]:
 
 
 def _check_scalar(value: Any, kinds: frozenset[Any]) -> None:
-    """Raise ValueError for a number or a truth value where text, a timestamp or a number is wanted."""
+    """Raise ValueError for a number or truth value in place of text, or a truth value in place of a number."""
     if kinds <= {str, SecretStr, type(None)}:
         if isinstance(value, float | bool):
-            what = "a truth value" if isinstance(value, bool) else "a number"
-            raise ValueError(f"must be text, and {value!r} is {what}; write it as text, in quotes (given: {value!r})")
+            kind = "a truth value" if isinstance(value, bool) else "a number"
+            raise ValueError(f"must be text, and {value!r} is {kind}; write it as text, in quotes (given: {value!r})")
     elif datetime in kinds:
         number = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\s*[-+\d.]+\s*", value))
         if number and not re.fullmatch(r"\s*\d{4}-\d{2}-\d{2}\s*", str(value)):
@@ -116,11 +116,11 @@ def _check_scalar(value: Any, kinds: frozenset[Any]) -> None:
 
 
 TextForm = Literal["text", "texts", "groups"]
-"""How a setting holds text: one, a list, or a list whose elements may be lists."""
+"""Forms of text settings: a single text, a list, or a list whose elements may be lists."""
 
 
 def text_form(annotation: Any) -> TextForm | None:
-    """Return how a setting with this annotation holds text, None where it holds something else.
+    """Return the form of a text setting with this annotation, None if it holds no text.
 
     >>> text_form(str | None), text_form(tuple[str, ...]), text_form(int | str)
     ('text', 'texts', None)
@@ -132,7 +132,7 @@ def text_form(annotation: Any) -> TextForm | None:
         elements = _options(get_args(sequence)[0])
         if elements == {str}:
             return "texts"
-        if str in elements and all(each is str or text_form(each) == "texts" for each in elements):
+        if str in elements and all(element is str or text_form(element) == "texts" for element in elements):
             return "groups"
     return None
 
@@ -143,26 +143,22 @@ def is_optional(annotation: Any) -> bool:
 
 
 def _options(annotation: Any, without: Iterable[Any] = (type(None),)) -> set[Any]:
-    """Return the alternatives of a union, of which those `without` are left out."""
+    """Return the alternatives of a union, except those in `without`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _options(get_args(annotation)[0], without)
     if origin in (Union, types.UnionType):
-        return {option for each in get_args(annotation) for option in _options(each, without)}
+        return {option for alternative in get_args(annotation) for option in _options(alternative, without)}
     return {annotation} - set(without)
 
 
 AUTO: Final = "auto"
-"""What is chosen for the user: the name of a column that is recognised, the greatest age of a series."""
-"""Settings of a source that stay as they were in training where a later verb does not give them."""
-"""Those of `model.head` whose targets are whole numbers, 0 and more."""
-"""Those whose targets are 0 and more."""
-"""Those whose targets are classes."""
+"""The value of settings that are determined automatically, such as column names and the greatest age of a series."""
 VERSION: Final = "models:/"
 
 
 def is_version(name: object) -> bool:
-    """Return whether a name is that of a registered version, as MLflow has it: models:/NAME@ALIAS, models:/NAME/3."""
+    """Return whether a name is that of a registered version in MLflow: models:/NAME@ALIAS or models:/NAME/3."""
     return isinstance(name, str) and re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", name) is not None
 
 
@@ -172,24 +168,24 @@ def version_of(name: str) -> tuple[str, str]:
     >>> version_of("models:/loads@champion"), version_of("models:/loads/3")
     (('loads', 'champion'), ('loads', '3'))
     """
-    model, which = re.split("[@/]", name.removeprefix(VERSION))
-    return model, which
+    model, alias = re.split("[@/]", name.removeprefix(VERSION))
+    return model, alias
 
 
-def _cutoffs(given: Any) -> Any:
-    """Return the timestamps of a range FIRST..LAST/STEP; anything else as it is."""
-    if not isinstance(given, str) or ".." not in given:
-        return given
+def _cutoffs(value: Any) -> Any:
+    """Return the timestamps of a range FIRST..LAST/STEP; any other value unchanged."""
+    if not isinstance(value, str) or ".." not in value:
+        return value
     import polars as pl
 
-    found = re.fullmatch(r"\s*(\S.*?)\s*\.\.\s*(.*?\S)\s*/\s*([1-9]\d*(?:m|h|d|w|mo|q|y))\s*", given)
-    if found is None:
+    match = re.fullmatch(r"\s*(\S.*?)\s*\.\.\s*(.*?\S)\s*/\s*([1-9]\d*(?:m|h|d|w|mo|q|y))\s*", value)
+    if match is None:
         raise ValueError(
             "a range is FIRST..LAST/STEP, with a step such as 1d, 6h, 1w or 1mo: 2013-11-01..2013-12-01/1d"
         )
     try:
-        first, last = (datetime.fromisoformat(moment) for moment in found.groups()[:2])
-        moments = pl.datetime_range(first, last, found[3], eager=True).to_list()
+        start, end = (datetime.fromisoformat(moment) for moment in match.groups()[:2])
+        moments = pl.datetime_range(start, end, match[3], eager=True).to_list()
     except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"not a range of timestamps ({error})") from None
     if not moments:
@@ -200,9 +196,9 @@ def _cutoffs(given: Any) -> Any:
 Cutoffs = Annotated[tuple[datetime, ...], BeforeValidator(_cutoffs), Field(min_length=1)]
 
 
-def _age(given: Any) -> Any:
-    """Return steps as a number, `none` as None, and a duration or `auto` as it is."""
-    text = given.strip() if isinstance(given, str) else given
+def _age(value: Any) -> Any:
+    """Return steps as a number, `none` as None, and a duration or `auto` unchanged."""
+    text = value.strip() if isinstance(value, str) else value
     if text is None or text == "none":
         return None
     if isinstance(text, int) or (isinstance(text, str) and re.fullmatch(r"\d+", text)):
@@ -218,5 +214,5 @@ MaxAge = Annotated[int | str | None, BeforeValidator(_age)]
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Return whether a setting is not to be shown."""
+    """Return whether a setting is secret."""
     return SecretStr in _options(field.annotation)

@@ -60,13 +60,13 @@ from forecast.names import CHAMPION
 
 
 class VerbConfig(Config):
-    """What every verb on the registry has."""
+    """Settings of every verb that uses the registry."""
 
     registry: RegistryConfig = RegistryConfig()
 
 
 class JobConfig(VerbConfig):
-    """What every verb has that is written into the ledger."""
+    """Settings of every verb that is recorded in the ledger."""
 
     ledger: LedgerConfig = LedgerConfig()
 
@@ -81,7 +81,7 @@ class TrainConfig(JobConfig):
 
 
 class TuneConfig(TrainConfig):
-    """`forecast tune`: the settings of `forecast train`, and what is searched."""
+    """`forecast tune`: the settings of `forecast train`, and the search space."""
 
     tune: TuneSettings = TuneSettings()
     output: OutputFolder
@@ -127,7 +127,7 @@ class FinetuneConfig(JobConfig):
 
 
 class BacktestConfig(JobConfig):
-    """`forecast backtest`: `registry.alias` is the version to judge."""
+    """`forecast backtest`: `registry.alias` is the version to evaluate."""
 
     data: SourceTable
     backtest: BacktestSettings = BacktestSettings()
@@ -160,7 +160,7 @@ class ExplainConfig(JobConfig):
 
 
 class ReconcileConfig(JobConfig):
-    """`forecast reconcile`: of models, it needs only the forecasts."""
+    """`forecast reconcile`: reads forecasts, not models."""
 
     reconcile: ReconcileSource
     output: OutputFolder
@@ -180,19 +180,21 @@ class RefreshConfig(JobConfig):
     backtest: BacktestSettings = BacktestSettings()
 
 
-def _given_below(key: str, value: Any, usual: Any) -> list[str]:
-    """Return the settings below a key that have another value than the usual one."""
+def _non_default_keys(key: str, value: Any, default: Any) -> list[str]:
+    """Return the settings below a key whose values differ from the defaults."""
     if not isinstance(value, Mapping):
-        return [] if value == usual or (value == () and usual == []) else [key]
-    defaults = usual if isinstance(usual, Mapping) else {}
-    return [f"{key}.{name}" for below, each in value.items() for name in _given_below(below, each, defaults.get(below))]
+        return [] if value == default or (value == () and default == []) else [key]
+    defaults = default if isinstance(default, Mapping) else {}
+    return [
+        f"{key}.{name}" for below, item in value.items() for name in _non_default_keys(below, item, defaults.get(below))
+    ]
 
 
 class ScoreConfig(JobConfig):
     """`forecast score`: `registry.alias` is the version that forecasts.
 
-    Or a pretrained network of the package, gatecast-nano, which needs no registry: then `data` says how to read the
-    table, as in training, and `window.horizon` how far to forecast.
+    It may also be a pretrained network of the package, gatecast-nano, which needs no registry. Then `data` has the
+    settings to read the table, as in training, and `window.horizon` the number of steps.
     """
 
     data: ScoreTable
@@ -208,11 +210,13 @@ class ScoreConfig(JobConfig):
     @field_validator("data", "window", mode="before")
     @classmethod
     def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
-        """Refuse what a registered model has brought from its training."""
+        """Refuse settings that are fixed by the training of a registered model."""
         if isinstance(group, Mapping) and "registry" in info.data and info.data["registry"].alias not in names():
-            usual = DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
-            own = usual.keys() - SourceTable.model_fields.keys()
-            fixed = [name for key in own & set(group) for name in _given_below(key, group[key], usual[key])]
+            defaults = DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
+            own_keys = defaults.keys() - SourceTable.model_fields.keys()
+            fixed = [
+                name for key in own_keys & set(group) for name in _non_default_keys(key, group[key], defaults[key])
+            ]
             if fixed:
                 raise PydanticCustomError("fixed_by_model", "fixed", {"keys": sorted(fixed)})
         return group
@@ -233,7 +237,7 @@ class ScoreConfig(JobConfig):
 
 
 class MonitorConfig(JobConfig):
-    """`forecast monitor`: `registry.alias` is the version whose forecasts are looked at."""
+    """`forecast monitor`: `registry.alias` is the version whose forecasts are monitored."""
 
     data: SourceTable
     scores: SinkConfig
@@ -250,7 +254,7 @@ class MonitorConfig(JobConfig):
 
 
 class ScoresConfig(Config):
-    """`forecast scores list`, `show` and `upgrade`: `scores` are the settings that `output` had."""
+    """`forecast scores list`, `show` and `upgrade`: `scores` are the settings of `output` in the scoring job."""
 
     scores: SinkConfig
     show: ShowSettings = ShowSettings()
@@ -268,7 +272,7 @@ class ModelsConfig(VerbConfig):
 
 
 class DiffConfig(VerbConfig):
-    """`forecast models diff`: `registry.alias` is the one version."""
+    """`forecast models diff`: `registry.alias` is the first version, `diff.against` the second."""
 
     diff: DiffSettings
     output: OutputConfig = OutputConfig()
@@ -281,7 +285,7 @@ class RollbackConfig(JobConfig):
 
 
 class ExportConfig(VerbConfig):
-    """`forecast models export`: `registry.alias` is the version; `data` is what 8 bits are judged on."""
+    """`forecast models export`: `registry.alias` is the version; `data` is used to evaluate 8-bit weights."""
 
     data: SourceConfig = SourceConfig()
     export: ExportSettings = ExportSettings()
@@ -289,9 +293,9 @@ class ExportConfig(VerbConfig):
 
 
 class RegisterConfig(JobConfig):
-    """`forecast models register`: `registry.alias` is what the version is called, as its job would have when not given.
+    """`forecast models register`: `registry.alias` is the alias of the version; by default the one its job would set.
 
-    The champion is made by `forecast promote` alone.
+    Only `forecast promote` makes a champion.
     """
 
     source: SourceFolder
@@ -311,7 +315,7 @@ class AddConfig(JobConfig):
     data: DataTable
     window: WindowConfig
     model: ModelConfig = ModelConfig()
-    """`quantile_levels` alone counts."""
+    """Only `quantile_levels` is used."""
     add: AddSettings = AddSettings()
 
 
@@ -322,7 +326,7 @@ class DeleteConfig(JobConfig):
 
 
 class ReportConfig(VerbConfig):
-    """`forecast report`: of the version `registry.alias`, of a run, or of forecasts."""
+    """`forecast report`: on the version `registry.alias`, a run, or forecasts."""
 
     data: SourceConfig = SourceConfig()
     report: ReportSettings = ReportSettings()

@@ -12,14 +12,14 @@ from forecast.errors import ConfigError
 
 
 class ColumnsConfig(Config):
-    """Which columns of the user's table hold the panel."""
+    """The columns of the table that hold the panel."""
 
     series_id: str = AUTO
-    """Column with the name of the series; auto: series_id, unique_id or item_id, the one that is there."""
+    """Column with the name of the series; auto: series_id, unique_id or item_id, whichever exists."""
     timestamp: str = AUTO
-    """Column with the time; auto: timestamp, ds or time, the one that is there."""
+    """Column with the time; auto: timestamp, ds or time, whichever exists."""
     target: str = AUTO
-    """Column with the values to forecast; auto: target or y, the one that is there."""
+    """Column with the values to forecast; auto: target or y, whichever exists."""
 
 
 def _rolling(name: str) -> str:
@@ -29,11 +29,11 @@ def _rolling(name: str) -> str:
 
 
 class SourceConfig(Config):
-    """Where the rows are, and what to do with bad ones. The same for every verb."""
+    """The source of the rows, and the handling of bad ones; the same for every verb."""
 
     path: str | None = None
     """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
-    line of JSON per series (gluonts); or a folder that `forecast data prepare` wrote."""
+    line of JSON per series (gluonts); or a folder written by `forecast data prepare`."""
     uri: Secret | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None
@@ -43,25 +43,25 @@ class SourceConfig(Config):
     static_path: str | None = None
     """A table with one row per series, where the static covariates are."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """What separates the fields of CSV files; found in the header when not given: a comma, semicolon, tab or bar."""
+    """Separator of fields in CSV files; by default detected in the header: a comma, semicolon, tab or bar."""
     decimal: Literal[".", ","] | None = None
-    """The decimal sign of numbers that are text; the other one may group thousands. Found in the values when not
-    given, where they can be read in one way only."""
+    """The decimal sign of numbers that are text; the other one may group thousands. By default
+    detected from the values, if they are unambiguous."""
     null_values: tuple[str, ...] = ()
-    """What stands for a missing value, besides NA, NaN and null: [-, "-999"]. Names of series are never missing."""
+    """Values that mean missing, besides NA, NaN and null: [-, "-999"]. Names of series are never missing."""
     timestamp_format: str | None = None
-    """How timestamps are written (strftime: "%d/%m/%Y %H:%M"), or s, ms, us or ns for numbers that count from 1970 on;
-    ISO 8601, years and dates such as 20230131 are read without."""
+    """Format of timestamps (strftime: "%d/%m/%Y %H:%M"), or s, ms, us or ns for numbers that count from 1970 on; not
+    needed for ISO 8601, years, and dates such as 20230131."""
     local_time: bool | None = None
-    """Timestamps without a time zone are local time of data.time_zone, or of the model's; false refuses them. As in
-    training when not given: true where those had none, false where they had one."""
+    """Timestamps without a time zone are local time of data.time_zone, or that of the model; false refuses them. By
+    default as in training: true if its timestamps had no time zone, false if they had one."""
     until: datetime | None = None
     """Use rows up to and including this timestamp (naive: in the panel's own time zone)."""
     end_share: Share = 0.05
-    """Share of the series that must reach the end of the panel: rows beyond the step on which all but so few of them
-    end are rejects, and so are single rows that a long hole parts from their series. 0: all rows count."""
+    """Share of the series that must reach the end of the panel: rows after the step at which all but this share
+    end are rejects, and so are single rows that a long gap separates from their series. 0: all rows count."""
     on_error: Literal["quarantine", "fail"] = "quarantine"
-    """Put bad rows into the rejects table, or stop at the first kind of them."""
+    """Put bad rows into the rejects table, or stop."""
     max_reject_share: Share = 0.05
     """Stop if a larger share of the rows is rejected."""
 
@@ -87,6 +87,7 @@ class SourceConfig(Config):
 
 
 NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format", "local_time")
+"""Settings of a source that keep their values from training if a later verb does not give them."""
 
 
 def _days_joined(days: Any) -> Any:
@@ -94,7 +95,7 @@ def _days_joined(days: Any) -> Any:
 
 
 class DataConfig(SourceConfig):
-    """How to read the table a model is trained on. The choices are stored with the model and hold for later verbs."""
+    """Settings to read the training table. They are stored with the model and hold for later verbs."""
 
     layout: Literal["long", "wide"] = "long"
     """`wide`: a column per series, named after it, besides the timestamp and the past and known covariates."""
@@ -104,21 +105,21 @@ class DataConfig(SourceConfig):
     weekmask: Annotated[str | None, BeforeValidator(_days_joined)] = None
     """Business days of 1bd and 1bm: sun-thu, mon-sat, or [mon,wed,fri]; Monday to Friday when not given."""
     aggregate: Literal["sum", "mean", "last"] | None = None
-    """Put finer rows together to steps of data.freq; covariates by their mean (categories: the last)."""
+    """Aggregate higher-frequency rows to steps of data.freq; covariates by their mean (categories: the last)."""
     season_length: Annotated[int, Field(ge=1)] | None = None
     """Steps in one season (MASE, seasonal naive, seasonal inputs); from the frequency when not given."""
     time_zone: str | None = None
-    """Time zone of the calendar (IANA name). Naive timestamps are read as local time of it."""
+    """Time zone of the calendar (IANA name). Naive timestamps are read as local time in it."""
     calendar: bool = True
     """Add calendar features (hour, weekday, time of year) as known covariates."""
     holidays: str | None = None
     """Add the public holidays of a country, or of a part of it, as known covariates: US, US-NY, DE-BY."""
     holiday_names: tuple[str, ...] | None = None
-    """Which of them; all that fall into the panel when not given."""
+    """The holidays to add; by default all that occur in the panel."""
     fourier: dict[Annotated[float, Field(gt=1)], Annotated[int, Field(ge=1)]] = {}
     """Add waves of further seasons as known covariates: {168: 3} is three harmonics of a period of 168 steps."""
     lags: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Add earlier targets as past covariates: [24, 168] is the value 24 and 168 steps before."""
+    """Add earlier targets as past covariates: [24, 168] adds the values 24 and 168 steps before."""
     rolling: tuple[Annotated[str, AfterValidator(_rolling)], ...] = ()
     """Add statistics of the latest steps as past covariates: [mean_7, std_28]."""
     columns: ColumnsConfig = ColumnsConfig()
@@ -129,32 +130,32 @@ class DataConfig(SourceConfig):
     static_covariates: tuple[str, ...] = ()
     """Columns with one value per series, numbers or text (embedded)."""
 
-    def at(self, source: SourceConfig) -> "DataConfig":
-        """Return how to read another source; how numbers and times are written stays, where it does not say so.
+    def with_source(self, source: SourceConfig) -> "DataConfig":
+        """Return the settings to read another source, which may override the notation of numbers and times.
 
-        Raises ConfigError for a table of covariates where there are none.
+        Raises ConfigError for a table of covariates that the panel does not have.
         """
         for kind in ("known", "static"):
             if getattr(source, f"{kind}_path") and not getattr(self, f"{kind}_covariates"):
                 raise ConfigError(f"data.{kind}_path: there are no {kind} covariates to read from it; leave it out")
-        stated = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
-        return self.model_copy(update=stated)
+        updates = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
+        return self.model_copy(update=updates)
 
     def source(self) -> SourceConfig:
-        """Return where the rows are, without how they are read."""
+        """Return the settings of the source alone."""
         return SourceConfig.model_construct(**{name: getattr(self, name) for name in SourceConfig.model_fields})
 
     def without_source(self) -> "DataConfig":
-        """Return what is stored with a model or a panel: all that does not say where the rows are."""
+        """Return the settings stored with a model or a panel, without those of the source."""
         defaults = {name: field.default for name, field in SourceConfig.model_fields.items() if name not in NOTATION}
         return self.model_copy(update=defaults)
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
-        named = [name for name in self.columns.model_dump().values() if name != AUTO]
-        used = [*named, *covariates]
-        twice = sorted({name for name in used if used.count(name) > 1})
+        column_names = [name for name in self.columns.model_dump().values() if name != AUTO]
+        all_names = [*column_names, *covariates]
+        twice = sorted({name for name in all_names if all_names.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
         return self
@@ -184,7 +185,7 @@ class DataConfig(SourceConfig):
 
 
 def _table_given(query: str | None, info: ValidationInfo) -> str | None:
-    # Not a check of the whole group: those are left out where one of its settings is wrong.
+    # Not a validator of the group: pydantic skips those if one of its settings is wrong.
     if all(info.data.get(name, "") is None for name in ("path", "uri")):
         raise PydanticCustomError("no_table", "missing")
     return query
@@ -194,31 +195,31 @@ _Query = Annotated[str | None, Field(validate_default=True), AfterValidator(_tab
 
 
 class SourceTable(SourceConfig):
-    """`SourceConfig` on the command line, where the table has to be named."""
+    """`SourceConfig` on the command line, where the table is required."""
 
     query: _Query = None
     """The SQL query that gives the table, with data.uri."""
 
 
 class DataTable(DataConfig):
-    """`DataConfig` on the command line, where the table has to be named."""
+    """`DataConfig` on the command line, where the table is required."""
 
     query: _Query = None
     """The SQL query that gives the table, with data.uri."""
 
 
 class WindowConfig(Config):
-    """How much of a series a forecast sees and how far it reaches, in steps."""
+    """Context length and horizon of forecasts, in steps."""
 
     context_length: Annotated[int, Field(ge=1)] | None = None
-    """Steps the model sees; when not given, two weeks of hours, eight of days, two years of weeks, months and quarters,
-    at least two seasons and two horizons, as far as typical series are long enough."""
+    """Steps of history that the model sees; by default two weeks of hours, eight of days, two years of weeks, months
+    and quarters, at least two seasons and two horizons, as far as typical series are long enough."""
     horizon: Annotated[int, Field(ge=1)]
     """Steps it forecasts."""
 
 
 class HorizonConfig(Config):
-    """How far forecasts may reach."""
+    """The longest horizon of forecasts from a prepared panel."""
 
     horizon: Annotated[int, Field(ge=1)]
     """Steps for which known covariates are kept after the end of a series; a model's horizon may be shorter."""
@@ -228,34 +229,34 @@ class PrepareSettings(Config):
     """Prepared panels."""
 
     chunk_rows: Annotated[int, Field(ge=1)] = 10_000_000
-    """Rows in memory at a time, about."""
+    """Approximate number of rows in memory at a time."""
 
 
 class AppendSettings(Config):
     """New rows for a prepared panel."""
 
     revisions: Literal["accept", "refuse", "fail"] = "accept"
-    """What to do with values that differ from those of the panel: take them over, reject them, or stop."""
+    """Values that differ from those of the panel: accept them, reject them, or stop."""
 
 
 class ProfileSettings(Config):
-    """What is looked for in a panel."""
+    """Settings of the profile of a panel."""
 
     max_age: MaxAge = AUTO
-    """Age beyond which a series has ended, as score.max_age; auto: the context that a model has by default."""
+    """Age beyond which a series has ended, as score.max_age; auto: the default context length of a model."""
 
 
 class ScoreTable(DataTable):
-    """`SourceTable`, and how a pretrained network of the package reads it; a registered model reads as in training."""
+    """`SourceTable`, with settings for a pretrained network of the package; a registered model reads as in training."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        """Which tables of covariates there may be, a registered model knows; a pretrained network reads none."""
+        """Accept any tables of covariates: a registered model checks them, a pretrained network reads none."""
         return self
 
 
 class ScoreWindow(Config):
-    """How far a pretrained network of the package forecasts; a registered model has its own window."""
+    """The horizon of a pretrained network of the package; a registered model has its own window."""
 
     horizon: Annotated[int, Field(ge=1)] | None = None
-    """Steps it forecasts, with registry.alias=gatecast-nano."""
+    """Steps to forecast, with registry.alias=gatecast-nano."""

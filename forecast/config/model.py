@@ -80,7 +80,7 @@ class ModelConfig(Config):
 
     @field_validator("init", mode="before")
     @classmethod
-    def _is_there(cls, name: object) -> object:
+    def _check_exists(cls, name: object) -> object:
         if name in (None, "none"):
             return None
         if isinstance(name, str) and name.startswith(VERSION) and not is_version(name):

@@ -9,7 +9,7 @@ from forecast.config.base import Config, Secret
 
 
 class LedgerConfig(Config):
-    """Where it is written down what ran."""
+    """The ledger of runs."""
 
     uri: Secret | None = None
     """The database of the run ledger: sqlite:///file.db or postgresql://user@host/db (password from PGPASSWORD);
@@ -17,14 +17,14 @@ class LedgerConfig(Config):
 
 
 class ReplaySettings(Config):
-    """Weeks of nightly work."""
+    """Replay of weeks of nightly operation."""
 
     days: Annotated[int, Field(ge=14, le=110)] = 60
-    """Days that are replayed, from 9 September 2013 on."""
+    """Days to replay, from 9 September 2013 on."""
 
 
 class ReportSettings(Config):
-    """What is on the page."""
+    """The subject of a report."""
 
     run: str | None = None
     """The id of a run of train, finetune, calibrate, distil, backtest or score."""
@@ -33,9 +33,9 @@ class ReportSettings(Config):
     cutoff: datetime | None = None
     """The cutoff in report.scores; the latest there when not given."""
     cutoffs: Annotated[int, Field(ge=1)] = 4
-    """So many of them, that one and those before it."""
+    """Number of cutoffs: that one and those before it."""
     max_rows: Annotated[int, Field(ge=1)] = 2_000_000
-    """Rows of forecasts in the page, about; of more, the latest cutoffs of series evenly picked."""
+    """Approximate number of rows of forecasts in the page; beyond it, the latest cutoffs of evenly selected series."""
 
 
 class UiSettings(Config):
@@ -55,15 +55,15 @@ class ServerSettings(Config):
     """Address to listen on; others than this one let other machines in."""
     port: Annotated[int, Field(ge=1, le=65535)] = 5000
     database: Secret | None = None
-    """A PostgreSQL that there is already, postgresql://user:password@host/db; DATABASE_URL, or one that is started in
-    the folder, when not given."""
+    """An existing PostgreSQL, postgresql://user:password@host/db; by default DATABASE_URL, or a database started in the
+    folder."""
     database_port: Annotated[int, Field(ge=1, le=65535)] = 5433
-    """Of the one that is started, on 127.0.0.1."""
+    """Port of the database started in the folder, on 127.0.0.1."""
     workers: Annotated[int, Field(ge=1)] = 2
 
 
 class RunsSettings(Config):
-    """Which runs are listed, and how."""
+    """Selection and format of the list of runs."""
 
     flow: str | None = None
     """Only runs of this verb: score, train, ..."""
@@ -75,9 +75,9 @@ class RunsSettings(Config):
     since: datetime | None = None
     """Only runs that began at this time or later (naive: UTC)."""
     every: bool = False
-    """Show every attempt, not the latest of each key alone."""
+    """Show every attempt, not only the latest of each key."""
     limit: Annotated[int, Field(ge=1)] = 50
-    """Show so many, the newest."""
+    """Number of runs to show, the newest."""
     format: Literal["table", "json"] = "table"
 
     @field_validator("since")
@@ -87,22 +87,22 @@ class RunsSettings(Config):
 
 
 class ScheduleSettings(Config):
-    """The scheduler, and looking at its schedules."""
+    """The scheduler, and the preview of its schedules."""
 
     path: str = "conf/schedule.yaml"
     """The file with the schedules."""
     now: datetime | None = None
-    """A clock that stands at this time: do what is due then, without waiting between attempts, and end (naive: UTC)."""
+    """A fixed clock: run the jobs due at this time, without waiting between attempts, and end (naive: UTC)."""
     until: datetime | None = None
-    """With preview: show what becomes due up to this time (naive: UTC); a week when not given."""
+    """With preview: show jobs that become due up to this time (naive: UTC); a week when not given."""
     cutoff: datetime | None = None
     """With once: the cutoff to run (naive: in the time zone of the schedule); the latest that is due when not given."""
     since: datetime | None = None
-    """With repair: the schedule begins again with what became due since (naive: UTC); its last run when not given."""
+    """With repair: restart the schedule with jobs due since this time (naive: UTC); its last run when not given."""
     poll: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds between looks at the ledger besides those when something becomes due."""
+    """Seconds between checks of the ledger, besides those when a job becomes due."""
     grace: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds that running jobs have to end after SIGTERM; then they are told to abandon their work."""
+    """Seconds for running jobs to end after SIGTERM; after that they abandon their work."""
 
     @field_validator("now", "until", "since")
     @classmethod

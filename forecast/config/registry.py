@@ -121,7 +121,7 @@ class AddSettings(Config):
 
     @field_validator("checkpoint")
     @classmethod
-    def _is_there(cls, name: str) -> str:
+    def _check_exists(cls, name: str) -> str:
         if name not in names():
             raise ValueError(f"no such pretrained network; there are {', '.join(names())} (given: {name})")
         return name

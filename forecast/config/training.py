@@ -1,4 +1,4 @@
-"""`fit.*`, `tune.*`, `distil.*` and `pretrain.*`: how a network is trained."""
+"""`fit.*`, `tune.*`, `distil.*` and `pretrain.*`: training of networks."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -16,26 +16,26 @@ class FitConfig(Config):
     """Optimiser steps of the panel's network; with 0 it keeps the closed-form solution. `model.init` adds the
     pretrained network to it in either case."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop training after so many minutes, whatever max_steps says."""
+    """Stop training after this many minutes, even before max_steps."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Windows in one step; each window gives `origins` forecasts."""
     origins: Annotated[int, Field(ge=1)] | None = None
-    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences). 4 to 32 when not given, the
-    fewer the longer the horizon."""
+    """Cutoffs sampled in each window: the loss is taken at all of them (forking sequences). By default 4 to 32, fewer
+    for a longer horizon."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """Decay of the averaged weights, the ones that are validated and kept; 0 turns averaging off."""
+    """Decay of the averaged weights, which are validated and kept; 0 turns averaging off."""
     validation_windows: Annotated[Windows, auto_or_windows(1)] = "auto"
-    """Cutoffs per series, a horizon apart, held out from fitting; they stop it early and choose the skip's penalty.
-    `auto`: as many as leave 70 % of a typical series to fit on, one to four."""
+    """Cutoffs per series, a horizon apart, held out from fitting, for early stopping and the penalty of the linear
+    skip. `auto`: one to four, so that 70 % of a typical series remain for fitting."""
     holdout_windows: Annotated[Windows, auto_or_windows(0)] = "auto"
-    """Horizons at the end of the panel that training leaves untouched, for backtests. `auto`: as many as leave, with
-    those of validation, 70 % of a typical series to fit on, none to four."""
+    """Horizons at the end of the panel reserved for backtests. `auto`: none to four, so that 70 % of a typical series
+    remain for fitting besides validation."""
     final: bool = True
-    """Fit the chosen model once more, on all rows of the panel: it forecasts from the end of the panel on, while the
-    weights that have not seen the holdout are kept for backtests. It takes a tenth of max_minutes."""
+    """Refit the selected model on all rows of the panel: it forecasts from the end of the panel on, while the weights
+    without the holdout are kept for backtests. It takes a tenth of max_minutes."""
     validation_every: Annotated[int, Field(ge=1)] = 100
     """Steps between validations."""
     patience: Annotated[int, Field(ge=1)] = 8
@@ -49,31 +49,30 @@ class FitConfig(Config):
     """Networks trained one after another from different seeds, each for its share of max_minutes and with all of
     max_steps; the model forecasts the mean of their quantiles (of classes, of their probabilities)."""
     init_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps that the pretrained network of model.init is trained for on the panel, at a low rate and for a fifth of
-    max_minutes at most, before it gets its share; of that way it goes as far as validates better. 0 takes it as it
-    is."""
+    """Steps of training of the pretrained network of model.init on the panel, at a low rate and for at most a fifth of
+    max_minutes, before its share is chosen; the weights move only as far as validation improves. 0 leaves it
+    unchanged."""
     deterministic: bool = False
-    """Only algorithms that give the same bits each time, on a GPU too, where some are slower; a CPU does so anyway."""
+    """Use only deterministic algorithms, also on a GPU, where some are slower; on a CPU all are."""
     checkpoint: str | None = None
-    """A folder for the state of the training, written at each validation: the same command, run again after a kill,
-    goes on from there, to the very same model if no clock decides. It is emptied when the training is done."""
+    """A folder for the state of the training, written at each validation: the same command, run again after an
+    interruption, resumes from there, and gives the same model unless max_minutes stops it. It is emptied at the end."""
 
 
 class DistilSettings(Config):
-    """A smaller network that forecasts like a larger one."""
+    """Distillation: a smaller network trained to forecast like a larger one."""
 
     hidden_size: Annotated[int, Field(ge=1)] | None = None
     """Width of the student's recurrent layers; a quarter of the teacher's when not given."""
     num_layers: Annotated[int, Field(ge=1)] = 1
     weight: Share = 0.5
-    """Share of the loss that is against the teacher's quantiles; the rest is against what came."""
+    """Weight of the loss against the teacher's quantiles; the remainder is the loss against the actuals."""
     n_windows: Annotated[int, Field(ge=1)] | None = None
-    """Held-out cutoffs, a horizon apart, on which both are compared; when not given 4, or as many as neither has
-    seen."""
+    """Held-out cutoffs, a horizon apart, on which both are compared; by default 4, or as many as both have not seen."""
 
 
 class FitSettings(Config):
-    """Training on a frame that is passed, in Python."""
+    """Settings of a training in Python, on a table in memory."""
 
     data: DataConfig = DataConfig()
     window: WindowConfig
@@ -96,20 +95,21 @@ class TuneSettings(Config):
     """The search for settings."""
 
     n_trials: Annotated[int, Field(ge=1)] = 20
-    """Trainings, the first with the settings as given; those of a search that is gone on with count."""
+    """Number of trainings, the first with the settings as given; those of a resumed search count."""
     metric: Literal["wql", "mase"] = "wql"
-    """What is to be small on the validation windows; of classes it is the log-loss."""
+    """The metric to minimise on the validation windows; for classes it is always the log-loss."""
     space: dict[str, Any] = _SPACE
-    """What is drawn, in the groups window, model and fit: a list to choose from, or low, high (and log) of a range. A
-    space that is given takes the place of this one."""
+    """The search space, in the groups window, model and fit: a list of choices, or low, high (and log) of a range. A
+    given space replaces the default."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Of the trials that came to a rung, one in so many goes on; the next rung is so many times further."""
+    """Of the trials that reach a rung, one in `reduction` continues; the next rung has `reduction` times as many
+    steps."""
     first_rung: Annotated[int, Field(ge=1)] | None = None
     """Steps of training up to the first rung; fit.validation_every when not given."""
 
 
 class PretrainSettings(Config):
-    """A network for any series, trained on synthetic ones."""
+    """Pretraining of a network on synthetic series."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = "nano"
     """Name of the checkpoint, with its version: small letters, digits, dots and dashes."""
@@ -117,16 +117,17 @@ class PretrainSettings(Config):
     hidden_size: Annotated[int, Field(ge=1)] = 160
     num_layers: Annotated[int, Field(ge=1)] = 2
     steps: Annotated[int, Field(ge=1)] = 100_000
-    """Optimiser steps in all. A run with more of them in the same folder goes on from before its learning rate fell."""
+    """Total number of optimiser steps. A run with more steps in the same folder resumes before the learning rate
+    fell."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Series in one step."""
     origins: Annotated[int, Field(ge=1)] = 8
-    """Cutoffs in each series at which the loss is taken, at most."""
+    """Maximum number of cutoffs in each series at which the loss is taken."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """It rises for 300 steps, stays, and falls to 0 in the last fifth of the steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the first weights and of the stream of series."""
+    """Seed of the initial weights and of the stream of series."""
     every: Annotated[int, Field(ge=1)] = 500
-    """Steps between validations on series that are held out; the state is written then, to go on from after a kill."""
+    """Steps between validations on held-out series; the state is written then, to resume after an interruption."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

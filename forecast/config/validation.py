@@ -1,4 +1,4 @@
-"""From values to a config model: every mistake at once, with its path and a suggestion."""
+"""Validation of config values: all mistakes in one error, each with its path and a suggestion."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Config)
 
 
 def load(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return `values` as a `kind`; its secrets are shown nowhere from then on.
+    """Return `values` as a config of type `kind`, and register its secrets for redaction.
 
     Raises ConfigError that lists every mistake with its path.
     """
@@ -74,19 +74,19 @@ def _value_at(values: Any, path: str) -> Any:
 
 
 def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  one for each kind of mistake
-    path, given = ".".join(str(part) for part in detail["loc"]), detail["input"]
+    path, value = ".".join(str(part) for part in detail["loc"]), detail["input"]
     if detail["type"] == "extra_forbidden":
-        return [f"{leaf}: {_unknown(kind, leaf)}" for leaf in _leaves(path, given)]
+        return [f"{leaf}: {_unknown(kind, leaf)}" for leaf in _leaves(path, value)]
     secret = [name for name, field in fields(kind) if is_secret(field)]
     if any(name == path or path.startswith(f"{name}.") for name in secret):
-        given = HIDDEN
+        value = HIDDEN
     group = group_of(dict(fields(kind))[path]) if detail["type"] == "missing" else None
     if detail["type"] == "no_table" or (group and issubclass(group, SourceConfig)):
         return ["data.path: missing; give data.path=VALUE, or data.uri and data.query for a database"]
     if detail["type"] == "missing":
         keys = [name for name, field in group.model_fields.items() if field.is_required()] if group else []
-        missing = [f"{path}.{name}" for name in keys] or [path]
-        return [f"{leaf}: missing; give {leaf}=VALUE" for leaf in missing]
+        missing_keys = [f"{path}.{name}" for name in keys] or [path]
+        return [f"{leaf}: missing; give {leaf}=VALUE" for leaf in missing_keys]
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "fixed_by_model":
         advice = f"; or name a pretrained network of the package, registry.alias={NANO}"
@@ -94,31 +94,31 @@ def _explain(kind: type[Config], detail: Any) -> list[str]:  # noqa: PLR0911  on
     if detail["type"] == "value_error":
         return [f"{path}: {message}" if path else message]
     if detail["type"] == "model_type":
-        return [f"{path}: a group of settings ({', '.join(_keys(kind, path))}), not a value (given: {given!r})"]
+        return [f"{path}: a group of settings ({', '.join(_keys(kind, path))}), not a value (given: {value!r})"]
     if detail["type"] == "tuple_type":
-        return [f"{path}: must be a list: {path}=[{given}]"]
-    if detail["type"] == "literal_error" and isinstance(given, str):
-        close = difflib.get_close_matches(given, re.findall(r"'(.*?)'", detail["ctx"]["expected"]), n=1)
+        return [f"{path}: must be a list: {path}=[{value}]"]
+    if detail["type"] == "literal_error" and isinstance(value, str):
+        close = difflib.get_close_matches(value, re.findall(r"'(.*?)'", detail["ctx"]["expected"]), n=1)
         message += f"; did you mean {close[0]}?" if close else ""
-    return [f"{path}: {message} (given: {given!r})"]
+    return [f"{path}: {message} (given: {value!r})"]
 
 
 _FIXED: Final = "fixed by the trained model, can't be set here; train a model with the value you want"
 
 
 def _unknown(kind: type[Config], path: str) -> str:
-    """Return what to tell about a key that `kind` does not have."""
+    """Return the message for a key that `kind` does not have."""
     group = path.rpartition(".")[0]
     data = group_of(kind.model_fields["data"]) if "data" in kind.model_fields else None
     trained = data is None or not issubclass(data, DataConfig) or "score" in kind.model_fields
     if trained and (path in _FIXED_BY_MODEL or (group or path) in ("window", "model")):
         return _FIXED
-    known, leaf = paths(kind), path.rsplit(".", 1)[-1]
-    same_name = [other for other in known if other.rsplit(".", 1)[-1] == leaf]
-    close = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.7)
+    all_keys, leaf = paths(kind), path.rsplit(".", 1)[-1]
+    same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == leaf]
+    close = same_name or difflib.get_close_matches(path, all_keys, n=1, cutoff=0.7)
     if close:
         return f"unknown key; did you mean {' or '.join(close)}?"
-    group = group if group in known else ""
+    group = group if group in all_keys else ""
     return f"unknown key; {f'keys of {group}' if group else 'there are'}: {', '.join(_keys(kind, group))}"
 
 
@@ -136,6 +136,6 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
         yield from _leaves(f"{path}.{key}", inner)
 
 
-# What a trained model fixes besides its window and network: all of `data` that does not say where the rows are.
-# Naming one of these after training is a misunderstanding worth a better message.
+# Settings that a trained model fixes besides its window and network: all of `data` except the source.
+# Giving one of these after training gets a specific message.
 _FIXED_BY_MODEL = {f"data.{path}" for path in set(paths(DataConfig)) - set(paths(SourceConfig))}

@@ -62,7 +62,7 @@ def append(
     with locked(folder):
         clear_leftovers(folder, keep=None)
         old = open_panel(folder)
-        data = old.data.at(source)
+        data = old.data.with_source(source)
         tables, _ = as_long(tables, data, old.categories)
         target = data.columns.target
         classes = {target: old.categories[target]} if target in old.categories else {}

@@ -65,7 +65,7 @@ _MALFORMED: Final = (
 
 def reading(folder: Path, source: SourceConfig) -> DataConfig:
     """Return the settings with which to read `source` for the panel in a folder. Raises DataError."""
-    return DataConfig.model_validate(read_index(folder)["data"]).at(source)
+    return DataConfig.model_validate(read_index(folder)["data"]).with_source(source)
 
 
 def categories(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -162,5 +162,5 @@ def test_cutoffs_that_mean_nothing_are_refused(given: dict[str, object], message
 def test_a_table_of_covariates_that_a_model_has_not_is_refused(kind: str) -> None:
     source = load(SourceConfig, {"path": "x", f"{kind}_path": "y"})
     with pytest.raises(ConfigError, match=rf"data\.{kind}_path: there are no {kind} covariates"):
-        DataConfig().at(source)
-    assert DataConfig.model_validate({f"{kind}_covariates": ["z"]}).at(source).path == "x"
+        DataConfig().with_source(source)
+    assert DataConfig.model_validate({f"{kind}_covariates": ["z"]}).with_source(source).path == "x"

@@ -180,9 +180,9 @@ def test_a_class_with_a_nul_is_told() -> None:
 def test_the_sign_of_training_holds_where_a_later_table_does_not_tell(tmp_path: Path) -> None:
     stored = load(rows(target=["1.234,5", "2"])).data
     assert stored.decimal == ","
-    later = stored.without_source().at(SourceConfig())
+    later = stored.without_source().with_source(SourceConfig())
     assert load_panel(rows(target=["1.234", "5.678"]).lazy(), later, 2, {}).panel.target.tolist() == [1234, 5678]
-    assert stored.at(SourceConfig(decimal=".")).decimal == "."
+    assert stored.with_source(SourceConfig(decimal=".")).decimal == "."
 
     prepare(Tables(rows(target=["1.234,5", "2"]).lazy()), config(), 2, tmp_path, chunk_rows=1)
     more = rows(target=["0", "0", "3.456"]).tail(1)
