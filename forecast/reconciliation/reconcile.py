@@ -93,12 +93,6 @@ def reconcile(
         levels = {name: float(name[1:]) / 100 for name in quantiles}
         values |= spread_quantiles(base, median, levels, reconciler)
     frame = _frame(forecasts, hierarchy, {name: values[name] for name in (MEAN, *quantiles)}, settings.method)
-    changes = np.abs(median - base[MEDIAN]).mean(1)
-    summary = (
-        pl.DataFrame({LEVEL: hierarchy.level, "moved": pl.Series(changes).fill_nan(None)})
-        .group_by(LEVEL, maintain_order=True)
-        .agg(pl.len().alias("nodes"), pl.col("moved").mean())
-    )
     gap = incoherence(frame, hierarchy)
     if not gap["relative"] <= settings.tolerance:
         raise OutputError(
@@ -113,7 +107,16 @@ def reconcile(
         "errors": 0 if error is None else error.shape[1],
         "negative": int(sum(((matrix < 0) & ~(base[name] < 0)).sum() for name, matrix in values.items())),
     }
-    return Reconciled(frame, summary, gap, counts)
+    return Reconciled(frame, _summary(hierarchy, np.abs(median - base[MEDIAN]).mean(1)), gap, counts)
+
+
+def _summary(hierarchy: Hierarchy, changes: Array) -> pl.DataFrame:
+    """Return level, nodes and the mean of the changes of medians, [N], by level."""
+    return (
+        pl.DataFrame({LEVEL: hierarchy.level, "moved": pl.Series(changes).fill_nan(None)})
+        .group_by(LEVEL, maintain_order=True)
+        .agg(pl.len().alias("nodes"), pl.col("moved").mean())
+    )
 
 
 def incoherence(frame: pl.DataFrame, hierarchy: Hierarchy) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """From a table to a panel: validation, placement on the grid, and a count of what became of every row."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -153,19 +154,7 @@ def load_part(
     data, grid = resolved.data, resolved.grid
     times = Times.of(table.drop_in_place(TIMESTAMP), resolved)
     known_names = data.known_covariates if tables.known is None else ()
-
-    rows = Rows(
-        runs=runs,
-        index=times.clock,
-        target=hide_rows(table.drop_in_place(TARGET).to_numpy(), times.after),
-        past=[
-            hide_rows(table.drop_in_place(validate.PAST + name).to_numpy(), times.after)
-            for name in data.past_covariates
-        ],
-        known=[table.drop_in_place(validate.KNOWN + name).to_numpy() for name in known_names],
-        after=times.after,
-        instant=times.instant,
-    )
+    rows = _take_rows(table, runs, times, data.past_covariates, known_names)
     del table
     placer = RowPlacer(resolved, names, Rejects(names, grid), categories, complete=complete)
     rows = placer(rows, times, [TARGET, *data.past_covariates, *known_names])
@@ -197,6 +186,21 @@ def load_part(
     if data.columns.target not in categories:
         warn_of_outliers(panel)
     return Loaded(panel, data, dict(categories), placer.rejects.table(), counts)
+
+
+def _take_rows(
+    table: pl.DataFrame, runs: Runs, times: Times, past_names: Sequence[str], known_names: Sequence[str]
+) -> Rows:
+    """Return the rows of a table; its columns are dropped from it, so that memory does not hold them twice."""
+    return Rows(
+        runs=runs,
+        index=times.clock,
+        target=hide_rows(table.drop_in_place(TARGET).to_numpy(), times.after),
+        past=[hide_rows(table.drop_in_place(validate.PAST + name).to_numpy(), times.after) for name in past_names],
+        known=[table.drop_in_place(validate.KNOWN + name).to_numpy() for name in known_names],
+        after=times.after,
+        instant=times.instant,
+    )
 
 
 def warn_extent(loaded: Loaded) -> None:

@@ -54,21 +54,8 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
         series = [name for name in series if name not in numbered]
     if not series:
         raise DataError("data.layout=wide, but the table has no column besides the timestamp and the covariates")
-    not_numeric = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
-    # In CSV files a column without any value is text.
-    texts = [name for name in not_numeric if schema[name] == pl.String]
-    if texts:
-        empty = frames.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
-        not_numeric = [name for name in not_numeric if not empty.get(name)]
-    kinds = {schema[name].base_type() for name in not_numeric} or {pl.Float64}
-    if not_numeric and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
-        offending = listing(f"{name!r} ({schema[name]})" for name in not_numeric)
-        raise DataError(
-            f"data.layout=wide: {len(not_numeric):,} of {len(series):,} columns can't be series, which hold numbers: "
-            f"{offending}; drop them, or name them in data.past_covariates or data.known_covariates"
-        )
+    kind = _series_type(frame, schema, series)
     # Internal names first: a series may have the name of the target, and a covariate any name.
-    (kind,) = kinds
     renamed = {name: f"shared {position}" for position, name in enumerate(shared)}
     return (
         frame.select(
@@ -82,6 +69,24 @@ def to_long(frame: pl.LazyFrame, data: DataConfig) -> pl.LazyFrame:
             pl.col("value").alias(columns.target),
         )
     )
+
+
+def _series_type(frame: pl.LazyFrame, schema: pl.Schema, series: Sequence[str]) -> pl.datatypes.DataTypeClass:
+    """Return the type of the columns that are series: Float64, or String or Boolean for classes. Raises DataError."""
+    not_numeric = [name for name in series if not (schema[name].is_numeric() or schema[name] == pl.Null)]
+    # In CSV files a column without any value is text.
+    texts = [name for name in not_numeric if schema[name] == pl.String]
+    if texts:
+        empty = frames.collect(frame.select(cs.by_name(texts).is_null().all())).row(0, named=True)
+        not_numeric = [name for name in not_numeric if not empty.get(name)]
+    kinds = {schema[name].base_type() for name in not_numeric} or {pl.Float64}
+    if not_numeric and (kinds not in ({pl.String}, {pl.Boolean}) or any(schema[name].is_numeric() for name in series)):
+        offending = listing(f"{name!r} ({schema[name]})" for name in not_numeric)
+        raise DataError(
+            f"data.layout=wide: {len(not_numeric):,} of {len(series):,} columns can't be series, which hold numbers: "
+            f"{offending}; drop them, or name them in data.past_covariates or data.known_covariates"
+        )
+    return kinds.pop()
 
 
 def _check_row_numbers(frame: pl.LazyFrame, schema: pl.Schema, names: Sequence[str]) -> None:

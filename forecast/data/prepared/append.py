@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 import polars as pl
 
-from forecast.config import SourceConfig
+from forecast.config import DataConfig, SourceConfig
 from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
 from forecast.data.ingest.load import as_long, find_categories, load_part, with_table_classes
@@ -63,27 +63,15 @@ def append(
         clear_leftovers(folder, keep=None)
         old = open_panel(folder)
         data = old.data.with_source(source)
-        tables, _ = as_long(tables, data, old.categories)
-        target = data.columns.target
-        classes = {target: old.categories[target]} if target in old.categories else {}
-        table_categories = with_table_classes(tables, data, {**find_categories(tables, data), **classes})
-        categories = {
-            name: (*values, *(value for value in table_categories.get(name, ()) if value not in values))
-            for name, values in old.categories.items()
-        }
-        grid = old.panel.grid
-        resolved = ResolvedTime(data, grid)
-        if data.aggregate is not None:
-            resolved = replace(resolve_panel_time(tables, data, series_of(tables, data)), grid=grid)
-        new = with_unread(load_part(tables, resolved, old.panel.horizon, categories), tables)
-        check_rejects(new.rejects, new.counts, data, grid)
+        new = _read_new(tables, data, old)
+        check_rejects(new.rejects, new.counts, data, old.panel.grid)
         if check_source:
             check_source()
         key = _content_key(new)
         earlier = read_index(folder).get(APPENDED, [])
         revised_targets, n_filled = _compare(old.panel, new.panel)
-        if classes:
-            names = pl.Series(categories[target], dtype=pl.String)
+        if new.classes is not None:
+            names = pl.Series(new.classes, dtype=pl.String)
             revised_targets = revised_targets.with_columns(
                 names.gather(revised_targets[column].cast(pl.Int64)).alias(column) for column in ("before", "after")
             )
@@ -91,37 +79,62 @@ def append(
             raise _contradiction(revised_targets)
         if earlier and earlier[-1] == key:
             return Appended(open_prepared(folder, old.data, old.panel.horizon), True, 0, 0, revised_targets)
-        rejects, counts = [old.rejects], old.counts
+        joint = old
         if key not in earlier:
-            rejects.append(new.rejects)
-            counts = _joint_counts(old, new)
-        if revised_targets.height and revisions == "refuse" and key not in earlier:
-            row = {
-                REASON: pl.lit("revision of the past"),
-                VALUE: pl.lit(None) if classes else pl.col("after").cast(pl.Float64),
-            }
-            rejects.append(revised_targets.select(SERIES_ID, TIMESTAMP, **row).cast(pl.Schema(old.rejects.schema)))
-            counts = replace(
-                counts,
-                rows_kept=counts.rows_kept - revised_targets.height,
-                rows_rejected=counts.rows_rejected + revised_targets.height,
-            )
-        work_folder = folder / PARTS / "append"
-        shutil.rmtree(work_folder, ignore_errors=True)
-        counts = replace(counts, steps_filled=0)
-        parts: list[Path] = []
-        for number, panel in enumerate(merge_panels(old.panel, new.panel, keep=revisions == "refuse")):
-            gaps = Counts(steps_filled=int(np.isnan(panel.target).sum()))
-            part = Loaded(with_features(panel, data), old.data, categories, old.rejects.clear(), gaps)
-            if not parts:
-                part = replace(part, rejects=pl.concat(rejects), counts=counts + gaps)
-            parts.append(work_folder / f"{number:05d}")
-            write_panel(parts[-1], [part], "")
-        write_panel(folder, [open_panel(part) for part in parts], "appended", appended=[*earlier, key][-_MAX_KEYS:])
-        shutil.rmtree(folder / PARTS)
+            joint = _with_rejects(old, new, revised_targets if revisions == "refuse" else revised_targets.clear())
+        appended = [*earlier, key][-_MAX_KEYS:]
+        _write_merged(folder, joint, new, keep=revisions == "refuse", appended=appended)
         added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
         loaded = open_prepared(folder, old.data, old.panel.horizon)
         return Appended(loaded, False, n_filled, added, revised_targets)
+
+
+def _read_new(tables: Tables, data: DataConfig, old: Loaded) -> Loaded:
+    """Return the rows of a table as a panel on the grid of the old one, with its categories and new ones after them."""
+    tables, _ = as_long(tables, data, old.categories)
+    target = data.columns.target
+    classes = {target: old.categories[target]} if target in old.categories else {}
+    table_categories = with_table_classes(tables, data, {**find_categories(tables, data), **classes})
+    categories = {
+        name: (*values, *(value for value in table_categories.get(name, ()) if value not in values))
+        for name, values in old.categories.items()
+    }
+    resolved = ResolvedTime(data, old.panel.grid)
+    if data.aggregate is not None:
+        resolved = replace(resolve_panel_time(tables, data, series_of(tables, data)), grid=old.panel.grid)
+    return with_unread(load_part(tables, resolved, old.panel.horizon, categories), tables)
+
+
+def _with_rejects(old: Loaded, new: Loaded, refused: pl.DataFrame) -> Loaded:
+    """Return the old panel with the rejects and counts of both tables, and with refused revisions as rejects."""
+    rejects, counts = [old.rejects, new.rejects], _joint_counts(old, new)
+    if refused.height:
+        value = pl.lit(None) if new.classes is not None else pl.col("after").cast(pl.Float64)
+        rows = refused.select(SERIES_ID, TIMESTAMP, pl.lit("revision of the past").alias(REASON), value.alias(VALUE))
+        rejects.append(rows.cast(pl.Schema(old.rejects.schema)))
+        counts = replace(
+            counts,
+            rows_kept=counts.rows_kept - refused.height,
+            rows_rejected=counts.rows_rejected + refused.height,
+        )
+    return replace(old, rejects=pl.concat(rejects), counts=counts)
+
+
+def _write_merged(folder: Path, joint: Loaded, new: Loaded, *, keep: bool, appended: Sequence[str]) -> None:
+    """Write the merged panel of `joint` and `new`, part by part, with the rejects and counts of `joint`."""
+    work_folder = folder / PARTS / "append"
+    shutil.rmtree(work_folder, ignore_errors=True)
+    counts = replace(joint.counts, steps_filled=0)
+    parts: list[Path] = []
+    for number, panel in enumerate(merge_panels(joint.panel, new.panel, keep=keep)):
+        gaps = Counts(steps_filled=int(np.isnan(panel.target).sum()))
+        part = Loaded(with_features(panel, joint.data), joint.data, new.categories, joint.rejects.clear(), gaps)
+        if not parts:
+            part = replace(part, rejects=joint.rejects, counts=counts + gaps)
+        parts.append(work_folder / f"{number:05d}")
+        write_panel(parts[-1], [part], "")
+    write_panel(folder, [open_panel(part) for part in parts], "appended", appended=appended)
+    shutil.rmtree(folder / PARTS)
 
 
 def _contradiction(revised: pl.DataFrame) -> DataError:

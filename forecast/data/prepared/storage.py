@@ -93,19 +93,8 @@ def write_panel(
         shutil.rmtree(path, ignore_errors=True)
     temporary = folder / f".data-{os.getpid()}"
     temporary.mkdir()
-    panels = [part.panel for part in parts]
-    digests = [panel.series_digests() for panel in panels]
-    digest = digest_of(first.panel.grid, np.concatenate(digests))
-    lengths = np.concatenate([panel.lengths for panel in panels])
-    names = [[name.encode() for name in panel.series_id.tolist()] for panel in panels]
-    name_sizes = np.fromiter((len(name) for part in names for name in part), dtype=np.int64)
-    buffers: dict[str, Sequence[npt.NDArray[Any]]] = {
-        "series_id": [np.frombuffer(b"".join(part), dtype=np.uint8) for part in names],
-        _NAME_ENDS: [np.cumsum(name_sizes)],
-        "offsets": [np.append(0, np.cumsum(lengths))],
-        "digests": digests,
-        **{name: [getattr(panel, name) for panel in panels] for name in _BUFFERS if name != "offsets"},
-    }
+    buffers = _buffers_of([part.panel for part in parts])
+    digest = digest_of(first.panel.grid, np.concatenate(buffers["digests"]))
     try:
         for name, values in buffers.items():
             _write_buffer(temporary / f"{name}.npy", values, axis=1 if name in ("past", "known") else 0)
@@ -141,6 +130,20 @@ def write_panel(
     for old_folder in folder.glob("data-*"):
         if old_folder != data_folder and DATA_FOLDER.fullmatch(old_folder.name):  # Open memory maps live on.
             shutil.rmtree(old_folder, ignore_errors=True)
+
+
+def _buffers_of(panels: Sequence[Panel]) -> dict[str, Sequence[npt.NDArray[Any]]]:
+    """Return the buffers of a panel in parts, by the names of their files: arrays to join."""
+    lengths = np.concatenate([panel.lengths for panel in panels])
+    names = [[name.encode() for name in panel.series_id.tolist()] for panel in panels]
+    name_sizes = np.fromiter((len(name) for part in names for name in part), dtype=np.int64)
+    return {
+        "series_id": [np.frombuffer(b"".join(part), dtype=np.uint8) for part in names],
+        _NAME_ENDS: [np.cumsum(name_sizes)],
+        "offsets": [np.append(0, np.cumsum(lengths))],
+        "digests": [panel.series_digests() for panel in panels],
+        **{name: [getattr(panel, name) for panel in panels] for name in _BUFFERS if name != "offsets"},
+    }
 
 
 def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from forecast.data.ingest.outliers import find_outliers
-from forecast.data.panel import Panel
-from forecast.data.profiling.strength import count_per_series, strengths, sum_per_series
+from forecast.data.panel import IntArray, Panel
+from forecast.data.profiling.strength import Array, count_per_series, strengths, sum_per_series
 from forecast.names import CLASS, SERIES_ID
 
 # Thresholds of adi for intermittent and of cv2 for erratic demand (Syntetos, Boylan & Croston 2005).
@@ -113,13 +113,7 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     values = np.where(is_observed, target, 0.0)
     steps = _steps(panel)
     observed = steps["observed"]
-    nonzero = np.flatnonzero(values)
-    first, last = np.searchsorted(nonzero, [begin, panel.offsets[1:]])
-    demands = last - first
-    edges = np.append(nonzero, 0)
-    leading = np.where(demands > 0, edges[first] - begin, lengths)
-    trailing = np.where(demands > 0, panel.offsets[1:] - 1 - edges[last - 1], lengths)
-
+    demands, leading, trailing = _nonzero_extent(panel, values)
     mean = sum_per_series(values, begin) / observed
     deviation = np.where(is_observed, target - np.repeat(mean, lengths), 0.0)
     squares = sum_per_series(deviation**2, begin)
@@ -144,7 +138,6 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
     seasonality, trend = strengths(
         panel, np.where(is_observed, deviation * np.repeat(scale, lengths), np.nan), season_length, ~constant, rounding
     )
-    rare, varying = pl.col("adi") > _RARE, pl.col("cv2") > _VARYING
     return (
         pl.DataFrame(
             {
@@ -166,17 +159,34 @@ def _profile(panel: Panel, season_length: int) -> pl.DataFrame:
             }
         )
         .with_columns(pl.col("adi", "cv2", "seasonality", "trend").fill_nan(None))
-        .with_columns(
-            demand=pl.when(rare & varying)
-            .then(pl.lit("lumpy"))
-            .when(rare)
-            .then(pl.lit("intermittent"))
-            .when(varying)
-            .then(pl.lit("erratic"))
-            .when(pl.col("adi").is_not_null())
-            .then(pl.lit("smooth"))
-        )
+        .with_columns(demand=_kind_of_demand())
         .select(*_COLUMNS)
+    )
+
+
+def _nonzero_extent(panel: Panel, values: Array) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the number of nonzero values of each series, and the steps before the first and after the last, [S]."""
+    begin, end = panel.offsets[:-1], panel.offsets[1:]
+    nonzero = np.flatnonzero(values)
+    first, last = np.searchsorted(nonzero, [begin, end])
+    edges = np.append(nonzero, 0)
+    leading = np.where(last > first, edges[first] - begin, panel.lengths)
+    trailing = np.where(last > first, end - 1 - edges[last - 1], panel.lengths)
+    return last - first, leading, trailing
+
+
+def _kind_of_demand() -> pl.Expr:
+    """Return the kind of demand from the columns adi and cv2, null if adi is."""
+    rare, varying = pl.col("adi") > _RARE, pl.col("cv2") > _VARYING
+    return (
+        pl.when(rare & varying)
+        .then(pl.lit("lumpy"))
+        .when(rare)
+        .then(pl.lit("intermittent"))
+        .when(varying)
+        .then(pl.lit("erratic"))
+        .when(pl.col("adi").is_not_null())
+        .then(pl.lit("smooth"))
     )
 
 
