@@ -20,7 +20,7 @@ from forecast.training.budget import Budget
 from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.defaults import usual_origins
-from forecast.training.interpolation import interpolate, place
+from forecast.training.interpolation import interpolate, set_interpolated
 from forecast.training.trainer import TrainingJob, train
 
 DEFAULT_STEPS, DEFAULT_RATE = 500, 1e-3
@@ -123,7 +123,7 @@ def repeat_on_all_rows(
                 keeper,
                 None,
             )
-            place(network, base_member, network.state_dict(), share)
+            set_interpolated(network, base_member, network.state_dict(), share)
         members.append(network.cpu().eval())
     return as_ensemble(members, _shares(base.network))
 

@@ -107,7 +107,7 @@ def _sample_quantiles(head: QuantileHead, quantiles: torch.Tensor, levels: torch
 def _within_support(columns: torch.Tensor, n_values: int, head: Head) -> torch.Tensor:
     """Return columns clipped to the support of the target: the first `n_values` as values, the rest as means."""
     values, points = columns.tensor_split([n_values], dim=-1)
-    return torch.cat([head.within_support(values), head.within_support(points, whole=False)], dim=-1)
+    return torch.cat([head.within_support(values), head.within_support(points, rounded=False)], dim=-1)
 
 
 def _columns_with_changes(

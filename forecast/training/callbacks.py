@@ -18,7 +18,7 @@ from forecast.training.lightning_module import ForecastModule
 class BestWeights(Callback):
     """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent.
 
-    Or when `shown`, which sees the averaged weights at each validation, says so.
+    It also stops when `watch`, which gets the network with averaged weights at each validation, returns True.
     """
 
     def __init__(
@@ -27,17 +27,17 @@ class BestWeights(Callback):
         loss: float,
         patience: int,
         progress: Callable[[float, str], None] | None,
-        shown: Callable[[Forecaster, int], bool] | None = None,
+        watch: Callable[[Forecaster, int], bool] | None = None,
     ) -> None:
         self.best_loss = loss
         self.best = _copied(network)
-        """Weights of the best validation; those of the start until one is better."""
+        """Weights of the best validation; the initial ones until a validation is better."""
         self.best_step = 0
         self.curve: list[tuple[int, dict[str, float]]] = [(0, {VAL_LOSS: loss})]
         self._patience = patience
         self._waited = 0
         self._progress = progress
-        self._shown = shown
+        self._watch = watch
 
     def state(self) -> dict[str, Any]:
         """Return all but the best weights, as JSON."""
@@ -49,7 +49,7 @@ class BestWeights(Callback):
         }
 
     def restore(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
-        """Take up the state of the training that is gone on from."""
+        """Restore the state of a training that is resumed."""
         self.best_loss, self.best_step, self._waited = state["best_loss"], state["best_step"], state["waited"]
         self.curve = [(step, values) for step, values in state["curve"]]
         self.best = {name: values.to(self.best[name].device) for name, values in best.items()}
@@ -62,19 +62,19 @@ class BestWeights(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Note the training loss, tell the progress, and stop at the end of the budget."""
+        """Record the training loss, report the progress, and stop at the end of the budget."""
         assert isinstance(pl_module, ForecastModule)
         step = trainer.global_step
         if step % 10 == 0:
             self.curve.append((step, {TRAIN_LOSS: float(trainer.callback_metrics[TRAIN_LOSS])}))
-        done = pl_module.budget.spent(step)
+        share = pl_module.budget.spent(step)
         if self._progress and step % 5 == 0:
-            self._progress(done, f"step {step}, loss {self.best_loss:.4f}")
-        if done >= 1.0:
+            self._progress(share, f"step {step}, loss {self.best_loss:.4f}")
+        if share >= 1.0:
             trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compare with the best so far. The weights are the averaged ones here."""
+        """Compare the loss with the best one. The weights are the averaged ones here."""
         assert isinstance(pl_module, ForecastModule)
         loss = pl_module.validation_loss()
         self.curve.append((trainer.global_step, {VAL_LOSS: loss}))
@@ -82,15 +82,15 @@ class BestWeights(Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
             self.best = _copied(pl_module.network)
-        # Who looks on does not change the training: its random numbers stay the same.
+        # A `watch` does not change the training: the random numbers stay the same.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            stopped = self._shown is not None and self._shown(pl_module.network, trainer.global_step)
+            stopped = self._watch is not None and self._watch(pl_module.network, trainer.global_step)
         if stopped or self._waited >= self._patience:
             trainer.should_stop = True
 
 
 class SyncClock(Callback):
-    """Lets all processes read the clock of the first: rates and the end of the budget must be the same."""
+    """Sets the clock of all processes to that of the first: rates and the end of the budget must be the same."""
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: object, batch_idx: int
@@ -103,14 +103,14 @@ class SyncClock(Callback):
 
 
 class GpuStats(Callback):
-    """Looks now and then at how busy the GPU is, and notes the most memory that was taken."""
+    """Samples the utilisation of the GPU, and records its peak memory."""
 
     def __init__(self) -> None:
         self._shares: list[float] = []
         self._device: torch.device | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin anew."""
+        """Reset the figures."""
         if pl_module.device.type == "cuda":
             self._device = pl_module.device
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -123,14 +123,14 @@ class GpuStats(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Look, every 20 steps."""
+        """Sample the utilisation every 20 steps."""
         if self._device is not None and trainer.global_step % 20 == 0:
-            # NVIDIA's Python package may be absent, and a driver need not tell.
+            # NVIDIA's Python package may be absent, and a driver may not report it.
             with contextlib.suppress(ImportError, RuntimeError):
                 self._shares.append(torch.cuda.utilization(self._device) / 100)
 
     def values(self) -> dict[str, float]:
-        """Return the GPU's mean busy share, if it tells, and the peak of its memory in GiB; nothing on a CPU."""
+        """Return the GPU's mean utilisation, if available, and its peak memory in GiB; nothing on a CPU."""
         if self._device is None:
             return {}
         peak = {"gpu_peak_gib": torch.cuda.max_memory_allocated(self._device) / 2**30}

@@ -42,8 +42,8 @@ class TrainingWindows(IterableDataset[Indices]):
     def __iter__(self) -> Iterator[Indices]:
         rng = np.random.default_rng(self._seed)
         for number in itertools.count():
-            drawn = self._sampler.draw(self._batch_size, rng)[self._share]
+            draw = self._sampler.draw(self._batch_size, rng)[self._share]
             origins = np.sort(rng.choice(self._candidates, self._origins, replace=False))
             if number < self._skip:
                 continue
-            yield torch.from_numpy(drawn.series), torch.from_numpy(drawn.cutoff), torch.from_numpy(origins)
+            yield torch.from_numpy(draw.series), torch.from_numpy(draw.cutoff), torch.from_numpy(origins)

@@ -49,17 +49,17 @@ def train_on_devices(
             port=_free_port(),
             wants_progress=progress is not None,
         )
-        told = torch.multiprocessing.get_context("spawn").SimpleQueue()
-        processes = spawn(_run, (started, told), nprocs=job.config.devices, join=False)
+        messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        processes = spawn(_run, (started, messages), nprocs=job.config.devices, join=False)
         try:
-            weights, found = _listen(processes, told, progress)
+            weights, gpu_figures = _listen(processes, messages, progress)
         finally:
             for process in processes.processes:
                 process.kill()
                 process.join()
         assert len(set(weights)) == 1, "the processes of a training ended with different weights"
         Checkpoint(checkpoint.path.parent, checkpoint.settings, name=checkpoint.path.stem).attach(keeper, None)
-    return found
+    return gpu_figures
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Start:
     wants_progress: bool
 
 
-def _run(rank: int, start: _Start, told: Any) -> None:
+def _run(rank: int, start: _Start, messages: Any) -> None:
     """Train in one of several processes."""
     os.environ |= {
         "LOCAL_RANK": str(rank),
@@ -95,8 +95,8 @@ def _run(rank: int, start: _Start, told: Any) -> None:
     job = replace(job, network=copy.deepcopy(job.network).to(device))
     path, settings = start.checkpoint
 
-    def progress(done: float, text: str) -> None:
-        told.put(("progress", (done, text)))
+    def progress(share: float, text: str) -> None:
+        messages.put(("progress", (share, text)))
 
     try:
         keeper = BestWeights(
@@ -105,10 +105,10 @@ def _run(rank: int, start: _Start, told: Any) -> None:
         checkpoint = Checkpoint(path.parent, settings, name=path.stem, required=True)
         with only_deterministic(job.config.deterministic and cuda):
             data = PanelTensors.of(job.panel, job.network, device)
-            found = train(job, data, keeper, checkpoint, rank=rank)
-        told.put(("done", (rank, _hash(job.network), found)))
+            gpu_figures = train(job, data, keeper, checkpoint, rank=rank)
+        messages.put(("done", (rank, _hash(job.network), gpu_figures)))
     except GatecastError as error:
-        told.put(("error", error))
+        messages.put(("error", error))
         raise
 
 
@@ -121,19 +121,19 @@ def _end_with_parent() -> None:
 
 
 def _listen(
-    processes: Any, told: Any, progress: Callable[[float, str], None] | None
+    processes: Any, messages: Any, progress: Callable[[float, str], None] | None
 ) -> tuple[list[str], dict[str, float]]:
     """Return the hashes of the weights, and what the first process has found, once all have ended.
 
     Raises the error that ended one of them.
     """
     weights: list[str] = []
-    found: dict[str, float] = {}
+    gpu_figures: dict[str, float] = {}
     errors: list[GatecastError] = []
 
     def hear() -> None:
-        while not told.empty():
-            kind, value = told.get()
+        while not messages.empty():
+            kind, value = messages.get()
             if kind == "progress" and progress:
                 progress(*value)
             elif kind == "error":
@@ -142,7 +142,7 @@ def _listen(
                 rank, digest, values = value
                 weights.append(digest)
                 if not rank:
-                    found.update(values)
+                    gpu_figures.update(values)
 
     try:
         while not processes.join(timeout=0.1):
@@ -153,7 +153,7 @@ def _listen(
             raise errors[0] from None
         raise
     hear()
-    return weights, found
+    return weights, gpu_figures
 
 
 def _free_port() -> int:

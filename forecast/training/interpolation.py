@@ -1,4 +1,4 @@
-"""Weights on the way from those that a network had to those that it has been trained to."""
+"""Interpolation between the weights of a base network and trained ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,13 @@ from forecast.models.network.ensemble import Member
 from forecast.models.network.losses import validation_loss
 
 
-def place(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:
-    """Set the weights on the way from the base's to the trained ones; at the base's for a share of 0."""
-    moved = {
+def set_interpolated(network: Member, base: Member, trained: Mapping[str, Tensor], share: float) -> None:
+    """Set the weights of `network` to base + share * (trained - base)."""
+    mixed = {
         name: lerp(values.to(trained[name]), trained[name], share) if share and values.is_floating_point() else values
         for name, values in base.state_dict().items()
     }
-    network.load_state_dict(moved)
+    network.load_state_dict(mixed)
 
 
 def interpolate(
@@ -29,14 +29,14 @@ def interpolate(
     *,
     loss: float,
 ) -> float:
-    """Set the weights where they validate best and return how far from the base's that is, one of `shares`.
+    """Set the interpolated weights that validate best, and return their share, one of `shares`.
 
-    0, with the base's weights, where no loss is below `loss`.
+    The share is 0, with the weights of the base, if no loss is below `loss`.
     """
     best = 0.0
     for share in shares:
-        place(network, base, trained, share)
-        if (now := validation_loss(network, data, validation)) < loss:
-            loss, best = now, share
-    place(network, base, trained, best)
+        set_interpolated(network, base, trained, share)
+        if (candidate_loss := validation_loss(network, data, validation)) < loss:
+            loss, best = candidate_loss, share
+    set_interpolated(network, base, trained, best)
     return best

@@ -62,8 +62,8 @@ class ForecastModule(lightning.LightningModule):
         error, weight = output_errors(self.network, batch, origins, output)
         loss = self._mean(error, weight)
         if self._teacher is not None:
-            told = self._mean(*self._teacher.errors(self.network, batch, origins, output, step=self.global_step))
-            loss = torch.lerp(loss, told, self._teacher.weight)
+            soft_loss = self._mean(*self._teacher.errors(self.network, batch, origins, output, step=self.global_step))
+            loss = torch.lerp(loss, soft_loss, self._teacher.weight)
         if not torch.isfinite(loss):
             bad = ~torch.isfinite((error * weight).flatten(1).sum(1))
             names = sorted(set(self._series_id[series[bad].cpu().numpy()].tolist()))
@@ -119,16 +119,16 @@ class ForecastModule(lightning.LightningModule):
             if p.ndim > 1 and "embeddings" not in n and "output_bias" not in n
         ]
         chosen = {id(p) for p in decayed}
-        others = [p for p in self.network.parameters() if id(p) not in chosen]
+        undecayed = [p for p in self.network.parameters() if id(p) not in chosen]
         groups = [
             {"params": decayed, "weight_decay": self._config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": undecayed, "weight_decay": 0.0},
         ]
         optimiser = torch.optim.AdamW(groups, lr=self._config.learning_rate, fused=True)
 
         def rate(step: int) -> float:
-            done = self.budget.spent(step)
-            cosine = _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-            return min(cosine, (done + 1e-3) / _WARM_UP)
+            spent = self.budget.spent(step)
+            cosine = _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * spent))
+            return min(cosine, (spent + 1e-3) / _WARM_UP)
 
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, rate), "interval": "step"}}

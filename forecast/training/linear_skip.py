@@ -31,22 +31,22 @@ from forecast.models.network.panel_statistics import cold_scale_of, standardise_
 from forecast.training.skip_samples import skip_samples
 from forecast.training.skips import Skip, point_errors, select_least_error, stack, z_score
 
-# Windows that filters are weighed by, and lines around them are fitted on.
+# Most windows to weigh filters by, and to fit solutions around them.
 SMOOTHED = 2_048
-# Errors one step ahead of a window that are compared with its seasonal spread, and what their ratio may be.
+# Fewest errors one step ahead of a window for the ratio to its seasonal spread, and the bounds of this ratio.
 _LEAST_ERRORS, _RATIOS = 4, (0.1, 10.0)
-# Independent windows from which validation tells any penalty from another.
+# Independent windows from which all penalties are tried.
 _MANY_WINDOWS = 1_000
 _RIDGE_SHARE = 0.1
-# Standard errors by which anything must be better than exponential smoothing: series that share their dates share their
-# errors, which makes a single error too small.
+# Standard errors by which a candidate must be better than exponential smoothing: series with the same dates have
+# correlated errors, so one standard error is too small.
 _LEAST_SURENESS = 3.0
 
 
 def inlying_samples(network: RecurrentForecaster, samples: Samples, prior: Solution) -> Samples:
-    """Return the samples that a line is fitted on: for a median with less weight on windows of large errors.
+    """Return the samples for a fit; for a median, with less weight on windows of large errors.
 
-    Of skewed targets those are the high ones: a line that is to be a mean takes all as they are.
+    With skewed targets, large errors are at high values, so a fit of the mean keeps all weights.
     """
     return samples if network.head.estimates_mean else huber_reweight(downweight_far_targets(samples), prior)
 
@@ -55,41 +55,41 @@ def solve_skip(
     tensors: PanelTensors,
     shape: NetworkShape,
     model: ModelConfig,
-    drawn: WindowIndex,
+    windows: WindowIndex,
     validation: WindowIndex,
     limit: Tensor,
 ) -> Skip:
-    """Return the best linear skip on one scale, in its network; fitted on windows `drawn`."""
+    """Return the best linear skip on one target scale, in its network, fitted on `windows`."""
     anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
     networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
-    cold_scale = cold_scale_of(networks[0], tensors, drawn, limit)
+    cold_scale = cold_scale_of(networks[0], tensors, windows, limit)
     for network in networks:
         network.cold_scale.copy_(cold_scale)
-    fitted, checked = skip_samples(networks, tensors, drawn, limit), skip_samples(networks, tensors, validation, None)
+    fitted, checked = skip_samples(networks, tensors, windows, limit), skip_samples(networks, tensors, validation, None)
     candidates: list[Skip] = []
-    for each in zip(networks, fitted, checked, strict=True):
-        candidates += _candidates(*each, model, overlap(drawn, shape.horizon))
+    for pair in zip(networks, fitted, checked, strict=True):
+        candidates += _candidates(*pair, model, overlap(windows, shape.horizon))
     if model.smoothing and model.skip and shape.context_length <= MAX_SMOOTHED:
-        with torch.random.fork_rng(devices=[]):  # Other networks are drawn as they are without this one.
+        with torch.random.fork_rng(devices=[]):  # The random numbers of other networks stay the same.
             network = RecurrentForecaster(replace(shape, anchor=anchors[0], smoothing=True), model).to(tensors.device)
         network.cold_scale.copy_(cold_scale)
-        some = drawn[:: max(1, len(drawn) // SMOOTHED)]
-        weigh_filters(network, tensors, some, limit)
+        checks = windows[:: max(1, len(windows) // SMOOTHED)]
+        weigh_filters(network, tensors, checks, limit)
         (smoothed,), (judged,) = (
-            skip_samples([network], tensors, *each) for each in ((some, limit), (validation, None))
+            skip_samples([network], tensors, *pair) for pair in ((checks, limit), (validation, None))
         )
-        candidates += _candidates(network, smoothed, judged, model, overlap(some, shape.horizon))
-    usual = candidates[0].errors.sum(0).clamp(min=1e-12)
+        candidates += _candidates(network, smoothed, judged, model, overlap(checks, shape.horizon))
+    reference = candidates[0].errors.sum(0).clamp(min=1e-12)
     groups: dict[int, list[Skip]] = {}
-    for found in candidates:
-        groups.setdefault(found.order, []).append(found)
+    for candidate in candidates:
+        groups.setdefault(candidate.order, []).append(candidate)
     shared = overlap(validation, shape.horizon)
-    best, *others = (select_least_error(groups[order], usual) for order in sorted(groups))
-    for other in others:
+    best, *rivals = (select_least_error(groups[order], reference) for order in sorted(groups))
+    for rival in rivals:
         least = _LEAST_SURENESS if best.order == 0 else 1.0
-        best = other if z_score(other.errors, best.errors, usual, shared) > least else best
-    best = stack(best, [found for found in candidates if found.network is best.network], usual, shared)
-    best = _unsmoothed(best, model) if best.network.shape.smoothing and not best.smoothing else best
+        best = rival if z_score(rival.errors, best.errors, reference, shared) > least else best
+    best = stack(best, [candidate for candidate in candidates if candidate.network is best.network], reference, shared)
+    best = _without_smoothing(best, model) if best.network.shape.smoothing and not best.smoothing else best
     best.network.skip.copy_(best.skip)
     if best.network.shape.smoothing:
         best.network.smoothing_share.fill_(best.smoothing)
@@ -99,9 +99,9 @@ def solve_skip(
 def _candidates(
     network: RecurrentForecaster, fitted: Samples, checked: Samples, model: ModelConfig, shared: float
 ) -> list[Skip]:
-    """Return what does not have to be fitted, and lines of all penalties around it.
+    """Return the priors, and fitted solutions around them for all penalties, as candidates.
 
-    A target is `shared` by so many windows that are fitted on.
+    `shared` is the number of fitted windows that share a target.
     """
     shape = network.shape
     priors = {"anchor": torch.zeros_like(network.skip)}
@@ -113,32 +113,34 @@ def _candidates(
     fits = model.skip and len(fitted.window) > 0
     standardise_scales(network, fitted)
     fitted = downweight_flat_windows(fitted)
-    rest = fitted.without(fitted.smooth) if shape.smoothing else fitted
-    inlying = inlying_samples(network, rest, priors["anchor"]) if fits else rest
+    residual_samples = fitted.without(fitted.smooth) if shape.smoothing else fitted
+    inlying = inlying_samples(network, residual_samples, priors["anchor"]) if fits else residual_samples
     # Around the level a constant is no drift.
-    known = spectra(inlying, CONSTANTS if shape.anchor == "last" else [True]) if fits else []
+    solved_spectra = spectra(inlying, CONSTANTS if shape.anchor == "last" else [True]) if fits else []
     penalties = _penalties(len(priors["anchor"]), len(fitted.window) / shared)
     candidates = []
     for name, prior in priors.items():
-        made: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
-        # Around smoothing, lines are of what it leaves over.
-        for own in known if shape.smoothing == (name == "smoothing") else []:
-            solutions = solve_ridge(inlying, prior, penalties, spectrum=own)
-            made += [(found, p, own.constant) for found, p in zip(solutions, penalties, strict=True)]
+        solutions_tried: list[tuple[Solution, float | None, bool]] = [(prior, None, False)]
+        # Solutions around smoothing are fitted to its residuals.
+        for spectrum in solved_spectra if shape.smoothing == (name == "smoothing") else []:
+            solutions = solve_ridge(inlying, prior, penalties, spectrum=spectrum)
+            solutions_tried += [
+                (weights, p, spectrum.constant) for weights, p in zip(solutions, penalties, strict=True)
+            ]
         kind = name if name == "smoothing" else f"{shape.anchor}/{name}"
-        for solution, penalty, constant in made:
-            said = apply_linear(checked.window, solution) + shares[name] * checked.smooth
-            errors = point_errors(checked, said, shape.unit, squares=network.head.estimates_mean)
-            given = (network, solution, fitted, checked, kind, prior, penalty, constant)
-            candidates.append(Skip(errors, *given, sure=penalty is not None, smoothing=shares[name]))
+        for solution, penalty, constant in solutions_tried:
+            forecasts = apply_linear(checked.window, solution) + shares[name] * checked.smooth
+            errors = point_errors(checked, forecasts, shape.unit, squares=network.head.estimates_mean)
+            fields = (network, solution, fitted, checked, kind, prior, penalty, constant)
+            candidates.append(Skip(errors, *fields, significant=penalty is not None, smoothing=shares[name]))
     return candidates
 
 
 def _penalties(n_weights: int, n_windows: float) -> tuple[float, ...]:
-    """Return the penalties to try, where so many windows are independent.
+    """Return the penalties to try with `n_windows` independent windows.
 
-    With few of them validation is no guide. Weights whose squares add up to about one, and errors as large as the
-    targets, have n_weights / n_windows as the best penalty per window (Hoerl & Kennard 1970): no smaller one is tried.
+    With few windows, validation cannot choose. For weights whose squares sum to about one, and errors as large as the
+    targets, the best penalty per window is n_weights / n_windows (Hoerl & Kennard 1970): smaller ones are not tried.
     """
     if n_windows >= _MANY_WINDOWS:
         return PENALTIES
@@ -146,20 +148,20 @@ def _penalties(n_weights: int, n_windows: float) -> tuple[float, ...]:
     return tuple(penalty for penalty in PENALTIES if penalty >= least) or PENALTIES[-1:]
 
 
-def _unsmoothed(found: Skip, model: ModelConfig) -> Skip:
-    """Return a skip that has no share of smoothing in a network without any."""
+def _without_smoothing(skip: Skip, model: ModelConfig) -> Skip:
+    """Return the skip in a network without smoothing."""
     with torch.random.fork_rng(devices=[]):
-        network = RecurrentForecaster(replace(found.network.shape, smoothing=False), model)
-    kept = network.state_dict().keys()
-    network.load_state_dict({name: values for name, values in found.network.state_dict().items() if name in kept})
-    return replace(found, network=network.to(found.skip.device))
+        network = RecurrentForecaster(replace(skip.network.shape, smoothing=False), model)
+    names = network.state_dict().keys()
+    network.load_state_dict({name: values for name, values in skip.network.state_dict().items() if name in names})
+    return replace(skip, network=network.to(skip.skip.device))
 
 
 @torch.no_grad()
 def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
-    """Set what each filter costs on the panel, and what smoothing errs by in units of the seasonal spread.
+    """Set the cost of each filter on the panel, and the ratio of smoothing's errors to the seasonal spread.
 
-    By windows with as much history as most have.
+    Only windows with at least the median length of history count.
     """
     shape, origins = network.shape, torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[tuple[Tensor, ...]] = []
@@ -171,10 +173,10 @@ def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Win
         weight = (loss_weights(target, observed, frame, shape) > 0)[:, 0].to(target.dtype)
         smoothed = network.smooth_windows(frame.window, batch.observed[:, None, : shape.context_length])
         distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
-        usual = smoothed.error.mean(1) * weight.sum(1)
+        own_mean = smoothed.error.mean(1) * weight.sum(1)
         spread = network.seasonal_spread(batch, origins, frame.divisor).log().mean((1, 2))
-        varied = usual > 0
-        columns = distance.sum(2) / usual.clamp(min=1e-12)[:, None], smoothed.n_errors, smoothed.error, spread
+        varied = own_mean > 0
+        columns = distance.sum(2) / own_mean.clamp(min=1e-12)[:, None], smoothed.n_errors, smoothed.error, spread
         parts.append(tuple(values[varied] for values in columns))
     error, count, own_error, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
     if not len(error):

@@ -1,4 +1,4 @@
-"""Means of forecasts whose sum over a panel is that of what came."""
+"""Calibration of means: their sum over a panel equals that of the actuals."""
 
 import numpy as np
 import torch
@@ -16,18 +16,18 @@ from forecast.models.inputs.transform import to_data
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 
-# Windows that are summed over, at most.
+# Most windows of a sum.
 _CHECKS = 4_096
-# Groups of windows that a standard error takes at least, and what means may be moved by.
+# Fewest groups of windows for a standard error, and the bounds of a shift of means.
 _LEAST_GROUPS, _SHIFTS = 8, (-0.5, 1.0)
 
 
 @torch.no_grad()
 def balance_means(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
-    """Shift the means so that over windows of training their sum is that of the outcomes, in the scale of each series.
+    """Shift the means so that their sum over training windows equals that of the actuals, in the scale of each series.
 
-    A likelihood is rarely at its greatest when training ends, and what keeps means positive bends them. Sampled paths
-    are left as they are: their means do not follow from the parameters of one step.
+    The likelihood is rarely at its maximum when training ends, and the transform that keeps means positive biases
+    them. Networks that sample paths are not changed: their means do not depend on the parameters of one step alone.
     """
     if network.n_paths > 1 and network.output.weight.any():
         return
@@ -57,13 +57,12 @@ def balance_means(network: RecurrentForecaster, data: PanelTensors, windows: Win
 
 @torch.no_grad()
 def mean_shift_of(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> float:
-    """Return what means are moved by (`RecurrentForecaster.mean_shift`).
+    """Return the shift of means (`RecurrentForecaster.mean_shift`).
 
-    A few quantiles do not say how far the tails of skewed targets go, nor does a symmetric distribution; and on a
-    logarithmic scale what is not known of level and width raises each mean. Over windows
-    of training the sum of means becomes that of the outcomes, each series in units of its intervals. If the sum is z
-    standard errors off, 1 - 1 / z^2 of the way is gone, from one standard error on (the positive part of James & Stein
-    1961).
+    A few quantiles, or a symmetric distribution, do not determine the tails of skewed targets; on a logarithmic scale,
+    uncertainty of level and width raises each mean. With the shift, the sum of means over training windows equals that
+    of the actuals, each series in units of its intervals. If the sum is z standard errors off, the shift is shrunk by
+    1 - 1 / z^2 for z above 1, else it is 0 (positive-part James & Stein 1961).
     """
     if len(windows) < _LEAST_GROUPS:
         return 0.0
@@ -96,13 +95,13 @@ def mean_shift_of(network: RecurrentForecaster, data: PanelTensors, windows: Win
     total = width.new_zeros(int(series.max()) + 1).index_add(0, series, width)
     reference = total / torch.bincount(series, minlength=len(total)).clamp(min=1)
     error, width = (values / _bounded_scale(reference)[series] for values in (error, width))
-    # Windows of a series share their outcomes: so many groups are independent.
+    # Windows of a series share their targets: only groups are independent.
     groups = series if len(reference) >= _LEAST_GROUPS else torch.arange(len(series)) * _LEAST_GROUPS // len(series)
     shift = float(error.sum() / width.sum().clamp(min=1e-12))
-    rest = error - shift * width
-    sums = rest.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(series.device), rest)
-    sureness = float(error.sum().abs() / sums.square().sum().sqrt().clamp(min=1e-12))
-    return float(np.clip(shift, *_SHIFTS)) * max(0.0, 1 - 1 / max(sureness, 1e-12) ** 2)
+    residual = error - shift * width
+    sums = residual.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(series.device), residual)
+    z = float(error.sum().abs() / sums.square().sum().sqrt().clamp(min=1e-12))
+    return float(np.clip(shift, *_SHIFTS)) * max(0.0, 1 - 1 / max(z, 1e-12) ** 2)
 
 
 def relative_divisor(series: Tensor, divisor: Tensor) -> Float[Tensor, "window 1"]:
@@ -116,8 +115,8 @@ def relative_divisor(series: Tensor, divisor: Tensor) -> Float[Tensor, "window 1
 def _bounded_scale(scale: Float[Tensor, " series"]) -> Float[Tensor, " series"]:
     """Return the scale of each series in a sum over all, at least twice the median of those that have one.
 
-    No large series decides alone. Series of about one size count as they are: of those that differ by chance, the high
-    ones would else count less, and the mean be too low.
+    So no large series decides alone. Series of similar size count equally: otherwise those that are larger by chance
+    would count less, and the mean would be too low.
     """
     least = 2 * scale[scale > 0].median() if (scale > 0).any() else scale.new_ones(())
     return scale.clamp(min=float(least))

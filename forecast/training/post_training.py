@@ -1,4 +1,4 @@
-"""What is set once the weights are trained: soft threshold, widths, dependence over the horizon."""
+"""Settings chosen after training: the soft threshold and the widths; and the gap of quantiles before it."""
 
 import torch
 
@@ -17,12 +17,12 @@ _THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 1e6)
 def select_soft_threshold(
     network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float
 ) -> float:
-    """Set the threshold, below which the network leaves the skip's median alone, to the one that validates best.
+    """Set the soft threshold of the network's changes to the one that validates best.
 
     Where most steps repeat the last season exactly, many small corrections cost more than they gain. Returns the loss.
     """
     losses = {0.0: loss}
-    # Means that are drawn towards those of the line are no means any more.
+    # Means that are shrunk towards those of the skip are biased.
     for threshold in () if network.head.estimates_mean else _THRESHOLDS:
         network.threshold.fill_(threshold)
         losses[threshold] = validation_loss(network, data, validation)
@@ -32,13 +32,13 @@ def select_soft_threshold(
 
 
 def scale_intervals(network: RecurrentForecaster, data: PanelTensors, validation: WindowIndex, loss: float) -> float:
-    """Make intervals as wide as they must be on validation; return the loss, which was `loss` before."""
+    """Scale the intervals by validation, and return the loss, which was `loss` before."""
     scale = interval_scale_of(network, data, validation)
     network.interval_scale.fill_(scale)
     return loss if scale == 1 else validation_loss(network, data, validation)
 
 
 def enforce_min_gap(network: RecurrentForecaster) -> None:
-    """Move quantiles apart that the closed-form solution has on top of each other: they would hardly learn to part."""
+    """Separate equal quantiles of the closed-form solution, which gradient steps would hardly part."""
     with torch.no_grad():
         network.output_bias.copy_(network.head.enforce_min_gap(network.output_bias, _LEAST_TRAINED_GAP))

@@ -1,4 +1,4 @@
-"""The windows that the skip is solved on."""
+"""Samples of windows and targets that the skip is fitted on."""
 
 from collections.abc import Sequence
 
@@ -14,21 +14,20 @@ from forecast.models.linear.ridge import Samples
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 
-# Windows that the closed-form solution is fitted on: so many values, between these limits. It is chosen by fits on each
-# fourth of them, or such a share that this many are left.
+# Values in the windows of the closed-form fit, and bounds of the number of windows.
 _SKIP_VALUES = 20_000_000
 _SKIP_SAMPLES = 40_000, 200_000
 
 
 def n_samples(shape: NetworkShape) -> int:
-    """Return how many windows a line is fitted on, at most."""
+    """Return the most windows of a closed-form fit."""
     return int(np.clip(_SKIP_VALUES // shape.context_length, *_SKIP_SAMPLES))
 
 
 def skip_samples(
     networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
 ) -> list[Samples]:
-    """Return the samples of each network; they differ in their anchor only, and share gathered windows."""
+    """Return the samples of each network; the networks differ in their anchor only and share gathered windows."""
     shape = networks[0].shape
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
@@ -43,25 +42,25 @@ def skip_samples(
         level = (
             torch.zeros(len(series), dtype=torch.float64, device=data.device) if batch.level is None else batch.level
         )
-        for network, own in zip(networks, parts, strict=True):
+        for network, samples in zip(networks, parts, strict=True):
             frame = network.frame(batch, origins, statistics)
             target, observed = targets(batch, frame, origins, shape)
             weight = (loss_weights(target, observed, frame, shape) > 0).to(target.dtype)
-            # Constant windows, and those without any observed target, have nothing to say.
-            told = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
-            own.append(
+            # Constant windows, and those without observed targets, are dropped.
+            usable = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
+            samples.append(
                 (
-                    frame.window[told, 0],
-                    target[told, 0],
-                    observed[told, 0].to(target.dtype),
-                    weight[told, 0].amax(-1),
-                    frame.spread[told, 0],
-                    frame.location[told, 0],
-                    frame.divisor[told, 0],
-                    series[told],
-                    number[told],
-                    level[told],
-                    frame.smooth[told, 0],
+                    frame.window[usable, 0],
+                    target[usable, 0],
+                    observed[usable, 0].to(target.dtype),
+                    weight[usable, 0].amax(-1),
+                    frame.spread[usable, 0],
+                    frame.location[usable, 0],
+                    frame.divisor[usable, 0],
+                    series[usable],
+                    number[usable],
+                    level[usable],
+                    frame.smooth[usable, 0],
                 )
             )
-    return [Samples(*(torch.cat(columns) for columns in zip(*own, strict=True))) for own in parts]
+    return [Samples(*(torch.cat(columns) for columns in zip(*samples, strict=True))) for samples in parts]

@@ -1,4 +1,4 @@
-"""How much a pretrained network counts in the forecasts of a model that was trained on the panel."""
+"""The share of a pretrained network in the forecasts of a model that was trained on the panel."""
 
 import copy
 import math
@@ -28,12 +28,12 @@ from forecast.pretraining.pretrained_network import PretrainedNetwork
 from forecast.pretraining.zero_shot import universal_member
 from forecast.training.member_fit import MemberFit
 
-# Windows of validation that are looked at, and the shares that are tried: the panel's network always counts.
+# Most validation windows, and the shares to try: the panel's network always has one.
 _CHECKS = 1024
 _SHARES = torch.linspace(0, 0.9, 19, dtype=torch.float64)
-# What a share of 0 must save of the loss of one window, of two of them a half, to be preferred to the middle.
+# Loss of one window that a share of 0 must save to be preferred to the middle; half of it with two windows.
 _PRIOR = 0.25
-# A share that saves less of the loss is not worth the time that it takes in scoring.
+# A share that saves less of the loss is not worth its time in scoring.
 _LEAST_GAIN = 0.005
 
 
@@ -47,34 +47,33 @@ class PretrainedStack:
     network: UniversalForecaster | None
     share: float
     interval_scale: float = 1.0
-    """What the intervals of the mean are multiplied by."""
+    """Factor of the intervals of the mean."""
     blend: float | None = None
-    """How far its weights have moved towards those that it was trained to on the panel (`MemberFit`); None where it was
-    not."""
+    """Share of the weights trained on the panel (`MemberFit`); None without such a training."""
     loss: float = math.nan
-    """Of the mean on windows of validation."""
+    """Loss of the mean on validation windows."""
     forecasts: Sequence[HeldOutForecasts] = ()
-    """Of the mean on windows of validation, for those who look at them next."""
+    """Forecasts of the mean on validation windows, for later steps."""
 
     def summary(self, summary: Mapping[str, float | int | str]) -> dict[str, float]:
-        """Return what is to be told of the mean, after the `summary` of the panel's own networks."""
-        told = {"pretrained_share": self.share} | ({} if self.blend is None else {"pretrained_blend": self.blend})
+        """Return the figures of the mean, which update the `summary` of the panel's networks."""
+        figures = {"pretrained_share": self.share} | ({} if self.blend is None else {"pretrained_blend": self.blend})
         if not self.share:
-            return told
-        return told | {
+            return figures
+        return figures | {
             "val/loss": self.loss,
             "interval_scale": float(summary["interval_scale"]) * self.interval_scale,
         }
 
     def beside(self, network: Forecaster) -> Forecaster:
-        """Return the mean of networks of the panel and the pretrained one; `network` itself without a share."""
+        """Return the weighted mean of the panel's networks and the pretrained one; `network` for a share of 0."""
         if self.network is None or not self.share:
             return network
-        own = members_of(network)
-        members = [copy.deepcopy(member).cpu() for member in (*own, self.network)]
+        networks = members_of(network)
+        members = [copy.deepcopy(member).cpu() for member in (*networks, self.network)]
         for member in members:
             member.interval_scale.mul_(self.interval_scale)
-        return as_ensemble(members, [*[(1 - self.share) / len(own)] * len(own), self.share])
+        return as_ensemble(members, [*[(1 - self.share) / len(networks)] * len(networks), self.share])
 
 
 def stack_pretrained(
@@ -88,16 +87,16 @@ def stack_pretrained(
     model: ModelConfig,
     member_fit: MemberFit | None = None,
 ) -> PretrainedStack:
-    """Return a pretrained network, given itself or by name, with the share that validates best beside `network`.
+    """Return a pretrained network (`init`, or its name) with the share that validates best beside `network`.
 
-    None without `init`, and of models that no mean with it can be taken of: with paths, or another head than quantiles.
+    The share is 0 without `init`, and for models that have no mean with it: with paths, or a head other than quantiles.
     """
     plain = isinstance(network.head, QuantileHead) and network.n_paths == 1 and network.shape.horizon <= MAX_HORIZON
     if init is None or not plain:
         return PretrainedStack(None, 0.0)
-    own = members_of(network)[0]
-    cold_scale = None if own.shape.unit else own.cold_scale
-    pretrained = universal_member(init, panel, own.shape, model, limits, cold_scale=cold_scale).to(data.device)
+    first_member = members_of(network)[0]
+    cold_scale = None if first_member.shape.unit else first_member.cold_scale
+    pretrained = universal_member(init, panel, first_member.shape, model, limits, cold_scale=cold_scale).to(data.device)
     blend = None
     if member_fit is not None:
         pretrained, blend = member_fit.run(pretrained, data, validation)
@@ -108,7 +107,7 @@ def stack_pretrained(
     with torch.inference_mode():
         forecasts = list(held_out_forecasts(mean, data, validation))
         scale = interval_scale_from(forecasts, mean, validation)
-        forecasts = [_stretched(each, mean, scale) for each in forecasts]
+        forecasts = [_stretched(batch, mean, scale) for batch in forecasts]
         return PretrainedStack(pretrained.cpu(), share, scale, blend, forecast_loss(mean, forecasts), forecasts)
 
 
@@ -127,19 +126,19 @@ def share_of(pretrained: UniversalForecaster, network: Forecaster, data: PanelTe
     Research Quarterly 20).
     """
     windows = windows[:: max(1, len(windows) // _CHECKS)]
-    both = Ensemble([*members_of(network), pretrained]).eval()
+    mean_of_both = Ensemble([*members_of(network), pretrained]).eval()
     total = torch.zeros_like(_SHARES)
     for indices in validation_batches(windows):
         series, cutoff, origins = (values.to(data.device) for values in indices)
-        batch = data.gather(series, cutoff, cutoff + both.shape.horizon + 1, **window_sizes(both, 1))
-        (*own, other), frame = both.member_quantiles(batch, origins)
-        target, observed = targets(batch, frame, origins, both.shape)
-        weight, mean = loss_weights(target, observed, frame, both.shape), torch.stack(own).mean(0)
+        batch = data.gather(series, cutoff, cutoff + mean_of_both.shape.horizon + 1, **window_sizes(mean_of_both, 1))
+        (*panel_quantiles, rival), frame = mean_of_both.member_quantiles(batch, origins)
+        target, observed = targets(batch, frame, origins, mean_of_both.shape)
+        weight, mean = loss_weights(target, observed, frame, mean_of_both.shape), torch.stack(panel_quantiles).mean(0)
         for number, share in enumerate(_SHARES.tolist()):
-            total[number] += float((both.head.errors(torch.lerp(mean, other, share), target) * weight).sum())
+            total[number] += float((mean_of_both.head.errors(torch.lerp(mean, rival, share), target) * weight).sum())
     if not total.any():
         return 0.5
-    n_windows = max(1.0, len(windows) / overlap(windows, both.shape.horizon))
+    n_windows = max(1.0, len(windows) / overlap(windows, mean_of_both.shape.horizon))
     loss = total / total[0].clamp(min=1e-12) + 4 * _PRIOR / n_windows * (_SHARES - 0.5) ** 2
     best = int(loss.argmin())
     return float(_SHARES[best]) if loss[best] < loss[0] - _LEAST_GAIN else 0.0

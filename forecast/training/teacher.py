@@ -16,20 +16,20 @@ from forecast.models.network.output import Output
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose forecasts another one learns, besides what came (Hinton, Vinyals & Dean 2015).
+    """A trained network whose forecasts another one learns, besides the actuals (Hinton, Vinyals & Dean 2015).
 
     Both see the same windows on the same scale, in the same segments.
     """
 
     network: Forecaster
     weight: float
-    """Share of the loss that is against its forecasts."""
+    """Share of the loss against the teacher's forecasts."""
     digest: str
-    """Of the model that it is of."""
+    """Digest of the teacher's model."""
 
     @property
     def digests(self) -> dict[str, Any]:
-        """What the result of a training depends on."""
+        """Settings that the result of a training depends on."""
         return {"digest": self.digest, "weight": self.weight}
 
     def errors(
@@ -37,9 +37,9 @@ class Teacher:
     ) -> tuple[Tensor, Tensor]:
         """Return the expected loss of a network's output under the teacher's distribution, and the weight of each step.
 
-        The loss is the head's own. The expectation is taken over quantiles of the whole distribution, tails included,
-        each with the probability that it stands for (`quadrature`); of heads without levels of their own on another
-        grid at each `step` of the training.
+        The loss is `Head.errors`. The expectation is a sum over quantiles of the whole distribution, tails included,
+        weighted by their probability mass (`quadrature`). Heads without quantile levels use another grid at each
+        `step` of the training.
         """
         frame, head = output.frame, network.head
         by_level = isinstance(head, QuantileHead)
@@ -48,11 +48,11 @@ class Teacher:
             for values in expectation_levels(tuple(head.levels.tolist()) if by_level else (), 0 if by_level else step)
         )
         with torch.no_grad():
-            told = self.network.to(batch.target.device)(batch, origins)
-            factor, divisor = told.frame.divisor[..., None, None], frame.divisor[..., None, None]
-            shift = (told.frame.location - frame.location)[..., None, None]
-            quantiles = (told.head.quantiles(told.arguments, levels) * factor + shift) / divisor
-            middle = (told.quantiles[..., head.median] * factor[..., 0] + shift[..., 0]) / divisor[..., 0]
+            teacher_output = self.network.to(batch.target.device)(batch, origins)
+            factor, divisor = teacher_output.frame.divisor[..., None, None], frame.divisor[..., None, None]
+            shift = (teacher_output.frame.location - frame.location)[..., None, None]
+            quantiles = (teacher_output.head.quantiles(teacher_output.arguments, levels) * factor + shift) / divisor
+            middle = (teacher_output.quantiles[..., head.median] * factor[..., 0] + shift[..., 0]) / divisor[..., 0]
         errors = torch.stack([head.errors(output.arguments, target) for target in quantiles.unbind(-1)], dim=-1)
-        begun = frame.begun[..., None].expand_as(middle)
-        return errors @ masses.to(errors.dtype), loss_weights(middle, begun, frame, network.shape)
+        valid = frame.begun[..., None].expand_as(middle)
+        return errors @ masses.to(errors.dtype), loss_weights(middle, valid, frame, network.shape)

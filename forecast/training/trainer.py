@@ -1,4 +1,4 @@
-"""The training loop: Lightning's, in this process or in one for each of several devices."""
+"""The training loop of Lightning, in this process or in one process per device."""
 
 import warnings
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from forecast.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, on what."""
+    """A network, its settings, and the data of its training."""
 
     network: Member
     config: FitConfig
     panel: Panel
     limits: IntArray
-    """[S], steps of each series that targets may come from."""
+    """[S], steps of each series for training."""
     validation: WindowIndex
     budget: Budget
     teacher: Teacher | None = None
@@ -42,9 +42,9 @@ class TrainingJob:
 def train(
     job: TrainingJob, data: PanelTensors, keeper: BestWeights, checkpoint: Checkpoint | None, *, rank: int = 0
 ) -> dict[str, float]:
-    """Train the network in place, while `keeper` keeps its best weights; return what the GPU says of it.
+    """Train the network in place, while `keeper` keeps its best weights; return the figures of `GpuStats`.
 
-    Goes on from the state in `checkpoint`, if there is one, and writes it.
+    A training with a `checkpoint` resumes from its state, if there is one, and writes it.
     """
     config, network = job.config, job.network
     averaging = WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay)) if config.ema_decay else None

@@ -90,14 +90,14 @@ class Head(nn.Module, ABC):
         """Return the parameter of a distribution that is so wide, in units of spread."""
         return float(width_parameter(torch.tensor(width, dtype=torch.float64), 1e-6))
 
-    def within_support(self, values: Tensor, *, whole: bool = True) -> Tensor:
+    def within_support(self, values: Tensor, *, rounded: bool = True) -> Tensor:
         """Return values in units of the target, moved to the nearest ones that a target can have.
 
-        Means of counts are not `whole`; nor are points that a mean is taken of, which may be below 0 where only the
+        Means of counts are not `rounded`; nor are points that a mean is taken of, which may be below 0 where only the
         panel is `nonnegative`.
         """
-        values = values.clamp(min=0) if self.positive or (self.nonnegative and whole) else values
-        return values.round() if self.counts and whole else values
+        values = values.clamp(min=0) if self.positive or (self.nonnegative and rounded) else values
+        return values.round() if self.counts and rounded else values
 
     def location(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the one number that residuals are taken from."""
@@ -193,8 +193,8 @@ class Head(nn.Module, ABC):
         below, middle, above = parameters.split(
             [self.location_index, 1, self.n_parameters - self.location_index - 1], dim=-1
         )
-        calm = middle.sign() * (middle.abs() - threshold).clamp(min=0)
-        return torch.cat([below, calm, above], dim=-1)
+        shrunk = middle.sign() * (middle.abs() - threshold).clamp(min=0)
+        return torch.cat([below, shrunk, above], dim=-1)
 
 
 def mean_distance(

@@ -55,9 +55,9 @@ class CategoricalHead(Head):
 
         And whether it was.
         """
-        came = functional.one_hot(values.clamp(min=0).long(), self.n_classes).to(linear.dtype)
-        told = torch.where(observed[..., None], came, linear.exp())
-        return torch.cat([told, observed[..., None].to(linear.dtype)], dim=-1)
+        one_hot = functional.one_hot(values.clamp(min=0).long(), self.n_classes).to(linear.dtype)
+        probabilities = torch.where(observed[..., None], one_hot, linear.exp())
+        return torch.cat([probabilities, observed[..., None].to(linear.dtype)], dim=-1)
 
     def marginal_arguments(
         self,
@@ -100,8 +100,8 @@ class CategoricalHead(Head):
         self, arguments: Float[Tensor, "*axes class"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles of the code: in the order of the classes' names, which says little of more than two."""
-        asked = self.levels if levels is None else levels
-        return self._codes(arguments, asked.to(arguments.dtype).expand(*arguments.shape[:-1], -1))
+        requested = self.levels if levels is None else levels
+        return self._codes(arguments, requested.to(arguments.dtype).expand(*arguments.shape[:-1], -1))
 
     def mean(self, arguments: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes"]:
         """Return the mean of the code: of two classes, the probability of the second."""

@@ -63,18 +63,18 @@ def _corrected(mean: Tensor, ratio: Tensor, levels: Tensor) -> Tensor:
     shape, scale = 4 * variance**3 / third.square(), third / (2 * variance)
     standard = torch.from_numpy(gammaincinv(shape[:, None].cpu().numpy(), levels.cpu().numpy())).to(mean)
     guess = ((mean - shape * scale)[:, None] + scale[:, None] * standard - 0.5).ceil().clamp(min=0)
-    wanted = levels - _TOLERANCE
+    reached_levels = levels - _TOLERANCE
     rows = torch.arange(len(mean), device=mean.device)[:, None].expand_as(guess)
     result, index = guess.flatten(), torch.arange(guess.numel(), device=mean.device)
     for _ in range(_MAX_CORRECTIONS):
-        count, level, row = result[index], wanted.flatten()[index], rows.flatten()[index]
-        here, before = (_below(value, mean[row], ratio[row]) for value in (count, count - 1))
-        up, down = here < level, before >= level
+        count, level, row = result[index], reached_levels.flatten()[index], rows.flatten()[index]
+        reached, before_it = (_below(value, mean[row], ratio[row]) for value in (count, count - 1))
+        up, down = reached < level, before_it >= level
         wrong = up | down
         if not wrong.any():
             break
         # As far as the probability of one count says, and one count at least.
-        missing = torch.where(up, level - here, before - level) / (here - before).clamp(min=1e-300)
+        missing = torch.where(up, level - reached, before_it - level) / (reached - before_it).clamp(min=1e-300)
         distance = torch.minimum(missing.floor(), 0.5 * variance[row].sqrt()).clamp(min=1)
         result[index] = (count + torch.where(up, distance, torch.where(down, -distance, 0.0))).clamp(min=0)
         index = index[wrong]
@@ -89,6 +89,6 @@ def _below(count: Tensor, mean: Tensor, ratio: Tensor) -> Tensor:
     size = 1 / ratio.clamp(min=1e-300)
     poisson = torch.from_numpy(gammaincc((count + 1).clamp(min=1e-300).numpy(), mean.numpy()))
     share = 1 / (1 + mean * ratio)
-    whole = torch.from_numpy(betainc(size.numpy(), (count + 1).clamp(min=1e-300).numpy(), share.numpy()))
+    negative_binomial = torch.from_numpy(betainc(size.numpy(), (count + 1).clamp(min=1e-300).numpy(), share.numpy()))
     # With hardly any excess variance, in units of the mean, the sizes are beyond what the function is good for.
-    return torch.where(count < 0, 0.0, torch.where(mean * ratio < 1e-9, poisson, whole))
+    return torch.where(count < 0, 0.0, torch.where(mean * ratio < 1e-9, poisson, negative_binomial))

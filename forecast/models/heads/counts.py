@@ -31,9 +31,9 @@ class PoissonHead(Head):
     def arguments(self, parameters: Tensor, linear: Tensor, frame: Frame) -> Tensor:
         """Return the distribution of the target whose mean is around the linear skip, kept positive."""
         location, divisor = (values[..., None].expand_as(linear) for values in (frame.location, frame.divisor))
-        middle, *others = parameters.unbind(-1)
+        middle, *shape_parameters = parameters.unbind(-1)
         mean = divisor * _squareplus(location / divisor + linear + frame.spread * middle)
-        return torch.stack([location, divisor, mean, *self._shape(others, divisor * frame.spread)], dim=-1)
+        return torch.stack([location, divisor, mean, *self._shape(shape_parameters, divisor * frame.spread)], dim=-1)
 
     def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:  # noqa: ARG002
         return list(parameters)
@@ -42,15 +42,15 @@ class PoissonHead(Head):
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
         """Return the negative log-likelihood of the target itself, in float64 throughout."""
-        location, divisor, *others = arguments.double().unbind(-1)
+        location, divisor, *shape = arguments.double().unbind(-1)
         value = location + divisor * target
-        return self._surprise(self._possible(value, location, divisor * target).detach(), *others)
+        return self._negative_log_likelihood(self._nearest_possible(value, location, divisor * target).detach(), *shape)
 
-    def _possible(self, value: Tensor, *parts: Tensor) -> Tensor:  # noqa: ARG002
+    def _nearest_possible(self, value: Tensor, *parts: Tensor) -> Tensor:  # noqa: ARG002
         """Return the value that can be, from one with the rounding errors of its parts."""
         return value.round().clamp(min=0)
 
-    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+    def _negative_log_likelihood(self, count: Tensor, *arguments: Tensor) -> Tensor:
         (mean,) = arguments
         surprise: Tensor = mean - torch.xlogy(count, mean) + torch.lgamma(count + 1)
         return surprise
@@ -59,9 +59,9 @@ class PoissonHead(Head):
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles at `levels`, the head's own when None, in the frame's units: whole numbers of counts."""
-        location, divisor, *others = arguments.detach().double().split(1, dim=-1)
+        location, divisor, *shape_arguments = arguments.detach().double().split(1, dim=-1)
         levels = (self.levels if levels is None else levels).double()
-        scaled: Tensor = (self._target_quantiles(others, levels) - location) / divisor
+        scaled: Tensor = (self._target_quantiles(shape_arguments, levels) - location) / divisor
         return scaled.to(arguments.dtype)
 
     def _target_quantiles(self, arguments: Sequence[Tensor], levels: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ class PoissonHead(Head):
         self, arguments: Float[Tensor, "*axes argument"], count: int, generator: torch.Generator
     ) -> Float[Tensor, "*axes sample"]:
         """Return independent draws, in the frame's units."""
-        location, divisor, *others = arguments.double().split(1, dim=-1)
-        drawn = self._draws([values.repeat_interleave(count, dim=-1) for values in others], generator)
-        scaled: Tensor = (drawn - location) / divisor
+        location, divisor, *shape_arguments = arguments.double().split(1, dim=-1)
+        draws = self._draws([values.repeat_interleave(count, dim=-1) for values in shape_arguments], generator)
+        scaled: Tensor = (draws - location) / divisor
         return scaled.to(arguments.dtype)
 
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -106,7 +106,7 @@ class NegativeBinomialHead(PoissonHead):
     def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:
         return [spread * (LEAST_WIDTH + functional.softplus(parameters[0]))]
 
-    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+    def _negative_log_likelihood(self, count: Tensor, *arguments: Tensor) -> Tensor:
         mean, excess = arguments
         size = (mean / excess).square()
         # The Gamma functions by Stirling's formula, so that their large parts cancel on paper: the sizes of nearly

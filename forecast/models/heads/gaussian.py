@@ -25,16 +25,16 @@ class NormalHead(Head):
 
     def arguments(self, parameters: Tensor, linear: Tensor, frame: Frame) -> Tensor:
         """Return location and scale around the linear skip, and what else the distribution has."""
-        middle, width, *others = parameters.unbind(-1)
+        middle, width, *shape_parameters = parameters.unbind(-1)
         scale = frame.spread * (LEAST_WIDTH + functional.softplus(width))
-        return torch.stack([linear + frame.spread * middle, scale, *self._shape(others)], dim=-1)
+        return torch.stack([linear + frame.spread * middle, scale, *self._shape(shape_parameters)], dim=-1)
 
     def scale_width(
         self, arguments: Float[Tensor, "*axes argument"], factor: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes argument"]:
         """Return the distribution with `factor` times its scale."""
-        location, scale, *others = arguments.split(1, dim=-1)
-        return torch.cat([location, scale * factor.to(scale), *others], dim=-1)
+        location, scale, *shape_arguments = arguments.split(1, dim=-1)
+        return torch.cat([location, scale * factor.to(scale), *shape_arguments], dim=-1)
 
     def _shape(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         return list(parameters)
@@ -51,13 +51,13 @@ class NormalHead(Head):
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles at `levels`, the head's own when None."""
-        asked = (self.levels if levels is None else levels).double()
-        standard = self._standard_quantiles(arguments, asked).to(arguments.dtype)
+        requested = (self.levels if levels is None else levels).double()
+        standard = self._standard_quantiles(arguments, requested).to(arguments.dtype)
         return arguments[..., :1] + arguments[..., 1:2] * standard
 
     def _standard_quantiles(self, arguments: Tensor, levels: Tensor) -> Tensor:  # noqa: ARG002
-        found: Tensor = torch.special.ndtri(levels)
-        return found
+        quantiles: Tensor = torch.special.ndtri(levels)
+        return quantiles
 
     def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the location."""
@@ -105,9 +105,9 @@ class StudentTHead(NormalHead):
     ) -> Float[Tensor, "*axes sample"]:
         """Return independent draws: normal ones, over the square root of Gamma ones with mean 1."""
         half = (0.5 * arguments[..., 2:].double()).repeat_interleave(count, dim=-1)
-        wide = (half / torch._standard_gamma(half, generator=generator)).sqrt().to(arguments.dtype)
+        factor = (half / torch._standard_gamma(half, generator=generator)).sqrt().to(arguments.dtype)
         location = arguments[..., :1]
-        return location + (super().samples(arguments, count, generator) - location) * wide
+        return location + (super().samples(arguments, count, generator) - location) * factor
 
     def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
@@ -115,11 +115,11 @@ class StudentTHead(NormalHead):
         """Return the parameters of the straightest line, among those of some degrees of freedom."""
         freedom = quantiles.new_tensor(_START_FREEDOM)
         standard = _student_t_quantiles(freedom[:, None].double(), self.start_levels.double())
-        lines = [fit_line(quantiles, each) for each in standard]
+        lines = [fit_line(quantiles, quantile_row) for quantile_row in standard]
         middle, width, error = (torch.stack(column, dim=-1) for column in zip(*lines, strict=True))
         best = error.argmin(-1, keepdim=True)
-        found = middle.gather(-1, best), width_parameter(width.gather(-1, best), least_gap)
-        return torch.cat([*found, softplus_inverse(freedom - 2.0)[best]], dim=-1)
+        location_and_width = middle.gather(-1, best), width_parameter(width.gather(-1, best), least_gap)
+        return torch.cat([*location_and_width, softplus_inverse(freedom - 2.0)[best]], dim=-1)
 
 
 def _student_t_quantiles(
@@ -128,5 +128,5 @@ def _student_t_quantiles(
     """Return the quantiles of Student's t with location 0 and scale 1."""
     from scipy.special import stdtrit
 
-    found = stdtrit(freedom.detach().cpu().numpy(), levels.cpu().numpy())
-    return torch.from_numpy(np.asarray(found)).to(freedom.device)
+    quantiles = stdtrit(freedom.detach().cpu().numpy(), levels.cpu().numpy())
+    return torch.from_numpy(np.asarray(quantiles)).to(freedom.device)

@@ -50,24 +50,24 @@ def mean(
 def at_levels(
     quantiles: Float[Tensor, "*axes level"],
     levels: Float[Tensor, " level"],
-    wanted: Float[Tensor, " column"],
+    requested: Float[Tensor, " column"],
     unit: float,
 ) -> Float[Tensor, "*axes column"]:
-    """Return the quantiles at the levels `wanted`, in units of the target."""
+    """Return the quantiles at the levels `requested`, in units of the target."""
     if len(levels) == 1:
-        return quantiles.expand(*quantiles.shape[:-1], len(wanted))
-    deviates = torch.special.ndtri(wanted.double()).to(quantiles.device)
+        return quantiles.expand(*quantiles.shape[:-1], len(requested))
+    deviates = torch.special.ndtri(requested.double()).to(quantiles.device)
     return _at_deviates(quantiles.double(), levels, deviates, unit).to(quantiles.dtype)
 
 
 def _at_deviates(quantiles: Tensor, levels: Tensor, deviates: Tensor, unit: float) -> Tensor:
-    scaled, stated = torch.asinh(quantiles / unit), torch.special.ndtri(levels.double()).to(quantiles.device)
-    slopes = scaled.diff(dim=-1) / stated.diff()
-    after = torch.searchsorted(stated, deviates).clamp(1, len(stated) - 1)
-    inside = deviates.clamp(stated[0], stated[-1])
-    values = scaled[..., after - 1] + slopes[..., after - 1] * (inside - stated[after - 1])
+    scaled, level_deviates = torch.asinh(quantiles / unit), torch.special.ndtri(levels.double()).to(quantiles.device)
+    slopes = scaled.diff(dim=-1) / level_deviates.diff()
+    right = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1)
+    inside = deviates.clamp(level_deviates[0], level_deviates[-1])
+    values = scaled[..., right - 1] + slopes[..., right - 1] * (inside - level_deviates[right - 1])
     # Of the deviates between the outer quantiles this is 0.
-    beyond = slopes[..., after - 1].clamp(max=_MAX_SLOPE) * (deviates - inside)
+    beyond = slopes[..., right - 1].clamp(max=_MAX_SLOPE) * (deviates - inside)
     return to_data(values + beyond, unit)
 
 
@@ -81,10 +81,10 @@ def _nodes(levels: tuple[float, ...]) -> _Nodes:
     deviates, weights = [], []
     for low, high, mass in zip(edges, edges[1:], masses, strict=False):
         outer = low == edges[0] or high == edges[-1]
-        place, share = np.polynomial.legendre.leggauss(_TAIL_NODES if outer else _NODES)
-        at = low + (high - low) * (place + 1) / 2
-        weight = share * np.exp(-0.5 * np.square(at))
-        deviates.append(at)
+        nodes, share = np.polynomial.legendre.leggauss(_TAIL_NODES if outer else _NODES)
+        points = low + (high - low) * (nodes + 1) / 2
+        weight = share * np.exp(-0.5 * np.square(points))
+        deviates.append(points)
         weights.append(mass * weight / weight.sum())
     with torch.inference_mode(mode=False):  # They are kept, for calls that take gradients too.
         return _Nodes(torch.from_numpy(np.concatenate(deviates)), torch.from_numpy(np.concatenate(weights)))

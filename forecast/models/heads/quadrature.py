@@ -27,11 +27,11 @@ def expectation_levels(levels: Sequence[float] = (), phase: int = 0) -> tuple[Te
     odds = np.log(exact / (1 - exact))
     count = round(_REACH / _STEP)
     grid = _STEP * (np.arange(-count, count) + (phase % PHASES + 0.5) / PHASES)
-    apart = (np.abs(grid[:, None] - odds) >= _STEP / 4).all(1)
-    points = np.concatenate([odds, grid[apart]])
+    separate = (np.abs(grid[:, None] - odds) >= _STEP / 4).all(1)
+    points = np.concatenate([odds, grid[separate]])
     order = points.argsort()
     edges = _probability((points[order][1:] + points[order][:-1]) / 2)
-    nodes = np.concatenate([exact, _probability(grid[apart])])[order]
+    nodes = np.concatenate([exact, _probability(grid[separate])])[order]
     masses = np.diff(edges, prepend=0.0, append=1.0)
     return torch.from_numpy(nodes).float(), torch.from_numpy(masses).float()
 

@@ -96,13 +96,15 @@ class QuantileHead(Head):
 
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""
-        own = self.levels.to(quantiles.dtype)
-        if len(own) == 1:
+        grid = self.levels.to(quantiles.dtype)
+        if len(grid) == 1:
             return quantiles.expand_as(levels)
-        right = torch.searchsorted(own, levels.to(own.dtype).contiguous()).clamp(1, len(own) - 1)
-        share = ((levels - own[right - 1]) / (own[right] - own[right - 1])).clamp(0, 1)
+        right = torch.searchsorted(grid, levels.to(grid.dtype).contiguous()).clamp(1, len(grid) - 1)
+        share = ((levels - grid[right - 1]) / (grid[right] - grid[right - 1])).clamp(0, 1)
         inner = quantiles.gather(-1, right - 1).lerp(quantiles.gather(-1, right), share.to(quantiles.dtype))
         low, high = tails(self.levels.tolist())
-        below = low * (quantiles[..., 1:2] - quantiles[..., :1]) * (levels / own[0]).clamp(max=1).log()
-        above = high * (quantiles[..., -1:] - quantiles[..., -2:-1]) * ((1 - levels) / (1 - own[-1])).clamp(max=1).log()
+        below = low * (quantiles[..., 1:2] - quantiles[..., :1]) * (levels / grid[0]).clamp(max=1).log()
+        above = (
+            high * (quantiles[..., -1:] - quantiles[..., -2:-1]) * ((1 - levels) / (1 - grid[-1])).clamp(max=1).log()
+        )
         return inner + below - above

@@ -33,16 +33,16 @@ def empirical_quantiles(
     """
     result = values.new_zeros(values.shape[1], len(levels), dtype=torch.float64)
     for step, (column, weight) in enumerate(zip(values.T, weights.T, strict=True)):
-        there = weight > 0
-        if not there.any():
+        weighted = weight > 0
+        if not weighted.any():
             continue
-        found, order = column[there].double().sort()
-        mass = weight[there].double()[order]
-        place = (mass.cumsum(0) - mass) / (mass.sum() - mass[-1]).clamp(min=1e-300)
-        after = torch.searchsorted(place, levels.double()).clamp(1, max(len(found) - 1, 1)).clamp(max=len(found) - 1)
-        before = (after - 1).clamp(min=0)
-        share = (levels.double() - place[before]) / (place[after] - place[before]).clamp(min=1e-300)
-        result[step] = torch.lerp(found[before], found[after], share.clamp(0, 1))
+        draws, order = column[weighted].double().sort()
+        mass = weight[weighted].double()[order]
+        position = (mass.cumsum(0) - mass) / (mass.sum() - mass[-1]).clamp(min=1e-300)
+        right = torch.searchsorted(position, levels.double()).clamp(1, max(len(draws) - 1, 1)).clamp(max=len(draws) - 1)
+        left = (right - 1).clamp(min=0)
+        share = (levels.double() - position[left]) / (position[right] - position[left]).clamp(min=1e-300)
+        result[step] = torch.lerp(draws[left], draws[right], share.clamp(0, 1))
     return result.to(values.dtype)
 
 

@@ -31,12 +31,12 @@ class SampledHead(nn.Module):
         These are definitions 5 and 1 of Hyndman & Fan (1996).
         """
         draws = arguments[..., :-1]
-        place = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
+        position = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
         if self.counts:
-            return draws[..., (place - 0.5 - _WHOLE).ceil().long().clamp(0, draws.shape[-1] - 1)]
-        before = place.floor().clamp(0, draws.shape[-1] - 2)
-        share = (place - before).clamp(0, 1).to(draws.dtype)
-        return draws[..., before.long()].lerp(draws[..., before.long() + 1], share)
+            return draws[..., (position - 0.5 - _WHOLE).ceil().long().clamp(0, draws.shape[-1] - 1)]
+        lower = position.floor().clamp(0, draws.shape[-1] - 2)
+        share = (position - lower).clamp(0, 1).to(draws.dtype)
+        return draws[..., lower.long()].lerp(draws[..., lower.long() + 1], share)
 
     def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
         """Return the mean."""

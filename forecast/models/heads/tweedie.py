@@ -32,11 +32,11 @@ class TweedieHead(PoissonHead):
         # In units that make the variance that of the spread where the mean is as large as that.
         return [spread ** (2 - self.power) * (LEAST_WIDTH + functional.softplus(parameters[0]))]
 
-    def _possible(self, value: Tensor, *parts: Tensor) -> Tensor:
+    def _nearest_possible(self, value: Tensor, *parts: Tensor) -> Tensor:
         size = sum((part.abs() for part in parts), start=torch.zeros_like(value))
         return value.masked_fill(value <= _ROUNDING * size, 0.0)
 
-    def _surprise(self, count: Tensor, *arguments: Tensor) -> Tensor:
+    def _negative_log_likelihood(self, count: Tensor, *arguments: Tensor) -> Tensor:
         mean, dispersion = arguments
         return tweedie_distribution.surprise(count, mean, dispersion, self.power)
 
@@ -52,8 +52,8 @@ class TweedieHead(PoissonHead):
         """Return a draw from each distribution, made of a uniform random number (`tweedie_distribution.sample_at`)."""
         location, divisor, mean, dispersion = arguments.double().unbind(-1)
         rate, scale = tweedie_distribution.rate_and_scale(mean, dispersion, self.power)
-        found = tweedie_distribution.sample_at(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
-        scaled: Tensor = (scale * torch.from_numpy(found).to(arguments.device) - location) / divisor
+        draws = tweedie_distribution.sample_at(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)
+        scaled: Tensor = (scale * torch.from_numpy(draws).to(arguments.device) - location) / divisor
         return scaled.to(arguments.dtype)
 
     def _draws(self, arguments: Sequence[Tensor], generator: torch.Generator) -> Tensor:

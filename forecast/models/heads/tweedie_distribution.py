@@ -45,10 +45,10 @@ def surprise(
     """
     rate, scale = rate_and_scale(mean, dispersion, power)
     result = rate.clone()
-    some = torch.nonzero(value > 0, as_tuple=True)
-    if not len(some[0]):
+    positive = torch.nonzero(value > 0, as_tuple=True)
+    if not len(positive[0]):
         return result
-    y, spread, share = value[some], dispersion[some], (2 - power) / (power - 1)
+    y, spread, share = value[positive], dispersion[positive], (2 - power) / (power - 1)
     # The part of a term that does not depend on the mean.
     slope = share * (y / (power - 1)).log() - (1 + share) * spread.log() - float(np.log(2 - power))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def surprise(
         constant = -torch.lgamma(count + 1) - torch.lgamma(share * count) + stride.log()[..., None]
         constant = constant.masked_fill(count < 1, -torch.inf)
     series = torch.logsumexp(constant + slope[..., None] * count, dim=-1)
-    return result.index_put(some, rate[some] + y / scale[some] + y.log() - series)
+    return result.index_put(positive, rate[positive] + y / scale[positive] + y.log() - series)
 
 
 def _counts(peak: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -79,18 +79,18 @@ def below(value: Array, rate: Array, power: float) -> Array:
     inside = count >= 1
     count = np.where(inside, count, 1.0)
     weight = stride[..., None] * np.exp(count * np.log(rate)[..., None] - rate[..., None] - gammaln(count + 1)) * inside
-    found: Array = np.exp(-rate) + (weight * gammainc(share * count, value[..., None])).sum(-1)
-    return found
+    probability: Array = np.exp(-rate) + (weight * gammainc(share * count, value[..., None])).sum(-1)
+    return probability
 
 
 def quantiles(rate: Array, levels: Sequence[float], power: float) -> Array:
     """Return the quantiles at `levels` for Gamma draws of scale 1, [..., level]; 0 up to the probability of 0."""
-    found = np.zeros((*rate.shape, len(levels)))
+    result = np.zeros((*rate.shape, len(levels)))
     for number, (level, curve) in enumerate(zip(levels, _curves(tuple(levels), power), strict=True)):
         beyond = rate + np.log(level)
         above = beyond > 0
-        found[above, number] = np.exp(curve(np.log(beyond[above])))
-    return found
+        result[above, number] = np.exp(curve(np.log(beyond[above])))
+    return result
 
 
 @functools.lru_cache(maxsize=64)
@@ -103,29 +103,29 @@ def _curves(levels: tuple[float, ...], power: float) -> list[functools.partial[A
     from scipy.optimize import elementwise
 
     knots = np.log(np.geomspace(*_RATES, num=_KNOTS))
-    asked = np.array(levels)[:, None]
-    rate = np.exp(knots) - np.log(asked)
+    probabilities = np.array(levels)[:, None]
+    rate = np.exp(knots) - np.log(probabilities)
     share = (2 - power) / (power - 1)
     # A single tiny draw, and all that a Poisson and a Gamma can do above their means.
     low, high = np.full(rate.shape, -800.0), np.log(share * rate + 40 * (share + 1) * (np.sqrt(rate) + 1))
-    found = elementwise.find_root(
+    roots = elementwise.find_root(
         lambda value, rate, level: below(np.exp(value), rate, power) - level,
         (low, high),
-        args=(rate, np.broadcast_to(asked, rate.shape)),
+        args=(rate, np.broadcast_to(probabilities, rate.shape)),
         tolerances={"xrtol": _TOLERANCE, "frtol": 0.0, "fatol": 0.0},
     )
-    solved = found.x
+    solved = roots.x
     return [functools.partial(_extended, CubicSpline(knots, values), knots, values) for values in solved]
 
 
-def _extended(inside: object, knots: Array, values: Array, at: Array) -> Array:
+def _extended(inside: object, knots: Array, values: Array, points: Array) -> Array:
     """Return the spline, and straight lines beyond its ends."""
     assert callable(inside)
     slopes = (values[1] - values[0]) / (knots[1] - knots[0]), (values[-1] - values[-2]) / (knots[-1] - knots[-2])
-    near = np.clip(at, knots[0], knots[-1])
-    outside = np.where(at < near, slopes[0], slopes[1]) * (at - near)
-    found: Array = inside(near) + outside
-    return found
+    near = np.clip(points, knots[0], knots[-1])
+    outside = np.where(points < near, slopes[0], slopes[1]) * (points - near)
+    values_at: Array = inside(near) + outside
+    return values_at
 
 
 def samples(
@@ -134,8 +134,8 @@ def samples(
     """Return one independent draw of each distribution."""
     count = torch.poisson(rate, generator=generator)
     share = (2 - power) / (power - 1)
-    drawn = torch._standard_gamma(share * count.clamp(min=1), generator=generator)
-    return torch.where(count > 0, scale * drawn, 0.0)
+    draws = torch._standard_gamma(share * count.clamp(min=1), generator=generator)
+    return torch.where(count > 0, scale * draws, 0.0)
 
 
 def sample_at(uniform: Array, rate: Array, power: float) -> Array:
@@ -149,6 +149,6 @@ def sample_at(uniform: Array, rate: Array, power: float) -> Array:
 
     count = np.maximum(poisson.ppf(uniform, rate), 1.0)
     less = pdtr(count - 1, rate)
-    place = np.clip((uniform - less) / (pdtr(count, rate) - less), _TOLERANCE, 1 - _TOLERANCE)
-    found: Array = np.where(uniform > np.exp(-rate), gammaincinv((2 - power) / (power - 1) * count, place), 0.0)
-    return found
+    position = np.clip((uniform - less) / (pdtr(count, rate) - less), _TOLERANCE, 1 - _TOLERANCE)
+    draws: Array = np.where(uniform > np.exp(-rate), gammaincinv((2 - power) / (power - 1) * count, position), 0.0)
+    return draws

@@ -11,7 +11,7 @@ _PRIOR = 2.0
 # How much of each part's say is tried; validation chooses.
 _SHARES = (0.0, 0.5, 1.0)
 # Numbers held at once where samples are looked up.
-_NUMBERS = 20_000_000
+_MAX_ELEMENTS = 20_000_000
 MAX_TABLE = 50_000_000
 """Numbers that the tables of all steps of the horizon may hold."""
 
@@ -46,27 +46,27 @@ class ClassSkip(nn.Module):
     def forward(self, window: Float[Tensor, "*axes context"]) -> Float[Tensor, "*axes horizon class"]:
         """Return log-probabilities from codes, -1 where not observed, oldest first."""
         parts = self._parts(window)
-        return self._joined(parts, self.share)
+        return self._combine(parts, self.share)
 
-    def _joined(self, parts: list[Tensor], share: Tensor) -> Tensor:
-        said = torch.stack([weight * part for weight, part in zip(share, parts, strict=True)]).sum(0)
-        return torch.log_softmax(self.frequency + said, dim=-1)
+    def _combine(self, parts: list[Tensor], share: Tensor) -> Tensor:
+        evidence = torch.stack([weight * part for weight, part in zip(share, parts, strict=True)]).sum(0)
+        return torch.log_softmax(self.frequency + evidence, dim=-1)
 
     def _parts(self, window: Tensor) -> list[Tensor]:
         """Return what latest class, season and window say, each [..., horizon, class]."""
         horizon = len(self.season_index)
-        nothing = self.frequency.new_zeros(*window.shape[:-1], horizon, self.n_classes)
-        parts = [nothing, nothing, nothing]
+        zeros = self.frequency.new_zeros(*window.shape[:-1], horizon, self.n_classes)
+        parts = [zeros, zeros, zeros]
         if len(self.season):
             code = window[..., self.season_index]
             parts[1] = self.season[code.clamp(min=0).long()] * (code >= 0)[..., None]
         if len(self.latest):
-            code, seen = latest_class(window)
-            parts[0] = self.latest[:, code].movedim(0, -2) * seen[..., None, None]
+            code, observed = latest_class(window)
+            parts[0] = self.latest[:, code].movedim(0, -2) * observed[..., None, None]
             prior = self.frequency.exp() * _PRIOR
             count = class_counts(window, self.n_classes) + prior
-            said = (count / count.sum(-1, keepdim=True)).log() - self.frequency
-            parts[2] = said[..., None, :].expand_as(nothing)
+            log_ratio = (count / count.sum(-1, keepdim=True)).log() - self.frequency
+            parts[2] = log_ratio[..., None, :].expand_as(zeros)
         return parts
 
     @torch.no_grad()
@@ -77,25 +77,25 @@ class ClassSkip(nn.Module):
         observed: Float[Tensor, "sample horizon"],
     ) -> None:
         """Count what follows what."""
-        there, code = observed > 0, target.long()
-        count = torch.bincount(code[there], minlength=self.n_classes).double() + 1.0
+        valid, code = observed > 0, target.long()
+        count = torch.bincount(code[valid], minlength=self.n_classes).double() + 1.0
         frequency = count / count.sum()
         self.frequency.copy_(frequency.log())
         if not len(self.latest):
             return
-        last, seen = latest_class(window)
+        last, has_last = latest_class(window)
         for step in range(len(self.latest)):
-            some = there[:, step] & seen
-            self.latest[step] = self._table(last[some], code[some, step], frequency)
+            rows = valid[:, step] & has_last
+            self.latest[step] = self._table(last[rows], code[rows, step], frequency)
         if len(self.season):
-            before = window[:, self.season_index].long()
-            some = there & (before >= 0)
-            self.season.copy_(self._table(before[some], code[some], frequency))
+            previous = window[:, self.season_index].long()
+            rows = valid & (previous >= 0)
+            self.season.copy_(self._table(previous[rows], code[rows], frequency))
 
-    def _table(self, before: Tensor, after: Tensor, frequency: Tensor) -> Tensor:
+    def _table(self, previous: Tensor, following: Tensor, frequency: Tensor) -> Tensor:
         """Return log-probabilities of each class after each one, beyond those of the frequencies."""
         n = self.n_classes
-        count = torch.bincount(before * n + after, minlength=n * n).view(n, n) + _PRIOR * frequency
+        count = torch.bincount(previous * n + following, minlength=n * n).view(n, n) + _PRIOR * frequency
         return (count / count.sum(-1, keepdim=True)).log() - frequency.log()
 
     @torch.no_grad()
@@ -109,23 +109,23 @@ class ClassSkip(nn.Module):
         if not len(self.latest):
             return
         season = _SHARES if len(self.season) else (0.0,)
-        tried = self.share.new_tensor(list(product(_SHARES, season, _SHARES)))
-        loss = torch.zeros(len(tried), dtype=torch.float64, device=window.device)
-        size = max(1, _NUMBERS // (4 * target.shape[1] * self.n_classes))
+        candidates = self.share.new_tensor(list(product(_SHARES, season, _SHARES)))
+        loss = torch.zeros(len(candidates), dtype=torch.float64, device=window.device)
+        size = max(1, _MAX_ELEMENTS // (4 * target.shape[1] * self.n_classes))
         for first in range(0, len(window), size):
             part = slice(first, first + size)
             parts, code = self._parts(window[part]), target[part].long()[..., None]
-            for number, share in enumerate(tried):
-                found = self._joined(parts, share).gather(-1, code)[..., 0]
-                loss[number] -= (found * observed[part]).double().sum()
-        self.share.copy_(tried[loss.argmin()])
+            for number, share in enumerate(candidates):
+                log_probability = self._combine(parts, share).gather(-1, code)[..., 0]
+                loss[number] -= (log_probability * observed[part]).double().sum()
+        self.share.copy_(candidates[loss.argmin()])
 
 
 def latest_class(window: Float[Tensor, "*axes context"]) -> tuple[Int[Tensor, "*axes"], Tensor]:
     """Return the last observed code of each window, 0 where there is none, and whether there is one."""
-    place = torch.where(window >= 0, torch.arange(window.shape[-1], device=window.device), -1).amax(-1)
-    found = window.gather(-1, place.clamp(min=0)[..., None])[..., 0]
-    return found.clamp(min=0).long(), place >= 0
+    position = torch.where(window >= 0, torch.arange(window.shape[-1], device=window.device), -1).amax(-1)
+    code = window.gather(-1, position.clamp(min=0)[..., None])[..., 0]
+    return code.clamp(min=0).long(), position >= 0
 
 
 def class_counts(window: Float[Tensor, "*axes context"], n_classes: int) -> Float[Tensor, "*axes class"]:
