@@ -19,7 +19,7 @@ from forecast.names import VAL_LOSS
 from forecast.training.budget import Budget
 from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.defaults import usual_origins
+from forecast.training.defaults import default_origins
 from forecast.training.interpolation import interpolate, set_interpolated
 from forecast.training.trainer import TrainingJob, train
 
@@ -83,7 +83,7 @@ def _config(artifact: Artifact, settings: FinetuneSettings, device: str) -> FitC
     return FitConfig(
         max_steps=DEFAULT_STEPS if settings.steps is None else settings.steps,
         batch_size=settings.batch_size or FitConfig.model_fields["batch_size"].default,
-        origins=usual_origins(artifact.horizon),
+        origins=default_origins(artifact.horizon),
         learning_rate=settings.learning_rates[0] if settings.learning_rates else DEFAULT_RATE,
         ema_decay=0.98,
         validation_every=25,

@@ -1,4 +1,4 @@
-"""Mistakes that are told before a training begins."""
+"""Checks of settings and panel before a training begins."""
 
 import multiprocessing
 
@@ -15,7 +15,7 @@ from forecast.models.linear.markov import MAX_TABLE
 
 
 def check_model(panel: Panel, shape: NetworkShape, model: ModelConfig, fit: FitConfig) -> None:
-    """Raise ConfigError or DataError if settings of the model contradict each other, or the panel."""
+    """Raise ConfigError or DataError if settings of the model contradict each other or the panel."""
     if model.decoder == "segment" and shape.segment_length >= shape.horizon:
         raise ConfigError(
             f"model.decoder: segment has nothing to do where one segment ({shape.segment_length} steps) covers "
@@ -57,8 +57,8 @@ def device_of(config: FitConfig) -> torch.device:
 
 
 def check_inputs(panel: Panel, limits: IntArray, validation: WindowIndex, plan: Holdout, window: WindowConfig) -> None:
-    # The closed-form solution is fitted on full horizons, where there are some.
     """Raise DataError for a panel without windows to train or validate on."""
+    # The closed-form solution is fitted on full horizons, if there are any.
     steps = plan.validation_steps
     full = steps == window.horizon
     if len(validation) and (not full or (limits > steps).any()):

@@ -1,4 +1,4 @@
-"""Shape and size of a network where the settings leave them open."""
+"""Defaults of a network's shape and size, from the panel and the horizon."""
 
 import numpy as np
 
@@ -8,16 +8,16 @@ from forecast.data.time.context import default_context
 from forecast.errors import ConfigError
 from forecast.models.inputs.shape import NetworkShape
 
-# Steps forecast from one window in training, for which it has so many origins, between these limits.
+# Steps to forecast from one window in training, which determine its origins, and the bounds of their number.
 _STEPS_OF_WINDOW, _ORIGINS = 1_536, (4, 32)
-# Steps to train on from which a network is large, if not told otherwise.
+# Training steps from which the default network is large.
 _LARGE_PANEL, _LARGE_HIDDEN_SIZE = 500_000, 128
-# Latest seasons whose differences tell the spread of a phase.
+# Latest seasons whose differences determine the spread of a phase.
 _SPREAD_SEASONS = 4
 
 
 def context_length_of(panel: Panel, limits: IntArray, data: DataConfig, window: WindowConfig) -> int:
-    """Return the steps that a forecast sees."""
+    """Return the context length: `window.context_length`, or the default for the panel."""
     assert data.season_length is not None
     return window.context_length or default_context(
         panel.grid.frequency,
@@ -56,7 +56,7 @@ def shape_of(
 
 
 def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, ...]], n_rows: int) -> tuple[int, ...]:
-    """Return how many values each row of a panel's covariates has, 0 for numbers; empty if all are.
+    """Return the number of values of each row of a panel's covariates, 0 for numbers; empty if all are numbers.
 
     Rows beyond `columns` are derived ones: numbers.
     """
@@ -64,15 +64,15 @@ def _category_sizes(columns: tuple[str, ...], categories: dict[str, tuple[str, .
     return (*sizes, *[0] * (n_rows - len(sizes))) if any(sizes) else ()
 
 
-def usual_origins(horizon: int) -> int:
-    """Return how many origins each window has in training, when not told."""
+def default_origins(horizon: int) -> int:
+    """Return the default number of origins of each window in training."""
     return int(np.clip(_STEPS_OF_WINDOW // horizon, *_ORIGINS))
 
 
 def with_size(fit: FitConfig, model: ModelConfig, horizon: int, limits: IntArray) -> tuple[FitConfig, ModelConfig]:
-    """Return the settings with those that were left open set by the horizon and the size of the panel."""
+    """Return the settings with defaults by the horizon and the size of the panel filled in."""
     if fit.origins is None:
-        fit = fit.model_copy(update={"origins": usual_origins(horizon)})
+        fit = fit.model_copy(update={"origins": default_origins(horizon)})
     if "hidden_size" not in model.model_fields_set and limits.sum() >= _LARGE_PANEL:
         model = model.model_copy(update={"hidden_size": _LARGE_HIDDEN_SIZE})
     return fit, model

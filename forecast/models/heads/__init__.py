@@ -1,4 +1,4 @@
-"""Output heads: what the network's numbers mean.
+"""Output heads: the distributions that the network's parameters describe.
 
-A file for each family of distributions; `factory` makes the one that `model.head` names.
+A file for each family of distributions; `factory` builds the head that `model.head` names.
 """

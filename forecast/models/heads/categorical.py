@@ -15,7 +15,7 @@ from forecast.models.inputs.frame import Frame
 class CategoricalHead(Head):
     """Probabilities of classes. Targets are their codes: 0, 1, 2, ...
 
-    Its arguments are log-probabilities: the network's numbers are added to those of the skip (`ClassSkip`).
+    Its arguments are log-probabilities: the network's parameters are added to those of the skip (`ClassSkip`).
     """
 
     def __init__(self, levels: Sequence[float], n_classes: int) -> None:
@@ -51,10 +51,7 @@ class CategoricalHead(Head):
         linear: Float[Tensor, "*axes class"],
         spread: Float[Tensor, "*axes"],  # noqa: ARG002
     ) -> Float[Tensor, "*axes feature"]:
-        """Return 1 for the class that came and 0 for the others, the skip's probabilities where it was not observed.
-
-        And whether it was.
-        """
+        """Return the one-hot class, or the skip's probabilities where it was not observed, and whether it was."""
         one_hot = functional.one_hot(values.clamp(min=0).long(), self.n_classes).to(linear.dtype)
         probabilities = torch.where(observed[..., None], one_hot, linear.exp())
         return torch.cat([probabilities, observed[..., None].to(linear.dtype)], dim=-1)
@@ -64,7 +61,7 @@ class CategoricalHead(Head):
         arguments: Float[Tensor, "*axes path class"],
         values: Float[Tensor, "*axes path"],  # noqa: ARG002
     ) -> Float[Tensor, "*axes class"]:
-        """Return log-probabilities: of the mean of the paths' probabilities, not of what they drew (Rao-Blackwell)."""
+        """Return log-probabilities of the mean of the paths' probabilities, not of their draws (Rao-Blackwell)."""
         return arguments.logsumexp(-2) - math.log(arguments.shape[-2])
 
     def marginal(self) -> "CategoricalHead":
@@ -93,13 +90,13 @@ class CategoricalHead(Head):
     def residual(
         self, arguments: Float[Tensor, "*axes class"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes class"]:
-        """Return 1 for the class that came and 0 for the others, minus their probabilities: the gradient."""
+        """Return the one-hot target class minus the probabilities: the negative gradient of the log-loss."""
         return functional.one_hot(target.long(), self.n_classes).to(arguments.dtype) - arguments.exp()
 
     def quantiles(
         self, arguments: Float[Tensor, "*axes class"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles of the code: in the order of the classes' names, which says little of more than two."""
+        """Return the quantiles of the code, in the order of the class names; of little meaning beyond two classes."""
         requested = self.levels if levels is None else levels
         return self._codes(arguments, requested.to(arguments.dtype).expand(*arguments.shape[:-1], -1))
 
@@ -125,13 +122,13 @@ class CategoricalHead(Head):
         quantiles: Float[Tensor, "*axes quantile"],
         least_gap: float,  # noqa: ARG002
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return 0: the skip is a distribution already."""
+        """Return 0: the skip already is a distribution."""
         return quantiles.new_zeros(*quantiles.shape[:-1], self.n_parameters)
 
     def soft_threshold(
         self, parameters: Float[Tensor, "*axes parameter"], threshold: Float[Tensor, ""]
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return the numbers, each moved towards 0 by `threshold`, to 0 where it was nearer."""
+        """Return the soft-thresholded parameters: moved towards 0 by `threshold`, to 0 if nearer."""
         return parameters.sign() * (parameters.abs() - threshold).clamp(min=0)
 
 

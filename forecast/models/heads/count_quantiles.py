@@ -20,9 +20,10 @@ def quantiles(
     excess: Float[Tensor, "*axes"],
     levels: Float[Tensor, " level"] | Float[Tensor, "*axes level"],
 ) -> Float[Tensor, "*axes level"]:
-    """Return the least counts whose cumulative probability reaches each level, in float64.
+    """Return the smallest counts whose cumulative probability reaches each level, in float64.
 
-    `excess` is s, the square root of the variance beyond the mean. `levels` are the same for all, or each its own.
+    `excess` is s, the square root of the variance beyond the mean. `levels` are shared or one set
+    for each distribution.
     """
     levels = levels.double().expand(*mean.shape, -1).reshape(-1, levels.shape[-1])
     flat_mean, ratio = mean.double().flatten(), (excess / mean).double().square().flatten()
@@ -43,7 +44,7 @@ def quantiles(
 
 
 def _tabulated(mean: Tensor, ratio: Tensor, levels: Tensor, length: int) -> Tensor:
-    """Return the quantiles by the sums of probabilities of 0, 1, ..., each from the one before; ratio is 1 / size."""
+    """Return the quantiles by cumulative probabilities of 0, 1, ..., in a recurrence; `ratio` is 1 / size."""
     count = torch.arange(length, dtype=mean.dtype, device=mean.device)
     spread = mean * ratio
     none = torch.where(spread > _TOLERANCE, -spread.log1p() / ratio, -mean)
@@ -73,7 +74,7 @@ def _corrected(mean: Tensor, ratio: Tensor, levels: Tensor) -> Tensor:
         wrong = up | down
         if not wrong.any():
             break
-        # As far as the probability of one count says, and one count at least.
+        # A Newton step by the probability of one count, of at least one count.
         missing = torch.where(up, level - reached, before_it - level) / (reached - before_it).clamp(min=1e-300)
         distance = torch.minimum(missing.floor(), 0.5 * variance[row].sqrt()).clamp(min=1)
         result[index] = (count + torch.where(up, distance, torch.where(down, -distance, 0.0))).clamp(min=0)
@@ -90,5 +91,5 @@ def _below(count: Tensor, mean: Tensor, ratio: Tensor) -> Tensor:
     poisson = torch.from_numpy(gammaincc((count + 1).clamp(min=1e-300).numpy(), mean.numpy()))
     share = 1 / (1 + mean * ratio)
     negative_binomial = torch.from_numpy(betainc(size.numpy(), (count + 1).clamp(min=1e-300).numpy(), share.numpy()))
-    # With hardly any excess variance, in units of the mean, the sizes are beyond what the function is good for.
+    # With hardly any excess variance, in units of the mean, `betainc` loses accuracy at these sizes.
     return torch.where(count < 0, 0.0, torch.where(mean * ratio < 1e-9, poisson, negative_binomial))

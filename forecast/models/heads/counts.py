@@ -12,7 +12,7 @@ from forecast.models.heads.base import Head
 from forecast.models.heads.quantiles import HALF_LOG_TAU, LEAST_WIDTH, fit_line, width_parameter
 from forecast.models.inputs.frame import Frame
 
-# How softly the mean of a count stays above 0, in units of the divisor.
+# Softness of the lower bound 0 of a count's mean, in units of the divisor.
 _SOFTNESS = 0.1
 
 
@@ -20,7 +20,7 @@ class PoissonHead(Head):
     """A Poisson distribution of the target itself.
 
     Its arguments are location and divisor of the frame, and the mean, in units of the target: `divisor` times the
-    squareplus (Barron 2021) of what a location head would forecast, which is positive and has a slow tail below 0.
+    squareplus (Barron 2021) of the forecast of a location head, which is positive and has a slow tail below 0.
     """
 
     n_parameters = 1
@@ -47,7 +47,7 @@ class PoissonHead(Head):
         return self._negative_log_likelihood(self._nearest_possible(value, location, divisor * target).detach(), *shape)
 
     def _nearest_possible(self, value: Tensor, *parts: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the value that can be, from one with the rounding errors of its parts."""
+        """Return the nearest possible target of a value with the rounding errors of its parts."""
         return value.round().clamp(min=0)
 
     def _negative_log_likelihood(self, count: Tensor, *arguments: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class PoissonHead(Head):
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles at `levels`, the head's own when None, in the frame's units: whole numbers of counts."""
+        """Return the quantiles at `levels` (None: `self.levels`), in the frame's units."""
         location, divisor, *shape_arguments = arguments.detach().double().split(1, dim=-1)
         levels = (self.levels if levels is None else levels).double()
         scaled: Tensor = (self._target_quantiles(shape_arguments, levels) - location) / divisor
@@ -90,7 +90,7 @@ class PoissonHead(Head):
         quantiles: Float[Tensor, "*axes quantile"],
         least_gap: float,  # noqa: ARG002
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return 0: least squares have made the line a mean already, and inner quantiles tell none of rare counts."""
+        """Return 0: the least-squares skip is a mean already, and inner quantiles do not determine rare counts."""
         return torch.zeros_like(quantiles[..., :1])
 
 
@@ -133,7 +133,7 @@ class NegativeBinomialHead(PoissonHead):
     def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return 0 for the mean, as the Poisson head, and all the width of these quantiles as dispersion."""
+        """Return 0 for the mean, as the Poisson head, and the width of these quantiles as dispersion."""
         _, width, _ = fit_line(quantiles, torch.special.ndtri(self.start_levels.double()))
         return torch.cat(
             [super().init_parameters(quantiles, least_gap), width_parameter(width, least_gap)[..., None]], -1

@@ -13,7 +13,7 @@ from forecast.models.heads.base import Head
 from forecast.models.heads.quantiles import HALF_LOG_TAU, LEAST_WIDTH, fit_line, softplus_inverse, width_parameter
 from forecast.models.inputs.frame import Frame
 
-# Degrees of freedom that a Student-t may start with.
+# Initial degrees of freedom to try for a Student-t.
 _START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 
 
@@ -24,7 +24,7 @@ class NormalHead(Head):
     estimates_mean = True
 
     def arguments(self, parameters: Tensor, linear: Tensor, frame: Frame) -> Tensor:
-        """Return location and scale around the linear skip, and what else the distribution has."""
+        """Return location and scale around the linear skip, and further arguments of the distribution."""
         middle, width, *shape_parameters = parameters.unbind(-1)
         scale = frame.spread * (LEAST_WIDTH + functional.softplus(width))
         return torch.stack([linear + frame.spread * middle, scale, *self._shape(shape_parameters)], dim=-1)
@@ -50,7 +50,7 @@ class NormalHead(Head):
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles at `levels`, the head's own when None."""
+        """Return the quantiles at `levels` (None: `self.levels`)."""
         requested = (self.levels if levels is None else levels).double()
         standard = self._standard_quantiles(arguments, requested).to(arguments.dtype)
         return arguments[..., :1] + arguments[..., 1:2] * standard
@@ -73,7 +73,7 @@ class NormalHead(Head):
     def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return location and scale of the line through the quantiles against those of the standard distribution."""
+        """Return location and scale from the line of the quantiles against those of the standard distribution."""
         middle, width, _ = fit_line(quantiles, torch.special.ndtri(self.start_levels.double()))
         return torch.stack([middle, width_parameter(width, least_gap)], dim=-1)
 
@@ -112,7 +112,7 @@ class StudentTHead(NormalHead):
     def init_parameters(
         self, quantiles: Float[Tensor, "*axes quantile"], least_gap: float
     ) -> Float[Tensor, "*axes parameter"]:
-        """Return the parameters of the straightest line, among those of some degrees of freedom."""
+        """Return the parameters of the line with the least error over some degrees of freedom."""
         freedom = quantiles.new_tensor(_START_FREEDOM)
         standard = _student_t_quantiles(freedom[:, None].double(), self.start_levels.double())
         lines = [fit_line(quantiles, quantile_row) for quantile_row in standard]

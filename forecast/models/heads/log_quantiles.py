@@ -1,4 +1,4 @@
-"""The distribution that quantiles of a logarithmic scale stand for: its mean, and its quantiles at other levels.
+"""The distribution of quantiles on a logarithmic scale: its mean, and its quantiles at other levels.
 
 On the scale of the model (`transform`) a quantile is linear in the normal deviate of its level, between the stated ones
 and beyond: of log-normal targets this is exact. Tails beyond the outer quantiles have the slope that the outer two have
@@ -33,7 +33,7 @@ def mean(
 ) -> Float[Tensor, "*axes"]:
     """Return the mean of the distribution, in units of the target as the quantiles, in float64.
 
-    `unit` is that of the scale (`NetworkShape.unit`), more than 0. Of a single level it is its quantile.
+    `unit` is that of the scale (`NetworkShape.unit`), more than 0. With a single level, the mean is its quantile.
     """
     quantiles = quantiles.double()
     middle = quantiles[..., len(levels) // 2]
@@ -41,7 +41,7 @@ def mean(
         return middle
     nodes = _nodes(tuple(round(level, 9) for level in levels.tolist()))
     values = _at_deviates(quantiles, levels, nodes.deviates.to(quantiles.device), unit)
-    # From the middle on, so that the mean of equal numbers is that number.
+    # Relative to the middle, so that the mean of equal numbers is this number.
     restored = to_data(torch.asinh(middle / unit), unit)
     result: Tensor = middle + (values - restored[..., None]) @ nodes.weights.to(quantiles.device)
     return result
@@ -66,7 +66,7 @@ def _at_deviates(quantiles: Tensor, levels: Tensor, deviates: Tensor, unit: floa
     right = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1)
     inside = deviates.clamp(level_deviates[0], level_deviates[-1])
     values = scaled[..., right - 1] + slopes[..., right - 1] * (inside - level_deviates[right - 1])
-    # Of the deviates between the outer quantiles this is 0.
+    # 0 for deviates between the outer quantiles.
     beyond = slopes[..., right - 1].clamp(max=_MAX_SLOPE) * (deviates - inside)
     return to_data(values + beyond, unit)
 
@@ -86,5 +86,5 @@ def _nodes(levels: tuple[float, ...]) -> _Nodes:
         weight = share * np.exp(-0.5 * np.square(points))
         deviates.append(points)
         weights.append(mass * weight / weight.sum())
-    with torch.inference_mode(mode=False):  # They are kept, for calls that take gradients too.
+    with torch.inference_mode(mode=False):  # The cache also serves calls with gradients.
         return _Nodes(torch.from_numpy(np.concatenate(deviates)), torch.from_numpy(np.concatenate(weights)))

@@ -1,4 +1,4 @@
-"""Heads that estimate a mean: the parameters with which sums of means are sums of outcomes, and the likeliest width."""
+"""Closed-form parameters of heads that estimate a mean: location by sums of targets, width by likelihood."""
 
 import torch
 from jaxtyping import Float
@@ -7,9 +7,9 @@ from torch import Tensor
 from forecast.models.heads.base import Head
 from forecast.models.inputs.frame import Frame
 
-# Shifts of the location parameter that are looked at, in units of spread, and how often the range is halved.
+# The range of shifts of the location parameter, in units of spread, and the number of bisections.
 _MAX_SHIFT, _HALVINGS = 20.0, 40
-# Widths that are tried, in units of spread.
+# Widths to try, in units of spread.
 _WIDTHS = tuple(2.0 ** (k / 3) for k in range(-15, 13))
 
 
@@ -21,10 +21,10 @@ def location_shift(
     target: Float[Tensor, "window horizon"],
     weight: Float[Tensor, "window horizon"],
 ) -> float:
-    """Return what the location parameter takes so that the weighted sum of means is that of the outcomes.
+    """Return the shift of the location parameter at which the weighted sum of means equals that of the targets.
 
     `frame` has the axes [window] and [window, horizon], `target` is in its units, as for `Head.errors`. 0 without any
-    outcome. Means increase with their parameter, so the range is halved.
+    target. Means increase with their parameter, so bisection finds the shift.
     """
     if not weight.any():
         return 0.0
@@ -47,7 +47,7 @@ def widths(
     target: Float[Tensor, "window horizon"],
     weight: Float[Tensor, "window horizon"],
 ) -> Float[Tensor, " horizon"]:
-    """Return the parameter of the width, the second one, at each step: that of the least loss among some widths."""
+    """Return the second parameter, the width, at each step: the one of least loss among `_WIDTHS`."""
     tried = [head.width_parameter(width) for width in _WIDTHS]
     losses = []
     for value in tried:

@@ -1,4 +1,4 @@
-"""Levels that stand for a whole distribution: an expectation over it is a weighted sum over its quantiles there."""
+"""Quadrature by quantiles: an expectation over a distribution is a weighted sum over its quantiles at some levels."""
 
 import functools
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# The levels are evenly spaced on the scale of log-odds, so that the tails are as finely divided as the middle: the
-# variance of a normal distribution is met within .5 %, by as many levels of equal probability it would be 4 % too low.
+# The levels are evenly spaced in log-odds, so that the tails are divided as finely as the middle: the variance of a
+# normal distribution is within .5 %; with as many levels of equal probability it would be 4 % too low.
 _STEP, _REACH = 0.5, 7.0
 PHASES = 4
-"""Grids of levels that lie between each other."""
+"""Number of interleaved grids of levels."""
 
 
 @functools.lru_cache
 def expectation_levels(levels: Sequence[float] = (), phase: int = 0) -> tuple[Tensor, Tensor]:
-    """Return levels, [n], that ascend, and the probability that the quantile at each of them stands for, [n].
+    """Return ascending levels, [n], and the probability mass of the quantile at each of them, [n].
 
-    The quantile at `levels` stands for probabilities on both sides of each of them: what is least in sum for the
-    quantiles at all returned levels, the pinball loss at one of `levels`, is least for the distribution itself. Without
-    `levels` there are PHASES grids, whose mean has no favoured level; `phase` numbers them, in turn.
+    The grid contains `levels`, with mass on both sides of each: the minimum of the summed pinball loss at one of
+    `levels` is then that of the distribution itself. Without `levels` there are PHASES grids, whose mean favours no
+    level; `phase` selects one, modulo PHASES.
     """
     exact = np.array(levels, dtype=np.float64)
     odds = np.log(exact / (1 - exact))

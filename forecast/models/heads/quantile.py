@@ -11,7 +11,7 @@ from forecast.models.heads.base import Head
 from forecast.models.heads.quantiles import pinball, softplus_inverse, tails
 from forecast.models.inputs.frame import Frame
 
-# Targets beyond, in units of scale, are as far as that to a loss of quantiles.
+# Clip of targets in the loss of quantiles, in units of scale.
 _FAR = 20.0
 
 
@@ -19,7 +19,7 @@ class QuantileHead(Head):
     """Quantiles that cannot cross: the median, plus softplus increments outwards. Its arguments are the quantiles.
 
     The distribution is linear between them; its tails are exponential, with the density that the outer two quantiles
-    have between them. Sums over the horizon would stray less far than they should without tails.
+    have between them. Without tails, sums over the horizon would vary too little.
     """
 
     def __init__(self, levels: Sequence[float]) -> None:
@@ -43,15 +43,15 @@ class QuantileHead(Head):
     ) -> Float[Tensor, "*axes"]:
         """Return the loss of each forecast: the pinball loss, doubled (the median alone gives the absolute error).
 
-        Of a target so far out that it follows a stretch of next to no variation, or a break, the loss is that of
-        `_FAR`: it is on the same side of all quantiles that are nearer, which do not change.
+        Targets are clipped at `_FAR`, which only affects those after nearly constant windows or a break of level. A
+        clipped target is still on the same side of all nearer quantiles, so these do not change.
         """
         return pinball(arguments, target.clamp(-_FAR, _FAR), self.levels)
 
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles; at levels other than the head's own, those of the distribution."""
+        """Return the quantiles at `self.levels`, or those of the distribution at other `levels`."""
         if levels is None:
             return arguments
         return self._interpolated(arguments, levels.expand(*arguments.shape[:-1], -1))

@@ -1,4 +1,4 @@
-"""Quantiles of samples and distributions, pinball loss, and the widths that heads start from."""
+"""Quantiles of samples, pinball loss, tails, and the initial widths of heads."""
 
 import math
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ def empirical_quantiles(
     weights: Float[Tensor, "sample horizon"],
     levels: Float[Tensor, " quantile"],
 ) -> Float[Tensor, "horizon quantile"]:
-    """Return the weighted quantiles of the samples at each step; zeros where a step has no sample of any weight.
+    """Return the weighted quantiles of the samples at each step; zeros if all weights of a step are 0.
 
-    They are near the minimum of the weighted pinball loss: linear between the samples, and for equal weights what
-    `numpy.quantile` gives.
+    They are near the minimum of the weighted pinball loss: linear between the samples, and for equal weights those of
+    `numpy.quantile`.
     """
     result = values.new_zeros(values.shape[1], len(levels), dtype=torch.float64)
     for step, (column, weight) in enumerate(zip(values.T, weights.T, strict=True)):
@@ -47,7 +47,7 @@ def empirical_quantiles(
 
 
 def mean_weights(levels: Sequence[float]) -> Float[Tensor, " quantile"]:
-    """Return the weights of the quantiles in the mean of a distribution as that of `QuantileHead`."""
+    """Return the weights of the quantiles in the mean of the distribution of `QuantileHead`."""
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
     weights = torch.tensor(edges).diff()
     if len(levels) > 1:

@@ -1,16 +1,16 @@
-"""A distribution that is known by samples."""
+"""A distribution that consists of samples."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from forecast.models.heads.quantiles import pinball
 
-# Levels times draws that are so little above a whole number are that number.
+# Tolerance above a whole number in levels times draws.
 _WHOLE = 1e-4
 
 
 class SampledHead(nn.Module):
-    """A distribution known by samples: its arguments are draws, the least first, and the mean."""
+    """A distribution of samples: its arguments are draws in ascending order, and the mean."""
 
     levels: Tensor
 
@@ -24,11 +24,10 @@ class SampledHead(nn.Module):
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
     ) -> Float[Tensor, "*axes quantile"]:
-        """Return the quantiles at `levels`, the head's own when None.
+        """Return the quantiles at `levels` (None: `self.levels`).
 
-        They are linear between draws, each in the middle of its share; of counts, draws.
-
-        These are definitions 5 and 1 of Hyndman & Fan (1996).
+        They are linear between draws, each in the middle of its share; for counts they are draws. These are definitions
+        5 and 1 of Hyndman & Fan (1996).
         """
         draws = arguments[..., :-1]
         position = (self.levels if levels is None else levels).double() * draws.shape[-1] - 0.5
@@ -43,17 +42,17 @@ class SampledHead(nn.Module):
         return arguments[..., -1]
 
     def location(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:
-        """Return the one number that residuals are taken from: the median, but the mean of counts."""
+        """Return the point forecast that residuals refer to: the median, or the mean for counts."""
         return self.mean(arguments) if self.counts else self.quantiles(arguments)[..., self.median]
 
     def predicted(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes quantile"]:
-        """Return what is stated of each step: the quantiles."""
+        """Return the columns of a forecast: the quantiles."""
         return self.quantiles(arguments)
 
     def residual(
         self, arguments: Float[Tensor, "*axes argument"], target: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes shift"]:
-        """Return what a shift should make up for, as `Head.residual`."""
+        """Return the residual that a shift corrects, as `Head.residual`."""
         return (target - self.location(arguments))[..., None]
 
     def scores(

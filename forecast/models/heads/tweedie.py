@@ -11,12 +11,12 @@ from forecast.models.heads import tweedie_distribution
 from forecast.models.heads.counts import PoissonHead
 from forecast.models.heads.quantiles import LEAST_WIDTH, fit_line, width_parameter
 
-# Values of a panel are float32; nearer to 0 than this share of what they are made of, they are 0.
+# Values of a panel are float32; below this share of their parts they are rounding errors of 0.
 _ROUNDING = 4e-7
 
 
 class TweedieHead(PoissonHead):
-    """A compound Poisson-Gamma distribution of the target itself: 0 or more, with a probability of 0 of its own.
+    """A compound Poisson-Gamma distribution of the target itself: 0 or more, with a point mass at 0.
 
     Its arguments are those of the Poisson head, and the dispersion: the variance is dispersion * mean^power.
     """
@@ -29,7 +29,7 @@ class TweedieHead(PoissonHead):
         self.power = power
 
     def _shape(self, parameters: Sequence[Tensor], spread: Tensor) -> list[Tensor]:
-        # In units that make the variance that of the spread where the mean is as large as that.
+        # In units in which the variance is the squared spread if the mean equals the spread.
         return [spread ** (2 - self.power) * (LEAST_WIDTH + functional.softplus(parameters[0]))]
 
     def _nearest_possible(self, value: Tensor, *parts: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class TweedieHead(PoissonHead):
     def sample_at(
         self, arguments: Float[Tensor, "*axes argument"], uniform: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes"]:
-        """Return a draw from each distribution, made of a uniform random number (`tweedie_distribution.sample_at`)."""
+        """Return a draw from each distribution by a uniform random number (`tweedie_distribution.sample_at`)."""
         location, divisor, mean, dispersion = arguments.double().unbind(-1)
         rate, scale = tweedie_distribution.rate_and_scale(mean, dispersion, self.power)
         draws = tweedie_distribution.sample_at(uniform.double().cpu().numpy(), rate.cpu().numpy(), self.power)

@@ -40,8 +40,8 @@ def surprise(
     """Return the negative logarithm of the density at values above 0, of the probability of 0 there; in float64.
 
     The series of Dunn & Smyth (2005), Statistics and Computing 15, over the counts around its largest term. Its terms
-    are a bell curve over the count: where that is wide, every so many counts are taken, which is as good (the
-    trapezoidal rule on a smooth peak), so that the number of terms does not grow.
+    are a bell curve over the count: where this is wide, the sum is over evenly spaced counts (the trapezoidal rule on a
+    smooth peak), so that the number of terms does not grow.
     """
     rate, scale = rate_and_scale(mean, dispersion, power)
     result = rate.clone()
@@ -61,7 +61,7 @@ def surprise(
 
 
 def _counts(peak: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return the counts whose terms are summed, [..., term], and how far apart they are."""
+    """Return the counts whose terms are summed, [..., term], and their spacing."""
     deviation = (peak / (1 + share)).sqrt()
     stride = (deviation * _REACH / _HALF).clamp(min=1.0)
     first = torch.where(stride > 1, peak - _HALF * stride, (peak.round() - _HALF).clamp(min=1))
@@ -69,7 +69,7 @@ def _counts(peak: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 def below(value: Array, rate: Array, power: float) -> Array:
-    """Return the probability of less than `value` or as much, for Gamma draws of scale 1."""
+    """Return the probability of at most `value`, for Gamma draws of scale 1."""
     from scipy.special import gammainc, gammaln
 
     share = (2 - power) / (power - 1)
@@ -106,7 +106,7 @@ def _curves(levels: tuple[float, ...], power: float) -> list[functools.partial[A
     probabilities = np.array(levels)[:, None]
     rate = np.exp(knots) - np.log(probabilities)
     share = (2 - power) / (power - 1)
-    # A single tiny draw, and all that a Poisson and a Gamma can do above their means.
+    # Bounds of the root: a single tiny draw, and far above the means of Poisson and Gamma.
     low, high = np.full(rate.shape, -800.0), np.log(share * rate + 40 * (share + 1) * (np.sqrt(rate) + 1))
     roots = elementwise.find_root(
         lambda value, rate, level: below(np.exp(value), rate, power) - level,
@@ -139,10 +139,10 @@ def samples(
 
 
 def sample_at(uniform: Array, rate: Array, power: float) -> Array:
-    """Return one draw of each distribution for Gamma draws of scale 1, made of a uniform random number in (0, 1).
+    """Return one draw of each distribution, for Gamma draws of scale 1, by a uniform random number in (0, 1).
 
-    By inversion: the count is the Poisson's quantile there, and where in the count's share of the numbers it lies makes
-    the sum of the Gamma draws.
+    By inversion: the count is the Poisson quantile at this number, and the number's position within the count's
+    probability gives the sum of the Gamma draws.
     """
     from scipy.special import gammaincinv, pdtr
     from scipy.stats import poisson

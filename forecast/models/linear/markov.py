@@ -1,4 +1,4 @@
-"""The skip of classes: what mostly follows the latest class and that of one season back, counted in closed form."""
+"""The skip of classes: transition frequencies after the latest class and the class one season back."""
 
 from itertools import product
 
@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Observations that the overall frequencies stand for, in each row of a table and beside those of a window.
+# Pseudo-observations at the overall frequencies, in each row of a table and in each window.
 _PRIOR = 2.0
-# How much of each part's say is tried; validation chooses.
+# Shares of each part to try; validation chooses.
 _SHARES = (0.0, 0.5, 1.0)
-# Numbers held at once where samples are looked up.
+# Elements in memory while shares are compared.
 _MAX_ELEMENTS = 20_000_000
 MAX_TABLE = 50_000_000
-"""Numbers that the tables of all steps of the horizon may hold."""
+"""Most elements of the tables of all steps of the horizon."""
 
 
 class ClassSkip(nn.Module):
@@ -21,8 +21,8 @@ class ClassSkip(nn.Module):
 
     f are the frequencies of training, P those after the latest class, a table for each step of the horizon, S those one
     season after a class, and g the frequencies in the window. P alone is a Markov chain; together they are a naive
-    Bayes classifier (Hand & Yu 2001, International Statistical Review 69) whose shares are tempered. What is not in the
-    window has no say.
+    Bayes classifier (Hand & Yu 2001, International Statistical Review 69) whose shares are tempered. Parts that are
+    missing in the window do not contribute.
     """
 
     frequency: Tensor
@@ -53,7 +53,7 @@ class ClassSkip(nn.Module):
         return torch.log_softmax(self.frequency + evidence, dim=-1)
 
     def _parts(self, window: Tensor) -> list[Tensor]:
-        """Return what latest class, season and window say, each [..., horizon, class]."""
+        """Return the log-ratios of latest class, season and window, each [..., horizon, class]."""
         horizon = len(self.season_index)
         zeros = self.frequency.new_zeros(*window.shape[:-1], horizon, self.n_classes)
         parts = [zeros, zeros, zeros]
@@ -76,7 +76,7 @@ class ClassSkip(nn.Module):
         target: Float[Tensor, "sample horizon"],
         observed: Float[Tensor, "sample horizon"],
     ) -> None:
-        """Count what follows what."""
+        """Set frequencies and transition tables by counting."""
         valid, code = observed > 0, target.long()
         count = torch.bincount(code[valid], minlength=self.n_classes).double() + 1.0
         frequency = count / count.sum()
@@ -93,7 +93,7 @@ class ClassSkip(nn.Module):
             self.season.copy_(self._table(previous[rows], code[rows], frequency))
 
     def _table(self, previous: Tensor, following: Tensor, frequency: Tensor) -> Tensor:
-        """Return log-probabilities of each class after each one, beyond those of the frequencies."""
+        """Return log-ratios of each class after each class: transition probability over frequency."""
         n = self.n_classes
         count = torch.bincount(previous * n + following, minlength=n * n).view(n, n) + _PRIOR * frequency
         return (count / count.sum(-1, keepdim=True)).log() - frequency.log()
@@ -129,7 +129,7 @@ def latest_class(window: Float[Tensor, "*axes context"]) -> tuple[Int[Tensor, "*
 
 
 def class_counts(window: Float[Tensor, "*axes context"], n_classes: int) -> Float[Tensor, "*axes class"]:
-    """Return how often each class was observed in each window."""
+    """Return the number of observations of each class in each window."""
     count = window.new_zeros(*window.shape[:-1], n_classes + 1)
     count.scatter_add_(-1, window.long() + 1, torch.ones_like(window))
     return count[..., 1:]

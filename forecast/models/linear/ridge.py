@@ -1,4 +1,4 @@
-"""The linear skip: one robust ridge solution from the normalised window to the horizon, for all series."""
+"""The linear skip: a robust ridge regression from the normalised window to the horizon, shared by all series."""
 
 import math
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Penalties per sample that are tried; validation chooses.
+# Penalties per sample to try; validation chooses.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # With a constant, which around the last value is a drift, and without: validation chooses.
 CONSTANTS = (True, False)
 _ROUNDS = 6
-# How often windows are weighted anew, by their errors at this penalty, with a solution for each so-many-th.
+# Reweightings of windows by their errors, the penalty of the pilot fit, and the stride of its samples.
 _REWEIGHTINGS = 2
 _PILOT = 1e-2
 _PILOTS = 4
-# The constant feature: large, so that what is multiplied with it is hardly penalised.
+# The constant feature: large, so that its weight is hardly penalised.
 _CONSTANT = 30.0
-# Share of what a series usually varies below which its windows count less.
+# Share of a series' typical variation below which its windows count less.
 _CALM = 0.5
 _CHUNK = 4096
 
@@ -40,36 +40,36 @@ class Samples:
     divisor: Float[Tensor, " sample"]
     series: Int[Tensor, " sample"]
     number: Int[Tensor, " sample"]
-    """Of the window, among those that samples were asked of."""
+    """Index of the window among those of the call."""
     level: Float[Tensor, " sample"]
-    """What was taken off window and target, float64."""
+    """Level subtracted from window and target, float64."""
     smooth: Float[Tensor, "sample horizon"]
-    """What exponential smoothing forecasts; 0 without it."""
+    """Forecast of exponential smoothing; 0 without smoothing."""
 
     def without(self, forecast: Float[Tensor, "sample horizon"]) -> "Samples":
-        """Return the samples with what a forecast leaves over as targets."""
+        """Return the samples with the residuals of a forecast as targets."""
         return replace(self, target=(self.target - forecast) * self.observed)
 
     def subsample(self, stride: int) -> "Samples":
-        """Return each `stride`-th sample."""
+        """Return every `stride`-th sample."""
         return Samples(**{field.name: getattr(self, field.name)[::stride] for field in fields(self)})
 
 
 Solution: TypeAlias = Float[Tensor, "context+1 horizon"]
-"""Weights of the window's values, and in the last row what is added whatever they are."""
+"""Weights of the window's values; the last row is the intercept."""
 
 
 class Spectrum(NamedTuple):
-    """Of the Gram matrix z'wz."""
+    """Eigenvalues and eigenvectors of the Gram matrix z'wz."""
 
     values: Float[Tensor, " context+1"]
     vectors: Float[Tensor, "context+1 context+1"]
     constant: bool
-    """Without it, its row and column are 0."""
+    """Whether the constant is included; otherwise its row and column are 0."""
 
 
 def apply_linear(window: Float[Tensor, "*axes context"], solution: Solution) -> Float[Tensor, "*axes horizon"]:
-    """Return what a solution forecasts from windows."""
+    """Return the forecasts of a solution from windows."""
     return window @ solution[:-1] + solution[-1]
 
 
@@ -140,10 +140,10 @@ def solve_ridge(
 
 
 def huber_reweight(samples: Samples, prior: Solution) -> Samples:
-    """Return the samples with less weight on windows whose mean absolute error is more than usual.
+    """Return the samples with less weight on windows whose mean absolute error is above the median.
 
-    A few windows whose level breaks would else bend the line for all (Huber 1964, by iteratively reweighted least
-    squares: Holland & Welsch 1977). The errors are those of a solution for every fourth window.
+    Otherwise a few windows with a break of level would dominate the fit (Huber 1964, by iteratively reweighted least
+    squares: Holland & Welsch 1977). The errors are those of a fit on every fourth window.
     """
     weighted = pilots = samples.subsample(_PILOTS)
     for _ in range(_REWEIGHTINGS):
@@ -158,20 +158,20 @@ def huber_reweight(samples: Samples, prior: Solution) -> Samples:
 
 
 def downweight_far_targets(samples: Samples) -> Samples:
-    """Return the samples with less weight on windows whose targets are far out on average, in units of scale.
+    """Return the samples with less weight on windows whose targets are far from the location, in units of scale.
 
-    The first round of Huber's weights, by the errors of a forecast that stays at the location. Only for lines that are
-    to be medians: it lowers the mean of skewed targets.
+    This is the first round of Huber's weights, by the errors of a constant forecast. It lowers the mean of skewed
+    targets, so it is for fits of the median only.
     """
     size = samples.target.abs().sum(1) / samples.observed.sum(1).clamp(min=1)
     return replace(samples, weight=samples.weight / (size / math.pi).clamp(min=1.0))
 
 
 def downweight_flat_windows(samples: Samples) -> Samples:
-    """Return the samples with less weight on windows that vary by less than half of what is usual for their series.
+    """Return the samples with less weight on windows that vary by less than half of the typical scale of their series.
 
-    In units of their own scale, what follows a quiet stretch would else be far larger than all the rest. The weight is
-    the square of the divisor, so that these errors count as in units of the series, (divisor / usual)^2 error^2.
+    In units of the window's scale, targets after a quiet window would dominate the fit. The weight is proportional to
+    the squared divisor, so that errors count in units of the series: (divisor / typical scale)^2 error^2.
     """
     n_series = int(samples.series.max()) + 1 if len(samples.series) else 0
     square = samples.divisor.double().square()
