@@ -31,7 +31,7 @@ from forecast.models.network.losses import validation_batches
 from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
 from forecast.prediction.one_pass import BATCH_SIZE
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.training.dataset import TrainingWindows
 from forecast.training.fit import fit
 
@@ -311,7 +311,7 @@ def _score(
     names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
     with locked(Path(folder)):
         settings = ScoreSettings.model_validate({"runtime": runtime, "state": state})
-        job = Job(found, loaded, settings, ScoreOutput(path=folder), names)
+        job = ScoreJob(found, loaded, settings, ScoreOutput(path=folder), names)
         return job.write(loaded.panel.last_index - before).content
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.scoring.job import Job
+    from forecast.scoring.job import ScoreJob
     from forecast.scoring.parts import Output
     from forecast.tracking.registry import Registry
     from forecast.tracking.run import Run
@@ -70,7 +70,7 @@ def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
     from forecast.data.files import check_writable
     from forecast.names import SHADOW
-    from forecast.scoring.job import Job
+    from forecast.scoring.job import ScoreJob
     from forecast.tracking.registry import Registry
     from pipelines.jobs.builtin import open_builtin
     from pipelines.jobs.reading import open_with_data
@@ -95,7 +95,7 @@ def run(config: ScoreConfig) -> Scored:
             run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
-            job = Job(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)
+            job = ScoreJob(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)
             outputs, failed = _write(job, cutoffs, "score")
             if outputs:
                 job.write_latest()
@@ -150,19 +150,21 @@ def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Ve
 
 def _shadow(
     registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded", run_id: str
-) -> "Job":
+) -> "ScoreJob":
     """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
     from forecast.names import SHADOW
-    from forecast.scoring.job import Job
-    from forecast.scoring.parts import shadowed
+    from forecast.scoring.job import ScoreJob
+    from forecast.scoring.parts import share_of_series
     from pipelines.jobs.reading import load_version, read_alike
 
     theirs = load_version(registry, other)
     shared = config.output.model_dump(include={"min", "max"})
     state = config.score.state
-    return Job(
+    return ScoreJob(
         theirs,
-        shadowed(read_alike(theirs, artifact, loaded, config.data.source(), _asked(config)), config.score.shadow_share),
+        share_of_series(
+            read_alike(theirs, artifact, loaded, config.data.source(), _asked(config)), config.score.shadow_share
+        ),
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
         _names(other),
@@ -183,7 +185,7 @@ def _locks(config: ScoreConfig) -> Iterator[None]:
                 yield
 
 
-def _write(job: "Job", cutoffs: dict[str, int], what: str) -> "tuple[list[Output], dict[str, GatecastError]]":
+def _write(job: "ScoreJob", cutoffs: dict[str, int], what: str) -> "tuple[list[Output], dict[str, GatecastError]]":
     """Write each cutoff; return those that are done, and why others are not."""
     outputs: list[Output] = []
     failed: dict[str, GatecastError] = {}
@@ -199,7 +201,7 @@ def _write(job: "Job", cutoffs: dict[str, int], what: str) -> "tuple[list[Output
                 outputs.append(job.write(cutoff, show))
             except GatecastError as error:
                 failed[name] = error
-        rows = sum(output.content["rows"]["written"] for output in outputs if not output.done_before)
+        rows = sum(output.content["rows"]["written"] for output in outputs if not output.was_complete)
         stage.note(cutoffs=len(cutoffs), series=total, rows_written=rows)
     return outputs, failed
 
@@ -257,7 +259,7 @@ def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], 
     spent: Counter[str] = Counter()
     for output in outputs:
         spent.update(output.seconds)
-    written = [output.content["series"]["in"] for output in outputs if not output.done_before]
+    written = [output.content["series"]["in"] for output in outputs if not output.was_complete]
     run.metrics(
         {
             **{f"score/{name}": count for name, count in totals.items()},
@@ -280,7 +282,7 @@ def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
 
     if not outputs:
         return ""
-    totals, n_done = _totals(outputs), sum(output.done_before for output in outputs)
+    totals, n_done = _totals(outputs), sum(output.was_complete for output in outputs)
     first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
     series, state = _of("series", totals), _of("state", totals)
     ended = _of("rejects", totals).get(ENDED, 0)

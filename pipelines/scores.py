@@ -43,7 +43,7 @@ def _list(config: ScoresConfig) -> None:
 
     show = config.show
     scores = Scores(_place(config), config.scores.table)
-    contents = scores.chosen(show.cutoff, show.model)
+    contents = scores.select(show.cutoff, show.model)
     counting = {_identity(content) for content in current(scores.contents)}
     rows = [
         {name: value for name, value in _facts(content).items() if name != "trained until"}
@@ -74,7 +74,7 @@ def _show(config: ScoresConfig) -> None:
 
     show = config.show
     scores = Scores(_place(config), config.scores.table)
-    contents = scores.chosen(show.cutoff, show.model, latest=not show.every)
+    contents = scores.select(show.cutoff, show.model, latest=not show.every)
     if show.every and show.cutoff is None:
         latest = contents[-1]["cutoff"]
         contents = [content for content in contents if content["cutoff"] == latest]

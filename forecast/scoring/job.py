@@ -1,15 +1,15 @@
-"""What a scoring job leaves behind: for each cutoff forecasts, rejects, and a manifest that is written last.
+"""A scoring job: it writes forecasts, rejects and, last, a manifest for each cutoff.
 
     .lock                                                held by the job that writes here
     shadow/                                              all of this for the version of score.shadow
-    .staging/KEY/forecasts/part-00007-1f2e....parquet    a shard that is complete; rejects beside forecasts
-    manifests/cutoff=....json                            counts, versions, and what the sink holds
+    .staging/KEY/forecasts/part-00007-1f2e....parquet    a complete shard; rejects are beside the forecasts
+    manifests/cutoff=....json                            counts, versions, and the contents of the sink
     latest/MODEL.parquet                                 the forecasts of the latest cutoff, for other tools
 
-KEY is a cutoff and a version of a model: several models may write here, each replaces its own forecasts only.
+KEY is a cutoff and a version of a model. Several models may write to a folder; each replaces its own forecasts only.
 
-Shards are staged, and given to the sink once all are there. A part's name has its key, a digest of all that its content
-follows from: so a job that was killed, at whatever moment, finds those that need not be made again.
+Shards are staged, and given to the sink once all are complete. The name of a part holds its key, a digest of all inputs
+of its content, so a killed job resumes with the parts that are complete.
 """
 
 import json
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -71,28 +71,43 @@ from forecast.scoring.parts import (
     Output,
     Part,
     Progress,
-    WrittenPart,
-    counted_forecasts,
+    ShardForecasts,
+    clip_rows,
+    complete_part,
+    count_by,
     digest_of,
     frame_digest,
     part_file,
-    read_part,
-    ready_part,
-    rows_within,
+    read_if_valid,
 )
 from forecast.scoring.sinks.base import Files, Sink
 from forecast.scoring.sinks.open import open_sink
-from forecast.scoring.state import Update
+from forecast.scoring.state import StateUpdate
 
 _PUBLISHING: Final = "publishing"
-"""Is told how many series are done."""
+"""File in the staging folder while the sink takes over the shards; it marks an interrupted publication."""
 
 
-class Job:
-    """Writes the forecasts of a model on a panel, cutoff by cutoff. Hold the locks of its folders meanwhile.
+@dataclass(frozen=True)
+class _CutoffRun:
+    """The forecasts of one cutoff in the making."""
 
-    `names` says which model it is: model, model_version and model_digest; `run_id` is the MLflow run of the job. Raises
-    ConfigError and OutputError for settings that the model or the sink can't follow.
+    cutoff: int
+    """Grid index."""
+    key: ForecastKey
+    staging: Path
+    update: StateUpdate | None
+    seconds: dict[str, float]
+    """Time by stage; forecasting and writing add theirs."""
+    progress: Progress | None
+    """Called with the number of series that are complete."""
+
+
+class ScoreJob:
+    """Writes the forecasts of a model on a panel, cutoff by cutoff. The caller holds the locks of its folders.
+
+    `names` identifies the model: model, model_version and model_digest; `run_id` is the MLflow run of the job. Raises
+    ConfigError and OutputError for settings that the model or the sink does not support.
     """
 
     def __init__(
@@ -120,25 +135,24 @@ class Job:
         self._sink.check()
         self._rows_written = False
         self._weights = artifact.latest
-        """The model with the weights that forecast from the cutoff at hand."""
+        """The model with the weights for the current cutoff."""
         self._forward = self._runtime()
-        for half in (self.folder / MANIFESTS).glob(".*.tmp"):  # What a kill has left.
-            half.unlink()
-        for staging in (self.folder / ".staging").glob(f"{CUTOFF}=*"):  # An earlier release.
+        for leftover in (self.folder / MANIFESTS).glob(".*.tmp"):  # Left by a killed job.
+            leftover.unlink()
+        for staging in (self.folder / ".staging").glob(f"{CUTOFF}=*"):  # Left by an earlier release.
             shutil.rmtree(staging, ignore_errors=True)
 
     def write(self, cutoff: int, progress: Progress | None = None) -> Output:
-        """Write the forecasts from a grid index, unless they are there already.
+        """Write the forecasts from a cutoff, a grid index, unless they exist already.
 
-        Series are forecast in shards, so memory holds a few of these at a time; a thread writes one while the next is
+        Series are forecast in shards, so memory holds only a few at a time: a thread writes one while the next is
         forecast, and the system reads the one after it. The same inputs give the same bytes. Raises DataError as
-        `check_cutoff`, and for known covariates that are missing where none may be; OutputError for what can't be
-        written.
+        `check_cutoff`, and for missing known covariates if score.missing_known=fail; OutputError if writing fails.
         """
         panel, horizon = self.loaded.panel, self.artifact.horizon
-        first = begun = time.monotonic()
+        job_start = stage_start = time.monotonic()
         check_cutoff(panel, cutoff)
-        self._take_weights(cutoff)
+        self._select_weights(cutoff)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         self._check_known(cutoff)
         digests = [shard.visible_digest(cutoff, horizon) for shard in self._shards()]
@@ -146,31 +160,35 @@ class Job:
         inputs = {"cutoff": moment.isoformat(), **self._inputs}
         keys = [digest_of(inputs, digest) for digest in digests]
         data_digest, digest = digest_of(digests), digest_of(inputs, keys)
-        seconds = {"check": time.monotonic() - begun}
+        seconds = {"check": time.monotonic() - stage_start}
 
         key = ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
         manifest, staging = self.folder / MANIFESTS / key.manifest, self.folder / ".staging" / key.folder
         if self._score.force:
             shutil.rmtree(staging, ignore_errors=True)
-        elif old := read_part(manifest):
-            found = self._sink.found(key)
-            same = old.get("key") == digest and all(old.get(name) == value for name, value in found.items())
-            if same and not (staging / _PUBLISHING).exists():
+        elif manifest_content := read_if_valid(manifest):
+            inventory = self._sink.inventory(key)
+            is_same = manifest_content.get("key") == digest and all(
+                manifest_content.get(name) == value for name, value in inventory.items()
+            )
+            if is_same and not (staging / _PUBLISHING).exists():
                 shutil.rmtree(staging, ignore_errors=True)
                 self._write_rows()
-                return Output(manifest, self._confirmed(old, manifest), done_before=True, seconds=seconds)
-            for name, expected in old.get("files", {}).items():
-                if found.get("files", {}).get(name, expected) != expected:
-                    (self.folder / name).unlink()  # Changed or damaged since.
+                return Output(
+                    manifest, self._make_current(manifest_content, manifest), was_complete=True, seconds=seconds
+                )
+            for name, expected in manifest_content.get("files", {}).items():
+                if inventory.get("files", {}).get(name, expected) != expected:
+                    (self.folder / name).unlink()  # Changed or damaged since then.
 
         update = self._update(cutoff)
-        parts, files = self._parts(cutoff, key, keys, staging, update, seconds, progress)
-        begun = time.monotonic()
+        parts, files = self._parts(_CutoffRun(cutoff, key, staging, update, seconds, progress), keys)
+        stage_start = time.monotonic()
         content = self._content(inputs | {"data_digest": data_digest, "key": digest}, parts)
         content["columns"] = list(pl.read_parquet_schema(files[FORECASTS][0])) if files[FORECASTS] else []
         self._check_sources(content)
         if update:
-            update.publish()  # What is not published yet is made from it again, and is the same.
+            update.publish()  # A job that resumes recomputes unpublished forecasts from it, with the same result.
         self._write_rows()
         write_text_atomic("", staging / _PUBLISHING)
         content |= self._sink.replace(key, files, content)
@@ -180,16 +198,16 @@ class Job:
             (self.folder / MANIFESTS / legacy.manifest).unlink()
         (staging / _PUBLISHING).unlink()
         shutil.rmtree(staging)
-        seconds |= {"publish": time.monotonic() - begun, "all": time.monotonic() - first}
-        return Output(manifest, content, done_before=False, seconds=seconds)
+        seconds |= {"publish": time.monotonic() - stage_start, "all": time.monotonic() - job_start}
+        return Output(manifest, content, was_complete=False, seconds=seconds)
 
     def write_latest(self) -> None:
-        """Put the forecasts of the latest cutoff of this model into latest/, unless they are there."""
+        """Write the forecasts of the latest cutoff of this model into latest/, unless they are there already."""
         if self._output.latest and self._output.sink != "sql":
             write_latest(self.folder, self._sink, self.names["model"])
 
-    def _confirmed(self, content: dict[str, Any], manifest: Path) -> dict[str, Any]:
-        """Return the manifest of forecasts that are there, made current again if another version's were."""
+    def _make_current(self, content: dict[str, Any], manifest: Path) -> dict[str, Any]:
+        """Return the manifest of existing forecasts, made current again if another version has superseded them."""
         if self._sink.is_superseded(content):
             content["current_since"] = datetime.now(UTC).isoformat()
             self._sink.record(content)
@@ -197,17 +215,17 @@ class Job:
         return content
 
     def _write_rows(self) -> None:
-        """Put the rejects of reading in the place of those before: once, they are of no cutoff."""
+        """Replace the rejects of reading, which belong to no cutoff; once per job."""
         if self._rows_written:
             return
-        rejects = self._named(self.loaded.rejects, None).with_columns(
+        rejects = self._with_model(self.loaded.rejects, None).with_columns(
             pl.lit(None, pl.String).alias(MODEL_VERSION), pl.lit(None, pl.String).alias(MODEL_DIGEST)
         )
         self._sink.replace_rows(self.names["model"], rejects, frame_digest(rejects))
         self._rows_written = True
 
-    def _named(self, rejects: pl.DataFrame, cutoff: datetime | None) -> pl.DataFrame:
-        """Return rejects with their cutoff and the names of the model, in columns as forecasts have them."""
+    def _with_model(self, rejects: pl.DataFrame, cutoff: datetime | None) -> pl.DataFrame:
+        """Return rejects with columns for the cutoff and the names of the model, as in the forecasts."""
         return rejects.with_columns(
             pl.lit(cutoff).cast(rejects.schema[TIMESTAMP]).alias(CUTOFF),
             pl.lit(self.names["model_version"]).alias(MODEL_VERSION),
@@ -215,41 +233,41 @@ class Job:
             pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST),
         )
 
-    def _take_weights(self, cutoff: int) -> None:
-        """Take the weights that forecast from a cutoff, in the runtime of those before."""
+    def _select_weights(self, cutoff: int) -> None:
+        """Select the weights for a cutoff, in the runtime in use."""
         weights = self.artifact.for_cutoff(cutoff)
         if weights is not self._weights and self._forward is not None:
             self._forward = OnnxForecaster(weights.network)
         self._weights = weights
 
     def _runtime(self) -> Forward | None:
-        """Return what runs the network if torch does not.
+        """Return the ONNX runtime of the network, None to run it in torch.
 
-        What score.runtime=auto has chosen is kept in the folder: files must not depend on how busy the machine is.
+        The choice of score.runtime=auto is kept in the folder: files must not depend on the load of the machine.
         """
         if self._score.runtime == "torch" or self._score.state is not None:
-            return None  # A graph has no state to go on from.
+            return None  # An ONNX graph cannot resume from a state.
         if self._score.runtime == "onnx":
             return OnnxForecaster(self._weights.network)
-        kept = self.folder / f".runtime-{self.names['model_digest'][:16]}"
+        choice_file = self.folder / f".runtime-{self.names['model_digest'][:16]}"
         with suppress(OSError):
-            if kept.read_text() == "torch":
+            if choice_file.read_text() == "torch":
                 return None
         try:
-            made = OnnxForecaster(self._weights.network)
-        except ConfigError:  # It is not installed, or can't run this model.
+            onnx = OnnxForecaster(self._weights.network)
+        except ConfigError:  # Not installed, or unable to run this model.
             return None
-        if kept.exists():
-            return made
-        faster = is_faster(made, self._weights.network, min(self.loaded.panel.n_series, BATCH_SIZE))
-        write_text_atomic("onnx" if faster else "torch", kept)
-        return made if faster else None
+        if choice_file.exists():
+            return onnx
+        faster = is_faster(onnx, self._weights.network, min(self.loaded.panel.n_series, BATCH_SIZE))
+        write_text_atomic("onnx" if faster else "torch", choice_file)
+        return onnx if faster else None
 
     @cached_property
     def _inputs(self) -> dict[str, str | int]:
-        """What forecasts follow from besides the cutoff and the panel, as the manifest says it."""
-        shown = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max", "n_samples"})
-        settings = {**shown, "missing_known": self._score.missing_known, "max_age": self._score.max_age}
+        """Inputs of the forecasts besides the cutoff and the panel, as recorded in the manifest."""
+        output = self._output.model_dump(mode="json", include={"sink", "uri", "table", "min", "max", "n_samples"})
+        settings = {**output, "missing_known": self._score.missing_known, "max_age": self._score.max_age}
         if self._score.state is not None:
             settings["state"] = "carried"
         return {
@@ -261,23 +279,25 @@ class Job:
             "code": f"gatecast {version('gatecast')}",
         }
 
-    def _update(self, cutoff: int) -> Update | None:
+    def _update(self, cutoff: int) -> StateUpdate | None:
         if self._score.state is None:
             return None
         folder = Path(self._score.state)
-        if self._weights is not self.artifact.latest:  # Those of the final fit keep their state beside this one.
+        if (
+            self._weights is not self.artifact.latest
+        ):  # The weights of the final fit keep their own state beside this one.
             folder /= "evaluated"
-        return Update(folder, self._weights, self.loaded.panel, cutoff, self.names["model_digest"])
+        return StateUpdate(folder, self._weights, self.loaded.panel, cutoff, self.names["model_digest"])
 
     def _shards(self) -> Iterator[Panel]:
-        """Yield the shards, whose pages the system reads one ahead, and lets go when they are done with."""
+        """Yield the shards; the system reads the pages of the next one ahead, and drops those of the last one."""
         panel = self.loaded.panel
         columns = 1 + self._output.n_samples // COLUMNS
-        fitting = max(1, SHARD_ROWS // (self.artifact.horizon * columns))
-        # Full batches, if there is room for one.
-        size = self._score.shard_size or (fitting - fitting % BATCH_SIZE or fitting)
-        every = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
-        for shard, following in pairwise(chain(every, [None])):
+        n_fitting = max(1, SHARD_ROWS // (self.artifact.horizon * columns))
+        # Full batches, if at least one fits.
+        size = self._score.shard_size or (n_fitting - n_fitting % BATCH_SIZE or n_fitting)
+        shards = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
+        for shard, following in pairwise(chain(shards, [None])):
             assert shard is not None
             if following is not None:
                 following.advise(mmap.MADV_WILLNEED)
@@ -298,60 +318,54 @@ class Job:
                 "score.missing_known to mask, quarantine or carry_forward"
             )
 
-    def _parts(
-        self,
-        cutoff: int,
-        key: ForecastKey,
-        keys: Sequence[str],
-        staging: Path,
-        update: Update | None,
-        seconds: dict[str, float],
-        progress: Progress | None,
-    ) -> tuple[list[Part], Files]:
-        """Return what is in each shard, and where its files are, after making those that are not there."""
-        folders = {kind: [staging / kind] for kind in KINDS}
+    def _parts(self, run: _CutoffRun, keys: Sequence[str]) -> tuple[list[Part], Files]:
+        """Return the counts and the files of all shards; missing parts are forecast and written.
+
+        `keys` are the digests of the inputs, [shard].
+        """
+        folders = {kind: [run.staging / kind] for kind in KINDS}
         if not self._score.force:
             for kind in KINDS:
-                if final := self._sink.folder(kind, key):
+                if final := self._sink.folder(kind, run.key):
                     folders[kind].append(final)
         names = [f"part-{number:05d}-{digest[:16]}.parquet" for number, digest in enumerate(keys)]
-        wanted = {*names}
+        expected_names = {*names}
         for kind in KINDS:
-            for file in (staging / kind).glob("*"):
-                if file.name not in wanted:
+            for file in (run.staging / kind).glob("*"):
+                if file.name not in expected_names:
                     file.unlink()
-        seconds |= {"forecast": 0.0, "write": 0.0}
+        run.seconds.update({"forecast": 0.0, "write": 0.0})
 
-        parts: list[Part | Future[Part]] = []
+        pending: list[Part | Future[Part]] = []
         writing: Future[Part] | None = None
-        done = 0
+        n_series = 0
         with ThreadPoolExecutor(1) as writer:
             for shard, name in zip(self._shards(), names, strict=True):
-                part = ready_part(name, folders) if update is None or update.has(name, shard) else None
+                part = complete_part(name, folders) if run.update is None or run.update.has(name, shard) else None
                 if part is None:
-                    begun = time.monotonic()
-                    made = self._forecast(shard, cutoff, update)
-                    seconds["forecast"] += time.monotonic() - begun
+                    start = time.monotonic()
+                    shard_forecasts = self._forecast(shard, run.cutoff, run.update)
+                    run.seconds["forecast"] += time.monotonic() - start
                     if writing:
-                        writing.result()  # One at a time: memory is bounded, and an error ends the job.
-                    writing = writer.submit(self._write_part, made, key, update, staging, name, seconds)
-                    parts.append(writing)
-                    del made
+                        writing.result()  # One write at a time bounds memory, and an error ends the job.
+                    writing = writer.submit(self._write_part, run, shard_forecasts, name)
+                    pending.append(writing)
+                    del shard_forecasts
                 else:
-                    parts.append(part)
-                done += shard.n_series
-                if progress:
-                    progress(done)
-            found = [part.result() if isinstance(part, Future) else part for part in parts]
+                    pending.append(part)
+                n_series += shard.n_series
+                if run.progress:
+                    run.progress(n_series)
+            parts = [part.result() if isinstance(part, Future) else part for part in pending]
         files: dict[Kind, list[Path]] = {
             kind: [path for name in names if (path := part_file(name, folders[kind])) is not None] for kind in KINDS
         }
-        return found, files
+        return parts, files
 
-    def _forecast(self, shard: Panel, cutoff: int, update: Update | None) -> WrittenPart:
+    def _forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
         """Return the forecasts of a shard."""
         horizon, carried, refused = self.artifact.horizon, 0, None
-        past, state, counts = update.rows(shard) if update else (None, None, {})
+        carried_states, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
             context = self.artifact.network.shape.context_length
             shard, carried = carry_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
@@ -362,77 +376,73 @@ class Job:
             shard,
             cutoff,
             refused=refused,
-            carried=past,
+            carried=carried_states,
             max_age=self._score.max_age,
             model_version=self.names["model_version"],
             samples=self._output.n_samples,
             forward=self._forward,
         )
-        return WrittenPart(forecasts, carried, state, counts)
+        return ShardForecasts(forecasts, carried, state, counts)
 
-    def _write_part(
-        self,
-        made: WrittenPart,
-        key: ForecastKey,
-        update: Update | None,
-        staging: Path,
-        name: str,
-        seconds: dict[str, float],
-    ) -> Part:
-        """Write the files of a shard, the one with its forecasts last: if that is there, both are."""
-        begun = time.monotonic()
-        stated = forecast_columns(self.artifact)
-        numbers = list(stated) if self.artifact.classes else [MEAN, *stated]
-        numbers += map(sample_column, range(self._output.n_samples))
-        frame, bounded = rows_within(made.forecasts.frame, numbers, self._output.min, self._output.max)
-        assert frame.select(pl.all_horizontal(pl.col(numbers).is_finite().all())).item(), "a forecast is not finite"
+    def _write_part(self, run: _CutoffRun, shard_forecasts: ShardForecasts, name: str) -> Part:
+        """Write the files of a shard; the forecasts come last, so their file marks a complete part."""
+        stage_start = time.monotonic()
+        distribution_columns = forecast_columns(self.artifact)
+        value_columns = list(distribution_columns) if self.artifact.classes else [MEAN, *distribution_columns]
+        value_columns += map(sample_column, range(self._output.n_samples))
+        frame, bounded = clip_rows(shard_forecasts.forecasts.frame, value_columns, self._output.min, self._output.max)
+        assert frame.select(pl.all_horizontal(pl.col(value_columns).is_finite().all())).item(), (
+            "a forecast is not finite"
+        )
         frame = frame.with_columns(
             pl.lit(self.names["model"]).alias(MODEL_NAME), pl.lit(self.names["model_digest"]).alias(MODEL_DIGEST)
         )
-        rejects = made.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
-        rejects = self._named(rejects, key.cutoff)
+        rejects = shard_forecasts.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
+        rejects = self._with_model(rejects, run.key.cutoff)
         part = Part(
             series=frame.height // self.artifact.horizon,
             rejected=rejects.height,
-            sources=counted_forecasts(frame.filter(pl.col(STEP) == 1), SOURCE),
-            rejects=counted_forecasts(rejects, REASON),
+            sources=count_by(frame.filter(pl.col(STEP) == 1), SOURCE),
+            rejects=count_by(rejects, REASON),
             bounded=bounded,
-            carried=made.carried,
-            state=made.counts,
+            carried=shard_forecasts.carried,
+            state=shard_forecasts.counts,
         )
-        if update and made.state:
-            update.save(name, made.state)
+        if run.update and shard_forecasts.state:
+            run.update.save(name, shard_forecasts.state)
         if rejects.height:
-            write_parquet_atomic(rejects, staging / REJECTS / name)
-        write_parquet_atomic(frame, staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
-        seconds["write"] += time.monotonic() - begun
+            write_parquet_atomic(rejects, run.staging / REJECTS / name)
+        write_parquet_atomic(frame, run.staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
+        run.seconds["write"] += time.monotonic() - stage_start
         return part
 
     def _check_sources(self, content: dict[str, Any]) -> None:
-        """Raise DataError if the model spoke for no series, or for fewer than score.min_model_share."""
+        """Raise DataError if the model itself forecast no series, or less than score.min_model_share."""
         sources, series = content["sources"], content["series"]
         n_model = sum(sources.get(name, 0) for name in (SOURCE_FINE_TUNED, SOURCE_PRETRAINED))
         if n_model and n_model >= self._score.min_model_share * series["forecast"]:
             return
-        others = [f"{sources[name]:,} {name}" for name in (SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE) if name in sources]
+        fallbacks = [
+            f"{sources[name]:,} {name}" for name in (SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE) if name in sources
+        ]
         ended = content["rejects"].get(ENDED, 0)
-        of_these = f", {ended:,} of them {ENDED} (score.max_age={self._score.max_age})" if ended else ""
-        rejected = [f"{series['rejected']:,} rejected{of_these}"] if series["rejected"] else []
+        of_which = f", {ended:,} of them {ENDED} (score.max_age={self._score.max_age})" if ended else ""
+        rejected = [f"{series['rejected']:,} rejected{of_which}"] if series["rejected"] else []
         raise DataError(
             f"the model forecast {n_model:,} of {series['forecast']:,} series at {content['cutoff']} "
-            f"(score.min_model_share={self._score.min_model_share:g}; {listing([*others, *rejected])}), so nothing is "
-            "published. It gives no finite forecast of a series without a value in its last "
+            f"(score.min_model_share={self._score.min_model_share:g}; {listing([*fallbacks, *rejected])}), so nothing "
+            "is published. It gives no finite forecast of a series without a value in its last "
             f"{self.artifact.network.shape.context_length:,} steps; check the cutoff and the newest rows of the table, "
             "or take another version"
         )
 
     def _content(self, versions: dict[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
-        """Return the manifest, but for what the sink holds. No series and no row is lost on the way to it."""
+        """Return the manifest without the inventory of the sink, after checking that no series and no row is lost."""
         counts = self.loaded.counts
         series, rejected = sum(part.series for part in parts), sum(part.rejected for part in parts)
         rejected += counts.series_rejected
         assert series + rejected == counts.series_in, "a series was lost"
-        rejects = Counter(counted_forecasts(self.loaded.rejects, REASON))
+        rejects = Counter(count_by(self.loaded.rejects, REASON))
         sources: Counter[str] = Counter()
         bounded: Counter[str] = Counter()
         state: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The forecasts of the latest cutoff of a model in one file, for tools that do not follow manifests."""
+"""The forecasts of the latest cutoff of a model in one file, for tools that do not read manifests."""
 
 from pathlib import Path
 from typing import Final
@@ -16,13 +16,13 @@ _KEY: Final = "gatecast"
 
 
 def write_latest(folder: Path, sink: Sink, model: str) -> None:
-    """Put the forecasts of the latest cutoff of a model into its file in `latest`, unless they are there.
+    """Write the forecasts of the latest cutoff of a model into its file in `latest`, unless they are there already.
 
-    Of several versions, those that are current count. A reader sees the file before or the new one. Raises OutputError.
+    The current version counts. The file is replaced atomically. Raises OutputError.
     """
     paths = (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
-    named = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
-    contents = current(content for content in map(read_manifest, named) if content["model"] == model)
+    of_model = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
+    contents = current(content for content in map(read_manifest, of_model) if content["model"] == model)
     file = folder / LATEST / f"{file_name(model)}.parquet"
     if not contents or _key(file) == contents[-1]["key"]:
         return
@@ -32,7 +32,7 @@ def write_latest(folder: Path, sink: Sink, model: str) -> None:
 
 
 def _key(file: Path) -> str | None:
-    """Return the key of the forecasts in a file, None if it is not there, or not whole."""
+    """Return the key of the forecasts in a file, None if it is missing or damaged."""
     try:
         return pl.read_parquet_metadata(file).get(_KEY)
     except UNREADABLE:

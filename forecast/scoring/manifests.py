@@ -1,4 +1,4 @@
-"""Manifests of scores: which forecasts are complete, of which cutoff and model, and where their files are."""
+"""Manifests of scores: the complete forecasts by cutoff and model, and their files."""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ Kind = Literal["rejects", "forecasts"]
 FORECASTS: Final = "forecasts"
 REJECTS: Final = "rejects"
 KINDS: Final[tuple[Kind, ...]] = (REJECTS, FORECASTS)
-"""In the order in which they are written."""
+"""Kinds of output, in the order of writing."""
 MANIFESTS: Final = "manifests"
 
 LAYOUT: Final = 2
-"""Of the output. Before it had a number, forecasts were in hive folders of one model, and rows did not name it."""
+"""Version of the output layout. The unnumbered layout before it had hive folders for one model, not named in rows."""
 _LONG_NAME: Final = 120
 
 
 class ForecastKey(NamedTuple):
-    """Which forecasts: those of a cutoff by a version of a model."""
+    """Identity of forecasts: a cutoff and a version of a model."""
 
     cutoff: datetime
     model: str
     version: str
     digest: str
     is_legacy: bool = False
-    """Whether they are laid out as before LAYOUT."""
+    """Whether they are in the layout before LAYOUT."""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "ForecastKey":
@@ -41,7 +41,7 @@ class ForecastKey(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name of the folder with its files: no `key=value`, of which readers would make a column."""
+        """Name of the folder with its files; not `key=value`, which readers would turn into a column."""
         return partition(self.cutoff) if self.is_legacy else f"{self.cutoff:%Y-%m-%dT%H-%M-%S%z}.{self._name}"
 
     @property
@@ -56,7 +56,7 @@ class ForecastKey(NamedTuple):
 
 
 def partition(cutoff: datetime) -> str:
-    """Return what names of manifests begin with: a colon is %3A.
+    """Return the first part of manifest names, with %3A for colons.
 
     >>> partition(datetime(2024, 1, 31, 23))
     'cutoff=2024-01-31T23%3A00%3A00'
@@ -65,7 +65,7 @@ def partition(cutoff: datetime) -> str:
 
 
 def file_name(model: str) -> str:
-    """Return the name of a model as a part of file names.
+    """Return the name of a model, quoted for file names.
 
     >>> file_name("loads of Köln")
     'loads%20of%20K%C3%B6ln'
@@ -75,7 +75,7 @@ def file_name(model: str) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the content of a manifest. Raises DataError for one that is not whole."""
+    """Return the content of a manifest. Raises DataError for a damaged one."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         ForecastKey.of(content)
@@ -88,65 +88,65 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_manifests(folder: Path, model: str | None = None) -> list[dict[str, Any]]:
-    """Return the manifests of a scores folder, of one model or all: by cutoff, then by when they became current.
+    """Return the manifests of a scores folder, of one model or all, as sorted by `in_order`.
 
-    Raises DataError for one that is not whole.
+    Raises DataError for a damaged one.
     """
     contents = map(read_manifest, (folder / MANIFESTS).glob(f"{CUTOFF}=*.json"))
     return in_order(content for content in contents if model in (None, content["model"]))
 
 
 def in_order(contents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return manifests by cutoff, then by when they became current."""
+    """Return manifests sorted by cutoff, then by the time they became current."""
     return sorted(map(dict, contents), key=lambda content: (in_utc(cutoff_moment(content)), current_since(content)))
 
 
 def current(contents: Iterable[Mapping[str, Any]], *, out_of_sample: bool = False) -> list[dict[str, Any]]:
-    """Return one manifest of each cutoff and model: that of the version whose forecasts became current last.
+    """Return one manifest per cutoff and model: the one that became current last.
 
-    With `out_of_sample`, one of a version that was not trained on what it forecasts comes first, if there is any.
+    With `out_of_sample`, a version that was not trained on the cutoff's future takes precedence.
     """
-    chosen: dict[tuple[str, datetime], dict[str, Any]] = {}
+    latest: dict[tuple[str, datetime], dict[str, Any]] = {}
     for content in in_order(contents):
-        place = content["model"], in_utc(cutoff_moment(content))
-        held = chosen.get(place)
-        if not (out_of_sample and held and is_in_sample(content) and not is_in_sample(held)):
-            chosen[place] = content
-    return in_order(chosen.values())
+        slot = content["model"], in_utc(cutoff_moment(content))
+        previous = latest.get(slot)
+        if not (out_of_sample and previous and is_in_sample(content) and not is_in_sample(previous)):
+            latest[slot] = content
+    return in_order(latest.values())
 
 
 def current_since(content: Mapping[str, Any]) -> str:
-    """Return when forecasts became the ones that count for their cutoff: when they were written, or confirmed."""
+    """Return the time at which forecasts became current for their cutoff: when written, or confirmed later."""
     return str(content.get("current_since") or content.get("written_at") or "")
 
 
 def is_in_sample(content: Mapping[str, Any]) -> bool:
-    """Return whether the version was trained on steps after the cutoff; not, if the manifest does not say."""
+    """Return whether the version was trained on steps after the cutoff; False if not recorded."""
     until = training_end(content)
     return until is not None and in_utc(cutoff_moment(content)) < in_utc(until)
 
 
 def is_superseded(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Return whether another version of the model has forecast the cutoff later."""
+    """Return whether forecasts of the cutoff by another version became current later."""
     key = ForecastKey.of(content)
-    others = (read_manifest(path) for path in (folder / MANIFESTS).glob(f"{partition(key.cutoff)}.*json"))
+    manifests = (read_manifest(path) for path in (folder / MANIFESTS).glob(f"{partition(key.cutoff)}.*json"))
     return any(
-        other["model"] == key.model and current_since(other) > current_since(content)
-        for other in others
-        if ForecastKey.of(other) != key
+        manifest["model"] == key.model and current_since(manifest) > current_since(content)
+        for manifest in manifests
+        if ForecastKey.of(manifest) != key
     )
 
 
 def legacy_key(folder: Path, key: ForecastKey) -> ForecastKey | None:
-    """Return the key of the same forecasts in the layout before, None if there are none."""
+    """Return the key of the same forecasts in the earlier layout, None if there are none."""
     legacy = key._replace(is_legacy=True)
     path = folder / MANIFESTS / legacy.manifest
-    # The name has the cutoff; moments in an hour that comes twice are never equal across kinds of time zones.
+    # The file name identifies the cutoff; moments in a repeated hour never compare equal across kinds of time zones.
     return legacy if path.is_file() and ForecastKey.of(read_manifest(path))[1:] == legacy[1:] else None
 
 
 def models_of(contents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the models that have made forecasts."""
+    """Return the names of the models with forecasts."""
     return sorted({str(content["model"]) for content in contents})
 
 
@@ -156,16 +156,16 @@ def cutoff_moment(content: Mapping[str, Any]) -> datetime:
 
 
 def training_end(content: Mapping[str, Any]) -> datetime | None:
-    """Return the last moment that the version of a manifest was trained on; None where it does not say. ValueError."""
+    """Return the last moment of the version's training data, None if not recorded. Raises ValueError."""
     until = content.get("trained_until")
     return None if until is None else datetime.fromisoformat(until)
 
 
 def written_at(content: Mapping[str, Any]) -> datetime:
-    """Return when a cutoff was scored; its file's time where the manifest does not say. Raises ValueError."""
+    """Return the time at which a cutoff was scored. Raises KeyError, ValueError."""
     return in_utc(datetime.fromisoformat(content["written_at"]))
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return a moment with a time zone, UTC where it has none, so that moments can be sorted."""
+    """Return a moment with a time zone, UTC if it has none, so that all moments are comparable."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Parts of a scored cutoff: what is written, what is found again, and their digests."""
+"""Parts of a scored cutoff: contents, counts, files and digests."""
 
 import hashlib
 import io
@@ -16,13 +16,13 @@ from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError
 from forecast.prediction.result import Forecasts
 from forecast.scoring.manifests import FORECASTS, REJECTS, Kind
-from forecast.scoring.state import Rows
+from forecast.scoring.state import StateRows
 
-# Rows of forecasts in a shard, if score.shard_size does not say how many series.
+# Rows of forecasts in a shard, unless score.shard_size sets its number of series.
 SHARD_ROWS: Final = 1 << 16
-# Columns that a row has, about, besides sample paths: with as many of these, shards have half as many series.
+# Approximate number of columns besides sample paths: with as many sample paths, shards have half as many series.
 COLUMNS: Final = 16
-# In the footer of a part.
+# Key of the counts in the footer of a part.
 PART: Final = "gatecast"
 
 Progress = Callable[[int], None]
@@ -30,65 +30,65 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Output:
-    """What there is of one cutoff."""
+    """Output of one cutoff."""
 
     manifest: Path
     content: dict[str, Any]
-    """Of the manifest."""
-    done_before: bool
-    """Nothing had to be written."""
+    """Content of the manifest."""
+    was_complete: bool
+    """Whether nothing had to be written."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, and all; forecasting and writing overlap."""
+    """Seconds by stage, and `all` in total; forecasting and writing overlap."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is in the files of a shard."""
+    """Counts of the contents of a shard's files."""
 
     series: int
-    """That are forecast."""
+    """Number of series with a forecast."""
     rejected: int
     sources: dict[str, int]
-    """Series by the rung of the ladder."""
+    """Series by the source of their forecast."""
     rejects: dict[str, int]
-    """Series by the reason."""
+    """Series by the reason of their rejection."""
     bounded: dict[str, int]
-    """Values by the bound that they were moved to, of those that are set."""
+    """Values clipped to each bound that is set."""
     carried: int
     """Cells of known covariates that have the value before."""
     state: dict[str, int]
-    """Series by what was done for their state, if one is kept."""
+    """Series by the origin of their state (carried, recomputed, new), if a state is kept."""
 
 
 @dataclass(frozen=True)
-class WrittenPart:
-    """What there is to write of a shard."""
+class ShardForecasts:
+    """The forecasts of a shard, with its new state."""
 
     forecasts: Forecasts
     carried: int
     """Cells of known covariates that have the value before."""
-    state: Rows | None
+    state: StateRows | None
     counts: dict[str, int]
-    """Series by what was done for their state."""
+    """Series by the origin of their state."""
 
 
-def shadowed(loaded: Loaded, share: float) -> Loaded:
-    """Return a share of the series: those whose id hashes below it, whatever else is in the panel.
+def share_of_series(loaded: Loaded, share: float) -> Loaded:
+    """Return a share of the series, chosen by a hash of their id, independent of the other series.
 
-    Raises ConfigError if that is none.
+    Raises ConfigError if the share contains no series.
     """
     if share == 1.0:
         return loaded
     ids = loaded.panel.series_id.tolist()
     hashes = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    chosen = np.flatnonzero([int.from_bytes(digest) < share * 2**64 for digest in hashes])
-    if not len(chosen):
+    members = np.flatnonzero([int.from_bytes(digest) < share * 2**64 for digest in hashes])
+    if not len(members):
         raise ConfigError(f"score.shadow_share={share:g} is none of {len(ids):,} series; raise it, or leave it out")
     counts = loaded.counts
     return replace(
         loaded,
-        panel=loaded.panel.take(chosen),
-        counts=replace(counts, series_in=counts.series_in - len(ids) + len(chosen), series_kept=len(chosen)),
+        panel=loaded.panel.take(members),
+        counts=replace(counts, series_in=counts.series_in - len(ids) + len(members), series_kept=len(members)),
         stored_digest=None,
     )
 
@@ -98,8 +98,8 @@ def part_file(name: str, folders: Sequence[Path]) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def ready_part(name: str, folders: dict[Kind, list[Path]]) -> Part | None:
-    """Return what is in the files of a shard, None if they are not there, or not whole."""
+def complete_part(name: str, folders: dict[Kind, list[Path]]) -> Part | None:
+    """Return the counts of a shard whose files are complete; None if they are missing or damaged."""
     path = part_file(name, folders[FORECASTS])
     if path is None:
         return None
@@ -111,22 +111,25 @@ def ready_part(name: str, folders: dict[Kind, list[Path]]) -> Part | None:
     return part if not part.rejected or part_file(name, folders[REJECTS]) else None
 
 
-def rows_within(
-    frame: pl.DataFrame, columns: list[str], least: float | None, most: float | None
+def clip_rows(
+    frame: pl.DataFrame, columns: list[str], minimum: float | None, maximum: float | None
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return forecasts moved to the bounds that there are, and how many values were beyond each."""
+    """Return forecasts clipped to the bounds that are set, and the number of values beyond each."""
     values = pl.col(columns)
-    beyond = {"min": None if least is None else values < least, "max": None if most is None else values > most}
+    beyond = {
+        "min": None if minimum is None else values < minimum,
+        "max": None if maximum is None else values > maximum,
+    }
     counts = {
         name: int(frame.select(pl.sum_horizontal(outside.sum())).item())
         for name, outside in beyond.items()
         if outside is not None
     }
-    return (frame.with_columns(values.clip(least, most)), counts) if any(counts.values()) else (frame, counts)
+    return (frame.with_columns(values.clip(minimum, maximum)), counts) if any(counts.values()) else (frame, counts)
 
 
-def read_part(manifest: Path) -> dict[str, Any]:
-    """Return a manifest as it is on disk, empty if it can't be read."""
+def read_if_valid(manifest: Path) -> dict[str, Any]:
+    """Return the content of a manifest, empty if it can't be read."""
     try:
         content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -135,17 +138,17 @@ def read_part(manifest: Path) -> dict[str, Any]:
 
 
 def frame_digest(frame: pl.DataFrame) -> str:
-    """Return the digest of a frame."""
+    """Return the SHA-256 of a frame as Parquet."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def counted_forecasts(frame: pl.DataFrame, column: str) -> dict[str, int]:
-    """Return the rows for each value of a column."""
+def count_by(frame: pl.DataFrame, column: str) -> dict[str, int]:
+    """Return the number of rows by value of a column."""
     return dict(frame.group_by(column).len().sort(column).iter_rows())
 
 
 def digest_of(*parts: object) -> str:
-    """Return the digest of values that JSON can hold."""
+    """Return the SHA-256 of values as JSON."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

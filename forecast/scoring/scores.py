@@ -1,4 +1,4 @@
-"""Forecasts that scoring has written, as a frame: what finished manifests name, with where it comes from."""
+"""Reader of scored forecasts: a frame of the forecasts that manifests name, with their lineage."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -29,7 +29,7 @@ RUN_ID: Final = "run_id"
 TRAINED_UNTIL: Final = "trained_until"
 WRITTEN_AT: Final = "written_at"
 _LINEAGE: Final = (SOURCE, *MODEL_COLUMNS, RUN_ID, TRAINED_UNTIL, WRITTEN_AT)
-# Times that a cutoff may be replaced while it is read.
+# Attempts to read a cutoff that is being replaced.
 _ATTEMPTS: Final = 3
 
 
@@ -37,7 +37,7 @@ class Scores:
     """The forecasts in a folder or a database, by cutoff.
 
     `place` is the output.path of scoring (Parquet files or Delta Lake tables), or the URI of a database, whose table is
-    `table`. Raises DataError if nothing is finished there; ConfigError, OutputError.
+    `table`. Raises DataError if it holds no manifest; ConfigError, OutputError.
     """
 
     def __init__(self, place: str | Path, table: str = "forecasts") -> None:
@@ -55,13 +55,12 @@ class Scores:
                 "output.path of a forecast score that is done, or the URI and the table of its database"
             )
 
-    def chosen(
+    def select(
         self, cutoff: datetime | None = None, model: str | None = None, *, latest: bool = False
     ) -> list[dict[str, Any]]:
         """Return the manifests of a cutoff and a model, or of all; with `latest`, one of each model.
 
-        That is the latest cutoff, or the one that is asked for, as the version that is current has forecast it. Raises
-        DataError if there is none.
+        That is the latest cutoff, or the requested one, by the current version. Raises DataError if there is none.
         """
         contents = [content for content in self.contents if model in (None, content["model"])]
         if not contents:
@@ -76,9 +75,9 @@ class Scores:
         return contents
 
     def read(self, contents: Sequence[Mapping[str, Any]], series: Collection[str] | None = None) -> pl.DataFrame:
-        """Return the forecasts of some manifests, of some series or all: by cutoff, model, series and step.
+        """Return the forecasts of the given manifests, of some series or all, by cutoff, model, series and step.
 
-        Columns that some of them lack are null there. Raises OutputError for files or rows that are gone.
+        Columns that a manifest lacks are null in its rows. Raises OutputError for missing files or rows.
         """
         frame = pl.concat((self._rows(content, series) for content in contents), how="diagonal_relaxed")
         last = [name for name in _LINEAGE if name in frame.columns]
@@ -116,13 +115,13 @@ def read_scores(
     series: Collection[str] | None = None,
     table: str = "forecasts",
 ) -> pl.DataFrame:
-    """Return forecasts that scoring has written; see `forecast.api.read_scores`.
+    """Return scored forecasts; see `forecast.api.read_scores`.
 
-    A cutoff that is replaced meanwhile is read again, as its new manifest says.
+    A cutoff replaced during the read is read again, by its new manifest.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         scores = Scores(place, table)
-        contents = scores.chosen(cutoff, model, latest=latest)
+        contents = scores.select(cutoff, model, latest=latest)
         try:
             return scores.read(contents, series)
         except OutputError:
@@ -132,7 +131,7 @@ def read_scores(
 
 
 def _sink_of(folder: Path, contents: Sequence[Mapping[str, Any]]) -> Sink:
-    """Return what reads the forecasts of a folder. Raises ConfigError if they are in a database."""
+    """Return the sink that reads the forecasts of a folder. Raises ConfigError if they are in a database."""
     is_delta = (folder / FORECASTS / "_delta_log").is_dir()
     if not is_delta and any("files" not in content for content in contents):
         raise ConfigError(
@@ -142,8 +141,8 @@ def _sink_of(folder: Path, contents: Sequence[Mapping[str, Any]]) -> Sink:
     return open_sink(validated(SinkConfig, {"path": str(folder), "sink": "delta" if is_delta else "parquet"}))
 
 
-def _is_same(moment: datetime, wanted: datetime) -> bool:
-    """Return whether a cutoff is the one that is asked for, which has local time if it has no time zone."""
-    if moment.tzinfo is not None and wanted.tzinfo is None:
-        return moment.replace(tzinfo=None) == wanted
-    return (moment.tzinfo is None) == (wanted.tzinfo is None) and moment == wanted
+def _is_same(moment: datetime, requested: datetime) -> bool:
+    """Return whether a cutoff equals the requested one; a request without time zone is in local time."""
+    if moment.tzinfo is not None and requested.tzinfo is None:
+        return moment.replace(tzinfo=None) == requested
+    return (moment.tzinfo is None) == (requested.tzinfo is None) and moment == requested

@@ -1,4 +1,4 @@
-"""Folders of Parquet files that earlier releases wrote, in the present layout: nothing is forecast again."""
+"""Upgrade of score folders of earlier releases to the current layout, without new forecasts."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ _ROWS: Final = "rows-"
 
 
 def upgrade(folder: Path) -> int:
-    """Bring the files in a scores folder into the present layout; return how many cutoffs were in another one.
+    """Convert a scores folder to the current layout; return the number of cutoffs converted.
 
-    Hold the lock of the folder meanwhile. A cutoff is there at every moment, in one layout or the other; after a kill,
-    the next call goes on. Raises DataError, OutputError.
+    The caller holds the lock of the folder. Every cutoff stays readable in one layout or the other; after a kill, the
+    next call resumes. Raises DataError, OutputError.
     """
     contents = [content for content in read_manifests(folder) if "files" in content]
     legacy = [content for content in contents if ForecastKey.of(content).is_legacy]
@@ -43,8 +43,8 @@ def upgrade(folder: Path) -> int:
         manifest = folder / MANIFESTS / key.manifest
         if not manifest.is_file():
             if content is newest[key.model]:
-                _keep_rows(folder, content, key)
-            files = _rewritten(folder, content, key)
+                _move_rows(folder, content, key)
+            files = _rewrite_files(folder, content, key)
             write_text_atomic(json.dumps(_manifest(folder, content, files), indent=1) + "\n", manifest)
         for kind in KINDS:
             shutil.rmtree(folder / kind / old.folder, ignore_errors=True)
@@ -52,32 +52,32 @@ def upgrade(folder: Path) -> int:
     return len(legacy)
 
 
-def _rewritten(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> dict[Kind, list[Path]]:
-    """Write the files of a cutoff with the columns that they lacked, but rejects of reading; return where they are."""
+def _rewrite_files(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> dict[Kind, list[Path]]:
+    """Write the files of a cutoff, except rejects of reading, with the missing columns; return their paths."""
     files: dict[Kind, list[Path]] = {REJECTS: [], FORECASTS: []}
     for kind in KINDS:
         for name in (name for name in content["files"] if Path(name).parts[0] == kind):
             path = folder / kind / key.folder / Path(name).name
             if not path.name.startswith(_ROWS):
-                write_parquet_atomic(_named(scan_file(folder / name).collect(), key), path)
+                write_parquet_atomic(_with_model(scan_file(folder / name).collect(), key), path)
                 files[kind].append(path)
     return files
 
 
-def _keep_rows(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> None:
-    """Put the rejects of reading of a cutoff where those of its model are, if there are none."""
+def _move_rows(folder: Path, content: Mapping[str, Any], key: ForecastKey) -> None:
+    """Move the rejects of reading of a cutoff to those of its model, unless the model has some."""
     if list((folder / REJECTS / f"rows.{file_name(key.model)}").glob("*.parquet")):
         return
     for name in content["files"]:
         if Path(name).parts[0] == REJECTS and Path(name).name.startswith(_ROWS):
-            frame = _named(scan_file(folder / name).collect(), key)
-            nothing = [pl.lit(None, frame.schema[column]).alias(column) for column in (CUTOFF, *MODEL_COLUMNS[1:])]
+            frame = _with_model(scan_file(folder / name).collect(), key)
+            nulls = [pl.lit(None, frame.schema[column]).alias(column) for column in (CUTOFF, *MODEL_COLUMNS[1:])]
             digest = hashlib.sha256(name.encode()).hexdigest()
-            ParquetSink(folder).replace_rows(key.model, frame.with_columns(nothing), digest)
+            ParquetSink(folder).replace_rows(key.model, frame.with_columns(nulls), digest)
 
 
-def _named(frame: pl.DataFrame, key: ForecastKey) -> pl.DataFrame:
-    """Return rows with their cutoff and the names of their model."""
+def _with_model(frame: pl.DataFrame, key: ForecastKey) -> pl.DataFrame:
+    """Return rows with columns for the cutoff and the names of the model."""
     return frame.with_columns(
         pl.lit(key.cutoff).cast(frame.schema[TIMESTAMP]).alias(CUTOFF),
         pl.lit(key.version).alias(MODEL_VERSION),
@@ -87,15 +87,15 @@ def _named(frame: pl.DataFrame, key: ForecastKey) -> pl.DataFrame:
 
 
 def _manifest(folder: Path, content: Mapping[str, Any], files: Mapping[Kind, list[Path]]) -> dict[str, Any]:
-    """Return the manifest of files in the present layout."""
+    """Return the manifest of files in the current layout."""
     refused = sum(pl.scan_parquet(file).select(pl.len()).collect().item() for file in files[REJECTS])
-    places = [file for kind in KINDS for file in files[kind]]
+    all_files = [file for kind in KINDS for file in files[kind]]
     return {
         **content,
         "layout": LAYOUT,
         "rows": {**content["rows"], "refused": refused},
         "columns": list(pl.read_parquet_schema(files[FORECASTS][0])),
         "files": {
-            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(places)
+            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(all_files)
         },
     }

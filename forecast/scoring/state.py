@@ -1,11 +1,11 @@
-"""The state that a nightly job carries on: for each series, what its encoder needs to see no step twice.
+"""Encoder states carried over from one scoring job to the next, so that no step is encoded twice.
 
     .lock                                          held by the job that writes here
     phase-007/state.json                           the cutoff, the model, and which parts; written last
-    phase-007/part-00003-1f2e....safetensors       states of a shard of series (`StateStore`), digests of their inputs
+    phase-007/part-00003-1f2e....safetensors       states of a shard of series (`StateStore`), and digests of their inputs
 
-A model that takes in segments of several steps has a state for each phase of the cutoff in a segment, made when a
-cutoff of that phase first comes: an hourly job on a model that takes in days has 24, and each goes on once a day.
+A model with segments of several steps has a state for each phase of the cutoff within a segment, created at the first
+cutoff of that phase: an hourly job on a model with daily segments has 24 states, each continued once a day.
 """
 
 import hashlib
@@ -44,16 +44,16 @@ Digests = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The state of some series, sorted."""
+class StateRows:
+    """States of some series, sorted by id."""
 
     series_id: Names
     carried: StateStore
     digests: Digests
-    """[S, 16], of what went in."""
+    """[S, 16], hashes of the inputs of each state."""
 
     def to_bytes(self) -> bytes:
-        """Return what `from_bytes` reads."""
+        """Return the states as bytes of a safetensors file."""
         names = np.frombuffer(json.dumps(self.series_id.tolist()).encode(), np.uint8)
         tensors = {
             **{name: values.contiguous() for name, values in self.carried._asdict().items()},
@@ -63,41 +63,41 @@ class Rows:
         return safetensors.torch.save(tensors)
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Rows":
-        """Return what `to_bytes` wrote. Raises KeyError, ValueError, SafetensorError."""
+    def from_bytes(cls, content: bytes) -> "StateRows":
+        """Return states from the bytes of `to_bytes`. Raises KeyError, ValueError, SafetensorError."""
         tensors = safetensors.torch.load(content)
         names = json.loads(tensors.pop("series_id").numpy().tobytes())
         digests = tensors.pop("digests").numpy()
         return cls(as_names(names), StateStore(**tensors), digests)
 
 
-class Update:
-    """The state of one cutoff, made shard by shard from that of an earlier one, as far as there is one."""
+class StateUpdate:
+    """The state of one cutoff, computed shard by shard, from the state of an earlier cutoff if there is one."""
 
     def __init__(self, folder: Path, artifact: Artifact, panel: Panel, cutoff: int, model_digest: str) -> None:
         self._artifact, self._panel, self._cutoff, self._model_digest = artifact, panel, cutoff, model_digest
         length = artifact.network.shape.segment_length
         self._folder = folder / f"phase-{self._clock(cutoff) % length:03d}"
         self._old = self._read()
-        self._before: int | None = None
-        """The cutoff of the old state, None if there is none to go on from."""
+        self._old_cutoff: int | None = None
+        """The cutoff of the old state, None without a usable one."""
         self.touches = True
-        """Whether the state moves to this cutoff: one that is older leaves it alone."""
+        """Whether the state moves to this cutoff; an older cutoff leaves it unchanged."""
         if self._old:
             before = int(self._old["cutoff_index"])
             self.touches = before <= cutoff
             if self.touches and (self._clock(cutoff) - self._clock(before)) % length:
-                self._old = self._unused("is of another phase of the segments")
+                self._old = self._discard("is of another phase of the segments")
             elif self.touches:
-                self._before = before
-        self._loaded: dict[str, Rows] = {}
+                self._old_cutoff = before
+        self._loaded: dict[str, StateRows] = {}
         self._hashes = {name: part["sha256"] for name, part in self._old.get("parts", {}).items()}
         self._spans: dict[str, tuple[str, str]] = {}
 
     def _clock(self, index: int) -> int:
         return index + int(self._panel.clock_shift_at(np.array([index]))[0])
 
-    def _unused(self, why: str) -> dict[str, Any]:
+    def _discard(self, why: str) -> dict[str, Any]:
         _LOG.warning(f"score.state: {self._folder} {why}; it is not used, and made anew from the history")
         return {}
 
@@ -108,26 +108,26 @@ class Update:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return self._unused("can't be read")
+            return self._discard("can't be read")
         version = index.get("format_version") if isinstance(index, dict) else None
         if version is not None and version != FORMAT_VERSION:
-            return self._unused(f"has format version {version}, this program reads {FORMAT_VERSION}")
+            return self._discard(f"has format version {version}, this program reads {FORMAT_VERSION}")
         if version is None or not _is_index(index):
-            return self._unused("is damaged")
+            return self._discard("is damaged")
         if index["model_digest"] != self._model_digest:
-            return self._unused("is of another model")
-        known: dict[str, Any] = index
-        return known
+            return self._discard("is of another model")
+        valid_index: dict[str, Any] = index
+        return valid_index
 
     def has(self, name: str, shard: Panel) -> bool:
-        """Return whether the part of a shard is there already, and is to be kept."""
+        """Return whether the part of a shard exists already, or none is to be written."""
         self._spans[name] = (str(shard.series_id[0]), str(shard.series_id[-1]))
         return not self.touches or (self._folder / name).is_file()
 
-    def rows(self, shard: Panel) -> tuple[StateStore, Rows, dict[str, int]]:
-        """Return the pasts of a shard's series, their state, and how many were carried on, recomputed, and new.
+    def rows(self, shard: Panel) -> tuple[StateStore, StateRows, dict[str, int]]:
+        """Return the states of a shard for forecasting and for storage, and the number carried, recomputed and new.
 
-        A series is recomputed from its history if that is not what went in: if a row came late, or was revised.
+        A state is recomputed from the history if its inputs have changed: after late or revised rows.
         """
         prepare()
         network = self._artifact.network
@@ -135,81 +135,87 @@ class Update:
         windows = windows_at(shard, self._cutoff)
         carried = StateStore.blank(network, shard.n_series)
         segments = segments_since(shard, windows, length)
-        known = np.zeros(len(windows), np.bool_)
-        same = np.zeros(len(windows), np.bool_)
-        if self._before is not None:
+        had_state = np.zeros(len(windows), np.bool_)
+        is_current = np.zeros(len(windows), np.bool_)
+        if self._old_cutoff is not None:
             old = self._old_rows(shard)
-            at = np.minimum(np.searchsorted(old.series_id, shard.series_id[windows.series]), len(old.series_id) - 1)
+            position = np.minimum(
+                np.searchsorted(old.series_id, shard.series_id[windows.series]), len(old.series_id) - 1
+            )
             if len(old.series_id):
-                known = old.series_id[at] == shard.series_id[windows.series]
-            expected = self._digests(shard, windows.series[known], self._before)
-            same[known] = (expected == old.digests[at[known]]).all(1)
-            kept = torch.from_numpy(windows.series[same])
-            for values, found in zip(carried, old.carried, strict=True):
-                values[kept] = found[torch.from_numpy(at[same])]
-            segments[same] = (self._clock(self._cutoff) - self._clock(self._before)) // length
+                had_state = old.series_id[position] == shard.series_id[windows.series]
+            expected = self._input_digests(shard, windows.series[had_state], self._old_cutoff)
+            is_current[had_state] = (expected == old.digests[position[had_state]]).all(1)
+            carried_rows = torch.from_numpy(windows.series[is_current])
+            for values, old_values in zip(carried, old.carried, strict=True):
+                values[carried_rows] = old_values[torch.from_numpy(position[is_current])]
+            segments[is_current] = (self._clock(self._cutoff) - self._clock(self._old_cutoff)) // length
         data = PanelTensors.of(shard, network)
         advance(network, data, windows, segments, carried)
-        known |= not self.touches
-        counts = {CARRIED: int(same.sum()), RECOMPUTED: int((known & ~same).sum()), NEW: int((~known).sum())}
-        begun = StateStore(*(values[torch.from_numpy(windows.series)] for values in carried))
-        digests = self._digests(shard, windows.series, self._cutoff)
-        return carried, Rows(shard.series_id[windows.series], begun, digests), counts
+        had_state |= not self.touches
+        counts = {
+            CARRIED: int(is_current.sum()),
+            RECOMPUTED: int((had_state & ~is_current).sum()),
+            NEW: int((~had_state).sum()),
+        }
+        started = StateStore(*(values[torch.from_numpy(windows.series)] for values in carried))
+        digests = self._input_digests(shard, windows.series, self._cutoff)
+        return carried, StateRows(shard.series_id[windows.series], started, digests), counts
 
-    def _digests(self, shard: Panel, series: IntArray, cutoff: int) -> Digests:
-        """Return a hash of what of some series is in their state of a cutoff, [n, 16].
+    def _input_digests(self, shard: Panel, series: IntArray, cutoff: int) -> Digests:
+        """Return a hash of the inputs of each series' state at a cutoff, [n, 16].
 
-        That is up to one segment before the cutoff, but known covariates of the segment after that, too.
+        Inputs reach up to one segment before the cutoff; known covariates include the segment after that.
         """
         length = self._artifact.network.shape.segment_length
         shift = self._clock(cutoff) - cutoff - (self._clock(cutoff - length) - (cutoff - length))
-        seen = np.clip(cutoff - length + max(shift, 0) + 1 - shard.start, 0, shard.lengths)
-        ahead = np.clip(cutoff + 1 - shard.start, 0, shard.lengths + shard.horizon) * (seen > 0)
+        n_observed = np.clip(cutoff - length + max(shift, 0) + 1 - shard.start, 0, shard.lengths)
+        n_known = np.clip(cutoff + 1 - shard.start, 0, shard.lengths + shard.horizon) * (n_observed > 0)
         first = shard.offsets + np.arange(shard.n_series + 1) * shard.horizon
         observed = np.concatenate([shard.target[None], shard.past]) if len(shard.past) else shard.target[None]
-        observed, stated = np.asarray(observed), np.asarray(shard.known)  # A slice of a memory map takes long.
+        observed, known_values = np.asarray(observed), np.asarray(shard.known)  # Slices of a memory map are slow.
         digests = np.empty((len(series), 16), dtype=np.uint8)
-        for row, number in enumerate(series.tolist()):
-            begin, known = int(shard.offsets[number]), int(first[number])
-            static = shard.static_categories[number].tobytes() + shard.static_numbers[number].tobytes()
+        for row, index in enumerate(series.tolist()):
+            begin, known_start = int(shard.offsets[index]), int(first[index])
+            static = shard.static_categories[index].tobytes() + shard.static_numbers[index].tobytes()
             hasher = hashlib.blake2b(static, digest_size=16)
-            if seen[number]:
-                hasher.update(shard.start[number].tobytes())
-            hasher.update(_up_to_the_last(observed[:, begin : begin + seen[number]]))
-            hasher.update(_up_to_the_last(stated[:, known : known + ahead[number]]))
+            if n_observed[index]:
+                hasher.update(shard.start[index].tobytes())
+            hasher.update(_up_to_the_last(observed[:, begin : begin + n_observed[index]]))
+            hasher.update(_up_to_the_last(known_values[:, known_start : known_start + n_known[index]]))
             digests[row] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
 
-    def _old_rows(self, shard: Panel) -> Rows:
-        """Return the old state of the series from the first to the last of a shard, and perhaps of more."""
+    def _old_rows(self, shard: Panel) -> StateRows:
+        """Return the old states of at least the series between the first and the last of a shard."""
         first, last = str(shard.series_id[0]), str(shard.series_id[-1])
         names = [name for name, part in self._old["parts"].items() if part["first"] <= last and part["last"] >= first]
         self._loaded = {name: self._loaded.get(name) or self._load(name) for name in names}
-        parts = list(self._loaded.values()) or [self._none()]
+        parts = list(self._loaded.values()) or [self._no_rows()]
         carried = StateStore(*(torch.cat(values) for values in zip(*(part.carried for part in parts), strict=True)))
-        return Rows(
+        return StateRows(
             np.concatenate([part.series_id for part in parts]),
             carried,
             np.concatenate([part.digests for part in parts]),
         )
 
-    def _none(self) -> Rows:
-        return Rows(as_names([]), StateStore.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
+    def _no_rows(self) -> StateRows:
+        return StateRows(as_names([]), StateStore.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
 
-    def _load(self, name: str) -> Rows:
+    def _load(self, name: str) -> StateRows:
         try:
             content = (self._folder / name).read_bytes()
             if hashlib.sha256(content).hexdigest() == self._old["parts"][name]["sha256"]:
-                rows = Rows.from_bytes(content)
+                rows = StateRows.from_bytes(content)
                 if self._fits(rows):
                     return rows
         except (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError):
             pass
-        self._unused(f"has lost or damaged {name}")
-        return self._none()
+        self._discard(f"has lost or damaged {name}")
+        return self._no_rows()
 
-    def _fits(self, rows: Rows) -> bool:
-        """Return whether rows that were read are a state of this model."""
+    def _fits(self, rows: StateRows) -> bool:
+        """Return whether the shapes and types of loaded rows fit this model."""
         n_series = len(rows.series_id)
         blank = StateStore.blank(self._artifact.network, n_series)
         return (
@@ -217,13 +223,13 @@ class Update:
             and rows.digests.dtype == np.uint8
             and rows.digests.shape == (n_series, 16)
             and all(
-                values.shape == none.shape and values.dtype == none.dtype
-                for values, none in zip(rows.carried, blank, strict=True)
+                values.shape == expected.shape and values.dtype == expected.dtype
+                for values, expected in zip(rows.carried, blank, strict=True)
             )
         )
 
-    def save(self, name: str, rows: Rows) -> None:
-        """Write the part of a shard; it counts once it is published."""
+    def save(self, name: str, rows: StateRows) -> None:
+        """Write the part of a shard; `publish` makes it valid."""
         if not self.touches:
             return
         content = rows.to_bytes()
@@ -231,7 +237,7 @@ class Update:
         write_bytes_atomic(content, self._folder / name, key=_KEY, private=True)
 
     def publish(self) -> None:
-        """Put the parts of all shards in place of the old state."""
+        """Replace the old state by the parts of all shards."""
         if not self.touches:
             return
         parts = {
@@ -258,7 +264,7 @@ class Update:
 
 
 def _is_index(index: dict[str, Any]) -> bool:
-    """Return whether what was read as JSON has all that the index of a state has."""
+    """Return whether parsed JSON has the fields and types of a state index."""
     cutoff, parts = index.get("cutoff_index"), index.get("parts")
     return (
         isinstance(index.get("model_digest"), str)
@@ -275,7 +281,7 @@ def _is_index(index: dict[str, Any]) -> bool:
 
 
 def _up_to_the_last(values: TargetArray) -> bytes:
-    """Return the values up to the last step that has any: a series that has stopped ends later once it goes on."""
+    """Return the bytes of the values up to the last observed step, so that trailing gaps do not matter."""
     if not values.size:
         return b""
     if np.isnan(values[:, -1]).all():

@@ -98,7 +98,7 @@ def _rejects(content: dict[str, Any], limit: float) -> Verdict:
 
 
 def _intact(output: ScoreOutput, content: dict[str, Any]) -> Verdict:
-    wrong = _changed(open_sink(output).found(ForecastKey.of(content)), content)
+    wrong = _changed(open_sink(output).inventory(ForecastKey.of(content)), content)
     return Verdict(not wrong, f"not what the manifest says: {listing(wrong)}" if wrong else "as written")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from forecast import artifact as artifacts
 from forecast.config import ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.files import locked
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 
 
 def killed_at(
@@ -43,7 +43,9 @@ def _main(moments: list[int], model: str, panel: str, folder: str, names: dict[s
             with ExitStack() as locks:
                 for path in filter(None, (str(own / "out"), carried)):
                     locks.enter_context(locked(Path(path)))
-                Job(found, loaded, settings, ScoreOutput(path=str(own / "out")), names).write(loaded.panel.last_index)
+                ScoreJob(found, loaded, settings, ScoreOutput(path=str(own / "out")), names).write(
+                    loaded.panel.last_index
+                )
             os._exit(0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a sink is, and the checks that all share."""
+"""The protocol of sinks, and their shared checks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,59 +14,59 @@ from forecast.scoring.manifests import (
 )
 
 Files = Mapping[Kind, Sequence[Path]]
-"""Parquet files with the rows of one cutoff and model, in order; there may be none of rejects."""
+"""Parquet files with the rows of one cutoff and model, in order; possibly none of rejects."""
 
 
 class Sink(Protocol):
-    """Takes the rows of one cutoff and model after the other."""
+    """Destination of forecasts and rejects, one cutoff and model at a time."""
 
     def check(self) -> None:
-        """Raise OutputError if there are tables that can't take forecasts."""
+        """Raise OutputError if existing tables can't take forecasts."""
 
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
-        """Return where the files of a key are in the end, None if they do not stay."""
+        """Return the final folder of the files of a key, None if the sink keeps no files."""
 
-    def found(self, key: ForecastKey) -> dict[str, Any]:
-        """Return what is there of a key, as the manifest says it."""
+    def inventory(self, key: ForecastKey) -> dict[str, Any]:
+        """Return the stored contents of a key, in the form of the manifest: hashes of files, or rows of tables."""
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the rows of these files, whose manifest has this `content`; return what is there then, as `found` does.
+        """Write the rows of these files, whose manifest has this `content`; return the new inventory.
 
-        Rows are counted again where they then are. Raises OutputError if they are others than `content` says, or
-        can't be written.
+        Rows are counted again after writing. Raises OutputError if their number differs from `content`, or writing
+        fails.
         """
 
     def is_superseded(self, content: Mapping[str, Any]) -> bool:
-        """Return whether another version of the model has forecast the cutoff later, as far as the sink knows."""
+        """Return whether forecasts of the cutoff by another version became current later, as far as the sink knows."""
 
     def record(self, content: Mapping[str, Any]) -> None:
-        """Keep the new `content` of a manifest whose rows are there, where the sink keeps manifests."""
+        """Store the new `content` of a manifest, if the sink keeps manifests."""
 
     def clean(self, key: ForecastKey, files: Files) -> None:
-        """Remove what is left of an earlier run, once the manifest names the new files."""
+        """Remove leftovers of an earlier run, once the manifest names the new files."""
 
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
-        """Put the rejects of reading, with this digest, in the place of those of this model that are there."""
+        """Replace the rejects of reading of a model; `digest` identifies them."""
 
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the forecasts whose manifest has this `content`, some series at a time."""
+        """Yield the forecasts of a manifest, some series at a time."""
 
     def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rejects of the cutoff in a manifest, and those of reading."""
+        """Yield the rejects of a manifest's cutoff, and those of reading."""
 
 
 def scan_file(file: Path) -> pl.LazyFrame:
-    """Return the rows of one Parquet file, whatever its folder is called."""
+    """Return the rows of one Parquet file, without columns from its path."""
     return pl.scan_parquet(file, glob=False, hive_partitioning=False)
 
 
 def expected_rows(kind: Kind, content: Mapping[str, Any]) -> int:
-    """Return how many rows of a kind the cutoff of a manifest has; rejects of reading are of no cutoff."""
+    """Return the number of rows of a kind in a manifest, without rejects of reading."""
     return int(content["rows"]["written"] if kind == FORECASTS else content["rows"]["refused"])
 
 
 def check_rows(kind: Kind, count: int, content: Mapping[str, Any]) -> None:
-    """Raise OutputError for another number of rows than the manifest says."""
+    """Raise OutputError if the number of rows differs from the manifest."""
     if count != expected_rows(kind, content):
         raise OutputError(
             f"{count:,} rows of {kind} were found after writing {expected_rows(kind, content):,}; score again"

@@ -26,7 +26,7 @@ from forecast.scoring.sinks.tables import TableSink, frames_of
 
 
 class DeltaSink(TableSink):
-    """Delta Lake tables FORECASTS and REJECTS in a folder, partitioned by cutoff; a commit each replaces a key.
+    """Delta Lake tables FORECASTS and REJECTS in a folder, partitioned by cutoff; one commit each replaces a key.
 
     Columns that the table lacks are added, and are null in older rows.
     """
@@ -39,15 +39,15 @@ class DeltaSink(TableSink):
             raise ConfigError("output.sink=delta needs: pip install 'gatecast[delta]'") from None
         self._delta = deltalake
 
-    def found(self, key: ForecastKey) -> dict[str, Any]:
-        """Return the rows of each table."""
+    def inventory(self, key: ForecastKey) -> dict[str, Any]:
+        """Return the number of rows in each table."""
         return {"tables": {kind: self._rows(kind, key) for kind in KINDS}}
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
         """Overwrite the rows of the key in each table."""
         legacy = legacy_key(self._folder, key)
-        same = [f"{name} = {literal(value)}" for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
-        model = " AND ".join(same)
+        terms = [f"{name} = {literal(value)}" for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
+        model = " AND ".join(terms)
         if legacy:
             model = f"(({model}) OR {MODEL_NAME} IS NULL)"
         for kind in KINDS:
@@ -58,14 +58,14 @@ class DeltaSink(TableSink):
         return {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
 
     def is_superseded(self, content: Mapping[str, Any]) -> bool:
-        """Return whether a manifest in the folder says so."""
+        """Return whether a manifest in the folder became current later."""
         return is_superseded(self._folder, content)
 
     def record(self, content: Mapping[str, Any]) -> None:
         """Do nothing: the manifests are in the folder."""
 
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
-        """Overwrite the rows without a cutoff, unless a file beside the tables says that they are these."""
+        """Overwrite the rows without a cutoff, unless a file beside the tables has their digest."""
         file = self._folder / f".rows.{file_name(model)}"
         condition = (pl.col(CUTOFF).is_null(), pl.col(MODEL_NAME) == model)
         if file.is_file() and file.read_text() == digest and self._count(REJECTS, *condition) == rejects.height:
@@ -129,7 +129,7 @@ class DeltaSink(TableSink):
         return int(self._scan(kind, *conditions).select(pl.len()).collect().item())
 
     def _conditions(self, kind: Kind, key: ForecastKey) -> list[pl.Expr]:
-        """Return what rows of a key fulfil."""
+        """Return the conditions that select the rows of a key."""
         conditions = [pl.col(CUTOFF).dt.epoch() == pl.lit(key.cutoff).dt.epoch()]
         if not key.is_legacy:
             return conditions + [pl.col(name) == value for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]

@@ -1,4 +1,4 @@
-"""The sink that `output.kind` names."""
+"""The sink that `output.sink` names."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from forecast.scoring.sinks.parquet import ParquetSink
 
 
 def open_sink(output: SinkConfig, group: str = "output") -> Sink:
-    """Return the sink that the settings describe; a database is asked for an answer, and Delta Lake imported.
+    """Return the sink of the settings, after connecting to a database or importing Delta Lake.
 
-    `group` is that of the settings. Raises ConfigError and OutputError.
+    `group` is the config group of the settings. Raises ConfigError and OutputError.
     """
     from forecast.scoring.sinks.delta import DeltaSink
     from forecast.scoring.sinks.sql import SqlSink
 
     folder = Path(output.path)
-    held = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
+    existing = next((path for kind in KINDS for path in (folder / kind).glob("*")), None)
     is_delta = any((folder / kind / "_delta_log").is_dir() for kind in KINDS)
-    if held and output.sink in ("parquet", "delta") and (output.sink == "delta") != is_delta:
+    if existing and output.sink in ("parquet", "delta") and (output.sink == "delta") != is_delta:
         raise OutputError(
             f"{folder} holds {'Delta Lake tables' if is_delta else 'Parquet files'}; choose another {group}.path"
         )

@@ -34,13 +34,13 @@ class ParquetSink:
         self._folder = folder
 
     def check(self) -> None:
-        """Do nothing: files of any columns stand beside each other."""
+        """Do nothing: files need not have the same columns."""
 
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
         """Return the folder of a key."""
         return self._folder / kind / key.folder
 
-    def found(self, key: ForecastKey) -> dict[str, Any]:
+    def inventory(self, key: ForecastKey) -> dict[str, Any]:
         """Return the SHA-256 of each file."""
         return self._hashes(self._files(key))
 
@@ -52,34 +52,34 @@ class ParquetSink:
         return {"files": hashes}
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Move the files beside those that are there."""
-        placed: list[Path] = []
+        """Move the files into the folder of the key."""
+        stored: list[Path] = []
         for kind in KINDS:
             target = self._folder / kind / key.folder
-            moved = [target / file.name for file in files[kind]]
+            paths = [target / file.name for file in files[kind]]
             try:
-                if moved:
+                if paths:
                     check_writable(target)
-                    for file, place in zip(files[kind], moved, strict=True):
-                        file.replace(place)
+                    for file, path in zip(files[kind], paths, strict=True):
+                        file.replace(path)
                     sync_folder(target)
                     sync_folder(target.parent)
             except OSError as error:
                 raise OutputError(f"can't move the files of {key.folder} to {target}: {error}") from error
-            count = sum(scan_file(file).select(pl.len()).collect().item() for file in moved)
+            count = sum(scan_file(file).select(pl.len()).collect().item() for file in paths)
             check_rows(kind, count, content)
-            placed += moved
-        return self._hashes(sorted(placed))
+            stored += paths
+        return self._hashes(sorted(stored))
 
     def is_superseded(self, content: Mapping[str, Any]) -> bool:
-        """Return whether a manifest in the folder says so."""
+        """Return whether a manifest in the folder became current later."""
         return is_superseded(self._folder, content)
 
     def record(self, content: Mapping[str, Any]) -> None:
         """Do nothing: the manifests are in the folder."""
 
     def clean(self, key: ForecastKey, files: Files) -> None:
-        """Remove other files than those that were moved, and those of the layout before."""
+        """Remove all files of the key except `files`, and those of the earlier layout."""
         names = {(kind, file.name) for kind in KINDS for file in files[kind]}
         for file in self._files(key):
             if (file.parts[-3], file.name) not in names:
@@ -91,30 +91,30 @@ class ParquetSink:
                 shutil.rmtree(self._folder / kind / legacy.folder, ignore_errors=True)
 
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
-        """Write a file whose name has the digest, and remove the one before."""
+        """Write a file named by the digest, and remove the previous one."""
         file = self._rows_folder(model) / f"{_ROWS}-{digest[:16]}.parquet"
         if not _holds(file, rejects):
             write_parquet_atomic(rejects, file)
-        for other in file.parent.iterdir():
-            if other.name != file.name:
-                other.unlink()
+        for path in file.parent.iterdir():
+            if path.name != file.name:
+                path.unlink()
 
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of each file that the manifest names. Raises OutputError if one is not there."""
-        yield from map(scan_file, self._named(content, FORECASTS))
+        """Yield the rows of each file in the manifest. Raises OutputError if one is missing."""
+        yield from map(scan_file, self._existing_files(content, FORECASTS))
 
     def rejects(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-        """Yield the rows of each file that the manifest names, and of those of reading."""
-        is_legacy = ForecastKey.of(content).is_legacy  # Those of reading are among the files of the cutoff.
+        """Yield the rows of each file of rejects in the manifest, and the rejects of reading."""
+        is_legacy = ForecastKey.of(content).is_legacy  # They include the rejects of reading.
         rows = [] if is_legacy else sorted(self._rows_folder(content["model"]).glob("*.parquet"))
-        yield from map(scan_file, [*self._named(content, REJECTS), *rows])
+        yield from map(scan_file, [*self._existing_files(content, REJECTS), *rows])
 
-    def _named(self, content: Mapping[str, Any], kind: Kind) -> list[Path]:
+    def _existing_files(self, content: Mapping[str, Any], kind: Kind) -> list[Path]:
         files = [self._folder / name for name in content["files"] if Path(name).parts[0] == kind]
-        if gone := [file for file in files if not file.is_file()]:
+        if missing := [file for file in files if not file.is_file()]:
             raise OutputError(
-                f"{len(gone):,} of {len(files):,} files of the cutoff {content[CUTOFF]} are gone: {listing(gone)}; "
-                f"score it again (score.cutoff={content[CUTOFF]})"
+                f"{len(missing):,} of {len(files):,} files of the cutoff {content[CUTOFF]} are gone: "
+                f"{listing(missing)}; score it again (score.cutoff={content[CUTOFF]})"
             )
         return files
 

@@ -48,9 +48,9 @@ _REQUIRED: Final[dict[Kind, tuple[str, ...]]] = {
 
 
 class SqlSink(TableSink):
-    """Tables of a database: forecasts, rejects, and manifests, from which `_latest` is a view of what is current.
+    """Tables of a database: forecasts, rejects and manifests, and the view `_latest` of the current forecasts.
 
-    One transaction replaces a key in all. Columns that a table lacks are added, and are null in older rows.
+    One transaction replaces a key in all tables. Missing columns are added, and are null in older rows.
     """
 
     def __init__(self, uri: str, table: str, key: str, folder: Path) -> None:
@@ -59,32 +59,34 @@ class SqlSink(TableSink):
         self._tables: dict[Kind, str] = {FORECASTS: forecasts, REJECTS: rejects}
         self._view = f"{table}_latest"
         with transaction(uri, key):
-            pass  # It answers.
+            pass  # Only to check that the database answers.
 
     def check(self) -> None:
-        """Raise OutputError if there are tables of these names that are not of forecasts."""
+        """Raise OutputError if tables of these names are not tables of forecasts."""
         with transaction(self._uri, self._key, writes=False) as database:
             for kind, table in self._tables.items():
                 check_columns(database, table, _REQUIRED[kind])
 
-    def found(self, key: ForecastKey) -> dict[str, Any]:
-        """Return the rows of each table, and the key of the manifest."""
+    def inventory(self, key: ForecastKey) -> dict[str, Any]:
+        """Return the number of rows in each table, and the key of the manifest."""
         with transaction(self._uri, self._key, writes=False) as database:
             rows = {
                 kind: database.rows(table, _condition(key, database.columns(table)))
                 for kind, table in self._tables.items()
             }
-            found: dict[str, Any] = {"tables": {kind: rows[kind] for kind in KINDS}}
+            contents: dict[str, Any] = {"tables": {kind: rows[kind] for kind in KINDS}}
             if not key.is_legacy:
-                found["key"] = self._held(database, key.folder)
-        return found
+                contents["key"] = self._stored_key(database, key.folder)
+        return contents
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Delete and insert in one transaction, in which rows are counted too."""
+        """Delete, insert and count the rows in one transaction."""
         legacy = legacy_key(self._folder, key)
-        stored = {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
+        inventory = {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
         schemas = {kind: next(frames_of(files, kind)).schema for kind in KINDS}
-        with transaction(self._uri, self._key) as database:  # By itself: others who make tables wait for its end.
+        with transaction(
+            self._uri, self._key
+        ) as database:  # A separate transaction, as other processes that create tables wait for its end.
             for kind in KINDS:
                 self._ensure(database, kind, schemas[kind])
             ensure_table(database, self._manifests, _row({}, schemas[FORECASTS][CUTOFF]).schema, ("name",))
@@ -93,49 +95,53 @@ class SqlSink(TableSink):
                 table, frames = self._tables[kind], frames_of(files, kind)
                 self._ensure(database, kind, schemas[kind])
                 columns = database.columns(table)
-                for old in filter(None, (key, legacy)):
-                    database.execute(f'delete from "{table}" where {_condition(old, columns)}')
+                for replaced_key in filter(None, (key, legacy)):
+                    database.execute(f'delete from "{table}" where {_condition(replaced_key, columns)}')
                 database.insert(table, frames)
                 check_rows(kind, database.rows(table, _condition(key, columns)), content)
-            self._keep(database, key.folder, _manifest_row(key, {**content, **stored}, schemas[FORECASTS][CUTOFF]))
+            self._put_row(
+                database, key.folder, _manifest_row(key, {**content, **inventory}, schemas[FORECASTS][CUTOFF])
+            )
             self._create_view(database)
-        return stored
+        return inventory
 
     def is_superseded(self, content: Mapping[str, Any]) -> bool:
-        """Return whether the table of manifests, or one in the folder, says so."""
+        """Return whether a manifest in the table or in the folder became current later."""
         if is_superseded(self._folder, content):
             return True
         key = ForecastKey.of(content)
-        same = f"model_name = {literal(key.model)} and cutoff = {literal(key.cutoff)} and name <> {literal(key.folder)}"
+        condition = (
+            f"model_name = {literal(key.model)} and cutoff = {literal(key.cutoff)} and name <> {literal(key.folder)}"
+        )
         with transaction(self._uri, self._key, writes=False) as database:
             if not database.has_table(self._manifests):
                 return False
-            others = database.execute(f'select content from "{self._manifests}" where {same}')
-        return any(current_since(json.loads(row["content"])) > current_since(content) for row in others)
+            manifests = database.execute(f'select content from "{self._manifests}" where {condition}')
+        return any(current_since(json.loads(row["content"])) > current_since(content) for row in manifests)
 
     def record(self, content: Mapping[str, Any]) -> None:
         """Update the manifest in its table."""
         key = ForecastKey.of(content)
-        since = datetime.fromisoformat(current_since(content))
+        timestamp = datetime.fromisoformat(current_since(content))
         with transaction(self._uri, self._key) as database:
             database.execute(
-                f'update "{self._manifests}" set content = ?, current_since = {literal(since)} where name = ?',
+                f'update "{self._manifests}" set content = ?, current_since = {literal(timestamp)} where name = ?',
                 (json.dumps(content), key.folder),
             )
 
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
-        """Delete and insert the rows without a cutoff, unless the table of manifests says that they are these."""
+        """Replace the rows without a cutoff, unless the table of manifests has their digest."""
         name = f"rows.{file_name(model)}"
-        own = f"cutoff is null and model_name = {literal(model)}"
+        condition = f"cutoff is null and model_name = {literal(model)}"
         table = self._tables[REJECTS]
         with transaction(self._uri, self._key) as database:
             self._ensure(database, REJECTS, rejects.schema)
-            held = self._held(database, name)
-            if held == digest and database.rows(table, own) == rejects.height:
+            key = self._stored_key(database, name)
+            if key == digest and database.rows(table, condition) == rejects.height:
                 return
-            database.execute(f'delete from "{table}" where {own}')
+            database.execute(f'delete from "{table}" where {condition}')
             database.insert(table, [rejects])
-            self._keep(database, name, _rows_row(name, model, digest, rejects.schema[CUTOFF]))
+            self._put_row(database, name, _rows_row(name, model, digest, rejects.schema[CUTOFF]))
 
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of the key. Raises OutputError if there are none."""
@@ -162,7 +168,7 @@ class SqlSink(TableSink):
         yield rows_where(self._uri, table, condition, ())
 
     def manifests(self) -> list[dict[str, Any]]:
-        """Return the contents of the manifests in their table, which is there once a job has written."""
+        """Return the contents of the manifests in their table; none before the first job."""
         with transaction(self._uri, self._key, writes=False) as database:
             if not database.has_table(self._manifests):
                 return []
@@ -176,22 +182,22 @@ class SqlSink(TableSink):
         if kind == REJECTS:
             ensure_index(database, table, (CUTOFF, MODEL_NAME))
 
-    def _held(self, database: Database, name: str) -> str | None:
-        """Return the key under a name in the table of manifests."""
+    def _stored_key(self, database: Database, name: str) -> str | None:
+        """Return the key of a name in the table of manifests, None if there is none."""
         if not database.has_table(self._manifests):
             return None
         rows = database.execute(f'select key from "{self._manifests}" where name = ?', (name,))
         return str(rows[0]["key"]) if rows else None
 
-    def _keep(self, database: Database, name: str, row: pl.DataFrame) -> None:
-        """Put a row in the place of the one of the same name in the table of manifests."""
+    def _put_row(self, database: Database, name: str, row: pl.DataFrame) -> None:
+        """Replace the row of the same name in the table of manifests."""
         ensure_table(database, self._manifests, row.schema, ("name",))
         database.execute(f'delete from "{self._manifests}" where name = ?', (name,))
         database.insert(self._manifests, [row])
 
     def _create_view(self, database: Database) -> None:
-        """Make the view of the latest cutoff of each model, as the version that is current forecasts it."""
-        same = " and ".join(f"f.{name} = m.{name}" for name in (CUTOFF, *MODEL_COLUMNS))
+        """Create the view of each model's latest cutoff, by the current version."""
+        join_condition = " and ".join(f"f.{name} = m.{name}" for name in (CUTOFF, *MODEL_COLUMNS))
         later = "o.cutoff > m.cutoff or (o.cutoff = m.cutoff and o.current_since > m.current_since)"
         create = "create or replace view"
         if not database.is_postgresql:
@@ -199,13 +205,13 @@ class SqlSink(TableSink):
             create = "create view"
         database.execute(
             f'{create} "{self._view}" as select m.run_id, m.trained_until, m.written_at, f.* '
-            f'from "{self._tables[FORECASTS]}" f join "{self._manifests}" m on {same} where not exists '
+            f'from "{self._tables[FORECASTS]}" f join "{self._manifests}" m on {join_condition} where not exists '
             f'(select 1 from "{self._manifests}" o where o.model_name = m.model_name and ({later}))'
         )
 
 
 def _condition(key: ForecastKey, columns: Sequence[str]) -> str:
-    """Return what rows of a key fulfil, in a table with these columns."""
+    """Return the SQL condition that selects the rows of a key, in a table with these columns."""
     same_cutoff = f"cutoff = {literal(key.cutoff)}"
     if not key.is_legacy:
         if MODEL_NAME not in columns:
@@ -219,7 +225,7 @@ def _condition(key: ForecastKey, columns: Sequence[str]) -> str:
 
 
 def _manifest_row(key: ForecastKey, content: Mapping[str, Any], dtype: pl.DataType) -> pl.DataFrame:
-    """Return a manifest as a row: what other tools join by, and all of it as JSON."""
+    """Return a manifest as a row: the columns for joins, and the whole content as JSON."""
     until = content.get("trained_until")
     row = {
         "name": key.folder,
@@ -236,7 +242,7 @@ def _manifest_row(key: ForecastKey, content: Mapping[str, Any], dtype: pl.DataTy
 
 
 def _rows_row(name: str, model: str, digest: str, dtype: pl.DataType) -> pl.DataFrame:
-    """Return what the table of manifests says of the rejects of reading."""
+    """Return the row of the rejects of reading in the table of manifests."""
     now = datetime.now(UTC)
     return _row({"name": name, MODEL_NAME: model, "key": digest, "written_at": now}, dtype)
 
@@ -254,5 +260,5 @@ def _row(values: dict[str, Any], dtype: pl.DataType) -> pl.DataFrame:
 
 
 def _typed(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Return forecasts with the types that files have, where a database knows fewer."""
+    """Return forecasts with the data types of the files, some of which databases lack."""
     return frame.with_columns(pl.col(STEP).cast(pl.Int32)) if STEP in frame.collect_schema() else frame

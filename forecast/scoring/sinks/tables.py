@@ -1,4 +1,4 @@
-"""What sinks that are tables share."""
+"""Shared parts of the sinks that write tables."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,21 +24,21 @@ from forecast.scoring.sinks.base import Files, scan_file
 
 
 class TableSink:
-    """Tables with a column `cutoff` and columns that name the model; their files are not ours."""
+    """Sink of tables, which have a column `cutoff` and columns that name the model, and no files of their own."""
 
     def check(self) -> None:
-        """Do nothing: columns that are missing are added."""
+        """Do nothing: missing columns are added on writing."""
 
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:  # noqa: ARG002
-        """Return None: the files go once their rows are in the tables."""
+        """Return None: the files are removed once their rows are in the tables."""
         return None
 
     def clean(self, key: ForecastKey, files: Files) -> None:
-        """Do nothing: the tables hold no rows of the key but the new ones."""
+        """Do nothing: `replace` has deleted the old rows of the key."""
 
 
 def frames_of(files: Files, kind: Kind) -> Iterator[pl.DataFrame]:
-    """Yield the rows of each file; of no file, the columns of rejects."""
+    """Yield the rows of each file; without files, an empty frame of rejects."""
     for file in files[kind]:
         yield scan_file(file).collect()
     if not files[kind]:

@@ -21,9 +21,9 @@ from forecast.data.prepared.append import append
 from forecast.data.prepared.open import open_prepared
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.sinks.open import open_sink
-from forecast.scoring.state import Rows
+from forecast.scoring.state import StateRows
 
 NAMES = ["", "\0", "a", "a\0", "a\0\0", "a\0b", "ab", "zürich\0", "x" * 70_000]
 DATA = DataConfig(freq="1d", max_reject_share=1.0)
@@ -135,8 +135,8 @@ def test_carried_states_keep_the_names() -> None:
     from forecast.models.network.carried_state import StateStore
 
     blank = StateStore(*(torch.zeros(len(NAMES), 1) for _ in StateStore._fields))
-    state = Rows(as_names(NAMES), blank, np.zeros((len(NAMES), 16), np.uint8))
-    assert Rows.from_bytes(state.to_bytes()).series_id.tolist() == NAMES
+    state = StateRows(as_names(NAMES), blank, np.zeros((len(NAMES), 16), np.uint8))
+    assert StateRows.from_bytes(state.to_bytes()).series_id.tolist() == NAMES
 
 
 def test_forecasts_banks_and_tables_have_a_row_for_each_name(tmp_path: Path, rows: pl.DataFrame) -> None:
@@ -155,6 +155,8 @@ def test_forecasts_banks_and_tables_have_a_row_for_each_name(tmp_path: Path, row
     settings = ScoreOutput(path=str(tmp_path), sink="sql", uri=SecretStr(f"sqlite:///{tmp_path}/{os.getpid()}.db"))
     names = {"model": "a'b", "model_version": "1", "model_digest": "ab12"}
     loaded = fc.load(tmp_path / "model").read(rows.lazy())
-    written = Job(fc.load(tmp_path / "model"), loaded, ScoreSettings(), settings, names).write(loaded.panel.last_index)
+    written = ScoreJob(fc.load(tmp_path / "model"), loaded, ScoreSettings(), settings, names).write(
+        loaded.panel.last_index
+    )
     stored = pl.concat(open_sink(settings).forecasts(written.content)).collect().sort("series_id", "step")
     assert stored["series_id"].to_list() == frame["series_id"].to_list()

@@ -70,19 +70,19 @@ def files(folder: Path, cutoff: datetime, n_rows: int) -> Files:
 def test_an_hour_that_comes_twice_is_two_cutoffs(kind: str, tmp_path: Path) -> None:
     settings = {name: value.format(tmp_path) for name, value in SINKS[kind].items()}
     sink = open_sink(ScoreOutput.model_validate({"path": str(tmp_path / "out"), **settings}))
-    before = sink.found(key_of(TWICE[0]))
+    before = sink.inventory(key_of(TWICE[0]))
     held = [
         sink.replace(key_of(moment), files(tmp_path, moment, 3), content_of(moment, 3, 1)).items() for moment in TWICE
     ]
     for moment, expected in zip(TWICE, held, strict=True):
-        assert expected <= sink.found(key_of(moment)).items()
+        assert expected <= sink.inventory(key_of(moment)).items()
         assert pl.concat(sink.forecasts(content_of(moment, 3, 1) | dict(expected))).collect().height == 3
     assert not held[0] <= before.items()
     again = files(tmp_path, TWICE[1], 2)
     replaced = sink.replace(key_of(TWICE[1]), again, content_of(TWICE[1], 2, 1))
     sink.clean(key_of(TWICE[1]), again)
     for moment, expected in zip(TWICE, (held[0], replaced.items()), strict=True):
-        assert expected <= sink.found(key_of(moment)).items()
+        assert expected <= sink.inventory(key_of(moment)).items()
     with pytest.raises(OutputError, match="2 rows of forecasts were found after writing 5"):
         sink.replace(key_of(TWICE[1]), files(tmp_path, TWICE[1], 2), content_of(TWICE[1], 5, 1))
 

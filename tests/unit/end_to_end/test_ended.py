@@ -16,7 +16,7 @@ from forecast.config import ScoreConfig, ScoreOutput, ScoreSettings, load
 from forecast.data.files import locked
 from forecast.errors import ConfigError, DataError
 from forecast.prediction.from_table import forecast_frame
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
 
 NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
@@ -49,7 +49,7 @@ def write(
     settings = ScoreSettings.model_validate({"shard_size": 3} | score)
     index = loaded.panel.last_index if cutoff is None else loaded.panel.grid.floor(cutoff)
     with locked(folder):
-        return Job(artifact, loaded, settings, ScoreOutput(path=str(folder)), NAMES).write(index)
+        return ScoreJob(artifact, loaded, settings, ScoreOutput(path=str(folder)), NAMES).write(index)
 
 
 def rows_of(folder: Path, kind: str) -> pl.DataFrame:
@@ -115,9 +115,9 @@ def test_another_age_is_another_output_and_the_same_one_is_done_before(
     artifact: Artifact, sales: pl.DataFrame, tmp_path: Path
 ) -> None:
     write(artifact, sales, tmp_path)
-    assert write(artifact, sales, tmp_path).done_before
+    assert write(artifact, sales, tmp_path).was_complete
     again = write(artifact, sales, tmp_path, max_age="none")
-    assert not again.done_before
+    assert not again.was_complete
     assert again.content["rejects"] == {}
     assert rows_of(tmp_path, "rejects").height == 0
     assert rows_of(tmp_path, "forecasts")["series_id"].n_unique() == 9

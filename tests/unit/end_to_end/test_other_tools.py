@@ -17,7 +17,7 @@ import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.training.result import FitResult
 
 PAGE = Path(__file__).parents[3] / "docs" / "score.md"
@@ -41,7 +41,7 @@ def folder(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.T
     settings = ScoreOutput(path=str(path / "scores"))
     last = weekly_loaded.panel.last_index
     for names, back in ((NAMES, 120), (NAMES, 0), (NAMES | {"model_version": "4"}, 0)):
-        job = Job(trained.artifact, weekly_loaded, ScoreSettings(shard_size=5), settings, names)
+        job = ScoreJob(trained.artifact, weekly_loaded, ScoreSettings(shard_size=5), settings, names)
         job.write(last - back)
         job.write_latest()
     return path
@@ -104,7 +104,7 @@ def test_time_zones_are_kept(trained: FitResult, weekly_table: pl.DataFrame, tmp
     data = DataConfig.model_validate(trained.artifact.data.model_dump() | {"time_zone": "Europe/Berlin"})
     loaded = load_panel(zoned.lazy(), data, 7, trained.artifact.categories)
     artifact = replace(trained.artifact, grid=loaded.panel.grid)
-    job = Job(artifact, loaded, ScoreSettings(), ScoreOutput(path=str(tmp_path / "out")), NAMES)
+    job = ScoreJob(artifact, loaded, ScoreSettings(), ScoreOutput(path=str(tmp_path / "out")), NAMES)
     job.write(loaded.panel.last_index)
     moment = datetime(2024, 1, 1) + timedelta(days=159)
     frames = [

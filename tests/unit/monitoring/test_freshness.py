@@ -21,7 +21,7 @@ from forecast.monitoring.freshness import Freshness, freshness_of
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import checks
 from forecast.reports.monitor_page import monitor_page
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.training.result import FitResult
 from pipelines.monitoring.summary import measures, summary
 
@@ -38,7 +38,7 @@ def nightly(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.
     """Scores of the days 140 to 149, each written in the night after its cutoff."""
     folder = tmp_path_factory.mktemp("nightly")
     names = {"model": "m", "model_version": "1", "model_digest": "ab12"}
-    job = Job(trained.artifact, weekly_loaded, ScoreSettings(), ScoreOutput(path=str(folder)), names)
+    job = ScoreJob(trained.artifact, weekly_loaded, ScoreSettings(), ScoreOutput(path=str(folder)), names)
     for number in range(140, 150):
         path = job.write(weekly_loaded.panel.grid.floor(day(number))).manifest
         content = json.loads(path.read_text()) | {"trained_until": None, "written_at": f"{day(number + 1)}+00:00"}

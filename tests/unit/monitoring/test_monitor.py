@@ -36,8 +36,8 @@ from forecast.prediction.naive import naive_forecasts
 from forecast.promotion import compare
 from forecast.reports.monitor_page import monitor_page
 from forecast.reports.page import plotly_source
-from forecast.scoring.job import Job
-from forecast.scoring.parts import shadowed
+from forecast.scoring.job import ScoreJob
+from forecast.scoring.parts import share_of_series
 from forecast.training.result import FitResult
 from pipelines.jobs import console
 from pipelines.monitoring.summary import summary, verdicts
@@ -57,7 +57,7 @@ def write(artifact: Artifact, loaded: Loaded, folder: Path, *, number: str = "1"
     """Score each fifth day from day 110, by a version that says it was trained until then."""
     names = {"model": "m", "model_version": number, "model_digest": "ab12"}
     given = {"path": str(folder), **output}
-    job = Job(artifact, loaded, ScoreSettings(shard_size=5), ScoreOutput.model_validate(given), names)
+    job = ScoreJob(artifact, loaded, ScoreSettings(shard_size=5), ScoreOutput.model_validate(given), names)
     for cutoff in range(110, 160, 5):
         job.write(loaded.panel.grid.floor(day(cutoff)))
     claim(folder, day(110).isoformat())
@@ -241,7 +241,7 @@ def test_forecasts_in_tables_are_the_same(
 def test_champion_and_shadow_are_compared_on_the_same_steps(
     trained: FitResult, came: pl.DataFrame, weekly_loaded: Loaded, scores: SinkConfig, tmp_path: Path
 ) -> None:
-    some = shadowed(weekly_loaded, 0.5)
+    some = share_of_series(weekly_loaded, 0.5)
     assert set(some.panel.series_id) < set(weekly_loaded.panel.series_id)
     assert some.counts.series_in == some.panel.n_series
     shadow = write(trained.artifact, some, tmp_path / "shadow", number="2")
@@ -281,12 +281,12 @@ def test_champion_and_shadow_are_compared_on_steps_that_few_cutoffs_share(
 
 
 def test_the_share_of_a_shadow_does_not_depend_on_the_other_series(weekly_loaded: Loaded) -> None:
-    chosen = set(shadowed(weekly_loaded, 0.5).panel.series_id)
-    assert chosen < set(shadowed(weekly_loaded, 0.9).panel.series_id) | chosen
+    chosen = set(share_of_series(weekly_loaded, 0.5).panel.series_id)
+    assert chosen < set(share_of_series(weekly_loaded, 0.9).panel.series_id) | chosen
     part = replace(weekly_loaded, panel=weekly_loaded.panel.rows(2, 7))
-    assert set(shadowed(part, 0.5).panel.series_id) == chosen & set(part.panel.series_id)
+    assert set(share_of_series(part, 0.5).panel.series_id) == chosen & set(part.panel.series_id)
     with pytest.raises(ConfigError, match=r"score\.shadow_share=0\.0001 is none of 8 series"):
-        shadowed(weekly_loaded, 0.0001)
+        share_of_series(weekly_loaded, 0.0001)
 
 
 def test_some_series_of_a_panel_are_as_they_were(weekly_loaded: Loaded) -> None:
@@ -461,7 +461,7 @@ def test_days_are_those_of_the_clock_on_the_wall(
     rows.write_parquet(tmp_path / "table.parquet")
     read = model.open(SourceConfig(path=str(tmp_path / "table.parquet")))
     given = ScoreOutput(path=str(tmp_path / "scores"))
-    job = Job(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
+    job = ScoreJob(model, read, ScoreSettings(), given, {"model": "m", "model_version": "1", "model_digest": "ab12"})
     for number in range(30, 33):  # The clocks change in the night to 31 March.
         job.write(read.panel.grid.floor(datetime(2024, 3, 1) + timedelta(days=number - 1, hours=12)))
     claim(tmp_path / "scores", None)

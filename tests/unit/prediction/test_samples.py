@@ -19,7 +19,7 @@ from forecast.finetuning.finetune import finetune
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.from_table import forecast
 from forecast.prediction.paths import sample_paths, with_samples
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
 
@@ -99,7 +99,7 @@ def write(artifact: Artifact, loaded: Loaded, folder: Path, runtime: str = "torc
     names = {"model": "m", "model_version": "3", "model_digest": "ab12"}
     with locked(folder):
         settings = ScoreSettings.model_validate({"shard_size": 3, "runtime": runtime})
-        made = Job(artifact, loaded, settings, ScoreOutput.model_validate({"path": str(folder), **output}), names)
+        made = ScoreJob(artifact, loaded, settings, ScoreOutput.model_validate({"path": str(folder), **output}), names)
         return made.write(loaded.panel.last_index)
 
 

@@ -28,7 +28,7 @@ from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.models.adapters.bank import Bank
 from forecast.prediction.from_table import forecast
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
 
@@ -36,9 +36,11 @@ NAMES = {"model": "m", "model_version": "3", "model_digest": "ab12"}
 SETTINGS: dict[str, Any] = {"shard_size": 3}
 
 
-def job(artifact: Artifact, loaded: Loaded, folder: Path, score: dict[str, Any] | None = None, **output: Any) -> Job:
+def job(
+    artifact: Artifact, loaded: Loaded, folder: Path, score: dict[str, Any] | None = None, **output: Any
+) -> ScoreJob:
     settings = ScoreSettings.model_validate(SETTINGS | (score or {}))
-    return Job(artifact, loaded, settings, ScoreOutput.model_validate({"path": str(folder), **output}), NAMES)
+    return ScoreJob(artifact, loaded, settings, ScoreOutput.model_validate({"path": str(folder), **output}), NAMES)
 
 
 def write(
@@ -84,19 +86,19 @@ def test_shards_are_the_forecasts_of_the_whole_panel(trained: FitResult, weekly_
 def test_a_second_run_writes_nothing_unless_forced_and_new_settings_replace_the_old_output(
     trained: FitResult, weekly_loaded: Loaded, tmp_path: Path
 ) -> None:
-    assert not write(trained.artifact, weekly_loaded, tmp_path).done_before
+    assert not write(trained.artifact, weekly_loaded, tmp_path).was_complete
     first = contents(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*.*")}
-    assert write(trained.artifact, weekly_loaded, tmp_path).done_before
+    assert write(trained.artifact, weekly_loaded, tmp_path).was_complete
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*.*")} == times
-    assert not write(trained.artifact, weekly_loaded, tmp_path, {"force": True}).done_before
+    assert not write(trained.artifact, weekly_loaded, tmp_path, {"force": True}).was_complete
     assert contents(tmp_path) == first
 
     bounded = write(trained.artifact, weekly_loaded, tmp_path, max=10.0)
-    assert not bounded.done_before
+    assert not bounded.was_complete
     assert len(contents(tmp_path)) == len(first)
     assert not set(bounded.content["files"]) & set(first)
-    assert not write(trained.artifact, weekly_loaded, tmp_path).done_before
+    assert not write(trained.artifact, weekly_loaded, tmp_path).was_complete
     assert contents(tmp_path) == first
 
 
@@ -111,7 +113,7 @@ def test_a_changed_file_is_made_again_and_the_others_are_kept(
     damaged.write_bytes(data)
     gone.unlink()
     time = kept.stat().st_mtime_ns
-    assert not write(trained.artifact, weekly_loaded, tmp_path).done_before
+    assert not write(trained.artifact, weekly_loaded, tmp_path).was_complete
     assert contents(tmp_path) == first
     assert kept.stat().st_mtime_ns == time
 
@@ -128,12 +130,12 @@ def test_what_comes_after_the_cutoff_redoes_nothing_and_a_change_before_it_only_
     assert whole.counts.rows_rejected == 1
     cutoff = whole.panel.last_index - 40
     with locked(tmp_path):
-        assert not job(trained.artifact, early, tmp_path).write(cutoff).done_before
-        assert job(trained.artifact, whole, tmp_path).write(cutoff).done_before
+        assert not job(trained.artifact, early, tmp_path).write(cutoff).was_complete
+        assert job(trained.artifact, whole, tmp_path).write(cutoff).was_complete
         times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("forecasts/*/*")}
         row = pl.int_range(pl.len())
         revised = loaded(weekly_table.with_columns(pl.col("target") + (row == 10)), 7, categories, **kinds)
-        assert not job(trained.artifact, revised, tmp_path).write(cutoff).done_before
+        assert not job(trained.artifact, revised, tmp_path).write(cutoff).was_complete
     later = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("forecasts/*/*")}
     assert len(later) == len(times) == 3
     assert len(later.items() & times.items()) == 2
@@ -176,13 +178,13 @@ def test_a_table_that_was_written_without_its_manifest_is_written_again(
     manifest.rmdir()
     manifest.write_text(old)
     again = write(trained.artifact, weekly_loaded, tmp_path / "out", **sink)
-    assert not again.done_before
+    assert not again.was_complete
     if sink["sink"] == "delta":
         table = pl.read_delta(str(tmp_path / "out" / "forecasts"))
     else:
         table = read_sql("sqlite:///scores.db", "select * from forecasts").collect()
     assert table["q50"].max() > 1.0
-    assert write(trained.artifact, weekly_loaded, tmp_path / "out", **sink).done_before
+    assert write(trained.artifact, weekly_loaded, tmp_path / "out", **sink).was_complete
 
 
 def test_a_manifest_says_what_the_forecasts_come_from(
@@ -190,14 +192,14 @@ def test_a_manifest_says_what_the_forecasts_come_from(
 ) -> None:
     begun = datetime.now(UTC).replace(microsecond=0)
     settings = ScoreSettings.model_validate(SETTINGS)
-    made = Job(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-7")
+    made = ScoreJob(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-7")
     content = made.write(weekly_loaded.panel.last_index).content
     assert {name: content[name] for name in NAMES} == NAMES
     assert content["run_id"] == "run-7"
     last = weekly_loaded.panel.grid.timestamps(np.array([weekly_loaded.panel.last_index]))[0]
     assert content["trained_until"] == (last - timedelta(days=4 * 7)).isoformat()  # fit.holdout_windows is 4.
     assert begun <= datetime.fromisoformat(content["written_at"]) <= datetime.now(UTC)
-    again = Job(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-8")
+    again = ScoreJob(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(tmp_path)), NAMES, run_id="run-8")
     assert again.write(weekly_loaded.panel.last_index).content["run_id"] == "run-7", "the run that wrote it"
 
 

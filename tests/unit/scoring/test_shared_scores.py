@@ -21,7 +21,7 @@ from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.monitoring.forecasts import ScoredForecasts
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.manifests import ForecastKey, current, read_manifests
 from forecast.scoring.parts import Output
 from forecast.scoring.sinks.open import open_sink
@@ -53,7 +53,7 @@ class Place:
     ) -> Output:
         found = loaded or self.loaded
         settings = ScoreOutput.model_validate(self.config(path, **output))
-        job = Job(self._artifact, found, ScoreSettings(shard_size=5), settings, names)
+        job = ScoreJob(self._artifact, found, ScoreSettings(shard_size=5), settings, names)
         made = job.write(self.loaded.panel.last_index - back)
         job.write_latest()
         return made
@@ -229,7 +229,7 @@ def as_before(place: Place, outputs: list[Output]) -> list[dict[str, Any]]:
             (out / "forecasts" / key.folder).rename(out / "forecasts" / old.folder)
             for file in (out / "forecasts" / old.folder).iterdir():
                 pl.read_parquet(file, hive_partitioning=False).drop(names).write_parquet(file)
-            content["files"] = open_sink(ScoreOutput.model_validate(place.config())).found(old)["files"]
+            content["files"] = open_sink(ScoreOutput.model_validate(place.config())).inventory(old)["files"]
         output.manifest.unlink()
         (out / "manifests" / old.manifest).write_text(json.dumps(content))
         contents.append(content)
@@ -422,7 +422,7 @@ def test_folders_of_an_earlier_release_are_brought_into_the_present_layout(
             pl.read_parquet(file).drop(names).write_parquet(sums / old.folder / file.name)
         shutil.rmtree(sums / key.folder, ignore_errors=True)
         rows.drop(names).write_parquet(sums / old.folder / "rows-1f2e3d4c.parquet")
-        content["files"] = open_sink(ScoreOutput.model_validate(place.config())).found(old)["files"]
+        content["files"] = open_sink(ScoreOutput.model_validate(place.config())).inventory(old)["files"]
         manifest.write_text(json.dumps(content))
 
     with pytest.raises(pa.ArrowException):

@@ -26,7 +26,7 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
 from forecast.models.adapters.bank import HEAD, Bank
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.scoring.manifests import ForecastKey
 from forecast.scoring.parts import Output
 from forecast.training.result import FitResult
@@ -52,7 +52,7 @@ def score(
     with ExitStack() as stack:
         for name in ("out", "state"):
             stack.enter_context(locked(folder / name))
-        job = Job(artifact, found, ScoreSettings(**given), ScoreOutput(path=str(folder / "out")), names)
+        job = ScoreJob(artifact, found, ScoreSettings(**given), ScoreOutput(path=str(folder / "out")), names)
         return job.write(found.panel.last_index if cutoff is None else found.panel.grid.floor(cutoff))
 
 

@@ -19,7 +19,7 @@ from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
 from forecast.finetuning.finetune import finetune
 from forecast.finetuning.lineage import alone, without
-from forecast.scoring.job import Job
+from forecast.scoring.job import ScoreJob
 from forecast.training.result import FitResult
 
 HORIZON, HELD_OUT = 7, 4
@@ -228,7 +228,7 @@ def test_a_job_of_many_cutoffs_takes_the_weights_of_each(
             {name: str(tmp_path / f"{folder}-{value}") for name, value in score.items()}
         )
         with locked(path):
-            job = Job(artifact, loaded, settings, ScoreOutput(path=str(path)), names)
+            job = ScoreJob(artifact, loaded, settings, ScoreOutput(path=str(path)), names)
             return [job.write(cutoff).content for cutoff in cutoffs]
 
     last = loaded.panel.last_index
