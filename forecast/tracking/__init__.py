@@ -1,1 +1,1 @@
-"""Runs and models in MLflow: the only room that speaks to it, besides `forecast.pyfunc`, which models name."""
+"""Runs and models in MLflow. No other room calls MLflow, except `forecast.pyfunc`, which registered models name."""

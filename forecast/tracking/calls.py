@@ -1,7 +1,7 @@
-"""Calls to MLflow over a network, each with a deadline of its own.
+"""Calls to MLflow over a network, each with its own deadline.
 
-MLflow limits the silence on a connection, and tries again: a server that hangs holds a job for a quarter of an hour
-with each call, one that sends a byte now and then for ever.
+MLflow itself only limits the silence on a connection, and retries: a hanging server would delay a job by a quarter of
+an hour per call, a server that sends single bytes without end.
 """
 
 import contextvars
@@ -22,18 +22,18 @@ _NOTICE_SECONDS: Final = 5.0
 _TIMEOUT: Final = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_SILENCE: Final = 20.0
 _ATTEMPTS: Final = 3
-"""Silences of a connection that fit into the deadline of a call."""
+"""Deadline of a call, in units of the longest silence of a connection."""
 _SLOW_CALLS: Final = 2
-"""Deadlines that slow calls in a row may use up together."""
+"""Total duration of consecutive slow calls, in deadlines."""
 _BYTES_PER_SECOND: Final = 500_000
-"""The slowest upload that is waited for."""
+"""Slowest tolerated upload."""
 
 R = TypeVar("R")
 
 
 @contextmanager
 def environment_set(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
+    """Set environment variables within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -47,7 +47,7 @@ def environment_set(values: Mapping[str, str]) -> Iterator[None]:
 
 
 class Calls:
-    """Makes the calls of one job to one server."""
+    """The calls of one job to one server."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -55,14 +55,14 @@ class Calls:
         self._is_silent = False
 
     def run(self, name: str, call: Callable[..., R], *args: Any, folder: Path | None = None, **kwargs: Any) -> R:
-        """Return what a call returns.
+        """Return the result of a call.
 
-        It may take three times MLFLOW_HTTP_REQUEST_TIMEOUT, longer by the size of the files that it is given, and as
-        long as a download into `folder` grows. Slow calls in a row share two such deadlines; once one was missed, the
-        others of the job have the shortest. Raises TimeoutError.
+        The deadline is three times MLFLOW_HTTP_REQUEST_TIMEOUT, extended by the size of uploaded files, and while a
+        download into `folder` grows. Consecutive slow calls share two such deadlines; after a missed one, later calls
+        of the job get the shortest. Raises TimeoutError.
         """
         size = sum(_size(Path(value)) for value in (*args, *kwargs.values()) if isinstance(value, str))
-        # The server may be as long in passing files on as it was in taking them.
+        # The server may take as long to pass files on as to receive them.
         longer = {} if folder or not size else {_TIMEOUT: f"{_silence() + size / _BYTES_PER_SECOND:.0f}"}
         limit = self._limit() + (size / _BYTES_PER_SECOND if longer else 0.0)
         outcome: list[tuple[bool, Any]] = []
@@ -104,8 +104,8 @@ class Calls:
         while thread.is_alive() and (now := time.monotonic()) < deadline:
             if is_quiet and now - started >= _NOTICE_SECONDS:
                 is_quiet = False
-                shown = without_password(self.uri)
-                _LOG.warning("waiting for MLflow at %s to answer %s, up to %.0f s", shown, name, deadline - started)
+                uri = without_password(self.uri)
+                _LOG.warning("waiting for MLflow at %s to answer %s, up to %.0f s", uri, name, deadline - started)
             pause = _NOTICE_SECONDS - (now - started) if is_quiet else 1.0
             thread.join(min(max(pause, 0.01), deadline - now))
             if folder is not None and (grown := _size(folder)) != size:
@@ -113,29 +113,29 @@ class Calls:
 
 
 class TimedClient:
-    """An MLflow client whose every call has a deadline."""
+    """An MLflow client with a deadline for each call."""
 
     def __init__(self, client: Any, calls: Calls) -> None:
         self._client, self._calls = client, calls
 
     def __getattr__(self, name: str) -> Any:
-        """Return a method of the client that raises TimeoutError where there is no answer in time."""
+        """Return a method of the client that raises TimeoutError without an answer in time."""
         method = getattr(self._client, name)
         return functools.partial(self._calls.run, name, method)
 
     def download_artifacts(self, run_id: str, path: str, folder: str) -> Any:
-        """Download artifacts of a run; it may take as long as the folder grows."""
+        """Download artifacts of a run; the deadline is extended while the folder grows."""
         method = self._client.download_artifacts
         return self._calls.run("download_artifacts", method, run_id, path, folder, folder=Path(folder))
 
 
 def _silence() -> float:
-    """Return for how many seconds a connection may be silent."""
+    """Return the longest silence of a connection, in seconds."""
     return float(os.environ.get(_TIMEOUT) or _DEFAULT_SILENCE)
 
 
 def _size(path: Path) -> int:
-    """Return how many bytes a file or folder has, 0 where there is none."""
+    """Return the size of a file or folder in bytes, 0 if there is none."""
     try:
         files = [path] if path.is_file() else path.rglob("*") if path.is_dir() and path.is_absolute() else []
         return sum(file.lstat().st_size for file in files)

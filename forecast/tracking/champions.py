@@ -1,6 +1,7 @@
-"""The champions of a registered model: which version it was when, and what a rollback returns to.
+"""The history of the champions of a registered model, and the target of a rollback.
 
-The history is a tag of the registered model. What other tools do to the alias is seen when the history is next read.
+The history is a tag of the registered model. Moves of the alias by other tools are noticed when the history is next
+read.
 """
 
 import json
@@ -17,32 +18,31 @@ from forecast.tracking.versions import Version
 CHAMPIONS: Final = "champions"
 """Tag of the registered model: the moves of its alias `champion`, as JSON."""
 REPLACED_VERSION: Final = "replaced_version"
-"""Tag of a champion: the version it took over from when it last became champion; registries without a history have
-that alone."""
+"""Tag of a champion: the version it last replaced; registries without a history have only this tag."""
 DEMOTED: Final = "demoted"
-"""Tag of a version that was rolled back: why."""
+"""Tag of a version that was rolled back: the reason."""
 FORCED: Final = "forced"
-"""Tag of a version that became champion against the gate: why the gate refused it."""
+"""Tag of a version that was promoted by force: the reason of the gate's refusal."""
 
 PROMOTED: Final = "promoted"
 ROLLED_BACK: Final = "rolled back"
 ELSEWHERE: Final = "by another tool"
 _LIMIT: Final = 100
-"""Moves that are kept."""
+"""Largest number of moves in the history."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """The alias `champion` came to a version."""
+    """A move of the alias `champion` to a version. The field names are JSON keys of the tag."""
 
     version: int
     at: str
-    """ISO timestamp in UTC; empty where it is not known."""
+    """ISO timestamp in UTC; empty if unknown."""
     how: str
-    """PROMOTED, ROLLED_BACK or ELSEWHERE; empty where it is not known."""
+    """PROMOTED, ROLLED_BACK or ELSEWHERE; empty if unknown."""
 
     def __str__(self) -> str:
-        """Return the move as people read it.
+        """Return the move as text for people.
 
         >>> str(Move(2, "2024-05-01T10:20:30.000000+00:00", "rolled back"))
         'v2 (rolled back, 2024-05-01 10:20)'
@@ -53,37 +53,37 @@ class Move:
 
 @dataclass(frozen=True)
 class Champions:
-    """The history of the alias `champion`, and the versions that there are."""
+    """The history of the alias `champion`, and the existing versions."""
 
     name: str
     versions: Mapping[int, Version]
     number: int | None
-    """The version that the alias means, None where there is no such alias. It may be deleted."""
+    """The version of the alias, which may be deleted; None without the alias."""
     moves: tuple[Move, ...]
-    """The oldest first; the last one is to `number`, if that is not None."""
+    """Oldest first; the last one is to `number`, unless that is None."""
     dangling: Mapping[str, int]
-    """The aliases of versions that are deleted, with the numbers of these."""
+    """Aliases of deleted versions, with their numbers."""
     damage: str = ""
-    """Why the history can't be read; `moves` are then what the tags of the versions say."""
+    """Why the history can't be read; `moves` then come from the tags of the versions."""
 
     @property
     def champion(self) -> Version | None:
-        """The champion; None where there is none, and where it was deleted."""
+        """The champion; None if there is none, or it was deleted."""
         return None if self.number is None else self.versions.get(self.number)
 
     @property
     def line(self) -> list[int]:
-        """The champions that led to the present one, which is the last. Those that were rolled back are left out."""
+        """The champions up to the present one, which is last, without those that were rolled back."""
         return _line(self.moves)
 
     def was_champion(self, number: int) -> bool:
-        """Return whether a version is or was the champion, as far as is known."""
+        """Return whether a version is or was the champion, according to history and tags."""
         tags = self.versions[number].tags if number in self.versions else {}
         return any(move.version == number for move in self.moves) or REPLACED_VERSION in tags or DEMOTED in tags
 
-    def way_back(self) -> list[int]:
-        """Return the versions that rollbacks would return to, one after the other."""
-        if self.damage:  # Nothing is returned to before it is mended, and nothing that might be is lost.
+    def rollback_versions(self) -> list[int]:
+        """Return the targets of successive rollbacks."""
+        if self.damage:  # No rollback before the history is repaired; all former champions are kept until then.
             return [number for number in sorted(self.versions, reverse=True) if self.was_champion(number)]
         line = self.line
         before = line if self.number is None else line[:-1]
@@ -91,13 +91,13 @@ class Champions:
         return list(dict.fromkeys(usable))
 
     def target(self) -> tuple[Version | None, str]:
-        """Return the version that a rollback returns to; None, and why, if there is none."""
+        """Return the target of a rollback; None, and the reason, if there is none."""
         if self.damage:
             return None, f"{self.damage}; set rollback.to to a version"
         if self.number is None:
             return None, f"{self.name} has no champion; set rollback.to to a version"
-        if way_back := self.way_back():
-            return self.versions[way_back[0]], ""
+        if rollback_versions := self.rollback_versions():
+            return self.versions[rollback_versions[0]], ""
         champion = f"{self.name} v{self.number}"
         earlier = [number for number in dict.fromkeys(reversed(self.line[:-1])) if number != self.number]
         if not earlier:
@@ -107,11 +107,11 @@ class Champions:
         return None, f"of the champions before {champion}, {why}{advice}"
 
     def previous(self, version: Version) -> Version | None:
-        """Return the version that a rollback of `version` returns to; None if it is not the champion."""
+        """Return the target of a rollback of `version`; None if it is not the champion."""
         return self.target()[0] if version.number == self.number else None
 
     def rollback_target(self, requested: Version | None) -> Version:
-        """Return the version that a rollback returns to, `requested` if that may be. Raises RegistryError."""
+        """Return the target of a rollback, `requested` if that was a champion. Raises RegistryError."""
         if requested is None:
             target, why = self.target()
             if target is None:
@@ -126,7 +126,7 @@ class Champions:
         return requested
 
     def check(self, basis: "Champions", challenger: Version) -> None:
-        """Raise GateRefused if the alias has moved since the challenger was judged, or it was rolled back."""
+        """Raise GateRefused if the alias has moved since the backtest, or the challenger was rolled back."""
         if self._state() != basis._state():
             raise GateRefused(
                 f"{challenger} is not promoted: {self._news()} since it was judged beside {basis._label()}; run "
@@ -137,18 +137,22 @@ class Champions:
             raise GateRefused(f"{challenger} is not promoted: it was rolled back since it was judged: {why}")
 
     def check_rollback(self, basis: "Champions", *, is_requested: bool) -> None:
-        """Raise RegistryError if the alias has moved since a rollback was decided, or it would go elsewhere now."""
+        """Raise RegistryError if the alias has moved since a rollback was decided, or its target has changed."""
         if self._state() != basis._state():
             raise RegistryError(
                 f"nothing was rolled back: {self._news()} since {basis._label()} was looked at; "
                 "forecast models list shows what there is now"
             )
-        now, then = (f"v{target.number}" if target else "no version" for target, _ in (self.target(), basis.target()))
-        if not is_requested and now != then:
-            raise RegistryError(f"nothing was rolled back: it would return to {now} now, not to {then}; look again")
+        current, expected = (
+            f"v{target.number}" if target else "no version" for target, _ in (self.target(), basis.target())
+        )
+        if not is_requested and current != expected:
+            raise RegistryError(
+                f"nothing was rolled back: it would return to {current} now, not to {expected}; look again"
+            )
 
     def reasons_to_keep(self, version: Version) -> list[str]:
-        """Return why a version should not be deleted."""
+        """Return the reasons against deleting a version."""
         reasons = []
         if version.aliases:
             reasons.append(
@@ -158,13 +162,13 @@ class Champions:
         children = [f"v{number}" for number in sorted(self.versions) if self.versions[number].parent == version.number]
         if children:
             reasons.append(f"it is the parent of {listing(children)}; delete these first")
-        if version.number in (way_back := self.way_back()):
-            way = " -> ".join(f"v{number}" for number in way_back)
+        if version.number in (rollback_versions := self.rollback_versions()):
+            way = " -> ".join(f"v{number}" for number in rollback_versions)
             reasons.append(f"it was the champion, and a rollback would need it (rollbacks return to {way})")
         return reasons
 
     def deleted_champion(self) -> Version | None:
-        """Return what is known of a champion that was deleted, None where there is no champion."""
+        """Return the champion, possibly deleted, with name and number alone; None without a champion."""
         return None if self.number is None else Version(self.name, self.number, "", "", "", "", 0)
 
     def _state(self) -> tuple[int | None, tuple[Move, ...]]:
@@ -179,17 +183,17 @@ class Champions:
         return f"{self.name} v{self.number} has become champion ({self.moves[-1].how or 'promoted'})"
 
     def reigns(self) -> Iterator[tuple[Move, str]]:
-        """Yield the moves with the moment that each one's version was followed by another; empty for the present."""
+        """Yield each move with the time of the next one; empty for the present champion."""
         for move, successor in zip_longest(self.moves, self.moves[1:]):
             yield move, successor.at if successor else ""
 
     def tag_after(self, number: int, how: str) -> str:
-        """Return the text of the tag once the alias has moved to a version."""
+        """Return the text of the tag after a move of the alias to a version."""
         move = Move(number, datetime.now(UTC).isoformat(timespec="microseconds"), how)
-        return json.dumps([vars(each) for each in (*self.moves, move)[-_LIMIT:]], separators=(",", ":"))
+        return json.dumps([vars(past_move) for past_move in (*self.moves, move)[-_LIMIT:]], separators=(",", ":"))
 
     def _obstacle(self, number: int) -> str:
-        """Return why no rollback returns to a version unasked; empty if one may."""
+        """Return why a version is no automatic target of rollbacks; empty if it may be."""
         if number not in self.versions:
             return "is deleted"
         why = self.versions[number].tags.get(DEMOTED)
@@ -197,9 +201,9 @@ class Champions:
 
 
 def read(name: str, tag: str | None, aliases: Mapping[str, int], versions: Iterable[Version]) -> Champions:
-    """Return the history in a tag, with what another tool has done to the alias since.
+    """Return the history in a tag, updated by later moves of other tools.
 
-    Without a tag it is what the versions say that were promoted before there was a history.
+    Without a tag, the history is taken from the tags of the versions.
     """
     by_number, number = {version.number: version for version in versions}, aliases.get(CHAMPION)
     moves, damage = None, ""
@@ -210,7 +214,7 @@ def read(name: str, tag: str | None, aliases: Mapping[str, int], versions: Itera
     if moves is None:
         moves = _from_tags(number, by_number)
     if number is not None and (not moves or moves[-1].version != number):
-        if len(moves) > 1 and moves[-2].version == number:  # The last one was cut short, or taken back.
+        if len(moves) > 1 and moves[-2].version == number:  # The last move was interrupted, or reverted.
             moves = moves[:-1]
         else:
             moves = (*moves, Move(number, "", ELSEWHERE if moves else ""))
@@ -222,24 +226,24 @@ def _parse(tag: str) -> tuple[Move, ...] | None:
     """Return the moves in a tag, None if it is damaged."""
     try:
         content: Any = json.loads(tag)
-        moves = tuple(Move(**each) for each in content)
+        moves = tuple(Move(**values) for values in content)
     except (ValueError, TypeError, RecursionError):
         return None
-    is_whole = isinstance(content, list) and all(
+    is_valid = isinstance(content, list) and all(
         type(move.version) is int and move.version > 0 and isinstance(move.at, str) and isinstance(move.how, str)
         for move in moves
     )
-    return moves if is_whole else None
+    return moves if is_valid else None
 
 
 def _from_tags(number: int | None, versions: Mapping[int, Version]) -> tuple[Move, ...]:
-    """Return the moves to a champion by the one version that each remembers to have replaced."""
+    """Return the moves to a champion, by the tags that name the version each champion replaced."""
     chain: list[int] = []
     while number is not None and number not in chain:
         chain.append(number)
         replaced = versions[number].tags.get(REPLACED_VERSION, "") if number in versions else ""
         number = int(replaced) if replaced.isdecimal() else None
-    return tuple(Move(each, "", "") for each in reversed(chain))
+    return tuple(Move(version, "", "") for version in reversed(chain))
 
 
 def _line(moves: Iterable[Move]) -> list[int]:

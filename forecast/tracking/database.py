@@ -1,4 +1,4 @@
-"""MLflow's tables in a database: made by one process at a time, whole or not at all."""
+"""Creation of MLflow's tables in a database, atomically and by one process at a time."""
 
 import errno
 import fcntl
@@ -18,9 +18,9 @@ from forecast.redaction import without_password
 from forecast.tracking.calls import Calls
 
 _LOG = logging.getLogger(__name__)
-_LOCK: Final = 7_211_062  # any number, the same for all who make the tables
+_LOCK: Final = 7_211_062  # arbitrary, the same in all processes
 _SECONDS: Final = 300.0
-"""To wait for another process that makes the tables, which takes it seconds."""
+"""Longest wait for another process that creates the tables, which takes seconds."""
 _NOTICE_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 10
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -28,10 +28,10 @@ _DEFAULT_EXPERIMENT: Final = 0
 
 
 def prepare_database(uri: str) -> None:
-    """Make MLflow's tables where a database lacks them; other processes that need them wait meanwhile.
+    """Create MLflow's tables if a database lacks them; other processes that need them wait.
 
-    A SQLite file is made under another name and renamed when it is whole: a kill leaves no half of one. Raises
-    RegistryError if another process holds the lock for minutes, or the tables are there in part and can't be completed.
+    A SQLite file is created under another name and renamed when complete, so a kill leaves no partial file. Raises
+    RegistryError if another process holds the lock for minutes, or existing tables can't be completed.
     """
     address = sqlalchemy.make_url(uri)
     is_sqlite, is_postgresql = (address.get_backend_name() == name for name in ("sqlite", "postgresql"))
@@ -62,8 +62,8 @@ def _is_empty(file: Path) -> bool:
 
 
 def _is_complete(engine: sqlalchemy.Engine) -> bool:
-    """Return whether all tables are there, and the default experiment, which MLflow makes last."""
-    from mlflow.store.db import utils  # brings all tables with it, a second
+    """Return whether all tables and the default experiment exist; MLflow creates the latter last."""
+    from mlflow.store.db import utils  # imports all tables, which takes a second
 
     if not utils._all_tables_exist(engine):
         return False
@@ -78,8 +78,8 @@ def _make_file(file: Path) -> None:
         remains.unlink()
     make_private(unfinished)
     _make_tables(sqlalchemy.URL.create("sqlite", database=str(unfinished)).render_as_string())
-    with unfinished.open("rb+") as made:
-        os.fsync(made.fileno())
+    with unfinished.open("rb+") as database_file:
+        os.fsync(database_file.fileno())
     unfinished.replace(file)
 
 
@@ -90,10 +90,10 @@ def _complete(uri: str, *, is_new: bool) -> None:
         if is_new:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        shown = without_password(uri)
+        store = without_password(uri)
         raise RegistryError(
-            f"MLflow store {shown}: some of MLflow's tables are missing, and it can't add them "
-            f"({reason.replace(uri, shown)}): they are of another MLflow, or a job was killed while they were made; if "
+            f"MLflow store {store}: some of MLflow's tables are missing, and it can't add them "
+            f"({reason.replace(uri, store)}): they are of another MLflow, or a job was killed while they were made; if "
             "nothing is in it yet, move the database away, else restore it (registry.tracking_uri sets the store)"
         ) from error
 
@@ -112,7 +112,7 @@ def _no_lock() -> Iterator[None]:
 
 @contextmanager
 def _file_lock(file: Path) -> Iterator[None]:
-    """Hold the lock beside a SQLite file; it is deleted with the end of what it is for."""
+    """Hold the lock beside a SQLite file; it is deleted at the end of the context."""
     lock = file.with_name(f".{file.name}.lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
@@ -129,7 +129,7 @@ def _file_lock(file: Path) -> Iterator[None]:
     try:
         _wait(take, str(file))
         yield
-        # Who still waits for it has nothing to make, now that the tables are there.
+        # Processes that still wait have nothing to create any more.
         lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The code and packages that a job runs with, as MLflow keeps them."""
+"""Code version and packages of a job, in the form that MLflow records."""
 
 import platform
 import subprocess
@@ -12,27 +12,29 @@ _PACKAGES: Final = ("gatecast", "mlflow", "numpy", "pandas", "polars", "pyarrow"
 
 
 def commit() -> dict[str, str]:
-    """Return the git commit of this code as tags, nothing where it is not a checkout."""
+    """Return the git commit of this code as tags, empty outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
+        process = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
-    commit, _, dirty = done.stdout.strip().partition("-")
+    commit, _, dirty = process.stdout.strip().partition("-")
     return {"mlflow.source.git.commit": commit, **({"git_dirty": "true"} if dirty else {})}
 
 
 def environment() -> dict[str, object]:
-    """Return the versions of Python, the platform, and the packages that matter."""
+    """Return the versions of Python, the platform, and the main packages."""
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": dict(_installed())}
 
 
 def requirements() -> list[str]:
-    """Return what loading a model needs; local labels such as +cpu are in no index."""
+    """Return the packages that loading a model needs, without local labels such as +cpu."""
     return [f"{name}=={number.partition('+')[0]}" for name, number in _installed()]
 
 
 def _installed() -> Iterator[tuple[str, str]]:
     for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # ours, where it is run without being installed
+        with suppress(PackageNotFoundError):  # this package, when run without installation
             yield name, version(name)

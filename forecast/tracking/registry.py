@@ -47,10 +47,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Registry(VersionStore):
-    """The runs and versions of one registered model.
+    """The runs and versions of one registered model, and the moves of its aliases.
 
     Raises RegistryError if the store does not answer; a dead server is noticed in seconds. Aliases move under a lock:
-    in the database of the store, or in the ledger at the URI `ledger` where the store is behind a server.
+    in the database of the store, or in the ledger at the URI `ledger` if the store is behind a server.
     """
 
     def __init__(self, config: RegistryConfig, ledger: str | None = None) -> None:
@@ -72,13 +72,13 @@ class Registry(VersionStore):
         alias: str | None = None,
         example: tuple[pl.DataFrame, pl.DataFrame] | None = None,
     ) -> Version:
-        """Register an artifact folder as a version which any MLflow client can load, and give it an alias.
+        """Register an artifact folder as a version that any MLflow client can load, and set an alias.
 
         `example` is a few made-up input rows with their forecasts: they become the signature and the input example.
         """
         if run.spool and run.spool.folder:
             raise RegistryError(f"MLflow store {without_password(self.uri)}: it was away before")
-        # Its name may hold fewer characters than that of a registered model.
+        # Its name allows fewer characters than that of a registered model.
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
         model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
         with tempfile.TemporaryDirectory() as temporary:
@@ -92,9 +92,9 @@ class Registry(VersionStore):
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        # Asked directly, a database looks for models:/ in whatever store is set for the whole process.
+        # A direct call would resolve models:/ in the store that is set for the whole process.
         source = f"models:/{model.model_id}" if is_server(self.uri) else model.artifact_location
-        with self._locked():  # The latest version that is registered for an alias has it.
+        with self._locked():  # The version registered last for an alias gets it.
             created = self._client.create_model_version(
                 self.name, source, run.id, tags={**tags, "digest": digest}, model_id=model.model_id
             )
@@ -105,9 +105,9 @@ class Registry(VersionStore):
     def postpone(
         self, run: Run, folder: Path, error: RegistryError, *, digest: str, tags: Mapping[str, str], alias: str | None
     ) -> Version:
-        """Keep a model folder in the spool of its run, where the store is away, and return the version to be.
+        """Keep a model folder in the spool of its run if the store is unavailable; return the future version.
 
-        Raises the error where the store is required, or has refused the model.
+        Raises the error if the store is required, or has refused the model.
         """
         cause = error.__cause__
         if run.spool is None or not (run.spool.folder or is_away(cause)):
@@ -121,14 +121,14 @@ class Registry(VersionStore):
     def download(self, version: Version) -> Path:
         """Return the artifact folder of a version.
 
-        The local cache is keyed by digest: a version that is in it, each file as it was saved, makes no request. One
-        that is damaged there is fetched again. Raises RegistryError, also where what the registry has is damaged.
+        The local cache is keyed by digest: an intact version in it needs no request, a damaged one is downloaded again.
+        Raises RegistryError, also if the registry's copy is damaged.
         """
         return download(self._client, self._calls, self.uri, version)
 
     @calls_mlflow
     def champions(self) -> Champions:
-        """Return the history of the champion alias, and what a rollback returns to."""
+        """Return the history of the champion alias."""
         return self._champions()
 
     def _champions(self) -> Champions:
@@ -142,9 +142,9 @@ class Registry(VersionStore):
 
     @calls_mlflow
     def set_alias(self, alias: str, version: Version, *, registered: int | None = None) -> Version:
-        """Point an alias at a version, and return the version that has it then.
+        """Point an alias at a version, and return the version that holds it afterwards.
 
-        A version that was made later than `registered`, milliseconds since 1970, keeps it.
+        A version created after `registered`, milliseconds since 1970, keeps the alias.
         """
         with self._locked():
             if registered is not None and (holder := self.find(alias)) is not None and holder.created > registered:
@@ -160,7 +160,7 @@ class Registry(VersionStore):
 
     @calls_mlflow
     def hand_over(self, source: Version, heir: Version) -> tuple[str, ...]:
-        """Give the aliases of one version to another; return those that the first still had."""
+        """Move the aliases of one version to another; return the moved ones."""
         with self._locked():
             aliases = self._model()[0]
             moved = tuple(alias for alias in source.aliases if aliases.get(alias) == source.number)
@@ -176,10 +176,10 @@ class Registry(VersionStore):
 
     @calls_mlflow
     def promote(self, challenger: Version, *, basis: Champions | None = None, objection: str = "") -> None:
-        """Make a version the champion. The champion stays what it is.
+        """Make a version the champion; no change if it is the champion already.
 
-        `basis` are the champions that the decision was made by: raises GateRefused if another version has become
-        champion since, or the challenger was rolled back. `objection` is why the gate refused it, for the tag FORCED.
+        `basis` is the history that the decision was based on: raises GateRefused if another version has become champion
+        since, or the challenger was rolled back. `objection` is the gate's refusal, for the tag FORCED.
         """
         with self._locked():
             champions = self._champions()
@@ -190,7 +190,7 @@ class Registry(VersionStore):
             self._crown(champions, challenger.number, objection)
 
     def _crown(self, champions: Champions, number: int, objection: str = "") -> None:
-        """Give the alias to a version; the alias is the last thing that changes."""
+        """Tag the versions, then move the alias."""
         if champions.number == number:
             return
         if champions.damage:
@@ -207,12 +207,11 @@ class Registry(VersionStore):
     def rollback(
         self, reason: str, *, to: str | int | None = None, basis: Champions | None = None
     ) -> tuple[Version | None, Version]:
-        """Give the champion alias back to an earlier champion; return (from, to), from None where there was none.
+        """Move the champion alias back to an earlier champion; return (from, to), from None without one.
 
-        That is the one before it in the history that was not rolled back itself, or `to`, any earlier champion. The
-        version that is left remembers why, so that no promotion and no rollback brings it back unasked. `basis` are
-        the champions that the decision was made by. Raises RegistryError if they have changed since, and if there is
-        nothing to roll back to.
+        The target is the previous champion that was not rolled back itself, or `to`, any earlier champion. A tag with
+        the reason keeps later promotions and rollbacks from choosing the demoted version. `basis` is the history that
+        the decision was based on. Raises RegistryError if it has changed since, or there is nothing to roll back to.
         """
         with self._locked():
             champions = self._champions()
@@ -233,15 +232,14 @@ class Registry(VersionStore):
         return former or champions.deleted_champion(), target
 
     def previous(self, champion: Version) -> Version | None:
-        """Return the version that a rollback of a champion returns to; None if there is none, or it is no champion."""
+        """Return the target of a rollback of a champion; None without a target, or for another version."""
         return self.champions().previous(champion)
 
     @calls_mlflow
     def delete(self, version: Version, *, force: bool = False) -> tuple[str, ...]:
-        """Delete a version; return the aliases that go with it. Its run stays.
+        """Delete a version but not its run; return the aliases deleted with it.
 
-        Raises RegistryError, without `force`, if an alias means it, others were made from it, or a rollback would need
-        it.
+        Raises RegistryError without `force` if it has an alias or child versions, or a rollback would need it.
         """
         with self._locked():
             champions = self._champions()

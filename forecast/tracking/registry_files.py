@@ -1,4 +1,4 @@
-"""The files of a version: how they are packed for MLflow, and the cache of those that were downloaded."""
+"""The files of a version: packing for MLflow, and the cache of downloads."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.DataFrame, pl.DataFrame] | None) -> str:
-    """Pack an artifact folder as MLflow's clients load it; return the path of the package in `temporary`."""
+    """Pack an artifact folder as an MLflow model; return the path of the package in `temporary`."""
     local = str(temporary / "pyfunc")
     mlflow.pyfunc.save_model(
         local,
@@ -45,21 +45,21 @@ def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.D
         artifacts={_ARTIFACT: str(_renamed(folder, temporary))},
         signature=_signature(*example) if example else None,
         input_example=_to_pandas(example[0]) if example else None,
-        # Given, because inferring them means loading the model in another process.
+        # Inferring the requirements would load the model in another process.
         pip_requirements=requirements(),
     )
     return local
 
 
 def lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return where a model comes from, as MLmodel says it: digest, and of the tags those that stay true of a copy."""
-    kept = ("kind", "trained_until", "final_until", "data_digest", "parent_digest")
-    return {"digest": digest, **{name: tags[name] for name in kept if name in tags}}
+    """Return the lineage for the file MLmodel: the digest, and the tags that hold for copies, too."""
+    stable_tags = ("kind", "trained_until", "final_until", "data_digest", "parent_digest")
+    return {"digest": digest, **{name: tags[name] for name in stable_tags if name in tags}}
 
 
 def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -> Path:
     """Return the artifact folder of a version; see `Registry.download`."""
-    from forecast import artifact  # brings torch with it
+    from forecast import artifact  # imports torch
 
     if not re.fullmatch(r"[0-9a-f]{8,}", version.digest):
         raise RegistryError(f"{version} is not one of ours: its tag `digest` is {version.digest!r}")
@@ -80,7 +80,7 @@ def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -
 
 
 def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, folder: Path) -> None:
-    """Put the files of a version into the cache once all of them are checked."""
+    """Move the files of a version into the cache once all of them are verified."""
     from forecast import artifact
 
     root = client.get_model_version_download_uri(version.name, str(version.number))
@@ -99,7 +99,7 @@ def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, fol
                 f"{version} is damaged in the registry: its files are not those of digest {version.digest[:16]}; "
                 "take another version (registry.alias), or train or register it again"
             )
-        if artifact.is_intact(folder, version.digest):  # Another job was faster.
+        if artifact.is_intact(folder, version.digest):  # Another job has cached it meanwhile.
             return
         with suppress(FileNotFoundError):
             folder.rename(Path(temporary) / "replaced")
@@ -111,9 +111,9 @@ def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, fol
 
 
 def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
-    """Return the columns in and out, and the parameters.
+    """Return the signature: input and output columns, and parameters.
 
-    We check input types ourselves: MLflow refuses time zones and integers.
+    Input types are checked by this package: MLflow would refuse time zones and integers.
     """
     columns = Schema([ColSpec(AnyType(), name) for name in inputs.columns])
     fields = ServingSettings.model_fields.items()
@@ -122,11 +122,11 @@ def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
 
 
 def _to_pandas(frame: pl.DataFrame) -> "pd.DataFrame":
-    """Return a frame as pandas, whatever its columns are called: Arrow's C interface has no name with a NUL."""
+    """Return a frame as pandas, for any column names: Arrow's C interface has none with a NUL."""
     numbered = frame.rename({name: str(number) for number, name in enumerate(frame.columns)})
     return numbered.to_pandas().set_axis(frame.columns, axis=1)
 
 
 def _renamed(folder: Path, temporary: Path) -> Path:
-    """Return a copy of the folder under the name it has inside the logged model."""
+    """Return a copy of the folder, named as inside the logged model."""
     return Path(shutil.copytree(folder, temporary / _ARTIFACT))

@@ -1,4 +1,4 @@
-"""A run in MLflow that is open, and what a job logs into it, in as few calls as MLflow allows."""
+"""An open run in MLflow, and the logging of a job in as few calls as MLflow allows."""
 
 import json
 import tempfile
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 
 BATCH: Final = 1000
-"""Metrics that MLflow takes in one call, and runs that it returns."""
+"""Most metrics in one call of MLflow, and most runs that it returns."""
 _DATASET_DIGEST_LENGTH: Final = 36
 
 
 class Run:
-    """A run that is open. Paths are relative to its artifacts."""
+    """An open run. Paths are relative to its artifacts."""
 
     def __init__(
         self,
@@ -45,23 +45,23 @@ class Run:
         self.experiment_id = experiment_id
         self.job = job
         self.spool = spool
-        """What takes its calls if the store goes away; None where the store is required."""
+        """Takes its calls if the store becomes unavailable; None if the store is required."""
         self._client = client
         self.settings: dict[str, str] = {}
-        """Of the job, and which data it has used."""
+        """Settings of the job, and the data it has used."""
         self._last_steps: dict[str, int] = {}
-        """By metric, of those that this object has logged."""
+        """Last step by metric, of those logged by this object."""
         self._timestamp = 0
 
     @property
     def link(self) -> str:
-        """The page of the run on its server, or the id where the store is none."""
+        """The page of the run on its server, or its id for other stores."""
         page = f"{without_password(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
         return page if is_server(self.uri) and self.experiment_id else self.id
 
     @calls_mlflow
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics, all at one step; without a step, each at its last one, so that it is the latest of its name."""
+        """Log metrics at one step; without a step, at the last step of each metric, as its latest value."""
         if step is None:
             self._log_metrics([(self._last_steps.get(name, 0), {name: value}) for name, value in values.items()])
         else:
@@ -73,7 +73,7 @@ class Run:
         self._log_metrics(points)
 
     def _log_metrics(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        # Of values at the same step MLflow takes the latest, and of those of the same millisecond the largest.
+        # At equal steps the latest value counts for MLflow, within a millisecond the largest.
         self._timestamp = now = max(_now(), self._timestamp + 1)
         entries = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
         for entry in entries:
@@ -98,7 +98,7 @@ class Run:
 
     @calls_mlflow
     def tag_version(self, version: "Version", values: Mapping[str, str]) -> None:
-        """Set tags of a version, which may have the id of this run."""
+        """Set tags of a version; values may be the id of this run."""
         for name, value in values.items():
             self._client.set_model_version_tag(version.name, str(version.number), name, value)
 
@@ -119,7 +119,7 @@ class Run:
 
     @calls_mlflow
     def text(self, value: str, path: str) -> None:
-        """Log a text: a page, say."""
+        """Log a text, such as a page."""
         self._write(path, lambda file: file.write_text(value, encoding="utf-8"))
 
     @calls_mlflow
@@ -136,7 +136,7 @@ class Run:
 
     @calls_mlflow
     def dataset(self, name: str, *, digest: str, source: str, rows: int) -> None:
-        """Say which data the run used; the data is not read."""
+        """Record the data of the run, which is not read."""
         dataset = Dataset(
             name=name,
             digest=digest[:_DATASET_DIGEST_LENGTH],
@@ -158,7 +158,7 @@ class Run:
 
 
 def run_name(job: str, version: str = "", cutoff: str = "") -> str:
-    """Return what people call a run: its job, its version, and its cutoff or the first and the last.
+    """Return the display name of a run: its job, its version, and its cutoff or the first and the last.
 
     >>> run_name("score", "1", "2024-04-02T00:00:00"), run_name("score", "1", "2024-04-01T23:00..2024-04-02T23:00")
     ('score v1 2024-04-02', 'score v1 2024-04-01 23:00..2024-04-02 23:00')
@@ -173,13 +173,13 @@ def _short(moment: str) -> str:
 
 
 def described(dataset: Dataset) -> dict[str, str]:
-    """Return which data a run used, by its name."""
+    """Return the description of a dataset of a run, by its name."""
     source, profile = (_object(text) for text in (dataset.source, dataset.profile))
     return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
 
 
 def _object(text: str | None) -> dict[str, Any]:
-    """Return the object in a JSON text, an empty one if there is none."""
+    """Return the object in a JSON text, an empty one for anything else."""
     try:
         content = json.loads(text or "{}")
     except ValueError:
@@ -188,7 +188,7 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def as_json(value: object) -> str:
-    """Return a value as JSON that people read."""
+    """Return a value as indented JSON."""
     return json.dumps(value, indent=2, default=str)
 
 

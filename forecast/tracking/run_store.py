@@ -31,7 +31,7 @@ from forecast.tracking.run import BATCH, Run, as_json, described, run_name
 from forecast.tracking.spool import BestEffortClient, RunSpool, SpooledRun, is_away
 
 PARENT_RUN: Final = "mlflow.parentRunId"
-"""Tag of a run: the one that it is shown inside of."""
+"""Tag of a run: its parent run in MLflow's page."""
 
 _PARAM_BATCH: Final = 100
 _PARAM_LENGTH: Final = 6000
@@ -40,17 +40,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """What a run has left."""
+    """Contents of an ended run."""
 
     id: str
     job: str
     tags: Mapping[str, str]
     settings: Mapping[str, str]
-    """Of the job, and which data it has used."""
+    """Settings of the job, and the data it has used."""
     files: frozenset[str]
-    """Artifacts that are in no folder."""
+    """Artifacts at the top level."""
     is_deleted: bool = False
-    """MLflow keeps the runs that were deleted, and takes nothing more of them."""
+    """Whether the run was deleted; MLflow keeps deleted runs, and accepts no more changes to them."""
 
 
 class RunStore:
@@ -60,20 +60,20 @@ class RunStore:
     name: str
     _client: MlflowClient
     _spool_root: Path | None
-    """Where runs are kept while the store is away; None where it is required."""
+    """Folder for runs while the store is unavailable; None if it is required."""
 
     @contextmanager
     def run(self, job: str, config: Config, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
         """Open a run for a job and log its config and environment.
 
         It ends as FINISHED, FAILED on an error, or KILLED on an interrupt. With registry.tracking=best_effort, a store
-        that goes away stops nothing: a spool takes the rest of the run.
+        that becomes unavailable stops nothing: a spool takes the rest of the run.
         """
         run = self._start(job, config, tags or {})
         try:
             yield run
         except BaseException as error:
-            # The error that stopped the job matters more than one in reporting it.
+            # The error of the job matters more than an error in reporting it.
             with suppress(GatecastError):
                 run.end(error)
             raise
@@ -85,7 +85,7 @@ class RunStore:
 
     @calls_mlflow
     def replay(self, folder: Path, spooled: SpooledRun, real_ids: Mapping[str, str]) -> Run:
-        """Log what a spool has, and return its run, which is still open; see `tracking_spool.replay`."""
+        """Log the contents of a spool, and return its run, which is still open; see `spool.replay`."""
         experiment = self._experiment()
         run_id = spool.replay(self._client, experiment, folder, spooled, real_ids)
         return Run(self._client, self.uri, run_id, experiment)
@@ -97,7 +97,7 @@ class RunStore:
 
     @contextmanager
     def resume(self, run_id: str) -> Iterator[Run]:
-        """Open a run that has ended; it ends as FINISHED if no error stops what is added to it."""
+        """Open an ended run for additions; it ends as FINISHED unless these fail."""
         with explained(self.uri):
             experiment = self._client.get_run(run_id).info.experiment_id
         yield Run(self._client, self.uri, run_id, experiment)
@@ -109,10 +109,10 @@ class RunStore:
     @calls_mlflow
     def check_runs(self) -> None:
         """Raise RegistryError unless runs of this model can be logged; call it before hours of work."""
-        found = self._client.get_experiment_by_name(self.name)
-        if found is not None:
-            self._check_active(found)
-        root = found.artifact_location if found is not None else artifact_root(self.uri, self.name)
+        experiment = self._client.get_experiment_by_name(self.name)
+        if experiment is not None:
+            self._check_active(experiment)
+        root = experiment.artifact_location if experiment is not None else artifact_root(self.uri, self.name)
         if root is None or urlsplit(root).scheme not in ("", "file"):
             return
         folder = Path(unquote(urlsplit(root).path)).absolute()
@@ -136,7 +136,7 @@ class RunStore:
 
     @calls_mlflow
     def _start(self, job: str, config: Config, tags: Mapping[str, str]) -> Run:
-        own = {
+        tags_of_job = {
             "mlflow.source.name": f"forecast {job}",
             "job": job,
             "kind": job.split(maxsplit=1)[0],
@@ -148,11 +148,11 @@ class RunStore:
         client = cast(MlflowClient, BestEffortClient(self._client, spool)) if spool else self._client
         try:
             experiment = self._experiment()
-            run_id = self._client.create_run(experiment, tags=own, run_name=name).info.run_id
+            run_id = self._client.create_run(experiment, tags=tags_of_job, run_name=name).info.run_id
         except Exception as error:
             if spool is None or not is_away(error):
                 raise
-            experiment, run_id = "", spool.begin(error, run_name=name, tags=own)
+            experiment, run_id = "", spool.begin(error, run_name=name, tags=tags_of_job)
         run = Run(client, self.uri, run_id, experiment, job=job, spool=spool)
         values = redacted_values(config.model_dump(mode="json"))
         run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
@@ -166,17 +166,17 @@ class RunStore:
         return run
 
     def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(self.name)
+        if experiment is None:
             try:
                 return str(self._client.create_experiment(self.name, artifact_root(self.uri, self.name)))
-            except MlflowException as error:  # another job was faster
+            except MlflowException as error:  # created by another job meanwhile
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self._client.get_experiment_by_name(self.name)
-                assert found is not None
-        self._check_active(found)
-        return str(found.experiment_id)
+                experiment = self._client.get_experiment_by_name(self.name)
+                assert experiment is not None
+        self._check_active(experiment)
+        return str(experiment.experiment_id)
 
     @calls_mlflow
     def read_json(self, run_id: str, path: str) -> Any:
@@ -200,13 +200,13 @@ class RunStore:
 
     @calls_mlflow
     def fetch(self, run_id: str, path: str, folder: Path) -> Path:
-        """Return an artifact of a run, which is in this folder then, or in the store on this disk."""
+        """Return the path of an artifact of a run: downloaded into the folder, or in a local store."""
         folder.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run_id, path, str(folder)))
 
     @calls_mlflow
     def record(self, run_id: str) -> Record | None:
-        """Return what a run has left, None if it is gone."""
+        """Return the contents of a run, None if it no longer exists."""
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -230,24 +230,24 @@ class RunStore:
             for name, points in histories.items()
             for point in sorted(points, key=lambda point: point.timestamp)
         ]
-        found = pl.DataFrame(rows, {"name": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row")
-        # What was logged once more when the job was done has no step of its own.
-        return found.unique(["name", "step"], keep="first", maintain_order=True).sort("name", "step")
+        frame = pl.DataFrame(rows, {"name": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row")
+        # Final values, logged again at the end of the job, have no step of their own.
+        return frame.unique(["name", "step"], keep="first", maintain_order=True).sort("name", "step")
 
     @calls_mlflow
     def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
-        """Return the latest metrics of runs, by their ids; runs that are gone are left out."""
-        wanted = sorted({run_id for run_id in run_ids if run_id})
-        found, experiment = {}, self._experiment()
-        for first in range(0, len(wanted), BATCH):
-            quoted = ", ".join(f"'{run_id}'" for run_id in wanted[first : first + BATCH])
+        """Return the latest metrics of the existing runs, by their ids."""
+        remaining = sorted({run_id for run_id in run_ids if run_id})
+        values, experiment = {}, self._experiment()
+        for first in range(0, len(remaining), BATCH):
+            quoted = ", ".join(f"'{run_id}'" for run_id in remaining[first : first + BATCH])
             page = self._client.search_runs([experiment], f"attributes.run_id IN ({quoted})", max_results=BATCH)
-            found.update({run.info.run_id: dict(run.data.metrics) for run in page})
-        return found
+            values.update({run.info.run_id: dict(run.data.metrics) for run in page})
+        return values
 
     @calls_mlflow
     def runs(self, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
-        """Return the tags of the runs that ended well and have these tags, by their ids, newest first."""
+        """Return the tags of the finished runs with these tags, by run id, newest first."""
         quoted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
         condition = " and ".join(["attributes.status = 'FINISHED'", *quoted])
         page = self._client.search_runs([self._experiment()], condition, max_results=BATCH)
@@ -255,7 +255,7 @@ class RunStore:
 
     @calls_mlflow
     def delete_runs(self, run_ids: Iterable[str]) -> None:
-        """Delete runs, which MLflow keeps among the deleted ones; where the store may be away, what it can."""
+        """Delete runs, which MLflow only marks; an unavailable store is tolerated if it is not required."""
         try:
             for run_id in run_ids:
                 self._client.delete_run(run_id)
@@ -271,4 +271,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _flat(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            yield prefix + name, text.replace("\0", "\\u0000")  # PostgreSQL keeps no NUL.
+            yield prefix + name, text.replace("\0", "\\u0000")  # PostgreSQL stores no NUL.

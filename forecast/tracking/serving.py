@@ -1,4 +1,4 @@
-"""The file that MLflow stores with a model and runs to load it: it only names our class."""
+"""The code file that MLflow stores with a model and runs to load it: it only names `forecast.pyfunc`'s class."""
 
 from mlflow.models import set_model
 

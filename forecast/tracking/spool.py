@@ -1,7 +1,7 @@
-"""What runs log while their tracking server is away: a folder for each run, which is logged later.
+"""Spools: folders that keep the calls of runs while the tracking server is unavailable, for later logging.
 
-A spool has `run.json` (which run it is), `calls.jsonl` (a call a line, in order), and the files of these calls. Every
-call may be made twice: whoever logs a spool and is killed begins it again.
+A spool has `run.json` (the identity of the run), `calls.jsonl` (one call a line, in order), and the files of these
+calls. All calls are safe to repeat, as a killed replay starts again.
 """
 
 import functools
@@ -27,10 +27,10 @@ from forecast.errors import OutputError
 from forecast.redaction import redacted, without_password
 
 SPOOL_ID: Final = "unlogged_id"
-"""Tag of a run that was made after its job: the name of its spool, which the job has called it by."""
+"""Tag of a run that was created after its job: the name of its spool, which the job used as run id."""
 KEY: Final = "registry.spool"
 REGISTER: Final = "register"
-"""The call that makes a version of the model in a spool."""
+"""The call that registers the model in a spool."""
 
 _LOG = logging.getLogger(__name__)
 _RUN: Final = "run.json"
@@ -46,13 +46,13 @@ _METHODS: Final = (
     "set_terminated",
     "set_model_version_tag",
 )
-"""Calls that a spool takes in place of the server."""
+"""Client methods that a spool implements."""
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Return whether an error of a call says that the store does not answer, or can't do its work now.
+    """Return whether an error means that the store does not answer, or can't work at present.
 
-    A call that is refused for what it asks for would be refused later, too.
+    A call that is refused for its content would be refused later, too.
     """
     if isinstance(error, MlflowException):
         return error.error_code not in _REFUSALS
@@ -61,26 +61,26 @@ def is_away(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class SpooledRun:
-    """Which run a spool is of."""
+    """The run of a spool."""
 
     id: str
     """The name of the spool."""
     name: str
-    """Of the registered model, and of the experiment."""
+    """Name of the registered model and of the experiment."""
     job: str
     store: str
-    """Its URI without secrets."""
+    """URI of the store, without secrets."""
     run_id: str
-    """Empty for a run that the store does not know yet."""
+    """Id of the run; empty if it is not in the store yet."""
     run_name: str
     started: int
     """Milliseconds since 1970."""
     tags: Mapping[str, str]
-    """Of a run that the store does not know yet."""
+    """Tags of a run that is not in the store yet."""
 
 
 class RunSpool:
-    """Takes the calls of one run once its store is away, and none before."""
+    """Keeps the calls of one run once its store is unavailable."""
 
     def __init__(self, root: Path, name: str, job: str, store: str) -> None:
         self._root, self._name, self._job, self._store = root, name, job, without_password(store)
@@ -88,10 +88,10 @@ class RunSpool:
         self._lock = ExitStack()
         self._n_files = 0
         self.folder: Path | None = None
-        """Where the calls are; None as long as the store answers."""
+        """Folder of the calls; None as long as the store answers."""
 
     def begin(self, error: BaseException, run_id: str = "", run_name: str = "", tags: Mapping[str, str] = {}) -> str:
-        """Begin to take calls because of an error of the store; return what the run is called by."""
+        """Start to keep calls because of an error of the store; return the id of the run for later calls."""
         identity = f"unlogged-{uuid.uuid4().hex[:12]}"
         self.folder = self._root / identity
         self._lock.enter_context(locked(self.folder, KEY))
@@ -109,7 +109,7 @@ class RunSpool:
         return run_id or identity
 
     def close(self) -> None:
-        """Let others log the spool, and say where it is."""
+        """Release the spool for logging, and log its folder."""
         if self.folder is not None:
             self._lock.close()
             _LOG.warning(
@@ -126,47 +126,47 @@ class RunSpool:
         params: Sequence[Param] = (),
         tags: Sequence[RunTag] = (),
     ) -> None:
-        """Take metrics, params and tags."""
+        """Keep metrics, params and tags."""
         points = [(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics]
-        texts = [[(each.key, each.value) for each in group] for group in (params, tags)]
+        texts = [[(item.key, item.value) for item in group] for group in (params, tags)]
         self._append("log_batch", metrics=points, params=texts[0], tags=texts[1])
 
     def set_tag(self, run_id: str, key: str, value: object) -> None:
-        """Take a tag."""
+        """Keep a tag."""
         self.log_batch(run_id, tags=[RunTag(key, str(value))])
 
     def log_figure(self, _run_id: str, figure: Any, path: str) -> None:
-        """Take a Matplotlib figure."""
+        """Keep a Matplotlib figure."""
         file = self._new_folder() / Path(path).name
         figure.savefig(file)
         self._append("log_artifact", file=self._relative(file), folder=_parent(path))
 
     def log_artifact(self, _run_id: str, path: str, folder: str | None = None) -> None:
-        """Take a file."""
+        """Keep a file."""
         file = Path(shutil.copy(path, self._new_folder()))
         self._append("log_artifact", file=self._relative(file), folder=folder)
 
     def log_artifacts(self, _run_id: str, folder: str) -> None:
-        """Take all files of a folder."""
+        """Keep all files of a folder."""
         copy = shutil.copytree(folder, self._new_folder(), dirs_exist_ok=True)
         self._append("log_artifacts", file=self._relative(copy))
 
     def log_inputs(self, _run_id: str, datasets: Sequence[DatasetInput]) -> None:
-        """Take descriptions of data."""
+        """Keep descriptions of data."""
         names = ("name", "digest", "source_type", "source", "profile")
-        described = [{name: getattr(each.dataset, name) for name in names} for each in datasets]
+        described = [{name: getattr(dataset_input.dataset, name) for name in names} for dataset_input in datasets]
         self._append("log_inputs", datasets=described)
 
     def set_terminated(self, _run_id: str, status: str = "FINISHED") -> None:
-        """Take the end of the run."""
+        """Keep the end of the run."""
         self._append("set_terminated", status=status, end_time=_now())
 
     def set_model_version_tag(self, name: str, version: str, key: str, value: object) -> None:
-        """Take a tag of a version."""
+        """Keep a tag of a version."""
         self._append("set_model_version_tag", name=name, version=version, key=key, value=str(value))
 
     def register(self, model: Path, *, digest: str, alias: str | None, tags: Mapping[str, str]) -> None:
-        """Take a model folder, of which a version is to be made."""
+        """Keep a model folder for later registration."""
         copy = shutil.copytree(model, self._new_folder(), dirs_exist_ok=True)
         self._append(
             REGISTER, file=self._relative(copy), digest=digest, alias=alias, tags=dict(tags), registered=_now()
@@ -192,7 +192,7 @@ class RunSpool:
 
 
 class BestEffortClient:
-    """An MLflow client for one run whose calls a spool takes as soon as the store is away."""
+    """An MLflow client for one run, which passes calls to a spool once the store is unavailable."""
 
     def __init__(self, client: Any, spool: RunSpool) -> None:
         self._client, self._spool = client, spool
@@ -214,7 +214,7 @@ class BestEffortClient:
 
 
 def spooled_runs(root: Path) -> Iterator[tuple[Path, SpooledRun]]:
-    """Yield the spools in a folder, those of the runs that began first before others.
+    """Yield the spools in a folder, by the start of their runs.
 
     Raises OutputError for one that can't be read.
     """
@@ -222,7 +222,7 @@ def spooled_runs(root: Path) -> Iterator[tuple[Path, SpooledRun]]:
     for file in root.glob(f"*/{_RUN}"):
         try:
             runs.append((file.parent, SpooledRun(**json.loads(file.read_text(encoding="utf-8")))))
-        except FileNotFoundError:  # It has just been logged.
+        except FileNotFoundError:  # Another process has just logged it.
             continue
         except (OSError, ValueError, TypeError) as error:
             raise OutputError(
@@ -232,7 +232,7 @@ def spooled_runs(root: Path) -> Iterator[tuple[Path, SpooledRun]]:
 
 
 def calls_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the calls in a spool. A line that a kill has cut off at the end is left out."""
+    """Return the calls in a spool, without a last line that a kill has cut off."""
     lines = (folder / _CALLS).read_text(encoding="utf-8").splitlines() if (folder / _CALLS).exists() else []
     calls = []
     for number, line in enumerate(lines, start=1):
@@ -245,9 +245,9 @@ def calls_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def replay(client: Any, experiment: str, folder: Path, run: SpooledRun, real_ids: Mapping[str, str]) -> str:
-    """Make all calls of a spool but the registration and the end; return the id of the run.
+    """Make all calls of a spool except the registration and the end; return the id of the run.
 
-    `real_ids` are the ids of other runs by the names of their spools, which tags may have.
+    `real_ids` maps names of other spools, which tags may contain, to the ids of their runs.
     """
     run_id = run.run_id or _find(client, experiment, run.id)
     if not run_id:
@@ -260,14 +260,14 @@ def replay(client: Any, experiment: str, folder: Path, run: SpooledRun, real_ids
 
 
 def end(client: Any, folder: Path, run_id: str) -> None:
-    """End a run as its job ended; as killed, if that could not say."""
+    """End a run with the status of its job; as KILLED if the job has recorded none."""
     ends = [call for call in calls_of(folder) if call["call"] == "set_terminated"]
     last = ends[-1] if ends else {"status": "KILLED", "end_time": _now()}
     client.set_terminated(run_id, last["status"], last["end_time"])
 
 
 def remove(folder: Path) -> None:
-    """Remove a spool: at once under another name, so that none is there in part."""
+    """Remove a spool, after renaming it, so that no partial spool is left."""
     aside = folder.with_name(f".{folder.name}")
     with suppress(FileNotFoundError):
         folder.rename(aside)

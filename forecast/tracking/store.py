@@ -1,6 +1,6 @@
-"""The MLflow store: its address, the client that calls it, and its errors in our words.
+"""The MLflow store: its address, its client, and the translation of its errors.
 
-Import it before MLflow: it sets what MLflow reads when it is imported.
+Import this module before MLflow: it sets variables that MLflow reads on import.
 """
 
 import functools
@@ -21,7 +21,7 @@ from forecast.redaction import without_password
 from forecast.tracking.calls import Calls, TimedClient, environment_set
 from forecast.tracking.database import prepare_database
 
-# Read when MLflow is imported, so before it. Its own limits on a call are 120 s, seven times over.
+# Read when MLflow is imported. MLflow's defaults are 120 s, seven times over.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -43,7 +43,7 @@ C = TypeVar("C", bound=_Caller)
 
 
 def calls_mlflow(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
-    """Turn the errors of MLflow into RegistryError that names the store."""
+    """Decorate a method to raise RegistryError, which names the store, for errors of MLflow."""
 
     @functools.wraps(method)
     def wrapper(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,30 +55,30 @@ def calls_mlflow(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn the errors of MLflow and its database into RegistryError that names the store."""
+    """Raise RegistryError, which names the store, for errors of MLflow and its database."""
     try:
         yield
     except Exception as error:
         kinds = (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
-        # Alembic makes MLflow's tables; to import its errors would import all of it.
+        # Alembic creates MLflow's tables; importing its errors would import all of it.
         if not isinstance(error, kinds) and not type(error).__module__.startswith("alembic."):
             raise
-        shown = without_password(uri)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown)
+        store = without_password(uri)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, store)
         if "Max retries exceeded" in reason:
             cause = reason.rpartition(": ")[2].strip("()'\"")
             reason = f"no answer ({cause}); is the server running?"
-        raise RegistryError(f"MLflow store {shown}: {reason} (registry.tracking_uri sets the store)") from error
+        raise RegistryError(f"MLflow store {store}: {reason} (registry.tracking_uri sets the store)") from error
 
 
 def tracking_uri(config: RegistryConfig) -> str:
     """Return the MLflow store in use: configured, from MLFLOW_TRACKING_URI, or a SQLite file here."""
-    given = config.tracking_uri.get_secret_value() if config.tracking_uri else None
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    configured = config.tracking_uri.get_secret_value() if config.tracking_uri else None
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def connect(uri: str) -> tuple[Calls, MlflowClient]:
-    """Return a client after one answered call, and what limits its calls, those of a file excepted."""
+    """Return the deadlines of calls and a client, after one answered call; local stores have no deadlines."""
     prepare_store(uri)  # before the client, which opens it
     client, calls = MlflowClient(uri, uri), Calls(uri)
     if is_server(uri) or _is_database_server(uri):
@@ -90,7 +90,7 @@ def connect(uri: str) -> tuple[Calls, MlflowClient]:
 
 
 def prepare_store(uri: str) -> None:
-    """Make MLflow's tables in a store that is a database and lacks them. Raises RegistryError if that fails."""
+    """Create MLflow's tables in a database store that lacks them. Raises RegistryError."""
     if "://" in uri and not uri.startswith("file:") and not is_server(uri):
         with explained(uri):
             prepare_database(uri)
@@ -106,7 +106,7 @@ def _is_database_server(uri: str) -> bool:
 
 
 def artifact_root(uri: str, name: str) -> str | None:
-    """Return where the artifacts of a local store go: beside its database, not where the job happens to run."""
+    """Return the artifact folder of a local store: beside its database, independent of the working folder."""
     if not uri.startswith("sqlite:///"):
         return None  # the server decides
     folder = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns" / re.sub(r"[^\w.-]", "_", name)

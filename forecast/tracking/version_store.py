@@ -1,4 +1,4 @@
-"""The versions of a registered model in MLflow, and what its aliases mean."""
+"""The versions of a registered model in MLflow, and the resolution of its aliases."""
 
 import re
 from collections.abc import Mapping
@@ -17,34 +17,34 @@ from forecast.tracking.versions import Version, from_mlflow
 
 
 class VersionStore(RunStore):
-    """The runs and versions of one registered model, as they are."""
+    """The runs and versions of one registered model, without moves of aliases."""
 
     @calls_mlflow
-    def resolve(self, which: str | int, key: str = "registry.alias") -> Version:
-        """Return the version that an alias or a number means now.
+    def resolve(self, name: str | int, key: str = "registry.alias") -> Version:
+        """Return the current version of an alias or number.
 
-        Raises RegistryError that lists what there is; `key` is the setting that names it.
+        Raises RegistryError that lists the existing ones; `key` is the setting that names it.
         """
-        number = re.fullmatch(r"v?(\d+)", str(which))
+        number = re.fullmatch(r"v?(\d+)", str(name))
         try:
             if number:
                 return from_mlflow(self._client.get_model_version(self.name, number[1]))
-            return from_mlflow(self._client.get_model_version_by_alias(self.name, str(which)))
+            return from_mlflow(self._client.get_model_version_by_alias(self.name, str(name)))
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
         aliases = self._model("registry.name" if key == "registry.alias" else key)[0]
-        if (deleted := aliases.get(str(which))) is not None:
+        if (deleted := aliases.get(str(name))) is not None:
             raise RegistryError(
-                f"{self.name} v{deleted}, which the alias {which!r} means, is deleted; give the alias to another "
+                f"{self.name} v{deleted}, which the alias {name!r} means, is deleted; give the alias to another "
                 f"version (train, finetune and promote do, forecast models rollback with rollback.to), or set {key}"
             )
         existing = listing((f"{alias} (v{number})" for alias, number in sorted(aliases.items())), limit=20)
-        wanted = f"version {number[1]}" if number else f"alias {which!r}"
-        raise RegistryError(f"{self.name} has no {wanted}; its aliases: {existing or 'none'}; set {key}")
+        requested = f"version {number[1]}" if number else f"alias {name!r}"
+        raise RegistryError(f"{self.name} has no {requested}; its aliases: {existing or 'none'}; set {key}")
 
     def find(self, alias: str) -> Version | None:
-        """Return the version that an alias means now, None if there is no such alias or model yet."""
+        """Return the current version of an alias, None without such an alias or model."""
         try:
             return self.resolve(alias)
         except RegistryError as error:
@@ -64,15 +64,17 @@ class VersionStore(RunStore):
     def _model(self, key: str = "registry.name") -> tuple[dict[str, int], str | None]:
         """Return alias -> number, which searching for versions does not report, and the history of champions."""
         try:
-            found = self._client.get_registered_model(self.name)
+            model_entry = self._client.get_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         else:
-            return {alias: int(number) for alias, number in found.aliases.items()}, found.tags.get(CHAMPIONS)
-        known = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
+            return {alias: int(number) for alias, number in model_entry.aliases.items()}, model_entry.tags.get(
+                CHAMPIONS
+            )
+        names = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
         raise RegistryError(
-            f"no registered model {self.name} in {without_password(self.uri)}; there are: {known or 'none'}; "
+            f"no registered model {self.name} in {without_password(self.uri)}; there are: {names or 'none'}; "
             f"set {key}, or train one"
         )
 
@@ -82,14 +84,14 @@ class VersionStore(RunStore):
         return self._versions(self._model()[0])
 
     def _versions(self, aliases: Mapping[str, int]) -> list[Version]:
-        held: dict[int, list[str]] = {}
+        aliases_of: dict[int, list[str]] = {}
         for alias, number in sorted(aliases.items()):
-            held.setdefault(number, []).append(alias)
-        found: list[ModelVersion] = []
+            aliases_of.setdefault(number, []).append(alias)
+        entries: list[ModelVersion] = []
         token = None
         while token is None or token:
             page = self._client.search_model_versions(f"name='{self.name}'", max_results=1000, page_token=token)
-            found.extend(page)
+            entries.extend(page)
             token = page.token or ""
-        versions = [from_mlflow(each, held.get(int(each.version), [])) for each in found]
-        return sorted(versions, key=lambda each: each.number, reverse=True)
+        versions = [from_mlflow(entry, aliases_of.get(int(entry.version), [])) for entry in entries]
+        return sorted(versions, key=lambda entry: entry.number, reverse=True)

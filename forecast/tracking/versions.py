@@ -26,13 +26,13 @@ class Version:
 
     @property
     def parent(self) -> int | None:
-        """The number of the version that it was made from, None for one from data alone."""
+        """The number of the version it was derived from, None if trained from data alone."""
         number = self.tags.get("parent_version", "")
-        # What was made later is no parent, whatever a tag says.
+        # A later version is no parent, whatever the tag says.
         return int(number) if number.isdecimal() and int(number) < self.number else None
 
     def __str__(self) -> str:
-        """Return the version as people write it.
+        """Return the version as text for people.
 
         >>> str(Version("flights", 3, "ab12", "pretrained", "", "", 0))
         'flights v3'
@@ -40,16 +40,16 @@ class Version:
         return f"{self.name} v{self.number}" if self.number else f"{self.name} (not registered yet)"
 
 
-def from_mlflow(found: "ModelVersion", aliases: Sequence[str] | None = None) -> Version:
-    """Return a version of MLflow as ours, with `aliases` where MLflow has not said which it has."""
+def from_mlflow(entry: "ModelVersion", aliases: Sequence[str] | None = None) -> Version:
+    """Return a version of MLflow as Version; `aliases` replaces those of the entry."""
     return Version(
-        name=found.name,
-        number=int(found.version),
-        digest=found.tags.get("digest", ""),
-        kind=found.tags.get("kind", ""),
-        run_id=found.run_id or "",
-        source=found.source or "",
-        created=int(found.creation_timestamp or 0),
-        tags=dict(found.tags),
-        aliases=tuple(sorted(found.aliases if aliases is None else aliases)),
+        name=entry.name,
+        number=int(entry.version),
+        digest=entry.tags.get("digest", ""),
+        kind=entry.tags.get("kind", ""),
+        run_id=entry.run_id or "",
+        source=entry.source or "",
+        created=int(entry.creation_timestamp or 0),
+        tags=dict(entry.tags),
+        aliases=tuple(sorted(entry.aliases if aliases is None else aliases)),
     )

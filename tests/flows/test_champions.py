@@ -105,7 +105,7 @@ def test_whatever_is_done_no_rollback_goes_to_where_one_has_left_and_the_list_kn
             assert registry.rollback("chance")[1].number == target.number == champion(registry)
             assert demoted(registry)[seen.number or 0] == "chance"
         assert champion(registry) == registry.champions().moves[-1].version
-    passed = [registry.rollback("end")[1].number for _ in registry.champions().way_back()]
+    passed = [registry.rollback("end")[1].number for _ in registry.champions().rollback_versions()]
     assert len(passed) == len(set(passed))
     assert registry.champions().target()[0] is None
 

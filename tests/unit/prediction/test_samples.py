@@ -120,7 +120,7 @@ def test_a_job_writes_paths_within_the_bounds_the_same_each_time(
     assert paths.max_horizontal().max() == 20
     # Without them it is another output, of the same forecasts.
     plain = write(trained.artifact, weekly_loaded, tmp_path / "a", max=20.0)
-    assert not plain.done_before
+    assert not plain.was_complete
     assert frame_of(tmp_path / "a").equals(frame_of(tmp_path / "b").drop("^sample_.*$"))
 
 
@@ -188,7 +188,7 @@ def test_onnx_runtime_writes_the_same_forecasts_and_auto_stays_with_its_choice(
     other = {"torch": "onnx", "onnx": "torch"}[chosen]
     kept.write_text(other)
     assert write(artifact, weekly_loaded, tmp_path / "auto", "auto").content["runtime"] == other
-    assert write(artifact, weekly_loaded, tmp_path / "auto", other).done_before
+    assert write(artifact, weekly_loaded, tmp_path / "auto", other).was_complete
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

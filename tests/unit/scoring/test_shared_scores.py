@@ -95,10 +95,10 @@ def test_each_model_keeps_its_own_forecasts(place: Place, other: dict[str, str])
     second = "second" if place.sink == "sql" and other["model_version"] == "1" else "out"
     first = place.write(A)
     expected = place.rows(first)
-    assert not place.write(other, path=second, max=10.0).done_before
+    assert not place.write(other, path=second, max=10.0).was_complete
     assert_frame_equal(place.rows(first), expected)
-    assert place.write(A).done_before
-    assert place.write(other, path=second, max=10.0).done_before
+    assert place.write(A).was_complete
+    assert place.write(other, path=second, max=10.0).was_complete
     rows = place.all_rows()
     assert rows.height == 2 * expected.height
     for names, highest in ((A, expected["q50"].max()), (other, 10.0)):
@@ -120,9 +120,9 @@ def test_rows_that_another_folder_replaced_are_not_taken_for_its_own(sql: Place)
     expected = sql.rows(first)
     sql.write(A, path="second", max=1.0)
     assert sql.rows(first)["q50"].max() == 1.0
-    assert not sql.write(A).done_before
+    assert not sql.write(A).was_complete
     assert_frame_equal(sql.rows(first), expected)
-    assert sql.write(A).done_before
+    assert sql.write(A).was_complete
     assert sql.all_rows().height == expected.height
 
 
@@ -138,12 +138,12 @@ def test_what_is_scored_again_is_current_again(place: Place) -> None:
     place.write(A)
     place.write(OTHERS["version"])
     assert latest() == {"2"}
-    assert place.write(A).done_before
+    assert place.write(A).was_complete
     assert latest() == {"1"}
     assert [content["model_version"] for content in current(read_manifests(place.folder / "out"))] == ["1", "1"]
     place.write(A, back=14)  # An older cutoff changes nothing.
     assert latest() == {"1"}
-    assert place.write(OTHERS["version"], max=3.0).done_before is False
+    assert place.write(OTHERS["version"], max=3.0).was_complete is False
     assert latest() == {"2"}
 
 
@@ -158,7 +158,7 @@ def test_columns_may_change(place: Place) -> None:
     assert rows[samples[0]].null_count() == 2 * len(rows) // 3
     written = ScoredForecasts(SinkConfig.model_validate(place.config()))
     assert written.levels(written.contents) == tuple(level / 10 for level in range(1, 10))
-    assert place.write(A, back=7, n_samples=2).done_before
+    assert place.write(A, back=7, n_samples=2).was_complete
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_rejects_of_reading_are_written_once(place: Place, bad: Callable[..., Lo
     times = {path: path.stat().st_mtime_ns for path in place.folder.rglob("forecasts/**/*.parquet")}
     # A row without a time is nothing that a forecast follows from.
     for back in (14, 7, 0):
-        assert place.write(A, back=back, loaded=bad(3)).done_before
+        assert place.write(A, back=back, loaded=bad(3)).was_complete
     assert {path: path.stat().st_mtime_ns for path in place.folder.rglob("forecasts/**/*.parquet")} == times
     rejects = place.all_rows("rejects")
     assert rejects["reason"].sort().to_list() == ["null timestamp"] * 3 + ["target not finite"]
@@ -281,7 +281,7 @@ def test_what_an_earlier_release_wrote_is_read_and_replaced(place: Place) -> Non
     place.write(OTHERS["model"])
     assert_frame_equal(old_rows(2), expected[2])
     made = place.write(A)
-    assert not made.done_before
+    assert not made.was_complete
     assert_frame_equal(place.rows(made).drop("model_name", "model_digest"), expected[2])
     for index in range(2):
         assert_frame_equal(old_rows(index), expected[index])
@@ -289,7 +289,7 @@ def test_what_an_earlier_release_wrote_is_read_and_replaced(place: Place) -> Non
     assert rows.height == sum(frame.height for frame in expected) + expected[2].height
     assert rows.filter(model_name="a").height == rows.filter(model_name="b").height == expected[2].height
     assert len(list((place.folder / "out/manifests").iterdir())) == 4
-    assert place.write(A).done_before
+    assert place.write(A).was_complete
     if place.sink == "parquet":
         moment = outputs[2].content["cutoff"].replace(":", "%3A")
         assert not (place.folder / "out/forecasts" / f"cutoff={moment}").exists()

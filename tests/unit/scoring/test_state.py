@@ -361,7 +361,7 @@ def test_a_kill_at_any_moment_leaves_a_state_that_goes_on_as_if_nothing_had_been
         moved.add(index["cutoff"])
         assert all((folder / "state/phase-000" / name).exists() for name in index["parts"])
         again = score(artifact, opened, folder)
-        assert not again.done_before
+        assert not again.was_complete
         assert files(folder) == undisturbed, kill
     assert moved == {LAST.isoformat(), (LAST - timedelta(days=1)).isoformat()}
 
