@@ -1,4 +1,4 @@
-"""`forecast backtest`: a registered model on past cutoffs, beside baselines, its base and the present champion."""
+"""`forecast backtest`: a registered model on past cutoffs, against baselines, its base and the current champion."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -40,10 +40,10 @@ def main(config: BacktestConfig) -> None:
 
 
 def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
-    """Score the version at each cutoff, log the scores and tie them to the version.
+    """Score the version at each cutoff, log the scores and record their run in the tags of the version.
 
-    A backtest with refits judges how a version is made, not the version: it is not tied to it, and the champion is not
-    in it. Returns the version, a line about it, and the result.
+    A backtest with refits judges the way a version is trained, not the version itself: it is not recorded in its tags,
+    and does not include the champion. Returns the version, a line about it, and the result.
     """
     from forecast.backtesting.backtest import backtest
     from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES, Contender
@@ -60,11 +60,13 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
-    judged = config.backtest.refit == "never"
-    champion = registry.find(CHAMPION) if judged else None
+    has_champion = config.backtest.refit == "never"
+    champion = registry.find(CHAMPION) if has_champion else None
     if champion and champion.number != version.number:
-        theirs = load_version(registry, champion)
-        contenders[CHAMPION] = Contender(theirs, read_alike(theirs, artifact, loaded, config.data).panel)
+        champion_artifact = load_version(registry, champion)
+        contenders[CHAMPION] = Contender(
+            champion_artifact, read_alike(champion_artifact, artifact, loaded, config.data).panel
+        )
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)
@@ -74,7 +76,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
                 contenders,
                 config.backtest,
                 folder=folder,
-                progress=lambda done, text: stage.update(f"{done:.0%} {text}"),
+                progress=lambda share, text: stage.update(f"{share:.0%} {text}"),
             )
             stage.note(
                 windows=int(result.summary["n_windows"].max()),  # type: ignore[arg-type]
@@ -98,10 +100,10 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
         tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
         tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
         report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
-        if judged:
+        if has_champion:
             run.tag_version(version, {BACKTEST_RUN: run.id})
     line = (
-        f"{_scored(result)}, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, "
+        f"{_headline(result)}, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, "
         f"{result.failures.height:,} baselines failed, run {run.id}"
     )
     return version, line, result
@@ -114,7 +116,7 @@ def _log(
     artifact: "Artifact",
     folder: Path | None,
 ) -> None:
-    """Log metrics, tables and figures, and write what is not there yet into the folder of the output."""
+    """Log metrics, tables and figures, and write those missing into the output folder."""
     import polars as pl
 
     from forecast.backtesting.result import FORECASTS, SCORES
@@ -137,33 +139,33 @@ def _log(
             write_parquet_atomic(table, folder / f"{name}.parquet")
     run.figure(diagnostic_figures.error_by_step(result.steps), "plots/error_by_step.png")
     run.figure(diagnostic_figures.calibration(result.levels), "plots/calibration.png")
-    kind = _judged(result)
+    kind = _judged_model(result)
     last = result.scan(FORECASTS).filter(pl.col(CUTOFF) == result.cutoffs[-1], pl.col(MODEL) == kind)
     sample = pick(last.select(pl.col(SERIES_ID).unique().sort()).collect(engine="streaming")[SERIES_ID].to_list())
     history = loaded.panel.frame(_rows(loaded.panel, sample), classes=artifact.classes)
-    drawn = last.filter(pl.col(SERIES_ID).is_in(sample)).collect(engine="streaming")
-    run.figure(figures.sample_forecasts(history, drawn, sample), "plots/sample_forecasts.png")
+    forecasts = last.filter(pl.col(SERIES_ID).is_in(sample)).collect(engine="streaming")
+    run.figure(figures.sample_forecasts(history, forecasts, sample), "plots/sample_forecasts.png")
     if result.confusion is not None:
         run.figure(diagnostic_figures.confusion(result.confusion, kind), "plots/confusion.png")
 
 
-def _judged(result: "BacktestResult") -> str:
-    """Return the name of the model that is judged, or of what a refit makes in the end."""
+def _judged_model(result: "BacktestResult") -> str:
+    """Return the name of the judged model; with refits, that of the last refit."""
     from forecast.names import MODEL, SOURCE_FINE_TUNED, SOURCE_PRETRAINED
 
     return SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in result.summary[MODEL] else SOURCE_PRETRAINED
 
 
-def _scored(result: "BacktestResult") -> str:
-    """Return the metrics that matter most, those of seasonal naive beside them."""
+def _headline(result: "BacktestResult") -> str:
+    """Return the main metrics as text, with those of seasonal naive."""
     rows = result.summary.rows_by_key("model", named=True, unique=True)
-    own, naive = rows[_judged(result)], rows["seasonal_naive"]
-    judged = {"MASE": "mase", "WQL": "wql", "CRPS": "crps", "log-loss": "log_loss", "macro F1": "macro_f1"}
+    of_model, naive = rows[_judged_model(result)], rows["seasonal_naive"]
+    metrics = {"MASE": "mase", "WQL": "wql", "CRPS": "crps", "log-loss": "log_loss", "macro F1": "macro_f1"}
     parts = [
-        f"{label} {own[name]:.4f} ({'seasonal naive ' * (number == 0)}{naive[name]:.4f})"
-        for number, (label, name) in enumerate((label, name) for label, name in judged.items() if name in own)
+        f"{label} {of_model[name]:.4f} ({'seasonal naive ' * (number == 0)}{naive[name]:.4f})"
+        for number, (label, name) in enumerate((label, name) for label, name in metrics.items() if name in of_model)
     ]
-    return f"{', '.join(parts)} on {own['n_windows']:,} windows of {own['n_series']:,} series"
+    return f"{', '.join(parts)} on {of_model['n_windows']:,} windows of {of_model['n_series']:,} series"
 
 
 def _rows(panel: "Panel", series: "list[str]") -> "np.ndarray":
@@ -174,7 +176,7 @@ def _rows(panel: "Panel", series: "list[str]") -> "np.ndarray":
 
 
 def _failed(failures: "pl.DataFrame") -> "pl.DataFrame":
-    """Return model, reason, how many windows of how many series."""
+    """Return model, reason, and number of windows and series as text."""
     import polars as pl
 
     from forecast.names import MODEL, REASON, SERIES_ID

@@ -1,4 +1,4 @@
-"""`forecast calibrate`: a registered model -> the same with intervals that cover what they say, as `challenger`."""
+"""`forecast calibrate`: a registered model -> the same with calibrated intervals, as `challenger`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""The `forecast` command: it runs a verb, and turns errors into exit codes.
+"""The `forecast` command: it runs a verb, and translates errors into exit codes.
 
-Nothing heavy is imported here or at the top of a verb's module: `--help` has to be instant.
+Neither this module nor the top of a verb's module imports heavy packages: `--help` must be instant.
 """
 
 import difflib
@@ -22,18 +22,17 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code: that of the error (`forecast.errors`), 130 on an interrupt."""
-    # Threads that wait by spinning slow each other down many times where the cores are shared. Read when torch is
-    # imported.
+    # Spinning threads slow each other down many times on shared cores. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.excepthook = _print_traceback
-    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    verb, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if verb in ("-h", "--help", "help"):
             print(_help())
         elif verb == "--version":
             print(f"gatecast {version('gatecast')}")
         else:
-            _function(verb)(rest)
+            _function(verb)(arguments)
     except GatecastError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
@@ -54,8 +53,8 @@ def _function(verb: str) -> Callable[[list[str]], None]:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb {verb!r}; {hint}")
     module, function = VERBS[verb].function.split(":")
-    found: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
-    return found
+    function_object: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    return function_object
 
 
 def _help() -> str:

@@ -1,9 +1,9 @@
-"""The schedules of `conf/schedule.yaml` in Dagster: an asset for each, with its cutoffs as partitions.
+"""The schedules of `conf/schedule.yaml` in Dagster: one asset each, with its cutoffs as partitions.
 
     dagster dev -m pipelines.dagster
 
-A partition is a slot of `forecast schedule`: it is run by the same code, in a process of its own, and is in the same
-ledger. So what is done there is done here, and the other way round.
+A partition is a slot of `forecast schedule`, run by the same code in its own process and recorded in the same ledger. A
+slot completed by one of the two is complete for the other.
 """
 
 import warnings
@@ -24,11 +24,7 @@ try:
     import dagster as dg
 except ImportError:
     raise ConfigError("pipelines.dagster needs: pip install 'gatecast[dagster]'") from None
-"""Of a score."""
 _LONGEST: Final = timedelta(days=2)
-"""That a job takes, at most, which the sensor is to see the end of."""
-"""Cutoffs before, which forecasts are compared with, in so many bins."""
-"""Of the population stability index: more is commonly called a shift."""
 
 
 @dg.definitions
@@ -38,7 +34,7 @@ def defs() -> dg.Definitions:
 
 
 def definitions(path: str | Path) -> dg.Definitions:
-    """Return the schedules of a file: of each an asset, a job, and a schedule of Dagster.
+    """Return the schedules of a file: an asset, a job, and a schedule of Dagster for each.
 
     Raises ConfigError as `schedules.read` does, and for schedules that Dagster can't express.
     """
@@ -56,7 +52,7 @@ def definitions(path: str | Path) -> dg.Definitions:
             mistakes.append(f"{flow.name}: {' '.join(str(error).split())}")
     if mistakes:
         raise ConfigError(f"{path}: {len(mistakes)} schedule(s) can't be had in Dagster:\n  " + "\n  ".join(mistakes))
-    # The work is in a process of its own anyway.
+    # The work runs in its own process anyway.
     executor = dg.in_process_executor
     return dg.Definitions(assets=assets, jobs=jobs, schedules=due, sensors=[_elsewhere(flows)], executor=executor)
 
@@ -64,10 +60,10 @@ def definitions(path: str | Path) -> dg.Definitions:
 def _elsewhere(flows: Sequence[Flow]) -> dg.SensorDefinition:
     @dg.sensor(name="ledger", minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
     def ledger(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """Tell Dagster what `forecast schedule` has done."""
-        now = datetime.now(UTC)
-        since = datetime.fromisoformat(context.cursor) - _LONGEST if context.cursor else None
-        events = [event for flow in flows for event in flow.elsewhere(context.instance, since)]
-        return dg.SensorResult(asset_events=events, cursor=now.isoformat())
+        """Report the runs of `forecast schedule` to Dagster."""
+        current = datetime.now(UTC)
+        start = datetime.fromisoformat(context.cursor) - _LONGEST if context.cursor else None
+        events = [event for flow in flows for event in flow.elsewhere(context.instance, start)]
+        return dg.SensorResult(asset_events=events, cursor=current.isoformat())
 
     return ledger

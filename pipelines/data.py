@@ -1,4 +1,4 @@
-"""`forecast data`: panels that are kept, added to, looked at, and an example of one."""
+"""`forecast data`: prepare, append to and profile panels, and write an example panel."""
 
 import difflib
 from pathlib import Path
@@ -25,19 +25,19 @@ USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
                extra: pip install 'gatecast[demo]'
 
 `forecast data prepare --help` lists the settings; so do append and profile."""
-# Classes and ended series that a profile prints.
+# Most classes and ended series in the printed profile.
 _CLASSES: Final = 20
 _ENDED: Final = 10
 
 
 def main(argv: list[str]) -> None:
     """Run the verb."""
-    name, *rest = argv or ["--help"]
+    name, *arguments = argv or ["--help"]
     verbs = {"prepare": _prepare, "append": _append, "profile": _profile, "nyc-flights": _nyc_flights}
     if name in ("-h", "--help"):
         print(USAGE)
     elif name in verbs:
-        verbs[name](rest)
+        verbs[name](arguments)
     else:
         close = difflib.get_close_matches(name, verbs, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}"
@@ -47,12 +47,12 @@ def main(argv: list[str]) -> None:
 @recorded(PrepareConfig)
 def _prepare(config: PrepareConfig) -> None:
     note(output=config.output.path)
-    done = prepare(config)
-    print(f"{config.output.path}: {'reused, ' if done.reused else ''}{_size(done.loaded)}")
+    prepared = prepare(config)
+    print(f"{config.output.path}: {'reused, ' if prepared.reused else ''}{_size(prepared.loaded)}")
 
 
 def prepare(config: PrepareConfig) -> "Prepared":
-    """Write the panel, log what is in it, and return it."""
+    """Write the panel, log its counts, and return it."""
     from forecast.data.prepared import prepare as prepare_module
     from forecast.data.read import text_columns
     from forecast.data.sources.open import fingerprint, open_tables, unchanged
@@ -61,8 +61,8 @@ def prepare(config: PrepareConfig) -> "Prepared":
 
     registry = Registry(config.registry)
     with console.stage("prepare") as stage, unchanged(config.data) as check_source:
-        key = fingerprint(config.data)  # Before a row is read.
-        done = prepare_module.prepare(
+        key = fingerprint(config.data)  # Before any row is read.
+        prepared = prepare_module.prepare(
             open_tables(config.data, text_columns(config.data, None)),
             config.data,
             config.window.horizon,
@@ -72,26 +72,26 @@ def prepare(config: PrepareConfig) -> "Prepared":
             progress=stage.update,
             check_source=check_source,
         )
-        stage.note(series=done.loaded.panel.n_series, steps=len(done.loaded.panel.target))
-    if not done.reused:
+        stage.note(series=prepared.loaded.panel.n_series, steps=len(prepared.loaded.panel.target))
+    if not prepared.reused:
         with registry.run("prepare", config) as run:
-            log_data(run, done.loaded)
-            log_profile(run, done.loaded)
-    return done
+            log_data(run, prepared.loaded)
+            log_profile(run, prepared.loaded)
+    return prepared
 
 
 @recorded(AppendConfig)
 def _append(config: AppendConfig) -> None:
     note(output=config.output.path)
-    done = append(config)
+    appended = append(config)
     print(
-        f"{config.output.path}: {_size(done.loaded)}; {done.new_steps:,} new values, {done.new_series:,} new series, "
-        f"{done.revisions.height:,} values revised"
+        f"{config.output.path}: {_size(appended.loaded)}; {appended.new_steps:,} new values, {appended.new_series:,} "
+        f"new series, {appended.revisions.height:,} values revised"
     )
 
 
 def append(config: AppendConfig) -> "Appended":
-    """Add the rows, log what has changed, and return the panel."""
+    """Add the rows, log the changes, and return the panel."""
     from forecast.data.prepared import append as append_module
     from forecast.data.prepared import storage
     from forecast.data.read import text_columns
@@ -103,16 +103,20 @@ def append(config: AppendConfig) -> "Appended":
     data = storage.reading(folder, config.data)
     with console.stage("append") as stage, unchanged(data) as check_source:
         tables = open_tables(data, text_columns(data, storage.categories(folder)))
-        done = append_module.append(
+        appended = append_module.append(
             folder, tables, config.data, revisions=config.append.revisions, check_source=check_source
         )
-        stage.note(new_values=done.new_steps, new_series=done.new_series, revised=done.revisions.height)
+        stage.note(new_values=appended.new_steps, new_series=appended.new_series, revised=appended.revisions.height)
     with registry.run("append", config) as run:
-        log_data(run, done.loaded)
-        run.table(done.revisions, "revisions.parquet")
-        counts = {"new_steps": done.new_steps, "new_series": done.new_series, "revised": done.revisions.height}
+        log_data(run, appended.loaded)
+        run.table(appended.revisions, "revisions.parquet")
+        counts = {
+            "new_steps": appended.new_steps,
+            "new_series": appended.new_series,
+            "revised": appended.revisions.height,
+        }
         run.metrics({f"append/{name}": value for name, value in counts.items()})
-    return done
+    return appended
 
 
 def _profile(argv: list[str]) -> None:
@@ -133,15 +137,16 @@ def _profile(argv: list[str]) -> None:
         check_writable(folder)
     loaded = read_table(config.data, 1)
     assert loaded.data.season_length is not None
-    found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
+    profiled = profile(loaded.panel, loaded.data.season_length, loaded.classes)
     wrong = quality(loaded.rejects, loaded.counts)
     ended = ended_series(loaded.panel, loaded.data.season_length, config.profile.max_age)
-    glance = pl.concat([summary(found), pl.DataFrame({"measure": ["Ended"], "found": [str(ended)]})])
+    glance = pl.concat([summary(profiled), pl.DataFrame({"measure": ["Ended"], "found": [str(ended)]})])
     console.table(glance, f"{loaded.panel.n_series:,} series every {loaded.panel.grid.frequency}")
     if loaded.classes is not None:
-        most = frequencies(loaded.panel, loaded.classes)
+        class_counts = frequencies(loaded.panel, loaded.classes)
         console.table(
-            most.head(_CLASSES), "Classes" if most.height <= _CLASSES else f"{_CLASSES} of {most.height:,} classes"
+            class_counts.head(_CLASSES),
+            "Classes" if class_counts.height <= _CLASSES else f"{_CLASSES} of {class_counts.height:,} classes",
         )
     if n_ended := ended.series.height:
         console.table(ended.series.head(_ENDED), "Ended" if n_ended <= _ENDED else f"Ended, the latest {_ENDED}")
@@ -151,10 +156,10 @@ def _profile(argv: list[str]) -> None:
         print(f"{ended}; they have ended, and score rejects them (score.max_age)")
     if folder:
         missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
-        write_parquet_atomic(found, folder / "profile.parquet")
+        write_parquet_atomic(profiled, folder / "profile.parquet")
         write_parquet_atomic(loaded.rejects, folder / "rejects.parquet")
         write_parquet_atomic(ended.series, folder / "ended.parquet")
-        write_text_atomic(profile_page(loaded, found, missing, ended), folder / "profile.html")
+        write_text_atomic(profile_page(loaded, profiled, missing, ended), folder / "profile.html")
         print(folder / "profile.html")
 
 

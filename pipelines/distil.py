@@ -1,4 +1,4 @@
-"""`forecast distil`: a registered model and its table -> a smaller one that forecasts like it, as `challenger`."""
+"""`forecast distil`: a registered model and its table -> a smaller model trained on its forecasts, as `challenger`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 loaded.panel,
                 config.distil,
                 config.fit,
-                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+                progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
             stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
         tags = {**made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)}
@@ -57,8 +57,8 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
             run.curve(result.curve)
             run.metrics({name: value for name, value in result.summary.items() if not isinstance(value, str)})
             for row in result.comparison.rows(named=True):
-                own = {name: value for name, value in row.items() if isinstance(value, int | float)}
-                run.metrics({f"distil/{row['model']}/{name}": value for name, value in own.items()})
+                metrics = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                run.metrics({f"distil/{row['model']}/{name}": value for name, value in metrics.items()})
             run.table(result.comparison, "comparison.parquet")
             run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             version = registration.register()

@@ -1,4 +1,4 @@
-"""`forecast explain`: a registered model, a table and a series -> what its forecast is made of."""
+"""`forecast explain`: a registered model, a table and a series -> the effect of each input on its forecast."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from forecast.explanation.result import Explanation
     from forecast.tracking.versions import Version
 
-# Inputs that are printed.
+# Most inputs in the printed table.
 _SHOWN = 20
 
 
 @recorded(ExplainConfig)
 def main(config: ExplainConfig) -> None:
     """Run the verb."""
-    version, found, run_id = run(config)
-    console.table(found.summary.head(_SHOWN))
-    console.say(f"{version} ({version.kind}): {found.line}, run {run_id}")
+    version, explanation, run_id = run(config)
+    console.table(explanation.summary.head(_SHOWN))
+    console.say(f"{version} ({version.kind}): {explanation.line}, run {run_id}")
 
 
 def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
@@ -40,14 +40,14 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     with registry.run("explain", config, {"version": str(version.number)}) as run:
         log_data(run, loaded)
         with console.stage("explain") as stage:
-            found = explain(artifact, loaded.panel, config.explain)
-            stage.note(inputs=found.summary.height)
-        tables = {"explanation": found.frame, "summary": found.summary}
-        if found.attention is not None:
-            tables["attention"] = found.attention
-        numbers = {"forecast": found.forecast, "baseline": found.baseline, "error": found.error}
+            explanation = explain(artifact, loaded.panel, config.explain)
+            stage.note(inputs=explanation.summary.height)
+        tables = {"explanation": explanation.frame, "summary": explanation.summary}
+        if explanation.attention is not None:
+            tables["attention"] = explanation.attention
+        numbers = {"forecast": explanation.forecast, "baseline": explanation.baseline, "error": explanation.error}
         run.metrics({f"explain/{name}": value for name, value in numbers.items() if value is not None})
-        figure = figures.explanation(found.frame, found.summary, found.line)
+        figure = figures.explanation(explanation.frame, explanation.summary, explanation.line)
         run.figure(figure, "plots/explanation.png")
         for name, table in tables.items():
             run.table(table, f"{name}.parquet")
@@ -57,6 +57,6 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
                 write_parquet_atomic(table, folder / f"{name}.parquet")
             figure.savefig(folder / "explanation.png")
             note(output=str(folder))
-        note(cutoff=str(found.frame[CUTOFF][0]))
-        run.label(version, [found.frame[CUTOFF][0].isoformat()])
-    return version, found, run.id
+        note(cutoff=str(explanation.frame[CUTOFF][0]))
+        run.label(version, [explanation.frame[CUTOFF][0].isoformat()])
+    return version, explanation, run.id

@@ -1,4 +1,4 @@
-"""`forecast finetune`: a registered model -> changes for each series that gains, registered as `challenger`."""
+"""`forecast finetune`: a registered model -> adapters for the series that gain from them, as `challenger`."""
 
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
         data_digest = log_data(run, loaded)
         with console.stage("finetune") as stage:
             result = finetune(
-                base, loaded.panel, config.finetune, progress=lambda done, text: stage.update(f"{done:.0%}, {text}")
+                base, loaded.panel, config.finetune, progress=lambda share, text: stage.update(f"{share:.0%}, {text}")
             )
             summary = result.summary
             expected = {"expected": f"{summary['posterior_gain']:.2%}"} if "posterior_gain" in summary else {}

@@ -21,8 +21,7 @@ from pipelines.reports.content import LOGGED, few, judged_tables, loss_history
 from pipelines.reports.subject import FORECASTS, SCORES, TABLES, TITLES, Subject, facts_of, subject_of
 
 PAGE: Final = "report.html"
-"""Rows of forecasts in the page that a job logs, about."""
-"""Of the jobs that have a page of their own."""
+
 _JUDGED_HERE: Final = "train", "score"
 """Jobs whose forecasts are of all series, and are not judged by the job itself."""
 
@@ -111,7 +110,7 @@ def write(
     scores = tables.get(SCORES)
     versions = None
     if subject.registry is not None and subject.version is not None:
-        versions = lineage(subject.registry, shown=subject.version.number)
+        versions = lineage(subject.registry, marked=subject.version.number)
     found: dict[str, Any] = {name: tables[table].collect() for name, table in TABLES.items() if table in tables}
     write_report(
         target,

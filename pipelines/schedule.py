@@ -19,12 +19,6 @@ ACTIONS: Final = {
     "once": "NAME: run a schedule for --cutoff TIME, or for the latest that is due, unless that is done",
     "repair": "[NAME]: let a schedule begin again that a wrong clock has stopped, with what became due --since TIME",
 }
-"""Exit codes of what would end the same way again."""
-"""That a job has to write down its end after SIGTERM."""
-"""Signals that people and init systems end a job with. SIGKILL is what a job that needs too much memory gets."""
-"""Interruptions of a slot after which it is given up: a job may be what ends its host."""
-"""Seconds that a scheduler has to send a notice beside those that the hooks may take; then another one may."""
-"""Seconds after which a notice that could not be delivered is sent again."""
 
 
 def main(argv: list[str]) -> None:

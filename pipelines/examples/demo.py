@@ -34,16 +34,16 @@ KEY=VALUE are settings of `forecast train`. Needs the demo extra: pip install 'g
 
 
 class _Clock:
-    """Seconds per stage, in order."""
+    """Stopwatch: seconds per stage, in order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
+        start = time.monotonic()
         yield
-        self.seconds[name] = time.monotonic() - begun
+        self.seconds[name] = time.monotonic() - start
 
 
 def main(argv: list[str]) -> None:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(folder: Path, overrides: Sequence[str]) -> None:
-    """Run every verb once and print what came of it."""
+    """Run every verb once and print the results."""
     clock = _Clock()
     with clock("import"):
         import polars as pl
@@ -78,15 +78,15 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         stage.note(rows=panel.height, series=panel[SERIES_ID].n_unique(), table=table)
     data, registry = [f"data.path={table}"], ["registry.name=nyc-flights", f"registry.tracking_uri={uri}"]
     with clock("train"):
-        given = compose("train", ["experiment=nyc_flights", *data, *registry, *overrides])
-        pretrained, line = train.run(load(TrainConfig, given))
+        train_config = compose("train", ["experiment=nyc_flights", *data, *registry, *overrides])
+        pretrained, line = train.run(load(TrainConfig, train_config))
         print(f"{pretrained} (pretrained): {line}")
     with clock("finetune"):
         challenger, line, decisions = finetune.run(load(FinetuneConfig, compose("finetune", [*data, *registry])))
         print(f"{challenger} (fine_tuned): {line}")
     with clock("backtest"):
-        judged = load(BacktestConfig, compose("backtest", [*data, *registry, "registry.alias=challenger"]))
-        _, line, result = backtest.run(judged)
+        backtest_config = load(BacktestConfig, compose("backtest", [*data, *registry, "registry.alias=challenger"]))
+        _, line, result = backtest.run(backtest_config)
         print(f"{challenger}: {line}")
     with clock("promote"):
         try:
@@ -99,11 +99,11 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         scored = load(
             ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)])
         )
-        done = score.run(scored)
-        done.check()
-        print(f"{done.version}: {done.line}")
-    (content,) = (output.content for output in done.outputs)
-    made, rejects = _written(folder / "scores", content)
+        outcome = score.run(scored)
+        outcome.check()
+        print(f"{outcome.version}: {outcome.line}")
+    (content,) = (output.content for output in outcome.outputs)
+    forecasts, rejects = _read_output(folder / "scores", content)
     with clock("report"), console.stage("report") as stage:
         page = folder / "report.html"
         summary = held_out(result.scores)
@@ -112,11 +112,13 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
             panel,
             result,
             summary,
-            made,
+            forecasts,
             decisions,
             rejects,
             content,
-            lineage(Registry(RegistryConfig(name=done.version.name, tracking_uri=SecretStr(uri))), done.version.number),
+            lineage(
+                Registry(RegistryConfig(name=outcome.version.name, tracking_uri=SecretStr(uri))), outcome.version.number
+            ),
             clock,
         )
         stage.note(page=page)
@@ -131,7 +133,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def _written(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl.DataFrame]":
+def _read_output(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl.DataFrame]":
     """Return the forecasts and the rejects of a manifest."""
     import polars as pl
 
@@ -142,7 +144,7 @@ def _written(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl
 
 
 def _live(uri: str) -> list[str]:
-    """Return the alias to score with: the champion, or the pretrained model as long as nothing was promoted."""
+    """Return the alias to score with: the champion, or the pretrained model without one."""
     from forecast.names import CHAMPION, PRETRAINED
     from forecast.tracking.registry import Registry
 
@@ -160,8 +162,8 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
         MODEL, mase_last_week="mase", wql_last_week="wql"
     )
-    every = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
-    return last.join(every, on=MODEL, maintain_order="left")
+    overall = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
+    return last.join(overall, on=MODEL, maintain_order="left")
 
 
 def _report(
@@ -169,7 +171,7 @@ def _report(
     panel: "pl.DataFrame",
     result: "BacktestResult",
     summary: "pl.DataFrame",
-    made: "pl.DataFrame",
+    forecasts: "pl.DataFrame",
     decisions: "pl.DataFrame",
     rejects: "pl.DataFrame",
     content: "dict[str, dict[str, int]]",
@@ -188,7 +190,7 @@ def _report(
         "rows": f"{content['rows']['in']:,}",
         "series": f"{content['series']['forecast']:,} of {content['series']['in']:,} forecast",
         "rejects": f"{sum(content['rejects'].values()):,}",
-        "next cutoff": str(made["cutoff"][0]),
+        "next cutoff": str(forecasts["cutoff"][0]),
     }
     write_report(
         page,

@@ -1,8 +1,8 @@
-"""`forecast replay`: weeks of nightly work in minutes, on a simulated clock, with what goes wrong in real ones.
+"""`forecast replay`: weeks of nightly jobs in minutes, on a simulated clock, with typical failures.
 
-The verbs, the schedules and the ledger are the real ones; only the clock is set, and the jobs run in this process, to
-save the start of another. What happens: scores every night, a challenger every week, an outage, a file that is
-damaged, a version that must not become champion, and later does, past the gate.
+Verbs, schedules and ledger are real; only the clock is simulated, and the jobs run in this process to save start-up
+time. Events: scores every night, a challenger every week, an outage, a damaged file, and a version that the gate
+refuses and that later becomes champion by force.
 """
 
 import os
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 FIRST: Final = date(2013, 9, 9)
-"""The first day that is replayed, a Monday; the year before it is history."""
+"""The first replayed day, a Monday; the year before it is history."""
 NAME: Final = "departures"
 _HORIZON: Final = 48
 _SERIES: Final = 35
@@ -99,19 +99,19 @@ class InProcess(Scheduler):
     verb: Callable[[Sequence[str]], int]
 
     def _process(self, schedule: Schedule, slot: Slot) -> tuple[int, int]:
-        given = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
+        schedule_variables = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
         from forecast.tracking.calls import environment_set
 
-        with environment_set(given):
+        with environment_set(schedule_variables):
             return self.verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
 
 
 def main(argv: list[str]) -> None:
     """Run the verb: `argv` are settings of `forecast replay`, and of the first training."""
-    own = [word for word in argv if word.startswith(("replay.", "output.", "-"))]
-    config = command_line.verb_config(ReplayConfig, "replay", own)
-    training = [word for word in argv if word not in own]
-    # Before anything is written: the training comes later.
+    replay_words = [word for word in argv if word.startswith(("replay.", "output.", "-"))]
+    config = command_line.verb_config(ReplayConfig, "replay", replay_words)
+    training = [word for word in argv if word not in replay_words]
+    # Checked before anything is written, as the training comes later.
     load(TrainConfig, command_line.compose("train", ["data.path=panel", f"window.horizon={_HORIZON}", *training]))
     console.setup()
     Replay(config, training).run()
@@ -135,15 +135,15 @@ class Replay:
         self._table: pl.DataFrame
 
     def run(self) -> None:
-        """Replay the days, check that nothing is lost or there twice, and say what it cost."""
+        """Replay the days, check that nothing is lost or duplicated, and print the cost."""
         from forecast.tracking.calls import environment_set
 
-        begun = time.monotonic()
+        start = time.monotonic()
         with environment_set({"GATECAST_LEDGER": self._ledger_uri}):
             self._prepare()
             outage = range(self._days // 4, self._days // 4 + _OUTAGE_DAYS)
             damaged, forced = self._days // 2 + 1, 2 * self._days // 3
-            # Early in a week: the challenger of the next one would soon take its place.
+            # Early in a week, before the challenger of the next week.
             forced += -forced % 7 if forced % 7 > 2 else 0
             refused = forced - 1
             for number in range(self._days):
@@ -158,13 +158,13 @@ class Replay:
                     self._forced(day)
                 self._night(day)
                 if number == damaged:
-                    self._mend(day)
-            self._check(time.monotonic() - begun)
+                    self._repair(day)
+            self._check(time.monotonic() - start)
 
-    # --- what happens
+    # --- Events
 
     def _prepare(self) -> None:
-        """Make the history, the first model and its first champion."""
+        """Create the history, the first model and its first champion."""
         import polars as pl
 
         from forecast.datasets.nyc_flights import nyc_flights
@@ -186,7 +186,7 @@ class Replay:
         _tell(FIRST, f"{len(history):,} rows of history; v1, the first model, is made champion")
 
     def _deliver(self, day: date, *, damaged: bool = False) -> None:
-        """Put the rows of a day into the folder of new ones; damaged, half of them at times that are not there."""
+        """Write the rows of a day into the folder of new rows; if damaged, half of them have nonexistent times."""
         import polars as pl
 
         from forecast.names import TIMESTAMP
@@ -194,12 +194,14 @@ class Replay:
         until = self._midnight(day + timedelta(days=1))
         rows = self._table.filter(pl.col(TIMESTAMP) >= self._midnight(day), pl.col(TIMESTAMP) < until)
         if damaged:
-            half = pl.int_range(pl.len()) % 2 == 0
-            rows = rows.with_columns(pl.when(half).then(pl.col(TIMESTAMP).dt.offset_by("17m")).otherwise(TIMESTAMP))
+            every_second = pl.int_range(pl.len()) % 2 == 0
+            rows = rows.with_columns(
+                pl.when(every_second).then(pl.col(TIMESTAMP).dt.offset_by("17m")).otherwise(TIMESTAMP)
+            )
         rows.write_parquet(self._folder / "new" / f"{day}.parquet")
 
     def _night(self, day: date) -> None:
-        """Run what is due in the morning after a day, and tell what is not as every night."""
+        """Run the schedules due in the morning after a day, and print the unusual."""
         before = self._newest()
         morning = self._midnight(day + timedelta(days=1)) + timedelta(hours=9)
         self._scheduler(now=morning).run()
@@ -208,10 +210,10 @@ class Replay:
             if entry.schedule == "nightly" and entry.exit_code == 0 and cutoff != day:
                 _tell(day, f"caught up: the forecasts from {cutoff:%a %d %b}")
             elif entry.schedule == "weekly" or entry.exit_code:
-                _tell(day, f"{entry.flow}: {_told(entry)}")
+                _tell(day, f"{entry.flow}: {_described(entry)}")
 
-    def _mend(self, day: date) -> None:
-        """Replace the damaged file, and do again what has failed: as a person would."""
+    def _repair(self, day: date) -> None:
+        """Replace the damaged file, and retry the failed jobs, as a person would."""
         self._deliver(day)
         cutoff = self._midnight(day) + timedelta(hours=23)
         for name in ("append", "nightly"):
@@ -219,7 +221,7 @@ class Replay:
         _tell(day, "the file was replaced, and append and score run again")
 
     def _refused(self, day: date) -> None:
-        """Train a version that knows nothing, and try to promote it."""
+        """Train a useless version, and try to promote it."""
         bad = "fit.max_steps=0", "model.skip=false", "model.anchor=level", "model.init=none"
         window = f"window.horizon={_HORIZON}", "window.context_length=48"
         self._succeed("train", *self._model, f"data.path={self._panel}", *_SETTINGS, *bad, *window)
@@ -230,28 +232,30 @@ class Replay:
         code = self._verb(["promote", *self._model, f"registry.alias={number}"])
         if code != 5:
             raise GatecastError(f"the gate has let v{number} pass, which is the mean of the last two days")
-        _tell(day, f"v{number} is refused by the gate: {_told(next(iter(self._entries(flow='promote'))))}")
+        _tell(day, f"v{number} is refused by the gate: {_described(next(iter(self._entries(flow='promote'))))}")
 
     def _forced(self, day: date) -> None:
-        """Make that version the champion past the gate, as somebody might in the page of MLflow."""
+        """Set the alias to that version without the gate, as is possible in the page of MLflow."""
         number = self._newest_version(trained=True)
         self._promoted(number)
         _tell(day, f"somebody makes v{number} the champion, past the gate")
 
-    # --- what is checked at the end
+    # --- Checks at the end
 
     def _check(self, seconds: float) -> None:
-        """Say what the replay has shown. Raises OutputError if something is lost, there twice, or did not happen."""
+        """Print the result of the replay. Raises OutputError for lost or duplicated rows, or missing events."""
         import polars as pl
 
-        every = self._entries()
-        nights = [entry for entry in every if entry.schedule == "nightly"]
-        done = Counter(entry.slot for entry in nights if entry.status == "done")
-        codes = Counter(entry.exit_code for entry in every)
+        entries = self._entries()
+        nights = [entry for entry in entries if entry.schedule == "nightly"]
+        completed = Counter(entry.slot for entry in nights if entry.status == "done")
+        codes = Counter(entry.exit_code for entry in entries)
         rows, forecasts = self._rows(), self._forecasts()
         missing = []
-        if len(done) != self._days or set(done.values()) != {1}:
-            missing.append(f"{len(done)} of {self._days} nights are scored, {sum(done.values())} times in all")
+        if len(completed) != self._days or set(completed.values()) != {1}:
+            missing.append(
+                f"{len(completed)} of {self._days} nights are scored, {sum(completed.values())} times in all"
+            )
         if rows["lost"] or rows["changed"]:
             missing.append(f"{rows['lost']:,} rows of the source are not in the panel, {rows['changed']:,} differ")
         if forecasts["twice"] or forecasts["series"] != _SERIES * self._days:
@@ -265,7 +269,7 @@ class Replay:
             [
                 {"job": name, "runs": len(took), "median s": sorted(took)[len(took) // 2], "most s": max(took)}
                 for name in ("append", "nightly", "watch", "weekly")
-                if (took := [entry.seconds for entry in every if entry.schedule == name and entry.ended])
+                if (took := [entry.seconds for entry in entries if entry.schedule == name and entry.ended])
             ]
         )
         console.table(cost)
@@ -293,26 +297,26 @@ class Replay:
         data = load(DataConfig, {**_DATA, **statics, "path": str(self._panel)})
         panel = read_panel(data, _HORIZON).panel.frame().drop_nulls(TARGET)
         panel = panel.with_columns(pl.col(TIMESTAMP).dt.convert_time_zone("UTC").cast(source.schema[TIMESTAMP]))
-        both = source.join(panel, on=[SERIES_ID, TIMESTAMP], how="left", suffix="_panel")
+        joined = source.join(panel, on=[SERIES_ID, TIMESTAMP], how="left", suffix="_panel")
         return {
             "panel": len(panel),
-            "lost": both[f"{TARGET}_panel"].null_count(),
-            "changed": int((both[TARGET] - both[f"{TARGET}_panel"]).abs().gt(1e-6).sum()),
+            "lost": joined[f"{TARGET}_panel"].null_count(),
+            "changed": int((joined[TARGET] - joined[f"{TARGET}_panel"]).abs().gt(1e-6).sum()),
         }
 
     def _forecasts(self) -> dict[str, int]:
         import polars as pl
 
-        found = pl.scan_parquet(self._folder / "scores" / "forecasts", hive_partitioning=False)
+        forecasts = pl.scan_parquet(self._folder / "scores" / "forecasts", hive_partitioning=False)
         keys = ["series_id", "timestamp", "cutoff", "model_version"]
-        made = found.select(keys).collect()
+        keys_written = forecasts.select(keys).collect()
         return {
-            "rows": len(made),
-            "series": made.select("series_id", "cutoff").n_unique(),
-            "twice": len(made) - made.n_unique(),
+            "rows": len(keys_written),
+            "series": keys_written.select("series_id", "cutoff").n_unique(),
+            "twice": len(keys_written) - keys_written.n_unique(),
         }
 
-    # --- small things
+    # --- Helpers
 
     def _promoted(self, number: int) -> None:
         from forecast.tracking.registry import Registry
@@ -333,8 +337,8 @@ class Replay:
 
     def _scheduler(self, **settings: Any) -> InProcess:
         path = self._folder / "schedule.yaml"
-        asked = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(path=str(path), **settings))
-        scheduler = InProcess(asked, *read(path))
+        config = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(path=str(path), **settings))
+        scheduler = InProcess(config, *read(path))
         scheduler.verb = self._verb
         return scheduler
 
@@ -352,20 +356,20 @@ class Replay:
         return max(version.number for version in versions if not trained or version.kind == "pretrained")
 
     def _succeed(self, *words: str) -> None:
-        """Run a verb as a person does. Raises GatecastError if it does not end well."""
+        """Run a verb. Raises GatecastError if it fails."""
         if code := self._verb(words):
             raise GatecastError(f"forecast {words[0]} ended with exit code {code}, see {self._log.name}")
 
     def _verb(self, words: Sequence[str]) -> int:
-        """Run a verb, whose words go to the log of the replay, and return its exit code."""
+        """Run a verb with its output in the log of the replay, and return its exit code."""
         with redirect_stdout(self._log), redirect_stderr(self._log):
             return cli.main(words)
 
 
-def _tell(day: date, what: str) -> None:
-    print(f"{day:%a %d %b}  {what}", flush=True)
+def _tell(day: date, text: str) -> None:
+    print(f"{day:%a %d %b}  {text}", flush=True)
 
 
-def _told(entry: Any) -> str:
-    how = "done" if entry.exit_code == 0 else f"exit code {entry.exit_code}, {entry.error.splitlines()[0]}"
-    return f"{how} (run {entry.id})"
+def _described(entry: Any) -> str:
+    outcome = "done" if entry.exit_code == 0 else f"exit code {entry.exit_code}, {entry.error.splitlines()[0]}"
+    return f"{outcome} (run {entry.id})"

@@ -1,1 +1,1 @@
-"""What verbs share: command line, the ledger of jobs, reading, registration, the console."""
+"""Shared parts of the verbs: command line, run ledger, reading, registration, and console."""

@@ -1,4 +1,4 @@
-"""The pretrained networks of the package, as models of a panel: scored without a registry, or registered."""
+"""The pretrained networks of the package as models of a panel, for scoring without a registry or for registration."""
 
 import json
 import time
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def open_builtin(config: ScoreConfig, cutoffs: "Sequence[datetime | None]") -> "tuple[Version, Artifact, Loaded]":
     """Return the pretrained network that `registry.alias` names as a version and model of the panel, and the panel.
 
-    Rows beyond the end on which its series agree are rejects, unless one is at one of the `cutoffs`.
+    Rows beyond the common end of the series are rejects, unless one is at one of the `cutoffs`.
     Raises ConfigError, DataError.
     """
     from forecast.pretraining.zero_shot import zero_shot

@@ -1,4 +1,4 @@
-"""The champions of a model on the command line: their history, the way back, and what is not deleted for its sake."""
+"""The champions of a model on the command line: history, rollback, and protected deletion."""
 
 import tempfile
 from pathlib import Path
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
 
-# Ids in a tag; the run has all of them.
+# Most ids in a tag; the run has all of them.
 _NAMED: Final = 100
 _SHOWN_MOVES: Final = 12
 
 
 def roll_back(registry: "Registry", config: RollbackConfig) -> str:
-    """Return what was taken back: the champion to an earlier one, or series of a version to the base."""
+    """Roll back the champion to an earlier one, or series of a version to the base; return a line about it."""
     if config.rollback.series is not None:
         return _roll_series_back(registry, config, config.rollback.series)
     champions = registry.champions()
@@ -31,10 +31,10 @@ def roll_back(registry: "Registry", config: RollbackConfig) -> str:
 
 
 def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tuple[str, ...]) -> str:
-    """Return what was taken back of a version.
+    """Register a version with some series back at the base; return a line about it.
 
-    The new version takes over the aliases of the version that it was made from, if they have not moved meanwhile; as
-    champion it is one more in the history, so that this can be rolled back, too.
+    The new version takes over the aliases of its parent, unless they have moved meanwhile; as champion it is a new
+    entry of the history, so this can be rolled back, too.
     """
     from forecast.finetuning.lineage import without
     from forecast.names import CHAMPION
@@ -61,16 +61,15 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
         child_version = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
         moved = registry.hand_over(version, child_version)
     note(output=str(child_version))
-    now = f", which is now {' and '.join(moved)}" if moved else ""
-    if kept := sorted(set(version.aliases) - set(moved)):
-        now += f" ({' and '.join(kept)} moved to another version meanwhile, and stays there)"
-    return (
-        f"{len(set(series)):,} series of {version} are back at the base in v{child_version.number}{now}, run {run.id}"
-    )
+    moved_text = f", which is now {' and '.join(moved)}" if moved else ""
+    if remaining := sorted(set(version.aliases) - set(moved)):
+        moved_text += f" ({' and '.join(remaining)} moved to another version meanwhile, and stays there)"
+    base = f"{len(set(series)):,} series of {version} are back at the base"
+    return f"{base} in v{child_version.number}{moved_text}, run {run.id}"
 
 
 def delete(registry: "Registry", config: DeleteConfig) -> str:
-    """Delete a version and return what went."""
+    """Delete a version and return a line about it."""
     version = registry.resolve(str(config.registry.alias))
     note(model=str(version))
     aliases = registry.delete(version, force=config.delete.force)
@@ -78,7 +77,7 @@ def delete(registry: "Registry", config: DeleteConfig) -> str:
 
 
 def history_lines(champions: "Champions") -> list[str]:
-    """Return who was champion, and what a rollback returns to, as lines of text."""
+    """Return the history of champions and the target of a rollback, as lines of text."""
     lines = []
     if champions.moves:
         moves = champions.moves[-_SHOWN_MOVES:]
@@ -96,7 +95,7 @@ def history_lines(champions: "Champions") -> list[str]:
 
 
 def reign(champions: "Champions", version: "Version") -> str:
-    """Return when a version was champion; empty if it never was."""
+    """Return the periods in which a version was champion; empty if there is none."""
     spells = []
     for move, until in champions.reigns():
         if move.version == version.number:

@@ -1,7 +1,7 @@
-"""From the command line to one validated config: presets in `conf/`, overrides, types and ranges.
+"""The command line: presets in `conf/` and overrides, composed into one validated config.
 
-Hydra composes, pydantic judges. Overrides with a dotted key are forced into the tree, so that a misspelt one reaches
-`forecast.config.load` and is reported with all other mistakes, instead of stopping Hydra alone.
+Hydra composes, pydantic validates. Overrides with a dotted key are forced into the tree, so that `forecast.config.load`
+reports a misspelt one with all other mistakes, before Hydra stops at it.
 """
 
 import argparse
@@ -20,25 +20,25 @@ from pipelines.jobs.settings_text import check_whole_numbers, escaped, quoted, r
 
 T = TypeVar("T", bound=Config)
 
-# Inside the package where it is installed, beside it in a checkout.
+# Inside the installed package, beside it in a checkout.
 CONF = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.is_dir())
 
 
 def action_of(
     verb: str, argv: Sequence[str], actions: Mapping[str, str], needs: str = ""
 ) -> tuple[str, list[str]] | None:
-    """Return the action of a verb that has several (name: what it does), and its arguments; None if help was printed.
+    """Return the action of a verb and its arguments; None if help was printed. `actions` maps names to descriptions.
 
-    Raises ConfigError for an action that there is not.
+    Raises ConfigError for an unknown action.
     """
-    action, *rest = argv or ["--help"]
+    action, *words = argv or ["--help"]
     if action in ("-h", "--help"):
         print(f"usage: forecast {verb} ACTION {needs}[KEY=VALUE ...]\n")
         print("\n".join(f"  {name:<10} {about}" for name, about in actions.items()))
         return None
     if action not in actions:
         raise ConfigError(f"unknown action {action!r}; there are: {', '.join(actions)}")
-    return action, rest
+    return action, words
 
 
 def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
@@ -50,7 +50,7 @@ def verb_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
 
 
 def verb_settings(kind: type[T], verb: str, argv: Sequence[str]) -> tuple[T, dict[str, Any]]:
-    """Return the config of a verb from its command line, and which settings were given as references, by their paths.
+    """Return the config of a verb from its command line, and its settings given as references, by path.
 
     `--help` and `--cfg job` print and exit.
     """
@@ -61,23 +61,25 @@ def verb_settings(kind: type[T], verb: str, argv: Sequence[str]) -> tuple[T, dic
     parser.add_argument("--config", type=Path)
     parser.add_argument("--overrides-env")
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_intermixed_args(argv)
-    if given.overrides_env:
-        given.overrides = [*overrides_of(given.overrides_env), *given.overrides]
-    if given.help:
-        print(_help(kind, verb, given.config_dir))
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.overrides_env:
+        arguments.overrides = [*overrides_of(arguments.overrides_env), *arguments.overrides]
+    if arguments.help:
+        print(_help(kind, verb, arguments.config_dir))
         sys.exit()
-    if given.config and given.overrides:
-        raise ConfigError(f"--config {given.config}: has all settings; change them there: {' '.join(given.overrides)}")
-    if given.config:
-        tree, files = _read(given.config, "--config"), [given.config]
+    if arguments.config and arguments.overrides:
+        raise ConfigError(
+            f"--config {arguments.config}: has all settings; change them there: {' '.join(arguments.overrides)}"
+        )
+    if arguments.config:
+        tree, files = _read(arguments.config, "--config"), [arguments.config]
         references = references_of(_container(tree))
         hide_environment(kind, references)
-        values = _resolved(tree, f"--config {given.config}")
+        values = _resolved(tree, f"--config {arguments.config}")
         check_whole_numbers(kind, values, files)
     else:
-        values, references = _compose(verb, given.overrides, given.config_dir, kind)
-    if given.cfg:
+        values, references = _compose(verb, arguments.overrides, arguments.config_dir, kind)
+    if arguments.cfg:
         _print_config(kind, values, references)
         sys.exit()
     return load(kind, values), references
@@ -88,8 +90,8 @@ def compose(
 ) -> dict[str, Any]:
     """Return the config tree of a verb, presets and overrides applied, not validated.
 
-    `config_dir` is a folder of more presets besides ours, `kind` the config of the verb, where that is no job. Settings
-    that are text have the text of their overrides.
+    `config_dir` is a folder of additional presets, `kind` the config of a verb that is no job. Text settings keep the
+    exact text of their overrides.
     """
     return _compose(verb, overrides, config_dir, kind or _kind_of(verb))[0]
 
@@ -97,7 +99,7 @@ def compose(
 def _compose(
     verb: str, overrides: Sequence[str], config_dir: Path | None, kind: type[Config]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the config tree of a verb, and which of its settings were given as references."""
+    """Return the config tree of a verb, and its settings given as references."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -109,7 +111,7 @@ def _compose(
     translated, mistakes, foreign = [], [], {}
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in not_here:  # presets of other verbs: Hydra would only say that it can't
+        if key in not_here:  # presets of other verbs, for which Hydra's error would be unclear
             foreign[key] = value
             continue
         try:
@@ -135,22 +137,22 @@ def _compose(
 
 
 def _kind_of(verb: str) -> type[Config]:
-    """Return the config of a verb that is a job, one without settings for another."""
+    """Return the config class of a verb; for a verb that is no job, one without settings."""
     from pipelines.verbs import JOBS, config_of
 
     return config_of(verb) if verb in JOBS else Config
 
 
 def yaml_mapping(file: Path, key: str) -> dict[str, Any]:
-    """Return what is in a YAML file, with values from the environment in the place of ${oc.env:NAME}.
+    """Return the content of a YAML file, with ${oc.env:NAME} replaced by values of the environment.
 
-    `key` is set to the file. Raises ConfigError if it can't be read, or is something else.
+    `key` is the setting that names the file. Raises ConfigError if it can't be read, or is no mapping.
     """
     return _resolved(_read(file, key), f"{key} {file}")
 
 
-def written_mapping(file: Path, key: str) -> dict[str, Any]:
-    """Return what is in a YAML file as `yaml_mapping`, its references as they are written."""
+def unresolved_mapping(file: Path, key: str) -> dict[str, Any]:
+    """Return the content of a YAML file as `yaml_mapping`, with references unresolved."""
     return _container(_read(file, key))
 
 
@@ -169,7 +171,7 @@ def _read(file: Path, key: str) -> Any:
 
 
 def _resolved(tree: Any, where: str) -> dict[str, Any]:
-    """Return the settings of a tree of OmegaConf, every reference followed. Raises ConfigError that begins `where`."""
+    """Return the settings of an OmegaConf tree with all references resolved; `where` starts a ConfigError."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -191,7 +193,7 @@ def _primary(verb: str) -> Path:
 
 
 def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
-    """Return the groups of presets that a verb has, with the names in each."""
+    """Return the preset groups of a verb, with the names in each."""
     from omegaconf import OmegaConf
 
     primary = _primary(verb)
@@ -204,7 +206,7 @@ def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
 
 
 def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Config]) -> str:
-    """Return an override as Hydra takes it: presets chosen, keys forced, text and odd values quoted."""
+    """Return an override in Hydra's grammar: presets selected, keys forced, text and special values quoted."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -227,7 +229,7 @@ def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Confi
     forced = f"++{override}"
     try:
         parsed = OverridesParser.create().parse_override(forced)
-    except HydraException:  # a path with brackets, say: take it as text
+    except HydraException:  # such as a path with brackets: taken as text
         return f"++{key}={quoted(value)}"
     if parsed.is_sweep_override():
         raise ConfigError(f"{override}: one value is wanted; a list is {key}=[{value}]")
@@ -235,9 +237,9 @@ def _translate(override: str, presets: Mapping[str, list[str]], kind: type[Confi
 
 
 def _print_config(kind: type[Config], values: dict[str, Any], references: dict[str, Any]) -> None:
-    """Print the whole config as YAML, defaults included, with ??? for what is missing; mistakes go to stderr.
+    """Print the whole config as YAML with defaults, and ??? for missing settings; mistakes go to stderr.
 
-    References are printed as they were given, passwords as ***.
+    References are printed unresolved, passwords as ***.
     """
     from omegaconf import OmegaConf
 
@@ -277,13 +279,13 @@ def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
         lines += ["", "Presets:"]
         lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
     lines += ["", "Settings and their defaults:"]
-    chosen = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
+    composed = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
     for path, field in fields(kind):
         if group_of(field):
             continue
-        default = OmegaConf.select(chosen, path, default=None if field.is_required() else field.default)
-        shown = "(required)" if default is None and field.is_required() else json.dumps(default)
+        default = OmegaConf.select(composed, path, default=None if field.is_required() else field.default)
+        default_text = "(required)" if default is None and field.is_required() else json.dumps(default)
         options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         about = [(field.description or "").replace("\n", " "), f"({'|'.join(options)})" if options else ""]
-        lines.append(f"  {f'{path}={shown}':<40} {' '.join(filter(None, about))}".rstrip())
+        lines.append(f"  {f'{path}={default_text}':<40} {' '.join(filter(None, about))}".rstrip())
     return "\n".join(lines)

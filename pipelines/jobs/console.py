@@ -1,4 +1,4 @@
-"""What a person or a log file sees of a run: one line per stage, with counts and seconds."""
+"""Output to the terminal and the log: one line per stage, with counts and seconds."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_UPDATES: Final = 30.0
 
 
 class _Formatter(logging.Formatter):
-    """Writes a record as one line without secrets, and a traceback indented below it."""
+    """Formats a record as one line without secrets, with an indented traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  of logging
         """Return the line."""
@@ -39,24 +39,24 @@ class _Formatter(logging.Formatter):
 
 
 def say(text: str) -> None:
-    """Print text without secrets, and without what controls a terminal."""
+    """Print text without secrets and terminal control characters."""
     print(shown(text), flush=True)
 
 
 def setup() -> None:
-    """Send our log lines to stderr; of libraries only errors are shown."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it has handlers of its own, set up when it is imported
+    """Log this package to stderr, and only the errors of libraries."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it sets up its own handlers on import
     form = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(message)s"
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(form))
-    # Not by the levels of their loggers: Lightning sets its own when it is imported.
+    # Not by the levels of their loggers, as Lightning sets its own on import.
     handler.addFilter(lambda record: record.name.split(".")[0] in _OURS or record.levelno >= logging.ERROR)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     warnings.simplefilter("ignore")
 
 
 class Stage:
-    """A stage that is running: collects its counts, shows how far it is."""
+    """A running stage: collects counts and shows progress."""
 
     def __init__(self, name: str, status: Status | None) -> None:
         self._name = name
@@ -69,7 +69,7 @@ class Stage:
         self._counts |= counts
 
     def update(self, text: str) -> None:
-        """Show progress: at once on a terminal, in a log at most every 30 seconds."""
+        """Show progress: immediately on a terminal, at most every 30 seconds in a log."""
         if self._status:
             self._status.update(Text(printable(redacted(f"{self._name}: {text}"))))
         elif time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES:
@@ -83,7 +83,7 @@ class Stage:
 
 @contextmanager
 def stage(name: str) -> Iterator[Stage]:
-    """Time a stage and log one line when it is done."""
+    """Time a stage and log one line at its end."""
     started = time.monotonic()
     console = Console(stderr=True)
     status = console.status(f"{name} ...") if console.is_terminal else None
@@ -99,12 +99,12 @@ def stage(name: str) -> Iterator[Stage]:
 
 def table(frame: "pl.DataFrame", title: str = "") -> None:
     """Print a small frame."""
-    drawn = Table(title=title or None, title_justify="left")
+    console_table = Table(title=title or None, title_justify="left")
     for name, dtype in frame.schema.items():
-        drawn.add_column(Text(printable(name)), justify="right" if dtype.is_numeric() else "left")
+        console_table.add_column(Text(printable(name)), justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
-        drawn.add_row(*(Text("" if value is None else printable(redacted(_cell(value)))) for value in row))
-    Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+        console_table.add_row(*(Text("" if value is None else printable(redacted(_cell(value)))) for value in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(console_table)
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What makes a function a verb that is a job: its config, its log, and its line in the ledger."""
+"""Jobs: a decorator that gives a verb its config, its log, and its entry in the ledger."""
 
 import functools
 import hashlib
@@ -38,21 +38,21 @@ SLOT: Final = "GATECAST_SLOT"
 SETTINGS_DIGEST: Final = "GATECAST_SETTINGS_DIGEST"
 LOCAL_CLOCK: Final = "GATECAST_LOCAL_CLOCK"
 WAIT_FOR_DATA: Final = "GATECAST_WAIT_FOR_DATA"
-"""In the environment of a job that a schedule started: the schedule's name, the moment that the job is for, a digest of
-its settings; whether its cutoff loses its time zone where the panel has none, and whether data may still come."""
+"""Environment variables of a job that a schedule has started: the schedule's name, the slot, a digest of its settings;
+whether its cutoff drops the time zone if the panel has none, and whether to wait for data."""
 
 _WRITTEN: Final = ("output.path", "fit.checkpoint", "finetune.checkpoint", "score.state")
-"""The settings that name a folder to write."""
+"""Settings that name an output folder."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 _current: "ContextVar[tuple[Ledger, int] | None]" = ContextVar("_current", default=None)
 _references: ContextVar[Mapping[str, Any]] = ContextVar("_references", default={})  # noqa: B039  never changed
 
 
 def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[str]], None]]:
-    """Make a function of a config one of the arguments of the command line, which is written into the ledger.
+    """Decorate a function of a config: it takes command-line arguments, and is recorded in the ledger.
 
-    A ledger that does not answer stops a job of a schedule, which might run twice without it. To a person, the work
-    matters more than its record: they are warned.
+    A ledger that does not answer stops a scheduled job, which might run twice without it. A job started by a person
+    continues with a warning.
     """
     (flow,) = (flow for flow, job in JOBS.items() if job.config == kind.__name__)
 
@@ -83,9 +83,9 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
 
 
 def _look(config: JobConfig) -> None:
-    """Raise DataError if a table is not there, OutputError if a folder can't be written.
+    """Raise DataError for a missing table, OutputError for a folder that can't be written.
 
-    That is told before torch and MLflow take seconds to import.
+    This check comes before the slow imports of torch and MLflow.
     """
     from forecast.data.files import check_location
     from forecast.data.sources.open import fingerprint
@@ -102,7 +102,7 @@ def _look(config: JobConfig) -> None:
 
 @contextmanager
 def step(flow: str, config: JobConfig) -> Iterator[None]:
-    """Write a part of the job of this process into the ledger as a job of its own; the slot is that of the whole."""
+    """Record a part of this process's job as a separate job in the ledger, with the slot of the whole."""
     ledger = open_ledger(config.ledger)
     entry = _begin(ledger, replace(describe(flow, config, _references.get()), schedule="", slot=""))
     if entry is None:
@@ -113,7 +113,7 @@ def step(flow: str, config: JobConfig) -> Iterator[None]:
 
 
 def note(*, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
-    """Write into the ledger what has become known of the job of this process, if it has one."""
+    """Add facts about this process's job to its entry in the ledger, if it has one."""
     if current := _current.get():
         ledger, entry = current
         with _warned():
@@ -124,16 +124,16 @@ def open_ledger(config: LedgerConfig) -> "Ledger":
     """Return the ledger in use: configured, from GATECAST_LEDGER, or a SQLite file here."""
     from pipelines.jobs.ledger import Ledger
 
-    given = config.uri.get_secret_value() if config.uri else os.environ.get("GATECAST_LEDGER")
-    return Ledger(given or DEFAULT_LEDGER)
+    configured = config.uri.get_secret_value() if config.uri else os.environ.get("GATECAST_LEDGER")
+    return Ledger(configured or DEFAULT_LEDGER)
 
 
 def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Job":
-    """Return what is to be done. Settings that were given as `references` are kept so, passwords not at all.
+    """Return the ledger's description of a job; settings given as `references` stay unresolved, passwords are omitted.
 
-    The settings are as a YAML file has them: other text with ${ in it is escaped.
+    The settings are in the form of a YAML file: other text with ${ in it is escaped.
 
-    The digest is of all that the result follows from, but the cutoff, which is a part of the key for itself.
+    The digest covers all settings that affect the result, except the cutoff, which is a separate part of the key.
     """
     from pipelines.jobs.ledger_entry import Job
 
@@ -168,7 +168,7 @@ def _is_setting(values: Any, path: str) -> bool:
 
 
 def _begin(ledger: "Ledger", job: "Job") -> "Entry | None":
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # A process of a training that has another one for its record.
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # A worker process of a training, whose main process keeps the record.
         return None
     if job.slot:
         return ledger.begin(job)
@@ -187,7 +187,7 @@ def _warned() -> Iterator[None]:
 
 @contextmanager
 def _recording(ledger: "Ledger", entry: int) -> Iterator[None]:
-    """Write how the work ends, and meanwhile that it goes on."""
+    """Record heartbeats during the work, and its end."""
     ended, set_before = threading.Event(), on_sigterm(terminate)
     status: Status = "done"
     code, error = 0, ""
@@ -220,17 +220,17 @@ def _beat(ledger: "Ledger", entry: int, ended: threading.Event) -> None:
     from pipelines.jobs.ledger_entry import BEAT
 
     while not ended.wait(BEAT.total_seconds()):
-        with suppress(LedgerError):  # The next one may get through.
+        with suppress(LedgerError):  # The next heartbeat may succeed.
             ledger.beat(entry)
 
 
 def terminate(number: int, _frame: object) -> None:
-    """End the process by way of its clean-up, with the exit code of a process that the signal has ended."""
+    """End the process after its clean-up, with the exit code of the signal."""
     raise SystemExit(128 + number)
 
 
 def on_sigterm(handler: Any) -> Any:
-    """Set what SIGTERM does, and return what it did; only the main thread can."""
+    """Set the handler of SIGTERM and return the previous one; only possible in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, handler)

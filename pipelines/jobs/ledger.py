@@ -1,8 +1,8 @@
-"""The run ledger: a row for every attempt of every job, in a SQLite file or a PostgreSQL database.
+"""The run ledger: a row for every attempt at every job, in a SQLite file or a PostgreSQL database.
 
-What is to be done has a key: flow, dataset, cutoff, model version, digest of the config. Attempts at the same are rows
-with the same key; the latest says how it stands. A job of a schedule has a slot besides, the moment that it is for: a
-slot is taken by one process at a time, and is done once.
+The key of a job is flow, dataset, cutoff, model version and digest of the config. Attempts at the same job are rows
+with the same key; the latest has the current status. A scheduled job also has a slot, its nominal time: a slot is
+processed by one process at a time, and completed once.
 """
 
 import json
@@ -31,33 +31,29 @@ from pipelines.jobs.ledger_schema import (
 )
 
 SKEW: Final = timedelta(minutes=5)
-"""How far the clocks of two hosts may be apart: what is later than this is in the future."""
+"""Largest tolerated difference between the clocks of two hosts; later times are in the future."""
 _DUE: Final = "due"
-"""A notice that nobody has sent yet, with a moment after it if someone is at it until then. An empty text: none is
-needed; a moment alone: when it was sent."""
+"""Value of `notice` for a notice to be sent, followed by a time while a process has claimed it until then. Empty: none
+is needed; a time alone: when it was sent."""
 _WRITTEN: Final = ("done", "failed", "waiting")
 _DAMAGED: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _ANSWER_SECONDS: Final = 60.0
-"""That a statement may take."""
+"""Longest duration of a statement."""
 _LOCK_SECONDS: Final = 10.0
-"""That others may hold the lock, whose transactions take milliseconds."""
-_LOCK: Final = 7_211_061  # any number, the same for all who write
-"""Text columns that a version of the format has brought."""
-"""What attempts at the same have in common: of a person, and of a schedule."""
-"""The key of what was done."""
-"""Of the attempts at a slot."""
+"""Longest wait for the lock; transactions of other processes take milliseconds."""
+_LOCK: Final = 7_211_061  # arbitrary, the same in all processes
 
 
 class Ledger:
-    """A ledger, which is made at the first use. Every method raises LedgerError if it does not answer."""
+    """A ledger, created at the first use. Every method raises LedgerError if it does not answer."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
     def begin(self, job: Job, pid: int | None = None) -> Entry:
-        """Write that a job runs, and return its entry: if its slot is done already, that of the attempt that did it.
+        """Record the start of a job, and return its entry; if its slot is completed, the entry of that attempt.
 
-        A slot that waits for its data keeps its entry. Raises LedgerError if another process is at it.
+        A slot that waits for its data keeps its entry. Raises LedgerError if another process works on it.
         """
         pid = os.getpid() if pid is None else pid
         with self._open() as database:
@@ -68,7 +64,7 @@ class Ledger:
                     raise LedgerError(f"{job.schedule} of {job.slot} is under way: {_who(before[0])}")
                 if before[0].status == "waiting":
                     database.execute("delete from gatecast_runs where id = ?", [before[0].id])
-            now = _now()
+            start = _now()
             values = {name: value for name, value in vars(job).items() if name != "references"} | {
                 "id": 1 + int(database.execute("select coalesce(max(id), 0) as id from gatecast_runs")[0]["id"]),
                 "config": json.dumps(job.config),
@@ -76,8 +72,8 @@ class Ledger:
                 "model": "",
                 "mlflow": "",
                 "status": "running",
-                "started": now,
-                "heartbeat": now,
+                "started": start,
+                "heartbeat": start,
                 "host": socket.gethostname(),
                 "pid": pid,
                 "process": processes.identity(pid),
@@ -91,34 +87,34 @@ class Ledger:
             return find_sql(database, "id = ?", [values["id"]])[0]
 
     def note(self, entry: int, *, cutoff: str = "", model: str = "", mlflow: str = "", output: str = "") -> None:
-        """Write what has become known of a job.
+        """Add facts to the entry of a job.
 
-        Attempts that failed before they knew their cutoff or model are counted to the one that then does.
+        Earlier attempts that failed before their cutoff or model was known get the same key.
         """
         with self._open() as database:
-            own = find_sql(database, "id = ?", [entry])[0]
-            same = "flow = ? and dataset = ? and config_digest = ? and schedule = ? and slot = ?"
-            values = [own.flow, own.dataset, own.config_digest, own.schedule, own.slot]
+            row = find_sql(database, "id = ?", [entry])[0]
+            condition = "flow = ? and dataset = ? and config_digest = ? and schedule = ? and slot = ?"
+            values = [row.flow, row.dataset, row.config_digest, row.schedule, row.slot]
             for name, value in {"cutoff": cutoff, "model": model}.items():
                 if value:
-                    unknown = f"(id = ? or {name} = '' and status <> 'done' and {same})"
+                    unknown = f"(id = ? or {name} = '' and status <> 'done' and {condition})"
                     database.execute(f"update gatecast_runs set {name} = ? where {unknown}", [value, entry, *values])
             for name, value in {"mlflow": mlflow, "output": output}.items():
                 if value:
                     database.execute(f"update gatecast_runs set {name} = ? where id = ?", [value, entry])
 
     def relink(self, before: str, mlflow: str) -> None:
-        """Write that a run which was called `before` has another id, or page, in MLflow."""
+        """Replace the id or page `before` of a run in MLflow by another one."""
         with self._open() as database:
             database.execute("update gatecast_runs set mlflow = ? where mlflow = ?", [mlflow, before])
 
     def beat(self, entry: int) -> None:
-        """Write that a job is alive."""
+        """Record a heartbeat of a job."""
         with self._open() as database:
             database.execute("update gatecast_runs set heartbeat = ? where id = ?", [_now(), entry])
 
     def end(self, entry: int, status: Status, exit_code: int, error: str = "") -> None:
-        """Write how a job ended."""
+        """Record the end of a job."""
         with self._open() as database:
             started = find_sql(database, "id = ?", [entry])[0].started
             seconds = (datetime.now(UTC) - started).total_seconds()
@@ -137,64 +133,66 @@ class Ledger:
         every: bool = False,
         limit: int | None = None,
     ) -> list[Entry]:
-        """Return the latest attempt of each key, or every one, newest first, and not more than `limit`."""
-        asked = {
+        """Return the latest attempt of each key, or every attempt, newest first, at most `limit`."""
+        filters = {
             "flow = ?": flow,
             "dataset = ?": dataset,
             "schedule = ?": schedule,
             "started >= ?": since and _text(since),
         }
-        given = {condition: value for condition, value in asked.items() if value is not None}
+        given = {condition: value for condition, value in filters.items() if value is not None}
         conditions, values = ["1 = 1", *given], list[Any](given.values())
         if status:
-            if status == "abandoned":  # Who is gone has not written that; nor is any status that there is not.
+            if (
+                status == "abandoned"
+            ):  # The status of dead processes and unknown ones is not stored: these are filtered after reading.
                 conditions.append(f"(status is null or status not in ({', '.join('?' * len(_WRITTEN))}))")
                 values += _WRITTEN
             else:
                 conditions.append("status = ?")
                 values.append(status)
         if not every:
-            same = " and ".join(f"o.{name} = r.{name}" for name in WORK)
-            conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same})")
+            same_work = " and ".join(f"o.{name} = r.{name}" for name in WORK)
+            conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same_work})")
         where = " and ".join(conditions)
-        sure = status in (None, *_WRITTEN)
+        is_stored = status in (None, *_WRITTEN)
         with self._read() as database:
-            found = find_sql(database, where, values, limit if sure else None)
-        return [entry for entry in found if status in (None, entry.status)][:limit]
+            rows = find_sql(database, where, values, limit if is_stored else None)
+        return [entry for entry in rows if status in (None, entry.status)][:limit]
 
     def get(self, entry: int) -> Entry:
-        """Return an attempt. Raises LedgerError if there is none of this number."""
+        """Return an attempt. Raises LedgerError for an unknown number."""
         with self._read() as database:
-            found = find_sql(database, "id = ?", [entry])
-        if not found:
+            rows = find_sql(database, "id = ?", [entry])
+        if not rows:
             raise LedgerError(f"{self.shown}: there is no run {entry}; `forecast runs list` shows those there are")
-        return found[0]
+        return rows[0]
 
     def latest(self, schedule: str, slot: str) -> Entry | None:
         """Return the latest attempt at a slot."""
         with self._read() as database:
-            found = find_sql(database, "schedule = ? and slot = ?", [schedule, slot])
-        return found[0] if found else None
+            rows = find_sql(database, "schedule = ? and slot = ?", [schedule, slot])
+        return rows[0] if rows else None
 
     def slots(self, schedule: str, first: str, last: str) -> dict[str, Entry]:
         """Return the latest attempt at each slot from `first` to `last`."""
         with self._read() as database:
-            found = find_sql(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
-        return {entry.slot: entry for entry in reversed(found)}
+            rows = find_sql(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
+        return {entry.slot: entry for entry in reversed(rows)}
 
     def settled(self, schedule: str) -> datetime | None:
-        """Return until when everything of a schedule is settled: done, given up, or skipped; None if it is new.
+        """Return the time until which a schedule is settled (completed, given up or skipped); None for a new one.
 
-        A row that is damaged is settled until a moment in the far future, so that its schedule is shown as stopped.
+        A damaged row counts as settled until the far future, so that its schedule is shown as stopped.
         """
         with self._read() as database:
             rows = database.execute("select settled from gatecast_schedules where name = ?", [schedule])
         return (moment_of(rows[0]["settled"]) or _DAMAGED) if rows else None
 
     def settle(self, schedule: str, moment: datetime) -> None:
-        """Write that everything of a schedule is settled until a moment, if it is not already.
+        """Record that a schedule is settled until a time; an earlier time has no effect.
 
-        Raises LedgerError for a moment in the future, which nothing would be due before.
+        Raises LedgerError for a time in the future, as nothing would be due before it.
         """
         if moment > datetime.now(UTC) + SKEW:
             raise LedgerError(f"{schedule}: can't be settled until {moment.isoformat()}, which is in the future")
@@ -206,10 +204,9 @@ class Ledger:
             database.execute(later, [text, schedule, text])
 
     def rewind(self, schedule: str, moment: datetime) -> int:
-        """Write that a schedule is settled until a moment and no longer, for one that ran by a wrong clock.
+        """Set back the time until which a schedule is settled, after runs with a wrong clock.
 
-        Its runs for slots in the future keep their place in the list, but are no longer those of the slots: return
-        their number.
+        Its runs for future slots stay in the list, but are detached from the slots; return their number.
         """
         text = moment.astimezone(UTC).isoformat()
         future = "schedule = ? and slot > ? and status <> 'running'"
@@ -221,20 +218,20 @@ class Ledger:
         return len(ids)
 
     def refused(self, schedule: str, exit_code: int) -> list[Entry]:
-        """Return the latest attempts at slots that ended with an exit code, those of the earliest slot first."""
+        """Return the latest attempts at slots that ended with an exit code, by slot."""
         where = "schedule = ? and slot <> '' and exit_code = ? and status = 'failed'"
         with self._open() as database:
             entries = find_sql(database, f"{where} and {LATEST}", [schedule, exit_code])
         return sorted(entries, key=lambda entry: entry.slot)
 
     def notices(self, schedule: str) -> list[Entry]:
-        """Return the latest attempts at slots of which others are to be notified, and nobody is at it; oldest first."""
+        """Return the latest attempts at slots with an unsent, unclaimed notice, oldest first."""
         where = f"schedule = ? and slot <> '' and notice >= ? and notice < ? and {LATEST}"
         with self._open() as database:
             return find_sql(database, where, [schedule, _DUE, f"{_DUE} {_now()}"])[::-1]
 
     def claim_notice(self, entry: int, seconds: float) -> bool:
-        """Return whether a notice is to be sent and nobody is at it; for so many seconds, nobody else will be."""
+        """Claim a notice for some seconds; return whether it is unsent and unclaimed."""
         until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
         open_ = "id = ? and notice >= ? and notice < ?"
         with self._open() as database:
@@ -245,13 +242,13 @@ class Ledger:
         return True
 
     def postpone_notice(self, entry: int, seconds: float) -> None:
-        """Write that a notice was not delivered and is to be sent again, but not before so many seconds."""
+        """Record that a notice was not delivered and is to be sent again, after some seconds."""
         until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
         with self._open() as database:
             database.execute("update gatecast_runs set notice = ? where id = ?", [f"{_DUE} {until}", entry])
 
     def close_notice(self, entry: int) -> None:
-        """Write that others were notified of an attempt, so that earlier ones at its slot need no notice."""
+        """Record that the notice of an attempt was sent; earlier attempts at its slot need none."""
         with self._open() as database:
             slot = database.execute("select schedule, slot from gatecast_runs where id = ?", [entry])
             if slot:
@@ -266,7 +263,7 @@ class Ledger:
 
     @contextmanager
     def _open(self) -> Iterator[Database]:
-        """Yield a transaction, one at a time over all processes, in a database that has our tables."""
+        """Yield a transaction, one at a time over all processes, in a database with the tables of the ledger."""
         with self._transaction(writes=True) as database:
             database.acquire_lock(_LOCK, _LOCK_SECONDS)
             self._prepare(database)
@@ -274,7 +271,7 @@ class Ledger:
 
     @contextmanager
     def _read(self) -> Iterator[Database]:
-        """Yield a transaction that waits for no other, in a database that has our tables, or nothing."""
+        """Yield a transaction that waits for no other; an empty ledger if the tables do not exist."""
         with self._transaction(writes=False) as database:
             if not database.has_table("gatecast_ledger"):
                 yield _Nothing(database)
@@ -304,9 +301,9 @@ class Ledger:
             create_indices(database)
             database.execute("create table gatecast_schedules (name text primary key, settled text)")
         elif versions[0]["version"] < VERSION:
-            # A row with all columns, of an empty table as well.
-            one = "select r.* from (select 1 as one) o left join (select * from gatecast_runs limit 1) r on 1 = 1"
-            (row,) = database.execute(one)
+            # A row with all columns, even for an empty table.
+            query = "select r.* from (select 1 as one) o left join (select * from gatecast_runs limit 1) r on 1 = 1"
+            (row,) = database.execute(query)
             for name in (name for number in sorted(ADDED) for name in ADDED[number] if name not in row):
                 database.execute(f"alter table gatecast_runs add column {name} text default ''")
             create_indices(database)
@@ -319,7 +316,7 @@ class Ledger:
 
 
 class _Nothing(Database):
-    """A ledger before its first use: nothing is in it, and a look at it need not make it."""
+    """An empty ledger, for reading before the first use."""
 
     def __init__(self, database: Database) -> None:
         vars(self).update(vars(database))
@@ -338,5 +335,5 @@ def _now() -> str:
 
 
 def _text(moment: datetime) -> str:
-    """Return a moment as the ledger has it: later ones are greater texts."""
+    """Return a time as text of the ledger, which sorts by time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,4 +1,4 @@
-"""A row of the ledger as an entry: one attempt at a job. A row that is damaged is shown as far as it can be read."""
+"""Entries of the ledger: one attempt at a job. A damaged row is read as far as possible."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from pipelines.jobs import processes
 Status = Literal["running", "done", "failed", "abandoned", "waiting"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 BEAT: Final = timedelta(seconds=15)
-"""How often a job says that it is alive."""
+"""Interval of heartbeats."""
 
 _SILENT: Final = 6 * BEAT
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -24,55 +24,55 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be done; `cutoff` and `model` are empty as long as they are not known."""
+    """A job for the ledger; `cutoff` and `model` are empty until they are known."""
 
     flow: str
     dataset: str = ""
     cutoff: str = ""
     config_digest: str = ""
     config: Mapping[str, Any]
-    """Of the job, without its secrets."""
+    """Settings of the job, without secrets."""
     references: Mapping[str, Any] = field(default_factory=dict)
-    """Which of these settings were given as references to the environment or to others, by their paths."""
+    """Settings given as references to the environment or to other settings, by path."""
     schedule: str = ""
     slot: str = ""
-    """The moment in UTC that a job of a schedule is for."""
+    """Nominal time of a scheduled job, in UTC."""
     settings_digest: str = ""
-    """Of what its schedule says, the cutoff included."""
+    """Digest of the settings in its schedule, including the cutoff."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Job):
-    """One attempt."""
+    """One attempt at a job."""
 
     id: int
     model: str
     mlflow: str
-    """Its run in MLflow: the page on the server, or the id where the store is none."""
+    """Its run in MLflow: the page on the server, or the id for other stores."""
     status: Status
     attempt: int
-    """1 for the first one with its key; of a slot, the first for it."""
+    """Number of the attempt, from 1, among those with the same key, or at the same slot."""
     failures: int
-    """Attempts that failed, this one included; of a slot, with the same settings. An interruption is none."""
+    """Failed attempts up to this one, at a slot with the same settings; interruptions do not count."""
     started: datetime
     ended: datetime | None
     seconds: float
-    """Of work, so far."""
+    """Working time so far."""
     host: str
     pid: int
     output: str
-    """A manifest, a folder, or a version of a model."""
+    """Manifest, folder, or version of a model."""
     exit_code: int | None
     error: str
     folder: str
-    """Where it ran, which relative paths are from."""
+    """Working folder of the job, the base of relative paths."""
     process: str
     """See `processes.identity`."""
     notice: str
-    """Whether others have been notified of how it ended."""
+    """State of its notice; see `ledger`."""
 
     def shown(self) -> dict[str, Any]:
-        """Return the entry as JSON takes it."""
+        """Return the entry as values for JSON."""
         moments = {"started": self.started.isoformat(), "ended": self.ended.isoformat() if self.ended else None}
         return vars(self) | moments
 
@@ -80,7 +80,7 @@ class Entry(Job):
 def entry_of(row: Mapping[str, Any]) -> Entry:
     """Return the entry of a row.
 
-    What can't be read is empty, and the error names it; a status that there is not is `abandoned`, so that its slot is
+    Unreadable fields are empty, and named in the error; an unknown status becomes `abandoned`, so that the slot is
     tried again.
     """
     damaged: list[str] = []
@@ -119,7 +119,7 @@ def entry_of(row: Mapping[str, Any]) -> Entry:
         references=references,
         status=status,
         attempt=int(row.get("attempt") or 1),
-        failures=int(row.get("failures") or 0),  # PostgreSQL sums to a decimal number.
+        failures=int(row.get("failures") or 0),  # Sums in PostgreSQL are decimal numbers.
         started=started,
         ended=ended,
         seconds=seconds,
@@ -133,7 +133,7 @@ _TEXTS: Final = tuple(each.name for each in fields(Entry) if each.type in (str, 
 
 
 def moment_of(text: Any) -> datetime | None:
-    """Return a moment that a row has as text; None for anything else."""
+    """Return the time in a text of a row; None for anything else."""
     try:
         moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ def _mapping(text: Any) -> Mapping[str, Any] | None:
 
 
 def _alive(host: str, pid: int, process: str, beat: datetime) -> bool:
-    """Return whether a job still runs: it was heard of, and its process is there, if that can be seen from here."""
+    """Return whether a job still runs, by its heartbeat, and by its process if that is visible from here."""
     silence = datetime.now(UTC) - beat
     if silence > _SILENT:
         return False

@@ -35,15 +35,18 @@ COLUMNS: Final = {
     "settings_digest": "text default ''",
 }
 ADDED: Final = {2: ("mlflow",), 3: ("process", "notice", "settings_digest"), 4: ("given",)}
+"""Text columns added by each version of the format."""
 _INDICES: Final = {"work": ("config_digest", "dataset", "cutoff", "model", "flow"), "slot": ("schedule", "slot")}
+"""Key columns of jobs started by a person, and by a schedule."""
 WORK: Final = (*_INDICES["work"], *_INDICES["slot"])
+"""Key columns of a job."""
 LATEST: Final = (
     "not exists (select 1 from gatecast_runs o where o.id > r.id and o.schedule = r.schedule and o.slot = r.slot)"
 )
 
 
 def create_indices(database: Database) -> None:
-    """Create the indices that are not there."""
+    """Create the missing indices."""
     for name, columns in {**_INDICES, "notice": ("schedule", "notice")}.items():
         database.execute(f"create index if not exists gatecast_runs_{name} on gatecast_runs ({', '.join(columns)})")
 
@@ -56,23 +59,23 @@ def is_prepared(database: Database) -> bool:
 
 
 def find_sql(database: Database, where: str, values: list[Any], limit: int | None = None) -> list[Entry]:
-    """Return the attempts for which a condition holds, newest first.
+    """Return the attempts that fulfil a condition, newest first.
 
-    Attempts are numbered, and failures counted, in one pass over those with the same keys.
+    Attempts are numbered, and failures counted, in one pass over the rows with the same keys.
     """
-    chosen = f"select * from gatecast_runs r where {where} order by id desc"
-    chosen += "" if limit is None else f" limit {limit}"
+    query = f"select * from gatecast_runs r where {where} order by id desc"
+    query += "" if limit is None else f" limit {limit}"
     failed = "sum(case when status = 'failed' then 1 else 0 end)"
     ranks = []
-    for what, condition, also in (("work", "slot = ''", ""), ("slot", "slot <> ''", ", settings_digest")):
-        key = ", ".join(_INDICES[what])
+    for label, condition, also in (("work", "slot = ''", ""), ("slot", "slot <> ''", ", settings_digest")):
+        key = ", ".join(_INDICES[label])
         ranks.append(
             f"select id, row_number() over (partition by {key} order by id) as attempt, "
             f"{failed} over (partition by {key}{also} order by id) as failures "
             f"from gatecast_runs where {condition} and ({key}) in (select {key} from chosen where {condition})"
         )
     rows = database.execute(
-        f"with chosen as ({chosen}), ranks as ({' union all '.join(ranks)}) "
+        f"with chosen as ({query}), ranks as ({' union all '.join(ranks)}) "
         "select chosen.*, ranks.attempt, ranks.failures from chosen left join ranks on ranks.id = chosen.id "
         "order by chosen.id desc",
         values,

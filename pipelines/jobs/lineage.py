@@ -1,4 +1,4 @@
-"""The versions that a model was made from, as a tree."""
+"""The versions of a model as a tree."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 
 
-def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
-    """Return a row of texts for each version, behind its parent: what was changed, and how it was judged.
+def lineage(registry: "Registry", marked: int | None = None) -> "pl.DataFrame":
+    """Return a row of texts for each version, below its parent: its changes and its metrics.
 
-    The version `shown` is marked.
+    The version `marked` is labelled as this one.
     """
     import polars as pl
 
     versions = registry.versions()
-    metrics = registry.metrics(run_id for each in versions for run_id in runs_of(each))
+    metrics = registry.metrics(run_id for version in versions for run_id in runs_of(version))
     rows = []
-    for branch, each in _branches(versions):
-        found = metrics_of(each, metrics)
-        how = ", ".join(each.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED, DISTILLED) if tag in each.tags)
-        scores = [f"{name} {value:.4f}" for name, value in found.items() if name in ("val/loss", *_judged(each))]
-        if "finetune/uplift" in found:
-            width = found.get("finetune/uplift_interval", float("nan"))
-            per_series = uplift_text(found["finetune/uplift_per_series"], width)
-            scores.append(f"uplift {found['finetune/uplift']:.2%}, per series {per_series}")
+    for branch, version in _branches(versions):
+        values = metrics_of(version, metrics)
+        changes = ", ".join(version.tags[tag] for tag in (FINETUNE_KIND, CALIBRATED, DISTILLED) if tag in version.tags)
+        scores = [f"{name} {value:.4f}" for name, value in values.items() if name in ("val/loss", *_judged(version))]
+        if "finetune/uplift" in values:
+            width = values.get("finetune/uplift_interval", float("nan"))
+            per_series = uplift_text(values["finetune/uplift_per_series"], width)
+            scores.append(f"uplift {values['finetune/uplift']:.2%}, per series {per_series}")
         rows.append(
             (
-                f"{branch} (this one)" if each.number == shown else branch,
-                f"{each.kind} ({how})" if how else each.kind,
-                ", ".join(each.aliases),
-                each.tags.get(SERIES_TUNED, ""),
-                each.tags.get("data_digest", "")[:12],
+                f"{branch} (this one)" if version.number == marked else branch,
+                f"{version.kind} ({changes})" if changes else version.kind,
+                ", ".join(version.aliases),
+                version.tags.get(SERIES_TUNED, ""),
+                version.tags.get("data_digest", "")[:12],
                 "\n".join(scores),
             )
         )
@@ -45,26 +45,26 @@ def lineage(registry: "Registry", shown: int | None = None) -> "pl.DataFrame":
 
 
 def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
-    """Yield all versions with their branch drawn, each behind its parent; the oldest first."""
-    numbers = {each.number for each in versions}
+    """Yield all versions with the text of their branch, below their parent, oldest first."""
+    numbers = {version.number for version in versions}
     children: dict[int | None, list[Version]] = {}
-    for each in reversed(versions):
-        children.setdefault(each.parent if each.parent in numbers else None, []).append(each)
+    for version in reversed(versions):
+        children.setdefault(version.parent if version.parent in numbers else None, []).append(version)
 
     def below(parent: int | None, stem: str) -> "Iterator[tuple[str, Version]]":
-        own = children.get(parent, [])
-        for position, each in enumerate(own, 1):
-            last = position == len(own)
-            gone = f" (v{each.parent} is deleted)" if parent is None and each.parent else ""
+        siblings = children.get(parent, [])
+        for position, version in enumerate(siblings, 1):
+            last = position == len(siblings)
+            deleted = f" (v{version.parent} is deleted)" if parent is None and version.parent else ""
             knee = "" if parent is None else "└─ " if last else "├─ "
-            yield f"{stem}{knee}v{each.number}{gone}", each
-            yield from below(each.number, stem if parent is None else stem + ("   " if last else "│  "))
+            yield f"{stem}{knee}v{version.number}{deleted}", version
+            yield from below(version.number, stem if parent is None else stem + ("   " if last else "│  "))
 
     return below(None, "")
 
 
 def runs_of(version: "Version") -> list[str]:
-    """Return the runs that made and judged a version."""
+    """Return the runs that created and evaluated a version."""
     from forecast.backtesting.result import BACKTEST_RUN
 
     return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
@@ -80,10 +80,10 @@ def _judged(version: "Version") -> list[str]:
 
 
 def parent_of(version: "Version") -> str:
-    """Return the version that a version was made from, empty without one."""
+    """Return the parent of a version as text, empty without one."""
     return f"v{version.parent}" if version.parent else ""
 
 
 def created_at(version: "Version") -> str:
-    """Return when a version was registered, in UTC."""
+    """Return the time of a version's registration, in UTC."""
     return datetime.fromtimestamp(version.created / 1000, UTC).strftime("%Y-%m-%d %H:%M")

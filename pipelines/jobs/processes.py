@@ -1,4 +1,4 @@
-"""Processes and whether they still run: a number is used again, and containers may share a host name."""
+"""Identity of processes: process numbers are reused, and containers may share a host name."""
 
 import os
 import socket
@@ -8,9 +8,9 @@ _PROC = Path("/proc")
 
 
 def identity(pid: int) -> str:
-    """Return the boot, the namespace of process numbers and the start of a process; "" where /proc does not tell.
+    """Return the boot, the namespace of process numbers and the start of a process; "" without /proc.
 
-    The start is "-" for a process that has ended.
+    The start is "-" for an ended process.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -21,24 +21,24 @@ def identity(pid: int) -> str:
 
 
 def is_running(host: str, pid: int, process: str) -> bool | None:
-    """Return whether a process still runs, by its `identity`; None where that can't be seen from here.
+    """Return whether a process still runs, by its `identity`; None if it is not visible from here.
 
-    Without an identity, its number alone counts.
+    Without an identity, its number alone is compared.
     """
     if host != socket.gethostname():
         return None
     if not process:
         return _exists(pid)
-    present = identity(pid)
-    if present.rpartition(" ")[0] != process.rpartition(" ")[0]:
+    current_identity = identity(pid)
+    if current_identity.rpartition(" ")[0] != process.rpartition(" ")[0]:
         return None
-    return present == process and not process.endswith(" -")
+    return current_identity == process and not process.endswith(" -")
 
 
 def _start(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; "-" if it has ended."""
+    """Return the start of a process in clock ticks since boot; "-" if it has ended."""
     try:
-        # The name, which may hold anything, is in parentheses before these: state, ..., the 20th is the start.
+        # After the name in parentheses, which may contain anything: the state, ..., and as the 20th the start.
         fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return "-"
@@ -50,6 +50,6 @@ def _exists(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # It is somebody else's.
+    except PermissionError:  # It belongs to another user.
         return True
     return True

@@ -1,4 +1,4 @@
-"""The registry, panels and versions that a verb reads."""
+"""Reading of registry, panels and versions for verbs."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -27,41 +27,41 @@ if TYPE_CHECKING:
 from pipelines.jobs.version_tags import side_tables_of
 
 Training = TypeVar("Training", TrainConfig, TuneConfig)
-# Tags of a version that began with the pretrained network of another one: which, and its digest.
+# Tags of a version initialised with the network of another one: that version, and its digest.
 INIT_VERSION: Final = "init_version"
 INIT_DIGEST: Final = "init_digest"
 """Tags of a version whose tables of covariates are beside the panel: where they are."""
 
 
 def open_registry(config: JobConfig) -> "Registry":
-    """Return the registry of a job that moves aliases, whose ledger has the lock where the store can't have one."""
+    """Return the registry of a job that moves aliases; the ledger holds the lock if the store can't."""
     from forecast.tracking.registry import Registry
 
     return Registry(config.registry, open_ledger(config.ledger).uri)
 
 
 def read_table(data: DataConfig, horizon: int) -> "Loaded":
-    """Return the panel in the table that `data` describes, to train on."""
+    """Return the panel of the table in `data`, for training."""
     from forecast.data.read import read_panel
 
     return _noted(lambda: read_panel(data, horizon))
 
 
 def read_for(artifact: "Artifact", source: SourceConfig, cutoffs: "Sequence[datetime | None]" = ()) -> "Loaded":
-    """Return the panel in the table that `source` describes, as the model reads it, up to any of the `cutoffs`."""
+    """Return the panel of the table in `source`, read as the model was trained, up to the `cutoffs`."""
     return _noted(lambda: artifact.open(source, cutoffs))
 
 
 def read_alike(
     artifact: "Artifact",
-    other: "Artifact",
+    loaded_for: "Artifact",
     loaded: "Loaded",
     source: SourceConfig,
     cutoffs: "Sequence[datetime | None]" = (),
 ) -> "Loaded":
     """Return the panel as a model reads it: what another one has `loaded`, if they read it the same way."""
-    same = ("data", "categories", "horizon", "grid")
-    alike = all(getattr(artifact, name) == getattr(other, name) for name in same)
+    fields = ("data", "categories", "horizon", "grid")
+    alike = all(getattr(artifact, name) == getattr(loaded_for, name) for name in fields)
     return loaded if alike else read_for(artifact, source, cutoffs)
 
 
@@ -80,7 +80,7 @@ def _noted(read: "Callable[[], Loaded]") -> "Loaded":
 
 
 def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Artifact]":
-    """Return the version that `alias` means now, and its model. Raises RegistryError, ArtifactError."""
+    """Return the current version of `alias`, and its model. Raises RegistryError, ArtifactError."""
     from forecast.errors import ConfigError
 
     if alias is None:
@@ -91,16 +91,16 @@ def open_version(registry: "Registry", alias: str | None) -> "tuple[Version, Art
 
 
 def load_version(registry: "Registry", version: "Version") -> "Artifact":
-    """Return the model of a version, which knows where its tables of covariates were. Raises as `open_version`."""
+    """Return the model of a version, with the places of its covariate tables. Raises as `open_version`."""
     from forecast import artifact
 
     return replace(artifact.load(registry.download(version)), side_tables=side_tables_of(version))
 
 
 def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, dict[str, str]]":
-    """Return settings with the version in `model.init` by its number, its network, and tags that name it.
+    """Return settings with `model.init` resolved to a version number, its network, and tags that name it.
 
-    None, without tags, where they name none. Raises RegistryError, ArtifactError, ConfigError.
+    Network and tags are empty without `model.init`. Raises RegistryError, ArtifactError, ConfigError.
     """
     from forecast.pretraining.pretrained_network import model_for, of_model
     from forecast.tracking.registry import Registry
@@ -108,9 +108,9 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
     name = config.model.init
     if name is None or not is_version(name):
         return config, None, {}
-    model, which = version_of(name)
+    model, alias = version_of(name)
     registry = Registry(config.registry.model_copy(update={"name": model}))
-    version = registry.resolve(which, "model.init")
+    version = registry.resolve(alias, "model.init")
     init = of_model(load_version(registry, version), str(version))
     model_for(init, config.model, config.window.horizon)
     found = config.model.model_copy(update={"init": f"models:/{model}/{version.number}"})

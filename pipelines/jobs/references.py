@@ -1,7 +1,6 @@
-"""Settings that were given as references, such as ${oc.env:NAME}: which they are, and how they are kept.
+"""Settings given as references, such as ${oc.env:NAME}: their paths, and how they are stored.
 
-A reference is kept as it was given, in the ledger, in `--cfg job` and on the way to a job; what it stands for is shown
-nowhere.
+A reference stays unresolved in the ledger, in `--cfg job` and on the way to a job; its value is shown nowhere.
 """
 
 import json
@@ -16,33 +15,32 @@ from forecast.redaction import HIDDEN, add_secret, is_secret_name, redacted_valu
 from pipelines.jobs.settings_text import text_settings
 
 OVERRIDES: Final = "GATECAST_OVERRIDES"
-"""In the environment of a job that was started here: its settings, which all users of the machine would see among its
-arguments."""
+"""Environment variable with the settings of a started job: all users of the machine could read them as arguments."""
 
 _REFERENCE: Final = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 _VARIABLE: Final = re.compile(r"\$\{\s*oc\.env\s*:\s*([^\s,{}]+)")
 _PUBLIC: Final = ("registry.name", "registry.alias")
-"""Names that MLflow has to know."""
+"""Settings whose values MLflow needs."""
 
 
 def references_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the settings in which a reference is, by their paths, as they were given: text, or a list with text."""
-    found: dict[str, Any] = {}
+    """Return the settings that contain a reference, by path, unresolved: text, or a list with text."""
+    references: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= references_of(value, f"{path}.")
+            references |= references_of(value, f"{path}.")
         elif any(_REFERENCE.search(text) for text in _texts(value)):
-            found[path] = value
-    return found
+            references[path] = value
+    return references
 
 
 def hide_environment(kind: type[Config], references: Mapping[str, Any]) -> None:
-    """Let what references to the environment stand for be shown as the references."""
+    """Register the values of references to the environment, to be shown as the references."""
     secret = {path for path, field in fields(kind) if is_secret(field)}
     texts = text_settings(kind).keys() - {*_PUBLIC}
-    for path, given in references.items():
-        for name in (name for text in _texts(given) for name in _VARIABLE.findall(text)):
+    for path, reference in references.items():
+        for name in (name for text in _texts(reference) for name in _VARIABLE.findall(text)):
             value = os.environ.get(name, "")
             certain = path in secret or is_secret_name(path) or is_secret_name(name)
             harmless = path == "registry.tracking_uri" and without_password(value) == value
@@ -51,19 +49,19 @@ def hide_environment(kind: type[Config], references: Mapping[str, Any]) -> None:
 
 
 def with_references(values: dict[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with references in the place of what they stand for, in groups that are there."""
-    for path, given in references.items():
+    """Return settings with values replaced by their references, in existing groups."""
+    for path, reference in references.items():
         *parents, leaf = path.split(".")
         group: Any = values
         for name in parents:
             group = group.get(name) if isinstance(group, dict) else None
         if isinstance(group, dict) and leaf in group:
-            group[leaf] = given
+            group[leaf] = reference
     return values
 
 
 def without_secrets(kind: type[Config], values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they may be shown, wrong ones, too."""
+    """Return settings without secrets; invalid ones are allowed."""
     result: dict[str, Any] = redacted_values(values)
     for path, field in fields(kind):
         if is_secret(field) and not group_of(field):
@@ -80,33 +78,36 @@ def _is_address(value: Any) -> bool:
     return isinstance(value, str) and ("://" in value or value == "???" or _REFERENCE.search(value) is not None)
 
 
-def kept_words(kind: type[Config], given: Any, resolved: Sequence[str]) -> list[str]:
-    """Return overrides in a file: as they were given where only text of the environment is in them, else resolved.
+def unresolved_words(kind: type[Config], words: Any, resolved: Sequence[str]) -> list[str]:
+    """Return the overrides of a file: unresolved if they contain only text of the environment, else resolved.
 
-    `given` is what the file has, `resolved` the same with all references followed.
+    `words` are the overrides in the file, `resolved` the same with all references resolved.
     """
-    if not isinstance(given, list) or len(given) != len(resolved):
+    if not isinstance(words, list) or len(words) != len(resolved):
         return list(resolved)
     texts = text_settings(kind)
-    return [word if _is_kept(word, texts) else other for word, other in zip(given, resolved, strict=True)]
+    return [
+        word if _is_environment_text(word, texts) else resolved_word
+        for word, resolved_word in zip(words, resolved, strict=True)
+    ]
 
 
 def with_environment(word: str) -> str:
-    """Return an override with the text of the environment in it."""
+    """Return an override with values of the environment inserted."""
     return re.sub(rf"{_VARIABLE.pattern}[^{{}}]*\}}", lambda match: os.environ.get(match[1], match[0]), word)
 
 
-def _is_kept(word: Any, texts: Mapping[str, tuple[str, bool]]) -> bool:
+def _is_environment_text(word: Any, texts: Mapping[str, tuple[str, bool]]) -> bool:
     if not isinstance(word, str):
         return False
     key, _, value = word.partition("=")
     form, _ = texts.get(key.strip().lstrip("+"), ("", False))
-    written = form == "text" or (form == "texts" and value.strip().startswith("["))
-    return written and len(_VARIABLE.findall(value)) == value.count("${") > 0
+    is_text = form == "text" or (form == "texts" and value.strip().startswith("["))
+    return is_text and len(_VARIABLE.findall(value)) == value.count("${") > 0
 
 
 def overrides_of(variable: str) -> list[str]:
-    """Return the settings that a variable of the environment has for this job. Raises ConfigError."""
+    """Return the settings for this job in an environment variable. Raises ConfigError."""
     try:
         words = json.loads(os.environ[variable])
     except (KeyError, ValueError):
@@ -117,7 +118,7 @@ def overrides_of(variable: str) -> list[str]:
 
 
 def job_command(flow: str, settings: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments of `forecast` that run a verb, and what the environment has for it."""
+    """Return the arguments of `forecast` that run a verb, and its environment variables."""
     return [*flow.split(), "--overrides-env", OVERRIDES], {OVERRIDES: json.dumps(list(settings))}
 
 

@@ -1,6 +1,6 @@
-"""The registration of a model that a job has made, and what is left of the model where that fails.
+"""Registration of the model of a job, and its rescue into a folder on failure.
 
-A model that can't be registered is saved in a folder with all that `forecast models register` needs.
+A model that can't be registered is saved in a folder with everything that `forecast models register` needs.
 """
 
 import json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 
 FOLDER: Final = "unregistered"
-"""Where models that could not be registered are, in the folder of the job."""
+"""Folder of models that could not be registered, in the working folder."""
 RECORD: Final = "registration.json"
 _MODEL: Final = "model"
 _OF_PARENT: Final = ("parent_version", "parent_digest")
@@ -33,10 +33,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Registration:
-    """The last stage of a job that makes a model: everything after the model is done.
+    """The last stage of a job that creates a model.
 
-    `register` makes the version. If the stage fails before that, the model is saved, and the error says where it is and
-    how it is registered. Raises what the stage raises, OutputError for an OSError.
+    `register` creates the version. If the stage fails before that, the model is saved, and the error names its folder
+    and the command that registers it. Raises the errors of the stage, OutputError for an OSError.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Registration:
         self._registry, self._run, self._artifact, self._alias = registry, run, artifact, alias
         self._settings: RegistryConfig = getattr(config, "registry", RegistryConfig())
         source = getattr(config, "data", None)
-        given = {} if source is None else side_tables(source)  # before those of the parent
-        self._tags = {**version_tags(artifact, config, data_digest), **(tags or {}), **given}
+        tables = {} if source is None else side_tables(source)  # take precedence over those of the parent
+        self._tags = {**version_tags(artifact, config, data_digest), **(tags or {}), **tables}
         self._metrics = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
         self.version: Version | None = None
 
@@ -67,7 +67,7 @@ class Registration:
         return self
 
     def register(self) -> "Version":
-        """Return the model as a version with its tags and its alias."""
+        """Register the model, and return its version with tags and alias."""
         self.version = register(self._registry, self._run, self._artifact, self._tags, self._alias)
         self._run.label(self.version, [self._tags["trained_until"]])
         return self.version
@@ -75,22 +75,22 @@ class Registration:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """Save the model if there is no version of it."""
+        """Save the model unless it was registered."""
         if error is None or self.version is not None:
             return
         try:
             folder = self._save()
         except Exception as unsaved:
-            rest = f"the model could not be saved either: {unsaved}"
+            advice = f"the model could not be saved either: {unsaved}"
         else:
             note(output=str(folder))
-            rest = f"the model is saved in {folder}; register it with: {self._command(folder)}"
+            advice = f"the model is saved in {folder}; register it with: {self._command(folder)}"
         if isinstance(error, GatecastError):
-            error.args = (f"{error}; {rest}",)
+            error.args = (f"{error}; {advice}",)
         elif isinstance(error, OSError):
-            raise OutputError(f"{error}; {rest}") from error
+            raise OutputError(f"{error}; {advice}") from error
         else:
-            _LOG.error("%s", rest)
+            _LOG.error("%s", advice)
 
     def _save(self) -> Path:
         cache = Path(os.environ.get("GATECAST_CACHE") or Path.home() / ".cache" / "gatecast")
@@ -115,7 +115,7 @@ class Registration:
             record = folder / RECORD
             record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             target = parent / f"{self._registry.name}-{digest[:12]}"
-            if target.is_dir():  # the same model, from an earlier attempt
+            if target.is_dir():  # the same model, saved by an earlier attempt
                 record.replace(target / RECORD)
             else:
                 folder.rename(target)
@@ -131,7 +131,7 @@ class Registration:
 def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     """Return the version of a saved model, and a line about it.
 
-    The folder is one that `Registration` left, or any folder of a model. A version that is the same model is taken
+    The folder is one saved by `Registration`, or any model folder. An existing version of the same model is returned
     instead of a new one. Raises ConfigError, ArtifactError, RegistryError.
     """
     from forecast import artifact
@@ -148,12 +148,12 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     alias = alias or record.get("alias")
     plain = {"kind": model.kind, "format_version": str(FORMAT_VERSION)}
     tags = {**ends(model), **record.get("tags", plain)}
-    if record.get("name") != registry.name:  # the numbers are those of another model's versions
+    if record.get("name") != registry.name:  # numbers of another model's versions
         tags = {name: value for name, value in tags.items() if name not in _OF_PARENT}
-    if same := next((version for version in versions(registry) if version.digest == digest), None):
+    if registered := next((version for version in versions(registry) if version.digest == digest), None):
         if alias:
-            registry.set_alias(alias, same)
-        return same, _line(same, folder, alias, "is the same model")
+            registry.set_alias(alias, registered)
+        return registered, _line(registered, folder, alias, "is the same model")
     run_id = record.get("run")
     left = registry.record(run_id) if run_id else None
     resumed = registry.resume(left.id) if left and not left.is_deleted else None
@@ -164,8 +164,8 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     return version, _line(version, folder, alias, f"is registered, run {run.id}")
 
 
-def _line(version: "Version", folder: Path, alias: str | None, what: str) -> str:
-    return f"{version} ({version.kind}): {folder} {what}" + (f", alias {alias}" if alias else "")
+def _line(version: "Version", folder: Path, alias: str | None, action: str) -> str:
+    return f"{version} ({version.kind}): {folder} {action}" + (f", alias {alias}" if alias else "")
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def versions(registry: "Registry") -> "list[Version]":
-    """Return all versions of a model, none if there is no model of this name."""
+    """Return all versions of a model, an empty list without a model of this name."""
     try:
         return registry.versions()
     except RegistryError as error:
@@ -194,7 +194,7 @@ def versions(registry: "Registry") -> "list[Version]":
 def register(
     registry: "Registry", run: "Run", artifact: "Artifact", tags: Mapping[str, str], alias: str | None
 ) -> "Version":
-    """Return a model as a version; one to be, where the store is away and is not required. Raises RegistryError."""
+    """Register a model; return its version, a future one if the store is optional and unavailable. RegistryError."""
     from forecast.prediction.from_table import example
 
     with tempfile.TemporaryDirectory() as name:

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def log_data(run: "Run", loaded: "Loaded") -> str:
-    """Log which data a run has used, and its rejects; return the digest of the panel."""
+    """Log the data of a run and its rejects; return the digest of the panel."""
     from forecast.data.profiling.quality import quality
 
     note(mlflow=run.link)
@@ -29,20 +29,20 @@ def log_data(run: "Run", loaded: "Loaded") -> str:
 
 
 def log_profile(run: "Run", loaded: "Loaded") -> None:
-    """Log what the series of a panel are like, as a table and a page."""
+    """Log the profile of a panel as a table and a page."""
     from forecast.data.ingest.missing_known import missing_known
     from forecast.data.profiling.profile import profile
     from forecast.reports.profile_page import profile_page
 
     assert loaded.data.season_length is not None
-    found = profile(loaded.panel, loaded.data.season_length, loaded.classes)
+    profiled = profile(loaded.panel, loaded.data.season_length, loaded.classes)
     missing = missing_known(loaded.panel, loaded.data, horizon=0) if loaded.data.known_covariates else None
-    run.table(found, "profile.parquet")
-    run.text(profile_page(loaded, found, missing), "profile.html")
+    run.table(profiled, "profile.parquet")
+    run.text(profile_page(loaded, profiled, missing), "profile.html")
 
 
 def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[int]") -> None:
-    """Log which cells of the known covariates forecasts from some cutoffs have to do without, and say so."""
+    """Log the missing cells of known covariates for forecasts from some cutoffs, with a warning."""
     import numpy as np
     import polars as pl
 
@@ -67,7 +67,7 @@ def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[in
 
 
 def metric_name(name: str) -> str:
-    """Return a name with the characters that MLflow takes.
+    """Return a name with the characters that MLflow allows.
 
     >>> metric_name("target beyond 1e+18")
     'target beyond 1e_18'

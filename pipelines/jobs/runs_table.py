@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from pipelines.jobs.ledger_entry import Entry
 
 _WIDTH: Final = 120
-"""Where there is no terminal, and COLUMNS does not say."""
+"""Width without a terminal and COLUMNS."""
 _NARROW: Final = 60
-"""Terminals of which lines between columns would take too much."""
+"""Terminals up to this width get no lines between columns."""
 _LISTED: Final = 4
-"""Cutoffs of a backfill that are named one by one; of more, the first, the last, and how many."""
+"""Most cutoffs of a backfill listed one by one; of more, the first, the last and the number."""
 
 
 @dataclass(frozen=True)
 class _Column:
     name: str
     least: int
-    """Characters below which it is left out rather than cut."""
+    """Least width; a narrower column is omitted instead."""
     is_number: bool = False
 
 
@@ -47,7 +47,7 @@ _COLUMNS: Final = (
     _Column("error", 20),
 )
 _LEFT_OUT: Final = ("attempt", "seconds", "dataset", "schedule", "began (UTC)", "model", "cutoff", "flow", "exit")
-"""In this order, where the terminal is too narrow for all of them."""
+"""Columns omitted on a narrow terminal, in this order."""
 
 
 def print_runs(entries: "Sequence[Entry]", width: int | None = None) -> None:
@@ -68,10 +68,10 @@ def print_runs(entries: "Sequence[Entry]", width: int | None = None) -> None:
 
 
 def cutoffs(entry: "Entry") -> list[str]:
-    """Return the cutoffs of a run that was given several, as they were given, earliest first."""
+    """Return the cutoffs of a run with several, as given, earliest first."""
     settings = entry.config.get("score")
-    given = settings.get("cutoffs") if isinstance(settings, dict) else None
-    return sorted(map(str, given)) if isinstance(given, list) else []
+    several = settings.get("cutoffs") if isinstance(settings, dict) else None
+    return sorted(map(str, several)) if isinstance(several, list) else []
 
 
 def _row(entry: "Entry") -> dict[str, str]:
@@ -92,31 +92,31 @@ def _row(entry: "Entry") -> dict[str, str]:
 
 
 def _cutoff(entry: "Entry") -> str:
-    given = [moment.removesuffix("T00:00:00") for moment in cutoffs(entry)]
-    if not given:
+    moments = [moment.removesuffix("T00:00:00") for moment in cutoffs(entry)]
+    if not moments:
         return entry.cutoff
-    if len(given) <= _LISTED:
-        return ", ".join(given)
-    return f"{len(given):,}: {given[0]} .. {given[-1]}"
+    if len(moments) <= _LISTED:
+        return ", ".join(moments)
+    return f"{len(moments):,}: {moments[0]} .. {moments[-1]}"
 
 
 def _fit(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
-    """Return the width of each column that is shown: those of least use left out, the widest ones cut."""
+    """Return the widths of the columns that fit: the least useful are omitted, the widest cut."""
     natural = {
         column.name: max([cell_len(column.name), *(cell_len(row[column.name]) for row in rows)]) for column in _COLUMNS
     }
     least = {column.name: min(column.least, natural[column.name]) for column in _COLUMNS}
-    # A column in which nothing stands says nothing.
-    shown = [name for name in natural if any(row[name] for row in rows)]
+    # Empty columns are omitted.
+    columns = [name for name in natural if any(row[name] for row in rows)]
     for name in _LEFT_OUT:
-        if _total([least[each] for each in shown], width) <= width:
+        if _total([least[each] for each in columns], width) <= width:
             break
-        if name in shown:
-            shown.remove(name)
-    widths = {name: natural[name] for name in shown}
+        if name in columns:
+            columns.remove(name)
+    widths = {name: natural[name] for name in columns}
     while _total(widths.values(), width) > width:
-        above = [name for name in shown if widths[name] > least[name]]
-        above = above or [name for name in shown if widths[name] > 1 and name != "run"]
+        above = [name for name in columns if widths[name] > least[name]]
+        above = above or [name for name in columns if widths[name] > 1 and name != "run"]
         if not above:
             break
         widths[max(above, key=widths.__getitem__)] -= 1
@@ -124,7 +124,7 @@ def _fit(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
 
 
 def _total(widths: Iterable[int], width: int) -> int:
-    """Return how wide a table of such columns is."""
+    """Return the width of a table with such columns."""
     sizes: list[int] = list(widths)
     return sum(sizes) + (len(sizes) if width < _NARROW else 3 * len(sizes) + 1)
 

@@ -35,8 +35,10 @@ CHECKS: Final = {
     "drift": "the forecasts are spread like those of the cutoffs before (a warning)",
 }
 _HISTORY: Final = 7
+"""Earlier cutoffs with which forecasts are compared."""
 _BINS: Final = 10
 _DRIFT: Final = 0.25
+"""Largest population stability index; larger values are commonly called a shift."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from forecast.config import AppendConfig, Config, JobConfig, PrepareConfig, load, table_names
 from forecast.errors import ConfigError
-from pipelines.jobs.command_line import compose, written_mapping, yaml_mapping
-from pipelines.jobs.references import kept_words, with_environment
+from pipelines.jobs.command_line import compose, unresolved_mapping, yaml_mapping
+from pipelines.jobs.references import unresolved_words, with_environment
 from pipelines.notify import NotifyConfig
 from pipelines.verbs import JOBS, config_of
 
@@ -249,7 +249,7 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     Raises ConfigError that lists every mistake, those in the settings of the verbs included.
     """
     file = load(_File, yaml_mapping(path, "schedule.path"))
-    written = written_mapping(path, "schedule.path")
+    written = unresolved_mapping(path, "schedule.path")
     mistakes: list[str] = []
     schedules: dict[str, Schedule] = {}
     outputs: dict[str, str] = {}  # What is written, and which schedule writes it.
@@ -279,7 +279,7 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
 def _kept(flow: str, written: Any, resolved: Sequence[str]) -> list[str]:
     """Return overrides of the file, references to the environment as they are written: the job follows them."""
     given = written.get("overrides") if isinstance(written, dict) else None
-    return kept_words(config_of(flow), given, resolved)
+    return unresolved_words(config_of(flow), given, resolved)
 
 
 def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:

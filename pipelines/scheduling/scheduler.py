@@ -38,13 +38,19 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 FINAL: Final = tuple(error.exit_code for error in (ConfigError, GateRefused, ThresholdBreached, RolledBack))
+"""Exit codes of jobs that would end the same way again."""
 _TIMED_OUT: Final = 124
 _SOON: Final = 0.2
 _KILL_SECONDS: Final = 10.0
+"""Time for a job to record its end after SIGTERM."""
 _OUTSIDE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals by which people and init systems end a job. SIGKILL is what a job out of memory gets."""
 _MAX_INTERRUPTIONS: Final = 20
+"""Interruptions of a slot before it is given up, as the job itself may crash its host."""
 _LEASE: Final = 30.0
+"""Seconds to send a notice, besides the limits of the hooks; then another scheduler may send it."""
 _POSTPONE: Final = 300.0
+"""Seconds before an undelivered notice is sent again."""
 
 
 @dataclass(frozen=True)
