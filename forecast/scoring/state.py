@@ -2,7 +2,7 @@
 
     .lock                                          held by the job that writes here
     phase-007/state.json                           the cutoff, the model, and which parts; written last
-    phase-007/part-00003-1f2e....safetensors       states of a shard of series (`StateStore`), and digests of their inputs
+    phase-007/part-00003-1f2e....safetensors       states of a shard of series (`StateStore`), input digests
 
 A model with segments of several steps has a state for each phase of the cutoff within a segment, created at the first
 cutoff of that phase: an hourly job on a model with daily segments has 24 states, each continued once a day.
