@@ -32,7 +32,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
     from pipelines.jobs.run_logging import log_data
-    from pipelines.jobs.version_tags import CALIBRATED, final_fit_text, made_from
+    from pipelines.jobs.version_tags import CALIBRATED, final_fit_text, tags_of_parent
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -44,7 +44,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             result = calibrate(artifact, loaded.panel, config.calibrate)
             summary = result.summary
             stage.note(cutoffs=f"{summary['windows']:.0f}", series=f"{summary['series']:,.0f}")
-        tags = {**made_from(parent), CALIBRATED: config.calibrate.method}
+        tags = {**tags_of_parent(parent), CALIBRATED: config.calibrate.method}
         metrics = {f"calibrate/{name}": value for name, value in summary.items()}
         registration = Registration(
             registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics

@@ -32,7 +32,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
     from pipelines.jobs.run_logging import log_data
-    from pipelines.jobs.version_tags import DISTILLED, final_fit_text, made_from
+    from pipelines.jobs.version_tags import DISTILLED, final_fit_text, tags_of_parent
 
     if config.output.path:
         check_writable(Path(config.output.path))
@@ -49,7 +49,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
                 progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
             stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
-        tags = {**made_from(parent), DISTILLED: str(result.artifact.model.hidden_size)}
+        tags = {**tags_of_parent(parent), DISTILLED: str(result.artifact.model.hidden_size)}
         registration = Registration(
             registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=result.summary
         )

@@ -1,4 +1,4 @@
-"""`forecast models`: look at registered models, compare, export and delete them, go back."""
+"""`forecast models`: list, show, compare, add, export, roll back and delete registered models."""
 
 import shutil
 import sys
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 from pipelines.jobs.lineage import created_at, lineage, metrics_of, parent_of, runs_of
 
-# action: (its settings, what it does).
+# Settings class and description of each action.
 ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
     "list": (ModelsConfig, "all versions of registry.name, newest first"),
     "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
@@ -38,22 +38,22 @@ ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
     "export": (ExportConfig, "copy a version (registry.alias), or export.series of it, to output.path"),
     "delete": (DeleteConfig, "delete a version (registry.alias) that nothing needs, or delete.force=true"),
 }
-# Metrics that are shown of a version, as far as its runs have them.
+# Metrics shown for a version, if its runs have them.
 _SHOWN: Final = ("val/", "finetune/", "backtest/")
 
 
 def main(argv: list[str]) -> None:
-    """Run one of ACTIONS; those that change something are in the ledger."""
-    asked = command_line.action_of(
+    """Run one of ACTIONS; actions with side effects are recorded in the ledger."""
+    action_words = command_line.action_of(
         "models", argv, {name: about for name, (_, about) in ACTIONS.items()}, "registry.name=NAME "
     )
-    if asked is None:
+    if action_words is None:
         return
-    action, rest = asked
+    action, words = action_words
     if change := {"add": _add, "register": _register, "rollback": _rollback, "delete": _delete}.get(action):
-        change(rest)
+        change(words)
     else:
-        _look(action, rest)
+        _look(action, words)
 
 
 def _look(action: str, argv: list[str]) -> None:
@@ -123,15 +123,15 @@ def _list(registry: "Registry") -> None:
     champions = registry.champions()
     rows = [
         (
-            f"v{each.number}",
-            ", ".join(each.aliases),
-            each.kind,
-            parent_of(each),
-            created_at(each),
-            each.digest[:12],
-            reign(champions, each),
+            f"v{version.number}",
+            ", ".join(version.aliases),
+            version.kind,
+            parent_of(version),
+            created_at(version),
+            version.digest[:12],
+            reign(champions, version),
         )
-        for each in sorted(champions.versions.values(), key=lambda each: -each.number)
+        for version in sorted(champions.versions.values(), key=lambda version: -version.number)
     ]
     _print(("version", "aliases", "kind", "parent", "created (UTC)", "digest", "champion (UTC)"), rows)
     _say(history_lines(champions))
@@ -140,8 +140,8 @@ def _list(registry: "Registry") -> None:
 def _tree(registry: "Registry") -> None:
     from pipelines.jobs.champions import history_lines
 
-    found = lineage(registry)
-    _print(found.columns, found.rows())
+    versions = lineage(registry)
+    _print(versions.columns, versions.rows())
     _say(history_lines(registry.champions()))
 
 
@@ -154,7 +154,11 @@ def _show(registry: "Registry", version: "Version") -> None:
     from pipelines.jobs.champions import history_lines, reign
 
     champions = registry.champions()
-    children = [f"v{each.number}" for each in champions.versions.values() if each.parent == version.number]
+    children = [
+        f"v{other_version.number}"
+        for other_version in champions.versions.values()
+        if other_version.parent == version.number
+    ]
     lines = {
         "version": str(version),
         "aliases": ", ".join(version.aliases),
@@ -164,8 +168,8 @@ def _show(registry: "Registry", version: "Version") -> None:
         "champion": reign(champions, version),
         **dict(sorted(version.tags.items())),
     }
-    found = metrics_of(version, registry.metrics(runs_of(version)))
-    lines |= {name: f"{value:.6g}" for name, value in sorted(found.items()) if name.startswith(_SHOWN)}
+    metrics = metrics_of(version, registry.metrics(runs_of(version)))
+    lines |= {name: f"{value:.6g}" for name, value in sorted(metrics.items()) if name.startswith(_SHOWN)}
     if champions.number == version.number:
         lines |= {"rollback": history_lines(champions)[-1]}
     width = max(map(len, lines))
@@ -181,19 +185,21 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
     from forecast.names import SERIES_ID
     from pipelines.jobs.reading import open_version
 
-    (version, own), (other, against) = (
+    (version, artifact), (other_version, other_artifact) = (
         open_version(registry, alias) for alias in (config.registry.alias, config.diff.against)
     )
-    found = difference(own, against)
-    counts = dict(found[STATUS].value_counts().iter_rows())
+    differences = difference(artifact, other_artifact)
+    counts = dict(differences[STATUS].value_counts().iter_rows())
     if config.output.path:
-        write_parquet_atomic(found, Path(config.output.path) / "diff.parquet")
-    differ = found.filter(pl.col(STATUS) != SAME).sort(CHANGE, SERIES_ID, descending=[True, False], nulls_last=True)
+        write_parquet_atomic(differences, Path(config.output.path) / "diff.parquet")
+    differ = differences.filter(pl.col(STATUS) != SAME).sort(
+        CHANGE, SERIES_ID, descending=[True, False], nulls_last=True
+    )
     console.table(differ.head(config.diff.rows))
-    bases = "" if own.base().digest() == against.base().digest() else "; their bases differ"
+    bases = "" if artifact.base().digest() == other_artifact.base().digest() else "; their bases differ"
     print(
-        f"{version} against v{other.number}: {counts.get(ADDED, 0):,} series fine-tuned in v{version.number} alone, "
-        f"{counts.get(REMOVED, 0):,} in v{other.number} alone, {counts.get(CHANGED, 0):,} changed, "
+        f"{version} against v{other_version.number}: {counts.get(ADDED, 0):,} series fine-tuned in v{version.number} "
+        f"alone, {counts.get(REMOVED, 0):,} in v{other_version.number} alone, {counts.get(CHANGED, 0):,} changed, "
         f"{counts.get(SAME, 0):,} the same{bases}"
     )
 
@@ -205,33 +211,33 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
     _check_target(target)
     version = registry.resolve(str(config.registry.alias))
     cost, weights, int8 = None, "", config.export.format == "onnx_int8"
-    given = config.data.path is not None or config.data.uri is not None
-    if given and not int8:
+    has_data = config.data.path is not None or config.data.uri is not None
+    if has_data and not int8:
         raise ConfigError("data: a table is what 8 bits are judged on, with export.format=onnx_int8; leave it out")
     try:
-        with tempfile.TemporaryDirectory() as name:  # A model that can't be exported leaves nothing behind.
-            made = Path(name)
+        with tempfile.TemporaryDirectory() as name:  # A failed export leaves nothing behind.
+            path = Path(name)
             if series is None:
-                shutil.copytree(registry.download(version), made, dirs_exist_ok=True)
+                shutil.copytree(registry.download(version), path, dirs_exist_ok=True)
             else:
                 from forecast.finetuning.lineage import alone
 
-                alone(open_version(registry, str(version.number))[1], series, key="export.series").save(made)
+                alone(open_version(registry, str(version.number))[1], series, key="export.series").save(path)
             if config.export.format != "gatecast":
                 from forecast import artifact
                 from forecast.compression.onnx_export import export_onnx
                 from pipelines.jobs.reading import read_for
 
-                model = artifact.load(made)
-                panel = read_for(model, config.data).panel if given else None
+                model = artifact.load(path)
+                panel = read_for(model, config.data).panel if has_data else None
                 until = model.latest.trained_until_timestamp
                 weights = f", weights of the final fit until {until}" if model.final else ""
-                cost = export_onnx(model, made, int8=int8, panel=panel)
-            shutil.copytree(made, target, dirs_exist_ok=True)
+                cost = export_onnx(model, path, int8=int8, panel=panel)
+            shutil.copytree(path, target, dirs_exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}") from error
-    what = f"{series} of {version}" if series else str(version)
-    console.say(f"{what} -> {target}{weights}" + (f", {cost.line}" if cost else ""))
+    subject = f"{series} of {version}" if series else str(version)
+    console.say(f"{subject} -> {target}{weights}" + (f", {cost.line}" if cost else ""))
 
 
 def _check_target(target: Path) -> None:
@@ -239,8 +245,8 @@ def _check_target(target: Path) -> None:
     advice = "nothing is overwritten: give a new or empty output.path, or remove that first"
     try:
         if target.is_dir():
-            if present := sorted(path.name for path in target.iterdir()):
-                raise OutputError(f"{target} holds {len(present):,} files or folders: {listing(present)}; {advice}")
+            if existing := sorted(path.name for path in target.iterdir()):
+                raise OutputError(f"{target} holds {len(existing):,} files or folders: {listing(existing)}; {advice}")
         elif target.is_symlink() or target.exists():
             raise OutputError(f"{target} is there and is no folder; {advice}")
     except OSError as error:
@@ -256,5 +262,5 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*(Text(printable(redacted(cell))) for cell in row))
-    # A pipe has no width: nothing is cut there.
+    # Output into a pipe has no width limit.
     Console(width=None if sys.stdout.isatty() else 160).print(table)

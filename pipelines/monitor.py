@@ -1,4 +1,4 @@
-"""`forecast monitor`: forecasts against what came since; thresholds, alarms, and the way back from a worse champion."""
+"""`forecast monitor`: forecasts against later actuals; thresholds, alarms, and rollback of a worse champion."""
 
 import logging
 import os
@@ -33,44 +33,44 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """How a day was judged."""
+    """Result of monitoring a day."""
 
     line: str
-    """What to tell about it."""
-    found: "MonitorResult"
+    """Line about the day for the terminal."""
+    evaluation: "MonitorResult"
     thresholds: "pl.DataFrame"
     """Threshold, value, limit, verdict and what was judged, as text."""
     breaches: "list[Check]"
     rolled_back: str
-    """From which version to which, and why; empty if nothing was, now or in an earlier run of the same day."""
+    """Versions and reason of a rollback, also of an earlier run of the same day; empty without one."""
     started: bool
-    """Whether `monitor.on_breach` is still to be started."""
+    """Whether to start `monitor.on_breach`."""
     folder: Path
 
 
 @recorded(MonitorConfig)
 def main(config: MonitorConfig) -> None:
-    """Run the verb. Raises ThresholdBreached and RolledBack when all is written."""
+    """Run the verb. Raises ThresholdBreached and RolledBack after everything is written."""
     _check_on_breach(config)
     result = run(config)
     note(output=str(result.folder))
     console.say(result.line)
     if not result.thresholds.is_empty():
         console.table(result.thresholds)
-    told = list(result.found.freshness.findings)
+    messages = list(result.evaluation.freshness.findings)
     if result.breaches:
         count = "1 threshold is" if len(result.breaches) == 1 else f"{len(result.breaches):,} thresholds are"
-        told.append(f"{count} breached: {'; '.join(map(str, result.breaches))}")
+        messages.append(f"{count} breached: {'; '.join(map(str, result.breaches))}")
     if result.started:
-        told.append(_start(config))
+        messages.append(_start(config))
     if result.rolled_back:
-        raise RolledBack("; ".join([result.rolled_back, *told]))
-    if told:
-        raise ThresholdBreached("; ".join(told))
+        raise RolledBack("; ".join([result.rolled_back, *messages]))
+    if messages:
+        raise ThresholdBreached("; ".join(messages))
 
 
 def run(config: MonitorConfig) -> Result:
-    """Judge the forecasts, roll back a worse champion if that is wanted, and write it all."""
+    """Evaluate the forecasts, roll back a worse champion if configured, and write the result."""
     from forecast.data.files import locked
     from forecast.monitoring.cutoffs import latest_version
     from forecast.monitoring.evaluation import monitor
@@ -80,80 +80,89 @@ def run(config: MonitorConfig) -> Result:
     from pipelines.jobs.reading import open_registry, open_version, read_for
 
     settings = config.monitor
-    written = ScoredForecasts(config.scores, model=config.registry.name)
-    _check_model(config, written)
+    forecasts = ScoredForecasts(config.scores, model=config.registry.name)
+    _check_model(config, forecasts)
     shadow_path = Path(config.scores.path) / SHADOW
     shadow = _shadow(shadow_path, config.registry.name)
     registry = open_registry(config)
     version, artifact = open_version(registry, config.registry.alias)
-    # What came later is not read: nothing can peek at it.
+    # Later rows are not read, so nothing can use them.
     source = config.data.model_copy(update={"until": settings.as_of or config.data.until})
     loaded = read_for(artifact, source)
     champions = registry.champions()
-    judged = versions_of(champions, version, shadow)
-    tested, reference = _backtest(registry, registry.find(latest_version(written, loaded.panel, settings.as_of)))
+    compared_versions = versions_of(champions, version, shadow)
+    backtest_scores, reference = _backtest(
+        registry, registry.find(latest_version(forecasts, loaded.panel, settings.as_of))
+    )
     with locked(Path(config.output.path)):
         with console.stage("monitor") as stage:
             now = config.data.until or datetime.now(UTC)
-            found = monitor(
-                artifact, loaded, written, shadow, settings, backtest=tested, compared_versions=judged, now=now
+            evaluation = monitor(
+                artifact,
+                loaded,
+                forecasts,
+                shadow,
+                settings,
+                backtest=backtest_scores,
+                compared_versions=compared_versions,
+                now=now,
             )
-            stage.note(cutoffs=found.counts["cutoffs"], scored=found.counts["rows_scored"])
-        note(cutoff=found.as_of.isoformat())
-        day = _Day(loaded, found, checks(found, settings, reference), reference)
-        return _record(config, registry, Compared(champions, version, judged), day)
+            stage.note(cutoffs=evaluation.counts["cutoffs"], scored=evaluation.counts["rows_scored"])
+        note(cutoff=evaluation.as_of.isoformat())
+        day = _Day(loaded, evaluation, checks(evaluation, settings, reference), reference)
+        return _record(config, registry, Compared(champions, version, compared_versions), day)
 
 
 class _Day(NamedTuple):
-    """What a day was judged by."""
+    """Inputs and results of the evaluation of a day."""
 
     loaded: "Loaded"
-    found: "MonitorResult"
+    evaluation: "MonitorResult"
     checks: "list[Check]"
     reference: "dict[str, float | None]"
     """Metrics of the backtest."""
 
 
 def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day: _Day) -> Result:
-    """Roll back a worse champion if that is wanted, and write the day into the folder and a run."""
+    """Roll back a worse champion if configured, and write the day into the folder and a run."""
     from forecast.reports.monitor_page import monitor_page
     from pipelines.jobs.run_logging import log_data
     from pipelines.monitoring.folder import PLOTLY, WatchFolder
     from pipelines.monitoring.summary import described, measures, summary, verdicts
 
-    settings, found, as_of = config.monitor, day.found, day.found.as_of.isoformat()
+    settings, evaluation, as_of = config.monitor, day.evaluation, day.evaluation.as_of.isoformat()
     breaches = [check for check in day.checks if check.breached]
     folder = WatchFolder(config.output.path)
     key = {"as_of": as_of, "watch": folder.id, "scores": str(Path(config.scores.path).resolve())}
     before = registry.runs({"job": "monitor", "as_of": as_of, "watch": folder.id})
     before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
-    done = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
+    earlier = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
     with registry.run("monitor", config, {**key, "version": str(compared.version.number), "cutoff": as_of}) as run:
         log_data(run, day.loaded)
-        verdict = verdict_of(found, compared.judged)
-        rolled_back, why_not = roll_back(registry, config, compared, found, verdict)
-        told = rolled_back or done.get("rollback", "")
-        start = bool(breaches) and settings.on_breach is not None and "on_breach" not in done
-        on_breach = settings.on_breach if start else done.get("on_breach")
+        verdict = verdict_of(evaluation, compared.versions)
+        rolled_back, why_not = roll_back(registry, config, compared, evaluation, verdict)
+        rollback = rolled_back or earlier.get("rollback", "")
+        start = bool(breaches) and settings.on_breach is not None and "on_breach" not in earlier
+        on_breach = settings.on_breach if start else earlier.get("on_breach")
         facts = {
             "comparison": str(verdict) if verdict else None,
-            "rollback": told or None,
+            "rollback": rollback or None,
             "no_rollback": why_not or None,
             "on_breach": on_breach,
         }
-        history = _history(day.loaded, found)
-        page = monitor_page(found, day.checks, model=registry.name, history=history, facts=facts, plotly=PLOTLY)
-        tags = {"breached": len(breaches), "rollback": told, "on_breach": on_breach}
+        history = _history(day.loaded, evaluation)
+        page = monitor_page(evaluation, day.checks, model=registry.name, history=history, facts=facts, plotly=PLOTLY)
+        tags = {"breached": len(breaches), "rollback": rollback, "on_breach": on_breach}
         run.tags({name: value for name, value in tags.items() if value})
-        run.metrics(measures(found, day.reference))
-        for file in folder.write(as_of, found, described(found, day.checks, registry.name) | facts, page):
+        run.metrics(measures(evaluation, day.reference))
+        for file in folder.write(as_of, evaluation, described(evaluation, day.checks, registry.name) | facts, page):
             run.file(file)
     registry.delete_runs(before)
     if settings.keep is not None and (removed := folder.prune(settings.keep, as_of)):
         _LOG.info("monitor.keep=%d: %d older days removed", settings.keep, removed)
     path = folder.day(as_of)
-    line = summary(found, registry.name, path, why_not)
-    return Result(line, found, verdicts(day.checks), breaches, rolled_back, start, path)
+    line = summary(evaluation, registry.name, path, why_not)
+    return Result(line, evaluation, verdicts(day.checks), breaches, rolled_back, start, path)
 
 
 def _shadow(folder: Path, model: str) -> "ScoredForecasts | None":
@@ -166,23 +175,23 @@ def _shadow(folder: Path, model: str) -> "ScoredForecasts | None":
     return shadow if shadow.contents else None
 
 
-def _check_model(config: MonitorConfig, written: "ScoredForecasts") -> None:
-    """Raise ConfigError if there are only forecasts of other models."""
-    if not written.contents:
+def _check_model(config: MonitorConfig, forecasts: "ScoredForecasts") -> None:
+    """Raise ConfigError if all forecasts are of other models."""
+    if not forecasts.contents:
         raise ConfigError(
-            f"registry.name={config.registry.name}, but the forecasts in {written.path} are of "
-            f"{listing(written.models)}; set registry.name, or another scores.path"
+            f"registry.name={config.registry.name}, but the forecasts in {forecasts.path} are of "
+            f"{listing(forecasts.models)}; set registry.name, or another scores.path"
         )
 
 
 def _check_on_breach(config: MonitorConfig) -> None:
-    """Raise ConfigError for a verb that could not be started."""
+    """Raise ConfigError if `monitor.on_breach` can't be started."""
     verb = config.monitor.on_breach
     if verb is None:
         return
     if verb not in JOBS or verb == "monitor":
-        there = ", ".join(name for name in JOBS if name != "monitor")
-        raise ConfigError(f"monitor.on_breach: no such verb; there are: {there} (given: {verb!r})")
+        names = ", ".join(name for name in JOBS if name != "monitor")
+        raise ConfigError(f"monitor.on_breach: no such verb; there are: {names} (given: {verb!r})")
     try:
         load(config_of(verb), compose(verb, _overrides(config)))
     except ConfigError as error:
@@ -194,12 +203,12 @@ def _overrides(config: MonitorConfig) -> list[str]:
 
 
 def _start(config: MonitorConfig) -> str:
-    """Run the verb of `monitor.on_breach` in a process of its own, and return how it ended."""
+    """Run the verb of `monitor.on_breach` in a separate process; return a line about its end."""
     from forecast.tracking.store import tracking_uri
 
     verb = str(config.monitor.on_breach)
     arguments, settings = job_command(verb, _overrides(config))
-    # In the same stores, and not in the slot of the schedule that this job may be of.
+    # In the same stores, but not in the slot of this job's schedule.
     stores = {"GATECAST_LEDGER": open_ledger(config.ledger).uri, "MLFLOW_TRACKING_URI": tracking_uri(config.registry)}
     environment = (
         {name: value for name, value in os.environ.items() if name not in (SCHEDULE, SLOT)} | stores | settings
@@ -222,8 +231,8 @@ def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.Data
     return scores, summarise(scores).row(0, named=True)
 
 
-def _history(loaded: "Loaded", found: "MonitorResult") -> "pl.DataFrame":
-    """Return the observations of the series whose forecasts are shown, in the windows."""
+def _history(loaded: "Loaded", evaluation: "MonitorResult") -> "pl.DataFrame":
+    """Return the observations in the windows, of the series whose forecasts are shown."""
     import numpy as np
     import polars as pl
 
@@ -231,6 +240,6 @@ def _history(loaded: "Loaded", found: "MonitorResult") -> "pl.DataFrame":
     from forecast.names import SERIES_ID, TIMESTAMP
 
     panel = loaded.panel
-    rows = np.flatnonzero(np.isin(panel.series_id, as_names(found.shown[SERIES_ID].unique())))
-    first = panel.grid.timestamps(np.array([found.span.first]))[0]
+    rows = np.flatnonzero(np.isin(panel.series_id, as_names(evaluation.shown[SERIES_ID].unique())))
+    first = panel.grid.timestamps(np.array([evaluation.span.first]))[0]
     return panel.frame(rows).filter(pl.col(TIMESTAMP) >= first)

@@ -1,4 +1,4 @@
-"""Telling others how a job ended: a signed JSON POST, and a command. Neither can hold a job up."""
+"""Notices about the end of jobs: a signed JSON POST, and a command. Neither delays a job."""
 
 import hashlib
 import hmac
@@ -27,12 +27,12 @@ Event = Literal["success", "failure", "breach", "rollback"]
 SIGNATURE: Final = "X-Gatecast-Signature"
 """Header with "t=" and the time of sending in seconds since 1970, and ",v1=" and `signature` of time and body."""
 TOLERANCE: Final = 300.0
-"""Seconds that the clocks of both sides may differ by, with the time on the way."""
+"""Tolerated seconds between sending and verification, clock differences included."""
 
 _REDIRECT: Final = ", a redirect, which is not followed: set webhook.url to where it leads"
 
 BREACHES: Final = (GateRefused.exit_code, ThresholdBreached.exit_code)
-"""Exit codes of a verb that did its work, and found something not good enough."""
+"""Exit codes of verbs that completed with a negative verdict."""
 
 
 class Webhook(Config):
@@ -77,25 +77,25 @@ class NotifyConfig(Config):
 
     @property
     def seconds(self) -> float:
-        """How long one notice takes at most."""
+        """Longest duration of one notice."""
         hook, command = self.webhook, self.command
         posts = hook.timeout * (hook.retries + 1) + hook.backoff * (2**hook.retries - 1) if hook else 0.0
         return posts + (command.timeout if command else 0.0)
 
     def includes(self, event: Event) -> bool:
-        """Return whether anybody is to be notified of an event."""
+        """Return whether an event has a hook."""
         return event in self.events and bool(self.webhook or self.command)
 
 
 def event_of(code: int) -> Event:
-    """Return what a job's exit code means."""
+    """Return the event of an exit code."""
     if code == RolledBack.exit_code:
         return "rollback"
     return "success" if code == 0 else "breach" if code in BREACHES else "failure"
 
 
 class Notifier:
-    """Tells one event after the other, in a thread of its own."""
+    """Sends notices one after the other, in its own thread."""
 
     def __init__(self, config: NotifyConfig) -> None:
         self._config = config
@@ -111,9 +111,10 @@ class Notifier:
         claim: Callable[[], bool] = lambda: True,
         close: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """Send a notice, soon; returns at once.
+        """Queue a notice, and return immediately.
 
-        `claim` says, when it is its turn, whether it is still to be sent; `close` takes whether all accepted it.
+        `claim` is called before sending, and returns whether it is still to be sent; `close` takes whether all hooks
+        accepted it.
         """
         if event in self._config.events:
             with self._idle:
@@ -121,7 +122,7 @@ class Notifier:
             self._queue.put((json.dumps({"event": event, **facts}).encode(), claim, close))
 
     def close(self, seconds: float) -> None:
-        """Wait so long for what is not told yet."""
+        """Wait for unsent notices, up to some seconds."""
         with self._idle:
             if not self._idle.wait_for(lambda: self._open == 0, seconds):
                 _LOG.warning("%d notification(s) were not delivered in time", self._open)
@@ -146,9 +147,9 @@ class Notifier:
 
 
 def post(webhook: Webhook, body: bytes) -> bool:
-    """Send a body, and try again; return whether it arrived.
+    """Send a body with retries; return whether it was accepted.
 
-    A redirect is a failure, and not tried again. The log has the host alone: a URL may be a secret.
+    A redirect is a failure without retry. The log names only the host, as a URL may be a secret.
     """
     url, host = webhook.url.get_secret_value(), urlsplit(webhook.url.get_secret_value()).hostname
     key = os.environ[webhook.secret_env].encode() if webhook.secret_env else None
@@ -175,14 +176,14 @@ def _headers(key: bytes | None, body: bytes) -> dict[str, str]:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect what it is: an answer that is not a success."""
+    """Treats a redirect as an unsuccessful answer."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Return that there is nothing to ask instead."""
+        """Return None: no other request follows."""
 
 
 def _within(seconds: float, request: urllib.request.Request) -> str | None:
-    """Return why a request failed, None if it did not; a server that sends a byte now and then is cut off, too."""
+    """Return why a request failed, None if it succeeded; the limit also stops a server that drips bytes."""
     ended: list[str | None] = []
 
     def attempt() -> None:
@@ -208,22 +209,22 @@ def signature(key: bytes, moment: int, body: bytes) -> str:
 
 
 def verify(key: bytes, header: str, body: bytes, *, tolerance: float = TOLERANCE, now: float | None = None) -> bool:
-    """Return whether a body is what we sent: its header is signed with the key, and is not older than `tolerance`.
+    """Return whether the header of a body is signed with the key, and not older than `tolerance`.
 
-    `now` is the time in seconds since 1970, of the clock if not given.
+    `now` is the time in seconds since 1970, by default that of the clock.
     """
     parts = dict(part.partition("=")[::2] for part in header.split(","))
     time_sent = parts.get("t", "")
     if not (time_sent.isascii() and time_sent.isdigit()):
         return False
-    known = hmac.compare_digest(signature(key, int(time_sent), body).encode(), parts.get("v1", "").encode())
-    return known and abs((time.time() if now is None else now) - int(time_sent)) <= tolerance
+    is_authentic = hmac.compare_digest(signature(key, int(time_sent), body).encode(), parts.get("v1", "").encode())
+    return is_authentic and abs((time.time() if now is None else now) - int(time_sent)) <= tolerance
 
 
 def _run(command: Command, body: bytes) -> bool:
     try:
-        done = subprocess.run(command.run, input=body, timeout=command.timeout, check=False)
-        failure = f"exit code {done.returncode}" if done.returncode else None
+        process = subprocess.run(command.run, input=body, timeout=command.timeout, check=False)
+        failure = f"exit code {process.returncode}" if process.returncode else None
     except subprocess.TimeoutExpired:
         failure = f"no end within {command.timeout:g} s"
     except OSError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from forecast.pretraining.training import Progress, Run
 
-# Seeds of the stream of validation are this far from those of training.
+# Distance of the validation stream's seeds from those of training.
 _HELD_OUT = 1_000_003
 
 
@@ -27,7 +27,7 @@ def main(config: PretrainConfig) -> None:
 
 
 def run(config: PretrainConfig) -> tuple[Path, str]:
-    """Train, or go on, log, and write the checkpoint; return the path of its card and a line about it."""
+    """Train or resume, log, and write the checkpoint; return the path of its card and a line about it."""
     from forecast.data.files import locked
     from forecast.models.runtime.torch_setup import prepare
     from forecast.models.universal.checkpoint import write_checkpoint
@@ -46,7 +46,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
         prepare()
         training = Run(_shape(settings), _schedule(settings), device)
         resumed = training.resume(folder, key="output.path")
-        begun, first = time.perf_counter(), training.series
+        start, first = time.perf_counter(), training.series
         figures: dict[str, float] = {}
 
         def save() -> Path:
@@ -54,7 +54,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
             return write_checkpoint(training.average, folder, settings.name, facts)
 
         def report(progress: "Progress") -> None:
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
             figures.update(
                 loss=progress.loss,
                 series=float(progress.series),
@@ -72,7 +72,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
 
         pool = Pool(lambda index: Series(*stream.batch(index)[:4]), settings.seed)
         network = training.train(pool, folder, settings.every, report)
-        if not figures:  # A run that was finished before.
+        if not figures:  # A run that is complete already.
             figures.update(validate(network.cpu().eval(), held_out))
         card = save()
         for path in (card, card.with_suffix(".safetensors")):
@@ -115,7 +115,7 @@ def _device(settings: PretrainSettings) -> "torch.device":
 def _facts(
     config: PretrainConfig, training: "Run", figures: dict[str, float], families: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return what a card says beside shape and digest."""
+    """Return the facts of a card besides shape and digest."""
     return {
         "settings": config.pretrain.model_dump(mode="json"),
         "steps": training.step,

@@ -1,4 +1,4 @@
-"""`forecast promote`: the challenger becomes champion, if its backtest says that it is not worse."""
+"""`forecast promote`: the challenger becomes champion if its backtest is not worse."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,13 +22,13 @@ def main(config: PromoteConfig) -> None:
 
 
 def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
-    """Compare the version with the champion, or with seasonal naive where there is none, and move the alias.
+    """Compare the version with the champion, or with seasonal naive without one, and move the alias.
 
     A fine-tuned version is compared with its base, too.
 
-    Raises GateRefused if it is worse, has not been backtested beside the present champion, or was rolled back before;
-    with `promote.force`, it is promoted all the same, and the reason becomes a tag of the version and of the run.
-    Raises it also if another version becomes champion meanwhile.
+    Raises GateRefused if it is worse, lacks a backtest against the current champion, or was rolled back before; with
+    `promote.force`, it is promoted nevertheless, and the reason becomes a tag of the version and of the run. Also
+    raises it if another version becomes champion meanwhile.
     """
     from forecast.names import CHALLENGER
     from forecast.tracking.champions import FORCED
@@ -73,7 +73,7 @@ class _Refusal(NamedTuple):
 
 
 def _obstacle(version: "Version") -> _Refusal | None:
-    """Return why a version is not to be judged, None if it is."""
+    """Return why a version can't be judged, None if it can."""
     from forecast.backtesting.result import BACKTEST_RUN
     from forecast.tracking.champions import DEMOTED
 
@@ -84,7 +84,7 @@ def _obstacle(version: "Version") -> _Refusal | None:
 
 
 def _judge(registry: "Registry", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
-    """Return what the gate says by the backtest of a version. Raises RegistryError if that is damaged."""
+    """Return the gate's verdict from the backtest of a version. Raises RegistryError for a damaged backtest."""
     from forecast.backtesting.result import BACKTEST_RUN
     from forecast.promotion import judge
 
@@ -93,14 +93,16 @@ def _judge(registry: "Registry", version: "Version", champion: "Version | None")
         return _Refusal(f"{version} has no backtest any more: its run {run_id} is deleted", _again(version))
     content = registry.read_json(run_id, "backtest.json")
     try:
-        beside, challenger = content["champion"], content["challenger"]
+        champion_facts, challenger = content["champion"], content["challenger"]
         until = [datetime.fromisoformat(text) for text in content.get("targets_until", ())]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"backtest.json of run {run_id} is not what a backtest writes ({type(error).__name__}: {error})"
-        raise RegistryError(f"{what}; {_again(version)}") from None
-    if beside != (champion.number if champion else None):
-        shown = f"the present champion, {champion}" if champion else "nothing: a champion that is gone was there"
-        return _Refusal(f"{version} was not backtested beside {shown}", _again(version))
+        damage = f"backtest.json of run {run_id} is not what a backtest writes ({type(error).__name__}: {error})"
+        raise RegistryError(f"{damage}; {_again(version)}") from None
+    if champion_facts != (champion.number if champion else None):
+        backtested_against = (
+            f"the present champion, {champion}" if champion else "nothing: a champion that is gone was there"
+        )
+        return _Refusal(f"{version} was not backtested beside {backtested_against}", _again(version))
     scores = registry.read_table(run_id, "scores.parquet")
     try:
         return judge(scores, challenger, until or None)
@@ -114,7 +116,7 @@ def _judge(registry: "Registry", version: "Version", champion: "Version | None")
 
 
 def _promote_base(registry: "Registry", version: "Version", champion: "Version | None", verdict: "Verdict") -> str:
-    """Return how to promote the base of a refused version, which the gate lets pass; "" if it is or was champion."""
+    """Return advice to promote the base of a refused version, if the gate allows that; "" if it is or was champion."""
     from forecast.tracking.champions import DEMOTED
 
     base: Version | None = version
@@ -122,10 +124,10 @@ def _promote_base(registry: "Registry", version: "Version", champion: "Version |
         base = registry.find(str(base.parent)) if base.parent else None
     if base is None or base.number in (version.number, champion and champion.number) or DEMOTED in base.tags:
         return ""
-    which = f"registry.name={base.name} registry.alias={base.number}"
+    settings = f"registry.name={base.name} registry.alias={base.number}"
     return (
         f"its base, {base}, passes on the same windows ({verdict}): to promote that, {_again(base)}, then "
-        f"forecast promote {which}"
+        f"forecast promote {settings}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`forecast reconcile`: scored forecasts and a hierarchy -> forecasts of all sums, which add up, and a manifest."""
+"""`forecast reconcile`: scored forecasts and a hierarchy -> coherent forecasts of all totals, and a manifest."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forecast.scoring.manifests import ForecastKey, Kind
 
 _LINEAGE: Final = ("model", "model_version", "model_digest", "run_id", "trained_until")
-"""What is kept of the manifest of the forecasts."""
+"""Fields copied from the manifest of the forecasts."""
 
 
 @recorded(ReconcileConfig)
@@ -31,7 +31,7 @@ def main(config: ReconcileConfig) -> None:
 
 
 def run(config: ReconcileConfig) -> tuple[Path, str]:
-    """Reconcile the forecasts of one cutoff, unless that is done; return the manifest and a line about it."""
+    """Reconcile the forecasts of one cutoff unless they are complete; return the manifest and a line about it."""
     from forecast.data.files import locked
     from forecast.data.sources.frames import collect
     from forecast.data.sources.tables import scan
@@ -44,7 +44,7 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
     if out.resolve() == Path(settings.path).resolve():
         raise ConfigError("output.path and reconcile.path are the same folder; give the sums one of their own")
     scored = _scored(settings, config.registry.name)
-    cutoff, latest = _chosen(scored, settings.cutoff)
+    cutoff, latest = _select(scored, settings.cutoff)
     note(cutoff=cutoff)
     with locked(out):
         with console.stage("read") as stage:
@@ -52,8 +52,8 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
                 name for names in settings.by for name in ((names,) if isinstance(names, str) else names)
             )
             table = scan(settings.table, (SERIES_ID, *columns), "reconcile.table", (SERIES_ID, *columns))
-            wanted = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
-            rows = collect(table.select(wanted).unique())
+            needed = [name for name in (SERIES_ID, *columns) if name in table.collect_schema().names()]
+            rows = collect(table.select(needed).unique())
             hierarchy = hierarchy_of(rows, settings.by)
             forecasts, ended, errors = _forecasts(settings, latest), _ended(settings, latest), None
             if settings.actuals is not None:
@@ -63,30 +63,32 @@ def run(config: ReconcileConfig) -> tuple[Path, str]:
                         f"reconcile.actuals: no cutoff before {cutoff} in {settings.path}; score past ones "
                         "(score.cutoffs), or leave it out"
                     )
-                named = (SERIES_ID, TIMESTAMP, TARGET)
-                actuals = collect(scan(settings.actuals, key="reconcile.actuals", columns=named).select(named))
-                past = [_forecasts(settings, content) for content in before]
-                errors = past_errors(_stacked(past), actuals, hierarchy, ended)
+                key_columns = (SERIES_ID, TIMESTAMP, TARGET)
+                actuals = collect(
+                    scan(settings.actuals, key="reconcile.actuals", columns=key_columns).select(key_columns)
+                )
+                past_forecasts = [_forecasts(settings, content) for content in before]
+                errors = past_errors(_stacked(past_forecasts), actuals, hierarchy, ended)
             stage.note(series=len(hierarchy.series), sums=len(hierarchy.nodes) - len(hierarchy.series))
         key = _key(settings, latest, hierarchy.nodes, rows, errors)
         source = ForecastKey.of(latest)._replace(is_legacy=False)
         manifest = out / MANIFESTS / source.manifest
-        if _done(manifest, key, out):
+        if _is_complete(manifest, key, out):
             return manifest, f"cutoff {cutoff}: done before, nothing was written"
         with console.stage("reconcile") as stage:
-            chosen = ReconcileSettings(**settings.model_dump(include=set(ReconcileSettings.model_fields)))
-            made = reconcile(forecasts, hierarchy, chosen, errors=errors, ended=ended)
-            stage.note(nodes=made.counts["nodes"])
+            reconcile_settings = ReconcileSettings(**settings.model_dump(include=set(ReconcileSettings.model_fields)))
+            reconciled = reconcile(forecasts, hierarchy, reconcile_settings, errors=errors, ended=ended)
+            stage.note(nodes=reconciled.counts["nodes"])
         lineage = {name: latest.get(name) for name in _LINEAGE}
-        _write(out, source, key, made, {CUTOFF: cutoff, "method": settings.method, **lineage})
-    console.table(made.summary)
-    return manifest, _line(cutoff, settings, made, out)
+        _write(out, source, key, reconciled, {CUTOFF: cutoff, "method": settings.method, **lineage})
+    console.table(reconciled.summary)
+    return manifest, _line(cutoff, settings, reconciled, out)
 
 
 def _scored(settings: ReconcileSource, model: str) -> dict[str, dict[str, Any]]:
-    """Return the manifests of a scores folder by their cutoffs, the oldest first.
+    """Return the manifests of a scores folder by cutoff, oldest first.
 
-    Of several models, those of `model`; of several versions that have forecast a cutoff, the one that is current.
+    With several models, those of `model`; with several versions of a cutoff, the current one.
     """
     from forecast.scoring.manifests import current, models_of, read_manifests
 
@@ -101,18 +103,18 @@ def _scored(settings: ReconcileSource, model: str) -> dict[str, dict[str, Any]]:
     return {str(content["cutoff"]): content for content in current(contents)}
 
 
-def _chosen(scored: dict[str, dict[str, Any]], asked: datetime | None) -> tuple[str, dict[str, Any]]:
-    if asked is None:
+def _select(scored: dict[str, dict[str, Any]], cutoff: datetime | None) -> tuple[str, dict[str, Any]]:
+    if cutoff is None:
         return list(scored.items())[-1]
     from forecast.data.time.frequency import local_clock
 
     for moment, content in scored.items():
-        given = datetime.fromisoformat(moment)
-        if given.tzinfo is None and local_clock.get():
-            asked = asked.replace(tzinfo=None)
-        if given == asked or given.replace(tzinfo=None) == asked:
+        available = datetime.fromisoformat(moment)
+        if available.tzinfo is None and local_clock.get():
+            cutoff = cutoff.replace(tzinfo=None)
+        if available == cutoff or available.replace(tzinfo=None) == cutoff:
             return moment, content
-    raise DataError(f"reconcile.cutoff: no forecasts from {asked}; there are {listing(scored)}")
+    raise DataError(f"reconcile.cutoff: no forecasts from {cutoff}; there are {listing(scored)}")
 
 
 def _forecasts(settings: ReconcileSource, content: dict[str, Any]) -> "pl.DataFrame":
@@ -122,7 +124,7 @@ def _forecasts(settings: ReconcileSource, content: dict[str, Any]) -> "pl.DataFr
 
 
 def _ended(settings: ReconcileSource, content: dict[str, Any]) -> list[str]:
-    """Return the series that have no forecast because they have ended."""
+    """Return the series without forecast because they have ended."""
     import polars as pl
 
     from forecast.data.ages import ENDED
@@ -142,8 +144,10 @@ def _rows(settings: ReconcileSource, content: dict[str, Any], kind: "Kind") -> "
     if "files" not in content:
         raise ConfigError("reconcile.path: forecasts in Delta Lake or a database are not read; score with sink=parquet")
     files = [Path(settings.path) / name for name in content["files"] if name.startswith(f"{kind}/")]
-    if gone := [file for file in files if not file.is_file()]:
-        raise DataError(f"{len(gone):,} of {len(files):,} files of {kind} are missing: {listing(gone)}; score again")
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(
+            f"{len(missing):,} of {len(files):,} files of {kind} are missing: {listing(missing)}; score again"
+        )
     return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in files)
 
 
@@ -162,7 +166,7 @@ def _key(
     rows: "pl.DataFrame",
     errors: "pl.DataFrame | None",
 ) -> str:
-    """Return a digest of all that the output follows from."""
+    """Return a digest of all inputs of the output."""
     import hashlib
     from importlib.metadata import version
 
@@ -175,8 +179,8 @@ def _key(
     return digest.hexdigest()
 
 
-def _done(manifest: Path, key: str, folder: Path) -> bool:
-    """Return whether the output is there, and is what it should be."""
+def _is_complete(manifest: Path, key: str, folder: Path) -> bool:
+    """Return whether the output is complete and intact."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         return content["key"] == key and all(_sha256(folder / name) == sha for name, sha in content["files"].items())
@@ -191,27 +195,27 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", facts: dict[str, Any]) -> None:
-    """Write the forecasts, then the manifest, and remove what it replaces: all of this cutoff and model."""
+def _write(folder: Path, source: "ForecastKey", key: str, reconciled: "Reconciled", facts: dict[str, Any]) -> None:
+    """Write the forecasts, then the manifest, and remove earlier output of this cutoff and model."""
     from forecast.data.files import write_parquet_atomic, write_text_atomic
     from forecast.scoring.manifests import FORECASTS, MANIFESTS, partition
 
     part = folder / FORECASTS / source.folder / f"part-00000-{key[:16]}.parquet"
-    write_parquet_atomic(made.frame, part)
+    write_parquet_atomic(reconciled.frame, part)
     content = {
         **facts,
         "key": key,
-        **made.counts,
-        "rows": made.frame.height,
-        "incoherence": made.incoherence,
+        **reconciled.counts,
+        "rows": reconciled.frame.height,
+        "incoherence": reconciled.incoherence,
         "files": {str(part.relative_to(folder)): _sha256(part)},
     }
     manifest = folder / MANIFESTS / source.manifest
     write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
-    for other in manifest.parent.glob(f"{partition(source.cutoff)}.*json"):
-        before = json.loads(other.read_text(encoding="utf-8"))
-        if other != manifest and before.get("model") in (None, source.model):
-            other.unlink()
+    for path in manifest.parent.glob(f"{partition(source.cutoff)}.*json"):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if path != manifest and before.get("model") in (None, source.model):
+            path.unlink()
             for name in before["files"]:
                 (folder / name).unlink(missing_ok=True)
                 with suppress(OSError):
@@ -221,18 +225,18 @@ def _write(folder: Path, source: "ForecastKey", key: str, made: "Reconciled", fa
             file.unlink()
 
 
-def _line(cutoff: str, settings: ReconcileSource, made: "Reconciled", folder: Path) -> str:
-    counts, off = made.counts, made.incoherence
-    how = f"correlations of {counts['errors']:,} past errors" if counts["errors"] else "intervals as if independent"
+def _line(cutoff: str, settings: ReconcileSource, reconciled: "Reconciled", folder: Path) -> str:
+    counts, off = reconciled.counts, reconciled.incoherence
+    method = f"correlations of {counts['errors']:,} past errors" if counts["errors"] else "intervals as if independent"
     parts = [
         f"cutoff {cutoff}, {settings.method}",
         f"{counts['series']:,} series + {counts['nodes'] - counts['series']:,} sums = {counts['nodes']:,} nodes",
-        how,
+        method,
         f"sums at most {off['absolute']:.2g} ({off['relative']:.2g} of their size) off",
         *([f"{counts['dropped']:,} series without a forecast left out"] if counts["dropped"] else []),
         *([f"{counts['ended']:,} ended series add nothing"] if counts.get("ended") else []),
         *([f"{counts['negative']:,} values below 0 now"] if counts["negative"] else []),
-        f"{made.frame.height:,} rows",
+        f"{reconciled.frame.height:,} rows",
         str(folder),
     ]
     return ", ".join(parts)

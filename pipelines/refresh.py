@@ -1,4 +1,4 @@
-"""`forecast refresh`: a challenger is made, judged beside the champion, and promoted if it earned it."""
+"""`forecast refresh`: fine-tunes a challenger, backtests it, and promotes it if the gate allows that."""
 
 from forecast.config import BacktestConfig, FinetuneConfig, PromoteConfig, RefreshConfig
 from pipelines import backtest, finetune, promote
@@ -7,9 +7,9 @@ from pipelines.jobs.job import note, recorded, step
 
 @recorded(RefreshConfig)
 def main(config: RefreshConfig) -> None:
-    """Run the verb: each step is a job in the ledger, and is about the version that the first one made.
+    """Run the verb: each step is a job in the ledger, about the version created by the first one.
 
-    An alias that moves meanwhile changes nothing. Raises what the steps raise: GateRefused if the version is worse.
+    An alias that moves meanwhile has no effect. Raises the errors of the steps: GateRefused if the version is worse.
     """
     ledger, data = config.ledger, config.data
     tuning = FinetuneConfig(registry=config.registry, ledger=ledger, data=data, finetune=config.finetune)

@@ -1,4 +1,4 @@
-"""`forecast report`: a version, a run, or forecasts -> one page that works offline."""
+"""`forecast report`: a version, a run, or forecasts -> one HTML page that works offline."""
 
 import tempfile
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
     from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
-from pipelines.reports.content import LOGGED, few, judged_tables, loss_history
+from pipelines.reports.content import LOGGED, loss_history, sample_rows, score_tables
 from pipelines.reports.subject import FORECASTS, SCORES, TABLES, TITLES, Subject, facts_of, subject_of
 
 PAGE: Final = "report.html"
 
 _JUDGED_HERE: Final = "train", "score"
-"""Jobs whose forecasts are of all series, and are not judged by the job itself."""
+"""Jobs that forecast all series without scoring the forecasts themselves."""
 
 
 def main(argv: list[str]) -> None:
@@ -51,9 +51,9 @@ def run(config: ReportConfig) -> str:
             _, artifact = open_version(subject.registry, str(subject.version.number))
             loaded = read_for(artifact, config.data)
         with console.stage("report") as stage:
-            drawn = write(target, subject, config.report.max_rows, artifact, loaded)
-            stage.note(series=drawn, megabytes=target.stat().st_size / 1e6)
-    return f"{subject.title}: {drawn:,} series, {target}"
+            n_drawn = write(target, subject, config.report.max_rows, artifact, loaded)
+            stage.note(series=n_drawn, megabytes=target.stat().st_size / 1e6)
+    return f"{subject.title}: {n_drawn:,} series, {target}"
 
 
 def log(
@@ -67,9 +67,9 @@ def log(
     loss: "pl.DataFrame | None" = None,
     folder: Path | None = None,
 ) -> None:
-    """Log the page of a job that is about to end, in one call of MLflow, and keep it in a folder, if there is one.
+    """Log the page of a job at its end, in one call of MLflow, and keep it in a folder if given.
 
-    It has no versions: these are asked for by `forecast report`.
+    It has no lineage, which `forecast report` adds.
     """
     subject = Subject(
         title=f"{TITLES[job]} of {version}",
@@ -89,7 +89,7 @@ def log(
 def write(
     target: Path, subject: Subject, max_rows: int, artifact: "Artifact | None" = None, loaded: "Loaded | None" = None
 ) -> int:
-    """Write the page; return how many series are drawn in it. Their history is from `loaded`, if that is given."""
+    """Write the page; return the number of series drawn in it. Their history comes from `loaded` if given."""
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID
@@ -97,21 +97,21 @@ def write(
     from pipelines.jobs.lineage import lineage
 
     tables, facts = dict(subject.tables), dict(subject.facts)
-    forecasts, total, cutoffs = few(tables.get(FORECASTS), max_rows)
+    forecasts, total, cutoffs = sample_rows(tables.get(FORECASTS), max_rows)
     series = forecasts[SERIES_ID].unique().sort()
     history = loss_history(forecasts, artifact, loaded)
     if loaded is not None and artifact is not None and subject.job in _JUDGED_HERE and total:
-        tables |= judged_tables(forecasts, artifact, loaded)
+        tables |= score_tables(forecasts, artifact, loaded)
     if total:
-        here, drawn = len(series), forecasts[CUTOFF].n_unique()
-        facts["series"] = f"{total:,}" + (f", {here:,} of them here" if here < total else "")
+        n_series, n_cutoffs = len(series), forecasts[CUTOFF].n_unique()
+        facts["series"] = f"{total:,}" + (f", {n_series:,} of them here" if n_series < total else "")
         facts["cutoffs"] = str(cutoffs[-1]) if len(cutoffs) == 1 else f"{len(cutoffs):,}, {cutoffs[0]} to {cutoffs[-1]}"
-        facts["cutoffs"] += f", the last {drawn:,} here" if drawn < len(cutoffs) else ""
+        facts["cutoffs"] += f", the last {n_cutoffs:,} here" if n_cutoffs < len(cutoffs) else ""
     scores = tables.get(SCORES)
     versions = None
     if subject.registry is not None and subject.version is not None:
         versions = lineage(subject.registry, marked=subject.version.number)
-    found: dict[str, Any] = {name: tables[table].collect() for name, table in TABLES.items() if table in tables}
+    frames: dict[str, Any] = {name: tables[table].collect() for name, table in TABLES.items() if table in tables}
     write_report(
         target,
         title=subject.title,
@@ -123,6 +123,6 @@ def write(
         loss=subject.loss,
         lineage=versions,
         settings=subject.settings,
-        **found,
+        **frames,
     )
     return len(series)

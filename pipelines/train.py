@@ -79,7 +79,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             cutoff = artifact.trained_until - artifact.horizon
             made = forecast(artifact, seen.panel, cutoff=cutoff, max_age=None)
             history = seen.panel.frame(rows, artifact.classes)
-            drawn = content.few(made.frame.lazy())[0]
+            drawn = content.sample_rows(made.frame.lazy())[0]
             run.table(drawn, "forecasts.parquet")
             run.figure(figures.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
             version = registration.register()

@@ -1,6 +1,6 @@
-"""Text on the command line and in YAML: what is kept as it was written, and what is a reference.
+"""Text settings on the command line and in YAML: exact text, and references.
 
-A setting whose type is text has the text that was given, also where it looks like a number, a list or a date to Hydra.
+A text setting keeps the exact text, even if it looks like a number, a list or a date to Hydra.
 """
 
 import re
@@ -20,15 +20,15 @@ _WHOLE_NUMBER: Final = re.compile(r"0|-?[1-9]\d*")
 
 
 def text_settings(kind: type[Config]) -> dict[str, tuple[TextForm, bool]]:
-    """Return the settings of a verb that are text, by their paths: in which form, and whether they may be null."""
+    """Return the text settings of a verb by path, with their form, and whether they may be null."""
     forms = ((path, field, text_form(field.annotation)) for path, field in fields(kind) if not group_of(field))
     return {path: (form, is_optional(field.annotation)) for path, field, form in forms if form}
 
 
 def read_text(key: str, value: str, form: TextForm, *, optional: bool) -> Any:
-    """Return what a text on the command line means: itself, a list of texts for [a,b], or None for null.
+    """Return the value of a text on the command line: the text, a list of texts for [a,b], or None for null.
 
-    Quotes around the whole of it, or of an element, are left out. Raises ConfigError for an element that is empty.
+    Quotes around the whole text, or around an element, are removed. Raises ConfigError for an empty element.
     """
     if value == "null" and optional:
         return None
@@ -61,16 +61,16 @@ def _elements(key: str, inside: str, *, groups: bool) -> list[Any]:
 
 
 def _unquoted(text: str) -> str:
-    """Return a text without the quotes around the whole of it, as Hydra reads them."""
+    """Return a text without quotes around the whole of it, as in Hydra."""
     if not re.fullmatch(_QUOTED, text, re.DOTALL):
         return text
     quote = text[0]
-    # Backslashes are doubled before a quote, or at the end, alone.
+    # Backslashes are only doubled before a quote, or at the end.
     return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], text[1:-1])
 
 
 def quoted(value: Any) -> str:
-    """Return text, a list of it or None as Hydra takes it: nothing in it has a meaning but references."""
+    """Return text, a list of texts or None, quoted for Hydra so that only references have a meaning."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if value is None:
@@ -81,9 +81,9 @@ def quoted(value: Any) -> str:
 
 
 def escaped(value: Any, groups: Iterable[str] = ()) -> Any:
-    r"""Return a value whose texts OmegaConf takes as they are: each ${ is written \${.
+    r"""Return a value whose texts OmegaConf reads literally: each ${ becomes \${.
 
-    What begins a reference is left if `groups` are given: ${oc.env:NAME}, and ${group.name} of these groups.
+    With `groups`, references stay: ${oc.env:NAME}, and ${group.name} of these groups.
 
     >>> escaped({"series": ["a${b}", "c"]})
     {'series': ['a\\${b}', 'c']}
@@ -91,21 +91,21 @@ def escaped(value: Any, groups: Iterable[str] = ()) -> Any:
     '${oc.env:HOME}/\\${b}/${data.path}'
     """
     if isinstance(value, str):
-        kept = frozenset(groups)
+        known_groups = frozenset(groups)
         return re.sub(
             r"(\\*)\$\{",
-            lambda found: found[0] if _is_reference(value[found.end() :], kept) else f"{found[1] * 2}\\${{",
+            lambda found: found[0] if _is_reference(value[found.end() :], known_groups) else f"{found[1] * 2}\\${{",
             value,
         )
     if isinstance(value, Mapping):
-        return {name: escaped(each, groups) for name, each in value.items()}
+        return {name: escaped(value_inside, groups) for name, value_inside in value.items()}
     if isinstance(value, list | tuple):
-        return [escaped(each, groups) for each in value]
+        return [escaped(value_inside, groups) for value_inside in value]
     return value
 
 
 def has_reference(text: str, groups: Iterable[str]) -> bool:
-    """Return whether ${oc.env:NAME}, or ${group.name} of these groups, is in a text."""
+    """Return whether a text contains ${oc.env:NAME}, or ${group.name} of these groups."""
     return re.search(r"(?<!\\)(?:\\\\)*\$\{", escaped(text, groups)) is not None
 
 
@@ -121,9 +121,9 @@ def _is_reference(rest: str, groups: frozenset[str]) -> bool:
 
 
 def check_whole_numbers(kind: type[Config], values: Mapping[str, Any], files: Iterable[Path]) -> None:
-    """Raise ConfigError where a setting that is text is a whole number which YAML files write otherwise.
+    """Raise ConfigError for a text setting that is a whole number in another spelling in the YAML files.
 
-    YAML reads 007 as 7 and 0x10 as 16: an id that is written so without quotes would be another one.
+    YAML reads 007 as 7 and 0x10 as 16: an unquoted id in such a spelling would become another one.
     """
     numbers = {
         path: leaf for path in text_settings(kind) for leaf in _whole_numbers(_value_at(values, path.split(".")))
@@ -145,12 +145,12 @@ def _value_at(values: Any, names: list[str]) -> Any:
 
 def _whole_numbers(value: Any) -> list[int]:
     if isinstance(value, list):
-        return [number for each in value for number in _whole_numbers(each)]
+        return [number for element in value for number in _whole_numbers(element)]
     return [value] if isinstance(value, int) and not isinstance(value, bool) else []
 
 
 def _odd_spellings(file: Path) -> list[tuple[int, str]]:
-    """Return the whole numbers in a YAML file that are not written as Python writes them."""
+    """Return the whole numbers in a YAML file whose spelling differs from Python's."""
     import yaml
 
     tokens = yaml.scan(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

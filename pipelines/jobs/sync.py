@@ -1,7 +1,7 @@
-"""`forecast runs sync`: what jobs could not log while MLflow was away is logged now.
+"""`forecast runs sync`: logs the runs that jobs could not log while MLflow was unavailable.
 
-A run is removed from the spool when all of it is logged. Whatever stops that, the same command begins the run again,
-which makes no second run and no second version.
+A run is removed from the spool once it is logged completely. After an interruption, the same command starts the run
+again, without a second run or version.
 """
 
 import logging
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(config: SyncConfig) -> None:
-    """Log every run of the spool. Raises an error that lists those that could not be logged."""
+    """Log every run of the spool. Raises an error that lists the failed ones."""
     from forecast.tracking.spool import spooled_runs
     from forecast.tracking.store import tracking_uri
 
@@ -67,20 +67,24 @@ def _log(config: SyncConfig, folder: Path, spooled: "SpooledRun", real_ids: dict
         registry.end_replay(folder, run)
         _relink(config, spooled, run)
         remove(folder)
-    made = f", {', '.join(versions)}" if versions else ""
-    return f"{spooled.job} of {spooled.name}: logged as run {run.id}{made}"
+    registered = f", {', '.join(versions)}" if versions else ""
+    return f"{spooled.job} of {spooled.name}: logged as run {run.id}{registered}"
 
 
 def _version(registry: "Registry", run: "Run", folder: Path, call: dict[str, Any]) -> str:
-    """Make the version of a model, unless it is there, and return its name with its alias.
+    """Register a model unless it is registered already; return its name with its alias.
 
-    The alias stays where it is if a later version has it.
+    A later version keeps the alias.
     """
     from forecast import artifact
     from pipelines.jobs.registration import register, versions
 
-    same = [version for version in versions(registry) if version.digest == call["digest"] and version.run_id == run.id]
-    version = same[0] if same else register(registry, run, artifact.load(folder / call["file"]), call["tags"], None)
+    existing = [
+        version for version in versions(registry) if version.digest == call["digest"] and version.run_id == run.id
+    ]
+    version = (
+        existing[0] if existing else register(registry, run, artifact.load(folder / call["file"]), call["tags"], None)
+    )
     alias = call["alias"]
     if not alias:
         return str(version)
@@ -95,8 +99,8 @@ def _number(version: "Version") -> str:
 
 
 def _relink(config: SyncConfig, spooled: "SpooledRun", run: "Run") -> None:
-    """Let the rows of the ledger name the run by its id."""
-    if spooled.run_id:  # They do.
+    """Replace the name of the run in the ledger by its id."""
+    if spooled.run_id:  # The id is there already.
         return
     try:
         open_ledger(config.ledger).relink(spooled.id, run.link)

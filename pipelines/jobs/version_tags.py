@@ -1,4 +1,4 @@
-"""Tags of a version: how it was made, and from what."""
+"""Tags of a version: its lineage, and the way it was created."""
 
 import hashlib
 import math
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 
 
-# Tags of a version that was made from another one: what was changed, and of how many series.
+# Tags of a version with adapters: their kind, and the number of series.
 FINETUNE_KIND: Final = "finetune_kind"
 SERIES_TUNED: Final = "series_tuned"
-# Tag of a version that was calibrated: by which method.
+# Tag of a calibrated version: the method.
 CALIBRATED: Final = "calibrated"
-# Tag of a version that has learnt from another one: the width of its layers.
+# Tag of a distilled version: the width of its layers.
 DISTILLED: Final = "distilled"
-# Tag of a version with a pretrained network of the package in it: its name and digest.
+# Tag of a version that contains a pretrained network of the package: its name and digest.
 CHECKPOINT: Final = "checkpoint"
 SIDE_TABLES: Final = ("data.known_path", "data.static_path")
 
 
 def side_tables_of(version: "Version") -> dict[str, str]:
-    """Return the tables of covariates that a version names."""
+    """Return the covariate tables in the tags of a version."""
     return {name: value for name, value in version.tags.items() if name in SIDE_TABLES and value}
 
 
 def ends(artifact: "Artifact") -> dict[str, str]:
-    """Return the tags of a version that say what its evaluated and its final weights have seen."""
+    """Return the tags with the ends of the training data of the evaluated and the final weights."""
     tags = {"trained_until": artifact.trained_until_timestamp.isoformat()}
     if artifact.final:
         tags["final_until"] = artifact.final.trained_until_timestamp.isoformat()
@@ -38,12 +38,12 @@ def ends(artifact: "Artifact") -> dict[str, str]:
 
 
 def final_fit_text(artifact: "Artifact") -> str:
-    """Return the part of a line that says until when the final weights have seen; nothing where there are none."""
+    """Return the end of the final weights' training data as text; empty without final weights."""
     return f", final fit until {artifact.final.trained_until_timestamp}" if artifact.final else ""
 
 
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
-    """Return the tags of a version: where it comes from."""
+    """Return the tags of a version that describe its lineage."""
     from forecast.artifact import FORMAT_VERSION
 
     settings = config.model_dump_json(exclude=INCIDENTAL)
@@ -59,29 +59,29 @@ def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict
 
 
 def checkpoint_tag(artifact: "Artifact") -> dict[str, str]:
-    """Return the tag that names the pretrained network in a model, where there is one."""
+    """Return the tag of the pretrained network in a model, empty without one."""
     from forecast.models.network.ensemble import members_of
 
-    found = {getattr(member.shape, CHECKPOINT, "") for member in members_of(artifact.network)} - {""}
-    return {CHECKPOINT: ", ".join(sorted(found))} if found else {}
+    checkpoints = {getattr(member.shape, CHECKPOINT, "") for member in members_of(artifact.network)} - {""}
+    return {CHECKPOINT: ", ".join(sorted(checkpoints))} if checkpoints else {}
 
 
-def made_from(parent: "Version") -> dict[str, str]:
-    """Return the tags of a version that was made from another one."""
+def tags_of_parent(parent: "Version") -> dict[str, str]:
+    """Return the tags that name the parent of a version."""
     return {"parent_version": str(parent.number), "parent_digest": parent.digest, **side_tables_of(parent)}
 
 
 def child_tags(parent: "Version", kind: str, series_tuned: float) -> dict[str, str]:
-    """Return the tags of a version with changes for some series."""
+    """Return the tags of a version with adapters for some series."""
     return {
-        **made_from(parent),
+        **tags_of_parent(parent),
         FINETUNE_KIND: kind,
         SERIES_TUNED: f"{series_tuned:.0f}",
     }
 
 
 def uplift_text(per_series: float, interval: float) -> str:
-    """Return the mean uplift of a series with its interval, which one series alone has not.
+    """Return the mean uplift per series with its interval, if it has more than one series, as text.
 
     >>> uplift_text(0.0312, 0.004), uplift_text(0.0312, float("nan"))
     ('3.12% +- 0.40%', '3.12%')

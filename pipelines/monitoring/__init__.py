@@ -1,1 +1,1 @@
-"""What `forecast monitor` writes: folder, summary, and the roll-back."""
+"""Output of `forecast monitor`: folder, summary, and rollback."""

@@ -1,4 +1,4 @@
-"""The folder of a watch: its id, a folder for each day, and one plotly.min.js for all pages."""
+"""The folder of a watch: its id, a folder per day, and one plotly.min.js for all pages."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forecast.monitoring.result import MonitorResult
 
 PLOTLY: Final = "../plotly.min.js"
-"""Where it is, relative to a page."""
+"""Path of plotly.min.js, relative to a page."""
 _ID: Final = ".watch"
 _TABLES: Final = ("scores", "metrics", "cutoffs", "alarms", "drift", "pairs")
 _CONTENT: Final = "monitor.json"
@@ -23,9 +23,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class WatchFolder:
-    """`output.path` of `forecast monitor`. Hold its lock meanwhile.
+    """The folder `output.path` of `forecast monitor`. The caller holds its lock.
 
-    Runs in MLflow are of the watch with the same id: a folder that is elsewhere and has the same path has another one.
+    The id links runs in MLflow to the watch: folders with the same path on other machines have other ids.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,15 +40,15 @@ class WatchFolder:
         return self.path / f"as_of={as_of.replace(':', '%3A')}"
 
     def content(self, as_of: str) -> dict[str, Any]:
-        """Return what monitor.json of a day says; nothing if it is not there, or damaged."""
+        """Return the content of a day's monitor.json, empty if it is missing or damaged."""
         try:
             content = json.loads((self.day(as_of) / _CONTENT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def write(self, as_of: str, found: "MonitorResult", content: Mapping[str, object], page: str) -> list[Path]:
-        """Write tables and page of a day, and return the files; monitor.json is the last one that is written."""
+    def write(self, as_of: str, evaluation: "MonitorResult", content: Mapping[str, object], page: str) -> list[Path]:
+        """Write tables and page of a day, monitor.json last; return the files."""
         from forecast.reports.page import plotly_source
 
         folder, plotly = self.day(as_of), plotly_source()
@@ -56,13 +56,13 @@ class WatchFolder:
         if not script.exists() or script.read_text(encoding="utf-8") != plotly:
             write_text_atomic(plotly, self.path / script.name)
         for name in _TABLES:
-            write_parquet_atomic(getattr(found, name), folder / f"{name}.parquet")
+            write_parquet_atomic(getattr(evaluation, name), folder / f"{name}.parquet")
         write_text_atomic(page, folder / "monitor.html")
         write_text_atomic(json.dumps(content, indent=1) + "\n", folder / _CONTENT)
         return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
 
     def prune(self, keep: int, as_of: str) -> int:
-        """Remove the days before the latest `keep`, but not that of `as_of`; return how many."""
+        """Remove all days but the latest `keep` and that of `as_of`; return the number removed."""
         days = sorted(path for path in self.path.glob("as_of=*") if path.is_dir() and not path.is_symlink())
         removed = 0
         for folder in days[:-keep]:

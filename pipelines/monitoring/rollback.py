@@ -1,4 +1,4 @@
-"""The way back from a worse champion: which versions are compared, what the gate says, and what a rollback lacks."""
+"""Rollback of a worse champion: compared versions, verdict, and missing evidence."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,34 +15,36 @@ if TYPE_CHECKING:
 
 
 class Compared(NamedTuple):
-    """What a rollback is decided by."""
+    """Basis of the decision on a rollback."""
 
     champions: "Champions"
-    """When the job began."""
+    """History of champions at the start of the job."""
     version: "Version"
-    judged: tuple[str, str] | None
-    """Its number and that of the version in its shadow."""
+    versions: tuple[str, str] | None
+    """Its number, and that of the version in its shadow."""
 
 
 def versions_of(champions: "Champions", version: "Version", shadow: "ScoredForecasts | None") -> tuple[str, str] | None:
-    """Return which versions are compared: this one, and what a rollback returns to or else the latest in the shadow."""
+    """Return the compared versions: this one, and the target of a rollback, else the latest in the shadow."""
     if shadow is None:
         return None
     previous = champions.previous(version)
-    there = [content["model_version"] for content in shadow.contents]
-    other = str(previous.number) if previous and str(previous.number) in there else there[-1]
-    return str(version.number), other
+    in_shadow = [content["model_version"] for content in shadow.contents]
+    compared = str(previous.number) if previous and str(previous.number) in in_shadow else in_shadow[-1]
+    return str(version.number), compared
 
 
-def verdict_of(found: "MonitorResult", judged: tuple[str, str] | None) -> "Verdict | GateRefused | None":
-    """Return what the gate says of the shadow as a challenger of the champion; None if both have not been observed."""
+def verdict_of(
+    evaluation: "MonitorResult", compared_versions: tuple[str, str] | None
+) -> "Verdict | GateRefused | None":
+    """Return the gate's verdict on the shadow as challenger; None without common observations."""
     from forecast.names import CHAMPION, SHADOW
     from forecast.promotion import compare
 
-    if judged is None or found.pairs.is_empty():
+    if compared_versions is None or evaluation.pairs.is_empty():
         return None
     try:
-        return compare(found.pairs, SHADOW, CHAMPION)
+        return compare(evaluation.pairs, SHADOW, CHAMPION)
     except GateRefused as refused:
         return refused
 
@@ -51,21 +53,21 @@ def roll_back(
     registry: "Registry",
     config: MonitorConfig,
     compared: Compared,
-    found: "MonitorResult",
+    evaluation: "MonitorResult",
     verdict: "Verdict | GateRefused | None",
 ) -> tuple[str, str]:
-    """Give the alias back if the champion is worse than the one that a rollback returns to.
+    """Roll back the champion if it is worse than the target of a rollback.
 
-    If the alias has moved since the job began, it stays where it is. Return what was done, and why; and why nothing
-    was. One of them is empty, or both where no rollback is wanted.
+    An alias that has moved since the start of the job stays. Returns a line about the rollback, and the reason against
+    one; one of them is empty, or both without monitor.rollback.
     """
     if not config.monitor.rollback:
         return "", ""
-    champions, version, judged = compared
-    if obstacle := obstacle_of(champions, version, judged) or lacking(verdict, config.monitor):
+    champions, version, versions = compared
+    if obstacle := obstacle_of(champions, version, versions) or missing_evidence(verdict, config.monitor):
         return "", obstacle
     previous = champions.previous(version)
-    why = f"as of {found.as_of.isoformat()}, {previous} as its shadow has {verdict}"
+    why = f"as of {evaluation.as_of.isoformat()}, {previous} as its shadow has {verdict}"
     try:
         _, after = registry.rollback(why, basis=champions)
     except RegistryError as error:
@@ -75,29 +77,31 @@ def roll_back(
     return f"champion rolled back: v{version.number} -> v{after.number}; {why}", ""
 
 
-def obstacle_of(champions: "Champions", version: "Version", judged: tuple[str, str] | None) -> str:
-    """Return why the versions are not those of a rollback; empty if they are."""
+def obstacle_of(champions: "Champions", version: "Version", compared_versions: tuple[str, str] | None) -> str:
+    """Return why the compared versions do not allow a rollback; empty if they do."""
     if champions.number != version.number:
         return f"{version} is not the champion"
     previous, why = champions.target()
     if previous is None:
         return f"nothing to roll back to: {why}"
-    if judged is None or judged[1] != str(previous.number):
+    if compared_versions is None or compared_versions[1] != str(previous.number):
         return f"{previous}, the champion before, is not its shadow (score.shadow=previous)"
     return ""
 
 
-def lacking(verdict: "Verdict | GateRefused | None", settings: MonitorSettings) -> str:
-    """Return what a rollback lacks; empty if nothing."""
+def missing_evidence(verdict: "Verdict | GateRefused | None", settings: MonitorSettings) -> str:
+    """Return the evidence that a rollback lacks; empty if none."""
     if verdict is None:
         return "nothing that both versions have forecast is observed yet"
     if isinstance(verdict, GateRefused):
         return f"the shadow would not pass the gate: {verdict}"
-    few = f"{verdict.n_windows:,} forecasts by both in {verdict.blocks:,} block{'s' * (verdict.blocks != 1)} of time"
+    evidence = (
+        f"{verdict.n_windows:,} forecasts by both in {verdict.blocks:,} block{'s' * (verdict.blocks != 1)} of time"
+    )
     if verdict.n_windows < settings.rollback_min:
-        return f"{few}, monitor.rollback_min={settings.rollback_min}"
+        return f"{evidence}, monitor.rollback_min={settings.rollback_min}"
     if verdict.blocks < settings.rollback_blocks:
-        return f"{few}, monitor.rollback_blocks={settings.rollback_blocks}"
+        return f"{evidence}, monitor.rollback_blocks={settings.rollback_blocks}"
     if not verdict.p_value <= settings.rollback_p:
         return f"p = {verdict.p_value:.3g}, monitor.rollback_p={settings.rollback_p:g}"
     return ""

@@ -1,1 +1,1 @@
-"""What a report is about, and what is in it."""
+"""Subject and content of a report."""

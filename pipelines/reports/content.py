@@ -1,4 +1,4 @@
-"""What is shown of a subject."""
+"""Content of a page: sampled forecasts, history, and scores."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 from pipelines.reports.subject import SCORES
 
 LOGGED: Final = 200_000
+"""Approximate number of rows of forecasts in the page that a job logs."""
 
 
-# ---- What is drawn ----
+# ---- Forecasts and history ----
 
 
-def few(forecasts: "pl.LazyFrame | None", most: int = LOGGED) -> "tuple[pl.DataFrame, int, pl.Series]":
-    """Return about so many rows, of the latest cutoffs of series evenly picked; how many series, and the cutoffs."""
+def sample_rows(forecasts: "pl.LazyFrame | None", max_rows: int = LOGGED) -> "tuple[pl.DataFrame, int, pl.Series]":
+    """Return about `max_rows` rows of the latest cutoffs of evenly sampled series, the number of series, the cutoffs."""
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID, SOURCE, STEP, TIMESTAMP
@@ -25,22 +26,22 @@ def few(forecasts: "pl.LazyFrame | None", most: int = LOGGED) -> "tuple[pl.DataF
     if forecasts is None:
         moment = pl.Datetime("us")
         times = {TIMESTAMP: moment, CUTOFF: moment}
-        nothing = pl.DataFrame(schema={SERIES_ID: pl.String, **times, STEP: pl.Int32, SOURCE: pl.String})
-        return nothing, 0, nothing[CUTOFF]
+        empty = pl.DataFrame(schema={SERIES_ID: pl.String, **times, STEP: pl.Int32, SOURCE: pl.String})
+        return empty, 0, empty[CUTOFF]
     ids, cutoffs = (
         forecasts.select(pl.col(name).unique().sort()).collect(engine="streaming").to_series()
         for name in (SERIES_ID, CUTOFF)
     )
     rows = forecasts.select(pl.len()).collect(engine="streaming").item()
-    each = max(1, rows // max(1, len(ids) * len(cutoffs)))
-    some = pick(ids.to_list(), max(1, most // each))
-    latest = cutoffs.tail(max(1, most // (each * max(1, len(some)))))
-    shown = pl.col(SERIES_ID).is_in(some) & pl.col(CUTOFF).is_in(latest.implode())
-    return forecasts.filter(shown).collect(engine="streaming"), len(ids), cutoffs
+    rows_per_series = max(1, rows // max(1, len(ids) * len(cutoffs)))
+    sampled = pick(ids.to_list(), max(1, max_rows // rows_per_series))
+    latest = cutoffs.tail(max(1, max_rows // (rows_per_series * max(1, len(sampled)))))
+    condition = pl.col(SERIES_ID).is_in(sampled) & pl.col(CUTOFF).is_in(latest.implode())
+    return forecasts.filter(condition).collect(engine="streaming"), len(ids), cutoffs
 
 
 def loss_history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded: "Loaded | None") -> "pl.DataFrame":
-    """Return the history of series near their forecasts: from the panel, else what a backtest has written of it."""
+    """Return the history of series near their forecasts, from the panel, else from the files of a backtest."""
     import numpy as np
     import polars as pl
 
@@ -50,15 +51,15 @@ def loss_history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded:
     if loaded is not None and artifact is not None and forecasts.height:
         first = loaded.panel.grid.floor(forecasts[CUTOFF].min()) - context(forecasts)  # type: ignore[arg-type]
         near = loaded.panel.between(first, loaded.panel.last_index)
-        drawn = np.flatnonzero(np.isin(near.series_id, forecasts[SERIES_ID].unique().to_list()))
-        return near.frame(drawn, artifact.classes)
+        rows = np.flatnonzero(np.isin(near.series_id, forecasts[SERIES_ID].unique().to_list()))
+        return near.frame(rows, artifact.classes)
     if TARGET in forecasts.columns:
         return forecasts.select(SERIES_ID, TIMESTAMP, TARGET).unique([SERIES_ID, TIMESTAMP])
     return forecasts.clear().select(SERIES_ID, TIMESTAMP).with_columns(pl.lit(None, pl.String).alias(TARGET))
 
 
-def judged_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -> "dict[str, pl.LazyFrame]":
-    """Return steps, levels and scores of forecasts, as far as it is known what came."""
+def score_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -> "dict[str, pl.LazyFrame]":
+    """Return error by step, coverage by level, and scores of forecasts, where actuals are available."""
     import numpy as np
     import polars as pl
 
@@ -72,20 +73,20 @@ def judged_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Load
     moments = forecasts[CUTOFF].unique().sort()
     places = {moment: panel.grid.floor(moment) for moment in moments}
     actual = panel.between(min(places.values()), panel.last_index).frame(classes=artifact.classes)
-    known = with_model(forecasts).join(actual.drop_nulls(TARGET), on=[SERIES_ID, TIMESTAMP])
-    if known.is_empty():
+    observed = with_model(forecasts).join(actual.drop_nulls(TARGET), on=[SERIES_ID, TIMESTAMP])
+    if observed.is_empty():
         return {}
-    found = {"steps": error_by_step(known).lazy(), "levels": coverage_by_level(known).lazy()}
+    tables_of_scores = {"steps": error_by_step(observed).lazy(), "levels": coverage_by_level(observed).lazy()}
     if artifact.classes is not None or season is None:
-        return found
+        return tables_of_scores
     scales = []
-    for moment, place in places.items():
-        at = pl.lit(moment).cast(moments.dtype).alias(CUTOFF)
-        windows = windows_at(panel, place)
+    for moment, index in places.items():
+        cutoff = pl.lit(moment).cast(moments.dtype).alias(CUTOFF)
+        windows = windows_at(panel, index)
         ids = panel.series_id[windows.series].tolist()
         scale = seasonal_naive_errors(panel, windows, season)[0]
-        scales.append(pl.DataFrame({SERIES_ID: ids, "scale": np.where(scale > 0, scale, np.nan)}).with_columns(at))
+        scales.append(pl.DataFrame({SERIES_ID: ids, "scale": np.where(scale > 0, scale, np.nan)}).with_columns(cutoff))
     error = (pl.col(TARGET) - pl.col(quantile_column(0.5))).abs().mean()
-    scores = known.group_by(SERIES_ID, CUTOFF, MODEL).agg(error.alias("error"))
+    scores = observed.group_by(SERIES_ID, CUTOFF, MODEL).agg(error.alias("error"))
     scored = scores.join(pl.concat(scales), on=[SERIES_ID, CUTOFF]).with_columns(mase=pl.col("error") / pl.col("scale"))
-    return {**found, SCORES: scored.lazy()}
+    return {**tables_of_scores, SCORES: scored.lazy()}

@@ -1,4 +1,4 @@
-"""What a report is about: a version, a run, or forecasts."""
+"""Subjects of reports: a version, a run, or forecasts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
 
 TITLES: Final = {name: job.title for name, job in JOBS.items() if job.title}
-# The tables that runs log, by what the page calls them; forecasts and scores are put into it in part.
+# Tables logged by runs, by their names in the page; forecasts and scores are sampled.
 TABLES: Final = {
     "summary": "summary",
     "wins": "wins",
@@ -37,14 +37,14 @@ SCORES: Final = "scores"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a page is of."""
+    """Subject of a page."""
 
     title: str
     subtitle: str
     tables: "Mapping[str, pl.LazyFrame]"
-    """By the names of _TABLES, and forecasts and scores."""
+    """Tables by the names of TABLES, and forecasts and scores."""
     job: str = ""
-    """That made the forecasts."""
+    """The job that made the forecasts."""
     registry: "Registry | None" = None
     version: "Version | None" = None
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class Subject:
     loss: "pl.DataFrame | None" = None
 
 
-# ---- What there is ----
+# ---- Look-up of the subject ----
 
 
 def subject_of(config: ReportConfig, temporary: Path) -> Subject:
-    """Return what a report is about."""
+    """Return the subject of a report."""
     from forecast.tracking.registry import Registry
 
     settings = config.report
@@ -68,32 +68,32 @@ def subject_of(config: ReportConfig, temporary: Path) -> Subject:
         return _of_runs(registry, version, list(_records(registry, version)), temporary)
     record = registry.record(settings.run)
     if record is None or record.job not in TITLES:
-        found = f"a run of {record.job or 'something else'}" if record else "no run of this store"
-        raise ConfigError(f"report.run={settings.run}: {found}; give one of {', '.join(TITLES)} (`forecast ui`)")
+        actual = f"a run of {record.job or 'something else'}" if record else "no run of this store"
+        raise ConfigError(f"report.run={settings.run}: {actual}; give one of {', '.join(TITLES)} (`forecast ui`)")
     if record.job == "score":
         return _of_scores(config.registry, settings, Path(record.settings["output.path"]))
     return _of_runs(registry, _version(registry, record), [record], temporary)
 
 
 def _records(registry: "Registry", version: "Version") -> "Iterator[Record]":
-    """Yield the runs that judged and made a version, and those that made what it was made from; the latest first."""
+    """Yield the runs that evaluated and created a version and its ancestors, latest first."""
     from forecast.backtesting.result import BACKTEST_RUN
 
-    known = {each.number: each for each in registry.versions()}
-    ids, each = [version.tags.get(BACKTEST_RUN, "")], known.get(version.number)
-    while each is not None:
-        ids.append(each.run_id)
-        each = known.pop(each.parent or 0, None)
+    versions = {entry.number: entry for entry in registry.versions()}
+    ids, entry = [version.tags.get(BACKTEST_RUN, "")], versions.get(version.number)
+    while entry is not None:
+        ids.append(entry.run_id)
+        entry = versions.pop(entry.parent or 0, None)
     for run_id in filter(None, ids):
         if record := registry.record(run_id):
             yield record
 
 
 def _version(registry: "Registry", record: "Record") -> "Version | None":
-    """Return the version that a run has judged or made, None if it is gone."""
+    """Return the version that a run evaluated or created, None if it no longer exists."""
     if number := record.tags.get("version"):
         return registry.find(number)
-    return next((each for each in registry.versions() if each.run_id == record.id), None)
+    return next((candidate for candidate in registry.versions() if candidate.run_id == record.id), None)
 
 
 def _of_runs(
@@ -102,7 +102,7 @@ def _of_runs(
     records: "Sequence[Record]",
     folder: Path,
 ) -> Subject:
-    """Return what runs have left: of each table that of the first run which has it."""
+    """Return a subject from runs; each table is that of the first run with it."""
     import polars as pl
 
     from forecast.names import MODEL, TRAIN_LOSS, VAL_LOSS
@@ -132,17 +132,17 @@ def _of_runs(
 
 
 def facts_of(version: "Version") -> dict[str, str]:
-    """Return facts about a version, by their names."""
-    seen = {"trained_until": "trained until", "final_until": "final fit until"}
+    """Return facts about a version by name."""
+    labels = {"trained_until": "trained until", "final_until": "final fit until"}
     return {
         "data": version.tags.get("data_digest", "")[:12],
         "digest": version.digest[:12],
-        **{name: version.tags[tag].replace("T", " ") for tag, name in seen.items() if tag in version.tags},
+        **{name: version.tags[tag].replace("T", " ") for tag, name in labels.items() if tag in version.tags},
     }
 
 
 def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:
-    """Return the latest cutoffs of a folder that scoring has written."""
+    """Return a subject from the latest cutoffs of a scores folder."""
     import polars as pl
 
     from forecast.names import CUTOFF
@@ -159,13 +159,15 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     contents = current(contents)
     moments = [datetime.fromisoformat(content[CUTOFF]) for content in contents]
     if settings.cutoff is not None:
-        wanted = settings.cutoff
-        same = [moment == (wanted if wanted.tzinfo else wanted.replace(tzinfo=moment.tzinfo)) for moment in moments]
-        contents = contents[: same.index(True) + 1] if any(same) else []
+        cutoff = settings.cutoff
+        is_requested = [
+            moment == (cutoff if cutoff.tzinfo else cutoff.replace(tzinfo=moment.tzinfo)) for moment in moments
+        ]
+        contents = contents[: is_requested.index(True) + 1] if any(is_requested) else []
     if not contents:
-        what = f"the cutoff {settings.cutoff}" if moments else "forecasts"
+        missing = f"the cutoff {settings.cutoff}" if moments else "forecasts"
         have = f"; it has {len(moments):,}, {moments[0]} to {moments[-1]}" if moments else " (it has no manifests)"
-        raise DataError(f"report.scores={folder}: {what} is not there{have}")
+        raise DataError(f"report.scores={folder}: {missing} is not there{have}")
     contents = contents[-settings.cutoffs :]
     if any("files" not in content for content in contents):
         raise ConfigError(f"report.scores={folder}: its forecasts are in tables (output.sink); Parquet files are read")
@@ -176,9 +178,9 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
 
     sink = ParquetSink(folder)
     forecasts = (frame for content in contents for frame in sink.forecasts(content))
-    own = Registry(registry.model_copy(update={"name": latest["model"]}))
-    version = own.find(latest["model_version"])
-    there = version is not None and version.digest == latest["model_digest"]
+    model_registry = Registry(registry.model_copy(update={"name": latest["model"]}))
+    version = model_registry.find(latest["model_version"])
+    is_registered = version is not None and version.digest == latest["model_digest"]
     series = latest["series"]
     return Subject(
         title=f"Forecasts of {latest['model']} v{latest['model_version']}",
@@ -187,8 +189,8 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
         else f"From the cutoff {latest[CUTOFF]}",
         tables={FORECASTS: joined(forecasts), "rejects": joined(sink.rejects(latest))},
         job="score",
-        registry=own if there else None,
-        version=version if there else None,
+        registry=model_registry if is_registered else None,
+        version=version if is_registered else None,
         facts={
             "data": latest["data_digest"][:12],
             "digest": latest["model_digest"][:12],
