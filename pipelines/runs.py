@@ -1,4 +1,4 @@
-"""`forecast runs`: what ran, how it ended, and once more what did not end well."""
+"""`forecast runs`: list, show, retry and sync runs of the ledger."""
 
 import functools
 import json
@@ -31,89 +31,93 @@ ACTIONS: Final = {
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = command_line.action_of("runs", argv, ACTIONS)
-    if asked is None:
+    action_words = command_line.action_of("runs", argv, ACTIONS)
+    if action_words is None:
         return
-    action, rest = asked
+    action, words = action_words
     if action == "sync":
         from pipelines.jobs import sync
 
-        settings = command_line.verb_config(SyncConfig, "runs sync", rest)
+        settings = command_line.verb_config(SyncConfig, "runs sync", words)
         console.setup()
         sync.run(settings)
         return
-    which = rest.pop(0) if action != "list" and rest and "=" not in rest[0] and not rest[0].startswith("-") else None
-    given = [word for word in rest if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
-    config = command_line.verb_config(RunsConfig, f"runs {action}", [word for word in rest if word not in given])
+    selection = (
+        words.pop(0) if action != "list" and words and "=" not in words[0] and not words[0].startswith("-") else None
+    )
+    new_settings = [word for word in words if action == "retry" and not word.startswith(("-", "ledger.", "runs."))]
+    config = command_line.verb_config(
+        RunsConfig, f"runs {action}", [word for word in words if word not in new_settings]
+    )
     ledger = open_ledger(config.ledger)
     if action == "list":
         _list(config, ledger)
-    elif which is None or not (which.isdigit() or (which == "failed" and action == "retry")):
-        wanted = "its number" if action == "show" else "its number, or failed"
-        raise ConfigError(f"`forecast runs {action}`: say which run, by {wanted} (`forecast runs list` shows them)")
+    elif selection is None or not (selection.isdigit() or (selection == "failed" and action == "retry")):
+        expected = "its number" if action == "show" else "its number, or failed"
+        raise ConfigError(f"`forecast runs {action}`: say which run, by {expected} (`forecast runs list` shows them)")
     elif action == "show":
-        _show(config, ledger.get(int(which)))
+        _show(config, ledger.get(int(selection)))
     else:
-        _retry(_asked(config, ledger, which), ledger, given)
+        _retry(_selected(config, ledger, selection), ledger, new_settings)
 
 
 def _list(config: RunsConfig, ledger: "Ledger") -> None:
     from pipelines.jobs.runs_table import print_runs
 
-    found = _entries(config, ledger, limit=config.runs.limit + 1)
-    shown = found[: config.runs.limit]
+    entries = _entries(config, ledger, limit=config.runs.limit + 1)
+    newest = entries[: config.runs.limit]
     if config.runs.format == "json":
-        print(json.dumps([entry.shown() for entry in shown], indent=1))
+        print(json.dumps([entry.shown() for entry in newest], indent=1))
         return
-    if shown:
-        print_runs(shown)
-    if len(found) != len(shown) or not shown:
-        print(f"the newest {len(shown):,} runs; runs.limit sets how many are shown" if shown else "no runs")
+    if newest:
+        print_runs(newest)
+    if len(entries) != len(newest) or not newest:
+        print(f"the newest {len(newest):,} runs; runs.limit sets how many are shown" if newest else "no runs")
 
 
-def _entries(config: RunsConfig, ledger: "Ledger", **asked: Any) -> "list[Entry]":
-    return ledger.entries(**config.runs.model_dump(exclude={"limit", "format"}) | asked)
+def _entries(config: RunsConfig, ledger: "Ledger", **filters: Any) -> "list[Entry]":
+    return ledger.entries(**config.runs.model_dump(exclude={"limit", "format"}) | filters)
 
 
 def _show(config: RunsConfig, entry: "Entry") -> None:
     from pipelines.jobs.runs_table import cutoffs
 
-    shown = entry.shown()
+    facts = entry.shown()
     if config.runs.format == "json":
-        print(json.dumps(shown, indent=1))
+        print(json.dumps(facts, indent=1))
         return
-    settings = shown.pop("config")
+    settings = facts.pop("config")
     if several := cutoffs(entry):
-        shown["cutoffs"] = f"{len(several):,}: {', '.join(several)}"
-    del shown["references"]
-    width = max(map(len, shown))
-    for name, value in shown.items():
+        facts["cutoffs"] = f"{len(several):,}: {', '.join(several)}"
+    del facts["references"]
+    width = max(map(len, facts))
+    for name, value in facts.items():
         console.say(f"{name:<{width}}  {'' if value is None else value}".rstrip())
     print(f"\n{json.dumps(settings, indent=1)}")
 
 
-def _asked(config: RunsConfig, ledger: "Ledger", which: str) -> "list[Entry]":
-    """Return the runs to retry, oldest first. Raises ConfigError if there is nothing to retry."""
-    if which == "failed":
-        found = [
+def _selected(config: RunsConfig, ledger: "Ledger", selection: str) -> "list[Entry]":
+    """Return the selected runs, oldest first. Raises ConfigError if there is none to retry."""
+    if selection == "failed":
+        entries = [
             entry
             for status in ("failed", "abandoned")
             if config.runs.status in (None, status)
             for entry in _entries(config, ledger, status=status)
         ]
-        if not found:
+        if not entries:
             print("no run failed or was abandoned")
-        return sorted(found, key=lambda entry: entry.id)
-    entry = ledger.get(int(which))
+        return sorted(entries, key=lambda entry: entry.id)
+    entry = ledger.get(int(selection))
     if entry.status in ("done", "running"):
         raise ConfigError(f"run {entry.id} is {entry.status}; only runs that failed or were abandoned are retried")
     return [entry]
 
 
-def _retry(entries: "list[Entry]", ledger: "Ledger", given: list[str]) -> None:
-    """Run each with its own settings, in the folder where it ran. Raises the first one's failure at the end."""
+def _retry(entries: "list[Entry]", ledger: "Ledger", new_settings: list[str]) -> None:
+    """Run each entry with its settings in its folder. Raises the first failure at the end."""
     failed: dict[int, int] = {}
-    prepared = [(entry, _settings(entry, given)) for entry in entries]
+    prepared = [(entry, _settings(entry, new_settings)) for entry in entries]
     for entry, settings in prepared:
         print(f"run {entry.id}: forecast {entry.flow}", flush=True)
         if code := _again(entry, settings, ledger):
@@ -124,16 +128,16 @@ def _retry(entries: "list[Entry]", ledger: "Ledger", given: list[str]) -> None:
         raise error
 
 
-def _settings(entry: "Entry", given: list[str]) -> dict[str, Any]:
-    """Return the settings of a run, those that are given in place of what was left out of the ledger.
+def _settings(entry: "Entry", new_settings: list[str]) -> dict[str, Any]:
+    """Return the settings of a run, with `new_settings` in place of those that the ledger omits.
 
-    Only settings that were given as references are references again; any other ${...} in the ledger has to be given.
+    Only settings stored as references are resolved again; any other ${...} in the ledger needs a new setting.
     """
     settings: dict[str, Any] = json.loads(json.dumps(entry.config))
     if not settings or entry.flow not in JOBS:
         raise ConfigError(f"run {entry.id} can't be retried: the ledger does not say what it was to do; {entry.error}")
     missing = {path: value for path, value in _leaves(settings) if _is_left_out(entry, path, value)}
-    for word in given:
+    for word in new_settings:
         path, equals, value = word.partition("=")
         if not equals or path not in missing:
             raise ConfigError(f"{word}: a retry has the settings of its run; only what was left out of them is given")
@@ -171,7 +175,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _again(entry: "Entry", settings: dict[str, Any], ledger: "Ledger") -> int:
-    """Run a verb with all its settings from a file that only we can read; return its exit code."""
+    """Run a verb with all its settings from a private file; return its exit code."""
     slot = {SCHEDULE: entry.schedule, SLOT: entry.slot, LOCAL_CLOCK: "1"} if entry.slot else {}
     environment = {**os.environ, **slot, "GATECAST_LEDGER": _absolute(ledger.uri)}
     with tempfile.TemporaryDirectory() as folder:
@@ -184,6 +188,6 @@ def _again(entry: "Entry", settings: dict[str, Any], ledger: "Ledger") -> int:
 
 
 def _absolute(uri: str) -> str:
-    """Return the URI of a SQLite file as it is from any folder."""
+    """Return the URI of a SQLite file with an absolute path."""
     start, _, path = uri.partition(":///")
     return f"sqlite:///{Path(path).absolute()}" if start == "sqlite" else uri

@@ -1,7 +1,7 @@
-"""`forecast schedule`: verbs run when they are due, what was missed included.
+"""`forecast schedule`: run verbs when they are due, and catch up on missed runs.
 
-What is due follows from the ledger alone: until when a schedule is settled, and how the attempts since then ended. So
-it does not matter when a scheduler was started, stopped or killed, or that there are two.
+Due slots follow from the ledger alone: from the time until which a schedule is settled, and the attempts since then. So
+schedulers may start, stop, crash or run twice at any time.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ ACTIONS: Final = {
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = command_line.action_of("schedule", argv, ACTIONS)
-    if asked is None:
+    action_words = command_line.action_of("schedule", argv, ACTIONS)
+    if action_words is None:
         return
-    action, rest = asked
+    action, words = action_words
     takes_name = action in ("once", "repair")
-    named = rest[:1] if takes_name and rest and "=" not in rest[0] and not rest[0].startswith("-") else []
-    config = command_line.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(rest[len(named) :]))
+    name_words = words[:1] if takes_name and words and "=" not in words[0] and not words[0].startswith("-") else []
+    config = command_line.verb_config(SchedulerConfig, f"schedule {action}", _as_settings(words[len(name_words) :]))
     console.setup()
 
     from pipelines.scheduling.schedule_file import read
@@ -43,18 +43,18 @@ def main(argv: list[str]) -> None:
     elif action == "run":
         scheduler.run()
     else:
-        if (named and named[0] not in schedules) or (action == "once" and not named):
+        if (name_words and name_words[0] not in schedules) or (action == "once" and not name_words):
             raise ConfigError(f"`forecast schedule {action} NAME` needs the name of a schedule: {', '.join(schedules)}")
-        scheduler.once(named[0]) if action == "once" else scheduler.repair(named[0] if named else None)
+        scheduler.once(name_words[0]) if action == "once" else scheduler.repair(name_words[0] if name_words else None)
 
 
 def _as_settings(words: list[str]) -> list[str]:
     """Return --until TIME as schedule.until=TIME; --cutoff and --since likewise."""
-    settings, rest = [], iter(words)
-    for word in rest:
+    settings, remaining = [], iter(words)
+    for word in remaining:
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in ("until", "cutoff", "since"):
-            settings.append(f"schedule.{name}={value if equals else next(rest, '')}")
+            settings.append(f"schedule.{name}={value if equals else next(remaining, '')}")
         else:
             settings.append(word)
     return settings

@@ -32,18 +32,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """How a job ended."""
+    """Result of a scoring job."""
 
     version: "Version"
     line: str
-    """What to tell about it."""
+    """Line about the job for the terminal."""
     outputs: "list[Output]"
-    """Of the cutoffs that are done."""
+    """Outputs of the completed cutoffs."""
     failed: dict[str, GatecastError]
-    """Cutoffs that are not, and why."""
+    """Errors by failed cutoff."""
 
     def check(self) -> None:
-        """Raise an error of the first failure's kind that lists all of them, if there is any."""
+        """Raise an error that lists all failures, of the type of the first, if there is any."""
         if not self.failed:
             return
         if not self.outputs and len(self.failed) == 1:
@@ -67,7 +67,7 @@ def main(config: ScoreConfig) -> None:
 
 
 def run(config: ScoreConfig) -> Scored:
-    """Forecast every series from each cutoff and write the output; one that fails does not stop the others."""
+    """Forecast every series from each cutoff and write the output; a failed cutoff does not stop the others."""
     from forecast.data.files import check_writable
     from forecast.names import SHADOW
     from forecast.scoring.job import ScoreJob
@@ -75,17 +75,17 @@ def run(config: ScoreConfig) -> Scored:
     from pipelines.jobs.builtin import open_builtin
     from pipelines.jobs.reading import open_with_data
 
-    begun = time.monotonic()
+    start = time.monotonic()
     folder = Path(config.output.path)
     check_writable(folder)
     registry = Registry(config.registry)
     # Resolved and loaded once: the alias may move, and the version go, while the job runs.
     if config.is_builtin:
-        version, artifact, loaded = open_builtin(config, _asked(config))
+        version, artifact, loaded = open_builtin(config, _requested_cutoffs(config))
     else:
         source = config.data.source()
-        version, artifact, loaded = open_with_data(registry, config.registry.alias, source, _asked(config))
-    other = _other(registry, config, version)
+        version, artifact, loaded = open_with_data(registry, config.registry.alias, source, _requested_cutoffs(config))
+    shadow_version = _shadow_version(registry, config, version)
     scored: Scored | None = None
     try:
         with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
@@ -100,22 +100,24 @@ def run(config: ScoreConfig) -> Scored:
             if outputs:
                 job.write_latest()
             line = ""
-            if other:
-                try:  # The forecasts above are there, whatever becomes of these.
-                    shadow = _shadow(registry, config, other, artifact, loaded, run.id)
-                    _warn_in_sample(other, shadow.artifact, cutoffs)
-                    made, failed_too = _write(shadow, cutoffs, SHADOW)
+            if shadow_version:
+                try:  # The forecasts above are complete, even if these fail.
+                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, run.id)
+                    _warn_in_sample(shadow_version, shadow.artifact, cutoffs)
+                    shadow_outputs, failed_too = _write(shadow, cutoffs, SHADOW)
                 except GatecastError as error:
-                    failed[f"score.shadow, {other}"] = error
+                    failed[f"score.shadow, {shadow_version}"] = error
                 else:
-                    failed |= {f"{cutoff}, score.shadow, {other}": error for cutoff, error in failed_too.items()}
-                    run.tags({SHADOW: other.number})
-                    run.json([output.content for output in made], "shadow_manifests.json")
-                    line = f", shadow v{other.number} on {shadow.loaded.panel.n_series:,} series"
-            seconds = time.monotonic() - begun
+                    failed |= {
+                        f"{cutoff}, score.shadow, {shadow_version}": error for cutoff, error in failed_too.items()
+                    }
+                    run.tags({SHADOW: shadow_version.number})
+                    run.json([output.content for output in shadow_outputs], "shadow_manifests.json")
+                    line = f", shadow v{shadow_version.number} on {shadow.loaded.panel.n_series:,} series"
+            seconds = time.monotonic() - start
             _log(run, outputs, failed, seconds)
             scored = Scored(version, _line(outputs, folder, seconds) + line, outputs, failed)
-            scored.check()  # The run ends as failed, too.
+            scored.check()  # Raised here, so that the run ends as failed, too.
     except GatecastError:
         if scored is None:
             raise
@@ -126,55 +128,61 @@ def _names(version: "Version") -> dict[str, str]:
     return {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
 
 
-def _other(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
-    """Return the version of score.shadow; None, and say why, if it is no other one. Raises RegistryError."""
+def _shadow_version(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
+    """Return the version of score.shadow; None, with a log message, if it is the same one. Raises RegistryError."""
     from forecast.names import PREVIOUS
 
-    which = config.score.shadow
-    if which is None:
+    setting = config.score.shadow
+    if setting is None:
         return None
-    if which == PREVIOUS:
+    if setting == PREVIOUS:
         champions = registry.champions()
-        other, why = champions.target()
+        version_of_shadow, why = champions.target()
         if champions.damage:
-            _LOG.warning("score.shadow=%s: no shadow: %s", which, why)
+            _LOG.warning("score.shadow=%s: no shadow: %s", setting, why)
             return None
     else:
-        other, why = registry.resolve(which, "score.shadow"), ""
-    if other is None or other.number == version.number:
-        reason = "it is the one that scores; no shadow" if other else f"there is none; no shadow ({why})"
-        _LOG.info("score.shadow=%s: %s", which, reason)
+        version_of_shadow, why = registry.resolve(setting, "score.shadow"), ""
+    if version_of_shadow is None or version_of_shadow.number == version.number:
+        reason = "it is the one that scores; no shadow" if version_of_shadow else f"there is none; no shadow ({why})"
+        _LOG.info("score.shadow=%s: %s", setting, reason)
         return None
-    return other
+    return version_of_shadow
 
 
 def _shadow(
-    registry: "Registry", config: ScoreConfig, other: "Version", artifact: "Artifact", loaded: "Loaded", run_id: str
+    registry: "Registry",
+    config: ScoreConfig,
+    shadow_version: "Version",
+    artifact: "Artifact",
+    loaded: "Loaded",
+    run_id: str,
 ) -> "ScoreJob":
-    """Return the job that writes the forecasts of the other version; what the main one has read is used if it fits."""
+    """Return the job of the shadow version; it reuses the loaded panel if that fits."""
     from forecast.names import SHADOW
     from forecast.scoring.job import ScoreJob
     from forecast.scoring.parts import share_of_series
     from pipelines.jobs.reading import load_version, read_alike
 
-    theirs = load_version(registry, other)
+    shadow_artifact = load_version(registry, shadow_version)
     shared = config.output.model_dump(include={"min", "max"})
     state = config.score.state
     return ScoreJob(
-        theirs,
+        shadow_artifact,
         share_of_series(
-            read_alike(theirs, artifact, loaded, config.data.source(), _asked(config)), config.score.shadow_share
+            read_alike(shadow_artifact, artifact, loaded, config.data.source(), _requested_cutoffs(config)),
+            config.score.shadow_share,
         ),
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
-        _names(other),
+        _names(shadow_version),
         run_id=run_id,
     )
 
 
 @contextmanager
 def _locks(config: ScoreConfig) -> Iterator[None]:
-    """Keep other jobs out of the folders that this one writes into."""
+    """Lock the folders that this job writes into."""
     from forecast.data.files import locked
 
     with locked(Path(config.output.path)):
@@ -185,17 +193,17 @@ def _locks(config: ScoreConfig) -> Iterator[None]:
                 yield
 
 
-def _write(job: "ScoreJob", cutoffs: dict[str, int], what: str) -> "tuple[list[Output], dict[str, GatecastError]]":
-    """Write each cutoff; return those that are done, and why others are not."""
+def _write(job: "ScoreJob", cutoffs: dict[str, int], label: str) -> "tuple[list[Output], dict[str, GatecastError]]":
+    """Write each cutoff; return the outputs, and the errors by failed cutoff."""
     outputs: list[Output] = []
     failed: dict[str, GatecastError] = {}
     total = job.loaded.panel.n_series
-    with console.stage(what) as stage:
+    with console.stage(label) as stage:
         for number, (name, cutoff) in enumerate(cutoffs.items(), start=1):
             where = f"cutoff {number:,} of {len(cutoffs):,}, " if len(cutoffs) > 1 else ""
 
-            def show(done: int, where: str = where) -> None:
-                stage.update(f"{where}{done:,} of {total:,} series")
+            def show(n_series: int, where: str = where) -> None:
+                stage.update(f"{where}{n_series:,} of {total:,} series")
 
             try:
                 outputs.append(job.write(cutoff, show))
@@ -206,22 +214,24 @@ def _write(job: "ScoreJob", cutoffs: dict[str, int], what: str) -> "tuple[list[O
     return outputs, failed
 
 
-def _asked(config: ScoreConfig) -> "Sequence[datetime | None]":
-    """Return the moments to forecast from, None for the end of the panel."""
+def _requested_cutoffs(config: ScoreConfig) -> "Sequence[datetime | None]":
+    """Return the requested cutoffs, None for the end of the panel."""
     return config.score.cutoffs or (config.score.cutoff,)
 
 
 def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
-    """Return the grid indices to forecast from, by their timestamps: the earliest first, as a state goes."""
+    """Return the grid indices of the cutoffs by timestamp, earliest first, as the state needs."""
     import numpy as np
 
     grid = loaded.panel.grid
-    index = sorted({loaded.panel.last_index if moment is None else grid.floor(moment) for moment in _asked(config)})
+    index = sorted(
+        {loaded.panel.last_index if moment is None else grid.floor(moment) for moment in _requested_cutoffs(config)}
+    )
     return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(index))), index, strict=True))
 
 
 def _warn_in_sample(version: "Version", artifact: "Artifact", cutoffs: dict[str, int]) -> None:
-    """Say which cutoffs lie before the end of what the version was trained on."""
+    """Warn of cutoffs before the end of the version's training data."""
     from forecast.errors import listing
 
     early = [name for name, cutoff in cutoffs.items() if cutoff < artifact.trained_until]
@@ -238,7 +248,7 @@ def _warn_in_sample(version: "Version", artifact: "Artifact", cutoffs: dict[str,
 
 
 def _totals(outputs: "list[Output]") -> Counter[str]:
-    """Return all counts of the manifests, summed over the cutoffs, by names that MLflow takes: rejects/bad row."""
+    """Return the counts of all manifests, summed over the cutoffs, by names for MLflow such as rejects/bad row."""
     totals: Counter[str] = Counter()
     for content in (output.content for output in outputs):
         totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
@@ -259,16 +269,16 @@ def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], 
     spent: Counter[str] = Counter()
     for output in outputs:
         spent.update(output.seconds)
-    written = [output.content["series"]["in"] for output in outputs if not output.was_complete]
+    n_series = [output.content["series"]["in"] for output in outputs if not output.was_complete]
     run.metrics(
         {
             **{f"score/{name}": count for name, count in totals.items()},
             **{f"score/share/{name}": n / totals["series/forecast"] for name, n in _of("sources", totals).items()},
             **{f"score/seconds/{stage}": value for stage, value in spent.items()},
             "score/seconds/job": seconds,
-            "score/series_per_second": sum(written) / max(spent["all"], 1e-9),
-            "score/cutoffs_written": len(written),
-            "score/cutoffs_done_before": len(outputs) - len(written),
+            "score/series_per_second": sum(n_series) / max(spent["all"], 1e-9),
+            "score/cutoffs_written": len(n_series),
+            "score/cutoffs_done_before": len(outputs) - len(n_series),
             "score/cutoffs_failed": len(failed),
         }
     )

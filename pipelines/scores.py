@@ -1,4 +1,4 @@
-"""`forecast scores`: look at forecasts that scoring has written, and where each comes from."""
+"""`forecast scores`: list or show scored forecasts, with their lineage."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,17 +21,17 @@ ACTIONS: Final = {
 
 def main(argv: list[str]) -> None:
     """Run one of ACTIONS."""
-    asked = command_line.action_of("scores", argv, ACTIONS, "scores.path=FOLDER ")
-    if asked is None:
+    action_words = command_line.action_of("scores", argv, ACTIONS, "scores.path=FOLDER ")
+    if action_words is None:
         return
-    action, rest = asked
-    config = command_line.verb_config(ScoresConfig, f"scores {action}", rest)
+    action, words = action_words
+    config = command_line.verb_config(ScoresConfig, f"scores {action}", words)
     console.setup()
     {"list": _list, "show": _show, "upgrade": _upgrade}[action](config)
 
 
 def _place(config: ScoresConfig) -> str:
-    """Return what holds the forecasts: a folder, or a database."""
+    """Return the source of the forecasts: a folder, or a database."""
     return config.scores.path if config.scores.uri is None else config.scores.uri.get_secret_value()
 
 
@@ -100,7 +100,7 @@ def _identity(content: "Mapping[str, Any]") -> tuple[str, ...]:
 
 
 def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
-    """Return what is shown of a manifest."""
+    """Return the facts about a manifest for display."""
     from forecast.scoring.manifests import is_in_sample, written_at
 
     return {
@@ -115,15 +115,15 @@ def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
 
 
 def _printed(frame: "pl.DataFrame") -> list[str]:
-    """Return the columns that fit a terminal: of quantiles, the outermost and the median; no names that are all one."""
+    """Return the columns for a terminal: the outermost quantiles and the median; no constant model names."""
     from forecast.names import CLASS, CUTOFF, MEAN, MODEL_NAME, MODEL_VERSION, SERIES_ID, SOURCE, STEP, TIMESTAMP
 
     quantiles = [name for name in frame.columns if name[:1] == "q" and name[1:2].isdigit()]
     quantiles.sort(key=lambda name: float(name[1:]))
     shares = [name for name in frame.columns if name.startswith("p_")]
-    shown = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
+    quantile_columns = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
     several = [name for name in (CUTOFF, MODEL_NAME, MODEL_VERSION) if frame[name].n_unique() > 1]
-    names = [SERIES_ID, TIMESTAMP, STEP, CLASS, MEAN, *shown, *shares[:4], SOURCE, *several]
+    names = [SERIES_ID, TIMESTAMP, STEP, CLASS, MEAN, *quantile_columns, *shares[:4], SOURCE, *several]
     return [name for name in names if name in frame.columns]
 
 

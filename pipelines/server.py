@@ -1,7 +1,7 @@
-"""`forecast server`: MLflow's server on PostgreSQL, artifacts through it, until Ctrl-C.
+"""`forecast server`: MLflow's server on PostgreSQL, with artifacts served by it, until Ctrl-C.
 
-The database is given, or a cluster of our own in the folder: that is made at the first use, and has a random password
-in the file `password` beside it.
+The database is configured, or a private cluster in the folder, created at the first use with a random password in the
+file `password` beside it.
 """
 
 import importlib.util
@@ -31,27 +31,27 @@ from pipelines.jobs.job import on_sigterm, terminate
 _USER: Final = "gatecast"
 _LOCAL: Final = "127.0.0.1"
 _SECONDS: Final = 180.0
-"""That a server has to answer after its start; the first time, MLflow makes its tables."""
+"""Longest start of a server; at the first start, MLflow creates its tables."""
 _STOP_SECONDS: Final = 20.0
 _UNFINISHED: Final = ".postgresql-"
 
 
 def main(argv: list[str]) -> None:
-    """Start what is needed, say how to use it, and stop all of it on Ctrl-C, SIGTERM or the end of the terminal."""
+    """Start the servers, print how to use them, and stop them on Ctrl-C, SIGTERM or the end of the terminal."""
     settings = command_line.verb_config(ServerConfig, "server", argv).server
     console.setup()
     if importlib.util.find_spec("psycopg") is None:
         raise ConfigError("MLflow speaks to PostgreSQL through psycopg: pip install 'gatecast[server]'")
-    given = settings.database.get_secret_value() if settings.database else os.environ.get("DATABASE_URL")
+    configured = settings.database.get_secret_value() if settings.database else os.environ.get("DATABASE_URL")
     _check_free("server.port", settings.host, settings.port)
     folder, page = Path(settings.path).resolve(), f"http://{settings.host}:{settings.port}"
     folder.mkdir(parents=True, exist_ok=True)
     on_sigterm(terminate)
-    # What is started has a session of its own, which would outlive the terminal. nohup ignores the signal: so do we.
+    # The servers have their own sessions, which would survive the terminal. Under nohup the signal stays ignored.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, terminate)
     with ExitStack() as stack:
-        uri = given or stack.enter_context(_postgresql(folder, settings.database_port))
+        uri = configured or stack.enter_context(_postgresql(folder, settings.database_port))
         command, environment = ui.server(
             re.sub(r"^postgres(ql)?(\+\w+)?:", "postgresql+psycopg:", uri),
             *("--host", settings.host, "--port", str(settings.port), "--workers", str(settings.workers)),
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         process = stack.enter_context(_running(command, log, signal.SIGTERM, env={**os.environ, **environment}))
         _wait(process, log, lambda: urllib.request.urlopen(f"{page}/health", timeout=5).close())
         print(f"export MLFLOW_TRACKING_URI={page}")
-        if not given:
+        if not configured:
             print(f"export GATECAST_LEDGER={uri.replace(f':{_password(folder)}@', '@')}")
             print(f"export PGPASSWORD=$(cat {folder / 'password'})")
         print(f"{page} stores in {folder} until Ctrl-C", flush=True)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
 @contextmanager
 def _postgresql(folder: Path, port: int) -> Iterator[str]:
-    """Yield the URI of the cluster in a folder, which is made if there is none."""
+    """Yield the URI of the cluster in a folder, which is created if necessary."""
     programs = _programs()
     _check_free("server.database_port", _LOCAL, port)
     user: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def _postgresql(folder: Path, port: int) -> Iterator[str]:
     if not (data / "PG_VERSION").exists():
         _make_cluster(programs, data, user)
     settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", f"port={port}")
-    server = [str(programs / "postgres"), "-D", str(data), *(word for one in settings for word in ("-c", one))]
+    server = [str(programs / "postgres"), "-D", str(data), *(word for option in settings for word in ("-c", option))]
     ready = [str(programs / "pg_isready"), "-q", "-h", _LOCAL, "-p", str(port)]
     with _running(server, log, signal.SIGINT, **user) as process:
         _wait(process, log, lambda: subprocess.run(ready, check=True))
@@ -94,7 +94,7 @@ def _postgresql(folder: Path, port: int) -> Iterator[str]:
 
 
 def _make_cluster(programs: Path, data: Path, user: Mapping[str, Any]) -> None:
-    """Make a cluster of PostgreSQL, whole or not at all: elsewhere, and moved to its place when it is done."""
+    """Create a cluster of PostgreSQL atomically: in a temporary folder, which is then renamed."""
     password = data.with_name("password")
     with locked(data.parent, "server.path"):
         if (data / "PG_VERSION").exists():
@@ -120,13 +120,13 @@ def _make_cluster(programs: Path, data: Path, user: Mapping[str, Any]) -> None:
 def _programs() -> Path:
     """Return the folder of PostgreSQL's programs."""
     on_path = shutil.which("initdb")
-    found = [Path(on_path).resolve()] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    candidates = [Path(on_path).resolve()] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not candidates:
         raise ConfigError(
             "PostgreSQL is missing (initdb is neither on PATH nor below /usr/lib/postgresql): install it, on Debian "
             "with apt-get install postgresql, or give one that runs: server.database=postgresql://user@host/database"
         )
-    return found[-1].parent
+    return candidates[-1].parent
 
 
 def _password(folder: Path) -> str:
@@ -148,7 +148,7 @@ def _check_free(key: str, host: str, port: int) -> None:
 def _running(
     command: Sequence[str], log: Path, stop: signal.Signals, **options: Any
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Yield a process, which is told to stop in the end. Ctrl-C is ours to pass on."""
+    """Yield a process, which is signalled at the end; it does not get Ctrl-C directly."""
     options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, **options)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from forecast.tracking.versions import Version
     from forecast.training.result import Summary
 
-# Windows of validation that are few.
+# Fewer validation windows than this get a remark.
 _FEW_WINDOWS = 20
 
 
@@ -55,7 +55,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
                 model=config.model,
                 fit=config.fit,
                 init=init,
-                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+                progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
             summary = result.summary
             stage.note(
@@ -74,18 +74,18 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             sample = pick(loaded.panel.series_id.tolist())
             rows = np.searchsorted(loaded.panel.series_id, sample)
-            # The last targets that validation has seen.
-            seen = recode(loaded, artifact.categories)
+            # The last targets used by validation.
+            recoded_panel = recode(loaded, artifact.categories)
             cutoff = artifact.trained_until - artifact.horizon
-            made = forecast(artifact, seen.panel, cutoff=cutoff, max_age=None)
-            history = seen.panel.frame(rows, artifact.classes)
-            drawn = content.sample_rows(made.frame.lazy())[0]
-            run.table(drawn, "forecasts.parquet")
-            run.figure(figures.sample_forecasts(history, made.frame, sample), "plots/sample_forecasts.png")
+            forecasts = forecast(artifact, recoded_panel.panel, cutoff=cutoff, max_age=None)
+            history = recoded_panel.panel.frame(rows, artifact.classes)
+            sampled = content.sample_rows(forecasts.frame.lazy())[0]
+            run.table(sampled, "forecasts.parquet")
+            run.figure(figures.sample_forecasts(history, forecasts.frame, sample), "plots/sample_forecasts.png")
             version = registration.register()
             points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
             loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
-            report.log(run, "train", version, artifact, seen, {"forecasts": drawn}, loss=loss)
+            report.log(run, "train", version, artifact, recoded_panel, {"forecasts": sampled}, loss=loss)
             stage.note(version=str(version))
     counts = loaded.counts
     return version, (
@@ -96,15 +96,17 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
 
 
 def _shared(summary: "Summary") -> str:
-    """Say how much of the forecasts is the pretrained network's."""
+    """Return a text on the pretrained network's share in the forecasts."""
     share, blend = (float(summary.get(f"pretrained_{name}", 0)) for name in ("share", "blend"))
     moved = f" ({blend:.0%} of the way to what it was trained to here)" if blend else ""
     return f", of it {share:.0%} the pretrained network{moved}" if share else ""
 
 
 def _checked(summary: "Summary") -> str:
-    """Say what a model was chosen on, and what is left for a backtest."""
+    """Return a text on the validation windows, and the horizons held out for a backtest."""
     windows, held_out = int(summary["validation_windows"]), int(summary["holdout_windows"])
-    few = " (few: what was chosen may be chance)" if windows < _FEW_WINDOWS else ""
-    left = f"{held_out} horizon{'s' * (held_out != 1)} held out" if held_out else "nothing held out for a backtest"
-    return f"{windows:,} window{'s' * (windows != 1)} of {summary['validation_steps']} steps{few}, {left}"
+    remark = " (few: what was chosen may be chance)" if windows < _FEW_WINDOWS else ""
+    held_out_text = (
+        f"{held_out} horizon{'s' * (held_out != 1)} held out" if held_out else "nothing held out for a backtest"
+    )
+    return f"{windows:,} window{'s' * (windows != 1)} of {summary['validation_steps']} steps{remark}, {held_out_text}"

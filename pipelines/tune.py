@@ -52,13 +52,13 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
 
         def ended(trial: "Trial") -> None:
             tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
-            with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as own:
+            with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as trial_run:
                 if trial.result is not None and trial.value is not None:
-                    own.curve(trial.result.curve)
+                    trial_run.curve(trial.result.curve)
                     summary = {
                         name: value for name, value in trial.result.summary.items() if not isinstance(value, str)
                     }
-                    own.metrics({**summary, config.tune.metric: trial.value})
+                    trial_run.metrics({**summary, config.tune.metric: trial.value})
 
         with console.stage("tune") as stage:
             result = tune(
@@ -68,15 +68,15 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
                 folder,
                 init=init,
                 on_trial=ended,
-                progress=lambda done, text: stage.update(f"{done:.0%}, {text}"),
+                progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
             stage.note(**states, best=result.best)
         best = _training(config, result.config)
         registration = Registration(registry, run, result.artifact, best, data_digest, alias=PRETRAINED, tags=tags)
         with console.stage("register") as stage, registration:
-            kept = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
-            text = json.dumps(escaped(kept), indent=2)
+            saved_settings = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
+            text = json.dumps(escaped(saved_settings), indent=2)
             write_text_atomic(text + "\n", folder / "best.yaml")
             write_parquet_atomic(result.trials, folder / "trials.parquet")
             run.table(result.trials, "trials.parquet")
@@ -84,17 +84,17 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
             version = registration.register()
             stage.note(version=str(version))
-    value, given = result.values
-    beside = "" if given is None else f" ({given:.4f} with the settings as given)"
+    value, baseline_value = result.values
+    comparison = "" if baseline_value is None else f" ({baseline_value:.4f} with the settings as given)"
     line = (
-        f"trial {result.best} of {len(result.trials)} is best, validation {result.metric} {value:.4f}{beside}; train "
-        f"again with forecast train --config {folder / 'best.yaml'}, run {run.id}"
+        f"trial {result.best} of {len(result.trials)} is best, validation {result.metric} {value:.4f}{comparison}; "
+        f"train again with forecast train --config {folder / 'best.yaml'}, run {run.id}"
     )
     return version, line, result
 
 
-def _training(config: TuneConfig, found: object) -> TrainConfig:
-    """Return the settings of a training with those of a trial."""
-    groups = {name: getattr(found, name) for name in ("window", "model", "fit")}
-    same = {name: getattr(config, name) for name in ("registry", "ledger", "data")}
-    return TrainConfig(**same, **groups)
+def _training(config: TuneConfig, trial_config: object) -> TrainConfig:
+    """Return the config of a training with the settings of a trial."""
+    groups = {name: getattr(trial_config, name) for name in ("window", "model", "fit")}
+    shared_groups = {name: getattr(config, name) for name in ("registry", "ledger", "data")}
+    return TrainConfig(**shared_groups, **groups)

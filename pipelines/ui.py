@@ -13,9 +13,9 @@ STORE: Final = "MLFLOW_BACKEND_STORE_URI"
 
 
 def main(argv: list[str]) -> None:
-    """Become the MLflow server; stop it with Ctrl-C. A store without tables gets them before, as from any verb."""
+    """Replace the process by MLflow's server, until Ctrl-C. Missing tables of the store are created first."""
     config = command_line.verb_config(UiConfig, "ui", argv)
-    from forecast.tracking.store import prepare_store  # after --help, which waits for no MLflow
+    from forecast.tracking.store import prepare_store  # after --help, which does not import MLflow
 
     arguments, environment = command(config)
     prepare_store(environment[STORE])
@@ -37,8 +37,8 @@ def command(config: UiConfig) -> tuple[list[str], dict[str, str]]:
 def server(uri: str, *options: str) -> tuple[list[str], dict[str, str]]:
     """Return the command of MLflow's server on a store, and its environment."""
     environment = {
-        STORE: uri,  # not an argument: those are open to all users of the machine
+        STORE: uri,  # not an argument, which all users of the machine could read
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes instead of 10; we run no jobs in it
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes instead of 10; no jobs run in it
     }
     return [sys.executable, "-m", "mlflow", "server", *options], environment

@@ -1,6 +1,6 @@
-"""The verbs and the jobs among them: the one table of what each is called, runs, and depends on.
+"""The table of verbs and jobs: names, functions, configs and dependencies.
 
-Nothing heavy is imported here: `forecast --help` reads it.
+Heavy imports are avoided here, as `forecast --help` reads this module.
 """
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,17 +17,17 @@ class Verb(NamedTuple):
     about: str
 
 
-class Job(NamedTuple):
+class JobVerb(NamedTuple):
     """A verb, or an action of one, that is written into the run ledger."""
 
     config: str
-    """The class of `forecast.config` that has its settings."""
+    """Name of its config class in `forecast.config`."""
     cutoff: str | None = None
-    """The setting that takes the cutoff."""
+    """Setting for the cutoff."""
     title: str | None = None
-    """What its report is called; None: it has no page."""
+    """Title of its report; None without a page."""
     after: tuple[str, ...] = ()
-    """The jobs that write what it reads: a model, or forecasts."""
+    """Jobs that write its inputs: a model, or forecasts."""
 
 
 VERBS: Final = {
@@ -58,25 +58,25 @@ VERBS: Final = {
 
 _UNTIL: Final = "data.until"
 JOBS: Final = {
-    "train": Job("TrainConfig", _UNTIL, "Training"),
-    "pretrain": Job("PretrainConfig"),
-    "tune": Job("TuneConfig", _UNTIL),
-    "finetune": Job("FinetuneConfig", _UNTIL, "Fine-tuning", after=("train",)),
-    "backtest": Job("BacktestConfig", _UNTIL, "Backtest", after=("finetune", "calibrate")),
-    "calibrate": Job("CalibrateConfig", _UNTIL, "Calibration", after=("finetune",)),
-    "distil": Job("DistilConfig", _UNTIL, "Distillation"),
-    "explain": Job("ExplainConfig", "explain.cutoff"),
-    "promote": Job("PromoteConfig", after=("backtest",)),
-    "refresh": Job("RefreshConfig", _UNTIL, after=("train",)),
-    "score": Job("ScoreConfig", "score.cutoff", "Forecasts", after=("promote", "refresh")),
-    "reconcile": Job("ReconcileConfig", "reconcile.cutoff"),
-    "monitor": Job("MonitorConfig", "monitor.as_of", after=("score",)),
-    "data prepare": Job("PrepareConfig"),
-    "data append": Job("AppendConfig"),
-    "models add": Job("AddConfig"),
-    "models register": Job("RegisterConfig"),
-    "models rollback": Job("RollbackConfig"),
-    "models delete": Job("DeleteConfig"),
+    "train": JobVerb("TrainConfig", _UNTIL, "Training"),
+    "pretrain": JobVerb("PretrainConfig"),
+    "tune": JobVerb("TuneConfig", _UNTIL),
+    "finetune": JobVerb("FinetuneConfig", _UNTIL, "Fine-tuning", after=("train",)),
+    "backtest": JobVerb("BacktestConfig", _UNTIL, "Backtest", after=("finetune", "calibrate")),
+    "calibrate": JobVerb("CalibrateConfig", _UNTIL, "Calibration", after=("finetune",)),
+    "distil": JobVerb("DistilConfig", _UNTIL, "Distillation"),
+    "explain": JobVerb("ExplainConfig", "explain.cutoff"),
+    "promote": JobVerb("PromoteConfig", after=("backtest",)),
+    "refresh": JobVerb("RefreshConfig", _UNTIL, after=("train",)),
+    "score": JobVerb("ScoreConfig", "score.cutoff", "Forecasts", after=("promote", "refresh")),
+    "reconcile": JobVerb("ReconcileConfig", "reconcile.cutoff"),
+    "monitor": JobVerb("MonitorConfig", "monitor.as_of", after=("score",)),
+    "data prepare": JobVerb("PrepareConfig"),
+    "data append": JobVerb("AppendConfig"),
+    "models add": JobVerb("AddConfig"),
+    "models register": JobVerb("RegisterConfig"),
+    "models rollback": JobVerb("RollbackConfig"),
+    "models delete": JobVerb("DeleteConfig"),
 }
 
 INCIDENTAL: Final[dict[str, Any]] = {
@@ -85,11 +85,11 @@ INCIDENTAL: Final[dict[str, Any]] = {
     "fit": {"checkpoint"},
     "finetune": {"checkpoint"},
 }
-"""Settings that no result depends on: where a job is recorded, and where it resumes from."""
+"""Settings that do not affect results: places of records and checkpoints."""
 
 
 def config_of(job: str) -> "type[JobConfig]":
-    """Return the config class of a job. Raises KeyError for verbs that are none."""
+    """Return the config class of a job. Raises KeyError for other verbs."""
     from forecast import config
 
     kind: type[JobConfig] = getattr(config, JOBS[job].config)
@@ -97,7 +97,7 @@ def config_of(job: str) -> "type[JobConfig]":
 
 
 def cutoff_keys() -> dict[str, set[str]]:
-    """Return the settings that take the cutoff of a job, by group."""
+    """Return the cutoff settings of jobs, by config group."""
     keys: dict[str, set[str]] = {}
     for group, name in (job.cutoff.split(".") for job in JOBS.values() if job.cutoff):
         keys.setdefault(group, set()).add(name)

@@ -17,7 +17,7 @@ LOGGED: Final = 200_000
 
 
 def sample_rows(forecasts: "pl.LazyFrame | None", max_rows: int = LOGGED) -> "tuple[pl.DataFrame, int, pl.Series]":
-    """Return about `max_rows` rows of the latest cutoffs of evenly sampled series, the number of series, the cutoffs."""
+    """Return about `max_rows` rows of the latest cutoffs of evenly sampled series; number of series; cutoffs."""
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID, SOURCE, STEP, TIMESTAMP

@@ -1,4 +1,4 @@
-"""Checks of what a scored cutoff has written."""
+"""Asset checks of a scored cutoff."""
 
 import json
 import math
@@ -43,16 +43,16 @@ _DRIFT: Final = 0.25
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check has found of a cutoff."""
+    """Verdict of a check on a cutoff."""
 
     passed: bool
     text: str
     is_certain: bool = True
-    """Whether it could be looked at; else it is a warning."""
+    """Whether the check could be made; if not, it is a warning."""
 
 
 def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
-    """Return the verdicts of CHECKS on what a score has written."""
+    """Return the verdicts of CHECKS on the output of a score."""
     manifest = Path(entry.folder, entry.output)
     content = manifest_at(manifest)
     if content is None:
@@ -65,11 +65,11 @@ def judge(config: ScoreConfig, entry: Entry) -> dict[str, Verdict]:
         "finite": lambda: _finite(manifest, content),
         "drift": lambda: _drift(manifest, content),
     }
-    return {name: _judged(check) for name, check in checks.items()}
+    return {name: _verdict_of(check) for name, check in checks.items()}
 
 
-def _judged(check: "Callable[[], Verdict]") -> Verdict:
-    """Return the verdict of a check; one that can't be made fails no score."""
+def _verdict_of(check: "Callable[[], Verdict]") -> Verdict:
+    """Return the verdict of a check; an impossible check does not fail the score."""
     try:
         return check()
     except (GatecastError, KeyError, TypeError, ValueError, pa.ArrowException, *UNREADABLE) as error:
@@ -79,10 +79,10 @@ def _judged(check: "Callable[[], Verdict]") -> Verdict:
 
 def _conservation(content: dict[str, Any]) -> Verdict:
     series, rows = content["series"], content["rows"]
-    kept = series["in"] == series["forecast"] + series["rejected"]
+    is_conserved = series["in"] == series["forecast"] + series["rejected"]
     complete = rows["written"] == series["forecast"] * content["horizon"]
     return Verdict(
-        kept and complete,
+        is_conserved and complete,
         f"{series['in']:,} series in, {series['forecast']:,} forecast, {series['rejected']:,} rejected; "
         f"{rows['written']:,} rows, {content['horizon']:,} steps ahead",
     )
@@ -90,7 +90,7 @@ def _conservation(content: dict[str, Any]) -> Verdict:
 
 def _rejects(content: dict[str, Any], limit: float) -> Verdict:
     series, rows = content["series"], content["rows"]
-    ended = content["rejects"].get(ENDED, 0)  # These are no bad data.
+    ended = content["rejects"].get(ENDED, 0)  # Not a fault of the data.
     shares = {
         "series": (series["rejected"] - ended) / max(series["in"], 1),
         "rows": rows["rejected"] / max(rows["in"], 1),
@@ -104,14 +104,14 @@ def _intact(output: ScoreOutput, content: dict[str, Any]) -> Verdict:
     return Verdict(not wrong, f"not what the manifest says: {listing(wrong)}" if wrong else "as written")
 
 
-def _changed(found: dict[str, Any], content: dict[str, Any]) -> list[str]:
-    """Return what is not there as the manifest says it: files, tables, or the key that a database holds."""
+def _changed(inventory: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """Return the differences from the manifest: files, tables, or the key in a database."""
     changed = []
-    for kind, held in found.items():
-        named = content[kind]
-        if isinstance(held, dict):
-            changed += [name for name in {*held, *named} if held.get(name) != named.get(name)]
-        elif held != named:
+    for kind, values in inventory.items():
+        expected = content[kind]
+        if isinstance(values, dict):
+            changed += [name for name in {*values, *expected} if values.get(name) != expected.get(name)]
+        elif values != expected:
             changed.append(kind)
     return sorted(changed)
 
@@ -140,13 +140,15 @@ def _drift(manifest: Path, content: dict[str, Any]) -> Verdict:
 
 
 def _earlier(manifest: Path, content: dict[str, Any], columns: list[str]) -> Iterator[pl.DataFrame]:
-    """Yield the forecasts of the cutoffs before that are still there, and are of the same kind."""
+    """Yield the existing forecasts of earlier cutoffs with the same columns."""
     names = sorted(manifest.parent.glob("*.json"))
-    earlier = [other for path in names[: names.index(manifest)] if (other := manifest_at(path))]
-    before = current(other for other in earlier if other.get("model") == content["model"])
-    for other in [other for other in before if other[CUTOFF] != content[CUTOFF]][-_HISTORY:]:
+    earlier = [earlier_content for path in names[: names.index(manifest)] if (earlier_content := manifest_at(path))]
+    before = current(earlier_content for earlier_content in earlier if earlier_content.get("model") == content["model"])
+    for earlier_content in [
+        earlier_content for earlier_content in before if earlier_content[CUTOFF] != content[CUTOFF]
+    ][-_HISTORY:]:
         with suppress(KeyError, *UNREADABLE):
-            rows = _forecasts(manifest, other).collect()
+            rows = _forecasts(manifest, earlier_content).collect()
             if (MEAN in rows.columns) == (MEAN in columns):
                 yield rows
 
@@ -157,9 +159,9 @@ def _forecasts(manifest: Path, content: dict[str, Any]) -> pl.LazyFrame:
 
 
 def stability(frame: pl.DataFrame, history: pl.DataFrame) -> float:
-    """Return the population stability index of forecasts: of finite means, in deciles of the history, or of classes.
+    """Return the population stability index of forecasts, over deciles of finite means in the history, or classes.
 
-    sum((p - q) ln(p / q)) over the bins, half a forecast being added to each so that none is empty.
+    The index is sum((p - q) ln(p / q)) over the bins, with half a forecast added to each bin.
     """
     if MEAN in history.columns:
         frame, history = (part.filter(pl.col(MEAN).is_finite()) for part in (frame, history))
@@ -170,26 +172,26 @@ def stability(frame: pl.DataFrame, history: pl.DataFrame) -> float:
     counted = (part.group_by(of.cast(pl.String).alias("bin")).len() for part in (frame, history))
     counts = [Counter(dict(rows.iter_rows())) for rows in counted]
     bins = counts[0].keys() | counts[1].keys()
-    p, q = ([(found[each] + 0.5) / (found.total() + 0.5 * len(bins)) for each in bins] for found in counts)
+    p, q = ([(count[bin_index] + 0.5) / (count.total() + 0.5 * len(bins)) for bin_index in bins] for count in counts)
     return sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
-def summary_of(name: str, found: Sequence[tuple[str, Verdict]]) -> dg.AssetCheckResult:
-    """Return a check of all partitions of a run: of many, those that failed are named."""
-    failed = [(key, verdict) for key, verdict in found if not verdict.passed]
-    lines = [f"{key}: {verdict.text}" for key, verdict in failed or found[-1:]]
+def summary_of(name: str, verdicts: Sequence[tuple[str, Verdict]]) -> dg.AssetCheckResult:
+    """Return one check result for all partitions of a run; it names the failed ones."""
+    failed = [(key, verdict) for key, verdict in verdicts if not verdict.passed]
+    lines = [f"{key}: {verdict.text}" for key, verdict in failed or verdicts[-1:]]
     is_warning = name == "drift" or not any(verdict.is_certain for _, verdict in failed)
     return dg.AssetCheckResult(
         check_name=name,
         passed=not failed,
         severity=dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR,
         description="; ".join(lines[:5]),
-        metadata={"partitions": len(found), "failed": [key for key, _ in failed]},
+        metadata={"partitions": len(verdicts), "failed": [key for key, _ in failed]},
     )
 
 
 def manifest_at(path: Path) -> dict[str, Any] | None:
-    """Return a manifest, None if it can't be read."""
+    """Return the content of a manifest, None if it can't be read."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

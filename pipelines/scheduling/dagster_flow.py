@@ -29,7 +29,7 @@ _HOUR: Final = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Flow:
-    """A schedule as Dagster has it."""
+    """A schedule as asset, job and schedule of Dagster."""
 
     name: str
     schedule: Schedule
@@ -37,14 +37,14 @@ class Flow:
 
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
-        """Of `as_of` the moments at which it is due.
+        """The partitions: for `as_of`, the times at which it is due.
 
-        Of `previous_day` that is due each day, the days, each there when it is over; of one that is not, the days on
-        which it is due. They begin with `start`, or else with the year before this one.
+        For a daily schedule with `previous_day`, the days, each available when it is over; for others with
+        `previous_day`, the days on which they are due. The first is `start`, or a year before the present.
         """
         zone = self.schedule.time_zone
         first_day = datetime(datetime.now(UTC).year - 1, 1, 1, tzinfo=self.schedule.zone)
-        moment = self.schedule.next(self.schedule.begun() or first_day)
+        moment = self.schedule.next(self.schedule.before_start() or first_day)
         first = self.schedule.cutoff_of(moment)
         if self.schedule.cutoff == "previous_day" and self.schedule.days == "* * *":
             return dg.DailyPartitionsDefinition(start_date=f"{first:%Y-%m-%d}", timezone=zone)
@@ -90,12 +90,14 @@ class Flow:
         return run
 
     def upstream(self, flows: "Sequence[Flow]") -> list[str]:
-        """Return the schedules that make what this one reads: its panel, or its model."""
+        """Return the schedules that write the inputs of this one: its panel, or its model."""
         panels = self.scheduler.makers[self.name]
 
-        def makes(other: Flow) -> bool:
-            same = other.config.registry.name == self.config.registry.name
-            return other.name in panels or (same and other.schedule.flow in JOBS[self.schedule.flow].after)
+        def makes(candidate: Flow) -> bool:
+            same_model = candidate.config.registry.name == self.config.registry.name
+            return candidate.name in panels or (
+                same_model and candidate.schedule.flow in JOBS[self.schedule.flow].after
+            )
 
         return [flow.name for flow in flows if makes(flow)]
 
@@ -115,7 +117,7 @@ class Flow:
             key = self._key(self.schedule.cutoff_of(at) if is_day_before else at)
             if key is None:
                 return dg.SkipReason(f"{at} is before the first partition")
-            with suppress(LedgerError):  # The run says it, and tries again.
+            with suppress(LedgerError):  # The run reports it, and tries again.
                 slot = self.slot(key)
                 if (entry := self.scheduler.ledger.latest(slot.name, slot.key)) and entry.status == "done":
                     return dg.SkipReason(f"{key} is done, run {entry.id}")
@@ -124,12 +126,12 @@ class Flow:
         return tick
 
     def run(self, context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        """Run the partitions that are not done, the earliest first, and check all of them."""
+        """Run the incomplete partitions, earliest first, and check all of them."""
         verdicts: dict[str, list[tuple[str, Verdict]]] = {}
         for key in context.partition_keys:
             last = context.retry_number == self.schedule.retries
             try:
-                entry = self._done(self.slot(key), last=last)
+                entry = self._complete(self.slot(key), last=last)
                 context.add_asset_metadata(self.metadata(entry), partition_key=key)
                 if isinstance(self.config, ScoreConfig):
                     for name, verdict in judge(self.config, entry).items():
@@ -138,8 +140,8 @@ class Flow:
                 raise dg.Failure(str(error), allow_retries=error.exit_code not in FINAL) from None
         return dg.MaterializeResult(check_results=[summary_of(name, found) for name, found in verdicts.items()])
 
-    def _done(self, slot: Slot, *, last: bool) -> Entry:
-        """Return the attempt that did a slot, after making one if there is none. Raises GatecastError if it failed."""
+    def _complete(self, slot: Slot, *, last: bool) -> Entry:
+        """Return the attempt that completed a slot, run now if necessary. Raises GatecastError if it fails."""
         entry = self.scheduler.ledger.latest(slot.name, slot.key)
         if entry is not None and entry.status == "done":
             return entry
@@ -155,7 +157,7 @@ class Flow:
     def slot(self, key: str) -> Slot:
         """Return the slot of a partition.
 
-        Where clocks change, Dagster may be due an hour from us: of `as_of`, the slot is our moment next to it.
+        Around clock changes, Dagster's time may differ by an hour: for `as_of`, the slot is the nearest due time.
         """
         begins = self.partitions.time_window_for_partition_key(key).start
         if isinstance(self.partitions, dg.DailyPartitionsDefinition):
@@ -164,27 +166,27 @@ class Flow:
             moment = self.schedule.next(begins - timedelta(microseconds=1))
             return Slot(self.name, self.schedule.cutoff_of(moment), moment)
         moments = self.schedule.moments(begins - 2 * _HOUR, begins + 2 * _HOUR)
-        moment = min(moments, key=lambda at: abs(at - begins))
+        moment = min(moments, key=lambda due_time: abs(due_time - begins))
         return Slot(self.name, self.schedule.cutoff_of(moment), moment)
 
     def _key(self, at: datetime) -> str | None:
-        """Return the partition that a moment is in, None if it is before the first."""
+        """Return the partition of a time, None before the first."""
         key = self.partitions.get_partition_key_for_timestamp(at.timestamp())
         return key if self.partitions.has_partition_key(key) else None
 
-    def elsewhere(self, instance: dg.DagsterInstance, since: datetime | None) -> Iterator[dg.AssetMaterialization]:
-        """Yield the partitions that were done since then, and of which Dagster does not know."""
-        known = instance.get_materialized_partitions(dg.AssetKey(self.name))
-        for entry in reversed(self.scheduler.ledger.entries(schedule=self.name, status="done", since=since)):
-            if (at := moment_of(entry.slot)) is None:
+    def elsewhere(self, instance: dg.DagsterInstance, start: datetime | None) -> Iterator[dg.AssetMaterialization]:
+        """Yield the partitions completed since `start` that Dagster does not know."""
+        materialized = instance.get_materialized_partitions(dg.AssetKey(self.name))
+        for entry in reversed(self.scheduler.ledger.entries(schedule=self.name, status="done", since=start)):
+            if (due_time := moment_of(entry.slot)) is None:
                 continue
-            for key in dict.fromkeys((self._key(at), self._key(at + _HOUR))):
-                if key and key not in known and self.slot(key).key == entry.slot:
+            for key in dict.fromkeys((self._key(due_time), self._key(due_time + _HOUR))):
+                if key and key not in materialized and self.slot(key).key == entry.slot:
                     yield dg.AssetMaterialization(self.name, partition=key, metadata=self.metadata(entry))
 
     def metadata(self, entry: Entry) -> dict[str, Any]:
-        """Return what Dagster shows of a partition."""
-        shown: dict[str, Any] = {
+        """Return the metadata of a partition for Dagster."""
+        values: dict[str, Any] = {
             "run": entry.id,
             "ledger": self.scheduler.ledger.shown,
             "attempt": entry.attempt,
@@ -194,10 +196,12 @@ class Flow:
         }
         if entry.mlflow:
             is_page = entry.mlflow.startswith("http")
-            shown["mlflow"] = dg.MetadataValue.url(entry.mlflow) if is_page else entry.mlflow
+            values["mlflow"] = dg.MetadataValue.url(entry.mlflow) if is_page else entry.mlflow
         if entry.output:
-            shown["output"] = dg.MetadataValue.path(str(Path(entry.folder, entry.output)))
+            values["output"] = dg.MetadataValue.path(str(Path(entry.folder, entry.output)))
         if isinstance(self.config, ScoreConfig) and (content := manifest_at(Path(entry.folder, entry.output))):
             counts = {group: content[group] for group in ("series", "rows", "sources", "rejects")}
-            shown |= {f"{group}/{name}": n for group, found in counts.items() for name, n in found.items()}
-        return shown
+            values |= {
+                f"{group}/{name}": n for group, group_counts in counts.items() for name, n in group_counts.items()
+            }
+        return values

@@ -1,4 +1,4 @@
-"""What can be seen of the tables of schedules before a job needs them."""
+"""Checks of the tables of schedules before their jobs run."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def panel_faults(schedules: "dict[str, Schedule]", makers: dict[str, list[str]], now: datetime) -> list[str]:
-    """Return, for each schedule whose settings do not suit its table as it is now, a line that says why.
+    """Return a line for each schedule whose settings do not suit its current table.
 
-    A table is not missed if another schedule makes it.
+    A missing table is no fault if another schedule writes it.
     """
     faults = []
     for name, schedule in schedules.items():
@@ -46,7 +46,7 @@ def _fault(schedule: "Schedule", data: SourceConfig, *, is_made: bool) -> str | 
 
 
 def _time_zone(data: SourceConfig) -> str | None:
-    """Return the time zone of a panel if its table, or how it was prepared, says so. Raises DataError."""
+    """Return the time zone of a panel if its table or its preparation defines one. Raises DataError."""
     from forecast.data.prepared.storage import reading
     from forecast.data.sources import tables
     from forecast.data.sources.columns import KNOWN_NAMES
@@ -59,7 +59,7 @@ def _time_zone(data: SourceConfig) -> str | None:
     if isinstance(data, DataConfig) and data.time_zone:
         return data.time_zone
     if ".csv" in data.path or "json" in data.path:
-        return None  # Its text is not read here.
+        return None  # Timestamps as text are not parsed here.
     schema = tables.scan(data.path, (), "data.path").collect_schema()
     zones = [getattr(schema[name], "time_zone", None) for name in KNOWN_NAMES[TIMESTAMP] if name in schema]
     return next(filter(None, zones), None)

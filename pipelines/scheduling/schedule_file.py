@@ -1,7 +1,7 @@
-"""The file of schedules: what it may say, when a schedule is due, and for which cutoff.
+"""The file of schedules: its settings, the due times of a schedule, and their cutoffs.
 
-APScheduler finds the fields of a cron expression on a clock that has no changes; the local clock's are put in here
-(with its own, a moment that occurs twice fires twice and then never ends).
+APScheduler evaluates a cron expression on a clock without changes; changes of the local clock are handled here (with
+its own handling, a time that occurs twice fires without end).
 """
 
 import hashlib
@@ -28,34 +28,34 @@ _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 def _cron_fields(text: str) -> dict[str, str]:
-    """Return the fields of a cron expression as APScheduler takes them. Raises ValueError."""
+    """Return the fields of a cron expression for APScheduler. Raises ValueError."""
     names = ["second", "minute", "hour", "day", "month", "day_of_week"]
     fields = text.split()
     if len(fields) not in (5, 6):
         raise ValueError(
             f"{text!r} has {len(fields)} fields, cron has 5: minute hour day month weekday (6 with seconds)"
         )
-    found = dict(zip(names, ["0", *fields][-6:], strict=True))
-    if found["day"] != "*" and found["day_of_week"] != "*":
+    field_of = dict(zip(names, ["0", *fields][-6:], strict=True))
+    if field_of["day"] != "*" and field_of["day_of_week"] != "*":
         raise ValueError(f"{text!r} has a day and a weekday: make two schedules, or leave one of them *")
-    return found | {"day_of_week": _weekdays(found["day_of_week"])}
+    return field_of | {"day_of_week": _weekdays(field_of["day_of_week"])}
 
 
 def _weekdays(field: str) -> str:
-    """Return the weekdays of a field by name: of cron, 0 and 7 are Sunday, of APScheduler, 0 is Monday.
+    """Return the weekdays of a field by name: 0 and 7 are Sunday in cron, 0 is Monday in APScheduler.
 
     >>> _weekdays("1-3,7")
     'sun,mon,tue,wed'
     """
     days = set()
     for part in field.lower().split(","):
-        found = re.fullmatch(r"(\*|(\w+)(?:-(\w+))?)(?:/([1-7]))?", part)
-        if found is None:
+        match = re.fullmatch(r"(\*|(\w+)(?:-(\w+))?)(?:/([1-7]))?", part)
+        if match is None:
             raise ValueError(f"weekday {part!r} is not understood")
-        first, last = (0, 6) if found[1] == "*" else (_weekday(found[2]), _weekday(found[3] or found[2]))
+        first, last = (0, 6) if match[1] == "*" else (_weekday(match[2]), _weekday(match[3] or match[2]))
         if first > last:
             raise ValueError(f"weekday {part!r} ends before it begins")
-        days |= {day % 7 for day in range(first, last + 1, int(found[4] or 1))}
+        days |= {day % 7 for day in range(first, last + 1, int(match[4] or 1))}
     return ",".join(_DAYS[day] for day in sorted(days))
 
 
@@ -92,7 +92,7 @@ def _flow(name: str) -> str:
 
 
 def _duration(text: object) -> object:
-    """Return 12h, 90m, 1d as a timedelta, other values as they are."""
+    """Return 12h, 90m, 1d as a timedelta, other values unchanged."""
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     if isinstance(text, str) and (parts := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)):
         return timedelta(**{units[parts[2]]: float(parts[1])})
@@ -135,69 +135,69 @@ class Schedule(Config):
         return ZoneInfo(self.time_zone)
 
     def moments(self, after: datetime, until: datetime) -> list[datetime]:
-        """Return when it is due, later than `after` and not later than `until`, in UTC and in order.
+        """Return the due times after `after` up to `until`, in UTC and in order.
 
-        Where the clock is set back, an hour that is named is taken the first time, and every hour (`*`) twice; where
-        it is set forward, an hour that is named and skipped is made up for at once.
+        When the clock is set back, a named hour counts the first time only, and every hour (`*`) twice; when it is set
+        forward, a named hour that is skipped is due right after it.
         """
-        found = set()
+        times = set()
         for local in self._local(after, until):
-            at, again = (local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+            at, repeated = (local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1))
             skipped = at.astimezone(self.zone).replace(tzinfo=None) != local
             if not self._every_hour:
-                found.add(at)
+                times.add(at)
             elif not skipped:
-                found |= {at, again}
-        return sorted(moment for moment in found if after < moment <= until)
+                times |= {at, repeated}
+        return sorted(moment for moment in times if after < moment <= until)
 
     def next(self, after: datetime) -> datetime:
-        """Return when it is due next."""
+        """Return the next due time."""
         until, step = after, timedelta(hours=1)
         while True:
             before, until = until, until + step
-            if found := self.moments(before, until):
-                return found[0]
+            if times := self.moments(before, until):
+                return times[0]
             step *= 4
 
     def last(self, until: datetime) -> datetime:
-        """Return when it was due last."""
+        """Return the last due time."""
         after, step = until, timedelta(hours=1)
         while True:
             before, after = after, after - step
-            if found := self.moments(after, before):
-                return found[-1]
+            if times := self.moments(after, before):
+                return times[-1]
             step *= 4
 
     def cutoff_of(self, moment: datetime) -> datetime:
-        """Return the cutoff of the job that is due at a moment, in the schedule's time zone."""
+        """Return the cutoff of the job due at a time, in the schedule's time zone."""
         local = moment.astimezone(self.zone)
         return local if self.cutoff == "as_of" else self._end(local.date() - timedelta(days=1))
 
     def given(self, cutoff: datetime) -> datetime:
-        """Return a cutoff that a person gave: of previous_day, the end of its day."""
+        """Return a cutoff requested by a person; with previous_day, the end of its day."""
         local = (cutoff if cutoff.tzinfo else cutoff.replace(tzinfo=self.zone)).astimezone(self.zone)
         return local if self.cutoff == "as_of" else self._end(local.date())
 
-    def begun(self) -> datetime | None:
-        """Return the last moment before `start`."""
+    def before_start(self) -> datetime | None:
+        """Return the last instant before `start`, None without a start."""
         if self.start is None:
             return None
         return (self.start if self.start.tzinfo else self.start.replace(tzinfo=self.zone)) - timedelta(microseconds=1)
 
     def settings(self, cutoff: datetime) -> list[str]:
         """Return the settings of the job for a cutoff."""
-        shown = (cutoff.replace(tzinfo=None) if self.naive else cutoff).isoformat()
+        cutoff_text = (cutoff.replace(tzinfo=None) if self.naive else cutoff).isoformat()
         key = JOBS[self.flow].cutoff
-        return [*self.overrides, *([f"{key}={shown}"] if key else [])]
+        return [*self.overrides, *([f"{key}={cutoff_text}"] if key else [])]
 
     def digest(self, cutoff: datetime) -> str:
-        """Return a digest that changes when the job for a cutoff gets other settings."""
+        """Return the digest of the settings of the job for a cutoff."""
         words = [self.flow, str(self.naive), *map(with_environment, self.settings(cutoff))]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     @property
     def days(self) -> str:
-        """The fields of `cron` that say on which days it is due: day, month and weekday, * * * for each day."""
+        """The day fields of `cron`: day, month and weekday, * * * for each day."""
         parts = _cron_fields(self.cron)
         weekdays = "*" if set(parts["day_of_week"].split(",")) == {*_DAYS} else parts["day_of_week"]
         return f"{'*' if parts['day'] == '*/1' else parts['day']} {parts['month']} {weekdays}"
@@ -209,27 +209,27 @@ class Schedule(Config):
     def _local(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Yield what the local clock shows when cron is due, from before `after` until after `until`."""
         trigger = CronTrigger(**_cron_fields(self.cron), timezone=UTC)
-        around = timedelta(hours=3)  # more than any clock is set back or forward
-        at, last = (
+        around = timedelta(hours=3)  # longer than any clock change
+        time, last = (
             moment.astimezone(self.zone).replace(tzinfo=UTC) + shift
             for moment, shift in ((after, -around), (until, around))
         )
-        while (found := trigger.get_next_fire_time(None, at)) and found <= last:
-            yield found.replace(tzinfo=None)
-            at = found + timedelta(microseconds=1)
+        while (due := trigger.get_next_fire_time(None, time)) and due <= last:
+            yield due.replace(tzinfo=None)
+            time = due + timedelta(microseconds=1)
 
     def _end(self, day: date) -> datetime:
         return datetime.combine(day, clock_time(23, 59, 59), self.zone)
 
 
 class Due(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
-    """A schedule as a trigger of APScheduler; every `poll` seconds besides."""
+    """A schedule as a trigger of APScheduler, which also fires every `poll` seconds."""
 
     def __init__(self, schedule: Schedule, poll: float) -> None:
         self._schedule, self._poll = schedule, timedelta(seconds=poll)
 
     def get_next_fire_time(self, _before: datetime | None, now: datetime) -> datetime:
-        """Return when to look next."""
+        """Return the time of the next look."""
         soon = now + self._poll
         return next(iter(self._schedule.moments(now, soon)), soon)
 
@@ -244,21 +244,21 @@ class _File(Config):
 
 
 def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
-    """Return the schedules in a file, by name, and who is told of them.
+    """Return the schedules in a file by name, and their notifications.
 
-    Raises ConfigError that lists every mistake, those in the settings of the verbs included.
+    Raises ConfigError that lists all mistakes, including those in the settings of the verbs.
     """
     file = load(_File, yaml_mapping(path, "schedule.path"))
-    written = unresolved_mapping(path, "schedule.path")
+    mapping = unresolved_mapping(path, "schedule.path")
     mistakes: list[str] = []
     schedules: dict[str, Schedule] = {}
-    outputs: dict[str, str] = {}  # What is written, and which schedule writes it.
+    outputs: dict[str, str] = {}  # Outputs, and the schedules that write them.
     for name, values in file.schedules.items():
         try:
             shared = {"time_zone": file.time_zone, "overrides": []} | values
             schedule = load(Schedule, shared | {"overrides": [*file.overrides, *shared["overrides"]]})
-            kept = [*_kept(schedule.flow, written, file.overrides)]
-            kept += _kept(schedule.flow, written.get("schedules", {}).get(name), shared["overrides"])
+            kept = [*_unresolved_overrides(schedule.flow, mapping, file.overrides)]
+            kept += _unresolved_overrides(schedule.flow, mapping.get("schedules", {}).get(name), shared["overrides"])
             schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(kept)})
             verb = compose(schedule.flow, schedule.settings(datetime.now(UTC)))
             places = _outputs(load(config_of(schedule.flow), verb))
@@ -276,33 +276,33 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
     return schedules, file.notify
 
 
-def _kept(flow: str, written: Any, resolved: Sequence[str]) -> list[str]:
-    """Return overrides of the file, references to the environment as they are written: the job follows them."""
-    given = written.get("overrides") if isinstance(written, dict) else None
-    return unresolved_words(config_of(flow), given, resolved)
+def _unresolved_overrides(flow: str, mapping: Any, resolved: Sequence[str]) -> list[str]:
+    """Return overrides of the file with unresolved references to the environment, which the job resolves."""
+    words = mapping.get("overrides") if isinstance(mapping, dict) else None
+    return unresolved_words(config_of(flow), words, resolved)
 
 
 def panel_makers(schedules: dict[str, Schedule]) -> dict[str, list[str]]:
-    """Return, by name, the schedules that write the panel which a schedule reads."""
+    """Return by schedule the names of the other schedules that write its panel."""
     configs = {
         name: load(config_of(schedule.flow), compose(schedule.flow, schedule.settings(datetime.now(UTC))))
         for name, schedule in schedules.items()
     }
-    made = {
+    panel_of = {
         name: Path(config.output.path).resolve()
         for name, config in configs.items()
         if isinstance(config, PrepareConfig | AppendConfig)
     }
-    found = {}
+    makers = {}
     for name, config in configs.items():
         data = getattr(config, "data", None)
         read_from = Path(data.path).resolve() if data is not None and data.path else None
-        found[name] = [maker for maker, panel in made.items() if maker != name and panel == read_from]
-    return found
+        makers[name] = [maker for maker, panel in panel_of.items() if maker != name and panel == read_from]
+    return makers
 
 
 def _outputs(config: JobConfig) -> dict[str, str]:
-    """Return where a job writes, and the setting that says so: a folder, and the tables of a database."""
+    """Return the outputs of a job, a folder and tables of a database, with the settings that name them."""
     output = getattr(config, "output", None)
     if output is None or output.path is None:
         return {}

@@ -1,4 +1,4 @@
-"""Slots that are due, the processes that run them, and what is caught up."""
+"""The scheduler: due slots, the processes that run them, and catching up."""
 
 import logging
 import os
@@ -55,21 +55,21 @@ _POSTPONE: Final = 300.0
 
 @dataclass(frozen=True)
 class Slot:
-    """What is to be run: one cutoff of a schedule."""
+    """One cutoff of a schedule, to be run."""
 
     name: str
     cutoff: datetime
     moment: datetime
-    """When it became due, in UTC."""
+    """Due time in UTC."""
 
     @property
     def key(self) -> str:
-        """The cutoff as the ledger has it."""
+        """The cutoff as text of the ledger."""
         return self.cutoff.astimezone(UTC).isoformat()
 
 
 class Scheduler:
-    """Runs what the schedules of a file make due, each job in a process of its own."""
+    """Runs the due slots of the schedules in a file, each job in its own process."""
 
     def __init__(self, config: SchedulerConfig, schedules: "dict[str, Schedule]", notify: "NotifyConfig") -> None:
         from pipelines.notify import Notifier
@@ -86,9 +86,9 @@ class Scheduler:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Run what is due, and with a clock that moves, what becomes due until SIGTERM or SIGINT.
+        """Run due slots until SIGTERM or SIGINT; with a fixed clock, only those due at that time.
 
-        Jobs that run then have `schedule.grace` seconds to end before they are told to.
+        Running jobs then have `schedule.grace` seconds to end before they are signalled.
         """
         self._check_clock()
         for name, schedule in self._schedules.items():
@@ -115,7 +115,7 @@ class Scheduler:
         flows = {schedule.flow for schedule in self._schedules.values()}
         clock = BackgroundScheduler(executors={flow: ThreadPoolExecutor(1) for flow in flows}, timezone=UTC)
         for name, schedule in self._schedules.items():
-            # One waits while another runs: it sees what has become due meanwhile.
+            # A waiting job runs after the current one, and sees slots that have become due meanwhile.
             options: dict[str, Any] = {"coalesce": True, "max_instances": 2, "misfire_grace_time": None}
             clock.add_job(
                 self._tick,
@@ -126,15 +126,15 @@ class Scheduler:
                 next_run_time=datetime.now(UTC),
                 **options,
             )
-        told = threading.Semaphore(0)
+        stop_signals = threading.Semaphore(0)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: told.release())
+            signal.signal(number, lambda *_: stop_signals.release())
         clock.start()
         _LOG.info("%d schedule(s), %s", len(self._schedules), self.ledger.shown)
-        told.acquire()
-        self._stop(told)
+        stop_signals.acquire()
+        self._stop(stop_signals)
         clock.shutdown(wait=True)
-        for name in self._schedules:  # What others ran may have ended since the last look.
+        for name in self._schedules:  # Jobs of other schedulers may have ended since the last look.
             try:
                 self._tell(name)
             except LedgerError as error:
@@ -142,26 +142,26 @@ class Scheduler:
         self._notifier.close(60.0)
 
     def once(self, name: str) -> None:
-        """Run one slot with its retries. Raises an error with the exit code of the last attempt if that failed."""
+        """Run one slot with its retries. Raises an error with the exit code of a failed last attempt."""
         on_sigterm(terminate)
-        schedule, given = self._schedules[name], self._settings.cutoff
-        moment = given and schedule.given(given)
+        schedule, cutoff = self._schedules[name], self._settings.cutoff
+        moment = cutoff and schedule.given(cutoff)
         if moment is None:
             moment = schedule.last(self._now())
-        slot = Slot(name, schedule.given(given) if given else schedule.cutoff_of(moment), moment)
+        slot = Slot(name, schedule.given(cutoff) if cutoff else schedule.cutoff_of(moment), moment)
         self._tell(name, before=slot.key)
-        left = schedule.retries
+        attempts_left = schedule.retries
         while (code := self.attempt(slot)) not in (0, LedgerError.exit_code, *FINAL):
             entry = self.ledger.latest(slot.name, slot.key)
             if entry is not None and entry.status == "waiting" and not self._settings.now:
                 time.sleep(self._settings.poll)
                 continue
-            if entry is None or not left or entry.attempt - entry.failures > _MAX_INTERRUPTIONS:
+            if entry is None or not attempts_left or entry.attempt - entry.failures > _MAX_INTERRUPTIONS:
                 self._tell(name, entry)
                 break
             if entry.status == "failed":
-                left -= 1
-                time.sleep(self._wait(schedule, schedule.retries - left))
+                attempts_left -= 1
+                time.sleep(self._wait(schedule, schedule.retries - attempts_left))
         self._notifier.close(60.0)
         if code:
             error = GatecastError(f"{name} of {slot.key} failed, see above and `forecast runs list`")
@@ -169,39 +169,44 @@ class Scheduler:
             raise error
 
     def repair(self, name: str | None) -> None:
-        """Let a schedule, or each one that is settled until a moment in the future, begin again.
+        """Restart a schedule, or all that are settled until a time in the future.
 
-        Raises ConfigError for a moment in the future, and for one without the name of its schedule.
+        Raises ConfigError for a `since` in the future, or without a schedule.
         """
-        now, since = datetime.now(UTC), self._settings.since
-        if since is not None and (name is None or since > now):
-            what = "needs the name of a schedule" if name is None else f"{since.isoformat()} is in the future"
-            raise ConfigError(f"schedule.since: {what}: `forecast schedule repair NAME --since TIME`")
-        stopped = [each for each in self._schedules if self._stopped_until(each)]
-        names = [name] if name is not None and (since or name in stopped) else [] if name else stopped
-        for each in names:
-            moment = since or self._last_run(each)
-            count = self.ledger.rewind(each, moment)
+        current, start = datetime.now(UTC), self._settings.since
+        if start is not None and (name is None or start > current):
+            reason = "needs the name of a schedule" if name is None else f"{start.isoformat()} is in the future"
+            raise ConfigError(f"schedule.since: {reason}: `forecast schedule repair NAME --since TIME`")
+        stopped = [schedule_name for schedule_name in self._schedules if self._stopped_until(schedule_name)]
+        names = [name] if name is not None and (start or name in stopped) else [] if name else stopped
+        for schedule_name in names:
+            moment = start or self._last_run(schedule_name)
+            count = self.ledger.rewind(schedule_name, moment)
             runs = f"; {count:,} run(s) for slots in the future no longer count" if count else ""
-            print(f"{each}: begins again with what became due since {_shown(moment, self._schedules[each])}{runs}")
+            print(
+                f"{schedule_name}: begins again with what became due since "
+                f"{_shown(moment, self._schedules[schedule_name])}{runs}"
+            )
         if not names:
             print(f"{name or 'every schedule'}: settled until now or earlier, nothing to repair")
 
     def _last_run(self, name: str) -> datetime:
-        """Return when a schedule ran last, by a clock that was not ahead; now if it never did."""
-        now = datetime.now(UTC)
+        """Return the time of a schedule's last run by a correct clock; now without one."""
+        current = datetime.now(UTC)
         runs = self.ledger.entries(schedule=name, every=True)
-        return max((run.started for run in runs if run.started <= now and run.slot <= now.isoformat()), default=now)
+        return max(
+            (run.started for run in runs if run.started <= current and run.slot <= current.isoformat()), default=current
+        )
 
     def _stopped_until(self, name: str) -> datetime | None:
-        """Return until when a schedule is settled if that is in the future, so that it would not run before."""
-        settled, begun = self.ledger.settled(name), self._schedules[name].begun()
-        if settled is None or settled <= datetime.now(UTC) + SKEW or (begun and settled <= begun):
+        """Return the time until which a schedule is settled if that is in the future, else None."""
+        settled, start = self.ledger.settled(name), self._schedules[name].before_start()
+        if settled is None or settled <= datetime.now(UTC) + SKEW or (start and settled <= start):
             return None
         return settled
 
     def _stopped(self) -> list[str]:
-        """Return, for each schedule that is stopped until a moment in the future, a line that says so."""
+        """Return a line for each schedule that is stopped until a time in the future."""
         return [
             f"{name}: settled until {_shown(until, schedule)}, which is in the future: it runs nothing before; "
             f"`forecast schedule repair {name}` lets it begin again"
@@ -210,16 +215,16 @@ class Scheduler:
         ]
 
     def _check_clock(self) -> None:
-        """Raise ConfigError for a clock that is ahead, and LedgerError if one was."""
-        now = datetime.now(UTC)
-        if self._settings.now and self._settings.now > now + SKEW:
+        """Raise ConfigError for a clock ahead of time, LedgerError after runs with such a clock."""
+        current = datetime.now(UTC)
+        if self._settings.now and self._settings.now > current + SKEW:
             raise ConfigError(
-                f"schedule.now={self._settings.now.isoformat()} is in the future; now it is {now.isoformat()}"
+                f"schedule.now={self._settings.now.isoformat()} is in the future; now it is {current.isoformat()}"
             )
         if stopped := self._stopped():
             lines = "\n  ".join(stopped)
             raise LedgerError(
-                f"a clock is or was wrong, here it is {now:%Y-%m-%d %H:%M:%S} UTC: {len(stopped)} of "
+                f"a clock is or was wrong, here it is {current:%Y-%m-%d %H:%M:%S} UTC: {len(stopped)} of "
                 f"{len(self._schedules)} schedule(s) are stopped:\n  {lines}"
             )
 
@@ -227,7 +232,7 @@ class Scheduler:
         """Print the schedules."""
         import polars as pl
 
-        now, rows = self._now(), []
+        current, rows = self._now(), []
         for name, schedule in self._schedules.items():
             last = next(iter(self.ledger.entries(schedule=name, limit=1)), None)
             rows.append(
@@ -235,7 +240,7 @@ class Scheduler:
                     "schedule": name,
                     "flow": schedule.flow,
                     "cron": schedule.cron,
-                    "next": _shown(schedule.next(now), schedule),
+                    "next": _shown(schedule.next(current), schedule),
                     "last": _shown(last.started, schedule) if last else "",
                     "cutoff": _shown(cutoff, schedule) if last and (cutoff := moment_of(last.slot)) else "",
                     "status": last.status if last else "",
@@ -246,13 +251,13 @@ class Scheduler:
         self._print_faults()
 
     def preview(self) -> None:
-        """Print what becomes due."""
+        """Print the slots that become due."""
         import polars as pl
 
-        now = self._now()
-        until = self._settings.until or now + timedelta(days=7)
+        current = self._now()
+        until = self._settings.until or current + timedelta(days=7)
         due = sorted(
-            (moment, name) for name, schedule in self._schedules.items() for moment in schedule.moments(now, until)
+            (moment, name) for name, schedule in self._schedules.items() for moment in schedule.moments(current, until)
         )
         rows = [
             {
@@ -268,7 +273,7 @@ class Scheduler:
         self._print_faults()
 
     def _print_faults(self) -> None:
-        """Print which schedules are stopped, and which have settings that do not suit their table."""
+        """Print the stopped schedules, and those whose settings do not suit their table."""
         from pipelines.scheduling.panel_checks import panel_faults
 
         for line in (*self._stopped(), *panel_faults(self._schedules, self.makers, self._now())):
@@ -278,27 +283,27 @@ class Scheduler:
         return (self._settings.now or datetime.now(UTC)).astimezone(UTC)
 
     def _enter(self, name: str, schedule: "Schedule") -> None:
-        """Let a schedule that is new begin, and one that does not catch up forget what it has missed."""
+        """Start a new schedule, and skip missed slots as `catch_up` says."""
         settled = self.ledger.settled(name)
         if settled is None:
-            begun = schedule.begun()
-            self.ledger.settle(name, min(begun, self._now()) if begun else self._now())
+            start = schedule.before_start()
+            self.ledger.settle(name, min(start, self._now()) if start else self._now())
         elif schedule.catch_up == "none" and (missed := self._moments(name)):
-            entries, left = self._left(name, missed)
-            # The latest one was not missed if it was interrupted, or is to be tried again.
-            begun_last = left and left[-1].moment == missed[-1] and left[-1].key in entries
+            entries, unfinished = self._unfinished(name, missed)
+            # The latest slot was not missed if its attempt was interrupted, or is to be repeated.
+            begun_last = unfinished and unfinished[-1].moment == missed[-1] and unfinished[-1].key in entries
             if missed := missed[:-1] if begun_last else missed:
                 self._skip(name, missed)
 
     def _skip(self, name: str, moments: list[datetime]) -> None:
         schedule = self._schedules[name]
-        first, last = (_shown(moments[at], schedule) for at in (0, -1))
-        how = f"{first} to {last} (catch_up={schedule.catch_up})"
-        _LOG.warning("%s: %s missed, skipped: %s", name, f"{len(moments):,}", how)
+        first, last = (_shown(moments[index], schedule) for index in (0, -1))
+        extent = f"{first} to {last} (catch_up={schedule.catch_up})"
+        _LOG.warning("%s: %s missed, skipped: %s", name, f"{len(moments):,}", extent)
         self.ledger.settle(name, moments[-1])
 
     def _tick(self, name: str) -> None:
-        """Run everything of a schedule that is due, and send the notices that nobody has sent."""
+        """Run the due slots of a schedule, and send unsent notices."""
         try:
             if until := self._stopped_until(name):
                 _LOG.error("%s: settled until %s, which is in the future; `forecast schedule repair`", name, until)
@@ -306,43 +311,45 @@ class Scheduler:
             self._tell(name)
             while not self._stopping.is_set() and (slot := self._due(name)):
                 if self.attempt(slot) == LedgerError.exit_code:
-                    return  # Another process is at it, or the ledger does not answer: later.
+                    return  # Another process works on it, or the ledger does not answer: try again later.
         except LedgerError as error:
             _LOG.error("%s: %s; trying again in %g s", name, error, self._settings.poll)
 
     def _due(self, name: str) -> Slot | None:
-        """Return what is to be run now, and settle what is not to be run again.
+        """Return the slot to run now, None without one, and settle finished slots.
 
-        Nothing as long as a schedule is due, or at it, that writes the panel which this one reads.
+        No slot is due while a schedule that writes its panel is due or running.
         """
         schedule, moments = self._schedules[name], self._moments(name)
-        entries, left = self._left(name, moments)
+        entries, unfinished = self._unfinished(name, moments)
         if any(entry.status == "running" for entry in entries.values()):
             return None
-        if schedule.catch_up != "all" and left and left[-1].moment < moments[-1]:
-            self._skip(name, [slot.moment for slot in left])  # The last one is done, or given up.
-            left = []
-        if moments and not left:
+        if schedule.catch_up != "all" and unfinished and unfinished[-1].moment < moments[-1]:
+            self._skip(name, [slot.moment for slot in unfinished])  # The last slot is completed, or given up.
+            unfinished = []
+        if moments and not unfinished:
             self.ledger.settle(name, moments[-1])
-        left = left or self._due_again(name)
-        if not left:
+        unfinished = unfinished or self._due_again(name)
+        if not unfinished:
             return None
-        if any(self._left(maker, self._moments(maker))[1] for maker in self.makers[name]):
+        if any(self._unfinished(maker, self._moments(maker))[1] for maker in self.makers[name]):
             return None
-        if schedule.catch_up != "all" and left[:-1]:
-            self._skip(name, [slot.moment for slot in left[:-1]])
-        slot = left[0 if schedule.catch_up == "all" else -1]
+        if schedule.catch_up != "all" and unfinished[:-1]:
+            self._skip(name, [slot.moment for slot in unfinished[:-1]])
+        slot = unfinished[0 if schedule.catch_up == "all" else -1]
         if self._settings.now and slot.key in self._waiting:
             return None
         entry = entries.get(slot.key)
         return (
-            slot if entry is None or self._has_new_settings(schedule, entry) or self._waited(schedule, entry) else None
+            slot
+            if entry is None or self._has_new_settings(schedule, entry) or self._may_retry(schedule, entry)
+            else None
         )
 
     def _due_again(self, name: str) -> list[Slot]:
-        """Return the slots that failed by settings which have changed since; the latest one alone, but of catch_up=all.
+        """Return the slots that failed with settings changed since; only the latest unless catch_up=all.
 
-        They are settled, and due once more.
+        They are settled, but due again.
         """
         schedule = self._schedules[name]
         refused = self.ledger.refused(name, ConfigError.exit_code)
@@ -356,30 +363,30 @@ class Scheduler:
         ]
 
     def _has_new_settings(self, schedule: "Schedule", entry: "Entry") -> bool:
-        """Return whether an attempt failed by settings that have changed since."""
+        """Return whether an attempt failed with settings that have changed since."""
         if entry.status != "failed" or entry.exit_code != ConfigError.exit_code or not entry.settings_digest:
             return False
         cutoff = moment_of(entry.slot)
         return cutoff is not None and entry.settings_digest != schedule.digest(cutoff.astimezone(schedule.zone))
 
     def _moments(self, name: str) -> list[datetime]:
-        """Return the moments that are due and not settled."""
-        settled, begun = self.ledger.settled(name), self._schedules[name].begun()
+        """Return the due times that are not settled."""
+        settled, start = self.ledger.settled(name), self._schedules[name].before_start()
         assert settled is not None
-        return self._schedules[name].moments(max(settled, begun) if begun else settled, self._now())
+        return self._schedules[name].moments(max(settled, start) if start else settled, self._now())
 
-    def _left(self, name: str, moments: list[datetime]) -> "tuple[dict[str, Entry], list[Slot]]":
-        """Return the latest attempts at what is due, by slot, and what is neither done nor given up."""
+    def _unfinished(self, name: str, moments: list[datetime]) -> "tuple[dict[str, Entry], list[Slot]]":
+        """Return the latest attempts at due slots, and the slots neither completed nor given up."""
         schedule = self._schedules[name]
-        # The last moment of each cutoff.
-        by_key = {slot.key: slot for at in moments for slot in [Slot(name, schedule.cutoff_of(at), at)]}
+        # The last due time of each cutoff.
+        by_key = {slot.key: slot for moment in moments for slot in [Slot(name, schedule.cutoff_of(moment), moment)]}
         if not by_key:
             return {}, []
         entries = self.ledger.slots(name, min(by_key), max(by_key))
         return entries, [slot for key, slot in by_key.items() if not self._over(schedule, entries.get(key))]
 
     def _busy(self) -> bool:
-        """Return whether somebody else is at a slot of ours."""
+        """Return whether another process runs a slot of these schedules."""
         return any(entry.schedule in self._schedules for entry in self.ledger.entries(status="running"))
 
     def _over(self, schedule: "Schedule", entry: "Entry | None") -> bool:
@@ -391,22 +398,22 @@ class Scheduler:
         interruptions = entry.attempt - entry.failures
         return entry.failures > schedule.retries or interruptions > _MAX_INTERRUPTIONS or entry.exit_code in FINAL
 
-    def _waited(self, schedule: "Schedule", entry: "Entry") -> bool:
-        """Return whether an attempt may follow another one: at once after an interruption, and if a clock was wrong."""
+    def _may_retry(self, schedule: "Schedule", entry: "Entry") -> bool:
+        """Return whether the next attempt may start: at once after an interruption, or with a wrong clock."""
         assert entry.ended is not None
-        since = datetime.now(UTC) - entry.ended
+        elapsed = datetime.now(UTC) - entry.ended
         if entry.status in ("abandoned", "waiting"):
             wait = 0.0 if entry.status == "abandoned" or self._settings.now else self._settings.poll / 2
         else:
             wait = self._wait(schedule, entry.failures)
-        return since >= timedelta(seconds=wait) or since < -SKEW
+        return elapsed >= timedelta(seconds=wait) or elapsed < -SKEW
 
     def _wait(self, schedule: "Schedule", attempt: int) -> float:
-        """Return the seconds from the end of an attempt to the next."""
+        """Return the seconds between the end of an attempt and the next."""
         return 0.0 if self._settings.now else float(schedule.backoff * 2 ** (attempt - 1))
 
     def attempt(self, slot: Slot, *, last: bool = False) -> int:
-        """Run a slot in a process of its own, tell how it ended if it is not tried again, and return its exit code."""
+        """Run a slot in its own process, send the notice unless it is repeated, and return the exit code."""
         schedule = self._schedules[slot.name]
         code, pid = self._process(schedule, slot)
         entry = self.ledger.latest(slot.name, slot.key)
@@ -428,10 +435,10 @@ class Scheduler:
         return code
 
     def _tell(self, name: str, last: "Entry | None" = None, *, before: str = "") -> None:
-        """Send the notices of a schedule that are due: of slots that are done, or will not be.
+        """Send the due notices of a schedule: for slots that are completed or given up.
 
-        Whoever ran them: another scheduler may have gone before it could. `last` is not tried again; nor are, without
-        `schedule run`, slots earlier than `before`.
+        They include slots run by other schedulers, which may have ended before. `last` is not repeated; nor are,
+        without `schedule run`, slots earlier than `before`.
         """
         schedule, unsettled = self._schedules[name], None
         for entry in self.ledger.notices(name):
@@ -439,17 +446,19 @@ class Scheduler:
                 continue
             if not (entry.status == "done" or self._given_up(schedule, entry) or (last and entry.id == last.id)):
                 if self.ledger.settled(name) is None:
-                    if entry.slot < before and self._waited(schedule, entry):
+                    if entry.slot < before and self._may_retry(schedule, entry):
                         self._send(entry)
                     continue
                 if unsettled is None:
-                    unsettled = {schedule.cutoff_of(at).astimezone(UTC).isoformat() for at in self._moments(name)}
-                if entry.slot in unsettled or not self._waited(schedule, entry):
+                    unsettled = {
+                        schedule.cutoff_of(moment).astimezone(UTC).isoformat() for moment in self._moments(name)
+                    }
+                if entry.slot in unsettled or not self._may_retry(schedule, entry):
                     continue
             self._send(entry)
 
     def _send(self, entry: "Entry") -> None:
-        """Send the notice of an attempt, unless another scheduler does; again later, if it is not delivered."""
+        """Send the notice of an attempt unless another scheduler does; repeat it later if undelivered."""
         from pipelines.notify import event_of
 
         event = event_of(0 if entry.status == "done" else entry.exit_code or 1)
@@ -494,7 +503,7 @@ class Scheduler:
         with self._lock:
             if self._stopping.is_set():
                 return LedgerError.exit_code, 0
-            # A session of its own: it outlives a scheduler that is killed, and Ctrl-C is ours to pass on.
+            # In its own session, the job survives a killed scheduler, and does not get Ctrl-C directly.
             job = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             self._jobs.add(job)
         try:
@@ -510,7 +519,7 @@ class Scheduler:
                 self._jobs.discard(job)
 
     def _job(self, schedule: "Schedule", slot: Slot) -> Any:
-        """Return what was to be done, for a job that ended before it wrote that itself."""
+        """Return the description of a job that ended before it was recorded."""
         from pipelines.jobs.command_line import verb_settings
         from pipelines.jobs.job import describe
         from pipelines.verbs import config_of
@@ -520,22 +529,22 @@ class Scheduler:
         digest = schedule.digest(slot.cutoff)
         return type(job)(**vars(job) | {"schedule": slot.name, "slot": slot.key, "settings_digest": digest})
 
-    def _stop(self, told: threading.Semaphore) -> None:
-        """Let running jobs end, and tell those that do not in time, or at a second signal."""
+    def _stop(self, stop_signals: threading.Semaphore) -> None:
+        """Let running jobs end; signal those that do not in time, or at a second signal."""
         self._stopping.set()
         if self._jobs:
             _LOG.info("%d job(s) have %g s to end", len(self._jobs), self._settings.grace)
         deadline = time.monotonic() + self._settings.grace
-        while self._jobs and time.monotonic() < deadline and not told.acquire(timeout=0.1):
+        while self._jobs and time.monotonic() < deadline and not stop_signals.acquire(timeout=0.1):
             pass
         with self._lock:
-            left = list(self._jobs)
-        for job in left:
+            jobs = list(self._jobs)
+        for job in jobs:
             _end(job)
 
 
 def _end(job: "subprocess.Popen[bytes]") -> None:
-    """Tell a job and all that it started to end; kill those that do not."""
+    """Signal a job and its child processes to end; kill those that do not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(job.pid, number)

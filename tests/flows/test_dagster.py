@@ -229,7 +229,7 @@ def test_partitions_are_the_slots_of_the_scheduler_where_clocks_change(settings:
     until = (schedule.start + days).replace(tzinfo=schedule.zone)
     found = flow.partitions.get_partition_keys(until)
     assert found[:2] == keys
-    moments = schedule.moments(schedule.begun() or until, until)
+    moments = schedule.moments(schedule.before_start() or until, until)
     cutoffs = list(dict.fromkeys(schedule.cutoff_of(moment).astimezone(UTC) for moment in moments))
     assert [flow.slot(key).cutoff.astimezone(UTC) for key in found] == cutoffs
     if schedule.cutoff == "previous_day" and schedule.days != "* * *":

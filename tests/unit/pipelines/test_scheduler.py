@@ -247,7 +247,7 @@ def test_a_schedule_that_starts_later_is_not_stopped(ledger: Ledger, tmp_path: P
     night = scheduler(ledger, tmp_path, now=None, start=datetime.now(UTC) + timedelta(days=9))
     assert night._stopped() == []
     assert night._due("nightly") is None
-    begun = night._schedules["nightly"].begun()
+    begun = night._schedules["nightly"].before_start()
     settled = ledger.settled("nightly")
     assert begun is not None
     assert settled is not None
