@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -68,6 +69,19 @@ class Part(NamedTuple):
     def series_id(self) -> pl.Series:
         """Ids of the series, [n]."""
         return pl.Series(self.panel.series_id[self.windows.series].tolist(), dtype=pl.String)
+
+
+@dataclass(frozen=True)
+class RowOutcomes:
+    """Rows of forecasts by outcome, summed over cutoffs."""
+
+    counts: Counter[str] = field(
+        default_factory=lambda: Counter(
+            dict.fromkeys(("rows", "rows_scored", "rows_not_yet_observed", "rows_missing", "rows_recent"), 0)
+        )
+    )
+    unknown_series: set[str] = field(default_factory=set)
+    """Series that are not in the panel."""
 
 
 def no_part(panel: Panel, n_levels: int) -> Part:
@@ -154,13 +168,13 @@ def observed_parts(
     panel: Panel,
     span: Span,
     levels: Sequence[float],
-    counts: Counter[str],
-    unknown_series: set[str],
+    outcomes: RowOutcomes,
 ) -> Iterator[Part]:
     """Yield the forecasts of a cutoff with their observations.
 
-    Adds the rows by outcome to `counts`, and the series that the panel lacks to `unknown_series`.
+    Adds the rows to `outcomes`.
     """
+    counts = outcomes.counts
     horizon, columns = cutoff.horizon, [quantile_column(level) for level in levels]
     steps = cutoff.position + np.arange(1, horizon + 1)
     inside, due = steps >= span.first, steps <= span.last
@@ -170,7 +184,7 @@ def observed_parts(
         series = pl.Series(panel.series_id.tolist(), dtype=pl.String).search_sorted(ids).to_numpy()
         series = np.minimum(series, panel.n_series - 1)
         in_panel = panel.series_id[series] == ids.to_numpy()
-        unknown_series.update(ids.filter(pl.Series(~in_panel)).to_list())
+        outcomes.unknown_series.update(ids.filter(pl.Series(~in_panel)).to_list())
         n_unknown = int((~in_panel).sum())
         counts["rows"] += len(ids) * int(inside.sum())
         counts["rows_not_yet_observed"] += len(ids) * int((inside & ~due).sum())

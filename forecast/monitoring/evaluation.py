@@ -23,6 +23,7 @@ from forecast.monitoring.alarms import alarms_of
 from forecast.monitoring.coverage import coverage_of
 from forecast.monitoring.cutoffs import (
     Cutoff,
+    RowOutcomes,
     cutoffs_in_windows,
     cutoffs_on_grid,
     observed_parts,
@@ -124,9 +125,9 @@ def monitor(
             "cutoffs": len(cutoffs),
             "cutoffs_in_sample": len(in_sample),
             "series": scores[SERIES_ID].n_unique(),
-            "series_unknown": len(sums.unknown),
+            "series_unknown": len(sums.outcomes.unknown_series),
             "series_ended": inside[-1].content.get("rejects", {}).get(ENDED, 0) if inside else 0,
-            **sums.counts,
+            **sums.outcomes.counts,
             "rows_in_sample": sum(cutoff.content["rows"]["written"] for cutoff in in_sample),
         },
         versions=dict(Counter(cutoff.version for cutoff in cutoffs)),
@@ -149,10 +150,7 @@ class _Sums:
     """Totals over all cutoffs: sums by table, pairs of champion and shadow, and the number of forecasts by outcome."""
 
     def __init__(self, panel: Panel, evaluation: Evaluation, n_compared: int) -> None:
-        names = ("rows", "rows_scored", "rows_not_yet_observed", "rows_missing", "rows_recent")
-        self.counts = Counter(dict.fromkeys(names, 0))
-        self.unknown: set[str] = set()
-        """Series that are not in the panel."""
+        self.outcomes = RowOutcomes()
         self.observed: set[int] = set()
         """Grid indices of the recent window with an observation and a forecast, of any series."""
         self._panel, self._evaluation, self._n_compared = panel, evaluation, n_compared
@@ -163,7 +161,7 @@ class _Sums:
     def add(self, forecasts: ScoredForecasts, cutoff: Cutoff, *, paired: bool) -> None:
         """Add the forecasts of a cutoff; with `paired`, their scores are kept for the comparison with the shadow."""
         span, levels = self._evaluation.span, self._evaluation.levels
-        for part in observed_parts(forecasts, cutoff, self._panel, span, levels, self.counts, self.unknown):
+        for part in observed_parts(forecasts, cutoff, self._panel, span, levels, self.outcomes):
             observed_steps = cutoff.position + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
             self.observed.update(observed_steps[observed_steps >= span.recent].tolist())
             steps = score_steps(part, cutoff, self._evaluation)
@@ -176,13 +174,14 @@ class _Sums:
             name: table.group_by(TABLES[name][0], maintain_order=True).agg(SUMS.sum())
             for name, table in self.tables.items()
         }
-        due = self.counts["rows_scored"] + self.counts["rows_not_yet_observed"] + self.counts["rows_missing"]
-        assert self.counts["rows"] == due, "a forecast was lost"
+        counts = self.outcomes.counts
+        due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
+        assert counts["rows"] == due, "a forecast was lost"
 
     def add_shadow(self, shadow: ScoredForecasts, cutoff: Cutoff) -> None:
         """Add the scores of the shadow at a cutoff that both versions have forecast."""
         span, levels = self._evaluation.span, self._evaluation.levels
-        for part in observed_parts(shadow, cutoff, self._panel, span, levels, Counter(), set()):
+        for part in observed_parts(shadow, cutoff, self._panel, span, levels, RowOutcomes()):
             self.pairs.append(window_scores(part, levels, self._evaluation.season, self._n_compared, SHADOW))
 
 

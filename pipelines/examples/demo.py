@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import SecretStr
 
@@ -44,6 +44,23 @@ class _Clock:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
+
+
+class _Results(NamedTuple):
+    """Results of the demo's jobs, for the report."""
+
+    panel: "pl.DataFrame"
+    backtest: "BacktestResult"
+    summary: "pl.DataFrame"
+    """Metrics by model; see `held_out`."""
+    decisions: "pl.DataFrame"
+    """Of the gate, a row per series."""
+    forecasts: "pl.DataFrame"
+    rejects: "pl.DataFrame"
+    content: "dict[str, Any]"
+    """Manifest of the forecasts."""
+    versions: "pl.DataFrame"
+    """Lineage of the scored version."""
 
 
 def main(argv: list[str]) -> None:
@@ -103,24 +120,12 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
         outcome.check()
         print(f"{outcome.version}: {outcome.line}")
     (content,) = (output.content for output in outcome.outputs)
-    forecasts, rejects = _read_output(folder / "scores", content)
     with clock("report"), console.stage("report") as stage:
-        page = folder / "report.html"
-        summary = held_out(result.scores)
-        _report(
-            page,
-            panel,
-            result,
-            summary,
-            forecasts,
-            decisions,
-            rejects,
-            content,
-            lineage(
-                Registry(RegistryConfig(name=outcome.version.name, tracking_uri=SecretStr(uri))), outcome.version.number
-            ),
-            clock,
-        )
+        page, summary = folder / "report.html", held_out(result.scores)
+        configured = RegistryConfig(name=outcome.version.name, tracking_uri=SecretStr(uri))
+        tables = _read_output(folder / "scores", content)
+        versions = lineage(Registry(configured), outcome.version.number)
+        _report(page, _Results(panel, result, summary, decisions, *tables, content, versions), clock)
         stage.note(page=page)
     console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
     console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [f"{s:.1f}" for s in clock.seconds.values()]}))
@@ -166,46 +171,37 @@ def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
     return last.join(overall, on=MODEL, maintain_order="left")
 
 
-def _report(
-    page: Path,
-    panel: "pl.DataFrame",
-    result: "BacktestResult",
-    summary: "pl.DataFrame",
-    forecasts: "pl.DataFrame",
-    decisions: "pl.DataFrame",
-    rejects: "pl.DataFrame",
-    content: "dict[str, dict[str, int]]",
-    versions: "pl.DataFrame",
-    clock: _Clock,
-) -> None:
+def _report(page: Path, results: "_Results", clock: _Clock) -> None:
+    """Write the report of the demo."""
     import polars as pl
 
     from forecast.datasets.nyc_flights import TIME_ZONE
     from forecast.names import SERIES_ID, TARGET, TIMESTAMP
     from forecast.reports.report import write_report
 
+    content, backtest = results.content, results.backtest
     facts = {
         "model": f"{content['model']} v{content['model_version']}",
         "digest": str(content["model_digest"])[:12],
         "rows": f"{content['rows']['in']:,}",
         "series": f"{content['series']['forecast']:,} of {content['series']['in']:,} forecast",
         "rejects": f"{sum(content['rejects'].values()):,}",
-        "next cutoff": str(forecasts["cutoff"][0]),
+        "next cutoff": str(results.forecasts["cutoff"][0]),
     }
     write_report(
         page,
         title="NYC departures",
         subtitle="Hourly departures per airport and carrier, 2013: forecasts of held-out weeks beside what happened",
-        summary=summary,
+        summary=results.summary,
         facts=facts,
         stages=list(clock.seconds.items()),
-        history=panel.select(SERIES_ID, pl.col(TIMESTAMP).dt.convert_time_zone(TIME_ZONE), TARGET),
-        forecasts=result.forecasts,
-        scores=result.scores,
-        decisions=decisions,
-        rejects=rejects,
-        error_by_step=result.steps,
-        calibration=result.levels,
-        wins=result.wins,
-        lineage=versions,
+        history=results.panel.select(SERIES_ID, pl.col(TIMESTAMP).dt.convert_time_zone(TIME_ZONE), TARGET),
+        forecasts=backtest.forecasts,
+        scores=backtest.scores,
+        decisions=results.decisions,
+        rejects=results.rejects,
+        error_by_step=backtest.steps,
+        calibration=backtest.levels,
+        wins=backtest.wins,
+        lineage=results.versions,
     )
