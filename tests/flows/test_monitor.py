@@ -104,7 +104,7 @@ def test_a_worse_champion_is_rolled_back_once_and_not_promoted_again(
     # A promotion while the day is judged is not undone.
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(
-            "pipelines.monitoring.rollback.lacking", lambda *_: registry().promote(registry().resolve(2)) or ""
+            "pipelines.monitoring.rollback.missing_evidence", lambda *_: registry().promote(registry().resolve(2)) or ""
         )
         between = forecast(*last, enough)
     assert between.code == 8

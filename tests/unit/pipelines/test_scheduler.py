@@ -276,7 +276,7 @@ def test_a_clock_that_was_wrong_once_is_shown_and_repaired(
     assert "nothing to repair" in capsys.readouterr().out
     night._settings = ScheduleSettings(since=midnight - timedelta(hours=30))
     night.repair("nightly")
-    assert [slot.key for slot in night._left("nightly", night._moments("nightly"))[1]] == [
+    assert [slot.key for slot in night._unfinished("nightly", night._moments("nightly"))[1]] == [
         (midnight - timedelta(days=day)).isoformat() for day in (1, 0)
     ]
     for name in (None, "nightly"):
