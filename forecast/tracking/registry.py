@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from forecast.tracking.store import calls_mlflow, explained, is_server, prepare_store, tracking_uri
-from forecast.tracking.store import connect as _connect
+from forecast.tracking.store import connect
 
 # isort: split
 import polars as pl
@@ -59,7 +59,7 @@ class Registry(VersionStore):
         self.name = config.name
         self._spool_root = Path(config.spool) if config.tracking == "best_effort" else None
         with explained(self.uri):
-            self._calls, self._client = _connect(self.uri)
+            self._calls, self._client = connect(self.uri)
 
     @calls_mlflow
     def register(

@@ -127,11 +127,11 @@ def test_a_query_without_an_answer_is_an_error(postgresql: str) -> None:
 def test_a_process_ends_that_has_left_a_connection_which_hangs(postgresql: str) -> None:
     program = """
 import os, signal, sys
-from forecast.data.sources import deadlines, sql
+from forecast.data.sources import database, deadlines
 from forecast.errors import OutputError
 deadlines._ANSWER_SECONDS = deadlines._PROBE_SECONDS = 3.0
 try:
-    with sql.transaction(sys.argv[1], "output.uri") as client:
+    with database.transaction(sys.argv[1], "output.uri") as client:
         pid = client.execute("select pg_backend_pid() as pid")[0]["pid"]
         print(pid, flush=True)
         sys.stdin.readline()
