@@ -17,66 +17,66 @@ class ModelConfig(Config):
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     nonlinearity: Literal["tanh", "relu"] = "tanh"
-    """Of cell=rnn."""
+    """The activation with cell=rnn."""
     hidden_size: Annotated[int, Field(ge=1)] = 64
-    """Units of a layer; 64, or 128 for half a million steps to train on and more, when not given."""
+    """Units of a layer; by default 64, or 128 from half a million training steps on."""
     num_layers: Annotated[int, Field(ge=1)] = 1
     residual: bool = False
     """Add a layer's input to its output, from the second layer on."""
     dilations: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """How many encoder steps back each layer goes on from: [1, 2, 4] for three layers; 1 when not given."""
+    """Encoder steps between a layer's state and its previous state: [1, 2, 4] for three layers; 1 when not given."""
     forget_bias: float | None = None
-    """Bias that the forget gate (lstm) or update gate (gru) starts with: the higher, the longer the memory. 1 for lstm
-    and as drawn for gru when not given."""
+    """Initial bias of the forget gate (lstm) or update gate (gru): the higher, the longer the memory. By default 1 for
+    lstm, and random for gru."""
     truncate: Annotated[int, Field(ge=2)] | None = None
-    """Stop gradients every so many encoder steps (truncated backpropagation); the state is carried on."""
+    """Encoder steps after which gradients are stopped (truncated backpropagation); the state is carried on."""
     segment_length: Annotated[int, Field(ge=1)] | None = None
-    """Steps that the encoder takes in at once; a day for steps below a day, otherwise one, when not given."""
+    """Steps that the encoder reads at a time; by default a day for steps below a day, otherwise one."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of units dropped between layers and before the decoder."""
     recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share dropped of the inputs of each layer, in place of dropout between layers, and of the recurrent weights: the
-    same at all steps of a window."""
+    """Share dropped of the inputs of each layer (in place of dropout between layers) and of its recurrent weights, with
+    the same mask at all steps of a window."""
     decoder: Literal["direct", "segment", "autoregressive"] = "direct"
-    """How the steps of the horizon follow from the encoder's state: all at once by one linear map, by a recurrent step
-    for each segment of segment_length steps (SegRNN), or one after another, each told the value or class before it:
-    sampled paths, whose quantiles (of classes, mean probabilities) are the forecast (DeepAR)."""
+    """The decoder from the encoder's state to the horizon. `direct`: all steps by one linear map; `segment`: a
+    recurrent step for each segment of segment_length steps (SegRNN); `autoregressive`: step by step from the value or
+    class before, as sampled paths, whose quantiles (of classes, mean probabilities) are the forecast (DeepAR)."""
     own_samples: Share = 0.0
-    """With decoder=autoregressive, the share of steps that are told a value of its own instead of the true one at the
-    end of training, from none at the start (scheduled sampling). More than 0 forgives mistakes, but makes paths follow
-    themselves less than the data do."""
+    """With decoder=autoregressive, the share of steps at the end of training whose input is a sampled value instead of
+    the true one, from 0 at the start (scheduled sampling). Above 0 the decoder tolerates its own errors, but paths are
+    less autocorrelated than the data."""
     n_paths: Annotated[int, Field(ge=2)] = 128
-    """With decoder=autoregressive, the paths that are sampled for each forecast."""
+    """With decoder=autoregressive, the number of sampled paths per forecast."""
     attention: bool = False
-    """Add what the encoder put out at each step of the context, weighted, to what the decoder sees of its state."""
+    """Add attention over the encoder's outputs in the context to the input of the decoder."""
     decoder_size: Annotated[int, Field(ge=1)] = 16
-    """Features that the decoder's first stage hands to each step of the horizon."""
+    """Features per step of the horizon in the first stage of the decoder."""
     embedding_size: Annotated[int, Field(ge=1)] = 8
     """Size of the embedding of each categorical covariate."""
     anchor: Literal["auto", "last", "level"] = "auto"
-    """What a window is centred on: its last value, its mean, or whichever validates better."""
+    """The value on which a window is centred: its last value, its mean, or (auto) whichever validates better."""
     skip: bool = True
-    """Add the linear skip, solved in closed form; of classes, what mostly follows the latest class and that of one
-    season back."""
+    """Add the linear skip, solved in closed form; for classes, transition probabilities from the latest class and the
+    one a season before."""
     smoothing: bool = True
-    """Let the skip begin at exponential smoothing, by filters that each series weighs, if windows have at most 160
-    steps; what validates surely better takes its place. Without effect for classes."""
+    """Start the skip from exponential smoothing, by filters with weights per series, if windows have at most 160 steps,
+    unless an alternative validates significantly better. No effect for classes."""
     head: Literal[
         "quantile", "normal", "student_t", "poisson", "negative_binomial", "tweedie", "bernoulli", "categorical"
     ] = "quantile"
-    """What is forecast: quantiles of any shape, or a distribution, trained by its likelihood. poisson and
-    negative_binomial are for counts, tweedie for amounts of 0 and more, bernoulli and categorical for classes (text,
-    truth values or whole numbers): their probabilities are forecast."""
+    """The output: quantiles of any shape, or a distribution, trained by its likelihood. poisson and negative_binomial
+    are for counts, tweedie for amounts from 0 on, bernoulli and categorical for the probabilities of classes (text,
+    truth values or whole numbers)."""
     tweedie_power: Annotated[float, Field(ge=1.1, le=1.9)] = 1.5
-    """Of head=tweedie: the variance grows with this power of the mean."""
+    """With head=tweedie, the variance is proportional to this power of the mean."""
     transform: Literal["auto", "none", "log"] = "auto"
-    """Scale of the target: as it is, or logarithmic; auto: whichever validates better, if all values are positive.
-    Counts, amounts and classes (head=poisson, negative_binomial, tweedie, ...) are taken as they are."""
+    """Transform of the target: none or logarithmic; auto: whichever validates better, if all values are positive.
+    Counts, amounts and classes (head=poisson, negative_binomial, tweedie, ...) are not transformed."""
     quantile_levels: tuple[Level, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     init: str | None = NANO
-    """A pretrained network that forecasts beside the one that is trained here, with the share that validation gives it:
-    gatecast-nano, of the package; models:/NAME@ALIAS or models:/NAME/VERSION, the one in a registered version; none to
-    do without. Of head=quantile; it reads the target alone."""
+    """A pretrained network that is combined with the trained one, with a share chosen by validation: gatecast-nano of
+    the package; models:/NAME@ALIAS or models:/NAME/VERSION, that of a registered version; or none. For head=quantile;
+    it uses only the target."""
 
     @field_validator("init", mode="before")
     @classmethod
@@ -94,7 +94,7 @@ class ModelConfig(Config):
     @field_validator("nonlinearity", "residual", "dilations", "forget_bias", "truncate", "recurrent_dropout")
     @classmethod
     def _fits_the_cell(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what contradicts the keys above it."""
+        """Refuse a value that contradicts settings declared before it."""
         cell, n = info.data.get("cell"), info.data.get("num_layers")
         match info.field_name:
             case "nonlinearity" if value != "tanh" and cell in ("lstm", "gru"):

@@ -11,64 +11,64 @@ from forecast.config.registry import Alias
 
 
 class ReconcileSettings(Config):
-    """Forecasts that add up."""
+    """Reconciliation of forecasts in a hierarchy."""
 
     by: Annotated[tuple[str | tuple[str, ...], ...], Field(min_length=1)]
-    """Columns whose values are summed up to: [state,store] for levels below each other, [[state],[brand]] for those
-    that cross. There is a total, too."""
+    """Columns that define the sums: [state,store] for nested levels, [[state],[brand]] for levels that cross. There is
+    always a total."""
     method: Literal["bottom_up", "top_down", "middle_out", "ols", "wls_struct", "mint_shrink"] = "bottom_up"
-    """bottom_up needs forecasts of the series alone; the others of all sums too (gatecast[reconcile])."""
+    """bottom_up needs forecasts of the series only; the other methods also of all sums (gatecast[reconcile])."""
     middle: str | None = None
-    """Of middle_out, the level that stays as it is: a column, or several of them as state/store."""
+    """With middle_out, the level whose forecasts are kept: a column, or several as state/store."""
     missing: Literal["fail", "drop"] = "fail"
     """Series of the hierarchy without a forecast: stop, or leave them out of the sums (bottom_up)."""
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
-    """The share of a sum that it may be off the sum of its series."""
+    """Maximum relative difference between a sum and the sum of its series."""
 
 
 class ReconcileSource(ReconcileSettings):
-    """Scored forecasts, and where their hierarchy is."""
+    """Scored forecasts and their hierarchy."""
 
     path: str
-    """The folder that `forecast score` has written to."""
+    """The output folder of `forecast score`."""
     table: str
     """A table with series_id and the columns of reconcile.by: that of the static covariates, or the panel."""
     cutoff: datetime | None = None
-    """Which of its forecasts; the latest when not given."""
+    """Cutoff of the forecasts; the latest when not given."""
     actuals: str | None = None
-    """A table with series_id, timestamp and target: the errors of earlier cutoffs in reconcile.path tell how series
-    hang together, which mint_shrink needs, and the intervals of sums should have."""
+    """A table with series_id, timestamp and target: the errors of earlier cutoffs in reconcile.path give the
+    correlations of series, required by mint_shrink and recommended for intervals of sums."""
 
 
 class OutputConfig(Config):
-    """Where results are written."""
+    """The folder for results."""
 
     path: str | None = None
     """A folder; it is made if it does not exist."""
 
 
 class OutputFolder(OutputConfig):
-    """`OutputConfig` where the folder has to be named."""
+    """`OutputConfig` where the folder is required."""
 
     path: str
     """A folder; it is made if it does not exist."""
 
 
 def table_names(table: str) -> tuple[str, str, str]:
-    """Return the tables of output.sink=sql: forecasts, rejects, manifests."""
+    """Return the names of the tables of output.sink=sql: forecasts, rejects, manifests."""
     return table, f"{table}_rejects", f"{table}_manifests"
 
 
 class SinkConfig(OutputFolder):
-    """Where forecasts and rejects are."""
+    """The storage of forecasts and rejects."""
 
     sink: Literal["parquet", "delta", "sql"] = "parquet"
     """Parquet files or Delta Lake tables in output.path, or the database at output.uri."""
     uri: Secret | None = None
     """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
-    """Its table; rejects and manifests go to tables of this name with _rejects and _manifests behind it, and a view
-    with _latest shows the latest cutoff of each model. They are made if they do not exist."""
+    """The table for forecasts; rejects and manifests go to tables with the suffixes _rejects and _manifests, and a view
+    with _latest shows the latest cutoff of each model. They are created if they do not exist."""
 
     @model_validator(mode="after")
     def _fits_the_sink(self) -> Self:
@@ -78,15 +78,15 @@ class SinkConfig(OutputFolder):
 
 
 class ScoreOutput(SinkConfig):
-    """`SinkConfig`, and what is done to forecasts on the way there."""
+    """`SinkConfig`, with settings for the values to write."""
 
     min: float | None = None
     """Raise lower forecasts to this value, and count them."""
     max: float | None = None
     """Lower higher forecasts to this value, and count them."""
     n_samples: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, whose steps
-    depend on each other as those of the errors did in validation."""
+    """Sample paths written with each forecast, as columns sample_000, sample_001, ...: possible futures, with
+    the dependence between steps of the validation errors."""
     latest: bool = True
     """Keep the forecasts of the latest cutoff in latest/MODEL.parquet of output.path too, for tools that read one file.
     output.sink=sql has a view instead."""
@@ -104,29 +104,28 @@ class ScoreSettings(Config):
     cutoff: datetime | None = None
     """Last timestamp the forecast may see; the latest of the panel when not given."""
     cutoffs: Cutoffs | None = None
-    """Many of them, in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
+    """Several cutoffs in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
     shard_size: Annotated[int, Field(ge=1)] | None = None
-    """Series that are forecast and written at a time; as many as give about 65,000 rows when not given."""
+    """Series per shard, forecast and written at a time; by default as many as give about 65,000 rows."""
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
-    """Known covariates that are missing over the horizon: tell the model so, stop, reject these series, or take the
-    last value before."""
+    """Known covariates that are missing over the horizon: mask them for the model, stop, reject these series, or carry
+    the last value forward."""
     state: str | None = None
-    """A folder for what the encoder has seen of each series, to go on from at the next cutoff instead of reading the
-    context again. It has then seen the whole history, not the context alone."""
+    """A folder for the encoder's state of each series, from which the next cutoff continues instead of reading the
+    context again. The encoder then sees the whole history, not only the context."""
     runtime: Literal["torch", "onnx", "auto"] = "torch"
-    """What runs the network: torch, ONNX Runtime (gatecast[onnx]), or the one that takes less time here, if both can;
-    that is measured once for each model and output.path, and remembered there."""
+    """Runtime of the network: torch, ONNX Runtime (gatecast[onnx]), or auto for the faster one, which is measured once
+    for each model and output.path and stored there."""
     force: bool = False
-    """Forecast and write cutoffs that are done already, too."""
+    """Forecast and write finished cutoffs again."""
     min_model_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Least share of the forecast series that the model must speak for: the others are seasonal naive or last values. A
-    cutoff with fewer fails, and so does one in which it speaks for no series, whatever this is; what was written for it
-    before stays."""
+    """Minimum share of series whose forecast comes from the model; the others are seasonal naive or last values. A
+    cutoff below it fails, and always one without any forecast from the model; earlier output for the cutoff stays."""
     shadow: Alias | None = None
-    """A second version that forecasts, too, for `forecast monitor` to compare: an alias, a number, or previous, the one
-    that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""
+    """A second version that also forecasts, for comparison by `forecast monitor`: an alias, a number, or previous, the
+    one that the champion replaced. Its forecasts are in the folder shadow of output.path, in Parquet files."""
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the series that it forecasts, chosen by a hash of their ids: at every cutoff the same."""
+    """Share of the series that it forecasts, selected by a hash of their ids, so the same at every cutoff."""
     max_age: MaxAge = AUTO
     """Greatest age of a series, from its last observation to the cutoff: steps, or a duration such as 90d or 6mo. An
     older one has ended: it is a reject, and has no forecast. auto: the context length of the model; none: any age."""
@@ -150,20 +149,20 @@ class ServingSettings(Config):
 
 
 class ShowSettings(Config):
-    """Which forecasts are shown."""
+    """Selection of the forecasts to show."""
 
     cutoff: datetime | None = None
-    """Those from this cutoff; without a time zone, local time of the panel. The latest when not given."""
+    """Cutoff of the forecasts; without a time zone, local time of the panel. The latest when not given."""
     model: str | None = None
-    """Those of this registered model; of all when not given."""
+    """Registered model of the forecasts; all when not given."""
     series: tuple[str, ...] | None = None
-    """Those of these series; of all when not given."""
+    """Series of the forecasts; all when not given."""
     every: bool = False
-    """Every version that has forecast the cutoff, not only the one that scored last."""
+    """Show every version that has forecast the cutoff, not only the one that scored last."""
     rows: Annotated[int, Field(ge=0)] = 24
-    """So many rows are printed."""
+    """Number of rows to print."""
     file: str | None = None
-    """A file that all rows are written to: .parquet or .csv."""
+    """A file to write all rows to: .parquet or .csv."""
 
     @field_validator("file")
     @classmethod

@@ -13,9 +13,9 @@ _MODEL_NAME_LENGTH: Final = 200
 
 
 def check_model_name(name: str, *, dots: bool = False) -> str:
-    """Return a name of a registered model that MLflow takes for all that is named after it.
+    """Return a name of a registered model that MLflow also accepts for its experiment, logged models and folder.
 
-    A model, an experiment, logged models and a folder are. Raises ValueError.
+    Raises ValueError.
     """
     refused = sorted(set(re.findall(r"""[/\\:%"'\x00-\x1f\x7f]""" if dots else r"""[/\\:.%"'\x00-\x1f\x7f]""", name)))
     if refused:
@@ -38,51 +38,51 @@ Alias = Annotated[str, AfterValidator(_alias)]
 
 
 class RegistryConfig(Config):
-    """Where models and runs are kept."""
+    """The store of models and runs."""
 
     tracking_uri: Store | None = None
     """MLflow store; MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here, when not given."""
     name: str = "forecaster"
     """Registered model; one per forecaster. Without slashes, : . % and quotes; on Databricks, catalog.schema.name."""
     alias: Alias | None = None
-    """Which version: pretrained, challenger, champion, or a version number."""
+    """The version: pretrained, challenger, champion, or a version number."""
     tracking: Literal["required", "best_effort"] = "required"
-    """What becomes of a job whose MLflow store goes away while it works: it fails (required), or what it would log is
-    kept in a folder and the job goes on (best_effort); `forecast runs sync` logs it later."""
+    """Behaviour of a job if the MLflow store becomes unavailable: it fails (required), or it writes its logs to a
+    folder and continues (best_effort); `forecast runs sync` logs them later."""
     spool: str = "unlogged"
     """With best_effort: the folder of runs that are not logged yet."""
 
     @field_validator("name")
     @classmethod
     def _accepted_by_mlflow(cls, name: str, info: ValidationInfo) -> str:
-        given = info.data.get("tracking_uri")
-        uri = given.get_secret_value() if given else os.environ.get("MLFLOW_TRACKING_URI") or ""
+        configured = info.data.get("tracking_uri")
+        uri = configured.get_secret_value() if configured else os.environ.get("MLFLOW_TRACKING_URI") or ""
         return check_model_name(name, dots=uri.startswith("databricks"))
 
 
 class PromoteSettings(Config):
-    """What may become champion."""
+    """Promotion to champion."""
 
     force: bool = False
-    """Promote the version even if the gate refuses it: whatever its backtest says, without one, or rolled back
-    before. Why it was refused becomes the tag `forced` of the version."""
+    """Promote the version even if the gate refuses it: after any backtest, without one, or rolled back before. The
+    reason of the refusal becomes the tag `forced` of the version."""
 
 
 class DiffSettings(Config):
-    """What a version is compared with."""
+    """Comparison of two versions."""
 
     against: Alias
     """The other version: an alias or a number."""
     rows: Annotated[int, Field(ge=0)] = 20
-    """Series that are printed, the largest changes first."""
+    """Number of series to print, the largest changes first."""
 
 
 class RollbackSettings(Config):
-    """What is taken back."""
+    """Rollback of a version or of series."""
 
     series: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Ids of series that forecast with the base again, in a new version of registry.alias (the champion when not
-    given). The champion as a whole when not given."""
+    """Ids of series to forecast with the base again, in a new version of registry.alias (the champion when not given).
+    When not given, the champion as a whole is rolled back."""
     to: Alias | None = None
     """The version to return to, any earlier champion; the one before the champion that was not rolled back itself when
     not given."""
@@ -97,24 +97,24 @@ class RollbackSettings(Config):
 
 
 class ExportSettings(Config):
-    """What is exported of a version."""
+    """Export of a version."""
 
     series: str | None = None
-    """The id of a series that is fine-tuned: a model that forecasts like it alone. All when not given."""
+    """The id of a fine-tuned series, to export a model with its adapter only. All when not given."""
     format: Literal["gatecast", "onnx", "onnx_int8"] = "gatecast"
-    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and what is needed around that in onnx.json.
-    `onnx_int8`: the same with weights of 8 bits, and what that costs."""
+    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and its pre- and postprocessing in onnx.json.
+    `onnx_int8`: the same with 8-bit weights, and their loss of accuracy."""
 
 
 class SourceFolder(Config):
     """A model in a folder."""
 
     path: str
-    """The folder that a job left whose model could not be registered, or one of `forecast models export`."""
+    """A folder with a model that a job could not register, or one written by `forecast models export`."""
 
 
 class AddSettings(Config):
-    """What is added."""
+    """The pretrained network to add."""
 
     checkpoint: str = NANO
     """The pretrained network of the package: gatecast-nano, or one version of it, gatecast-nano-1."""
@@ -128,7 +128,7 @@ class AddSettings(Config):
 
 
 class DeleteSettings(Config):
-    """What is deleted."""
+    """Deletion of a version."""
 
     force: bool = False
-    """Delete a version that an alias means, that others were made from, or that a rollback would need, too."""
+    """Delete a version even if it has an alias, other versions derive from it, or a rollback would need it."""

@@ -50,8 +50,8 @@ def common_end(first: IntArray, last: IntArray, observed: Observed, share: float
 
     - Of the series that end there (or up to 6 steps before, but no further than the jump to the next end) and the later
       ones, no more than `share` are later, and by no more steps than the median of the others has.
-    - Of those that end as far before as the jump goes on, no more than `share` are later, and each of these has fewer
-      rows than a quarter of the steps of the jump.
+    - Of those that end within the length of the jump before, no more than `share` are later, and each of these has
+      fewer rows than a quarter of the steps of the jump.
     - All later steps are detached from their own series: the jump to them is at least 4 steps for each of them, and
       twice as long as any before it, they are a quarter of the earlier ones at most, and at most a fifth of the series
       around that end (one, where these are few) have such steps.

@@ -143,8 +143,7 @@ def load_part(
     validate.select(tables.rows, [*run_columns, *other_columns], categories)  # Reports all mistakes at once.
     series = validate.read_runs(tables.rows, run_columns, categories)
     table = validate.read(tables.rows, other_columns, categories)
-    rows_in = table.height
-    series = validate.run_lengths(series, rows_in)
+    series, rows_in = validate.run_lengths(series, table.height), table.height
     if not rows_in:
         raise DataError("the table has no rows")
     runs, names = Runs.of(series)

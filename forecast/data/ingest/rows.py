@@ -128,7 +128,7 @@ class Rows:
         return n_consecutive - between == len(self) - len(starts_of_series)
 
     def count(self, rows: BoolArray | None = None) -> int:
-        """Return how many rows of the table the rows in a mask (all when None) aggregate."""
+        """Return the number of table rows that the rows in a mask (all when None) aggregate."""
         if self.merged is None:
             return len(self) if rows is None else int(np.count_nonzero(rows))
         return int(self.merged.sum() if rows is None else self.merged[rows].sum())

@@ -34,12 +34,12 @@ def recognise(names: Collection[str], data: DataConfig) -> DataConfig:
         return data
     # In a wide table a column may be a series, whatever its name.
     required = [role for role in roles if role == TIMESTAMP or data.layout == "long"]
-    named = {*data.past_covariates, *data.known_covariates, *data.static_covariates, *configured.values()}
+    assigned = {*data.past_covariates, *data.known_covariates, *data.static_covariates, *configured.values()}
     candidates = {
-        role: [name for name in KNOWN_NAMES[role] if name in names and name not in named] for role in required
+        role: [name for name in KNOWN_NAMES[role] if name in names and name not in assigned] for role in required
     }
-    is_ours = all(role in candidates[role] for role in required)
-    unclear = {role: matches for role, matches in candidates.items() if len(matches) > 1 and not is_ours}
+    has_standard_names = all(role in candidates[role] for role in required)
+    unclear = {role: matches for role, matches in candidates.items() if len(matches) > 1 and not has_standard_names}
     if unclear:
         raise DataError(
             "\n".join(
@@ -47,5 +47,7 @@ def recognise(names: Collection[str], data: DataConfig) -> DataConfig:
                 for role, matches in unclear.items()
             )
         )
-    recognised = {role: role if is_ours or not candidates.get(role) else candidates[role][0] for role in roles}
+    recognised = {
+        role: role if has_standard_names or not candidates.get(role) else candidates[role][0] for role in roles
+    }
     return load(DataConfig, data.model_dump() | {"columns": configured | recognised})
