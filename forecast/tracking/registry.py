@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from forecast.tracking.store import calls_mlflow, explained, is_server, prepare_store, tracking_uri
-from forecast.tracking.store import connect
+from forecast.tracking.store import calls_mlflow, connect, explained, is_server, prepare_store, tracking_uri
 
 # isort: split
 import polars as pl
