@@ -7,6 +7,11 @@ from pipelines.jobs import console
 from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from forecast.artifact import Artifact
+    from forecast.data.ingest.loaded import Loaded
+    from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
     from forecast.training.result import Summary
 
@@ -24,20 +29,16 @@ def main(config: TrainConfig) -> None:
 
 def run(config: TrainConfig) -> "tuple[Version, str]":
     """Train, log and register; return the version and a line about it."""
-    import numpy as np
     import polars as pl
 
-    from forecast.data.ingest.loaded import recode
     from forecast.names import PRETRAINED
-    from forecast.prediction.from_table import forecast
-    from forecast.reports import diagnostic_figures, figures
+    from forecast.reports import diagnostic_figures
     from forecast.training.fit import fit
     from pipelines import report
     from pipelines.jobs.reading import open_registry, read_table, with_init
     from pipelines.jobs.registration import Registration
-    from pipelines.jobs.run_logging import log_data, log_profile, pick
+    from pipelines.jobs.run_logging import log_data, log_profile
     from pipelines.jobs.version_tags import final_fit_text
-    from pipelines.reports import content
 
     registry = open_registry(config)
     registry.check_runs()
@@ -72,16 +73,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
             run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
-            sample = pick(loaded.panel.series_id.tolist())
-            rows = np.searchsorted(loaded.panel.series_id, sample)
-            # The last targets used by validation.
-            recoded_panel = recode(loaded, artifact.categories)
-            cutoff = artifact.trained_until - artifact.horizon
-            forecasts = forecast(artifact, recoded_panel.panel, cutoff=cutoff, max_age=None)
-            history = recoded_panel.panel.frame(rows, artifact.classes)
-            sampled = content.sample_rows(forecasts.frame.lazy())[0]
-            run.table(sampled, "forecasts.parquet")
-            run.figure(figures.sample_forecasts(history, forecasts.frame, sample), "plots/sample_forecasts.png")
+            recoded_panel, sampled = _log_forecasts(run, loaded, artifact)
             version = registration.register()
             points = [(name, step, value) for step, values in result.curve for name, value in values.items()]
             loss = pl.DataFrame(points, ["model", "step", "loss"], orient="row")
@@ -93,6 +85,29 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
         f"{summary['val/loss']:.4f} (closed form alone {summary['val/loss_closed_form']:.4f}) on "
         f"{_checked(summary)}{_shared(summary)}{final_fit_text(artifact)}, run {run.id}"
     )
+
+
+def _log_forecasts(run: "Run", loaded: "Loaded", artifact: "Artifact") -> "tuple[Loaded, pl.DataFrame]":
+    """Log forecasts of the last validation targets; return the panel with the model's categories, and a sample."""
+    import numpy as np
+
+    from forecast.data.ingest.loaded import recode
+    from forecast.prediction.from_table import forecast
+    from forecast.reports import figures
+    from pipelines.jobs.run_logging import pick
+    from pipelines.reports import content
+
+    sample = pick(loaded.panel.series_id.tolist())
+    rows = np.searchsorted(loaded.panel.series_id, sample)
+    # The last targets used by validation.
+    recoded_panel = recode(loaded, artifact.categories)
+    cutoff = artifact.trained_until - artifact.horizon
+    forecasts = forecast(artifact, recoded_panel.panel, cutoff=cutoff, max_age=None)
+    history = recoded_panel.panel.frame(rows, artifact.classes)
+    sampled = content.sample_rows(forecasts.frame.lazy())[0]
+    run.table(sampled, "forecasts.parquet")
+    run.figure(figures.sample_forecasts(history, forecasts.frame, sample), "plots/sample_forecasts.png")
+    return recoded_panel, sampled
 
 
 def _shared(summary: "Summary") -> str:

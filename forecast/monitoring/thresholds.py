@@ -124,8 +124,8 @@ def _age_checks(freshness: Freshness) -> list[Check]:
 
 
 def _share_alarmed(alarms: pl.DataFrame) -> float | None:
-    judged = alarms.filter(pl.col("status").is_in([ALARM, NORMAL]))
-    return float((judged["status"] == ALARM).mean()) if judged.height else None  # type: ignore[arg-type]
+    rows = alarms.filter(pl.col("status").is_in([ALARM, NORMAL]))
+    return float((rows["status"] == ALARM).mean()) if rows.height else None  # type: ignore[arg-type]
 
 
 def _share_judged(result: MonitorResult) -> float | None:

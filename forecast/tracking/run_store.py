@@ -214,8 +214,8 @@ class RunStore:
                 raise
             return None
         settings = dict(sorted(run.data.params.items()))
-        for each in run.inputs.dataset_inputs if run.inputs else ():
-            settings = {**described(each.dataset), **settings}
+        for dataset_input in run.inputs.dataset_inputs if run.inputs else ():
+            settings = {**described(dataset_input.dataset), **settings}
         tags = dict(run.data.tags)
         files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
         is_deleted = run.info.lifecycle_stage != "active"

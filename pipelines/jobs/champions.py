@@ -99,8 +99,8 @@ def reign(champions: "Champions", version: "Version") -> str:
     spells = []
     for move, until in champions.reigns():
         if move.version == version.number:
-            since, until = (moment[:16].replace("T", " ") for moment in (move.at, until))
+            start, until = (moment[:16].replace("T", " ") for moment in (move.at, until))
             is_present = move is champions.moves[-1] and champions.number == version.number
             end = "now" if is_present else until or "?"
-            spells.append(f"{since or '?'} to {end}")
+            spells.append(f"{start or '?'} to {end}")
     return ", ".join(spells)

@@ -152,7 +152,7 @@ def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Jo
         cutoff=cutoff,
         config_digest=hashlib.sha256(settings.encode()).hexdigest(),
         config=values,
-        references={path: given for path, given in references.items() if _is_setting(values, path)},
+        references={path: reference for path, reference in references.items() if _is_setting(values, path)},
         schedule=os.environ.get(SCHEDULE, ""),
         slot=os.environ.get(SLOT, ""),
         settings_digest=os.environ.get(SETTINGS_DIGEST, ""),

@@ -113,9 +113,9 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
     version = registry.resolve(alias, "model.init")
     init = of_model(load_version(registry, version), str(version))
     model_for(init, config.model, config.window.horizon)
-    found = config.model.model_copy(update={"init": f"models:/{model}/{version.number}"})
+    model_settings = config.model.model_copy(update={"init": f"models:/{model}/{version.number}"})
     tags = {INIT_VERSION: str(version), INIT_DIGEST: version.digest}
-    return config.model_copy(update={"model": found}), init, tags
+    return config.model_copy(update={"model": model_settings}), init, tags
 
 
 def open_with_data(

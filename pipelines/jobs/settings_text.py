@@ -66,7 +66,7 @@ def _unquoted(text: str) -> str:
         return text
     quote = text[0]
     # Backslashes are only doubled before a quote, or at the end.
-    return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], text[1:-1])
+    return re.sub(rf"(\\+)({quote}|$)", lambda match: "\\" * (len(match[1]) // 2) + match[2], text[1:-1])
 
 
 def quoted(value: Any) -> str:
@@ -94,7 +94,7 @@ def escaped(value: Any, groups: Iterable[str] = ()) -> Any:
         known_groups = frozenset(groups)
         return re.sub(
             r"(\\*)\$\{",
-            lambda found: found[0] if _is_reference(value[found.end() :], known_groups) else f"{found[1] * 2}\\${{",
+            lambda match: match[0] if _is_reference(value[match.end() :], known_groups) else f"{match[1] * 2}\\${{",
             value,
         )
     if isinstance(value, Mapping):
@@ -109,14 +109,14 @@ def has_reference(text: str, groups: Iterable[str]) -> bool:
     return re.search(r"(?<!\\)(?:\\\\)*\$\{", escaped(text, groups)) is not None
 
 
-def _is_reference(rest: str, groups: frozenset[str]) -> bool:
+def _is_reference(text: str, groups: frozenset[str]) -> bool:
     from omegaconf import OmegaConf
 
     if not groups:
         return False
-    if function := re.match(r"\s*([A-Za-z_][\w.]*)\s*:", rest):
+    if function := re.match(r"\s*([A-Za-z_][\w.]*)\s*:", text):
         return OmegaConf.has_resolver(function[1])
-    name = re.match(r"\s*(\w+)\s*[.}\[]", rest)
+    name = re.match(r"\s*(\w+)\s*[.}\[]", text)
     return name is not None and name[1] in groups
 
 

@@ -112,11 +112,11 @@ class Flow:
             default_status=dg.DefaultScheduleStatus.RUNNING,
         )
         def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-            at = context.scheduled_execution_time
+            due_time = context.scheduled_execution_time
             is_day_before = isinstance(self.partitions, dg.DailyPartitionsDefinition)
-            key = self._key(self.schedule.cutoff_of(at) if is_day_before else at)
+            key = self._key(self.schedule.cutoff_of(due_time) if is_day_before else due_time)
             if key is None:
-                return dg.SkipReason(f"{at} is before the first partition")
+                return dg.SkipReason(f"{due_time} is before the first partition")
             with suppress(LedgerError):  # The run reports it, and tries again.
                 slot = self.slot(key)
                 if (entry := self.scheduler.ledger.latest(slot.name, slot.key)) and entry.status == "done":
@@ -138,7 +138,7 @@ class Flow:
                         verdicts.setdefault(name, []).append((key, verdict))
             except GatecastError as error:
                 raise dg.Failure(str(error), allow_retries=error.exit_code not in FINAL) from None
-        return dg.MaterializeResult(check_results=[summary_of(name, found) for name, found in verdicts.items()])
+        return dg.MaterializeResult(check_results=[summary_of(name, values) for name, values in verdicts.items()])
 
     def _complete(self, slot: Slot, *, last: bool) -> Entry:
         """Return the attempt that completed a slot, run now if necessary. Raises GatecastError if it fails."""
@@ -169,9 +169,9 @@ class Flow:
         moment = min(moments, key=lambda due_time: abs(due_time - begins))
         return Slot(self.name, self.schedule.cutoff_of(moment), moment)
 
-    def _key(self, at: datetime) -> str | None:
+    def _key(self, moment: datetime) -> str | None:
         """Return the partition of a time, None before the first."""
-        key = self.partitions.get_partition_key_for_timestamp(at.timestamp())
+        key = self.partitions.get_partition_key_for_timestamp(moment.timestamp())
         return key if self.partitions.has_partition_key(key) else None
 
     def elsewhere(self, instance: dg.DagsterInstance, start: datetime | None) -> Iterator[dg.AssetMaterialization]:

@@ -142,12 +142,12 @@ class Schedule(Config):
         """
         times = set()
         for local in self._local(after, until):
-            at, repeated = (local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-            skipped = at.astimezone(self.zone).replace(tzinfo=None) != local
+            instant, repeated = (local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+            skipped = instant.astimezone(self.zone).replace(tzinfo=None) != local
             if not self._every_hour:
-                times.add(at)
+                times.add(instant)
             elif not skipped:
-                times |= {at, repeated}
+                times |= {instant, repeated}
         return sorted(moment for moment in times if after < moment <= until)
 
     def next(self, after: datetime) -> datetime:
@@ -257,17 +257,17 @@ def read(path: Path) -> tuple[dict[str, Schedule], NotifyConfig]:
         try:
             shared = {"time_zone": file.time_zone, "overrides": []} | values
             schedule = load(Schedule, shared | {"overrides": [*file.overrides, *shared["overrides"]]})
-            kept = [*_unresolved_overrides(schedule.flow, mapping, file.overrides)]
-            kept += _unresolved_overrides(schedule.flow, mapping.get("schedules", {}).get(name), shared["overrides"])
-            schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(kept)})
+            words = [*_unresolved_overrides(schedule.flow, mapping, file.overrides)]
+            words += _unresolved_overrides(schedule.flow, mapping.get("schedules", {}).get(name), shared["overrides"])
+            schedules[name] = schedule = schedule.model_copy(update={"overrides": tuple(words)})
             verb = compose(schedule.flow, schedule.settings(datetime.now(UTC)))
             places = _outputs(load(config_of(schedule.flow), verb))
         except ConfigError as error:
             mistakes.append(f"{name}: {error}".replace("\n", "\n  "))
             continue
-        for place, setting in places.items():
-            if outputs.setdefault(place, name) != name:
-                mistakes.append(f"{name}: writes {place}, as {outputs[place]} does; choose another {setting}")
+        for output, setting in places.items():
+            if outputs.setdefault(output, name) != name:
+                mistakes.append(f"{name}: writes {output}, as {outputs[output]} does; choose another {setting}")
                 break
     if mistakes:
         raise ConfigError(f"{path}: {len(mistakes)} schedule(s) are wrong:\n  " + "\n  ".join(mistakes))

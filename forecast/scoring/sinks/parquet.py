@@ -53,7 +53,7 @@ class ParquetSink:
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
         """Move the files into the folder of the key."""
-        stored: list[Path] = []
+        paths_written: list[Path] = []
         for kind in KINDS:
             target = self._folder / kind / key.folder
             paths = [target / file.name for file in files[kind]]
@@ -68,8 +68,8 @@ class ParquetSink:
                 raise OutputError(f"can't move the files of {key.folder} to {target}: {error}") from error
             count = sum(scan_file(file).select(pl.len()).collect().item() for file in paths)
             check_rows(kind, count, content)
-            stored += paths
-        return self._hashes(sorted(stored))
+            paths_written += paths
+        return self._hashes(sorted(paths_written))
 
     def is_superseded(self, content: Mapping[str, Any]) -> bool:
         """Return whether a manifest in the folder became current later."""
