@@ -28,7 +28,7 @@ from forecast.data.sources.open import Tables
 from forecast.data.sources.side_tables import with_side_tables
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, DataError, OutputError, listing
-from forecast.models.adapters.bank import Bank
+from forecast.models.adapters.bank import AdapterBank
 from forecast.models.network.ensemble import Ensemble, Forecaster, as_ensemble, build_member, members_of
 from forecast.models.postprocess.conformal import Calibration
 
@@ -64,7 +64,7 @@ class Artifact:
     grid: Grid
     trained_until: int
     """Grid index of the last step that any weight, closed form, gate or calibration has seen, of any series."""
-    bank: Bank | None = None
+    bank: AdapterBank | None = None
     """Changes per series, in a fine-tuned model."""
     coupling: Tensor | None = None
     """[horizon, horizon], how the steps of a sample path depend on each other (`copula.coupled_ranks`); None where
@@ -213,7 +213,7 @@ class Artifact:
                 "on one like this"
             )
 
-    def with_bank(self, bank: Bank, *, trained_until: int, parent_digest: str) -> "Artifact":
+    def with_bank(self, bank: AdapterBank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series, without its final fit; the base is the same, bit by bit."""
         before = self.before or (self.trained_until, self.parent_digest)
         return replace(
@@ -319,7 +319,7 @@ def _save_weights(network: Forecaster, folder: Path, prefix: str = "") -> list[s
     return names
 
 
-def _save_bank(bank: Bank, before: tuple[int, str | None] | None, folder: Path, prefix: str = "") -> list[str]:
+def _save_bank(bank: AdapterBank, before: tuple[int, str | None] | None, folder: Path, prefix: str = "") -> list[str]:
     """Write changes per series; return the names of the files."""
     names = [prefix + _BANK, prefix + _BANK_INDEX]
     tensors = {name: values.contiguous() for name, values in bank.tensors.items()}
@@ -448,12 +448,12 @@ def _load_weights(
     return as_ensemble(members, shares).eval()
 
 
-def _load_bank(folder: Path, prefix: str = "") -> tuple[Bank, tuple[int, str | None] | None]:
+def _load_bank(folder: Path, prefix: str = "") -> tuple[AdapterBank, tuple[int, str | None] | None]:
     """Return changes per series, and `Artifact.before`."""
     index = _read_json(folder / (prefix + _BANK_INDEX))
     tensors = safetensors.torch.load_file(folder / (prefix + _BANK))
     before = tuple(index["before"]) if index.get("before") else None
-    return Bank(index["kind"], index["series_id"], tensors, index.get("seen")), before
+    return AdapterBank(index["kind"], index["series_id"], tensors, index.get("seen")), before
 
 
 def digest(folder: Path) -> str:

@@ -16,7 +16,7 @@ from forecast.finetuning.gradient_group import RATES
 from forecast.finetuning.selection import select_series, worst
 from forecast.finetuning.series_gate import mean_loss
 from forecast.finetuning.trials import TuningSettings, window_losses
-from forecast.models.adapters.origins import alone, forecast, held_out
+from forecast.models.adapters.origins import forecast, held_out, single_origin
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
 
@@ -175,7 +175,7 @@ def held_out_windows_of(
     """
     parts = []
     with torch.inference_mode():
-        for windows in alone(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
+        for windows in single_origin(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
             output, target, weight = forecast(network, windows)
             parts.append((output.head.predicted(output.arguments), target, weight))
     columns, target, weight = (

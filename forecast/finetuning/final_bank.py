@@ -12,10 +12,10 @@ from torch import Tensor
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models.adapters import head_ridge, stacked
-from forecast.models.adapters.bank import BLEND, HEAD, Bank
-from forecast.models.adapters.examples import Examples, Remembered, Rolled
-from forecast.models.adapters.optimiser import Descent
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.bank import BLEND, HEAD, AdapterBank
+from forecast.models.adapters.examples import CachedExamples, Examples, FullExamples
+from forecast.models.adapters.optimiser import BatchedAdam
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, require_tunable
@@ -29,14 +29,14 @@ class FinalBank:
 
     network: Forecaster
     """The network of the final base."""
-    bank: Bank | None
+    bank: AdapterBank | None
     """Existing changes beside it, in an incremental fine-tuning."""
     data: PanelTensors
     lengths: IntArray
     """[S], the number of steps of each series of the panel."""
     settings: FinetuneSettings
 
-    def fit(self, series: IntArray, names: list[str], columns: dict[str, np.ndarray], changes: Changes) -> Changes:
+    def fit(self, series: IntArray, names: list[str], columns: dict[str, np.ndarray], changes: Deltas) -> Deltas:
         """Return the changes of tuned series together with their final ones; `split` separates the two.
 
         `columns` hold the chosen parameters of each series. A series whose final fit is not finite keeps its changes.
@@ -49,10 +49,12 @@ class FinalBank:
             fitted = self._by_gradient(series, names, columns["learning_rate"], columns["steps"])
             fitted[BLEND] = changes[BLEND]
         finite = torch.stack([torch.isfinite(values).flatten(1).all(1) for values in _columns(fitted)]).all(0)
-        return changes | {_PREFIX + name: values for name, values in stacked.kept(fitted, changes, finite).items()}
+        return changes | {
+            _PREFIX + name: values for name, values in stacked.select_rows(fitted, changes, finite).items()
+        }
 
     @torch.inference_mode()
-    def _head(self, series: IntArray, penalty: np.ndarray, share: np.ndarray, width: Tensor) -> Changes:
+    def _head(self, series: IntArray, penalty: np.ndarray, share: np.ndarray, width: Tensor) -> Deltas:
         """Return the linear maps of series for their penalties; zeros where the penalty is NaN: only widths change."""
         horizon, settings = self.network.shape.horizon, self.settings
         n_steps = settings.origins + 2 * horizon
@@ -62,15 +64,15 @@ class FinalBank:
         weight = solved_weights(origins, self.network.head, *chosen, ago=horizon, count=settings.origins)
         return {"weight": weight.cpu(), "width": width}
 
-    def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Changes:
+    def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Deltas:
         (network, _), device = require_tunable(self.network), self.data.device
         lengths, settings = self.lengths[series], self.settings
         examples: Examples
         if settings.kind in stacked.FROZEN:
             ago = torch.tensor([network.shape.horizon])
-            examples = Remembered(network, self.data, series, lengths, settings, ago)
+            examples = CachedExamples(network, self.data, series, lengths, settings, ago)
         else:
-            examples = Rolled(network, self.data, series, lengths, settings)
+            examples = FullExamples(network, self.data, series, lengths, settings)
         start = stacked.unchanged(network, settings.kind, len(series), settings.rank)
         if self.bank is not None:
             start = start_from_bank(self.bank, self.bank.rows(names), start)
@@ -86,28 +88,28 @@ def solved_weights(
     return weight.masked_fill(penalty.isnan()[:, None, None], 0.0).to(origins.features.dtype)
 
 
-def start_from_bank(bank: Bank, rows: Tensor, start: Changes) -> Changes:
+def start_from_bank(bank: AdapterBank, rows: Tensor, start: Deltas) -> Deltas:
     """Return the changes at `rows` of a bank; those of `start` where the row is -1."""
     if not bank.series_id:
         return start
     bank_changes = {name: bank.tensors[name][rows.clamp(min=0)].to(values) for name, values in start.items()}
     device = next(iter(start.values())).device
-    return stacked.kept(bank_changes, start, (rows >= 0).to(device))
+    return stacked.select_rows(bank_changes, start, (rows >= 0).to(device))
 
 
-def descend(examples: Examples, start: Changes, rate: Tensor, steps: Tensor) -> Descent:
+def descend(examples: Examples, start: Deltas, rate: Tensor, steps: Tensor) -> BatchedAdam:
     """Return the optimiser after `steps` steps of each series, [G], on all its origins."""
-    descent = Descent(start, rate)
+    descent = BatchedAdam(start, rate)
     for step in range(int(steps.max()) if len(steps) else 0):
         descent.step(examples.loss(step, 0), steps > step)
     return descent
 
 
-def split(changes: Changes) -> tuple[Changes, Changes]:
+def split(changes: Deltas) -> tuple[Deltas, Deltas]:
     """Return the evaluated changes and the final ones; without a final fit both are the same."""
     plain = {name: values for name, values in changes.items() if not name.startswith(_PREFIX)}
     return plain, {name: changes.get(_PREFIX + name, values) for name, values in plain.items()}
 
 
-def _columns(changes: Changes) -> list[Tensor]:
+def _columns(changes: Deltas) -> list[Tensor]:
     return [values if values.ndim > 1 else values[:, None] for values in changes.values()]

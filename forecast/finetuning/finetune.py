@@ -25,7 +25,7 @@ from forecast.finetuning.report import decisions_of, example_forecasts, summary_
 from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, UNCHANGED, FinetuneResult
 from forecast.finetuning.series_tuning import tune
 from forecast.finetuning.shared_weights import tune_globally
-from forecast.models.adapters.bank import Bank
+from forecast.models.adapters.bank import AdapterBank
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import prepare
 
@@ -88,7 +88,7 @@ def finetune(
         {names[row] for row in chosen},
         {**digests_before, **{names[row]: digests[names[row]] for row in chosen}},
     )
-    banks = [Bank(settings.kind, tuned, changes_part, digests_before) for changes_part in split(changes)]
+    banks = [AdapterBank(settings.kind, tuned, changes_part, digests_before) for changes_part in split(changes)]
     bank, final_bank = (
         _merge(existing, tuned_bank, retuned) if existing else tuned_bank
         for existing, tuned_bank in zip((bank_before, plain.latest.bank), banks, strict=True)
@@ -120,7 +120,7 @@ def _digests(panel: Panel, usable: IntArray) -> dict[str, str]:
     return digests
 
 
-def _merge(before: Bank, fresh: Bank, retuned: set[str]) -> Bank:
+def _merge(before: AdapterBank, fresh: AdapterBank, retuned: set[str]) -> AdapterBank:
     """Return the fresh bank together with the changes of all series that are not `retuned`, ordered by id."""
     rows = [row for row, name in enumerate(before.series_id) if name not in retuned]
     names = [before.series_id[row] for row in rows] + fresh.series_id
@@ -129,4 +129,4 @@ def _merge(before: Bank, fresh: Bank, retuned: set[str]) -> Bank:
         name: torch.cat([values[rows], *([fresh.tensors[name]] if fresh.series_id else [])])[torch.from_numpy(order)]
         for name, values in (before.tensors or fresh.tensors).items()
     }
-    return Bank(fresh.kind, [names[row] for row in order], tensors, fresh.seen)
+    return AdapterBank(fresh.kind, [names[row] for row in order], tensors, fresh.seen)

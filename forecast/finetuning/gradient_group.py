@@ -27,10 +27,10 @@ from forecast.finetuning.trials import (
 )
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND
-from forecast.models.adapters.examples import Examples, Remembered, Rolled
-from forecast.models.adapters.optimiser import Descent
-from forecast.models.adapters.origins import alone, held_out
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.examples import CachedExamples, Examples, FullExamples
+from forecast.models.adapters.optimiser import BatchedAdam
+from forecast.models.adapters.origins import held_out, single_origin
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, Member, require_tunable
 
@@ -69,8 +69,8 @@ class GradientGroup:
         (network, _), settings = self._member, self.settings
         origins = torch.cat([self._holdout_ago, self._selection_ago])
         if settings.kind in stacked.FROZEN:
-            return Remembered(network, self.data, self.series, self.usable, settings, origins)
-        return Rolled(network, self.data, self.series, self.usable, settings)
+            return CachedExamples(network, self.data, self.series, self.usable, settings, origins)
+        return FullExamples(network, self.data, self.series, self.usable, settings)
 
     @property
     def _n_windows(self) -> int:
@@ -90,7 +90,7 @@ class GradientGroup:
         return self._fit_end_ago - torch.linspace(0, self.network.shape.horizon, _N_CHECK_ORIGINS).round().long()
 
     @property
-    def _unchanged(self) -> Changes:
+    def _unchanged(self) -> Deltas:
         (network, _), settings = self._member, self.settings
         return stacked.unchanged(network, settings.kind, len(self.series), settings.rank)
 
@@ -141,7 +141,7 @@ class GradientGroup:
         share = self._member[1]
         if share == 1:
             return arguments_by_share
-        windows = alone(self.network, self.data, self.series, self.usable, self._holdout_ago.numpy())
+        windows = single_origin(self.network, self.data, self.series, self.usable, self._holdout_ago.numpy())
         base_arguments = torch.cat(
             [self.network(held_out_batch.batch, held_out_batch.origins).arguments[:, 0] for held_out_batch in windows]
         )
@@ -174,7 +174,7 @@ def shares_of(settings: TuningSettings) -> list[float]:
 class _SearchResult:
     """The changes of each of G series with the least loss on its held-out origins."""
 
-    changes: Changes
+    changes: Deltas
     rate: Tensor
     steps: Tensor
     """[G]; 0 where nothing gains."""
@@ -183,12 +183,12 @@ class _SearchResult:
 
 
 def _search(
-    examples: Examples, start: Changes, selection_ago: Tensor, fit_end_ago: int, settings: TuningSettings
+    examples: Examples, start: Deltas, selection_ago: Tensor, fit_end_ago: int, settings: TuningSettings
 ) -> _SearchResult:
     head = examples.network.head
 
     @torch.no_grad()
-    def check(changes: Changes) -> Tensor:
+    def check(changes: Deltas) -> Tensor:
         return examples.at(changes, selection_ago).loss(head).nan_to_num(nan=torch.inf)
 
     base = check(start)
@@ -197,7 +197,7 @@ def _search(
     diverged = torch.ones_like(base, dtype=torch.bool)
     max_steps = STEPS if settings.steps is None else settings.steps
     for candidate_rate in settings.learning_rates or RATES[settings.kind]:
-        descent = Descent(start, torch.full_like(rate, candidate_rate))
+        descent = BatchedAdam(start, torch.full_like(rate, candidate_rate))
         least_of_rate, checks_without_gain = base, torch.zeros_like(steps)
         for step in range(max_steps):
             descent.step(examples.loss(step, fit_end_ago), checks_without_gain < _PATIENCE)
@@ -205,7 +205,7 @@ def _search(
                 continue
             loss = torch.where((checks_without_gain < _PATIENCE) & descent.finite, check(descent.changes), torch.inf)
             better = loss < least
-            best, least = stacked.kept(descent.changes, best, better), torch.where(better, loss, least)
+            best, least = stacked.select_rows(descent.changes, best, better), torch.where(better, loss, least)
             rate, steps = rate.masked_fill(better, candidate_rate), steps.masked_fill(better, step + 1)
             checks_without_gain, least_of_rate = (
                 torch.where(loss < least_of_rate, 0, checks_without_gain + 1),

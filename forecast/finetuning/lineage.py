@@ -11,7 +11,7 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.errors import ConfigError, listing
 from forecast.models.adapters import stacked
-from forecast.models.adapters.bank import HEAD, Bank
+from forecast.models.adapters.bank import HEAD, AdapterBank
 from forecast.models.network.ensemble import require_tunable
 from forecast.names import SERIES_ID
 
@@ -72,7 +72,7 @@ def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
     A row for each series that has changes in either model. `change` is the norm of the difference between the two
     additions to the base (0 for a model without changes of the series); null where kinds or networks differ.
     """
-    bank_a, bank_b = (model.bank or Bank("", [], {}) for model in (artifact, against))
+    bank_a, bank_b = (model.bank or AdapterBank("", [], {}) for model in (artifact, against))
     names = sorted({*bank_a.series_id, *bank_b.series_id})
     rows = [bank.rows(names) for bank in (bank_a, bank_b)]
     shapes = [
@@ -104,14 +104,14 @@ def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
     return pl.DataFrame({SERIES_ID: names, STATUS: status, CHANGE: norms}, schema=schema)
 
 
-def _added(bank: Bank, rows: Tensor) -> stacked.Changes:
+def _added(bank: AdapterBank, rows: Tensor) -> stacked.Deltas:
     """Return the additions to the base for the series at `rows`, in float64; a width of 1 adds nothing."""
     changes = bank.changes(rows)
     changes = {**changes, "width": changes["width"][:, None] - 1} if bank.kind == HEAD else stacked.deltas(changes)
     return {name: values.double() for name, values in changes.items()}
 
 
-def _additions(bank: Bank, rows: Tensor, shapes: dict[str, torch.Size]) -> stacked.Changes:
+def _additions(bank: AdapterBank, rows: Tensor, shapes: dict[str, torch.Size]) -> stacked.Deltas:
     """Return the additions to the base for the series at `rows`, zeros for row -1."""
     present = torch.nonzero(rows >= 0).flatten()
     additions = {name: torch.zeros(len(rows), *shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -120,7 +120,7 @@ def _additions(bank: Bank, rows: Tensor, shapes: dict[str, torch.Size]) -> stack
     return additions
 
 
-def _bank_with(artifact: Artifact, series: Sequence[str], key: str) -> Bank:
+def _bank_with(artifact: Artifact, series: Sequence[str], key: str) -> AdapterBank:
     """Return the bank. Raises ConfigError unless it has changes for each of `series`."""
     if artifact.bank is None:
         raise ConfigError(f"{key}: this version has no changes of series: it is not fine-tuned; set registry.alias")

@@ -11,7 +11,7 @@ from forecast.finetuning.result import TOO_SHORT
 from forecast.finetuning.series_gate import CHANGE_COLUMNS, HARM_PROBABILITY, POSTERIOR_GAIN, TUNED
 from forecast.finetuning.series_tuning import ROW
 from forecast.finetuning.trials import POINT_FORECAST, Columns, TuningSettings, point_forecast
-from forecast.models.adapters.bank import BLEND, HEAD, Bank
+from forecast.models.adapters.bank import BLEND, HEAD, AdapterBank
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.names import (
@@ -34,7 +34,7 @@ _N_EXAMPLES = 3
 
 
 def decisions_of(
-    panel: Panel, table: Columns, initial_reason: np.ndarray, settings: TuningSettings, bank_before: Bank | None
+    panel: Panel, table: Columns, initial_reason: np.ndarray, settings: TuningSettings, bank_before: AdapterBank | None
 ) -> pl.DataFrame:
     """Return the table of decisions, a row per series: null, with the reason in `initial_reason`, if not judged."""
     rows = table.get(ROW, np.zeros(0, dtype=np.int64))

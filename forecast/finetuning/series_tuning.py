@@ -19,8 +19,8 @@ from forecast.finetuning.series_gate import DIVERGED, NOT_FINITE, TUNED, GateRes
 from forecast.finetuning.trials import POINT_FORECAST, Columns, Fit, TuningSettings, n_origin_steps
 from forecast.models.adapters.bank import HEAD, head_feature_count
 from forecast.models.adapters.examples import group_numbers
-from forecast.models.adapters.origins import apart
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.origins import origin_stride
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, require_tunable
 from forecast.models.runtime.state_file import read_state, write_state
@@ -48,7 +48,7 @@ def tune(
     progress: Callable[[float, str], None] | None,
     final: FinalBank | None,
     job_key: dict[str, Any],
-) -> tuple[Columns, list[str], Changes]:
+) -> tuple[Columns, list[str], Deltas]:
     """Return columns of the `chosen` series, and the ids and stacked changes of the tuned ones, in this order.
 
     First come the losses of all groups, because the gate needs those of all series; then accepted changes are fitted.
@@ -170,7 +170,7 @@ def _elements_per_series(network: Forecaster, settings: TuningSettings) -> int:
         return group_numbers(require_tunable(network)[0], settings)
     n_features = head_feature_count(network.shape, network.state_size)
     n_shifts = network.shape.horizon * max(network.shape.n_classes, 1)
-    n_origins = -(-n_origin_steps(network, settings) // apart(network.shape))
+    n_origins = -(-n_origin_steps(network, settings) // origin_stride(network.shape))
     # In single precision, and for a solution in double; the eigenvectors likewise.
     return 3 * n_origins * (n_features + n_shifts) + 2 * n_features * n_features
 

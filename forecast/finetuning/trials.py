@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from forecast.config import FinetuneSettings
-from forecast.models.adapters.bank import Bank
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.bank import AdapterBank
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.network.ensemble import Forecaster
@@ -21,7 +21,7 @@ LOSS, POINT_FORECAST, IS_CONSTANT, IS_DIVERGED = "loss", "told", "is_constant", 
 
 Columns: TypeAlias = dict[str, Any]
 """Columns of a table with a row per series, as arrays."""
-ExistingChanges: TypeAlias = tuple[Bank, Tensor] | None
+ExistingChanges: TypeAlias = tuple[AdapterBank, Tensor] | None
 """Existing changes: a bank, and the row of each series."""
 
 
@@ -36,7 +36,7 @@ class TuningSettings(FinetuneSettings):
 class Fit(NamedTuple):
     """Fitted changes of a group of series."""
 
-    changes: Changes
+    changes: Deltas
     finite: np.ndarray
     """[G], whether the changes of a series are finite; `changes` omits all others."""
     point_forecast: np.ndarray

@@ -9,7 +9,7 @@ import torch
 from forecast.artifact import Artifact
 from forecast.data.panel import FloatArray
 from forecast.metrics.scores import midpoints
-from forecast.models.adapters.bank import HEAD, Bank, head_features
+from forecast.models.adapters.bank import HEAD, AdapterBank, head_features
 from forecast.models.heads import log_quantiles
 from forecast.models.heads.base import Head, mean_distance
 from forecast.models.heads.categorical import CategoricalHead
@@ -111,7 +111,7 @@ def _within_support(columns: torch.Tensor, n_values: int, head: Head) -> torch.T
 
 
 def _columns_with_changes(
-    bank: Bank,
+    bank: AdapterBank,
     network: Forecaster,
     windows: OriginBatch,
     columns: torch.Tensor,

@@ -16,7 +16,7 @@ from torch import Tensor
 from forecast.artifact import Artifact, is_intact, load
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ArtifactError
-from forecast.models.adapters.bank import Bank, head_feature_count
+from forecast.models.adapters.bank import AdapterBank, head_feature_count
 from forecast.models.postprocess.conformal import Calibration
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult
@@ -35,7 +35,7 @@ def saved(trained: FitResult, weekly_loaded: Loaded, tmp_path_factory: pytest.Te
     calibration = Calibration(
         levels, torch.zeros(shape.horizon, dtype=torch.long), torch.zeros(3, 1, len(levels)), names
     )
-    artifact = trained.artifact.with_bank(Bank("head", names, changes), trained_until=100, parent_digest="ab12")
+    artifact = trained.artifact.with_bank(AdapterBank("head", names, changes), trained_until=100, parent_digest="ab12")
     folder = tmp_path_factory.mktemp("saved")
     artifact.with_calibration(calibration, trained_until=100).save(folder)
     assert len(list(folder.iterdir())) >= 7

@@ -1,4 +1,4 @@
-"""Changes per series: what fine-tuning adds to the forecast of the shared network."""
+"""Adapters: the changes per series that fine-tuning makes to the forecasts of the shared network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,17 +13,17 @@ from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.output import EncoderState, Output
 from forecast.models.tunable import AnyTunable
 
-# Most recent values of the window that a series' own map sees, at most.
+# Most recent values of the window among the features of kind `head`, at most.
 _WINDOW_FEATURES = 168
-# Numbers of the weights of several series that are held at once.
+# Elements of the weights of several series in memory at once.
 _NUMBERS = 60_000_000
 
 HEAD = "head"
 BLEND = "blend"
 
 
-class Bank:
-    """What is changed for each series, stacked: tensors [series, ...] by name.
+class AdapterBank:
+    """The changes of each series, stacked: tensors [series, ...] by name.
 
     Of kind `head`, `weight` and `width`: a shift of the forecast, and the width of its quantiles. The shift is a linear
     map of [1; last season of the window; encoder state]; the width is by how much the quantiles are stretched around
@@ -42,22 +42,22 @@ class Bank:
         self.series_id = list(series_id)
         self.tensors = dict(tensors)
         self.seen = dict(seen or {})
-        """Of each series that was fine-tuned, whether its changes were kept or not, a hash of the data it was on."""
+        """A digest of the data of each series that was fine-tuned, with or without changes."""
         self._row = {name: row for row, name in enumerate(self.series_id)}
 
     def rows(self, series_id: Sequence[str]) -> Int[Tensor, " series"]:
         """Return the row of each series, -1 for those that keep the base."""
         return torch.tensor([self._row.get(name, -1) for name in series_id], dtype=torch.long)
 
-    def some(self, rows: Sequence[int], seen: Mapping[str, str]) -> "Bank":
+    def some(self, rows: Sequence[int], seen: Mapping[str, str]) -> "AdapterBank":
         """Return the changes of some series, by their rows."""
         tensors = {name: values[list(rows)] for name, values in self.tensors.items()}
-        return Bank(self.kind, [self.series_id[row] for row in rows], tensors, seen)
+        return AdapterBank(self.kind, [self.series_id[row] for row in rows], tensors, seen)
 
-    def changes(self, rows: Int[Tensor, " series"]) -> stacked.Changes:
-        """Return the changes that some series forecast with."""
-        found = {name: values[rows] for name, values in self.tensors.items()}
-        return found if self.kind == HEAD else stacked.blended(found, found.pop(BLEND))
+    def changes(self, rows: Int[Tensor, " series"]) -> stacked.Deltas:
+        """Return the changes of some series, scaled by their blend."""
+        tensors = {name: values[rows] for name, values in self.tensors.items()}
+        return tensors if self.kind == HEAD else stacked.blended(tensors, tensors.pop(BLEND))
 
     def shifted(
         self,
@@ -66,7 +66,7 @@ class Bank:
         features: Float[Tensor, "batch feature"],
         rows: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch horizon column"]:
-        """Return what is stated with the changes of each series, of kind `head`, in units of scale."""
+        """Return the columns of a forecast with the changes of each series, of kind `head`, in units of scale."""
         weight, width = (self.tensors[name][rows].to(features) for name in ("weight", "width"))
         shift = torch.einsum("bf,bfh->bh", features, weight).unflatten(1, (columns.shape[1], -1))
         return head.shift_and_scale(columns, shift, width[:, None])
@@ -86,25 +86,25 @@ class Bank:
         """
         series = torch.arange(len(rows)) if self.kind in stacked.FROZEN else rows
         order = series.argsort(stable=True)
-        each = order.split(series[order].unique_consecutive(return_counts=True)[1].tolist())
+        windows_by_series = order.split(series[order].unique_consecutive(return_counts=True)[1].tolist())
         numbers = stacked.count(v[0] for v in self.tensors.values()) + stacked.count(network.parameters())
-        made, at = [], []
-        for length in sorted({len(windows) for windows in each}):
-            alike = torch.stack([windows for windows in each if len(windows) == length])
+        parts, order_of_parts = [], []
+        for length in sorted({len(windows) for windows in windows_by_series}):
+            alike = torch.stack([windows for windows in windows_by_series if len(windows) == length])
             for windows in alike.split(max(1, _NUMBERS // numbers)):
                 changes = {
                     name: values.to(batch.target.device) for name, values in self.changes(rows[windows[:, 0]]).items()
                 }
-                own = windows.flatten()
-                some = batch.rows(own)
-                begun = None if past is None else [past.rows(own)]
-                made.append(stacked.forecasts(network, changes, some, origins, begun)[0])
-                at.append(own)
-        return torch.cat(made)[torch.cat(at).argsort()]
+                positions = windows.flatten()
+                window_batch = batch.rows(positions)
+                states = None if past is None else [past.rows(positions)]
+                parts.append(stacked.forecasts(network, changes, window_batch, origins, states)[0])
+                order_of_parts.append(positions)
+        return torch.cat(parts)[torch.cat(order_of_parts).argsort()]
 
 
 def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch origin feature"]:
-    """Return what a series' own map sees at each origin."""
+    """Return the features of kind `head` at each origin."""
     recent = output.frame.window[..., -_recent_length(shape) :]
     if shape.n_classes:
         codes = torch.arange(shape.n_classes, device=recent.device)
@@ -113,7 +113,7 @@ def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch o
 
 
 def head_feature_count(shape: NetworkShape, hidden_size: int) -> int:
-    """Return how many features `head_features` gives."""
+    """Return the number of features of `head_features`."""
     return 1 + _recent_length(shape) * max(shape.n_classes, 1) + hidden_size
 
 

@@ -1,4 +1,4 @@
-"""What the changes of a group of series are fitted and judged on: their own latest windows."""
+"""Examples of a group of series: their latest windows, to fit changes on and to validate them."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -12,8 +12,8 @@ from torch import Tensor
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models.adapters import optimiser, stacked
-from forecast.models.adapters.origins import Pass, alone, apart, passes, recency, rounds
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.origins import Pass, chunking, iter_windows, origin_stride, recency, single_origin
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
@@ -34,8 +34,8 @@ _COPIES = 9
 _LAYERS, _WIDTH = 14, 400
 
 
-class Told(NamedTuple):
-    """Forecasts of M origins of each of G series, and what came."""
+class Scored(NamedTuple):
+    """Forecasts of M origins of each of G series, with targets and weights."""
 
     arguments: Float[Tensor, "series origin horizon argument"]
     target: Float[Tensor, "series origin horizon"]
@@ -49,7 +49,7 @@ class Told(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What is kept of M origins of each of G series."""
+    """Cached decoder inputs and targets of M origins of each of G series."""
 
     reading: Any
     """Of the network, [series, origin, ...]."""
@@ -77,28 +77,28 @@ class Examples(ABC):
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:
         """Return the examples of some of the series."""
-        other = copy.copy(self)
-        other.series, other.usable = self.series[rows], self.usable[rows]
-        return other
+        subset = copy.copy(self)
+        subset.series, subset.usable = self.series[rows], self.usable[rows]
+        return subset
 
     @abstractmethod
-    def at(self, changes: Changes, ago: Int[Tensor, " origin"]) -> Told:
+    def at(self, changes: Deltas, ago: Int[Tensor, " origin"]) -> Scored:
         """Return forecasts from origins."""
 
-    def loss(self, step: int, end: int) -> Callable[[Changes], Float[Tensor, " series"]]:
+    def loss(self, step: int, end: int) -> Callable[[Deltas], Float[Tensor, " series"]]:
         """Return what a step minimises, of each series, as `drawn`."""
         return lambda changes: self.drawn(changes, step, end).loss(self.network.head)
 
     @abstractmethod
-    def drawn(self, changes: Changes, step: int, end: int) -> Told:
+    def drawn(self, changes: Deltas, step: int, end: int) -> Scored:
         """Return forecasts to take a step by, of targets that lie `end` steps or more before the end.
 
         Which origins are drawn depends on the step alone, not on what other series there are.
         """
 
 
-class Remembered(Examples):
-    """With a frozen encoder: what the decoder is told is made once, and kept."""
+class CachedExamples(Examples):
+    """Examples of a frozen encoder: the decoder's inputs are computed once and cached."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Remembered(Examples):
     ) -> None:
         """Run the network once: over the latest origins, or some of them if they are many, and over those `judged`."""
         super().__init__(network, data, series, usable, settings)
-        shape, every = network.shape, apart(network.shape)
+        shape, every = network.shape, origin_stride(network.shape)
         last = int(judged.max()) + shape.horizon + settings.origins
         fitted = torch.arange(-(-shape.horizon // every) * every, last, every)
         some = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[:_CACHED]
@@ -135,9 +135,9 @@ class Remembered(Examples):
             places.append(given.row[here] * count + first + slot[here, local])
 
         with torch.inference_mode():
-            for given in passes(network, data, series, usable, rounds(shape, last, every)):
+            for given in iter_windows(network, data, series, usable, chunking(shape, last, every)):
                 read(self.fitting, given, self._fitted, 0)
-            for given in alone(network, data, series, usable, self._judged.numpy()):
+            for given in single_origin(network, data, series, usable, self._judged.numpy()):
                 read(network, given, self._judged, len(self._fitted))
         order = torch.cat(places).argsort().to(data.device)
         # Out of inference mode, so that gradients may pass.
@@ -146,42 +146,42 @@ class Remembered(Examples):
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:
         """Return the examples of some of the series."""
-        other = super().some(rows)
-        other._memory = each(self._memory, lambda values: values[rows])
-        return other
+        subset = super().some(rows)
+        subset._memory = each(self._memory, lambda values: values[rows])
+        return subset
 
-    def at(self, changes: Changes, ago: Int[Tensor, " origin"]) -> Told:
+    def at(self, changes: Deltas, ago: Int[Tensor, " origin"]) -> Scored:
         """Return forecasts from origins that were named."""
         return self._told(self.network, changes, len(self._fitted) + torch.searchsorted(self._judged, ago))
 
-    def drawn(self, changes: Changes, step: int, end: int) -> Told:
+    def drawn(self, changes: Deltas, step: int, end: int) -> Scored:
         """Return forecasts from some of the origins that are kept."""
         least = end + self.network.shape.horizon
         first = int(torch.searchsorted(self._fitted, least))
         generator = torch.Generator().manual_seed(step)
         columns = first + torch.randperm(len(self._fitted) - first, generator=generator)[:_STEP_ORIGINS]
-        told = self._told(self.fitting, changes, columns)
-        recent = recency(self._fitted[columns] - least, self.settings.half_life).to(told.weight)
-        return told._replace(weight=told.weight * recent[:, None])
+        scored = self._told(self.fitting, changes, columns)
+        recent = recency(self._fitted[columns] - least, self.settings.half_life).to(scored.weight)
+        return scored._replace(weight=scored.weight * recent[:, None])
 
-    def _told(self, network: AnyTunable, changes: Changes, columns: Tensor) -> Told:
+    def _told(self, network: AnyTunable, changes: Deltas, columns: Tensor) -> Scored:
         columns = columns.to(self._memory.target.device)
         reading, numbers, target, weight = each(self._memory, lambda values: values[:, columns])
         output = stacked.restated(network, changes, reading, None if stacked.EMBEDDING in changes else numbers)
-        return Told(output.arguments, target, weight)
+        return Scored(output.arguments, target, weight)
 
 
-class Rolled(Examples):
-    """With an encoder that differs from series to series: it is run at each step."""
+class FullExamples(Examples):
+    """Examples of an encoder that differs between series: it runs at each step."""
 
-    def at(self, changes: Changes, ago: Int[Tensor, " origin"]) -> Told:
+    def at(self, changes: Deltas, ago: Int[Tensor, " origin"]) -> Scored:
         """Return forecasts from origins, each with a window of its own."""
         cutoff = self.usable[:, None] - 1 - ago.to(self.usable.device)
         limit = cutoff + 1 + self.network.shape.horizon
-        told = self._told(self.network, changes, cutoff, limit, torch.zeros(1, dtype=torch.long), 1)
-        return Told(*(values[:, :, 0] for values in told))
+        scored = self._told(self.network, changes, cutoff, limit, torch.zeros(1, dtype=torch.long), 1)
+        return Scored(*(values[:, :, 0] for values in scored))
 
-    def drawn(self, changes: Changes, step: int, end: int) -> Told:
+    def drawn(self, changes: Deltas, step: int, end: int) -> Scored:
         """Return forecasts from some origins of a few windows."""
         shape, device = self.network.shape, self.usable.device
         span = shape.context_length - shape.segment_length + 1
@@ -193,28 +193,28 @@ class Rolled(Examples):
         low = torch.minimum(high, (high - self.settings.origins + 1).clamp(min=span - 1))
         final = low + (share * (high - low + 1)).floor().long()
         first = final - span + 1
-        told = self._told(self.fitting, changes, first, (self.usable - end)[:, None].expand_as(first), origins, span)
+        scored = self._told(self.fitting, changes, first, (self.usable - end)[:, None].expand_as(first), origins, span)
         ago = high[..., None] - (first[..., None] + origins.to(device))
         recent = recency(ago, self.settings.half_life)[..., None]
-        return Told(*(values.flatten(1, 2) for values in told._replace(weight=told.weight * recent)))
+        return Scored(*(values.flatten(1, 2) for values in scored._replace(weight=scored.weight * recent)))
 
     def _told(
         self,
         network: AnyTunable,
-        changes: Changes,
+        changes: Deltas,
         first: Int[Tensor, "series window"],
         limit: Int[Tensor, "series window"],
         origins: Tensor,
         span: int,
-    ) -> Told:
+    ) -> Scored:
         """Return what is told with an axis [series, window, origin] in place of [series, origin]."""
         origins = origins.to(self.data.device)
         series = self.series[:, None].expand_as(first)
         batch = self.data.gather(series.flatten(), first.flatten(), limit.flatten(), **window_sizes(self.network, span))
-        made, frame = stacked.forecasts(network, changes, batch, origins)
+        arguments, frame = stacked.forecasts(network, changes, batch, origins)
         target, observed = targets(batch, frame, origins, self.network.shape)
         weight = loss_weights(target, observed, frame, self.network.shape)
-        return Told(*(values.unflatten(0, first.shape) for values in (made, target, weight)))
+        return Scored(*(values.unflatten(0, first.shape) for values in (arguments, target, weight)))
 
 
 def group_numbers(network: AnyTunable, settings: FinetuneSettings) -> int:
@@ -223,7 +223,7 @@ def group_numbers(network: AnyTunable, settings: FinetuneSettings) -> int:
     if settings.kind in stacked.FROZEN:
         return shape.horizon * (_CACHED * (network.step_size + network.head.n_parameters) + _STEP_ORIGINS * _WIDTH)
     changes = stacked.unchanged(network, settings.kind, 1, settings.rank)
-    own, weights = stacked.count(changes.values()), stacked.count(network.parameters())
+    n_changes, weights = stacked.count(changes.values()), stacked.count(network.parameters())
     steps = 2 * shape.context_length // shape.segment_length
     width = steps * network.encoder_size * _LAYERS + _WINDOW_ORIGINS * shape.horizon * _WIDTH
-    return _COPIES * own + 2 * weights + (settings.batch_size or BATCH_SIZE) * width
+    return _COPIES * n_changes + 2 * weights + (settings.batch_size or BATCH_SIZE) * width

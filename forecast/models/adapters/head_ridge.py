@@ -1,4 +1,4 @@
-"""The closed form of fine-tuning: a linear map for each series to what the frozen network leaves over."""
+"""The closed form of fine-tuning: a ridge regression of each series on the residuals of the frozen network."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,15 @@ from torch import Tensor
 
 from forecast.data.panel import IntArray
 from forecast.models.adapters.bank import head_features
-from forecast.models.adapters.origins import alone, apart, forecast, held_out, passes, recency, rounds
+from forecast.models.adapters.origins import (
+    chunking,
+    forecast,
+    held_out,
+    iter_windows,
+    origin_stride,
+    recency,
+    single_origin,
+)
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
 from forecast.models.inputs.batch import PanelTensors
@@ -20,7 +28,7 @@ _LEAST_CURVATURE = 1e-6
 
 @dataclass(frozen=True)
 class Origins:
-    """What the frozen network gives at the latest origins of G series, up to the last usable step, oldest first."""
+    """Features and residuals of the frozen network at the latest origins of G series, oldest first."""
 
     every: int
     """Steps between origins."""
@@ -37,7 +45,7 @@ class Origins:
     """[G, window, horizon] at the held-out cutoffs; weight 0 where not observed."""
 
     def some(self, rows: Tensor) -> "Origins":
-        """Return those of some of the series."""
+        """Return the origins of some of the series."""
         parts = (self.features, self.residual, self.columns, self.held_features, self.target, self.weight)
         return Origins(self.every, *(part[rows] for part in parts))
 
@@ -55,12 +63,12 @@ def at_origins(
 
     An origin counts for all steps since the one before.
     """
-    every = apart(network.shape)
-    divided = rounds(network.shape, n_steps, every).within(int(usable.max()))
+    stride = origin_stride(network.shape)
+    divided = chunking(network.shape, n_steps, stride).within(int(usable.max()))
     parts: list[tuple[Tensor, Tensor]] = []
-    for given in passes(network, data, series, usable, divided):
-        output, target, weight = forecast(network, given)
-        recent = every * recency(given.ago.to(weight.device), half_life)
+    for windows in iter_windows(network, data, series, usable, divided):
+        output, target, weight = forecast(network, windows)
+        recent = stride * recency(windows.ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
@@ -68,12 +76,16 @@ def at_origins(
         torch.cat(part).unflatten(0, (len(series), divided.chunks, len(divided.phases))).transpose(2, 3).flatten(1, 3)
         for part in zip(*parts, strict=True)
     )
-    held: list[tuple[Tensor, ...]] = []
-    for given in alone(network, data, series, usable, held_out(network.shape.horizon, n_windows)):
-        output, target, weight = forecast(network, given)
-        held.append((output.head.predicted(output.arguments), head_features(output, network.shape), target, weight))
-    rest = (torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*held, strict=True))
-    return Origins(every, features, residual, *rest)
+    cutoff_parts: list[tuple[Tensor, ...]] = []
+    for windows in single_origin(network, data, series, usable, held_out(network.shape.horizon, n_windows)):
+        output, target, weight = forecast(network, windows)
+        cutoff_parts.append(
+            (output.head.predicted(output.arguments), head_features(output, network.shape), target, weight)
+        )
+    cutoff_columns = (
+        torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*cutoff_parts, strict=True)
+    )
+    return Origins(stride, features, residual, *cutoff_columns)
 
 
 class Solved(NamedTuple):
@@ -105,18 +117,18 @@ def solve(features: Tensor, residual: Tensor) -> Solved:
     return Solved(values.clamp(min=0), basis, basis.mT @ (features.mT @ residual), False)
 
 
-def weights(known: Origins, head: Head, penalty: Tensor, *, ago: int, count: int) -> Tensor:
+def weights(origins: Origins, head: Head, penalty: Tensor, *, ago: int, count: int) -> Tensor:
     """Return the maps that fit the origins in `count` steps, the last of which is `ago` steps ago.
 
     For one penalty of each series; [G, feature, shift].
     """
-    end = _end(known, ago)
-    part = slice(max(end - -(-count // known.every), 0), end)
-    features, residual = known.features[:, part].double(), known.residual[:, part].double()
+    end = _end(origins, ago)
+    part = slice(max(end - -(-count // origins.every), 0), end)
+    features, residual = origins.features[:, part].double(), origins.residual[:, part].double()
     return solve(features, residual / _curvature(features, residual, head)).weight(penalty)
 
 
-def held_out_shifts(known: Origins, head: Head, penalties: Tensor, *, horizon: int, count: int) -> Tensor:
+def held_out_shifts(origins: Origins, head: Head, penalties: Tensor, *, horizon: int, count: int) -> Tensor:
     """Return the shifts at the held-out cutoffs, [G, window, penalty, shift], by what was known at each.
 
     The first cutoff's fit is on the origins in `count` steps, that of a later one on those since as well.
@@ -126,39 +138,41 @@ def held_out_shifts(known: Origins, head: Head, penalties: Tensor, *, horizon: i
     LL' the Cholesky factors of 1 + U H U', of which those for k are a part, at features z it says
     zW + sum over i < k of (L^-1 U H z')_i (L^-1 E)_i.
     """
-    n_windows = known.target.shape[1]
-    ends = [_end(known, (n_windows - window + 1) * horizon) for window in range(n_windows)]
-    first = max(ends[0] - -(-count // known.every), 0)
-    every, missed = known.features[:, first : ends[-1]].double(), known.residual[:, first : ends[-1]].double()
-    begin, held = ends[0] - first, known.held_features.double()
-    missed = missed / _curvature(every[:, :begin], missed[:, :begin], head)
-    solved = solve(every[:, :begin], missed[:, :begin])
-    at = torch.cat([every[:, begin:], held], dim=1)
-    seen = at @ solved.basis
+    n_windows = origins.target.shape[1]
+    ends = [_end(origins, (n_windows - window + 1) * horizon) for window in range(n_windows)]
+    first = max(ends[0] - -(-count // origins.every), 0)
+    features, missed = origins.features[:, first : ends[-1]].double(), origins.residual[:, first : ends[-1]].double()
+    begin, cutoff_features = ends[0] - first, origins.held_features.double()
+    missed = missed / _curvature(features[:, :begin], missed[:, :begin], head)
+    solved = solve(features[:, :begin], missed[:, :begin])
+    later_features = torch.cat([features[:, begin:], cutoff_features], dim=1)
+    projected = later_features @ solved.basis
     # [G, penalty, 1, eigenvector]
-    shrunk = seen[:, None] / (solved.values[:, None] + penalties[:, None])[:, :, None]
-    said = shrunk @ solved.projected[:, None]
+    shrunk = projected[:, None] / (solved.values[:, None] + penalties[:, None])[:, :, None]
+    shifts_before = shrunk @ solved.projected[:, None]
     if solved.dual:
-        inner = ((at @ at.mT)[:, None] - shrunk @ seen.mT[:, None]) / penalties[:, None, None]
+        inner = ((later_features @ later_features.mT)[:, None] - shrunk @ projected.mT[:, None]) / penalties[
+            :, None, None
+        ]
     else:
-        inner = shrunk @ seen.mT[:, None]
-    since = every.shape[1] - begin
+        inner = shrunk @ projected.mT[:, None]
+    since = features.shape[1] - begin
     factor = torch.linalg.cholesky(
         inner[..., :since, :since] + torch.eye(since, dtype=inner.dtype, device=inner.device)
     )
-    right = torch.cat([inner[..., :since, since:], missed[:, None, begin:] - said[..., :since, :]], dim=-1)
+    right = torch.cat([inner[..., :since, since:], missed[:, None, begin:] - shifts_before[..., :since, :]], dim=-1)
     toward, error = torch.linalg.solve_triangular(factor, right, upper=False).split(
         [n_windows, missed.shape[-1]], dim=-1
     )
-    there = torch.arange(since)[:, None] < torch.tensor(ends) - ends[0]
-    toward = toward * there.to(toward)
-    shifts: Tensor = said[..., since:, :] + toward.mT @ error
+    visible = torch.arange(since)[:, None] < torch.tensor(ends) - ends[0]
+    toward = toward * visible.to(toward)
+    shifts: Tensor = shifts_before[..., since:, :] + toward.mT @ error
     return shifts.transpose(1, 2)
 
 
-def _end(known: Origins, ago: int) -> int:
+def _end(origins: Origins, ago: int) -> int:
     """Return how many of the origins are `ago` steps ago or more."""
-    return known.features.shape[1] - -(-ago // known.every)
+    return origins.features.shape[1] - -(-ago // origins.every)
 
 
 def _curvature(features: Tensor, residual: Tensor, head: Head) -> Tensor:
@@ -169,6 +183,6 @@ def _curvature(features: Tensor, residual: Tensor, head: Head) -> Tensor:
     """
     if not isinstance(head, CategoricalHead):
         return torch.ones_like(residual[:, :1])
-    root, size = features[..., :1], residual.abs()
-    total = root.square().sum(1, keepdim=True).clamp(min=1e-9)
-    return ((size * (root - size)).sum(1, keepdim=True) / total).clamp(min=_LEAST_CURVATURE)
+    root_weight, size = features[..., :1], residual.abs()
+    total = root_weight.square().sum(1, keepdim=True).clamp(min=1e-9)
+    return ((size * (root_weight - size)).sum(1, keepdim=True) / total).clamp(min=_LEAST_CURVATURE)

@@ -18,7 +18,7 @@ from forecast.models.network.output import EncoderState, Output
 from forecast.models.tunable import AnyTunable
 from forecast.models.universal.forecaster import UniversalForecaster
 
-Changes: TypeAlias = dict[str, Tensor]
+Deltas: TypeAlias = dict[str, Tensor]
 """What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
 and to a weight the values of its name, or the product of `<name>.up` and `<name>.down`."""
 
@@ -33,7 +33,7 @@ _SPREAD = 0.05
 _STACKED_SIZE = 64
 
 
-def unchanged(network: AnyTunable, kind: str, n_series: int, rank: int) -> Changes:
+def unchanged(network: AnyTunable, kind: str, n_series: int, rank: int) -> Deltas:
     """Return the changes of `n_series` series that change nothing, from which a descent can start."""
     device = next(network.parameters()).device
     if kind == BIAS:
@@ -42,15 +42,15 @@ def unchanged(network: AnyTunable, kind: str, n_series: int, rank: int) -> Chang
         return {EMBEDDING: torch.zeros(n_series, network.summary_size, device=device)}
     if kind == "full":
         return {name: torch.zeros(n_series, *p.shape, device=device) for name, p in network.weights().items()}
-    generator, found = torch.Generator().manual_seed(0), {}
+    generator, changes = torch.Generator().manual_seed(0), {}
     for name, p in network.matrices().items():
         down = _SPREAD * torch.randn(rank, p.shape[1], generator=generator)
-        found[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
-        found[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
-    return found
+        changes[name + _DOWN] = down.to(device).expand(n_series, -1, -1).clone()
+        changes[name + _UP] = torch.zeros(n_series, p.shape[0], rank, device=device)
+    return changes
 
 
-def blended(changes: Changes, share: Float[Tensor, " series"]) -> Changes:
+def blended(changes: Deltas, share: Float[Tensor, " series"]) -> Deltas:
     """Return the changes weighted by a share for each series: weights between those of the base and of the series."""
     return {
         name: values if name.endswith(_DOWN) else values * share.to(values).view(-1, *[1] * (values.ndim - 1))
@@ -60,7 +60,7 @@ def blended(changes: Changes, share: Float[Tensor, " series"]) -> Changes:
 
 def restated(
     network: AnyTunable,
-    changes: Changes,
+    changes: Deltas,
     reading: Any,
     numbers: Float[Tensor, "series origin horizon parameter"] | None = None,
 ) -> Output:
@@ -75,7 +75,7 @@ def restated(
 
 def forecasts(
     network: AnyTunable,
-    changes: Changes,
+    changes: Deltas,
     batch: Batch,
     origins: Int[Tensor, " origin"],
     pasts: Sequence[EncoderState] | None = None,
@@ -89,9 +89,11 @@ def forecasts(
         output = restated(network, changes, network.encode(batch, origins, pasts))
         return output.arguments, output.frame
     assert pasts is None
-    own = weights(network, changes)
-    n_series = len(next(iter(own.values())))
-    each = {name: values.unflatten(0, (n_series, -1)) for name, values in batch._asdict().items() if values is not None}
+    series_weights = weights(network, changes)
+    n_series = len(next(iter(series_weights.values())))
+    windows_by_series = {
+        name: values.unflatten(0, (n_series, -1)) for name, values in batch._asdict().items() if values is not None
+    }
 
     def one(model: AnyTunable, weights: dict[str, Tensor], windows: dict[str, Tensor]) -> tuple[Tensor, ...]:
         made: Output = functional_call(model, weights, (Batch(**windows), origins))
@@ -100,10 +102,13 @@ def forecasts(
     stacks = _stacks(network)
     model = _sharing(network, written=stacks)
     if stacks:
-        found = [part.flatten(0, 1) for part in vmap(partial(one, model))(own, each)]
+        found = [part.flatten(0, 1) for part in vmap(partial(one, model))(series_weights, windows_by_series)]
     else:
         rows = [
-            one(model, *({name: values[row] for name, values in part.items()} for part in (own, each)))
+            one(
+                model,
+                *({name: values[row] for name, values in part.items()} for part in (series_weights, windows_by_series)),
+            )
             for row in range(n_series)
         ]
         found = [torch.cat(parts) for parts in zip(*rows, strict=True)]
@@ -118,7 +123,7 @@ def _stacks(network: AnyTunable) -> bool:
     return not on_cpu or encoder.mode != "LSTM" or encoder.hidden_size <= _STACKED_SIZE
 
 
-def deltas(changes: Changes) -> Changes:
+def deltas(changes: Deltas) -> Deltas:
     """Return what is added, by the names of what it is added to: changes of low rank are multiplied out."""
     return {
         name.removesuffix(_UP): values @ changes[name.removesuffix(_UP) + _DOWN] if name.endswith(_UP) else values
@@ -127,28 +132,29 @@ def deltas(changes: Changes) -> Changes:
     }
 
 
-def weights(network: AnyTunable, changes: Changes) -> dict[str, Float[Tensor, "series ..."]]:
+def weights(network: AnyTunable, changes: Deltas) -> dict[str, Float[Tensor, "series ..."]]:
     """Return the weights that each series forecasts with, by name."""
-    own = dict(network.named_parameters())
-    return {name: own[name] + values for name, values in deltas(changes).items()}
+    base = dict(network.named_parameters())
+    return {name: base[name] + values for name, values in deltas(changes).items()}
 
 
 def _sharing(network: AnyTunable, *, written: bool) -> AnyTunable:
     """Return a copy that shares the weights, whose cells are written out or not, and reads windows at once."""
     shared = {id(values): values for values in (*network.parameters(), *network.buffers())}
-    other = copy.deepcopy(network, shared)
-    for module in other.modules():
+    copied = copy.deepcopy(network, shared)
+    for module in copied.modules():
         if isinstance(module, Encoder):
             module.written = written
         if isinstance(module, UniversalForecaster):
             module.at_once = True
-    return other
+    return copied
 
 
-def kept(one: Changes, other: Changes, which: Bool[Tensor, " series"]) -> Changes:
-    """Return the changes of `one` for the series in `which`, of `other` for the rest."""
+def select_rows(one: Deltas, alternative: Deltas, which: Bool[Tensor, " series"]) -> Deltas:
+    """Return the changes of `one` for the series in `which`, of `alternative` for the rest."""
     return {
-        name: torch.where(which.view(-1, *[1] * (values.ndim - 1)), values, other[name]) for name, values in one.items()
+        name: torch.where(which.view(-1, *[1] * (values.ndim - 1)), values, alternative[name])
+        for name, values in one.items()
     }
 
 

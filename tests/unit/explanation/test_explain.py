@@ -18,7 +18,7 @@ from forecast.errors import ConfigError, DataError
 from forecast.explanation.explain import explain
 from forecast.explanation.result import Explanation
 from forecast.models.adapters import stacked
-from forecast.models.adapters.bank import HEAD, Bank, head_feature_count
+from forecast.models.adapters.bank import HEAD, AdapterBank, head_feature_count
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import forecast
 from forecast.training.result import FitResult
@@ -178,7 +178,7 @@ def test_the_width_of_intervals_is_held_where_the_errors_of_smoothing_set_it(
     assert high.baseline - middle.baseline == pytest.approx(high.forecast - middle.forecast, rel=1e-6)
 
 
-def bank(kind: str, learnt: Artifact) -> Bank:
+def bank(kind: str, learnt: Artifact) -> AdapterBank:
     """Return changes of one series."""
     network = learnt.network
     assert isinstance(network, RecurrentForecaster)
@@ -186,10 +186,10 @@ def bank(kind: str, learnt: Artifact) -> Bank:
     if kind == HEAD:
         n_features = head_feature_count(network.shape, 12)
         weight = 0.05 * torch.randn(1, n_features, HORIZON, generator=generator)
-        return Bank(kind, ["s03"], {"weight": weight, "width": torch.full((1,), 1.2)})
+        return AdapterBank(kind, ["s03"], {"weight": weight, "width": torch.full((1,), 1.2)})
     changes = stacked.unchanged(network, kind, 1, 4)
     changes = {name: 0.05 * torch.randn(values.shape, generator=generator) for name, values in changes.items()}
-    return Bank(kind, ["s03"], {**changes, "blend": torch.ones(1)})
+    return AdapterBank(kind, ["s03"], {**changes, "blend": torch.ones(1)})
 
 
 @pytest.mark.parametrize("kind", ["head", "bias", "full"])

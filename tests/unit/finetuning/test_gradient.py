@@ -29,8 +29,8 @@ from forecast.finetuning.series_gate import CONSTANT, DIVERGED, NO_GAIN, TUNED
 from forecast.metrics.seasonal_naive import future_values
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND
-from forecast.models.adapters.optimiser import Descent
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.optimiser import BatchedAdam
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
 from forecast.prediction.from_table import forecast
@@ -311,16 +311,16 @@ def test_the_best_and_the_worst_are_shown_as_the_report_judges_them(
 
 
 def test_a_series_that_diverges_stops_and_harms_no_other() -> None:
-    start: Changes = {"bias": torch.zeros(3, 2)}
+    start: Deltas = {"bias": torch.zeros(3, 2)}
 
-    def sound(changes: Changes) -> torch.Tensor:
+    def sound(changes: Deltas) -> torch.Tensor:
         return (changes["bias"] - torch.tensor([[1.0, 2.0]])).square().sum(1)
 
-    def loss(changes: Changes) -> torch.Tensor:
+    def loss(changes: Deltas) -> torch.Tensor:
         return sound(changes) * torch.tensor([1.0, torch.nan, 1.0])
 
     rate = torch.tensor([0.1, 0.1, 0.02])
-    three, alone = Descent(start, rate), Descent({"bias": torch.zeros(2, 2)}, rate[[0, 2]])
+    three, alone = BatchedAdam(start, rate), BatchedAdam({"bias": torch.zeros(2, 2)}, rate[[0, 2]])
     for _ in range(5):
         three.step(loss, torch.ones(3, dtype=torch.bool))
         alone.step(sound, torch.ones(2, dtype=torch.bool))
@@ -333,7 +333,7 @@ def test_a_series_that_diverges_stops_and_harms_no_other() -> None:
 def test_a_descent_is_that_of_adam() -> None:
     start = {"bias": torch.zeros(2, 3)}
     wanted = torch.tensor([[0.1, -0.2, 0.3], [0.01, 0.02, 0.0]])
-    descent = Descent(start, torch.tensor([0.05, 0.05]))
+    descent = BatchedAdam(start, torch.tensor([0.05, 0.05]))
     values = torch.zeros(2, 3, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.05)
     for _ in range(10):

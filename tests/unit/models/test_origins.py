@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from forecast.models.adapters.origins import apart, rounds
+from forecast.models.adapters.origins import chunking, origin_stride
 from forecast.models.inputs.shape import NetworkShape
 
 
@@ -28,7 +28,7 @@ def shape(context: int, horizon: int, segment: int) -> NetworkShape:
 def test_windows_have_every_so_many_steps_up_to_the_last_as_an_origin_once(
     context: int, segment: int, every: int, n_steps: int
 ) -> None:
-    parts = rounds(shape(context, 48, segment), n_steps, every)
+    parts = chunking(shape(context, 48, segment), n_steps, every)
     assert parts.step % segment == 0
     origins = torch.arange(0, parts.span, parts.step)
     chunks = parts.span * torch.arange(parts.chunks)
@@ -43,4 +43,4 @@ def test_windows_have_every_so_many_steps_up_to_the_last_as_an_origin_once(
     [(48, 24, 24), (168, 24, 96), (28, 1, 14), (28, 7, 14), (13, 1, 7), (2, 1, 1), (1, 24, 1)],
 )
 def test_origins_are_about_half_the_horizon_apart(horizon: int, segment: int, expected: int) -> None:
-    assert apart(shape(168, horizon, segment)) == expected
+    assert origin_stride(shape(168, horizon, segment)) == expected

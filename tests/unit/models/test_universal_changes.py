@@ -22,8 +22,8 @@ from forecast.finetuning.gradient_group import GradientGroup
 from forecast.finetuning.lineage import alone
 from forecast.finetuning.result import FinetuneResult
 from forecast.models.adapters import stacked
-from forecast.models.adapters.bank import BLEND, Bank
-from forecast.models.adapters.stacked import Changes
+from forecast.models.adapters.bank import BLEND, AdapterBank
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.forecaster import UniversalForecaster
@@ -81,7 +81,7 @@ def network_of(model: Artifact) -> UniversalForecaster:
     return model.network
 
 
-def drawn(network: UniversalForecaster, kind: str, spread: float) -> Changes:
+def drawn(network: UniversalForecaster, kind: str, spread: float) -> Deltas:
     generator = torch.Generator().manual_seed(1)
     changes = stacked.unchanged(network, kind, N_SERIES, 2)
     return {name: values + spread * torch.randn(values.shape, generator=generator) for name, values in changes.items()}
@@ -95,7 +95,7 @@ def test_changes_of_nothing_leave_the_forecast(model: Artifact, panel: Loaded, k
     network.shape = replace(network.shape, unit=unit)
     changes = stacked.unchanged(network, kind, 2, 2) | {BLEND: torch.ones(2)}
     base = replace(model, network=network)
-    tuned = base.with_bank(Bank(kind, ["s00", "s02"], changes), trained_until=0, parent_digest="")
+    tuned = base.with_bank(AdapterBank(kind, ["s00", "s02"], changes), trained_until=0, parent_digest="")
     at = windows_at(panel.panel, panel.panel.last_index)
     before, after = (predict(each, panel.panel, at).tuned for each in (base, tuned))
     if kind in stacked.FROZEN:

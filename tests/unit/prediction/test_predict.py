@@ -16,7 +16,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import DataError
-from forecast.models.adapters.bank import Bank
+from forecast.models.adapters.bank import AdapterBank
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import seasonal_solution
 from forecast.models.network.forecaster import RecurrentForecaster
@@ -228,7 +228,7 @@ def test_a_model_that_gives_no_finite_forecast_of_a_series_falls_back(
     trained: FitResult, weekly_loaded: Loaded
 ) -> None:
     artifact, panel = trained.artifact, weekly_loaded.panel
-    bank = Bank("head", ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), torch.inf), "width": torch.ones(1)})
+    bank = AdapterBank("head", ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), torch.inf), "width": torch.ones(1)})
     made = forecast(artifact.with_bank(bank, trained_until=0, parent_digest="x"), panel).frame
     assert set(made["source"]) == {"pretrained"}
     assert made.drop("source").equals(forecast(artifact, panel).frame.drop("source"))

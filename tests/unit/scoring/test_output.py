@@ -26,7 +26,7 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.data.sources.sql import read_sql
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.models.adapters.bank import Bank
+from forecast.models.adapters.bank import AdapterBank
 from forecast.prediction.from_table import forecast
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
@@ -234,7 +234,7 @@ def test_bounds_are_applied_when_asked_for_and_counted(
 def test_no_forecast_that_is_not_finite_is_written(trained: FitResult, weekly_loaded: Loaded, tmp_path: Path) -> None:
     """A bank that breaks one series, and a network that breaks all: each falls to the next rung."""
     artifact = trained.artifact
-    bank = Bank("head", ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), torch.nan), "width": torch.ones(1)})
+    bank = AdapterBank("head", ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), torch.nan), "width": torch.ones(1)})
     tuned = artifact.with_bank(bank, trained_until=0, parent_digest="x")
     assert write(tuned, weekly_loaded, tmp_path / "tuned").content["sources"] == {"pretrained": 8}
     broken = copy.deepcopy(artifact.network)

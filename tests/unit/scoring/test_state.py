@@ -25,7 +25,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.errors import ConfigError, OutputError
-from forecast.models.adapters.bank import HEAD, Bank
+from forecast.models.adapters.bank import HEAD, AdapterBank
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.manifests import ForecastKey
 from forecast.scoring.parts import Output
@@ -153,12 +153,12 @@ def test_an_older_cutoff_is_recomputed_and_leaves_the_state_alone(
     np.testing.assert_array_equal(numbers(again), first)
 
 
-def bank(kind: str) -> Bank:
+def bank(kind: str) -> AdapterBank:
     """Changes of s01."""
     if kind == HEAD:
-        return Bank(kind, ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), 0.1), "width": torch.ones(1)})
+        return AdapterBank(kind, ["s01"], {"weight": torch.full((1, 1 + 7 + 8, 7), 0.1), "width": torch.ones(1)})
     shape = {"bias": (1, 7, 9), "embedding": (1, 128)}.get(kind, (1, 1))
-    return Bank(kind, ["s01"], {kind: torch.full(shape, 0.1), "blend": torch.ones(1)})
+    return AdapterBank(kind, ["s01"], {kind: torch.full(shape, 0.1), "blend": torch.ones(1)})
 
 
 @pytest.mark.parametrize("kind", [HEAD, "bias", "embedding"])
