@@ -28,7 +28,7 @@ class AdapterBank:
     Of kind `head`, `weight` and `width`: a shift of the forecast, and the width of its quantiles. The shift is a linear
     map of [1; last season of the window; encoder state]; the width is by how much the quantiles are stretched around
     the median. Of classes it is log-odds that are shifted, and divided by the width (`Head`). Of the other kinds, the
-    `stacked.Changes`, and `blend`, by how much of them a series forecasts with.
+    `stacked.Deltas`, and `blend`, by how much of them a series forecasts with.
     """
 
     def __init__(
