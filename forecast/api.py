@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
@@ -106,7 +106,8 @@ def train(
     if init is not None and not isinstance(init, str):
         arguments.check_artifact(init, "init")
         network = of_model(init, "the model of init")
-    loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
+    window = {"horizon": horizon, "context_length": context_length}
+    loaded, config = _training(_TableInput(table, known, static), window, data=data, model=model, fit=fit)
     return fit_panel(
         loaded.panel,
         data=loaded.data,
@@ -142,11 +143,12 @@ def tune(
 
     Raises ConfigError, DataError, OutputError.
     """
-    place = arguments.folder(folder)
-    wanted = validated(TuneSettings, settings)
-    loaded, config = _training(table, known, static, horizon, context_length, data, model, fit)
-    with locked(place, "folder"):
-        return tune_settings(loaded, config, wanted, place, key="folder", progress=progress)
+    study_folder = arguments.folder(folder)
+    tune_config = validated(TuneSettings, settings)
+    window = {"horizon": horizon, "context_length": context_length}
+    loaded, config = _training(_TableInput(table, known, static), window, data=data, model=model, fit=fit)
+    with locked(study_folder, "folder"):
+        return tune_settings(loaded, config, tune_config, study_folder, key="folder", progress=progress)
 
 
 def read(
@@ -158,7 +160,7 @@ def read(
     """
     arguments.check_side_tables(artifact.data, known, static)
     if isinstance(table, str | Path):
-        return artifact.open(_at(SourceConfig(), table, known, static), [cutoff])
+        return artifact.open(_with_paths(SourceConfig(), table, known, static), [cutoff])
     return artifact.read(_tables(table, known, static, artifact.data), [cutoff])
 
 
@@ -179,17 +181,17 @@ def prepare(
 
     Raises ConfigError, DataError, OutputError.
     """
-    place = arguments.folder(folder)
+    panel_folder = arguments.folder(folder)
     config = validated(DataConfig, arguments.group(data, "data"))
     steps = validated(WindowConfig, {"horizon": horizon}).horizon
     arguments.check_side_tables(config, known, static)
     if isinstance(table, str | Path):
-        config = _at(config, table, known, static)
+        config = _with_paths(config, table, known, static)
         with unchanged(config) as check_source:
             key = fingerprint(config)
             tables = open_tables(config)
-            return prepare_panel(tables, config, steps, place, fingerprint=key, check_source=check_source).loaded
-    return prepare_panel(_tables(table, known, static, config), config, steps, place).loaded
+            return prepare_panel(tables, config, steps, panel_folder, fingerprint=key, check_source=check_source).loaded
+    return prepare_panel(_tables(table, known, static, config), config, steps, panel_folder).loaded
 
 
 @verb
@@ -205,8 +207,8 @@ def finetune(
     `.artifact` is the model, `.decisions` has a row for each series with its losses before and after, and the reason.
     Raises ConfigError, DataError.
     """
-    wanted = validated(FinetuneSettings, settings)
-    return finetune_series(artifact, read(artifact, table, known, static).panel, wanted)
+    config = validated(FinetuneSettings, settings)
+    return finetune_series(artifact, read(artifact, table, known, static).panel, config)
 
 
 @verb
@@ -223,11 +225,11 @@ def backtest(
     a row per series, cutoff and model, `.forecasts` all steps. Raises ConfigError, also for cutoffs that the model has
     seen in training, and DataError.
     """
-    wanted = validated(BacktestSettings, arguments.with_moments(settings))
+    config = validated(BacktestSettings, arguments.with_moments(settings))
     panel = read(artifact, table, known, static).panel
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), panel)}
     contenders[artifact.kind] = Contender(artifact, panel)
-    return backtest_models(contenders, wanted)
+    return backtest_models(contenders, config)
 
 
 @verb
@@ -241,8 +243,8 @@ def calibrate(
 
     `.artifact` is the model, `.coverage` says how intervals did on later cutoffs. Raises ConfigError, DataError.
     """
-    wanted = validated(CalibrateSettings, settings)
-    return calibrate_model(artifact, read(artifact, table, known, static).panel, wanted)
+    config = validated(CalibrateSettings, settings)
+    return calibrate_model(artifact, read(artifact, table, known, static).panel, config)
 
 
 @verb
@@ -264,9 +266,9 @@ def distil(
     `.artifact` is the small model, `.comparison` has errors, sizes and milliseconds of both. Raises ConfigError,
     DataError.
     """
-    wanted, config = validated(DistilSettings, settings), validated(FitConfig, arguments.group(fit, "fit"))
+    distil_config, config = validated(DistilSettings, settings), validated(FitConfig, arguments.group(fit, "fit"))
     panel = read(artifact, table, known, static).panel
-    return distil_model(artifact, panel, wanted, config, progress=progress)
+    return distil_model(artifact, panel, distil_config, config, progress=progress)
 
 
 @verb
@@ -282,8 +284,8 @@ def explain(
     `.summary` has a row per input with its attribution in the unit of the target, `.frame` one per input and step.
     Raises ConfigError, DataError.
     """
-    wanted = validated(ExplainSettings, arguments.with_moments({"series": series, **settings}))
-    return explain_forecast(artifact, read(artifact, table, known, static, cutoff=wanted.cutoff).panel, wanted)
+    config = validated(ExplainSettings, arguments.with_moments({"series": series, **settings}))
+    return explain_forecast(artifact, read(artifact, table, known, static, cutoff=config.cutoff).panel, config)
 
 
 @verb
@@ -309,22 +311,23 @@ def pretrained(
     table, so a backtest may take any cutoff.
     Raises ConfigError, also for a target of classes, and DataError.
     """
-    return _pretrained(name, table, known, None, horizon, context_length, data=data, model=model)[0]
+    window = {"horizon": horizon, "context_length": context_length}
+    return _pretrained(name, _TableInput(table, known), window, data=data, model=model)[0]
+
+
+class _TableInput(NamedTuple):
+    """A table and its side tables, as given to a verb."""
+
+    table: Table
+    known: Table = None
+    static: Table = None
 
 
 def _pretrained(
-    name: str,
-    table: Table,
-    known: Table,
-    static: Table,
-    horizon: int,
-    context_length: int | None = None,
-    *,
-    data: Settings | None,
-    model: Settings | None = None,
+    name: str, tables: _TableInput, window: Settings, *, data: Settings | None, model: Settings | None = None
 ) -> tuple[Artifact, Loaded]:
-    """Return what `pretrained` does, and the panel in the table."""
-    loaded, config = _training(table, known, static, horizon, context_length, data, model, None, read=zero_shot_data)
+    """Return the model of `pretrained`, and the panel in the table."""
+    loaded, config = _training(tables, window, data=data, model=model, read=zero_shot_data)
     loaded = drop_text(loaded)
     return zero_shot(name, loaded, config.window, config.model), loaded
 
@@ -361,17 +364,19 @@ def forecast(
     Raises ConfigError for arguments; DataError for a table that can't be read, of which too much is rejected, or that
     ends before the cutoff.
     """
-    at, limit = arguments.moment(cutoff), arguments.age(max_age)
+    cutoff_time, age_limit = arguments.moment(cutoff), arguments.age(max_age)
     if isinstance(artifact, str):
         if horizon is None:
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
-        artifact, loaded = _pretrained(artifact, table, known, static, horizon, data=data)
-        if at is None:  # A cutoff may ask for rows that were dated too late.
-            return forecast_loaded(artifact, loaded, max_age=limit)
+        artifact, loaded = _pretrained(artifact, _TableInput(table, known, static), {"horizon": horizon}, data=data)
+        if cutoff_time is None:  # A cutoff may ask for rows that were dated too late.
+            return forecast_loaded(artifact, loaded, max_age=age_limit)
         known, static = (known if artifact.data.known_covariates else None), None
     elif horizon is not None or data is not None:
         raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
-    return forecast_loaded(artifact, read(artifact, table, known, static, cutoff=at), cutoff=at, max_age=limit)
+    return forecast_loaded(
+        artifact, read(artifact, table, known, static, cutoff=cutoff_time), cutoff=cutoff_time, max_age=age_limit
+    )
 
 
 @verb
@@ -401,10 +406,10 @@ def read_scores(
 
     Raises ConfigError for arguments, DataError if there is nothing, OutputError for files or rows that are gone.
     """
-    place = path if "://" in str(path) else arguments.folder(path, "path")
-    at = arguments.moment(cutoff)
+    source = path if "://" in str(path) else arguments.folder(path, "path")
+    cutoff_time = arguments.moment(cutoff)
     names = [series] if isinstance(series, str) else series
-    return scores_of(place, cutoff=at, latest=latest, model=model, series=names, table=table)
+    return scores_of(source, cutoff=cutoff_time, latest=latest, model=model, series=names, table=table)
 
 
 @verb
@@ -459,8 +464,8 @@ def aggregate(
     Raises ConfigError for arguments, DataError for tables that can't be read or do not fit together.
     """
     levels = validated(ReconcileSettings, {"by": by}).by
-    limit = None if max_age is None else arguments.whole_number(max_age, "max_age", 0)
-    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels), max_age=limit)
+    age_limit = None if max_age is None else arguments.whole_number(max_age, "max_age", 0)
+    return aggregated(collect(to_lazy(table, _ROWS)), _hierarchy(hierarchy, levels), max_age=age_limit)
 
 
 _ROWS: Final = (SERIES_ID, TIMESTAMP, TARGET)
@@ -490,9 +495,9 @@ def attention(
     step (0 at the cutoff, -1 before it), weight; the weights of a series sum to 1. Raises ConfigError, also if the
     model was trained without model.attention, and DataError.
     """
-    at = arguments.moment(cutoff)
-    panel = read(artifact, table, known, static, cutoff=at).panel
-    return attention_of(artifact, panel, cutoff=None if at is None else panel.grid.floor(at))
+    cutoff_time = arguments.moment(cutoff)
+    panel = read(artifact, table, known, static, cutoff=cutoff_time).panel
+    return attention_of(artifact, panel, cutoff=None if cutoff_time is None else panel.grid.floor(cutoff_time))
 
 
 @verb
@@ -514,9 +519,9 @@ def sample_paths(
     class; null where the context holds no observation. Raises ConfigError, also for models that have no paths (of
     classes without model.decoder=autoregressive), and DataError.
     """
-    at, count = arguments.moment(cutoff), None if n is None else arguments.whole_number(n, "n", 2)
-    panel = read(artifact, table, known, static, cutoff=at).panel
-    return paths_of(artifact, panel, n=count, cutoff=None if at is None else panel.grid.floor(at))
+    cutoff_time, count = arguments.moment(cutoff), None if n is None else arguments.whole_number(n, "n", 2)
+    panel = read(artifact, table, known, static, cutoff=cutoff_time).panel
+    return paths_of(artifact, panel, n=count, cutoff=None if cutoff_time is None else panel.grid.floor(cutoff_time))
 
 
 @verb
@@ -529,23 +534,23 @@ def load(folder: str | Path) -> Artifact:
 
 
 def _training(
-    table: Table,
-    known: Table,
-    static: Table,
-    horizon: int,
-    context_length: int | None,
+    tables: _TableInput,
+    window: Settings,
+    *,
     data: Settings | None,
     model: Settings | None,
-    fit: Settings | None,
+    fit: Settings | None = None,
     read: Callable[[DataConfig], DataConfig] = lambda data: data,
 ) -> tuple[Loaded, FitSettings]:
-    groups = {key: arguments.group(given, key) for key, given in (("data", data), ("model", model), ("fit", fit))}
-    config = validated(FitSettings, {"window": {"horizon": horizon, "context_length": context_length}, **groups})
+    """Return the panel in a table, and the validated settings of a training; `read` adapts the data settings."""
+    table, known, static = tables
+    groups = {key: arguments.group(values, key) for key, values in (("data", data), ("model", model), ("fit", fit))}
+    config = validated(FitSettings, {"window": window, **groups})
     arguments.check_side_tables(config.data, known, static)
     config = config.model_copy(update={"data": read(config.data)})
     static = static if config.data.static_covariates else None
     if isinstance(table, str | Path):
-        loaded = read_panel(_at(config.data, table, known, static), config.window.horizon)
+        loaded = read_panel(_with_paths(config.data, table, known, static), config.window.horizon)
     else:
         loaded = load_panel(_tables(table, known, static, config.data), config.data, config.window.horizon)
     return loaded, config
@@ -554,13 +559,13 @@ def _training(
 Source = TypeVar("Source", bound=SourceConfig)
 
 
-def _at(source: Source, path: Table, known: Table, static: Table) -> Source:
+def _with_paths(source: Source, path: Table, known: Table, static: Table) -> Source:
     """Return how to read tables that are given by their paths."""
     paths = {"path": path, "known_path": known, "static_path": static}
-    wrong = [name for name, given in paths.items() if given is not None and not isinstance(given, str | Path)]
+    wrong = [name for name, table in paths.items() if table is not None and not isinstance(table, str | Path)]
     if wrong:
         raise ConfigError(f"{listing(wrong)}: the first table is given by its path, so the others must be too")
-    return source.model_copy(update={name: str(given) for name, given in paths.items() if given is not None})
+    return source.model_copy(update={name: str(table) for name, table in paths.items() if table is not None})
 
 
 def _tables(rows: Table, known: Table, static: Table, data: DataConfig) -> Tables:

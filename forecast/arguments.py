@@ -1,4 +1,4 @@
-"""Arguments of the Python functions: what is wrong with them is a ConfigError, as it is on the command line."""
+"""Checks of the arguments of the Python functions: mistakes are ConfigErrors, as on the command line."""
 
 import difflib
 import functools
@@ -18,8 +18,8 @@ from forecast.config import load as validated
 from forecast.errors import ConfigError, listing
 
 Cutoff: TypeAlias = str | date | datetime | np.datetime64
-"""A moment: text such as "2024-05-01" or "2024-05-01T06:00", a date (its midnight), a datetime, a pandas Timestamp.
-Without a time zone it is local time of the panel."""
+"""A point in time: text such as "2024-05-01" or "2024-05-01T06:00", a date (its midnight), a datetime or a pandas
+Timestamp. Without a time zone it is local time of the panel."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,13 +28,13 @@ _GROUPS: Final = ("data", "model", "fit")
 
 
 class _Moment(Config):
-    """A single moment."""
+    """A single cutoff, for validation."""
 
     cutoff: datetime
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that raises ConfigError for arguments that it does not have, and for what is no model."""
+    """Return the function with checks: ConfigError for unknown arguments, and for an `artifact` that is no model."""
     signature = inspect.signature(function)
     name = f"fc.{function.__name__}"
 
@@ -46,61 +46,61 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             unknown = [key for key in kwargs if key not in signature.parameters]
             raise ConfigError(f"{name}: {_hint(signature, unknown[0]) if unknown else error}") from None
         if "artifact" in bound.arguments:
-            given = bound.arguments["artifact"]
-            if not ("horizon" in signature.parameters and isinstance(given, str) and given in pretrained_names()):
-                check_artifact(given)
+            model = bound.arguments["artifact"]
+            if not ("horizon" in signature.parameters and isinstance(model, str) and model in pretrained_names()):
+                check_artifact(model)
         return function(*args, **kwargs)
 
     return wrapper
 
 
 def _hint(signature: inspect.Signature, key: str) -> str:
-    """Return what to do about an argument that a function does not have."""
+    """Return a hint on an unknown argument of a function."""
     groups = [group for group in _GROUPS if group in signature.parameters]
     settings = [path for path in paths(FitSettings) if path.partition(".")[0] in groups and path.endswith(f".{key}")]
     if settings:
-        group, _, rest = settings[0].partition(".")
-        return f"{key}: unknown argument; it is a setting of the group {group}: {group}={{{rest!r}: ...}}"
+        group, _, setting = settings[0].partition(".")
+        return f"{key}: unknown argument; it is a setting of the group {group}: {group}={{{setting!r}: ...}}"
     close = difflib.get_close_matches(key, signature.parameters, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {listing(signature.parameters, limit=20)}"
     return f"{key}: unknown argument; {hint}"
 
 
 def check_artifact(model: object, key: str = "artifact") -> None:
-    """Raise ConfigError for what is no model; `key` is the argument that it was given as."""
+    """Raise ConfigError unless `model` is an Artifact; `key` is the name of the argument."""
     if isinstance(model, Artifact):
         return
-    found = type(model).__name__
+    type_name = type(model).__name__
     if isinstance(getattr(model, "artifact", None), Artifact):
-        hint = f"pass the .artifact of this {found}"
+        hint = f"pass the .artifact of this {type_name}"
     elif isinstance(model, str | Path):
         hint = f"fc.load(folder) reads one; pretrained networks of the package are {listing(pretrained_names())}"
     else:
         hint = "it is the .artifact of what fc.train returns, or what fc.load returns"
         hint += ", and comes before the table" * (key == "artifact")
-    raise ConfigError(f"{key}: expected a model, found {found}; {hint}")
+    raise ConfigError(f"{key}: expected a model, found {type_name}; {hint}")
 
 
 def moment(value: Cutoff | None, key: str = "cutoff") -> datetime | None:
-    """Return a moment as a datetime, None as it is. Raises ConfigError."""
+    """Return a point in time as a datetime, or None for None. Raises ConfigError."""
     if value is None:
         return None
-    given: Any = value.astype("M8[us]").item() if isinstance(value, np.datetime64) else value
-    if given is None or str(given) == "NaT":
+    time: Any = value.astype("M8[us]").item() if isinstance(value, np.datetime64) else value
+    if time is None or str(time) == "NaT":
         raise ConfigError(f"{key}: must be a timestamp such as 2024-01-31 (given: {value!r})")
-    if isinstance(given, str):
-        given = given.strip()
-    if hasattr(given, "to_pydatetime"):
-        given = given.to_pydatetime(warn=False)
+    if isinstance(time, str):
+        time = time.strip()
+    if hasattr(time, "to_pydatetime"):
+        time = time.to_pydatetime(warn=False)
     try:
-        return validated(_Moment, {"cutoff": given}).cutoff
+        return validated(_Moment, {"cutoff": time}).cutoff
     except ConfigError as error:
         reason = str(error).partition("cutoff: ")[2]
         raise ConfigError(f"{key}: {reason}") from None
 
 
 def with_moments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose `cutoff` and `cutoffs` are datetimes; a range of cutoffs stays as it is."""
+    """Return settings with `cutoff` and `cutoffs` as datetimes; a range of cutoffs is unchanged."""
     result = dict(settings)
     if result.get("cutoff") is not None:
         result["cutoff"] = moment(result["cutoff"])
@@ -111,19 +111,19 @@ def with_moments(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def age(max_age: MaxAge) -> MaxAge:
-    """Return the greatest age of a series as settings hold it. Raises ConfigError."""
+    """Return the greatest age of a series in the form of the settings. Raises ConfigError."""
     return max_age if max_age == AUTO else validated(ScoreSettings, {"max_age": max_age}).max_age
 
 
 def folder(path: object, key: str = "folder") -> Path:
-    """Return a path. Raises ConfigError for what is none."""
+    """Return a path. Raises ConfigError for other types."""
     if not isinstance(path, str | Path):
         raise ConfigError(f"{key}: must be the path of a folder (given: {path!r})")
     return Path(path)
 
 
 def group(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
-    """Return a group of settings, an empty one for None. Raises ConfigError for what is no dictionary."""
+    """Return a group of settings, empty for None. Raises ConfigError for other types than mappings."""
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"{key}: must be a dictionary of settings, such as {{'key': value}} (given: {settings!r})")
     return dict(settings or {})
@@ -141,7 +141,7 @@ def whole_number(value: object, key: str, least: int) -> int:
 
 
 def check_side_tables(data: DataConfig, known: object, static: object) -> None:
-    """Raise ConfigError for a table of covariates that the panel does not have."""
+    """Raise ConfigError for a table of covariates if the settings name no covariates of its kind."""
     for kind, table in (("known", known), ("static", static)):
         if table is not None and not getattr(data, f"{kind}_covariates"):
             raise ConfigError(

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from forecast.artifact_checks import check, check_size
+from forecast.artifact_checks import check_parts, check_size
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.ingest.extent import any_late_at
 from forecast.data.ingest.load import load_panel
@@ -42,44 +42,44 @@ _BANK = "bank.safetensors"
 _BANK_INDEX = "bank.json"
 _CALIBRATION = "calibration.safetensors"
 _CALIBRATION_INDEX = "calibration.json"
-# Before the names of the files of the final fit. What it shares with the evaluated weights is stored once.
+# Prefix of the files of the final fit. Parts that it shares with the evaluated model are stored once.
 _FINAL = "final-"
-# Fewer steps between values than this tell nothing about the frequency of a table.
-_FEW_STEPS = 10
+# Smallest number of intervals between values from which the frequency of a table is judged.
+_MIN_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
-    """A network with all that a forecast needs besides the panel."""
+    """A trained model: a network with all that a forecast needs besides the panel."""
 
     network: Forecaster
     """In evaluation mode, on the CPU."""
     data: DataConfig
-    """How to read a panel: resolved frequency, season, columns; without path, end and error policy."""
+    """Settings to read a panel: resolved frequency, season, columns; without path, end and error policy."""
     window: WindowConfig
     model: ModelConfig
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical covariate; code = position + 1, 0 for all others. Classes of the target, if it is one
-    of classes; code = position."""
+    """Values of each categorical covariate; code = position + 1, 0 for unknown values. For a target of classes also its
+    classes; code = position."""
     grid: Grid
     trained_until: int
     """Grid index of the last step that any weight, closed form, gate or calibration has seen, of any series."""
     bank: AdapterBank | None = None
     """Changes per series, in a fine-tuned model."""
     coupling: Tensor | None = None
-    """[horizon, horizon], how the steps of a sample path depend on each other (`copula.coupled_ranks`); None where
-    paths are sampled step by step, and of classes."""
+    """[horizon, horizon], correlation of the steps of a sample path (`copula.coupled_ranks`); None if paths are sampled
+    step by step, and for classes."""
     calibration: Calibration | None = None
-    """What the quantiles are shifted by, in a calibrated model."""
+    """Shifts of the quantiles, in a calibrated model."""
     parent_digest: str | None = None
-    before: tuple[int, str | None] | None = None
+    base_lineage: tuple[int, str | None] | None = None
     """`trained_until` and `parent_digest` of the model without its changes per series, in a fine-tuned one."""
     final: "Artifact | None" = None
-    """The same model after the final fit on all rows of the panel: with other weights and changes per series, of a
-    later `trained_until`. Validation and backtests judge the weights without it; `for_cutoff` says which forecast."""
+    """The same model after the final fit on all rows of the panel, with other weights and changes per series and a
+    later `trained_until`. Validation and backtests use the weights without it; `for_cutoff` selects between them."""
     side_tables: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Where its tables of covariates were in training, by their settings, for sources that do not name any; kept with
-    the version, not with the artifact."""
+    """Locations of the tables of covariates in training, by setting, for sources that do not name any; stored with the
+    version, not with the artifact."""
 
     def __repr__(self) -> str:
         until = self.grid.timestamps(np.array([self.trained_until]))[0]
@@ -103,12 +103,12 @@ class Artifact:
 
     @property
     def horizon(self) -> int:
-        """Steps of a forecast."""
+        """Number of steps of a forecast."""
         return self.window.horizon
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Classes whose probabilities are forecast, by their codes; None for numbers."""
+        """Classes of the target in the order of their codes; None for numbers."""
         return self.categories.get(self.data.columns.target)
 
     @property
@@ -119,57 +119,57 @@ class Artifact:
 
     @property
     def latest(self) -> "Artifact":
-        """The model with the weights that have seen most: those of the final fit, where there is one."""
+        """The model after its final fit, if there is one; otherwise the model itself."""
         return self.final or self
 
     def for_cutoff(self, cutoff: int) -> "Artifact":
-        """Return the model with the weights that forecast from a cutoff, a grid index.
+        """Return the model with the weights for forecasts from grid index `cutoff`.
 
-        Those of the final fit from the end of all they have seen on; before that the evaluated ones, which the holdout
-        of the training is unknown to.
+        These are the weights of the final fit if the cutoff is not before the end of their data; otherwise the
+        evaluated ones, which have not seen the holdout of the training.
         """
         return self.final if self.final is not None and cutoff >= self.final.trained_until else self
 
     def with_final(self, network: Forecaster, trained_until: int) -> "Artifact":
-        """Return this model with the weights of a final fit, which have seen the steps up to a grid index."""
+        """Return this model with the weights of a final fit on the steps up to grid index `trained_until`."""
         return replace(self, final=replace(self, network=network, trained_until=trained_until, final=None))
 
     def child_of(self, parent_digest: str, *, trained_until: int) -> "Artifact":
-        """Return this model as one that was made from another, of which it has seen the steps up to a grid index."""
+        """Return this model as the child of another one, trained on steps up to grid index `trained_until`."""
         final = self.final and self.final.child_of(parent_digest, trained_until=trained_until)
         until = max(trained_until, self.trained_until)
         return replace(self, trained_until=until, parent_digest=parent_digest, final=final)
 
     def digest(self) -> str:
-        """Return what `save` would: a hash of all that is stored."""
+        """Return the digest that `save` returns, a hash of all stored content."""
         with tempfile.TemporaryDirectory() as folder:
             return self.save(Path(folder))
 
     def on(self, device: torch.device | str) -> "Artifact":
         """Return the model with a copy of its network on `device`; the model itself if its network is there.
 
-        The network of this model stays where it is, whatever becomes of the copy.
+        The network of this model is not moved.
         """
         if next(self.network.parameters()).device == torch.device(device):
             return self
         return replace(self, network=copy.deepcopy(self.network).to(device))
 
     def reading(self, source: SourceConfig) -> DataConfig:
-        """Return how to read `source`: the model's columns and frequency, the caller's path and error policy."""
+        """Return the settings to read `source`: columns and frequency of the model, its own path and error policy."""
         return self.data.with_source(source)
 
     def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
-        """Return the panel in a table, read as the table of training was.
+        """Return the panel in a table, read with the settings of the training table.
 
-        Rows beyond the end on which its series agree are rejects, unless one is at one of the `cutoffs` that are asked
-        for. Raises DataError as `load_panel`, and for a table that is not on the grid of the model.
+        Rows after the common end of the series are rejects, unless one is at one of the requested `cutoffs`. Raises
+        DataError as `load_panel`, and for a table that is not on the grid of the model.
         """
         return self._read(lambda data: load_panel(tables, data, self.horizon, self.categories), self.data, cutoffs)
 
     def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
-        """Return the panel at `source.path` or in its database, prepared or not, as `read` does.
+        """Return the panel at `source.path` (prepared or not) or in its database, as `read` does.
 
-        Tables of covariates that it does not name are those of `side_tables`.
+        Tables of covariates that `source` does not name default to `side_tables`.
         """
         data = self.reading(with_side_tables(source, self.side_tables, self.data))
         return self._read(lambda data: read_panel(data, self.horizon, self.categories), data, cutoffs)
@@ -185,58 +185,64 @@ class Artifact:
         return loaded
 
     def _check_grid(self, panel: Panel) -> None:
-        own, other = self.grid, panel.grid
-        if own.time_zone is None and other.time_zone is not None:
+        model_grid, table_grid = self.grid, panel.grid
+        if model_grid.time_zone is None and table_grid.time_zone is not None:
             raise DataError(
-                f"the table's timestamps are in {other.time_zone}, those that the model was trained on had no time "
-                "zone; drop the time zone from the column, or train with data.time_zone"
+                f"the table's timestamps are in {table_grid.time_zone}, those that the model was trained on had no "
+                "time zone; drop the time zone from the column, or train with data.time_zone"
             )
         span = np.array([panel.start.min(), (panel.start + panel.lengths).max() - 1])
-        if (own.clock(span) != other.clock(span)).any():
-            found, expected = (grid.timestamps(span)[0] for grid in (other, own))
+        if (model_grid.clock(span) != table_grid.clock(span)).any():
+            table_time, expected = (grid.timestamps(span)[0] for grid in (table_grid, model_grid))
             raise DataError(
-                f"the table's rows are every {own.frequency} like those that the model was trained on, but at other "
-                f"moments: {found}, where the model has {expected}; shift the timestamps, or train on a table like this"
+                f"the table's rows are every {model_grid.frequency} like those that the model was trained on, but at "
+                f"other moments: {table_time}, where the model has {expected}; shift the timestamps, or train on a "
+                "table like this"
             )
         steps = []
-        for shard in panel.shards(1 << 18):  # The first one settles it, as a rule.
+        for shard in panel.shards(1 << 18):  # The first shard usually suffices.
             observed = np.flatnonzero(~np.isnan(shard.target))
             step = np.diff(observed)[np.diff(np.searchsorted(shard.offsets, observed, side="right")) == 0]
             if (step == 1).any():
                 return
             steps.append(step)
         step = np.concatenate(steps)
-        if len(step) >= _FEW_STEPS:
+        if len(step) >= _MIN_STEPS:
             raise DataError(
-                f"the model has a value every {own.frequency}, the table only every {int(np.median(step)):,} of these "
-                f"steps: no series has values at two neighbouring ones; give a table every {own.frequency}, or train "
-                "on one like this"
+                f"the model has a value every {model_grid.frequency}, the table only every {int(np.median(step)):,} of "
+                f"these steps: no series has values at two neighbouring ones; give a table every "
+                f"{model_grid.frequency}, or train on one like this"
             )
 
     def with_bank(self, bank: AdapterBank, *, trained_until: int, parent_digest: str) -> "Artifact":
-        """Return this model with changes per series, without its final fit; the base is the same, bit by bit."""
-        before = self.before or (self.trained_until, self.parent_digest)
+        """Return this model with changes per series and without its final fit; the base stays bitwise the same."""
+        base_lineage = self.base_lineage or (self.trained_until, self.parent_digest)
         return replace(
-            self, bank=bank, trained_until=trained_until, parent_digest=parent_digest, before=before, final=None
+            self,
+            bank=bank,
+            trained_until=trained_until,
+            parent_digest=parent_digest,
+            base_lineage=base_lineage,
+            final=None,
         )
 
     def with_calibration(self, calibration: Calibration, *, trained_until: int) -> "Artifact":
-        """Return this model with shifted quantiles, those of its final fit alike."""
+        """Return this model, and its final fit, with calibrated quantiles."""
         final = self.final and replace(self.final, calibration=calibration)
         calibrated = replace(self, calibration=calibration, final=final)
         return calibrated.child_of(self.digest(), trained_until=trained_until)
 
     def uncalibrated(self) -> "Artifact":
-        """Return the model with its quantiles as they were before `with_calibration`."""
+        """Return the model without its calibration."""
         return replace(self, calibration=None, final=self.final and self.final.uncalibrated())
 
     def base(self) -> "Artifact":
-        """Return the model without its changes per series, and then not calibrated."""
+        """Return the model without its changes per series; these gone, also without calibration."""
         if self.bank is None:
             return self
-        trained_until, parent_digest = self.before or (self.trained_until, None)
+        trained_until, parent_digest = self.base_lineage or (self.trained_until, None)
         final = self.final and self.final.base()
-        if final is not None and final.network is self.network:  # It was made without a final fit.
+        if final is not None and final.network is self.network:  # The base had no final fit.
             final = None
         return replace(
             self,
@@ -244,14 +250,14 @@ class Artifact:
             calibration=None,
             trained_until=trained_until,
             parent_digest=parent_digest,
-            before=None,
+            base_lineage=None,
             final=final,
         )
 
     def save(self, folder: str | Path) -> str:
-        """Write the model into a new or empty folder and return its digest: equal models have equal digests.
+        """Write the model into a new or empty folder and return its digest; equal models have equal digests.
 
-        Raises OutputError if there can be no such folder.
+        Raises OutputError if the folder can't be created.
         """
         folder = Path(folder)
         try:
@@ -282,7 +288,7 @@ class Artifact:
             safetensors.torch.save_file({"correlation": self.coupling.contiguous()}, folder / _COUPLING)
             files.append(_COUPLING)
         if self.bank:
-            files += _save_bank(self.bank, self.before, folder)
+            files += _save_bank(self.bank, self.base_lineage, folder)
         if self.calibration:
             safetensors.torch.save_file(
                 {"bucket": self.calibration.bucket, "shift": self.calibration.shift}, folder / _CALIBRATION
@@ -293,7 +299,7 @@ class Artifact:
         if self.final and self.final.network is not self.network:
             files += _save_weights(self.final.network, folder, _FINAL)
         if self.final and self.final.bank and self.final.bank is not self.bank:
-            files += _save_bank(self.final.bank, self.final.before, folder, _FINAL)
+            files += _save_bank(self.final.bank, self.final.base_lineage, folder, _FINAL)
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -305,7 +311,7 @@ class Artifact:
 
 
 def _weight_files(count: int, prefix: str = "") -> list[str]:
-    """Return the files of the weights of some networks."""
+    """Return the names of the weight files of `count` networks."""
     return [prefix + _WEIGHTS, *(f"{prefix}{_MEMBER}{number:02d}.safetensors" for number in range(2, count + 1))]
 
 
@@ -332,19 +338,19 @@ def _save_bank(bank: AdapterBank, before: tuple[int, str | None] | None, folder:
 def load(folder: Path) -> Artifact:
     """Return the model in `folder`, after checking every file against the manifest.
 
-    Raises ArtifactError if a file is missing or changed, the format is of another version, a number is not finite, or
-    the files do not fit together.
+    Raises ArtifactError if a file is missing or changed, the format has another version, a number is not finite, or the
+    files do not fit together.
     """
     files = _files(folder)
-    damaged = _damaged(folder, files)
+    damaged = _damages(folder, files)
     if damaged:
         raise ArtifactError(f"{folder}: {listing(damaged)}; download the version again")
     try:
         artifact = _parse(folder, files)
-        check(artifact)
+        check_parts(artifact)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {error}; download the version again, or use the gatecast it is of") from error
-    except Exception as error:  # Whatever content makes the libraries below raise.
+    except Exception as error:  # Malformed content makes various libraries raise.
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"{folder}: its files are those of its manifest, but describe no model that this program knows "
@@ -354,15 +360,15 @@ def load(folder: Path) -> Artifact:
 
 
 def is_intact(folder: Path, expected: str) -> bool:
-    """Return whether a folder holds the model of a digest, each file as it was saved."""
+    """Return whether a folder holds the model with digest `expected`, all files intact."""
     try:
-        return digest(folder) == expected and not _damaged(folder, _files(folder))
+        return digest(folder) == expected and not _damages(folder, _files(folder))
     except (OSError, ArtifactError):
         return False
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files in a manifest. Raises ArtifactError."""
+    """Return the files of the manifest with their hashes. Raises ArtifactError for a manifest that can't be used."""
     manifest = _read_json(folder / _MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -379,8 +385,8 @@ def _files(folder: Path) -> dict[str, str]:
     return files
 
 
-def _damaged(folder: Path, files: dict[str, str]) -> list[str]:
-    """Return what is wrong with the files of a manifest. Raises OSError."""
+def _damages(folder: Path, files: dict[str, str]) -> list[str]:
+    """Return a description of each missing or changed file. Raises OSError."""
     reasons = []
     for name, expected in files.items():
         if not (folder / name).is_file():
@@ -391,7 +397,7 @@ def _damaged(folder: Path, files: dict[str, str]) -> list[str]:
 
 
 def _parse(folder: Path, files: dict[str, str]) -> Artifact:
-    """Return the model that checked files describe. Raises whatever malformed content does."""
+    """Return the model in files that match the manifest. Malformed content raises exceptions of any type."""
     config = _read_json(folder / _CONFIG)
     model = ModelConfig.model_validate(config["model"])
     shapes = config.get("members", {_WEIGHTS: config["shape"]})
@@ -414,7 +420,7 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
         coupling=safetensors.torch.load_file(folder / _COUPLING)["correlation"] if _COUPLING in files else None,
         calibration=calibration,
         parent_digest=config["parent_digest"],
-        before=before,
+        base_lineage=before,
     )
     if "final" not in config:
         return artifact
@@ -422,7 +428,9 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
         network = _load_weights(folder, files, shapes, model, shares, _FINAL)
     if _FINAL + _BANK in files:
         bank, before = _load_bank(folder, _FINAL)
-    final = replace(artifact, network=network, bank=bank, before=before, trained_until=config["final"]["trained_until"])
+    final = replace(
+        artifact, network=network, bank=bank, base_lineage=before, trained_until=config["final"]["trained_until"]
+    )
     return replace(artifact, final=final)
 
 
@@ -434,7 +442,7 @@ def _load_weights(
     shares: Sequence[float] | None,
     prefix: str = "",
 ) -> Forecaster:
-    """Return the network of some weights, in evaluation mode."""
+    """Return the network with the weights in `files`, in evaluation mode."""
     names = [prefix + _WEIGHTS, *sorted(name for name in files if name.startswith(prefix + _MEMBER))]
     members = []
     for name in names:
@@ -442,14 +450,14 @@ def _load_weights(
         shape = shapes[name.removeprefix(prefix)]
         check_size(shape, model, weights)
         members.append(build_member(shape, model))
-        for added in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
-            weights.setdefault(added, getattr(members[-1], added))
+        for buffer in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
+            weights.setdefault(buffer, getattr(members[-1], buffer))
         members[-1].load_state_dict(weights)
     return as_ensemble(members, shares).eval()
 
 
 def _load_bank(folder: Path, prefix: str = "") -> tuple[AdapterBank, tuple[int, str | None] | None]:
-    """Return changes per series, and `Artifact.before`."""
+    """Return changes per series, and `Artifact.base_lineage`."""
     index = _read_json(folder / (prefix + _BANK_INDEX))
     tensors = safetensors.torch.load_file(folder / (prefix + _BANK))
     before = tuple(index["before"]) if index.get("before") else None

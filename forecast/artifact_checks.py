@@ -1,6 +1,6 @@
-"""Whether what was read of a model's files is a model: finite numbers, and parts that fit together.
+"""Checks of a loaded model: all numbers are finite, and its parts fit together.
 
-Reading the files, and whether they are those of the manifest, is up to `artifact`.
+Reading the files and comparing them with the manifest is the task of `artifact`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,9 +23,9 @@ _KINDS = get_args(FinetuneSettings.model_fields["kind"].annotation)
 
 
 def check_size(shape: Mapping[str, Any], model: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raise ArtifactError for sizes beyond those of the weights, before a network of that size is built.
+    """Raise ArtifactError for sizes that exceed those of the weights, before a network of that size is built.
 
-    `shape` is what `NetworkShape.to_json` wrote.
+    `shape` is the output of `NetworkShape.to_json`.
     """
     widest = max((size for values in weights.values() for size in values.shape), default=0)
     total = sum(values.numel() for values in weights.values())
@@ -50,11 +50,16 @@ def check_size(shape: Mapping[str, Any], model: ModelConfig, weights: Mapping[st
         raise ArtifactError(f"{listing(wrong)} does not fit {total:,} weights")
 
 
-def check(artifact: "Artifact") -> None:
+def check_parts(artifact: "Artifact") -> None:
     """Raise ArtifactError for numbers that are not finite, and for parts that do not fit together."""
-    wrong = [*_not_finite(artifact), *_unlike_settings(artifact), *_unlike_bank(artifact), *_unlike_horizon(artifact)]
+    wrong = [
+        *_not_finite(artifact),
+        *_settings_mismatches(artifact),
+        *_bank_mismatches(artifact),
+        *_horizon_mismatches(artifact),
+    ]
     if final := artifact.final:
-        parts = (*_not_finite(final), *_unlike_settings(final), *_unlike_bank(final))
+        parts = (*_not_finite(final), *_settings_mismatches(final), *_bank_mismatches(final))
         wrong += [f"of the final fit {reason}" for reason in parts if reason not in wrong]
         if final.trained_until < artifact.trained_until:
             wrong.append(f"the final fit has seen less ({final.trained_until:,}) than the evaluated weights")
@@ -63,7 +68,7 @@ def check(artifact: "Artifact") -> None:
 
 
 def _not_finite(artifact: "Artifact") -> Iterator[str]:
-    """Yield which tensors hold numbers that are not finite."""
+    """Yield a description of the tensors with numbers that are not finite."""
     tensors = dict(artifact.network.state_dict())
     tensors |= {
         f"changes of series, {name}": values
@@ -81,8 +86,8 @@ def _not_finite(artifact: "Artifact") -> Iterator[str]:
         yield f"{total:,} weights are not finite, in {listing(names, 3)}"
 
 
-def _unlike_settings(artifact: "Artifact") -> Iterator[str]:
-    """Yield which sizes of the network differ from what the settings and categories of its panel give."""
+def _settings_mismatches(artifact: "Artifact") -> Iterator[str]:
+    """Yield a description of each size of the network that differs from the settings and categories."""
     data, categories, grid = artifact.data, artifact.categories, artifact.grid
     until = np.array([artifact.trained_until])
     if grid.index(grid.timestamps(until)).to_list() != until.tolist():
@@ -110,8 +115,8 @@ def _unlike_settings(artifact: "Artifact") -> Iterator[str]:
             yield f"network {number} has lengths below 1"
 
 
-def _unlike_bank(artifact: "Artifact") -> Iterator[str]:
-    """Yield what of the changes of series does not fit."""
+def _bank_mismatches(artifact: "Artifact") -> Iterator[str]:
+    """Yield a description of each defect of the changes per series."""
     bank = artifact.bank
     if bank is None:
         return
@@ -135,8 +140,8 @@ def _unlike_bank(artifact: "Artifact") -> Iterator[str]:
             yield f"changes of series have weights of shape {weight} and widths of shape {width}"
 
 
-def _unlike_horizon(artifact: "Artifact") -> Iterator[str]:
-    """Yield what of coupling and calibration does not fit the horizon."""
+def _horizon_mismatches(artifact: "Artifact") -> Iterator[str]:
+    """Yield a description of each mismatch of coupling or calibration with horizon and levels."""
     horizon, calibration = artifact.horizon, artifact.calibration
     if artifact.coupling is not None and artifact.coupling.shape != (horizon, horizon):
         yield f"the coupling of steps has shape {tuple(artifact.coupling.shape)}, not {(horizon, horizon)}"

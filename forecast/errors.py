@@ -1,7 +1,7 @@
-"""The errors a user can cause, and the exit code of each.
+"""The errors that a user can cause, and the exit code of each.
 
-A message says what is wrong, how many, which (up to five), and what to change. Anything else that escapes is a
-defect of ours and shows a traceback with exit code 1.
+A message says what is wrong, how many, which (up to five), and what to change. Any other exception is an internal error
+(a bug) and shows a traceback with exit code 1.
 """
 
 from collections.abc import Iterable
@@ -10,13 +10,16 @@ from forecast.redaction import printable, redacted
 
 
 class GatecastError(Exception):
-    """Base of every error that is the user's to mend. Its text has no secrets, and nothing that controls a terminal."""
+    """Base of all errors that a user can fix. Secrets and control characters are removed from the text."""
 
     exit_code = 1
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(
-            *(printable(redacted(each), lines=True) if isinstance(each, str) else each for each in arguments)
+            *(
+                printable(redacted(argument), lines=True) if isinstance(argument, str) else argument
+                for argument in arguments
+            )
         )
 
 
@@ -39,13 +42,13 @@ class ArtifactError(GatecastError):
 
 
 class RegistryError(GatecastError):
-    """The tracking server or registry does not answer, or lacks what was asked for."""
+    """The tracking server or registry does not answer, or lacks what was requested."""
 
     exit_code = 4
 
 
 class GateRefused(GatecastError):
-    """A promotion was refused: the challenger did not earn it."""
+    """A promotion was refused: the challenger did not pass the gate."""
 
     exit_code = 5
 
@@ -57,13 +60,13 @@ class OutputError(GatecastError):
 
 
 class LedgerError(GatecastError):
-    """The run ledger does not answer, or says that the same job is under way."""
+    """The run ledger does not answer, or the same job is already running."""
 
     exit_code = 7
 
 
 class ThresholdBreached(GatecastError):
-    """What is monitored is beyond a threshold."""
+    """A monitored metric is beyond its threshold."""
 
     exit_code = 8
 
@@ -75,11 +78,11 @@ class RolledBack(GatecastError):
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
-    """Return the first `limit` items as text in one line, with a count of the others.
+    """Return the first `limit` items as one line of text, with the number of omitted items.
 
     >>> listing(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
     names = [printable(str(item)) for item in items]
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+    n_more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {n_more:,} more" if n_more > 0 else "")

@@ -1,4 +1,4 @@
-"""The vocabulary: column, metric, alias and file names, each written down once."""
+"""Names of columns, metrics, aliases and files, each defined once."""
 
 from typing import Final
 
@@ -17,16 +17,16 @@ MODEL_VERSION: Final = "model_version"
 MODEL_NAME: Final = "model_name"
 MODEL_DIGEST: Final = "model_digest"
 MODEL_COLUMNS: Final = (MODEL_NAME, MODEL_VERSION, MODEL_DIGEST)
-"""Of forecasts that are written: which model made them."""
+"""Columns of written forecasts that identify the model."""
 
-# Of scores, the last observed target of a window.
+# Column of scores: the timestamp of the last observed target of a window.
 OBSERVED_UNTIL: Final = "observed_until"
 
 # Columns of rejects, besides SERIES_ID and TIMESTAMP.
 REASON: Final = "reason"
 VALUE: Final = "value"
 
-# Where a forecast came from (the SOURCE column), best first.
+# Sources of forecasts (values of the SOURCE column), best first.
 SOURCE_FINE_TUNED: Final = "fine_tuned"
 SOURCE_PRETRAINED: Final = "pretrained"
 SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
@@ -37,19 +37,19 @@ NAIVE: Final = "naive"
 AUTO_ETS: Final = "auto_ets"
 THETA: Final = "dynamic_optimized_theta"
 BASELINES: Final = (NAIVE, SOURCE_SEASONAL_NAIVE, AUTO_ETS, THETA)
-"""In the order in which they are shown."""
+"""In display order."""
 
 # Registry aliases.
 PRETRAINED: Final = "pretrained"
 CHALLENGER: Final = "challenger"
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
-"""In the place of an alias: the version that the champion replaced."""
+"""Used like an alias: the version that the champion replaced."""
 
 # The folder of forecasts by score.shadow in output.path, and the name of that model where it is compared.
 SHADOW: Final = "shadow"
 
-# The metric that training watches.
+# Metrics of training; early stopping monitors VAL_LOSS.
 VAL_LOSS: Final = "val/loss"
 TRAIN_LOSS: Final = "train/loss"
 

@@ -1,4 +1,4 @@
-"""A registered model as MLflow sees it: `mlflow.pyfunc.load_model("models:/name@champion").predict(frame)`."""
+"""The MLflow flavour of a registered model: `mlflow.pyfunc.load_model("models:/name@champion").predict(frame)`."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +15,12 @@ from forecast.data.ingest.rejects import SHOWN, offenders
 from forecast.errors import DataError, GatecastError
 from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, REASON, SERIES_ID, TIMESTAMP
 
-# What MLflow writes beside a model that it gets from the registry.
+# File that MLflow writes beside a model from the registry.
 _REGISTERED: Final = "registered_model_meta"
 
 
 class GatecastModel(PythonModel):
-    """Forecasts a table of series from the step on which they end."""
+    """A model that forecasts a table of series from their common end."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the artifact; nothing in it is executed."""
@@ -39,7 +39,7 @@ class GatecastModel(PythonModel):
             "final_until": self._artifact.latest.trained_until_timestamp.isoformat(),
             "parent_digest": self._artifact.parent_digest,
         }
-        """Where the model comes from; name and version are None for one that is not from a registry."""
+        """Origin of the model; name and version are None for a model that is not from a registry."""
 
     def predict(
         self,
@@ -47,48 +47,47 @@ class GatecastModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return the forecasts of the series in `model_input`: the rows that `forecast score` writes.
+        """Return the forecasts of the series in `model_input`, as rows like those that `forecast score` writes.
 
-        Rejected rows and series follow as rows with a column `reason`, in which only series_id, timestamp, cutoff and
-        model_version have a value besides; there is no such column if nothing is rejected. With
-        `params={"rejects": "omit"}` they are left out, with `"fail"` they are an error. `params={"max_age": ...}` is
-        `score.max_age`.
+        Rejected rows and series follow as rows with a value in the column `reason`; of the other columns only
+        series_id, timestamp, cutoff and model_version have a value there. The column is absent if nothing is rejected.
+        With `params={"rejects": "omit"}` rejects are left out, with `"fail"` they are an error. `params={"max_age":
+        ...}` is `score.max_age`.
 
-        Raises MlflowException for a table that can't be read, or unknown values of `params`: served, that is answer
-        400 with the message.
+        Raises MlflowException (status 400 when served) for a table that can't be read, or unknown values of `params`.
         """
         from forecast.prediction.from_table import forecast_frame
 
         try:
             settings = load(ServingSettings, params or {})
-            made = forecast_frame(self._artifact, model_input, max_age=settings.max_age, model_version=self._version)
-            frame = made.frame.with_columns(
+            result = forecast_frame(self._artifact, model_input, max_age=settings.max_age, model_version=self._version)
+            frame = result.frame.with_columns(
                 pl.lit(self.lineage["name"], pl.String).alias(MODEL_NAME),
                 pl.lit(self.lineage["digest"]).alias(MODEL_DIGEST),
             )
-            if made.rejects.is_empty() or settings.rejects == "omit":
+            if result.rejects.is_empty() or settings.rejects == "omit":
                 return frame.to_pandas()
             if settings.rejects == "fail":
-                raise DataError(_described(made.rejects))
+                raise DataError(_described(result.rejects))
         except GatecastError as error:
             raise MlflowException(str(error), BAD_REQUEST) from error
-        return _with_rejects(frame, made.rejects, self._version)
+        return _with_rejects(frame, result.rejects, self._version)
 
 
 class Answer(pd.DataFrame):  # type: ignore[misc]
-    """Forecasts and rejects. As JSON, what a reject has no value of is null: NaN is no JSON."""
+    """Forecasts and rejects. In JSON, missing values are null, because JSON has no NaN."""
 
     @property
     def _constructor(self) -> type["Answer"]:
         return Answer
 
     def to_dict(self, *arguments: Any, **settings: Any) -> Any:
-        """Return the values with None where there is none."""
+        """Return the values, with None for missing ones."""
         return pd.DataFrame(self).astype(object).where(self.notna(), None).to_dict(*arguments, **settings)
 
 
 def _with_rejects(frame: pl.DataFrame, rejects: pl.DataFrame, version: str) -> Answer:
-    """Return forecasts and, behind them, a row for each reject."""
+    """Return the forecasts, followed by a row for each reject."""
     rows = rejects.select(
         SERIES_ID,
         pl.col(TIMESTAMP).cast(frame.schema[TIMESTAMP]),
@@ -96,13 +95,13 @@ def _with_rejects(frame: pl.DataFrame, rejects: pl.DataFrame, version: str) -> A
         pl.lit(frame[CUTOFF].first(), frame.schema[CUTOFF]).alias(CUTOFF),
         pl.lit(version).alias(MODEL_VERSION),
     )
-    both = pl.concat([frame, rows], how="diagonal")
-    whole = [name for name, kind in frame.schema.items() if kind.is_integer()]
-    return Answer(both.to_pandas().astype(dict.fromkeys(whole, "Int64")))
+    table = pl.concat([frame, rows], how="diagonal")
+    integers = [name for name, kind in frame.schema.items() if kind.is_integer()]
+    return Answer(table.to_pandas().astype(dict.fromkeys(integers, "Int64")))
 
 
 def _described(rejects: pl.DataFrame) -> str:
-    """Return how many rejects there are of each reason, and which."""
+    """Return a text with the number of rejects of each reason, and examples."""
     lines = [
         f"  {reason}: {part.height:,}, e.g. {', '.join(offenders(part.head(SHOWN)))}"
         for (reason,), part in rejects.group_by(REASON, maintain_order=True)
@@ -111,7 +110,7 @@ def _described(rejects: pl.DataFrame) -> str:
 
 
 def _registered(folder: Path) -> dict[str, str]:
-    """Return name and version of a model that MLflow has got from the registry; nothing for one from elsewhere."""
+    """Return name and version of a model from the registry; an empty dictionary for other models."""
     try:
         content = yaml.safe_load((folder.parents[1] / _REGISTERED).read_text(encoding="utf-8"))
         return {name: str(content[name]) for name in ("model_name", "model_version") if content[name] is not None}

@@ -1,7 +1,7 @@
-"""Text that leaves the program: without secrets, and without characters that control a terminal or a log.
+"""Removal of secrets and control characters from all text that leaves the program.
 
-A secret is known by its setting (`add_secret`), by the variable of the environment that it is in, or by its place in a
-text: `user:password@` of an address, `token=...`.
+A secret is identified by its setting (`add_secret`), by the environment variable that holds it, or by its position in a
+text, such as `user:password@` in an address or `token=...`.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 HIDDEN: Final = "***"
-"""What stands for a secret."""
+"""Replacement of secrets."""
 
 _KEYWORD: Final = (
     r"passw(?:or)?d|passwd|pwd|passphrase|token(?!iz)|secret|api[_-]?key|access[_-]?key|signature|credential"
@@ -27,23 +27,23 @@ _HEADER: Final = re.compile(r"\b(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bea
 _SECRET_NAME: Final = re.compile(_KEYWORD, re.IGNORECASE)
 _OTHER_NAME: Final = re.compile(r"_(file|path|dir|env)$|^(old)?pwd$", re.IGNORECASE)
 _PLAIN: Final = re.compile(r"[A-Za-z_-]{0,16}|[\d.,:+TZ -]*")
-"""Words, numbers and dates: of the environment, but in a setting that holds no secret, they are common text."""
+"""Words, numbers and dates: not secret if they come from the environment into a setting that need not be secret."""
 _COMMON: Final = re.compile(r"[A-Za-z]+|\w{1,5}")
-"""Words that may be a part of another one."""
+"""Words that may be part of a longer word: replaced only as a whole."""
 _SHORTEST: Final = {True: 3, False: 6}
-"""Characters of the shortest text that is taken for a secret, of one that is known to be one, and of any other."""
+"""Least number of characters of a secret: of a certain one (True), and of a possible one."""
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-"""Characters that move the cursor, begin a line, turn the direction of text, or can't be written."""
+"""Characters that move the cursor, start a line, change the direction of text, or can't be encoded."""
 
 _secrets: dict[str, str] = {}
 
 
 def add_secret(value: str, shown: str = HIDDEN, *, certain: bool = True) -> None:
-    """Show `shown` in the place of a text from now on; of an address, of its password and tokens.
+    """Replace `value` by `shown` in all texts from now on; of an address, only its password and tokens.
 
-    `certain` is false for a value of the environment in a setting that need not be secret: common words stay.
+    `certain` is false for an environment value in a setting that need not be secret: common words are not replaced.
     """
     if not certain and _PLAIN.fullmatch(value):
         return
@@ -54,13 +54,13 @@ def add_secret(value: str, shown: str = HIDDEN, *, certain: bool = True) -> None
 
 
 def _add(value: str, shown: str, shortest: int) -> None:
-    for form in (value, unquote(value), repr(value)[1:-1]):
-        if len(form.strip()) >= shortest:
-            _secrets.setdefault(form, shown)
+    for spelling in (value, unquote(value), repr(value)[1:-1]):
+        if len(spelling.strip()) >= shortest:
+            _secrets.setdefault(spelling, shown)
 
 
 def _secret_parts(address: str) -> list[str]:
-    """Return what is secret in an address, as it is written: its password, the values of parameters, its token."""
+    """Return the secret parts of an address, unchanged: password, values of secret parameters, token."""
     parts = re.findall(r"://[^:@/]*:(.*)@", address, re.DOTALL)
     parts += [value.strip("'\"") for _, value in _PARAMETER.findall(address)]
     parts += re.findall(r"(?:https?|wss?|ftps?|git|s3|databricks)://([^/@:]+)@", address, re.IGNORECASE)
@@ -77,7 +77,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def without_password(address: str) -> str:
-    """Return an address, or a text with addresses, as it may be shown.
+    """Return an address, or a text with addresses, with secrets replaced.
 
     >>> without_password("postgresql://me:secret@host/db")
     'postgresql://me:***@host/db'
@@ -95,7 +95,7 @@ def without_password(address: str) -> str:
 def redacted(text: str) -> str:
     """Return a text without secrets.
 
-    What came from the environment is shown as it was given, ${oc.env:NAME}, any other secret as ***.
+    Secrets from the environment are shown as written in the settings, ${oc.env:NAME}, all others as ***.
     """
     secrets = dict(_environment()) | _secrets
     if present := sorted((secret for secret in secrets if secret in text), key=len, reverse=True):
@@ -108,7 +108,7 @@ def redacted(text: str) -> str:
 
 
 def _environment() -> Iterator[tuple[str, str]]:
-    """Yield the secrets in the environment, and what stands for them."""
+    """Yield the secrets in the environment with their replacements."""
     for name, value in os.environ.items():
         if "://" in value:
             yield from ((part, HIDDEN) for part in _secret_parts(value) if len(part) >= _SHORTEST[True])
@@ -117,7 +117,7 @@ def _environment() -> Iterator[tuple[str, str]]:
 
 
 def redacted_values(values: Any) -> Any:
-    """Return nested settings without secrets: what has the name of one is hidden whole."""
+    """Return nested settings without secrets; values of settings with a secret name are replaced entirely."""
     if isinstance(values, str):
         return redacted(values)
     if isinstance(values, Mapping):
@@ -145,6 +145,6 @@ def _escaped(character: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text of several lines as it is printed: without secrets, and no line but the first begins a line."""
-    first, *rest = printable(redacted(text), lines=True).split("\n")
-    return "\n".join([first, *(line if line[:1] in ("", " ") else f"  {line}" for line in rest)])
+    """Return a text for printing: without secrets and control characters, all lines but the first indented."""
+    first, *lines = printable(redacted(text), lines=True).split("\n")
+    return "\n".join([first, *(line if line[:1] in ("", " ") else f"  {line}" for line in lines)])

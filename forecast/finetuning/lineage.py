@@ -63,7 +63,7 @@ def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifac
     weights = stacked.weights(member, bank.changes(torch.tensor([row])))
     member.load_state_dict({name: values[0] for name, values in weights.items()}, strict=False)
     shifts = artifact.calibration and artifact.calibration.of(series_id)
-    return replace(artifact, network=network, bank=None, before=None, calibration=shifts, parent_digest=digest)
+    return replace(artifact, network=network, bank=None, base_lineage=None, calibration=shifts, parent_digest=digest)
 
 
 def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
