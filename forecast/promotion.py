@@ -79,14 +79,9 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
     cutoffs are assumed to share no targets.
     """
     keys = [SERIES_ID, CUTOFF]
-    challenger_scores, incumbent_scores = (
-        scores.filter(pl.col(MODEL) == challenger),
-        scores.filter(pl.col(MODEL) == incumbent),
-    )
-    challenger_scores, incumbent_scores = (
-        challenger_scores.join(incumbent_scores, on=keys, how="semi"),
-        incumbent_scores.join(challenger_scores, on=keys, how="semi"),
-    )
+    challenger_scores = scores.filter(pl.col(MODEL) == challenger)
+    incumbent_scores = scores.filter(pl.col(MODEL) == incumbent).join(challenger_scores, on=keys, how="semi")
+    challenger_scores = challenger_scores.join(incumbent_scores, on=keys, how="semi")
     if not len(challenger_scores):
         raise GateRefused(
             f"{challenger} and {incumbent} have no backtest window in common; run forecast backtest again"

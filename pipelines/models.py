@@ -181,14 +181,14 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
     import polars as pl
 
     from forecast.data.files import write_parquet_atomic
-    from forecast.finetuning.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, difference
+    from forecast.finetuning.lineage import ADDED, CHANGE, CHANGED, REMOVED, SAME, STATUS, compare_changes
     from forecast.names import SERIES_ID
     from pipelines.jobs.reading import open_version
 
     (version, artifact), (other_version, other_artifact) = (
         open_version(registry, alias) for alias in (config.registry.alias, config.diff.against)
     )
-    differences = difference(artifact, other_artifact)
+    differences = compare_changes(artifact, other_artifact)
     counts = dict(differences[STATUS].value_counts().iter_rows())
     if config.output.path:
         write_parquet_atomic(differences, Path(config.output.path) / "diff.parquet")
@@ -220,9 +220,9 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
             if series is None:
                 shutil.copytree(registry.download(version), path, dirs_exist_ok=True)
             else:
-                from forecast.finetuning.lineage import alone
+                from forecast.finetuning.lineage import extract_series
 
-                alone(open_version(registry, str(version.number))[1], series, key="export.series").save(path)
+                extract_series(open_version(registry, str(version.number))[1], series, key="export.series").save(path)
             if config.export.format != "gatecast":
                 from forecast import artifact
                 from forecast.compression.onnx_export import export_onnx

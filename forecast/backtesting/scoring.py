@@ -85,7 +85,7 @@ class _Windows:
             )
             scores |= {} if points is None else {CRPS: score_points(actual, points[rows])}
         table = pl.DataFrame({**_keys(self.panel, windows, name), **scores})
-        return table, _forecast_rows(self.panel, windows, actual, name, columns[rows], mean, self.artifact)
+        return table, _forecast_rows(self, windows, actual, name, columns[rows], mean)
 
 
 def score_block(
@@ -194,14 +194,15 @@ def _keys(panel: Panel, windows: WindowIndex, model: str) -> dict[str, pl.Series
 
 
 def _forecast_rows(
-    panel: Panel,
+    block: _Windows,
     windows: WindowIndex,
     actual: np.ndarray,
     name: str,
     columns: np.ndarray,
     mean: np.ndarray | None,
-    artifact: Artifact,
 ) -> pl.DataFrame:
+    """Return the forecasts of some windows of a block, a row per step (`BacktestResult.forecasts`)."""
+    panel, artifact = block.panel, block.artifact
     n, horizon = actual.shape
     target = pl.Series(actual.ravel()).fill_nan(None)
     location = {} if mean is None else {MEAN: pl.Series(mean.ravel())}

@@ -10,7 +10,7 @@ import torch
 from forecast.artifact import Artifact
 from forecast.backtesting.backtest import backtest
 from forecast.backtesting.result import Contender
-from forecast.config import BacktestSettings, DistilSettings, FitConfig
+from forecast.config import BacktestSettings, DistilSettings, FitConfig, ModelConfig
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError
 from forecast.models.runtime.onnx import example_windows
@@ -81,23 +81,12 @@ def distil(
             f"both models are compared on distil.n_windows={settings.n_windows or 1} cutoffs that neither has seen, "
             f"and there are {unseen:,}; lower it, raise fit.holdout_windows, or append data"
         )
-    size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _MIN_SIZE)
-    same_depth = settings.num_layers == base.model.num_layers
-    model = base.model.model_copy(
-        update={
-            "hidden_size": size,
-            "num_layers": settings.num_layers,
-            "residual": base.model.residual and settings.num_layers > 1,
-            "dilations": base.model.dilations if same_depth else (),
-            "segment_length": shape.segment_length,
-        }
-    )
     training = fit(
         panel,
         data=base.data,
         categories=base.categories,
         window=base.window.model_copy(update={"context_length": shape.context_length}),
-        model=model,
+        model=_student_model(base, settings),
         fit=config,
         progress=progress,
         teacher=Teacher(copy.deepcopy(base.network), settings.weight, base.digest()),
@@ -112,6 +101,21 @@ def distil(
     costs = pl.DataFrame([{MODEL: name, **_cost(model_artifact)} for name, model_artifact in pair.items()])
     return DistilResult(
         student, costs.join(comparison.summary, on=MODEL, maintain_order="left"), training.curve, training.summary
+    )
+
+
+def _student_model(base: Artifact, settings: DistilSettings) -> ModelConfig:
+    """Return the model settings of the teacher with the size of the student."""
+    size = settings.hidden_size or max(base.model.hidden_size // _SHRINK, _MIN_SIZE)
+    same_depth = settings.num_layers == base.model.num_layers
+    return base.model.model_copy(
+        update={
+            "hidden_size": size,
+            "num_layers": settings.num_layers,
+            "residual": base.model.residual and settings.num_layers > 1,
+            "dilations": base.model.dilations if same_depth else (),
+            "segment_length": base.network.shape.segment_length,
+        }
     )
 
 

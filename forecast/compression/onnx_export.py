@@ -168,14 +168,15 @@ def _wql(artifact: Artifact, panel: Panel, windows: WindowIndex, forward: Forwar
     return float(scores["pinball"].sum() / scores["abs_target"].sum())
 
 
-def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -> dict[str, Any]:
+def _input_fields(artifact: Artifact) -> dict[str, Any]:
+    """Return type, shape and meaning of each input of a graph, by name."""
     shape, data = artifact.network.shape, artifact.data
     steps = shape.context_length + shape.horizon
     index = artifact.trained_until
     statics = data.static_covariates
     coded = [name for name in statics if name in artifact.categories]
     scale = "asinh(target / unit)" if shape.unit else "target"
-    inputs: dict[str, Any] = {
+    return {
         "target": {"dtype": "float32", "shape": ["window", steps], "is": f"{scale}; 0 where not observed"},
         "observed": {"dtype": "bool", "shape": ["window", steps], "is": "false over the horizon"},
         "past": {
@@ -198,6 +199,11 @@ def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -
             "columns": [name for name in statics if name not in coded],
         },
     }
+
+
+def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -> dict[str, Any]:
+    """Return the content of SIDECAR: all that a program needs to run the graph and use its outputs."""
+    shape, data = artifact.network.shape, artifact.data
     return {
         "gatecast": version("gatecast"),
         "opset": OPSET,
@@ -205,7 +211,7 @@ def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -
         "horizon": shape.horizon,
         "freq": data.freq,
         "trained_until": artifact.trained_until_timestamp.isoformat(),
-        "inputs": {name: field for name, field in inputs.items() if name in graph_inputs},
+        "inputs": {name: field for name, field in _input_fields(artifact).items() if name in graph_inputs},
         "outputs": list(OUTPUTS),
         "head": artifact.model.head,
         "quantile_levels": artifact.model.quantile_levels,

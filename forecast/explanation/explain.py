@@ -12,7 +12,7 @@ from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, listing
 from forecast.explanation.attribution import Attribution, Origin
 from forecast.explanation.result import ATTRIBUTION, INPUT, KIND, MAGNITUDE, Explanation
-from forecast.finetuning.lineage import alone
+from forecast.finetuning.lineage import extract_series
 from forecast.models.adapters.bank import HEAD
 from forecast.models.adapters.stacked import FROZEN
 from forecast.models.network.ensemble import members_of, recurrent_members
@@ -48,7 +48,7 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     artifact = artifact.for_cutoff(origin.cutoff)
     if artifact.bank is not None and artifact.bank.kind not in (HEAD, *FROZEN):
         if origin.series_id in artifact.bank.series_id:
-            artifact = alone(artifact, origin.series_id, key="explain.series")
+            artifact = extract_series(artifact, origin.series_id, key="explain.series")
         else:
             artifact = artifact.base()
     network = copy.deepcopy(artifact.network).cpu().double().requires_grad_(requires_grad=False)

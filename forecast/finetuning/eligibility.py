@@ -13,7 +13,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
 from forecast.errors import ConfigError, DataError, listing
 from forecast.finetuning.gradient_group import RATES
-from forecast.finetuning.selection import select_series, worst
+from forecast.finetuning.selection import largest_losses, select_series
 from forecast.finetuning.series_gate import mean_loss
 from forecast.finetuning.trials import TuningSettings, window_losses
 from forecast.models.adapters.origins import forecast, held_out, single_origin
@@ -142,7 +142,7 @@ def requested_series(
     if settings.worst is not None:
         requested &= is_long_enough(artifact, usable, settings)
         losses = _base_losses(artifact.network, data, np.flatnonzero(requested), usable, settings)
-        requested[requested] = worst(losses, settings.worst)
+        requested[requested] = largest_losses(losses, settings.worst)
     return requested
 
 

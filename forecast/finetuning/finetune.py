@@ -66,40 +66,32 @@ def finetune(
     trained_until = training_end_of(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network, device)
-    requested, long_enough = (
-        requested_series(on_device, panel, data, usable, settings),
-        is_long_enough(artifact, usable, settings),
-    )
-    digests = _digests(panel, usable)
-    digests_before = bank_before.seen if bank_before else {}
+    requested = requested_series(on_device, panel, data, usable, settings)
+    long_enough = is_long_enough(artifact, usable, settings)
+    digests, digests_before = _digests(panel, usable), bank_before.seen if bank_before else {}
     unchanged = np.array([digests_before.get(name) == digest for name, digest in digests.items()])
     initial_reason = np.select([~requested, ~long_enough, unchanged], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
     chosen = np.flatnonzero(initial_reason == "")
     plain, parent_digest = artifact.uncalibrated(), artifact.digest()
-    final = None
+    latest, final = plain.latest, None
     if settings.final and (plain.final or trained_until < panel.last_index):
-        final_base = plain.latest.on(device)
+        final_base = latest.on(device)
         final = FinalBank(final_base.network, final_base.bank, data, panel.lengths, settings)
     job_key = tuning_settings(artifact, panel, settings) if settings.checkpoint else {}
     table, tuned, changes = tune(
         on_device, panel, data, chosen, usable, settings, progress=progress, final=final, job_key=job_key
     )
-    retuned, digests_before = (
-        {names[row] for row in chosen},
-        {**digests_before, **{names[row]: digests[names[row]] for row in chosen}},
-    )
-    banks = [AdapterBank(settings.kind, tuned, changes_part, digests_before) for changes_part in split(changes)]
+    retuned = {names[row] for row in chosen}
+    digests = {**digests_before, **{name: digest for name, digest in digests.items() if name in retuned}}
     bank, final_bank = (
-        _merge(existing, tuned_bank, retuned) if existing else tuned_bank
-        for existing, tuned_bank in zip((bank_before, plain.latest.bank), banks, strict=True)
+        _merge(existing, AdapterBank(settings.kind, tuned, values, digests), retuned)
+        for existing, values in zip((bank_before, latest.bank), split(changes), strict=True)
     )
     decisions = decisions_of(panel, table, initial_reason, settings, bank_before)
     child = plain.with_bank(bank, trained_until=trained_until, parent_digest=parent_digest)
     if final:
-        until = max(panel.last_index, plain.latest.trained_until)
-        child = replace(
-            child, final=plain.latest.with_bank(final_bank, trained_until=until, parent_digest=parent_digest)
-        )
+        until = max(panel.last_index, latest.trained_until)
+        child = replace(child, final=latest.with_bank(final_bank, trained_until=until, parent_digest=parent_digest))
     shown = example_forecasts(on_device, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, summary_of(decisions, len(bank.series_id)), shown)
 
@@ -120,8 +112,10 @@ def _digests(panel: Panel, usable: IntArray) -> dict[str, str]:
     return digests
 
 
-def _merge(before: AdapterBank, fresh: AdapterBank, retuned: set[str]) -> AdapterBank:
+def _merge(before: AdapterBank | None, fresh: AdapterBank, retuned: set[str]) -> AdapterBank:
     """Return the fresh bank together with the changes of all series that are not `retuned`, ordered by id."""
+    if before is None:
+        return fresh
     rows = [row for row, name in enumerate(before.series_id) if name not in retuned]
     names = [before.series_id[row] for row in rows] + fresh.series_id
     order = np.argsort(np.array(names, dtype=str), kind="stable")

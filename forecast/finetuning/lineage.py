@@ -22,36 +22,36 @@ ADDED, REMOVED, CHANGED, SAME = "added", "removed", "changed", "same"
 _MAX_ELEMENTS = 20_000_000
 
 
-def without(artifact: Artifact, series: Sequence[str], *, key: str) -> Artifact:
+def drop_changes(artifact: Artifact, series: Sequence[str], *, key: str) -> Artifact:
     """Return the model with the changes of `series` removed, so that these forecast with the base; nothing is trained.
 
     The digests of their data are kept, so that an incremental fine-tuning skips them until their data changes.
     Raises ConfigError, which names the setting `key`, if one of them has no changes.
     """
     digest = artifact.digest()
-    final = artifact.final and _without(artifact.final, series, key, digest)
-    return replace(_without(artifact, series, key, digest), final=final)
+    final = artifact.final and _drop_changes(artifact.final, series, key, digest)
+    return replace(_drop_changes(artifact, series, key, digest), final=final)
 
 
-def _without(artifact: Artifact, series: Sequence[str], key: str, digest: str) -> Artifact:
+def _drop_changes(artifact: Artifact, series: Sequence[str], key: str, digest: str) -> Artifact:
     bank = _bank_with(artifact, series, key)
     rows = [row for row, name in enumerate(bank.series_id) if name not in set(series)]
     remaining = bank.some(rows, bank.seen)
     return artifact.with_bank(remaining, trained_until=artifact.trained_until, parent_digest=digest)
 
 
-def alone(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
+def extract_series(artifact: Artifact, series_id: str, *, key: str) -> Artifact:
     """Return a model that forecasts as `artifact` does for one series.
 
     Changed weights are written into the network, which is then a plain one; changes of other kinds are kept beside the
-    base. Raises ConfigError as `without`.
+    base. Raises ConfigError as `drop_changes`.
     """
     digest = artifact.digest()
-    final = artifact.final and _alone(artifact.final, series_id, key, digest)
-    return replace(_alone(artifact, series_id, key, digest), final=final)
+    final = artifact.final and _extract_series(artifact.final, series_id, key, digest)
+    return replace(_extract_series(artifact, series_id, key, digest), final=final)
 
 
-def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifact:
+def _extract_series(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifact:
     bank = _bank_with(artifact, [series_id], key)
     row = bank.series_id.index(series_id)
     if bank.kind in (HEAD, *stacked.FROZEN):
@@ -66,7 +66,7 @@ def _alone(artifact: Artifact, series_id: str, key: str, digest: str) -> Artifac
     return replace(artifact, network=network, bank=None, base_lineage=None, calibration=shifts, parent_digest=digest)
 
 
-def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
+def compare_changes(artifact: Artifact, against: Artifact) -> pl.DataFrame:
     """Return the differences between the changes of two models, per series: series_id, status, change.
 
     A row for each series that has changes in either model. `change` is the norm of the difference between the two
@@ -76,7 +76,9 @@ def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
     names = sorted({*bank_a.series_id, *bank_b.series_id})
     rows = [bank.rows(names) for bank in (bank_a, bank_b)]
     shapes = [
-        {name: values.shape[1:] for name, values in _added(bank, torch.tensor([0])).items()} if bank.series_id else {}
+        {name: values.shape[1:] for name, values in _additions_at(bank, torch.tensor([0])).items()}
+        if bank.series_id
+        else {}
         for bank in (bank_a, bank_b)
     ]
     comparable = not all(shapes) or (bank_a.kind == bank_b.kind and shapes[0] == shapes[1])
@@ -104,7 +106,7 @@ def difference(artifact: Artifact, against: Artifact) -> pl.DataFrame:
     return pl.DataFrame({SERIES_ID: names, STATUS: status, CHANGE: norms}, schema=schema)
 
 
-def _added(bank: AdapterBank, rows: Tensor) -> stacked.Deltas:
+def _additions_at(bank: AdapterBank, rows: Tensor) -> stacked.Deltas:
     """Return the additions to the base for the series at `rows`, in float64; a width of 1 adds nothing."""
     changes = bank.changes(rows)
     changes = {**changes, "width": changes["width"][:, None] - 1} if bank.kind == HEAD else stacked.deltas(changes)
@@ -115,7 +117,7 @@ def _additions(bank: AdapterBank, rows: Tensor, shapes: dict[str, torch.Size]) -
     """Return the additions to the base for the series at `rows`, zeros for row -1."""
     present = torch.nonzero(rows >= 0).flatten()
     additions = {name: torch.zeros(len(rows), *shape, dtype=torch.float64) for name, shape in shapes.items()}
-    for name, values in _added(bank, rows[present]).items() if len(present) else ():
+    for name, values in _additions_at(bank, rows[present]).items() if len(present) else ():
         additions[name][present] = values
     return additions
 

@@ -35,7 +35,7 @@ def select_series(artifact: Artifact, panel: Panel, settings: FinetuneSettings) 
     return selection
 
 
-def worst(losses: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.bool_]:
+def largest_losses(losses: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.bool_]:
     """Return a mask of the series with the largest losses, [S]; of equal losses the first.
 
     `limit` is a share of the series if below 1, else their number; at least one is selected.

@@ -55,20 +55,12 @@ def tune_globally(
     windows_by_network = [
         held_out_windows_of(model, data, rows, usable[rows], n_windows) for model in (artifact.network, network)
     ]
-    losses = [window_losses(network.head, *held_out_parts).cpu().numpy() for held_out_parts in windows_by_network]
-    base, tuned = (
-        (held_out_parts[:, : settings.gate_windows], held_out_parts[:, settings.gate_windows :])
-        for held_out_parts in losses
-    )
-    before, after = mean_loss(base[0]), mean_loss(tuned[0])
+    losses = [window_losses(network.head, *values).cpu().numpy() for values in windows_by_network]
+    base, tuned = ((values[:, : settings.gate_windows], values[:, settings.gate_windows :]) for values in losses)
     changed = any(share for _, share in outcomes)
     table = {
         ROW: rows,
-        "base_loss": before,
-        "tuned_loss": after,
-        "gain": 1 - after / np.where(before > 0, before, np.nan),
-        "report_base_loss": mean_loss(base[1]),
-        "report_tuned_loss": mean_loss(tuned[1]),
+        **_loss_columns(base, tuned),
         "learning_rate": np.full(len(rows), settings.learning_rates[0] if settings.learning_rates else DEFAULT_RATE),
         "steps": np.full(len(rows), float(max(steps for steps, _ in outcomes))),
         BLEND: np.full(len(rows), float(np.mean([share for _, share in outcomes]))),
@@ -86,3 +78,15 @@ def tune_globally(
             child = child.with_final(final_network, max(panel.last_index, plain.latest.trained_until))
     shown = example_forecasts(artifact, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, summary_of(decisions, len(rows) if changed else 0), shown)
+
+
+def _loss_columns(base: tuple[np.ndarray, np.ndarray], tuned: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the columns of losses, from those on gate and report windows, [row, window] each."""
+    base_loss, tuned_loss = mean_loss(base[0]), mean_loss(tuned[0])
+    return {
+        "base_loss": base_loss,
+        "tuned_loss": tuned_loss,
+        "gain": 1 - tuned_loss / np.where(base_loss > 0, base_loss, np.nan),
+        "report_base_loss": mean_loss(base[1]),
+        "report_tuned_loss": mean_loss(tuned[1]),
+    }

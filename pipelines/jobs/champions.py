@@ -36,14 +36,14 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
     The new version takes over the aliases of its parent, unless they have moved meanwhile; as champion it is a new
     entry of the history, so this can be rolled back, too.
     """
-    from forecast.finetuning.lineage import without
+    from forecast.finetuning.lineage import drop_changes
     from forecast.names import CHAMPION
     from forecast.prediction.from_table import example
     from pipelines.jobs.reading import open_version
     from pipelines.jobs.version_tags import child_tags, version_tags
 
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)
-    child = without(artifact, series, key="rollback.series")
+    child = drop_changes(artifact, series, key="rollback.series")
     assert child.bank is not None
     with (
         registry.run("rollback", config, {"parent_version": str(version.number)}) as run,

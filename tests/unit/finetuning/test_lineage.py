@@ -15,7 +15,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError
 from forecast.finetuning.finetune import finetune
-from forecast.finetuning.lineage import ADDED, CHANGED, REMOVED, SAME, alone, difference, without
+from forecast.finetuning.lineage import ADDED, CHANGED, REMOVED, SAME, compare_changes, drop_changes, extract_series
 from forecast.finetuning.result import TOO_SHORT, UNCHANGED
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import HEAD
@@ -59,7 +59,7 @@ def test_a_series_alone_forecasts_as_in_the_bank(
 ) -> None:
     bank, panel = banks[kind], rising.panel
     name = names(bank)[1]
-    alone(bank, name, key="export.series").save(tmp_path)
+    extract_series(bank, name, key="export.series").save(tmp_path)
     own = fc.load(tmp_path)
     assert own.parent_digest == bank.digest()
     assert own.kind == ("pretrained" if kind in ("lora", "full") else "fine_tuned")
@@ -79,7 +79,7 @@ def test_series_rolled_back_forecast_with_the_base_and_the_others_as_before(
 ) -> None:
     bank, panel = banks[kind], rising.panel
     gone, *_ = names(bank)
-    without(bank, [gone], key="rollback.series").save(tmp_path)
+    drop_changes(bank, [gone], key="rollback.series").save(tmp_path)
     child = fc.load(tmp_path)
     assert names(child) == names(bank)[1:]
     assert child.parent_digest == bank.digest()
@@ -90,7 +90,7 @@ def test_series_rolled_back_forecast_with_the_base_and_the_others_as_before(
     columns = [column for column in made.columns if column.startswith("q")]
     others, expected = (frame.filter(~own).select(columns).to_numpy() for frame in (made, before))
     np.testing.assert_allclose(others, expected, rtol=1e-5)
-    found = difference(child, bank).rows_by_key("series_id", named=True, unique=True)
+    found = compare_changes(child, bank).rows_by_key("series_id", named=True, unique=True)
     assert found[gone]["status"] == REMOVED
     assert found[gone]["change"] > 0
     assert {row["status"] for name, row in found.items() if name != gone} == {SAME}
@@ -99,7 +99,7 @@ def test_series_rolled_back_forecast_with_the_base_and_the_others_as_before(
 def test_what_was_rolled_back_stays_so_until_its_data_changes(banks: dict[str, Artifact], rising: Loaded) -> None:
     bank = banks["bias"]
     gone = names(bank)[0]
-    child = without(bank, [gone], key="rollback.series")
+    child = drop_changes(bank, [gone], key="rollback.series")
     settings = FinetuneSettings(kind="bias", incremental=True, **OPEN)
     again = finetune(child, rising.panel, settings)
     assert set(again.decisions["reason"]) <= {UNCHANGED, TOO_SHORT}
@@ -107,7 +107,7 @@ def test_what_was_rolled_back_stays_so_until_its_data_changes(banks: dict[str, A
     # With two steps fewer at its end, the data of every series is another.
     panel = rising.panel
     shorter = finetune(bank.base(), panel, FinetuneSettings(kind="bias", **{**OPEN, "holdout_windows": 1}))
-    older = without(shorter.artifact, names(shorter.artifact)[:1], key="rollback.series")
+    older = drop_changes(shorter.artifact, names(shorter.artifact)[:1], key="rollback.series")
     assert names(shorter.artifact)[0] in names(finetune(older, panel, settings).artifact)
 
 
@@ -119,15 +119,15 @@ def test_the_difference_is_the_norm_of_what_is_added(banks: dict[str, Artifact])
     tensors["output_bias"][0] += 3.0
     other_bank = type(one.bank)("full", names(one), tensors, one.bank.seen)
     other = one.with_bank(other_bank, trained_until=one.trained_until, parent_digest=one.digest())
-    found = difference(other, one).rows_by_key("series_id", named=True, unique=True)
+    found = compare_changes(other, one).rows_by_key("series_id", named=True, unique=True)
     blend = float(one.bank.tensors["blend"][0])
     assert found[name]["status"] == CHANGED
     assert found[name]["change"] == pytest.approx(3.0 * blend * tensors["output_bias"][0].numel() ** 0.5, rel=1e-6)
     assert {row["status"] for key, row in found.items() if key != name} == {SAME}
-    assert set(difference(one, one.base())["status"]) == {ADDED}
-    assert set(difference(one.base(), one)["status"]) == {REMOVED}
-    assert difference(one.base(), one.base()).is_empty()
-    unlike = difference(one, banks[HEAD]).filter(series_id=name)
+    assert set(compare_changes(one, one.base())["status"]) == {ADDED}
+    assert set(compare_changes(one.base(), one)["status"]) == {REMOVED}
+    assert compare_changes(one.base(), one.base()).is_empty()
+    unlike = compare_changes(one, banks[HEAD]).filter(series_id=name)
     assert unlike.rows() == [(name, CHANGED, None)]
 
 
@@ -140,15 +140,15 @@ def test_low_rank_changes_are_compared_by_their_products(banks: dict[str, Artifa
     }
     other_bank = type(one.bank)("lora", names(one), turned, one.bank.seen)
     other = one.with_bank(other_bank, trained_until=one.trained_until, parent_digest=one.digest())
-    assert set(difference(one, other)["status"]) == {SAME}
+    assert set(compare_changes(one, other)["status"]) == {SAME}
 
 
 def test_series_without_changes_are_refused(banks: dict[str, Artifact]) -> None:
     bank = banks["head"]
     with pytest.raises(ConfigError, match=r"rollback\.series: 2 of 3 have no changes in this version.*: none, nope; "):
-        without(bank, [names(bank)[0], "nope", "none"], key="rollback.series")
+        drop_changes(bank, [names(bank)[0], "nope", "none"], key="rollback.series")
     with pytest.raises(ConfigError, match=r"export\.series: this version has no changes of series"):
-        alone(bank.base(), "s00", key="export.series")
+        extract_series(bank.base(), "s00", key="export.series")
 
 
 @pytest.mark.parametrize("kind", ["bias", "lora", "full"])

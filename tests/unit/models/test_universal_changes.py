@@ -19,7 +19,7 @@ from forecast.data.windows import windows_at
 from forecast.finetuning import series_tuning
 from forecast.finetuning.finetune import finetune
 from forecast.finetuning.gradient_group import GradientGroup
-from forecast.finetuning.lineage import alone
+from forecast.finetuning.lineage import extract_series
 from forecast.finetuning.result import FinetuneResult
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND, AdapterBank
@@ -181,7 +181,7 @@ def test_every_kind_gains_where_all_forecasts_are_off_alike(
     own, again = (predict(each, panel.panel, at).tuned for each in (made.artifact, fc.load(tmp_path)))
     np.testing.assert_array_equal(own, again)
     assert (own[..., 4] < predict(model, panel.panel, at).tuned[..., 4]).mean() > 0.9
-    one = alone(made.artifact, "s01", key="series")
+    one = extract_series(made.artifact, "s01", key="series")
     np.testing.assert_allclose(predict(one, panel.panel, at).tuned[1], own[1], rtol=1e-4)
 
 

@@ -18,7 +18,7 @@ from forecast.config import BacktestSettings, FinetuneSettings, ScoreOutput, Sco
 from forecast.data.files import locked
 from forecast.errors import ArtifactError, DataError
 from forecast.finetuning.finetune import finetune
-from forecast.finetuning.lineage import alone, without
+from forecast.finetuning.lineage import drop_changes, extract_series
 from forecast.scoring.job import ScoreJob
 from forecast.training.result import FitResult
 
@@ -406,9 +406,9 @@ def test_series_that_are_taken_out_keep_the_final_base(model: Artifact, table: p
     rows = odd(table)
     tuned = fc.finetune(model, rows, **GATED).artifact
     names = tuned.bank.series_id  # type: ignore[union-attr]
-    rest = without(tuned, names, key="series")
+    rest = drop_changes(tuned, names, key="series")
     frame = fc.forecast(rest, rows).frame.drop("source")
     assert frame.equals(fc.forecast(model, rows).frame.drop("source"))
-    one = alone(tuned, names[0], key="series")
+    one = extract_series(tuned, names[0], key="series")
     stated = [fc.forecast(each, rows.filter(series_id=names[0])).frame for each in (one, tuned)]
     assert stated[0].equals(stated[1])
