@@ -1,4 +1,4 @@
-"""The verbs on tables, for notebooks and programs: no registry."""
+"""The verbs as functions on tables, for notebooks and programs, without a registry."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ Settings: TypeAlias = Mapping[str, Any]
 """Keys of a group of settings and their values."""
 
 Table: TypeAlias = Any
-"""A Polars, pandas or Arrow frame (or anything that speaks Arrow), or the path of a file or folder: Parquet, CSV,
-Arrow, Delta Lake, lines of JSON, or a panel that `prepare` wrote."""
+"""A Polars, pandas or Arrow frame (or any Arrow-compatible object), or the path of a file or folder: Parquet, CSV,
+Arrow, Delta Lake, JSON lines, or a panel that `prepare` wrote."""
 
 
 @verb
@@ -86,19 +86,20 @@ def train(
     init: Artifact | str | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Return a model trained on all series of a table; `.artifact` is what forecasts.
+    """Return a model trained on all series of a table, as `.artifact` of the result.
 
     - `table`: a row per series and timestamp (series_id, timestamp, target, and covariates that `data` names), as a
       Polars, pandas or Arrow frame or the path of one, or of a prepared panel.
-    - `horizon`: steps that are forecast, 1 or more.
-    - `known`, `static`: tables of their own with the known covariates, reaching over the horizon, and the static ones,
-      where these are not columns of the first.
-    - `context_length`: steps that a forecast sees; chosen by frequency, season and the length of the series when None.
+    - `horizon`: number of steps to forecast, 1 or more.
+    - `known`, `static`: separate tables with known covariates, which include the horizon, and with static covariates,
+      if these are not columns of `table`.
+    - `context_length`: number of past steps that a forecast uses; when None, it follows from frequency, season and the
+      length of the series.
     - `data`, `model`, `fit`: the keys of the config groups of the same names, such as `data={"freq": "1h"}`,
       `model={"head": "negative_binomial"}`, `fit={"max_steps": 500}`.
-    - `init`: a model whose pretrained network is a member of the new one, in place of the package's
+    - `init`: a model whose pretrained network becomes a member of the new one, instead of the package's
       (`model={"init": ...}`): one of `pretrained`, or fine-tuned from it with `kind="global"`; or its name.
-    - `progress`: is called with the share that is done, from 0 to 1, and a text.
+    - `progress`: a function that is called with the finished share, from 0 to 1, and a text.
 
     Raises ConfigError for arguments and settings, DataError for a table that can't be read or is too short.
     """
@@ -135,9 +136,9 @@ def tune(
     progress: Progress | None = None,
     **settings: Any,
 ) -> TuneResult:
-    """Return the best of several trainings with other settings (`.artifact`, `.config`, `.trials`).
+    """Return the best of several trainings with different settings (`.artifact`, `.config`, `.trials`).
 
-    - `folder`: where the search lies; it goes on there if it was stopped.
+    - `folder`: the folder of the search, which resumes there after an interruption.
     - `settings`: the keys of `tune`, such as `n_trials=20`, `space={"model": {"hidden_size": [32, 64]}}`.
     - all others as of `train`.
 
@@ -154,9 +155,9 @@ def tune(
 def read(
     artifact: Artifact, table: Table, known: Table = None, static: Table = None, *, cutoff: datetime | None = None
 ) -> Loaded:
-    """Return the panel in a table (as in `train`), read as the table of training was.
+    """Return the panel in a table (as in `train`), read with the settings of the training table.
 
-    Rows beyond the end on which its series agree are rejects, unless one is at `cutoff`. Raises ConfigError, DataError.
+    Rows after the common end of the series are rejects, unless one is at `cutoff`. Raises ConfigError, DataError.
     """
     arguments.check_side_tables(artifact.data, known, static)
     if isinstance(table, str | Path):
@@ -174,9 +175,9 @@ def prepare(
     static: Table = None,
     data: Settings | None = None,
 ) -> Loaded:
-    """Write a panel into a folder, which the other functions take as `table` and map into memory; return it.
+    """Write a panel into a folder and return it; other functions accept the folder as `table` and map it into memory.
 
-    - `horizon`: steps after the end of each series for which known covariates are kept, 1 or more.
+    - `horizon`: number of steps after the end of each series with known covariates, 1 or more.
     - all others as of `train`.
 
     Raises ConfigError, DataError, OutputError.
@@ -200,11 +201,11 @@ def finetune(
 ) -> FinetuneResult:
     """Return the model with changes for each series that gains from them on held-out windows.
 
-    - `artifact`: a model that is not fine-tuned yet, or one that is with `incremental=True`.
+    - `artifact`: a model that is not fine-tuned yet; with `incremental=True` a fine-tuned one.
     - `table`, `known`, `static`: as of `train`, read as the model's own.
     - `settings`: the keys of `finetune`, such as `kind="lora"`, `series=["a", "b"]`, `gate_windows=4`.
 
-    `.artifact` is the model, `.decisions` has a row for each series with its losses before and after, and the reason.
+    `.artifact` is the model; `.decisions` has a row per series with its losses before and after, and the reason.
     Raises ConfigError, DataError.
     """
     config = validated(FinetuneSettings, settings)
@@ -221,9 +222,9 @@ def backtest(
     - `settings`: the keys of `backtest`, such as `n_windows=8`, `cutoffs=["2024-05-01"]`, `segments=["city"]`,
       `baselines=["seasonal_naive", "auto_ets"]`.
 
-    `.summary` has a row per model (MASE and WQL have no unit; MAE, RMSE and bias are in that of the target), `.scores`
-    a row per series, cutoff and model, `.forecasts` all steps. Raises ConfigError, also for cutoffs that the model has
-    seen in training, and DataError.
+    `.summary` has a row per model (MASE and WQL have no unit; MAE, RMSE and bias are in units of the target), `.scores`
+    a row per series, cutoff and model, `.forecasts` a row per step. Raises ConfigError, also for cutoffs that the model
+    has seen in training, and DataError.
     """
     config = validated(BacktestSettings, arguments.with_moments(settings))
     panel = read(artifact, table, known, static).panel
@@ -241,7 +242,7 @@ def calibrate(
     - `table`, `known`, `static`: as of `train`, read as the model's own; it needs cutoffs that the model has not seen.
     - `settings`: the keys of `calibrate`, such as `method="adaptive"`, `n_windows=8`.
 
-    `.artifact` is the model, `.coverage` says how intervals did on later cutoffs. Raises ConfigError, DataError.
+    `.artifact` is the model; `.coverage` has the coverage of intervals on later cutoffs. Raises ConfigError, DataError.
     """
     config = validated(CalibrateSettings, settings)
     return calibrate_model(artifact, read(artifact, table, known, static).panel, config)
@@ -258,12 +259,12 @@ def distil(
     progress: Progress | None = None,
     **settings: Any,
 ) -> DistilResult:
-    """Return a smaller model that has learnt the forecasts of a model, and both beside each other.
+    """Return a smaller model trained on the forecasts of a model, and a comparison of both.
 
     - `settings`: the keys of `distil`, such as `hidden_size=16`; `fit`: those of the training.
     - all others as of `train`.
 
-    `.artifact` is the small model, `.comparison` has errors, sizes and milliseconds of both. Raises ConfigError,
+    `.artifact` is the small model; `.comparison` has errors, sizes and milliseconds of both. Raises ConfigError,
     DataError.
     """
     distil_config, config = validated(DistilSettings, settings), validated(FitConfig, arguments.group(fit, "fit"))
@@ -275,13 +276,13 @@ def distil(
 def explain(
     artifact: Artifact, table: Table, *, series: str, known: Table = None, static: Table = None, **settings: Any
 ) -> Explanation:
-    """Return what the forecast of one series is made of: how much each input has moved it.
+    """Return the attributions of one series' forecast to its inputs.
 
     - `series`: the id of the series.
     - `table`, `known`, `static`: as of `train`, read as the model's own.
     - `settings`: the other keys of `explain`, such as `cutoff="2024-05-01"`, `step=1`, `method="occlusion"`.
 
-    `.summary` has a row per input with its attribution in the unit of the target, `.frame` one per input and step.
+    `.summary` has a row per input with its attribution in units of the target, `.frame` a row per input and step.
     Raises ConfigError, DataError.
     """
     config = validated(ExplainSettings, arguments.with_moments({"series": series, **settings}))
@@ -302,13 +303,13 @@ def pretrained(
     """Return a model that needs no training: a pretrained network of the package, for the series of a table.
 
     - `name`: `gatecast-nano`, or one version of it, `gatecast-nano-1`.
-    - `horizon`: steps that are forecast, 1 to 1,024.
-    - `model`: `quantile_levels` alone counts.
-    - all others as of `train`. Of covariates, numbers that are past or known are read, holidays and `fourier`: a
-      regression on them is a part of the model where it forecasts the last horizons of the table better.
+    - `horizon`: number of steps to forecast, 1 to 1,024.
+    - `model`: only `quantile_levels` applies.
+    - all others as of `train`. Past and known covariates that are numbers, holidays and `fourier` are used: the model
+      includes a regression on them if that improves the forecasts of the last horizons of the table.
 
-    What it returns is what `forecast`, `finetune`, `backtest` and the others take. It has not been trained on the
-    table, so a backtest may take any cutoff.
+    `forecast`, `finetune`, `backtest` and the other functions accept the model. It has not been trained on the table,
+    so a backtest may use any cutoff.
     Raises ConfigError, also for a target of classes, and DataError.
     """
     window = {"horizon": horizon, "context_length": context_length}
@@ -346,30 +347,31 @@ def forecast(
 ) -> Forecasts:
     """Return the forecasts of every series in a table from one cutoff.
 
-    - `artifact`: the `.artifact` of what `train`, `finetune` and others return, or what `load` or `pretrained` return;
-      or the name of a pretrained network of the package, `"gatecast-nano"`, with `horizon` and `data` as of `train`.
-    - `table`, `known`, `static`: as of `train`, read as the model's own: the history of any series, also of ones that
-      training did not see.
+    - `artifact`: a model: the `.artifact` of a result of `train`, `finetune` and others, or the result of `load` or
+      `pretrained`; or the name of a pretrained network of the package, `"gatecast-nano"`, with `horizon` and `data` as
+      of `train`.
+    - `table`, `known`, `static`: as of `train`, read as the model's own: the history of any series, including series
+      that were not in training.
     - `cutoff`: the last timestamp that the forecast may see: text such as "2024-05-01" or "2024-05-01T06:00", a date
       (its midnight), a datetime or pandas Timestamp; without a time zone it is local time of the panel. When None, the
-      step on which the series end.
+      common end of the series.
     - `max_age`: the greatest age of a series, from its last observation to the cutoff: steps, a duration such as "90d",
-      None for any; the context length of the model by default. An older one is a reject with the reason `ended`.
+      None for any; the context length of the model by default. An older series is a reject with the reason `ended`.
 
     `.frame` has horizon rows per series: series_id, timestamp, cutoff, step (1 to horizon), mean and quantiles (q10 to
-    q90) in the unit of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
-    last_value). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series that is not
+    q90) in units of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
+    last_value). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series without a
     forecast: series in = series in `.frame` + rejected series.
 
-    Raises ConfigError for arguments; DataError for a table that can't be read, of which too much is rejected, or that
-    ends before the cutoff.
+    Raises ConfigError for arguments; DataError for a table that can't be read, has too many rejects, or ends before the
+    cutoff.
     """
     cutoff_time, age_limit = arguments.moment(cutoff), arguments.age(max_age)
     if isinstance(artifact, str):
         if horizon is None:
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
         artifact, loaded = _pretrained(artifact, _TableInput(table, known, static), {"horizon": horizon}, data=data)
-        if cutoff_time is None:  # A cutoff may ask for rows that were dated too late.
+        if cutoff_time is None:  # With a cutoff, rows after the common end may be needed.
             return forecast_loaded(artifact, loaded, max_age=age_limit)
         known, static = (known if artifact.data.known_covariates else None), None
     elif horizon is not None or data is not None:
@@ -389,22 +391,22 @@ def read_scores(
     series: str | Sequence[str] | None = None,
     table: str = "forecasts",
 ) -> pl.DataFrame:
-    """Return forecasts that `forecast score` has written: what finished manifests name, and nothing else.
+    """Return forecasts that `forecast score` has written, of finished runs only.
 
     - `path`: the output.path of scoring (Parquet files or Delta Lake tables), or the URI of its database,
       "postgresql://user@host/db" or "sqlite:///file.db".
     - `cutoff`: the cutoff to read, as of `forecast`; all when None.
-    - `latest`: of each model one cutoff only, the latest or the one that is asked for, by the version that scored last.
-    - `model`: the name of a registered model, where several write there; all when None.
+    - `latest`: for each model only one cutoff, `cutoff` or the latest, from the version that scored last.
+    - `model`: the name of a registered model, if several write there; all when None.
     - `series`: ids of the series to read, or one id; all when None.
     - `table`: the output.table of a database.
 
     The frame has the rows of the files by cutoff, model, series and step: series_id, timestamp, cutoff, step, mean and
-    quantiles (or class and probabilities, and samples), null where a cutoff has no such column, then source,
-    model_name, model_version and model_digest, and of the manifest run_id (the MLflow run that wrote them),
-    trained_until and written_at (UTC).
+    quantiles (or class and probabilities, and samples), null if a cutoff has no such column, then source, model_name,
+    model_version and model_digest, and from the manifest run_id (the MLflow run that wrote them), trained_until and
+    written_at (UTC).
 
-    Raises ConfigError for arguments, DataError if there is nothing, OutputError for files or rows that are gone.
+    Raises ConfigError for arguments, DataError if there are no forecasts, OutputError for missing files or rows.
     """
     source = path if "://" in str(path) else arguments.folder(path, "path")
     cutoff_time = arguments.moment(cutoff)
@@ -422,18 +424,17 @@ def reconcile(
     actuals: Table = None,
     **settings: Any,
 ) -> Reconciled:
-    """Return forecasts of one cutoff that add up, of all series and their sums.
+    """Return coherent forecasts of one cutoff, of all series and their sums.
 
-    - `forecasts`: what `forecast` returns, or a frame with its columns. Series that it rejects because they have ended
-      add nothing.
+    - `forecasts`: the result of `forecast`, or a frame with its columns. Series that it rejects as ended count as 0.
     - `hierarchy`: a table with series_id and the columns of `by`; rows of a series may repeat.
-    - `by`: names of levels below each other, `["state", "store"]`, or lists, which may cross: `[["state"], ["brand"]]`.
-    - `past`, `actuals`: forecasts of earlier cutoffs and a table with what came (series_id, timestamp, target): their
-      errors say how series hang together.
+    - `by`: names of nested levels, `["state", "store"]`, or lists, which may cross: `[["state"], ["brand"]]`.
+    - `past`, `actuals`: forecasts of earlier cutoffs and a table of actuals (series_id, timestamp, target), from
+      which the covariance of errors is estimated.
     - `settings`: the other keys of `reconcile`, such as `method="mint_shrink"`, `missing="drop"`.
 
-    `.frame` has the forecasts of all nodes, in the unit of the target; `.summary` by how much each level has moved.
-    Raises ConfigError for arguments, DataError for tables that do not fit together, OutputError if sums are off.
+    `.frame` has the forecasts of all nodes, in units of the target; `.summary` has the adjustment of each level. Raises
+    ConfigError for arguments, DataError for tables that do not fit together, OutputError if sums do not add up.
     """
     config = validated(ReconcileSettings, {"by": by, **settings})
     ended: list[str] = []
@@ -454,12 +455,12 @@ def reconcile(
 def aggregate(
     table: Table, hierarchy: Table, *, by: Sequence[str | Sequence[str]], max_age: int | None = None
 ) -> pl.DataFrame:
-    """Return series_id, timestamp and target of all series and of their sums, to train on and score.
+    """Return series_id, timestamp and target of all series and of their sums, for training and scoring.
 
     - `table`: the series, with series_id, timestamp and target.
     - `hierarchy`, `by`: as in `reconcile`.
-    - `max_age`: a series whose last value is more than so many timestamps before the end of the table adds nothing
-      after it. Without, a sum is null wherever one of its series has no value.
+    - `max_age`: a series whose last value is more than `max_age` timestamps before the end of the table counts as 0
+      after it. When None, a sum is null wherever one of its series has no value.
 
     Raises ConfigError for arguments, DataError for tables that can't be read or do not fit together.
     """
@@ -472,7 +473,7 @@ _ROWS: Final = (SERIES_ID, TIMESTAMP, TARGET)
 
 
 def _rows(forecasts: Forecasts | Table, key: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Return the rows of forecasts, which need some columns. Raises DataError."""
+    """Return the rows of forecasts. Raises DataError if one of `columns` is missing."""
     rows = forecasts.frame if isinstance(forecasts, Forecasts) else collect(to_lazy(forecasts))
     if missing := [name for name in columns if name not in rows.columns]:
         raise DataError(f"{key}: no column {listing(missing)}; give the frame of what fc.forecast returns")
@@ -480,7 +481,7 @@ def _rows(forecasts: Forecasts | Table, key: str, columns: Sequence[str]) -> pl.
 
 
 def _hierarchy(table: Table, by: Sequence[str | tuple[str, ...]]) -> Hierarchy:
-    """Return the hierarchy of the series in a table, of which no other columns need be readable."""
+    """Return the hierarchy in a table. Columns other than series_id and those of `by` are not read."""
     names = [name for level in by for name in ((level,) if isinstance(level, str) else level)]
     return hierarchy_of(collect(to_lazy(table, [SERIES_ID, *names])), by)
 
@@ -489,11 +490,11 @@ def _hierarchy(table: Table, by: Sequence[str | tuple[str, ...]]) -> Hierarchy:
 def attention(
     artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, cutoff: Cutoff | None = None
 ) -> pl.DataFrame:
-    """Return how much each step of the context weighs in the forecast of each series.
+    """Return the attention weight of each encoder step in the forecast of each series.
 
-    Arguments as of `forecast`. Columns: series_id, cutoff, timestamp (of the last row that an encoder step takes in),
-    step (0 at the cutoff, -1 before it), weight; the weights of a series sum to 1. Raises ConfigError, also if the
-    model was trained without model.attention, and DataError.
+    Arguments as of `forecast`. Columns: series_id, cutoff, timestamp (of the last row of an encoder step), step (0 at
+    the cutoff, -1 before it), weight; the weights of a series sum to 1. Raises ConfigError, also if the model was
+    trained without model.attention, and DataError.
     """
     cutoff_time = arguments.moment(cutoff)
     panel = read(artifact, table, known, static, cutoff=cutoff_time).panel
@@ -510,14 +511,14 @@ def sample_paths(
     static: Table = None,
     cutoff: Cutoff | None = None,
 ) -> pl.DataFrame:
-    """Return possible futures of each series.
+    """Return sample paths (possible futures) of each series.
 
-    - `n`: how many, 2 or more; model.n_paths when None.
+    - `n`: number of paths, 2 or more; model.n_paths when None.
     - all others as of `forecast`.
 
-    Columns: series_id, cutoff, path (1 to n), step (1 to horizon), timestamp, value in the unit of the target, or a
-    class; null where the context holds no observation. Raises ConfigError, also for models that have no paths (of
-    classes without model.decoder=autoregressive), and DataError.
+    Columns: series_id, cutoff, path (1 to n), step (1 to horizon), timestamp, value in units of the target, or a class;
+    null if the context holds no observation. Raises ConfigError, also for models without paths (those of classes
+    without model.decoder=autoregressive), and DataError.
     """
     cutoff_time, count = arguments.moment(cutoff), None if n is None else arguments.whole_number(n, "n", 2)
     panel = read(artifact, table, known, static, cutoff=cutoff_time).panel
@@ -528,7 +529,7 @@ def sample_paths(
 def load(folder: str | Path) -> Artifact:
     """Return a model that `artifact.save(folder)` or `forecast models export` has written.
 
-    Raises ArtifactError for a folder that holds none, or a damaged one.
+    Raises ArtifactError for a folder without a model, or with a damaged one.
     """
     return artifacts.load(arguments.folder(folder))
 
@@ -560,7 +561,7 @@ Source = TypeVar("Source", bound=SourceConfig)
 
 
 def _with_paths(source: Source, path: Table, known: Table, static: Table) -> Source:
-    """Return how to read tables that are given by their paths."""
+    """Return the source settings with the paths of tables. Raises ConfigError if a side table is no path."""
     paths = {"path": path, "known_path": known, "static_path": static}
     wrong = [name for name, table in paths.items() if table is not None and not isinstance(table, str | Path)]
     if wrong:
@@ -569,7 +570,7 @@ def _with_paths(source: Source, path: Table, known: Table, static: Table) -> Sou
 
 
 def _tables(rows: Table, known: Table, static: Table, data: DataConfig) -> Tables:
-    """Return the tables that are given as frames. Columns that no setting names need not be readable."""
+    """Return lazy tables of frames. Columns that no setting names are not read."""
     used = used_columns(data, known=known is not None, static=static is not None)
     return Tables(
         to_lazy(rows, used.rows),

@@ -126,7 +126,7 @@ def _least_steps(artifact: Artifact, settings: TuningSettings) -> int:
 
 
 def is_long_enough(artifact: Artifact, usable: IntArray, settings: TuningSettings) -> np.ndarray:
-    """Return whether each series has enough steps, [S]."""
+    """Return a mask of the series with enough usable steps, [S]."""
     return usable >= _least_steps(artifact, settings)
 
 

@@ -74,7 +74,7 @@ class Run:
     def train(
         self, pool: Pool, folder: Path, report_every: int, report: Callable[[Progress], None]
     ) -> UniversalNetwork:
-        """Train up to the last step and return the averaged network; every so many steps write the state and report."""
+        """Train up to the last step and return the averaged network; write the state and report periodically."""
         losses: list[float] = []
         start = time.process_time() - self.cpu_seconds
         while self.step < self.schedule.steps:
