@@ -127,8 +127,8 @@ def _windows_of(
     plan: BlockPlan, models: dict[str, Contender], cutoffs: list[int], begin: int, end: int
 ) -> _Windows | None:
     """Return the windows with history and at least one observed target; None without any."""
-    first, whole = next(iter(models.values()))
-    panel = whole.rows(begin, end)
+    first, whole_panel = next(iter(models.values()))
+    panel = whole_panel.rows(begin, end)
     by_cutoff = [windows_at(panel, cutoff) for cutoff in cutoffs]
     index = WindowIndex(
         np.concatenate([part.series for part in by_cutoff]), np.concatenate([part.cutoff for part in by_cutoff])

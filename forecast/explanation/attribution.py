@@ -1,7 +1,7 @@
 """Attributions of one forecast: integrated gradients and occlusion."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.config import ExplainSettings
@@ -19,10 +19,10 @@ from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
+from forecast.explanation.references import interpolation_hook, mean_baseline, spread_windows
 from forecast.explanation.result import ATTRIBUTION, CALENDAR, CATEGORY, INPUT, KIND, LAG, STEPS
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.scaling import running_statistics
-from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import members_of, recurrent_members
 from forecast.models.network.losses import window_sizes
@@ -71,7 +71,7 @@ class Attribution:
         cutoff = origin.cutoff - int(panel.start[origin.row])
         self._window_index = torch.tensor([origin.row]), torch.tensor([cutoff])
         self._batch = self._gather(WindowIndex(np.array([origin.row]), np.array([cutoff])))
-        self._references = self._gather(_spread_windows(panel, origin.cutoff, settings.n_references, self._shape))
+        self._references = self._gather(spread_windows(panel, origin.cutoff, settings.n_references, self._shape))
         self._positions = self._data.horizon_positions(*self._window_index, self._shape.horizon)
         self._rows = series_rows(artifact, [origin.series_id])
         self.output = MEAN if settings.level == MEAN else quantile_column(float(settings.level))
@@ -197,13 +197,13 @@ class Attribution:
         }
         baselines = {
             "target": self._target_baseline(),
-            "past": _baseline(
+            "past": mean_baseline(
                 inputs["past"], batch.past, references.past, references.there, self._shape.past_categories
             ),
-            "known": _baseline(
+            "known": mean_baseline(
                 inputs["known"], batch.known, references.known, references.there, self._shape.known_categories
             ),
-            "static_numbers": _baseline(
+            "static_numbers": mean_baseline(
                 inputs["static_numbers"], batch.static_numbers, references.static_numbers, None
             ),
             "static_share": torch.zeros_like(inputs["static_share"]),
@@ -237,7 +237,7 @@ class Attribution:
         for member in recurrent_members(self._artifact.network):
             for column, table in enumerate(member.embeddings):
                 codes = self._references.static_categories[:, column]
-                handles.append(table.register_forward_hook(_interpolation_hook(shares, "static_share", column, codes)))
+                handles.append(table.register_forward_hook(interpolation_hook(shares, "static_share", column, codes)))
             for name, tables in (("past", member.past_embeddings), ("known", member.known_embeddings)):
                 values = getattr(self._references, name)
                 for key, table in tables.items():
@@ -245,7 +245,7 @@ class Attribution:
                     present = torch.isfinite(values[..., column]) & self._references.there
                     codes = values[..., column][present].long()
                     handles.append(
-                        table.register_forward_hook(_interpolation_hook(shares, f"{name}_share", column, codes))
+                        table.register_forward_hook(interpolation_hook(shares, f"{name}_share", column, codes))
                     )
         try:
             yield
@@ -362,45 +362,3 @@ class Attribution:
             pl.lit(MEAN if step is None else str(step)).alias(STEP),
             pl.all(),
         )
-
-
-def _spread_windows(panel: Panel, cutoff: int, count: int, shape: NetworkShape) -> WindowIndex:
-    """Return `count` windows evenly spread over all series up to grid index `cutoff`, with full context if possible."""
-    last = np.minimum(cutoff - panel.start, panel.lengths - 1)
-    available = np.where(last >= 0, np.maximum(last - shape.context_length + 2, 1), 0)
-    ends = np.cumsum(available)
-    chosen = np.unique(np.linspace(0, ends[-1] - 1, count).astype(np.int64))
-    series = np.searchsorted(ends, chosen, side="right")
-    back = chosen - (ends - available)[series]
-    return WindowIndex(series, last[series] - back)
-
-
-def _baseline(
-    inputs: Tensor, values: Tensor, references: Tensor, has_begun: Tensor | None, coded: Sequence[int] = ()
-) -> Tensor:
-    """Return the mean of each column over the reference windows; `inputs` for codes, and where `values` are missing."""
-    present = torch.isfinite(references)
-    if has_begun is not None:
-        present &= has_begun[..., None]
-    flat, count = torch.where(present, references, 0.0).flatten(0, -2), present.flatten(0, -2).sum(0)
-    mean = torch.where(count > 0, flat.sum(0) / count.clamp(min=1), inputs)
-    unchanged = ~torch.isfinite(values)
-    if coded:
-        is_code = torch.zeros(inputs.shape[-1], dtype=torch.bool)
-        is_code[: len(coded)] = torch.tensor(coded) > 0
-        unchanged = unchanged | is_code
-    return torch.where(unchanged, inputs, mean)
-
-
-def _interpolation_hook(shares: dict[str, Tensor], name: str, column: int, codes: Tensor) -> Callable[..., Tensor]:
-    """Return a hook that interpolates the output of an embedding between the mean over `codes` and its own value."""
-
-    def interpolate(table: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        assert isinstance(table, nn.Embedding)
-        mean = table.weight[codes].mean(0) if len(codes) else torch.zeros_like(table.weight[0])
-        share = shares[name][..., column]
-        if share.ndim == 2:  # Past covariates end with the context.
-            share = share[:, : arguments[0].shape[1]]
-        return mean + share[..., None] * (output - mean)
-
-    return interpolate

@@ -156,11 +156,11 @@ def _refuse_short(artifact: Artifact, usable: IntArray, settings: TuningSettings
         )
 
 
-def tuning_settings(artifact: Artifact, panel: Panel, settings: TuningSettings, **others: Any) -> dict[str, Any]:
+def tuning_settings(artifact: Artifact, panel: Panel, settings: TuningSettings, **details: Any) -> dict[str, Any]:
     """Return all that the result of a fine-tuning depends on: the key under which a checkpoint can be resumed."""
     fields = settings.model_dump(mode="json", exclude={"checkpoint"})
     values = {f"finetune.{name}": value for name, value in fields.items()}
-    return {"panel": panel.digest(), "parent": artifact.digest(), **others, **values}
+    return {"panel": panel.digest(), "parent": artifact.digest(), **details, **values}
 
 
 # --- held-out windows

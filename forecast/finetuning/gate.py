@@ -42,8 +42,8 @@ def choose_strict(base: Array, candidates: Array, settings: FinetuneSettings) ->
     best_losses = losses[series, :, best]
     with np.errstate(invalid="ignore", divide="ignore"):
         gain = np.where(total > 0, 1.0 - sums[series, best] / total, 0.0)
-        judged = observed & ((base > 0) | (best_losses > 0))
-        better = (judged & (best_losses < base)).sum(1) / judged.sum(1)
+        is_counted = observed & ((base > 0) | (best_losses > 0))
+        better = (is_counted & (best_losses < base)).sum(1) / is_counted.sum(1)
     enough = 2 * observed.sum(1) >= base.shape[1]
     chosen = (gain >= settings.min_gain) & (better >= settings.min_windows_better) & enough
     undefined = np.full(len(base), np.nan)

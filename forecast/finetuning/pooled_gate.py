@@ -50,12 +50,12 @@ class Posterior(NamedTuple):
 
 
 def choose_pooled(
-    base: Array, candidates: Array, cluster: IntArray, judged: BoolArray, settings: FinetuneSettings
+    base: Array, candidates: Array, cluster: IntArray, eligible: BoolArray, settings: FinetuneSettings
 ) -> Choice:
     """Return, per series, the best candidate by the evidence of all series, and whether it clears the gate.
 
     `base` and `candidates` are losses as in `gate.choose_strict`; `cluster` numbers the period of each window
-    [S, windows], because series in the same period are no independent evidence. Series that are not `judged` [S],
+    [S, windows], because series in the same period are no independent evidence. Series that are not `eligible` [S],
     have no loss, or have observations on fewer than half of the windows keep the base and are left out of the evidence.
 
     The best candidate has the largest lower bound of its posterior gain: the quantile at `max_harm`. It is accepted if
@@ -63,7 +63,7 @@ def choose_pooled(
     """
     observed = ~np.isnan(base)
     total, n_windows = np.where(observed, base, 0.0).sum(1), observed.sum(1)
-    rows = np.flatnonzero(judged & (total > 0) & (2 * n_windows >= base.shape[1]))
+    rows = np.flatnonzero(eligible & (total > 0) & (2 * n_windows >= base.shape[1]))
     strength = np.zeros(len(base), dtype=np.int64)
     bound, mean, deviation = (np.full(len(base), start) for start in (-np.inf, np.nan, np.nan))
     level = (total[rows] / n_windows[rows])[:, None]

@@ -127,8 +127,8 @@ def summary_of(decisions: pl.DataFrame, n_tuned: int) -> dict[str, float | int]:
 
     With a pooled gate also posterior gain and probability of harm, as means over the tuned series.
     """
-    judged = decisions.filter(pl.col("report_base_loss") > 0)
-    base, tuned = judged["report_base_loss"], judged["report_tuned_loss"]
+    with_loss = decisions.filter(pl.col("report_base_loss") > 0)
+    base, tuned = with_loss["report_base_loss"], with_loss["report_tuned_loss"]
     change = (1 - tuned / base).to_numpy()
     total = float(base.sum())
     error = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
