@@ -5,7 +5,7 @@
     base = fc.train(table, horizon=168, data={"freq": "1h"}).artifact
     tuned = fc.finetune(base, table).artifact
     print(fc.backtest(tuned, table).summary)
-    made = fc.forecast(tuned, table)          # made.frame, made.rejects
+    result = fc.forecast(tuned, table)        # result.frame, result.rejects
 
 Tables are Polars, pandas or Arrow frames, or paths, with the columns series_id, timestamp and target, or
 unique_id, ds and y.

@@ -1,1 +1,1 @@
-"""Models judged on past cutoffs, beside baselines."""
+"""Backtesting: forecasts from past cutoffs, scored beside baselines."""

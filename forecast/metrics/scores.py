@@ -1,4 +1,4 @@
-"""Scores of windows, of point forecasts and of classes."""
+"""Scores per window: of quantile forecasts, of distributions given by points, and of classes."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Forecasts from a trained model, in memory. Files and tables of them are `forecast.scoring`."""
+"""Forecasts from a trained model, in memory. Files and tables of forecasts belong to `forecast.scoring`."""

@@ -45,7 +45,7 @@ class Predictions(NamedTuple):
     values: np.ndarray
     """[n, horizon, column], quantiles or probabilities, followed by samples."""
     mean: np.ndarray
-    """[n, horizon]; of classes the code of the most probable one."""
+    """[n, horizon]; for classes the code of the most probable one."""
     source: np.ndarray
     """[n]."""
 

@@ -26,7 +26,7 @@ class Predicted:
     """[n, horizon, column], with the changes of the series and calibrated; equal to `base` without either."""
     base_mean: DoubleArray
     tuned_mean: DoubleArray
-    """[n, horizon], the means of the distributions; of classes the code of the most probable one."""
+    """[n, horizon], the means of the distributions; for classes the code of the most probable one."""
     is_tuned: np.ndarray
     """[n], whether the series has changes."""
 

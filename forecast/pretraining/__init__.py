@@ -1,1 +1,1 @@
-"""Training of the universal network on a stream of series."""
+"""Pretraining of the universal network on a stream of series, and zero-shot models for a panel."""
