@@ -94,7 +94,7 @@ class GradientGroup:
         (network, _), settings = self._member, self.settings
         return stacked.unchanged(network, settings.kind, len(self.series), settings.rank)
 
-    def some(self, rows: IntArray) -> Self:
+    def subset(self, rows: IntArray) -> Self:
         """Return the group restricted to `rows`, without another pass of the network."""
         group = copy.copy(self)
         group.series, group.usable = self.series[rows], self.usable[rows]

@@ -88,7 +88,7 @@ class HeadGroup:
             self.network, self.data, self.series, self.usable, n_steps, n_windows, settings.half_life
         )
 
-    def some(self, rows: IntArray) -> Self:
+    def subset(self, rows: IntArray) -> Self:
         """Return the group restricted to `rows`, without another pass of the network."""
         group = copy.copy(self)
         group.series, group.usable = self.series[rows], self.usable[rows]

@@ -139,12 +139,12 @@ class _Groups:
         series = self._chosen[part]
         if self.count == 1:
             # Reuse the forward passes of the trial, unless it was resumed from a checkpoint.
-            group = (self._group or self._make_group(series)).some(rows)
+            group = (self._group or self._make_group(series)).subset(rows)
         elif len(rows):
             self._group = None
             group = self._make_group(series[rows])
         else:
-            group = self._make_group(series[:1]).some(rows)
+            group = self._make_group(series[:1]).subset(rows)
         series = series[rows]
         names = panel.series_id[series].tolist()
         chosen = {name: values[part][rows] for name, values in verdict.change.items()}
