@@ -323,7 +323,7 @@ def test_what_recurrent_dropout_leaves_has_the_same_expectation() -> None:
         made.train()
         many = made(inputs.expand(n, -1, -1))[0].atanh()
         torch.testing.assert_close(many[:, 0].mean(0), expected[0, 0], rtol=0, atol=0.06)
-        weights = torch.stack([made._drawn(inputs)[1][0][1] for _ in range(n)])
+        weights = torch.stack([made._draw_masks(inputs)[1][0][1] for _ in range(n)])
         torch.testing.assert_close(weights.mean(0), made.weight_hh_l0, rtol=0, atol=0.06)
 
 
