@@ -1,1 +1,1 @@
-"""Networks and training steps: torch and Lightning, never Polars."""
+"""Networks: torch, never Polars or Lightning."""
