@@ -33,6 +33,7 @@ _LOCAL: Final = "127.0.0.1"
 _SECONDS: Final = 180.0
 """Longest start of a server; at the first start, MLflow creates its tables."""
 _STOP_SECONDS: Final = 20.0
+_POLL_SECONDS: Final = 0.2
 _UNFINISHED: Final = ".postgresql-"
 
 
@@ -66,7 +67,9 @@ def main(argv: list[str]) -> None:
             print(f"export PGPASSWORD=$(cat {folder / 'password'})")
         print(f"{page} stores in {folder} until Ctrl-C", flush=True)
         with suppress(KeyboardInterrupt):
-            process.wait()
+            # Ctrl-C does not end a wait without a limit once Polars is imported: system calls are then restarted.
+            while process.poll() is None:
+                time.sleep(_POLL_SECONDS)
             raise OutputError(f"MLflow's server has ended:\n{_tail(log)}")
 
 

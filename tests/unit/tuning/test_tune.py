@@ -142,7 +142,7 @@ def kill():
 
 tune(
     read_panel(config.data, 7), config, load(TuneSettings, eval(sys.argv[3])), folder / "search",
-    ended=lambda trial: threading.Thread(target=kill).start(),
+    on_trial=lambda trial: threading.Thread(target=kill).start(),
 )
 """
 
