@@ -21,6 +21,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, sample_origins
 from forecast.errors import DataError
 from forecast.models.inputs.batch import PanelTensors
+from forecast.models.network.category_tables import category_rows, share_unseen
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_loss
 from forecast.models.postprocess.interval_scale import after_refit
@@ -148,9 +149,9 @@ class FinalFit:
         )
         # Values that no training has drawn have the row of the unseen one, and are to keep it.
         untrained = [
-            rows.masked_fill((rows != rows[0]).any(1, keepdim=True), math.nan) for rows in network.category_rows()
+            rows.masked_fill((rows != rows[0]).any(1, keepdim=True), math.nan) for rows in category_rows(network)
         ]
         train(job, self.data, keeper, None)
         network.load_state_dict(keeper.best)
-        network.share_unseen(untrained)
+        share_unseen(network, untrained)
         network.eval()

@@ -27,6 +27,7 @@ from forecast.models.linear.ridge import (
 )
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.network.normalisation import seasonal_spread
 from forecast.models.network.panel_statistics import cold_scale_of, standardise_scales
 from forecast.training.skip_samples import skip_samples
 from forecast.training.skips import Skip, point_errors, select_least_error, stack, z_score
@@ -171,12 +172,21 @@ def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Win
         frame = network.frame(batch, origins)
         target, observed = targets(batch, frame, origins, shape)
         weight = (loss_weights(target, observed, frame, shape) > 0)[:, 0].to(target.dtype)
-        smoothed = network.smooth_windows(frame.window, batch.observed[:, None, : shape.context_length])
+        observed = batch.observed[:, : shape.context_length]
+        smoothed = smoothing.smooth(frame.window[:, 0], observed, shape.season_length)
         distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
         own_mean = smoothed.error.mean(1) * weight.sum(1)
-        spread = network.seasonal_spread(batch, origins, frame.divisor).log().mean((1, 2))
+        origin_steps = origins + shape.context_length - 1
+        spread = seasonal_spread(
+            batch, origin_steps, frame.divisor, shape, network.season_offset, torch.zeros_like(origins)
+        )
         varied = own_mean > 0
-        columns = distance.sum(2) / own_mean.clamp(min=1e-12)[:, None], smoothed.n_errors, smoothed.error, spread
+        columns = (
+            distance.sum(2) / own_mean.clamp(min=1e-12)[:, None],
+            smoothed.n_errors,
+            smoothed.error,
+            spread.log().mean((1, 2)),
+        )
         parts.append(tuple(values[varied] for values in columns))
     error, count, own_error, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
     if not len(error):

@@ -16,6 +16,7 @@ from forecast.config import FitConfig, ModelConfig
 from forecast.data.windows import WindowIndex, overlap
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.shape import NetworkShape
+from forecast.models.network.category_tables import category_rows, share_unseen
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_loss, window_losses
@@ -156,7 +157,7 @@ def _train_network(network: RecurrentForecaster, job: TrainingJob, tensors: Pane
     keeper = BestWeights(network, start_loss, fit.patience, hooks.progress, hooks.watch)
     start_weights = keeper.best
     gpu: dict[str, float] = {}
-    untrained = network.category_rows()
+    untrained = category_rows(network)
     if fit.max_steps:
         enforce_min_gap(network)
         if fit.devices == 1:
@@ -174,7 +175,7 @@ def _train_network(network: RecurrentForecaster, job: TrainingJob, tensors: Pane
         log.info("fit: the network's gain on %d windows of validation may be chance: the line is kept", len(validation))
         network.load_state_dict(start_weights)
         keeper.best_step, loss = 0, start_loss
-    if keeper.best_step and network.share_unseen(untrained):
+    if keeper.best_step and share_unseen(network, untrained):
         loss = validation_loss(network, tensors, validation)
     loss = scale_intervals(network, tensors, validation, select_soft_threshold(network, tensors, validation, loss))
     return _Trained(keeper, start_loss, loss, gpu)

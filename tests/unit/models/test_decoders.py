@@ -212,7 +212,7 @@ def test_random_numbers_are_spread_evenly_at_each_step_and_the_same_each_time() 
 def test_how_many_are_sampled_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, paths: int) -> None:
     made, windows, origins = forecaster(**AUTOREGRESSIVE).eval(), batch(4, span=3), torch.tensor([0, 2])
     whole = made(windows, origins)
-    monkeypatch.setattr("forecast.models.network.forecaster._MAX_ELEMENTS", paths * made.n_paths * 64)
+    monkeypatch.setattr("forecast.models.network.autoregression._MAX_ELEMENTS", paths * made.n_paths * 64)
     parts = made(windows, origins)
     torch.testing.assert_close(parts.paths, whole.paths, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.arguments, whole.arguments, rtol=1e-12, atol=1e-12)
