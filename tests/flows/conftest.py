@@ -1,13 +1,35 @@
 """A fresh MLflow store for each test: making the tables, and training, takes seconds, so it is done once and copied."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flow import BACKTEST, FINETUNE, NAME, TRAIN, Store, panel, succeed
+from matplotlib.figure import Figure
 
 from forecast.config import RegistryConfig
 from forecast.tracking.registry import Registry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_picture_of_each_name() -> Iterator[None]:
+    """Draw the figures of each file name once: drawing takes longer than the rest of most verbs does here."""
+    pictures: dict[str, bytes] = {}
+    draw = Figure.savefig
+
+    def save(figure: Figure, file: str | Path, **options: Any) -> None:
+        path = Path(file)
+        if path.name in pictures:
+            path.write_bytes(pictures[path.name])
+        else:
+            draw(figure, file, **options)
+            pictures[path.name] = path.read_bytes()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ TRAIN = (
     "window.context_length=48",
     "model.hidden_size=8",
     "model.init=none",
-    "fit.max_steps=60",
+    "model.smoothing=false",
+    "fit.max_steps=20",
     "fit.batch_size=8",
     "fit.validation_every=10",
     "fit.validation_windows=2",
@@ -99,6 +100,11 @@ def panel() -> pl.DataFrame:
             "target": np.concatenate(values).round(3),
         }
     )
+
+
+def six_series() -> pl.DataFrame:
+    """Return six series of the panel, three with a daily cycle, for tests of which the whole panel is no part."""
+    return panel().filter(pl.col("series_id").is_in(SERIES[7:13]))
 
 
 @dataclass(frozen=True)

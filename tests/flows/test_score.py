@@ -156,11 +156,16 @@ def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
 
 def test_two_jobs_at_once_leave_one_whole_output(promoted: Store) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "score", MODEL, f"data.path={promoted.table}", "output.path=out"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [job.communicate()[1] for job in both]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [job.communicate() for job in both]
     codes = sorted(job.returncode for job in both)
-    assert codes in ([0, 0], [0, 6]), errors
-    assert codes == [0, 0] or any("another job is writing into out" in error for error in errors)
+    assert codes in ([0, 0], [0, 6]), outputs
+    assert codes == [0, 0] or any("another job is writing into out" in errors for _, errors in outputs)
+    # A job prints its line and nothing else.
+    (line, logs), *_ = sorted(output for output, job in zip(outputs, both, strict=True) if job.returncode == 0)
+    assert len(line.splitlines()) == 1
+    assert line.startswith(f"{NAME} v2 (fine_tuned): cutoff 2024-01-18T23:00:00, 20 series = 20 forecast + 0 rejected")
+    assert all(" INFO " in record for record in logs.splitlines())
     promoted.score(output="alone")
     lasting = [
         [content | {"written_at": None, "run_id": None} for content in manifests(promoted.folder / name).values()]
