@@ -3,44 +3,26 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import NamedTuple
 
 from forecast.artifact import Artifact
-from forecast.config import (
-    DataConfig,
-    FitConfig,
-    ModelConfig,
-    SourceConfig,
-    WindowConfig,
-)
-from forecast.data.ingest.categories import with_trained_categories
-from forecast.data.ingest.classes import with_trained_classes
+from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.panel import Panel
-from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Forecaster, as_ensemble
 from forecast.models.network.losses import held_out_forecasts, validation_loss
-from forecast.models.network.panel_statistics import is_nonnegative
 from forecast.models.postprocess.copula import coupling_of
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
-from forecast.pretraining.pretrained_network import PretrainedNetwork, model_for
-from forecast.training.checkpoint import Checkpoint
-from forecast.training.checks import check_inputs, check_model, device_of
+from forecast.pretraining.pretrained_network import PretrainedNetwork
 from forecast.training.closed_form import units_of
-from forecast.training.defaults import context_length_of, shape_of, with_size
 from forecast.training.final_fit import TIME_SHARE
 from forecast.training.member import Hooks, Member, train_member
 from forecast.training.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
 from forecast.training.member_fit import MemberFit
 from forecast.training.result import Curve, FitResult, Progress, Summary, Watch
-from forecast.training.split import TrainingData, split_panel
+from forecast.training.setup import Setup, set_up
 from forecast.training.stacking import PretrainedStack, stack_pretrained
 from forecast.training.teacher import Teacher
 
@@ -81,104 +63,113 @@ def fit(
     classes); ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
     """
     prepare()
-    device = device_of(fit)
-    model = model_for(init, model, window.horizon)
-    panel, categories = with_trained_classes(panel, categories, data.columns.target, model.head)
-    split = split_panel(panel, window.horizon, fit)
-    limits, validation, plan = split.train_lengths, split.validation, split.plan
-    check_inputs(panel, limits, split.candidates, plan, window)
-    if plan.validation_steps < window.horizon and fit.max_steps:
-        log.info("fit: no network is trained: of a typical series, no window has all %d targets", window.horizon)
-        fit = fit.model_copy(update={"max_steps": 0})
-    if teacher is None:  # A teacher reads the same codes.
-        panel, categories = with_trained_categories(panel, categories, data, limits)
-    groups = {"data": data, "categories": categories, "window": window, "model": model, "init": init}
-    checkpoints = _checkpoints(panel, device, fit, **groups, teacher=teacher)
-    context = context_length_of(panel, limits, data, window)
-    fit, model = with_size(fit, model, window.horizon, limits)
-    shape = shape_of(panel, data, categories, window, model, context)
-    shape = replace(shape, nonnegative=not shape.n_classes and is_nonnegative(panel, limits))
-    check_model(panel, shape, model, fit)
-    tunes_pretrained = fit.init_steps and model.init and model.head == "quantile" and not teacher
-    member_fit = MemberFit(panel, limits, fit) if tunes_pretrained and plan.validation_steps == window.horizon else None
-    trained_until = max(split.trained_until, _seen_until(init, panel, validation))
-    stopped = False
-
-    def artifact_of(network: Forecaster) -> Artifact:
-        return Artifact(
-            network=network,
-            data=data,
-            window=WindowConfig(context_length=context, horizon=window.horizon),
-            model=model,
-            categories=categories,
-            grid=panel.grid,
-            trained_until=trained_until,
-        )
-
-    def show(network: Forecaster, step: int) -> bool:
-        nonlocal stopped
-        stopped = watch is not None and watch(artifact_of(copy.deepcopy(network).cpu().eval()), step)
-        return stopped
-
-    hooks = [
-        Hooks(_member_progress(progress, number, fit.ensemble), show if watch else None, checkpoint)
-        for number, checkpoint in enumerate(checkpoints)
-    ]
-    with only_deterministic(fit.deterministic and device.type == "cuda"):
-        member_config = fit.model_copy(update={"max_minutes": _minutes(fit, member_fit)})
-        members = _train_members(TrainingData(panel, device, split), shape, model, member_config, hooks, teacher)
-        candidate = as_ensemble([member.candidate for member in members]).to(device)
-        data_on_device = PanelTensors.of(panel, candidate, device)
-        curve, summary = members[0].curve, members[0].summary
-        if len(members) > 1:
-            curve, summary = _join_summaries(members, validation_loss(candidate, data_on_device, validation))
-        pretrained = stack_pretrained(
-            None if teacher else init or model.init,
-            candidate,
-            data_on_device,
-            validation,
-            panel=panel,
-            limits=limits,
-            model=model,
-            member_fit=member_fit,
-        )
-    candidate = pretrained.beside(candidate).to(device)
-    coupling = coupling_of(pretrained.forecasts or held_out_forecasts(candidate, data_on_device, validation))
-    summary |= {
-        "holdout_windows": plan.holdout_windows,
-        "validation_steps": plan.validation_steps,
-        **pretrained.summary(summary),
-    }
-    network = pretrained.beside(as_ensemble([member.network for member in members]))
-    artifact, validation_artifact = (
-        replace(artifact_of(forecaster), coupling=coupling) for forecaster in (network, candidate.to("cpu"))
+    setup = set_up(
+        panel,
+        data=data,
+        categories=categories,
+        window=window,
+        model=model,
+        fit=fit,
+        init=init,
+        teacher=teacher,
     )
-    _remove(checkpoints)
-    log.info("fit: %s", summary)
-    finish = partial(_with_final, artifact, members, panel.last_index, pretrained)
-    if watch:
-        return FitResult(artifact, validation_artifact, curve, summary, stopped, finish)
-    return FitResult(finish(), validation_artifact, curve, summary)
+    watcher = None if watch is None else _Watcher(setup, watch)
+    member_fit = setup.member_fit()
+    with only_deterministic(setup.fit.deterministic and setup.training.device.type == "cuda"):
+        members = _train_members(setup, _hooks(setup, progress, watcher), _minutes(setup.fit, member_fit))
+        evaluated = _evaluate(setup, members, member_fit)
+    return _result(setup, members, evaluated, watcher)
 
 
-def _train_members(
-    training: TrainingData,
-    shape: NetworkShape,
-    model: ModelConfig,
-    fit: FitConfig,
-    hooks: Sequence[Hooks],
-    teacher: Teacher | None,
-) -> list[Member]:
-    """Return the networks of an ensemble, one for each of `hooks`; those with a `watch` without their final fit."""
-    panel, lengths = training.panel, training.split.train_lengths
-    units = [teacher.network.shape.unit] if teacher else units_of(panel, lengths, model)
+@dataclass
+class _Watcher:
+    """Gives the model to `watch` at each validation, and knows whether that has ended the training."""
+
+    setup: Setup
+    watch: Watch
+    stopped: bool = False
+
+    def __call__(self, network: Forecaster, step: int) -> bool:
+        self.stopped = self.watch(self.setup.artifact(copy.deepcopy(network).cpu().eval()), step)
+        return self.stopped
+
+
+class _Evaluated(NamedTuple):
+    """The networks of a training before their refit on the validation windows, as an ensemble, and its figures."""
+
+    network: Forecaster
+    tensors: PanelTensors
+    curve: Curve
+    summary: Summary
+    pretrained: PretrainedStack
+
+
+def _hooks(setup: Setup, progress: Progress | None, watcher: _Watcher | None) -> list[Hooks]:
+    return [
+        Hooks(_member_progress(progress, number, setup.fit.ensemble), watcher, checkpoint)
+        for number, checkpoint in enumerate(setup.checkpoints)
+    ]
+
+
+def _train_members(setup: Setup, hooks: Sequence[Hooks], minutes: float | None) -> list[Member]:
+    """Return the networks of an ensemble, one for each of `hooks`; those with a `watch` without their final fit.
+
+    `minutes` is the time of each.
+    """
+    training, model, teacher = setup.training, setup.model, setup.teacher
+    lengths = training.split.train_lengths
+    units = [teacher.network.shape.unit] if teacher else units_of(training.panel, lengths, model)
     members: list[Member] = []
     for number, member_hooks in enumerate(hooks):
-        config = fit.model_copy(update={"seed": fit.seed + number})
-        member = train_member(training, shape, model, config, units, member_hooks, teacher=teacher)
+        config = setup.fit.model_copy(update={"max_minutes": minutes, "seed": setup.fit.seed + number})
+        member = train_member(training, setup.shape, model, config, units, member_hooks, teacher=teacher)
         units = [member.network.shape.unit]  # Quantiles can only be averaged on one scale.
         members.append(member if member_hooks.watch else member.finished(member_hooks.progress))
     return members
+
+
+def _evaluate(setup: Setup, members: Sequence[Member], member_fit: MemberFit | None) -> _Evaluated:
+    """Return the ensemble with its loss on the validation windows, and the share of the pretrained network there."""
+    training, validation = setup.training, setup.training.split.validation
+    network = as_ensemble([member.candidate for member in members]).to(training.device)
+    tensors = PanelTensors.of(training.panel, network, training.device)
+    curve, summary = members[0].curve, members[0].summary
+    if len(members) > 1:
+        curve, summary = _join_summaries(members, validation_loss(network, tensors, validation))
+    pretrained = stack_pretrained(
+        None if setup.teacher else setup.init or setup.model.init,
+        network,
+        tensors,
+        validation,
+        panel=training.panel,
+        limits=training.split.train_lengths,
+        model=setup.model,
+        member_fit=member_fit,
+    )
+    return _Evaluated(network, tensors, curve, summary, pretrained)
+
+
+def _result(setup: Setup, members: Sequence[Member], evaluated: _Evaluated, watcher: _Watcher | None) -> FitResult:
+    """Return the model of a training, which removes its checkpoints; with a watcher, the final fit is deferred."""
+    split, pretrained = setup.training.split, evaluated.pretrained
+    candidate = pretrained.beside(evaluated.network).to(setup.training.device)
+    forecasts = pretrained.forecasts or held_out_forecasts(candidate, evaluated.tensors, split.validation)
+    coupling = coupling_of(forecasts)
+    summary = evaluated.summary | {
+        "holdout_windows": split.plan.holdout_windows,
+        "validation_steps": split.plan.validation_steps,
+        **pretrained.summary(evaluated.summary),
+    }
+    network = pretrained.beside(as_ensemble([member.network for member in members]))
+    artifact, validation_artifact = (
+        replace(setup.artifact(forecaster), coupling=coupling) for forecaster in (network, candidate.to("cpu"))
+    )
+    setup.remove_checkpoints()
+    log.info("fit: %s", summary)
+    finish = partial(_with_final, artifact, members, setup.training.panel.last_index, pretrained)
+    if watcher:
+        return FitResult(artifact, validation_artifact, evaluated.curve, summary, watcher.stopped, finish)
+    return FitResult(finish(), validation_artifact, evaluated.curve, summary)
 
 
 def _minutes(fit: FitConfig, member_fit: MemberFit | None) -> float | None:
@@ -215,50 +206,3 @@ def _join_summaries(members: Sequence[Member], loss: float) -> tuple[Curve, Summ
     for name in ("seconds_closed_form", "seconds_training"):
         summary[name] = sum(float(member.summary[name]) for member in members)
     return curve, summary | {"member_01/val/loss": summary["val/loss"], "val/loss": loss}
-
-
-def _checkpoints(panel: Panel, device: torch.device, fit: FitConfig, **groups: Any) -> list[Checkpoint | None]:
-    """Return the checkpoint of each network's training; None without `fit.checkpoint`."""
-    if not (fit.checkpoint and fit.max_steps):
-        return [None] * fit.ensemble
-    settings = _settings(panel, device, fit=fit, **groups)
-    names = ["training", *(f"training-{number:02d}" for number in range(2, fit.ensemble + 1))]
-    return [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
-
-
-def _seen_until(init: PretrainedNetwork | None, panel: Panel, validation: WindowIndex) -> int:
-    """Return the last step of a panel that a network may have been trained on; warn if validation contains it."""
-    if init is None:
-        return int(panel.start.min()) - 1
-    last = init.last_index(panel)
-    first = int((panel.start[validation.series] + validation.cutoff).min()) + 1
-    if last >= first:
-        stamps = panel.grid.timestamps(np.array([last, first]))
-        log.warning(
-            "model.init: %s has seen values until %s, and validation begins at %s: if these were of the same series, "
-            "its share here is too high",
-            init.name,
-            *stamps,
-        )
-    return last
-
-
-def _remove(checkpoints: Sequence[Checkpoint | None]) -> None:
-    for checkpoint in checkpoints:
-        if checkpoint is not None:
-            checkpoint.remove()
-
-
-def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: Any) -> dict[str, Any]:
-    """Return all settings that a training depends on, by path: a checkpoint resumes only with the same ones."""
-    source = set(SourceConfig.model_fields)
-    settings: dict[str, Any] = {"panel": panel.digest(), "device": device.type}
-    # The device counts, not the accelerator setting.
-    groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
-    for group, config in ((group, config) for group, config in groups.items() if config is not None):
-        if isinstance(config, Teacher | PretrainedNetwork):
-            values = config.digests
-        else:
-            values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
-        settings |= {f"{group}.{name}": value for name, value in values.items()}
-    return settings

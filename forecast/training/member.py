@@ -24,7 +24,7 @@ from forecast.models.postprocess.interval_scale import after_refit
 from forecast.training.budget import Budget
 from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.closed_form import closed_form
+from forecast.training.closed_form import ClosedForm, closed_form
 from forecast.training.distributed import train_on_devices
 from forecast.training.final_fit import FinalFit, settle
 from forecast.training.post_training import enforce_min_gap, scale_intervals, select_soft_threshold
@@ -95,7 +95,6 @@ def train_member(
 
     `units` are those of the target scales to choose from.
     """
-    assert fit.origins is not None
     started = time.monotonic()
     split = training.split
     budget = Budget(fit.max_steps, fit.max_minutes)
@@ -127,24 +126,30 @@ def train_member(
         "validation_windows": len(split.validation),
         **closed.choice,
     }
-    member = Member(evaluated, candidate, trained.keeper.curve, summary)
-    if not fit.final:
+    return _with_final_fit(Member(evaluated, candidate, trained.keeper.curve, summary), training, job, closed, trained)
+
+
+def _with_final_fit(
+    member: Member, training: TrainingData, job: TrainingJob, closed: ClosedForm, trained: _Trained
+) -> Member:
+    """Return the member with its pending final fit, if `fit.final` asks for one and there are rows left to fit on."""
+    split, best_step = training.split, trained.keeper.best_step
+    if not job.config.final:
         return member
-    best_step = trained.keeper.best_step
     if not best_step and (split.usable == training.panel.lengths).all():
-        return member._replace(final=evaluated)
+        return member._replace(final=member.network)
     final_fit = FinalFit(
-        network,
-        tensors,
+        closed.network,
+        closed.tensors,
         training.panel,
         closed.refit,
         split.validation,
         split.usable,
-        steps,
-        n_samples(shape),
+        split.plan.validation_steps,
+        n_samples(member.network.shape),
         best_step,
-        fit,
-        teacher,
+        job.config,
+        job.teacher,
     )
     return member._replace(final_fit=final_fit)
 

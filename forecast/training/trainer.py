@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
@@ -52,6 +52,15 @@ def train(
         checkpoint.attach(keeper, averaging)
         if checkpoint.finished:
             return {}
+    meter = GpuStats()
+    # The keeper goes first: it must see the averaged weights before they are swapped back.
+    callbacks = [
+        keeper,
+        averaging,
+        checkpoint,
+        meter,
+        SyncClock() if config.devices > 1 and config.max_minutes else None,
+    ]
     span = network.shape.context_length - network.shape.segment_length + 1
     module = ForecastModule(
         network,
@@ -64,30 +73,36 @@ def train(
         budget=job.budget,
         teacher=job.teacher,
     )
+    windows = _windows(job, span, skip=checkpoint.step if checkpoint else 0, rank=rank)
+    trainer = _trainer(config, data.device, [callback for callback in callbacks if callback is not None])
+    network.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, torch.utils.data.DataLoader(windows, batch_size=None))
+    return meter.values()
+
+
+def _windows(job: TrainingJob, span: int, *, skip: int, rank: int) -> TrainingWindows:
+    """Return the windows of a training from step `skip` on, of `span` origins each."""
+    config = job.config
     assert config.origins is not None
-    stream = TrainingWindows(
+    return TrainingWindows(
         OriginSampler(job.limits, span=span),
         batch_size=config.batch_size,
-        candidates=np.arange(0, span, network.shape.segment_length),
+        candidates=np.arange(0, span, job.network.shape.segment_length),
         origins=config.origins,
         seed=config.seed,
-        skip=checkpoint.step if checkpoint else 0,
+        skip=skip,
         rank=rank,
         n_ranks=config.devices,
     )
-    meter = GpuStats()
-    # The keeper goes first: it must see the averaged weights before they are swapped back.
-    callbacks = [
-        keeper,
-        averaging,
-        checkpoint,
-        meter,
-        SyncClock() if config.devices > 1 and config.max_minutes else None,
-    ]
-    trainer = lightning.Trainer(
-        accelerator="cpu" if data.device.type == "cpu" else "gpu",
+
+
+def _trainer(config: FitConfig, device: torch.device, callbacks: list[Callback]) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=config.devices,
-        strategy=_strategy(data.device) if config.devices > 1 else "auto",
+        strategy=_strategy(device) if config.devices > 1 else "auto",
         # One process trains, whatever a scheduler (SLURM, LSF, Kubeflow, MPI, torchrun) has in its environment.
         plugins=[LightningEnvironment()] if config.devices == 1 else None,
         precision=config.precision,
@@ -95,7 +110,7 @@ def train(
         val_check_interval=min(config.validation_every, config.max_steps),
         check_val_every_n_epoch=None,
         gradient_clip_val=config.gradient_clip,
-        callbacks=[callback for callback in callbacks if callback is not None],
+        callbacks=callbacks,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
@@ -103,11 +118,6 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    network.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, torch.utils.data.DataLoader(stream, batch_size=None))
-    return meter.values()
 
 
 def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
