@@ -369,8 +369,8 @@ class _Timed:
     def __init__(self, work: Callable[..., object]) -> None:
         self._work, self.seconds = work, 0.0
 
-    def __call__(self, *given: object) -> object:
+    def __call__(self, *given: object, **settings: object) -> object:
         begun = time.process_time()
-        made = self._work(*given)
+        made = self._work(*given, **settings)
         self.seconds += time.process_time() - begun
         return made

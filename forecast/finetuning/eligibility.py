@@ -16,19 +16,17 @@ from forecast.finetuning.gradient_group import RATES
 from forecast.finetuning.selection import largest_losses, select_series
 from forecast.finetuning.series_gate import mean_loss
 from forecast.finetuning.trials import TuningSettings, window_losses
-from forecast.models.adapters.origins import forecast, held_out, single_origin
+from forecast.models.adapters.origins import SeriesGroup, forecast, held_out, single_origin
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
 
 # --- losses on the gate windows
 
 
-def _base_losses(
-    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, settings: TuningSettings
-) -> np.ndarray:
+def _base_losses(group: SeriesGroup[Forecaster], settings: TuningSettings) -> np.ndarray:
     """Return the mean loss of the base on the gate windows of each series, [row]; 0 where nothing was observed."""
     n_windows = settings.gate_windows + settings.report_windows
-    window_loss = window_losses(network.head, *held_out_windows_of(network, data, rows, usable[rows], n_windows))
+    window_loss = window_losses(group.network.head, *held_out_windows_of(group, n_windows))
     losses: np.ndarray = np.nan_to_num(mean_loss(window_loss[:, : settings.gate_windows].cpu().numpy()))
     return losses
 
@@ -141,7 +139,8 @@ def requested_series(
     _refuse_short(artifact, usable[requested], settings)
     if settings.worst is not None:
         requested &= is_long_enough(artifact, usable, settings)
-        losses = _base_losses(artifact.network, data, np.flatnonzero(requested), usable, settings)
+        rows = np.flatnonzero(requested)
+        losses = _base_losses(SeriesGroup(artifact.network, data, rows, usable[rows]), settings)
         requested[requested] = largest_losses(losses, settings.worst)
     return requested
 
@@ -166,19 +165,17 @@ def tuning_settings(artifact: Artifact, panel: Panel, settings: TuningSettings, 
 # --- held-out windows
 
 
-def held_out_windows_of(
-    network: Forecaster, data: PanelTensors, rows: IntArray, usable: IntArray, n_windows: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def held_out_windows_of(group: SeriesGroup[Forecaster], n_windows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return forecast columns, targets and weights at the held-out cutoffs, oldest first.
 
     Columns are [G, window, horizon, column]; target and weight are [G, window, horizon].
     """
     parts = []
     with torch.inference_mode():
-        for windows in single_origin(network, data, rows, usable, held_out(network.shape.horizon, n_windows)):
-            output, target, weight = forecast(network, windows)
+        for windows in single_origin(group, held_out(group.network.shape.horizon, n_windows)):
+            output, target, weight = forecast(group.network, windows)
             parts.append((output.head.predicted(output.arguments), target, weight))
     columns, target, weight = (
-        torch.cat(part)[:, 0].unflatten(0, (len(rows), n_windows)) for part in zip(*parts, strict=True)
+        torch.cat(part)[:, 0].unflatten(0, (len(group.series), n_windows)) for part in zip(*parts, strict=True)
     )
     return columns, target, weight

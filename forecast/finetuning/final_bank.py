@@ -4,17 +4,20 @@ Penalties, widths, learning rates, steps and shares stay as chosen; the base is 
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
 from forecast.data.panel import IntArray
 from forecast.models.adapters import head_ridge, stacked
 from forecast.models.adapters.bank import BLEND, HEAD, AdapterBank
 from forecast.models.adapters.examples import CachedExamples, Examples, FullExamples
 from forecast.models.adapters.optimiser import BatchedAdam
+from forecast.models.adapters.origins import SeriesGroup
 from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
 from forecast.models.inputs.batch import PanelTensors
@@ -35,6 +38,11 @@ class FinalBank:
     lengths: IntArray
     """[S], the number of steps of each series of the panel."""
     settings: FinetuneSettings
+
+    @classmethod
+    def of(cls, base: Artifact, data: PanelTensors, lengths: IntArray, settings: FinetuneSettings) -> Self:
+        """Return the final fit beside the final base, which is on the device of `data`."""
+        return cls(base.network, base.bank, data, lengths, settings)
 
     def fit(self, series: IntArray, names: list[str], columns: dict[str, np.ndarray], changes: Deltas) -> Deltas:
         """Return the changes of tuned series together with their final ones; `split` separates the two.
@@ -57,22 +65,22 @@ class FinalBank:
     def _head(self, series: IntArray, penalty: np.ndarray, share: np.ndarray, width: Tensor) -> Deltas:
         """Return the linear maps of series for their penalties; zeros where the penalty is NaN: only widths change."""
         horizon, settings = self.network.shape.horizon, self.settings
+        group = SeriesGroup(self.network, self.data, series, self.lengths[series])
         n_steps = settings.origins + 2 * horizon
-        lengths = self.lengths[series]
-        origins = head_ridge.at_origins(self.network, self.data, series, lengths, n_steps, 1, settings.half_life)
+        origins = head_ridge.at_origins(group, n_steps=n_steps, n_windows=1, half_life=settings.half_life)
         chosen = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
         weight = solved_weights(origins, self.network.head, *chosen, ago=horizon, count=settings.origins)
         return {"weight": weight.cpu(), "width": width}
 
     def _by_gradient(self, series: IntArray, names: list[str], rate: np.ndarray, steps: np.ndarray) -> Deltas:
         (network, _), device = require_tunable(self.network), self.data.device
-        lengths, settings = self.lengths[series], self.settings
+        group, settings = SeriesGroup(network, self.data, series, self.lengths[series]), self.settings
         examples: Examples
         if settings.kind in stacked.FROZEN:
             ago = torch.tensor([network.shape.horizon])
-            examples = CachedExamples(network, self.data, series, lengths, settings, ago)
+            examples = CachedExamples(group, settings, ago)
         else:
-            examples = FullExamples(network, self.data, series, lengths, settings)
+            examples = FullExamples(group, settings)
         start = stacked.unchanged(network, settings.kind, len(series), settings.rank)
         if self.bank is not None:
             start = start_from_bank(self.bank, self.bank.rows(names), start)

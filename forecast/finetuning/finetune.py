@@ -26,6 +26,7 @@ from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, UNCHANGED, Finet
 from forecast.finetuning.series_tuning import tune
 from forecast.finetuning.shared_weights import tune_globally
 from forecast.models.adapters.bank import AdapterBank
+from forecast.models.adapters.origins import SeriesGroup
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import prepare
 
@@ -62,38 +63,40 @@ def finetune(
     settings = with_windows(artifact, panel, settings)
     if settings.kind == "global":
         return tune_globally(artifact, panel, settings, device, progress)
-    bank_before, names, on_device = artifact.bank, panel.series_id.tolist(), artifact.on(device)
+    bank_before, on_device = artifact.bank, artifact.on(device)
     trained_until = training_end_of(artifact, panel, settings.holdout_windows)
     usable = usable_lengths(panel, trained_until)
     data = PanelTensors.of(panel, artifact.network, device)
     requested = requested_series(on_device, panel, data, usable, settings)
-    long_enough = is_long_enough(artifact, usable, settings)
+    too_short = ~is_long_enough(artifact, usable, settings)
     digests, digests_before = _digests(panel, usable), bank_before.seen if bank_before else {}
-    unchanged = np.array([digests_before.get(name) == digest for name, digest in digests.items()])
-    initial_reason = np.select([~requested, ~long_enough, unchanged], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
-    chosen = np.flatnonzero(initial_reason == "")
+    unchanged = [digests_before.get(name) == digest for name, digest in digests.items()]
+    reason = np.select([~requested, too_short, np.array(unchanged)], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
+    chosen = np.flatnonzero(reason == "")
     plain, parent_digest = artifact.uncalibrated(), artifact.digest()
-    latest, final = plain.latest, None
-    if settings.final and (plain.final or trained_until < panel.last_index):
-        final_base = latest.on(device)
-        final = FinalBank(final_base.network, final_base.bank, data, panel.lengths, settings)
+    has_final = settings.final and (plain.final or trained_until < panel.last_index)
+    final = FinalBank.of(plain.latest.on(device), data, panel.lengths, settings) if has_final else None
     job_key = tuning_settings(artifact, panel, settings) if settings.checkpoint else {}
-    table, tuned, changes = tune(
-        on_device, panel, data, chosen, usable, settings, progress=progress, final=final, job_key=job_key
-    )
-    retuned = {names[row] for row in chosen}
-    digests = {**digests_before, **{name: digest for name, digest in digests.items() if name in retuned}}
+    group = SeriesGroup(on_device.network, data, chosen, usable[chosen])
+    table, tuned, changes = tune(group, panel, bank_before, settings, progress=progress, final=final, job_key=job_key)
+    retuned = panel.series_id[chosen].tolist()
+    seen = digests_before | {name: digests[name] for name in retuned}
     bank, final_bank = (
-        _merge(existing, AdapterBank(settings.kind, tuned, values, digests), retuned)
-        for existing, values in zip((bank_before, latest.bank), split(changes), strict=True)
+        _merge(existing, AdapterBank(settings.kind, tuned, values, seen), set(retuned))
+        for existing, values in zip((bank_before, plain.latest.bank), split(changes), strict=True)
     )
-    decisions = decisions_of(panel, table, initial_reason, settings, bank_before)
+    decisions = decisions_of(panel, table, reason, settings, bank_before)
     child = plain.with_bank(bank, trained_until=trained_until, parent_digest=parent_digest)
     if final:
-        until = max(panel.last_index, latest.trained_until)
-        child = replace(child, final=latest.with_bank(final_bank, trained_until=until, parent_digest=parent_digest))
+        child = replace(child, final=_final_child(plain.latest, final_bank, panel, parent_digest))
     shown = example_forecasts(on_device, panel, data, usable, table, settings)
     return FinetuneResult(child, decisions, summary_of(decisions, len(bank.series_id)), shown)
+
+
+def _final_child(latest: Artifact, bank: AdapterBank, panel: Panel, parent_digest: str) -> Artifact:
+    """Return the model with the changes of the final fit, which has seen all rows of the panel."""
+    until = max(panel.last_index, latest.trained_until)
+    return latest.with_bank(bank, trained_until=until, parent_digest=parent_digest)
 
 
 # --- incremental fine-tuning

@@ -29,9 +29,8 @@ from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import BLEND
 from forecast.models.adapters.examples import CachedExamples, Examples, FullExamples
 from forecast.models.adapters.optimiser import BatchedAdam
-from forecast.models.adapters.origins import held_out, single_origin
+from forecast.models.adapters.origins import SeriesGroup, held_out, single_origin
 from forecast.models.adapters.stacked import Deltas
-from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, Member, require_tunable
 
 # Learning rates that are tried for each series.
@@ -53,24 +52,21 @@ STEPS = 60
 class GradientGroup:
     """A group of series whose changes are fitted by gradient, with one Adam optimiser per series."""
 
-    network: Forecaster
-    data: PanelTensors
-    series: IntArray
-    usable: IntArray
+    group: SeriesGroup[Forecaster]
     settings: TuningSettings
 
     @cached_property
     def _member(self) -> tuple[Member, float]:
         """The network that is changed, and its weight in the ensemble."""
-        return require_tunable(self.network)
+        return require_tunable(self.group.network)
 
     @cached_property
     def _examples(self) -> Examples:
-        (network, _), settings = self._member, self.settings
+        group, settings = SeriesGroup(self._member[0], *self.group[1:]), self.settings
         origins = torch.cat([self._holdout_ago, self._selection_ago])
         if settings.kind in stacked.FROZEN:
-            return CachedExamples(network, self.data, self.series, self.usable, settings, origins)
-        return FullExamples(network, self.data, self.series, self.usable, settings)
+            return CachedExamples(group, settings, origins)
+        return FullExamples(group, settings)
 
     @property
     def _n_windows(self) -> int:
@@ -78,28 +74,28 @@ class GradientGroup:
 
     @property
     def _holdout_ago(self) -> Tensor:
-        return torch.from_numpy(held_out(self.network.shape.horizon, self._n_windows))
+        return torch.from_numpy(held_out(self.group.network.shape.horizon, self._n_windows))
 
     @property
     def _fit_end_ago(self) -> int:
         """Number of steps before the end that are left out of the fit while changes are tried."""
-        return (self._n_windows + 2) * self.network.shape.horizon
+        return (self._n_windows + 2) * self.group.network.shape.horizon
 
     @property
     def _selection_ago(self) -> Tensor:
-        return self._fit_end_ago - torch.linspace(0, self.network.shape.horizon, _N_CHECK_ORIGINS).round().long()
+        return self._fit_end_ago - torch.linspace(0, self.group.network.shape.horizon, _N_CHECK_ORIGINS).round().long()
 
     @property
     def _unchanged(self) -> Deltas:
         (network, _), settings = self._member, self.settings
-        return stacked.unchanged(network, settings.kind, len(self.series), settings.rank)
+        return stacked.unchanged(network, settings.kind, len(self.group.series), settings.rank)
 
     def subset(self, rows: IntArray) -> Self:
         """Return the group restricted to `rows`, without another pass of the network."""
-        group = copy.copy(self)
-        group.series, group.usable = self.series[rows], self.usable[rows]
-        group._examples = self._examples.some(torch.from_numpy(rows).to(self.data.device))
-        return group
+        subset = copy.copy(self)
+        subset.group = self.group.rows(rows)
+        subset._examples = self._examples.some(torch.from_numpy(rows).to(self.group.data.device))
+        return subset
 
     def trial(self) -> Columns:
         """Return the losses of all shares, [G, window, share], with learning rate and steps of each series.
@@ -107,7 +103,7 @@ class GradientGroup:
         Rate and steps are those with the least loss on origins of the series that lie after those of the fit and before
         those of the gate.
         """
-        examples, head, settings = self._examples, self.network.head, self.settings
+        examples, head, settings = self._examples, self.group.network.head, self.settings
         search = _search(examples, self._unchanged, self._selection_ago, self._fit_end_ago, settings)
         with torch.no_grad():
             blends = [
@@ -141,10 +137,8 @@ class GradientGroup:
         share = self._member[1]
         if share == 1:
             return arguments_by_share
-        windows = single_origin(self.network, self.data, self.series, self.usable, self._holdout_ago.numpy())
-        base_arguments = torch.cat(
-            [self.network(held_out_batch.batch, held_out_batch.origins).arguments[:, 0] for held_out_batch in windows]
-        )
+        windows, network = single_origin(self.group, self._holdout_ago.numpy()), self.group.network
+        base_arguments = torch.cat([network(part.batch, part.origins).arguments[:, 0] for part in windows])
         base_arguments = base_arguments.unflatten(0, arguments_by_share[0].shape[:2])
         return [base_arguments + share * (arguments - arguments_by_share[0]) for arguments in arguments_by_share]
 
@@ -154,9 +148,9 @@ class GradientGroup:
         They start from the `existing` changes, if there are any.
         """
         start = start_from_bank(*existing, self._unchanged) if existing else self._unchanged
-        rate, steps = (torch.from_numpy(chosen[name]).to(self.data.device) for name in ("learning_rate", "steps"))
+        rate, steps = (torch.from_numpy(chosen[name]).to(self.group.data.device) for name in ("learning_rate", "steps"))
         descent = descend(self._examples, start, rate, steps.long())
-        changes = {**descent.changes, BLEND: torch.from_numpy(chosen[BLEND]).float().to(self.data.device)}
+        changes = {**descent.changes, BLEND: torch.from_numpy(chosen[BLEND]).float().to(self.group.data.device)}
         finite = descent.finite
         return Fit(
             {name: values[finite].cpu() for name, values in changes.items()},

@@ -27,7 +27,7 @@ from forecast.finetuning.trials import (
 )
 from forecast.models.adapters import head_ridge
 from forecast.models.adapters.bank import BLEND
-from forecast.models.inputs.batch import PanelTensors
+from forecast.models.adapters.origins import SeriesGroup
 from forecast.models.network.ensemble import Forecaster
 
 # Ridge penalties that are tried, on the sum over origins. A pooled gate tries every second of them, because neighbours
@@ -73,32 +73,31 @@ class HeadGroup:
     temperature.
     """
 
-    network: Forecaster
-    data: PanelTensors
-    series: IntArray
-    usable: IntArray
+    group: SeriesGroup[Forecaster]
     settings: TuningSettings
 
     @cached_property
     @torch.inference_mode()
     def _origins(self) -> head_ridge.Origins:
         settings = self.settings
-        n_windows, n_steps = settings.gate_windows + settings.report_windows, n_origin_steps(self.network, settings)
         return head_ridge.at_origins(
-            self.network, self.data, self.series, self.usable, n_steps, n_windows, settings.half_life
+            self.group,
+            n_steps=n_origin_steps(self.group.network, settings),
+            n_windows=settings.gate_windows + settings.report_windows,
+            half_life=settings.half_life,
         )
 
     def subset(self, rows: IntArray) -> Self:
         """Return the group restricted to `rows`, without another pass of the network."""
-        group = copy.copy(self)
-        group.series, group.usable = self.series[rows], self.usable[rows]
-        group._origins = self._origins.some(torch.from_numpy(rows).to(self.data.device))
-        return group
+        subset = copy.copy(self)
+        subset.group = self.group.rows(rows)
+        subset._origins = self._origins.some(torch.from_numpy(rows).to(self.group.data.device))
+        return subset
 
     @torch.inference_mode()
     def trial(self) -> Columns:
         """Return the losses of all candidates, [G, window, candidate], and which series are constant."""
-        origins, head, grid = self._origins, self.network.head, Grid.of(self.settings)
+        origins, head, grid = self._origins, self.group.network.head, Grid.of(self.settings)
         strengths = range(0, len(grid.penalty), len(WIDTHS))
         penalties = [float(grid.penalty[number]) for number in strengths]
         distinct = sorted({penalty for penalty in penalties if not np.isnan(penalty)})
@@ -118,10 +117,10 @@ class HeadGroup:
 
     def _shifts(self, penalties: list[float]) -> Tensor:
         """Return the shifts at the held-out cutoffs with share 1, [G, window, penalty, horizon, shift]."""
-        horizon, origins = self.network.shape.horizon, self._origins
-        penalty = torch.tensor(penalties, dtype=torch.float64, device=self.data.device)
+        horizon, origins = self.group.network.shape.horizon, self._origins
+        penalty = torch.tensor(penalties, dtype=torch.float64, device=self.group.data.device)
         shifts = head_ridge.held_out_shifts(
-            origins, self.network.head, penalty, horizon=horizon, count=self.settings.origins
+            origins, self.group.network.head, penalty, horizon=horizon, count=self.settings.origins
         )
         at_steps: Tensor = shifts.to(origins.columns.dtype).unflatten(-1, (horizon, -1))
         return at_steps
@@ -129,8 +128,8 @@ class HeadGroup:
     @torch.inference_mode()
     def fit(self, chosen: Columns, existing: ExistingChanges) -> Fit:  # noqa: ARG002  a closed form has no starting point
         """Return the linear maps of all usable origins for the `penalty`, `blend` and `width` of each series."""
-        origins, head, settings = self._origins, self.network.head, self.settings
-        horizon, device = self.network.shape.horizon, self.data.device
+        origins, head, settings = self._origins, self.group.network.head, self.settings
+        horizon, device = self.group.network.shape.horizon, self.group.data.device
         penalty, share, width = (torch.from_numpy(chosen[name]).to(device) for name in ("penalty", BLEND, "width"))
         weight = solved_weights(origins, head, penalty, share, ago=horizon, count=settings.origins)
         finite = torch.isfinite(weight).flatten(1).all(1)

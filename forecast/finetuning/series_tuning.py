@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.errors import OutputError
 from forecast.finetuning.final_bank import FinalBank
@@ -17,11 +16,10 @@ from forecast.finetuning.gradient_group import RATES, GradientGroup
 from forecast.finetuning.head_group import HeadGroup
 from forecast.finetuning.series_gate import DIVERGED, NOT_FINITE, TUNED, GateResult, apply_gate
 from forecast.finetuning.trials import POINT_FORECAST, Columns, Fit, TuningSettings, n_origin_steps
-from forecast.models.adapters.bank import HEAD, head_feature_count
+from forecast.models.adapters.bank import HEAD, AdapterBank, head_feature_count
 from forecast.models.adapters.examples import group_numbers
-from forecast.models.adapters.origins import origin_stride
+from forecast.models.adapters.origins import SeriesGroup, origin_stride
 from forecast.models.adapters.stacked import Deltas
-from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, require_tunable
 from forecast.models.runtime.state_file import read_state, write_state
 
@@ -38,25 +36,25 @@ _TRIAL_SHARE = 0.8
 
 
 def tune(
-    artifact: Artifact,
+    group: SeriesGroup[Forecaster],
     panel: Panel,
-    data: PanelTensors,
-    chosen: IntArray,
-    usable: IntArray,
+    bank: AdapterBank | None,
     settings: TuningSettings,
     *,
     progress: Callable[[float, str], None] | None,
     final: FinalBank | None,
     job_key: dict[str, Any],
 ) -> tuple[Columns, list[str], Deltas]:
-    """Return columns of the `chosen` series, and the ids and stacked changes of the tuned ones, in this order.
+    """Return columns of the series of a group, and the ids and stacked changes of the tuned ones, in this order.
 
     First come the losses of all groups, because the gate needs those of all series; then accepted changes are fitted.
-    They include those of the final fit (`final_bank.split`). `job_key` holds all that the result depends on.
+    They include those of the final fit (`final_bank.split`). `bank` has the existing changes; `job_key` holds all that
+    the result depends on.
     """
+    chosen, horizon = group.series, group.network.shape.horizon
     if not len(chosen):
         return {}, [], {}
-    groups = _Groups(artifact, data, chosen, usable, settings, job_key)
+    groups = _Groups(group, bank, settings, job_key)
     report = progress or (lambda _done, _text: None)
     trials = []
     for number in range(groups.count):
@@ -64,8 +62,8 @@ def tune(
         report(_TRIAL_SHARE * (number + 1) / groups.count, f"{groups.end(number):,} series tried")
     trial_columns = {name: np.concatenate([group[name] for group in trials]) for name in trials[0]}
     windows = np.arange(-settings.gate_windows, 0) - settings.report_windows
-    cutoffs = (panel.start + usable)[chosen, None] + windows * artifact.horizon
-    verdict = apply_gate(trial_columns, cutoffs // artifact.horizon, settings)
+    cutoffs = (panel.start[chosen] + group.usable)[:, None] + windows * horizon
+    verdict = apply_gate(trial_columns, cutoffs // horizon, settings)
     fits = []
     for number in range(groups.count):
         fits.append(groups.fit(number, verdict, panel, final))
@@ -87,42 +85,40 @@ class _Groups:
 
     def __init__(
         self,
-        artifact: Artifact,
-        data: PanelTensors,
-        chosen: IntArray,
-        usable: IntArray,
+        whole: SeriesGroup[Forecaster],
+        bank: AdapterBank | None,
         settings: TuningSettings,
         job_key: dict[str, Any],
     ) -> None:
-        self._artifact, self._data, self._usable, self._settings = artifact, data, usable, settings
-        self._size = max(1, MAX_GROUP_ELEMENTS[data.device.type] // _elements_per_series(artifact.network, settings))
-        self._chosen, self.count = chosen, -(-len(chosen) // self._size)
+        self._whole, self._bank, self._settings = whole, bank, settings
+        device = whole.data.device.type
+        self._size = max(1, MAX_GROUP_ELEMENTS[device] // _elements_per_series(whole.network, settings))
+        self.count = -(-len(whole.series) // self._size)
         self._store = None
         if settings.checkpoint is not None:
-            self._store = _Store(
-                Path(settings.checkpoint), {**job_key, "group": self._size, "device": data.device.type}
-            )
+            self._store = _Store(Path(settings.checkpoint), {**job_key, "group": self._size, "device": device})
         self._group: HeadGroup | GradientGroup | None = None
 
     def end(self, number: int) -> int:
         """Return the number of series up to the end of a group."""
-        return min((number + 1) * self._size, len(self._chosen))
+        return min((number + 1) * self._size, len(self._whole.series))
 
     def clear(self) -> None:
         """Delete the checkpoint."""
         if self._store:
             self._store.clear()
 
-    def _make_group(self, series: IntArray) -> HeadGroup | GradientGroup:
+    def _make_group(self, rows: IntArray) -> HeadGroup | GradientGroup:
+        """Return the group of some rows of the whole."""
         kind = HeadGroup if self._settings.kind == HEAD else GradientGroup
-        return kind(self._artifact.network, self._data, series, self._usable[series], self._settings)
+        return kind(self._whole.rows(rows), self._settings)
 
     def trial(self, number: int) -> Columns:
         """Return the losses of a group, and other columns of its trial."""
         trial = self._store.read(_TRIAL, number) if self._store else None
         if trial is None:
             self._group = None  # Frees memory before the next group.
-            self._group = self._make_group(self._chosen[number * self._size : self.end(number)])
+            self._group = self._make_group(np.arange(number * self._size, self.end(number)))
             trial = {name: torch.from_numpy(values) for name, values in self._group.trial().items()}
             if self._store:
                 self._store.write(_TRIAL, number, trial)
@@ -130,26 +126,24 @@ class _Groups:
 
     def fit(self, number: int, verdict: GateResult, panel: Panel, final: FinalBank | None) -> Fit:
         """Return the changes of the tuned series of a group."""
-        part = slice(number * self._size, self.end(number))
+        part = np.arange(number * self._size, self.end(number))
         rows = np.flatnonzero(verdict.reason[part] == TUNED)
         stored = self._store.read(_FIT, number) if self._store else None
         if stored is not None:
             finite, points = stored.pop("is_finite").numpy(), stored.pop(POINT_FORECAST).numpy()
             return Fit(stored, finite, points)
-        series = self._chosen[part]
         if self.count == 1:
             # Reuse the forward passes of the trial, unless it was resumed from a checkpoint.
-            group = (self._group or self._make_group(series)).subset(rows)
+            group = (self._group or self._make_group(part)).subset(rows)
         elif len(rows):
             self._group = None
-            group = self._make_group(series[rows])
+            group = self._make_group(part[rows])
         else:
-            group = self._make_group(series[:1]).subset(rows)
-        series = series[rows]
+            group = self._make_group(part[:1]).subset(rows)
+        series = self._whole.series[part[rows]]
         names = panel.series_id[series].tolist()
         chosen = {name: values[part][rows] for name, values in verdict.change.items()}
-        bank_before = self._artifact.bank
-        fit = group.fit(chosen, (bank_before, bank_before.rows(names)) if bank_before else None)
+        fit = group.fit(chosen, (self._bank, self._bank.rows(names)) if self._bank else None)
         if final:
             finite = fit.finite
             columns = {name: values[finite] for name, values in chosen.items()}

@@ -21,6 +21,7 @@ from forecast.finetuning.series_gate import NO_GAIN, TUNED, mean_loss
 from forecast.finetuning.series_tuning import ROW
 from forecast.finetuning.trials import POINT_FORECAST, TuningSettings, point_forecast, window_losses
 from forecast.models.adapters.bank import BLEND
+from forecast.models.adapters.origins import SeriesGroup
 from forecast.models.inputs.batch import PanelTensors
 from forecast.names import REASON
 
@@ -52,8 +53,9 @@ def tune_globally(
     network, outcomes = continue_training(
         artifact, panel, limits, validation, settings, device=device, job_key=job_key, progress=progress
     )
+    group = SeriesGroup(artifact.network, data, rows, usable[rows])
     windows_by_network = [
-        held_out_windows_of(model, data, rows, usable[rows], n_windows) for model in (artifact.network, network)
+        held_out_windows_of(group._replace(network=model), n_windows) for model in (group.network, network)
     ]
     losses = [window_losses(network.head, *values).cpu().numpy() for values in windows_by_network]
     base, tuned = ((values[:, : settings.gate_windows], values[:, settings.gate_windows :]) for values in losses)

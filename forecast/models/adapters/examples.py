@@ -10,12 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from forecast.config import FinetuneSettings
-from forecast.data.panel import IntArray
 from forecast.models.adapters import optimiser, stacked
-from forecast.models.adapters.origins import Pass, chunking, iter_windows, origin_stride, recency, single_origin
+from forecast.models.adapters.origins import (
+    Pass,
+    SeriesGroup,
+    chunking,
+    iter_windows,
+    origin_stride,
+    recency,
+    single_origin,
+)
 from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
-from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
 from forecast.models.network.ensemble import Member
 from forecast.models.network.losses import window_sizes
@@ -62,17 +68,12 @@ class _Memory(NamedTuple):
 class Examples(ABC):
     """The latest origins of G series. An origin is named by how many steps it lies before the last usable one."""
 
-    def __init__(
-        self,
-        network: Member,
-        data: PanelTensors,
-        series: IntArray,
-        usable: IntArray,
-        settings: FinetuneSettings,
-    ) -> None:
-        self.network, self.data, self.settings = network, data, settings
-        self.series, self.usable = (torch.from_numpy(values).to(data.device) for values in (series, usable))
-        self.fitting = optimiser.fitting(network)
+    def __init__(self, group: SeriesGroup[Member], settings: FinetuneSettings) -> None:
+        self.network, self.data, self.settings = group.network, group.data, settings
+        self.series, self.usable = (
+            torch.from_numpy(values).to(self.data.device) for values in (group.series, group.usable)
+        )
+        self.fitting = optimiser.fitting(self.network)
         """What gradients are taken through."""
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:
@@ -100,18 +101,10 @@ class Examples(ABC):
 class CachedExamples(Examples):
     """Examples of a frozen encoder: the decoder's inputs are computed once and cached."""
 
-    def __init__(
-        self,
-        network: Member,
-        data: PanelTensors,
-        series: IntArray,
-        usable: IntArray,
-        settings: FinetuneSettings,
-        judged: Int[Tensor, " origin"],
-    ) -> None:
+    def __init__(self, group: SeriesGroup[Member], settings: FinetuneSettings, judged: Int[Tensor, " origin"]) -> None:
         """Run the network once: over the latest origins, or some of them if they are many, and over those `judged`."""
-        super().__init__(network, data, series, usable, settings)
-        shape, every = network.shape, origin_stride(network.shape)
+        super().__init__(group, settings)
+        network, shape, every = self.network, self.network.shape, origin_stride(self.network.shape)
         last = int(judged.max()) + shape.horizon + settings.origins
         fitted = torch.arange(-(-shape.horizon // every) * every, last, every)
         some = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[:_CACHED]
@@ -135,14 +128,14 @@ class CachedExamples(Examples):
             places.append(given.row[here] * count + first + slot[here, local])
 
         with torch.inference_mode():
-            for given in iter_windows(network, data, series, usable, chunking(shape, last, every)):
+            for given in iter_windows(group, chunking(shape, last, every)):
                 read(self.fitting, given, self._fitted, 0)
-            for given in single_origin(network, data, series, usable, self._judged.numpy()):
+            for given in single_origin(group, self._judged.numpy()):
                 read(network, given, self._judged, len(self._fitted))
-        order = torch.cat(places).argsort().to(data.device)
+        order = torch.cat(places).argsort().to(self.data.device)
         # Out of inference mode, so that gradients may pass.
         memory = join(parts)
-        self._memory = each(memory, lambda values: values[order].clone().unflatten(0, (len(series), count)))
+        self._memory = each(memory, lambda values: values[order].clone().unflatten(0, (len(group.series), count)))
 
     def some(self, rows: Int[Tensor, " series"]) -> Self:
         """Return the examples of some of the series."""

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from forecast.data.panel import IntArray
 from forecast.models.adapters.bank import head_features
 from forecast.models.adapters.origins import (
+    N,
+    SeriesGroup,
     chunking,
     forecast,
     held_out,
@@ -19,8 +20,6 @@ from forecast.models.adapters.origins import (
 )
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
-from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Forecaster
 
 # Of classes, where probabilities are next to 0 or 1.
 _LEAST_CURVATURE = 1e-6
@@ -50,40 +49,33 @@ class Origins:
         return Origins(self.every, *(part[rows] for part in parts))
 
 
-def at_origins(
-    network: Forecaster,
-    data: PanelTensors,
-    series: IntArray,
-    usable: IntArray,
-    n_steps: int,
-    n_windows: int,
-    half_life: float | None,
-) -> Origins:
+def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life: float | None) -> Origins:
     """Run the network over the last `n_steps` steps of each series, if it has as many, and at its held-out cutoffs.
 
     An origin counts for all steps since the one before.
     """
+    network, n_series = group.network, len(group.series)
     stride = origin_stride(network.shape)
-    divided = chunking(network.shape, n_steps, stride).within(int(usable.max()))
+    divided = chunking(network.shape, n_steps, stride).within(int(group.usable.max()))
     parts: list[tuple[Tensor, Tensor]] = []
-    for windows in iter_windows(network, data, series, usable, divided):
+    for windows in iter_windows(group, divided):
         output, target, weight = forecast(network, windows)
         recent = stride * recency(windows.ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
         parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
     features, residual = (
-        torch.cat(part).unflatten(0, (len(series), divided.chunks, len(divided.phases))).transpose(2, 3).flatten(1, 3)
+        torch.cat(part).unflatten(0, (n_series, divided.chunks, len(divided.phases))).transpose(2, 3).flatten(1, 3)
         for part in zip(*parts, strict=True)
     )
     cutoff_parts: list[tuple[Tensor, ...]] = []
-    for windows in single_origin(network, data, series, usable, held_out(network.shape.horizon, n_windows)):
+    for windows in single_origin(group, held_out(network.shape.horizon, n_windows)):
         output, target, weight = forecast(network, windows)
         cutoff_parts.append(
             (output.head.predicted(output.arguments), head_features(output, network.shape), target, weight)
         )
     cutoff_columns = (
-        torch.cat(part)[:, 0].unflatten(0, (len(series), n_windows)) for part in zip(*cutoff_parts, strict=True)
+        torch.cat(part)[:, 0].unflatten(0, (n_series, n_windows)) for part in zip(*cutoff_parts, strict=True)
     )
     return Origins(stride, features, residual, *cutoff_columns)
 

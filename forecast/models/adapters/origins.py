@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,24 @@ _APART = 1 / 2
 # Contexts over which the origins of a window extend at most, after the context that each window begins with. At later
 # origins the encoder has read more than in a forecast, which does not affect the fit.
 _SPAN = 4
+
+
+N = TypeVar("N", bound=Forecaster)
+
+
+class SeriesGroup(NamedTuple, Generic[N]):
+    """Some series of a panel, with the network that forecasts them."""
+
+    network: N
+    data: PanelTensors
+    series: IntArray
+    """[G], row of each series in the panel."""
+    usable: IntArray
+    """[G], steps of each series that a fit may use."""
+
+    def rows(self, rows: IntArray) -> "SeriesGroup[N]":
+        """Return some of the series."""
+        return self._replace(series=self.series[rows], usable=self.usable[rows])
 
 
 class Pass(NamedTuple):
@@ -85,13 +103,12 @@ def chunking(shape: NetworkShape, n_steps: int, every: int = 1) -> Chunking:
     return Chunking(-(-n_each // chunks) * step, chunks, step, torch.arange(every - 1, step, every))
 
 
-def iter_windows(
-    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, parts: Chunking
-) -> Iterator[Pass]:
+def iter_windows(group: SeriesGroup[N], parts: Chunking) -> Iterator[Pass]:
     """Yield windows that have origins in the last of the `usable` steps.
 
     By series, window after window, phase after phase. Targets and past covariates after the usable steps are hidden.
     """
+    network, data, series, usable = group
     shape = network.shape
     origins = torch.arange(0, parts.span, parts.step, device=data.device)
     n_phases = len(parts.phases)
@@ -111,13 +128,12 @@ def iter_windows(
         yield Pass(row, ago, batch, origins)
 
 
-def single_origin(
-    network: Forecaster, data: PanelTensors, series: IntArray, usable: IntArray, ago: IntArray
-) -> Iterator[Pass]:
+def single_origin(group: SeriesGroup[N], ago: IntArray) -> Iterator[Pass]:
     """Yield windows with one origin each, `ago` steps ([origin]) before the last of the `usable` steps, by series.
 
     The encoder begins with the context, as in a forecast. Nothing after the horizon is read.
     """
+    network, data, series, usable = group
     rows = torch.arange(len(series)).repeat_interleave(len(ago))
     all_ago, origin = torch.from_numpy(ago).repeat(len(series)), torch.zeros(1, dtype=torch.long, device=data.device)
     for row, part_ago in zip(rows.split(_BATCH_WINDOWS), all_ago.split(_BATCH_WINDOWS), strict=True):
