@@ -49,8 +49,8 @@ class FinalBank:
 
         `columns` hold the chosen parameters of each series. A series whose final fit is not finite keeps its changes.
         """
-        if not len(series):
-            return changes
+        if not len(series):  # The groups of a panel are joined by name: each has final changes.
+            return changes | {_PREFIX + name: values for name, values in changes.items()}
         if self.settings.kind == HEAD:
             fitted = self._head(series, columns["penalty"], columns[BLEND], changes["width"])
         else:

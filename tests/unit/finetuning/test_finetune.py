@@ -358,3 +358,9 @@ def test_groups_that_fit_into_memory_do_not_change_what_is_pooled(
     for name in ("posterior_gain", "harm_probability", "report_tuned_loss"):
         values, others = (result.decisions[name].to_numpy() for result in (alone, pooled))
         np.testing.assert_allclose(values, others, rtol=1e-3, atol=1e-6)
+    # The first group has a constant series, and so nothing to tune.
+    assert alone.decisions["reason"][0] == CONSTANT
+    banks = [artifact.bank for artifact in (alone.artifact, alone.artifact.latest, pooled.artifact.latest)]
+    evaluated, final, expected = (bank.tensors["weight"].numpy() for bank in banks if bank is not None)
+    np.testing.assert_allclose(final, expected, rtol=1e-3, atol=1e-5)
+    assert np.abs(final - evaluated).max() > 1e-3
