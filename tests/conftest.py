@@ -57,7 +57,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _name(node: str) -> str:
     """Return the file and the function of a test, without folders and parameters."""
-    return node.rpartition("/")[2].partition("[")[0]
+    return node.partition("[")[0].rpartition("/")[2]
 
 
 def _is_slow(item: pytest.Item) -> bool:

@@ -1,12 +1,16 @@
 """A fresh MLflow store for each test: making the tables, and training, takes seconds, so it is done once and copied."""
 
+import fcntl
+import os
 import shutil
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flow import BACKTEST, FINETUNE, NAME, TRAIN, Store, panel, succeed
+from flow import BACKTEST, FINETUNE, NAME, TRAIN, Store, panel, run_jobs_inline, succeed
 from matplotlib.figure import Figure
 
 from forecast.config import RegistryConfig
@@ -32,11 +36,51 @@ def one_picture_of_each_name() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def inline_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of schedulers, monitors and retries run in this process; without it, in processes of their own."""
+    run_jobs_inline(monkeypatch)
+
+
+def _once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """Return a folder of this process, as `fill` leaves it: with several processes, one fills it and the others copy.
+
+    Addresses of files are changed in the databases of a copy, so that no process writes where another one does.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        fill(folder := factory.mktemp(name, numbered=False))
+        return folder
+    original, done, copy = root.parent / name, root.parent / f"{name}.done", root / name
+    with (root.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            original.mkdir()
+            fill(original)
+            done.touch()
+    shutil.copytree(original, copy)
+    for file in copy.glob("*.db"):
+        _readdress(file, str(original), str(copy))
+    return copy
+
+
+def _readdress(file: Path, before: str, after: str) -> None:
+    """Replace the path of a folder in all texts of a SQLite database."""
+    with closing(sqlite3.connect(file)) as database:
+        for (table,) in database.execute("select name from sqlite_master where type = 'table'").fetchall():
+            columns = database.execute(f'pragma table_info("{table}")').fetchall()
+            changes = [f'"{name}" = replace("{name}", ?1, ?2)' for _, name, kind, *_ in columns if "CHAR" in kind]
+            if changes:
+                database.execute(f'update "{table}" set {", ".join(changes)}', (before, after))
+        database.commit()
+
+
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    Registry(RegistryConfig(tracking_uri=f"sqlite:///{database}"))
-    return database
+    def fill(folder: Path) -> None:
+        Registry(RegistryConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}"))
+
+    return _once(tmp_path_factory, "template", fill) / "mlflow.db"
 
 
 @pytest.fixture
@@ -48,19 +92,21 @@ def store(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def stages(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store after each of the first verbs: fine_tuned.db, judged.db, promoted.db."""
-    folder = tmp_path_factory.mktemp("stages")
-    panel().write_parquet(folder / "panel.parquet")
-    name, data = f"registry.name={NAME}", f"data.path={folder / 'panel.parquet'}"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        _use(store_template, folder, folder / "cache", monkeypatch)
-        succeed("train", name, data, *TRAIN)
-        succeed("finetune", name, data, *FINETUNE)
-        shutil.copy(folder / "mlflow.db", folder / "fine_tuned.db")
-        succeed("backtest", name, data, *BACKTEST)
-        shutil.copy(folder / "mlflow.db", folder / "judged.db")
-        succeed("promote", name)
-        shutil.copy(folder / "mlflow.db", folder / "promoted.db")
-    return folder
+
+    def fill(folder: Path) -> None:
+        panel().write_parquet(folder / "panel.parquet")
+        name, data = f"registry.name={NAME}", f"data.path={folder / 'panel.parquet'}"
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            _use(store_template, folder, folder / "cache", monkeypatch)
+            succeed("train", name, data, *TRAIN)
+            succeed("finetune", name, data, *FINETUNE)
+            shutil.copy(folder / "mlflow.db", folder / "fine_tuned.db")
+            succeed("backtest", name, data, *BACKTEST)
+            shutil.copy(folder / "mlflow.db", folder / "judged.db")
+            succeed("promote", name)
+            shutil.copy(folder / "mlflow.db", folder / "promoted.db")
+
+    return _once(tmp_path_factory, "stages", fill)
 
 
 @pytest.fixture

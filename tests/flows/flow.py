@@ -1,16 +1,22 @@
 """The command line in this process, and a small panel to run it on."""
 
 import io
-from contextlib import redirect_stderr, redirect_stdout
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pytest
 
-from pipelines import cli
+from pipelines import cli, monitor, runs
+from pipelines.scheduling import scheduler
 
 NAME = "loads"
 HORIZON = 12
@@ -81,6 +87,35 @@ def refuse(code: int, *arguments: object) -> str:
     *_, message = done.err.partition("error: ")
     assert message, done.err
     return message
+
+
+class InlineJob:
+    """A job that a scheduler, a monitor or a retry starts, run in this process with its environment and its folder."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], cwd: str | None = None, **_options: object
+    ) -> None:
+        self.pid = os.getpid()
+        with pytest.MonkeyPatch.context() as monkeypatch, chdir(cwd or Path.cwd()):
+            for name in os.environ.keys() - env.keys():
+                monkeypatch.delenv(name)
+            for name, value in env.items():
+                monkeypatch.setenv(name, value)
+            self.returncode = cli.main(command[3:])
+
+    def wait(self, _seconds: float | None = None) -> int:
+        """Return the exit code."""
+        return self.returncode
+
+
+def run_jobs_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the jobs of schedulers, monitors and retries as `InlineJob`: a process of its own imports for seconds.
+
+    Tests of processes themselves, killed, late or many at once, leave this out.
+    """
+    inline = SimpleNamespace(**vars(subprocess) | {"Popen": InlineJob, "run": InlineJob})
+    for module in (scheduler, monitor, runs):
+        monkeypatch.setattr(module, "subprocess", inline)
 
 
 def panel() -> pl.DataFrame:
