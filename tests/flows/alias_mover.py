@@ -1,12 +1,11 @@
-"""A process that moves the champion alias when its standard input says so, for tests of two at once.
+"""What a process does that moves the champion alias when it is told to, for tests of two at once.
 
-Each line is a JSON list: ["look", URI, NAME, PAUSES], then ["promote", NUMBER], ["rollback", REASON] or
-["register", FOLDER, ALIAS]. What is done is judged by what was there at the look. A process that pauses prints
-"paused" before the alias moves, with the lock in its hands, and waits for another line.
+A message is a tuple: ("look", URI, NAME, PAUSES), then ("promote", NUMBER), ("rollback", REASON) or
+("register", FOLDER, ALIAS). What is done is judged by what was there at the look. A process that pauses answers
+"paused" before the alias moves, with the lock in its hands, and waits for another message.
 """
 
-import json
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,16 @@ from forecast.tracking.registry import Registry
 
 
 class Pausing:
-    """The real client, which waits for a line before it moves an alias."""
+    """The real client, which waits for a message before it moves an alias."""
 
-    def __init__(self, client: MlflowClient) -> None:
-        self.client = client
+    def __init__(self, client: MlflowClient, connection: Connection) -> None:
+        self.client, self.connection = client, connection
 
     def __getattr__(self, name: str) -> Any:
         if name == "set_registered_model_alias":
-            say("paused")
-            sys.stdin.readline()
+            self.connection.send(["paused"])
+            self.connection.recv()
         return getattr(self.client, name)
-
-
-def say(*words: object) -> None:
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
 
 
 def act(registry: Registry, champions: Champions, verb: str, *values: Any) -> object:
@@ -46,22 +40,19 @@ def act(registry: Registry, champions: Champions, verb: str, *values: Any) -> ob
     return registry.promote(champions.versions[values[0]], basis=champions)
 
 
-def main() -> None:
-    for line in iter(sys.stdin.readline, ""):
-        verb, *values = json.loads(line)
+def move_aliases(connection: Connection) -> None:
+    """Answer messages until the process is killed."""
+    while True:
+        verb, *values = connection.recv()
         if verb == "look":
             uri, name, pauses = values
             registry = Registry(RegistryConfig(name=name, tracking_uri=uri))
             champions = registry.champions()
             if pauses:
-                registry._client = Pausing(registry._client)  # type: ignore[assignment]
-            say("ready")
+                registry._client = Pausing(registry._client, connection)  # type: ignore[assignment]
+            connection.send(["ready"])
             continue
         try:
-            say("done", act(registry, champions, verb, *values))
+            connection.send(["done", act(registry, champions, verb, *values)])
         except GatecastError as error:
-            say(type(error).__name__, str(error))
-
-
-if __name__ == "__main__":
-    main()
+            connection.send([type(error).__name__, str(error)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from flow import NAME, Store, forecast, panel, refuse, succeed
+from flow import NAME, TRAIN, Store, forecast, panel, refuse, succeed
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.server import app, handlers
@@ -81,8 +81,7 @@ def files(run: Run) -> dict[str, bytes]:
 
 def small_training(store: Store) -> tuple[str, ...]:
     table = store.write(panel().filter(pl.col("series_id") < "s02"), "small.parquet")
-    window = ("window.horizon=12", "window.context_length=48")
-    return (f"registry.name={NAME}", f"data.path={table}", *window, "fit.max_steps=0", "model.hidden_size=8")
+    return (f"registry.name={NAME}", f"data.path={table}", *TRAIN, "fit.max_steps=0")
 
 
 def sync_until_done(tracking: Tracking) -> int:

@@ -68,7 +68,9 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("case", REJECTED)
-def test_bad_rows_are_rejected_with_a_reason_and_the_rest_is_forecast(promoted: Store, case: str) -> None:
+def test_bad_rows_are_rejected_with_a_reason_and_the_rest_is_forecast(
+    promoted: Store, champion_forecasts: pl.DataFrame, case: str
+) -> None:
     table, reasons, series = REJECTED[case]
     done = promoted.score(promoted.write(table), "data.max_reject_share=0.1")
     frame, rejects = promoted.forecasts(), promoted.rejects()
@@ -79,9 +81,8 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_rest_is_forecast(promoted: 
     assert f"{rejects.height} rejects" in done.lines[-1]
     assert np.isfinite(frame.select("mean", "^q.*$").to_numpy()).all()
 
-    promoted.score(output="clean")
     keep = pl.col("series_id") != ODD
-    assert_frame_equal(frame.filter(keep), promoted.forecasts("clean").filter(keep))
+    assert_frame_equal(frame.filter(keep), champion_forecasts.filter(keep))
 
 
 ACCEPTED = {
@@ -130,11 +131,11 @@ def test_the_source_says_what_a_series_that_has_ended_was_forecast_by(promoted: 
     for source, hours in LADDER.items():
         ended = panel().filter((pl.col("series_id") != tuned) | (pl.col("timestamp") <= END - timedelta(hours=hours)))
         promoted.score(promoted.write(ended), "score.max_age=none", output=source)
-        found = promoted.forecasts(source).filter(series_id=tuned)
-        assert set(found["source"]) == {source}
-        assert (found["cutoff"] == END).all()
+        rows = promoted.forecasts(source).filter(series_id=tuned)
+        assert set(rows["source"]) == {source}
+        assert (rows["cutoff"] == END).all()
         if source == "last_value":
-            assert found["q50"].n_unique() == 1
+            assert rows["q50"].n_unique() == 1
 
 
 @pytest.mark.usefixtures("store")
@@ -162,9 +163,9 @@ def test_unsorted_input_gives_the_same_bytes(promoted: Store) -> None:
 
 def test_a_series_that_training_did_not_know_is_forecast_by_the_base(promoted: Store) -> None:
     promoted.score(promoted.write(panel().with_columns(pl.col("series_id").replace({ODD: "new"}))))
-    found = dict(promoted.forecasts().select("series_id", "source").iter_rows())
-    assert found["new"] == "pretrained"
-    assert len(found) == len(SERIES)
+    sources = dict(promoted.forecasts().select("series_id", "source").iter_rows())
+    assert sources["new"] == "pretrained"
+    assert len(sources) == len(SERIES)
 
 
 # Tables that can't be used at all: exit code 3.

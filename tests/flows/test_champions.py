@@ -1,20 +1,18 @@
 """Who is champion: the history, the way back, what is kept for it, and two processes that move the alias at once."""
 
 import fcntl
-import json
-import os
 import random
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alias_mover import move_aliases
 from flow import refuse, succeed
 from mlflow import MlflowClient
+from processes import Process
 
 from forecast.config import RegistryConfig
 from forecast.errors import GateRefused, RegistryError
@@ -380,23 +378,17 @@ def test_an_export_overwrites_nothing_and_says_what_to_do(client: MlflowClient, 
     assert ("1 files or folders: notes" in message) == (target == "a folder")
 
 
-class Mover:
+class Mover(Process):
     """A process that moves aliases (`alias_mover.py`)."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, str(Path(__file__).with_name("alias_mover.py"))]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        super().__init__(move_aliases)
 
     def send(self, *words: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(words) + "\n")
-        self.process.stdin.flush()
+        self.connection.send(words)
 
     def answer(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
+        return self.connection.recv()
 
     def look(self, store: str, *, pauses: bool = False) -> None:
         self.send("look", store, NAME, pauses)
@@ -408,8 +400,7 @@ def movers() -> Iterator[tuple[Mover, Mover]]:
     both = Mover(), Mover()
     yield both
     for mover in both:
-        mover.process.kill()
-        mover.process.wait()
+        mover.kill()
 
 
 def test_of_two_promotions_at_once_one_is_refused(
@@ -487,8 +478,7 @@ def test_who_moves_an_alias_is_alone_and_a_kill_leaves_what_was(
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     movers[0].send("promote", third.number)
     assert champion(registry) == 2
-    killed.process.kill()
-    killed.process.wait()
+    killed.kill()
     assert movers[0].answer() == ["done", None]
     assert (champion(registry), registry.champions().line) == (3, [1, 2, 3])
     movers[1].send("rollback", "late")

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import polars as pl
 import pytest
-from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, succeed, written
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, Store, panel, refuse, six_series, succeed, written
 
 from forecast.config import RegistryConfig
 from forecast.tracking.registry import Registry
@@ -30,8 +30,8 @@ def prepared(table: pl.DataFrame, folder: Path, *settings: str) -> Path:
 
 def test_every_verb_takes_a_prepared_panel_for_the_table(tmp_path: Path) -> None:
     """The same models, scores and forecasts come of it, bit by bit."""
-    folder = prepared(panel(), tmp_path, "prepare.chunk_rows=1000")
-    made: list[object] = []
+    folder = prepared(six_series(), tmp_path, "prepare.chunk_rows=1000")
+    results: list[object] = []
     for path in (folder, tmp_path / "table.parquet"):
         data = f"data.path={path}"
         name = f"registry.name={NAME if path == folder else 'other'}"
@@ -42,8 +42,8 @@ def test_every_verb_takes_a_prepared_panel_for_the_table(tmp_path: Path) -> None
         out = tmp_path / f"out-{path.stem}"
         succeed("score", name, data, f"output.path={out}")
         digests = [version.digest for version in Registry(RegistryConfig(name=name.partition("=")[2])).versions()]
-        made.append((digests, written(out).drop("model_version", "model_name").rows()))
-    assert made[0] == made[1]
+        results.append((digests, written(out).drop("model_version", "model_name").rows()))
+    assert results[0] == results[1]
 
 
 def test_preparing_again_reuses_the_panel_and_new_settings_make_a_new_one(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_the_profile_of_a_panel_is_printed_and_written(tmp_path: Path) -> None:
     assert ended.rows() == [("s07", datetime(2024, 1, 2, 23), 24 * 16)]
     none = succeed("data", "profile", f"data.path={table}", "profile.max_age=none")
     assert "score.max_age" not in none.out
-    found = pl.read_parquet(tmp_path / "profile" / "profile.parquet")
-    assert found.height == 20
-    assert found["length"].unique().sort().to_list() == [48, 24 * 18]
+    profile = pl.read_parquet(tmp_path / "profile" / "profile.parquet")
+    assert profile.height == 20
+    assert profile["length"].unique().sort().to_list() == [48, 24 * 18]
     page = (tmp_path / "profile" / "profile.html").read_text()
     assert "<html" in page
     assert "Plotly" in page
@@ -128,7 +128,7 @@ def test_wide_and_aggregated_tables_go_through_all_verbs(tmp_path: Path) -> None
     path = tmp_path / "wide.csv"
     wide.write_csv(path)
     settings = ("data.layout=wide", "data.aggregate=sum", "data.freq=1h", "data.max_reject_share=0.2")
-    succeed("train", f"registry.name={NAME}", f"data.path={path}", *settings, *TRAIN)
+    succeed("train", f"registry.name={NAME}", f"data.path={path}", *settings, *TRAIN, "fit.max_steps=0")
     name = (f"registry.name={NAME}", "registry.alias=pretrained")
     out = tmp_path / "out"
     succeed("score", *name, f"data.path={path}", f"output.path={out}", "data.max_reject_share=0.2")
@@ -156,7 +156,9 @@ def test_known_and_static_covariates_from_tables_of_their_own(tmp_path: Path) ->
         f"data.known_path={tmp_path / 'known.parquet'}",
         f"data.static_path={tmp_path / 'static.csv'}",
     )
-    succeed("train", *source, "data.known_covariates=[event]", "data.static_covariates=[city]", *TRAIN)
+    succeed(
+        "train", *source, "data.known_covariates=[event]", "data.static_covariates=[city]", *TRAIN, "fit.max_steps=0"
+    )
     succeed("score", *source, "registry.alias=pretrained", f"output.path={tmp_path / 'out'}")
     assert written(tmp_path / "out").height == 4 * HORIZON
     # What the horizon lacks is told.

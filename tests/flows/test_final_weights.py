@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import polars as pl
 import pytest
-from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, panel, succeed, written
+from flow import BACKTEST, END, FINETUNE, HORIZON, NAME, TRAIN, six_series, succeed, written
 from polars.testing import assert_frame_equal
 
 import forecast as fc
@@ -31,7 +31,7 @@ def with_final(settings: tuple[str, ...]) -> list[str]:
 def test_a_refreshed_champion_scores_and_is_exported_with_its_final_weights_and_judged_with_the_others(
     store: str, tmp_path: Path
 ) -> None:
-    table = panel()
+    table = six_series()
     table.write_parquet(tmp_path / "panel.parquet")
     data = f"data.path={tmp_path / 'panel.parquet'}"
     succeed("train", MODEL, data, *with_final(TRAIN))

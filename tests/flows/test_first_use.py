@@ -2,49 +2,37 @@
 
 import os
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from processes import Process
 
 from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
 from forecast.tracking.registry import Registry
 from pipelines import ui
 
-JOB = """
-import sys
-from forecast.config import RegistryConfig
-from forecast.tracking.registry import Registry
-registry = Registry(RegistryConfig(name=sys.argv[1], tracking_uri=sys.argv[2]))
-print("experiment", registry._experiment())
-"""
 
-
-def start(name: str, database: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", JOB, name, f"sqlite:///{database}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def make_experiment(connection: Connection, name: str, database: Path) -> None:
+    """Send the id of an experiment in a store, both made if there is none."""
+    connection.send(Registry(RegistryConfig(name=name, tracking_uri=f"sqlite:///{database}"))._experiment())
 
 
 def test_a_kill_while_the_tables_are_made_leaves_nothing_and_two_jobs_at_once_make_them(tmp_path: Path) -> None:
     database, unfinished = tmp_path / "new" / "mlflow.db", tmp_path / "new" / ".mlflow.db.unfinished"
-    killed = start("a", database)
+    killed = Process(make_experiment, "a", database)
     while not (unfinished.exists() and unfinished.stat().st_size):
-        assert killed.poll() is None
+        assert killed.is_alive()
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
     assert unfinished.exists()
     assert not database.exists()
-    jobs = [start(name, database) for name in ("a", "b")]
-    said = {job.communicate()[0].splitlines()[-1] for job in jobs}
-    assert said == {"experiment 1", "experiment 2"}
+    jobs = [Process(make_experiment, name, database) for name in ("a", "b")]
+    assert {job.connection.recv() for job in jobs} == {"1", "2"}
     assert [path.name for path in database.parent.iterdir()] == ["mlflow.db"]
     with closing(sqlite3.connect(database)) as connection:
         names = connection.execute("select name from experiments order by experiment_id").fetchall()

@@ -67,8 +67,8 @@ def test_two_versions_are_compared_by_series(promoted: Store) -> None:
         f"{NAME} v3 against v2: 0 series fine-tuned in v3 alone, 1 in v2 alone, 0 changed, {len(rest)} the same"
     )
     assert name in done.out
-    found = pl.read_parquet(promoted.folder / "diff" / "diff.parquet")
-    assert found.filter(pl.col("status") != "same")["series_id"].to_list() == [name]
+    difference = pl.read_parquet(promoted.folder / "diff" / "diff.parquet")
+    assert difference.filter(pl.col("status") != "same")["series_id"].to_list() == [name]
     assert "no alias 'nope'" in refuse(4, "models", "diff", MODEL, "registry.alias=3", "diff.against=nope")
 
 
@@ -116,8 +116,8 @@ def test_a_calibrated_version_is_registered_judged_and_scores_with_its_intervals
     line = succeed("calibrate", MODEL, data, "registry.alias=champion", *one, f"output.path={out}").lines[-1]
     assert line.startswith(f"{NAME} v3 (fine_tuned): from v2, 1 cutoffs of 20 series, run ")
     assert pl.read_parquet(out / "coverage.parquet").is_empty(), "nothing was left to check it on"
-    made = registry().resolve("challenger")
-    assert (made.number, made.parent, made.tags["calibrated"]) == (3, 2, "split")
+    calibrated = registry().resolve("challenger")
+    assert (calibrated.number, calibrated.parent, calibrated.tags["calibrated"]) == (3, 2, "split")
     assert "split)" in succeed("models", "show", MODEL).out
     again = refuse(3, "calibrate", MODEL, data, "registry.alias=3", *one)
     assert "needs at least 1 cutoff(s) that the model has not seen; of 0 after 2024-01-18" in again
@@ -140,8 +140,8 @@ def test_one_series_is_exported_alone(promoted: Store) -> None:
     succeed("models", "export", MODEL, "registry.alias=champion", f"export.series={name}", f"output.path={out}")
     promoted.score()
     expected = promoted.forecasts().filter(series_id=name)
-    made = library.forecast(library.load(out), panel().filter(series_id=name)).frame
-    np.testing.assert_allclose(made["q50"], expected["q50"], rtol=1e-6)
+    alone = library.forecast(library.load(out), panel().filter(series_id=name)).frame
+    np.testing.assert_allclose(alone["q50"], expected["q50"], rtol=1e-6)
     message = refuse(2, "models", "export", MODEL, "registry.alias=1", f"export.series={name}", "output.path=x")
     assert "export.series: this version has no changes of series" in message
     assert not (promoted.folder / "x").exists()
@@ -222,15 +222,15 @@ def test_a_student_is_registered_beside_its_teacher_and_exported_in_8_bits(promo
     line = succeed("distil", MODEL, data, *small, *fit, f"output.path={out}").lines[-1]
     assert line.startswith(f"{NAME} v3 (pretrained): from v2, MASE ")
     assert pl.read_parquet(out / "comparison.parquet")["model"].to_list() == ["teacher", "student"]
-    made = registry().resolve("challenger")
-    assert (made.number, made.parent, made.tags["distilled"]) == (3, 2, "4")
+    student = registry().resolve("challenger")
+    assert (student.number, student.parent, student.tags["distilled"]) == (3, 2, "4")
     succeed("backtest", MODEL, data, "backtest.n_windows=2")
 
     export = "models", "export", MODEL, "registry.alias=challenger", "export.format=onnx_int8"
     line = succeed(*export, data, f"output.path={out / 'int8'}").lines[-1]
     assert "quantiles off by" in line
-    told = json.loads((out / "int8" / "onnx.json").read_text())["quantised"]
-    assert told["windows"] == 20
-    assert f"WQL {told['wql']:.4f} (float {told['float_wql']:.4f}) on the last horizon" in line
+    quantised = json.loads((out / "int8" / "onnx.json").read_text())["quantised"]
+    assert quantised["windows"] == 20
+    assert f"WQL {quantised['wql']:.4f} (float {quantised['float_wql']:.4f}) on the last horizon" in line
     message = refuse(2, *export[:-1], "export.format=onnx", data, f"output.path={out / 'float'}")
     assert message.startswith("data: a table is what 8 bits are judged on")

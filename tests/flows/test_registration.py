@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flow import FINETUNE, HORIZON, NAME, Store, forecast, refuse, succeed
+from flow import FINETUNE, HORIZON, NAME, Store, forecast, refuse, six_series, succeed
 
 from forecast.config import RegistryConfig
 from forecast.tracking.registry import Registry
 
-TRAIN = (f"window.horizon={HORIZON}", "window.context_length=24", "model.hidden_size=4", "fit.max_steps=0")
+QUICK = "model.init=none", "model.smoothing=false"
+TRAIN = (f"window.horizon={HORIZON}", "window.context_length=24", "model.hidden_size=4", *QUICK, "fit.max_steps=0")
 DISTIL = ("distil.hidden_size=4", "distil.n_windows=1", "fit.max_steps=1", "registry.alias=pretrained")
 CALIBRATE = ("registry.alias=pretrained", "calibrate.n_windows=2", "calibrate.check_windows=0")
 TUNE = (*TRAIN[:-1], "fit.max_steps=1", "tune.n_trials=1", "output.path=search")
@@ -24,7 +25,7 @@ JOBS = {
     "tune": ("forecast.tuning.tune", TUNE, "logged_models", "pretrained"),
     "finetune": (
         "forecast.finetuning.finetune",
-        (*FINETUNE, "finetune.series=[s00,s01]"),
+        (*FINETUNE, "finetune.series=[s07,s08]"),
         "logged_models",
         "challenger",
     ),
@@ -62,9 +63,10 @@ def test_a_model_whose_store_fails_is_saved_and_registered_later(
 ) -> None:
     module, settings, table, alias = JOBS[verb]
     numbers = {version.number for version in registry().versions()}
+    data = f"data.path={fine_tuned.write(six_series())}"
     with monkeypatch.context() as patched:
         fail_after(patched, module, lambda: rename(fine_tuned, table, "elsewhere"))
-        done = forecast(verb, f"registry.name={NAME}", f"data.path={fine_tuned.table}", *settings)
+        done = forecast(verb, f"registry.name={NAME}", data, *settings)
     assert done.code == 4, done.err
     rename(fine_tuned, "elsewhere", table)
     assert {version.number for version in registry().versions()} == numbers
@@ -90,7 +92,7 @@ def test_a_model_whose_store_fails_is_saved_and_registered_later(
         "score",
         f"registry.name={NAME}",
         f"registry.alias={version.number}",
-        f"data.path={fine_tuned.table}",
+        data,
         "output.path=out",
     )
     assert f"v{version.number}" in out.out

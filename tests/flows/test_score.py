@@ -17,7 +17,7 @@ import mlflow
 import polars as pl
 import pytest
 import services
-from flow import END, HORIZON, NAME, SERIES, START, TRAIN, Store, forecast, panel, refuse, succeed, written
+from flow import END, HORIZON, NAME, SERIES, START, TRAIN, Store, forecast, panel, refuse, six_series, succeed, written
 from polars.testing import assert_frame_equal
 from services import PASSWORD_IN_URI
 
@@ -74,11 +74,11 @@ def test_a_state_goes_forward_with_the_cutoffs(promoted: Store) -> None:
     nightly = ("score", MODEL, f"output.path={promoted.folder / 'nightly'}", f"{state}-2")
     succeed(*nightly, f"data.path={shifted}", f"data.until={nights[1].isoformat()}")
     assert "state carried 19, state new 0, state recomputed 1" in succeed(*nightly, f"data.path={promoted.table}").out
-    expected, found = (
+    expected, nightly_rows = (
         pl.read_parquet(promoted.folder / folder / "forecasts").filter(cutoff=END).sort(ORDER)
         for folder in ("out", "nightly")
     )
-    assert_frame_equal(found, expected, rel_tol=1e-5, abs_tol=1e-5)
+    assert_frame_equal(nightly_rows, expected, rel_tol=1e-5, abs_tol=1e-5)
 
 
 def late(name: str, *, days: int) -> pl.Expr:
@@ -127,7 +127,7 @@ def test_cutoffs_that_the_model_was_trained_on_are_named_in_a_line(promoted: Sto
 
 @pytest.mark.trains
 def test_the_end_of_the_panel_is_forecast_with_weights_that_have_seen_it(store: str, tmp_path: Path) -> None:
-    panel().write_parquet(tmp_path / "panel.parquet")
+    six_series().write_parquet(tmp_path / "panel.parquet")
     data = f"data.path={tmp_path / 'panel.parquet'}"
     settings = [setting for setting in TRAIN if not setting.startswith(("fit.final", "fit.max_steps"))]
     done = succeed("train", MODEL, data, *settings, "fit.max_steps=0")
@@ -180,7 +180,7 @@ def test_a_version_that_is_deleted_meanwhile_is_used_to_the_end(
 ) -> None:
     monkeypatch.setenv("GATECAST_CACHE", str(promoted.folder / "cache"))
     out, ended = promoted.folder / "out", []
-    settings = ("score.cutoffs=2024-01-10..2024-01-18T23:00:00/6h", "score.shard_size=2", f"output.path={out}")
+    settings = ("score.cutoffs=2024-01-15..2024-01-18T23:00:00/6h", "score.shard_size=2", f"output.path={out}")
 
     def score() -> None:
         ended.append(forecast("score", MODEL, f"data.path={promoted.table}", *settings))
@@ -195,7 +195,7 @@ def test_a_version_that_is_deleted_meanwhile_is_used_to_the_end(
     job.join()
     assert remaining
     assert ended[0].code == 0, ended[0].err
-    assert len(manifests(out)) == 36
+    assert len(manifests(out)) == 16
     refuse(4, "score", MODEL, f"data.path={promoted.table}", *settings)
 
 
@@ -270,9 +270,9 @@ def query(uri: str, statement: str) -> pl.DataFrame:
 
     with dbapi.connect(uri) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
-        found = cursor.fetch_arrow_table() if cursor.description else None
+        rows = cursor.fetch_arrow_table() if cursor.description else None
         connection.commit()
-        return pl.DataFrame() if found is None else pl.DataFrame(found)
+        return pl.DataFrame() if rows is None else pl.DataFrame(rows)
 
 
 def test_every_sink_holds_the_same_rows_and_replaces_a_cutoff(
@@ -287,11 +287,11 @@ def test_every_sink_holds_the_same_rows_and_replaces_a_cutoff(
     )
 
     def same() -> None:
-        found = read("forecasts")
-        assert set(found.columns) == set(expected.columns)
-        if found.schema["cutoff"] == pl.String:
-            found = found.with_columns(pl.col("cutoff", "timestamp").str.to_datetime(time_unit="us"))
-        assert_frame_equal(found.select(expected.columns).cast(expected.schema).sort(ORDER), expected.sort(ORDER))
+        rows = read("forecasts")
+        assert set(rows.columns) == set(expected.columns)
+        if rows.schema["cutoff"] == pl.String:
+            rows = rows.with_columns(pl.col("cutoff", "timestamp").str.to_datetime(time_unit="us"))
+        assert_frame_equal(rows.select(expected.columns).cast(expected.schema).sort(ORDER), expected.sort(ORDER))
         assert read("rejects").select("series_id", "reason", "cutoff").rows() == [
             (SERIES[3], "no observed target", None)  # Of reading: once, of no cutoff.
         ]
@@ -326,16 +326,19 @@ def test_two_versions_share_a_table_and_are_read_apart(
     assert_frame_equal(rows.filter(model_version="2").sort(ORDER).select(expected.columns), expected)
     assert rows.filter(model_version="1")["q90"].max() == 15
     assert rows["sample_000"].null_count() == expected.height
-    place = [f"scores.path={promoted.folder / 'out'}", *(word.replace("output.", "scores.") for word in settings)]
+    table = [
+        f"scores.path={promoted.folder / 'out'}",
+        *(word.replace("output.", "scores.") for word in settings),
+    ]
 
     def current() -> dict[str, bool]:
-        lines = [line.split() for line in succeed("scores", "list", *place).lines if NAME in line]
+        lines = [line.split() for line in succeed("scores", "list", *table).lines if NAME in line]
         return {next(word for word in words if word in ("v1", "v2")): "yes" in words for words in lines}
 
     assert current() == {"v1": True, "v2": False}
     assert "all done before, nothing was written" in promoted.score(None, *settings).out
     assert current() == {"v1": False, "v2": True}
-    shown = succeed("scores", "show", *place, "show.series=[s03]", f"show.file={promoted.folder / 'rows.parquet'}").out
+    shown = succeed("scores", "show", *table, "show.series=[s03]", f"show.file={promoted.folder / 'rows.parquet'}").out
     (run, *_) = [run for run in runs(promoted) if run.data.tags["job"] == "score"]
     digest = mlflow.MlflowClient(promoted.uri).get_model_version(NAME, "2").tags["digest"]
     assert f"240 rows by {NAME} v2, digest {digest}, run {run.info.run_id}, trained until 2024-01-17T23:00:00" in shown
@@ -343,9 +346,9 @@ def test_two_versions_share_a_table_and_are_read_apart(
     mine = read("forecasts").filter(series_id="s03", model_version="2").sort(ORDER)
     assert frame["q50"].to_list() == pytest.approx(mine["q50"].to_list())
     assert frame["run_id"].unique().to_list() == [run.info.run_id]
-    every = succeed("scores", "show", *place, "show.every=true", "show.rows=0").out
+    every = succeed("scores", "show", *table, "show.every=true", "show.rows=0").out
     assert [f"by {NAME} v{number}, " in every for number in (1, 2)] == [True, True]
-    assert "no forecasts from 2020" in refuse(3, "scores", "show", *place, "show.cutoff=2020-01-01")
+    assert "no forecasts from 2020" in refuse(3, "scores", "show", *table, "show.cutoff=2020-01-01")
 
 
 def test_a_table_with_the_columns_of_an_earlier_release_is_brought_up_to_date(promoted: Store, postgresql: str) -> None:
@@ -364,8 +367,8 @@ def test_a_table_with_the_columns_of_an_earlier_release_is_brought_up_to_date(pr
     )
     promoted.score(None, *settings)
     promoted.score(None, *settings, "registry.alias=1")
-    found = query(postgresql, "select model_name, model_version, count(*) as rows from old group by 1, 2 order by 2")
-    assert found.rows() == [(NAME, "1", 240), (NAME, "2", 240), ("", "7", 2)]
+    counts = query(postgresql, "select model_name, model_version, count(*) as rows from old group by 1, 2 order by 2")
+    assert counts.rows() == [(NAME, "1", 240), (NAME, "2", 240), ("", "7", 2)]
     latest = query(postgresql, "select distinct model_version, run_id from old_latest")
     assert latest["model_version"].to_list() == ["1"]
     assert "all done before" in promoted.score(None, *settings).out
@@ -388,9 +391,9 @@ def test_a_database_that_goes_away_leaves_the_old_rows_and_the_next_run_goes_on(
     with dbapi.connect(postgresql) as connection, connection.cursor() as cursor:
         cursor.execute("lock table kept in exclusive mode")  # The job waits in its transaction, rejects written.
         job.start()
-        while (found := query(postgresql, waiting)).is_empty() and job.is_alive():
+        while (backend := query(postgresql, waiting)).is_empty() and job.is_alive():
             time.sleep(0.01)
-        query(postgresql, f"select pg_terminate_backend({found.item()})")
+        query(postgresql, f"select pg_terminate_backend({backend.item()})")
         job.join()
     assert ended[0].code == 6, ended[0].err
     assert "output.uri=postgresql://me:***@127.0.0.1" in ended[0].err
@@ -459,12 +462,12 @@ def test_scored_forecasts_are_reconciled_once_and_add_up(promoted: Store) -> Non
     ]
     line = succeed("reconcile", *asked, f"reconcile.actuals={promoted.table}").lines[-1]
     assert f"cutoff {END.isoformat()}, bottom_up, 20 series + 3 sums = 23 nodes, correlations of 12 past errors" in line
-    made = written(promoted.folder / "sums")
+    nodes = written(promoted.folder / "sums")
     scored = pl.read_parquet(promoted.folder / "out" / "forecasts").filter(cutoff=END)
     north = scored.filter(pl.col("series_id") < "s12").group_by("step").agg(pl.col("mean").sum()).sort("step")
-    sums = made.filter(series_id="region=north").sort("step")
+    sums = nodes.filter(series_id="region=north").sort("step")
     assert sums["mean"].to_list() == pytest.approx(north["mean"].to_list())
-    assert made.height == 23 * HORIZON
+    assert nodes.height == 23 * HORIZON
     manifest = json.loads(next((promoted.folder / "sums" / "manifests").iterdir()).read_text())
     assert (manifest["nodes"], manifest["series"], manifest["errors"]) == (23, 20, 12)
     assert manifest["incoherence"]["relative"] < 1e-9
@@ -475,7 +478,7 @@ def test_scored_forecasts_are_reconciled_once_and_add_up(promoted: Store) -> Non
     next(iter(files)).write_bytes(b"damaged")
     again = succeed("reconcile", *asked, f"reconcile.actuals={promoted.table}").lines[-1]
     assert "276 rows" in again
-    assert written(promoted.folder / "sums").equals(made)
+    assert written(promoted.folder / "sums").equals(nodes)
 
     moment = f"reconcile.cutoff={earlier.isoformat()}"
     assert "intervals as if independent" in succeed("reconcile", *asked, moment).lines[-1]

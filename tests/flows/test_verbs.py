@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -481,11 +482,9 @@ def test_a_training_that_is_killed_goes_on_to_the_model_it_would_have_been(store
     six_series().write_parquet(table)
     command = ["train", MODEL, f"data.path={table}", *TRAIN, "fit.max_steps=100", "fit.patience=100"]
     kept = f"fit.checkpoint={folder}"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *command, kept],
-        cwd=Path(library.__file__).parents[1],
-        stderr=subprocess.DEVNULL,
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    program = [sys.executable, "-m", "pipelines.cli", *command, kept]
+    running = subprocess.Popen(program, stderr=subprocess.DEVNULL, env=environment)
     while not (folder / "training.safetensors").exists():
         assert running.poll() is None
         time.sleep(0.01)
