@@ -18,8 +18,9 @@ _YEARS: Final = (1583, 2999)
 _LAST_SECOND: Final = 253_402_300_799.0  # of the year 9999
 _UNREADABLE: Final = "unreadable"
 # Formats of other tools; an error message names those that read a column.
-_DATES: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d/%m/%y", "%m/%d/%y", "%d %b %Y",
-                 "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%Y%m", "%y%m%d", "%m/%Y", "%b %Y", "%b-%y")  # fmt: skip
+_DATES: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y",
+                 "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%Y%m", "%y%m%d", "%m/%Y",
+                 "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y")  # fmt: skip
 _CLOCKS: Final = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H:%M:%S %z")
 
 
@@ -34,15 +35,16 @@ def read(frame: pl.LazyFrame, data: DataConfig, schema: pl.Schema) -> pl.LazyFra
     if dtype is None or isinstance(dtype, pl.Date | pl.Datetime):
         return frame
     if form in EPOCH_UNITS and (dtype.is_numeric() or dtype == pl.String):
-        return _from_epoch(frame, name, form)
+        return from_epoch(frame, name, form)
     if form is not None and (dtype == pl.String or dtype.is_integer()):
         return _formatted(frame, name, form)
     if dtype.is_numeric():
-        return _from_numbers(frame, name)
+        return from_numbers(frame, name)
     return frame
 
 
-def _from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
+def from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
+    """Return the table with numbers that count from 1970 on, in a unit of `EPOCH_UNITS`, as times. Raises DataError."""
     source = frames.column(name)
     number = source.cast(pl.Float64, strict=False)
     per_second = 10.0 ** (3 * EPOCH_UNITS.index(unit))
@@ -59,7 +61,7 @@ def _from_epoch(frame: pl.LazyFrame, name: str, unit: str) -> pl.LazyFrame:
 
 def _formatted(frame: pl.LazyFrame, name: str, form: str) -> pl.LazyFrame:
     text = frames.column(name).cast(pl.String).str.strip_chars()
-    moment = _moment(text, form)
+    moment = parse_format(text, form)
     counted = frame.select(
         moment.count().alias("read"),
         text.count().alias("rows"),
@@ -80,7 +82,7 @@ def _formatted(frame: pl.LazyFrame, name: str, form: str) -> pl.LazyFrame:
     return frame.with_columns(_canonical(moment, text, aware="%z" in form).alias(name))
 
 
-def _moment(text: pl.Expr, form: str) -> pl.Expr:
+def parse_format(text: pl.Expr, form: str) -> pl.Expr:
     """Return text parsed by a format, null if unreadable. A format without a day, month or minute means the first."""
     if not re.search(r"%[-_0]?[dejDFcxs+uaA]", form):
         text, form = text + " 01", form + " %d"
@@ -97,7 +99,7 @@ def _canonical(moment: pl.Expr, source: pl.Expr, *, aware: bool) -> pl.Expr:
     return pl.when(source.is_not_null()).then(pl.coalesce(iso_text, pl.lit(_UNREADABLE)))
 
 
-def _from_numbers(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
+def from_numbers(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
     """Return the table with years, or dates such as 20230101, that are whole numbers as dates. Raises DataError."""
     column = frames.column(name)
     number = column.cast(pl.Int64, strict=False)
@@ -155,10 +157,11 @@ def _extended(text: pl.Series) -> pl.Series:
         (r"^(\d{4})(\d\d)(\d\d)([Tt ]|$)", "$1-$2-$3$4"),
         (r"^(\d{4}-\d\d?-\d\d?)[Tt ]+(\d\d)(\d\d)(\d\d)?", "$1 $2:$3:$4"),
         (r"^(\d{4}-\d\d?-\d\d? \d\d:\d\d):([+-]|$)", "$1$2"),
-        (r"^(\d{4})-?[Qq]1$", "$1-01-01"),
-        (r"^(\d{4})-?[Qq]2$", "$1-04-01"),
-        (r"^(\d{4})-?[Qq]3$", "$1-07-01"),
-        (r"^(\d{4})-?[Qq]4$", "$1-10-01"),
+        (r"^(\d{4})[- ]?[Qq]1$|^[Qq]1[- ]?(\d{4})$", "${1}${2}-01-01"),
+        (r"^(\d{4})[- ]?[Qq]2$|^[Qq]2[- ]?(\d{4})$", "${1}${2}-04-01"),
+        (r"^(\d{4})[- ]?[Qq]3$|^[Qq]3[- ]?(\d{4})$", "${1}${2}-07-01"),
+        (r"^(\d{4})[- ]?[Qq]4$|^[Qq]4[- ]?(\d{4})$", "${1}${2}-10-01"),
+        (r"^(\d{4})[Mm](\d\d)$", "$1-$2-01"),
         (r"^(\d{4}-\d\d)$", "$1-01"),
         (r"^(\d{4})$", "$1-01-01"),
     ):
@@ -168,12 +171,7 @@ def _extended(text: pl.Series) -> pl.Series:
 
 def _unread_message(text: pl.Series) -> str:
     """Return the message for text without any ISO 8601 time: an example, and the formats that read all of it."""
-    sample = text.unique(maintain_order=True).head(10_000)
-    fits = []
-    for form in (date + clock for date in _DATES for clock in _CLOCKS):
-        times = sample.to_frame(TIMESTAMP).select(_moment(pl.col(TIMESTAMP).str.strip_chars(), form)).to_series()
-        if not times.null_count():
-            fits.append(form)
+    fits = formats_of(text.unique(maintain_order=True).head(10_000))
     problem = f"data.columns.timestamp: the column is text and not ISO 8601 (e.g. {text[0]!r}); "
     if len(fits) == 1:
         return f"{problem}set data.timestamp_format={fits[0]!r}, which reads all of it"
@@ -183,6 +181,18 @@ def _unread_message(text: pl.Series) -> str:
         f"{problem}set data.timestamp_format (strftime, such as '%d/%m/%Y %H:%M'), write it as 2013-06-30 or "
         "2013-06-30T12:00:00, or give a table with a date or datetime column"
     )
+
+
+def formats_of(text: pl.Series, share: float = 1.0) -> list[str]:
+    """Return the formats of other tools that read at least this share of text or whole numbers."""
+    fits = []
+    source = text.cast(pl.String).str.strip_chars().to_frame(TIMESTAMP)
+    for form in (date + clock for date in _DATES for clock in _CLOCKS):
+        times = source.select(parse_format(pl.col(TIMESTAMP), form)).to_series()
+        # "%Y" also reads the two digits of a year as the years 0 to 99.
+        if (times.dt.year() >= _YEARS[0]).sum() >= share * len(times):
+            fits.append(form)
+    return fits
 
 
 def _first_match(text: pl.Series, *formats: str) -> pl.Series:
