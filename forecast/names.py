@@ -39,6 +39,9 @@ THETA: Final = "dynamic_optimized_theta"
 BASELINES: Final = (NAIVE, SOURCE_SEASONAL_NAIVE, AUTO_ETS, THETA)
 """In display order."""
 
+# A model that was trained on the panel, beside one that was not.
+TRAINED: Final = "trained"
+
 # Registry aliases.
 PRETRAINED: Final = "pretrained"
 CHALLENGER: Final = "challenger"

@@ -1,5 +1,6 @@
 """`forecast backtest`: a registered model on past cutoffs, against baselines, its base and the current champion."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.artifact import Artifact
-    from forecast.backtesting.result import BacktestResult
+    from forecast.backtesting.result import BacktestResult, Contender
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
     from forecast.tracking.run import Run
@@ -39,8 +40,12 @@ def main(config: BacktestConfig) -> None:
     print(f"{version} ({version.kind}): {line}")
 
 
-def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
+def run(
+    config: BacktestConfig, others: "Mapping[str, Contender] | None" = None
+) -> "tuple[Version, str, BacktestResult]":
     """Score the version at each cutoff, log the scores and record their run in the tags of the version.
+
+    `others` are further models for the comparison, by name.
 
     A backtest with refits judges the way a version is trained, not the version itself: it is not recorded in its tags,
     and does not include the champion. Returns the version, a line about it, and the result.
@@ -60,6 +65,7 @@ def run(config: BacktestConfig) -> "tuple[Version, str, BacktestResult]":
     version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
     contenders[artifact.kind] = Contender(artifact, loaded.panel)
+    contenders |= others or {}
     has_champion = config.backtest.refit == "never"
     champion = registry.find(CHAMPION) if has_champion else None
     if champion and champion.number != version.number:

@@ -31,6 +31,7 @@ class JobVerb(NamedTuple):
 
 
 VERBS: Final = {
+    "quickstart": Verb("pipelines.quickstart:main", "forecast a file, and find out what it holds"),
     "train": Verb("pipelines.train:main", "train a model on a panel and register it"),
     "pretrain": Verb("pipelines.pretrain:main", "train a network for any series on synthetic ones"),
     "tune": Verb("pipelines.tune:main", "search for the settings of a training"),

@@ -17,6 +17,7 @@ from forecast.config.data import (
     HorizonConfig,
     PrepareSettings,
     ProfileSettings,
+    QuickstartWindow,
     ScoreTable,
     ScoreWindow,
     SourceConfig,
@@ -78,6 +79,21 @@ class TrainConfig(JobConfig):
     window: WindowConfig
     model: ModelConfig = ModelConfig()
     fit: FitConfig = FitConfig()
+
+
+class QuickstartConfig(JobConfig):
+    """`forecast quickstart`: the settings of `forecast train` and of the backtest; the file decides about others.
+
+    `registry.tracking_uri` is a store in the output folder by default, `registry.name` the name of the file, and
+    `output.path` the folder quickstart/NAME.
+    """
+
+    data: DataTable
+    window: QuickstartWindow = QuickstartWindow()
+    model: ModelConfig = ModelConfig()
+    fit: FitConfig = FitConfig()
+    backtest: BacktestSettings = BacktestSettings()
+    output: OutputConfig = OutputConfig()
 
 
 class TuneConfig(TrainConfig):

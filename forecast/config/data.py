@@ -218,6 +218,16 @@ class WindowConfig(Config):
     """Steps it forecasts."""
 
 
+class QuickstartWindow(Config):
+    """Context length and horizon of a quick start."""
+
+    context_length: Annotated[int, Field(ge=1)] | None = None
+    """Steps of history that the trained model sees; by default as in training."""
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Steps to forecast; by default a day of hours or minutes, two weeks of days, a quarter of weeks, a year of months,
+    two years of quarters, five years, and at most a quarter of a typical series."""
+
+
 class HorizonConfig(Config):
     """The longest horizon of forecasts from a prepared panel."""
 

@@ -15,6 +15,7 @@ COLOURS: Final = {
     names.SOURCE_LAST_VALUE: "#a9afb9",
     names.SOURCE_SEASONAL_NAIVE: "#858c97",
     names.SOURCE_PRETRAINED: "#3577dc",
+    names.TRAINED: "#3577dc",
     names.SOURCE_FINE_TUNED: "#e07b1a",
 }
 LABELS: Final = {
@@ -24,6 +25,7 @@ LABELS: Final = {
     names.AUTO_ETS: "AutoETS",
     names.THETA: "Dynamic Theta",
     names.SOURCE_PRETRAINED: "Pretrained",
+    names.TRAINED: "Trained on this table",
     names.SOURCE_FINE_TUNED: "Fine-tuned",
 }
 _OTHER_COLOURS: Final = ("#149494", "#8f62c9", "#c94a72", "#7a8a22")

@@ -49,6 +49,8 @@ def read_times(column: pl.Series, form: str | None = None) -> list[TimeReading]:
     if column.dtype == pl.String:
         column = column.str.strip_chars()
         column = column.set(column.is_in(list(numerals.MISSING)), None)
+        if not column.str.contains(r"\d").any():
+            return []
     elif not column.dtype.is_integer():
         return []
     distinct = column.drop_nulls().unique(maintain_order=True)

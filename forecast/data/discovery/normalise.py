@@ -50,7 +50,7 @@ class Roles:
         extra = [column.name for column in self.others if column.name not in covariates]
         if not self.key.names and extra:
             reasons.append(f"it has other columns ({listing(map(repr, extra))}) and none that names the series")
-        if not self.columns[self.time].named:
+        if not self.columns[self.time].has_name:
             reasons.append("the column of times has no name")
         return reasons
 
@@ -75,7 +75,7 @@ class Roles:
         Columns without a role stay as they are.
         """
         taken = set(self.columns)
-        time = self.time if self.columns[self.time].named else _free(TIMESTAMP, taken)
+        time = self.time if self.columns[self.time].has_name else _free(TIMESTAMP, taken)
         parts = [self.steps.reading.values.alias(time)]
         settings: dict[str, Any] = {
             "layout": "wide" if self.targets.wide else "long",

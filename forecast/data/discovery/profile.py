@@ -51,7 +51,7 @@ def name_rank(name: str, names: Sequence[str]) -> float:
     return min((names.index(word) + 0.5 for word in words if word in names), default=math.inf)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """A column of a file, with its readings."""
 
@@ -79,7 +79,7 @@ class Column:
         return self.values.dtype.is_integer()
 
     @property
-    def named(self) -> bool:
+    def has_name(self) -> bool:
         """Whether the file gives the column a name."""
         return not self.name.startswith("column ")
 
@@ -88,13 +88,16 @@ class Column:
         """Number of different values; missing ones do not count."""
         return self.values.drop_nulls().n_unique()
 
+    @cached_property
+    def counts_rows(self) -> bool:
+        """Whether each value is one more than that of the row before."""
+        counts = self.values.cast(pl.Int64, strict=False) if self.whole else self.values.clear()
+        return len(counts) > 1 and counts.null_count() == 0 and bool((counts.diff().drop_nulls() == 1).all())
+
     @property
     def is_row_number(self) -> bool:
-        """Whether the column counts the rows."""
-        if not self.whole or not _ROW_NUMBER_NAMES.fullmatch(self.name):
-            return False
-        counts = self.values.cast(pl.Int64, strict=False)
-        return len(counts) > 1 and counts.null_count() == 0 and bool((counts.diff().drop_nulls() == 1).all())
+        """Whether the column counts the rows, by its values and its name."""
+        return self.counts_rows and _ROW_NUMBER_NAMES.fullmatch(self.name) is not None
 
 
 def profile(frame: pl.DataFrame, data: DataConfig) -> dict[str, Column]:

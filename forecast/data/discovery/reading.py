@@ -4,10 +4,10 @@ import codecs
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -19,7 +19,11 @@ from forecast.errors import DataError, listing
 
 _SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _BOMS: Final = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_EXCEL, _PARQUET, _ARROW, _OLD_EXCEL = b"PK\x03\x04", b"PAR1", b"ARROW1", b"\xd0\xcf\x11\xe0"
+_EXCEL, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+_COLUMNAR: Final[tuple[tuple[bytes, str, tuple[str, ...], Callable[[Any], pl.DataFrame]], ...]] = (
+    (b"PAR1", "Parquet", (".parquet", ".pq"), pl.read_parquet),
+    (b"ARROW1", "Arrow", (".arrow", ".ipc", ".feather"), pl.read_ipc),
+)
 # Lines from which separator and header are found.
 _HEAD: Final = 200
 # Share of the values of a column that must have a kind for the column to have it.
@@ -47,7 +51,7 @@ def read_raw(path: str, separator: str | None = None) -> RawTable:
     package that reads Excel is missing.
     """
     label = f"data.path={path}"
-    if "://" not in path and not Path(path).is_file():
+    if not Path(path).is_file():
         what = "is a folder" if Path(path).is_dir() else f"no such file (from {Path.cwd()})"
         raise DataError(f"{label}: {what}; the quick start reads one file: CSV, Excel, Parquet or Arrow")
     content = _content(path, label)
@@ -55,9 +59,12 @@ def read_raw(path: str, separator: str | None = None) -> RawTable:
         raise DataError(f"{label}: the file is empty; give one with a header and rows")
     if content.startswith(_OLD_EXCEL):
         raise DataError(f"{label}: a workbook of Excel 97; save it as .xlsx, or as CSV")
-    if content.startswith((_PARQUET, _ARROW)):
-        kind = "Parquet" if content.startswith(_PARQUET) else "Arrow"
-        return RawTable(tables.scan(path, (), "data.path").collect(), kind)
+    for mark, kind, suffixes, read in _COLUMNAR:
+        if content.startswith(mark) and path.lower().endswith(suffixes):
+            return RawTable(tables.scan(path, (), "data.path").collect(), kind)
+        if content.startswith(mark):
+            obstacle = f"it is {kind}, and its name does not end in {listing(suffixes)}"
+            return RawTable(read(io.BytesIO(content)), kind, obstacles=(obstacle,))
     if content.startswith(_EXCEL):
         return _from_excel(content, label)
     return _from_text(content, label, Path(path).name.lower(), separator)

@@ -112,19 +112,19 @@ def find_series(columns: Mapping[str, Column], time: str, data: DataConfig) -> t
     texts = [column for column in others if not column.numeric and not column.times]
     numbers = [column for column in others if column.whole and name_rank(column.name, SERIES_NAMES) < math.inf]
     ranked = sorted([*texts, *numbers], key=lambda column: name_rank(column.name, SERIES_NAMES))[:_MOST_CANDIDATES]
+    names_in_order = [name for name in columns if name in {column.name for column in ranked}]
+    closest = key_of(())
     for size in range(_MOST_KEYS + 1):
-        keys = [key_of(names) for names in itertools.combinations([column.name for column in ranked], size)]
-        keys = [
-            key
-            for key in keys
-            if key.repeats <= MAX_REPEATS * rows.height and key.n_series * _LEAST_ROWS <= max(rows.height, _LEAST_ROWS)
-        ]
-        if keys:
-            best = min(keys, key=lambda key: (key.repeats > 0, key.n_series, _rank(key.names)))
+        keys = [key_of(names) for names in itertools.combinations(names_in_order, size)]
+        keys = [key for key in keys if key.n_series * _LEAST_ROWS <= max(rows.height, _LEAST_ROWS)]
+        unique = [key for key in keys if key.repeats <= MAX_REPEATS * rows.height]
+        if unique:
+            best = min(unique, key=lambda key: (key.repeats > 0, key.n_series, _rank(key.names)))
             return best, _why_series(best, time)
+        closest = min([closest, *keys], key=lambda key: key.repeats)
     if data.aggregate is not None:
         return key_of(()), "rows are put together by data.aggregate"
-    raise _repeated(rows, time, key_of(()), [column.name for column in ranked])
+    raise _repeated(rows, time, closest)
 
 
 def _rank(names: Iterable[str]) -> float:
@@ -142,21 +142,20 @@ def _why_series(key: SeriesKey, time: str) -> str:
 def _checked(key: SeriesKey, rows: pl.DataFrame, time: str, data: DataConfig) -> SeriesKey:
     """Return a configured key. Raises DataError if too many rows repeat a series and time."""
     if key.repeats > MAX_REPEATS * rows.height and data.aggregate is None:
-        raise _repeated(rows, time, key, [])
+        raise _repeated(rows, time, key)
     return key
 
 
-def _repeated(rows: pl.DataFrame, time: str, key: SeriesKey, tried: Sequence[str]) -> DataError:
+def _repeated(rows: pl.DataFrame, time: str, key: SeriesKey) -> DataError:
     """Return the error for several rows with the same series and time."""
     copies = rows.height - rows.n_unique()
     example = rows.group_by(time, *key.names).len().sort("len", time, descending=[True, False]).row(0)
     where = listing(repr(value) for value in example[:-1])
-    problem = f"{key.repeats:,} of {rows.height:,} rows repeat the time of another row of their series"
-    if key.names:
-        problem += f" (series by {listing(map(repr, key.names))}; {example[-1]:,} rows have {where})"
-    else:
-        problem += f" ({example[-1]:,} rows have {where}"
-        problem += f"; {listing(map(repr, tried))} do not tell them apart)" if tried else ")"
+    series = f"series by {listing(map(repr, key.names))}; " if key.names else ""
+    problem = (
+        f"{key.repeats:,} of {rows.height:,} rows repeat the time of another row of their series ({series}"
+        f"{example[-1]:,} rows have {where})"
+    )
     if copies >= 0.9 * key.repeats:
         return DataError(f"{problem}, {copies:,} of them in all columns; remove the copies")
     return DataError(
@@ -192,7 +191,9 @@ def find_target(
     numbers = [
         column
         for column in columns.values()
-        if column.numeric and column.name not in (time, *key.names, *named) and not column.is_row_number
+        if column.numeric
+        and column.name not in (time, *key.names, *named)
+        and not (column.counts_rows if key.names else column.is_row_number)
     ]
     if data.layout == "wide":
         return Targets(tuple(column.name for column in numbers), True, "data.layout=wide")

@@ -185,14 +185,12 @@ def _unread_message(text: pl.Series) -> str:
 
 def formats_of(text: pl.Series, share: float = 1.0) -> list[str]:
     """Return the formats of other tools that read at least this share of text or whole numbers."""
-    fits = []
     source = text.cast(pl.String).str.strip_chars().to_frame(TIMESTAMP)
-    for form in (date + clock for date in _DATES for clock in _CLOCKS):
-        times = source.select(parse_format(pl.col(TIMESTAMP), form)).to_series()
-        # "%Y" also reads the two digits of a year as the years 0 to 99.
-        if (times.dt.year() >= _YEARS[0]).sum() >= share * len(times):
-            fits.append(form)
-    return fits
+    forms = [date + clock for date in _DATES for clock in _CLOCKS]
+    # "%Y" also reads the two digits of a year as the years 0 to 99.
+    fits = [(parse_format(pl.col(TIMESTAMP), form).dt.year() >= _YEARS[0]).sum().alias(form) for form in forms]
+    counts = source.select(fits).row(0)
+    return [form for form, count in zip(forms, counts, strict=True) if count >= share * len(text)]
 
 
 def _first_match(text: pl.Series, *formats: str) -> pl.Series:

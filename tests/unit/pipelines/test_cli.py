@@ -87,6 +87,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_verbs_grow_on_purpose() -> None:
     assert list(VERBS) == [
+        "quickstart",
         "train",
         "pretrain",
         "tune",
