@@ -16,6 +16,7 @@ from forecast.config import (
     TrainConfig,
     load,
 )
+from forecast.errors import ConfigError
 from forecast.redaction import without_password
 from pipelines.jobs import console
 from pipelines.jobs.command_line import verb_settings
@@ -39,6 +40,10 @@ _MOST_ETS_SECONDS: Final = 60.0
 
 def main(argv: list[str]) -> None:
     """Run the verb."""
+    if {"-h", "--help"} & {*argv}:
+        print(
+            "forecast quickstart FILE [KEY=VALUE ...] forecasts a file and finds out what it holds; FILE is data.path\n"
+        )
     words = [f"data.path={word}" if _is_file(word) else word for word in argv]
     config, references = verb_settings(QuickstartConfig, "quickstart", words)
     console.setup()
@@ -94,13 +99,15 @@ def _look(config: QuickstartConfig) -> _Start:
     from forecast.data.discovery.layout import discover
     from forecast.data.files import check_writable, write_parquet_atomic
 
-    path = Path(str(config.data.path))
+    if config.data.path is None:
+        raise ConfigError("data.uri: the quick start reads a file; `forecast train` reads a database")
+    path = Path(config.data.path)
     name = path.name.split(".")[0] or "table"
     folder = Path(config.output.path or Path("quickstart") / name)
-    check_writable(folder)
     with console.stage("look") as stage:
         layout = discover(str(path), config.data)
         stage.note(series=layout.n_series, steps=layout.steps)
+    check_writable(folder)
     horizon = config.window.horizon or layout.horizon
     _print_layout(path, layout, config.window.horizon)
     table = path
@@ -249,7 +256,7 @@ def _backtest(start: _Start, settings: BacktestSettings, first: "Contender") -> 
     from pipelines import backtest
 
     config = {
-        "data": {"path": start.train.data.path},
+        "data": start.train.data.source().model_dump(exclude_defaults=True),
         "backtest": settings.model_dump(),
         "registry": start.train.registry.model_dump() | {"alias": "pretrained"},
         "ledger": start.train.ledger.model_dump(),

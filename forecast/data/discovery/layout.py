@@ -118,7 +118,8 @@ def _time_text(name: str, steps: Steps) -> str:
 
 
 def _why_reading(column: Column, steps: Steps) -> str:
-    unread = f"; {steps.reading.unread:,} values can't be read, and become rejects" if steps.reading.unread else ""
+    n_unread = steps.reading.unread
+    unread = f"; {n_unread:,} value{'s' * (n_unread > 1)} can't be read: rejects" if n_unread else ""
     if len(column.times) < 2:
         return unread
     forms = listing(repr(reading.form) for reading in column.times)

@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from forecast.config import DataConfig
+from forecast.config import AUTO, DataConfig
 from forecast.data.discovery.dates import TimeReading, read_times
 from forecast.data.discovery.numbers import NumberReading, read_numbers
 from forecast.data.sources import numerals
@@ -105,7 +105,7 @@ def profile(frame: pl.DataFrame, data: DataConfig) -> dict[str, Column]:
     columns = {}
     for name in frame.columns:
         values = frame[name]
-        form = data.timestamp_format if name == data.columns.timestamp else None
+        form = data.timestamp_format if data.columns.timestamp in (name, AUTO) else None
         numbers = None
         if values.dtype in (pl.Categorical, pl.Enum):
             values = values.cast(pl.String)

@@ -273,8 +273,7 @@ def test_a_file_without_one_reading_is_refused_with_what_to_set(tmp_path: Path, 
 )
 def test_a_setting_decides_between_two_readings(tmp_path: Path, settings: dict[str, object], freq: str) -> None:
     (tmp_path / "two.csv").write_text("date,y\n" + "\n".join(f"{day:02d}/02/2020,{day}" for day in range(1, 13)))
-    data = load(DataConfig, {**settings, "columns": {"timestamp": "date"}})
-    assert discover(str(tmp_path / "two.csv"), data).data.freq == freq
+    assert discover(str(tmp_path / "two.csv"), load(DataConfig, settings)).data.freq == freq
 
 
 def test_steps_decide_between_two_readings(tmp_path: Path) -> None:
