@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forecast.backtesting.result import BacktestResult, Contender
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
+    from forecast.tracking.registry import Registry
     from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
 
@@ -23,6 +24,13 @@ _SHOWN: Final = (
     *("mase", "smape", "rmsse", "wql", "crps", "wape", "bias", "coverage"),
     *("log_loss", "brier", "accuracy", "macro_f1"),
 )
+
+_MAIN: Final = ("mase", "wql", "coverage", "log_loss", "accuracy", "macro_f1")
+"""Metrics of a version, by which MLflow ranks models."""
+_OF_JUDGED: Final = (*_SHOWN, "width", "n_windows", "n_series")
+_OF_OTHERS: Final = ("mase", "wql", "log_loss")
+_OF_WINS: Final = ("mase", "pinball", "log_loss")
+"""Metrics `backtest/MODEL/METRIC` of the judged model, of each other one, and of the comparison by series."""
 
 
 @recorded(BacktestConfig)
@@ -75,7 +83,7 @@ def run(
         )
 
     with registry.run("backtest", config, {"version": str(version.number)}) as run:
-        log_data(run, loaded)
+        log_data(run, loaded, "evaluation", version)
         with console.stage("backtest") as stage:
             folder = Path(config.output.path) if config.output.path else None
             result = backtest(
@@ -89,7 +97,8 @@ def run(
                 skipped_series=result.skipped.height,
                 failed_baselines=result.failures.height,
             )
-        run.label(version, [cutoff.isoformat() for cutoff in result.cutoffs])
+        cutoffs = [cutoff.isoformat() for cutoff in result.cutoffs]
+        run.label(version, cutoffs)
         grid = loaded.panel.grid
         ends = grid.timestamps(grid.index(result.cutoffs).to_numpy() + artifact.horizon)
         run.json(
@@ -103,10 +112,12 @@ def run(
             "backtest.json",
         )
         _log(run, result, loaded, artifact, folder)
+        run.metrics(_metrics(result))
         tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
         tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
         report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
         if has_champion:
+            _publish(run, result, registry, version, champion)
             run.tag_version(version, {BACKTEST_RUN: run.id})
     line = (
         f"{_headline(result)}, {result.skipped.height:,} series skipped, {loaded.rejects.height:,} rejects, "
@@ -122,7 +133,7 @@ def _log(
     artifact: "Artifact",
     folder: Path | None,
 ) -> None:
-    """Log metrics, tables and figures, and write those missing into the output folder."""
+    """Log tables and figures, and write those missing into the output folder."""
     import polars as pl
 
     from forecast.backtesting.result import FORECASTS, SCORES
@@ -131,12 +142,6 @@ def _log(
     from forecast.reports import diagnostic_figures, figures
     from pipelines.jobs.run_logging import pick
 
-    for row in result.summary.iter_rows(named=True):
-        name = row.pop(MODEL)
-        run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
-    for row in result.wins.iter_rows(named=True):
-        name = f"{row.pop(MODEL)}/wins_{row.pop('baseline')}"
-        run.metrics({f"backtest/{name}/{metric}": value for metric, value in row.items() if value is not None})
     for name in (SCORES, FORECASTS):
         run.file(result.folder / f"{name}.parquet")
     for name, table in result.tables().items():
@@ -153,6 +158,55 @@ def _log(
     run.figure(figures.sample_forecasts(history, forecasts, sample), "plots/sample_forecasts.png")
     if result.confusion is not None:
         run.figure(diagnostic_figures.confusion(result.confusion, kind), "plots/confusion.png")
+
+
+def _metrics(result: "BacktestResult") -> dict[str, float]:
+    """Return the metrics of the run: those of the judged model, and the main ones of the others; tables have all."""
+    from forecast.names import MODEL
+
+    judged = _judged_model(result)
+    values: dict[str, float] = {}
+    for row in result.summary.iter_rows(named=True):
+        names = _OF_JUDGED if row[MODEL] == judged else _OF_OTHERS
+        values |= {f"backtest/{row[MODEL]}/{name}": row[name] for name in names if row.get(name) is not None}
+    for row in result.wins.filter(**{MODEL: judged}).iter_rows(named=True):
+        shares = {name: value for name, value in row.items() if name in _OF_WINS and value is not None}
+        values |= {f"backtest/{judged}/wins_{row['baseline']}/{name}": value for name, value in shares.items()}
+    return values
+
+
+def _publish(
+    run: "Run", result: "BacktestResult", registry: "Registry", version: "Version", champion: "Version | None"
+) -> None:
+    """Show the accuracy of the version, and of those beside it, on the pages of MLflow.
+
+    The metrics of the version have the same names in every backtest, and are linked to its model and the data.
+    """
+    from forecast.names import CHAMPION, MODEL, SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
+    from forecast.tracking.cards import card_of, with_accuracy, with_card
+    from pipelines.jobs.model_card import accuracy_text
+
+    rows = result.summary.rows_by_key(MODEL, named=True, unique=True)
+    main = {model: {name: row[name] for name in _MAIN if row.get(name) is not None} for model, row in rows.items()}
+    judged = _judged_model(result)
+    run.metrics(main[judged], version=version)
+    naive = {f"{SOURCE_SEASONAL_NAIVE}/{name}": value for name, value in main[SOURCE_SEASONAL_NAIVE].items()}
+    beside = [(champion, main[CHAMPION])] if champion and CHAMPION in main else []
+    if judged == SOURCE_FINE_TUNED and version.parent and not (champion and champion.number == version.parent):
+        base = registry.find(str(version.parent))
+        beside += [(base, main[SOURCE_PRETRAINED])] if base and base.kind == SOURCE_PRETRAINED else []
+    run.chart(version, [(version, main[judged] | naive), *beside])
+    if card := card_of(version.description):
+        data = f"{run.data.name} {run.data.digest[:8]}" if run.data else "other data"
+        accuracy = accuracy_text(rows, judged, _level(result), data)
+        if description := with_card(version.description, with_accuracy(card, accuracy)):
+            run.describe(version, description)
+
+
+def _level(result: "BacktestResult") -> float:
+    """Return the level of the outermost interval; 0 for classes."""
+    levels = result.intervals["level"].to_list()
+    return max(levels, default=0.0)
 
 
 def _judged_model(result: "BacktestResult") -> str:

@@ -39,7 +39,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     registry = open_registry(config)
     parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("calibrate", config, {"parent_version": str(parent.number)}) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "validation", parent)
         with console.stage("calibrate") as stage:
             result = calibrate(artifact, loaded.panel, config.calibrate)
             summary = result.summary
@@ -50,7 +50,6 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
             registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
         )
         with console.stage("register") as stage, registration:
-            run.metrics(metrics)
             run.table(result.coverage, "coverage.parquet")
             run.table(result.quantiles, "quantiles.parquet")
             if len(result.quantiles):

@@ -75,7 +75,7 @@ def prepare(config: PrepareConfig) -> "Prepared":
         stage.note(series=prepared.loaded.panel.n_series, steps=len(prepared.loaded.panel.target))
     if not prepared.reused:
         with registry.run("prepare", config) as run:
-            log_data(run, prepared.loaded)
+            log_data(run, prepared.loaded, "training")
             log_profile(run, prepared.loaded)
     return prepared
 
@@ -108,7 +108,7 @@ def append(config: AppendConfig) -> "Appended":
         )
         stage.note(new_values=appended.new_steps, new_series=appended.new_series, revised=appended.revisions.height)
     with registry.run("append", config) as run:
-        log_data(run, appended.loaded)
+        log_data(run, appended.loaded, "training")
         run.table(appended.revisions, "revisions.parquet")
         counts = {
             "new_steps": appended.new_steps,

@@ -39,7 +39,7 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
     registry = open_registry(config)
     parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("distil", config, {"parent_version": str(parent.number)}) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "training", parent)
         with console.stage("distil") as stage:
             result = distil(
                 artifact,
@@ -50,15 +50,15 @@ def run(config: DistilConfig) -> "tuple[Version, str, DistilResult]":
             )
             stage.note(steps=result.summary["steps"], val_loss=result.summary["val/loss"])
         tags = {**tags_of_parent(parent), DISTILLED: str(result.artifact.model.hidden_size)}
+        metrics = {**result.summary}
+        for row in result.comparison.rows(named=True):
+            model = row["model"]
+            metrics |= {f"distil/{model}/{name}": value for name, value in row.items() if name != "model"}
         registration = Registration(
-            registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=result.summary
+            registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
         )
         with console.stage("register") as stage, registration:
             run.curve(result.curve)
-            run.metrics({name: value for name, value in result.summary.items() if not isinstance(value, str)})
-            for row in result.comparison.rows(named=True):
-                metrics = {name: value for name, value in row.items() if isinstance(value, int | float)}
-                run.metrics({f"distil/{row['model']}/{name}": value for name, value in metrics.items()})
             run.table(result.comparison, "comparison.parquet")
             run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             version = registration.register()

@@ -38,7 +38,7 @@ def run(config: ExplainConfig) -> "tuple[Version, Explanation, str]":
     registry = Registry(config.registry)
     version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, [config.explain.cutoff])
     with registry.run("explain", config, {"version": str(version.number)}) as run:
-        log_data(run, loaded)
+        log_data(run, loaded, "evaluation", version)
         with console.stage("explain") as stage:
             explanation = explain(artifact, loaded.panel, config.explain)
             stage.note(inputs=explanation.summary.height)

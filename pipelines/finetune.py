@@ -36,7 +36,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "training", parent)
         with console.stage("finetune") as stage:
             result = finetune(
                 base, loaded.panel, config.finetune, progress=lambda share, text: stage.update(f"{share:.0%}, {text}")
@@ -52,7 +52,6 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
         )
         with console.stage("register") as stage, registration:
-            run.metrics(metrics)
             run.table(result.decisions, "decisions.parquet")
             run.table(result.shown, "forecasts.parquet")
             run.figure(diagnostic_figures.uplift_histogram(result.decisions), "plots/uplift.png")

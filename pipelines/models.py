@@ -12,6 +12,7 @@ from forecast.config import (
     DeleteConfig,
     DiffConfig,
     ExportConfig,
+    ListConfig,
     ModelsConfig,
     RegisterConfig,
     RollbackConfig,
@@ -25,11 +26,11 @@ from pipelines.jobs.job import note, recorded
 if TYPE_CHECKING:
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
-from pipelines.jobs.lineage import created_at, lineage, metrics_of, parent_of, runs_of
+from pipelines.jobs.lineage import accuracy_of, created_at, lineage, metrics_of, parent_of, runs_of
 
 # Settings class and description of each action.
 ACTIONS: Final[dict[str, tuple[type[VerbConfig], str]]] = {
-    "list": (ModelsConfig, "all versions of registry.name, newest first"),
+    "list": (ListConfig, "all versions of registry.name with their accuracy, newest first or by list.order=accuracy"),
     "show": (ModelsConfig, "what was fine-tuned from what, as a tree; or one version (registry.alias)"),
     "diff": (DiffConfig, "which series differ between registry.alias and diff.against"),
     "add": (AddConfig, "register a pretrained network of the package for the series at data.path"),
@@ -69,8 +70,8 @@ def _look(action: str, argv: list[str]) -> None:
         _diff(registry, config)
     elif isinstance(config, ExportConfig):
         _export(registry, config)
-    elif action == "list":
-        _list(registry)
+    elif isinstance(config, ListConfig):
+        _list(registry, config.list.order == "accuracy")
     elif config.registry.alias:
         _show(registry, registry.resolve(config.registry.alias))
     else:
@@ -117,10 +118,16 @@ def _check_alias(config: VerbConfig, action: str) -> None:
         raise ConfigError(f"registry.alias: missing; `forecast models {action}` needs an alias or a version number")
 
 
-def _list(registry: "Registry") -> None:
+def _list(registry: "Registry", by_accuracy: bool) -> None:
     from pipelines.jobs.champions import history_lines, reign
 
     champions = registry.champions()
+    versions = sorted(champions.versions.values(), key=lambda version: -version.number)
+    accuracy = accuracy_of(registry, versions)
+    if by_accuracy:
+        versions.sort(key=lambda version: accuracy[version.number].rank)
+    labels = list(dict.fromkeys(label for entry in accuracy.values() for label in entry.metrics))
+    data = [accuracy[version.number].data for version in versions]
     rows = [
         (
             f"v{version.number}",
@@ -129,12 +136,17 @@ def _list(registry: "Registry") -> None:
             parent_of(version),
             created_at(version),
             version.digest[:12],
+            *(accuracy[version.number].text(label) for label in labels),
+            *([accuracy[version.number].data] if any(data) else []),
             reign(champions, version),
         )
-        for version in sorted(champions.versions.values(), key=lambda version: -version.number)
+        for version in versions
     ]
-    _print(("version", "aliases", "kind", "parent", "created (UTC)", "digest", "champion (UTC)"), rows)
+    columns = ("version", "aliases", "kind", "parent", "created (UTC)", "digest")
+    _print((*columns, *labels, *(["backtest on"] if any(data) else []), "champion (UTC)"), rows)
     _say(history_lines(champions))
+    if by_accuracy and len(set(data) - {""}) > 1:
+        console.say("the backtests are on different data: compare versions with the same one")
 
 
 def _tree(registry: "Registry") -> None:

@@ -138,7 +138,7 @@ def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day
     before = {run_id: tags for run_id, tags in before.items() if tags.get("scores") == key["scores"]}
     earlier = {name: value for name, value in folder.content(as_of).items() if value} | next(iter(before.values()), {})
     with registry.run("monitor", config, {**key, "version": str(compared.version.number), "cutoff": as_of}) as run:
-        log_data(run, day.loaded)
+        log_data(run, day.loaded, "evaluation", compared.version)
         verdict = verdict_of(evaluation, compared.versions)
         rolled_back, why_not = roll_back(registry, config, compared, evaluation, verdict)
         rollback = rolled_back or earlier.get("rollback", "")
@@ -153,8 +153,10 @@ def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day
         history = _history(day.loaded, evaluation)
         page = monitor_page(evaluation, day.checks, model=registry.name, history=history, facts=facts, plotly=PLOTLY)
         tags = {"breached": len(breaches), "rollback": rollback, "on_breach": on_breach}
-        run.tags({name: value for name, value in tags.items() if value})
-        run.metrics(measures(evaluation, day.reference))
+        # Forecasts of several versions are no metric of one of them.
+        scored = compared.version if set(evaluation.versions) == {str(compared.version.number)} else None
+        set_tags = {name: value for name, value in tags.items() if value}
+        run.metrics(measures(evaluation, day.reference), version=scored, tags=set_tags)
         for file in folder.write(as_of, evaluation, described(evaluation, day.checks, registry.name) | facts, page):
             run.file(file)
     registry.delete_runs(before)

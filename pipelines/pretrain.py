@@ -64,7 +64,7 @@ def run(config: PretrainConfig) -> tuple[Path, str]:
             )
             save()
             training.average.to(training.device)
-            log.metrics(figures, progress.step)
+            log.curve([(progress.step, figures)])
             stage.update(
                 f"step {progress.step:,} of {settings.steps:,}, loss {progress.loss:.4f}, validation "
                 f"{figures['validation/mae']:.4f}"

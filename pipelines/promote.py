@@ -1,5 +1,6 @@
 """`forecast promote`: the challenger becomes champion if its backtest is not worse."""
 
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from pipelines.jobs.job import note, recorded
 if TYPE_CHECKING:
     from forecast.promotion import Verdict
     from forecast.tracking.registry import Registry
+    from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
 
 
@@ -43,13 +45,13 @@ def run(config: PromoteConfig) -> "tuple[Version, Verdict | str]":
         return version, "it already was"
     if (obstacle := _obstacle(version)) and not force:
         raise GateRefused(str(obstacle))
-    with registry.run("promote", config, {"version": str(version.number)}) as run:
+    tags = {"version": str(version.number), "replaced_version": str(champion.number) if champion else ""}
+    with registry.run("promote", config, tags) as run:
         note(mlflow=run.link)
-        run.tags({"replaced_version": champion.number if champion else ""})
         try:
-            verdict = obstacle or _judge(registry, version, champion)
+            verdict = obstacle or _judge(registry, run, version, champion)
             if not isinstance(verdict, _Refusal):
-                run.tags({"verdict": str(verdict)})
+                run.metrics(_metrics(verdict), version=version, tags={"verdict": verdict})
                 registry.promote(version, basis=champions)
                 return version, verdict
         except (GateRefused, RegistryError) as error:
@@ -83,14 +85,29 @@ def _obstacle(version: "Version") -> _Refusal | None:
     return None if version.tags.get(BACKTEST_RUN) else _Refusal(f"{version} has no backtest", _again(version))
 
 
-def _judge(registry: "Registry", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
-    """Return the gate's verdict from the backtest of a version. Raises RegistryError for a damaged backtest."""
+def _metrics(verdict: "Verdict") -> dict[str, float]:
+    """Return the metrics of challenger and incumbent, and of the test between them."""
+    values = {"p_value": verdict.p_value, "blocks": float(verdict.blocks), "n_windows": float(verdict.n_windows)}
+    for label, (challenger, incumbent) in verdict.metrics.items():
+        name = label.lower().replace("-", "_")
+        values |= {name: challenger, f"{name}_incumbent": incumbent}
+    return {f"promote/{name}": value for name, value in values.items() if not math.isnan(value)}
+
+
+def _judge(registry: "Registry", run: "Run", version: "Version", champion: "Version | None") -> "Verdict | _Refusal":
+    """Return the gate's verdict from the backtest of a version, which becomes an input of the run.
+
+    Raises RegistryError for a damaged backtest.
+    """
     from forecast.backtesting.result import BACKTEST_RUN
     from forecast.promotion import judge
 
     run_id = version.tags[BACKTEST_RUN]
-    if registry.record(run_id) is None:
+    backtest = registry.record(run_id)
+    if backtest is None:
         return _Refusal(f"{version} has no backtest any more: its run {run_id} is deleted", _again(version))
+    if backtest.dataset:
+        run.inputs(backtest.dataset, version)
     content = registry.read_json(run_id, "backtest.json")
     try:
         champion_facts, challenger = content["champion"], content["challenger"]

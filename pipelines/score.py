@@ -89,7 +89,7 @@ def run(config: ScoreConfig) -> Scored:
     scored: Scored | None = None
     try:
         with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
-            log_data(run, loaded)
+            log_data(run, loaded, "scoring", version)
             cutoffs = _cutoffs(config, loaded)
             note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
             run.label(version, list(cutoffs))

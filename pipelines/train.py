@@ -45,7 +45,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
     config, init, tags = with_init(config)
     loaded = read_table(config.data, config.window.horizon)
     with registry.run("train", config) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "training")
         log_profile(run, loaded)
         with console.stage("train") as stage:
             result = fit(
@@ -70,7 +70,6 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
         )
         with console.stage("register") as stage, registration:
             run.curve(result.curve)
-            run.metrics({name: value for name, value in summary.items() if not isinstance(value, str)})
             run.tags({name: value for name, value in summary.items() if isinstance(value, str)})
             run.figure(diagnostic_figures.loss_curves(result.curve), "plots/loss.png")
             recoded_panel, sampled = _log_forecasts(run, loaded, artifact)

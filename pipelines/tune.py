@@ -48,7 +48,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     settings = load(FitSettings, config.model_dump(exclude_unset=True, include={"data", "window", "model", "fit"}))
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "training")
 
         def ended(trial: "Trial") -> None:
             tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
@@ -73,7 +73,10 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
             stage.note(**states, best=result.best)
         best = _training(config, result.config)
-        registration = Registration(registry, run, result.artifact, best, data_digest, alias=PRETRAINED, tags=tags)
+        metrics = {f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))}
+        registration = Registration(
+            registry, run, result.artifact, best, data_digest, alias=PRETRAINED, tags=tags, metrics=metrics
+        )
         with console.stage("register") as stage, registration:
             saved_settings = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
             text = json.dumps(escaped(saved_settings), indent=2)
@@ -81,7 +84,6 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             write_parquet_atomic(result.trials, folder / "trials.parquet")
             run.table(result.trials, "trials.parquet")
             run.text(text, "best.yaml")
-            run.metrics({f"tune/{config.tune.metric}": result.values[0], "tune/trials": float(len(result.trials))})
             version = registration.register()
             stage.note(version=str(version))
     value, baseline_value = result.values

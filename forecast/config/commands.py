@@ -51,6 +51,7 @@ from forecast.config.registry import (
     DeleteSettings,
     DiffSettings,
     ExportSettings,
+    ListSettings,
     PromoteSettings,
     RegistryConfig,
     RollbackSettings,
@@ -284,7 +285,13 @@ class ReplayConfig(Config):
 
 
 class ModelsConfig(VerbConfig):
-    """`forecast models list` and `show`: `registry.alias` is the version to show."""
+    """`forecast models show`: `registry.alias` is the version to show."""
+
+
+class ListConfig(VerbConfig):
+    """`forecast models list`."""
+
+    list: ListSettings = ListSettings()
 
 
 class DiffConfig(VerbConfig):

@@ -51,6 +51,9 @@ class RegistryConfig(Config):
     folder and continues (best_effort); `forecast runs sync` logs them later."""
     spool: str = "unlogged"
     """With best_effort: the folder of runs that are not logged yet."""
+    system_metrics: bool = False
+    """Log CPU, memory, disk, network and GPU as metrics `system/` of each run; also with
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. Needs psutil."""
 
     @field_validator("name")
     @classmethod
@@ -125,6 +128,14 @@ class AddSettings(Config):
         if name not in names():
             raise ValueError(f"no such pretrained network; there are {', '.join(names())} (given: {name})")
         return name
+
+
+class ListSettings(Config):
+    """The list of versions."""
+
+    order: Literal["newest", "accuracy"] = "newest"
+    """The first version: the newest one, or the most accurate one in its latest backtest (MASE; log-loss for classes).
+    Versions without a backtest come last."""
 
 
 class DeleteSettings(Config):

@@ -65,6 +65,8 @@ class Champions:
     """Aliases of deleted versions, with their numbers."""
     damage: str = ""
     """Why the history can't be read; `moves` then come from the tags of the versions."""
+    description: str = ""
+    """Description of the registered model, in Markdown."""
 
     @property
     def champion(self) -> Version | None:

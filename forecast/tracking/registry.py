@@ -6,7 +6,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from forecast.tracking.store import calls_mlflow, connect, explained, is_server, prepare_store, tracking_uri
 
@@ -21,12 +24,15 @@ from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
 from forecast.tracking.alias_lock import alias_lock
+from forecast.tracking.cards import card_of, model_card, with_card
 from forecast.tracking.champions import CHAMPIONS, DEMOTED, FORCED, PROMOTED, REPLACED_VERSION, ROLLED_BACK, Champions
 from forecast.tracking.champions import read as read_champions
+from forecast.tracking.model_facts import ModelFacts
 from forecast.tracking.registry_files import download, lineage, save_pyfunc
 from forecast.tracking.run import Run
 from forecast.tracking.run_store import PARENT_RUN, Record
 from forecast.tracking.spool import is_away
+from forecast.tracking.system_metrics import is_enabled
 from forecast.tracking.version_store import VersionStore
 from forecast.tracking.versions import Version, from_mlflow
 
@@ -43,6 +49,8 @@ __all__ = [
     "tracking_uri",
 ]
 _LOG = logging.getLogger(__name__)
+MODEL_TYPE: Final = "forecaster"
+"""Type of a LoggedModel, by which MLflow can search."""
 
 
 class Registry(VersionStore):
@@ -57,6 +65,7 @@ class Registry(VersionStore):
         self._ledger = ledger
         self.name = config.name
         self._spool_root = Path(config.spool) if config.tracking == "best_effort" else None
+        self._system_metrics = is_enabled(config)
         with explained(self.uri):
             self._calls, self._client = connect(self.uri)
 
@@ -70,16 +79,22 @@ class Registry(VersionStore):
         tags: Mapping[str, str],
         alias: str | None = None,
         example: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+        facts: ModelFacts | None = None,
     ) -> Version:
         """Register an artifact folder as a version that any MLflow client can load, and set an alias.
 
-        `example` is a few made-up input rows with their forecasts: they become the signature and the input example.
+        `example` is a few made-up input rows with their forecasts: they become the signature and the input example. The
+        metrics in `facts` are logged here, as metrics of the run and of the model.
         """
         if run.spool and run.spool.folder:
             raise RegistryError(f"MLflow store {without_password(self.uri)}: it was away before")
         # Its name allows fewer characters than that of a registered model.
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
-        model = self._client.create_logged_model(run.experiment_id, f"{logged}-{digest[:8]}", run.id)
+        facts, tags_of_model = facts or ModelFacts(), {**tags, "digest": digest}
+        model = self._client.create_logged_model(
+            run.experiment_id, f"{logged}-{digest[:8]}", run.id, tags_of_model, dict(facts.params), MODEL_TYPE
+        )
+        run.model_metrics(facts, model.model_id)
         with tempfile.TemporaryDirectory() as temporary:
             described = Model(run_id=run.id, model_id=model.model_id, metadata=lineage(digest, tags))
             local = save_pyfunc(folder, Path(temporary), described, example)
@@ -87,7 +102,9 @@ class Registry(VersionStore):
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
         try:
-            self._client.create_registered_model(self.name)
+            card = card_of(facts.description)
+            first_card = with_card("", model_card(self.name, None, card)) if card else None
+            self._client.create_registered_model(self.name, description=first_card)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -95,14 +112,27 @@ class Registry(VersionStore):
         source = f"models:/{model.model_id}" if is_server(self.uri) else model.artifact_location
         with self._locked():  # The version registered last for an alias gets it.
             created = self._client.create_model_version(
-                self.name, source, run.id, tags={**tags, "digest": digest}, model_id=model.model_id
+                self.name,
+                source,
+                run.id,
+                tags=tags_of_model,
+                model_id=model.model_id,
+                description=facts.description or None,
             )
             if alias:
                 self._point(alias, int(created.version))
         return from_mlflow(created, [alias] if alias else [])
 
     def postpone(
-        self, run: Run, folder: Path, error: RegistryError, *, digest: str, tags: Mapping[str, str], alias: str | None
+        self,
+        run: Run,
+        folder: Path,
+        error: RegistryError,
+        facts: ModelFacts,
+        *,
+        digest: str,
+        tags: Mapping[str, str],
+        alias: str | None,
     ) -> Version:
         """Keep a model folder in the spool of its run if the store is unavailable; return the future version.
 
@@ -112,8 +142,8 @@ class Registry(VersionStore):
         if run.spool is None or not (run.spool.folder or is_away(cause)):
             raise error
         if run.spool.folder is None:
-            run.spool.begin(cause or error, run.id)
-        run.spool.register(folder, digest=digest, alias=alias, tags=tags)
+            run.spool.begin(cause or error)
+        run.spool.register(folder, facts, digest=digest, alias=alias, tags=tags)
         return Version(self.name, 0, digest, tags.get("kind", ""), run.id, "", time.time_ns() // 1_000_000, dict(tags))
 
     @calls_mlflow
@@ -131,8 +161,9 @@ class Registry(VersionStore):
         return self._champions()
 
     def _champions(self) -> Champions:
-        aliases, tag = self._model()
-        return read_champions(self.name, tag, aliases, self._versions(aliases))
+        entry = self._model()
+        champions = read_champions(self.name, entry.champions, entry.aliases, self._versions(entry.aliases))
+        return replace(champions, description=entry.description)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -161,7 +192,7 @@ class Registry(VersionStore):
     def hand_over(self, source: Version, heir: Version) -> tuple[str, ...]:
         """Move the aliases of one version to another; return the moved ones."""
         with self._locked():
-            aliases = self._model()[0]
+            aliases = self._model().aliases
             moved = tuple(alias for alias in source.aliases if aliases.get(alias) == source.number)
             for alias in moved:
                 self._point(alias, heir.number)
@@ -201,6 +232,17 @@ class Registry(VersionStore):
         self._client.set_registered_model_tag(self.name, CHAMPIONS, champions.tag_after(number, PROMOTED))
         self._tag(number, changes)
         self._client.set_registered_model_alias(self.name, names.CHAMPION, str(number))
+        self._describe(champions, number)
+
+    def _describe(self, champions: Champions, number: int) -> None:
+        """Update the card of the registered model after a move of the champion; a text of somebody else stays."""
+        version = champions.versions.get(number)
+        if version is None or not (card := card_of(version.description)):
+            return
+        since = datetime.now(UTC).isoformat()
+        description = with_card(champions.description, model_card(self.name, version, card, since))
+        if description is not None:
+            self._client.update_registered_model(self.name, description)
 
     @calls_mlflow
     def rollback(
@@ -228,6 +270,7 @@ class Registry(VersionStore):
             if target.tags.get(DEMOTED):
                 self._tag(target.number, {DEMOTED: ""})
             self._client.set_registered_model_alias(self.name, names.CHAMPION, str(target.number))
+            self._describe(champions, target.number)
         return former or champions.deleted_champion(), target
 
     def previous(self, champion: Version) -> Version | None:

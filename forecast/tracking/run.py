@@ -1,5 +1,6 @@
 """An open run in MLflow, and the logging of a job in as few calls as MLflow allows."""
 
+import functools
 import json
 import tempfile
 import time
@@ -12,9 +13,12 @@ from forecast.tracking.store import calls_mlflow, is_server
 # isort: split
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, RunTag
 
 from forecast.redaction import redacted, without_password
+from forecast.tracking.accuracy import log_accuracy
+from forecast.tracking.model_facts import DatasetLink, ModelFacts, Point, linked
+from forecast.tracking.texts import TAG_LENGTH, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 BATCH: Final = 1000
 """Most metrics in one call of MLflow, and most runs that it returns."""
 _DATASET_DIGEST_LENGTH: Final = 36
+_CONTEXT: Final = "mlflow.data.context"
+"""Tag of a dataset: training, validation, evaluation or scoring."""
 
 
 class Run:
@@ -49,6 +55,8 @@ class Run:
         self._client = client
         self.settings: dict[str, str] = {}
         """Settings of the job, and the data it has used."""
+        self.data: DatasetLink | None = None
+        """The data of the run, once it is logged."""
         self._last_steps: dict[str, int] = {}
         """Last step by metric, of those logged by this object."""
         self._timestamp = 0
@@ -60,31 +68,83 @@ class Run:
         return page if is_server(self.uri) and self.experiment_id else self.id
 
     @calls_mlflow
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics at one step; without a step, at the last step of each metric, as its latest value."""
-        if step is None:
-            self._log_metrics([(self._last_steps.get(name, 0), {name: value}) for name, value in values.items()])
-        else:
-            self._log_metrics([(step, values)])
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        *,
+        version: "Version | None" = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log metrics at the last step of each, as its latest value; with a version, as metrics of that model, too.
+
+        Tags take part in the same call.
+        """
+        model_id = version.model_id if version else ""
+        self._log(
+            [linked(point, model_id, self.data) for point in self._points(values)], self._tags(tags) if tags else ()
+        )
 
     @calls_mlflow
     def curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Log metrics at many steps, in as few calls as MLflow allows."""
-        self._log_metrics(points)
-
-    def _log_metrics(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        # At equal steps the latest value counts for MLflow, within a millisecond the largest.
-        self._timestamp = now = max(_now(), self._timestamp + 1)
+        now = self._tick()
         entries = [Metric(name, float(value), now, step) for step, values in points for name, value in values.items()]
         for entry in entries:
             self._last_steps[entry.key] = max(entry.step, self._last_steps.get(entry.key, 0))
-        for first in range(0, len(entries), BATCH):
-            self._client.log_batch(self.id, metrics=entries[first : first + BATCH])
+        self._log(entries)
+
+    def facts(self, values: Mapping[str, float], params: Mapping[str, str], description: str) -> ModelFacts:
+        """Return the facts about the model of this run, with the metrics at this moment."""
+        return ModelFacts(params, self._points(values), self.data, description)
+
+    @calls_mlflow
+    def model_metrics(self, facts: ModelFacts, model_id: str) -> None:
+        """Log the metrics of the model of this run."""
+        self._log([linked(point, model_id, facts.dataset) for point in facts.metrics])
+
+    @calls_mlflow
+    def chart(self, version: "Version", accuracy: "Sequence[tuple[Version, Mapping[str, float]]]") -> None:
+        """Add the accuracy of versions to the run that charts it over versions: the step is the number.
+
+        Metrics of versions other than `version`, the one that this run is about, become metrics of their models, too.
+        """
+        now = self._tick()
+        entries = [
+            linked(
+                (name, value, now, other.number), "" if other.number == version.number else other.model_id, self.data
+            )
+            for other, values in accuracy
+            for name, value in values.items()
+        ]
+        log = getattr(self._client, "log_accuracy", functools.partial(log_accuracy, self._client))
+        log(self.id, self.experiment_id, entries)
+
+    def _tick(self) -> int:
+        # At equal steps the latest value counts for MLflow, within a millisecond the largest.
+        self._timestamp = max(_now(), self._timestamp + 1)
+        return self._timestamp
+
+    def _points(self, values: Mapping[str, float]) -> list[Point]:
+        now = self._tick()
+        return [(name, float(value), now, self._last_steps.get(name, 0)) for name, value in values.items()]
+
+    def _log(self, entries: Sequence[Metric], tags: Sequence[RunTag] = ()) -> None:
+        for first in range(0, max(len(entries), bool(tags)), BATCH):
+            self._client.log_batch(self.id, metrics=entries[first : first + BATCH], tags=[] if first else tags)
 
     @calls_mlflow
     def tags(self, values: Mapping[str, object]) -> None:
-        """Set tags."""
-        self._client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+        """Set tags; a text that is too long for a tag becomes a file, `tags/NAME.txt`."""
+        self._client.log_batch(self.id, tags=self._tags(values))
+
+    def _tags(self, values: Mapping[str, object]) -> list[RunTag]:
+        tags = []
+        for name, value in values.items():
+            text, file = str(value), f"tags/{name}.txt"
+            if len(text) > TAG_LENGTH:
+                self._write(file, functools.partial(Path.write_text, data=text, encoding="utf-8"))
+            tags.append(RunTag(name, shortened(text, TAG_LENGTH, file)))
+        return tags
 
     @calls_mlflow
     def label(self, version: "Version", cutoffs: Sequence[str] = ()) -> None:
@@ -101,6 +161,11 @@ class Run:
         """Set tags of a version; values may be the id of this run."""
         for name, value in values.items():
             self._client.set_model_version_tag(version.name, str(version.number), name, value)
+
+    @calls_mlflow
+    def describe(self, version: "Version", description: str) -> None:
+        """Replace the description of a version."""
+        self._client.update_model_version(version.name, str(version.number), description)
 
     @calls_mlflow
     def figure(self, figure: "Figure", path: str) -> None:
@@ -135,17 +200,38 @@ class Run:
             self._client.log_artifact(self.id, str(local), None if target.parent.name == "" else str(target.parent))
 
     @calls_mlflow
-    def dataset(self, name: str, *, digest: str, source: str, rows: int) -> None:
-        """Record the data of the run, which is not read."""
+    def dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        source: str,
+        rows: int,
+        series: int,
+        context: str = "",
+        version: "Version | None" = None,
+    ) -> None:
+        """Record the data of the run, which is not read, its purpose, and the model that the run uses."""
         dataset = Dataset(
             name=name,
             digest=digest[:_DATASET_DIGEST_LENGTH],
             source_type="local",
             source=json.dumps({"uri": redacted(source)}),
-            profile=json.dumps({"num_rows": rows}),
+            profile=json.dumps({"num_rows": rows, "num_series": series}),
         )
-        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset)])
+        self._log_inputs(dataset, context, version)
         self.settings = {**described(dataset), **self.settings}
+
+    @calls_mlflow
+    def inputs(self, dataset: Dataset, version: "Version") -> None:
+        """Record the data and the model of an earlier evaluation as inputs of this run."""
+        self._log_inputs(dataset, "evaluation", version)
+
+    def _log_inputs(self, dataset: Dataset, context: str, version: "Version | None") -> None:
+        data = DatasetInput(dataset, [InputTag(_CONTEXT, context)] if context else [])
+        models = [LoggedModelInput(version.model_id)] if version and version.model_id else []
+        self._client.log_inputs(self.id, datasets=[data], models=models)
+        self.data = DatasetLink(dataset.name, dataset.digest)
 
     @calls_mlflow
     def end(self, error: BaseException | None = None) -> None:
@@ -175,7 +261,9 @@ def _short(moment: str) -> str:
 def described(dataset: Dataset) -> dict[str, str]:
     """Return the description of a dataset of a run, by its name."""
     source, profile = (_object(text) for text in (dataset.source, dataset.profile))
-    return {dataset.name: f"{source.get('uri')}, {profile.get('num_rows', 0):,} rows, digest {dataset.digest}"}
+    series = f"{profile['num_series']:,} series, " if "num_series" in profile else ""
+    rows = f"{profile.get('num_rows', 0):,} rows"
+    return {dataset.name: f"{source.get('uri')}, {series}{rows}, digest {dataset.digest}"}
 
 
 def _object(text: str | None) -> dict[str, Any]:

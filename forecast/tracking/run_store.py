@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,7 +19,8 @@ from forecast.tracking.store import artifact_root, calls_mlflow, explained
 # isort: split
 import polars as pl
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Param
+from mlflow.entities import Dataset, Experiment, Param
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from forecast.config import Config
@@ -29,12 +30,15 @@ from forecast.tracking import spool
 from forecast.tracking.environment import commit, environment
 from forecast.tracking.run import BATCH, Run, as_json, described, run_name
 from forecast.tracking.spool import BestEffortClient, RunSpool, SpooledRun, is_away
+from forecast.tracking.system_metrics import system_metrics
+from forecast.tracking.texts import PARAM_LENGTH, shortened
 
 PARENT_RUN: Final = "mlflow.parentRunId"
 """Tag of a run: its parent run in MLflow's page."""
 
 _PARAM_BATCH: Final = 100
-_PARAM_LENGTH: Final = 6000
+_EXPERIMENT_KIND: Final = "mlflow.experimentKind"
+"""Tag of an experiment, without which MLflow's page asks for its kind."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,6 +55,18 @@ class Record:
     """Artifacts at the top level."""
     is_deleted: bool = False
     """Whether the run was deleted; MLflow keeps deleted runs, and accepts no more changes to them."""
+    dataset: Dataset | None = None
+    """The data that it has used."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of an ended run."""
+
+    metrics: Mapping[str, float]
+    """The latest value of each metric."""
+    data: str
+    """Name and digest of the data; empty if the run has recorded none."""
 
 
 class RunStore:
@@ -61,6 +77,8 @@ class RunStore:
     _client: MlflowClient
     _spool_root: Path | None
     """Folder for runs while the store is unavailable; None if it is required."""
+    _system_metrics: bool
+    """Whether runs log the use of CPU, memory, disk, network and GPU."""
 
     @contextmanager
     def run(self, job: str, config: Config, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
@@ -70,8 +88,10 @@ class RunStore:
         that becomes unavailable stops nothing: a spool takes the rest of the run.
         """
         run = self._start(job, config, tags or {})
+        monitor = system_metrics(self.uri, run.id) if self._system_metrics and run.experiment_id else nullcontext()
         try:
-            yield run
+            with monitor:
+                yield run
         except BaseException as error:
             # The error of the job matters more than an error in reporting it.
             with suppress(GatecastError):
@@ -153,9 +173,12 @@ class RunStore:
             if spool is None or not is_away(error):
                 raise
             experiment, run_id = "", spool.begin(error, run_name=name, tags=tags_of_job)
+        else:
+            if spool is not None:
+                spool.run_id = run_id
         run = Run(client, self.uri, run_id, experiment, job=job, spool=spool)
         values = redacted_values(config.model_dump(mode="json"))
-        run.settings |= {name: text[:_PARAM_LENGTH] for name, text in sorted(_flat(values))}
+        run.settings |= {name: shortened(text, PARAM_LENGTH, "config.json") for name, text in sorted(flat(values))}
         params = [Param(name, text) for name, text in run.settings.items()]
         for first in range(0, len(params), _PARAM_BATCH):
             client.log_batch(run.id, params=params[first : first + _PARAM_BATCH])
@@ -169,7 +192,10 @@ class RunStore:
         experiment = self._client.get_experiment_by_name(self.name)
         if experiment is None:
             try:
-                return str(self._client.create_experiment(self.name, artifact_root(self.uri, self.name)))
+                root = artifact_root(self.uri, self.name)
+                return str(
+                    self._client.create_experiment(self.name, root, {_EXPERIMENT_KIND: "custom_model_development"})
+                )
             except MlflowException as error:  # created by another job meanwhile
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -214,12 +240,13 @@ class RunStore:
                 raise
             return None
         settings = dict(sorted(run.data.params.items()))
-        for dataset_input in run.inputs.dataset_inputs if run.inputs else ():
-            settings = {**described(dataset_input.dataset), **settings}
+        datasets = [dataset_input.dataset for dataset_input in run.inputs.dataset_inputs] if run.inputs else []
+        for dataset in datasets:
+            settings = {**described(dataset), **settings}
         tags = dict(run.data.tags)
         files = frozenset(file.path for file in self._client.list_artifacts(run_id) if not file.is_dir)
         is_deleted = run.info.lifecycle_stage != "active"
-        return Record(run_id, tags.get("job", ""), tags, settings, files, is_deleted)
+        return Record(run_id, tags.get("job", ""), tags, settings, files, is_deleted, datasets[0] if datasets else None)
 
     @calls_mlflow
     def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
@@ -237,13 +264,23 @@ class RunStore:
     @calls_mlflow
     def metrics(self, run_ids: Iterable[str]) -> dict[str, dict[str, float]]:
         """Return the latest metrics of the existing runs, by their ids."""
-        remaining = sorted({run_id for run_id in run_ids if run_id})
-        values, experiment = {}, self._experiment()
+        return {run.info.run_id: dict(run.data.metrics) for run in self._search(run_ids)}
+
+    @calls_mlflow
+    def outcomes(self, run_ids: Iterable[str]) -> dict[str, Outcome]:
+        """Return the results of the existing runs, by their ids."""
+        outcomes = {}
+        for run in self._search(run_ids):
+            datasets = run.inputs.dataset_inputs if run.inputs else []
+            names = (f"{each.dataset.name} {each.dataset.digest[:8]}" for each in datasets)
+            outcomes[run.info.run_id] = Outcome(dict(run.data.metrics), ", ".join(names))
+        return outcomes
+
+    def _search(self, run_ids: Iterable[str]) -> Iterator[MlflowRun]:
+        remaining, experiment = sorted({run_id for run_id in run_ids if run_id}), self._experiment()
         for first in range(0, len(remaining), BATCH):
             quoted = ", ".join(f"'{run_id}'" for run_id in remaining[first : first + BATCH])
-            page = self._client.search_runs([experiment], f"attributes.run_id IN ({quoted})", max_results=BATCH)
-            values.update({run.info.run_id: dict(run.data.metrics) for run in page})
-        return values
+            yield from self._client.search_runs([experiment], f"attributes.run_id IN ({quoted})", max_results=BATCH)
 
     @calls_mlflow
     def runs(self, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -265,10 +302,11 @@ class RunStore:
             _LOG.warning("MLflow is away: runs that were to be deleted stay")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings in nested groups, by their dotted names, as texts."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             yield prefix + name, text.replace("\0", "\\u0000")  # PostgreSQL stores no NUL.

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from forecast.data.files import locked
 from forecast.errors import OutputError
 from forecast.redaction import redacted, without_password
+from forecast.tracking.accuracy import log_accuracy
+from forecast.tracking.model_facts import ModelFacts
 
 SPOOL_ID: Final = "unlogged_id"
 """Tag of a run that was created after its job: the name of its spool, which the job used as run id."""
@@ -45,6 +47,7 @@ _METHODS: Final = (
     "set_tag",
     "set_terminated",
     "set_model_version_tag",
+    "update_model_version",
 )
 """Client methods that a spool implements."""
 
@@ -87,16 +90,18 @@ class RunSpool:
         self._started = _now()
         self._lock = ExitStack()
         self._n_files = 0
+        self.run_id = ""
+        """Id of the run, empty if it is not in the store."""
         self.folder: Path | None = None
         """Folder of the calls; None as long as the store answers."""
 
-    def begin(self, error: BaseException, run_id: str = "", run_name: str = "", tags: Mapping[str, str] = {}) -> str:
+    def begin(self, error: BaseException, run_name: str = "", tags: Mapping[str, str] = {}) -> str:
         """Start to keep calls because of an error of the store; return the id of the run for later calls."""
         identity = f"unlogged-{uuid.uuid4().hex[:12]}"
         self.folder = self._root / identity
         self._lock.enter_context(locked(self.folder, KEY))
         run = SpooledRun(
-            identity, self._name, self._job, self._store, run_id, run_name or self._job, self._started, dict(tags)
+            identity, self._name, self._job, self._store, self.run_id, run_name or self._job, self._started, dict(tags)
         )
         _write_run(self.folder, run)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -106,7 +111,7 @@ class RunSpool:
             redacted(reason),
             self.folder,
         )
-        return run_id or identity
+        return self.run_id or identity
 
     def close(self) -> None:
         """Release the spool for logging, and log its folder."""
@@ -127,9 +132,12 @@ class RunSpool:
         tags: Sequence[RunTag] = (),
     ) -> None:
         """Keep metrics, params and tags."""
-        points = [(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics]
         texts = [[(item.key, item.value) for item in group] for group in (params, tags)]
-        self._append("log_batch", metrics=points, params=texts[0], tags=texts[1])
+        self._append("log_batch", metrics=_values(metrics), params=texts[0], tags=texts[1])
+
+    def log_accuracy(self, _run_id: str, _experiment: str, metrics: Sequence[Metric]) -> None:
+        """Keep points of the chart of versions."""
+        self._append("log_accuracy", metrics=_values(metrics))
 
     def set_tag(self, run_id: str, key: str, value: object) -> None:
         """Keep a tag."""
@@ -151,11 +159,14 @@ class RunSpool:
         copy = shutil.copytree(folder, self._new_folder(), dirs_exist_ok=True)
         self._append("log_artifacts", file=self._relative(copy))
 
-    def log_inputs(self, _run_id: str, datasets: Sequence[DatasetInput]) -> None:
-        """Keep descriptions of data."""
+    def log_inputs(
+        self, _run_id: str, datasets: Sequence[DatasetInput], models: Sequence[LoggedModelInput] = ()
+    ) -> None:
+        """Keep descriptions of data, and the models that the run uses."""
         names = ("name", "digest", "source_type", "source", "profile")
         described = [{name: getattr(dataset_input.dataset, name) for name in names} for dataset_input in datasets]
-        self._append("log_inputs", datasets=described)
+        tags = [[(tag.key, tag.value) for tag in dataset_input.tags] for dataset_input in datasets]
+        self._append("log_inputs", datasets=described, tags=tags, models=[model.model_id for model in models])
 
     def set_terminated(self, _run_id: str, status: str = "FINISHED") -> None:
         """Keep the end of the run."""
@@ -165,12 +176,17 @@ class RunSpool:
         """Keep a tag of a version."""
         self._append("set_model_version_tag", name=name, version=version, key=key, value=str(value))
 
-    def register(self, model: Path, *, digest: str, alias: str | None, tags: Mapping[str, str]) -> None:
-        """Keep a model folder for later registration."""
-        copy = shutil.copytree(model, self._new_folder(), dirs_exist_ok=True)
-        self._append(
-            REGISTER, file=self._relative(copy), digest=digest, alias=alias, tags=dict(tags), registered=_now()
-        )
+    def update_model_version(self, name: str, version: str, description: str) -> None:
+        """Keep the description of a version."""
+        self._append("update_model_version", name=name, version=version, description=description)
+
+    def register(
+        self, model: Path, facts: ModelFacts, *, digest: str, alias: str | None, tags: Mapping[str, str]
+    ) -> None:
+        """Keep a model folder and the facts about the model for later registration."""
+        file = self._relative(shutil.copytree(model, self._new_folder(), dirs_exist_ok=True))
+        values = {"file": file, "digest": digest, "alias": alias, "tags": dict(tags), "facts": asdict(facts)}
+        self._append(REGISTER, **values, registered=_now())
 
     def _new_folder(self) -> Path:
         assert self.folder is not None
@@ -202,6 +218,10 @@ class BestEffortClient:
         method = getattr(self._client, name)
         return functools.partial(self._call, name, method) if name in _METHODS else method
 
+    def log_accuracy(self, run_id: str, experiment: str, metrics: Sequence[Metric]) -> None:
+        """Add points to the chart of versions."""
+        self._call("log_accuracy", functools.partial(log_accuracy, self._client), run_id, experiment, metrics)
+
     def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
         if self._spool.folder is None:
             try:
@@ -209,7 +229,7 @@ class BestEffortClient:
             except Exception as error:
                 if not is_away(error):
                     raise
-                self._spool.begin(error, args[0])
+                self._spool.begin(error)
         return getattr(self._spool, name)(*args, **kwargs)
 
 
@@ -255,7 +275,10 @@ def replay(client: Any, experiment: str, folder: Path, run: SpooledRun, real_ids
         run_id = client.create_run(experiment, run.started, tags, run.run_name).info.run_id
     names = {**real_ids, run.id: run_id}
     for call in calls_of(folder):
-        _replay_call(client, run_id, folder, call, names)
+        if call["call"] == "log_accuracy":
+            log_accuracy(client, run_id, experiment, _metrics(call))
+        else:
+            _replay_call(client, run_id, folder, call, names)
     return run_id
 
 
@@ -282,19 +305,35 @@ def _find(client: Any, experiment: str, spool_id: str) -> str:
 def _replay_call(client: Any, run_id: str, folder: Path, call: Mapping[str, Any], names: Mapping[str, str]) -> None:
     kind = call["call"]
     if kind == "log_batch":
-        metrics = [Metric(*values) for values in call["metrics"]]
         params = [Param(*values) for values in call["params"]]
         tags = [RunTag(key, names.get(value, value)) for key, value in call["tags"]]
-        client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        client.log_batch(run_id, metrics=_metrics(call), params=params, tags=tags)
     elif kind == "log_artifact":
         client.log_artifact(run_id, str(folder / call["file"]), call["folder"])
     elif kind == "log_artifacts":
         client.log_artifacts(run_id, str(folder / call["file"]))
     elif kind == "log_inputs":
-        client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**values)) for values in call["datasets"]])
+        tags_of = call.get("tags") or [[] for _ in call["datasets"]]
+        datasets = [
+            DatasetInput(Dataset(**values), [InputTag(*tag) for tag in tags])
+            for values, tags in zip(call["datasets"], tags_of, strict=True)
+        ]
+        models = [LoggedModelInput(model_id) for model_id in call.get("models", ())]
+        client.log_inputs(run_id, datasets=datasets, models=models)
     elif kind == "set_model_version_tag":
         value = names.get(call["value"], call["value"])
         client.set_model_version_tag(call["name"], call["version"], call["key"], value)
+    elif kind == "update_model_version":
+        client.update_model_version(call["name"], call["version"], call["description"])
+
+
+def _values(metrics: Sequence[Metric]) -> list[tuple[Any, ...]]:
+    names = ("key", "value", "timestamp", "step", "model_id", "dataset_name", "dataset_digest")
+    return [tuple(getattr(metric, name) for name in names) for metric in metrics]
+
+
+def _metrics(call: Mapping[str, Any]) -> list[Metric]:
+    return [Metric(*values) for values in call["metrics"]]
 
 
 def _write_run(folder: Path, run: SpooledRun) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from forecast.tracking.store import calls_mlflow
 
@@ -14,6 +15,16 @@ from forecast.redaction import without_password
 from forecast.tracking.champions import CHAMPIONS
 from forecast.tracking.run_store import RunStore
 from forecast.tracking.versions import Version, from_mlflow
+
+
+class ModelEntry(NamedTuple):
+    """A registered model."""
+
+    aliases: dict[str, int]
+    """Version number of each alias."""
+    champions: str | None
+    """The history of champions, as its tag holds it."""
+    description: str
 
 
 class VersionStore(RunStore):
@@ -33,7 +44,7 @@ class VersionStore(RunStore):
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-        aliases = self._model("registry.name" if key == "registry.alias" else key)[0]
+        aliases = self._model("registry.name" if key == "registry.alias" else key).aliases
         if (deleted := aliases.get(str(name))) is not None:
             raise RegistryError(
                 f"{self.name} v{deleted}, which the alias {name!r} means, is deleted; give the alias to another "
@@ -61,17 +72,16 @@ class VersionStore(RunStore):
         for name, value in tags.items():
             self._client.set_model_version_tag(self.name, str(number), name, value)
 
-    def _model(self, key: str = "registry.name") -> tuple[dict[str, int], str | None]:
-        """Return alias -> number, which searching for versions does not report, and the history of champions."""
+    def _model(self, key: str = "registry.name") -> "ModelEntry":
+        """Return aliases, which searching for versions does not report, and the history of champions."""
         try:
             model_entry = self._client.get_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         else:
-            return {alias: int(number) for alias, number in model_entry.aliases.items()}, model_entry.tags.get(
-                CHAMPIONS
-            )
+            aliases = {alias: int(number) for alias, number in model_entry.aliases.items()}
+            return ModelEntry(aliases, model_entry.tags.get(CHAMPIONS), model_entry.description or "")
         names = listing((model.name for model in self._client.search_registered_models(max_results=100)), limit=20)
         raise RegistryError(
             f"no registered model {self.name} in {without_password(self.uri)}; there are: {names or 'none'}; "
@@ -81,7 +91,7 @@ class VersionStore(RunStore):
     @calls_mlflow
     def versions(self) -> list[Version]:
         """Return all versions, newest first."""
-        return self._versions(self._model()[0])
+        return self._versions(self._model().aliases)
 
     def _versions(self, aliases: Mapping[str, int]) -> list[Version]:
         aliases_of: dict[int, list[str]] = {}

@@ -1,5 +1,6 @@
 """A version of a registered model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +24,19 @@ class Version:
     """Milliseconds since 1970."""
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    description: str = ""
+    """Markdown."""
+
+    @property
+    def model_id(self) -> str:
+        """The id of its LoggedModel; empty for versions without one.
+
+        >>> Version("flights", 3, "ab12", "pretrained", "", f"models:/m-{'0' * 32}", 0).model_id
+        'm-00000000000000000000000000000000'
+        """
+        # A SQL store keeps the source of a version, but not its model id.
+        model = re.search(r"\bm-[0-9a-f]{32}\b", self.source)
+        return model[0] if model else ""
 
     @property
     def parent(self) -> int | None:
@@ -52,4 +66,5 @@ def from_mlflow(entry: "ModelVersion", aliases: Sequence[str] | None = None) -> 
         created=int(entry.creation_timestamp or 0),
         tags=dict(entry.tags),
         aliases=tuple(sorted(entry.aliases if aliases is None else aliases)),
+        description=entry.description or "",
     )

@@ -58,7 +58,7 @@ def add(config: AddConfig) -> "tuple[Version, str]":
     name = card_of(config.add.checkpoint).stem
     artifact = zero_shot(name, loaded, config.window, config.model)
     with registry.run("add", config) as run:
-        data_digest = log_data(run, loaded)
+        data_digest = log_data(run, loaded, "validation")
         log_profile(run, loaded)
         run.json(json.loads(card_of(name).read_text(encoding="utf-8")), "card.json")
         registration = Registration(registry, run, artifact, config, data_digest, alias=PRETRAINED)

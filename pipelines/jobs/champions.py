@@ -40,6 +40,7 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
     from forecast.names import CHAMPION
     from forecast.prediction.from_table import example
     from pipelines.jobs.reading import open_version
+    from pipelines.jobs.registration import model_facts
     from pipelines.jobs.version_tags import child_tags, version_tags
 
     version, artifact = open_version(registry, config.registry.alias or CHAMPION)
@@ -58,7 +59,10 @@ def _roll_series_back(registry: "Registry", config: RollbackConfig, series: tupl
             "rolled_back_from": f"v{version.number}",
         }
         digest = child.save(Path(folder))
-        child_version = registry.register(run, Path(folder), digest=digest, tags=tags, example=example(child))
+        facts = model_facts(run, child, registry.name, tags, {})
+        child_version = registry.register(
+            run, Path(folder), digest=digest, tags=tags, example=example(child), facts=facts
+        )
         moved = registry.hand_over(version, child_version)
     note(output=str(child_version))
     moved_text = f", which is now {' and '.join(moved)}" if moved else ""

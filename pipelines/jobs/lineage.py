@@ -1,8 +1,10 @@
 """The versions of a model as a tree."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pipelines.jobs.version_tags import CALIBRATED, DISTILLED, FINETUNE_KIND, SERIES_TUNED, uplift_text
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
 
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
+
+_LABELS: Final = {"MASE": "mase", "WQL": "wql", "log-loss": "log_loss"}
+"""Metrics that rank versions."""
 
 
 def lineage(registry: "Registry", marked: int | None = None) -> "pl.DataFrame":
@@ -76,7 +81,42 @@ def metrics_of(version: "Version", metrics: dict[str, dict[str, float]]) -> dict
 
 
 def _judged(version: "Version") -> list[str]:
-    return [f"backtest/{version.kind}/{name}" for name in ("mase", "wql", "log_loss")]
+    return [f"backtest/{version.kind}/{name}" for name in _LABELS.values()]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Result of the latest backtest of a version."""
+
+    metrics: Mapping[str, float]
+    """Metrics by their labels; empty without a backtest."""
+    data: str
+    """Name and digest of the data; empty if unknown."""
+
+    @property
+    def rank(self) -> float:
+        """The metric to sort by: MASE, or log-loss for classes; infinity without one."""
+        return next(iter(self.metrics.values()), math.inf)
+
+    def text(self, label: str) -> str:
+        """Return a metric as text, empty without it."""
+        return f"{self.metrics[label]:.4f}" if label in self.metrics else ""
+
+
+def accuracy_of(registry: "Registry", versions: "Sequence[Version]") -> dict[int, Accuracy]:
+    """Return the accuracy of each version by its number."""
+    from forecast.backtesting.result import BACKTEST_RUN
+
+    run_ids = {version.number: version.tags.get(BACKTEST_RUN, "") for version in versions}
+    outcomes = registry.outcomes(run_ids.values()) if any(run_ids.values()) else {}
+    accuracy = {}
+    for version in versions:
+        outcome = outcomes.get(run_ids[version.number])
+        logged = outcome.metrics if outcome else {}
+        names = {label: f"backtest/{version.kind}/{name}" for label, name in _LABELS.items()}
+        values = {label: logged[name] for label, name in names.items() if math.isfinite(logged.get(name, math.nan))}
+        accuracy[version.number] = Accuracy(values, outcome.data if outcome else "")
+    return accuracy
 
 
 def parent_of(version: "Version") -> str:

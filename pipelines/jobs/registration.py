@@ -9,6 +9,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -20,6 +21,7 @@ from pipelines.jobs.job import note
 
 if TYPE_CHECKING:
     from forecast.artifact import Artifact
+    from forecast.tracking.model_facts import ModelFacts
     from forecast.tracking.registry import Registry
     from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
@@ -35,8 +37,9 @@ _LOG = logging.getLogger(__name__)
 class Registration:
     """The last stage of a job that creates a model.
 
-    `register` creates the version. If the stage fails before that, the model is saved, and the error names its folder
-    and the command that registers it. Raises the errors of the stage, OutputError for an OSError.
+    `register` logs the metrics and creates the version. If the stage fails before that, the model is saved, and the
+    error names its folder and the command that registers it. Raises the errors of the stage, OutputError for an
+    OSError.
     """
 
     def __init__(
@@ -68,9 +71,13 @@ class Registration:
 
     def register(self) -> "Version":
         """Register the model, and return its version with tags and alias."""
-        self.version = register(self._registry, self._run, self._artifact, self._tags, self._alias)
+        facts = self._facts()
+        self.version = register(self._registry, self._run, self._artifact, facts, tags=self._tags, alias=self._alias)
         self._run.label(self.version, [self._tags["trained_until"]])
         return self.version
+
+    def _facts(self) -> "ModelFacts":
+        return model_facts(self._run, self._artifact, self._registry.name, self._tags, self._metrics)
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
@@ -111,6 +118,7 @@ class Registration:
                 "digest": digest,
                 "tags": self._tags,
                 "metrics": self._metrics,
+                "facts": asdict(self._facts()),
             }
             record = folder / RECORD
             record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -136,6 +144,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     """
     from forecast import artifact
     from forecast.artifact import FORMAT_VERSION
+    from forecast.tracking.model_facts import ModelFacts
     from pipelines.jobs.reading import open_registry
     from pipelines.jobs.version_tags import ends
 
@@ -159,8 +168,11 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     resumed = registry.resume(left.id) if left and not left.is_deleted else None
     with resumed or registry.run("register", config) as run:
         note(mlflow=run.link)
-        run.metrics(record.get("metrics", {}))
-        version = register(registry, run, model, tags, alias)
+        if "facts" in record:
+            facts = ModelFacts.from_json(record["facts"])
+        else:
+            facts = model_facts(run, model, registry.name, tags, record.get("metrics", {}))
+        version = register(registry, run, model, facts, tags=tags, alias=alias)
     return version, _line(version, folder, alias, f"is registered, run {run.id}")
 
 
@@ -191,8 +203,25 @@ def versions(registry: "Registry") -> "list[Version]":
         return []
 
 
+def model_facts(
+    run: "Run", artifact: "Artifact", name: str, tags: Mapping[str, str], metrics: Mapping[str, Any]
+) -> "ModelFacts":
+    """Return what MLflow shows about the model of a run."""
+    from forecast.tracking.cards import with_card
+    from pipelines.jobs.model_card import card, model_params
+
+    description = with_card("", card(artifact, run, name, tags, metrics)) or ""
+    return run.facts(metrics, model_params(artifact, run.settings), description)
+
+
 def register(
-    registry: "Registry", run: "Run", artifact: "Artifact", tags: Mapping[str, str], alias: str | None
+    registry: "Registry",
+    run: "Run",
+    artifact: "Artifact",
+    facts: "ModelFacts",
+    *,
+    tags: Mapping[str, str],
+    alias: str | None,
 ) -> "Version":
     """Register a model; return its version, a future one if the store is optional and unavailable. RegistryError."""
     from forecast.prediction.from_table import example
@@ -201,6 +230,8 @@ def register(
         folder = Path(name)
         digest = artifact.save(folder)
         try:
-            return registry.register(run, folder, digest=digest, alias=alias, tags=tags, example=example(artifact))
+            return registry.register(
+                run, folder, digest=digest, alias=alias, tags=tags, example=example(artifact), facts=facts
+            )
         except RegistryError as error:
-            return registry.postpone(run, folder, error, digest=digest, tags=tags, alias=alias)
+            return registry.postpone(run, folder, error, facts, digest=digest, tags=tags, alias=alias)

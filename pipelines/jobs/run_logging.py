@@ -2,30 +2,59 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final, Literal
 
 from pipelines.jobs.job import note
 
 if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
     from forecast.tracking.run import Run
+    from forecast.tracking.versions import Version
 
+Context = Literal["training", "validation", "evaluation", "scoring"]
+"""The purpose of the data of a run."""
+_ALWAYS_LOGGED: Final = ("rows_in", "rows_kept", "rows_rejected", "series_in", "series_kept", "series_rejected")
 
+_DATASET: Final = "panel"
+"""Name of a dataset that is no file."""
 _LOG = logging.getLogger(__name__)
 
 
-def log_data(run: "Run", loaded: "Loaded") -> str:
-    """Log the data of a run and its rejects; return the digest of the panel."""
+def log_data(run: "Run", loaded: "Loaded", context: Context, version: "Version | None" = None) -> str:
+    """Log the data of a run, its rejects, and the version that the run uses; return the digest of the panel.
+
+    Counts of zero are not logged, except those of _ALWAYS_LOGGED.
+    """
     from forecast.data.profiling.quality import quality
 
     note(mlflow=run.link)
     data, counts = loaded.data, loaded.counts
-    source = data.path if data.uri is None else data.uri.get_secret_value()
-    run.dataset("panel", digest=loaded.digest, source=str(source), rows=counts.rows_in)
-    run.metrics({f"data/{name}": value for name, value in vars(counts).items()})
+    source = str(data.path if data.uri is None else data.uri.get_secret_value())
+    run.dataset(
+        _DATASET if data.uri else _dataset_name(source),
+        digest=loaded.digest,
+        source=source,
+        rows=counts.rows_in,
+        series=counts.series_kept,
+        context=context,
+        version=version,
+    )
+    values = {f"data/{name}": value for name, value in vars(counts).items() if value or name in _ALWAYS_LOGGED}
+    run.metrics(values)
     run.table(loaded.rejects, "rejects.parquet")
     run.table(quality(loaded.rejects, counts), "quality.parquet")
     return loaded.digest
+
+
+def _dataset_name(path: str) -> str:
+    """Return a name for the data at a path: its last part with a letter or digit, without its suffix.
+
+    >>> _dataset_name("s3://bucket/loads.parquet"), _dataset_name("data/loads/*.csv")
+    ('loads', 'loads')
+    """
+    stems = (PurePosixPath(part).stem for part in reversed(PurePosixPath(path).parts))
+    return next((stem for stem in stems if re.search(r"\w", stem)), _DATASET)
 
 
 def log_profile(run: "Run", loaded: "Loaded") -> None:

@@ -77,14 +77,17 @@ def _version(registry: "Registry", run: "Run", folder: Path, call: dict[str, Any
     A later version keeps the alias.
     """
     from forecast import artifact
+    from forecast.tracking.model_facts import ModelFacts
     from pipelines.jobs.registration import register, versions
 
     existing = [
         version for version in versions(registry) if version.digest == call["digest"] and version.run_id == run.id
     ]
-    version = (
-        existing[0] if existing else register(registry, run, artifact.load(folder / call["file"]), call["tags"], None)
-    )
+    if existing:
+        version = existing[0]
+    else:
+        model, facts = artifact.load(folder / call["file"]), ModelFacts.from_json(call.get("facts", {}))
+        version = register(registry, run, model, facts, tags=call["tags"], alias=None)
     alias = call["alias"]
     if not alias:
         return str(version)

@@ -2,30 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
-from forecast.monitoring.labels import AGE, ALARM, ALL, FORECAST, NORMAL, RECENT
+from forecast.monitoring.labels import ALARM, ALL, FORECAST, NORMAL, RECENT
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
 from forecast.reports.page import ABSENT
 from pipelines.jobs.run_logging import metric_name
 
+_DRIFT_COLUMNS: Final = 6
+"""Most columns with metrics of drift: the target, which is the first, and covariates in their order."""
+
 
 def measures(result: MonitorResult, reference: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the logged metrics: counts, metrics over all series and by age, and drift."""
+    """Return the logged metrics: counts, accuracy of the recent forecasts of all series, and drift.
+
+    The tables of the day have the metrics of history, by age, and of every column.
+    """
     values: dict[str, float | None] = {f"monitor/{name}": count for name, count in result.counts.items()}
     keys = {"group", "value", "window", "model"}
-    for row in result.metrics.filter(group=ALL).iter_rows(named=True):
-        values |= {f"monitor/{row['window']}/{row['model']}/{k}": v for k, v in row.items() if k not in keys}
-    for row in result.metrics.filter(group=AGE, window=RECENT, model=FORECAST).iter_rows(named=True):
-        values |= {f"monitor/age/{row['value']}/{name}": row[name] for name in ("mase", "wql", "bias", result.coverage)}
-    for row in result.drift.iter_rows(named=True):
+    for row in result.metrics.filter(group=ALL, window=RECENT).iter_rows(named=True):
+        names = row.keys() - keys if row["model"] == FORECAST else {"mase", "wql"}
+        values |= {f"monitor/{RECENT}/{row['model']}/{name}": row[name] for name in sorted(names)}
+    for position, row in enumerate(result.drift.head(_DRIFT_COLUMNS).iter_rows(named=True)):
         column = metric_name(row["column"])
-        values |= {
-            f"monitor/drift/{column}/{name}": row[name] for name in ("psi", "psi_chance", "ks", "missing", "unseen")
-        }
+        names_of_column = ("psi",) if position else ("psi", "psi_chance", "missing")
+        values |= {f"monitor/drift/{column}/{name}": row[name] for name in names_of_column}
     values |= {f"monitor/backtest/{name}": reference.get(name) for name in ("mase", "wql", "coverage")}
     values["monitor/recent/coverage_80_chance"] = result.coverage_80.chance
     values |= {f"monitor/freshness/{name}": value for name, value in result.freshness.measures().items()}

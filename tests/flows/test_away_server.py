@@ -15,6 +15,8 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Mode
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Runs
 from werkzeug.serving import make_server
 
+from forecast.config import RegistryConfig
+from forecast.tracking.registry import Registry
 from pipelines.jobs.ledger import Ledger
 
 BEST_EFFORT = "registry.tracking=best_effort"
@@ -134,6 +136,25 @@ def test_finished_forecasts_outlive_the_server_and_their_run_is_logged_once(
     assert len(tracking.runs("score")) == 2
 
 
+@pytest.mark.parametrize("call", ["runs/search", "model-versions/set-tag"])
+def test_a_judged_version_is_shown_as_such_later(call: str, promoted: Store, tracking: Tracking) -> None:
+    client = MlflowClient(promoted.uri, promoted.uri)
+    first = client.get_model_version(NAME, "1")
+    client.create_model_version(NAME, first.source, tags=dict(first.tags))
+    data = f"data.path={promoted.table}"
+    tracking.go_away(call)
+    succeed("backtest", f"registry.name={NAME}", "registry.alias=3", data, "backtest.n_windows=1", BEST_EFFORT)
+    tracking.return_()
+    assert "backtest_run" not in client.get_model_version(NAME, "3").tags
+    succeed("runs", "sync")
+    (run,) = (run for run in tracking.runs("backtest") if run.data.tags["version"] == "3")
+    assert client.get_model_version(NAME, "3").tags["backtest_run"] == run.info.run_id
+    (chart,) = tracking.runs("chart")
+    points = {point.step: point.value for point in client.get_metric_history(chart.info.run_id, "mase")}
+    assert points[3] == run.data.metrics["mase"]
+    assert points[2] == run.data.metrics["backtest/champion/mase"]
+
+
 def test_without_it_a_job_fails_and_keeps_nothing(promoted: Store, tracking: Tracking) -> None:
     tracking.go_away("runs/log-batch")
     message = refuse(4, "score", f"registry.name={NAME}", f"data.path={promoted.table}", "output.path=out")
@@ -156,6 +177,17 @@ def test_a_trained_model_is_registered_later_once(call: str, promoted: Store, tr
     run = client.get_run(client.get_model_version(NAME, "3").run_id)
     assert run.info.status == "FINISHED"
     assert "report.html" in files(run)
+    # It has everything that MLflow shows of a model registered at once.
+    model, twin = (
+        client.get_logged_model(Registry(RegistryConfig(name=NAME)).resolve(number).model_id) for number in (3, 1)
+    )
+    assert twin.params.keys() <= model.params.keys()
+    trained = {metric.key for metric in twin.metrics} - {"mase", "wql", "coverage"}
+    assert {metric.key for metric in model.metrics} == trained
+    (loss,) = (metric for metric in model.metrics if metric.key == "val/loss")
+    assert (loss.value, loss.dataset_name) == (run.data.metrics["val/loss"], "small")
+    assert loss.dataset_digest == run.inputs.dataset_inputs[0].dataset.digest
+    assert "**Forecasts 12 steps of 1h**" in client.get_model_version(NAME, "3").description
     assert promoted.score(None, "registry.alias=3").code == 0
     assert promoted.forecasts().height == 240
 

@@ -189,13 +189,13 @@ def test_versions_come_newest_first_with_their_aliases(registry: Registry, tmp_p
 
 def test_a_run_holds_all_that_was_logged(registry: Registry, tmp_path: Path, store: str) -> None:
     with registry.run("train", CONFIG, {"note": "x"}) as run:
-        run.metrics({"val/loss": 0.5}, step=3)
+        run.curve([(3, {"val/loss": 0.5})])
         run.curve([(step, {"train/loss": 1.0 / step}) for step in range(1, 6)])
         run.tags({"series": 35})
         run.table(pl.DataFrame({"a": [1, 2]}), "tables/a.parquet")
         run.json({"b": 1}, "b.json")
         run.figure(Figure(), "plots/c.png")
-        run.dataset("flights", digest="a" * 64, source="panel.parquet", rows=10)
+        run.dataset("flights", digest="a" * 64, source="panel.parquet", rows=10, series=2)
     client = MlflowClient(store)
     logged = client.get_run(run.id)
     assert logged.info.status == "FINISHED"
