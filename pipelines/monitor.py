@@ -125,6 +125,7 @@ class _Day(NamedTuple):
 
 def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day: _Day) -> Result:
     """Roll back a worse champion if configured, and write the day into the folder and a run."""
+    from forecast.monitoring.labels import RECENT
     from forecast.reports.monitor_page import monitor_page
     from pipelines.jobs.run_logging import log_data
     from pipelines.monitoring.folder import PLOTLY, WatchFolder
@@ -156,7 +157,7 @@ def _record(config: MonitorConfig, registry: "Registry", compared: Compared, day
         # Forecasts of several versions are no metric of one of them.
         scored = compared.version if set(evaluation.versions) == {str(compared.version.number)} else None
         set_tags = {name: value for name, value in tags.items() if value}
-        run.metrics(measures(evaluation, day.reference), version=scored, tags=set_tags)
+        run.metrics(measures(evaluation, day.reference), version=scored, prefix=f"monitor/{RECENT}/", tags=set_tags)
         for file in folder.write(as_of, evaluation, described(evaluation, day.checks, registry.name) | facts, page):
             run.file(file)
     registry.delete_runs(before)

@@ -1,6 +1,7 @@
 """Model cards: the descriptions of versions and registered models, in Markdown.
 
-A card is between two markers: text around it is kept, and a description without markers is not replaced.
+A card ends with a marker: text below it is kept, and a description without the marker is not replaced. The marker is
+not at the beginning, as MLflow's lists show the first line.
 """
 
 import re
@@ -8,8 +9,7 @@ from typing import Final
 
 from forecast.tracking.versions import Version
 
-_BEGIN, _END = "<!-- gatecast -->", "<!-- /gatecast -->"
-_CARD: Final = re.compile(f"{_BEGIN}\n(.*?)\n{_END}", re.DOTALL)
+_MARKER: Final = "<!-- gatecast: above is replaced by each backtest and promotion, below is yours -->"
 _ACCURACY: Final = "| Accuracy | "
 CHART_NAME: Final = "accuracy by version"
 """Name of the run that charts the accuracy of versions."""
@@ -17,21 +17,26 @@ CHART_NAME: Final = "accuracy by version"
 
 def card_of(description: str) -> str:
     """Return the card in a description, empty without one."""
-    match = _CARD.search(description)
-    return match[1] if match else ""
+    card, marker, _ = description.partition(_MARKER)
+    return card.strip() if marker else ""
 
 
 def with_card(description: str, card: str) -> str | None:
     r"""Return a description with another card; None if it is the same, or text of somebody else.
 
-    >>> with_card("", "new"), with_card("Our own words", "new")
-    ('<!-- gatecast -->\nnew\n<!-- /gatecast -->', None)
+    >>> with_card("", "new").partition("<!--")[0], with_card("Our own words", "new")
+    ('new\n\n', None)
     """
-    if description.strip() and not _CARD.search(description):
+    _, marker, rest = description.partition(_MARKER)
+    if description.strip() and not marker:
         return None
-    block = f"{_BEGIN}\n{card}\n{_END}"
-    text = _CARD.sub(lambda _: block, description, count=1) if description.strip() else block
+    text = f"{card}\n\n{_MARKER}{rest}"
     return None if text == description else text
+
+
+def note_of(card: str) -> str:
+    """Return the card without its accuracy, which is later than the model."""
+    return "\n".join(line for line in card.splitlines() if not line.startswith(_ACCURACY))
 
 
 def with_accuracy(card: str, accuracy: str) -> str:
@@ -64,6 +69,6 @@ def model_card(name: str, champion: Version | None, card: str, since: str = "") 
     moment = f", since {since[:16].replace('T', ' ')} UTC" if since else ""
     usage = card.replace("registry.alias=VERSION ", "").replace(f"models:/{name}/VERSION", f"models:/{name}@champion")
     return (
-        f"**Champion: v{champion.number}**{moment}\n\n{usage}\n\n"
+        f"Champion: v{champion.number}{moment}\n\n{usage}\n\n"
         f"The run `{CHART_NAME}` of the experiment `{name}` charts the accuracy of all versions."
     )

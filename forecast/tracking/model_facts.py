@@ -27,6 +27,8 @@ class ModelFacts:
 
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Point] = ()
+    linked: Sequence[str] = ()
+    """Names of the metrics that the model has, too; the others are about the run."""
     dataset: DatasetLink | None = None
     description: str = ""
     """Markdown."""
@@ -38,6 +40,7 @@ class ModelFacts:
         return cls(
             params=content.get("params", {}),
             metrics=[(name, value, timestamp, step) for name, value, timestamp, step in content.get("metrics", ())],
+            linked=content.get("linked", ()),
             dataset=DatasetLink(**dataset) if dataset else None,
             description=content.get("description", ""),
         )

@@ -24,7 +24,7 @@ from forecast.config import RegistryConfig
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
 from forecast.tracking.alias_lock import alias_lock
-from forecast.tracking.cards import card_of, model_card, with_card
+from forecast.tracking.cards import card_of, model_card, note_of, with_card
 from forecast.tracking.champions import CHAMPIONS, DEMOTED, FORCED, PROMOTED, REPLACED_VERSION, ROLLED_BACK, Champions
 from forecast.tracking.champions import read as read_champions
 from forecast.tracking.model_facts import ModelFacts
@@ -91,8 +91,9 @@ class Registry(VersionStore):
         # Its name allows fewer characters than that of a registered model.
         logged = re.sub(r"""[/:.%"']""", "_", self.name)
         facts, tags_of_model = facts or ModelFacts(), {**tags, "digest": digest}
+        note = {"mlflow.note.content": note_of(card_of(facts.description))} if facts.description else {}
         model = self._client.create_logged_model(
-            run.experiment_id, f"{logged}-{digest[:8]}", run.id, tags_of_model, dict(facts.params), MODEL_TYPE
+            run.experiment_id, f"{logged}-{digest[:8]}", run.id, tags_of_model | note, dict(facts.params), MODEL_TYPE
         )
         run.model_metrics(facts, model.model_id)
         with tempfile.TemporaryDirectory() as temporary:

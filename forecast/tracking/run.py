@@ -73,16 +73,18 @@ class Run:
         values: Mapping[str, float],
         *,
         version: "Version | None" = None,
+        prefix: str = "",
         tags: Mapping[str, object] | None = None,
     ) -> None:
-        """Log metrics at the last step of each, as its latest value; with a version, as metrics of that model, too.
+        """Log metrics at the last step of each, as its latest value, and tags in the same call.
 
-        Tags take part in the same call.
+        With a version, those whose names begin with `prefix` become metrics of its model, too.
         """
         model_id = version.model_id if version else ""
-        self._log(
-            [linked(point, model_id, self.data) for point in self._points(values)], self._tags(tags) if tags else ()
-        )
+        entries = [
+            linked(point, model_id if point[0].startswith(prefix) else "", self.data) for point in self._points(values)
+        ]
+        self._log(entries, self._tags(tags) if tags else ())
 
     @calls_mlflow
     def curve(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -93,14 +95,18 @@ class Run:
             self._last_steps[entry.key] = max(entry.step, self._last_steps.get(entry.key, 0))
         self._log(entries)
 
-    def facts(self, values: Mapping[str, float], params: Mapping[str, str], description: str) -> ModelFacts:
-        """Return the facts about the model of this run, with the metrics at this moment."""
-        return ModelFacts(params, self._points(values), self.data, description)
+    def facts(
+        self, values: Mapping[str, float], of_model: Sequence[str], params: Mapping[str, str], description: str
+    ) -> ModelFacts:
+        """Return the facts about the model of this run, with its metrics at this moment; the model has `of_model`."""
+        return ModelFacts(params, self._points(values), of_model, self.data, description)
 
     @calls_mlflow
     def model_metrics(self, facts: ModelFacts, model_id: str) -> None:
         """Log the metrics of the model of this run."""
-        self._log([linked(point, model_id, facts.dataset) for point in facts.metrics])
+        self._log(
+            [linked(point, model_id if point[0] in facts.linked else "", facts.dataset) for point in facts.metrics]
+        )
 
     @calls_mlflow
     def chart(self, version: "Version", accuracy: "Sequence[tuple[Version, Mapping[str, float]]]") -> None:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from forecast.tracking import store  # noqa: F401  before MLflow
 
@@ -24,7 +24,8 @@ def is_enabled(config: RegistryConfig) -> bool:
     by_environment = bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
     if not config.system_metrics and not by_environment:
         return False
-    if find_spec("psutil"):
+    with suppress(ImportError):
+        import_module("psutil")
         return True
     message = "metrics of the machine need psutil: pip install 'gatecast[system]'"
     if config.system_metrics:

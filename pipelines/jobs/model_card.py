@@ -9,6 +9,11 @@ if TYPE_CHECKING:
 
 _SETTINGS: Final = ("fit.", "finetune.", "calibrate.", "distil.", "rollback.")
 """Settings of the job that become params of its model, beside those stored with the model."""
+OF_MODEL: Final = (
+    *("val/", "train/", "tune/val/", "finetune/uplift", "finetune/share_", "finetune/series_tuned"),
+    *("calibrate/error_after", "calibrate/pinball_after", "calibrate/coverage", "distil/student/"),
+)
+"""Beginnings of the names of metrics that MLflow lists with a model; the others are about its run."""
 _MOST: Final = 100
 """Most params that MLflow takes in one call."""
 
@@ -50,7 +55,7 @@ def card(artifact: "Artifact", run: "Run", name: str, tags: Mapping[str, str], m
     if (uplift := metrics.get("finetune/uplift")) is not None:
         rows["Uplift"] = f"{uplift:.2%} over its parent on windows that neither fitting nor gate has seen"
     purpose = (
-        f"**Forecasts {artifact.horizon:,} steps of {artifact.data.freq}** from the last "
+        f"Forecasts {artifact.horizon:,} steps of {artifact.data.freq} from the last "
         f"{artifact.window.context_length:,} steps of a series."
     )
     return version_card(purpose, rows, name)

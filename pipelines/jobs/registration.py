@@ -208,10 +208,11 @@ def model_facts(
 ) -> "ModelFacts":
     """Return what MLflow shows about the model of a run."""
     from forecast.tracking.cards import with_card
-    from pipelines.jobs.model_card import card, model_params
+    from pipelines.jobs.model_card import OF_MODEL, card, model_params
 
     description = with_card("", card(artifact, run, name, tags, metrics)) or ""
-    return run.facts(metrics, model_params(artifact, run.settings), description)
+    of_model = [name for name in metrics if name.startswith(OF_MODEL)]
+    return run.facts(metrics, of_model, model_params(artifact, run.settings), description)
 
 
 def register(

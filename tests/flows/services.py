@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -105,6 +105,24 @@ def scoring(model: str) -> Iterator[str]:
             address = f"http://127.0.0.1:{port}"
             wait(process, log, lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close())
             yield address
+
+
+@contextmanager
+def mlflow(folder: Path, *options: str, environment: Mapping[str, str] = {}) -> Iterator[str]:
+    """Yield the address of MLflow's server on the database and the artifacts in a folder."""
+    port = free_port()
+    stores = [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        folder / "artifacts",
+    ]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *stores, *address, *options]
+    with (folder / "log").open("wb") as log, running(command, log, env={**os.environ, **environment}) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait(process, folder / "log", lambda: urllib.request.urlopen(f"{url}/health", timeout=5).close())
+        yield url
 
 
 def free_port() -> int:

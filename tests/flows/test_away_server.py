@@ -187,7 +187,7 @@ def test_a_trained_model_is_registered_later_once(call: str, promoted: Store, tr
     (loss,) = (metric for metric in model.metrics if metric.key == "val/loss")
     assert (loss.value, loss.dataset_name) == (run.data.metrics["val/loss"], "small")
     assert loss.dataset_digest == run.inputs.dataset_inputs[0].dataset.digest
-    assert "**Forecasts 12 steps of 1h**" in client.get_model_version(NAME, "3").description
+    assert "Forecasts 12 steps of 1h" in client.get_model_version(NAME, "3").description
     assert promoted.score(None, "registry.alias=3").code == 0
     assert promoted.forecasts().height == 240
 

@@ -1,17 +1,18 @@
 """What the pages of MLflow show of models: accuracy by data, inputs of runs, the chart of versions, and cards."""
 
 import hashlib
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from flow import NAME, Store, panel, succeed
+from flow import NAME, Store, panel, refuse, succeed
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
-from forecast.config import RegistryConfig
-from forecast.tracking import cards
+from forecast.config import ModelsConfig, RegistryConfig
 from forecast.tracking.registry import Registry
 from forecast.tracking.texts import TAG_LENGTH
 
@@ -61,7 +62,8 @@ def test_mlflow_ranks_models_by_their_accuracy_on_a_dataset(client: MlflowClient
         assert metrics["wql"] == backtest.data.metrics[f"backtest/{name}/wql"]
     assert (best.params["window.horizon"], best.params["model.hidden_size"]) == ("12", "8")
     assert (best.tags["kind"], best.tags["parent_version"], best.model_type) == ("fine_tuned", "1", "forecaster")
-    assert {"val/loss", "steps"} <= {metric.key for metric in other.metrics}
+    assert {metric.key for metric in other.metrics} >= {"val/loss"}
+    assert not {metric.key for metric in other.metrics} & {"steps", "data/rows_in"}
     assert {"finetune/uplift", "promote/mase"} <= {metric.key for metric in best.metrics}
     assert client.search_logged_models([experiment(client)], "metrics.mase < 1000 and params.`window.horizon` = '12'")
 
@@ -101,13 +103,13 @@ def test_a_run_charts_accuracy_over_versions(promoted: Store, client: MlflowClie
     assert chart.data.metrics["seasonal_naive/mase"] > 0
 
 
-def test_a_card_says_what_a_version_is_and_how_good(promoted: Store, client: MlflowClient) -> None:
+def test_a_card_says_what_a_version_is_and_how_good(client: MlflowClient) -> None:
     metrics = last_run(client, "backtest").data.metrics
     description = client.get_model_version(NAME, "2").description
     accuracy = f"MASE {metrics['mase']:.4f} (seasonal naive {metrics['backtest/seasonal_naive/mase']:.4f})"
     assert accuracy in description
     for text in (
-        "**Forecasts 12 steps of 1h**",
+        "Forecasts 12 steps of 1h",
         "20 series, 8,640 rows",
         "from v1",
         "interval covers",
@@ -117,20 +119,38 @@ def test_a_card_says_what_a_version_is_and_how_good(promoted: Store, client: Mlf
     assert "not backtested yet" in client.get_model_version(NAME, "1").description
 
     model = client.get_registered_model(NAME).description
-    assert "**Champion: v2**, since " in model
+    assert model.startswith("Champion: v2, since ")
     assert accuracy in model
-    client.update_registered_model(NAME, f"Owner: energy team\n\n{model}")
+    client.update_registered_model(NAME, f"{model}\nOwner: energy team")
     succeed("promote", MODEL, "registry.alias=1", "promote.force=true")
     model = client.get_registered_model(NAME).description
-    assert model.startswith("Owner: energy team\n\n<!-- gatecast -->\n**Champion: v1**")
+    assert model.startswith("Champion: v1, since ")
+    assert model.endswith("below is yours -->\nOwner: energy team")
     assert accuracy not in model
     succeed("models", "rollback", MODEL)
-    assert "**Champion: v2**" in client.get_registered_model(NAME).description
+    assert "Champion: v2" in client.get_registered_model(NAME).description
     client.update_registered_model(NAME, "Our own words")
     succeed("models", "rollback", MODEL, "rollback.to=1")
     assert client.get_registered_model(NAME).description == "Our own words"
-    assert "(seasonal naive" in cards.card_of(description)
-    assert promoted.uri
+
+
+def test_the_use_of_the_machine_is_logged_on_request(
+    promoted: Store, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    config = RegistryConfig(name=NAME, system_metrics=True)
+    with Registry(config).run("train", ModelsConfig(registry=config)) as run:
+        deadline = time.monotonic() + 60
+        while not (metrics := client.get_run(run.id).data.metrics) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert not any(name.startswith("system/") for name in last_run(client, "backtest").data.metrics)
+
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    score = ("score", MODEL, f"data.path={promoted.table}", "output.path=out")
+    assert "gatecast[system]" in refuse(2, *score, "registry.system_metrics=true")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    assert "none are logged" in succeed(*score).err
 
 
 def test_texts_that_mlflow_would_cut_are_complete_in_a_file(promoted: Store, client: MlflowClient) -> None:

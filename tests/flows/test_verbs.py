@@ -411,7 +411,7 @@ def test_models_are_listed_and_shown() -> None:
     judged = Registry(RegistryConfig(name=NAME)).resolve(2).tags["backtest_run"]
     metrics = MlflowClient().get_run(judged).data.metrics
     assert rows[1][8:11] == [f"{metrics['mase']:.4f}", f"{metrics['wql']:.4f}", "panel"]
-    assert len(rows[2]) == 7, "it has no backtest"
+    assert len(rows[2]) == 6, "it has no backtest"
     ranked = succeed("models", "list", MODEL, "list.order=accuracy").lines
     assert [line.split()[0] for line in ranked if line.strip().startswith("v")] == ["version", "v2", "v1"]
     shown = dict(line.split(maxsplit=1) for line in succeed("models", "show", MODEL, "registry.alias=champion").lines)
