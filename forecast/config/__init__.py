@@ -82,6 +82,7 @@ from forecast.config.model import CLASS_HEADS, COUNT_HEADS, POSITIVE_HEADS, Mode
 from forecast.config.monitoring import AlarmSettings, MonitorSettings, ThresholdSettings
 from forecast.config.operations import (
     LedgerConfig,
+    QuickstartSettings,
     ReplaySettings,
     ReportSettings,
     RunsSettings,
@@ -175,6 +176,7 @@ __all__ = [
     "PromoteConfig",
     "PromoteSettings",
     "QuickstartConfig",
+    "QuickstartSettings",
     "ReconcileConfig",
     "ReconcileSettings",
     "ReconcileSource",

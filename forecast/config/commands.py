@@ -30,6 +30,7 @@ from forecast.config.model import ModelConfig
 from forecast.config.monitoring import MonitorSettings
 from forecast.config.operations import (
     LedgerConfig,
+    QuickstartSettings,
     ReplaySettings,
     ReportSettings,
     RunsSettings,
@@ -94,6 +95,7 @@ class QuickstartConfig(JobConfig):
     model: ModelConfig = ModelConfig()
     fit: FitConfig = FitConfig()
     backtest: BacktestSettings = BacktestSettings()
+    quickstart: QuickstartSettings = QuickstartSettings()
     output: OutputConfig = OutputConfig()
 
 

@@ -16,6 +16,14 @@ class LedgerConfig(Config):
     GATECAST_LEDGER, or sqlite:///gatecast.db here, when not given."""
 
 
+class QuickstartSettings(Config):
+    """How far a quick start goes."""
+
+    until: Literal["look", "forecast", "train"] = "train"
+    """The last stage: look (the settings, and a copy of the table where it needs one), forecast (without training), or
+    train (and the backtest)."""
+
+
 class ReplaySettings(Config):
     """Replay of weeks of nightly operation."""
 

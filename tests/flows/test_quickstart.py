@@ -79,8 +79,20 @@ def test_a_file_too_short_to_judge_the_model_has_forecasts_and_a_second_run_says
     assert "the trained model could not be judged: a typical series has 20 steps" in ended.out
     assert "(change: window.horizon=5)" in ended.out
     assert pl.read_csv(out / "forecasts.csv").height == 2 * 3 * 12
-    assert "quickstart/umsatz has an earlier quick start" in ended.out
+    assert "train.yaml was another one, and is quickstart/umsatz/train.old.yaml now" in ended.out
     assert (out / "train.old.yaml").read_text() == "window: {horizon: 3}\n"
+
+
+def test_a_look_writes_the_settings_and_the_copy_of_the_table_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n_months in (24, 25):
+        write_months(tmp_path / "umsatz.csv", n_months)
+        ended = succeed("quickstart", "umsatz.csv", "output.path=out", "quickstart.until=look")
+        assert pl.read_parquet("out/panel.parquet").height == 3 * n_months
+    assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["panel.parquet", "train.yaml"]
+    assert "forecast train --config out/train.yaml" in ended.out
 
 
 def test_a_file_that_holds_no_panel_or_does_not_exist_is_refused(

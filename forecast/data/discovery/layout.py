@@ -1,5 +1,6 @@
 """The layout of a file: which columns are time, series and target, how they are written, and how to read them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def _merged(settings: dict[str, Any], update: Mapping[str, Any]) -> dict[str, An
 def _time_text(name: str, steps: Steps) -> str:
     times = steps.reading.values.drop_nulls()
     form = f", {steps.reading.form!r}" if steps.reading.form else ""
-    first, last = (str(moment).removesuffix(" 00:00:00") for moment in (times.min(), times.max()))
+    first, last = (re.sub(r" 00:00:00$|\.\d+", "", str(moment)) for moment in (times.min(), times.max()))
     return f"{name!r}, {first} to {last}{form}"
 
 
