@@ -64,7 +64,7 @@ def run(
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
     from forecast.tracking.registry import Registry
     from pipelines import report
-    from pipelines.jobs.reading import load_version, open_with_data, read_alike
+    from pipelines.jobs.reading import open_with_data
     from pipelines.jobs.run_logging import log_data
 
     if config.output.path:
@@ -77,11 +77,7 @@ def run(
     has_champion = config.backtest.refit == "never"
     champion = registry.find(CHAMPION) if has_champion else None
     if champion and champion.number != version.number:
-        champion_artifact = load_version(registry, champion)
-        contenders[CHAMPION] = Contender(
-            champion_artifact, read_alike(champion_artifact, artifact, loaded, config.data).panel
-        )
-
+        contenders[CHAMPION] = _contender(config, registry, champion, artifact, loaded)
     with registry.run("backtest", config, {"version": str(version.number)}) as run:
         log_data(run, loaded, "evaluation", version)
         with console.stage("backtest") as stage:
@@ -97,20 +93,8 @@ def run(
                 skipped_series=result.skipped.height,
                 failed_baselines=result.failures.height,
             )
-        cutoffs = [cutoff.isoformat() for cutoff in result.cutoffs]
-        run.label(version, cutoffs)
-        grid = loaded.panel.grid
-        ends = grid.timestamps(grid.index(result.cutoffs).to_numpy() + artifact.horizon)
-        run.json(
-            {
-                "challenger": artifact.kind,
-                "version": version.number,
-                "champion": champion.number if champion else None,
-                "cutoffs": [str(cutoff) for cutoff in result.cutoffs],
-                "targets_until": [str(end) for end in ends],
-            },
-            "backtest.json",
-        )
+        run.label(version, [cutoff.isoformat() for cutoff in result.cutoffs])
+        run.json(_facts(result, version, champion, artifact, loaded), "backtest.json")
         _log(run, result, loaded, artifact, folder)
         run.metrics(_metrics(result))
         tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
@@ -124,6 +108,32 @@ def run(
         f"{result.failures.height:,} baselines failed, run {run.id}"
     )
     return version, line, result
+
+
+def _contender(
+    config: BacktestConfig, registry: "Registry", version: "Version", artifact: "Artifact", loaded: "Loaded"
+) -> "Contender":
+    """Return another version with the panel as it reads it; `loaded` is the panel as `artifact` does."""
+    from forecast.backtesting.result import Contender
+    from pipelines.jobs.reading import load_version, read_alike
+
+    model = load_version(registry, version)
+    return Contender(model, read_alike(model, artifact, loaded, config.data).panel)
+
+
+def _facts(
+    result: "BacktestResult", version: "Version", champion: "Version | None", artifact: "Artifact", loaded: "Loaded"
+) -> dict[str, object]:
+    """Return the compared versions, the cutoffs, and the last target of each."""
+    grid = loaded.panel.grid
+    ends = grid.timestamps(grid.index(result.cutoffs).to_numpy() + artifact.horizon)
+    return {
+        "challenger": artifact.kind,
+        "version": version.number,
+        "champion": champion.number if champion else None,
+        "cutoffs": [str(cutoff) for cutoff in result.cutoffs],
+        "targets_until": [str(end) for end in ends],
+    }
 
 
 def _log(

@@ -93,7 +93,7 @@ def write(
     import polars as pl
 
     from forecast.names import CUTOFF, SERIES_ID
-    from forecast.reports.report import write_report
+    from forecast.reports.report import ReportContent, write_report
     from pipelines.jobs.lineage import lineage
 
     tables, facts = dict(subject.tables), dict(subject.facts)
@@ -112,8 +112,7 @@ def write(
     if subject.registry is not None and subject.version is not None:
         versions = lineage(subject.registry, marked=subject.version.number)
     frames: dict[str, Any] = {name: tables[table].collect() for name, table in TABLES.items() if table in tables}
-    write_report(
-        target,
+    content = ReportContent(
         title=subject.title,
         subtitle=subject.subtitle,
         facts=facts,
@@ -125,4 +124,5 @@ def write(
         settings=subject.settings,
         **frames,
     )
+    write_report(target, content)
     return len(series)

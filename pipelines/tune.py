@@ -1,6 +1,7 @@
 """`forecast tune`: search for the settings of a training, and register the best model as `pretrained`."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from pipelines.jobs.job import note, recorded
 from pipelines.jobs.settings_text import escaped
 
 if TYPE_CHECKING:
+    from forecast.tracking.registry import Registry
+    from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
     from forecast.tuning.tune import Trial, TuneResult
 
@@ -30,9 +33,8 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     Returns the version, a line about it, and the result.
     """
     from forecast.config import FitSettings
-    from forecast.data.files import locked, write_parquet_atomic, write_text_atomic
+    from forecast.data.files import locked
     from forecast.names import PRETRAINED
-    from forecast.tracking.run_store import PARENT_RUN
     from forecast.tuning.space import check
     from forecast.tuning.tune import tune
     from pipelines.jobs.reading import open_registry, read_table, with_init
@@ -49,17 +51,6 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
         data_digest = log_data(run, loaded, "training")
-
-        def ended(trial: "Trial") -> None:
-            tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
-            with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as trial_run:
-                if trial.result is not None and trial.value is not None:
-                    trial_run.curve(trial.result.curve)
-                    summary = {
-                        name: value for name, value in trial.result.summary.items() if not isinstance(value, str)
-                    }
-                    trial_run.metrics({**summary, config.tune.metric: trial.value})
-
         with console.stage("tune") as stage:
             result = tune(
                 loaded,
@@ -67,7 +58,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
                 config.tune,
                 folder,
                 init=init,
-                on_trial=ended,
+                on_trial=partial(_log_trial, registry, run, config),
                 progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
             states = {f"{state}": count for state, count in result.trials["state"].value_counts().iter_rows()}
@@ -78,12 +69,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
             registry, run, result.artifact, best, data_digest, alias=PRETRAINED, tags=tags, metrics=metrics
         )
         with console.stage("register") as stage, registration:
-            saved_settings = best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})
-            text = json.dumps(escaped(saved_settings), indent=2)
-            write_text_atomic(text + "\n", folder / "best.yaml")
-            write_parquet_atomic(result.trials, folder / "trials.parquet")
-            run.table(result.trials, "trials.parquet")
-            run.text(text, "best.yaml")
+            _log_result(run, config, result, best)
             version = registration.register()
             stage.note(version=str(version))
     value, baseline_value = result.values
@@ -93,6 +79,30 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
         f"train again with forecast train --config {folder / 'best.yaml'}, run {run.id}"
     )
     return version, line, result
+
+
+def _log_trial(registry: "Registry", run: "Run", config: TuneConfig, trial: "Trial") -> None:
+    """Log a trial as a run inside the run of the search."""
+    from forecast.tracking.run_store import PARENT_RUN
+
+    tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
+    with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as trial_run:
+        if trial.result is not None and trial.value is not None:
+            trial_run.curve(trial.result.curve)
+            summary = {name: value for name, value in trial.result.summary.items() if not isinstance(value, str)}
+            trial_run.metrics({**summary, config.tune.metric: trial.value})
+
+
+def _log_result(run: "Run", config: TuneConfig, result: "TuneResult", best: TrainConfig) -> None:
+    """Log the trials and the best settings, and write both into the output folder."""
+    from forecast.data.files import write_parquet_atomic, write_text_atomic
+
+    folder = Path(config.output.path)
+    text = json.dumps(escaped(best.model_dump(mode="json", exclude_unset=True, exclude={"ledger"})), indent=2)
+    write_text_atomic(text + "\n", folder / "best.yaml")
+    write_parquet_atomic(result.trials, folder / "trials.parquet")
+    run.table(result.trials, "trials.parquet")
+    run.text(text, "best.yaml")
 
 
 def _training(config: TuneConfig, trial_config: object) -> TrainConfig:

@@ -8,7 +8,7 @@ evaluated step, so no later value is used.
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -92,58 +92,56 @@ def monitor(
     visible = visible_cutoffs(forecasts, panel, settings.as_of)
     freshness = freshness_of(visible, panel, settings, now)
     inside = cutoffs_in_windows(visible, span, panel, forecasts, empty=freshness.breached)
-    cutoffs = [cutoff for cutoff in inside if cutoff.sample(panel) != IN_SAMPLE]
     in_sample = [cutoff for cutoff in inside if cutoff.sample(panel) == IN_SAMPLE]
-    pairs = (
-        {}
-        if shadow is None or compared_versions is None
-        else _shared(cutoffs, cutoffs_on_grid(shadow, panel), compared_versions, panel)
-    )
-    levels = forecasts.levels([cutoff.content for cutoff in inside or visible[-1:]])
-    if shadow is not None and pairs:
-        shadow_levels = shadow.levels([shadow_cutoff.content for _, shadow_cutoff in pairs.values()])
-        levels = tuple(level for level in levels if level in shadow_levels)
+    cutoffs = [cutoff for cutoff in inside if cutoff.sample(panel) != IN_SAMPLE]
+    comparison = _comparison(shadow, cutoffs, compared_versions, panel)
+    levels = comparison.levels(forecasts.levels([cutoff.content for cutoff in inside or visible[-1:]]))
     segments = segments_of(artifact, loaded, settings.segments)
-    ages = age_groups(settings.ages, horizon)
-    evaluation = Evaluation(artifact, span, levels, season, ages, settings.by)
-    champions, shadows = ([pair[side] for pair in pairs.values()] for side in (0, 1))
-    sums = _Sums(panel, evaluation, compared_steps(champions, shadows, panel, end, settings.rollback_blocks))
+    evaluation = Evaluation(artifact, span, levels, season, age_groups(settings.ages, horizon), settings.by)
+    sums = _Sums(panel, evaluation, comparison.steps(panel, end, settings.rollback_blocks))
     for cutoff in cutoffs:
-        sums.add(forecasts, cutoff, paired=cutoff.position in pairs)
-        if shadow is not None and cutoff.position in pairs:
-            sums.add_shadow(shadow, pairs[cutoff.position][1])
-    scores = sums.tables["scores"].sort(TABLES["scores"][0])
-    scores = scores.with_columns(pl.col(AGE).replace_strict(dict(enumerate(ages)), return_dtype=pl.String))
+        sums.add(forecasts, cutoff, comparison)
+    scores = sums.scores()
     alarms = alarms_of(sums.tables["days"], settings.alarms, backtest, recent)
-    alarmed = alarms.filter(status=ALARM)[SERIES_ID].to_list()
     return MonitorResult(
         span=span,
         as_of=panel.grid.timestamps(np.array([end]))[0],
         recent=panel.grid.timestamps(np.array([span.recent]))[0],
         by=settings.by,
-        counts={
-            "cutoffs": len(cutoffs),
-            "cutoffs_in_sample": len(in_sample),
-            "series": scores[SERIES_ID].n_unique(),
-            "series_unknown": len(sums.outcomes.unknown_series),
-            "series_ended": inside[-1].content.get("rejects", {}).get(ENDED, 0) if inside else 0,
-            **sums.outcomes.counts,
-            "rows_in_sample": sum(cutoff.content["rows"]["written"] for cutoff in in_sample),
-        },
+        counts=_counts(inside, in_sample, scores[SERIES_ID].n_unique(), sums.outcomes),
         versions=dict(Counter(cutoff.version for cutoff in cutoffs)),
         cutoffs=samples(inside, panel),
         freshness=freshness,
         coverage_80=coverage_of(sums.tables["days"]),
         bands=tuple(band for band, _, _ in bands(levels)),
         scores=scores,
-        metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(ages)),
+        metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(evaluation.ages)),
         alarms=alarms,
         observed=len(sums.observed),
         least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
         pairs=pl.concat(sums.pairs),
-        shown=_latest_per_step(forecasts, cutoffs or visible[-1:], alarmed[:_SHOWN], levels, panel, span),
+        shown=_latest_per_step(forecasts, cutoffs or visible[-1:], alarms, levels, panel, span),
     )
+
+
+class _Comparison(NamedTuple):
+    """The shadow, and the cutoffs that both versions have forecast, by grid index."""
+
+    shadow: ScoredForecasts | None
+    pairs: dict[int, tuple[Cutoff, Cutoff]]
+
+    def levels(self, levels: tuple[float, ...]) -> tuple[float, ...]:
+        """Return those of the levels that the shadow has, too."""
+        if self.shadow is None or not self.pairs:
+            return levels
+        shadow_levels = self.shadow.levels([cutoff.content for _, cutoff in self.pairs.values()])
+        return tuple(level for level in levels if level in shadow_levels)
+
+    def steps(self, panel: Panel, end: int, blocks: int) -> int:
+        """Return the number of steps of each cutoff that are compared."""
+        champions, shadows = ([pair[side] for pair in self.pairs.values()] for side in (0, 1))
+        return compared_steps(champions, shadows, panel, end, blocks)
 
 
 class _Sums:
@@ -158,8 +156,14 @@ class _Sums:
         empty = no_steps(panel, evaluation)
         self.tables = {name: empty.group_by(keys).agg(SUMS.sum()) for name, (keys, _) in TABLES.items()}
 
-    def add(self, forecasts: ScoredForecasts, cutoff: Cutoff, *, paired: bool) -> None:
-        """Add the forecasts of a cutoff; with `paired`, their scores are kept for the comparison with the shadow."""
+    def scores(self) -> pl.DataFrame:
+        """Return the sums of each series, with age groups by name."""
+        ages = pl.col(AGE).replace_strict(dict(enumerate(self._evaluation.ages)), return_dtype=pl.String)
+        return self.tables["scores"].sort(TABLES["scores"][0]).with_columns(ages)
+
+    def add(self, forecasts: ScoredForecasts, cutoff: Cutoff, comparison: _Comparison) -> None:
+        """Add the forecasts of a cutoff; those that the shadow has forecast, too, are kept with those of the shadow."""
+        paired = cutoff.position in comparison.pairs
         span, levels = self._evaluation.span, self._evaluation.levels
         for part in observed_parts(forecasts, cutoff, self._panel, span, levels, self.outcomes):
             observed_steps = cutoff.position + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
@@ -177,25 +181,49 @@ class _Sums:
         counts = self.outcomes.counts
         due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
         assert counts["rows"] == due, "a forecast was lost"
+        if comparison.shadow is not None and paired:
+            self._add_shadow(comparison.shadow, comparison.pairs[cutoff.position][1])
 
-    def add_shadow(self, shadow: ScoredForecasts, cutoff: Cutoff) -> None:
+    def _add_shadow(self, shadow: ScoredForecasts, cutoff: Cutoff) -> None:
         """Add the scores of the shadow at a cutoff that both versions have forecast."""
         span, levels = self._evaluation.span, self._evaluation.levels
         for part in observed_parts(shadow, cutoff, self._panel, span, levels, RowOutcomes()):
             self.pairs.append(window_scores(part, levels, self._evaluation.season, self._n_compared, SHADOW))
 
 
-def _shared(
-    cutoffs: Sequence[Cutoff], shadow_cutoffs: Sequence[Cutoff], compared_versions: tuple[str, str], panel: Panel
-) -> dict[int, tuple[Cutoff, Cutoff]]:
-    """Return the cutoffs of both versions by grid index, where both have forecast and neither is in sample."""
-    shadow_by_index = {cutoff.position: cutoff for cutoff in shadow_cutoffs if cutoff.sample(panel) != IN_SAMPLE}
+def _counts(
+    inside: Sequence[Cutoff], in_sample: Sequence[Cutoff], n_series: int, outcomes: RowOutcomes
+) -> dict[str, int]:
+    """Return the numbers of cutoffs `inside` the windows, of series, and of rows by outcome.
+
+    Cutoffs `in_sample` are not evaluated.
+    """
     return {
+        "cutoffs": len(inside) - len(in_sample),
+        "cutoffs_in_sample": len(in_sample),
+        "series": n_series,
+        "series_unknown": len(outcomes.unknown_series),
+        "series_ended": inside[-1].content.get("rejects", {}).get(ENDED, 0) if inside else 0,
+        **outcomes.counts,
+        "rows_in_sample": sum(cutoff.content["rows"]["written"] for cutoff in in_sample),
+    }
+
+
+def _comparison(
+    shadow: ScoredForecasts | None, cutoffs: Sequence[Cutoff], compared_versions: tuple[str, str] | None, panel: Panel
+) -> _Comparison:
+    """Return the cutoffs that both versions have forecast, neither of them in sample."""
+    if shadow is None or compared_versions is None:
+        return _Comparison(shadow, {})
+    shadow_cutoffs = cutoffs_on_grid(shadow, panel)
+    shadow_by_index = {cutoff.position: cutoff for cutoff in shadow_cutoffs if cutoff.sample(panel) != IN_SAMPLE}
+    pairs = {
         cutoff.position: (cutoff, shadow_by_index[cutoff.position])
         for cutoff in cutoffs
         if cutoff.position in shadow_by_index
         and compared_versions == (cutoff.version, shadow_by_index[cutoff.position].version)
     }
+    return _Comparison(shadow, pairs)
 
 
 def _default_recent(panel: Panel, season: int, horizon: int) -> int:
@@ -216,12 +244,13 @@ def _default_recent(panel: Panel, season: int, horizon: int) -> int:
 def _latest_per_step(
     forecasts: ScoredForecasts,
     cutoffs: Sequence[Cutoff],
-    series: Sequence[str],
+    alarms: pl.DataFrame,
     levels: Sequence[float],
     panel: Panel,
     span: Span,
 ) -> pl.DataFrame:
-    """Return the forecasts of some series in the windows; each step is from the latest cutoff before it."""
+    """Return the forecasts of the first series with an alarm, in the windows; each step is from its latest cutoff."""
+    series = alarms.filter(status=ALARM)[SERIES_ID].head(_SHOWN).to_list()
     columns = [SERIES_ID, TIMESTAMP, CUTOFF, *(quantile_column(level) for level in levels)]
     first, last = panel.grid.timestamps(np.array([span.first, span.last])).to_list()
     parts = []

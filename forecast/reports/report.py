@@ -7,6 +7,7 @@ data is escaped, and the page can load nothing.
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,51 +46,56 @@ _CHUNK: Final = 100
 """Series in one compressed chunk: small enough to unpack in milliseconds, large enough to compress well."""
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    subtitle: str,
-    facts: Mapping[str, str],
-    history: pl.DataFrame,
-    forecasts: pl.DataFrame,
-    summary: pl.DataFrame | Sequence[Mapping[str, object]] = (),
-    stages: Sequence[tuple[str, float]] = (),
-    scores: pl.DataFrame | None = None,
-    decisions: pl.DataFrame | None = None,
-    rejects: pl.DataFrame | None = None,
-    error_by_step: pl.DataFrame | None = None,
-    calibration: pl.DataFrame | None = None,
-    confusion: pl.DataFrame | None = None,
-    wins: pl.DataFrame | None = None,
-    segments: pl.DataFrame | None = None,
-    calibrated: pl.DataFrame | None = None,
-    coverage: pl.DataFrame | None = None,
-    loss: pl.DataFrame | None = None,
-    lineage: pl.DataFrame | None = None,
-    settings: Mapping[str, Mapping[str, str]] | None = None,
-) -> None:
-    """Write the report to `path` atomically.
+@dataclass(frozen=True, kw_only=True)
+class ReportContent:
+    """Content of a report; sections without content are omitted.
 
-    `summary` has a row per model, with a column `model`. `history` has series_id, timestamp, target (null: a gap), and
-    the actuals of the horizon where available; only rows near a forecast are kept. `forecasts` are as written by
-    scoring, of one or more cutoffs; a column `model` tells variants apart, otherwise the source does. `scores` has
-    series_id, model and mase, to rank the series by. `error_by_step` and `calibration` are as in
-    `forecast.reports.figures`, `confusion` and `wins` are as in `forecast.metrics`, `segments` has segment, value and
-    the columns of the summary, `stages` are names and seconds. `calibrated` and `coverage` are the quantiles and the
-    coverage of a `CalibrationResult`; `loss` has model (those of `LOSS_STYLES`), step and loss; `lineage` has a row per
-    version, and is shown as it is; `settings` are those of each job, by its name. For classes, targets and forecasts
-    are class names, and scores have log_loss and n_steps in place of mase. Times are shown as local time of their time
-    zone. Empty sections are omitted.
-
-    Raises OutputError if the file can't be written.
+    For classes, targets and forecasts are class names. Times are shown as local time of their time zone.
     """
-    forecasts = with_model(forecasts)
-    extra = [frame[MODEL] for frame in (error_by_step, calibration) if frame is not None]
+
+    title: str
+    subtitle: str
+    facts: Mapping[str, str]
+    history: pl.DataFrame
+    """series_id, timestamp, target (null: a gap), and the actuals of the horizon where available; only rows near a
+    forecast are kept."""
+    forecasts: pl.DataFrame
+    """As written by scoring, of one or more cutoffs. A column `model` tells variants apart, else the source does."""
+    summary: pl.DataFrame | Sequence[Mapping[str, object]] = ()
+    """A row per model, with a column `model`."""
+    stages: Sequence[tuple[str, float]] = ()
+    """Names and seconds."""
+    scores: pl.DataFrame | None = None
+    """series_id, model and mase, to rank the series by; for classes log_loss and n_steps in place of mase."""
+    decisions: pl.DataFrame | None = None
+    rejects: pl.DataFrame | None = None
+    error_by_step: pl.DataFrame | None = None
+    calibration: pl.DataFrame | None = None
+    """These two as in `forecast.reports.figures`."""
+    confusion: pl.DataFrame | None = None
+    wins: pl.DataFrame | None = None
+    """These two as in `forecast.metrics`."""
+    segments: pl.DataFrame | None = None
+    """segment, value and the columns of the summary."""
+    calibrated: pl.DataFrame | None = None
+    coverage: pl.DataFrame | None = None
+    """Quantiles and coverage of a `CalibrationResult`."""
+    loss: pl.DataFrame | None = None
+    """model (those of `LOSS_STYLES`), step and loss."""
+    lineage: pl.DataFrame | None = None
+    """A row per version, shown as it is."""
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Settings of each job, by its name."""
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write the report to `path` atomically. Raises OutputError if the file can't be written."""
+    forecasts = with_model(content.forecasts)
+    extra = [frame[MODEL] for frame in (content.error_by_step, content.calibration) if frame is not None]
     models = model_styles(name for column in (forecasts[MODEL], *extra) for name in column.unique())
     intervals = bands(forecasts.columns)
     classes = class_styles(forecasts.columns) if names.CLASS in forecasts.columns else []
-    series_ids = _natural_order(set(history[names.SERIES_ID].unique()) | set(forecasts[names.SERIES_ID].unique()))
+    series_ids = _natural_order({*content.history[names.SERIES_ID].unique(), *forecasts[names.SERIES_ID].unique()})
     meta = {
         "models": [{"label": style.label, "colour": style.colour} for style in models],
         "bands": [band.coverage for band in intervals],
@@ -97,29 +103,29 @@ def write_report(
         "clock": clock_label(forecasts),
         "chunk": _CHUNK,
         "ids": series_ids,
-        "steps": _lines(error_by_step, models, names.STEP, "error_rate" if classes else "mae"),
-        "calibration": _lines(calibration, models, "level", "coverage", factor=100),
-        "calibrated": _lines(calibrated, CALIBRATION_STYLES, "level", "coverage", factor=100),
-        "loss": _lines(loss, LOSS_STYLES, names.STEP, "loss"),
-        **_scores(scores, series_ids),
-        **_decisions(decisions, series_ids),
+        "steps": _lines(content.error_by_step, models, names.STEP, "error_rate" if classes else "mae"),
+        "calibration": _lines(content.calibration, models, "level", "coverage", factor=100),
+        "calibrated": _lines(content.calibrated, CALIBRATION_STYLES, "level", "coverage", factor=100),
+        "loss": _lines(content.loss, LOSS_STYLES, names.STEP, "loss"),
+        **_scores(content.scores, series_ids),
+        **_decisions(content.decisions, series_ids),
     }
-    chunks = _series(series_ids, history, forecasts, models, intervals, classes)
+    chunks = _series(series_ids, content.history, forecasts, models, intervals, classes)
     markup = page(
         "report",
-        title=title,
-        subtitle=subtitle,
-        facts=facts,
+        title=content.title,
+        subtitle=content.subtitle,
+        facts=content.facts,
         data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
-        summary=summary_table(summary),
-        wins=wins_table(wins),
-        segments=segments_table(segments),
-        confusion=confusion_table(confusion, classes),
-        coverage=coverage_table(coverage),
-        lineage=lineage_table(lineage),
-        rejects=rejects_table(rejects),
-        stages=stages_table(stages),
-        settings=settings_table(settings or {}),
+        summary=summary_table(content.summary),
+        wins=wins_table(content.wins),
+        segments=segments_table(content.segments),
+        confusion=confusion_table(content.confusion, classes),
+        coverage=coverage_table(content.coverage),
+        lineage=lineage_table(content.lineage),
+        rejects=rejects_table(content.rejects),
+        stages=stages_table(content.stages),
+        settings=settings_table(content.settings),
     )
     write_text_atomic(markup, path)
 

@@ -177,7 +177,7 @@ def _report(page: Path, results: "_Results", clock: _Clock) -> None:
 
     from forecast.datasets.nyc_flights import TIME_ZONE
     from forecast.names import SERIES_ID, TARGET, TIMESTAMP
-    from forecast.reports.report import write_report
+    from forecast.reports.report import ReportContent, write_report
 
     content, backtest = results.content, results.backtest
     facts = {
@@ -188,8 +188,7 @@ def _report(page: Path, results: "_Results", clock: _Clock) -> None:
         "rejects": f"{sum(content['rejects'].values()):,}",
         "next cutoff": str(results.forecasts["cutoff"][0]),
     }
-    write_report(
-        page,
+    report = ReportContent(
         title="NYC departures",
         subtitle="Hourly departures per airport and carrier, 2013: forecasts of held-out weeks beside what happened",
         summary=results.summary,
@@ -205,3 +204,4 @@ def _report(page: Path, results: "_Results", clock: _Clock) -> None:
         wins=backtest.wins,
         lineage=results.versions,
     )
+    write_report(page, report)

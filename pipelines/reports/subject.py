@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import RegistryConfig, ReportConfig, ReportSettings
 from forecast.errors import ConfigError, DataError, listing
@@ -141,19 +141,15 @@ def facts_of(version: "Version") -> dict[str, str]:
     }
 
 
-def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:
-    """Return a subject from the latest cutoffs of a scores folder."""
-    import polars as pl
-
+def _latest_contents(folder: Path, name: str | None, settings: ReportSettings) -> list[dict[str, Any]]:
+    """Return the manifests of the latest cutoffs of a scores folder, up to the requested one, oldest first."""
     from forecast.names import CUTOFF
     from forecast.scoring.manifests import current, models_of, read_manifests
-    from forecast.scoring.sinks.parquet import ParquetSink
-    from forecast.tracking.registry import Registry
 
     contents = read_manifests(folder)
     models = models_of(contents)
     if len(models) > 1:
-        contents = [content for content in contents if content["model"] == registry.name]
+        contents = [content for content in contents if content["model"] == name]
         if not contents:
             raise ConfigError(f"report.scores={folder}: has forecasts of {listing(models)}; set registry.name")
     contents = current(contents)
@@ -171,6 +167,18 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     contents = contents[-settings.cutoffs :]
     if any("files" not in content for content in contents):
         raise ConfigError(f"report.scores={folder}: its forecasts are in tables (output.sink); Parquet files are read")
+    return contents
+
+
+def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path) -> Subject:
+    """Return a subject from the latest cutoffs of a scores folder."""
+    import polars as pl
+
+    from forecast.names import CUTOFF
+    from forecast.scoring.sinks.parquet import ParquetSink
+    from forecast.tracking.registry import Registry
+
+    contents = _latest_contents(folder, registry.name, settings)
     latest = contents[-1]
 
     def joined(frames: "Iterable[pl.LazyFrame]") -> pl.LazyFrame:

@@ -39,7 +39,7 @@ def write(path: Path, **changes: Any) -> str:
     series = ["S2", "S10"]
     values: dict[str, Any] = {"title": "Title", "subtitle": "Subtitle", "summary": [], "facts": {}, "stages": []}
     values |= {"history": history(series), "forecasts": forecasts(series)}
-    report.write_report(path, **(values | changes))
+    report.write_report(path, report.ReportContent(**(values | changes)))
     return path.read_text(encoding="utf-8")
 
 
