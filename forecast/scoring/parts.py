@@ -3,8 +3,9 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import polars as pl
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError
+from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
 from forecast.prediction.result import Forecasts
 from forecast.scoring.manifests import FORECASTS, REJECTS, Kind
 from forecast.scoring.state import StateRows
@@ -70,6 +72,16 @@ class ShardForecasts:
     state: StateRows | None
     counts: dict[str, int]
     """Series by the origin of their state."""
+
+
+def with_model(rejects: pl.DataFrame, names: Mapping[str, str], cutoff: datetime | None) -> pl.DataFrame:
+    """Return rejects with columns for the cutoff and the names of the model, as in the forecasts."""
+    return rejects.with_columns(
+        pl.lit(cutoff).cast(rejects.schema[TIMESTAMP]).alias(CUTOFF),
+        pl.lit(names["model_version"]).alias(MODEL_VERSION),
+        pl.lit(names["model"]).alias(MODEL_NAME),
+        pl.lit(names["model_digest"]).alias(MODEL_DIGEST),
+    )
 
 
 def share_of_series(loaded: Loaded, share: float) -> Loaded:

@@ -1,0 +1,62 @@
+"""The model of a scoring job: its weights for a cutoff, in the runtime of the job."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from forecast.artifact import Artifact
+from forecast.config import ScoreSettings
+from forecast.data.files import write_text_atomic
+from forecast.errors import ConfigError
+from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
+from forecast.prediction.one_pass import BATCH_SIZE
+
+
+class CutoffModel:
+    """A model with the weights for the current cutoff, in ONNX Runtime or torch (`score.runtime`).
+
+    The choice of score.runtime=auto is kept in the scores folder: files must not depend on the load of the machine.
+    Raises ConfigError if ONNX Runtime is asked for and can't run the model.
+    """
+
+    def __init__(self, artifact: Artifact, score: ScoreSettings, choice: Path, n_series: int) -> None:
+        self.artifact = artifact
+        self.weights = artifact.latest
+        """The model with the weights for the cutoff."""
+        self.forward = self._forward(score, choice, n_series)
+        """The network in ONNX Runtime, None to run it in torch."""
+
+    @property
+    def runtime(self) -> str:
+        """`onnx` or `torch`."""
+        return "torch" if self.forward is None else "onnx"
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether the weights are the latest ones, those of the final fit if there is one."""
+        return self.weights is self.artifact.latest
+
+    def select(self, cutoff: int) -> None:
+        """Select the weights for a cutoff, a grid index."""
+        weights = self.artifact.for_cutoff(cutoff)
+        if weights is not self.weights and self.forward is not None:
+            self.forward = OnnxForecaster(weights.network)
+        self.weights = weights
+
+    def _forward(self, score: ScoreSettings, choice: Path, n_series: int) -> Forward | None:
+        """Return the network in ONNX Runtime, None to run it in torch; `choice` is the file that keeps the faster."""
+        if score.runtime == "torch" or score.state is not None:
+            return None  # An ONNX graph cannot resume from a state.
+        if score.runtime == "onnx":
+            return OnnxForecaster(self.weights.network)
+        with suppress(OSError):
+            if choice.read_text() == "torch":
+                return None
+        try:
+            onnx = OnnxForecaster(self.weights.network)
+        except ConfigError:  # Not installed, or unable to run this model.
+            return None
+        if choice.exists():
+            return onnx
+        faster = is_faster(onnx, self.weights.network, min(n_series, BATCH_SIZE))
+        write_text_atomic("onnx" if faster else "torch", choice)
+        return onnx if faster else None
