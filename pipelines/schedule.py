@@ -10,6 +10,7 @@ from typing import Final
 from forecast.config import SchedulerConfig
 from forecast.errors import ConfigError
 from pipelines.jobs import command_line, console
+from pipelines.scheduling import overview
 from pipelines.scheduling.scheduler import Scheduler
 
 ACTIONS: Final = {
@@ -37,15 +38,18 @@ def main(argv: list[str]) -> None:
     schedules, notify = read(Path(config.schedule.path))
     scheduler = Scheduler(config, schedules, notify)
     if action == "list":
-        scheduler.show()
+        overview.show(scheduler.agenda)
     elif action == "preview":
-        scheduler.preview()
+        overview.preview(scheduler.agenda, config.schedule.until)
     elif action == "run":
         scheduler.run()
     else:
         if (name_words and name_words[0] not in schedules) or (action == "once" and not name_words):
             raise ConfigError(f"`forecast schedule {action} NAME` needs the name of a schedule: {', '.join(schedules)}")
-        scheduler.once(name_words[0]) if action == "once" else scheduler.repair(name_words[0] if name_words else None)
+        if action == "once":
+            scheduler.once(name_words[0])
+        else:
+            overview.repair(scheduler.agenda, name_words[0] if name_words else None, config.schedule.since)
 
 
 def _as_settings(words: list[str]) -> list[str]:

@@ -31,8 +31,10 @@ from forecast.errors import GatecastError, OutputError
 from pipelines import cli
 from pipelines.jobs import command_line, console
 from pipelines.jobs.job import SCHEDULE, SLOT, open_ledger
+from pipelines.scheduling.agenda import Slot
+from pipelines.scheduling.job_processes import JobProcesses
 from pipelines.scheduling.schedule_file import Schedule, read
-from pipelines.scheduling.scheduler import Scheduler, Slot
+from pipelines.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import polars as pl
@@ -93,17 +95,20 @@ schedules:
 """
 
 
-class InProcess(Scheduler):
-    """A scheduler whose jobs run in this process: `verb` takes the words of a command line."""
+class InProcess(JobProcesses):
+    """Jobs that run in this process: `verb` takes the words of a command line."""
 
-    verb: Callable[[Sequence[str]], int]
+    def __init__(self, ledger_uri: str, verb: Callable[[Sequence[str]], int]) -> None:
+        super().__init__(ledger_uri)
+        self._verb = verb
 
-    def _process(self, schedule: Schedule, slot: Slot) -> tuple[int, int]:
-        schedule_variables = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self.ledger.uri}
+    def run(self, schedule: Schedule, slot: Slot, *, may_wait: bool) -> tuple[int, int]:  # noqa: ARG002  no job waits
+        """Run the job of a slot, and return its exit code and the number of this process."""
+        schedule_variables = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self._ledger_uri}
         from forecast.tracking.calls import environment_set
 
         with environment_set(schedule_variables):
-            return self.verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
+            return self._verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
 
 
 def main(argv: list[str]) -> None:
@@ -335,12 +340,10 @@ class Replay:
     def _midnight(self, day: date) -> datetime:
         return datetime.combine(day, datetime.min.time(), self._zone).astimezone(UTC)
 
-    def _scheduler(self, **settings: Any) -> InProcess:
+    def _scheduler(self, **settings: Any) -> Scheduler:
         path = self._folder / "schedule.yaml"
         config = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(path=str(path), **settings))
-        scheduler = InProcess(config, *read(path))
-        scheduler.verb = self._verb
-        return scheduler
+        return Scheduler(config, *read(path), jobs=InProcess(self._ledger_uri, self._verb))
 
     def _entries(self, after: int = 0, **only: Any) -> "list[Any]":
         """Return the jobs in the ledger, newest first."""

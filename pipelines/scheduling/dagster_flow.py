@@ -13,9 +13,10 @@ from forecast.errors import ConfigError, GatecastError, LedgerError
 from forecast.redaction import redacted
 from pipelines.jobs.command_line import compose
 from pipelines.jobs.ledger_entry import Entry, moment_of
+from pipelines.scheduling.agenda import FINAL, Slot
 from pipelines.scheduling.dagster_checks import CHECKS, Verdict, judge, manifest_at, summary_of
 from pipelines.scheduling.schedule_file import Schedule
-from pipelines.scheduling.scheduler import FINAL, Scheduler, Slot
+from pipelines.scheduling.scheduler import Scheduler
 from pipelines.verbs import JOBS, config_of
 
 try:
@@ -91,7 +92,7 @@ class Flow:
 
     def upstream(self, flows: "Sequence[Flow]") -> list[str]:
         """Return the schedules that write the inputs of this one: its panel, or its model."""
-        panels = self.scheduler.makers[self.name]
+        panels = self.scheduler.agenda.makers[self.name]
 
         def makes(candidate: Flow) -> bool:
             same_model = candidate.config.registry.name == self.config.registry.name

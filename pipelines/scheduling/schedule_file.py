@@ -195,6 +195,10 @@ class Schedule(Config):
         words = [self.flow, str(self.naive), *map(with_environment, self.settings(cutoff))]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
+    def shown(self, moment: datetime) -> str:
+        """Return a time as text, on the clock of the schedule."""
+        return f"{moment.astimezone(self.zone):%Y-%m-%d %H:%M:%S %Z}"
+
     @property
     def days(self) -> str:
         """The day fields of `cron`: day, month and weekday, * * * for each day."""

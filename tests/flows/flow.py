@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from pipelines import cli, monitor, runs
-from pipelines.scheduling import scheduler
+from pipelines.scheduling import job_processes
 
 NAME = "loads"
 HORIZON = 12
@@ -114,7 +114,7 @@ def run_jobs_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     Tests of processes themselves, killed, late or many at once, leave this out.
     """
     inline = SimpleNamespace(**vars(subprocess) | {"Popen": InlineJob, "run": InlineJob})
-    for module in (scheduler, monitor, runs):
+    for module in (job_processes, monitor, runs):
         monkeypatch.setattr(module, "subprocess", inline)
 
 

@@ -23,6 +23,7 @@ from pipelines.jobs import processes
 from pipelines.jobs.ledger import SKEW, Ledger
 from pipelines.jobs.ledger_entry import Entry, Job
 from pipelines.notify import Command, NotifyConfig
+from pipelines.scheduling.overview import preview, repair, show
 from pipelines.scheduling.schedule_file import Schedule
 from pipelines.scheduling.scheduler import Scheduler
 
@@ -56,12 +57,12 @@ def scheduler(ledger: Ledger, folder: Path, now: datetime | None = NOW, **more: 
     config = SchedulerConfig(schedule=ScheduleSettings(now=now), ledger=LedgerConfig(uri=SecretStr(ledger.uri)))
     notify = NotifyConfig(events=more.pop("events", ALL), command=Command(run=(sys.executable, "-c", append)))  # type: ignore[arg-type]
     result = Scheduler(config, {"nightly": schedule(**more)}, notify)
-    result._enter("nightly", result._schedules["nightly"])
+    result.agenda.enter("nightly")
     return result
 
 
 def notices(scheduler: Scheduler, folder: Path) -> list[dict[str, object]]:
-    scheduler._notifier.close(60)
+    scheduler.notices.close()
     file = folder / "notices.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -88,17 +89,17 @@ def test_interruptions_use_no_retry(ledger: Ledger, tmp_path: Path) -> None:
     night = scheduler(ledger, tmp_path, retries=1)
     for status, code in [(None, 0), ("abandoned", 143), ("failed", 4), (None, 0), ("abandoned", 130), (None, 0)]:
         attempt(ledger, FIRST, status, code)
-        slot = night._due("nightly")
+        slot = night.agenda.due("nightly")
         assert slot is not None
         assert slot.key == FIRST
-        night._tell("nightly")
+        night.notices.send_due("nightly")
     assert notices(night, tmp_path) == []
     attempt(ledger, FIRST, "failed", 4)
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert slot is not None
     assert slot.key == SECOND
     for _ in range(2):
-        night._tell("nightly")
+        night.notices.send_due("nightly")
     (notice,) = notices(night, tmp_path)
     assert (notice["event"], notice["slot"], notice["failures"], notice["attempt"]) == ("failure", FIRST, 2, 7)
 
@@ -107,10 +108,10 @@ def test_a_job_that_is_interrupted_again_and_again_is_given_up(ledger: Ledger, t
     night = scheduler(ledger, tmp_path)
     for _ in range(21):
         attempt(ledger, FIRST, "abandoned", 143)
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert slot is not None
     assert slot.key == SECOND
-    night._tell("nightly")
+    night.notices.send_due("nightly")
     assert [notice["event"] for notice in notices(night, tmp_path)] == ["failure"]
 
 
@@ -121,10 +122,10 @@ def test_a_slot_that_is_skipped_after_an_interruption_is_not_lost_in_silence(
     scheduler(ledger, tmp_path, now=NOW - timedelta(days=1), catch_up=catch_up)
     attempt(ledger, FIRST, None)
     night = scheduler(ledger, tmp_path, catch_up=catch_up)
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert (slot and slot.key) == next_slot
     for _ in range(2):
-        night._tell("nightly")
+        night.notices.send_due("nightly")
     assert [(notice["event"], notice["slot"]) for notice in notices(night, tmp_path)] == [("failure", FIRST)]
 
 
@@ -149,7 +150,7 @@ def test_once_alone_reports_a_slot_that_was_interrupted_before(
 def test_an_interrupted_slot_was_not_missed(ledger: Ledger, tmp_path: Path) -> None:
     scheduler(ledger, tmp_path, now=NOW - timedelta(days=2), catch_up="none")
     attempt(ledger, SECOND, None)
-    slot = scheduler(ledger, tmp_path, catch_up="none")._due("nightly")
+    slot = scheduler(ledger, tmp_path, catch_up="none").agenda.due("nightly")
     assert slot is not None
     assert slot.key == SECOND
 
@@ -166,7 +167,7 @@ def test_the_next_scheduler_says_what_ended_without_one(
     entry = attempt(ledger, FIRST, status, exit_code)
     both = [scheduler(ledger, tmp_path) for _ in range(2)]
     for night in both:
-        night._tell("nightly")
+        night.notices.send_due("nightly")
     (notice,) = [notices(night, tmp_path) for night in both][-1]
     assert notice["event"] == event
     assert notice["key"] == f"nightly/{FIRST}/{event}/{entry.id}"
@@ -177,7 +178,7 @@ def test_a_running_job_and_an_event_that_nobody_wants_have_no_notice(ledger: Led
     night = scheduler(ledger, tmp_path, events=("failure",))
     attempt(ledger, FIRST, "done")
     running = ledger.begin(Job(flow="promote", config={}, schedule="nightly", slot=SECOND))
-    night._tell("nightly")
+    night.notices.send_due("nightly")
     assert notices(night, tmp_path) == []
     assert [entry.id for entry in ledger.notices("nightly")] == [running.id]
 
@@ -185,8 +186,8 @@ def test_a_running_job_and_an_event_that_nobody_wants_have_no_notice(ledger: Led
 def test_a_notice_that_is_not_delivered_stays_due(ledger: Ledger, tmp_path: Path) -> None:
     entry = attempt(ledger, FIRST, "failed", 2)
     night = scheduler(ledger, tmp_path)
-    night._notifier._config = NotifyConfig(command=Command(run=(sys.executable, "-c", "raise SystemExit(1)")))
-    night._tell("nightly")
+    night.notices._notifier._config = NotifyConfig(command=Command(run=(sys.executable, "-c", "raise SystemExit(1)")))
+    night.notices.send_due("nightly")
     assert notices(night, tmp_path) == []
     assert ledger.notices("nightly") == []  # not before a while
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
@@ -195,7 +196,7 @@ def test_a_notice_that_is_not_delivered_stays_due(ledger: Ledger, tmp_path: Path
         database.execute("update gatecast_runs set notice = 'due 2024-01-01T00:00:00.000000+00:00'")
         database.commit()
     again = scheduler(ledger, tmp_path)
-    again._tell("nightly")
+    again.notices.send_due("nightly")
     assert [notice["id"] for notice in notices(again, tmp_path)] == [entry.id]
 
 
@@ -203,12 +204,12 @@ def test_a_notice_that_a_ledger_held_up_is_sent_later(ledger: Ledger, tmp_path: 
     attempt(ledger, FIRST, "failed", 2)
     night = scheduler(ledger, tmp_path)
     (entry,) = ledger.notices("nightly")
-    night.ledger = Ledger(f"sqlite:///{tmp_path / 'gone.db'}")
+    night.notices._ledger = Ledger(f"sqlite:///{tmp_path / 'gone.db'}")
     (tmp_path / "gone.db").write_text("this is no database, " * 99)
-    night._send(entry)
+    night.notices.send(entry)
     assert notices(night, tmp_path) == []
-    night.ledger = ledger
-    night._tell("nightly")
+    night.notices._ledger = ledger
+    night.notices.send_due("nightly")
     assert [notice["id"] for notice in notices(night, tmp_path)] == [entry.id]
 
 
@@ -245,9 +246,9 @@ def test_a_moment_in_the_future_is_refused(ledger: Ledger, tmp_path: Path) -> No
 
 def test_a_schedule_that_starts_later_is_not_stopped(ledger: Ledger, tmp_path: Path) -> None:
     night = scheduler(ledger, tmp_path, now=None, start=datetime.now(UTC) + timedelta(days=9))
-    assert night._stopped() == []
-    assert night._due("nightly") is None
-    begun = night._schedules["nightly"].before_start()
+    assert night.agenda.stopped() == []
+    assert night.agenda.due("nightly") is None
+    begun = night.agenda.schedules["nightly"].before_start()
     settled = ledger.settled("nightly")
     assert begun is not None
     assert settled is not None
@@ -265,37 +266,36 @@ def test_a_clock_that_was_wrong_once_is_shown_and_repaired(
     ahead = stop(tmp_path)
     with pytest.raises(LedgerError, match=r"(?s)1 of 1 schedule\(s\) are stopped.*forecast schedule repair nightly"):
         night.run()
-    night.show()
+    show(night.agenda)
     assert f"nightly: settled until {ahead:%Y-%m-%d}" in capsys.readouterr().out
-    night.repair(None)
+    repair(night.agenda, None)
     assert "1 run(s) for slots in the future no longer count" in capsys.readouterr().out
     assert ledger.settled("nightly") == honest
     assert (ledger.get(future.id).slot, ledger.get(future.id).status) == ("", "done")
-    assert night._stopped() == []
-    night.repair(None)
+    assert night.agenda.stopped() == []
+    repair(night.agenda, None)
     assert "nothing to repair" in capsys.readouterr().out
-    night._settings = ScheduleSettings(since=midnight - timedelta(hours=30))
-    night.repair("nightly")
-    assert [slot.key for slot in night._unfinished("nightly", night._moments("nightly"))[1]] == [
+    repair(night.agenda, "nightly", midnight - timedelta(hours=30))
+    assert [slot.key for slot in night.agenda.unfinished("nightly", night.agenda.moments("nightly"))[1]] == [
         (midnight - timedelta(days=day)).isoformat() for day in (1, 0)
     ]
     for name in (None, "nightly"):
-        night._settings = ScheduleSettings(since=datetime.now(UTC) + timedelta(days=name is not None))
+        since = datetime.now(UTC) + timedelta(days=name is not None)
         with pytest.raises(ConfigError, match=r"schedule\.since"):
-            night.repair(name)
+            repair(night.agenda, name, since)
 
 
 def test_an_attempt_of_the_future_does_not_hold_up_the_next(ledger: Ledger, tmp_path: Path) -> None:
     night = scheduler(ledger, tmp_path, now=None, start=datetime.now(UTC) - timedelta(hours=25), backoff=600)
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert slot is not None
     entry = attempt(ledger, slot.key, "failed", 4)
-    assert night._due("nightly") is None
+    assert night.agenda.due("nightly") is None
     ahead = (datetime.now(UTC) + timedelta(days=400)).isoformat()
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
         database.execute("update gatecast_runs set ended = ?, heartbeat = ? where id = ?", [ahead, ahead, entry.id])
         database.commit()
-    assert night._due("nightly") == slot
+    assert night.agenda.due("nightly") == slot
 
 
 def test_a_process_is_known_by_more_than_its_number(ledger: Ledger, tmp_path: Path) -> None:
@@ -354,26 +354,26 @@ def test_a_slot_that_failed_by_settings_is_due_when_they_change(
 ) -> None:
     night = scheduler(ledger, tmp_path, now=datetime.fromisoformat(slot), catch_up=catch_up)
     cutoff = datetime.fromisoformat(slot)
-    attempt(ledger, slot, "failed", 2, digest=night._schedules["nightly"].digest(cutoff))
-    assert night._due("nightly") is None  # It is settled.
-    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up)._due("nightly") is None
+    attempt(ledger, slot, "failed", 2, digest=night.agenda.schedules["nightly"].digest(cutoff))
+    assert night.agenda.due("nightly") is None  # It is settled.
+    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up).agenda.due("nightly") is None
     other = ["registry.name=m", "registry.alias=2"]
     mended = scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up, overrides=other)
-    due = mended._due("nightly")
+    due = mended.agenda.due("nightly")
     assert due is not None
     assert (due.key, due.cutoff) == (slot, cutoff)
-    assert mended._schedules["nightly"].digest(due.cutoff) == mended._schedules["nightly"].digest(cutoff)
-    attempt(ledger, slot, "failed", 2, digest=mended._schedules["nightly"].digest(cutoff))
-    assert mended._due("nightly") is None
+    assert mended.agenda.schedules["nightly"].digest(due.cutoff) == mended.agenda.schedules["nightly"].digest(cutoff)
+    attempt(ledger, slot, "failed", 2, digest=mended.agenda.schedules["nightly"].digest(cutoff))
+    assert mended.agenda.due("nightly") is None
     attempt(ledger, slot, "done")
-    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up)._due("nightly") is None
+    assert scheduler(ledger, tmp_path, now=cutoff, catch_up=catch_up).agenda.due("nightly") is None
 
 
 def test_settings_that_change_do_not_bring_back_a_slot_before_the_latest(ledger: Ledger, tmp_path: Path) -> None:
     night = scheduler(ledger, tmp_path, catch_up="last")
     attempt(ledger, FIRST, "failed", 2, digest="of other settings")
     attempt(ledger, SECOND, "done")
-    assert night._due("nightly") is None
+    assert night.agenda.due("nightly") is None
 
 
 def test_failures_by_other_settings_use_no_retry(ledger: Ledger, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_failures_by_other_settings_use_no_retry(ledger: Ledger, tmp_path: Path)
     for digest in ("one", "one", "two"):
         entry = attempt(ledger, FIRST, "failed", 4, digest=digest)
     assert (ledger.get(entry.id).attempt, ledger.get(entry.id).failures) == (3, 1)
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert slot is not None
     assert slot.key == FIRST
 
@@ -390,13 +390,13 @@ def test_a_slot_that_waits_for_data_uses_no_retry_and_one_row(ledger: Ledger, tm
     night = scheduler(ledger, tmp_path, retries=0)
     entries = [attempt(ledger, FIRST, "waiting", 3) for _ in range(30)]
     assert {entry.id for entry in entries} == {1}
-    slot = night._due("nightly")
+    slot = night.agenda.due("nightly")
     assert slot is not None
     assert slot.key == FIRST
-    night._tell("nightly")
+    night.notices.send_due("nightly")
     assert notices(night, tmp_path) == []
     attempt(ledger, FIRST, "failed", 3)
-    night._tell("nightly")
+    night.notices.send_due("nightly")
     assert [notice["failures"] for notice in notices(night, tmp_path)] == [1]
     assert len(ledger.entries(every=True)) == 1
 
@@ -461,13 +461,13 @@ def test_tables_that_do_not_suit_are_listed(
     rows.with_columns(pl.col("timestamp").dt.convert_time_zone("Asia/Tokyo")).write_parquet("rows.parquet")
     score = {"flow": "score", "overrides": ["registry.name=m", "data.path=rows.parquet", "output.path=scores"]}
     night = scheduler(ledger, tmp_path, **score, naive=True, time_zone="Europe/Berlin")
-    night.show()
+    show(night.agenda)
     assert "nightly: naive: true has its cutoffs read in Asia/Tokyo" in capsys.readouterr().out
-    scheduler(ledger, tmp_path, **score, time_zone="Europe/Berlin").preview()
+    preview(scheduler(ledger, tmp_path, **score, time_zone="Europe/Berlin").agenda)
     assert "nightly:" not in capsys.readouterr().out
     Path("rows.parquet").unlink()
-    night.preview()
+    preview(night.agenda)
     assert "nightly: data.path=rows.parquet" in capsys.readouterr().out
-    night.makers["nightly"] = ["append"]
-    night.show()
+    night.agenda.makers["nightly"] = ["append"]
+    show(night.agenda)
     assert "nightly:" not in capsys.readouterr().out
