@@ -114,9 +114,9 @@ def write_settings(start: Start, references: Mapping[str, Any]) -> None:
     header = "\n".join(["# forecast train --config takes this file as it is.", *comments])
     text = f"{header}\n{yaml.safe_dump(with_references(values, references), sort_keys=False, allow_unicode=True)}"
     target = start.folder / SETTINGS
-    written = [name for name in (FORECASTS, PAGE) if (start.folder / name).exists()]
-    if written and start.until != "look":
-        console.say(f"  {start.folder} has an earlier quick start: {' and '.join(written)} will be replaced")
+    earlier = [name for name in (FORECASTS, PAGE) if (start.folder / name).exists()]
+    if earlier and start.until != "look":
+        console.say(f"  {start.folder} has an earlier quick start: {' and '.join(earlier)} will be replaced")
     if target.exists() and _without_comments(target.read_text(encoding="utf-8")) != _without_comments(text):
         before = target.with_name("train.old.yaml")
         target.replace(before)

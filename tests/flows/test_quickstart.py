@@ -45,12 +45,12 @@ def test_a_file_becomes_forecasts_a_judged_model_and_a_config_that_trains_it_aga
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out = start(tmp_path, store_template, steps=72)
-    ended = succeed("quickstart", "umsatz.csv", *QUICK)
+    done = succeed("quickstart", "umsatz.csv", *QUICK)
     assert (
-        "series     'Stadt', 3: it makes the rows of a 'Monat' unique (change: data.columns.series_id=...)" in ended.out
+        "series     'Stadt', 3: it makes the rows of a 'Monat' unique (change: data.columns.series_id=...)" in done.out
     )
-    assert "copied to quickstart/umsatz/panel.parquet" in ended.out
-    assert all(label in ended.out for label in ("seasonal naive", f"{NANO}, without training", "trained on this file"))
+    assert "copied to quickstart/umsatz/panel.parquet" in done.out
+    assert all(label in done.out for label in ("seasonal naive", f"{NANO}, without training", "trained on this file"))
 
     forecasts = pl.read_csv(out / "forecasts.csv", try_parse_dates=True)
     assert forecasts.group_by("model").len().sort("model").rows() == [(NANO, 36), ("trained", 36)]
@@ -60,7 +60,7 @@ def test_a_file_becomes_forecasts_a_judged_model_and_a_config_that_trains_it_aga
     assert "umsatz.csv" in page
     assert "Trained on this table" in page
 
-    (command,) = (line.split() for line in ended.lines if line.startswith("  forecast train"))
+    (command,) = (line.split() for line in done.lines if line.startswith("  forecast train"))
     succeed(*command[1:])
     uri = f"sqlite:///{out / 'mlflow.db'}"
     versions = Registry(RegistryConfig(name="umsatz", tracking_uri=uri)).versions()
@@ -75,11 +75,11 @@ def test_a_file_too_short_to_judge_the_model_has_forecasts_and_a_second_run_says
     monkeypatch.chdir(tmp_path)
     out = start(tmp_path, store_template, steps=20)
     (out / "train.yaml").write_text("window: {horizon: 3}\n")
-    ended = succeed("quickstart", "umsatz.csv", "window.horizon=12", *QUICK)
-    assert "the trained model could not be judged: a typical series has 20 steps" in ended.out
-    assert "(change: window.horizon=5)" in ended.out
+    done = succeed("quickstart", "umsatz.csv", "window.horizon=12", *QUICK)
+    assert "the trained model could not be judged: a typical series has 20 steps" in done.out
+    assert "(change: window.horizon=5)" in done.out
     assert pl.read_csv(out / "forecasts.csv").height == 2 * 3 * 12
-    assert "train.yaml was another one, and is quickstart/umsatz/train.old.yaml now" in ended.out
+    assert "train.yaml was another one, and is quickstart/umsatz/train.old.yaml now" in done.out
     assert (out / "train.old.yaml").read_text() == "window: {horizon: 3}\n"
 
 
@@ -89,10 +89,10 @@ def test_a_look_writes_the_settings_and_the_copy_of_the_table_only(
     monkeypatch.chdir(tmp_path)
     for n_months in (24, 25):
         write_months(tmp_path / "umsatz.csv", n_months)
-        ended = succeed("quickstart", "umsatz.csv", "output.path=out", "quickstart.until=look")
+        done = succeed("quickstart", "umsatz.csv", "output.path=out", "quickstart.until=look")
         assert pl.read_parquet("out/panel.parquet").height == 3 * n_months
     assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["panel.parquet", "train.yaml"]
-    assert "forecast train --config out/train.yaml" in ended.out
+    assert "forecast train --config out/train.yaml" in done.out
 
 
 def test_a_file_that_holds_no_panel_or_does_not_exist_is_refused(

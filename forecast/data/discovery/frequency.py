@@ -28,7 +28,7 @@ class Steps:
 
     reading: TimeReading
     frequency: Frequency
-    filled: float
+    fill_share: float
     """Share of the steps from the first to the last row of a series that have a row."""
     reason: str
     lengths: IntArray
@@ -56,9 +56,9 @@ def find_steps(
             f"column {name!r}: {failure}. If a row is a single sale or event, put rows together: data.freq=1d "
             "data.aggregate=sum (or mean, last)"
         ) from None
-    best, *others = sorted(steps, key=lambda step: -step.filled)
-    if others and best.filled < _CLEARLY * others[0].filled:
-        raise DataError(_undecided(name, text, (best, others[0])))
+    best, *others = sorted(steps, key=lambda step: -step.fill_share)
+    if others and best.fill_share < _CLEARLY * others[0].fill_share:
+        raise DataError(_ambiguity(name, text, (best, others[0])))
     return best
 
 
@@ -80,13 +80,13 @@ def _steps(reading: TimeReading, series: IntArray, data: DataConfig) -> Steps:
     rows = pl.DataFrame({"series": series[valid], "step": grid.floor_of(moments)})
     span = pl.col("step").max() - pl.col("step").min() + 1
     spans = rows.group_by("series").agg(pl.col("step").n_unique().alias("rows"), span.alias("steps"))
-    filled = int(spans["rows"].sum()) / int(spans["steps"].sum())
+    fill_share = int(spans["rows"].sum()) / int(spans["steps"].sum())
     reason = "as set" if data.freq else "from the steps between rows"
-    reason += f"; {filled:.0%} of the steps have a row" if filled < 1 else "; every step has a row"
-    return Steps(reading, frequency, filled, reason, spans["steps"].to_numpy())
+    reason += f"; {min(fill_share, 0.999):.1%} of the steps have a row" if fill_share < 1 else "; every step has a row"
+    return Steps(reading, frequency, fill_share, reason, spans["steps"].to_numpy())
 
 
-def _undecided(name: str, text: pl.Series, steps: tuple[Steps, Steps]) -> str:
+def _ambiguity(name: str, text: pl.Series, steps: tuple[Steps, Steps]) -> str:
     """Return the message for two readings that fit as well."""
     value = next(value for value in text.cast(pl.String).drop_nulls() if value)
     readings = (f"{step.reading.example(value)} ({step.reading.form!r}, steps of {step.frequency})" for step in steps)

@@ -78,7 +78,7 @@ def layout_of(raw: RawTable, data: DataConfig) -> Layout:
     roles = Roles(columns, time, key, targets, steps, sign)
     obstacles = (*raw.obstacles, *roles.obstacles(covariates))
     if obstacles:
-        frame, update = roles.normalised()
+        frame, update = roles.normalise()
     else:
         frame, update = raw.frame, roles.settings() | {"separator": None if raw.separator == "," else raw.separator}
     horizon, why_horizon = default_horizon(steps.frequency, steps.lengths)

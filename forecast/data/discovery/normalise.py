@@ -1,6 +1,6 @@
 """Settings that read a file, or else the table in a form that needs none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,9 +47,11 @@ class Roles:
         reasons = []
         if len(self.key.names) > 1:
             reasons.append(f"{len(self.key.names)} columns name a series")
-        extra = [column.name for column in self.others if column.name not in covariates]
-        if not self.key.names and extra:
-            reasons.append(f"it has other columns ({listing(map(repr, extra))}) and none that names the series")
+        others = [column.name for column in self.others if column.name not in covariates]
+        if not self.key.names and others:
+            reasons.append(f"it has other columns ({listing(map(repr, others))}) and none that names the series")
+        if any(reading.units for name in self.targets.names if (reading := self.columns[name].numbers)):
+            reasons.append("its numbers have signs of a currency or of percent")
         if not self.columns[self.time].has_name:
             reasons.append("the column of times has no name")
         return reasons
@@ -69,13 +71,12 @@ class Roles:
             "decimal": self.sign if notation else None,
         }
 
-    def normalised(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def normalise(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         """Return the table with times and numbers parsed and one column for the series, and the settings that read it.
 
         Columns without a role stay as they are.
         """
-        taken = set(self.columns)
-        time = self.time if self.columns[self.time].has_name else _free(TIMESTAMP, taken)
+        time = self.time if self.columns[self.time].has_name else _free(TIMESTAMP, self.columns)
         parts = [self.steps.reading.values.alias(time)]
         settings: dict[str, Any] = {
             "layout": "wide" if self.targets.wide else "long",
@@ -83,7 +84,7 @@ class Roles:
         }
         columns = {"timestamp": time}
         if not self.targets.wide:
-            name, series = self._series(taken)
+            name, series = self._series()
             parts = [series.alias(name), *parts]
             columns |= {"series_id": name, "target": self.targets.names[0]}
         parts += [self._numbers(self.columns[name]) for name in self.targets.names]
@@ -91,14 +92,14 @@ class Roles:
             parts += [column.values for column in self.others if not column.is_row_number]
         return pl.DataFrame(parts), {**settings, "columns": columns, "timestamp_format": None, "separator": None}
 
-    def _series(self, taken: set[str]) -> tuple[str, pl.Series]:
+    def _series(self) -> tuple[str, pl.Series]:
         """Return the name of the column of series, and its values."""
         names = self.key.names
         height = len(self.columns[self.time].values)
         if not names:
-            return _free(SERIES_ID, taken), pl.Series([self.targets.names[0]] * height, dtype=pl.String)
+            return _free(SERIES_ID, self.columns), pl.Series([self.targets.names[0]] * height, dtype=pl.String)
         texts = pl.DataFrame([self.columns[name].values.cast(pl.String).str.strip_chars() for name in names])
-        name = names[0] if len(names) == 1 else _free(SERIES_ID, taken)
+        name = names[0] if len(names) == 1 else _free(SERIES_ID, self.columns)
         return name, texts.select(pl.concat_str(pl.all(), separator=_JOINED).alias(name)).to_series()
 
     def _numbers(self, column: Column) -> pl.Series:
@@ -118,8 +119,8 @@ def series_numbers(columns: Mapping[str, Column], key: SeriesKey, height: int) -
     return result
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _free(name: str, names: Collection[str]) -> str:
     """Return a name of a column that no other has."""
-    while name in taken:
+    while name in names:
         name += "_"
     return name

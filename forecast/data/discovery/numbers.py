@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import polars as pl
 
-from forecast.data.discovery.cells import PLACEHOLDER
+from forecast.data.discovery.cells import PLACEHOLDER, UNIT
 from forecast.data.sources import numerals
 
 # Share of the values that must be numbers; the rest must stand for missing ones.
@@ -28,6 +28,8 @@ class NumberReading:
     """A value that only one decimal sign reads; None if both read all."""
     commas: bool = False
     """Whether a value has a comma."""
+    units: bool = False
+    """Whether numbers have the sign of a currency, or a percent sign."""
     placeholders: tuple[str, ...] = ()
     """Texts that stand for a missing number, besides `numerals.MISSING`."""
 
@@ -41,9 +43,10 @@ def read_numbers(column: pl.Series, null_values: Sequence[str] = ()) -> NumberRe
         column.to_frame("text")
         .select(numerals.strip_missing(pl.col("text")))
         .drop_nulls()
+        .with_columns(pl.col("text").str.replace_all(UNIT, "").alias("text"), unit=pl.col("text").str.contains(UNIT))
         .filter(~pl.col("text").is_in(list(null_values)))
         .group_by("text", maintain_order=True)
-        .len()
+        .agg(pl.len(), pl.col("unit").any())
         .with_columns(
             point=pl.col("text").str.contains(numerals.POINT) | pl.col("text").str.contains(numerals.PLAIN),
             comma=pl.col("text").str.contains(numerals.COMMA),
@@ -67,6 +70,7 @@ def read_numbers(column: pl.Series, null_values: Sequence[str] = ()) -> NumberRe
         marked[0] if len(marked) else None,
         decisive[0] if len(decisive) else None,
         bool(marked.str.contains(",", literal=True).any()),
+        bool(numbers["unit"].any()),
         tuple(others),
     )
 
@@ -80,7 +84,7 @@ def agreed_sign(readings: Sequence[NumberReading]) -> tuple[Sign | None, NumberR
 
 
 def as_numbers(column: pl.Series, sign: str, placeholders: Sequence[str]) -> pl.Series:
-    """Return text as numbers; null for placeholders."""
-    text = pl.col(column.name)
-    kept = pl.when(~text.str.strip_chars().is_in(list(placeholders))).then(text)
+    """Return text as numbers, without signs of currencies; null for placeholders."""
+    text = pl.col(column.name).str.strip_chars().str.replace_all(UNIT, "")
+    kept = pl.when(~text.is_in(list(placeholders))).then(text)
     return column.to_frame().select(numerals.parse_numbers(kept, sign).alias(column.name)).to_series()

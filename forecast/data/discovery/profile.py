@@ -22,11 +22,14 @@ TIME_NAMES: Final = (
 SERIES_NAMES: Final = (
     "series_id", "unique_id", "item_id", "series", "id", "store", "shop", "item", "sku", "product", "article",
     "station", "sensor", "meter", "site", "location", "customer", "branch", "region", "country", "state", "city",
-    "name", "code", "key", "category", "filiale", "artikel",
+    "dept", "department", "family", "brand", "group", "warehouse", "plant", "client", "account", "device", "machine",
+    "line", "route", "building", "household", "symbol", "ticker", "name", "code", "key", "category", "filiale",
+    "artikel",
 )  # fmt: skip
 TARGET_NAMES: Final = (
-    "target", "y", "value", "sales", "demand", "quantity", "qty", "units", "sold", "volume", "revenue", "turnover",
-    "load", "consumption", "usage", "wert", "umsatz", "absatz", "menge", "amount", "count", "price", "total",
+    "target", "y", "value", "sales", "demand", "quantity", "qty", "units", "sold", "close", "volume", "revenue",
+    "turnover", "load", "consumption", "usage", "wert", "umsatz", "absatz", "menge", "amount", "count", "price",
+    "total",
 )  # fmt: skip
 # These are often one column among several series.
 WEAK_TARGETS: Final = ("amount", "count", "price", "total")

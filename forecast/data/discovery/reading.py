@@ -3,9 +3,11 @@
 import codecs
 import csv
 import io
+import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ from forecast.errors import DataError, listing
 
 _SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _BOMS: Final = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_EXCEL, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+_ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _COLUMNAR: Final[tuple[tuple[bytes, str, tuple[str, ...], Callable[[Any], pl.DataFrame]], ...]] = (
     (b"PAR1", "Parquet", (".parquet", ".pq"), pl.read_parquet),
     (b"ARROW1", "Arrow", (".arrow", ".ipc", ".feather"), pl.read_ipc),
@@ -65,8 +67,8 @@ def read_raw(path: str, separator: str | None = None) -> RawTable:
         if content.startswith(mark):
             obstacle = f"it is {kind}, and its name does not end in {listing(suffixes)}"
             return RawTable(read(io.BytesIO(content)), kind, obstacles=(obstacle,))
-    if content.startswith(_EXCEL):
-        return _from_excel(content, label)
+    if content.startswith(_ZIP):
+        return _from_zip(content, label, separator)
     return _from_text(content, label, Path(path).name.lower(), separator)
 
 
@@ -78,6 +80,22 @@ def _content(path: str, label: str) -> bytes:
     except OSError as error:
         raise location.failure(error) from None
     return content
+
+
+def _from_zip(content: bytes, label: str, separator: str | None) -> RawTable:
+    """Return the table in a workbook, which is a zip archive itself, or in the only file of another archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if not re.search(r"(^|/)(\.|__MACOSX)|/$", name)]
+            if "[Content_Types].xml" in names:
+                return _from_excel(content, label)
+            if len(names) != 1:
+                raise DataError(f"{label}: an archive of {len(names):,} files ({listing(names)}); give one of them")
+            inner = archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{label}: neither a workbook nor an archive that can be read ({error})") from None
+    raw = _from_text(inner, label, names[0].lower(), separator)
+    return replace(raw, obstacles=("it is in an archive", *raw.obstacles))
 
 
 def _from_excel(content: bytes, label: str) -> RawTable:
@@ -109,7 +127,10 @@ def _from_text(content: bytes, label: str, name: str, separator: str | None) -> 
     obstacles = [] if encoding == "UTF-8" else [f"its encoding is {encoding}"]
     if not name.endswith((".csv", ".csv.gz", ".csv.zst")):
         obstacles.append("its name does not end in .csv")
-    lines = text.splitlines(keepends=True)
+    if "\n" not in text and "\r" in text:
+        text = text.replace("\r", "\n")
+        obstacles.append("its lines end with a carriage return")
+    lines = io.StringIO(text, newline="").readlines()
     head = "".join(lines[:_HEAD])
     separator = separator or _separator(head)
     reader = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
@@ -125,11 +146,13 @@ def _from_text(content: bytes, label: str, name: str, separator: str | None) -> 
     if any(name != name.strip() for name in rows[header]):
         obstacles.append("names of columns have blanks around them")
     body = "".join(lines[ends[header] :])
-    frame = _parse(body, separator, names, label)
-    described = f"CSV, fields separated by {_SEPARATORS.get(separator, repr(separator))}"
+    frame = _without_empty(_parse(body, separator, names, label))
+    if frame.columns != names:
+        obstacles.append("it has empty columns")
+    description = f"CSV, fields separated by {_SEPARATORS.get(separator, repr(separator))}"
     if encoding != "UTF-8":
-        described += f", {encoding}"
-    return RawTable(_without_empty(frame), described + _skipped(header), separator, tuple(obstacles))
+        description += f", {encoding}"
+    return RawTable(frame, description + _skipped(header), separator, tuple(obstacles))
 
 
 def _decode(content: bytes, label: str) -> tuple[str, str]:

@@ -41,7 +41,7 @@ def find_time(columns: Mapping[str, Column], data: DataConfig) -> tuple[str, str
     """Return the column of time, and why. Raises DataError without one."""
     name = data.columns.timestamp
     if name != AUTO:
-        if not _existing(name, columns, "timestamp").times:
+        if not _column_of(name, columns, "timestamp").times:
             example = columns[name].values.drop_nulls().head(1).to_list()
             raise DataError(
                 f"column {name!r} (data.columns.timestamp) can't be read as times (e.g. "
@@ -52,7 +52,7 @@ def find_time(columns: Mapping[str, Column], data: DataConfig) -> tuple[str, str
     candidates = [column for column in columns.values() if column.times and _is_certain_time(column, columns)]
     if not candidates:
         raise DataError(
-            f"no column holds times that can be read; the columns are {_described(columns.values())}. Set "
+            f"no column holds times that can be read; the columns are {_examples(columns.values())}. Set "
             "data.columns.timestamp, and data.timestamp_format (strftime, such as '%d/%m/%Y %H:%M') if its times are "
             "written in another way"
         )
@@ -67,7 +67,8 @@ def find_time(columns: Mapping[str, Column], data: DataConfig) -> tuple[str, str
     best, *others = ranked
     if not others:
         return best.name, "the only column of times"
-    return best.name, f"by its name, of the times in {listing(repr(column.name) for column in ranked)}"
+    why = "by its name" if name_rank(best.name, TIME_NAMES) < math.inf else "the first"
+    return best.name, f"{why} of the columns of times, {listing(repr(column.name) for column in ranked)}"
 
 
 def _whole(column: Column) -> bool:
@@ -101,10 +102,10 @@ def find_series(columns: Mapping[str, Column], time: str, data: DataConfig) -> t
         return SeriesKey(names, n_series, rows.height - rows.select(*names, time).n_unique())
 
     if name != AUTO:
-        _existing(name, columns, "series_id")
-        return _checked(key_of((name,)), rows, time, data), "as set"
+        _column_of(name, columns, "series_id")
+        return _check_key(key_of((name,)), rows, time, data), "as set"
     if data.layout == "wide":
-        return _checked(key_of(()), rows, time, data), "data.layout=wide"
+        return _check_key(key_of(()), rows, time, data), "data.layout=wide"
     others = [column for column in columns.values() if column.name not in (time, target) and not column.is_row_number]
     certain = [column for column in others if column.name.strip().lower() in _CERTAIN_SERIES_NAMES]
     if certain and (key := key_of((certain[0].name,))).repeats <= MAX_REPEATS * rows.height:
@@ -124,7 +125,7 @@ def find_series(columns: Mapping[str, Column], time: str, data: DataConfig) -> t
         closest = min([closest, *keys], key=lambda key: key.repeats)
     if data.aggregate is not None:
         return key_of(()), "rows are put together by data.aggregate"
-    raise _repeated(rows, time, closest)
+    raise _repeats_error(rows, time, closest)
 
 
 def _rank(names: Iterable[str]) -> float:
@@ -139,14 +140,14 @@ def _why_series(key: SeriesKey, time: str) -> str:
     return f"{together} the rows of a {time!r} unique{repeated}"
 
 
-def _checked(key: SeriesKey, rows: pl.DataFrame, time: str, data: DataConfig) -> SeriesKey:
+def _check_key(key: SeriesKey, rows: pl.DataFrame, time: str, data: DataConfig) -> SeriesKey:
     """Return a configured key. Raises DataError if too many rows repeat a series and time."""
     if key.repeats > MAX_REPEATS * rows.height and data.aggregate is None:
-        raise _repeated(rows, time, key)
+        raise _repeats_error(rows, time, key)
     return key
 
 
-def _repeated(rows: pl.DataFrame, time: str, key: SeriesKey) -> DataError:
+def _repeats_error(rows: pl.DataFrame, time: str, key: SeriesKey) -> DataError:
     """Return the error for several rows with the same series and time."""
     copies = rows.height - rows.n_unique()
     example = rows.group_by(time, *key.names).len().sort("len", time, descending=[True, False]).row(0)
@@ -174,15 +175,15 @@ class Targets(NamedTuple):
 
 
 def find_target(
-    columns: Mapping[str, Column], time: str, key: SeriesKey, data: DataConfig, named: Sequence[str] = ()
+    columns: Mapping[str, Column], time: str, key: SeriesKey, data: DataConfig, covariates: Sequence[str] = ()
 ) -> Targets:
-    """Return the columns of values, and why. `named` are covariates.
+    """Return the columns of values, and why. `covariates` are no candidates.
 
     Raises DataError if no column holds varying numbers, or several are as likely.
     """
     name = data.columns.target
     if name != AUTO:
-        if not _existing(name, columns, "target").numeric:
+        if not _column_of(name, columns, "target").numeric:
             raise DataError(
                 f"column {name!r} (data.columns.target) holds no numbers (e.g. "
                 f"{listing(map(repr, columns[name].values.drop_nulls().head(2)))}); for classes use `forecast train`"
@@ -192,7 +193,7 @@ def find_target(
         column
         for column in columns.values()
         if column.numeric
-        and column.name not in (time, *key.names, *named)
+        and column.name not in (time, *key.names, *covariates)
         and not (column.counts_rows if key.names else column.is_row_number)
     ]
     if data.layout == "wide":
@@ -204,7 +205,7 @@ def find_target(
     candidates = candidates or [column for column in varying if column not in calendar] or varying
     if not candidates:
         raise DataError(
-            f"no column holds numbers that vary; the columns are {_described(columns.values())}. Set "
+            f"no column holds numbers that vary; the columns are {_examples(columns.values())}. Set "
             "data.columns.target (for classes, use `forecast train`)"
         )
     ranked = sorted(candidates, key=lambda column: name_rank(column.name, TARGET_NAMES))
@@ -213,9 +214,11 @@ def find_target(
     first, second = (name_rank(column.name, TARGET_NAMES) for column in ranked[:2])
     weak = not key.names and any(name_rank(ranked[0].name, [name]) < math.inf for name in WEAK_TARGETS)
     if first < second and not weak:
-        return Targets((ranked[0].name,), False, f"by its name, of {listing(repr(c.name) for c in candidates)}")
+        return Targets(
+            (ranked[0].name,), False, f"by its name, of {listing(repr(column.name) for column in candidates)}"
+        )
     if not key.names:
-        series = tuple(column.name for column in numbers if column not in calendar)
+        series = tuple(column.name for column in numbers if column not in calendar and not column.counts_rows)
         return Targets(series, True, "no name stands out, so each column is a series")
     raise DataError(
         f"{len(candidates):,} columns may be the target ({listing(repr(column.name) for column in candidates)}); set "
@@ -237,7 +240,7 @@ def _attributes(candidates: Sequence[Column], time: Column, columns: Mapping[str
     return result
 
 
-def _existing(name: str, columns: Mapping[str, Column], role: str) -> Column:
+def _column_of(name: str, columns: Mapping[str, Column], role: str) -> Column:
     """Return a configured column. Raises DataError if the file lacks it."""
     if name not in columns:
         raise DataError(
@@ -246,7 +249,7 @@ def _existing(name: str, columns: Mapping[str, Column], role: str) -> Column:
     return columns[name]
 
 
-def _described(columns: Iterable[Column]) -> str:
+def _examples(columns: Iterable[Column]) -> str:
     """Return names and first values of columns."""
     examples = ((column.name, column.values.drop_nulls().head(1).to_list()) for column in columns)
     return listing(

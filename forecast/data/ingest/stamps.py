@@ -20,7 +20,7 @@ _UNREADABLE: Final = "unreadable"
 # Formats of other tools; an error message names those that read a column.
 _DATES: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y",
                  "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%Y%m", "%y%m%d", "%m/%Y",
-                 "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y")  # fmt: skip
+                 "%m-%Y", "%b %Y", "%B %Y", "%b-%d-%Y", "%b-%Y", "%b-%y", "%b %y")  # fmt: skip
 _CLOCKS: Final = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H:%M:%S %z")
 
 

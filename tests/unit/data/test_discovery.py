@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import zipfile
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,8 @@ NUMBERS: dict[str, Callable[[float], str]] = {
     "1,234.50": lambda value: f"{value:,.2f}",
     "1234,50": lambda value: f"{value:.2f}".replace(".", ","),
     "1.234,50": lambda value: f"{value:,.2f}".translate(str.maketrans(",.", ".,")),
+    "$1,234.50": lambda value: f"${value:,.2f}",
+    "1.234,50 €": lambda value: f"{value:,.2f} €".translate(str.maketrans(",.", ".,")),
     "1 234,50": lambda value: f"{value:,.2f}".translate(str.maketrans(",.", "\u00a0,")),
 }
 DAY_FORMS = (
@@ -145,6 +148,9 @@ def test_an_excel_file_with_a_title_and_two_columns_that_name_the_series(tmp_pat
         ("year,month,load", lambda hour, value: f"{2000 + hour // 12},{hour % 12 + 1},{value}"),
         ("date,hour,load", lambda hour, value: f"{1 + hour // 24}/01/2023,{hour % 24},{value}"),
         ("date,time,load", lambda hour, value: f"2023-01-{1 + hour // 24:02d},{hour % 24}:00,{value}"),
+        ("date,hour,load", lambda hour, value: f"2023-01-{1 + hour // 24:02d},{hour % 24}:00-{hour % 24}:59,{value}"),
+        ("year,month,day,hour,load", lambda hour, value: f"2023,1,{1 + hour // 24},{hour % 24},{value}"),
+        ("year,quarter,load", lambda hour, value: f"{2000 + hour // 4},{hour % 4 + 1},{value}"),
     ],
 )
 def test_times_in_several_columns_are_one_time(tmp_path: Path, header: str, row: Callable[[int, float], str]) -> None:
@@ -152,7 +158,7 @@ def test_times_in_several_columns_are_one_time(tmp_path: Path, header: str, row:
     (tmp_path / "parts.csv").write_text("\n".join(lines))
     layout = discover(str(tmp_path / "parts.csv"), DataConfig())
     frame = values_of(tmp_path / "parts.csv", layout)
-    assert layout.data.freq == ("1mo" if "month" in header else "1h")
+    assert layout.data.freq == {"year,month,load": "1mo", "year,quarter,load": "1q"}.get(header, "1h")
     np.testing.assert_allclose(frame["target"].to_numpy(), VALUES[0], rtol=1e-6)
 
 
@@ -201,6 +207,12 @@ def lines(header: str, row: Callable[[str, int], str]) -> str:
             ("year", "shop", "sales"),
             (),
             id="years",
+        ),
+        pytest.param(
+            lines("Date,Dept,close,volume", lambda line, n: f"{line},{n * 7 % 13}"),
+            ("Date", "Dept", "close"),
+            ("volume",),
+            id="capitals",
         ),
         pytest.param(
             lines("date,shop,sales", lambda line, _: line) + "\nTotal,,9",
@@ -294,6 +306,27 @@ def test_single_events_are_put_together_where_a_setting_says_so(tmp_path: Path) 
     assert (layout.data.freq, layout.steps) == ("1d", 60)
 
 
+def test_a_row_per_year_and_a_column_per_month_is_one_series(tmp_path: Path) -> None:
+    values = VALUES.reshape(-1)[:72].reshape(6, 12)
+    months = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+    table = pl.DataFrame({"Year": range(2000, 2006), **{name: values[:, place] for place, name in enumerate(months)}})
+    table.write_csv(tmp_path / "months.csv")
+    frame = values_of(tmp_path / "months.csv", discover(str(tmp_path / "months.csv"), DataConfig()))
+    np.testing.assert_allclose(frame["target"].to_numpy(), values.reshape(-1), rtol=1e-6)
+    assert (
+        frame["timestamp"].to_list()
+        == pl.datetime_range(datetime(2000, 1, 1), datetime(2005, 12, 1), "1mo", eager=True).to_list()
+    )
+
+
+def test_lines_that_end_with_a_separator_or_a_carriage_return_are_read(tmp_path: Path) -> None:
+    text = "day;sales;\n" + "\n".join(f"{day:%d.%m.%Y};{n};" for n, day in enumerate(DAYS, 7))
+    for name, content in {"trailing.csv": text, "mac.csv": text.replace("\n", "\r")}.items():
+        (tmp_path / name).write_bytes(content.encode())
+        frame = values_of(tmp_path / name, discover(str(tmp_path / name), DataConfig()))
+        assert frame["target"].to_list() == [*range(7, 7 + ROWS)]
+
+
 def test_the_content_tells_the_kind_of_a_file(tmp_path: Path) -> None:
     table = pl.DataFrame({"item_id": ["a"] * ROWS, "ds": DAYS, "y": VALUES[0]})
     table.write_parquet(tmp_path / "table.csv")
@@ -301,6 +334,9 @@ def test_the_content_tells_the_kind_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "table.csv.gz").write_bytes(gzip.compress(table.write_csv().encode()))
     layout = discover(str(tmp_path / "table.csv.gz"), DataConfig())
     assert values_of(tmp_path / "table.csv.gz", layout).height == ROWS
+    with zipfile.ZipFile(tmp_path / "table.zip", "w") as archive:
+        archive.writestr("table.csv", table.write_csv())
+    assert values_of(tmp_path, discover(str(tmp_path / "table.zip"), DataConfig())).height == ROWS
     (tmp_path / "noise.csv").write_bytes(bytes(range(256)))
     with pytest.raises(DataError, match="neither text nor Excel"):
         discover(str(tmp_path / "noise.csv"), DataConfig())
