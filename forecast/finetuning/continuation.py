@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as lightning
-
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings, FitConfig
 from forecast.data.panel import IntArray, Panel
@@ -15,9 +13,10 @@ from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Ensemble, Forecaster, Member, as_ensemble, members_of
 from forecast.models.network.losses import validation_loss
+from forecast.models.runtime.torch_setup import seed_generators
 from forecast.names import VAL_LOSS
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.defaults import default_origins
 from forecast.training.interpolation import interpolate, set_interpolated
@@ -63,7 +62,7 @@ def continue_training(
         if settings.checkpoint:
             name = f"global-{seed:02d}"
             checkpoint = Checkpoint(Path(settings.checkpoint), job_key, name=name, key="finetune.checkpoint")
-        lightning.seed_everything(seed, verbose=False)
+        seed_generators(seed)
         network.eval()
         keeper = BestWeights(network, validation_loss(network, data, validation), config.patience, report)
         if config.max_steps:
@@ -113,7 +112,7 @@ def repeat_on_all_rows(
     for seed, (base_member, (steps, share)) in enumerate(zip(members_of(base.network), outcomes, strict=True), 1):
         network = copy.deepcopy(base_member).to(device)
         if share:
-            lightning.seed_everything(seed, verbose=False)
+            seed_generators(seed)
             keeper = BestWeights(network, math.inf, 1, None)
             shorter = config.model_copy(update={"max_steps": steps, "validation_every": steps})
             # The learning rate decays over the steps that were allowed, as in the first training.

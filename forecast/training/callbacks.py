@@ -1,58 +1,22 @@
-"""Lightning callbacks: the best weights, one clock for all devices, GPU figures."""
+"""Lightning callbacks: the best weights, the checkpoint, one clock for all devices, GPU figures."""
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
 
-from forecast.models.network.ensemble import Forecaster
-from forecast.names import TRAIN_LOSS, VAL_LOSS
+from forecast.training.best_weights import BestWeights
+from forecast.training.checkpoint import Checkpoint
 from forecast.training.lightning_module import ForecastModule
 
 
-class BestWeights(Callback):
-    """Records the curve, keeps the best validated weights, and stops when patience or the budget is spent.
+class KeepBest(Callback):
+    """Shows a training to its `BestWeights`."""
 
-    It also stops when `watch`, which gets the network with averaged weights at each validation, returns True.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: float,
-        patience: int,
-        progress: Callable[[float, str], None] | None,
-        watch: Callable[[Forecaster, int], bool] | None = None,
-    ) -> None:
-        self.best_loss = loss
-        self.best = _copied(network)
-        """Weights of the best validation; the initial ones until a validation is better."""
-        self.best_step = 0
-        self.curve: list[tuple[int, dict[str, float]]] = [(0, {VAL_LOSS: loss})]
-        self._patience = patience
-        self._waited = 0
-        self._progress = progress
-        self._watch = watch
-
-    def state(self) -> dict[str, Any]:
-        """Return all but the best weights, as JSON."""
-        return {
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-            "curve": self.curve,
-            "waited": self._waited,
-        }
-
-    def restore(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
-        """Restore the state of a training that is resumed."""
-        self.best_loss, self.best_step, self._waited = state["best_loss"], state["best_step"], state["waited"]
-        self.curve = [(step, values) for step, values in state["curve"]]
-        self.best = {name: values.to(self.best[name].device) for name, values in best.items()}
+    def __init__(self, keeper: BestWeights) -> None:
+        self._keeper = keeper
 
     def on_train_batch_end(
         self,
@@ -62,31 +26,31 @@ class BestWeights(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Record the training loss, report the progress, and stop at the end of the budget."""
+        """Record the step."""
         assert isinstance(pl_module, ForecastModule)
-        step = trainer.global_step
-        if step % 10 == 0:
-            self.curve.append((step, {TRAIN_LOSS: float(trainer.callback_metrics[TRAIN_LOSS])}))
-        share = pl_module.budget.spent(step)
-        if self._progress and step % 5 == 0:
-            self._progress(share, f"step {step}, loss {self.best_loss:.4f}")
-        if share >= 1.0:
-            trainer.should_stop = True
+        self._keeper.on_train_batch_end(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compare the loss with the best one. The weights are the averaged ones here."""
+        """Compare the weights."""
         assert isinstance(pl_module, ForecastModule)
-        loss = pl_module.validation_loss()
-        self.curve.append((trainer.global_step, {VAL_LOSS: loss}))
-        self._waited += 1
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self._waited = loss, trainer.global_step, 0
-            self.best = _copied(pl_module.network)
-        # A `watch` does not change the training: the random numbers stay the same.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            stopped = self._watch is not None and self._watch(pl_module.network, trainer.global_step)
-        if stopped or self._waited >= self._patience:
-            trainer.should_stop = True
+        self._keeper.on_validation_epoch_end(trainer, pl_module)
+
+
+class WriteCheckpoint(Callback):
+    """Restores a training from its `Checkpoint`, and writes it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Restore the state."""
+        assert isinstance(pl_module, ForecastModule)
+        self._checkpoint.on_train_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the state."""
+        assert isinstance(pl_module, ForecastModule)
+        self._checkpoint.on_validation_end(trainer, pl_module)
 
 
 class SyncClock(Callback):
@@ -135,7 +99,3 @@ class GpuStats(Callback):
             return {}
         peak = {"gpu_peak_gib": torch.cuda.max_memory_allocated(self._device) / 2**30}
         return peak | ({"gpu_busy_share": float(np.mean(self._shares))} if self._shares else {})
-
-
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    return {name: values.detach().clone() for name, values in network.state_dict().items()}

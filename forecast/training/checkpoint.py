@@ -3,22 +3,25 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
 from forecast.errors import OutputError
 from forecast.models.runtime.state_file import read_state, write_state
-from forecast.training.callbacks import BestWeights
-from forecast.training.lightning_module import ForecastModule
+
+if TYPE_CHECKING:
+    import pytorch_lightning as lightning
+    from pytorch_lightning.callbacks import WeightAveraging
+
+    from forecast.training.best_weights import BestWeights
+    from forecast.training.lightning_module import ForecastModule
 
 _LOG = logging.getLogger(__name__)
 
 
-class Checkpoint(Callback):
+class Checkpoint:
     """Writes the whole state of a training at each validation, and restores it when the training begins.
 
     One file: the tensors, and the rest as JSON in its header. It is replaced as a whole, so that a kill leaves the
@@ -66,7 +69,7 @@ class Checkpoint(Callback):
         """Seconds of the budget that were spent when the file was written."""
         return float(self._state.get("elapsed", 0.0))
 
-    def attach(self, keeper: BestWeights, averaging: WeightAveraging | None) -> None:
+    def attach(self, keeper: "BestWeights", averaging: "WeightAveraging | None") -> None:
         """Name the callbacks whose state belongs to the training, and restore what `keeper` had found."""
         self._attached = keeper, averaging
         if self._state:
@@ -76,13 +79,12 @@ class Checkpoint(Callback):
         """Delete the file."""
         self.path.unlink(missing_ok=True)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: "lightning.Trainer", module: "ForecastModule") -> None:
         """Restore weights, averages, optimiser, schedule, counters and random state."""
         if not self._state:
             return
-        assert isinstance(pl_module, ForecastModule)
         assert self._attached is not None
-        pl_module.network.load_state_dict(self._of("network"))
+        module.network.load_state_dict(self._of("network"))
         _, averaging = self._attached
         if averaging is not None:
             model, network = _average(averaging)
@@ -106,20 +108,19 @@ class Checkpoint(Callback):
         # Torch breaks on a view that begins elsewhere than its storage.
         torch.set_rng_state(self._tensors["rng"][trainer.global_rank].clone())
         if "rng_cuda" in self._tensors:
-            torch.cuda.set_rng_state(self._tensors["rng_cuda"][trainer.global_rank].clone(), pl_module.device)
+            torch.cuda.set_rng_state(self._tensors["rng_cuda"][trainer.global_rank].clone(), module.device)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: "lightning.Trainer", module: "ForecastModule") -> None:
         """Write the file. The averaged weights have been swapped back by now."""
-        assert isinstance(pl_module, ForecastModule)
         assert self._attached is not None
         keeper, averaging = self._attached
         (optimiser,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
-        tensors = {"rng": _of_all_ranks(pl_module, torch.get_rng_state())}
-        if pl_module.device.type == "cuda":
-            tensors["rng_cuda"] = _of_all_ranks(pl_module, torch.cuda.get_rng_state(pl_module.device))
+        tensors = {"rng": _of_all_ranks(module, torch.get_rng_state())}
+        if module.device.type == "cuda":
+            tensors["rng_cuda"] = _of_all_ranks(module, torch.cuda.get_rng_state(module.device))
         if not trainer.is_global_zero:
             return
-        parts = {"network": pl_module.network.state_dict(), "best": keeper.best}
+        parts = {"network": module.network.state_dict(), "best": keeper.best}
         if averaging is not None:
             model, network = _average(averaging)
             parts["averaged"] = network.state_dict()
@@ -131,7 +132,7 @@ class Checkpoint(Callback):
         state = {
             "step": trainer.global_step,
             "finished": trainer.should_stop,
-            "elapsed": pl_module.budget.elapsed,
+            "elapsed": module.budget.elapsed,
             "keeper": keeper.state(),
             "rates": [group["lr"] for group in optimiser.param_groups],
             "schedule": schedule,
@@ -150,16 +151,17 @@ class Checkpoint(Callback):
         return {name.removeprefix(prefix): v for name, v in self._tensors.items() if name.startswith(prefix)}
 
 
-def _average(averaging: WeightAveraging) -> tuple[Any, nn.Module]:
+def _average(averaging: "WeightAveraging") -> tuple[Any, nn.Module]:
     """Return Lightning's averaged model, and the network in it."""
     model = averaging._average_model
     assert model is not None
-    assert isinstance(model.module, ForecastModule)
-    return model, model.module.network
+    network = model.module.network
+    assert isinstance(network, nn.Module)
+    return model, network
 
 
-def _of_all_ranks(pl_module: lightning.LightningModule, values: Tensor) -> Tensor:
+def _of_all_ranks(module: "ForecastModule", values: Tensor) -> Tensor:
     """Return the values of each process, [rank, entry], on the host."""
-    gathered = pl_module.all_gather(values.to(pl_module.device))
+    gathered = module.all_gather(values.to(module.device))
     assert isinstance(gathered, Tensor)
     return gathered.reshape(-1, len(values)).cpu()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as lightning
 import torch
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException, spawn
@@ -20,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 from forecast.errors import GatecastError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import only_deterministic, prepare
-from forecast.training.callbacks import BestWeights
+from forecast.training.best_weights import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.trainer import TrainingJob, train
 
@@ -76,6 +75,8 @@ class _Start:
 
 def _run(rank: int, start: _Start, messages: Any) -> None:
     """Train in one of several processes."""
+    from pytorch_lightning import seed_everything  # which DDP repeats
+
     os.environ |= {
         "LOCAL_RANK": str(rank),
         "NODE_RANK": "0",
@@ -90,7 +91,7 @@ def _run(rank: int, start: _Start, messages: Any) -> None:
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    lightning.seed_everything(job.config.seed + rank, verbose=False)
+    seed_everything(job.config.seed + rank, verbose=False)
     # The processes are handed one network in shared memory.
     job = replace(job, network=copy.deepcopy(job.network).to(device))
     path, settings = start.checkpoint

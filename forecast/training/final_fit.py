@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pytorch_lightning as lightning
 import torch
 
 from forecast.config import FitConfig
@@ -25,8 +24,9 @@ from forecast.models.network.category_tables import category_rows, share_unseen
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_loss
 from forecast.models.postprocess.interval_scale import after_refit
+from forecast.models.runtime.torch_setup import seed_generators
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights
 from forecast.training.closed_form import Refit
 from forecast.training.means import balance_means, mean_shift_of
 from forecast.training.teacher import Teacher
@@ -135,7 +135,7 @@ class FinalFit:
                 "devices": 1,
             }
         )
-        lightning.seed_everything(config.seed, verbose=False)
+        seed_generators(config.seed)
         keeper = BestWeights(network, math.inf, 1, progress)
         # Nothing is chosen here: a validation of one window is as good as any.
         job = TrainingJob(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pytorch_lightning as lightning
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_loss, window_losses
 from forecast.models.postprocess.interval_scale import after_refit
+from forecast.models.runtime.torch_setup import seed_generators
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.closed_form import ClosedForm, closed_form
 from forecast.training.distributed import train_on_devices
@@ -100,7 +100,7 @@ def train_member(
     budget = Budget(fit.max_steps, fit.max_minutes)
     if hooks.checkpoint is not None:
         budget.resume(hooks.checkpoint.elapsed)
-    lightning.seed_everything(fit.seed, verbose=False)
+    seed_generators(fit.seed)
     rng = np.random.default_rng(fit.seed)
     closed = closed_form(training, shape, model, units, rng)
     network, tensors = closed.network.to(training.device).eval(), closed.tensors

@@ -10,16 +10,15 @@ import logging
 import math
 from dataclasses import dataclass
 
-import pytorch_lightning as lightning
-
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validation_loss
+from forecast.models.runtime.torch_setup import seed_generators
 from forecast.models.universal.forecaster import UniversalForecaster
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights
 from forecast.training.interpolation import interpolate
 from forecast.training.trainer import TrainingJob, train
 
@@ -60,7 +59,7 @@ class MemberFit:
             }
         )
         network = copy.deepcopy(base)
-        lightning.seed_everything(fit.seed, verbose=False)
+        seed_generators(fit.seed)
         keeper = BestWeights(network, math.inf, 1, None)
         # The weights are compared after the training: a validation of one window during it is enough.
         job = TrainingJob(network, config, self.panel, self.limits, validation[:1], Budget(steps, minutes))

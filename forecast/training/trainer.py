@@ -1,27 +1,15 @@
-"""The training loop of Lightning, in this process or in one process per device."""
+"""A training of one network, and its start. Lightning, whose import takes seconds, is imported with the first one."""
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import pytorch_lightning as lightning
-import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
 
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import OriginSampler, WindowIndex
+from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Member
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights, GpuStats, SyncClock
 from forecast.training.checkpoint import Checkpoint
-from forecast.training.dataset import TrainingWindows
-from forecast.training.lightning_module import ForecastModule
 from forecast.training.teacher import Teacher
 
 
@@ -46,90 +34,6 @@ def train(
 
     A training with a `checkpoint` resumes from its state, if there is one, and writes it.
     """
-    config, network = job.config, job.network
-    averaging = WeightAveraging(use_buffers=False, avg_fn=_averaging(config.ema_decay)) if config.ema_decay else None
-    if checkpoint is not None:
-        checkpoint.attach(keeper, averaging)
-        if checkpoint.finished:
-            return {}
-    meter = GpuStats()
-    # The keeper goes first: it must see the averaged weights before they are swapped back.
-    callbacks = [
-        keeper,
-        averaging,
-        checkpoint,
-        meter,
-        SyncClock() if config.devices > 1 and config.max_minutes else None,
-    ]
-    span = network.shape.context_length - network.shape.segment_length + 1
-    module = ForecastModule(
-        network,
-        config,
-        data=data,
-        series_id=job.panel.series_id,
-        limits=torch.from_numpy(job.limits).to(data.device),
-        validation=job.validation,
-        span=span,
-        budget=job.budget,
-        teacher=job.teacher,
-    )
-    windows = _windows(job, span, skip=checkpoint.step if checkpoint else 0, rank=rank)
-    trainer = _trainer(config, data.device, [callback for callback in callbacks if callback is not None])
-    network.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, torch.utils.data.DataLoader(windows, batch_size=None))
-    return meter.values()
+    from forecast.training.lightning_loop import run
 
-
-def _windows(job: TrainingJob, span: int, *, skip: int, rank: int) -> TrainingWindows:
-    """Return the windows of a training from step `skip` on, of `span` origins each."""
-    config = job.config
-    assert config.origins is not None
-    return TrainingWindows(
-        OriginSampler(job.limits, span=span),
-        batch_size=config.batch_size,
-        candidates=np.arange(0, span, job.network.shape.segment_length),
-        origins=config.origins,
-        seed=config.seed,
-        skip=skip,
-        rank=rank,
-        n_ranks=config.devices,
-    )
-
-
-def _trainer(config: FitConfig, device: torch.device, callbacks: list[Callback]) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=config.devices,
-        strategy=_strategy(device) if config.devices > 1 else "auto",
-        # One process trains, whatever a scheduler (SLURM, LSF, Kubeflow, MPI, torchrun) has in its environment.
-        plugins=[LightningEnvironment()] if config.devices == 1 else None,
-        precision=config.precision,
-        max_steps=config.max_steps,
-        val_check_interval=min(config.validation_every, config.max_steps),
-        check_val_every_n_epoch=None,
-        gradient_clip_val=config.gradient_clip,
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
-    """Return the update of the averaged weights: a mean at first, so that they do not trail behind the start."""
-
-    def update(averaged: Tensor, current: Tensor, count: int | Tensor) -> Tensor:
-        return averaged.lerp(current, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
-
-
-def _strategy(device: torch.device) -> DDPStrategy:
-    return DDPStrategy(
-        process_group_backend="gloo" if device.type == "cpu" else "nccl", cluster_environment=LightningEnvironment()
-    )
+    return run(job, data, keeper, checkpoint, rank=rank)

@@ -5,9 +5,11 @@ import functools
 import logging
 import os
 import platform
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -15,13 +17,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 @functools.cache
 def prepare() -> None:
-    """Let the allocator keep large blocks instead of returning them after each step, and silence Lightning's advice.
+    """Let the allocator keep large blocks instead of returning them after each step.
 
     On glibc only; returning and faulting in the pages again took a third of the time of a training step.
     """
-    for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric"):
-        for logger in (name, f"{name}.utilities.rank_zero"):
-            logging.getLogger(logger).setLevel(logging.ERROR)
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
@@ -29,6 +28,20 @@ def prepare() -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, gigabyte)
     libc.mallopt(_M_TRIM_THRESHOLD, 2 * gigabyte - 1)
     libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def quieten_lightning() -> None:
+    """Silence Lightning's advice."""
+    for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric"):
+        for logger in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the random numbers of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  of libraries
+    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_loss
 from forecast.prediction.predict import predict
 from forecast.training import linear_skip, member, skips
+from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
-from forecast.training.callbacks import BestWeights
 from forecast.training.result import FitResult
 from forecast.training.split import split_panel
 from forecast.training.teacher import Teacher
