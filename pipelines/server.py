@@ -35,6 +35,7 @@ _SECONDS: Final = 180.0
 _STOP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.2
 _UNFINISHED: Final = ".postgresql-"
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: list[str]) -> None:
@@ -153,16 +154,33 @@ def _running(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Yield a process, which is signalled at the end; it does not get Ctrl-C directly."""
     options |= {"stdin": subprocess.DEVNULL, "start_new_session": True}
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    process = None
     try:
+        with log.open("ab") as file, _signals_held():
+            process = subprocess.Popen(command, stdout=file, stderr=file, **options)
         yield process
     finally:
-        process.send_signal(stop)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process is not None:
+            process.send_signal(stop)
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Handle signals that end this process only at the end of the context: a process that starts is not left behind."""
+    received: list[int] = []
+    numbers = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda code, _: received.append(code)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for sent in received:
+            signal.raise_signal(sent)
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path, probe: Callable[[], object]) -> None:

@@ -48,8 +48,8 @@ def today() -> datetime:
 
 
 @pytest.fixture
-def week(today: datetime) -> list[str]:
-    return [f"{today - timedelta(days=7 - number):%Y-%m-%d}" for number in range(7)]
+def days(today: datetime) -> list[str]:
+    return [f"{today - timedelta(days=3 - number):%Y-%m-%d}" for number in range(3)]
 
 
 def ledger() -> Ledger:
@@ -93,15 +93,15 @@ def wait(process: "subprocess.Popen[bytes]", log: Path, happened: Callable[[], A
         time.sleep(0.2)
 
 
-def test_the_daemon_runs_what_is_due_and_fills_a_week_once(
-    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, week: list[str]
+def test_the_daemon_runs_what_is_due_and_fills_days_once(
+    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, days: list[str]
 ) -> None:
-    path = write(promoted.folder, nightly=nightly(promoted, today, start=f"{today - timedelta(days=7)}"))
+    path = write(promoted.folder, nightly=nightly(promoted, today, start=f"{today - timedelta(days=3)}"))
     home, log = promoted.folder / "home", promoted.folder / "log"
     home.mkdir()
     (home / "dagster.yaml").write_text(HOME)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    outside(promoted, monkeypatch, week[0])
+    outside(promoted, monkeypatch, days[0])
     graph = definitions(path).resolve_asset_graph()
     command = [Path(sys.executable).with_name("dagster-daemon"), "run", "-m", "pipelines.dagster"]
     environment = {**os.environ, "PYTHONPATH": str(Path(library.__file__).parents[1])}
@@ -112,10 +112,10 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(
     ):
 
         def fill() -> dict[str, bool]:
-            """Run a backfill of the week to its end; return how its checks ended."""
+            """Run a backfill of the days to its end; return how its checks ended."""
             name = uuid.uuid4().hex
             asked = PartitionBackfill.from_asset_partitions(
-                name, graph, week, [ASSET], time.time(), {}, instance, False, None, None, None
+                name, graph, days, [ASSET], time.time(), {}, instance, False, None, None, None
             )
             instance.add_backfill(asked)
             wait(
@@ -132,15 +132,15 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(
         wait(daemon, log, lambda: [run for run in instance.get_runs() if run.is_finished])
         tick = next(run for run in instance.get_runs() if run.is_finished)
         assert tick.tags["dagster/schedule_name"] == "nightly_schedule"
-        assert tick.tags["dagster/partition"] == week[-1]
+        assert tick.tags["dagster/partition"] == days[-1]
         assert tick.is_success, log.read_text()
         assert fill() == dict.fromkeys(CHECKS, True)
         done = ledger().entries(every=True)
-        assert sorted(entry.slot[:10] for entry in done) == week
+        assert sorted(entry.slot[:10] for entry in done) == days
         assert {entry.status for entry in done} == {"done"}
         manifests = sorted((promoted.folder / "scores" / "manifests").iterdir())
-        assert [file.name[7:17] for file in manifests] == week
-        assert instance.get_materialized_partitions(ASSET) == set(week)
+        assert [file.name[7:17] for file in manifests] == days
+        assert instance.get_materialized_partitions(ASSET) == set(days)
         event = instance.get_latest_materialization_event(ASSET)
         assert event
         assert event.asset_materialization
@@ -151,31 +151,37 @@ def test_the_daemon_runs_what_is_due_and_fills_a_week_once(
         assert metadata["output"] == str(promoted.folder / entry.output)
         assert (metadata["series/in"], metadata["series/forecast"], metadata["rows/written"]) == (20, 20, 240)
 
-        (part,) = (promoted.folder / "scores" / "forecasts").glob(f"{week[3]}*/*")
+        (part,) = (promoted.folder / "scores" / "forecasts").glob(f"{days[1]}*/*")
         damaged = pl.when(pl.col("step") == 1).then(float("nan")).otherwise("mean")
         pl.read_parquet(part, hive_partitioning=False).with_columns(mean=damaged).write_parquet(part)
         before = {path: path.stat().st_mtime_ns for path in manifests}
-        assert fill() == dict.fromkeys(CHECKS, True) | {"intact": False, "finite": False}
+        job = definitions(path).resolve_job_def("nightly_job")
+        span = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[-1]}
+        again = job.execute_in_process(tags=span, instance=instance)
+        assert verdicts(again.get_asset_check_evaluations()) == dict.fromkeys(CHECKS, True) | {
+            "intact": False,
+            "finite": False,
+        }
         assert ledger().entries(every=True) == done
         assert {path: path.stat().st_mtime_ns for path in manifests} == before
 
 
 def test_dagster_is_told_what_was_done_elsewhere(
-    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, week: list[str]
+    promoted: Store, monkeypatch: pytest.MonkeyPatch, today: datetime, days: list[str]
 ) -> None:
     found = definitions(write(promoted.folder, nightly=nightly(promoted, today)))
-    outside(promoted, monkeypatch, week[-1])
+    outside(promoted, monkeypatch, days[-1])
     (sensor,) = found.sensors or ()
     with dg.DagsterInstance.ephemeral() as instance:
         context = dg.build_sensor_context(instance)
         (event,) = sensor.evaluate_tick(context).asset_events  # type: ignore[union-attr]
-        assert (event.asset_key, event.partition) == (ASSET, week[-1])
+        assert (event.asset_key, event.partition) == (ASSET, days[-1])
         instance.report_runless_asset_event(event)
         assert not sensor.evaluate_tick(dg.build_sensor_context(instance)).asset_events  # type: ignore[union-attr]
         job = found.resolve_job_def("nightly_job")
 
         def check() -> dict[str, bool]:
-            done = job.execute_in_process(partition_key=week[-1], instance=instance)
+            done = job.execute_in_process(partition_key=days[-1], instance=instance)
             return verdicts(done.get_asset_check_evaluations())
 
         assert check() == dict.fromkeys(CHECKS, True)

@@ -89,6 +89,7 @@ def ends(entries: list[Entry]) -> list[tuple[str, str, str]]:
     return [(entry.schedule, entry.slot[:10], entry.status) for entry in entries]
 
 
+@pytest.mark.usefixtures("inline_jobs")
 def test_the_page_from_raw_tables_to_scheduled_weeks(sales: pl.DataFrame) -> None:
     headers = [block.splitlines()[0] for block in blocks("csv")]
     assert headers == [Path(f"{name}.csv").read_text().splitlines()[0] for name in ("sales", "promotions", "stores")]

@@ -173,6 +173,7 @@ def test_a_good_champion_stays_and_a_breach_starts_a_verb_once(promoted: Store) 
     assert len(days(promoted)) == 1
 
 
+@pytest.mark.usefixtures("inline_jobs")
 def test_two_watches_of_one_path_keep_their_runs_and_their_breaches(promoted: Store) -> None:
     """As two machines do that share a server: their folders have the same paths, and differ."""
     table = f"data.path={promoted.table}"

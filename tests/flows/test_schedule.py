@@ -224,6 +224,27 @@ def test_a_failure_is_tried_again_and_then_given_up(webhook: "Webhook") -> None:
     assert (told["event"], told["schedule"], told["attempt"], told["exit_code"]) == ("failure", "nightly", 2, 3)
 
 
+@pytest.mark.usefixtures("inline_jobs")
+def test_data_that_come_late_are_waited_for(store: str) -> None:  # noqa: ARG001  in whose folder it is
+    append = "import sys; open('notices.jsonl', 'a').write(sys.stdin.read() + chr(10))"
+    notify = {"events": ["success", "failure"], "command": {"run": [sys.executable, "-c", append]}}
+    overrides = ["data.path=rows.csv", "data.freq=1d", "output.path=panel", "window.horizon=1"]
+    write(notify, wait_for_data="12h", retries=0, start="2024-03-05", cron="0 0 * * *", overrides=overrides)
+    for hour in (1, 2):
+        succeed("schedule", "run", f"schedule.now=2024-03-05T0{hour}:00")
+        (entry,) = ledger().entries(every=True)
+        assert (entry.status, entry.exit_code, entry.attempt) == ("waiting", 3, 1)
+    rows = "".join(f"a,2024-03-0{day},{day}\n" for day in range(1, 5))
+    Path("rows.csv").write_text(f"series_id,timestamp,target\n{rows}")
+    succeed("schedule", "run", "schedule.now=2024-03-05T03:00")
+    assert [entry.status for entry in ledger().entries(every=True)] == ["done"]
+    Path("rows.csv").unlink()
+    succeed("schedule", "run", "schedule.now=2024-03-06T13:00")
+    assert [entry.status for entry in ledger().entries(every=True)] == ["failed", "done"]
+    notices = [json.loads(line) for line in Path("notices.jsonl").read_text().splitlines()]
+    assert [notice["event"] for notice in notices] == ["success", "failure"]
+
+
 @pytest.mark.usefixtures("source")
 def test_a_job_that_takes_too_long_is_ended() -> None:
     write(retries=0, timeout=0.1)

@@ -1,6 +1,7 @@
 """Secrets from the command line to the ledger, the store and the processes of jobs."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -53,26 +54,38 @@ def test_a_job_of_a_schedule_gets_its_settings_where_nobody_sees_them(monkeypatc
     uri = f"postgresql://me:{SECRET}@127.0.0.1:{services.free_port()}/db"
     monkeypatch.setenv("DB_URI", uri)
     monkeypatch.setenv("QUERY", f"select 1 as x{SECRET}")
-    overrides = ["data.uri=${oc.env:DB_URI}", "data.query=${oc.env:QUERY}", "output.path=scores", "registry.name=m"]
-    literal = [f"data.uri={uri}", "data.query=select 1", "output.path=others", "registry.name=m"]
-    nightly = {"cron": "30 2 * * *", "flow": "score", "retries": 0}
+    Path("taken").touch()  # Both jobs end soon.
+    overrides = ["data.uri=${oc.env:DB_URI}", "data.query=${oc.env:QUERY}", "output.path=taken/a", "registry.name=m"]
+    literal = [f"data.uri={uri}", "data.query=select 1", "output.path=taken/b", "registry.name=m"]
+    nightly = {"cron": "30 2 * * *", "flow": "score", "retries": 0, "start": SLOT[:10]}
     schedules = {"nightly": nightly | {"overrides": overrides}, "literal": nightly | {"overrides": literal}}
     Path("s.yaml").write_text(json.dumps({"schedules": schedules}))
-    for name in schedules:
-        command = [sys.executable, "-m", "pipelines.cli", "schedule", "once", name]
-        seen, written = arguments_seen([*command, "schedule.path=s.yaml", f"schedule.now={SLOT}"])
-        assert any("pipelines.cli score" in words for words in seen)
-        assert SECRET not in "".join(seen) + written
+    command = [sys.executable, "-m", "pipelines.cli", "schedule", "run"]
+    seen, written = arguments_seen([*command, "schedule.path=s.yaml", f"schedule.now={SLOT}"])
+    assert any("pipelines.cli score" in words for words in seen)
+    assert SECRET not in "".join(seen) + written
     assert files_with(SECRET) == ["s.yaml"]
-    literal_entry, kept = Ledger("sqlite:///gatecast.db").entries()
+    entries = {entry.schedule: entry for entry in Ledger("sqlite:///gatecast.db").entries()}
+    kept = entries["nightly"]
     assert (kept.status, kept.dataset, kept.references) == (
         "failed",
         "${oc.env:DB_URI}",
         {"data.uri": "${oc.env:DB_URI}", "data.query": "${oc.env:QUERY}"},
     )
-    assert literal_entry.config["data"]["uri"].startswith("postgresql://me:***@127.0.0.1")
+    assert entries["literal"].config["data"]["uri"].startswith("postgresql://me:***@127.0.0.1")
     assert Path("gatecast.db").stat().st_mode & 0o777 == 0o600
-    assert Path("mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_database_answers_is_written_without_its_password(store_template: Path) -> None:
+    assert store_template.stat().st_mode & 0o777 == 0o600
+    store = f"registry.tracking_uri=sqlite:///{shutil.copy(store_template, 'mlflow.db')}"
+    uri = f"data.uri=postgresql://me:{SECRET}@127.0.0.1:{services.free_port()}/db"
+    table = uri, "data.query=select 1", "data.freq=1h", "window.horizon=5"
+    message = refuse(3, "data", "prepare", *table, "output.path=out", store)
+    (entry,) = Ledger("sqlite:///gatecast.db").entries()
+    assert entry.error == message.strip()
+    assert "postgresql://me:***@127.0.0.1" in message
+    assert not files_with(SECRET)
 
 
 @pytest.mark.parametrize(

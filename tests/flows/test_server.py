@@ -78,7 +78,7 @@ def test_every_verb_on_a_server(server: dict[str, str], tmp_path: Path, monkeypa
     monkeypatch.chdir(work)
     panel().write_parquet(tmp_path / "panel.parquet")
     data = f"data.path={tmp_path / 'panel.parquet'}"
-    succeed("train", MODEL, data, *TRAIN, "fit.max_steps=20")
+    succeed("train", MODEL, data, *TRAIN, "fit.max_steps=0")
     succeed("finetune", MODEL, data, *FINETUNE)
     succeed("backtest", MODEL, data, *BACKTEST)
     succeed("promote", MODEL)
@@ -100,15 +100,14 @@ def test_every_verb_on_a_server(server: dict[str, str], tmp_path: Path, monkeypa
     assert services.PASSWORD_IN_URI not in done
 
 
-@pytest.mark.parametrize(
-    ("ignored", "stop"),
-    [((signal.SIGINT, signal.SIGHUP), signal.SIGTERM), ((), signal.SIGHUP)],
-    ids=["in the background under nohup", "with its terminal"],
-)
-def test_a_server_stops_with_all_that_it_started(
-    ignored: tuple[signal.Signals, ...], stop: signal.Signals, tmp_path: Path, store_template: Path
+def test_a_server_in_the_background_under_nohup_stops_with_all_that_it_started(
+    tmp_path: Path, store_template: Path
 ) -> None:
-    database, port = shutil.copy(store_template, tmp_path), services.free_port()
+    database, port, ignored = (
+        shutil.copy(store_template, tmp_path),
+        services.free_port(),
+        (signal.SIGINT, signal.SIGHUP),
+    )
     process = start(tmp_path, f"server.port={port}", f"server.database=sqlite:///{database}", ignored=ignored)
     try:
         assert process.stdout
@@ -118,9 +117,24 @@ def test_a_server_stops_with_all_that_it_started(
             process.send_signal(number)
         assert not is_free(port)
         assert process.poll() is None
-        process.send_signal(stop)
-        assert process.wait(120) == 128 + stop
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
         assert is_free(port)
+    finally:
+        process.kill()
+
+
+def test_a_server_stops_with_its_terminal_also_while_it_starts(tmp_path: Path, store_template: Path) -> None:
+    database, port = shutil.copy(store_template, tmp_path), services.free_port()
+    process = start(tmp_path, f"server.port={port}", f"server.database=sqlite:///{database}")
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (started := children.read_text().split()):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == 128 + signal.SIGHUP
+        assert not [child for child in started if Path("/proc", child).exists()]
     finally:
         process.kill()
 

@@ -401,32 +401,6 @@ def test_a_slot_that_waits_for_data_uses_no_retry_and_one_row(ledger: Ledger, tm
     assert len(ledger.entries(every=True)) == 1
 
 
-def test_data_that_come_late_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    prepare = {
-        "flow": "data prepare",
-        "overrides": ["data.path=rows.csv", "data.freq=1d", "output.path=panel", "window.horizon=1"],
-        "wait_for_data": "12h",
-        "retries": 0,
-        "start": datetime(2024, 3, 5, tzinfo=UTC),
-    }
-    for hour in (1, 2):
-        scheduler(ledger, tmp_path, now=datetime(2024, 3, 5, hour, tzinfo=UTC), **prepare).run()
-        (entry,) = ledger.entries(every=True)
-        assert (entry.status, entry.exit_code, entry.attempt) == ("waiting", 3, 1)
-    Path("rows.csv").write_text(
-        "series_id,timestamp,target\n" + "".join(f"a,2024-03-0{day},{day}\n" for day in range(1, 5))
-    )
-    scheduler(ledger, tmp_path, now=datetime(2024, 3, 5, 3, tzinfo=UTC), **prepare).run()
-    assert [entry.status for entry in ledger.entries(every=True)] == ["done"]
-    Path("rows.csv").unlink()
-    late = scheduler(ledger, tmp_path, now=datetime(2024, 3, 6, 13, tzinfo=UTC), **prepare)
-    late.run()
-    assert [entry.status for entry in ledger.entries(every=True)] == ["failed", "done"]
-    assert [notice["event"] for notice in notices(late, tmp_path)] == ["success", "failure"]
-
-
 @pytest.mark.parametrize(("text", "hours"), [("12h", 12), ("90m", 1.5), ("1d", 24), ("0s", 0), (" 1.5 h ", 1.5)])
 def test_durations(text: str, hours: float) -> None:
     assert schedule(wait_for_data=text).wait_for_data == timedelta(hours=hours)
