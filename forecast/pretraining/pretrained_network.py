@@ -37,6 +37,14 @@ class PretrainedNetwork:
         """Digests that the result of a training depends on."""
         return {"digest": self.digest}
 
+    def check_horizon(self, horizon: int) -> None:
+        """Raise ConfigError for a horizon that is too long for the network."""
+        if horizon > MAX_HORIZON:
+            raise ConfigError(
+                f"{self.name} forecasts {MAX_HORIZON:,} steps at most, and window.horizon is {horizon:,}; set a "
+                "shorter one, or put the rows together to longer steps (data.freq, data.aggregate)"
+            )
+
     def last_index(self, panel: Panel) -> int:
         """Return the grid index of the last step of a panel that is not after `trained_until`.
 
@@ -95,11 +103,7 @@ def model_for(init: PretrainedNetwork | None, model: ModelConfig, horizon: int) 
                 "give its model: fc.train(..., init=fc.load(folder))"
             )
         return model
-    if horizon > MAX_HORIZON:
-        raise ConfigError(
-            f"model.init: {init.name} forecasts {MAX_HORIZON:,} steps at most, and window.horizon is {horizon:,}; set "
-            "a shorter one, or put the rows together to longer steps (data.freq, data.aggregate)"
-        )
+    init.check_horizon(horizon)
     if model.head != "quantile" or model.decoder == "autoregressive":
         raise ConfigError(
             f"model.init: {init.name} forecasts quantiles, which have no mean with those of head={model.head}, "

@@ -25,7 +25,7 @@ from forecast.models.postprocess.copula import coupling_of
 from forecast.models.postprocess.interval_scale import interval_scale_from
 from forecast.models.universal.covariates import CovariateEffect
 from forecast.models.universal.forecaster import UniversalForecaster, UniversalShape
-from forecast.models.universal.forecasting import CONTEXTS, MAX_HORIZON
+from forecast.models.universal.forecasting import CONTEXTS
 from forecast.models.universal.season import estimate_season
 from forecast.pretraining.covariate_effect import with_covariates
 from forecast.pretraining.pretrained_network import PretrainedNetwork, of_package
@@ -129,11 +129,7 @@ def universal_member(
     Raises ConfigError for an unknown name, or a horizon that is too long.
     """
     pretrained = of_package(init) if isinstance(init, str) else init
-    if shape.horizon > MAX_HORIZON:
-        raise ConfigError(
-            f"window.horizon={shape.horizon}: {pretrained.name} forecasts {MAX_HORIZON:,} steps at most; set a shorter "
-            "one, or put the rows together to longer steps (data.freq, data.aggregate)"
-        )
+    pretrained.check_horizon(shape.horizon)
     train_lengths = panel.lengths if train_lengths is None else train_lengths
     if shape.season_length == 1:
         shape = replace(shape, season_length=_season(panel, train_lengths))
@@ -149,10 +145,9 @@ def universal_member(
     if cold_scale is None:
         last_windows = WindowIndex(np.flatnonzero(train_lengths > 0), train_lengths[train_lengths > 0] - 1)
         # The network works in units of the data, even if the model has a logarithmic scale.
-        without_unit = UniversalForecaster(replace(universal_shape, unit=0.0), model)
-        cold_scale = cold_scale_of(
-            without_unit, PanelTensors.of(panel, without_unit), last_windows, torch.from_numpy(train_lengths)
-        )
+        shape_of_data = replace(universal_shape, unit=0.0)
+        tensors = PanelTensors(panel, levels=not member.head.positive)
+        cold_scale = cold_scale_of(shape_of_data, tensors, last_windows, torch.from_numpy(train_lengths))
     member.cold_scale.copy_(cold_scale)
     return member.eval()
 

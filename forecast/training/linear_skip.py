@@ -63,7 +63,7 @@ def solve_skip(
     """Return the best linear skip on one target scale, in its network, fitted on `windows`."""
     anchors = ("level", "last") if model.anchor == "auto" else (model.anchor,)
     networks = [RecurrentForecaster(replace(shape, anchor=anchor), model).to(tensors.device) for anchor in anchors]
-    cold_scale = cold_scale_of(networks[0], tensors, windows, limit)
+    cold_scale = cold_scale_of(networks[0].shape, tensors, windows, limit)
     for network in networks:
         network.cold_scale.copy_(cold_scale)
     fitted, checked = skip_samples(networks, tensors, windows, limit), skip_samples(networks, tensors, validation, None)

@@ -27,6 +27,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+MANIFEST = [
+    *("cutoff", "layout", "horizon", "model", "model_version", "model_digest", "runtime", "config_digest", "code"),
+    *("data_digest", "key", "trained_until", "run_id", "written_at", "series", "rows", "sources", "rejects", "bounded"),
+    *("carried_forward", "state", "columns", "files"),
+]
+
+
 def make_table(name: str) -> pl.DataFrame:
     """Five daily series by formula alone, with a gap, and covariates that reach into the future."""
     step = np.arange(LENGTH)
@@ -67,7 +74,38 @@ def forecasts(model: Path, table: Path) -> pl.DataFrame:
 @pytest.mark.trains
 def test_a_model_that_was_written_before_forecasts_the_same(name: str, tmp_path: Path) -> None:
     make_table(name).write_parquet(tmp_path / "table.parquet")
-    found = forecasts(GOLDEN / name / "model", tmp_path / "table.parquet")
+    check_rows(name, forecasts(GOLDEN / name / "model", tmp_path / "table.parquet"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.trains
+def test_scoring_writes_the_same_rows_and_counts_in_shards(name: str, tmp_path: Path) -> None:
+    from forecast.artifact import load
+    from forecast.config import ScoreOutput, ScoreSettings
+    from forecast.scoring.job import ScoreJob
+
+    make_table(name).write_parquet(tmp_path / "table.parquet")
+    artifact = load(GOLDEN / name / "model")
+    loaded = artifact.open(SourceConfig(path=str(tmp_path / "table.parquet")))
+    settings, output = ScoreSettings(shard_size=2, runtime="torch"), ScoreOutput(path=str(tmp_path / "scores"))
+    names = {"model": "m", "model_version": "1", "model_digest": "ab12"}
+    content = ScoreJob(artifact, loaded, settings, output, names).write(loaded.panel.last_index).content
+    files = [tmp_path / "scores" / file for file in content["files"]]
+    rows = pl.read_parquet(files, hive_partitioning=False).with_columns(
+        pl.col("^timestamp|cutoff$").cast(pl.Datetime("us"))
+    )
+    assert len(files) == 3
+    assert rows.columns[-2:] == ["model_name", "model_digest"] == content["columns"][-2:]
+    assert rows["model_name"].unique().to_list() == ["m"]
+    check_rows(name, rows.drop("model_name", "model_digest"))
+    assert content["sources"] == dict(rows.filter(step=1).group_by("source").len().iter_rows())
+    assert content["series"] == {"in": 5, "forecast": 5, "rejected": 0}
+    assert content["rows"]["written"] == len(rows)
+    assert list(content) == MANIFEST
+
+
+def check_rows(name: str, found: pl.DataFrame) -> None:
+    """Compare forecasts with those that were written before."""
     expected = pl.read_csv(GOLDEN / name / "forecasts.csv", schema_overrides=found.schema)
     assert len(found) == 5 * HORIZON
     assert found.columns == expected.columns

@@ -9,10 +9,10 @@ from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.scaling import FEW, running_statistics
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import Samples
-from forecast.models.network.ensemble import Member
 from forecast.models.network.forecaster import RecurrentForecaster
-from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.network.losses import validation_batches
 
 # Most windows of a statistic.
 _CHECKS = 4_096
@@ -22,7 +22,7 @@ _ZEROS = 1e-3
 _BLOCK = 1 << 20
 
 
-def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> Float[Tensor, " 2"]:
+def cold_scale_of(shape: NetworkShape, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> Float[Tensor, " 2"]:
     """Return the scale of the panel: relative to the level of a series, and absolute (`scaling.cold_start_scale`).
 
     It is relative if the ratios of scale to level differ less between series than the scales do. The windows are those
@@ -31,19 +31,18 @@ def cold_scale_of(network: Member, data: PanelTensors, windows: WindowIndex, lim
     parts = []
     for series, cutoff, _ in validation_batches(windows[:: max(1, len(windows) // _CHECKS)], 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
-        batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
-        shape = network.shape
         end = shape.context_length
+        batch = data.gather(series, cutoff, limit[series], context=end, span=1, horizon=shape.horizon)
         statistics = running_statistics(batch.target[:, :end], batch.observed[:, :end], shape.scale_length)
         parts.append(torch.stack([statistics.level, statistics.scale, statistics.n_observed])[:, :, -1])
     level, scale, count = torch.cat(parts, dim=1) if parts else torch.zeros(3, 0)
     varied = scale > 0
-    enough = varied & (count >= min(FEW, network.shape.scale_length))
+    enough = varied & (count >= min(FEW, shape.scale_length))
     level, scale = (values[enough if enough.any() else varied] for values in (level.abs(), scale))
     if not len(scale):
         return torch.zeros(2)
     absolute = len(scale) > 1 and (scale / level).log().std() >= scale.log().std()
-    if network.shape.unit or not (level > 0).all() or absolute:
+    if shape.unit or not (level > 0).all() or absolute:
         return torch.stack([torch.zeros_like(scale[0]), scale.median()])
     return torch.stack([(scale / level).median(), scale.quantile(0.1)])
 
