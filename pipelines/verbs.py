@@ -82,7 +82,7 @@ JOBS: Final = {
 
 INCIDENTAL: Final[dict[str, Any]] = {
     "ledger": True,
-    "registry": {"tracking_uri", "tracking", "spool"},
+    "registry": {"tracking_uri", "tracking", "spool", "system_metrics"},
     "fit": {"checkpoint"},
     "finetune": {"checkpoint"},
 }

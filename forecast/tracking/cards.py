@@ -10,7 +10,7 @@ from typing import Final
 from forecast.tracking.versions import Version
 
 _MARKER: Final = "<!-- gatecast: above is replaced by each backtest and promotion, below is yours -->"
-_ACCURACY: Final = "| Accuracy | "
+_ACCURACY: Final = "- Accuracy: "
 CHART_NAME: Final = "accuracy by version"
 """Name of the run that charts the accuracy of versions."""
 
@@ -42,21 +42,20 @@ def note_of(card: str) -> str:
 def with_accuracy(card: str, accuracy: str) -> str:
     r"""Return the card of a version with the result of its latest backtest.
 
-    >>> with_accuracy("| Accuracy | not backtested yet |\n\nScore", "MASE 0.9")
-    '| Accuracy | MASE 0.9 |\n\nScore'
+    >>> with_accuracy("- Accuracy: not backtested yet\n\nUse it", "MASE 0.9")
+    '- Accuracy: MASE 0.9\n\nUse it'
     """
-    return re.sub(rf"^{re.escape(_ACCURACY)}.*$", lambda _: f"{_ACCURACY}{accuracy} |", card, flags=re.MULTILINE)
+    return re.sub(rf"^{re.escape(_ACCURACY)}.*$", lambda _: f"{_ACCURACY}{accuracy}", card, flags=re.MULTILINE)
 
 
-def version_card(purpose: str, rows: dict[str, str], name: str) -> str:
+def version_card(purpose: str, facts: dict[str, str], name: str) -> str:
     """Return the card of a version: its purpose, facts, and how to use it."""
-    cells = {label: re.sub(r"\s+", " ", text.replace("|", "\\|")) for label, text in rows.items()}
-    table = ["| | |", "| --- | --- |", *(f"| {label} | {text} |" for label, text in cells.items())]
+    lines = [f"- {label}: {' '.join(text.split())}" for label, text in facts.items()]
     usage = [
         f"    forecast score registry.name={name} registry.alias=VERSION data.path=TABLE output.path=FOLDER",
         f'    mlflow.pyfunc.load_model("models:/{name}/VERSION").predict(table)',
     ]
-    return "\n".join([purpose, "", *table, f"{_ACCURACY}not backtested yet |", "", "Use it with", "", *usage])
+    return "\n".join([purpose, "", *lines, f"{_ACCURACY}not backtested yet", "", "Use it with", "", *usage])
 
 
 def model_card(name: str, champion: Version | None, card: str, since: str = "") -> str:

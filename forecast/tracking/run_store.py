@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from forecast.config import Config
 from forecast.errors import GatecastError, RegistryError
 from forecast.redaction import redacted_values, without_password
-from forecast.tracking import spool
+from forecast.tracking import replay
 from forecast.tracking.environment import commit, environment
 from forecast.tracking.run import BATCH, Run, as_json, described, run_name
 from forecast.tracking.spool import BestEffortClient, RunSpool, SpooledRun, is_away
@@ -105,15 +105,15 @@ class RunStore:
 
     @calls_mlflow
     def replay(self, folder: Path, spooled: SpooledRun, real_ids: Mapping[str, str]) -> Run:
-        """Log the contents of a spool, and return its run, which is still open; see `spool.replay`."""
+        """Log the contents of a spool, and return its run, which is still open; see `replay.replay`."""
         experiment = self._experiment()
-        run_id = spool.replay(self._client, experiment, folder, spooled, real_ids)
+        run_id = replay.replay(self._client, experiment, folder, spooled, real_ids)
         return Run(self._client, self.uri, run_id, experiment)
 
     @calls_mlflow
     def end_replay(self, folder: Path, run: Run) -> None:
         """End the run of a spool as its job ended."""
-        spool.end(self._client, folder, run.id)
+        replay.end(self._client, folder, run.id)
 
     @contextmanager
     def resume(self, run_id: str) -> Iterator[Run]:

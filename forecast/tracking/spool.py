@@ -1,7 +1,7 @@
 """Spools: folders that keep the calls of runs while the tracking server is unavailable, for later logging.
 
 A spool has `run.json` (the identity of the run), `calls.jsonl` (one call a line, in order), and the files of these
-calls. All calls are safe to repeat, as a killed replay starts again.
+calls, which `replay` makes later.
 """
 
 import functools
@@ -12,18 +12,17 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from forecast.data.files import locked
-from forecast.errors import OutputError
 from forecast.redaction import redacted, without_password
 from forecast.tracking.accuracy import log_accuracy
 from forecast.tracking.model_facts import ModelFacts
@@ -35,8 +34,8 @@ REGISTER: Final = "register"
 """The call that registers the model in a spool."""
 
 _LOG = logging.getLogger(__name__)
-_RUN: Final = "run.json"
-_CALLS: Final = "calls.jsonl"
+RUN: Final = "run.json"
+CALLS: Final = "calls.jsonl"
 _REFUSALS: Final = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 _METHODS: Final = (
     "log_batch",
@@ -87,7 +86,7 @@ class RunSpool:
 
     def __init__(self, root: Path, name: str, job: str, store: str) -> None:
         self._root, self._name, self._job, self._store = root, name, job, without_password(store)
-        self._started = _now()
+        self._started = now()
         self._lock = ExitStack()
         self._n_files = 0
         self.run_id = ""
@@ -170,7 +169,7 @@ class RunSpool:
 
     def set_terminated(self, _run_id: str, status: str = "FINISHED") -> None:
         """Keep the end of the run."""
-        self._append("set_terminated", status=status, end_time=_now())
+        self._append("set_terminated", status=status, end_time=now())
 
     def set_model_version_tag(self, name: str, version: str, key: str, value: object) -> None:
         """Keep a tag of a version."""
@@ -186,7 +185,7 @@ class RunSpool:
         """Keep a model folder and the facts about the model for later registration."""
         file = self._relative(shutil.copytree(model, self._new_folder(), dirs_exist_ok=True))
         values = {"file": file, "digest": digest, "alias": alias, "tags": dict(tags), "facts": asdict(facts)}
-        self._append(REGISTER, **values, registered=_now())
+        self._append(REGISTER, **values, registered=now())
 
     def _new_folder(self) -> Path:
         assert self.folder is not None
@@ -201,7 +200,7 @@ class RunSpool:
 
     def _append(self, call: str, **values: Any) -> None:
         assert self.folder is not None
-        with (self.folder / _CALLS).open("a", encoding="utf-8") as file:
+        with (self.folder / CALLS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"call": call, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -233,118 +232,21 @@ class BestEffortClient:
         return getattr(self._spool, name)(*args, **kwargs)
 
 
-def spooled_runs(root: Path) -> Iterator[tuple[Path, SpooledRun]]:
-    """Yield the spools in a folder, by the start of their runs.
-
-    Raises OutputError for one that can't be read.
-    """
-    runs = []
-    for file in root.glob(f"*/{_RUN}"):
-        try:
-            runs.append((file.parent, SpooledRun(**json.loads(file.read_text(encoding="utf-8")))))
-        except FileNotFoundError:  # Another process has just logged it.
-            continue
-        except (OSError, ValueError, TypeError) as error:
-            raise OutputError(
-                f"{file} can't be read: {error}; move {file.parent} away ({KEY} names its folder)"
-            ) from None
-    yield from sorted(runs, key=lambda pair: (pair[1].started, pair[1].id))
-
-
-def calls_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the calls in a spool, without a last line that a kill has cut off."""
-    lines = (folder / _CALLS).read_text(encoding="utf-8").splitlines() if (folder / _CALLS).exists() else []
-    calls = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            calls.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise OutputError(f"{folder / _CALLS}: line {number:,} can't be read; move {folder} away") from None
-    return calls
-
-
-def replay(client: Any, experiment: str, folder: Path, run: SpooledRun, real_ids: Mapping[str, str]) -> str:
-    """Make all calls of a spool except the registration and the end; return the id of the run.
-
-    `real_ids` maps names of other spools, which tags may contain, to the ids of their runs.
-    """
-    run_id = run.run_id or _find(client, experiment, run.id)
-    if not run_id:
-        tags = {name: real_ids.get(value, value) for name, value in run.tags.items()} | {SPOOL_ID: run.id}
-        run_id = client.create_run(experiment, run.started, tags, run.run_name).info.run_id
-    names = {**real_ids, run.id: run_id}
-    for call in calls_of(folder):
-        if call["call"] == "log_accuracy":
-            log_accuracy(client, run_id, experiment, _metrics(call))
-        else:
-            _replay_call(client, run_id, folder, call, names)
-    return run_id
-
-
-def end(client: Any, folder: Path, run_id: str) -> None:
-    """End a run with the status of its job; as KILLED if the job has recorded none."""
-    ends = [call for call in calls_of(folder) if call["call"] == "set_terminated"]
-    last = ends[-1] if ends else {"status": "KILLED", "end_time": _now()}
-    client.set_terminated(run_id, last["status"], last["end_time"])
-
-
-def remove(folder: Path) -> None:
-    """Remove a spool, after renaming it, so that no partial spool is left."""
-    aside = folder.with_name(f".{folder.name}")
-    with suppress(FileNotFoundError):
-        folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _find(client: Any, experiment: str, spool_id: str) -> str:
-    runs = client.search_runs([experiment], f"tags.`{SPOOL_ID}` = '{spool_id}'", max_results=1)
-    return str(runs[0].info.run_id) if runs else ""
-
-
-def _replay_call(client: Any, run_id: str, folder: Path, call: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    kind = call["call"]
-    if kind == "log_batch":
-        params = [Param(*values) for values in call["params"]]
-        tags = [RunTag(key, names.get(value, value)) for key, value in call["tags"]]
-        client.log_batch(run_id, metrics=_metrics(call), params=params, tags=tags)
-    elif kind == "log_artifact":
-        client.log_artifact(run_id, str(folder / call["file"]), call["folder"])
-    elif kind == "log_artifacts":
-        client.log_artifacts(run_id, str(folder / call["file"]))
-    elif kind == "log_inputs":
-        tags_of = call.get("tags") or [[] for _ in call["datasets"]]
-        datasets = [
-            DatasetInput(Dataset(**values), [InputTag(*tag) for tag in tags])
-            for values, tags in zip(call["datasets"], tags_of, strict=True)
-        ]
-        models = [LoggedModelInput(model_id) for model_id in call.get("models", ())]
-        client.log_inputs(run_id, datasets=datasets, models=models)
-    elif kind == "set_model_version_tag":
-        value = names.get(call["value"], call["value"])
-        client.set_model_version_tag(call["name"], call["version"], call["key"], value)
-    elif kind == "update_model_version":
-        client.update_model_version(call["name"], call["version"], call["description"])
-
-
 def _values(metrics: Sequence[Metric]) -> list[tuple[Any, ...]]:
     names = ("key", "value", "timestamp", "step", "model_id", "dataset_name", "dataset_digest")
     return [tuple(getattr(metric, name) for name in names) for metric in metrics]
 
 
-def _metrics(call: Mapping[str, Any]) -> list[Metric]:
-    return [Metric(*values) for values in call["metrics"]]
-
-
 def _write_run(folder: Path, run: SpooledRun) -> None:
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
         json.dump(asdict(run), file)
-    Path(file.name).replace(folder / _RUN)
+    Path(file.name).replace(folder / RUN)
 
 
 def _parent(path: str) -> str | None:
     return Path(path).parent.as_posix() if Path(path).parent != Path() else None
 
 
-def _now() -> int:
+def now() -> int:
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -68,7 +68,7 @@ def explained(uri: str) -> Iterator[None]:
         if "Max retries exceeded" in reason:
             cause = reason.rpartition(": ")[2].strip("()'\"")
             reason = f"no answer ({cause}); is the server running?"
-        if "error code 401" in reason:
+        if "error code 401" in reason or "not authenticated" in reason:
             reason = "the server asks for a login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise RegistryError(f"MLflow store {store}: {reason} (registry.tracking_uri sets the store)") from error
 

@@ -9,11 +9,15 @@ if TYPE_CHECKING:
 
 _SETTINGS: Final = ("fit.", "finetune.", "calibrate.", "distil.", "rollback.")
 """Settings of the job that become params of its model, beside those stored with the model."""
-OF_MODEL: Final = (
-    *("val/", "train/", "tune/val/", "finetune/uplift", "finetune/share_", "finetune/series_tuned"),
-    *("calibrate/error_after", "calibrate/pinball_after", "calibrate/coverage", "distil/student/"),
+OF_MODEL: Final = frozenset(
+    {
+        "val/loss",
+        *(f"finetune/{name}" for name in ("uplift", "uplift_per_series", "uplift_interval", "share_improved")),
+        *(f"calibrate/{name}" for name in ("error_after", "pinball_after")),
+        *(f"distil/student/{name}" for name in ("mase", "wql", "coverage")),
+    }
 )
-"""Beginnings of the names of metrics that MLflow lists with a model; the others are about its run."""
+"""Metrics that MLflow lists with a model; the others of its job are about the run."""
 _MOST: Final = 100
 """Most params that MLflow takes in one call."""
 

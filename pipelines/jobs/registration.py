@@ -211,7 +211,7 @@ def model_facts(
     from pipelines.jobs.model_card import OF_MODEL, card, model_params
 
     description = with_card("", card(artifact, run, name, tags, metrics)) or ""
-    of_model = [name for name in metrics if name.startswith(OF_MODEL)]
+    of_model = [name for name in metrics if name in OF_MODEL]
     return run.facts(metrics, of_model, model_params(artifact, run.settings), description)
 
 

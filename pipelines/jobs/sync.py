@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 def run(config: SyncConfig) -> None:
     """Log every run of the spool. Raises an error that lists the failed ones."""
-    from forecast.tracking.spool import spooled_runs
+    from forecast.tracking.replay import spooled_runs
     from forecast.tracking.store import tracking_uri
 
     root, store = Path(config.registry.spool), without_password(tracking_uri(config.registry))
@@ -54,7 +54,8 @@ def _log(config: SyncConfig, folder: Path, spooled: "SpooledRun", real_ids: dict
     """Log a run, and return a line about it."""
     from forecast.data.files import locked
     from forecast.tracking.registry import Registry
-    from forecast.tracking.spool import KEY, REGISTER, calls_of, remove
+    from forecast.tracking.replay import calls_of, remove
+    from forecast.tracking.spool import KEY, REGISTER
 
     ledger = open_ledger(config.ledger).uri
     registry = Registry(RegistryConfig(name=spooled.name, tracking_uri=config.registry.tracking_uri), ledger)
