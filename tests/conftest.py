@@ -17,6 +17,9 @@ settings.register_profile(
 )
 settings.load_profile("gatecast")
 
+# Threads that wait for others sleep, as other processes have work for the processor: read when PyTorch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _DURATIONS = Path(__file__).with_name("durations.json")
 # Seconds that a test takes with all its parameters, so that it is written down; and at most, to be a fast one.
 _RECORDED, _FAST = 0.2, 0.0

@@ -15,7 +15,7 @@ from forecast.tracking.registry import Registry
 
 NAMES = ("down", "idle", "up")
 DATA = ("data.columns.target=state", "data.past_covariates=[load]")
-SMALL = ("model.hidden_size=8", "fit.max_steps=20", "fit.batch_size=8", "fit.validation_every=10")
+SMALL = ("model.hidden_size=8", "model.smoothing=false", "model.init=none", "fit.max_steps=0", "fit.accelerator=cpu")
 MODEL = ("window.horizon=6", "window.context_length=24", "model.head=categorical", "fit.holdout_windows=4")
 NAME = "registry.name=states"
 
@@ -43,7 +43,7 @@ def test_every_verb_takes_classes(store: str, tmp_path: Path) -> None:
     counts = states()["state"].value_counts()
     assert all(f"{count:,}" in shown for count in counts["count"])
     assert "Zeros" not in shown
-    succeed("train", NAME, f"data.path={prepared}", *DATA, *MODEL, *SMALL, "fit.accelerator=cpu")
+    succeed("train", NAME, f"data.path={prepared}", *DATA, *MODEL, *SMALL)
     fine = "finetune.gate_windows=2", "finetune.report_windows=1", "finetune.min_gain=0"
     succeed("finetune", NAME, f"data.path={table}", *fine)
     done = succeed("backtest", NAME, "registry.alias=challenger", f"data.path={table}", f"output.path={out / 'test'}")
@@ -85,7 +85,7 @@ def test_paths_of_classes_go_through_the_registry(store: str, tmp_path: Path) ->
     table, out = tmp_path / "table.parquet", tmp_path / "out"
     states().write_parquet(table)
     paths = "model.decoder=autoregressive", "model.n_paths=16", "model.attention=true"
-    succeed("train", NAME, f"data.path={table}", *DATA, *MODEL, *SMALL, *paths, "fit.accelerator=cpu")
+    succeed("train", NAME, f"data.path={table}", *DATA, *MODEL, *SMALL, *paths)
     version = NAME, "registry.alias=pretrained", f"data.path={table}"
     assert "log-loss" in succeed("backtest", *version).lines[-1]
     assert "8 series = 8 forecast + 0 rejected" in succeed("score", *version, f"output.path={out}").out
@@ -107,7 +107,7 @@ def test_bad_classes_are_told(store: str, tmp_path: Path) -> None:  # noqa: ARG0
         3, "train", NAME, f"data.path={table}", *DATA, "window.horizon=6", "model.head=bernoulli", "fit.accelerator=cpu"
     )
     assert "holds 3: down, idle, up" in message
-    succeed("train", NAME, f"data.path={table}", *DATA, *MODEL, *SMALL, "fit.accelerator=cpu")
+    succeed("train", NAME, f"data.path={table}", *DATA, *MODEL, *SMALL)
     score = "score", NAME, "registry.alias=pretrained", f"data.path={other}"
     done = succeed(*score, f"output.path={tmp_path / 'out'}")
     assert "48 rejects" in done.out
@@ -124,7 +124,7 @@ def test_amounts_are_scored_by_their_distribution(store: str, tmp_path: Path, he
     values = np.where(jumps > 0, rng.gamma(np.maximum(jumps, 1)), 0.0) if head == "tweedie" else jumps.astype(float)
     states().drop("state", "load").with_columns(target=pl.Series(values)).write_parquet(tmp_path / "table.parquet")
     data = NAME, f"data.path={tmp_path / 'table.parquet'}"
-    shape = "window.horizon=6", "window.context_length=24", f"model.head={head}", "fit.accelerator=cpu"
+    shape = "window.horizon=6", "window.context_length=24", f"model.head={head}"
     succeed("train", *data, *shape, *SMALL)
     done = succeed("backtest", *data, "registry.alias=pretrained", f"output.path={tmp_path / 'out'}")
     assert "CRPS" in done.lines[-1]
