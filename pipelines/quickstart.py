@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import BacktestConfig, BacktestSettings, QuickstartConfig, load
+from forecast.errors import ConfigError
 from forecast.redaction import without_password
 from pipelines.jobs import console
 from pipelines.jobs.command_line import verb_settings
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.panel import Panel
 
+# Options of the command line whose value is the next word.
+_OPTIONS: Final = ("--cfg", "--config", "--config-dir", "--overrides-env")
 # Windows below which a difference may be chance.
 _FEW_WINDOWS: Final = 20
 # CPU seconds of AutoETS per fitted step, measured on one core, and the most that it may take by default.
@@ -30,7 +33,10 @@ def main(argv: list[str]) -> None:
         print(
             "forecast quickstart FILE [KEY=VALUE ...] forecasts a file and finds out what it holds; FILE is data.path\n"
         )
-    words = [f"data.path={word}" if _is_file(word) else word for word in argv]
+    if not argv:
+        raise ConfigError("no file is given: forecast quickstart FILE [KEY=VALUE ...]")
+    pairs = zip(["", *argv], argv, strict=False)
+    words = [f"data.path={word}" if _is_file(word) and before not in _OPTIONS else word for before, word in pairs]
     config, references = verb_settings(QuickstartConfig, "quickstart", words)
     console.setup()
     run(config, argv, references)
@@ -193,13 +199,13 @@ def _print_next(start: Start, words: Sequence[str]) -> None:
     text = "\n" + "".join(f"{labels[name]:<10} {folder / name}\n" for name in files)
     text += (
         f"\nTrain{' again' * (until == 'train')}, after changes in {SETTINGS} (covariates, fit.max_minutes):\n"
-        f"  forecast train --config {folder / SETTINGS}\n"
+        f"  forecast train --config {shlex.quote(str(folder / SETTINGS))}\n"
     )
     if until == "train":
         text += (
             f"Forecast with the trained model when the file has new rows:\n{copy}"
             f"  forecast score registry.name={registry.name} {store} registry.alias=pretrained {data} "
-            f"output.path={folder / 'scores'}\n"
+            f"output.path={shlex.quote(str(folder / 'scores'))}\n"
             f"See runs and models:\n  forecast ui {store}\n"
         )
     for line in text.splitlines():

@@ -102,6 +102,6 @@ def test_a_file_that_holds_no_panel_or_does_not_exist_is_refused(
     Path("notes.csv").write_text("Dear all,\nnothing here\nreally nothing\n")
     assert "no table with two columns" in refuse(3, "quickstart", "notes.csv")
     assert "no such file" in refuse(3, "quickstart", "missing.csv")
-    assert "data.path" in refuse(2, "quickstart")
+    assert "no file is given" in refuse(2, "quickstart")
     assert "fit.max_stepz" in refuse(2, "quickstart", "notes.csv", "fit.max_stepz=4")
     assert not Path("quickstart/missing").exists()

@@ -33,7 +33,7 @@ class TimeReading:
         """Return what a value means in this reading."""
         moments = _apply(pl.Series([text]), self.form)
         moment = None if moments is None else moments[0]
-        return "unreadable" if moment is None else f"{moment:%-d %B %Y}"
+        return "unreadable" if moment is None else f"{moment.day} {moment:%B %Y}"
 
 
 def read_times(column: pl.Series, form: str | None = None) -> list[TimeReading]:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import sys
 import zipfile
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from forecast.data.discovery.layout import Layout, discover
 from forecast.data.ingest.load import load_panel
 from forecast.data.read import read_panel
 from forecast.data.time.frequency import Frequency
-from forecast.errors import DataError
+from forecast.errors import ConfigError, DataError
 
 ROWS = 40
 DAYS = [datetime(2023, 1, 20) + timedelta(days=number) for number in range(ROWS)]
@@ -140,6 +141,15 @@ def test_an_excel_file_with_a_title_and_two_columns_that_name_the_series(tmp_pat
     tea = frame.filter(pl.col("series_id").str.ends_with("tea"))
     assert frame["series_id"].n_unique() == 4
     np.testing.assert_allclose(tea["target"].to_numpy().reshape(VALUES.shape), VALUES, rtol=1e-6)
+
+
+def test_a_workbook_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openpyxl.Workbook().save(tmp_path / "book.xlsx")
+    with pytest.raises(DataError, match="no sheet has a header and rows"):
+        discover(str(tmp_path / "book.xlsx"), DataConfig())
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ConfigError, match=r"pip install 'gatecast\[excel\]'"):
+        discover(str(tmp_path / "book.xlsx"), DataConfig())
 
 
 @pytest.mark.parametrize(
