@@ -10,7 +10,9 @@ from forecast.artifact import Artifact
 from forecast.config import AUTO, ExplainSettings
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, listing
-from forecast.explanation.attribution import Attribution, Origin
+from forecast.explanation.explained_window import ExplainedWindow, Origin
+from forecast.explanation.integrated_gradients import integrated_gradients
+from forecast.explanation.occlusion import occlusion
 from forecast.explanation.result import ATTRIBUTION, INPUT, KIND, MAGNITUDE, Explanation
 from forecast.finetuning.lineage import extract_series
 from forecast.models.adapters.bank import HEAD
@@ -57,12 +59,12 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
             member.network.float()
         else:
             member.encoder.truncate = None
-    attribution = Attribution(replace(artifact, network=network), panel, origin, settings)
+    window = ExplainedWindow(replace(artifact, network=network), panel, origin, settings)
     if settings.method == "occlusion":
-        rows, baseline, error = attribution.occlusion(), None, None
+        rows, baseline, error = occlusion(window), None, None
     else:
-        rows, baseline, error = attribution.gradients()
-    frame = attribution.frame(rows)
+        rows, baseline, error = integrated_gradients(window)
+    frame = window.frame(rows)
     summary = (
         frame.group_by(INPUT, KIND)
         .agg(pl.col(ATTRIBUTION).sum(), pl.col(ATTRIBUTION).abs().sum().alias(MAGNITUDE))
@@ -74,8 +76,8 @@ def explain(artifact: Artifact, panel: Panel, settings: ExplainSettings) -> Expl
     return Explanation(
         origin.series_id,
         settings.method,
-        attribution.output,
-        attribution.forecast,
+        window.output,
+        window.forecast,
         baseline,
         error,
         frame,
