@@ -1,14 +1,12 @@
 """A trained model as a folder of safetensors and JSON: save, load, check. No pickle, no code, no training data."""
 
 import copy
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -17,35 +15,41 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from forecast.artifact_checks import check_parts, check_size
+from forecast.artifact_checks import check_grid, check_parts
+from forecast.artifact_files import (
+    BANK,
+    CALIBRATION,
+    CONFIG,
+    COUPLING,
+    FINAL,
+    FORMAT_VERSION,
+    MANIFEST,
+    WEIGHTS,
+    damages,
+    file_hash,
+    files_of,
+    load_bank,
+    load_calibration,
+    load_weights,
+    read_json,
+    save_bank,
+    save_calibration,
+    save_weights,
+    weight_files,
+    write_json,
+)
 from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.ingest.extent import any_late_at
 from forecast.data.ingest.load import load_panel
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.panel import Panel
 from forecast.data.read import read_panel
 from forecast.data.sources.open import Tables
 from forecast.data.sources.side_tables import with_side_tables
 from forecast.data.time.grid import Grid
-from forecast.errors import ArtifactError, DataError, OutputError, listing
+from forecast.errors import ArtifactError, OutputError, listing
 from forecast.models.adapters.bank import AdapterBank
-from forecast.models.network.ensemble import Ensemble, Forecaster, as_ensemble, build_member, members_of
+from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.postprocess.conformal import Calibration
-
-FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_MEMBER = "member-"
-_COUPLING = "coupling.safetensors"
-_BANK = "bank.safetensors"
-_BANK_INDEX = "bank.json"
-_CALIBRATION = "calibration.safetensors"
-_CALIBRATION_INDEX = "calibration.json"
-# Prefix of the files of the final fit. Parts that it shares with the evaluated model are stored once.
-_FINAL = "final-"
-# Smallest number of intervals between values from which the frequency of a table is judged.
-_MIN_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,38 +185,8 @@ class Artifact:
         if any_late_at(loaded.rejects, loaded.panel.grid, cutoffs):
             loaded = read(data.model_copy(update={"end_share": 0.0}))
             loaded = replace(loaded, data=loaded.data.model_copy(update={"end_share": data.end_share}))
-        self._check_grid(loaded.panel)
+        check_grid(self.grid, loaded.panel)
         return loaded
-
-    def _check_grid(self, panel: Panel) -> None:
-        model_grid, table_grid = self.grid, panel.grid
-        if model_grid.time_zone is None and table_grid.time_zone is not None:
-            raise DataError(
-                f"the table's timestamps are in {table_grid.time_zone}, those that the model was trained on had no "
-                "time zone; drop the time zone from the column, or train with data.time_zone"
-            )
-        span = np.array([panel.start.min(), (panel.start + panel.lengths).max() - 1])
-        if (model_grid.clock(span) != table_grid.clock(span)).any():
-            table_time, expected = (grid.timestamps(span)[0] for grid in (table_grid, model_grid))
-            raise DataError(
-                f"the table's rows are every {model_grid.frequency} like those that the model was trained on, but at "
-                f"other moments: {table_time}, where the model has {expected}; shift the timestamps, or train on a "
-                "table like this"
-            )
-        steps = []
-        for shard in panel.shards(1 << 18):  # The first shard usually suffices.
-            observed = np.flatnonzero(~np.isnan(shard.target))
-            step = np.diff(observed)[np.diff(np.searchsorted(shard.offsets, observed, side="right")) == 0]
-            if (step == 1).any():
-                return
-            steps.append(step)
-        step = np.concatenate(steps)
-        if len(step) >= _MIN_STEPS:
-            raise DataError(
-                f"the model has a value every {model_grid.frequency}, the table only every {int(np.median(step)):,} of "
-                f"these steps: no series has values at two neighbouring ones; give a table every "
-                f"{model_grid.frequency}, or train on one like this"
-            )
 
     def with_bank(self, bank: AdapterBank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series and without its final fit; the base stays bitwise the same."""
@@ -276,63 +250,33 @@ class Artifact:
             "parent_digest": self.parent_digest,
         }
         if len(members) > 1:
-            names = _weight_files(len(members))
+            names = weight_files(len(members))
             config["members"] = {name: member.shape.to_json() for name, member in zip(names, members, strict=True)}
         if isinstance(self.network, Ensemble) and self.network.shares is not None:
             config["shares"] = self.network.shares
         if self.final:
             config["final"] = {"trained_until": self.final.trained_until}
-        _write_json(folder / _CONFIG, config)
-        files = [*_save_weights(self.network, folder), _CONFIG]
+        write_json(folder / CONFIG, config)
+        files = [*save_weights(self.network, folder), CONFIG]
         if self.coupling is not None:
-            safetensors.torch.save_file({"correlation": self.coupling.contiguous()}, folder / _COUPLING)
-            files.append(_COUPLING)
+            safetensors.torch.save_file({"correlation": self.coupling.contiguous()}, folder / COUPLING)
+            files.append(COUPLING)
         if self.bank:
-            files += _save_bank(self.bank, self.base_lineage, folder)
+            files += save_bank(self.bank, self.base_lineage, folder)
         if self.calibration:
-            safetensors.torch.save_file(
-                {"bucket": self.calibration.bucket, "shift": self.calibration.shift}, folder / _CALIBRATION
-            )
-            rows = {"levels": self.calibration.levels, "series_id": self.calibration.series_id}
-            _write_json(folder / _CALIBRATION_INDEX, rows)
-            files += [_CALIBRATION, _CALIBRATION_INDEX]
+            files += save_calibration(self.calibration, folder)
         if self.final and self.final.network is not self.network:
-            files += _save_weights(self.final.network, folder, _FINAL)
+            files += save_weights(self.final.network, folder, FINAL)
         if self.final and self.final.bank and self.final.bank is not self.bank:
-            files += _save_bank(self.final.bank, self.final.base_lineage, folder, _FINAL)
+            files += save_bank(self.final.bank, self.final.base_lineage, folder, FINAL)
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "trained_until": self.trained_until_timestamp.isoformat(),
-            "files": {name: _hash(folder / name) for name in sorted(files)},
+            "files": {name: file_hash(folder / name) for name in sorted(files)},
         }
-        _write_json(folder / _MANIFEST, manifest)
-        return _hash(folder / _MANIFEST)
-
-
-def _weight_files(count: int, prefix: str = "") -> list[str]:
-    """Return the names of the weight files of `count` networks."""
-    return [prefix + _WEIGHTS, *(f"{prefix}{_MEMBER}{number:02d}.safetensors" for number in range(2, count + 1))]
-
-
-def _save_weights(network: Forecaster, folder: Path, prefix: str = "") -> list[str]:
-    """Write the weights of each network; return the names of the files."""
-    members = members_of(network)
-    names = _weight_files(len(members), prefix)
-    for name, member in zip(names, members, strict=True):
-        state = {key: values.contiguous() for key, values in member.state_dict().items()}
-        safetensors.torch.save_file(state, folder / name)
-    return names
-
-
-def _save_bank(bank: AdapterBank, before: tuple[int, str | None] | None, folder: Path, prefix: str = "") -> list[str]:
-    """Write changes per series; return the names of the files."""
-    names = [prefix + _BANK, prefix + _BANK_INDEX]
-    tensors = {name: values.contiguous() for name, values in bank.tensors.items()}
-    safetensors.torch.save_file(tensors, folder / names[0])
-    index = {"kind": bank.kind, "series_id": bank.series_id, "seen": bank.seen}
-    _write_json(folder / names[1], {**index, "before": before})
-    return names
+        write_json(folder / MANIFEST, manifest)
+        return file_hash(folder / MANIFEST)
 
 
 def load(folder: Path) -> Artifact:
@@ -341,9 +285,8 @@ def load(folder: Path) -> Artifact:
     Raises ArtifactError if a file is missing or changed, the format has another version, a number is not finite, or the
     files do not fit together.
     """
-    files = _files(folder)
-    damaged = _damages(folder, files)
-    if damaged:
+    files = files_of(folder)
+    if damaged := damages(folder, files):
         raise ArtifactError(f"{folder}: {listing(damaged)}; download the version again")
     try:
         artifact = _parse(folder, files)
@@ -362,52 +305,19 @@ def load(folder: Path) -> Artifact:
 def is_intact(folder: Path, expected: str) -> bool:
     """Return whether a folder holds the model with digest `expected`, all files intact."""
     try:
-        return digest(folder) == expected and not _damages(folder, _files(folder))
+        return digest(folder) == expected and not damages(folder, files_of(folder))
     except (OSError, ArtifactError):
         return False
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Return the files of the manifest with their hashes. Raises ArtifactError for a manifest that can't be used."""
-    manifest = _read_json(folder / _MANIFEST)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use a matching gatecast"
-        )
-    files = manifest.get("files")
-    if (
-        not isinstance(files, dict)
-        or not {_CONFIG, _WEIGHTS} <= files.keys()
-        or any(Path(name).name != name for name in files)
-    ):
-        raise ArtifactError(f"{folder}: {_MANIFEST} does not list the files of a model; download the version again")
-    return files
-
-
-def _damages(folder: Path, files: dict[str, str]) -> list[str]:
-    """Return a description of each missing or changed file. Raises OSError."""
-    reasons = []
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            reasons.append(f"{name} is missing")
-        elif _hash(folder / name) != expected:
-            reasons.append(f"{name} does not match its manifest, it was changed or damaged")
-    return reasons
-
-
 def _parse(folder: Path, files: dict[str, str]) -> Artifact:
     """Return the model in files that match the manifest. Malformed content raises exceptions of any type."""
-    config = _read_json(folder / _CONFIG)
+    config = read_json(folder / CONFIG)
     model = ModelConfig.model_validate(config["model"])
-    shapes = config.get("members", {_WEIGHTS: config["shape"]})
+    shapes = config.get("members", {WEIGHTS: config["shape"]})
     shares = config.get("shares")
-    network = _load_weights(folder, files, shapes, model, shares)
-    bank, before = _load_bank(folder) if _BANK in files else (None, None)
-    calibration = None
-    if _CALIBRATION in files:
-        index, tensors = _read_json(folder / _CALIBRATION_INDEX), safetensors.torch.load_file(folder / _CALIBRATION)
-        calibration = Calibration(index["levels"], tensors["bucket"], tensors["shift"], index["series_id"])
+    network = load_weights(folder, files, shapes, model, shares)
+    bank, before = load_bank(folder) if BANK in files else (None, None)
     artifact = Artifact(
         network=network,
         data=DataConfig.model_validate(config["data"]),
@@ -417,71 +327,23 @@ def _parse(folder: Path, files: dict[str, str]) -> Artifact:
         grid=Grid.from_json(config["grid"]),
         trained_until=config["trained_until"],
         bank=bank,
-        coupling=safetensors.torch.load_file(folder / _COUPLING)["correlation"] if _COUPLING in files else None,
-        calibration=calibration,
+        coupling=safetensors.torch.load_file(folder / COUPLING)["correlation"] if COUPLING in files else None,
+        calibration=load_calibration(folder) if CALIBRATION in files else None,
         parent_digest=config["parent_digest"],
         base_lineage=before,
     )
     if "final" not in config:
         return artifact
-    if _FINAL + _WEIGHTS in files:
-        network = _load_weights(folder, files, shapes, model, shares, _FINAL)
-    if _FINAL + _BANK in files:
-        bank, before = _load_bank(folder, _FINAL)
+    if FINAL + WEIGHTS in files:
+        network = load_weights(folder, files, shapes, model, shares, FINAL)
+    if FINAL + BANK in files:
+        bank, before = load_bank(folder, FINAL)
     final = replace(
         artifact, network=network, bank=bank, base_lineage=before, trained_until=config["final"]["trained_until"]
     )
     return replace(artifact, final=final)
 
 
-def _load_weights(
-    folder: Path,
-    files: dict[str, str],
-    shapes: dict[str, Any],
-    model: ModelConfig,
-    shares: Sequence[float] | None,
-    prefix: str = "",
-) -> Forecaster:
-    """Return the network with the weights in `files`, in evaluation mode."""
-    names = [prefix + _WEIGHTS, *sorted(name for name in files if name.startswith(prefix + _MEMBER))]
-    members = []
-    for name in names:
-        weights = safetensors.torch.load_file(folder / name)
-        shape = shapes[name.removeprefix(prefix)]
-        check_size(shape, model, weights)
-        members.append(build_member(shape, model))
-        for buffer in ("cold_scale", "mean_shift", "interval_scale"):  # Not in models of earlier releases.
-            weights.setdefault(buffer, getattr(members[-1], buffer))
-        members[-1].load_state_dict(weights)
-    return as_ensemble(members, shares).eval()
-
-
-def _load_bank(folder: Path, prefix: str = "") -> tuple[AdapterBank, tuple[int, str | None] | None]:
-    """Return changes per series, and `Artifact.base_lineage`."""
-    index = _read_json(folder / (prefix + _BANK_INDEX))
-    tensors = safetensors.torch.load_file(folder / (prefix + _BANK))
-    before = tuple(index["before"]) if index.get("before") else None
-    return AdapterBank(index["kind"], index["series_id"], tensors, index.get("seen")), before
-
-
 def digest(folder: Path) -> str:
     """Return the digest of a saved model."""
-    return _hash(folder / _MANIFEST)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path.parent}: not a gatecast model, {path.name} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(folder / MANIFEST)

@@ -143,7 +143,7 @@ def register_folder(config: RegisterConfig) -> "tuple[Version, str]":
     instead of a new one. Raises ConfigError, ArtifactError, RegistryError.
     """
     from forecast import artifact
-    from forecast.artifact import FORMAT_VERSION
+    from forecast.artifact_files import FORMAT_VERSION
     from forecast.tracking.model_facts import ModelFacts
     from pipelines.jobs.reading import open_registry
     from pipelines.jobs.version_tags import ends

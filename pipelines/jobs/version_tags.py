@@ -44,7 +44,7 @@ def final_fit_text(artifact: "Artifact") -> str:
 
 def version_tags(artifact: "Artifact", config: Config, data_digest: str) -> dict[str, str]:
     """Return the tags of a version that describe its lineage."""
-    from forecast.artifact import FORMAT_VERSION
+    from forecast.artifact_files import FORMAT_VERSION
 
     settings = config.model_dump_json(exclude=INCIDENTAL)
     return {

@@ -3,7 +3,7 @@
 The numbers were written on one processor, and others round otherwise: they agree to one part in a thousand. The same
 bytes are promised on the same machine, with the same versions and number of threads.
 
-`python tests/unit/test_golden.py` writes them anew, for a new format version (`forecast.artifact.FORMAT_VERSION`).
+`python tests/unit/test_golden.py` writes them again, for a new `forecast.artifact_files.FORMAT_VERSION`.
 """
 
 import shutil
