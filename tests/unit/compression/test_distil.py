@@ -53,9 +53,9 @@ def student(teacher: Artifact, weekly_loaded: Loaded) -> DistilResult:
 def test_a_student_is_smaller_and_both_are_judged_on_what_neither_has_seen(
     student: DistilResult, teacher: Artifact
 ) -> None:
-    made, comparison = student.artifact, student.comparison
-    assert isinstance(made.network, RecurrentForecaster)
-    assert (made.model.hidden_size, made.model.num_layers) == (6, 1)
+    small_model, comparison = student.artifact, student.comparison
+    assert isinstance(small_model.network, RecurrentForecaster)
+    assert (small_model.model.hidden_size, small_model.model.num_layers) == (6, 1)
     assert comparison["model"].to_list() == ["teacher", "student"]
     large, small = comparison.rows(named=True)
     assert small["parameters"] < 0.6 * large["parameters"]
@@ -63,8 +63,8 @@ def test_a_student_is_smaller_and_both_are_judged_on_what_neither_has_seen(
     assert small["n_windows"] == large["n_windows"] > 0
     assert large["wql"] < small["wql"] < 2 * large["wql"]
     assert student.summary["val/loss"] < student.summary["val/loss_closed_form"]  # type: ignore[operator]
-    assert made.parent_digest == teacher.digest()
-    assert made.trained_until == teacher.trained_until
+    assert small_model.parent_digest == teacher.digest()
+    assert small_model.trained_until == teacher.trained_until
     assert f"({large['parameters']:,})" in student.line
 
 
@@ -143,12 +143,12 @@ def test_more_weight_brings_the_student_nearer_to_its_teacher(teacher: Artifact,
     panel = weekly_loaded.panel
     last = panel.lengths[:, None] - 8 - np.arange(20)
     windows = WindowIndex(np.repeat(np.arange(8), 20), last.ravel())
-    told = predict(teacher, panel, windows).tuned
-    longer = QUICK.model_copy(update={"max_steps": 120})
+    lesson = predict(teacher, panel, windows).tuned
+    longer = QUICK.model_copy(update={"max_steps": 60})
     off = []
     for weight in (0.0, 1.0):
-        made = distil(teacher, panel, DistilSettings(hidden_size=6, weight=weight), longer).artifact
-        off.append(np.abs(predict(made, panel, windows).tuned - told).mean())
+        small = distil(teacher, panel, DistilSettings(hidden_size=6, weight=weight), longer).artifact
+        off.append(np.abs(predict(small, panel, windows).tuned - lesson).mean())
     assert off[1] < 0.6 * off[0]
 
 

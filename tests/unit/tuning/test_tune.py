@@ -25,7 +25,7 @@ from forecast.prediction.predict import predict
 from forecast.training.split import split_panel
 from forecast.tuning.tune import Trial, TuneResult, tune
 
-MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0}
+MODEL = {"hidden_size": 4, "decoder_size": 4, "embedding_size": 2, "dropout": 0.0, "smoothing": False, "init": None}
 FIT = {"max_steps": 12, "batch_size": 8, "origins": 4, "validation_every": 3, "accelerator": "cpu", "ema_decay": 0.5}
 SPACE = {"model": {"hidden_size": [3, 5]}, "fit": {"learning_rate": {"low": 1e-5, "high": 0.5}}}
 
