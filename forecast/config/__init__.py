@@ -77,7 +77,7 @@ from forecast.config.data import (
     WindowConfig,
 )
 from forecast.config.evaluation import BacktestSettings, CalibrateSettings, ExplainSettings
-from forecast.config.finetuning import FinetuneSettings
+from forecast.config.finetuning import FinetuneSettings, TuningSettings
 from forecast.config.model import CLASS_HEADS, COUNT_HEADS, POSITIVE_HEADS, ModelConfig
 from forecast.config.monitoring import AlarmSettings, MonitorSettings, ThresholdSettings
 from forecast.config.operations import (
@@ -217,6 +217,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "TuneSettings",
+    "TuningSettings",
     "UiConfig",
     "UiSettings",
     "VerbConfig",

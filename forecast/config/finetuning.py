@@ -23,9 +23,9 @@ class FinetuneSettings(Config):
     """Fine-tune the series that the base forecasts worst on their gate windows: a share if below 1, else a number."""
     incremental: bool = False
     """Continue from a fine-tuned version: fine-tune only series whose data has changed since."""
-    origins: Annotated[int, Field(ge=8)] = 512
+    origins: Annotated[Windows, auto_or_windows(8)] = "auto"
     """Latest steps of each series that serve as cutoffs for fitting; with kind=head only one in about half a horizon,
-    which does not cost accuracy."""
+    which does not cost accuracy. `auto`: 512; with kind=head all, up to 1,024 cutoffs."""
     half_life: Annotated[float, Field(gt=0)] | None = None
     """Steps after which a cutoff weighs half as much; all weigh the same when not given."""
     steps: Annotated[int, Field(ge=0)] | None = None
@@ -39,7 +39,7 @@ class FinetuneSettings(Config):
     """With `lora`, the rank of the changes."""
     gate_windows: Annotated[Windows, auto_or_windows(2)] = "auto"
     """Held-out cutoffs per series, one horizon apart, that decide on its adapter. `auto`: two to four, so that 70 % of
-    a typical series remain for fitting."""
+    a typical series remain for fitting, and up to 14 where they take at most 5 % of it."""
     report_windows: Annotated[Windows, auto_or_windows(1)] = "auto"
     """Latest cutoffs, used by neither fitting nor gating, on which the uplift is reported. `auto`: two, or one for
     short series."""
@@ -105,3 +105,12 @@ class FinetuneSettings(Config):
         if incremental and info.data.get("kind") == "global":
             raise ValueError("kind=global has no series of its own to go on from; fine-tune its version again")
         return incremental
+
+
+class TuningSettings(FinetuneSettings):
+    """Settings with resolved numbers of origins and windows."""
+
+    origins: int
+    gate_windows: int
+    report_windows: int
+    holdout_windows: int

@@ -18,6 +18,8 @@ from forecast.data.panel import IntArray
 MAX_WINDOWS = 4
 # The share of a typical series that may be held out, in percent.
 _SHARE = 30
+# Gate windows of a series that is long in comparison with the horizon: the maximum, and their share in percent.
+_MAX_GATE_WINDOWS, _GATE_SHARE = 14, 5
 _LEAST_OBSERVED = 2
 
 
@@ -70,12 +72,15 @@ def typical_length(lengths: IntArray) -> int:
 def plan_gate(lengths: IntArray, horizon: int, *, gate: Windows = AUTO, report: Windows = AUTO) -> tuple[int, int]:
     """Return the number of windows per series that select its fine-tuning, and the number that measure the gain.
 
-    `lengths`, [S], are the steps that fine-tuning may see. Automatic numbers are two to four, and one or two.
+    `lengths`, [S], are the steps that fine-tuning may see. Automatic numbers are two to four, or up to 14 where these
+    are at most 5 % of a typical series, and one or two.
 
-    >>> plan_gate(np.array([8760 - 4 * 168]), 168), plan_gate(np.array([48]), 6)
-    ((4, 2), (2, 1))
+    >>> plan_gate(np.array([8760 - 4 * 168]), 168), plan_gate(np.array([48]), 6), plan_gate(np.array([8760]), 24)
+    ((4, 2), (2, 1), (14, 2))
     """
-    room = typical_length(lengths) * _SHARE // 100 // horizon
+    typical = typical_length(lengths)
+    room = typical * _SHARE // 100 // horizon
+    most = min(_MAX_GATE_WINDOWS, max(MAX_WINDOWS, typical * _GATE_SHARE // 100 // horizon))
     n_report = report if isinstance(report, int) else 2 if room >= MAX_WINDOWS + 2 else 1
-    n_gate = gate if isinstance(gate, int) else min(MAX_WINDOWS, max(2, room - n_report))
+    n_gate = gate if isinstance(gate, int) else min(most, max(2, room - n_report))
     return n_gate, n_report

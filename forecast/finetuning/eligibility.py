@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings
+from forecast.config import FinetuneSettings, TuningSettings
 from forecast.data.holdout import MAX_WINDOWS, plan_gate
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
@@ -15,10 +15,14 @@ from forecast.errors import ConfigError, DataError, listing
 from forecast.finetuning.gradient_group import RATES
 from forecast.finetuning.selection import largest_losses, select_series
 from forecast.finetuning.series_gate import mean_loss
-from forecast.finetuning.trials import TuningSettings, window_losses
-from forecast.models.adapters.origins import SeriesGroup, forecast, held_out, single_origin
+from forecast.finetuning.trials import window_losses
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.origins import SeriesGroup, forecast, held_out, origin_stride, single_origin
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members, tunable
+
+# Automatic numbers: the latest steps whose cutoffs are fitted, and with kind=head the cutoffs.
+_ORIGINS, _HEAD_CUTOFFS = 512, 1024
 
 # --- losses on the gate windows
 
@@ -43,13 +47,20 @@ def device_of(settings: FinetuneSettings) -> str:
 
 
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
-    """Return the settings with window counts resolved from the lengths of the series."""
+    """Return the settings with numbers of origins and windows resolved, the latter from the lengths of the series."""
     unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
     holdout = min(MAX_WINDOWS, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
     usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
     gate, report = plan_gate(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
-    windows = {"holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
-    return TuningSettings.model_construct(**dict(settings) | windows)
+    origins = _origin_steps(artifact, settings) if isinstance(settings.origins, str) else settings.origins
+    counts = {"origins": origins, "holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
+    return TuningSettings.model_construct(**dict(settings) | counts)
+
+
+def _origin_steps(artifact: Artifact, settings: FinetuneSettings) -> int:
+    if settings.kind != HEAD:
+        return _ORIGINS
+    return max(_ORIGINS, _HEAD_CUTOFFS * origin_stride(artifact.network.shape))
 
 
 def training_end_of(artifact: Artifact, panel: Panel, holdout_windows: int) -> int:

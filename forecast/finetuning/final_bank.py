@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray
 from forecast.models.adapters import head_ridge, stacked
 from forecast.models.adapters.bank import BLEND, HEAD, AdapterBank
@@ -37,10 +37,10 @@ class FinalBank:
     data: PanelTensors
     lengths: IntArray
     """[S], the number of steps of each series of the panel."""
-    settings: FinetuneSettings
+    settings: TuningSettings
 
     @classmethod
-    def of(cls, base: Artifact, data: PanelTensors, lengths: IntArray, settings: FinetuneSettings) -> Self:
+    def of(cls, base: Artifact, data: PanelTensors, lengths: IntArray, settings: TuningSettings) -> Self:
         """Return the final fit beside the final base, which is on the device of `data`."""
         return cls(base.network, base.bank, data, lengths, settings)
 

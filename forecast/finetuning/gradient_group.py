@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray
 from forecast.finetuning.final_bank import descend, start_from_bank
 from forecast.finetuning.trials import (
@@ -20,7 +21,6 @@ from forecast.finetuning.trials import (
     Columns,
     ExistingChanges,
     Fit,
-    TuningSettings,
     is_constant,
     point_forecast,
     window_losses,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray
 from forecast.finetuning.final_bank import solved_weights
 from forecast.finetuning.trials import (
@@ -19,7 +20,6 @@ from forecast.finetuning.trials import (
     Columns,
     ExistingChanges,
     Fit,
-    TuningSettings,
     is_constant,
     n_origin_steps,
     point_forecast,

@@ -5,12 +5,13 @@ import polars as pl
 import torch
 
 from forecast.artifact import Artifact
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
 from forecast.finetuning.result import TOO_SHORT
 from forecast.finetuning.series_gate import CHANGE_COLUMNS, HARM_PROBABILITY, POSTERIOR_GAIN, TUNED
 from forecast.finetuning.series_tuning import ROW
-from forecast.finetuning.trials import POINT_FORECAST, Columns, TuningSettings, point_forecast
+from forecast.finetuning.trials import POINT_FORECAST, Columns, point_forecast
 from forecast.models.adapters.bank import BLEND, HEAD, AdapterBank
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validation_batches, window_sizes

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray
 from forecast.finetuning.gate import choose_strict
 from forecast.finetuning.gradient_group import shares_of
 from forecast.finetuning.head_group import WIDTHS, Grid
 from forecast.finetuning.pooled_gate import choose_pooled
-from forecast.finetuning.trials import IS_CONSTANT, IS_DIVERGED, LOSS, POINT_FORECAST, POOLED, Columns, TuningSettings
+from forecast.finetuning.trials import IS_CONSTANT, IS_DIVERGED, LOSS, POINT_FORECAST, POOLED, Columns
 from forecast.models.adapters.bank import BLEND, HEAD
 from forecast.names import REASON
 

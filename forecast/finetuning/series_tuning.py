@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecast.config import TuningSettings
 from forecast.data.panel import IntArray, Panel
 from forecast.errors import OutputError
 from forecast.finetuning.final_bank import FinalBank
 from forecast.finetuning.gradient_group import RATES, GradientGroup
 from forecast.finetuning.head_group import HeadGroup
 from forecast.finetuning.series_gate import DIVERGED, NOT_FINITE, TUNED, GateResult, apply_gate
-from forecast.finetuning.trials import POINT_FORECAST, Columns, Fit, TuningSettings, n_origin_steps
+from forecast.finetuning.trials import POINT_FORECAST, Columns, Fit, n_origin_steps
 from forecast.models.adapters.bank import HEAD, AdapterBank, head_feature_count
 from forecast.models.adapters.examples import group_numbers
 from forecast.models.adapters.origins import SeriesGroup, origin_stride

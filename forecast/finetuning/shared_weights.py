@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from forecast.artifact import Artifact
+from forecast.config import TuningSettings
 from forecast.data.panel import Panel
 from forecast.data.windows import held_out_windows, usable_lengths
 from forecast.finetuning.eligibility import (
@@ -19,7 +20,7 @@ from forecast.finetuning.report import decisions_of, example_forecasts, summary_
 from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, FinetuneResult
 from forecast.finetuning.series_gate import NO_GAIN, TUNED, mean_loss
 from forecast.finetuning.series_tuning import ROW
-from forecast.finetuning.trials import POINT_FORECAST, TuningSettings, point_forecast, window_losses
+from forecast.finetuning.trials import POINT_FORECAST, point_forecast, window_losses
 from forecast.models.adapters.bank import BLEND
 from forecast.models.adapters.origins import SeriesGroup
 from forecast.models.inputs.batch import PanelTensors

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecast.config import FinetuneSettings
+from forecast.config import TuningSettings
 from forecast.models.adapters.bank import AdapterBank
 from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
@@ -23,14 +23,6 @@ Columns: TypeAlias = dict[str, Any]
 """Columns of a table with a row per series, as arrays."""
 ExistingChanges: TypeAlias = tuple[AdapterBank, Tensor] | None
 """Existing changes: a bank, and the row of each series."""
-
-
-class TuningSettings(FinetuneSettings):
-    """Settings with resolved window counts."""
-
-    gate_windows: int
-    report_windows: int
-    holdout_windows: int
 
 
 class Fit(NamedTuple):

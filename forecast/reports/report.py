@@ -22,6 +22,7 @@ from forecast.reports.report_tables import (
     METRICS,
     confusion_table,
     coverage_table,
+    lead_card,
     lineage_table,
     rejects_table,
     segments_table,
@@ -56,6 +57,8 @@ class ReportContent:
     title: str
     subtitle: str
     facts: Mapping[str, str]
+    lead: Sequence[str] = ()
+    """Sentences that open the page."""
     history: pl.DataFrame
     """series_id, timestamp, target (null: a gap), and the actuals of the horizon where available; only rows near a
     forecast are kept."""
@@ -117,6 +120,7 @@ def write_report(path: Path, content: ReportContent) -> None:
         subtitle=content.subtitle,
         facts=content.facts,
         data=itertools.chain([("page", meta)], ((f"chunk-{number}", chunk) for number, chunk in enumerate(chunks))),
+        lead=lead_card(content.lead),
         summary=summary_table(content.summary),
         wins=wins_table(content.wins),
         segments=segments_table(content.segments),

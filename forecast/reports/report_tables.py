@@ -39,6 +39,13 @@ _COUNTS: Final = {
 # ---- Markup ----
 
 
+def lead_card(sentences: Sequence[str]) -> str:
+    """Return the sentences that open a page, each in a paragraph; nothing without any."""
+    if not sentences:
+        return ""
+    return card("lead", "Results", "".join(f'<p class="lead">{html.escape(sentence)}</p>' for sentence in sentences))
+
+
 def summary_table(summary: pl.DataFrame | Sequence[Mapping[str, object]]) -> str:
     """Return the table of the metrics of each model."""
     rows = list(summary.iter_rows(named=True)) if isinstance(summary, pl.DataFrame) else [dict(row) for row in summary]

@@ -1,18 +1,17 @@
-"""`forecast demo [OUT] [KEY=VALUE ...]`: the whole job on real data, from the table to forecasts and a report."""
+"""`forecast demo [OUT] [KEY=VALUE ...]`: the whole job on real data, from first forecasts to a month of nights."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import (
     BacktestConfig,
     FinetuneConfig,
+    MonitorConfig,
     PromoteConfig,
-    RegistryConfig,
     ScoreConfig,
     TrainConfig,
     load,
@@ -24,16 +23,23 @@ from pipelines.jobs.command_line import compose
 if TYPE_CHECKING:
     import polars as pl
 
-    from forecast.backtesting.result import BacktestResult
+    from forecast.tracking.registry import Registry
 
 USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
 
-Train, fine-tune, backtest, promote and score on hourly departures from New York's airports, below OUT (demo when not
-given).
+Forecast the people at sensors in Auckland, by hour, below OUT (demo when not given): first forecasts without training;
+train, fine-tune, backtest, promote; six new sensors; four weeks of nights, monitored.
 KEY=VALUE are settings of `forecast train`. Needs the demo extra: pip install 'gatecast[demo]'."""
 
+# Chosen before any forecast of these weeks was made: four weeks without a holiday.
+TODAY: Final = datetime(2025, 8, 18)
+"""Midnight after the last hour of the first table."""
+START, NIGHTS, WEEKS_OF_NEW = datetime(2024, 1, 1), 28, 4
+NAME: Final = "auckland"
+BUILT_IN: Final = "gatecast-nano"
 
-class _Clock:
+
+class Clock:
     """Stopwatch: seconds per stage, in order."""
 
     def __init__(self) -> None:
@@ -41,26 +47,174 @@ class _Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Time a stage."""
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
 
 
-class _Results(NamedTuple):
-    """Results of the demo's jobs, for the report."""
+class Demo:
+    """The jobs of the demo in a folder: two tables, a registry, forecasts and pages."""
 
-    panel: "pl.DataFrame"
-    backtest: "BacktestResult"
-    summary: "pl.DataFrame"
-    """Metrics by model; see `held_out`."""
-    decisions: "pl.DataFrame"
-    """Of the gate, a row per series."""
-    forecasts: "pl.DataFrame"
-    rejects: "pl.DataFrame"
-    content: "dict[str, Any]"
-    """Manifest of the forecasts."""
-    versions: "pl.DataFrame"
-    """Lineage of the scored version."""
+    def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
+        self.folder, self.clock = folder, Clock()
+        self.today, self.later = folder / "panel.parquet", folder / "later.parquet"
+        self.uri = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+        self.registry = [f"registry.name={NAME}", f"registry.tracking_uri={self.uri}"]
+        data = [f"data.path={self.today}", *self.registry]
+        self.training = load(TrainConfig, compose("train", ["experiment=auckland", *data, *overrides]))
+        last_hours = [TODAY + timedelta(days=day, hours=-1) for day in range(NIGHTS)]
+        self.nights = f"{last_hours[0]:%Y-%m-%dT%H:%M:%S}..{last_hours[-1]:%Y-%m-%dT%H:%M:%S}/1d"
+
+    def write_tables(self) -> None:
+        """Write the table of today, and that of four weeks later, which has the new sensors."""
+        import polars as pl
+
+        from forecast.data.files import write_parquet_atomic
+        from forecast.datasets.auckland import NEW_SENSORS, auckland_pedestrians
+        from forecast.names import SERIES_ID, TIMESTAMP
+
+        with console.stage("data") as stage:
+            panel = auckland_pedestrians(START, TODAY + timedelta(days=NIGHTS))
+            is_new = pl.col(SERIES_ID).is_in(NEW_SENSORS)
+            today = panel.filter(~is_new & (pl.col(TIMESTAMP) < TODAY))
+            write_parquet_atomic(today, self.today)
+            since = TODAY - timedelta(weeks=WEEKS_OF_NEW)
+            write_parquet_atomic(panel.filter(~is_new | (pl.col(TIMESTAMP) >= since)), self.later)
+            stage.note(rows=today.height, series=today[SERIES_ID].n_unique(), table=self.today)
+
+    def first_forecasts(self) -> None:
+        """Forecast with the network of the package: no training, no registered model."""
+        from pipelines import score
+
+        horizon = f"window.horizon={self.training.window.horizon}"
+        output = f"output.path={self.folder / 'first'}"
+        arguments = [
+            f"data.path={self.today}",
+            "data.holidays=NZ",
+            f"registry.tracking_uri={self.uri}",
+            horizon,
+            output,
+        ]
+        outcome = score.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={BUILT_IN}"])))
+        outcome.check()
+        print(f"{outcome.version}: {outcome.line}")
+
+    def build_champion(self) -> "pl.DataFrame":
+        """Train, fine-tune, backtest and promote; return the decisions of the gate of fine-tuning.
+
+        If the fine-tuned version is refused, its base becomes champion.
+        """
+        from pipelines import finetune, train
+
+        with self.clock("train"):
+            base, line = train.run(self.training)
+            print(f"{base} (pretrained): {line}")
+        with self.clock("fine-tune"):
+            holdout = f"finetune.holdout_windows={self.training.fit.holdout_windows}"
+            config = self._config(FinetuneConfig, "finetune", f"data.path={self.today}", holdout)
+            tuned, line, decisions = finetune.run(config)
+            print(f"{tuned} (fine_tuned): {line}")
+        try:
+            self._promote(tuned.number)
+        except GateRefused as refusal:
+            print(f"{tuned} is not promoted: {refusal}")
+            self._promote(base.number)
+        return decisions
+
+    def _promote(self, version: int) -> None:
+        from pipelines import backtest, promote
+
+        alias, windows = f"registry.alias={version}", f"backtest.n_windows={self.training.fit.holdout_windows}"
+        with self.clock("backtest"):
+            arguments = [f"data.path={self.today}", alias, windows]
+            judged, line, _ = backtest.run(self._config(BacktestConfig, "backtest", *arguments))
+            print(f"{judged}: {line}")
+        with self.clock("promote"):
+            champion, verdict = promote.run(self._config(PromoteConfig, "promote", alias))
+            print(f"{champion} is champion: {verdict}")
+
+    def add_sensors(self) -> "pl.DataFrame":
+        """Fine-tune the champion for the new sensors, by their history of four weeks; return the decisions."""
+        import polars as pl
+
+        from forecast.datasets.auckland import NEW_SENSORS
+        from forecast.names import CHAMPION, SERIES_ID, SOURCE_FINE_TUNED
+        from pipelines import finetune
+
+        champion = self.open_registry().find(CHAMPION)
+        incremental = champion is not None and champion.kind == SOURCE_FINE_TUNED
+        until = f"data.until={TODAY - timedelta(hours=1):%Y-%m-%dT%H:%M:%S}"
+        arguments = [f"data.path={self.later}", until, "registry.alias=champion"]
+        config = self._config(FinetuneConfig, "finetune", *arguments)
+        settings = config.finetune.model_copy(update={"series": NEW_SENSORS, "incremental": incremental})
+        version, line, decisions = finetune.run(config.model_copy(update={"finetune": settings}))
+        print(f"{version} (new sensors): {line}")
+        return decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))
+
+    def score_nights(self) -> "list[dict[str, Any]]":
+        """Forecast all sensors on each of the nights; return the manifests."""
+        from pipelines import score
+
+        output = f"output.path={self.folder / 'scores'}"
+        arguments = [f"data.path={self.later}", "registry.alias=champion", output, f"score.cutoffs={self.nights}"]
+        outcome = score.run(self._config(ScoreConfig, "score", *arguments))
+        outcome.check()
+        print(f"{outcome.version}: {outcome.line}")
+        return [output.content for output in outcome.outputs]
+
+    def monitor(self) -> Path:
+        """Judge the last of the nights by what happened; return the page."""
+        from pipelines import monitor
+
+        paths = [f"scores.path={self.folder / 'scores'}", f"output.path={self.folder / 'watch'}"]
+        hours = 24 * 7
+        arguments = [f"data.path={self.later}", *paths, f"monitor.recent={hours}", f"monitor.history={3 * hours}"]
+        result = monitor.run(self._config(MonitorConfig, "monitor", *arguments))
+        print(result.line)
+        return result.folder / "monitor.html"
+
+    def scores(self) -> "tuple[pl.DataFrame, pl.DataFrame]":
+        """Return scores and forecasts of champion, base, built-in network and seasonal naive on the nights.
+
+        The scores have a column `group`: the sensors that are new, and the others.
+        """
+        import polars as pl
+
+        import forecast as fc
+        from forecast.datasets.auckland import NEW_SENSORS
+        from forecast.names import MODEL, SERIES_ID
+        from pipelines import backtest
+
+        arguments = [f"data.path={self.later}", "registry.alias=champion", f"backtest.cutoffs={self.nights}"]
+        config = self._config(BacktestConfig, "backtest", *arguments)
+        _, line, result = backtest.run(config)
+        print(f"four weeks: {line}")
+        data = self.training.data.model_dump(include={"freq", "season_length"})
+        built_in = fc.pretrained(BUILT_IN, self.later, horizon=self.training.window.horizon, data=data)
+        zero_shot = fc.backtest(built_in, self.later, cutoffs=self.nights)
+        scores, forecasts = (
+            pl.concat(
+                [
+                    tables[0],
+                    tables[1].filter(pl.col(MODEL) == "pretrained").with_columns(pl.lit(BUILT_IN).alias(MODEL)),
+                ],
+                how="diagonal_relaxed",
+            )
+            for tables in ((result.scores, zero_shot.scores), (result.forecasts, zero_shot.forecasts))
+        )
+        is_new = pl.col(SERIES_ID).is_in(NEW_SENSORS)
+        group = pl.when(is_new).then(pl.lit("new")).otherwise(pl.lit("first")).alias("group")
+        return scores.with_columns(group), forecasts
+
+    def open_registry(self) -> "Registry":
+        """Return the registry of the demo."""
+        from forecast.tracking.registry import Registry
+
+        return Registry(self.training.registry)
+
+    def _config(self, kind: Any, verb: str, *arguments: str) -> Any:
+        return load(kind, compose(verb, [*self.registry, *arguments]))
 
 
 def main(argv: list[str]) -> None:
@@ -76,132 +230,21 @@ def main(argv: list[str]) -> None:
 
 
 def run(folder: Path, overrides: Sequence[str]) -> None:
-    """Run every verb once and print the results."""
-    clock = _Clock()
-    with clock("import"):
-        import polars as pl
+    """Run every stage once and print the results."""
+    from pipelines.examples.demo_report import Results, show
 
-        from forecast.data.files import write_parquet_atomic
-        from forecast.datasets.nyc_flights import nyc_flights
-        from forecast.names import SERIES_ID
-        from forecast.tracking.registry import Registry
-        from pipelines import backtest, finetune, promote, score, train
-        from pipelines.jobs.lineage import lineage
-
-    table, uri = folder / "panel.parquet", f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    with clock("data"), console.stage("data") as stage:
-        panel = nyc_flights()
-        write_parquet_atomic(panel, table)
-        stage.note(rows=panel.height, series=panel[SERIES_ID].n_unique(), table=table)
-    data, registry = [f"data.path={table}"], ["registry.name=nyc-flights", f"registry.tracking_uri={uri}"]
-    with clock("train"):
-        train_config = compose("train", ["experiment=nyc_flights", *data, *registry, *overrides])
-        pretrained, line = train.run(load(TrainConfig, train_config))
-        print(f"{pretrained} (pretrained): {line}")
-    with clock("finetune"):
-        challenger, line, decisions = finetune.run(load(FinetuneConfig, compose("finetune", [*data, *registry])))
-        print(f"{challenger} (fine_tuned): {line}")
-    with clock("backtest"):
-        backtest_config = load(BacktestConfig, compose("backtest", [*data, *registry, "registry.alias=challenger"]))
-        _, line, result = backtest.run(backtest_config)
-        print(f"{challenger}: {line}")
-    with clock("promote"):
-        try:
-            _, verdict = promote.run(load(PromoteConfig, compose("promote", registry)))
-            decision = f"{challenger} is champion: {verdict}"
-        except GateRefused as refused:
-            decision = f"not promoted: {refused}"
-        print(decision)
-    with clock("score"):
-        scored = load(
-            ScoreConfig, compose("score", [*data, *registry, f"output.path={folder / 'scores'}", *_live(uri)])
-        )
-        outcome = score.run(scored)
-        outcome.check()
-        print(f"{outcome.version}: {outcome.line}")
-    (content,) = (output.content for output in outcome.outputs)
-    with clock("report"), console.stage("report") as stage:
-        page, summary = folder / "report.html", held_out(result.scores)
-        configured = RegistryConfig(name=outcome.version.name, tracking_uri=SecretStr(uri))
-        tables = _read_output(folder / "scores", content)
-        versions = lineage(Registry(configured), outcome.version.number)
-        _report(page, _Results(panel, result, summary, decisions, *tables, content, versions), clock)
-        stage.note(page=page)
-    console.table(summary, "The held-out last week, and all held-out weeks (less is better)")
-    console.table(pl.DataFrame({"stage": list(clock.seconds), "seconds": [f"{s:.1f}" for s in clock.seconds.values()]}))
-    print(
-        f"{content['rows']['in']:,} rows, "
-        f"{content['series']['in']:,} series = {content['series']['forecast']:,} forecast + "
-        f"{content['series']['rejected']:,} rejected, {sum(content['rejects'].values()):,} rejects, "
-        f"{sum(clock.seconds.values()):.0f} s\n{decision}\n"
-        f"report: {page}\nruns and models: forecast ui registry.tracking_uri={uri}"
-    )
-
-
-def _read_output(folder: Path, content: "dict[str, Any]") -> "tuple[pl.DataFrame, pl.DataFrame]":
-    """Return the forecasts and the rejects of a manifest."""
-    import polars as pl
-
-    from forecast.scoring.sinks.parquet import ParquetSink
-
-    sink = ParquetSink(folder)
-    return pl.concat(sink.forecasts(content)).collect(), pl.concat(sink.rejects(content)).collect()
-
-
-def _live(uri: str) -> list[str]:
-    """Return the alias to score with: the champion, or the pretrained model without one."""
-    from forecast.names import CHAMPION, PRETRAINED
-    from forecast.tracking.registry import Registry
-
-    champion = Registry(RegistryConfig(name="nyc-flights", tracking_uri=SecretStr(uri))).find(CHAMPION)
-    return [f"registry.alias={CHAMPION if champion else PRETRAINED}"]
-
-
-def held_out(scores: "pl.DataFrame") -> "pl.DataFrame":
-    """Return MASE, WQL and coverage per model on the last cutoff and on all of them."""
-    import polars as pl
-
-    from forecast.metrics.summaries import summarise
-    from forecast.names import CUTOFF, MODEL
-
-    last = summarise(scores.filter(pl.col(CUTOFF) == pl.col(CUTOFF).max())).select(
-        MODEL, mase_last_week="mase", wql_last_week="wql"
-    )
-    overall = summarise(scores).select(MODEL, "mase", "wql", "wape", "coverage", "n_windows")
-    return last.join(overall, on=MODEL, maintain_order="left")
-
-
-def _report(page: Path, results: "_Results", clock: _Clock) -> None:
-    """Write the report of the demo."""
-    import polars as pl
-
-    from forecast.datasets.nyc_flights import TIME_ZONE
-    from forecast.names import SERIES_ID, TARGET, TIMESTAMP
-    from forecast.reports.report import ReportContent, write_report
-
-    content, backtest = results.content, results.backtest
-    facts = {
-        "model": f"{content['model']} v{content['model_version']}",
-        "digest": str(content["model_digest"])[:12],
-        "rows": f"{content['rows']['in']:,}",
-        "series": f"{content['series']['forecast']:,} of {content['series']['in']:,} forecast",
-        "rejects": f"{sum(content['rejects'].values()):,}",
-        "next cutoff": str(results.forecasts["cutoff"][0]),
-    }
-    report = ReportContent(
-        title="NYC departures",
-        subtitle="Hourly departures per airport and carrier, 2013: forecasts of held-out weeks beside what happened",
-        summary=results.summary,
-        facts=facts,
-        stages=list(clock.seconds.items()),
-        history=results.panel.select(SERIES_ID, pl.col(TIMESTAMP).dt.convert_time_zone(TIME_ZONE), TARGET),
-        forecasts=backtest.forecasts,
-        scores=backtest.scores,
-        decisions=results.decisions,
-        rejects=results.rejects,
-        error_by_step=backtest.steps,
-        calibration=backtest.levels,
-        wins=backtest.wins,
-        lineage=results.versions,
-    )
-    write_report(page, report)
+    demo = Demo(folder, overrides)
+    with demo.clock("data"):
+        demo.write_tables()
+    with demo.clock("first forecasts"):
+        demo.first_forecasts()
+    decisions = demo.build_champion()
+    with demo.clock("new sensors"):
+        new_decisions = demo.add_sensors()
+    with demo.clock("28 nights"):
+        manifests = demo.score_nights()
+    with demo.clock("monitor"):
+        page = demo.monitor()
+    with demo.clock("compare"):
+        scores, forecasts = demo.scores()
+    show(demo, Results(scores, forecasts, decisions, new_decisions, manifests, page))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from forecast.config import FinetuneSettings
+from forecast.config import TuningSettings
 from forecast.models.adapters import optimiser, stacked
 from forecast.models.adapters.origins import (
     Pass,
@@ -68,7 +68,7 @@ class _Memory(NamedTuple):
 class Examples(ABC):
     """The latest origins of G series. An origin is named by how many steps it lies before the last usable one."""
 
-    def __init__(self, group: SeriesGroup[Member], settings: FinetuneSettings) -> None:
+    def __init__(self, group: SeriesGroup[Member], settings: TuningSettings) -> None:
         self.network, self.data, self.settings = group.network, group.data, settings
         self.series, self.usable = (
             torch.from_numpy(values).to(self.data.device) for values in (group.series, group.usable)
@@ -101,7 +101,7 @@ class Examples(ABC):
 class CachedExamples(Examples):
     """Examples of a frozen encoder: the decoder's inputs are computed once and cached."""
 
-    def __init__(self, group: SeriesGroup[Member], settings: FinetuneSettings, judged: Int[Tensor, " origin"]) -> None:
+    def __init__(self, group: SeriesGroup[Member], settings: TuningSettings, judged: Int[Tensor, " origin"]) -> None:
         """Run the network once: over the latest origins, or some of them if they are many, and over those `judged`."""
         super().__init__(group, settings)
         network, shape, every = self.network, self.network.shape, origin_stride(self.network.shape)
@@ -210,7 +210,7 @@ class FullExamples(Examples):
         return Scored(*(values.unflatten(0, first.shape) for values in (arguments, target, weight)))
 
 
-def group_numbers(network: AnyTunable, settings: FinetuneSettings) -> int:
+def group_numbers(network: AnyTunable, settings: TuningSettings) -> int:
     """Return about how many numbers are held for each series of a group."""
     shape = network.shape
     if settings.kind in stacked.FROZEN:

@@ -21,6 +21,7 @@ PRESETS = {
     "etth1": (96, 24, "1h"),
     "etth2": (96, 24, "1h"),
     "exchange_rate": (96, 1, "1d"),
+    "auckland": (24, 168, "1h"),
     "nyc_flights": (168, 168, "1h"),
     "nyc_weather": (24, 24, "1h"),
 }
