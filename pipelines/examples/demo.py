@@ -241,7 +241,7 @@ def run(folder: Path, overrides: Sequence[str]) -> None:
     decisions = demo.build_champion()
     with demo.clock("new sensors"):
         new_decisions = demo.add_sensors()
-    with demo.clock("28 nights"):
+    with demo.clock("nights"):
         manifests = demo.score_nights()
     with demo.clock("monitor"):
         page = demo.monitor()

