@@ -8,27 +8,14 @@ processed by one process at a time, and completed once.
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from forecast.data.sources.database import Database, transaction
-from forecast.errors import LedgerError, OutputError
-from forecast.redaction import without_password
+from forecast.errors import LedgerError
 from pipelines.jobs import processes
+from pipelines.jobs.ledger_database import LedgerDatabase
 from pipelines.jobs.ledger_entry import Entry, Job, Status, moment_of
-from pipelines.jobs.ledger_schema import (
-    ADDED,
-    COLUMNS,
-    KEY,
-    LATEST,
-    VERSION,
-    WORK,
-    create_indices,
-    find_sql,
-    is_prepared,
-)
+from pipelines.jobs.ledger_schema import LATEST, WORK, find_sql
 
 SKEW: Final = timedelta(minutes=5)
 """Largest tolerated difference between the clocks of two hosts; later times are in the future."""
@@ -37,11 +24,6 @@ _DUE: Final = "due"
 is needed; a time alone: when it was sent."""
 _WRITTEN: Final = ("done", "failed", "waiting")
 _DAMAGED: Final = datetime(9999, 1, 1, tzinfo=UTC)
-_ANSWER_SECONDS: Final = 60.0
-"""Longest duration of a statement."""
-_LOCK_SECONDS: Final = 10.0
-"""Longest wait for the lock; transactions of other processes take milliseconds."""
-_LOCK: Final = 7_211_061  # arbitrary, the same in all processes
 
 
 class Ledger:
@@ -49,6 +31,7 @@ class Ledger:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._database = LedgerDatabase(uri)
 
     def begin(self, job: Job, pid: int | None = None) -> Entry:
         """Record the start of a job, and return its entry; if its slot is completed, the entry of that attempt.
@@ -56,7 +39,7 @@ class Ledger:
         A slot that waits for its data keeps its entry. Raises LedgerError if another process works on it.
         """
         pid = os.getpid() if pid is None else pid
-        with self._open() as database:
+        with self._database.open() as database:
             if job.slot and (before := find_sql(database, "schedule = ? and slot = ?", [job.schedule, job.slot])):
                 if before[0].status == "done":
                     return before[0]
@@ -91,7 +74,7 @@ class Ledger:
 
         Earlier attempts that failed before their cutoff or model was known get the same key.
         """
-        with self._open() as database:
+        with self._database.open() as database:
             row = find_sql(database, "id = ?", [entry])[0]
             condition = "flow = ? and dataset = ? and config_digest = ? and schedule = ? and slot = ?"
             values = [row.flow, row.dataset, row.config_digest, row.schedule, row.slot]
@@ -105,17 +88,17 @@ class Ledger:
 
     def relink(self, before: str, mlflow: str) -> None:
         """Replace the id or page `before` of a run in MLflow by another one."""
-        with self._open() as database:
+        with self._database.open() as database:
             database.execute("update gatecast_runs set mlflow = ? where mlflow = ?", [mlflow, before])
 
     def beat(self, entry: int) -> None:
         """Record a heartbeat of a job."""
-        with self._open() as database:
+        with self._database.open() as database:
             database.execute("update gatecast_runs set heartbeat = ? where id = ?", [_now(), entry])
 
     def end(self, entry: int, status: Status, exit_code: int, error: str = "") -> None:
         """Record the end of a job."""
-        with self._open() as database:
+        with self._database.open() as database:
             started = find_sql(database, "id = ?", [entry])[0].started
             seconds = (datetime.now(UTC) - started).total_seconds()
             values = [status, _now(), max(seconds, 0.0), exit_code, error[:5000], entry]
@@ -156,13 +139,13 @@ class Ledger:
             conditions.append(f"not exists (select 1 from gatecast_runs o where o.id > r.id and {same_work})")
         where = " and ".join(conditions)
         is_stored = status in (None, *_WRITTEN)
-        with self._read() as database:
+        with self._database.read() as database:
             rows = find_sql(database, where, values, limit if is_stored else None)
         return [entry for entry in rows if status in (None, entry.status)][:limit]
 
     def get(self, entry: int) -> Entry:
         """Return an attempt. Raises LedgerError for an unknown number."""
-        with self._read() as database:
+        with self._database.read() as database:
             rows = find_sql(database, "id = ?", [entry])
         if not rows:
             raise LedgerError(f"{self.shown}: there is no run {entry}; `forecast runs list` shows those there are")
@@ -170,13 +153,13 @@ class Ledger:
 
     def latest(self, schedule: str, slot: str) -> Entry | None:
         """Return the latest attempt at a slot."""
-        with self._read() as database:
+        with self._database.read() as database:
             rows = find_sql(database, "schedule = ? and slot = ?", [schedule, slot])
         return rows[0] if rows else None
 
     def slots(self, schedule: str, first: str, last: str) -> dict[str, Entry]:
         """Return the latest attempt at each slot from `first` to `last`."""
-        with self._read() as database:
+        with self._database.read() as database:
             rows = find_sql(database, "schedule = ? and slot between ? and ?", [schedule, first, last])
         return {entry.slot: entry for entry in reversed(rows)}
 
@@ -185,7 +168,7 @@ class Ledger:
 
         A damaged row counts as settled until the far future, so that its schedule is shown as stopped.
         """
-        with self._read() as database:
+        with self._database.read() as database:
             rows = database.execute("select settled from gatecast_schedules where name = ?", [schedule])
         return (moment_of(rows[0]["settled"]) or _DAMAGED) if rows else None
 
@@ -197,7 +180,7 @@ class Ledger:
         if moment > datetime.now(UTC) + SKEW:
             raise LedgerError(f"{schedule}: can't be settled until {moment.isoformat()}, which is in the future")
         text = moment.astimezone(UTC).isoformat()
-        with self._open() as database:
+        with self._database.open() as database:
             if not database.execute("select 1 as one from gatecast_schedules where name = ?", [schedule]):
                 database.execute("insert into gatecast_schedules (name, settled) values (?, ?)", [schedule, text])
             later = "update gatecast_schedules set settled = ? where name = ? and settled < ?"
@@ -211,7 +194,7 @@ class Ledger:
         text = moment.astimezone(UTC).isoformat()
         future = "schedule = ? and slot > ? and status <> 'running'"
         values = [schedule, datetime.now(UTC).isoformat(timespec="seconds")]
-        with self._open() as database:
+        with self._database.open() as database:
             database.execute("update gatecast_schedules set settled = ? where name = ?", [text, schedule])
             ids = database.execute(f"select id from gatecast_runs where {future}", values)
             database.execute(f"update gatecast_runs set slot = '', notice = '' where {future}", values)
@@ -220,21 +203,21 @@ class Ledger:
     def refused(self, schedule: str, exit_code: int) -> list[Entry]:
         """Return the latest attempts at slots that ended with an exit code, by slot."""
         where = "schedule = ? and slot <> '' and exit_code = ? and status = 'failed'"
-        with self._open() as database:
+        with self._database.open() as database:
             entries = find_sql(database, f"{where} and {LATEST}", [schedule, exit_code])
         return sorted(entries, key=lambda entry: entry.slot)
 
     def notices(self, schedule: str) -> list[Entry]:
         """Return the latest attempts at slots with an unsent, unclaimed notice, oldest first."""
         where = f"schedule = ? and slot <> '' and notice >= ? and notice < ? and {LATEST}"
-        with self._open() as database:
+        with self._database.open() as database:
             return find_sql(database, where, [schedule, _DUE, f"{_DUE} {_now()}"])[::-1]
 
     def claim_notice(self, entry: int, seconds: float) -> bool:
         """Claim a notice for some seconds; return whether it is unsent and unclaimed."""
         until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
         open_ = "id = ? and notice >= ? and notice < ?"
-        with self._open() as database:
+        with self._database.open() as database:
             values = [entry, _DUE, f"{_DUE} {_now()}"]
             if not database.execute(f"select id from gatecast_runs where {open_}", values):
                 return False
@@ -244,12 +227,12 @@ class Ledger:
     def postpone_notice(self, entry: int, seconds: float) -> None:
         """Record that a notice was not delivered and is to be sent again, after some seconds."""
         until = _text(datetime.now(UTC) + timedelta(seconds=seconds))
-        with self._open() as database:
+        with self._database.open() as database:
             database.execute("update gatecast_runs set notice = ? where id = ?", [f"{_DUE} {until}", entry])
 
     def close_notice(self, entry: int) -> None:
         """Record that the notice of an attempt was sent; earlier attempts at its slot need none."""
-        with self._open() as database:
+        with self._database.open() as database:
             slot = database.execute("select schedule, slot from gatecast_runs where id = ?", [entry])
             if slot:
                 values = [_now(), slot[0]["schedule"], slot[0]["slot"], entry]
@@ -259,71 +242,7 @@ class Ledger:
     @property
     def shown(self) -> str:
         """The URI without its password."""
-        return f"{KEY}={without_password(self.uri)}"
-
-    @contextmanager
-    def _open(self) -> Iterator[Database]:
-        """Yield a transaction, one at a time over all processes, in a database with the tables of the ledger."""
-        with self._transaction(writes=True) as database:
-            database.acquire_lock(_LOCK, _LOCK_SECONDS)
-            self._prepare(database)
-            yield database
-
-    @contextmanager
-    def _read(self) -> Iterator[Database]:
-        """Yield a transaction that waits for no other; an empty ledger if the tables do not exist."""
-        with self._transaction(writes=False) as database:
-            if not database.has_table("gatecast_ledger"):
-                yield _Nothing(database)
-                return
-            if is_prepared(database):
-                yield database
-                return
-        with self._open() as database:
-            yield database
-
-    @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[Database]:
-        try:
-            with transaction(self.uri, KEY, writes=writes, private=True, limit=_ANSWER_SECONDS) as database:
-                database.limit_waits(_LOCK_SECONDS)
-                yield database
-        except OutputError as error:
-            raise LedgerError(f"the ledger does not answer: {error}") from None
-
-    def _prepare(self, database: Database) -> None:
-        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        database.execute("create table if not exists gatecast_ledger (version bigint)")
-        versions = database.execute("select version from gatecast_ledger")
-        if not versions:
-            database.execute("insert into gatecast_ledger (version) values (?)", [VERSION])
-            database.execute(f"create table gatecast_runs ({columns})")
-            create_indices(database)
-            database.execute("create table gatecast_schedules (name text primary key, settled text)")
-        elif versions[0]["version"] < VERSION:
-            # A row with all columns, even for an empty table.
-            query = "select r.* from (select 1 as one) o left join (select * from gatecast_runs limit 1) r on 1 = 1"
-            (row,) = database.execute(query)
-            for name in (name for number in sorted(ADDED) for name in ADDED[number] if name not in row):
-                database.execute(f"alter table gatecast_runs add column {name} text default ''")
-            create_indices(database)
-            database.execute("update gatecast_ledger set version = ?", [VERSION])
-        elif versions[0]["version"] > VERSION:
-            raise LedgerError(
-                f"{self.shown} has the format {versions[0]['version']}, this gatecast reads {VERSION}; "
-                f"use the gatecast that wrote it, or another {KEY}"
-            )
-
-
-class _Nothing(Database):
-    """An empty ledger, for reading before the first use."""
-
-    def __init__(self, database: Database) -> None:
-        vars(self).update(vars(database))
-
-    def execute(self, _statement: str, _values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return no rows."""
-        return []
+        return self._database.shown
 
 
 def _who(entry: Entry) -> str:

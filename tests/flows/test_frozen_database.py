@@ -92,12 +92,12 @@ def test_a_commit_without_an_answer_is_an_error(postgresql: str) -> None:
 def test_a_ledger_does_not_wait_for_a_backend_that_hangs_alone(
     postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.jobs.ledger._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("pipelines.jobs.ledger_database._ANSWER_SECONDS", 3.0)
     shared = Ledger(postgresql)
     entry = shared.begin(Job(flow="score", config={}))
     with (
         pytest.raises(LedgerError, match="no answer within"),
-        shared._open() as client,
+        shared._database.open() as client,
         frozen(backend(client)),
     ):
         client.execute("select * from gatecast_runs")
