@@ -129,6 +129,12 @@ class Segments(NamedTuple):
     end: int
     length: int
 
+    @classmethod
+    def of(cls, batch: Batch, shape: NetworkShape, first: int = 0) -> Self:
+        """Return the whole segments of windows from step `first` up to the horizon."""
+        length = shape.segment_length
+        return cls(first, (batch.target.shape[1] - shape.horizon) // length * length, length)
+
     @property
     def n_segments(self) -> int:
         """Number of segments."""

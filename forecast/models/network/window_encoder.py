@@ -157,7 +157,7 @@ class WindowEncoder(nn.Module):
         )
         statistics = self._anchor(statistics)
         previous = previous_sums.last.to(batch.target.dtype)
-        inputs = self._inputs(batch, self._segments(batch, lead), statistics, static, future, previous)
+        inputs = self._inputs(batch, Segments.of(batch, self.shape, lead), statistics, static, future, previous)
         states, carry = self.encoder(inputs, past.carry)
         return statistics, states, EncoderState(carry, totals.absolute(batch.level))
 
@@ -174,7 +174,7 @@ class WindowEncoder(nn.Module):
                 statistics = statistics._replace(
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
-            states, _ = self.encoder(self._inputs(batch, self._segments(batch), statistics, static, future))
+            states, _ = self.encoder(self._inputs(batch, Segments.of(batch, self.shape), statistics, static, future))
             state = states[:, (origin_steps + 1) // self.shape.segment_length - 1]
         else:
             assert self.attention is None
@@ -215,11 +215,6 @@ class WindowEncoder(nn.Module):
     def _moments(self, first: int, count: int) -> Moments:
         """Return mean and scale of `count` covariates, of which past ones come first, then known and static ones."""
         return Moments(self.covariate_mean[first : first + count], self.covariate_scale[first : first + count])
-
-    def _segments(self, batch: Batch, first: int = 0) -> Segments:
-        """Return the whole segments of a batch from step `first` on."""
-        length = self.shape.segment_length
-        return Segments(first, (batch.target.shape[1] - self.shape.horizon) // length * length, length)
 
     def _inputs(
         self,
