@@ -27,7 +27,7 @@ def sales(table: Callable[..., pl.DataFrame], weekly: Callable[..., dict[str, np
 
 @pytest.fixture(scope="module")
 def fitted(sales: pl.DataFrame) -> FitResult:
-    return fc.train(sales, horizon=7, fit=QUICK)
+    return fc.train(sales, horizon=7, model={"hidden_size": 4, "smoothing": False, "init": None}, fit=QUICK)
 
 
 @pytest.fixture(scope="module")

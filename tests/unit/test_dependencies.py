@@ -1,6 +1,7 @@
 """What is imported is declared."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 _HERE = {"benchmarks", "docs", "forecast", "pipelines"}
 
 
+distributions = functools.cache(packages_distributions)
+
+
+@functools.cache
 def imported(folder: str) -> set[str]:
     """Return the modules that the files of a folder import, at the top or inside of functions."""
     files = [*(ROOT / folder).rglob("*.py")]
@@ -39,12 +44,10 @@ def _normal(name: str) -> str:
 
 @pytest.mark.parametrize("folder", ["forecast", "pipelines", "docs", "tests"])
 def test_every_import_is_of_a_declared_distribution(folder: str) -> None:
-    distributions, names = packages_distributions(), declared(extras=True, development=folder == "tests")
-    modules = imported(folder)
-    assert not {m for m in modules if not {_normal(name) for name in distributions.get(m, [m])} & names}
+    names, modules = declared(extras=True, development=folder == "tests"), imported(folder)
+    assert not {m for m in modules if not {_normal(name) for name in distributions().get(m, [m])} & names}
 
 
 def test_every_dependency_of_the_package_is_imported() -> None:
-    distributions = packages_distributions()
     modules = imported("forecast") | imported("pipelines")
-    assert declared(extras=False) <= {_normal(name) for module in modules for name in distributions.get(module, [])}
+    assert declared(extras=False) <= {_normal(name) for module in modules for name in distributions().get(module, [])}

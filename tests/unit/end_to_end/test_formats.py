@@ -24,7 +24,14 @@ LOADS = {
 DATA = {"freq": "1d"}
 QUICK: dict[str, Any] = {
     "context_length": 14,
-    "model": {"hidden_size": 4, "decoder_size": 4, "transform": "none", "anchor": "level"},
+    "model": {
+        "hidden_size": 4,
+        "decoder_size": 4,
+        "transform": "none",
+        "anchor": "level",
+        "smoothing": False,
+        "init": None,
+    },
     "fit": {"max_steps": 0, "holdout_windows": 0, "validation_windows": 1, "accelerator": "cpu"},
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,10 @@ from forecast.config import SourceConfig
 from forecast.errors import DataError
 
 ZONE = "Europe/Berlin"
-QUICK = {"max_steps": 0}
+QUICK: dict[str, Any] = {
+    "model": {"hidden_size": 4, "smoothing": False, "init": None},
+    "fit": {"max_steps": 0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +35,12 @@ def zoned(naive: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def of_zoned(zoned: pl.DataFrame) -> Artifact:
-    return fc.train(zoned, horizon=7, fit=QUICK).artifact
+    return fc.train(zoned, horizon=7, **QUICK).artifact
 
 
 @pytest.fixture(scope="module")
 def of_local(naive: pl.DataFrame) -> Artifact:
-    return fc.train(naive, horizon=7, data={"time_zone": ZONE}, fit=QUICK).artifact
+    return fc.train(naive, horizon=7, data={"time_zone": ZONE}, **QUICK).artifact
 
 
 def kinds(table: pl.DataFrame, folder: Path) -> list[object]:
@@ -65,7 +69,7 @@ def test_a_table_without_a_zone_is_refused_where_training_had_one(
 def test_a_table_with_a_zone_is_refused_where_training_had_none(
     zoned: pl.DataFrame, naive: pl.DataFrame, tmp_path: Path
 ) -> None:
-    artifact = fc.train(naive, horizon=7, fit=QUICK).artifact
+    artifact = fc.train(naive, horizon=7, **QUICK).artifact
     for table in kinds(zoned, tmp_path):
         with pytest.raises(DataError, match="that the model was trained on had no time zone; drop the time zone"):
             fc.forecast(artifact, table)
@@ -105,7 +109,7 @@ def test_a_prepared_panel_keeps_what_its_table_had(
     # Who prepared it has said which zone it is.
     fc.prepare(naive, tmp_path / "local", horizon=7, data={"time_zone": ZONE})
     assert fc.forecast(of_zoned, tmp_path / "local").frame.equals(expected)
-    again = fc.train(tmp_path / "zoned", horizon=7, fit=QUICK).artifact
+    again = fc.train(tmp_path / "zoned", horizon=7, **QUICK).artifact
     assert again.data.local_time is False
     again.save(tmp_path / "model")
     assert load_artifact(tmp_path / "model").data.local_time is False
