@@ -213,14 +213,17 @@ class Schedule(Config):
     def _local(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Yield what the local clock shows when cron is due, from before `after` until after `until`."""
         trigger = CronTrigger(**_cron_fields(self.cron), timezone=UTC)
-        around = timedelta(hours=3)  # longer than any clock change
-        time, last = (
-            moment.astimezone(self.zone).replace(tzinfo=UTC) + shift
-            for moment, shift in ((after, -around), (until, around))
-        )
+        time = after.astimezone(self.zone).replace(tzinfo=UTC) - self._margin(after)
+        last = until.astimezone(self.zone).replace(tzinfo=UTC) + self._margin(until)
         while (due := trigger.get_next_fire_time(None, time)) and due <= last:
             yield due.replace(tzinfo=None)
             time = due + timedelta(microseconds=1)
+
+    def _margin(self, moment: datetime) -> timedelta:
+        """Return a duration longer than any clock change if the local clock changes near a moment, else 0."""
+        margin = timedelta(hours=3)
+        offsets = {(moment + shift).astimezone(self.zone).utcoffset() for shift in (-margin, timedelta(0), margin)}
+        return margin if len(offsets) > 1 else timedelta(0)
 
     def _end(self, day: date) -> datetime:
         return datetime.combine(day, clock_time(23, 59, 59), self.zone)

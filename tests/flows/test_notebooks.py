@@ -28,8 +28,9 @@ def kernel() -> Iterator[KernelManager]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_and_draws(name: str, kernel: KernelManager, tmp_path: Path) -> None:
+def test_a_notebook_runs_and_draws(name: str, kernel: KernelManager, store_template: Path, tmp_path: Path) -> None:
     shutil.copy(NOTEBOOKS / "panel.py", tmp_path)
+    shutil.copy(store_template, tmp_path / "mlflow.db")
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     alone = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
     notebook.cells.insert(0, alone)

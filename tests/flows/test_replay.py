@@ -16,7 +16,8 @@ DAYS = 14
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay") / "out"
-    done = succeed("replay", f"replay.days={DAYS}", f"output.path={folder}", "fit.max_steps=0")
+    small = "fit.max_steps=0", "fit.final=false", "model.init=none", "model.hidden_size=8", "window.context_length=168"
+    done = succeed("replay", f"replay.days={DAYS}", f"output.path={folder}", *small)
     (folder / "story.txt").write_text(done.out)
     return folder
 
