@@ -131,24 +131,15 @@ def test_an_ensemble_is_one_graph() -> None:
     assert_same(made, made.shape)
 
 
-@pytest.mark.parametrize(
-    ("shape", "context", "second_season", "levels"),
-    [({}, 64, 0, (0.1, 0.5, 0.9)), ({"season_length": 7, "horizon": 70}, 128, 35, (0.05, 0.25, 0.5, 0.95))],
-)
-def test_the_pretrained_network_is_a_graph(
-    shape: dict[str, Any], context: int, second_season: int, levels: tuple[float, ...]
-) -> None:
-    made = pretrained(shape, context, second_season, quantile_levels=levels)
+def test_the_pretrained_network_is_a_graph() -> None:
+    """With two seasons; with one and covariates, see the tests of its covariates."""
+    made = pretrained({"season_length": 7, "horizon": 70}, 128, 35, quantile_levels=(0.05, 0.25, 0.5, 0.95))
     assert_same(made, made.shape, 1e-4)
 
 
-def test_a_mean_with_the_pretrained_network_is_a_graph() -> None:
-    made = Ensemble([network({"context_length": 168}), pretrained({}, 64)], [0.7, 0.3]).eval()
-    assert_same(made, made.shape, 1e-4)
-
-
-def test_the_pretrained_network_is_a_graph_on_a_logarithmic_scale_and_levels_go_to_torch() -> None:
-    made = Ensemble([network({"unit": 0.5}), pretrained({"unit": 0.5}, 64)], [0.5, 0.5]).eval()
+def test_a_mean_with_the_pretrained_network_is_a_graph_on_a_logarithmic_scale_and_levels_go_to_torch() -> None:
+    members = [network({"unit": 0.5, "context_length": 168}), pretrained({"unit": 0.5}, 64)]
+    made = Ensemble(members, [0.7, 0.3]).eval()
     graph = assert_same(made, made.shape, 1e-4)
     level = torch.full((7,), 9.0, dtype=torch.float64)
     windows = batch(made.shape, 7)._replace(level=level)
