@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
@@ -38,6 +39,8 @@ from pipelines.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from pipelines.notify import NotifyConfig
 
 FIRST: Final = date(2013, 9, 9)
 """The first replayed day, a Monday; the year before it is history."""
@@ -340,10 +343,13 @@ class Replay:
     def _midnight(self, day: date) -> datetime:
         return datetime.combine(day, datetime.min.time(), self._zone).astimezone(UTC)
 
+    @cached_property
+    def _schedules(self) -> "tuple[dict[str, Schedule], NotifyConfig]":
+        return read(self._folder / "schedule.yaml")
+
     def _scheduler(self, **settings: Any) -> Scheduler:
-        path = self._folder / "schedule.yaml"
-        config = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(path=str(path), **settings))
-        return Scheduler(config, *read(path), jobs=InProcess(self._ledger_uri, self._verb))
+        config = SchedulerConfig(ledger=self._ledger, schedule=ScheduleSettings(**settings))
+        return Scheduler(config, *self._schedules, jobs=InProcess(self._ledger_uri, self._verb))
 
     def _entries(self, after: int = 0, **only: Any) -> "list[Any]":
         """Return the jobs in the ledger, newest first."""
