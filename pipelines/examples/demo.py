@@ -36,7 +36,6 @@ TODAY: Final = datetime(2025, 8, 18)
 """Midnight after the last hour of the first table."""
 START, NIGHTS, WEEKS_OF_NEW = datetime(2024, 1, 1), 28, 4
 NAME: Final = "auckland"
-BUILT_IN: Final = "gatecast-nano"
 
 
 class Clock:
@@ -85,6 +84,7 @@ class Demo:
 
     def first_forecasts(self) -> None:
         """Forecast with the network of the package: no training, no registered model."""
+        from forecast.checkpoints import NANO
         from pipelines import score
 
         horizon = f"window.horizon={self.training.window.horizon}"
@@ -96,7 +96,7 @@ class Demo:
             horizon,
             output,
         ]
-        outcome = score.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={BUILT_IN}"])))
+        outcome = score.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={NANO}"])))
         outcome.check()
         print(f"{outcome.version}: {outcome.line}")
 
@@ -182,30 +182,22 @@ class Demo:
         import polars as pl
 
         import forecast as fc
+        from forecast.api import read
+        from forecast.backtesting.result import Contender
+        from forecast.checkpoints import NANO
         from forecast.datasets.auckland import NEW_SENSORS
-        from forecast.names import MODEL, SERIES_ID
+        from forecast.names import SERIES_ID
         from pipelines import backtest
 
-        arguments = [f"data.path={self.later}", "registry.alias=champion", f"backtest.cutoffs={self.nights}"]
-        config = self._config(BacktestConfig, "backtest", *arguments)
-        _, line, result = backtest.run(config)
-        print(f"four weeks: {line}")
         data = self.training.data.model_dump(include={"freq", "season_length"})
-        built_in = fc.pretrained(BUILT_IN, self.later, horizon=self.training.window.horizon, data=data)
-        zero_shot = fc.backtest(built_in, self.later, cutoffs=self.nights)
-        scores, forecasts = (
-            pl.concat(
-                [
-                    tables[0],
-                    tables[1].filter(pl.col(MODEL) == "pretrained").with_columns(pl.lit(BUILT_IN).alias(MODEL)),
-                ],
-                how="diagonal_relaxed",
-            )
-            for tables in ((result.scores, zero_shot.scores), (result.forecasts, zero_shot.forecasts))
-        )
+        built_in = fc.pretrained(NANO, self.later, horizon=self.training.window.horizon, data=data)
+        others = {NANO: Contender(built_in, read(built_in, self.later).panel)}
+        arguments = [f"data.path={self.later}", "registry.alias=champion", f"backtest.cutoffs={self.nights}"]
+        _, line, result = backtest.run(self._config(BacktestConfig, "backtest", *arguments), others)
+        print(f"four weeks: {line}")
         is_new = pl.col(SERIES_ID).is_in(NEW_SENSORS)
         group = pl.when(is_new).then(pl.lit("new")).otherwise(pl.lit("first")).alias("group")
-        return scores.with_columns(group), forecasts
+        return result.scores.with_columns(group), result.forecasts
 
     def open_registry(self) -> "Registry":
         """Return the registry of the demo."""

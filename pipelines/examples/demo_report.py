@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from forecast.checkpoints import NANO
 from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
-from pipelines.examples.demo import BUILT_IN, NIGHTS, WEEKS_OF_NEW, Demo
+from pipelines.examples.demo import NIGHTS, WEEKS_OF_NEW, Demo
 from pipelines.jobs import console
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 GROUP: Final = "group"
 """Column of the scores: the first sensors, or those that came later."""
 _SHOWN_NIGHTS: Final = 7
-_SHOWN: Final = (BUILT_IN, SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE)
+_SHOWN: Final = (NANO, SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE)
 
 
 class Results(NamedTuple):
@@ -76,7 +77,7 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
     tuned, n_first = (results.decisions["reason"] == "tuned").sum(), results.decisions.height
     new_tuned, n_new = (results.new_decisions["reason"] == "tuned").sum(), results.new_decisions.height
     sentences = [
-        f"Without training, {BUILT_IN} has {change(first, BUILT_IN, SOURCE_SEASONAL_NAIVE)} quantile loss than the "
+        f"Without training, {NANO} has {change(first, NANO, SOURCE_SEASONAL_NAIVE)} quantile loss than the "
         "same hour a week before.",
         f"The champion has {change(first, champion, SOURCE_SEASONAL_NAIVE)}, on the {n_first} sensors that it was "
         "trained on.",
