@@ -4,7 +4,7 @@
 training part alone, and scores on the test part, which nothing before has seen. TASK may be the beginning of several:
 `m4`, `etth1`. KEY=VALUE are settings as of `forecast train`. The data are folders of `GATECAST_BENCH_DATA`
 (`../shared/data` beside the checkout when not set) with train.parquet and test.parquet, or data.parquet: columns
-series_id, timestamp, value. NYC flights are those of `forecast data nyc-flights demo`.
+series_id, timestamp, value. NYC flights are those of `forecast data nyc-flights flights`.
 """
 
 import argparse
@@ -288,7 +288,7 @@ TASKS: dict[str, Task] = {
         bars={},
         settings=("data.until='2013-12-03 23:00:00'", "fit.holdout_windows=0"),
         files={"data.path": "panel.parquet"},
-        folder=ROOT / "demo",
+        folder=ROOT / "flights",
     ),
     **{f"{preset}_{h}": _long(preset, position) for preset in LONG_BARS for position, h in enumerate(HORIZONS)},
     "ablation": Task(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import Version
 
 USAGE: Final = """usage: forecast demo [OUT] [KEY=VALUE ...]
 
@@ -115,27 +116,32 @@ class Demo:
             config = self._config(FinetuneConfig, "finetune", f"data.path={self.today}", holdout)
             tuned, line, decisions = finetune.run(config)
             print(f"{tuned} (fine_tuned): {line}")
-        try:
-            self._promote(tuned.number)
-        except GateRefused as refusal:
-            print(f"{tuned} is not promoted: {refusal}")
-            self._promote(base.number)
+        judging = [f"data.path={self.today}", f"backtest.n_windows={self.training.fit.holdout_windows}"]
+        with self.clock("backtest, promote"):
+            if not self._promote(tuned, judging):
+                self._promote(base, judging)
         return decisions
 
-    def _promote(self, version: int) -> None:
+    def _promote(self, version: "Version", judging: list[str]) -> bool:
+        """Backtest a version and return whether it becomes champion."""
         from pipelines import backtest, promote
 
-        alias, windows = f"registry.alias={version}", f"backtest.n_windows={self.training.fit.holdout_windows}"
-        with self.clock("backtest"):
-            arguments = [f"data.path={self.today}", alias, windows]
-            judged, line, _ = backtest.run(self._config(BacktestConfig, "backtest", *arguments))
-            print(f"{judged}: {line}")
-        with self.clock("promote"):
-            champion, verdict = promote.run(self._config(PromoteConfig, "promote", alias))
-            print(f"{champion} is champion: {verdict}")
+        alias = f"registry.alias={version.number}"
+        _, line, _ = backtest.run(self._config(BacktestConfig, "backtest", alias, *judging))
+        print(f"{version}: {line}")
+        try:
+            _, verdict = promote.run(self._config(PromoteConfig, "promote", alias))
+        except GateRefused as refusal:
+            print(f"{version} is not promoted: {refusal}")
+            return False
+        print(f"{version} is champion: {verdict}")
+        return True
 
     def add_sensors(self) -> "pl.DataFrame":
-        """Fine-tune the champion for the new sensors, by their history of four weeks; return the decisions."""
+        """Fine-tune the champion for the new sensors, by their history of four weeks, and promote it if it is better.
+
+        Return the decisions of the gate of fine-tuning.
+        """
         import polars as pl
 
         from forecast.datasets.auckland import NEW_SENSORS
@@ -145,11 +151,13 @@ class Demo:
         champion = self.open_registry().find(CHAMPION)
         incremental = champion is not None and champion.kind == SOURCE_FINE_TUNED
         until = f"data.until={TODAY - timedelta(hours=1):%Y-%m-%dT%H:%M:%S}"
-        arguments = [f"data.path={self.later}", until, "registry.alias=champion"]
-        config = self._config(FinetuneConfig, "finetune", *arguments)
+        arguments = [f"data.path={self.later}", until]
+        config = self._config(FinetuneConfig, "finetune", "registry.alias=champion", *arguments)
         settings = config.finetune.model_copy(update={"series": NEW_SENSORS, "incremental": incremental})
         version, line, decisions = finetune.run(config.model_copy(update={"finetune": settings}))
         print(f"{version} (new sensors): {line}")
+        if (decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))["reason"] == "tuned").any():
+            self._promote(version, arguments)
         return decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))
 
     def score_nights(self) -> "list[dict[str, Any]]":

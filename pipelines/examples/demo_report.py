@@ -66,14 +66,15 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
 
     from forecast.names import MODEL
 
+    def losses(group: str) -> dict[str, float]:
+        return dict(groups.filter(pl.col(GROUP) == group).select(MODEL, "wql").iter_rows())
+
     def change(group: str, model: str, reference: str) -> str:
-        loss = dict(groups.filter(pl.col(GROUP) == group).select(MODEL, "wql").iter_rows())
-        share = loss[model] / loss[reference] - 1
+        share = losses(group)[model] / losses(group)[reference] - 1
         return f"{abs(share):.1%} {'less' if share < 0 else 'more'}"
 
     first, new = sorted(groups[GROUP].unique(), key=lambda name: "new" in name)
-    models = groups.filter(pl.col(GROUP) == first)[MODEL].to_list()
-    champion = SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in models else SOURCE_PRETRAINED
+    champion = SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in losses(first) else SOURCE_PRETRAINED
     tuned, n_first = (results.decisions["reason"] == "tuned").sum(), results.decisions.height
     new_tuned, n_new = (results.new_decisions["reason"] == "tuned").sum(), results.new_decisions.height
     sentences = [
@@ -89,9 +90,15 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
         )
     sentences.append(
         f"The {n_new} new sensors are forecast from their first night, with {WEEKS_OF_NEW} weeks of history: "
-        f"{change(new, champion, SOURCE_SEASONAL_NAIVE)} loss than the same hour a week before. The gate of "
-        f"fine-tuning let {new_tuned} of the {n_new} leave the model of the panel."
+        f"{change(new, champion, SOURCE_SEASONAL_NAIVE)} loss than the same hour a week before."
     )
+    if not new_tuned:
+        sentences.append(f"Fine-tuning changed none of the {n_new}: their gate saw no gain in {WEEKS_OF_NEW} weeks.")
+    elif losses(new)[champion] == losses(new)[SOURCE_PRETRAINED]:
+        sentences.append(f"Fine-tuning changed {new_tuned} of the {n_new}; that version was not promoted.")
+    else:
+        share = change(new, champion, SOURCE_PRETRAINED)
+        sentences.append(f"Fine-tuning changed {new_tuned} of the {n_new}: {share} loss than before it.")
     return sentences
 
 
