@@ -92,7 +92,6 @@ class Demo:
         output = f"output.path={self.folder / 'first'}"
         arguments = [
             f"data.path={self.today}",
-            "data.holidays=NZ",
             f"registry.tracking_uri={self.uri}",
             horizon,
             output,
