@@ -131,7 +131,7 @@ class Demo:
         try:
             _, verdict = promote.run(self._config(PromoteConfig, "promote", alias))
         except GateRefused as refusal:
-            print(f"{version} is not promoted: {refusal}")
+            print(refusal)
             return False
         print(f"{version} is champion: {verdict}")
         return True
