@@ -26,7 +26,7 @@ from forecast.data.sources import database
 from forecast.errors import LedgerError, RegistryError
 from forecast.tracking import alias_lock as alias_lock_module
 from forecast.tracking.alias_lock import alias_lock
-from pipelines.jobs import ledger as ledger_module
+from pipelines.jobs import ledger_database
 from pipelines.jobs.ledger import Ledger
 from pipelines.jobs.ledger_entry import Entry, Job
 from pipelines.notify import verify
@@ -390,20 +390,20 @@ def test_a_ledger_in_postgresql(postgresql: str, promoted: Store, monkeypatch: p
 def test_a_lock_on_the_ledger_in_postgresql_stops_who_writes_and_nobody_who_reads(
     postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 1)
+    monkeypatch.setattr(ledger_database, "_LOCK_SECONDS", 1)
     monkeypatch.setattr(database, "_NOTICE_SECONDS", 0.2)
     shared = Ledger(postgresql)
     with database.transaction(postgresql, "ledger.uri") as client:
         client.execute("drop table if exists gatecast_ledger, gatecast_runs, gatecast_schedules")
     with database.transaction(postgresql, "ledger.uri") as client:
-        client.acquire_lock(ledger_module._LOCK)
+        client.acquire_lock(ledger_database._LOCK)
         assert shared.entries() == []  # Nobody has used it: to look at it takes no lock either.
         assert shared.settled("nightly") is None
         with pytest.raises(LedgerError, match="there is no run 1"):
             shared.get(1)
     entry = shared.begin(Job(flow="score", config={}))
     with database.transaction(postgresql, "ledger.uri") as client:
-        client.acquire_lock(ledger_module._LOCK)
+        client.acquire_lock(ledger_database._LOCK)
         assert entry.id in [other.id for other in shared.entries()]
         assert shared.get(entry.id).status == "running"
         with pytest.raises(LedgerError, match="another client has held its lock for 1 s"):
