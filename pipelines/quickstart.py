@@ -77,7 +77,7 @@ def _train_and_judge(start: Start, config: QuickstartConfig, first: "Artifact", 
         frames = {NANO: forecast_loaded(first, loaded).frame, TRAINED: forecast_loaded(model, trained).frame}
         forecasts = write_csv(frames, start.folder / FORECASTS)
         facts = {choice.role: choice.value for choice in start.layout.choices if choice.role != "series"}
-        write_page(start.folder / PAGE, start.path.name, facts, forecasts, result, model, trained)
+        write_page(start.folder / PAGE, start.path.name, facts, forecasts, result=result, model=model, loaded=trained)
         stage.note(page=start.folder / PAGE)
     if result is not None:
         print_accuracy(result)

@@ -78,6 +78,7 @@ def write_page(
     title: str,
     facts: Mapping[str, str],
     forecasts: "pl.DataFrame",
+    *,
     result: "BacktestResult | None",
     model: "Artifact",
     loaded: "Loaded",

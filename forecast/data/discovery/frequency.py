@@ -103,14 +103,14 @@ def default_horizon(frequency: Frequency, lengths: IntArray) -> tuple[int, str]:
     years; at most a quarter of a typical series.
     """
     if frequency.sub_daily:
-        usual, about = min(frequency.season_length, _LONGEST_DAY), "a day"
+        season_steps, about = min(frequency.season_length, _LONGEST_DAY), "a day"
     else:
         abouts = {"d": "two weeks", "bd": "two weeks", "w": "a quarter", "q": "two years", "y": "five years"}
-        usual, about = -(-_HORIZONS[frequency.unit] // frequency.n), abouts.get(frequency.unit, "a year")
+        season_steps, about = -(-_HORIZONS[frequency.unit] // frequency.n), abouts.get(frequency.unit, "a year")
     most = max(1, int(np.median(lengths)) // _LEAST_HORIZONS)
-    if usual <= most:
-        return max(1, usual), about
+    if season_steps <= most:
+        return max(1, season_steps), about
     return (
         most,
-        f"a quarter of a typical series, which has {int(np.median(lengths)):,} steps ({about} would be {usual})",
+        f"a quarter of a typical series, which has {int(np.median(lengths)):,} steps ({about} would be {season_steps})",
     )

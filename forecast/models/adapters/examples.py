@@ -114,24 +114,24 @@ class CachedExamples(Examples):
         parts: list[_Memory] = []
         places: list[Tensor] = []
 
-        def read(model: AnyTunable, given: Pass, wanted: Int[Tensor, " origin"], first: int) -> None:
+        def read(model: AnyTunable, windows: Pass, wanted: Int[Tensor, " origin"], first: int) -> None:
             """Keep what is told of the origins that are wanted; the first of them is at place `first`."""
-            slot = torch.searchsorted(wanted, given.ago).clamp(max=len(wanted) - 1)
-            here, local = torch.nonzero(wanted[slot] == given.ago, as_tuple=True)
-            reading = model.encode(given.batch, given.origins)
-            target, observed = targets(given.batch, reading.frame, given.origins, shape)
+            slot = torch.searchsorted(wanted, windows.ago).clamp(max=len(wanted) - 1)
+            here, local = torch.nonzero(wanted[slot] == windows.ago, as_tuple=True)
+            reading = model.encode(windows.batch, windows.origins)
+            target, observed = targets(windows.batch, reading.frame, windows.origins, shape)
             weight = loss_weights(target, observed, reading.frame, shape)
             light = each(model.trim(reading, decodes=True), lambda values: values[here, local][:, None])
             numbers = model.step_parameters(light)[:, 0]
             light = each(model.trim(light, decodes=decodes), lambda values: values[:, 0])
             parts.append(_Memory(light, numbers, target[here, local], weight[here, local]))
-            places.append(given.row[here] * count + first + slot[here, local])
+            places.append(windows.row[here] * count + first + slot[here, local])
 
         with torch.inference_mode():
-            for given in iter_windows(group, chunking(shape, last, every)):
-                read(self.fitting, given, self._fitted, 0)
-            for given in single_origin(group, self._judged.numpy()):
-                read(network, given, self._judged, len(self._fitted))
+            for windows in iter_windows(group, chunking(shape, last, every)):
+                read(self.fitting, windows, self._fitted, 0)
+            for windows in single_origin(group, self._judged.numpy()):
+                read(network, windows, self._judged, len(self._fitted))
         order = torch.cat(places).argsort().to(self.data.device)
         # Out of inference mode, so that gradients may pass.
         memory = join(parts)
