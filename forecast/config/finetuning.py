@@ -45,7 +45,7 @@ class FinetuneSettings(Config):
     short series."""
     holdout_windows: Annotated[Windows, auto_or_windows(0)] = "auto"
     """Horizons at the end of the panel reserved for backtests. `auto`: those that the base has not seen, at most
-    four."""
+    four, or as many as its training held out."""
     gate: Literal["pooled", "strict"] = "pooled"
     """Criterion for a series to use its adapter. `pooled`: its gain on the gate windows, shrunk towards the gain of all
     series, outweighs its risk. `strict`: its own gate windows alone. The default is `strict` if `min_gain` or

@@ -48,13 +48,21 @@ def device_of(settings: FinetuneSettings) -> str:
 
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
     """Return the settings with numbers of origins and windows resolved, the latter from the lengths of the series."""
-    unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
-    holdout = min(MAX_WINDOWS, unseen) if isinstance(settings.holdout_windows, str) else settings.holdout_windows
+    holdout = settings.holdout_windows
+    if isinstance(holdout, str):
+        holdout = _holdout_windows(artifact, panel)
     usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
     gate, report = plan_gate(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
     origins = _origin_steps(artifact, settings) if isinstance(settings.origins, str) else settings.origins
     counts = {"origins": origins, "holdout_windows": holdout, "gate_windows": gate, "report_windows": report}
     return TuningSettings.model_construct(**dict(settings) | counts)
+
+
+def _holdout_windows(artifact: Artifact, panel: Panel) -> int:
+    """Return the horizons that the base has not seen: at most four, or as many as its training held out."""
+    unseen = max(0, panel.last_index - artifact.trained_until) // artifact.horizon
+    of_base = (artifact.latest.trained_until - artifact.trained_until) // artifact.horizon
+    return min(max(MAX_WINDOWS, of_base), unseen)
 
 
 def _origin_steps(artifact: Artifact, settings: FinetuneSettings) -> int:

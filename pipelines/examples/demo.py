@@ -111,9 +111,7 @@ class Demo:
             base, line = train.run(self.training)
             print(f"{base} (pretrained): {line}")
         with self.clock("fine-tune"):
-            holdout = f"finetune.holdout_windows={self.training.fit.holdout_windows}"
-            config = self._config(FinetuneConfig, "finetune", f"data.path={self.today}", holdout)
-            tuned, line, decisions = finetune.run(config)
+            tuned, line, decisions = finetune.run(self._config(FinetuneConfig, "finetune", f"data.path={self.today}"))
             print(f"{tuned} (fine_tuned): {line}")
         judging = [f"data.path={self.today}", f"backtest.n_windows={self.training.fit.holdout_windows}"]
         with self.clock("backtest, promote"):

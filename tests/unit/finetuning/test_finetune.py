@@ -13,6 +13,7 @@ from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError
+from forecast.finetuning.eligibility import with_windows
 from forecast.finetuning.finetune import finetune
 from forecast.finetuning.head_group import PENALTIES
 from forecast.finetuning.result import TOO_SHORT, FinetuneResult
@@ -96,6 +97,19 @@ def test_every_series_has_one_decision_with_its_reason(tuned: FinetuneResult, pa
     gain = 1 - decisions["tuned_loss"] / decisions["base_loss"]
     with_loss = (decisions["base_loss"] > 0).fill_null(value=False)
     np.testing.assert_allclose(gain.filter(with_loss), decisions["gain"].filter(with_loss), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("unseen", "is_final", "windows"), [(0, False, 0), (7, False, 1), (49, False, 4), (49, True, 7)]
+)
+def test_what_training_held_out_stays_out(
+    base: FitResult, panel: Loaded, unseen: int, is_final: bool, windows: int
+) -> None:
+    end = panel.panel.last_index
+    artifact = replace(base.artifact, trained_until=end - unseen, final=None)
+    if is_final:
+        artifact = artifact.with_final(artifact.network, end)
+    assert with_windows(artifact, panel.panel, FinetuneSettings()).holdout_windows == windows
 
 
 @pytest.mark.parametrize("kind", ["head", "global"])
