@@ -131,11 +131,16 @@ def test_the_model_beats_seasonal_naive_and_its_fine_tuned_child_beats_the_model
 
 def test_the_same_settings_and_data_train_the_same_model_in_any_store(promoted: Store) -> None:
     other = f"registry.tracking_uri=sqlite:///{promoted.folder / 'other.db'}"
-    succeed("train", MODEL, f"data.path={promoted.table}", other, *TRAIN)
+    for setting in ([], [other]):
+        succeed("train", MODEL, f"data.path={promoted.table}", *setting, *TRAIN)
     twin = Registry(RegistryConfig(name=NAME, tracking_uri=other.partition("=")[2])).resolve(1)
-    pretrained = versions(promoted)[1]
+    first, again = versions(promoted)[1], versions(promoted)[3]
     for tag in ("digest", "data_digest", "config_digest"):
-        assert twin.tags[tag] == pretrained.tags[tag], tag
+        assert twin.tags[tag] == again.tags[tag], tag
+    # The first version was trained from the same table in another place, which is another setting.
+    assert [first.tags[tag] for tag in ("digest", "data_digest")] == [
+        again.tags[tag] for tag in ("digest", "data_digest")
+    ]
 
 
 def test_forecasts_are_complete_in_order_and_say_where_they_come_from(promoted: Store) -> None:
