@@ -53,6 +53,8 @@ def test_numbers_that_are_set_stay() -> None:
     assert plan_gate(np.array([60]), 6, gate=4, report=2) == (4, 2)
 
 
-@pytest.mark.parametrize(("length", "expected"), [(8000, (4, 2)), (48, (2, 1)), (1, (2, 1)), (110, (4, 1))])
-def test_a_gate_has_two_windows_to_four(length: int, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("length", "expected"), [(8000, (14, 2)), (600, (5, 2)), (400, (4, 2)), (48, (2, 1)), (1, (2, 1)), (110, (4, 1))]
+)
+def test_a_gate_has_two_windows_to_four_and_more_of_long_series(length: int, expected: tuple[int, int]) -> None:
     assert plan_gate(np.array([length]), 6) == expected

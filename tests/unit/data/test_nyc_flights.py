@@ -73,7 +73,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
-    assert "forecast data prepare|append|profile|nyc-flights" in capsys.readouterr().out
+    assert "forecast data prepare|append|profile|auckland|nyc-flights" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean nyc-flights"):
         main(["tokyo-flights", "out"])
 

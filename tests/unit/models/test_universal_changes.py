@@ -197,7 +197,7 @@ def test_a_job_that_ended_early_goes_on_with_the_groups_that_are_left(
     def counted(group: GradientGroup) -> dict[str, Any]:
         if len(tried) == 2:
             raise KeyboardInterrupt
-        tried.append(group.series.tolist())
+        tried.append(group.group.series.tolist())
         return trial(group)
 
     monkeypatch.setattr(GradientGroup, "trial", counted)
