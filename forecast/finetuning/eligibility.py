@@ -47,11 +47,11 @@ def device_of(settings: FinetuneSettings) -> str:
 
 
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
-    """Return the settings with numbers of origins and windows resolved, the latter from the lengths of the series."""
+    """Return the settings with numbers of origins and windows resolved, the latter from the selected series."""
     holdout = settings.holdout_windows
     if isinstance(holdout, str):
         holdout = _holdout_windows(artifact, panel)
-    usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))
+    usable = usable_lengths(panel, training_end_of(artifact, panel, holdout))[select_series(artifact, panel, settings)]
     gate, report = plan_gate(usable, artifact.horizon, gate=settings.gate_windows, report=settings.report_windows)
     origins = _origin_steps(artifact, settings) if isinstance(settings.origins, str) else settings.origins
     counts = {"origins": origins, "holdout_windows": holdout, "gate_windows": gate, "report_windows": report}

@@ -112,6 +112,15 @@ def test_what_training_held_out_stays_out(
     assert with_windows(artifact, panel.panel, FinetuneSettings()).holdout_windows == windows
 
 
+def test_numbers_of_windows_follow_from_the_selected_series(base: FitResult, panel: Loaded) -> None:
+    all_series, short = (
+        with_windows(base.artifact, panel.panel, FinetuneSettings(holdout_windows=1, series=series))
+        for series in (None, ("short",))
+    )
+    assert all_series.gate_windows == 4
+    assert short.gate_windows == 2
+
+
 @pytest.mark.parametrize("kind", ["head", "global"])
 @pytest.mark.parametrize("window", [1, 3, 4, 5])
 def test_a_closed_week_is_no_verdict(
