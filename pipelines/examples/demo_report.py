@@ -1,5 +1,6 @@
 """The tables and the page that `forecast demo` ends with."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -94,7 +95,7 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
     )
     if not new_tuned:
         sentences.append(f"Fine-tuning changed none of the {n_new}: their gate saw no gain in {WEEKS_OF_NEW} weeks.")
-    elif losses(new)[champion] == losses(new)[SOURCE_PRETRAINED]:
+    elif math.isclose(losses(new)[champion], losses(new)[SOURCE_PRETRAINED], rel_tol=1e-6):
         sentences.append(f"Fine-tuning changed {new_tuned} of the {n_new}; that version was not promoted.")
     else:
         share = change(new, champion, SOURCE_PRETRAINED)
