@@ -37,6 +37,8 @@ TODAY: Final = datetime(2025, 8, 18)
 """Midnight after the last hour of the first table."""
 START, NIGHTS, WEEKS_OF_NEW = datetime(2024, 1, 1), 28, 4
 NAME: Final = "auckland"
+GROUP: Final = "group"
+"""Column of the scores: the first sensors, or those that came later."""
 
 
 class Clock:
@@ -90,12 +92,7 @@ class Demo:
 
         horizon = f"window.horizon={self.training.window.horizon}"
         output = f"output.path={self.folder / 'first'}"
-        arguments = [
-            f"data.path={self.today}",
-            f"registry.tracking_uri={self.uri}",
-            horizon,
-            output,
-        ]
+        arguments = [f"data.path={self.today}", f"registry.tracking_uri={self.uri}", horizon, output]
         outcome = score.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={NANO}"])))
         outcome.check()
         print(f"{outcome.version}: {outcome.line}")
@@ -142,7 +139,8 @@ class Demo:
         import polars as pl
 
         from forecast.datasets.auckland import NEW_SENSORS
-        from forecast.names import CHAMPION, SERIES_ID, SOURCE_FINE_TUNED
+        from forecast.finetuning.series_gate import TUNED
+        from forecast.names import CHAMPION, REASON, SERIES_ID, SOURCE_FINE_TUNED
         from pipelines import finetune
 
         champion = self.open_registry().find(CHAMPION)
@@ -155,9 +153,10 @@ class Demo:
         settings = config.finetune.model_copy(update={"series": NEW_SENSORS, "incremental": incremental})
         version, line, decisions = finetune.run(config.model_copy(update={"finetune": settings}))
         print(f"{version} (new sensors): {line}")
-        if (decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))["reason"] == "tuned").any():
+        of_new = decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))
+        if (of_new[REASON] == TUNED).any():
             self._promote(version, arguments)
-        return decisions.filter(pl.col(SERIES_ID).is_in(NEW_SENSORS))
+        return of_new
 
     def score_nights(self) -> "list[dict[str, Any]]":
         """Forecast all sensors on each of the nights; return the manifests."""
@@ -203,7 +202,7 @@ class Demo:
         _, line, result = backtest.run(self._config(BacktestConfig, "backtest", *arguments), others)
         print(f"four weeks: {line}")
         is_new = pl.col(SERIES_ID).is_in(NEW_SENSORS)
-        group = pl.when(is_new).then(pl.lit("new")).otherwise(pl.lit("first")).alias("group")
+        group = pl.when(is_new).then(pl.lit("new")).otherwise(pl.lit("first")).alias(GROUP)
         return result.scores.with_columns(group), result.forecasts
 
     def open_registry(self) -> "Registry":

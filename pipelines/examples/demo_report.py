@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from forecast.checkpoints import NANO
 from forecast.names import SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
-from pipelines.examples.demo import NIGHTS, WEEKS_OF_NEW, Demo
+from pipelines.examples.demo import GROUP, NIGHTS, WEEKS_OF_NEW, Demo
 from pipelines.jobs import console
 
 if TYPE_CHECKING:
     import polars as pl
 
-GROUP: Final = "group"
-"""Column of the scores: the first sensors, or those that came later."""
 _SHOWN_NIGHTS: Final = 7
 _SHOWN: Final = (NANO, SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE)
 
@@ -65,7 +63,8 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
     """Return the result in sentences, by the weighted quantile loss."""
     import polars as pl
 
-    from forecast.names import MODEL
+    from forecast.finetuning.series_gate import TUNED
+    from forecast.names import MODEL, REASON
 
     def losses(group: str) -> dict[str, float]:
         return dict(groups.filter(pl.col(GROUP) == group).select(MODEL, "wql").iter_rows())
@@ -76,8 +75,8 @@ def tell(groups: "pl.DataFrame", results: Results) -> list[str]:
 
     first, new = sorted(groups[GROUP].unique(), key=lambda name: "new" in name)
     champion = SOURCE_FINE_TUNED if SOURCE_FINE_TUNED in losses(first) else SOURCE_PRETRAINED
-    tuned, n_first = (results.decisions["reason"] == "tuned").sum(), results.decisions.height
-    new_tuned, n_new = (results.new_decisions["reason"] == "tuned").sum(), results.new_decisions.height
+    tuned, n_first = (results.decisions[REASON] == TUNED).sum(), results.decisions.height
+    new_tuned, n_new = (results.new_decisions[REASON] == TUNED).sum(), results.new_decisions.height
     sentences = [
         f"Without training, {NANO} has {change(first, NANO, SOURCE_SEASONAL_NAIVE)} quantile loss than the "
         "same hour a week before.",
