@@ -393,8 +393,8 @@ def read_scores(
 ) -> pl.DataFrame:
     """Return forecasts that `forecast score` has written, of finished runs only.
 
-    - `path`: the output.path of scoring (Parquet files or Delta Lake tables), or the URI of its database,
-      "postgresql://user@host/db" or "sqlite:///file.db".
+    - `path`: the output.path of scoring (Parquet files or Delta Lake tables), or its output.uri: an object store,
+      "s3://bucket/folder", or a database, "postgresql://user@host/db" or "sqlite:///file.db".
     - `cutoff`: the cutoff to read, as of `forecast`; all when None.
     - `latest`: for each model only one cutoff, `cutoff` or the latest, from the version that scored last.
     - `model`: the name of a registered model, if several write there; all when None.

@@ -26,6 +26,9 @@ OBSERVED_UNTIL: Final = "observed_until"
 REASON: Final = "reason"
 VALUE: Final = "value"
 
+OBJECT_STORES: Final = ("s3://", "gs://", "abfss://")
+"""How addresses in an object store begin."""
+
 # Sources of forecasts (values of the SOURCE column), best first.
 SOURCE_FINE_TUNED: Final = "fine_tuned"
 SOURCE_PRETRAINED: Final = "pretrained"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ReconcileConfig, ReconcileSettings, ReconcileSource
-from forecast.errors import ConfigError, DataError, listing
+from forecast.errors import ConfigError, DataError, OutputError, listing
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
 
@@ -138,17 +138,21 @@ def _ended(settings: ReconcileSource, content: dict[str, Any]) -> list[str]:
 
 
 def _rows(settings: ReconcileSource, content: dict[str, Any], kind: "Kind") -> "pl.DataFrame":
-    """Return the forecasts or rejects of a cutoff."""
+    """Return the forecasts or rejects of a cutoff. Raises DataError for missing files."""
     import polars as pl
+
+    from forecast.config import SinkConfig
+    from forecast.scoring.manifests import FORECASTS
+    from forecast.scoring.sinks.open import open_stored
 
     if "files" not in content:
         raise ConfigError("reconcile.path: forecasts in Delta Lake or a database are not read; score with sink=parquet")
-    files = [Path(settings.path) / name for name in content["files"] if name.startswith(f"{kind}/")]
-    if missing := [file for file in files if not file.is_file()]:
-        raise DataError(
-            f"{len(missing):,} of {len(files):,} files of {kind} are missing: {listing(missing)}; score again"
-        )
-    return pl.concat(pl.read_parquet(file, hive_partitioning=False) for file in files)
+    try:
+        sink = open_stored(SinkConfig(path=settings.path), [content], "reconcile")
+        rows = sink.forecasts(content) if kind == FORECASTS else sink.rejects(content)
+        return pl.concat(rows, how="diagonal_relaxed").collect()
+    except OutputError as error:
+        raise DataError(str(error)) from None
 
 
 def _stacked(frames: "Sequence[pl.DataFrame]") -> "pl.DataFrame":

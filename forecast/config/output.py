@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from forecast.config.base import AUTO, Config, Cutoffs, MaxAge, Secret
 from forecast.config.registry import Alias
+from forecast.names import OBJECT_STORES
 
 
 class ReconcileSettings(Config):
@@ -63,16 +64,22 @@ class SinkConfig(OutputFolder):
     """The storage of forecasts and rejects."""
 
     sink: Literal["parquet", "delta", "sql"] = "parquet"
-    """Parquet files or Delta Lake tables in output.path, or the database at output.uri."""
+    """Parquet files or Delta Lake tables in output.path, Parquet files in an object store, or a database; the last two
+    at output.uri."""
     uri: Secret | None = None
-    """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
+    """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db. With
+    output.sink=parquet, an object store for the files: s3://bucket/folder (gatecast[s3]); output.path then holds the
+    manifests, and the parts until they are published."""
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
     """The table for forecasts; rejects and manifests go to tables with the suffixes _rejects and _manifests, and a view
     with _latest shows the latest cutoff of each model. They are created if they do not exist."""
 
     @model_validator(mode="after")
     def _fits_the_sink(self) -> Self:
-        if (self.sink == "sql") != (self.uri is not None):
+        is_store = self.uri is not None and self.uri.get_secret_value().startswith(OBJECT_STORES)
+        if is_store and self.sink != "parquet":
+            raise ValueError(f"an object store takes Parquet files: sink=parquet, not sink={self.sink}")
+        if (self.sink == "sql") != (self.uri is not None) and not is_store:
             raise ValueError("sink=sql and uri go together: sink=sql uri=postgresql://user@host/db")
         return self
 

@@ -18,7 +18,7 @@ from forecast.scoring.manifests import (
     training_end,
     written_at,
 )
-from forecast.scoring.sinks.open import open_sink
+from forecast.scoring.sinks.open import open_stored
 
 __all__ = ["ScoredForecasts", "cutoff_moment", "in_utc", "training_end", "written_at"]
 
@@ -42,7 +42,7 @@ class ScoredForecasts:
         of_model = [content for content in contents if model in (None, content["model"])]
         self.contents = current(of_model, out_of_sample=True)
         self.path = scores.path
-        self._sink = open_sink(scores, group)
+        self._sink = open_stored(scores, contents, group)
 
     def rows(self, content: Mapping[str, Any], series: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         """Yield the forecasts of a cutoff by series and step, of some series or all. Raises DataError."""

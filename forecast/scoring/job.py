@@ -142,7 +142,7 @@ class ScoreJob:
             return content
         for name, expected in content.get("files", {}).items():
             if inventory.get("files", {}).get(name, expected) != expected:
-                (self.folder / name).unlink()  # Changed or damaged since then.
+                (self.folder / name).unlink(missing_ok=True)  # Changed or damaged since then.
         return None
 
     def _publish(self, run: CutoffRun, files: Files, content: dict[str, Any], manifest: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The forecasts of the latest cutoff of a model in one file, for tools that do not read manifests."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import polars as pl
@@ -10,6 +12,7 @@ from forecast.data.sources.frames import UNREADABLE
 from forecast.names import CUTOFF
 from forecast.scoring.manifests import MANIFESTS, current, file_name, read_manifest
 from forecast.scoring.sinks.base import Sink
+from forecast.scoring.sinks.objects import ObjectSink
 
 LATEST: Final = "latest"
 _KEY: Final = "gatecast"
@@ -18,16 +21,28 @@ _KEY: Final = "gatecast"
 def write_latest(folder: Path, sink: Sink, model: str) -> None:
     """Write the forecasts of the latest cutoff of a model into its file in `latest`, unless they are there already.
 
-    The current version counts. The file is replaced atomically. Raises OutputError.
+    The current version counts. The file is replaced atomically; it is in the object store of the sink if there is one.
+    Raises OutputError.
     """
     paths = (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
     of_model = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
     contents = current(content for content in map(read_manifest, of_model) if content["model"] == model)
-    file = folder / LATEST / f"{file_name(model)}.parquet"
-    if not contents or _key(file) == contents[-1]["key"]:
+    if not contents:
         return
-    with parquet_blocks(file, {_KEY: contents[-1]["key"]}) as write:
-        for part in sink.forecasts(contents[-1]):
+    key, name = {_KEY: contents[-1]["key"]}, f"{LATEST}/{file_name(model)}.parquet"
+    if not isinstance(sink, ObjectSink):
+        if _key(folder / name) != key[_KEY]:
+            _write(folder / name, key, sink.forecasts(contents[-1]))
+    elif (sink.store.metadata(name) or {}).get(_KEY) != key[_KEY]:
+        with TemporaryDirectory(prefix=".latest-", dir=folder) as temporary:
+            file = Path(temporary) / "latest.parquet"
+            _write(file, key, sink.forecasts(contents[-1]))
+            sink.store.write(name, file, key)
+
+
+def _write(file: Path, key: Mapping[str, str], parts: Iterable[pl.LazyFrame]) -> None:
+    with parquet_blocks(file, key) as write:
+        for part in parts:
             write(part.collect())
 
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from forecast.config import SinkConfig
 from forecast.config import load as validated
+from forecast.data.objects import is_object_store
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from forecast.names import CUTOFF, MODEL_COLUMNS, SERIES_ID, SOURCE, STEP, TIMESTAMP
 from forecast.scoring.manifests import (
@@ -22,7 +23,8 @@ from forecast.scoring.manifests import (
     written_at,
 )
 from forecast.scoring.sinks.base import Sink
-from forecast.scoring.sinks.open import open_sink
+from forecast.scoring.sinks.objects import ObjectSink
+from forecast.scoring.sinks.open import open_stored
 from forecast.scoring.sinks.sql import SqlSink
 
 RUN_ID: Final = "run_id"
@@ -34,24 +36,28 @@ _ATTEMPTS: Final = 3
 
 
 class Scores:
-    """The forecasts in a folder or a database, by cutoff.
+    """The forecasts in a folder, an object store or a database, by cutoff.
 
-    `place` is the output.path of scoring (Parquet files or Delta Lake tables), or the URI of a database, whose table is
-    `table`. Raises DataError if it holds no manifest; ConfigError, OutputError.
+    `place` is the output.path of scoring (Parquet files or Delta Lake tables), or its output.uri: an object store, or a
+    database, whose table is `table`. Raises DataError if it holds no manifest; ConfigError, OutputError.
     """
 
     def __init__(self, place: str | Path, table: str = "forecasts") -> None:
         self.place = place
         self._sink: Sink
-        if "://" in str(place):
-            self._sink = SqlSink(str(place), table, "path", Path())
-            self.contents = in_order(self._sink.manifests())
+        if is_object_store(place):
+            objects = ObjectSink(str(place), "path", Path())
+            self._sink, self.contents = objects, in_order(objects.manifests())
+        elif "://" in str(place):
+            database = SqlSink(str(place), table, "path", Path())
+            self._sink, self.contents = database, in_order(database.manifests())
         else:
             self.contents = read_manifests(Path(place))
             self._sink = _sink_of(Path(place), self.contents)
         if not self.contents:
+            source = "the database" if isinstance(self._sink, SqlSink) else place
             raise DataError(
-                f"{'the database' if '://' in str(place) else place}: no forecasts (there are no manifests); give the "
+                f"{source}: no forecasts (there are no manifests); give the "
                 "output.path of a forecast score that is done, or the URI and the table of its database"
             )
 
@@ -138,7 +144,8 @@ def _sink_of(folder: Path, contents: Sequence[Mapping[str, Any]]) -> Sink:
             f"{folder}: its forecasts are in a database; give its URI and table instead "
             "(postgresql://user@host/db or sqlite:///file.db)"
         )
-    return open_sink(validated(SinkConfig, {"path": str(folder), "sink": "delta" if is_delta else "parquet"}))
+    config = validated(SinkConfig, {"path": str(folder), "sink": "delta" if is_delta else "parquet"})
+    return open_stored(config, contents)
 
 
 def _is_same(moment: datetime, requested: datetime) -> bool:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from forecast.config import RegistryConfig, ReportConfig, ReportSettings
+from forecast.config import RegistryConfig, ReportConfig, ReportSettings, SinkConfig
 from forecast.errors import ConfigError, DataError, listing
 from pipelines.verbs import JOBS
 
@@ -175,7 +175,7 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     import polars as pl
 
     from forecast.names import CUTOFF
-    from forecast.scoring.sinks.parquet import ParquetSink
+    from forecast.scoring.sinks.open import open_stored
     from forecast.tracking.registry import Registry
 
     contents = _latest_contents(folder, registry.name, settings)
@@ -184,7 +184,7 @@ def _of_scores(registry: RegistryConfig, settings: ReportSettings, folder: Path)
     def joined(frames: "Iterable[pl.LazyFrame]") -> pl.LazyFrame:
         return pl.concat([frame.select(pl.exclude("^sample_\\d+$")) for frame in frames], how="diagonal_relaxed")
 
-    sink = ParquetSink(folder)
+    sink = open_stored(SinkConfig(path=str(folder)), contents, "report.scores")
     forecasts = (frame for content in contents for frame in sink.forecasts(content))
     model_registry = Registry(registry.model_copy(update={"name": latest["model"]}))
     version = model_registry.find(latest["model_version"])

@@ -12,13 +12,13 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
-from forecast.config import ScoreConfig, ScoreOutput
+from forecast.config import ScoreConfig, ScoreOutput, SinkConfig
 from forecast.data.ages import ENDED
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError, GatecastError, listing
 from forecast.names import CLASS, CUTOFF, MEAN
-from forecast.scoring.manifests import FORECASTS, ForecastKey, current
-from forecast.scoring.sinks.open import open_sink
+from forecast.scoring.manifests import ForecastKey, current
+from forecast.scoring.sinks.open import open_sink, open_stored
 from pipelines.jobs.ledger_entry import Entry
 
 try:
@@ -108,8 +108,9 @@ def _changed(inventory: dict[str, Any], content: dict[str, Any]) -> list[str]:
     """Return the differences from the manifest: files, tables, or the key in a database."""
     changed = []
     for kind, values in inventory.items():
-        expected = content[kind]
+        expected = content.get(kind)
         if isinstance(values, dict):
+            expected = expected or {}
             changed += [name for name in {*values, *expected} if values.get(name) != expected.get(name)]
         elif values != expected:
             changed.append(kind)
@@ -121,7 +122,7 @@ def _finite(manifest: Path, content: dict[str, Any]) -> Verdict:
         return Verdict(True, "rows of tables are not read")
     try:
         numbers = _forecasts(manifest, content).select(pl.selectors.float()).collect()
-    except UNREADABLE as error:
+    except (GatecastError, *UNREADABLE) as error:
         return Verdict(False, f"can't be read: {error}")
     bad = numbers.select(pl.sum_horizontal(pl.all().is_finite().not_().fill_null(True).sum())).item()
     return Verdict(bad == 0, f"{bad:,} of {numbers.height * numbers.width:,} numbers are not finite")
@@ -147,15 +148,15 @@ def _earlier(manifest: Path, content: dict[str, Any], columns: list[str]) -> Ite
     for earlier_content in [
         earlier_content for earlier_content in before if earlier_content[CUTOFF] != content[CUTOFF]
     ][-_HISTORY:]:
-        with suppress(KeyError, *UNREADABLE):
+        with suppress(KeyError, GatecastError, *UNREADABLE):
             rows = _forecasts(manifest, earlier_content).collect()
             if (MEAN in rows.columns) == (MEAN in columns):
                 yield rows
 
 
 def _forecasts(manifest: Path, content: dict[str, Any]) -> pl.LazyFrame:
-    files = [manifest.parents[1] / name for name in content["files"] if Path(name).parts[0] == FORECASTS]
-    return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+    sink = open_stored(SinkConfig(path=str(manifest.parents[1])), [content])
+    return pl.concat(sink.forecasts(content), how="diagonal_relaxed")
 
 
 def stability(frame: pl.DataFrame, history: pl.DataFrame) -> float:

@@ -55,12 +55,7 @@ class Location:
     @property
     def options(self) -> dict[str, str | int] | None:
         """Options for Polars and Delta Lake to read S3 (None on a disk): credentials, short timeouts, few retries."""
-        if not self.path.startswith(S3):
-            return None
-        credentials = {f"aws_{name}": value for name, value in _environment().items()}
-        if credentials.get("aws_endpoint_url", "").startswith("http://"):
-            credentials["aws_allow_http"] = "true"
-        return {**credentials, "connect_timeout": "5s", "timeout": "60s", "max_retries": 3}
+        return storage_options(self.path)
 
     def find(self, pattern: "re.Pattern[str]") -> tuple[str, list[File]]:
         """Return the folder that contains the files, and the files, sorted; `pattern` matches the names of tables.
@@ -92,23 +87,7 @@ class Location:
 
     def failure(self, error: Exception) -> DataError:
         """Return the error for a location that can't be listed or opened."""
-        text = _without_secrets(str(error).splitlines()[0])
-        if not self.path.startswith(S3):
-            return DataError(f"{self.label} can't be read: {text}")
-        bucket = self._inside.split("/")[0]
-        endpoint = _environment().get("endpoint_url", "AWS")
-        if "NO_SUCH_BUCKET" in text or "Bucket '" in text:
-            return DataError(f"{self.label}: there is no bucket {bucket!r} at {endpoint}")
-        if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|\b40[13]\b", text, re.IGNORECASE):
-            return DataError(
-                f"{self.label}: {endpoint} refuses access to the bucket {bucket!r}; check the credentials "
-                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and what they may read"
-            )
-        if re.search("NETWORK_CONNECTION|curlCode|timed? ?out|error sending request", text, re.IGNORECASE):
-            return DataError(
-                f"{self.label}: {endpoint} does not answer; check AWS_ENDPOINT_URL, AWS_REGION and the network"
-            )
-        return DataError(f"{self.label} can't be read from {endpoint}: {text}")
+        return DataError(explain(self.label, self.path, error))
 
     @property
     def _inside(self) -> str:
@@ -162,6 +141,40 @@ class Location:
     def _file(self, info: Any) -> File:
         address = (S3 if self.path.startswith(S3) else "") + info.path
         return File(address, info.size or 0, info.mtime_ns or 0)
+
+
+def storage_options(path: str) -> dict[str, str | int] | None:
+    """Return the options of `Location.options` for an address, None for a path on a disk."""
+    if "://" not in path:
+        return None
+    limits: dict[str, str | int] = {"connect_timeout": "5s", "timeout": "60s", "max_retries": 3}
+    if not path.startswith(S3):
+        return limits
+    credentials = {f"aws_{name}": value for name, value in _environment().items()}
+    if credentials.get("aws_endpoint_url", "").startswith("http://"):
+        credentials["aws_allow_http"] = "true"
+    return {**credentials, **limits}
+
+
+def explain(label: str, path: str, error: Exception, action: str = "read") -> str:
+    """Return the message for a path that can't be read or written: what to check; `action` is read or written."""
+    text = re.sub(r"retry_timeout: \w+", "", str(error).partition("\n\nDebug source")[0])
+    line = _without_secrets(text.splitlines()[0])
+    if not path.startswith(S3):
+        return f"{label} can't be {action}: {line}"
+    bucket = path.removeprefix(S3).split("/")[0]
+    endpoint = _environment().get("endpoint_url", "AWS")
+    if re.search("NO_SUCH_BUCKET|NoSuchBucket|Bucket '", text):
+        return f"{label}: there is no bucket {bucket!r} at {endpoint}"
+    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|\b40[13]\b", text, re.IGNORECASE):
+        return (
+            f"{label}: {endpoint} refuses access to the bucket {bucket!r}; check the credentials "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and what they may "
+            f"{'read' if action == 'read' else 'write'}"
+        )
+    if re.search("NETWORK_CONNECTION|curlCode|timed? ?out|error sending request", text, re.IGNORECASE):
+        return f"{label}: {endpoint} does not answer; check AWS_ENDPOINT_URL, AWS_REGION and the network"
+    return f"{label} can't be {action} {'from' if action == 'read' else 'to'} {endpoint}: {line}"
 
 
 def _inner(file: File) -> str:

@@ -1,17 +1,24 @@
 """The protocol of sinks, and their shared checks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import polars as pl
 
 from forecast.errors import OutputError
+from forecast.names import CUTOFF
 from forecast.scoring.manifests import (
     FORECASTS,
+    MANIFESTS,
     ForecastKey,
     Kind,
+    read_manifest,
 )
+
+STORE: Final = "store"
+"""The field of a manifest with the address of the object store that has its files."""
 
 Files = Mapping[Kind, Sequence[Path]]
 """Parquet files with the rows of one cutoff and model, in order; possibly none of rejects."""
@@ -71,3 +78,13 @@ def check_rows(kind: Kind, count: int, content: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{count:,} rows of {kind} were found after writing {expected_rows(kind, content):,}; score again"
         )
+
+
+def check_store(folder: Path, store: str | None) -> None:
+    """Raise OutputError if the manifests in a folder name another object store than that of the settings."""
+    for path in islice((folder / MANIFESTS).glob(f"{CUTOFF}=*.json"), 1):
+        existing = read_manifest(path).get(STORE)
+        if existing not in (None, store):
+            raise OutputError(
+                f"the forecasts of {folder} are in {existing}: set output.uri={existing}, or choose another output.path"
+            )

@@ -22,7 +22,7 @@ from forecast.scoring.manifests import (
     is_superseded,
     legacy_key,
 )
-from forecast.scoring.sinks.base import Files, check_rows, scan_file
+from forecast.scoring.sinks.base import Files, check_rows, check_store, scan_file
 
 _ROWS: Final = "rows"
 
@@ -34,7 +34,8 @@ class ParquetSink:
         self._folder = folder
 
     def check(self) -> None:
-        """Do nothing: files need not have the same columns."""
+        """Raise OutputError if the files of the manifests are in an object store."""
+        check_store(self._folder, None)
 
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
         """Return the folder of a key."""

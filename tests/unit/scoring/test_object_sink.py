@@ -1,0 +1,245 @@
+"""Forecasts in an object store: what a bucket holds, alone, after jobs that end, fail, repeat and correct."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import polars as pl
+import pytest
+import services
+from polars.testing import assert_frame_equal
+from services import S3
+
+import forecast as fc
+from forecast.artifact import Artifact
+from forecast.config import ReconcileConfig, ScoreOutput, ScoreSettings, SinkConfig
+from forecast.config import load as validated
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.objects import ObjectStore
+from forecast.errors import ConfigError, OutputError
+from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.scoring.job import ScoreJob
+from forecast.scoring.parts import Output
+from forecast.scoring.scores import Scores
+from forecast.training.result import FitResult
+from pipelines.cli import main as cli
+from pipelines.reconcile import run as reconcile
+
+NAMES = {"model": "loads of Köln", "model_version": "3", "model_digest": "ab12"}
+OTHER = NAMES | {"model_version": "4", "model_digest": "cd34"}
+
+
+@pytest.fixture(scope="session")
+def artifact(train: Callable[..., FitResult], weekly_loaded: Loaded) -> Artifact:
+    return train(weekly_loaded, max_steps=0).artifact
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    with services.s3() as s3:
+        yield s3
+
+
+class Bucket:
+    """A bucket, jobs that write below a prefix of it, and what a program that only knows S3 sees there."""
+
+    def __init__(self, client: Any, name: str, folder: Path, artifact: Artifact, loaded: Loaded) -> None:
+        self.client, self.name, self.folder = client, name, folder
+        self.uri = f"s3://{name}/a/b"
+        self._artifact, self.loaded = artifact, loaded
+
+    def job(
+        self, loaded: Loaded | None = None, names: dict[str, str] = NAMES, *, path: str = "out", **output: Any
+    ) -> ScoreJob:
+        force = output.pop("force", False)
+        settings = ScoreOutput.model_validate({"path": str(self.folder / path), "uri": self.uri, **output})
+        score = ScoreSettings(shard_size=3, force=force)
+        return ScoreJob(self._artifact, loaded or self.loaded, score, settings, names)
+
+    def write(
+        self, loaded: Loaded | None = None, names: dict[str, str] = NAMES, *, back: int = 0, **output: Any
+    ) -> Output:
+        job = self.job(loaded, names, **output)
+        written = job.write(self.loaded.panel.last_index - back)
+        job.write_latest()
+        return written
+
+    def objects(self) -> dict[str, bytes]:
+        listed = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return {
+            item["Key"].removeprefix("a/b/"): self.client.get_object(Bucket=self.name, Key=item["Key"])["Body"].read()
+            for item in listed
+        }
+
+    def put(self, name: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=f"a/b/{name}", Body=content)
+
+    def times(self) -> dict[str, Any]:
+        listed = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return {item["Key"].removeprefix("a/b/"): item["LastModified"] for item in listed}
+
+
+@pytest.fixture
+def bucket(
+    server: S3,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    artifact: Artifact,
+    weekly_loaded: Loaded,
+) -> Bucket:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=server.endpoint)
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    client.create_bucket(Bucket=name)
+    return Bucket(client, name, tmp_path, artifact, weekly_loaded)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def lasting(objects: dict[str, bytes]) -> dict[str, bytes]:
+    """Objects without the times in manifests."""
+    return {
+        name: content
+        if not name.endswith(".json")
+        else json.dumps(json.loads(content) | {"written_at": None, "current_since": None}).encode()
+        for name, content in objects.items()
+    }
+
+
+def test_a_bucket_holds_what_a_folder_would_and_every_reader_reads_it(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = bucket.write()
+    local = bucket.write(uri=None, path="local")
+    objects = bucket.objects()
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in objects.items()}
+    assert written.content["files"].items() <= files.items()
+    assert {*written.content["files"].values()} == {*local.content["files"].values()}
+    manifest = f"manifests/{written.manifest.name}"
+    assert json.loads(objects[manifest]) == json.loads(written.manifest.read_text()) == written.content
+    rest = objects.keys() - written.content["files"].keys() - {manifest}
+    assert sorted(name.split("/")[0] for name in rest) == ["latest", "rejects"]
+    assert not list((bucket.folder / "out").glob(".staging/*"))
+    assert not (bucket.folder / "out" / "forecasts").exists()
+
+    expected = fc.read_scores(bucket.folder / "local", latest=True).drop("written_at")
+    assert expected.height == 7 * bucket.loaded.panel.n_series
+    for place in (bucket.folder / "out", bucket.uri):
+        assert_frame_equal(fc.read_scores(place, latest=True).drop("written_at"), expected)
+    scored = ScoredForecasts(SinkConfig(path=str(bucket.folder / "out")))
+    assert sum(frame.height for frame in scored.rows(scored.contents[0])) == expected.height
+    latest = pl.read_parquet(objects["latest/loads%20of%20K%C3%B6ln.parquet"])
+    assert latest["mean"].equals(expected["mean"])
+    table = bucket.folder / "table.csv"
+    pl.DataFrame({"series_id": bucket.loaded.panel.series_id.tolist(), "city": ["oslo", "rome"] * 4}).write_csv(table)
+    sums = {"reconcile": {"path": str(bucket.folder / "out"), "table": str(table), "by": ["city"]}}
+    reconciled, _ = reconcile(validated(ReconcileConfig, {**sums, "output": {"path": str(bucket.folder / "sums")}}))
+    (total,) = json.loads(reconciled.read_text())["files"]
+    total_mean = pl.read_parquet(bucket.folder / "sums" / total).filter(pl.col("series_id") == "total")["mean"].sum()
+    assert total_mean == pytest.approx(expected["mean"].sum())
+    assert cli(["scores", "show", f"scores.path={bucket.uri}", "show.rows=3"]) == 0
+    assert "loads of Köln v3" in capsys.readouterr().out
+
+
+def test_a_second_job_writes_nothing_and_damaged_missing_and_extra_objects_are_mended(bucket: Bucket) -> None:
+    bucket.write()
+    first, times = bucket.objects(), bucket.times()
+    assert bucket.write().was_complete
+    assert bucket.times() == times
+
+    parts = sorted(name for name in first if name.startswith("forecasts/"))
+    manifest = next(name for name in first if name.startswith("manifests/"))
+    for change in (
+        lambda: bucket.put(parts[0], b"damaged"),
+        lambda: bucket.put(parts[1], first[parts[0]]),
+        lambda: bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{parts[2]}"),
+        lambda: bucket.put(parts[0].replace("part-00000", "part-00009"), b"of another run"),
+        lambda: bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{manifest}"),
+    ):
+        change()
+        assert lasting(bucket.objects()) != lasting(first)
+        assert not bucket.write().was_complete
+        assert lasting(bucket.objects()) == lasting(first)
+    forced = bucket.write(force=True)
+    assert not forced.was_complete
+    assert lasting(bucket.objects()) == lasting(first)
+
+
+def test_a_correction_replaces_its_part_only_after_the_manifest(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that dies before the manifest leaves the bucket readable as it was; the next one completes it."""
+    first = bucket.write()
+    before = fc.read_scores(bucket.uri)
+    panel = bucket.loaded.panel
+    target = panel.target.copy()
+    target[panel.offsets[1] - 5] += 3.0
+    corrected = replace(bucket.loaded, panel=replace(panel, target=target), stored_digest=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "check_writable", lambda _: None)
+        patch.setattr(ObjectStore, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bucket.write(corrected)
+    assert_frame_equal(fc.read_scores(bucket.uri), before)
+    old = {*first.content["files"]}
+    written = bucket.times()
+    assert old < {name for name in written if name.startswith(("forecasts/", "rejects/part"))}
+    second = bucket.write(corrected)
+    new = {*second.content["files"]}
+    assert len(old & new) == 2
+    assert len(new - old) == 1
+    times = bucket.times()
+    assert {name for name in times if name.startswith("forecasts/")} == new
+    assert {name: times[name] for name in old & new} == {name: written[name] for name in old & new}
+    after = fc.read_scores(bucket.uri)
+    changed = after.filter(after["mean"] != before["mean"])["series_id"].unique().to_list()
+    assert changed == [panel.series_id[0]]
+
+
+def test_versions_share_a_bucket_and_the_one_that_ran_last_is_current(bucket: Bucket) -> None:
+    bucket.write()
+    bucket.write(names=OTHER, max=10.0, path="second")
+    assert bucket.write(names=OTHER, max=10.0, path="second").was_complete
+    latest = fc.read_scores(bucket.uri, latest=True)
+    assert latest["model_version"].unique().to_list() == ["4"]
+    assert bucket.write().was_complete
+    assert fc.read_scores(bucket.uri, latest=True)["model_version"].unique().to_list() == ["3"]
+    assert fc.read_scores(bucket.uri).height == 2 * latest.height
+    early = bucket.write(back=3)
+    assert fc.read_scores(bucket.uri, latest=True)["cutoff"].max() != early.content["cutoff"]
+    assert len(Scores(bucket.uri).contents) == 3
+
+
+def test_what_an_object_store_can_not_take_is_refused_before_work(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match="there is no bucket 'nobody'"):
+        bucket.job(uri="s3://nobody/x")
+    with pytest.raises(ConfigError, match="sink=parquet, not sink=delta"):
+        validated(ScoreOutput, {"path": "x", "uri": bucket.uri, "sink": "delta"})
+    bucket.write(uri=None, path="local")
+    with pytest.raises(OutputError, match="holds files of forecasts itself"):
+        bucket.job(path="local")
+    bucket.write()
+    with pytest.raises(OutputError, match=f"set output.uri={bucket.uri}"):
+        bucket.job(uri=None)
+    with pytest.raises(OutputError, match=f"set output.uri={bucket.uri}"):
+        bucket.job(uri=f"{bucket.uri}/c")
+    part = next(name for name in bucket.objects() if name.startswith("forecasts/"))
+    bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{part}")
+    with pytest.raises(OutputError, match=r"1 of 3 files of the cutoff .* are gone"):
+        fc.read_scores(bucket.uri)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wr0ng")
+    with pytest.raises(OutputError, match=r"refuses access to the bucket .* what they may write"):
+        bucket.job()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OutputError, match="does not answer"):
+        bucket.job()
