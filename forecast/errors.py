@@ -47,6 +47,12 @@ class RegistryError(GatecastError):
     exit_code = 4
 
 
+class EngineError(GatecastError):
+    """A cluster does not answer, or tasks failed on all attempts."""
+
+    exit_code = 10
+
+
 class GateRefused(GatecastError):
     """A promotion was refused: the challenger did not pass the gate."""
 

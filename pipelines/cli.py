@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb == "--version":
             print(f"gatecast {version('gatecast')}")
         else:
-            _function(verb)(arguments)
+            function_of(verb)(arguments)
     except GatecastError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
@@ -47,7 +47,8 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     print(shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
-def _function(verb: str) -> Callable[[list[str]], None]:
+def function_of(verb: str) -> Callable[[list[str]], None]:
+    """Return the function of a verb, which takes the arguments after it. Raises ConfigError for an unknown verb."""
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
@@ -65,7 +66,7 @@ def _help() -> str:
 
 `forecast VERB --help` lists the settings of a verb.
 Exit codes: 0 success, 2 config, 3 data, 4 model or registry, 5 promotion refused, 6 output, 7 run ledger,
-8 a threshold of the monitor breached, 9 champion rolled back, 1 an internal error."""
+8 a threshold of the monitor breached, 9 champion rolled back, 10 workers failed, 1 an internal error."""
 
 
 if __name__ == "__main__":

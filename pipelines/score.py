@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forecast.config import ScoreConfig, ScoreOutput
+from forecast.config import JobShare, ScoreConfig, ScoreOutput
 from forecast.errors import GatecastError
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
+    from forecast.engines.engine import Engine
     from forecast.scoring.job import ScoreJob
     from forecast.scoring.parts import Output
     from forecast.tracking.registry import Registry
@@ -59,6 +61,9 @@ class Scored:
 @recorded(ScoreConfig)
 def main(config: ScoreConfig) -> None:
     """Run the verb."""
+    if isinstance(config.shard, JobShare):
+        run_share(config, config.shard)
+        return
     scored = run(config)
     note(output=manifest_of([output.manifest for output in scored.outputs]))
     if scored.outputs:
@@ -68,43 +73,39 @@ def main(config: ScoreConfig) -> None:
 
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; a failed cutoff does not stop the others."""
-    from forecast.data.files import check_writable
+    from forecast.engines.engine import open_engine
     from forecast.names import SHADOW
     from forecast.scoring.job import ScoreJob
     from forecast.tracking.registry import Registry
-    from pipelines.jobs.builtin import open_builtin
-    from pipelines.jobs.reading import open_with_data
 
     start = time.monotonic()
     folder = Path(config.output.path)
-    check_writable(folder)
     registry = Registry(config.registry)
-    # Resolved and loaded once: the alias may move, and the version go, while the job runs.
-    if config.is_builtin:
-        version, artifact, loaded = open_builtin(config, _requested_cutoffs(config))
-    else:
-        source = config.data.source()
-        version, artifact, loaded = open_with_data(registry, config.registry.alias, source, _requested_cutoffs(config))
+    version, artifact, loaded = _open(registry, config)
     shadow_version = _shadow_version(registry, config, version)
     scored: Scored | None = None
     try:
-        with _locks(config), registry.run("score", config, {"version": str(version.number)}) as run:
+        with (
+            _locks(config),
+            registry.run("score", config, {"version": str(version.number)}) as run,
+            open_engine(config.engine) as engine,
+        ):
             log_data(run, loaded, "scoring", version)
             cutoffs = _cutoffs(config, loaded)
             note(cutoff="..".join(dict.fromkeys(pick(cutoffs, key=cutoffs.__getitem__) for pick in (min, max))))
             run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
-            job = ScoreJob(artifact, loaded, config.score, config.output, _names(version), run_id=run.id)
-            outputs, failed = _write(job, cutoffs, "score")
+            job = ScoreJob(artifact, loaded, config.score, config.output, _names(version), run_id=run.id, engine=engine)
+            outputs, failed = _write(job, cutoffs, "score", commit=config.shard is not None)
             if outputs:
                 job.write_latest()
             line = ""
             if shadow_version:
                 try:  # The forecasts above are complete, even if these fail.
-                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, run.id)
+                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine, run.id)
                     _warn_in_sample(shadow_version, shadow.artifact, cutoffs)
-                    shadow_outputs, failed_too = _write(shadow, cutoffs, SHADOW)
+                    shadow_outputs, failed_too = _write(shadow, cutoffs, SHADOW, commit=config.shard is not None)
                 except GatecastError as error:
                     failed[f"score.shadow, {shadow_version}"] = error
                 else:
@@ -122,6 +123,46 @@ def run(config: ScoreConfig) -> Scored:
         if scored is None:
             raise
     return scored
+
+
+def run_share(config: ScoreConfig, share: JobShare) -> None:
+    """Write the parts of a share of the shards. The registry is only read; nothing is published or recorded."""
+    from forecast.engines.engine import open_engine
+    from forecast.names import SHADOW
+    from forecast.scoring.job import ScoreJob
+    from forecast.tracking.registry import Registry
+
+    registry = Registry(config.registry)
+    version, artifact, loaded = _open(registry, config)
+    shadow_version = _shadow_version(registry, config, version)
+    cutoffs = _cutoffs(config, loaded)
+    with _locks(config, shared=True), open_engine(config.engine) as engine:
+        jobs = {"": (version, ScoreJob(artifact, loaded, config.score, config.output, _names(version), engine=engine))}
+        if shadow_version:
+            shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine)
+            jobs[f"{SHADOW} "] = shadow_version, shadow
+        for (label, (job_version, job)), cutoff in product(jobs.items(), cutoffs.values()):
+            with console.stage(f"{label}shard {share}") as stage:
+                written = job.write_share(cutoff, share, lambda n: stage.update(f"{n:,} series"))
+                stage.note(shards=written.n_shards, written=written.n_written, series=written.n_series)
+            console.say(
+                f"{label}shard {share} of {job_version}: cutoff {written.cutoff}, {written.n_series:,} series in "
+                f"{written.n_shards:,} parts, {written.n_written:,} of them new; `forecast commit score` with the same "
+                "settings publishes all"
+            )
+
+
+def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
+    """Return the version, its model and the panel. Opened once: the alias may move, and the version go, meanwhile."""
+    from forecast.data.files import check_writable
+    from pipelines.jobs.builtin import open_builtin
+    from pipelines.jobs.reading import open_with_data
+
+    check_writable(Path(config.output.path))
+    cutoffs = _requested_cutoffs(config)
+    if config.is_builtin:
+        return open_builtin(config, cutoffs)
+    return open_with_data(registry, config.registry.alias, config.data.source(), cutoffs)
 
 
 def _names(version: "Version") -> dict[str, str]:
@@ -156,7 +197,8 @@ def _shadow(
     shadow_version: "Version",
     artifact: "Artifact",
     loaded: "Loaded",
-    run_id: str,
+    engine: "Engine | None",
+    run_id: str = "",
 ) -> "ScoreJob":
     """Return the job of the shadow version; it reuses the loaded panel if that fits."""
     from forecast.names import SHADOW
@@ -177,24 +219,27 @@ def _shadow(
         ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
         _names(shadow_version),
         run_id=run_id,
+        engine=engine,
     )
 
 
 @contextmanager
-def _locks(config: ScoreConfig) -> Iterator[None]:
-    """Lock the folders that this job writes into."""
+def _locks(config: ScoreConfig, *, shared: bool = False) -> Iterator[None]:
+    """Lock the folders that this job writes into; `shared` with the other shares of a job."""
     from forecast.data.files import locked
 
-    with locked(Path(config.output.path)):
+    with locked(Path(config.output.path), shared=shared):
         if config.score.state is None:
             yield
         else:
-            with locked(Path(config.score.state), "score.state"):
+            with locked(Path(config.score.state), "score.state", shared=shared):
                 yield
 
 
-def _write(job: "ScoreJob", cutoffs: dict[str, int], label: str) -> "tuple[list[Output], dict[str, GatecastError]]":
-    """Write each cutoff; return the outputs, and the errors by failed cutoff."""
+def _write(
+    job: "ScoreJob", cutoffs: dict[str, int], label: str, *, commit: bool
+) -> "tuple[list[Output], dict[str, GatecastError]]":
+    """Write each cutoff, or commit its shards; return the outputs, and the errors by failed cutoff."""
     outputs: list[Output] = []
     failed: dict[str, GatecastError] = {}
     total = job.loaded.panel.n_series
@@ -206,7 +251,7 @@ def _write(job: "ScoreJob", cutoffs: dict[str, int], label: str) -> "tuple[list[
                 stage.update(f"{where}{n_series:,} of {total:,} series")
 
             try:
-                outputs.append(job.write(cutoff, show))
+                outputs.append(job.write(cutoff, show, commit=commit))
             except GatecastError as error:
                 failed[name] = error
         rows = sum(output.content["rows"]["written"] for output in outputs if not output.was_complete)

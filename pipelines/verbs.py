@@ -43,6 +43,7 @@ VERBS: Final = {
     "promote": Verb("pipelines.promote:main", "make the challenger the champion if its backtest allows it"),
     "refresh": Verb("pipelines.refresh:main", "fine-tune, backtest and promote in one job"),
     "score": Verb("pipelines.score:main", "write the forecasts of a registered model"),
+    "commit": Verb("pipelines.commit:main", "join the shards of a job: check that all are there, and publish"),
     "scores": Verb("pipelines.scores:main", "list or show forecasts that were written, with their versions"),
     "reconcile": Verb("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
     "monitor": Verb("pipelines.monitor:main", "compare forecasts with actuals, and roll back a worse champion"),
@@ -82,11 +83,13 @@ JOBS: Final = {
 
 INCIDENTAL: Final[dict[str, Any]] = {
     "ledger": True,
+    "engine": True,
+    "shard": True,
     "registry": {"tracking_uri", "tracking", "spool", "system_metrics"},
     "fit": {"checkpoint"},
     "finetune": {"checkpoint"},
 }
-"""Settings that do not affect results: places of records and checkpoints."""
+"""Settings that do not affect results: places of records, checkpoints and workers."""
 
 
 def config_of(job: str) -> "type[JobConfig]":

@@ -76,6 +76,7 @@ from forecast.config.data import (
     SourceTable,
     WindowConfig,
 )
+from forecast.config.engine import EngineSettings, JobShare, ShardSetting
 from forecast.config.evaluation import BacktestSettings, CalibrateSettings, ExplainSettings
 from forecast.config.finetuning import FinetuneSettings, TuningSettings
 from forecast.config.model import CLASS_HEADS, COUNT_HEADS, POSITIVE_HEADS, ModelConfig
@@ -146,6 +147,7 @@ __all__ = [
     "DiffSettings",
     "DistilConfig",
     "DistilSettings",
+    "EngineSettings",
     "ExplainConfig",
     "ExplainSettings",
     "ExportConfig",
@@ -156,6 +158,7 @@ __all__ = [
     "FitSettings",
     "HorizonConfig",
     "JobConfig",
+    "JobShare",
     "LedgerConfig",
     "Level",
     "ListConfig",
@@ -203,6 +206,7 @@ __all__ = [
     "ServerConfig",
     "ServerSettings",
     "ServingSettings",
+    "ShardSetting",
     "Share",
     "ShowSettings",
     "SinkConfig",

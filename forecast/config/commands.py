@@ -24,6 +24,7 @@ from forecast.config.data import (
     SourceTable,
     WindowConfig,
 )
+from forecast.config.engine import EngineSettings, ShardSetting
 from forecast.config.evaluation import BacktestSettings, CalibrateSettings, ExplainSettings
 from forecast.config.finetuning import FinetuneSettings
 from forecast.config.model import ModelConfig
@@ -220,6 +221,10 @@ class ScoreConfig(JobConfig):
     window: ScoreWindow = ScoreWindow()
     score: ScoreSettings = ScoreSettings()
     output: ScoreOutput
+    engine: EngineSettings = EngineSettings()
+    shard: ShardSetting = None
+    """A share of the shards, INDEX/COUNT, counted from 0: 3/16 is the fourth of 16. It writes its parts and nothing
+    else; `forecast commit score`, which sets `commit`, publishes them."""
 
     @property
     def is_builtin(self) -> bool:
@@ -246,6 +251,12 @@ class ScoreConfig(JobConfig):
             raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
         if self.is_builtin and (self.score.state is not None or self.score.shadow is not None):
             raise ValueError("score.state and score.shadow are for registered models; `forecast models add` makes one")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_jobs(self) -> Self:
+        if self.shard is not None and self.score.force:
+            raise ValueError("score.force is for whole jobs; a shard writes only the parts that are missing")
         return self
 
     @model_validator(mode="after")

@@ -57,15 +57,15 @@ def make_private(file: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, key: str = "output.path") -> Iterator[None]:
+def locked(folder: Path, key: str = "output.path", *, shared: bool = False) -> Iterator[None]:
     """Keep other jobs out of a folder. Raises OutputError if one is in it, or nothing can be written there.
 
-    `key` is the setting that names it.
+    `key` is the setting that names it. Several jobs may hold a `shared` lock together; none of them is a whole job.
     """
     check_writable(folder, key)
     with _open_lock(folder / LOCK, key) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise OutputError(
@@ -154,7 +154,8 @@ def write_text_atomic(text: str, path: Path, key: str = "output.path", *, privat
 def _atomic(path: Path, key: str = "output.path", *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file with a temporary name beside `path`, and rename it once it is complete and on the disk."""
     check_writable(path.parent, key)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines, or containers, may have the same number.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()[:40]}.{os.getpid()}.tmp")
     try:
         if private:
             make_private(temporary)

@@ -9,12 +9,14 @@
 KEY is a cutoff and a version of a model. Several models may write to a folder; each replaces its own forecasts only.
 
 Shards are staged, and given to the sink once all are complete. The name of a part holds its key, a digest of all inputs
-of its content, so a killed job resumes with the parts that are complete.
+of its content, so a killed job resumes with the parts that are complete, and a commit finds those that shares have
+written on other machines.
 """
 
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -25,33 +27,36 @@ import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
-from forecast.config import ScoreOutput, ScoreSettings
+from forecast.config import JobShare, ScoreOutput, ScoreSettings
 from forecast.data.files import write_text_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import missing_known
-from forecast.errors import ConfigError, DataError, listing
+from forecast.engines.engine import Engine
+from forecast.errors import ConfigError, DataError, EngineError, listing
 from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SERIES_ID
 from forecast.prediction.cutoffs import check_cutoff, check_model
 from forecast.prediction.paths import with_samples
 from forecast.scoring.content import check_model_share, content_of
-from forecast.scoring.cutoff_model import CutoffModel
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
-from forecast.scoring.parts import Output, Progress, digest_of, frame_digest, read_if_valid, with_model
-from forecast.scoring.shards import CutoffRun, Shards
+from forecast.scoring.parts import Output, Progress, ShareOutput, digest_of, frame_digest, read_if_valid, with_model
+from forecast.scoring.shard_writer import CutoffRun, ShardWork, ShardWriter
+from forecast.scoring.shards import CutoffParts, Shards, check_complete
 from forecast.scoring.sinks.base import Files, Sink
 from forecast.scoring.sinks.open import open_sink
-from forecast.scoring.state import StateUpdate
 
 _PUBLISHING: Final = "publishing"
 """File in the staging folder while the sink takes over the shards; it marks an interrupted publication."""
+_FAILED_SHARDS: Final = "failed_shards"
+"""Key of manifests with shards that failed on all attempts, which the next job tries again."""
 
 
 class ScoreJob:
     """Writes the forecasts of a model on a panel, cutoff by cutoff. The caller holds the locks of its folders.
 
-    `names` identifies the model: model, model_version and model_digest; `run_id` is the MLflow run of the job. Raises
-    ConfigError and OutputError for settings that the model or the sink does not support.
+    `names` identifies the model: model, model_version and model_digest; `run_id` is the MLflow run of the job. The
+    shards are forecast by `engine`, in this process without one. Raises ConfigError and OutputError for settings that
+    the model or the sink does not support.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class ScoreJob:
         names: dict[str, str],
         *,
         run_id: str = "",
+        engine: Engine | None = None,
     ) -> None:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
@@ -79,34 +85,27 @@ class ScoreJob:
         self._sink.check()
         self._rows_written = False
         choice = self.folder / f".runtime-{names['model_digest'][:16]}"
-        self._model = CutoffModel(artifact, score, choice, loaded.panel.n_series)
-        self._shards = Shards(loaded, self._model, score, output, names)
-        for leftover in (self.folder / MANIFESTS).glob(".*.tmp"):  # Left by a killed job.
-            leftover.unlink()
-        for staging in (self.folder / ".staging").glob(f"{CUTOFF}=*"):  # Left by an earlier release.
-            shutil.rmtree(staging, ignore_errors=True)
+        self._writer = ShardWriter(artifact, loaded, score, output, names, choice)
+        self._shards = Shards(self._writer, ShardWork.of(self._writer, output, score, names), engine)
 
-    def write(self, cutoff: int, progress: Progress | None = None) -> Output:
+    def write(self, cutoff: int, progress: Progress | None = None, *, commit: bool = False) -> Output:
         """Write the forecasts from a cutoff, a grid index, unless they exist already.
 
-        Series are forecast in shards, so memory holds only a few at a time: a thread writes one while the next is
-        forecast, and the system reads the one after it. The same inputs give the same bytes. Raises DataError as
-        `check_cutoff`, and for missing known covariates if score.missing_known=fail; OutputError if writing fails.
+        Series are forecast in shards, so memory holds only a few at a time. The same inputs give the same bytes, with
+        any engine. With `commit`, all shards must have been written by `write_share`. Raises DataError as
+        `check_cutoff`, and for missing known covariates if score.missing_known=fail; OutputError if writing fails or a
+        shard is missing; EngineError if the workers fail.
         """
-        panel = self.loaded.panel
         job_start = stage_start = time.monotonic()
-        check_cutoff(panel, cutoff)
-        self._model.select(cutoff)
-        moment = panel.grid.timestamps(np.array([cutoff]))[0]
-        self._check_known(cutoff)
-        digests = self._shards.digests(cutoff)
-        inputs = {"cutoff": moment.isoformat(), **self._inputs}
+        self._clean()
+        key = self._start(cutoff)
+        digests = self._shards.digests(cutoff, range(self._writer.count))
+        inputs = self._inputs_of(key)
         keys = [digest_of(inputs, digest) for digest in digests]
         data_digest, digest = digest_of(digests), digest_of(inputs, keys)
         seconds = {"check": time.monotonic() - stage_start}
 
-        key = ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
-        manifest, staging = self.folder / MANIFESTS / key.manifest, self.folder / ".staging" / key.folder
+        manifest, staging = self.folder / MANIFESTS / key.manifest, self._staging(key)
         if self._score.force:
             shutil.rmtree(staging, ignore_errors=True)
         elif (existing := self._published(manifest, key, digest)) and not (staging / _PUBLISHING).exists():
@@ -114,31 +113,94 @@ class ScoreJob:
             self._write_rows()
             return Output(manifest, self._make_current(existing, manifest), was_complete=True, seconds=seconds)
 
-        update = self._update(cutoff)
-        finals = {kind: None if self._score.force else self._sink.folder(kind, key) for kind in KINDS}
-        published = {kind: folder for kind, folder in finals.items() if folder is not None}
-        run = CutoffRun(cutoff, key, staging, published, update, seconds, progress)
-        parts, files = self._shards.write(run, keys)
+        parts = self._parts(cutoff, key, dict(enumerate(keys)))
+        if commit:
+            check_complete(parts, self._shards.find(parts))
+        parts.remove_others()
+        self._shards.write(parts, seconds, progress)
         stage_start = time.monotonic()
-        versions = inputs | {"data_digest": data_digest, "key": digest}
-        facts = {
-            "trained_until": self._model.weights.trained_until_timestamp.isoformat(),
-            "run_id": self._run_id or None,
-        }
-        content = content_of(parts, self.loaded, self.artifact.horizon, versions, facts)
-        content["columns"] = list(pl.read_parquet_schema(files[FORECASTS][0])) if files[FORECASTS] else []
-        check_model_share(content, self._score, self.artifact.network.shape.context_length)
-        if update:
-            update.publish()  # A job that resumes recomputes unpublished forecasts from it, with the same result.
-        content = self._publish(run, files, content, manifest)
+        content = self._content(parts, inputs | {"data_digest": data_digest, "key": digest})
+        if parts.update:
+            parts.update.publish()  # A job that resumes recomputes unpublished forecasts from it, with the same result.
+        content = self._publish(parts.run, parts.files(), content, manifest)
         seconds |= {"publish": time.monotonic() - stage_start, "all": time.monotonic() - job_start}
         return Output(manifest, content, was_complete=False, seconds=seconds)
+
+    def _clean(self) -> None:
+        """Remove what killed jobs and earlier releases have left in the folder."""
+        for leftover in (self.folder / MANIFESTS).glob(".*.tmp"):
+            leftover.unlink()
+        for staging in (self.folder / ".staging").glob(f"{CUTOFF}=*"):
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def write_share(self, cutoff: int, share: JobShare, progress: Progress | None = None) -> ShareOutput:
+        """Write the parts of a share of the shards into the staging folder, unless they exist already.
+
+        Nothing is published: `write` with `commit` does that. Other shares may be written at the same time, on other
+        machines. Raises as `write`; EngineError if a shard fails.
+        """
+        key = self._start(cutoff)
+        numbers = share.of(self._writer.count)
+        inputs = self._inputs_of(key)
+        digests = self._shards.digests(cutoff, numbers)
+        keys = {number: digest_of(inputs, digest) for number, digest in zip(numbers, digests, strict=True)}
+        parts = self._parts(cutoff, key, keys)
+        n_missing = len(self._shards.find(parts))
+        self._shards.write(parts, {}, progress)
+        if parts.failures:
+            raise EngineError(
+                f"{len(parts.failures):,} of {len(keys):,} shards failed: {listing(parts.failures.values())}"
+            )
+        n_series = sum(self._writer.panel(number).n_series for number in numbers)
+        return ShareOutput(inputs[CUTOFF], len(keys), n_missing, n_series)
+
+    def _start(self, cutoff: int) -> ForecastKey:
+        """Check a cutoff, and select the weights of the model for it."""
+        panel = self.loaded.panel
+        check_cutoff(panel, cutoff)
+        self._writer.model.select(cutoff)
+        self._check_known(cutoff)
+        moment = panel.grid.timestamps(np.array([cutoff]))[0]
+        return ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
+
+    def _inputs_of(self, key: ForecastKey) -> dict[str, Any]:
+        return {CUTOFF: key.cutoff.isoformat(), **self._inputs}
+
+    def _staging(self, key: ForecastKey) -> Path:
+        return self.folder / ".staging" / key.folder
+
+    def _parts(self, cutoff: int, key: ForecastKey, keys: Mapping[int, str]) -> CutoffParts:
+        """Return the parts of a cutoff; `keys` are the digests of the inputs of each shard."""
+        finals = {kind: None if self._score.force else self._sink.folder(kind, key) for kind in KINDS}
+        published = {kind: folder for kind, folder in finals.items() if folder is not None}
+        names = {number: f"part-{number:05d}-{digest[:16]}.parquet" for number, digest in keys.items()}
+        run = CutoffRun(cutoff, key, self._staging(key))
+        return CutoffParts(run, names, published, self._writer.state_update(cutoff))
+
+    def _content(self, parts: CutoffParts, versions: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the manifest without the inventory of the sink. Raises DataError as `check_model_share`."""
+        facts = {
+            "trained_until": self._writer.model.weights.trained_until_timestamp.isoformat(),
+            "run_id": self._run_id or None,
+        }
+        counts = [part for _, part in sorted(parts.parts.items())]
+        content = content_of(counts, self.loaded, self.artifact.horizon, versions, facts)
+        forecasts = parts.files()[FORECASTS]
+        content["columns"] = list(pl.read_parquet_schema(forecasts[0])) if forecasts else []
+        if parts.failures:
+            content[_FAILED_SHARDS] = {str(number): reason for number, reason in sorted(parts.failures.items())}
+        check_model_share(content, self._score, self.artifact.network.shape.context_length)
+        return content
 
     def _published(self, manifest: Path, key: ForecastKey, digest: str) -> dict[str, Any] | None:
         """Return the manifest of complete forecasts with the same inputs; None without, once damaged files are gone."""
         content = read_if_valid(manifest)
         inventory = self._sink.inventory(key) if content else {}
-        if content.get("key") == digest and all(content.get(name) == value for name, value in inventory.items()):
+        if (
+            _FAILED_SHARDS not in content
+            and content.get("key") == digest
+            and all(content.get(name) == value for name, value in inventory.items())
+        ):
             return content
         for name, expected in content.get("files", {}).items():
             if inventory.get("files", {}).get(name, expected) != expected:
@@ -192,18 +254,10 @@ class ScoreJob:
             "layout": LAYOUT,
             "horizon": self.artifact.horizon,
             **self.names,
-            "runtime": self._model.runtime,
+            "runtime": self._writer.model.runtime,
             "config_digest": digest_of(settings),
             "code": f"gatecast {version('gatecast')}",
         }
-
-    def _update(self, cutoff: int) -> StateUpdate | None:
-        if self._score.state is None:
-            return None
-        folder = Path(self._score.state)
-        if not self._model.is_latest:  # The weights of the final fit keep their own state beside this one.
-            folder /= "evaluated"
-        return StateUpdate(folder, self._model.weights, self.loaded.panel, cutoff, self.names["model_digest"])
 
     def _check_known(self, cutoff: int) -> None:
         if self._score.missing_known != "fail":

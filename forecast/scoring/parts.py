@@ -27,6 +27,9 @@ COLUMNS: Final = 16
 # Key of the counts in the footer of a part.
 PART: Final = "gatecast"
 
+FAILED: Final = "shard failed"
+"""Reason of the rejects of a shard that failed on all attempts of an engine."""
+
 Progress = Callable[[int], None]
 
 
@@ -41,6 +44,18 @@ class Output:
     """Whether nothing had to be written."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, and `all` in total; forecasting and writing overlap."""
+
+
+@dataclass(frozen=True)
+class ShareOutput:
+    """The parts that a share of a job has written for one cutoff."""
+
+    cutoff: str
+    n_shards: int
+    """Number of shards in the share."""
+    n_written: int
+    """Number of them that did not exist before."""
+    n_series: int
 
 
 @dataclass(frozen=True)

@@ -1,203 +1,220 @@
-"""The shards of a cutoff: series are forecast and written a shard at a time, into the staging folder.
+"""The shards of a cutoff, written into the staging folder: in this process, or by the workers of an engine.
 
-A thread writes one shard while the next is forecast, and the system reads the one after it, so memory holds only a few.
+In this process a thread writes one shard while the next is forecast, and the system reads the one after it, so memory
+holds only a few.
 """
 
-import json
 import mmap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
-from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.files import write_parquet_atomic
-from forecast.data.ingest.loaded import Loaded
-from forecast.data.ingest.missing_known import carry_forward, series_missing_known
 from forecast.data.panel import Panel
-from forecast.names import (
-    MEAN,
-    MODEL_DIGEST,
-    MODEL_NAME,
-    REASON,
-    SERIES_ID,
-    SOURCE,
-    STEP,
-    sample_column,
-)
-from forecast.prediction.fallback import forecast_shard
-from forecast.prediction.one_pass import BATCH_SIZE
-from forecast.prediction.postprocess import forecast_columns
-from forecast.scoring.cutoff_model import CutoffModel
-from forecast.scoring.manifests import FORECASTS, KINDS, REJECTS, ForecastKey, Kind
-from forecast.scoring.parts import (
-    COLUMNS,
-    PART,
-    SHARD_ROWS,
-    Part,
-    Progress,
-    ShardForecasts,
-    clip_rows,
-    complete_part,
-    count_by,
-    part_file,
-    with_model,
-)
+from forecast.engines.engine import Engine, results
+from forecast.errors import EngineError, OutputError, listing
+from forecast.names import REASON, SERIES_ID
+from forecast.scoring.manifests import FORECASTS, KINDS, REJECTS, Kind
+from forecast.scoring.parts import FAILED, Part, Progress, ShardForecasts, complete_part, part_file, with_model
+from forecast.scoring.shard_writer import CutoffRun, DigestTask, ShardWork, ShardWriter, WriteTask, WrittenShard
 from forecast.scoring.sinks.base import Files
 from forecast.scoring.state import StateUpdate
 
+_END: Final = ".parquet"
 
-@dataclass(frozen=True)
-class CutoffRun:
-    """The forecasts of one cutoff in the making."""
 
-    cutoff: int
-    """Grid index."""
-    key: ForecastKey
-    staging: Path
+@dataclass
+class CutoffParts:
+    """The parts of a cutoff, complete or to be written."""
+
+    run: CutoffRun
+    names: dict[int, str]
+    """File name of each shard, by its number; it holds a digest of all inputs."""
     published: dict[Kind, Path]
     """Folders with parts of an earlier job that may be complete, by kind."""
     update: StateUpdate | None
-    seconds: dict[str, float]
-    """Time by stage; forecasting and writing add theirs."""
-    progress: Progress | None
-    """Called with the number of series that are complete."""
+    parts: dict[int, Part] = field(default_factory=dict)
+    """Counts of the complete shards."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Why a shard could not be written, for those that failed on all attempts of an engine."""
+
+    @property
+    def folders(self) -> dict[Kind, list[Path]]:
+        """Folders that may hold a part, by kind."""
+        return {
+            kind: [self.run.staging / kind, *([self.published[kind]] if kind in self.published else [])]
+            for kind in KINDS
+        }
+
+    def files(self) -> Files:
+        """Return the files of all parts, in the order of the shards."""
+        names = [_failed(name) if number in self.failures else name for number, name in sorted(self.names.items())]
+        return {
+            kind: [path for name in names if (path := part_file(name, self.folders[kind])) is not None]
+            for kind in KINDS
+        }
+
+    def remove_others(self) -> None:
+        """Remove the parts of other inputs from the staging folder."""
+        names = set(self.names.values())
+        for kind in KINDS:
+            for file in (self.run.staging / kind).glob("*"):
+                if file.name not in names:
+                    file.unlink()
 
 
 class Shards:
-    """Forecasts and writes the series of a panel, a shard at a time; `names` identifies the model."""
+    """Finds the parts that are complete, and has the others written by an engine, or in this process without one."""
 
-    def __init__(
-        self, loaded: Loaded, model: CutoffModel, score: ScoreSettings, output: ScoreOutput, names: dict[str, str]
-    ) -> None:
-        self._loaded, self._model, self._score, self._output, self._names = loaded, model, score, output, names
+    def __init__(self, writer: ShardWriter, work: ShardWork, engine: Engine | None) -> None:
+        self._writer, self._work, self._engine = writer, work, engine
 
-    @property
-    def _horizon(self) -> int:
-        return self._model.artifact.horizon
-
-    def digests(self, cutoff: int) -> list[str]:
+    def digests(self, cutoff: int, numbers: Sequence[int]) -> list[str]:
         """Return a digest of what is visible at a cutoff of each shard."""
-        digests = [shard.visible_digest(cutoff, self._horizon) for shard in self._panels()]
-        self._loaded.panel.advise(mmap.MADV_DONTNEED)
-        return digests
+        if self._engine is None:
+            return [self._writer.digest(number, cutoff) for number in numbers]
+        tasks = [DigestTask(number, cutoff) for number in numbers]
+        digests = {task.number: str(digest) for task, digest in results(self._engine, self._work, tasks)}
+        return [digests[number] for number in numbers]
 
-    def _panels(self) -> Iterator[Panel]:
+    def find(self, parts: CutoffParts) -> list[int]:
+        """Note the parts that are complete, and return the numbers of the other shards."""
+        missing = []
+        for number, name in parts.names.items():
+            has_state = parts.update is None or parts.update.has(name, self._writer.panel(number))
+            part = complete_part(name, parts.folders) if has_state else None
+            if part is None:
+                missing.append(number)
+            else:
+                parts.parts[number] = part
+        return missing
+
+    def write(self, parts: CutoffParts, seconds: dict[str, float], progress: Progress | None) -> None:
+        """Forecast and write the shards that are missing; `seconds` get the time by stage.
+
+        `progress` is called with the number of series that are complete. A shard that fails on all attempts of an
+        engine is written as rejects. Raises EngineError if all fail.
+        """
+        missing = self.find(parts)
+        seconds.update({"forecast": 0.0, "write": 0.0})
+        n_done = sum(self._writer.panel(number).n_series for number in parts.parts)
+
+        def report(number: int) -> None:
+            nonlocal n_done
+            n_done += self._writer.panel(number).n_series
+            if progress:
+                progress(n_done)
+
+        if progress and n_done:
+            progress(n_done)
+        if self._engine is None:
+            self._write_here(parts, missing, seconds, report)
+        else:
+            self._write_by(self._engine, parts, missing, seconds, report)
+
+    def _write_here(
+        self, parts: CutoffParts, missing: Sequence[int], seconds: dict[str, float], report: Callable[[int], None]
+    ) -> None:
+        def write(shard_forecasts: ShardForecasts, name: str) -> Part:
+            start = time.monotonic()
+            part = self._writer.write(parts.run, shard_forecasts, name, parts.update)
+            seconds["write"] += time.monotonic() - start
+            return part
+
+        pending: dict[int, Future[Part]] = {}
+        with ThreadPoolExecutor(1) as thread:
+            for number, shard in self._read_ahead(missing):
+                start = time.monotonic()
+                shard_forecasts = self._writer.forecast(shard, parts.run.cutoff, parts.update)
+                seconds["forecast"] += time.monotonic() - start
+                if pending:
+                    pending[max(pending)].result()  # One write at a time bounds memory, and an error ends the job.
+                pending[number] = thread.submit(write, shard_forecasts, parts.names[number])
+                del shard_forecasts
+                report(number)
+            parts.parts |= {number: future.result() for number, future in pending.items()}
+
+    def _read_ahead(self, numbers: Sequence[int]) -> Iterator[tuple[int, Panel]]:
         """Yield the shards; the system reads the pages of the next one ahead, and drops those of the last one."""
-        panel = self._loaded.panel
-        columns = 1 + self._output.n_samples // COLUMNS
-        n_fitting = max(1, SHARD_ROWS // (self._horizon * columns))
-        # Full batches, if at least one fits.
-        size = self._score.shard_size or (n_fitting - n_fitting % BATCH_SIZE or n_fitting)
-        shards = (panel.rows(first, min(first + size, panel.n_series)) for first in range(0, panel.n_series, size))
-        for shard, following in pairwise(chain(shards, [None])):
-            assert shard is not None
+        for number, following in zip_longest(numbers, numbers[1:]):
             if following is not None:
-                following.advise(mmap.MADV_WILLNEED)
-            yield shard
+                self._writer.panel(following).advise(mmap.MADV_WILLNEED)
+            shard = self._writer.panel(number)
+            yield number, shard
             shard.advise(mmap.MADV_DONTNEED)
 
-    def write(self, run: CutoffRun, keys: Sequence[str]) -> tuple[list[Part], Files]:
-        """Return the counts and the files of all shards; missing parts are forecast and written.
+    def _write_by(
+        self,
+        engine: Engine,
+        parts: CutoffParts,
+        missing: Sequence[int],
+        seconds: dict[str, float],
+        report: Callable[[int], None],
+    ) -> None:
+        (parts.run.staging / FORECASTS).mkdir(parents=True, exist_ok=True)
+        tasks = [WriteTask(number, parts.run, parts.names[number]) for number in missing]
+        for outcome in engine.run(self._work, tasks):
+            number = outcome.task.number
+            if isinstance(outcome.result, WrittenShard):
+                parts.parts[number] = outcome.result.part
+                for stage, value in outcome.result.seconds.items():
+                    seconds[stage] += value
+            else:
+                parts.failures[number] = outcome.failure
+            report(number)
+        if parts.failures and len(parts.failures) == len(parts.names):
+            reasons = listing(sorted(set(parts.failures.values())))
+            raise EngineError(f"all {len(parts.failures):,} shards failed: {reasons}")
+        for number in parts.failures:
+            parts.parts[number] = self._reject(parts, number)
 
-        `keys` are the digests of the inputs, [shard].
-        """
-        names = [f"part-{number:05d}-{digest[:16]}.parquet" for number, digest in enumerate(keys)]
-        folders = {
-            kind: [run.staging / kind, *([run.published[kind]] if kind in run.published else [])] for kind in KINDS
-        }
-        _remove_others(run.staging, {*names})
-        run.seconds.update({"forecast": 0.0, "write": 0.0})
-
-        pending: list[Part | Future[Part]] = []
-        writing: Future[Part] | None = None
-        n_series = 0
-        with ThreadPoolExecutor(1) as writer:
-            for shard, name in zip(self._panels(), names, strict=True):
-                part = complete_part(name, folders) if run.update is None or run.update.has(name, shard) else None
-                if part is None:
-                    start = time.monotonic()
-                    shard_forecasts = self._forecast(shard, run.cutoff, run.update)
-                    run.seconds["forecast"] += time.monotonic() - start
-                    if writing:
-                        writing.result()  # One write at a time bounds memory, and an error ends the job.
-                    writing = writer.submit(self._write_part, run, shard_forecasts, name)
-                    pending.append(writing)
-                    del shard_forecasts
-                else:
-                    pending.append(part)
-                n_series += shard.n_series
-                if run.progress:
-                    run.progress(n_series)
-            parts = [part.result() if isinstance(part, Future) else part for part in pending]
-        files: dict[Kind, list[Path]] = {
-            kind: [path for name in names if (path := part_file(name, folders[kind])) is not None] for kind in KINDS
-        }
-        return parts, files
-
-    def _forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
-        """Return the forecasts of a shard."""
-        horizon, carried, refused = self._horizon, 0, None
-        carried_states, state, counts = update.rows(shard) if update else (None, None, {})
-        if len(shard.known) and self._score.missing_known == "carry_forward":
-            context = self._model.artifact.network.shape.context_length
-            shard, carried = carry_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
-        if len(shard.known) and self._score.missing_known == "quarantine":
-            refused = series_missing_known(shard, self._loaded.data, cutoff=cutoff, horizon=horizon)
-        forecasts = forecast_shard(
-            self._model.weights,
-            shard,
-            cutoff,
-            refused=refused,
-            carried=carried_states,
-            max_age=self._score.max_age,
-            model_version=self._names["model_version"],
-            samples=self._output.n_samples,
-            forward=self._model.forward,
-        )
-        return ShardForecasts(forecasts, carried, state, counts)
-
-    def _write_part(self, run: CutoffRun, shard_forecasts: ShardForecasts, name: str) -> Part:
-        """Write the files of a shard; the forecasts come last, so their file marks a complete part."""
-        stage_start = time.monotonic()
-        artifact = self._model.artifact
-        distribution_columns = forecast_columns(artifact)
-        value_columns = list(distribution_columns) if artifact.classes else [MEAN, *distribution_columns]
-        value_columns += map(sample_column, range(self._output.n_samples))
-        frame, bounded = clip_rows(shard_forecasts.forecasts.frame, value_columns, self._output.min, self._output.max)
-        assert frame.select(pl.all_horizontal(pl.col(value_columns).is_finite().all())).item(), (
-            "a forecast is not finite"
-        )
-        frame = frame.with_columns(
-            pl.lit(self._names["model"]).alias(MODEL_NAME), pl.lit(self._names["model_digest"]).alias(MODEL_DIGEST)
-        )
-        rejects = shard_forecasts.forecasts.rejects.cast(pl.Schema(self._loaded.rejects.schema)).sort(SERIES_ID)
-        rejects = with_model(rejects, self._names, run.key.cutoff)
-        part = Part(
-            series=frame.height // self._horizon,
-            rejected=rejects.height,
-            sources=count_by(frame.filter(pl.col(STEP) == 1), SOURCE),
-            rejects=count_by(rejects, REASON),
-            bounded=bounded,
-            carried=shard_forecasts.carried,
-            state=shard_forecasts.counts,
-        )
-        if run.update and shard_forecasts.state:
-            run.update.save(name, shard_forecasts.state)
-        if rejects.height:
-            write_parquet_atomic(rejects, run.staging / REJECTS / name)
-        write_parquet_atomic(frame, run.staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
-        run.seconds["write"] += time.monotonic() - stage_start
-        return part
+    def _reject(self, parts: CutoffParts, number: int) -> Part:
+        """Write the series of a shard that failed as rejects. Without forecasts, the next job tries it again."""
+        schema = self._writer.loaded.rejects.schema
+        rows = pl.DataFrame({SERIES_ID: self._writer.panel(number).series_id.tolist()}, schema={SERIES_ID: pl.String})
+        columns = [
+            pl.lit(FAILED if name == REASON else None, dtype).alias(name)
+            for name, dtype in schema.items()
+            if name != SERIES_ID
+        ]
+        rejects = with_model(rows.with_columns(columns).select(schema.names()), self._work.names, parts.run.key.cutoff)
+        write_parquet_atomic(rejects, parts.run.staging / REJECTS / _failed(parts.names[number]))
+        return Part(0, rejects.height, {}, {FAILED: rejects.height}, {}, 0, {})
 
 
-def _remove_others(staging: Path, names: set[str]) -> None:
-    """Remove the parts of other inputs from a staging folder."""
-    for kind in KINDS:
-        for file in (staging / kind).glob("*"):
-            if file.name not in names:
-                file.unlink()
+def check_complete(parts: CutoffParts, missing: Sequence[int]) -> None:
+    """Raise OutputError if shards are missing, with the parts of other inputs in the staging folder."""
+    if not missing:
+        return
+    existing = {file.name.split("-")[1] for kind in KINDS for file in (parts.run.staging / kind).glob(f"part-*{_END}")}
+    others = [number for number in missing if f"{number:05d}" in existing]
+    of_model = sorted(
+        folder.name
+        for folder in parts.run.staging.parent.glob(f"{parts.run.key.folder.split('.', 1)[0]}.*")
+        if folder != parts.run.staging
+    )
+    hints = [
+        f"{len(others):,} of them are there for other inputs: the panel, the settings or the version of gatecast differ"
+        if others
+        else "",
+        f"there are parts of other models: {listing(of_model)}; name the version by its number, so that all shards "
+        "have the same"
+        if of_model
+        else "",
+    ]
+    hint = "; ".join(filter(None, hints))
+    raise OutputError(
+        f"{len(missing):,} of {len(parts.names):,} parts of the cutoff are missing: {listing(missing)}"
+        + (f" ({hint})" if hint else "")
+        + "; run the shards again with the settings of this commit"
+    )
+
+
+def _failed(name: str) -> str:
+    return f"{name.removesuffix(_END)}.failed{_END}"

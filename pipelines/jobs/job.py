@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from forecast.config import (
     JobConfig,
+    JobShare,
     LedgerConfig,
 )
 from forecast.errors import DataError, GatecastError, LedgerError
@@ -63,7 +64,9 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
             console.setup()
             _references.set(references)
             ledger = open_ledger(config.ledger)
-            entry = _begin(ledger, describe(flow, config, references))
+            # A share of a job is recorded by its commit.
+            is_share = isinstance(getattr(config, "shard", None), JobShare)
+            entry = None if is_share else _begin(ledger, describe(flow, config, references))
             if entry is not None and entry.status == "done":
                 console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
                 return

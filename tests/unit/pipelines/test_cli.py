@@ -139,13 +139,13 @@ def test_every_error_has_its_exit_code_and_no_traceback(
     def fail(_arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_function", lambda _verb: fail)
+    monkeypatch.setattr(cli, "function_of", lambda _verb: fail)
     assert cli.main(["train"]) == code
     assert capsys.readouterr().err in ("error: x\n", "interrupted\n")
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_function", lambda _verb: lambda arguments: arguments[99])
+    monkeypatch.setattr(cli, "function_of", lambda _verb: lambda arguments: arguments[99])
     with pytest.raises(IndexError):
         cli.main(["train"])
 

@@ -1,7 +1,6 @@
 """What a scoring job leaves behind, also when it is killed, refused or run again."""
 
 import copy
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from folders import contents
 from kills import killed_at
 
 from forecast.artifact import Artifact
@@ -48,19 +48,6 @@ def write(
 ) -> Output:
     with locked(folder):
         return job(artifact, loaded, folder, score, **output).write(loaded.panel.last_index)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Return a hash of each file in a folder, of manifests without the time and the run that wrote them."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(_lasting(path)).hexdigest() for path in files}
-
-
-def _lasting(path: Path) -> bytes:
-    if path.suffix != ".json":
-        return path.read_bytes()
-    content = json.loads(path.read_text())
-    return json.dumps(content | {"written_at": None, "run_id": None}).encode()
 
 
 def frame_of(folder: Path, kind: str = "forecasts") -> pl.DataFrame:

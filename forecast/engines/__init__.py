@@ -1,0 +1,1 @@
+"""Engines: the processes and clusters that run the tasks of a job."""

@@ -1,0 +1,93 @@
+"""The protocol of engines, and the one that the settings choose.
+
+An engine runs tasks that don't depend on each other. A worker opens the work of a job once and keeps it for all tasks.
+Workers write files and return small results; the process of the job alone speaks to the registry, the ledger and
+databases.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from forecast.config import EngineSettings
+from forecast.errors import EngineError, OutputError, listing
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Task_contra = TypeVar("Task_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+ATTEMPTS: Final = 3
+"""Times that a task is tried if its worker is lost, or reading and writing fails."""
+
+
+class Work(Protocol[Task_contra, Result_co]):
+    """What all tasks of a job share; it travels to the workers, so it must be picklable."""
+
+    def open(self) -> Callable[[Task_contra], Result_co]:
+        """Return the function of a task; a worker calls it once per job."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Task, Result]):
+    """The end of a task."""
+
+    task: Task
+    result: Result | None
+    failure: str = ""
+    """Why the task has no result after ATTEMPTS."""
+
+
+class Engine(Protocol):
+    """Runs tasks on workers."""
+
+    n_workers: int
+
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+        """Yield the outcome of each task as soon as it ends, in any order.
+
+        A task is tried again if its worker is lost or if reading or writing fails. Any other error of a task is raised
+        here. The workers keep `work` as long as this engine is given the same object.
+        """
+
+
+def results(engine: Engine, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+    """Yield the tasks that end, with their results. Raises EngineError once all others are done if one has failed."""
+    failures = []
+    for outcome in engine.run(work, tasks):
+        if outcome.failure:
+            failures.append(outcome.failure)
+        else:
+            yield outcome.task, outcome.result  # type: ignore[misc]  # a result may be None
+    if failures:
+        reasons = listing(sorted(set(failures)))
+        raise EngineError(
+            f"{len(failures):,} of {len(tasks):,} tasks failed {ATTEMPTS} times each: {reasons}; the same command "
+            "tries them again"
+        )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a task with this error is worth another attempt: its disk or network may recover."""
+    return isinstance(error, OSError | OutputError)
+
+
+@contextmanager
+def open_engine(settings: EngineSettings) -> Iterator[Engine | None]:
+    """Yield the engine of the settings; None for `local`, where the caller does the work itself.
+
+    Raises ConfigError without the package, EngineError if the cluster does not answer.
+    """
+    if settings.kind == "local":
+        yield None
+    elif settings.kind == "processes":
+        from forecast.engines.processes import Processes
+
+        with Processes(settings.workers) as processes:
+            yield processes
+    else:
+        from forecast.engines.ray_cluster import RayCluster
+
+        with RayCluster(settings) as cluster:
+            yield cluster

@@ -1,0 +1,119 @@
+"""Workers in processes of this machine."""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from forecast.engines import worker
+from forecast.engines.engine import ATTEMPTS, Outcome, Result, Task, Work, is_transient
+from forecast.engines.payload import Payload
+
+_THREADS: Final = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
+class _Running(NamedTuple):
+    slot: int
+    task: Any
+    attempt: int
+
+
+class Processes:
+    """An engine of processes, one thread each. A lost process takes only its own task with it.
+
+    Work travels through a file in the folder for temporary files, which the processes map.
+    """
+
+    def __init__(self, n_workers: int | None = None) -> None:
+        self.n_workers = n_workers or len(os.sched_getaffinity(0))
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._folder = Path()
+        self._saved: tuple[object, Path] | None = None
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="gatecast-"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for slot in list(self._pools):
+            self._end(slot)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+        """Yield the outcomes, as `Engine.run`."""
+        path = self._save(work)
+        waiting = deque((task, 1) for task in tasks)
+        idle, running = list(range(self.n_workers)), dict[Future[Any], _Running]()
+        try:
+            while waiting or running:
+                while waiting and idle:
+                    task, attempt = waiting.popleft()
+                    slot = idle.pop()
+                    running[self._pool(slot).submit(worker.run_saved, path, task)] = _Running(slot, task, attempt)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    slot, task, attempt = running.pop(future)
+                    idle.append(slot)
+                    error = future.exception()
+                    is_lost = isinstance(error, BrokenProcessPool)
+                    if is_lost:
+                        self._end(slot)
+                    if error is None:
+                        yield Outcome(task, future.result())
+                    elif not is_lost and not is_transient(error):
+                        raise error
+                    elif attempt < ATTEMPTS:
+                        waiting.appendleft((task, attempt + 1))
+                    else:
+                        yield Outcome(task, None, "its process was killed" if is_lost else str(error))
+        finally:
+            for interrupted in running.values():
+                self._end(interrupted.slot)
+
+    def _save(self, work: object) -> Path:
+        """Return the file of the work."""
+        if self._saved is None or self._saved[0] is not work:
+            path = Path(tempfile.mkdtemp(dir=self._folder)) / "work"
+            Payload.of(work).save(path)
+            if self._saved:
+                shutil.rmtree(self._saved[1].parent, ignore_errors=True)  # Maps of the processes live on.
+            self._saved = work, path
+        return self._saved[1]
+
+    def _pool(self, slot: int) -> ProcessPoolExecutor:
+        if slot not in self._pools:
+            context = multiprocessing.get_context("spawn")
+            self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=worker.start)
+            with _one_thread():  # The process is started by the first task.
+                self._pools[slot].submit(os.getpid)
+        return self._pools[slot]
+
+    def _end(self, slot: int) -> None:
+        """Kill the process of a slot."""
+        pool = self._pools.pop(slot, None)
+        if pool is None:
+            return
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Set the environment of processes that start now to one thread."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

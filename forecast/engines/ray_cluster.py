@@ -1,0 +1,130 @@
+"""Workers on a Ray cluster: core tasks, at most two in flight for each CPU."""
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, Self
+
+from forecast.config import EngineSettings
+from forecast.engines import worker
+from forecast.engines.engine import ATTEMPTS, Outcome, Result, Task, Work, is_transient
+from forecast.engines.payload import Payload
+from forecast.errors import ConfigError, EngineError
+
+_LOG = logging.getLogger(__name__)
+_IN_FLIGHT_PER_CPU: Final = 2
+_PROBE_SECONDS: Final = 5.0
+_RECOUNT_SECONDS: Final = 10.0
+
+
+class _Running(NamedTuple):
+    task: Any
+    attempt: int
+
+
+class RayCluster:
+    """An engine of tasks on a Ray cluster. A lost node takes only its own tasks with it.
+
+    Work is put into the object store once, and read from there by the workers of each node. Files that the tasks write
+    and panels that are mapped must be on a disk that all nodes share.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        try:
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            import ray
+        except ImportError:
+            raise ConfigError("engine=ray needs: pip install 'gatecast[ray]'") from None
+        self._ray: Any = ray
+        self._settings = settings
+        self._put: tuple[object, Any, str] | None = None
+        self._counted_at = 0.0
+        self.n_workers = 0
+
+    def __enter__(self) -> Self:
+        address = self._settings.address
+        _probe(address)
+        try:
+            self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+            raise EngineError(_no_answer(address, str(error).split("\n", 1)[0])) from error
+        self._count()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ray.shutdown()
+
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+        """Yield the outcomes, as `Engine.run`."""
+        ray, (payload, key) = self._ray, self._reference(work)
+        remote = ray.remote(num_cpus=1, num_gpus=self._settings.num_gpus, max_retries=0)(_run_task)
+        waiting = deque((task, 1) for task in tasks)
+        running: dict[Any, _Running] = {}
+        try:
+            while waiting or running:
+                self._count()
+                while waiting and len(running) < self.n_workers:
+                    task, attempt = waiting.popleft()
+                    running[remote.remote([payload], key, task)] = _Running(task, attempt)
+                for reference in ray.wait(list(running), timeout=1.0)[0]:
+                    task, attempt = running.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:
+                        cause, failure = error.cause, str(error.cause)
+                        if not is_transient(cause):
+                            raise cause from error
+                    except ray.exceptions.RayError as error:
+                        failure = f"its worker was lost ({type(error).__name__})"
+                        _LOG.warning("engine: a task is tried again, %s", failure)
+                    else:
+                        yield Outcome(task, result)
+                        continue
+                    if attempt < ATTEMPTS:
+                        waiting.appendleft((task, attempt + 1))
+                    else:
+                        yield Outcome(task, None, failure)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _reference(self, work: object) -> tuple[Any, str]:
+        """Return the reference of the work in the object store, and its key."""
+        if self._put is None or self._put[0] is not work:
+            self._put = work, self._ray.put(Payload.of(work)), uuid.uuid4().hex
+        return self._put[1:]
+
+    def _count(self) -> None:
+        """Count the tasks that may be in flight, as nodes come and go."""
+        now = time.monotonic()
+        if self.n_workers and now - self._counted_at < _RECOUNT_SECONDS:
+            return
+        self._counted_at = now
+        cpus = int(self._ray.cluster_resources().get("CPU", 0))
+        self.n_workers = self._settings.workers or max(1, _IN_FLIGHT_PER_CPU * cpus)
+
+
+def _run_task(payload: list[Any], key: str, task: object) -> Any:
+    """Run a task in a worker of the cluster. `payload` holds a reference, which is read once per worker."""
+    import ray
+
+    return worker.run(key, lambda: ray.get(payload[0]), task)
+
+
+def _probe(address: str | None) -> None:
+    """Raise EngineError if nothing listens at an address; Ray itself would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
+    except OSError as error:
+        raise EngineError(_no_answer(address, error.strerror or str(error))) from None
+
+
+def _no_answer(address: str | None, reason: str) -> str:
+    return f"engine.address={address}: the Ray cluster does not answer ({reason}); start it, or mend the address"

@@ -1,0 +1,228 @@
+"""One shard of a cutoff: some neighbouring series are forecast, and their files are written."""
+
+import json
+import mmap
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from forecast.artifact import Artifact
+from forecast.config import ScoreOutput, ScoreSettings
+from forecast.data.files import write_parquet_atomic
+from forecast.data.ingest.loaded import Loaded
+from forecast.data.ingest.missing_known import carry_forward, series_missing_known
+from forecast.data.panel import Panel
+from forecast.errors import OutputError
+from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SERIES_ID, SOURCE, STEP, sample_column
+from forecast.prediction.fallback import forecast_shard
+from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.prediction.postprocess import forecast_columns
+from forecast.scoring.cutoff_model import CutoffModel
+from forecast.scoring.manifests import FORECASTS, REJECTS, ForecastKey
+from forecast.scoring.parts import COLUMNS, PART, SHARD_ROWS, Part, ShardForecasts, clip_rows, count_by, with_model
+from forecast.scoring.state import StateUpdate
+
+
+@dataclass(frozen=True)
+class CutoffRun:
+    """The forecasts of one cutoff in the making."""
+
+    cutoff: int
+    """Grid index."""
+    key: ForecastKey
+    staging: Path
+
+
+class ShardWriter:
+    """Forecasts and writes the shards of a panel; `names` identifies the model.
+
+    `choice` is the file that keeps the choice of score.runtime=auto.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        loaded: Loaded,
+        score: ScoreSettings,
+        output: ScoreOutput,
+        names: dict[str, str],
+        choice: Path,
+    ) -> None:
+        self.loaded, self._score, self._output, self._names = loaded, score, output, names
+        self.model = CutoffModel(artifact, score, choice, loaded.panel.n_series)
+
+    @property
+    def _horizon(self) -> int:
+        return self.model.artifact.horizon
+
+    @property
+    def size(self) -> int:
+        """Number of series in a shard; the last one may have fewer."""
+        columns = 1 + self._output.n_samples // COLUMNS
+        n_fitting = max(1, SHARD_ROWS // (self._horizon * columns))
+        # Full batches, if at least one fits.
+        return self._score.shard_size or (n_fitting - n_fitting % BATCH_SIZE or n_fitting)
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return -(-self.loaded.panel.n_series // self.size)
+
+    def panel(self, number: int) -> Panel:
+        """Return the series of a shard."""
+        panel = self.loaded.panel
+        return panel.rows(number * self.size, min((number + 1) * self.size, panel.n_series))
+
+    def digest(self, number: int, cutoff: int) -> str:
+        """Return a digest of what is visible at a cutoff of a shard."""
+        shard = self.panel(number)
+        digest = shard.visible_digest(cutoff, self._horizon)
+        shard.advise(mmap.MADV_DONTNEED)
+        return digest
+
+    def state_update(self, cutoff: int) -> StateUpdate | None:
+        """Return the update of the carried state at the selected cutoff, None without score.state."""
+        if self._score.state is None:
+            return None
+        folder = Path(self._score.state)
+        if not self.model.is_latest:  # The weights of the final fit keep their own state beside this one.
+            folder /= "evaluated"
+        return StateUpdate(folder, self.model.weights, self.loaded.panel, cutoff, self._names["model_digest"])
+
+    def forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
+        """Return the forecasts of a shard."""
+        horizon, carried, refused = self._horizon, 0, None
+        carried_states, state, counts = update.rows(shard) if update else (None, None, {})
+        if len(shard.known) and self._score.missing_known == "carry_forward":
+            context = self.model.artifact.network.shape.context_length
+            shard, carried = carry_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
+        if len(shard.known) and self._score.missing_known == "quarantine":
+            refused = series_missing_known(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
+        forecasts = forecast_shard(
+            self.model.weights,
+            shard,
+            cutoff,
+            refused=refused,
+            carried=carried_states,
+            max_age=self._score.max_age,
+            model_version=self._names["model_version"],
+            samples=self._output.n_samples,
+            forward=self.model.forward,
+        )
+        return ShardForecasts(forecasts, carried, state, counts)
+
+    def write(self, run: CutoffRun, forecasts: ShardForecasts, name: str, update: StateUpdate | None) -> Part:
+        """Write the files of a shard; the forecasts come last, so their file marks a complete part."""
+        artifact = self.model.artifact
+        distribution_columns = forecast_columns(artifact)
+        value_columns = list(distribution_columns) if artifact.classes else [MEAN, *distribution_columns]
+        value_columns += map(sample_column, range(self._output.n_samples))
+        frame, bounded = clip_rows(forecasts.forecasts.frame, value_columns, self._output.min, self._output.max)
+        assert frame.select(pl.all_horizontal(pl.col(value_columns).is_finite().all())).item(), (
+            "a forecast is not finite"
+        )
+        frame = frame.with_columns(
+            pl.lit(self._names["model"]).alias(MODEL_NAME), pl.lit(self._names["model_digest"]).alias(MODEL_DIGEST)
+        )
+        rejects = forecasts.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
+        rejects = with_model(rejects, self._names, run.key.cutoff)
+        part = Part(
+            series=frame.height // self._horizon,
+            rejected=rejects.height,
+            sources=count_by(frame.filter(pl.col(STEP) == 1), SOURCE),
+            rejects=count_by(rejects, REASON),
+            bounded=bounded,
+            carried=forecasts.carried,
+            state=forecasts.counts,
+        )
+        if update and forecasts.state:
+            update.save(name, forecasts.state)
+        if rejects.height:
+            write_parquet_atomic(rejects, run.staging / REJECTS / name)
+        write_parquet_atomic(frame, run.staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
+        return part
+
+
+# --- tasks of an engine
+
+
+@dataclass(frozen=True)
+class DigestTask:
+    """The digest of a shard is wanted."""
+
+    number: int
+    cutoff: int
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """The files of a shard are wanted."""
+
+    number: int
+    run: CutoffRun
+    name: str
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """The result of a WriteTask."""
+
+    part: Part
+    seconds: dict[str, float]
+    """Time by stage."""
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What the workers of an engine need to write shards. `score.runtime` names one."""
+
+    artifact: Artifact
+    loaded: Loaded
+    score: ScoreSettings
+    output: ScoreOutput
+    names: dict[str, str]
+    choice: Path
+
+    @classmethod
+    def of(cls, writer: ShardWriter, output: ScoreOutput, score: ScoreSettings, names: dict[str, str]) -> "ShardWork":
+        """Return the work of a writer, in the runtime that it has chosen."""
+        loaded = replace(writer.loaded, rejects=writer.loaded.rejects.clear())
+        score = score.model_copy(update={"runtime": writer.model.runtime})
+        output = output.model_copy(update={"uri": None})  # Only the job itself writes to a database.
+        return cls(writer.model.artifact, loaded, score, output, names, Path())
+
+    def open(self) -> Callable[[DigestTask | WriteTask], str | WrittenShard]:
+        """Return the function of a task."""
+        writer = ShardWriter(self.artifact, self.loaded, self.score, self.output, self.names, self.choice)
+        updates: dict[int, StateUpdate | None] = {}
+
+        def run(task: DigestTask | WriteTask) -> str | WrittenShard:
+            if isinstance(task, DigestTask):
+                return writer.digest(task.number, task.cutoff)
+            if not task.run.staging.is_dir():
+                raise OutputError(_not_shared(task.run.staging))
+            start = time.monotonic()
+            cutoff = task.run.cutoff
+            writer.model.select(cutoff)
+            if cutoff not in updates:
+                updates.clear()
+                updates[cutoff] = writer.state_update(cutoff)
+            shard = writer.panel(task.number)
+            forecasts = writer.forecast(shard, cutoff, updates[cutoff])
+            shard.advise(mmap.MADV_DONTNEED)
+            write_start = time.monotonic()
+            part = writer.write(task.run, forecasts, task.name, updates[cutoff])
+            end = time.monotonic()
+            return WrittenShard(part, {"forecast": write_start - start, "write": end - write_start})
+
+        return run
+
+
+def _not_shared(staging: Path) -> str:
+    return (
+        f"a worker does not see {staging}; output.path must be on a disk that all machines share, "
+        "with the same path on each"
+    )
