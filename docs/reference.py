@@ -96,12 +96,13 @@ def settings_page() -> str:
         presets = [f"`{path}={_value(value)}`" for path, value in _leaves(compose(verb, [])) if path in keys]
         parts += [f"### forecast {verb}", about, f"Groups: {links}."]
         parts += [f"Defaults of its own: {', '.join(presets)}."] if presets else []
+        parts += [_table(rows)] if (rows := [*_rows(model, "", own)]) else []
     parts.append("## Groups")
     for (name, group), users in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1].__name__)):
         parts += [
             f"### {name} ({', '.join(users)}) {{ #{_anchor(name, group)} }}",
             _about(group),
-            "\n".join(["| key | type | default | |", "| --- | --- | --- | --- |", *_rows(group, f"{name}.")]),
+            _table(_rows(group, f"{name}.")),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -154,9 +155,14 @@ def _about(group: type[config.Config]) -> str:
     return _about(group.__base__) if about.startswith("`") and group.__base__ else about  # type: ignore[arg-type]
 
 
-def _rows(group: type[config.Config], prefix: str) -> Iterator[str]:
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| key | type | default | |", "| --- | --- | --- | --- |", *rows])
+
+
+def _rows(group: type[config.Config], prefix: str, without: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the rows of the keys of a group, except those of the groups `without`."""
     for path, field in config.fields(group, prefix):
-        if not config.group_of(field):
+        if not config.group_of(field) and path.partition(".")[0] not in without:
             default = "required" if field.is_required() else f"`{_value(field.get_default(call_default_factory=True))}`"
             yield f"| `{path}` | {_cell(_type(field))} | {default} | {_cell(field.description or '')} |"
 

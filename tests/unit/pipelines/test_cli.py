@@ -99,6 +99,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "promote",
         "refresh",
         "score",
+        "commit",
         "scores",
         "reconcile",
         "monitor",

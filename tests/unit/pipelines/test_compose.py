@@ -34,6 +34,10 @@ def test_every_preset_makes_a_valid_config(preset: str) -> None:
         config = verb_config(PretrainConfig, "pretrain", [preset, "output.path=x"])
         assert config.pretrain.name == preset.partition("=")[2]
         return
+    if preset.startswith("engine="):
+        needed = ["data.path=x.parquet", "output.path=x"]
+        assert verb_config(ScoreConfig, "score", [preset, *needed]).engine.kind == preset.partition("=")[2]
+        return
     assert verb_config(TrainConfig, "train", [preset, *NEEDED]).window.horizon == 24
 
 
