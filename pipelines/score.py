@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from forecast.config import JobShare, ScoreConfig, ScoreOutput
 from forecast.errors import GatecastError
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
-from pipelines.jobs.run_logging import log_data, log_missing, metric_name
+from pipelines.jobs.run_logging import log_data, log_missing
+from pipelines.jobs.score_summary import log_scores, summary_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from forecast.scoring.job import ScoreJob
     from forecast.scoring.parts import Output
     from forecast.tracking.registry import Registry
-    from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
 
 _LOG = logging.getLogger(__name__)
@@ -116,8 +115,8 @@ def run(config: ScoreConfig) -> Scored:
                     run.json([output.content for output in shadow_outputs], "shadow_manifests.json")
                     line = f", shadow v{shadow_version.number} on {shadow.loaded.panel.n_series:,} series"
             seconds = time.monotonic() - start
-            _log(run, outputs, failed, seconds)
-            scored = Scored(version, _line(outputs, folder, seconds) + line, outputs, failed)
+            log_scores(run, outputs, failed, seconds)
+            scored = Scored(version, summary_line(outputs, folder, seconds) + line, outputs, failed)
             scored.check()  # Raised here, so that the run ends as failed, too.
     except GatecastError:
         if scored is None:
@@ -290,68 +289,3 @@ def _warn_in_sample(version: "Version", artifact: "Artifact", cutoffs: dict[str,
             f"{len(cutoffs):,}",
             listing(early),
         )
-
-
-def _totals(outputs: "list[Output]") -> Counter[str]:
-    """Return the counts of all manifests, summed over the cutoffs, by names for MLflow such as rejects/bad row."""
-    totals: Counter[str] = Counter()
-    for content in (output.content for output in outputs):
-        totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
-        for group in ("series", "sources", "rejects", "bounded", "state"):
-            totals.update({f"{group}/{metric_name(name)}": count for name, count in content[group].items()})
-    return totals
-
-
-def _of(group: str, totals: Counter[str]) -> dict[str, int]:
-    """Return the counts of a group, by name."""
-    start = f"{group}/"
-    return {name.removeprefix(start): count for name, count in sorted(totals.items()) if name.startswith(start)}
-
-
-def _log(run: "Run", outputs: "list[Output]", failed: dict[str, GatecastError], seconds: float) -> None:
-    """Log counts, seconds and shares over all cutoffs of the job, and every manifest."""
-    totals = _totals(outputs)
-    spent: Counter[str] = Counter()
-    for output in outputs:
-        spent.update(output.seconds)
-    n_series = [output.content["series"]["in"] for output in outputs if not output.was_complete]
-    run.metrics(
-        {
-            **{f"score/{name}": count for name, count in totals.items()},
-            **{f"score/share/{name}": n / totals["series/forecast"] for name, n in _of("sources", totals).items()},
-            **{f"score/seconds/{stage}": value for stage, value in spent.items()},
-            "score/seconds/job": seconds,
-            "score/series_per_second": sum(n_series) / max(spent["all"], 1e-9),
-            "score/cutoffs_written": len(n_series),
-            "score/cutoffs_done_before": len(outputs) - len(n_series),
-            "score/cutoffs_failed": len(failed),
-        }
-    )
-    run.json([output.content for output in outputs], "manifests.json")
-    if failed:
-        run.json({cutoff: str(error) for cutoff, error in failed.items()}, "failed.json")
-
-
-def _line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
-    from forecast.data.ages import ENDED
-
-    if not outputs:
-        return ""
-    totals, n_done = _totals(outputs), sum(output.was_complete for output in outputs)
-    first, last = outputs[0].content["cutoff"], outputs[-1].content["cutoff"]
-    series, state = _of("series", totals), _of("state", totals)
-    ended = _of("rejects", totals).get(ENDED, 0)
-    parts = [
-        f"cutoff {first}" if len(outputs) == 1 else f"{len(outputs):,} cutoffs {first} to {last}",
-        f"{series['in']:,} series = {series['forecast']:,} forecast + {series['rejected']:,} rejected"
-        + (f" ({ended:,} ended)" if ended else ""),
-        *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
-        f"{totals['rows']:,} rows",
-        f"{sum(_of('rejects', totals).values()):,} rejects",
-        *([", ".join(f"state {name} {count:,}" for name, count in state.items())] if state else []),
-        *(f"{count:,} values moved to output.{bound}" for bound, count in _of("bounded", totals).items()),
-        *([f"{n_done:,} done before"] if 0 < n_done < len(outputs) else []),
-        "all done before, nothing was written" if n_done == len(outputs) else f"{folder}",
-        f"{seconds:.1f} s",
-    ]
-    return ", ".join(parts)
