@@ -165,6 +165,12 @@ def trained(train: "Callable[..., FitResult]", weekly_loaded: Loaded) -> "FitRes
 
 
 @pytest.fixture(scope="session")
+def closed_form(train: "Callable[..., FitResult]", weekly_loaded: Loaded) -> "FitResult":
+    """A model of `weekly_loaded` without a step of training."""
+    return train(weekly_loaded, max_steps=0)
+
+
+@pytest.fixture(scope="session")
 def rising_table() -> pl.DataFrame:
     """Series that rise after what `early` is trained on, by more and more; a flat one and a short one.
 

@@ -1,6 +1,6 @@
 """Forecasts in Delta Lake."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,10 @@ class DeltaSink(TableSink):
         return {"tables": {kind: self._rows(kind, key) for kind in KINDS}}
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Overwrite the rows of the key in each table."""
+        """Replace the rows of the key in each table, by one commit each.
+
+        Without earlier rows of the key, which is what happens every night, the files are added as they are.
+        """
         legacy = legacy_key(self._folder, key)
         terms = [f"{name} = {literal(value)}" for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
         model = " AND ".join(terms)
@@ -52,7 +55,10 @@ class DeltaSink(TableSink):
             model = f"(({model}) OR {MODEL_NAME} IS NULL)"
         for kind in KINDS:
             predicate = f"{CUTOFF} = {literal(key.cutoff)} AND {model}"
-            if files[kind] or legacy or self._rows(kind, key):
+            count = self._rows(kind, key)
+            if not legacy and not count and files[kind] and self._add(kind, key, files[kind], frames_of(files, kind)):
+                pass
+            elif files[kind] or legacy or count:
                 self._overwrite(kind, frames_of(files, kind), predicate)
             check_rows(kind, self._rows(kind, key), content)
         return {"tables": {kind: expected_rows(kind, content) for kind in KINDS}}
@@ -86,6 +92,23 @@ class DeltaSink(TableSink):
         yield self._scan(REJECTS, *self._conditions(REJECTS, key))
         if not key.is_legacy:
             yield self._scan(REJECTS, pl.col(CUTOFF).is_null(), pl.col(MODEL_NAME) == key.model)
+
+    def _add(self, kind: Kind, key: ForecastKey, files: Sequence[Path], frames: Iterator[pl.DataFrame]) -> bool:
+        """Add files to a table as they are; return whether this is possible."""
+        from forecast.scoring.sinks.delta_files import add_files, can_add, remove_orphans
+
+        path, journal = self._folder / kind, self._folder / f".adding-{kind}.json"
+        if not self._is_table(kind):
+            self._overwrite(kind, iter([next(frames).clear()]), "")
+        try:
+            table = self._delta.DeltaTable(str(path))
+            remove_orphans(table, path, journal)
+            if not can_add(table, files, key.cutoff):
+                return False
+            add_files(table, path, files, key.cutoff, journal)
+        except (self._delta.exceptions.DeltaError, OSError) as error:
+            raise OutputError(f"the Delta Lake table {path} can't be written: {error}") from error
+        return True
 
     def _overwrite(self, kind: Kind, frames: Iterator[pl.DataFrame], predicate: str) -> None:
         import pyarrow as pa

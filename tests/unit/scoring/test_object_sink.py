@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,6 @@ from pipelines.reconcile import run as reconcile
 
 NAMES = {"model": "loads of Köln", "model_version": "3", "model_digest": "ab12"}
 OTHER = NAMES | {"model_version": "4", "model_digest": "cd34"}
-
-
-@pytest.fixture(scope="session")
-def artifact(train: Callable[..., FitResult], weekly_loaded: Loaded) -> Artifact:
-    return train(weekly_loaded, max_steps=0).artifact
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +84,7 @@ def bucket(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    artifact: Artifact,
+    closed_form: FitResult,
     weekly_loaded: Loaded,
 ) -> Bucket:
     for name, value in server.environment().items():
@@ -97,7 +92,7 @@ def bucket(
     client = boto3.client("s3", endpoint_url=server.endpoint)
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     client.create_bucket(Bucket=name)
-    return Bucket(client, name, tmp_path, artifact, weekly_loaded)
+    return Bucket(client, name, tmp_path, closed_form.artifact, weekly_loaded)
 
 
 def interrupt(*_: object) -> None:
