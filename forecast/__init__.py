@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         sample_paths,
         train,
         tune,
+        write_plan,
     )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "sample_paths",
     "train",
     "tune",
+    "write_plan",
 ]
 
 

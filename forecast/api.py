@@ -58,6 +58,7 @@ from forecast.pretraining.zero_shot import drop_text, zero_shot, zero_shot_data
 from forecast.reconciliation.hierarchy import Hierarchy, aggregated, hierarchy_of
 from forecast.reconciliation.reconcile import Reconciled, past_errors
 from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
+from forecast.scoring.plans import Layout, write_plan_of
 from forecast.scoring.scores import read_scores as scores_of
 from forecast.training.fit import fit as fit_panel
 from forecast.training.result import FitResult, Progress
@@ -412,6 +413,21 @@ def read_scores(
     cutoff_time = arguments.moment(cutoff)
     names = [series] if isinstance(series, str) else series
     return scores_of(source, cutoff=cutoff_time, latest=latest, model=model, series=names, table=table)
+
+
+@verb
+def write_plan(forecasts: Forecasts | Table, file: str | Path, *, layout: Layout = "long", value: str = MEAN) -> None:
+    """Write forecasts into a file that people open in a spreadsheet, .csv or .xlsx (gatecast[excel]).
+
+    - `forecasts`: what `forecast` or `read_scores` returns; for the wide layout, those of one cutoff and model.
+    - `layout`: `long`, a row per series and step (series, date, forecast, low, high, source, model, ...), or `wide`, a
+      row per series and a column per step.
+    - `value`: the number in the cells of the wide layout: `mean`, or a column of the forecasts such as `q90`.
+
+    Ids stay text in a workbook, and dates are dates. Raises ConfigError for arguments and for a table that is larger
+    than a sheet, DataError for other tables, OutputError if the file can't be written.
+    """
+    write_plan_of(_rows(forecasts, "forecasts", (SERIES_ID, TIMESTAMP, STEP)), Path(file), layout, value)
 
 
 @verb

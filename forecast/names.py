@@ -1,5 +1,6 @@
 """Names of columns, metrics, aliases and files, each defined once."""
 
+from collections.abc import Iterable
 from typing import Final
 
 # The three columns of a panel.
@@ -70,6 +71,16 @@ def quantile_column(level: float) -> str:
     ('q10', 'q97.5')
     """
     return f"q{level * 100:.6g}"
+
+
+def quantile_columns(names: Iterable[str]) -> list[str]:
+    """Return the names of quantile columns, by level.
+
+    >>> quantile_columns(["mean", "q90", "q10", "quality", "q2.5"])
+    ['q2.5', 'q10', 'q90']
+    """
+    columns = (name for name in names if name[:1] == "q" and name[1:].replace(".", "", 1).isdecimal())
+    return sorted(columns, key=lambda name: float(name[1:]))
 
 
 def class_column(name: str) -> str:

@@ -97,9 +97,11 @@ def run(config: ScoreConfig) -> Scored:
             _warn_in_sample(version, artifact, cutoffs)
             job = ScoreJob(artifact, loaded, config.score, config.output, _names(version), run_id=run.id, engine=engine)
             outputs, failed = _write(job, cutoffs, "score", commit=config.shard is not None)
+            line = ""
             if outputs:
                 job.write_latest()
-            line = ""
+                plan = job.write_plan()
+                line = f", plan {plan}" if plan else ""
             if shadow_version:
                 try:  # The forecasts above are complete, even if these fail.
                     shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine, run.id)
@@ -113,7 +115,7 @@ def run(config: ScoreConfig) -> Scored:
                     }
                     run.tags({SHADOW: shadow_version.number})
                     run.json([output.content for output in shadow_outputs], "shadow_manifests.json")
-                    line = f", shadow v{shadow_version.number} on {shadow.loaded.panel.n_series:,} series"
+                    line += f", shadow v{shadow_version.number} on {shadow.loaded.panel.n_series:,} series"
             seconds = time.monotonic() - start
             log_scores(run, outputs, failed, seconds)
             scored = Scored(version, summary_line(outputs, folder, seconds) + line, outputs, failed)

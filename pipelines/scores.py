@@ -116,21 +116,35 @@ def _facts(content: "Mapping[str, Any]") -> dict[str, Any]:
 
 def _printed(frame: "pl.DataFrame") -> list[str]:
     """Return the columns for a terminal: the outermost quantiles and the median; no constant model names."""
-    from forecast.names import CLASS, CUTOFF, MEAN, MODEL_NAME, MODEL_VERSION, SERIES_ID, SOURCE, STEP, TIMESTAMP
+    from forecast.names import (
+        CLASS,
+        CUTOFF,
+        MEAN,
+        MODEL_NAME,
+        MODEL_VERSION,
+        SERIES_ID,
+        SOURCE,
+        STEP,
+        TIMESTAMP,
+        quantile_columns,
+    )
 
-    quantiles = [name for name in frame.columns if name[:1] == "q" and name[1:2].isdigit()]
-    quantiles.sort(key=lambda name: float(name[1:]))
+    quantiles = quantile_columns(frame.columns)
     shares = [name for name in frame.columns if name.startswith("p_")]
-    quantile_columns = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
+    printed = dict.fromkeys([*quantiles[:1], *(name for name in quantiles if name == "q50"), *quantiles[-1:]])
     several = [name for name in (CUTOFF, MODEL_NAME, MODEL_VERSION) if frame[name].n_unique() > 1]
-    names = [SERIES_ID, TIMESTAMP, STEP, CLASS, MEAN, *quantile_columns, *shares[:4], SOURCE, *several]
+    names = [SERIES_ID, TIMESTAMP, STEP, CLASS, MEAN, *printed, *shares[:4], SOURCE, *several]
     return [name for name in names if name in frame.columns]
 
 
 def _write(frame: "pl.DataFrame", path: Path) -> None:
     from forecast.data.files import write_bytes_atomic, write_parquet_atomic
+    from forecast.data.spreadsheets import XLSX, check_xlsx, write_sheet
 
     if path.suffix == ".parquet":
         write_parquet_atomic(frame, path)
+    elif path.suffix == XLSX:
+        check_xlsx(f"show.file={path}", frame.height, frame.width, "write .csv or .parquet, or select show.series")
+        write_sheet(frame, path, "show.file")
     else:
         write_bytes_atomic(frame.write_csv().encode(), path, "show.file")

@@ -88,6 +88,7 @@ INCIDENTAL: Final[dict[str, Any]] = {
     "registry": {"tracking_uri", "tracking", "spool", "system_metrics"},
     "fit": {"checkpoint"},
     "finetune": {"checkpoint"},
+    "output": {"format", "layout", "value"},
 }
 """Settings that do not affect results: places of records, checkpoints and workers."""
 

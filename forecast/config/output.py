@@ -97,6 +97,22 @@ class ScoreOutput(SinkConfig):
     latest: bool = True
     """Keep the forecasts of the latest cutoff in latest/MODEL.parquet of output.path too, for tools that read one file.
     output.sink=sql has a view instead."""
+    format: Literal["parquet", "csv", "xlsx"] = "parquet"
+    """csv or xlsx (gatecast[excel]): write the forecasts of the latest cutoff into plans/MODEL.csv or MODEL.xlsx of
+    output.path too, for people who open them in a spreadsheet. The sink stays as it is."""
+    layout: Literal["long", "wide"] = "long"
+    """The table of output.format: a row per series and step, or a row per series and a column per step."""
+    value: str = "mean"
+    """The number in the cells of output.layout=wide: mean (the class, for models of classes), or a column of the
+    forecasts, such as q90."""
+
+    @model_validator(mode="after")
+    def _of_a_plan(self) -> Self:
+        if self.format == "parquet" and self.layout != "long":
+            raise ValueError("layout is that of format=csv and format=xlsx; set one of them")
+        if self.value != "mean" and self.layout != "wide":
+            raise ValueError("value is that of layout=wide; layout=long has all values")
+        return self
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -169,11 +185,11 @@ class ShowSettings(Config):
     rows: Annotated[int, Field(ge=0)] = 24
     """Number of rows to print."""
     file: str | None = None
-    """A file to write all rows to: .parquet or .csv."""
+    """A file to write all rows to: .parquet, .csv or .xlsx (gatecast[excel])."""
 
     @field_validator("file")
     @classmethod
     def _known_kind(cls, file: str | None) -> str | None:
-        if file is not None and Path(file).suffix not in (".parquet", ".csv"):
-            raise ValueError(f"must end with .parquet or .csv (given: {file!r})")
+        if file is not None and Path(file).suffix not in (".parquet", ".csv", ".xlsx"):
+            raise ValueError(f"must end with .parquet, .csv or .xlsx (given: {file!r})")
         return file

@@ -105,7 +105,7 @@ _GROUP_ROWS: Final = 1 << 16
 
 def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a Parquet file, with `metadata` in its footer; a reader sees all of it or nothing."""
-    with _atomic(path) as file:
+    with atomic_file(path) as file:
         frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
 
 
@@ -118,7 +118,7 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Ite
     from pyarrow import parquet
 
     writer: parquet.ParquetWriter | None = None
-    with _atomic(path) as file:
+    with atomic_file(path) as file:
 
         def write(frame: pl.DataFrame) -> None:
             nonlocal writer
@@ -141,7 +141,7 @@ def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path", *, 
 
     Only its owner can read a `private` file.
     """
-    with _atomic(path, key, private=private) as file:
+    with atomic_file(path, key, private=private) as file:
         file.write(content)
 
 
@@ -151,7 +151,7 @@ def write_text_atomic(text: str, path: Path, key: str = "output.path", *, privat
 
 
 @contextmanager
-def _atomic(path: Path, key: str = "output.path", *, private: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, key: str = "output.path", *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file with a temporary name beside `path`, and rename it once it is complete and on the disk."""
     check_writable(path.parent, key)
     # Processes of several machines, or containers, may have the same number.

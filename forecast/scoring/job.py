@@ -5,6 +5,7 @@
     .staging/KEY/forecasts/part-00007-1f2e....parquet    a complete shard; rejects are beside the forecasts
     manifests/cutoff=....json                            counts, versions, and the contents of the sink
     latest/MODEL.parquet                                 the forecasts of the latest cutoff, for other tools
+    plans/MODEL.csv, MODEL.xlsx                          the same for spreadsheets, with output.format
 
 KEY is a cutoff and a version of a model. Several models may write to a folder; each replaces its own forecasts only.
 
@@ -40,6 +41,7 @@ from forecast.scoring.content import check_model_share, content_of
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.scoring.parts import Output, Progress, ShareOutput, digest_of, frame_digest, read_if_valid, with_model
+from forecast.scoring.plans import check_plan, write_plan
 from forecast.scoring.shard_writer import CutoffRun, ShardWork, ShardWriter
 from forecast.scoring.shards import CutoffParts, Shards, check_complete
 from forecast.scoring.sinks.base import Files, Sink
@@ -78,6 +80,7 @@ class ScoreJob:
             if artifact.classes is not None:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
             artifact = with_samples(artifact, output.n_samples, "output.n_samples")
+        check_plan(output, artifact, loaded.panel.n_series)
         self.artifact, self.loaded = artifact, loaded
         self._score, self._output, self.names, self._run_id = score, output, names, run_id
         self.folder = Path(output.path)
@@ -224,6 +227,12 @@ class ScoreJob:
         """Write the forecasts of the latest cutoff of this model into latest/, unless they are there already."""
         if self._output.latest and self._output.sink != "sql":
             write_latest(self.folder, self._sink, self.names["model"])
+
+    def write_plan(self) -> str | None:
+        """Write the forecasts of the latest cutoff as output.format; return where, None without a new file."""
+        if self._output.format == "parquet":
+            return None
+        return write_plan(self.folder, self._sink, self.names["model"], self._output)
 
     def _make_current(self, content: dict[str, Any], manifest: Path) -> dict[str, Any]:
         """Return the manifest of existing forecasts, made current again if another version has superseded them."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -24,20 +24,26 @@ def write_latest(folder: Path, sink: Sink, model: str) -> None:
     The current version counts. The file is replaced atomically; it is in the object store of the sink if there is one.
     Raises OutputError.
     """
-    paths = (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
-    of_model = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
-    contents = current(content for content in map(read_manifest, of_model) if content["model"] == model)
-    if not contents:
+    content = latest_manifest(folder, model)
+    if content is None:
         return
-    key, name = {_KEY: contents[-1]["key"]}, f"{LATEST}/{file_name(model)}.parquet"
+    key, name = {_KEY: content["key"]}, f"{LATEST}/{file_name(model)}.parquet"
     if not isinstance(sink, ObjectSink):
         if _key(folder / name) != key[_KEY]:
-            _write(folder / name, key, sink.forecasts(contents[-1]))
+            _write(folder / name, key, sink.forecasts(content))
     elif (sink.store.metadata(name) or {}).get(_KEY) != key[_KEY]:
         with TemporaryDirectory(prefix=".latest-", dir=folder) as temporary:
             file = Path(temporary) / "latest.parquet"
-            _write(file, key, sink.forecasts(contents[-1]))
+            _write(file, key, sink.forecasts(content))
             sink.store.write(name, file, key)
+
+
+def latest_manifest(folder: Path, model: str) -> dict[str, Any] | None:
+    """Return the manifest of the latest cutoff of a model, by the current version; None without one."""
+    paths = (folder / MANIFESTS).glob(f"{CUTOFF}=*.json")
+    of_model = (path for path in paths if f".{file_name(model)}.v" in path.name or path.name.count(".") == 1)
+    contents = current(content for content in map(read_manifest, of_model) if content["model"] == model)
+    return contents[-1] if contents else None
 
 
 def _write(file: Path, key: Mapping[str, str], parts: Iterable[pl.LazyFrame]) -> None:
