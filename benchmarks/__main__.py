@@ -1,8 +1,8 @@
 """`make bench`: every measurement in turn, or those named: `python -m benchmarks step data`.
 
 `make bench-accuracy` and `make bench-race` are `python -m benchmarks accuracy` and `race`, which take
-arguments, and long; so do `finetune`, `calibrate`, `small_panels`, `pretrained`, `covariates` and
-`new_series`.
+arguments, and long; so do `finetune`, `calibrate`, `small_panels`, `pretrained`, `covariates`,
+`new_series` and `anomalies`.
 """
 
 import importlib
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 NAMES = (
     *("data", "step", "score", "backtest", "synthetic"),
     *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained", "covariates", "new_series"),
+    "anomalies",
 )
 TAKE_ARGUMENTS = NAMES[5:]
 

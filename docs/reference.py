@@ -36,6 +36,7 @@ RESULTS: Final = {
     "DistilResult": "compression/distil",
     "Explanation": "explanation/result",
     "Forecasts": "prediction/result",
+    "MonitorResult": "monitoring/result",
     "Reconciled": "reconciliation/reconcile",
     "Loaded": "data/ingest/loaded",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -29,7 +30,9 @@ from forecast.config import (
     FinetuneSettings,
     FitConfig,
     FitSettings,
+    MonitorSettings,
     ReconcileSettings,
+    SinkConfig,
     SourceConfig,
     TuneSettings,
     WindowConfig,
@@ -48,6 +51,9 @@ from forecast.explanation.explain import explain as explain_forecast
 from forecast.explanation.result import Explanation
 from forecast.finetuning.finetune import finetune as finetune_series
 from forecast.finetuning.result import FinetuneResult
+from forecast.monitoring.evaluation import monitor as evaluate_scores
+from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.result import MonitorResult
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
 from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded
@@ -428,6 +434,45 @@ def write_plan(forecasts: Forecasts | Table, file: str | Path, *, layout: Layout
     than a sheet, DataError for other tables, OutputError if the file can't be written.
     """
     write_plan_of(_rows(forecasts, "forecasts", (SERIES_ID, TIMESTAMP, STEP)), Path(file), layout, value)
+
+
+@verb
+def monitor(
+    artifact: Artifact,
+    table: Table,
+    scores: str | Path,
+    *,
+    known: Table = None,
+    static: Table = None,
+    model: str | None = None,
+    **settings: Any,
+) -> MonitorResult:
+    """Return the evaluation of written forecasts against the observations in a table.
+
+    - `artifact`: the model whose reading of tables, segments and seasonal naive forecasts apply.
+    - `table`, `known`, `static`: as of `train`, read as the model's own.
+    - `scores`: the output.path of `forecast score`.
+    - `model`: the name of the registered model, if several write there.
+    - `settings`: the keys of `monitor`, such as `as_of="2024-05-01"`, `recent=168`, `anomaly_rate=0.001`.
+
+    `.metrics`, `.alarms`, `.anomalies` and `.drift` are tables. The clock for late scores is the end of the table.
+    Raises ConfigError for arguments, DataError for tables and forecasts that do not fit together.
+    """
+    folder = arguments.folder(scores, "scores")
+    as_of = arguments.moment(settings.get("as_of"), "as_of")
+    config = validated(MonitorSettings, settings | {"as_of": as_of})
+    forecasts = ScoredForecasts(SinkConfig(path=str(folder)), model=model)
+    if model is None and len(forecasts.models) > 1:
+        raise ConfigError(f"model: {folder} has forecasts of {listing(forecasts.models)}; give the name of one")
+    if not forecasts.contents:
+        raise ConfigError(f"model: no forecasts of {model} in {folder}; there are: {listing(forecasts.models)}")
+    arguments.check_side_tables(artifact.data, known, static)
+    if isinstance(table, str | Path):
+        loaded = artifact.open(_with_paths(SourceConfig(until=as_of), table, known, static))
+    else:
+        reader = replace(artifact, data=artifact.data.model_copy(update={"until": as_of}))
+        loaded = reader.read(_tables(table, known, static, artifact.data))
+    return evaluate_scores(artifact, loaded, forecasts, None, config)
 
 
 @verb

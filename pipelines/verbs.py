@@ -3,6 +3,7 @@
 Heavy imports are avoided here, as `forecast --help` reads this module.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -91,6 +92,22 @@ INCIDENTAL: Final[dict[str, Any]] = {
     "output": {"format", "layout", "value"},
 }
 """Settings that do not affect results: places of records, checkpoints and workers."""
+
+
+_ADDED: Final = {"monitor": ("anomaly_rate",), "score": ("overrides",)}
+"""Settings that earlier releases lack, by group: at their default they are not part of digests."""
+
+
+def digest_text(config: "JobConfig", exclude: Mapping[str, Any]) -> str:
+    """Return the settings of a job as JSON, for its digest: without `exclude`, and without new settings not in use."""
+    excluded = dict(exclude)
+    for group, names in _ADDED.items():
+        settings = getattr(config, group, None)
+        fields = {} if settings is None else type(settings).model_fields
+        unused = {name for name in names if name in fields and getattr(settings, name) == fields[name].default}
+        if unused and excluded.get(group) is not True:
+            excluded[group] = {*excluded.get(group, ()), *unused}
+    return config.model_dump_json(exclude=excluded)
 
 
 def config_of(job: str) -> "type[JobConfig]":

@@ -96,6 +96,9 @@ class MonitorSettings(Config):
     min_steps: Annotated[int, Field(ge=1)] = 30
     """Minimum number of observed recent steps, over all series, to judge thresholds; they also need observations at
     `monitor.alarms.min_steps` times or more."""
+    anomaly_rate: Annotated[float, Field(gt=0, le=0.5)] | None = 0.01
+    """Rate of false alarms at which a recent observation is an anomaly: the share of normal observations that are as
+    far from their forecasts. 2 / rate earlier observations are needed. null: none is judged."""
     alarms: AlarmSettings = AlarmSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     keep: Annotated[int, Field(ge=1)] | None = 100

@@ -1,8 +1,8 @@
 """Evaluation of forecasts against later observations: accuracy by age, segment and time, and series with alarms.
 
-Each step is scored with its forecast and with the seasonal naive forecast from the same cutoff. Only sums are kept, so
-memory does not grow with the number of cutoffs, and metrics of any group are exact. The panel is cut at the last
-evaluated step, so no later value is used.
+Each step is scored with its forecast and with the seasonal naive forecast from the same cutoff. Only sums are kept, and
+the latest forecast of each observation, so memory does not grow with the number of cutoffs, and metrics of any group
+are exact. The panel is cut at the last evaluated step, so no later value is used.
 """
 
 from collections import Counter
@@ -19,7 +19,9 @@ from forecast.data.ages import ENDED
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.time.frequency import DAY
+from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.monitoring.alarms import alarms_of
+from forecast.monitoring.anomalies import LatestForecasts
 from forecast.monitoring.coverage import coverage_of
 from forecast.monitoring.cutoffs import (
     Cutoff,
@@ -117,6 +119,8 @@ def monitor(
         scores=scores,
         metrics=metrics_by_group(scores, sums.tables[TIME], segments, list(evaluation.ages)),
         alarms=alarms,
+        anomalies=sums.latest.verdicts(settings.anomaly_rate, evaluation.ages),
+        anomaly_rate=settings.anomaly_rate,
         observed=len(sums.observed),
         least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
@@ -151,6 +155,7 @@ class _Sums:
         self.outcomes = RowOutcomes()
         self.observed: set[int] = set()
         """Grid indices of the recent window with an observation and a forecast, of any series."""
+        self.latest = LatestForecasts(panel, evaluation.span, evaluation.levels)
         self._panel, self._evaluation, self._n_compared = panel, evaluation, n_compared
         self.pairs = [no_pairs(panel)]
         empty = no_steps(panel, evaluation)
@@ -168,7 +173,9 @@ class _Sums:
         for part in observed_parts(forecasts, cutoff, self._panel, span, levels, self.outcomes):
             observed_steps = cutoff.position + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
             self.observed.update(observed_steps[observed_steps >= span.recent].tolist())
-            steps = score_steps(part, cutoff, self._evaluation)
+            scales = seasonal_naive_errors(part.panel, part.windows, self._evaluation.season)
+            self.latest.add(part, cutoff, scales[0])
+            steps = score_steps(part, cutoff, self._evaluation, scales)
             for name, (keys, models) in TABLES.items():
                 sums = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(SUMS.sum())
                 self.tables[name] = pl.concat([self.tables[name], sums])

@@ -10,7 +10,7 @@ from forecast.errors import listing
 from forecast.monitoring.coverage import Coverage
 from forecast.monitoring.drift import Span
 from forecast.monitoring.freshness import Freshness
-from forecast.monitoring.labels import ALARM, ALL, FORECAST, IN_SAMPLE, NORMAL, RECENT
+from forecast.monitoring.labels import ALARM, ALL, ANOMALY, FEW, FORECAST, IN_SAMPLE, NORMAL, RECENT
 from forecast.names import CUTOFF, SERIES_ID
 
 
@@ -45,6 +45,10 @@ class MonitorResult:
     """group, value, window, model, and the metrics of `summarised`."""
     alarms: pl.DataFrame
     """series_id, status, mase, reference, median, deviation, limit, periods, n_steps."""
+    anomalies: pl.DataFrame
+    """Recent observations with a forecast, each with its verdict, anomalies first: `LatestForecasts.verdicts`."""
+    anomaly_rate: float | None
+    """`monitor.anomaly_rate`."""
     observed: int
     """Recent timestamps with both a forecast and an observation, of any series."""
     least_observed: int
@@ -75,6 +79,12 @@ class MonitorResult:
     def judged(self) -> int:
         """Number of series with a reference."""
         return self.alarms.filter(pl.col("status").is_in([ALARM, NORMAL])).height
+
+    @property
+    def anomaly_counts(self) -> dict[str, int]:
+        """Number of recent observations by verdict."""
+        counts = dict.fromkeys((ANOMALY, NORMAL, FEW), 0)
+        return counts | dict(self.anomalies.group_by("verdict").len().iter_rows())
 
     @property
     def left_out(self) -> str:

@@ -10,7 +10,7 @@ from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.data.sources.frames import column
 from forecast.metrics.scores import score_windows
-from forecast.metrics.seasonal_naive import seasonal_naive_errors
+from forecast.metrics.seasonal_naive import Array
 from forecast.monitoring.cutoffs import Cutoff, Part, no_part
 from forecast.monitoring.drift import Span
 from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
@@ -48,13 +48,16 @@ class Evaluation(NamedTuple):
     """Unit of the time axis: day or cutoff."""
 
 
-def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation) -> pl.DataFrame:
-    """Return a row for each observed step and model, with the keys of TABLES and the columns of SUMS."""
+def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation, scales: tuple[Array, Array]) -> pl.DataFrame:
+    """Return a row for each observed step and model, with the keys of TABLES and the columns of SUMS.
+
+    `scales` are those of `seasonal_naive_errors`, [n] both.
+    """
     artifact, span, levels, season, ages, by = evaluation
     horizon = part.actual.shape[1]
     row, step = np.nonzero(np.isfinite(part.actual))
     actual = part.actual[row, step][:, None]
-    scale, root = seasonal_naive_errors(part.panel, part.windows, season)
+    scale, root = scales
     naive = naive_forecasts(artifact, part.panel, part.windows, season=season, horizon=horizon, levels=levels)
     steps = cutoff.position + 1 + np.arange(horizon)
     moments, cutoff_time = (_wall(part.panel, index) for index in (steps, np.array([cutoff.position])))
@@ -98,7 +101,8 @@ def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation) -> pl.DataFr
 
 def no_steps(panel: Panel, evaluation: Evaluation) -> pl.DataFrame:
     """Return an empty table of `score_steps`."""
-    return score_steps(no_part(panel, len(evaluation.levels)), Cutoff(panel.last_index, {}), evaluation)
+    none = np.zeros(0)
+    return score_steps(no_part(panel, len(evaluation.levels)), Cutoff(panel.last_index, {}), evaluation, (none, none))
 
 
 def _wall(panel: Panel, index: IntArray) -> pl.Series:

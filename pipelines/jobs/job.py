@@ -24,7 +24,7 @@ from pipelines.jobs import console
 from pipelines.jobs.command_line import verb_settings
 from pipelines.jobs.references import with_references, without_secrets
 from pipelines.jobs.settings_text import escaped
-from pipelines.verbs import INCIDENTAL, JOBS, cutoff_keys
+from pipelines.verbs import INCIDENTAL, JOBS, cutoff_keys, digest_text
 
 if TYPE_CHECKING:
     from pipelines.jobs.ledger import Ledger
@@ -148,7 +148,7 @@ def describe(flow: str, config: JobConfig, references: Mapping[str, Any]) -> "Jo
     path = values.get("reconcile", {}).get("path")
     dataset = data.get("path") or data.get("uri") or path or config.registry.name
     cutoffs = cutoff_keys()
-    settings = config.model_dump_json(exclude={**INCIDENTAL, **cutoffs, "score": {*cutoffs["score"], "force"}})
+    settings = digest_text(config, {**INCIDENTAL, **cutoffs, "score": {*cutoffs["score"], "force"}})
     return Job(
         flow=flow,
         dataset=dataset,

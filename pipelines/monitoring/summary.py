@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from forecast.monitoring.labels import ALARM, ALL, FORECAST, NORMAL, RECENT
+from forecast.monitoring.labels import ALARM, ALL, ANOMALY, FORECAST, NORMAL, RECENT
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
@@ -35,6 +35,12 @@ def measures(result: MonitorResult, reference: Mapping[str, float | None]) -> di
     values["monitor/recent/coverage_80_chance"] = result.coverage_80.chance
     values |= {f"monitor/freshness/{name}": value for name, value in result.freshness.measures().items()}
     values["monitor/alarmed"] = len(result.alarmed)
+    if result.anomaly_rate is not None:
+        counts = result.anomaly_counts
+        values |= {
+            "monitor/anomalies": counts[ANOMALY],
+            "monitor/observations_judged": counts[ANOMALY] + counts[NORMAL],
+        }
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -49,6 +55,7 @@ def described(result: MonitorResult, checks: Sequence[Check], model: str) -> dic
         "counts": result.counts,
         "freshness": {**moments, **freshness.measures(), "findings": freshness.findings},
         "alarmed": result.alarmed,
+        "anomalies": {"rate": result.anomaly_rate, **result.anomaly_counts},
         "thresholds": [vars(check) | {"breached": check.breached, "verdict": check.verdict} for check in checks],
     }
 
@@ -76,6 +83,7 @@ def summary(result: MonitorResult, model: str, folder: Path, why_not: str) -> st
         parts.append(f"{100 * result.bands[0]:g} % intervals hold {_number(result.metric(result.coverage))}")
         parts.append(f"{len(result.alarmed):,} of {result.judged:,} judged series with an alarm")
         parts += [f"{count:,} not judged ({status})" for status, count in _not_judged(result)]
+        parts += _anomalies(result)
     elif counts["cutoffs"]:
         parts.append("nothing recent is observed yet, so nothing is judged")
     else:
@@ -84,6 +92,13 @@ def summary(result: MonitorResult, model: str, folder: Path, why_not: str) -> st
     if why_not:
         parts.append(f"no rollback: {why_not}")
     return ", ".join([*parts, str(folder)])
+
+
+def _anomalies(result: MonitorResult) -> list[str]:
+    """Return the number of anomalies among the judged observations as text, nothing if none is judged."""
+    counts = result.anomaly_counts
+    judged = counts[ANOMALY] + counts[NORMAL]
+    return [f"{counts[ANOMALY]:,} of {judged:,} recent observations are anomalies"] if judged else []
 
 
 def verdicts(checks: Sequence[Check]) -> pl.DataFrame:

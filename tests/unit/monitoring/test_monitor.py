@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+import forecast as fc
 from forecast.artifact import Artifact
 from forecast.config import MonitorSettings, ScoreOutput, ScoreSettings, SinkConfig, SourceConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.metrics.seasonal_naive import future_values, seasonal_naive
+from forecast.metrics.seasonal_naive import future_values, seasonal_naive, seasonal_naive_errors
 from forecast.monitoring.coverage import Coverage
 from forecast.monitoring.cutoffs import Cutoff, Part
 from forecast.monitoring.drift import Span
@@ -157,6 +158,31 @@ def test_every_forecast_is_scored_or_has_its_reason(
         totals = found.metrics.filter(model=FORECAST).group_by(keys).agg(pl.col("n_steps").sum())
         assert set(totals.group_by("group").agg(pl.col("n_steps").sum())["n_steps"]) == {scored}
     assert set(found.metrics["group"]) == {"all", "age", "time", "city", "size"}
+
+
+def test_each_recent_observation_has_a_verdict_in_the_table_and_on_the_page(
+    trained: FitResult, came: pl.DataFrame, scores: SinkConfig, found: MonitorResult
+) -> None:
+    result = fc.monitor(trained.artifact, came, scores.path, as_of="2024-05-30", **SETTINGS)
+    assert result.as_of == found.as_of == day(150)
+    assert result.metrics.equals(found.metrics)
+    assert result.anomalies.equals(found.anomalies)
+    recent = came.filter(pl.col("timestamp").is_between(day(141), day(150)), pl.col("target").is_not_null())
+    judged = recent.join(found.scores, on="series_id", how="semi").select("series_id", "timestamp")
+    assert found.anomalies.select("series_id", "timestamp").sort("series_id", "timestamp").equals(judged)
+    facts = {"comparison": None, "rollback": None, "no_rollback": None, "on_breach": None}
+    shifted = came.with_columns(target=pl.col("target") + 100 * (pl.col("timestamp") == day(148)))
+    odd = fc.monitor(trained.artifact, shifted, scores.path, as_of="2024-05-30", **SETTINGS, anomaly_rate=0.05)
+    assert set(odd.anomalies.head(5)["timestamp"]) == {day(148)}
+    page = monitor_page(odd, [], model="m", history=came, facts=facts, plotly="p.js")
+    assert f"{odd.anomaly_counts['anomaly']} of {odd.anomalies.height} recent observations are anomalies" in page
+    assert 'id="anomalies"' not in monitor_page(
+        replace(odd, anomaly_rate=None), [], model="m", history=came, facts=facts
+    )
+    with pytest.raises(ConfigError, match="anomaly_rate"):
+        fc.monitor(trained.artifact, came, scores.path, anomaly_rate=0.9)
+    with pytest.raises(DataError, match="no forecasts"):
+        fc.monitor(trained.artifact, came, "nowhere")
 
 
 def test_nothing_after_as_of_is_seen(
@@ -606,7 +632,8 @@ def test_seasonal_naive_is_that_of_the_product(
     assert (naive >= 0).all()
     part = Part(panel, windows, np.zeros((3, 3, len(levels))), future_values(panel, windows, 3))
     span = Span(0, 41, 43)
-    steps = score_steps(part, Cutoff(40, {}), Evaluation(model, span, levels, 7, {"1-3": 3}, "day"))
+    scales = seasonal_naive_errors(panel, windows, 7)
+    steps = score_steps(part, Cutoff(40, {}), Evaluation(model, span, levels, 7, {"1-3": 3}, "day"), scales)
     own = steps.filter(model=SOURCE_SEASONAL_NAIVE)
     actual = part.actual.ravel()
     expected = [

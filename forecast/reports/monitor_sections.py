@@ -1,0 +1,84 @@
+"""Sections of the monitoring page on single observations."""
+
+import math
+from typing import Final
+
+import polars as pl
+
+from forecast.monitoring.labels import ANOMALY, FEW
+from forecast.monitoring.result import MonitorResult
+from forecast.names import SERIES_ID, STEP, TARGET, TIMESTAMP
+from forecast.reports.page import card, percent, table
+
+_SHOWN: Final = 50
+"""Largest anomalies on the page."""
+
+
+def anomalies_card(result: MonitorResult) -> str:
+    """Return the section of the largest anomalies, empty if none is judged."""
+    counts, rate = result.anomaly_counts, result.anomaly_rate
+    total = sum(counts.values())
+    if rate is None or not total:
+        return ""
+    anomalies = result.anomalies.filter(verdict=ANOMALY)
+    judged = total - counts[FEW]
+    rows = [
+        (
+            row[SERIES_ID],
+            f"{row[TIMESTAMP]:%Y-%m-%d %H:%M}".removesuffix(" 00:00"),
+            f"{row[TARGET]:.4g}",
+            f"{row['median']:.4g}",
+            f"{row['size']:+.3g}",
+            f"{row['p_value']:.2g}",
+            f"{row[STEP]:,}",
+        )
+        for row in anomalies.head(_SHOWN).iter_rows(named=True)
+    ]
+    heads = {
+        "Series": "wide",
+        "Time": "",
+        "Observed": "number",
+        "Forecast": "number",
+        "Size": "number",
+        "P-value": "number",
+        "Age": "number",
+    }
+    texts = []
+    if judged:
+        texts.append(
+            f"{anomalies.height:,} of {judged:,} recent observations are anomalies "
+            f"({percent(anomalies.height / judged)}); about {round(rate * judged):,} would be by chance "
+            f"(monitor.anomaly_rate={rate:g})."
+        )
+        day, most = _busiest(anomalies)
+        if most > 1:
+            texts.append(f"Most of one day are on {day}: {most:,}.")
+    if counts[FEW]:
+        texts.append(f"{counts[FEW]:,} are not judged: {few_observations(rate)}.")
+    texts.append(
+        "Size is in standard deviations of the earlier errors of such forecasts, above 0 if the observation is higher."
+    )
+    if len(anomalies) > _SHOWN:
+        texts.append(f"The {_SHOWN} largest are shown; anomalies.parquet has all.")
+    body = table(heads, rows) if rows else "<p>There is none.</p>"
+    return card("anomalies", "Anomalies", body, " ".join(texts))
+
+
+def _busiest(anomalies: pl.DataFrame) -> tuple[str, int]:
+    """Return the local day with most anomalies, the earliest of several, and their number."""
+    days = (
+        anomalies.group_by(pl.col(TIMESTAMP).dt.date().cast(pl.String))
+        .len()
+        .sort("len", TIMESTAMP, descending=[True, False])
+    )
+    return days.row(0) if days.height else ("", 0)
+
+
+def few_observations(rate: float) -> str:
+    """Return what is missing to judge observations.
+
+    >>> few_observations(0.01)
+    'they need 199 earlier observations with forecasts; raise monitor.history or monitor.anomaly_rate'
+    """
+    needed = math.ceil(2 / rate) - 1
+    return f"they need {needed:,} earlier observations with forecasts; raise monitor.history or monitor.anomaly_rate"
