@@ -170,13 +170,18 @@ class Artifact:
         """
         return self._read(lambda data: load_panel(tables, data, self.horizon, self.categories), self.data, cutoffs)
 
-    def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
+    def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = (), *, in_memory: bool = True) -> Loaded:
         """Return the panel at `source.path` (prepared or not) or in its database, as `read` does.
 
-        Tables of covariates that `source` does not name default to `side_tables`.
+        Tables of covariates that `source` does not name default to `side_tables`. Without `in_memory`, a prepared panel
+        in an object store is read by the ranges in use.
         """
         data = self.reading(with_side_tables(source, self.side_tables, self.data))
-        return self._read(lambda data: read_panel(data, self.horizon, self.categories), data, cutoffs)
+
+        def read(data: DataConfig) -> Loaded:
+            return read_panel(data, self.horizon, self.categories, in_memory=in_memory)
+
+        return self._read(read, data, cutoffs)
 
     def _read(
         self, read: Callable[[DataConfig], Loaded], data: DataConfig, cutoffs: Sequence[datetime | None]

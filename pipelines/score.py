@@ -163,7 +163,7 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     cutoffs = _requested_cutoffs(config)
     if config.is_builtin:
         return open_builtin(config, cutoffs)
-    return open_with_data(registry, config.registry.alias, config.data.source(), cutoffs)
+    return open_with_data(registry, config.registry.alias, config.data.source(), cutoffs, in_memory=False)
 
 
 def _names(version: "Version") -> dict[str, str]:

@@ -33,7 +33,7 @@ class SourceConfig(Config):
 
     path: str | None = None
     """A Parquet, CSV or Arrow file, a folder of them, a glob, a Delta table or an s3:// address of these; a file with a
-    line of JSON per series (gluonts); or a folder written by `forecast data prepare`."""
+    line of JSON per series (gluonts); or a folder written by `forecast data prepare`, or a copy of it in S3."""
     uri: Secret | None = None
     """A database instead of a path: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db."""
     query: str | None = None

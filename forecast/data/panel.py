@@ -81,6 +81,14 @@ class Panel:
             static_numbers=self.static_numbers[first:last],
         )
 
+    def in_memory(self) -> "Panel":
+        """Return the panel with its buffers in memory, read if they are RangeArrays in an object store."""
+        buffers: dict[str, Any] = {"target": self.target, "past": self.past, "known": self.known}
+        remote: dict[str, Any] = {
+            name: np.asarray(part) for name, part in buffers.items() if not isinstance(part, np.ndarray)
+        }
+        return replace(self, **remote) if remote else self
+
     def take(self, series: IntArray) -> "Panel":
         """Return a copy of the series with these numbers, in that order."""
         begin, lengths = self.offsets[series], self.lengths[series]
@@ -174,13 +182,17 @@ class Panel:
     def advise(self, option: int) -> None:
         """Advise the system on the pages of a memory-mapped panel or shard; see mmap.madvise.
 
-        MADV_WILLNEED reads the pages ahead; MADV_DONTNEED drops them until they are read again.
+        MADV_WILLNEED reads the pages ahead; MADV_DONTNEED drops them until they are read again. So do the RangeArrays
+        of a panel in an object store.
         """
-        buffers = (
+        buffers: tuple[Any, ...] = (
             *(self.series_id, self.offsets, self.start, self.target),
             *(self.past, self.known, self.static_categories, self.static_numbers),
         )
-        for values in (part for buffer in buffers for part in _contiguous_parts(buffer)):
+        for remote in (buffer for buffer in buffers if not isinstance(buffer, np.ndarray)):
+            remote.advise(option)
+        arrays = (buffer for buffer in buffers if isinstance(buffer, np.ndarray))
+        for values in (part for buffer in arrays for part in _contiguous_parts(buffer)):
             base: object = values
             while isinstance(base, np.ndarray):
                 base = base.base

@@ -1,7 +1,6 @@
 """Reading a panel from any source: files, a prepared panel, or a database."""
 
 import re
-from pathlib import Path
 
 from forecast.config import DataConfig
 from forecast.data.ingest.load import load_panel
@@ -11,14 +10,17 @@ from forecast.data.prepared.open import open_prepared
 from forecast.data.sources.open import is_prepared, open_tables, unchanged
 
 
-def read_panel(data: DataConfig, horizon: int, categories: Categories | None = None) -> Loaded:
+def read_panel(
+    data: DataConfig, horizon: int, categories: Categories | None = None, *, in_memory: bool = True
+) -> Loaded:
     """Return the panel that `data` describes, with known covariates for `horizon` steps ahead.
 
     `categories` are those of a trained model, if there is one. A prepared panel is memory-mapped, anything else is
-    read. Raises ConfigError and DataError, also for files that change during reading.
+    read; without `in_memory`, a prepared panel in an object store by the ranges in use. Raises ConfigError and
+    DataError, also for files that change during reading.
     """
     if data.path is not None and is_prepared(data.path):
-        return open_prepared(Path(data.path), data, horizon, categories)
+        return open_prepared(data.path, data, horizon, categories, in_memory=in_memory)
     with unchanged(data) as check_source:
         loaded = load_panel(open_tables(data, text_columns(data, categories)), data, horizon, categories)
         check_source()

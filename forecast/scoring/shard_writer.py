@@ -79,7 +79,7 @@ class ShardWriter:
     def digest(self, number: int, cutoff: int) -> str:
         """Return a digest of what is visible at a cutoff of a shard."""
         shard = self.panel(number)
-        digest = shard.visible_digest(cutoff, self._horizon)
+        digest = shard.in_memory().visible_digest(cutoff, self._horizon)
         shard.advise(mmap.MADV_DONTNEED)
         return digest
 
@@ -94,6 +94,7 @@ class ShardWriter:
 
     def forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
         """Return the forecasts of a shard."""
+        shard = shard.in_memory()
         horizon, carried, refused = self._horizon, 0, None
         carried_states, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":

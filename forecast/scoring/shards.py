@@ -78,7 +78,7 @@ class Shards:
     def digests(self, cutoff: int, numbers: Sequence[int]) -> list[str]:
         """Return a digest of what is visible at a cutoff of each shard."""
         if self._engine is None:
-            return [self._writer.digest(number, cutoff) for number in numbers]
+            return [self._writer.digest(number, cutoff) for number, _ in self._read_ahead(numbers)]
         tasks = [DigestTask(number, cutoff) for number in numbers]
         digests = {task.number: str(digest) for task, digest in results(self._engine, self._work, tasks)}
         return [digests[number] for number in numbers]

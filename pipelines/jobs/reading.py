@@ -47,9 +47,14 @@ def read_table(data: DataConfig, horizon: int) -> "Loaded":
     return _noted(lambda: read_panel(data, horizon))
 
 
-def read_for(artifact: "Artifact", source: SourceConfig, cutoffs: "Sequence[datetime | None]" = ()) -> "Loaded":
-    """Return the panel of the table in `source`, read as the model was trained, up to the `cutoffs`."""
-    return _noted(lambda: artifact.open(source, cutoffs))
+def read_for(
+    artifact: "Artifact", source: SourceConfig, cutoffs: "Sequence[datetime | None]" = (), *, in_memory: bool = True
+) -> "Loaded":
+    """Return the panel of the table in `source`, read as the model was trained, up to the `cutoffs`.
+
+    Without `in_memory`, a prepared panel in an object store is read by the ranges in use.
+    """
+    return _noted(lambda: artifact.open(source, cutoffs, in_memory=in_memory))
 
 
 def read_alike(
@@ -119,7 +124,12 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
 
 
 def open_with_data(
-    registry: "Registry", alias: str | None, source: SourceConfig, cutoffs: "Sequence[datetime | None]" = ()
+    registry: "Registry",
+    alias: str | None,
+    source: SourceConfig,
+    cutoffs: "Sequence[datetime | None]" = (),
+    *,
+    in_memory: bool = True,
 ) -> "tuple[Version, Artifact, Loaded]":
     """Return the version that `alias` means now, its model, and the panel in the table that `source` describes.
 
@@ -127,4 +137,4 @@ def open_with_data(
     """
     registry.check_runs()
     version, artifact = open_version(registry, alias)
-    return version, artifact, read_for(artifact, source, cutoffs)
+    return version, artifact, read_for(artifact, source, cutoffs, in_memory=in_memory)

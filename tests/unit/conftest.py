@@ -1,12 +1,15 @@
 """Small panels, made as a user's are: from Polars tables. Torch is imported by the fixtures that need it only."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import pytest
+import services
+from services import S3
 
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.ingest.load import load_panel
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
     from forecast.pretraining.pretrained_network import PretrainedNetwork
     from forecast.training.result import FitResult, Progress
     from forecast.training.teacher import Teacher
+
+
+class Bucket(NamedTuple):
+    """A bucket in S3, and a client of it."""
+
+    client: Any
+    name: str
+
 
 MONDAY = datetime(2024, 1, 1)
 LEARNING: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-2, "ema_decay": 0.9, "validation_every": 10}
@@ -168,6 +179,25 @@ def trained(train: "Callable[..., FitResult]", weekly_loaded: Loaded) -> "FitRes
 def closed_form(train: "Callable[..., FitResult]", weekly_loaded: Loaded) -> "FitResult":
     """A model of `weekly_loaded` without a step of training."""
     return train(weekly_loaded, max_steps=0)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    with services.s3() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket; the environment has what a client needs to know."""
+    import boto3
+
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+    client.create_bucket(Bucket=name)
+    return Bucket(client, name)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ import polars as pl
 from forecast.data.panel import Panel
 from forecast.errors import DataError, listing
 
-_BLOCK: Final = 1 << 22
+BLOCK: Final = 1 << 22
+"""Bytes that a checksum covers."""
 _MAX_THREADS: Final = 8
 _SEAL: Final = "sha256"
 
@@ -33,7 +34,7 @@ def checksums(folder: Path) -> dict[str, list[int]]:
     result = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
-            result[path.name] = [zlib.crc32(block) for block in iter(partial(file.read, _BLOCK), b"")]
+            result[path.name] = [zlib.crc32(block) for block in iter(partial(file.read, BLOCK), b"")]
     return result
 
 
@@ -44,11 +45,11 @@ def damaged_files(folder: Path, expected: Checksums) -> list[str]:
 
         def blocks() -> Iterator[tuple[str, int, int]]:
             for name, sums in expected.items():
-                yield from ((name, number * _BLOCK, value) for number, value in enumerate(sums))
+                yield from ((name, number * BLOCK, value) for number, value in enumerate(sums))
 
         def is_damaged(block: tuple[str, int, int]) -> bool:
             name, offset, value = block
-            return zlib.crc32(os.pread(files[name], _BLOCK, offset)) != value
+            return zlib.crc32(os.pread(files[name], BLOCK, offset)) != value
 
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
             results = zip(blocks(), pool.map(is_damaged, blocks()), strict=True)

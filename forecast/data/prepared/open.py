@@ -15,6 +15,7 @@ from forecast.data.ingest.load import warn_extent
 from forecast.data.ingest.loaded import Loaded, recode, used_categories
 from forecast.data.ingest.rejects import LATE, NO_TARGET, check_rejects
 from forecast.data.panel import Panel, concatenated
+from forecast.data.prepared.remote import open_remote_panel
 from forecast.data.prepared.storage import open_panel
 from forecast.errors import ConfigError, DataError
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
@@ -34,19 +35,27 @@ _FIXED: Final = (
 
 
 def open_prepared(
-    folder: Path, data: DataConfig, horizon: int, categories: validate.Categories | None = None
+    folder: Path | str,
+    data: DataConfig,
+    horizon: int,
+    categories: validate.Categories | None = None,
+    *,
+    in_memory: bool = True,
 ) -> Loaded:
     """Return the panel that `prepare` wrote, memory-mapped, for forecasts of up to `horizon` steps.
 
+    A panel at an s3:// address is read into memory, or, without `in_memory`, by the ranges in use: see `RangeArray`.
     Calendar, holidays and season, which are not in the buffers, follow `data`; `categories` are those of a trained
     model, if there is one. Raises ConfigError for settings that contradict the panel, DataError if it is damaged or was
     prepared for a shorter horizon.
     """
-    return resolve_panel(folder, open_panel(folder), data, horizon, categories)
+    if "://" not in str(folder):
+        return resolve_panel(folder, open_panel(Path(folder)), data, horizon, categories)
+    return resolve_panel(folder, open_remote_panel(str(folder), in_memory=in_memory), data, horizon, categories)
 
 
 def resolve_panel(
-    folder: Path, stored: Loaded, data: DataConfig, horizon: int, categories: validate.Categories | None = None
+    folder: Path | str, stored: Loaded, data: DataConfig, horizon: int, categories: validate.Categories | None = None
 ) -> Loaded:
     """Return a stored panel as `open_prepared` does."""
     _check_same(folder, data, stored.data)
@@ -80,7 +89,7 @@ def resolve_panel(
     return replace(loaded, panel=panel, data=data)
 
 
-def _check_same(folder: Path, data: DataConfig, prepared: DataConfig) -> None:
+def _check_same(folder: Path | str, data: DataConfig, prepared: DataConfig) -> None:
     """Raise ConfigError for settings that contradict those of the buffers."""
     wrong = []
     for name in _FIXED:

@@ -5,8 +5,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ SCHEMA_VERSION: Final = 2
 _READABLE: Final = (1, SCHEMA_VERSION)
 _NAME_ENDS: Final = "series_id_ends"
 _NAMES_BLOCK: Final = 1 << 16
-_REJECTS: Final = "rejects.parquet"
+REJECTS: Final = "rejects.parquet"
 CHECKSUMS: Final = "checksums"
 APPENDED: Final = "appended"
 _BUFFERS: Final = ("offsets", "start", "target", "past", "known", "static_categories", "static_numbers")
@@ -51,7 +52,7 @@ _INDEX: Final = {
     "counts": dict,
 }
 # Errors that damaged content raises.
-_MALFORMED: Final = (
+MALFORMED: Final = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -98,8 +99,8 @@ def write_panel(
     try:
         for name, values in buffers.items():
             _write_buffer(temporary / f"{name}.npy", values, axis=1 if name in ("past", "known") else 0)
-        rejects.write_parquet(temporary / _REJECTS)
-        content = digest + hashlib.sha256((temporary / _REJECTS).read_bytes()).hexdigest()
+        rejects.write_parquet(temporary / REJECTS)
+        content = digest + hashlib.sha256((temporary / REJECTS).read_bytes()).hexdigest()
         data_folder = folder / f"data-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         sums = checksums(temporary)
         if data_folder.is_dir() and checksums(data_folder) == sums:
@@ -168,10 +169,19 @@ def _write_buffer(path: Path, parts: Sequence[npt.NDArray[Any]], axis: int) -> N
 def read_index(folder: Path) -> dict[str, Any]:
     """Return the index of a prepared panel. Raises DataError if it is missing or damaged."""
     try:
-        index: dict[str, Any] = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+        content = (folder / PREPARED).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared panel; `forecast data prepare` writes one") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{folder}: {PREPARED} can't be read ({error}); prepare the panel again") from error
+    return parse_index(folder, content)
+
+
+def parse_index(folder: Path | str, content: bytes) -> dict[str, Any]:
+    """Return the index of a prepared panel from the content of its file. Raises DataError if it is damaged."""
+    try:
+        index: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{folder}: {PREPARED} can't be read ({error}); prepare the panel again") from error
     version = index.get("schema_version") if isinstance(index, dict) else None
     if version not in _READABLE:
@@ -218,11 +228,7 @@ def _size(file: Path) -> int | None:
 def _open_buffers(folder: Path, index: dict[str, Any]) -> Loaded:
     """Return the panel that an index describes, after checking all files and whether they fit together."""
     buffers = folder / index["folder"]
-    for name, size in index["files"].items():
-        actual = _size(buffers / name)
-        if actual != size:
-            state = "is missing" if actual is None else f"has {actual:,} bytes instead of {size:,}"
-            raise DataError(f"{folder}: {buffers.name}/{name} {state}; prepare the panel again")
+    check_sizes(folder, index, {name: _size(buffers / name) for name in index["files"]})
     try:
         damaged = damaged_files(buffers, index.get(CHECKSUMS, {}))
         if damaged:
@@ -230,29 +236,47 @@ def _open_buffers(folder: Path, index: dict[str, Any]) -> Loaded:
                 f"{folder}: {len(damaged):,} files of {buffers.name} are damaged, their content is not what was "
                 f"written: {listing(damaged)}; prepare the panel again"
             )
-        loaded = _map(buffers, index)
-    except (*UNREADABLE, *_MALFORMED) as error:
+        loaded = build_panel(index, partial(_map, buffers), pl.read_parquet(buffers / REJECTS))
+    except (*UNREADABLE, *MALFORMED) as error:
         raise DataError(
             f"{folder}: the panel in {buffers.name} is damaged ({type(error).__name__}: {error}); prepare it again"
         ) from error
-    try:
-        check_structure(loaded.panel, len(loaded.data.static_covariates))
-    except DataError as error:
-        raise DataError(f"{folder}: {buffers.name} holds no panel: {error}; prepare it again") from error
+    check_buffers(folder, index, loaded)
     return loaded
 
 
-def _map(buffers: Path, index: dict[str, Any]) -> Loaded:
-    """Return the panel in mapped files. Raises errors of NumPy, Polars and pydantic for damaged files."""
+def check_sizes(folder: Path | str, index: Mapping[str, Any], sizes: Mapping[str, int | None]) -> None:
+    """Raise DataError if a file of a panel does not have the size in the index; None is a missing file."""
+    for name, size in index["files"].items():
+        actual = sizes.get(name)
+        if actual != size:
+            state = "is missing" if actual is None else f"has {actual:,} bytes instead of {size:,}"
+            raise DataError(f"{folder}: {index['folder']}/{name} {state}; prepare the panel again")
 
-    def buffer(name: str) -> npt.NDArray[Any]:
-        path = buffers / f"{name}.npy"
-        try:
-            values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:  # An empty file can't be mapped.
-            values = np.load(path, allow_pickle=False)
-        return values
 
+def check_buffers(folder: Path | str, index: Mapping[str, Any], loaded: Loaded) -> None:
+    """Raise DataError if the buffers of a panel do not fit together."""
+    try:
+        check_structure(loaded.panel, len(loaded.data.static_covariates))
+    except DataError as error:
+        raise DataError(f"{folder}: {index['folder']} holds no panel: {error}; prepare it again") from error
+
+
+def _map(buffers: Path, name: str) -> npt.NDArray[Any]:
+    """Return the array in a file, mapped. Raises errors of NumPy for a damaged file."""
+    path = buffers / f"{name}.npy"
+    try:
+        values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # An empty file can't be mapped.
+        values = np.load(path, allow_pickle=False)
+    return values
+
+
+def build_panel(index: Mapping[str, Any], buffer: Callable[[str], Any], rejects: pl.DataFrame) -> Loaded:
+    """Return the panel of an index; `buffer` returns the array of a name.
+
+    Raises errors of NumPy, Polars and pydantic for damaged files.
+    """
     panel = Panel(
         grid=Grid.from_json(index["grid"]),
         series_id=_read_names(buffer),
@@ -266,7 +290,7 @@ def _map(buffers: Path, index: dict[str, Any]) -> Loaded:
         panel=panel,
         data=DataConfig.model_validate(index["data"]),
         categories={name: tuple(values) for name, values in index["categories"].items()},
-        rejects=pl.read_parquet(buffers / _REJECTS),
+        rejects=rejects,
         counts=Counts(**index["counts"]),
         stored_digest=index["digest"],
     )

@@ -15,6 +15,7 @@ from forecast.data.sources.columns import KNOWN_NAMES, possible_names
 from forecast.data.sources.csv_files import CsvFormat
 from forecast.data.sources.json_lines import Unread, is_lines, read_lines
 from forecast.data.sources.sql import read_sql
+from forecast.data.sources.storage import S3, Location
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID
 
@@ -60,8 +61,16 @@ PREPARED: Final = "panel.json"
 
 
 def is_prepared(path: str | Path | None) -> bool:
-    """Return whether a path is a folder that `forecast data prepare` wrote."""
-    return path is not None and "://" not in str(path) and (Path(path) / PREPARED).is_file()
+    """Return whether a path is a folder that `forecast data prepare` wrote, or its copy at an s3:// address.
+
+    Raises DataError if a store does not answer.
+    """
+    if path is None or "://" not in str(path):
+        return path is not None and (Path(path) / PREPARED).is_file()
+    address = str(path).rstrip("/")
+    if not address.startswith(S3) or tables.is_file_or_glob(address):
+        return False
+    return Location.of(address, f"data.path={address}").is_file(f"{address}/{PREPARED}")
 
 
 def open_tables(data: DataConfig, text: Collection[str] = ()) -> Tables:

@@ -77,6 +77,29 @@ class Location:
             raise self.failure(error) from None
         return bool(info.type == fs.FileType.Directory)
 
+    def is_file(self, address: str) -> bool:
+        """Return whether there is a file at an address."""
+        from pyarrow import fs
+
+        try:
+            info = self._system.get_file_info(address.removeprefix(S3))
+        except OSError as error:
+            raise self.failure(error) from None
+        return bool(info.type == fs.FileType.File)
+
+    def read(self, address: str) -> bytes:
+        """Return the content of a file. Raises OSError."""
+        with self.open(address) as file:
+            content: bytes = file.read()
+        return content
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of each file in a folder, by name. Raises OSError."""
+        from pyarrow import fs
+
+        files = self._files(fs.FileSelector(folder.removeprefix(S3), allow_not_found=True))
+        return {file.address.rpartition("/")[2]: file.size for file in files}
+
     def open(self, address: str) -> Any:
         """Return a pyarrow.NativeFile that reads a file from its start, uncompressed."""
         return self._system.open_input_stream(address.removeprefix(S3))

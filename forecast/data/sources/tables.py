@@ -87,6 +87,11 @@ def scan(
     return frame
 
 
+def is_file_or_glob(path: str) -> bool:
+    """Return whether a path ends like a file with a table, or names several by wildcards."""
+    return bool(_TABLE.search(path)) or any(character in path for character in "*?[")
+
+
 _Reader = Callable[[list[str], pl.Schema], pl.LazyFrame]
 """Reads files that have the same columns."""
 

@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import polars as pl
 import pytest
-import services
 from polars.testing import assert_frame_equal
-from services import S3
 
 import forecast as fc
 from forecast.artifact import Artifact
@@ -33,13 +29,7 @@ NAMES = {"model": "loads of Köln", "model_version": "3", "model_digest": "ab12"
 OTHER = NAMES | {"model_version": "4", "model_digest": "cd34"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with services.s3() as s3:
-        yield s3
-
-
-class Bucket:
+class Place:
     """A bucket, jobs that write below a prefix of it, and what a program that only knows S3 sees there."""
 
     def __init__(self, client: Any, name: str, folder: Path, artifact: Artifact, loaded: Loaded) -> None:
@@ -79,20 +69,8 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(
-    server: S3,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    closed_form: FitResult,
-    weekly_loaded: Loaded,
-) -> Bucket:
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=server.endpoint)
-    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
-    client.create_bucket(Bucket=name)
-    return Bucket(client, name, tmp_path, closed_form.artifact, weekly_loaded)
+def place(bucket: Any, tmp_path: Path, closed_form: FitResult, weekly_loaded: Loaded) -> Place:
+    return Place(bucket.client, bucket.name, tmp_path, closed_form.artifact, weekly_loaded)
 
 
 def interrupt(*_: object) -> None:
@@ -110,11 +88,11 @@ def lasting(objects: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_a_bucket_holds_what_a_folder_would_and_every_reader_reads_it(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+    place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = bucket.write()
-    local = bucket.write(uri=None, path="local")
-    objects = bucket.objects()
+    written = place.write()
+    local = place.write(uri=None, path="local")
+    objects = place.objects()
     files = {name: hashlib.sha256(content).hexdigest() for name, content in objects.items()}
     assert written.content["files"].items() <= files.items()
     assert {*written.content["files"].values()} == {*local.content["files"].values()}
@@ -122,119 +100,117 @@ def test_a_bucket_holds_what_a_folder_would_and_every_reader_reads_it(
     assert json.loads(objects[manifest]) == json.loads(written.manifest.read_text()) == written.content
     rest = objects.keys() - written.content["files"].keys() - {manifest}
     assert sorted(name.split("/")[0] for name in rest) == ["latest", "rejects"]
-    assert not list((bucket.folder / "out").glob(".staging/*"))
-    assert not (bucket.folder / "out" / "forecasts").exists()
+    assert not list((place.folder / "out").glob(".staging/*"))
+    assert not (place.folder / "out" / "forecasts").exists()
 
-    expected = fc.read_scores(bucket.folder / "local", latest=True).drop("written_at")
-    assert expected.height == 7 * bucket.loaded.panel.n_series
-    for place in (bucket.folder / "out", bucket.uri):
-        assert_frame_equal(fc.read_scores(place, latest=True).drop("written_at"), expected)
-    scored = ScoredForecasts(SinkConfig(path=str(bucket.folder / "out")))
+    expected = fc.read_scores(place.folder / "local", latest=True).drop("written_at")
+    assert expected.height == 7 * place.loaded.panel.n_series
+    for source in (place.folder / "out", place.uri):
+        assert_frame_equal(fc.read_scores(source, latest=True).drop("written_at"), expected)
+    scored = ScoredForecasts(SinkConfig(path=str(place.folder / "out")))
     assert sum(frame.height for frame in scored.rows(scored.contents[0])) == expected.height
     latest = pl.read_parquet(objects["latest/loads%20of%20K%C3%B6ln.parquet"])
     assert latest["mean"].equals(expected["mean"])
-    table = bucket.folder / "table.csv"
-    pl.DataFrame({"series_id": bucket.loaded.panel.series_id.tolist(), "city": ["oslo", "rome"] * 4}).write_csv(table)
-    sums = {"reconcile": {"path": str(bucket.folder / "out"), "table": str(table), "by": ["city"]}}
-    reconciled, _ = reconcile(validated(ReconcileConfig, {**sums, "output": {"path": str(bucket.folder / "sums")}}))
+    table = place.folder / "table.csv"
+    pl.DataFrame({"series_id": place.loaded.panel.series_id.tolist(), "city": ["oslo", "rome"] * 4}).write_csv(table)
+    sums = {"reconcile": {"path": str(place.folder / "out"), "table": str(table), "by": ["city"]}}
+    reconciled, _ = reconcile(validated(ReconcileConfig, {**sums, "output": {"path": str(place.folder / "sums")}}))
     (total,) = json.loads(reconciled.read_text())["files"]
-    total_mean = pl.read_parquet(bucket.folder / "sums" / total).filter(pl.col("series_id") == "total")["mean"].sum()
+    total_mean = pl.read_parquet(place.folder / "sums" / total).filter(pl.col("series_id") == "total")["mean"].sum()
     assert total_mean == pytest.approx(expected["mean"].sum())
-    assert cli(["scores", "show", f"scores.path={bucket.uri}", "show.rows=3"]) == 0
+    assert cli(["scores", "show", f"scores.path={place.uri}", "show.rows=3"]) == 0
     assert "loads of Köln v3" in capsys.readouterr().out
 
 
-def test_a_second_job_writes_nothing_and_damaged_missing_and_extra_objects_are_mended(bucket: Bucket) -> None:
-    bucket.write()
-    first, times = bucket.objects(), bucket.times()
-    assert bucket.write().was_complete
-    assert bucket.times() == times
+def test_a_second_job_writes_nothing_and_damaged_missing_and_extra_objects_are_mended(place: Place) -> None:
+    place.write()
+    first, times = place.objects(), place.times()
+    assert place.write().was_complete
+    assert place.times() == times
 
     parts = sorted(name for name in first if name.startswith("forecasts/"))
     manifest = next(name for name in first if name.startswith("manifests/"))
     for change in (
-        lambda: bucket.put(parts[0], b"damaged"),
-        lambda: bucket.put(parts[1], first[parts[0]]),
-        lambda: bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{parts[2]}"),
-        lambda: bucket.put(parts[0].replace("part-00000", "part-00009"), b"of another run"),
-        lambda: bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{manifest}"),
+        lambda: place.put(parts[0], b"damaged"),
+        lambda: place.put(parts[1], first[parts[0]]),
+        lambda: place.client.delete_object(Bucket=place.name, Key=f"a/b/{parts[2]}"),
+        lambda: place.put(parts[0].replace("part-00000", "part-00009"), b"of another run"),
+        lambda: place.client.delete_object(Bucket=place.name, Key=f"a/b/{manifest}"),
     ):
         change()
-        assert lasting(bucket.objects()) != lasting(first)
-        assert not bucket.write().was_complete
-        assert lasting(bucket.objects()) == lasting(first)
-    forced = bucket.write(force=True)
+        assert lasting(place.objects()) != lasting(first)
+        assert not place.write().was_complete
+        assert lasting(place.objects()) == lasting(first)
+    forced = place.write(force=True)
     assert not forced.was_complete
-    assert lasting(bucket.objects()) == lasting(first)
+    assert lasting(place.objects()) == lasting(first)
 
 
-def test_a_correction_replaces_its_part_only_after_the_manifest(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_correction_replaces_its_part_only_after_the_manifest(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that dies before the manifest leaves the bucket readable as it was; the next one completes it."""
-    first = bucket.write()
-    before = fc.read_scores(bucket.uri)
-    panel = bucket.loaded.panel
+    first = place.write()
+    before = fc.read_scores(place.uri)
+    panel = place.loaded.panel
     target = panel.target.copy()
     target[panel.offsets[1] - 5] += 3.0
-    corrected = replace(bucket.loaded, panel=replace(panel, target=target), stored_digest=None)
+    corrected = replace(place.loaded, panel=replace(panel, target=target), stored_digest=None)
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "check_writable", lambda _: None)
         patch.setattr(ObjectStore, "write", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            bucket.write(corrected)
-    assert_frame_equal(fc.read_scores(bucket.uri), before)
+            place.write(corrected)
+    assert_frame_equal(fc.read_scores(place.uri), before)
     old = {*first.content["files"]}
-    written = bucket.times()
+    written = place.times()
     assert old < {name for name in written if name.startswith(("forecasts/", "rejects/part"))}
-    second = bucket.write(corrected)
+    second = place.write(corrected)
     new = {*second.content["files"]}
     assert len(old & new) == 2
     assert len(new - old) == 1
-    times = bucket.times()
+    times = place.times()
     assert {name for name in times if name.startswith("forecasts/")} == new
     assert {name: times[name] for name in old & new} == {name: written[name] for name in old & new}
-    after = fc.read_scores(bucket.uri)
+    after = fc.read_scores(place.uri)
     changed = after.filter(after["mean"] != before["mean"])["series_id"].unique().to_list()
     assert changed == [panel.series_id[0]]
 
 
-def test_versions_share_a_bucket_and_the_one_that_ran_last_is_current(bucket: Bucket) -> None:
-    bucket.write()
-    bucket.write(names=OTHER, max=10.0, path="second")
-    assert bucket.write(names=OTHER, max=10.0, path="second").was_complete
-    latest = fc.read_scores(bucket.uri, latest=True)
+def test_versions_share_a_bucket_and_the_one_that_ran_last_is_current(place: Place) -> None:
+    place.write()
+    place.write(names=OTHER, max=10.0, path="second")
+    assert place.write(names=OTHER, max=10.0, path="second").was_complete
+    latest = fc.read_scores(place.uri, latest=True)
     assert latest["model_version"].unique().to_list() == ["4"]
-    assert bucket.write().was_complete
-    assert fc.read_scores(bucket.uri, latest=True)["model_version"].unique().to_list() == ["3"]
-    assert fc.read_scores(bucket.uri).height == 2 * latest.height
-    early = bucket.write(back=3)
-    assert fc.read_scores(bucket.uri, latest=True)["cutoff"].max() != early.content["cutoff"]
-    assert len(Scores(bucket.uri).contents) == 3
+    assert place.write().was_complete
+    assert fc.read_scores(place.uri, latest=True)["model_version"].unique().to_list() == ["3"]
+    assert fc.read_scores(place.uri).height == 2 * latest.height
+    early = place.write(back=3)
+    assert fc.read_scores(place.uri, latest=True)["cutoff"].max() != early.content["cutoff"]
+    assert len(Scores(place.uri).contents) == 3
 
 
 def test_what_an_object_store_can_not_take_is_refused_before_work(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OutputError, match="there is no bucket 'nobody'"):
-        bucket.job(uri="s3://nobody/x")
+        place.job(uri="s3://nobody/x")
     with pytest.raises(ConfigError, match="sink=parquet, not sink=delta"):
-        validated(ScoreOutput, {"path": "x", "uri": bucket.uri, "sink": "delta"})
-    bucket.write(uri=None, path="local")
+        validated(ScoreOutput, {"path": "x", "uri": place.uri, "sink": "delta"})
+    place.write(uri=None, path="local")
     with pytest.raises(OutputError, match="holds files of forecasts itself"):
-        bucket.job(path="local")
-    bucket.write()
-    with pytest.raises(OutputError, match=f"set output.uri={bucket.uri}"):
-        bucket.job(uri=None)
-    with pytest.raises(OutputError, match=f"set output.uri={bucket.uri}"):
-        bucket.job(uri=f"{bucket.uri}/c")
-    part = next(name for name in bucket.objects() if name.startswith("forecasts/"))
-    bucket.client.delete_object(Bucket=bucket.name, Key=f"a/b/{part}")
+        place.job(path="local")
+    place.write()
+    with pytest.raises(OutputError, match=f"set output.uri={place.uri}"):
+        place.job(uri=None)
+    with pytest.raises(OutputError, match=f"set output.uri={place.uri}"):
+        place.job(uri=f"{place.uri}/c")
+    part = next(name for name in place.objects() if name.startswith("forecasts/"))
+    place.client.delete_object(Bucket=place.name, Key=f"a/b/{part}")
     with pytest.raises(OutputError, match=r"1 of 3 files of the cutoff .* are gone"):
-        fc.read_scores(bucket.uri)
+        fc.read_scores(place.uri)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wr0ng")
     with pytest.raises(OutputError, match=r"refuses access to the bucket .* what they may write"):
-        bucket.job()
+        place.job()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OutputError, match="does not answer"):
-        bucket.job()
+        place.job()
