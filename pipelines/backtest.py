@@ -1,10 +1,11 @@
 """`forecast backtest`: a registered model on past cutoffs, against baselines, its base and the current champion."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forecast.config import BacktestConfig
+from forecast.config import BacktestConfig, JobShare
 from pipelines.jobs import console
 from pipelines.jobs.job import note, recorded
 
@@ -36,6 +37,9 @@ _OF_WINS: Final = ("mase", "pinball", "log_loss")
 @recorded(BacktestConfig)
 def main(config: BacktestConfig) -> None:
     """Run the verb."""
+    if isinstance(config.shard, JobShare):
+        run_share(config, config.shard)
+        return
     version, line, result = run(config)
     note(output=config.output.path or "")
     columns = [name for name in _SHOWN if name in result.summary.columns]
@@ -59,34 +63,29 @@ def run(
     and does not include the champion. Returns the version, a line about it, and the result.
     """
     from forecast.backtesting.backtest import backtest
-    from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES, Contender
-    from forecast.data.files import check_writable
-    from forecast.names import CHAMPION, SOURCE_PRETRAINED
+    from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES
+    from forecast.data.files import locked
+    from forecast.engines.engine import open_engine
     from forecast.tracking.registry import Registry
     from pipelines import report
-    from pipelines.jobs.reading import open_with_data
     from pipelines.jobs.run_logging import log_data
 
-    if config.output.path:
-        check_writable(Path(config.output.path))
+    folder = Path(config.output.path) if config.output.path else None
     registry = Registry(config.registry)
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
-    contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel)}
-    contenders[artifact.kind] = Contender(artifact, loaded.panel)
-    contenders |= others or {}
-    has_champion = config.backtest.refit == "never"
-    champion = registry.find(CHAMPION) if has_champion else None
-    if champion and champion.number != version.number:
-        contenders[CHAMPION] = _contender(config, registry, champion, artifact, loaded)
-    with registry.run("backtest", config, {"version": str(version.number)}) as run:
+    version, champion, artifact, loaded, contenders = _open(registry, config, others)
+    with (
+        locked(folder) if folder else nullcontext(),
+        registry.run("backtest", config, {"version": str(version.number)}) as run,
+    ):
         log_data(run, loaded, "evaluation", version)
-        with console.stage("backtest") as stage:
-            folder = Path(config.output.path) if config.output.path else None
+        with open_engine(config.engine) as engine, console.stage("backtest") as stage:
             result = backtest(
                 contenders,
                 config.backtest,
                 folder=folder,
                 progress=lambda share, text: stage.update(f"{share:.0%} {text}"),
+                engine=engine,
+                commit=config.shard is not None,
             )
             stage.note(
                 windows=int(result.summary["n_windows"].max()),  # type: ignore[arg-type]
@@ -100,7 +99,7 @@ def run(
         tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
         tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
         report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
-        if has_champion:
+        if config.backtest.refit == "never":
             _publish(run, result, registry, version, champion)
             run.tag_version(version, {BACKTEST_RUN: run.id})
     line = (
@@ -110,15 +109,56 @@ def run(
     return version, line, result
 
 
-def _contender(
-    config: BacktestConfig, registry: "Registry", version: "Version", artifact: "Artifact", loaded: "Loaded"
-) -> "Contender":
-    """Return another version with the panel as it reads it; `loaded` is the panel as `artifact` does."""
-    from forecast.backtesting.result import Contender
-    from pipelines.jobs.reading import load_version, read_alike
+def run_share(config: BacktestConfig, share: JobShare) -> None:
+    """Write the parts of a share of the blocks. The registry is only read; nothing is logged or recorded."""
+    from forecast.backtesting.backtest import backtest_share
+    from forecast.data.files import locked
+    from forecast.engines.engine import open_engine
+    from forecast.tracking.registry import Registry
 
-    model = load_version(registry, version)
-    return Contender(model, read_alike(model, artifact, loaded, config.data).panel)
+    folder = Path(str(config.output.path))
+    version, *_, contenders = _open(Registry(config.registry), config)
+    with (
+        locked(folder, shared=True),
+        open_engine(config.engine) as engine,
+        console.stage(f"shard {share}") as stage,
+    ):
+        output = backtest_share(
+            contenders,
+            config.backtest,
+            share,
+            folder=folder,
+            progress=lambda done, text: stage.update(f"{done:.0%} {text}"),
+            engine=engine,
+        )
+        stage.note(blocks=output.n_blocks, written=output.n_written)
+    console.say(
+        f"shard {share} of the backtest of {version}: {output.n_blocks:,} parts, {output.n_written:,} of them new; "
+        "`forecast commit backtest` with the same settings joins all"
+    )
+
+
+def _open(
+    registry: "Registry", config: BacktestConfig, others: "Mapping[str, Contender] | None" = None
+) -> "tuple[Version, Version | None, Artifact, Loaded, dict[str, Contender]]":
+    """Return the version, the champion beside it, the model, the panel, and all models to compare."""
+    from forecast.backtesting.result import Contender
+    from forecast.data.files import check_writable
+    from forecast.names import CHAMPION, SOURCE_PRETRAINED
+    from pipelines.jobs.reading import load_version, open_with_data, read_alike
+
+    if config.output.path:
+        check_writable(Path(config.output.path))
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
+    contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel, f"{version.digest}/base")}
+    contenders[artifact.kind] = Contender(artifact, loaded.panel, version.digest)
+    contenders |= others or {}
+    champion = registry.find(CHAMPION) if config.backtest.refit == "never" else None
+    if champion and champion.number != version.number:
+        model = load_version(registry, champion)
+        panel = read_alike(model, artifact, loaded, config.data).panel
+        contenders[CHAMPION] = Contender(model, panel, champion.digest)
+    return version, champion, artifact, loaded, contenders
 
 
 def _facts(

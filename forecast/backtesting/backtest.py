@@ -1,27 +1,26 @@
 """Backtests with rolling origins: forecasts of models or refits from past cutoffs, scored beside baselines."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from forecast.artifact import Artifact
-from forecast.backtesting.baselines import check_baselines, processes
-from forecast.backtesting.cutoffs import moments_of, rolling_cutoffs
-from forecast.backtesting.refit import refit_rounds
+from forecast.backtesting.baselines import processes
+from forecast.backtesting.blocks import BlockScorer, ShareOutput
+from forecast.backtesting.cutoffs import moments_of
+from forecast.backtesting.parts import BacktestInputs, BlockParts, has_parts, remove_parts
+from forecast.backtesting.plan import BacktestPlan, Block
 from forecast.backtesting.result import FORECASTS, SCORES, BacktestResult, Contender, Progress, result_of
-from forecast.backtesting.scoring import BlockPlan, score_block
-from forecast.config import BacktestSettings
+from forecast.backtesting.scoring import ScoredBlock
+from forecast.config import BacktestSettings, JobShare
 from forecast.data.files import parquet_blocks
-from forecast.data.panel import Panel
+from forecast.engines.engine import Engine
 from forecast.errors import ConfigError, DataError
-from forecast.prediction.cutoffs import check_model
-from forecast.prediction.one_pass import BATCH_SIZE
-from forecast.segments import SEGMENTS, segments_of
-
-# Approximate number of windows that are forecast, scored and written together.
-_BLOCK = 16 * BATCH_SIZE
+from forecast.names import SERIES_ID
+from forecast.segments import segments_of
 
 
 def backtest(
@@ -30,6 +29,8 @@ def backtest(
     *,
     folder: Path | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
+    commit: bool = False,
 ) -> BacktestResult:
     """Return the scores of models (by name; all with the same horizon and frequency) beside baselines.
 
@@ -38,86 +39,81 @@ def backtest(
     `fine_tuned`). Windows without an observed target, or without history, are skipped. Forecasts and scores are written
     to `folder` (a temporary one when None) block by block.
 
+    The blocks are scored by the workers of `engine`, without one in this process; the files are the same. With
+    `commit`, all must have been written by `backtest_share`. Without refits, a job in `folder` resumes with the parts
+    that an interrupted one has left there. No other job may write into `folder` meanwhile.
+
     Raises ConfigError if the models can't be compared or a setting does not fit them, DataError if the panel is too
-    short or was seen in training, OutputError if files can't be written.
+    short or was seen in training, OutputError if files can't be written or parts are missing, EngineError if the
+    workers fail.
     """
-    first_model, panel = next(iter(contenders.values()))
-    _check_alike(contenders)
-    fitted = check_baselines(settings.baselines, first_model.classes)
-    _check_settings(contenders, settings)
-    trained_until = [artifact.trained_until for artifact, _ in contenders.values()]
-    last_seen = {"never": max(trained_until), "finetune": first_model.base().trained_until, "scratch": None}[
-        settings.refit
-    ]
-    cutoffs = rolling_cutoffs(panel, horizon=first_model.horizon, settings=settings, trained_until=last_seen)
-    groups = segments_of(first_model, panel, cutoffs[0], settings.segments)
+    plan = BacktestPlan.of(contenders, settings)
+    first_model, panel, _ = next(iter(contenders.values()))
+    groups = segments_of(first_model, panel, plan.cutoffs[0], settings.segments)
+    inputs = None
+    if folder and settings.refit == "never" and (commit or engine or has_parts(folder)):
+        inputs = BacktestInputs(plan, folder)
     temporary = None if folder else tempfile.TemporaryDirectory(prefix="gatecast-")
     folder = folder or Path(str(temporary and temporary.name))
+    with processes(settings.n_jobs if plan.fitted and not engine else 1) as pool:
+        parts = inputs.parts if inputs else BlockParts.of_job(folder)
+        scorer = BlockScorer(plan, parts, inputs, engine, pool)
+        with closing(scorer.score(commit=commit)) as blocks:
+            scored, failures = _write_tables(folder, plan, blocks, progress)
+    remove_parts(folder)
+    return result_of(folder, temporary, groups, panel, scored, failures)
+
+
+def backtest_share(
+    contenders: dict[str, Contender],
+    settings: BacktestSettings,
+    share: JobShare,
+    *,
+    folder: Path,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> ShareOutput:
+    """Write the parts of a share of the blocks into a folder, unless they exist already; `backtest` joins them.
+
+    Other shares may be written at the same time, on other machines. Raises as `backtest`; ConfigError with refits.
+    """
+    if settings.refit != "never":
+        raise ConfigError(f"backtest.refit={settings.refit} trains models for all blocks, so there are no shards of it")
+    plan = BacktestPlan.of(contenders, settings)
+    inputs = BacktestInputs(plan, folder)
+    with processes(settings.n_jobs if plan.fitted and not engine else 1) as pool:
+        return BlockScorer(plan, inputs.parts, inputs, engine, pool).write_share(share, progress)
+
+
+def _write_tables(
+    folder: Path,
+    plan: BacktestPlan,
+    blocks: Iterator[tuple[Block, ScoredBlock | None]],
+    progress: Progress | None,
+) -> tuple[np.ndarray, pl.DataFrame]:
+    """Write the scores and forecasts of all blocks; return which series have any, [S], and the failed baselines."""
+    panel, n_done = plan.panel, 0
     scored = np.zeros(panel.n_series, dtype=bool)
     failures: list[pl.DataFrame] = []
     with (
-        processes(settings.n_jobs if fitted else 1) as pool,
         parquet_blocks(folder / f"{SCORES}.parquet") as write_scores,
         parquet_blocks(folder / f"{FORECASTS}.parquet") as write_forecasts,
     ):
-        plan, n_done = BlockPlan(settings, fitted, pool), 0
-        for round_cutoffs, models in refit_rounds(contenders, settings, cutoffs):
-            size = max(1, _BLOCK // len(round_cutoffs))
-            for start in range(0, panel.n_series, size):
-                end = min(start + size, panel.n_series)
-                block = score_block(plan, models, round_cutoffs, start, end)
-                if block is not None:
-                    scored[start + block.series] = True
-                    write_scores(block.scores)
-                    write_forecasts(block.forecasts)
-                    failures.append(block.failures)
-                if progress:
-                    share = (n_done + len(round_cutoffs) * end / panel.n_series) / len(cutoffs)
-                    progress(share, f"{moments_of(panel, round_cutoffs[-1:])}, {end:,} series")
-            n_done += len(round_cutoffs)
+        for block, result in blocks:
+            if result is not None:
+                names = set(result.scores[SERIES_ID].to_list())
+                series = slice(block.begin, block.end)
+                scored[series] |= [name in names for name in panel.series_id[series].tolist()]
+                write_scores(result.scores)
+                write_forecasts(result.forecasts)
+                failures.append(result.failures)
+            n_done += len(block.cutoffs) * (block.end - block.begin)
+            if progress:
+                share = n_done / (len(plan.cutoffs) * panel.n_series)
+                progress(share, f"{moments_of(panel, block.cutoffs[-1:])}, {block.end:,} series")
         if not scored.any():
             raise DataError(
                 "no series has both history and observations behind the cutoffs; check data.path and the cutoffs "
                 "(backtest.n_windows, backtest.cutoffs)"
             )
-    return result_of(folder, temporary, groups, panel, scored, pl.concat(failures))
-
-
-# --- checks
-
-
-def _check_alike(contenders: dict[str, Contender]) -> None:
-    first, panel = next(iter(contenders.values()))
-    for name, (artifact, contender_panel) in contenders.items():
-        description, expected = _what_it_forecasts(artifact, contender_panel), _what_it_forecasts(first, panel)
-        if description != expected or not np.array_equal(contender_panel.series_id, panel.series_id):
-            raise ConfigError(
-                f"{name} forecasts {description}, the others {expected}: they can't be compared; register it under "
-                "another registry.name"
-            )
-
-
-def _what_it_forecasts(artifact: Artifact, panel: Panel) -> str:
-    if artifact.classes is None:
-        target = f"quantiles {', '.join(f'{level:g}' for level in artifact.model.quantile_levels)}"
-    else:
-        target = f"classes {', '.join(artifact.classes)}"
-    return f"{target} of {artifact.horizon} steps on {panel.grid} for {panel.n_series:,} series"
-
-
-def _check_settings(contenders: dict[str, Contender], settings: BacktestSettings) -> None:
-    """Raise ConfigError for settings that do not fit the models."""
-    for artifact, _ in contenders.values():
-        if settings.one_pass:
-            check_model(artifact, "backtest.one_pass")
-        context = artifact.network.shape.context_length
-        if settings.window_length is not None and settings.window_length < context + artifact.horizon:
-            raise ConfigError(
-                f"backtest.window_length: {settings.window_length} steps are less than the context ({context}) and the "
-                f"horizon ({artifact.horizon}) of the model together; give {context + artifact.horizon} or more"
-            )
-    data, classes = contenders[next(iter(contenders))].artifact.data, next(iter(contenders.values())).artifact.classes
-    segments = (*data.static_covariates, *(SEGMENTS if classes is None else SEGMENTS[:1]))
-    unknown = [name for name in settings.segments if name not in segments]
-    if unknown:
-        raise ConfigError(f"backtest.segments: {', '.join(unknown)} unknown; there are: {', '.join(segments)}")
+    return scored, pl.concat(failures)

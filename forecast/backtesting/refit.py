@@ -14,20 +14,17 @@ from forecast.training.fit import fit
 
 def refit_rounds(
     contenders: dict[str, Contender], settings: BacktestSettings, cutoffs: list[int]
-) -> Iterator[tuple[list[int], dict[str, Contender]]]:
-    """Yield groups of cutoffs that are scored together, with the models for them."""
+) -> Iterator[tuple[list[list[int]], dict[str, Contender]]]:
+    """Yield the models of each round, with its groups of cutoffs that are scored together."""
     round_size = len(cutoffs) if settings.refit == "never" else settings.refit_every or 1
     for first in range(0, len(cutoffs), round_size):
         round_cutoffs, models = cutoffs[first : first + round_size], contenders
         if settings.refit != "never":
             models = _refitted(contenders, settings, round_cutoffs[0])
         models = {
-            name: Contender(artifact.for_cutoff(round_cutoffs[0]), panel) for name, (artifact, panel) in models.items()
+            name: model._replace(artifact=model.artifact.for_cutoff(round_cutoffs[0])) for name, model in models.items()
         }
-        yield from (
-            (scored_together, models)
-            for scored_together in ([round_cutoffs] if settings.window_length is None else [[c] for c in round_cutoffs])
-        )
+        yield [round_cutoffs] if settings.window_length is None else [[cutoff] for cutoff in round_cutoffs], models
 
 
 def _refitted(contenders: dict[str, Contender], settings: BacktestSettings, cutoff: int) -> dict[str, Contender]:
@@ -35,11 +32,11 @@ def _refitted(contenders: dict[str, Contender], settings: BacktestSettings, cuto
 
     No target after the cutoff is read; known covariates and the calendar are, as in scoring.
     """
-    artifact, panel = next(iter(contenders.values()))
+    artifact, panel, _ = next(iter(contenders.values()))
     length = settings.window_length
     history = panel.between(int(panel.start.min()) if length is None else cutoff - length + 1, cutoff)
     base, tuning = artifact.base().uncalibrated(), settings.finetune
-    kinds = {contender.bank.kind for contender, _ in contenders.values() if contender.bank}
+    kinds = {contender.bank.kind for contender, *_ in contenders.values() if contender.bank}
     try:
         if not history.n_series:
             raise DataError("no series has a value there")

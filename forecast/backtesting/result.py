@@ -36,6 +36,8 @@ class Contender(NamedTuple):
 
     artifact: Artifact
     panel: Panel
+    digest: str = ""
+    """Digest of the model; computed from its content where it is needed, when not given."""
 
 
 @dataclass(frozen=True, repr=False)

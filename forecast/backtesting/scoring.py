@@ -35,11 +35,9 @@ class BlockPlan:
     pool: Executor | None
 
 
-class _Block(NamedTuple):
+class ScoredBlock(NamedTuple):
     """The scored windows of a range of neighbouring series."""
 
-    series: np.ndarray
-    """[n], row of each window's series, counted from the first series of the block."""
     scores: pl.DataFrame
     forecasts: pl.DataFrame
     failures: pl.DataFrame
@@ -90,7 +88,7 @@ class _Windows:
 
 def score_block(
     plan: BlockPlan, models: dict[str, Contender], cutoffs: list[int], begin: int, end: int
-) -> _Block | None:
+) -> ScoredBlock | None:
     """Return the forecasts of series `begin` up to `end` at the cutoffs, scored; None without a window to score."""
     windows = _windows_of(plan, models, cutoffs, begin, end)
     if windows is None:
@@ -112,7 +110,7 @@ def score_block(
             if n_points:
                 points = naive_forecasts(windows.bounded, windows.history, index, season=season, points=n_points)
             parts.append(windows.score(name, columns, None, points, all_rows))
-    for name, (artifact, panel) in models.items():
+    for name, (artifact, panel, _) in models.items():
         shard, one_pass = panel.rows(begin, end), plan.settings.one_pass
         columns, mean = _with_fallback(artifact, shard, windows.history, index, 0, one_pass=one_pass)
         points = None
@@ -120,14 +118,14 @@ def score_block(
             points, _ = _with_fallback(artifact, shard, windows.history, index, n_points, one_pass=one_pass)
         parts.append(windows.score(name, columns, mean, points, all_rows))
     scores, forecasts = (pl.concat(tables) for tables in zip(*parts, strict=True))
-    return _Block(index.series, scores, forecasts, pl.concat(failures))
+    return ScoredBlock(scores, forecasts, pl.concat(failures))
 
 
 def _windows_of(
     plan: BlockPlan, models: dict[str, Contender], cutoffs: list[int], begin: int, end: int
 ) -> _Windows | None:
     """Return the windows with history and at least one observed target; None without any."""
-    first, whole_panel = next(iter(models.values()))
+    first, whole_panel, _ = next(iter(models.values()))
     panel = whole_panel.rows(begin, end)
     by_cutoff = [windows_at(panel, cutoff) for cutoff in cutoffs]
     index = WindowIndex(
@@ -143,7 +141,7 @@ def _windows_of(
         return None
     # The CRPS completes the pinball loss at a few levels if a model forecasts whole distributions of targets that are
     # often 0. Baselines respect the support of such a model.
-    positive = [artifact for artifact, _ in models.values() if artifact.network.head.positive]
+    positive = [artifact for artifact, *_ in models.values() if artifact.network.head.positive]
     bounded = positive[0] if positive else first
     return _Windows(panel, history, index, first, bounded, _N_POINTS * bool(positive))
 

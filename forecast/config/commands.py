@@ -152,6 +152,18 @@ class BacktestConfig(JobConfig):
     data: SourceTable
     backtest: BacktestSettings = BacktestSettings()
     output: OutputConfig = OutputConfig()
+    engine: EngineSettings = EngineSettings()
+    shard: ShardSetting = None
+    """A share of the blocks, INDEX/COUNT, counted from 0: 3/16 is the fourth of 16. It writes its parts in output.path
+    and nothing else; `forecast commit backtest`, which sets `commit`, joins them."""
+
+    @model_validator(mode="after")
+    def _shards(self) -> Self:
+        if self.shard is not None and self.backtest.refit != "never":
+            raise ValueError("shard needs backtest.refit=never: refits train models for all shards")
+        if self.shard is not None and self.output.path is None:
+            raise ValueError("shard needs output.path, a folder that all shards share")
+        return self
 
 
 class CalibrateConfig(JobConfig):

@@ -113,14 +113,23 @@ def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, st
 def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Yield a function that adds rows to a Parquet file; a reader sees all of them once this succeeds, or nothing.
 
-    `metadata` is put into its footer.
+    The file does not depend on how many rows are added at a time. `metadata` is put into its footer.
     """
     from pyarrow import parquet
 
     writer: parquet.ParquetWriter | None = None
+    pending: list[pl.DataFrame] = []
     with atomic_file(path) as file:
 
         def write(frame: pl.DataFrame) -> None:
+            pending.append(frame)
+            n_rows = sum(part.height for part in pending)
+            if n_rows >= _GROUP_ROWS:
+                rows = pl.concat(pending)
+                write_groups(rows[: n_rows - n_rows % _GROUP_ROWS])
+                pending[:] = [rows[n_rows - n_rows % _GROUP_ROWS :]]
+
+        def write_groups(frame: pl.DataFrame) -> None:
             nonlocal writer
             rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             rows = rows.replace_schema_metadata(dict(metadata or {}))
@@ -131,6 +140,8 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Ite
 
         try:
             yield write
+            if pending:
+                write_groups(pl.concat(pending))
         finally:
             if writer is not None:
                 writer.close()

@@ -56,7 +56,7 @@ class Processes:
                 while waiting and idle:
                     task, attempt = waiting.popleft()
                     slot = idle.pop()
-                    running[self._pool(slot).submit(worker.run_saved, path, task)] = _Running(slot, task, attempt)
+                    running[self._submit(slot, path, task)] = _Running(slot, task, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, task, attempt = running.pop(future)
                     idle.append(slot)
@@ -85,6 +85,14 @@ class Processes:
                 shutil.rmtree(self._saved[1].parent, ignore_errors=True)  # Maps of the processes live on.
             self._saved = work, path
         return self._saved[1]
+
+    def _submit(self, slot: int, path: Path, task: object) -> Future[Any]:
+        """Give a task to the process of a slot, which is replaced if it was killed while it was idle."""
+        try:
+            return self._pool(slot).submit(worker.run_saved, path, task)
+        except BrokenProcessPool:
+            self._end(slot)
+            return self._pool(slot).submit(worker.run_saved, path, task)
 
     def _pool(self, slot: int) -> ProcessPoolExecutor:
         if slot not in self._pools:

@@ -135,9 +135,10 @@ def ordered(frame: pl.DataFrame) -> pl.DataFrame:
 def test_blocks_of_windows_change_no_score(
     result: BacktestResult, trained: FitResult, weekly_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("forecast.backtesting.backtest"), "_BLOCK", 5)
+    monkeypatch.setattr("forecast.backtesting.plan._WINDOWS", 5)
     blocks = backtest({"pretrained": Contender(trained.artifact, weekly_loaded.panel)}, SETTINGS)
-    assert parquet.read_metadata(blocks.folder / "forecasts.parquet").num_row_groups == 8
+    assert parquet.read_metadata(blocks.folder / "forecasts.parquet").num_row_groups == 1
+    assert blocks.scores["model"].rle().len() == 8 * 3
     for name in ("scores", "forecasts", "summary", "skipped"):
         # Batches of another size round otherwise.
         ours, theirs = (ordered(getattr(found, name)) for found in (blocks, result))
