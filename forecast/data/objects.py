@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from forecast.data.files import write_bytes_atomic
 from forecast.data.sources.storage import S3, explain, storage_options
 from forecast.errors import ConfigError, OutputError
 from forecast.names import OBJECT_STORES
@@ -76,6 +77,16 @@ class ObjectStore:
                 self._check_bucket(error)
                 return None
 
+    def fetch(self, name: str, file: Path) -> bool:
+        """Copy an object into a file, and return True; False if its content does not have the hash in its metadata."""
+        with self._explained("read"):
+            result = self._obstore.get(self._store, name)
+            digest, content = result.attributes.get(_SHA256), bytes(result.bytes())
+        if hashlib.sha256(content).hexdigest() != digest:
+            return False
+        write_bytes_atomic(content, file)
+        return True
+
     def metadata(self, name: str) -> dict[str, str] | None:
         """Return the metadata of an object, None if there is none."""
         head = self._head(name)
@@ -95,7 +106,7 @@ class ObjectStore:
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
         """Return the hashes of objects, without those that do not exist."""
         names = list(names)
-        return {name: value for name, value in zip(names, _parallel(self.sha256, names), strict=True) if value}
+        return {name: value for name, value in zip(names, parallel(self.sha256, names), strict=True) if value}
 
     def put(self, contents: Mapping[str, Content]) -> dict[str, str]:
         """Write objects, a few at a time, and return their hashes.
@@ -104,7 +115,7 @@ class ObjectStore:
         also if another job writes the same object at the same time.
         """
         names = list(contents)
-        return dict(zip(names, _parallel(lambda name: self._put(name, contents[name]), names), strict=True))
+        return dict(zip(names, parallel(lambda name: self._put(name, contents[name]), names), strict=True))
 
     def write(self, name: str, content: Content, metadata: Mapping[str, str] | None = None) -> None:
         """Write an object, whatever there was: readers see the old or the new one."""
@@ -164,8 +175,8 @@ class ObjectStore:
             raise OutputError(explain(self._label, self.uri, error, action)) from None
 
 
-def _parallel(function: "Callable[[str], str | None]", names: list[str]) -> list[Any]:
-    """Return the results of a function for each name, in order; the first error ends the rest."""
+def parallel(function: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+    """Return the results of a function for each name, in order, by a few threads; the first error ends the rest."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             return list(pool.map(function, names))

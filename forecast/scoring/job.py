@@ -154,6 +154,7 @@ class ScoreJob:
             raise EngineError(
                 f"{len(parts.failures):,} of {len(keys):,} shards failed: {listing(parts.failures.values())}"
             )
+        self._sink.stage(key, parts.files())
         n_series = sum(self._writer.panel(number).n_series for number in numbers)
         return ShareOutput(inputs[CUTOFF], len(keys), n_missing, n_series)
 
@@ -178,6 +179,8 @@ class ScoreJob:
         published = {kind: folder for kind, folder in finals.items() if folder is not None}
         names = {number: f"part-{number:05d}-{digest[:16]}.parquet" for number, digest in keys.items()}
         run = CutoffRun(cutoff, key, self._staging(key))
+        if not self._score.force:
+            self._sink.restore(key, names.values(), run.staging)
         return CutoffParts(run, names, published, self._writer.state_update(cutoff))
 
     def _content(self, parts: CutoffParts, versions: Mapping[str, Any]) -> dict[str, Any]:

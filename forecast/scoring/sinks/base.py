@@ -1,6 +1,6 @@
 """The protocol of sinks, and their shared checks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,12 @@ class Sink(Protocol):
 
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:
         """Return the final folder of the files of a key, None if the sink keeps no files."""
+
+    def stage(self, key: ForecastKey, files: Files) -> None:
+        """Keep parts of a key that is not complete, if the sink has a place for them that all machines see."""
+
+    def restore(self, key: ForecastKey, names: Iterable[str], staging: Path) -> None:
+        """Copy the parts of a key with these names into its staging folder, if only the sink has them."""
 
     def inventory(self, key: ForecastKey) -> dict[str, Any]:
         """Return the stored contents of a key, in the form of the manifest: hashes of files, or rows of tables."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.data.objects import ObjectStore, parquet_bytes
+from forecast.data.objects import ObjectStore, parallel, parquet_bytes
 from forecast.errors import OutputError, listing
 from forecast.names import CUTOFF
 from forecast.scoring.manifests import (
@@ -46,6 +46,16 @@ class ObjectSink:
         """Return None: the files are in the store."""
         return None
 
+    def stage(self, key: ForecastKey, files: Files) -> None:
+        """Write the objects that are missing, for a commit on another machine; no manifest names them yet."""
+        self.store.put(_objects(key, files))
+
+    def restore(self, key: ForecastKey, names: Iterable[str], staging: Path) -> None:
+        """Copy the objects with these names into the staging folder, unless they are there or damaged."""
+        wanted = {f"{kind}/{key.folder}/{name}": staging / kind / name for name in names for kind in KINDS}
+        existing = [name for name in self._names(key) if name in wanted and not wanted[name].exists()]
+        parallel(lambda name: self.store.fetch(name, wanted[name]), existing)
+
     def inventory(self, key: ForecastKey) -> dict[str, Any]:
         """Return the address, the SHA-256 of each object, and the key of the manifest in the store."""
         return {
@@ -58,8 +68,8 @@ class ObjectSink:
         """Write the objects that are missing or differ, then the manifest."""
         for kind in KINDS:
             check_rows(kind, sum(scan_file(file).select(pl.len()).collect().item() for file in files[kind]), content)
-        objects = {f"{kind}/{key.folder}/{file.name}": file for kind in KINDS for file in files[kind]}
-        inventory = {STORE: self.store.uri, "files": dict(sorted(self.store.put(objects).items()))}
+        hashes = self.store.put(_objects(key, files))
+        inventory = {STORE: self.store.uri, "files": dict(sorted(hashes.items()))}
         self.record({**content, **inventory})
         return inventory
 
@@ -80,7 +90,7 @@ class ObjectSink:
 
     def clean(self, key: ForecastKey, files: Files) -> None:
         """Remove all objects of the key except `files`."""
-        names = {f"{kind}/{key.folder}/{file.name}" for kind in KINDS for file in files[kind]}
+        names = _objects(key, files)
         self.store.remove(name for name in self._names(key) if name not in names)
 
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
@@ -125,6 +135,11 @@ class ObjectSink:
 
     def _names(self, key: ForecastKey) -> list[str]:
         return [name for kind in KINDS for name in self.store.names(f"{kind}/{key.folder}")]
+
+
+def _objects(key: ForecastKey, files: Files) -> dict[str, Path]:
+    """Return the files of a key by the names of their objects."""
+    return {f"{kind}/{key.folder}/{file.name}": file for kind in KINDS for file in files[kind]}
 
 
 def _manifest_name(key: ForecastKey) -> str:

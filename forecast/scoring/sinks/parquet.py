@@ -41,6 +41,12 @@ class ParquetSink:
         """Return the folder of a key."""
         return self._folder / kind / key.folder
 
+    def stage(self, key: ForecastKey, files: Files) -> None:
+        """Do nothing: the staging folder is on a disk that all machines share."""
+
+    def restore(self, key: ForecastKey, names: Iterable[str], staging: Path) -> None:
+        """Do nothing: there are no parts elsewhere."""
+
     def inventory(self, key: ForecastKey) -> dict[str, Any]:
         """Return the SHA-256 of each file."""
         return self._hashes(self._files(key))

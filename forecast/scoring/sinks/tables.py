@@ -1,6 +1,6 @@
 """Shared parts of the sinks that write tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -32,6 +32,12 @@ class TableSink:
     def folder(self, kind: Kind, key: ForecastKey) -> Path | None:  # noqa: ARG002
         """Return None: the files are removed once their rows are in the tables."""
         return None
+
+    def stage(self, key: ForecastKey, files: Files) -> None:
+        """Do nothing: the staging folder is on a disk that all machines share."""
+
+    def restore(self, key: ForecastKey, names: Iterable[str], staging: Path) -> None:
+        """Do nothing: there are no parts elsewhere."""
 
     def clean(self, key: ForecastKey, files: Files) -> None:
         """Do nothing: `replace` has deleted the old rows of the key."""

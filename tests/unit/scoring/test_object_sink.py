@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.artifact import Artifact
-from forecast.config import ReconcileConfig, ScoreOutput, ScoreSettings, SinkConfig
+from forecast.config import JobShare, ReconcileConfig, ScoreOutput, ScoreSettings, SinkConfig
 from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.objects import ObjectStore
-from forecast.errors import ConfigError, OutputError
+from forecast.data.panel import Panel
+from forecast.errors import ConfigError, DataError, OutputError
 from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
 from forecast.scoring.scores import Scores
+from forecast.scoring.shard_writer import ShardWriter
 from forecast.training.result import FitResult
 from pipelines.cli import main as cli
 from pipelines.reconcile import run as reconcile
@@ -75,6 +78,16 @@ def place(bucket: Any, tmp_path: Path, closed_form: FitResult, weekly_loaded: Lo
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def counted(function: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    """A method that notes the series of the shards it is called with."""
+
+    def call(self: object, shard: Panel, *arguments: Any) -> Any:
+        sizes.append(shard.n_series)
+        return function(self, shard, *arguments)
+
+    return call
 
 
 def lasting(objects: dict[str, bytes]) -> dict[str, bytes]:
@@ -173,6 +186,37 @@ def test_a_correction_replaces_its_part_only_after_the_manifest(place: Place, mo
     after = fc.read_scores(place.uri)
     changed = after.filter(after["mean"] != before["mean"])["series_id"].unique().to_list()
     assert changed == [panel.series_id[0]]
+
+
+def test_intact_parts_are_copied_and_only_the_others_are_forecast(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write()
+    first = place.objects()
+    parts = sorted(name for name in first if name.startswith("forecasts/"))
+    place.put(parts[0], first[parts[1]])
+    forecast: list[int] = []
+    monkeypatch.setattr(ShardWriter, "forecast", counted(ShardWriter.forecast, forecast))
+    place.write()
+    assert forecast == [3]
+    assert lasting(place.objects()) == lasting(first)
+
+
+def test_shares_and_a_commit_on_machines_without_a_shared_disk(place: Place) -> None:
+    whole = place.write(path="whole")
+    first = place.objects()
+    for name in first:
+        place.client.delete_object(Bucket=place.name, Key=f"a/b/{name}")
+    cutoff = place.loaded.panel.last_index
+    for number in range(2):
+        place.job(path=f"machine-{number}").write_share(cutoff, JobShare(number, 2))
+    with pytest.raises(DataError, match="no manifests"):
+        Scores(place.uri)
+    head = place.job(path="head")
+    committed = head.write(cutoff, commit=True)
+    head.write_latest()
+    assert committed.content["files"] == whole.content["files"]
+    assert lasting(place.objects()) == lasting(first)
 
 
 def test_versions_share_a_bucket_and_the_one_that_ran_last_is_current(place: Place) -> None:
