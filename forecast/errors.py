@@ -48,7 +48,7 @@ class RegistryError(GatecastError):
 
 
 class EngineError(GatecastError):
-    """A cluster does not answer, or tasks failed on all attempts."""
+    """A cluster or another process of a training does not answer, or tasks failed on all attempts."""
 
     exit_code = 10
 

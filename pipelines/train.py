@@ -21,10 +21,32 @@ _FEW_WINDOWS = 20
 
 @recorded(TrainConfig)
 def main(config: TrainConfig) -> None:
-    """Run the verb."""
-    version, line = run(config)
-    note(model=str(version), output=str(version))
+    """Run the verb, or rank 0's share of it with the other processes of a launcher."""
+    from forecast.training.ranks import joined
+
+    with joined(config.fit) as ranks:
+        if ranks is not None and not ranks.leads:
+            _serve(config)
+            return
+        version, line = run(config)
+        note(model=str(version), output=str(version))
     print(f"{version} ({version.kind}): {line}")
+
+
+def _serve(config: TrainConfig) -> None:
+    """Train for rank 0, without registry and ledger."""
+    from forecast.training.fit import fit
+    from pipelines.jobs.reading import read_table
+
+    loaded = read_table(config.data, config.window.horizon)
+    fit(
+        loaded.panel,
+        data=loaded.data,
+        categories=loaded.categories,
+        window=config.window,
+        model=config.model,
+        fit=config.fit,
+    )
 
 
 def run(config: TrainConfig) -> "tuple[Version, str]":
@@ -62,7 +84,14 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             stage.note(
                 steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"]
             )
-            speed = "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"
+            speed = (
+                "ranks",
+                "windows_per_second",
+                "forecasts_per_second",
+                "gpu_busy_share",
+                "gpu_peak_gib",
+                "resumed_at_step",
+            )
             stage.note(**{name: summary[name] for name in speed if name in summary})
         artifact = result.artifact
         registration = Registration(

@@ -59,7 +59,7 @@ from forecast.config.registry import (
     RollbackSettings,
     SourceFolder,
 )
-from forecast.config.training import DistilSettings, FitConfig, PretrainSettings, TuneSettings
+from forecast.config.training import DistilSettings, FitConfig, LocalFit, PretrainSettings, TuneSettings
 from forecast.names import CHAMPION
 
 
@@ -94,7 +94,7 @@ class QuickstartConfig(JobConfig):
     data: DataTable
     window: QuickstartWindow = QuickstartWindow()
     model: ModelConfig = ModelConfig()
-    fit: FitConfig = FitConfig()
+    fit: LocalFit = FitConfig()
     backtest: BacktestSettings = BacktestSettings()
     quickstart: QuickstartSettings = QuickstartSettings()
     output: OutputConfig = OutputConfig()
@@ -103,6 +103,7 @@ class QuickstartConfig(JobConfig):
 class TuneConfig(TrainConfig):
     """`forecast tune`: the settings of `forecast train`, and the search space."""
 
+    fit: LocalFit = FitConfig()
     tune: TuneSettings = TuneSettings()
     output: OutputFolder
 
@@ -179,7 +180,7 @@ class DistilConfig(JobConfig):
 
     data: SourceTable
     distil: DistilSettings = DistilSettings()
-    fit: FitConfig = FitConfig()
+    fit: LocalFit = FitConfig()
     output: OutputConfig = OutputConfig()
 
 

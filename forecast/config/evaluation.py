@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from forecast.config.base import Config, Cutoffs
 from forecast.config.finetuning import FinetuneSettings
-from forecast.config.training import FitConfig
+from forecast.config.training import FitConfig, LocalFit
 
 
 class BacktestSettings(Config):
@@ -29,7 +29,7 @@ class BacktestSettings(Config):
     (finetune), or trained with its data, window and model (scratch, and fine-tuned if the version is)."""
     refit_every: Annotated[int, Field(ge=1)] | None = None
     """Refit at every n-th cutoff only; at each one when not given."""
-    fit: FitConfig = FitConfig()
+    fit: LocalFit = FitConfig()
     """Training with refit=scratch. Nothing is held out for backtests: the data end at the cutoff."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning with refit=finetune or scratch."""

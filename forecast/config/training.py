@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from forecast.config.base import Config, Share, Windows, auto_or_windows
 from forecast.config.data import DataConfig, WindowConfig
 from forecast.config.model import ModelConfig
+
+Launcher = Literal["none", "torchrun", "slurm", "auto"]
 
 
 class FitConfig(Config):
@@ -43,6 +45,11 @@ class FitConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Annotated[int, Field(ge=1)] = 1
     """GPUs to train on at once, or processes on a CPU; each takes `batch_size` windows in a step."""
+    launcher: Launcher = "none"
+    """The launcher that has started this process as one of several, on one or more machines, which train one model:
+    torchrun (or what sets its variables) or slurm, by srun; each process takes `batch_size` windows in a step. `auto`,
+    the default of `forecast train`, takes one of the two if it has started several processes; with none, each of them
+    trains a model."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
     ensemble: Annotated[int, Field(ge=1, le=99)] = 1
@@ -57,6 +64,17 @@ class FitConfig(Config):
     checkpoint: str | None = None
     """A folder for the state of the training, written at each validation: the same command, run again after an
     interruption, resumes from there, and gives the same model unless max_minutes stops it. It is emptied at the end."""
+
+
+def _one_process(fit: FitConfig) -> FitConfig:
+    """Refuse a launcher."""
+    if fit.launcher != "none":
+        raise ValueError(f"launcher={fit.launcher} is for forecast train; set launcher=none")
+    return fit
+
+
+LocalFit = Annotated[FitConfig, AfterValidator(_one_process)]
+"""Training in one process, or in those of `devices`."""
 
 
 class DistilSettings(Config):

@@ -1,6 +1,8 @@
 """Lightning callbacks: the best weights, the checkpoint, one clock for all devices, GPU figures."""
 
 import contextlib
+import signal
+import threading
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -51,6 +53,18 @@ class WriteCheckpoint(Callback):
         """Write the state."""
         assert isinstance(pl_module, ForecastModule)
         self._checkpoint.on_validation_end(trainer, pl_module)
+
+
+class DefaultSignals(Callback):
+    """Restores the handler of SIGTERM: Lightning's talks to the other processes, which wait for something else then."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Restore the handler."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 class SyncClock(Callback):

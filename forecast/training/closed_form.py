@@ -73,10 +73,17 @@ def closed_form(
         standardise(closed.network, panel, split.train_lengths)
         return closed
     sample = windows[:: max(1, min(_TRIED_SHARE, len(windows) // _LEAST_TRIED))]
-    best = _best_skip(training, shape, model, units, sample)
+    search = partial(_best_skip, shape=shape, model=model, units=units, windows=sample)
+    best = search(training) if training.ranks is None else training.ranks.run(search, partial(search, training))
     network, unit = best.network, best.network.shape.unit
     tensors = PanelTensors.of(panel, network, device)
-    refit: Refit = _no_refit if best.penalty is None and not best.smoothing else partial(_refit, tensors, best)
+    refit: Refit = _no_refit
+    if best.penalty is not None or best.smoothing:
+        refit = (
+            partial(_refit, tensors, best)
+            if training.ranks is None
+            else partial(_refit_by_all, training, tensors, best)
+        )
     if len(sample) < len(windows):
         refit(windows, torch.from_numpy(split.train_lengths).to(device))
     level = best.residual_quantiles(network.skip, network.head.start_levels)
@@ -140,6 +147,26 @@ def _refit(tensors: PanelTensors, best: Skip, windows: WindowIndex, limit: Tenso
     (spectrum,) = spectra(inlying, [best.constant])
     (skip,) = solve_ridge(inlying, best.prior, (best.penalty,), spectrum=spectrum)
     network.skip.copy_(skip if best.remainder is None else best.remainder + best.share * skip)
+
+
+def _refit_by_all(
+    training: TrainingData, tensors: PanelTensors, best: Skip, windows: WindowIndex, limit: Tensor
+) -> None:
+    """Fit the skip as `_refit`, with sums over the processes that train together."""
+    assert training.ranks is not None
+    # The others need no samples of its choice.
+    fitted, checked = (samples.subsample(1 + len(samples.window)) for samples in (best.fitted, best.checked))
+    sent = replace(best, errors=best.errors[:0], fitted=fitted, checked=checked)
+    remote = partial(_refit_here, best=sent, windows=windows, limit=limit.cpu())
+    training.ranks.run(remote, partial(_refit, tensors, best, windows, limit))
+
+
+def _refit_here(training: TrainingData, *, best: Skip, windows: WindowIndex, limit: Tensor) -> None:
+    """Fit the skip of another process with this one's share of the windows."""
+    device = training.device
+    remainder = None if best.remainder is None else best.remainder.to(device)
+    best = replace(best, network=best.network.to(device), prior=best.prior.to(device), remainder=remainder)
+    _refit(PanelTensors.of(training.panel, best.network, device), best, windows, limit.to(device))
 
 
 def _fit_class_skip(

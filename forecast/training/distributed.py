@@ -1,4 +1,4 @@
-"""One process per device."""
+"""A training in several processes: one per device, or those that a launcher has started on several machines."""
 
 import copy
 import hashlib
@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,60 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException, spawn
 
+from forecast.config import FitConfig
 from forecast.errors import GatecastError
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.runtime.torch_setup import only_deterministic, prepare
+from forecast.models.network.ensemble import Member
+from forecast.models.runtime.torch_setup import only_deterministic, prepare, seed_generators
 from forecast.training.best_weights import BestWeights
+from forecast.training.budget import Budget
 from forecast.training.checkpoint import Checkpoint
+from forecast.training.split import TrainingData
 from forecast.training.trainer import TrainingJob, train
+
+# --- the processes of a launcher
+
+
+def train_on_ranks(
+    job: TrainingJob, data: PanelTensors, keeper: BestWeights, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """As `train`, in rank 0, with the processes that a launcher has started: a step equals one of `train_on_devices`.
+
+    The others get the network and the checkpoint from here, and have the panel. Only this process writes.
+    """
+    assert job.ranks is not None
+    remote = partial(
+        _train_here,
+        network=job.network,
+        config=job.config,
+        elapsed=job.budget.elapsed,
+        loss=keeper.best_loss,
+        checkpoint=checkpoint,
+    )
+    return job.ranks.run(remote, partial(train, job, data, keeper, checkpoint))
+
+
+def _train_here(
+    training: TrainingData,
+    *,
+    network: Member,
+    config: FitConfig,
+    elapsed: float,
+    loss: float,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Train in a process that rank 0 has called, whose weights are the result."""
+    assert training.ranks is not None
+    seed_generators(config.seed + training.ranks.rank)
+    network = network.to(training.device)
+    budget = Budget(config.max_steps, config.max_minutes)
+    budget.resume(elapsed)
+    split, panel = training.split, training.panel
+    job = TrainingJob(network, config, panel, split.train_lengths, split.validation, budget, ranks=training.ranks)
+    keeper = BestWeights(network, loss, config.patience, None)
+    data = PanelTensors.of(panel, network, training.device)
+    train(job, data, keeper, checkpoint, rank=training.ranks.rank)
+
 
 # --- several devices
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from forecast.artifact import Artifact
 from forecast.config import DataConfig, FitConfig, ModelConfig, WindowConfig
 from forecast.data.panel import Panel
+from forecast.errors import ConfigError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, as_ensemble
 from forecast.models.network.losses import held_out_forecasts, validation_loss
@@ -21,8 +22,9 @@ from forecast.training.final_fit import TIME_SHARE
 from forecast.training.member import Hooks, Member, train_member
 from forecast.training.member_fit import TIME_SHARE as MEMBER_TIME_SHARE
 from forecast.training.member_fit import MemberFit
+from forecast.training.ranks import joined
 from forecast.training.result import Curve, FitResult, Progress, Summary, Watch
-from forecast.training.setup import Setup, set_up
+from forecast.training.setup import Setup, facts_of, set_up
 from forecast.training.stacking import PretrainedStack, stack_pretrained
 from forecast.training.teacher import Teacher
 
@@ -59,25 +61,47 @@ def fit(
     With a `teacher`, of the same panel, context and segments, a share of the loss is against its forecasts.
     `watch` is for one network on one device; it defers the final fit to `FitResult.finish`.
 
+    With `fit.launcher`, all processes of torchrun or Slurm call this function with the same arguments and train one
+    model, which each of them returns (`forecast.training.ranks`). Progress is that of rank 0.
+
     Raises DataError if there are no windows to train on, or model.head does not fit the targets (counts, amounts,
-    classes); ConfigError if the accelerator is not there, or `fit.checkpoint` holds another training.
+    classes); ConfigError if the accelerator is not there, `fit.checkpoint` holds another training, or processes differ
+    in their arguments; EngineError if a process is lost.
     """
     prepare()
-    setup = set_up(
-        panel,
-        data=data,
-        categories=categories,
-        window=window,
-        model=model,
-        fit=fit,
-        init=init,
-        teacher=teacher,
-    )
+    with joined(fit) as ranks:
+        if ranks is not None:
+            if watch or teacher:
+                raise ConfigError(f"fit.launcher={fit.launcher} is for training only; set fit.launcher=none")
+            ranks.check_alike(facts_of(panel, data=data, window=window, model=model, fit=fit))
+        leads = ranks is None or ranks.leads
+        setup = set_up(
+            panel,
+            data=data,
+            categories=categories,
+            window=window,
+            # Rank 0 alone has the pretrained network and the checkpoints.
+            model=model if leads else model.model_copy(update={"init": None}),
+            fit=fit if leads else fit.model_copy(update={"checkpoint": None}),
+            init=init if leads else None,
+            teacher=teacher,
+            ranks=ranks,
+        )
+        with only_deterministic(setup.fit.deterministic and setup.training.device.type == "cuda"):
+            if ranks is not None and not leads:
+                served: FitResult = ranks.serve(setup.training)
+                return served
+            result = _fit(setup, progress, watch)
+        if ranks is not None:
+            ranks.send_result(result)
+    return result
+
+
+def _fit(setup: Setup, progress: Progress | None, watch: Watch | None) -> FitResult:
     watcher = None if watch is None else _Watcher(setup, watch)
     member_fit = setup.member_fit()
-    with only_deterministic(setup.fit.deterministic and setup.training.device.type == "cuda"):
-        members = _train_members(setup, _hooks(setup, progress, watcher), _minutes(setup.fit, member_fit))
-        evaluated = _evaluate(setup, members, member_fit)
+    members = _train_members(setup, _hooks(setup, progress, watcher), _minutes(setup.fit, member_fit))
+    evaluated = _evaluate(setup, members, member_fit)
     return _result(setup, members, evaluated, watcher)
 
 

@@ -1,11 +1,12 @@
-"""The training loop of Lightning, in this process or in one process per device."""
+"""The training loop of Lightning, in this process, in one per device, or in those that a launcher has started."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
@@ -16,10 +17,11 @@ from forecast.data.windows import OriginSampler
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import quieten_lightning
 from forecast.training.best_weights import BestWeights
-from forecast.training.callbacks import GpuStats, KeepBest, SyncClock, WriteCheckpoint
+from forecast.training.callbacks import DefaultSignals, GpuStats, KeepBest, SyncClock, WriteCheckpoint
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.dataset import TrainingWindows
 from forecast.training.lightning_module import ForecastModule
+from forecast.training.ranks import Ranks
 from forecast.training.trainer import TrainingJob
 
 quieten_lightning()  # after its import, which sets the levels of its loggers
@@ -42,7 +44,8 @@ def run(
         averaging,
         WriteCheckpoint(checkpoint) if checkpoint is not None else None,
         meter,
-        SyncClock() if config.devices > 1 and config.max_minutes else None,
+        DefaultSignals() if job.ranks else None,
+        SyncClock() if job.n_processes > 1 and config.max_minutes else None,
     ]
     span = network.shape.context_length - network.shape.segment_length + 1
     module = ForecastModule(
@@ -57,7 +60,8 @@ def run(
         teacher=job.teacher,
     )
     windows = _windows(job, span, skip=checkpoint.step if checkpoint else 0, rank=rank)
-    trainer = _trainer(config, data.device, [callback for callback in callbacks if callback is not None])
+    present = [callback for callback in callbacks if callback is not None]
+    trainer = _trainer(config, data.device, present, job.ranks)
     network.train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,23 +81,31 @@ def _windows(job: TrainingJob, span: int, *, skip: int, rank: int) -> TrainingWi
         seed=config.seed,
         skip=skip,
         rank=rank,
-        n_ranks=config.devices,
+        n_ranks=job.n_processes,
     )
 
 
-def _trainer(config: FitConfig, device: torch.device, callbacks: list[Callback]) -> lightning.Trainer:
+def _trainer(
+    config: FitConfig, device: torch.device, callbacks: Sequence[Callback], ranks: Ranks | None
+) -> lightning.Trainer:
+    # To Lightning, each process of a launcher is a machine with one device.
+    devices: int | list[int] = config.devices if ranks is None or device.type == "cpu" else [ranks.device]
+    alone = ranks is None and config.devices == 1
     return lightning.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=config.devices,
-        strategy=_strategy(device) if config.devices > 1 else "auto",
+        devices=devices,
+        num_nodes=ranks.size if ranks else 1,
+        strategy="auto"
+        if alone
+        else _strategy(device, _LaunchedEnvironment(ranks) if ranks else LightningEnvironment()),
         # One process trains, whatever a scheduler (SLURM, LSF, Kubeflow, MPI, torchrun) has in its environment.
-        plugins=[LightningEnvironment()] if config.devices == 1 else None,
+        plugins=[LightningEnvironment()] if alone else None,
         precision=config.precision,
         max_steps=config.max_steps,
         val_check_interval=min(config.validation_every, config.max_steps),
         check_val_every_n_epoch=None,
         gradient_clip_val=config.gradient_clip,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
@@ -112,7 +124,43 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]
     return update
 
 
-def _strategy(device: torch.device) -> DDPStrategy:
-    return DDPStrategy(
-        process_group_backend="gloo" if device.type == "cpu" else "nccl", cluster_environment=LightningEnvironment()
-    )
+def _strategy(device: torch.device, environment: ClusterEnvironment) -> DDPStrategy:
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    return DDPStrategy(process_group_backend=backend, cluster_environment=environment)
+
+
+class _LaunchedEnvironment(ClusterEnvironment):
+    """The place of this process among those of a launcher, whose groups exist."""
+
+    creates_processes_externally = True
+    main_address = main_port = None  # type: ignore[assignment]  # They have met.
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    @staticmethod
+    def detect() -> bool:
+        """Return False: it is never found, only given."""
+        return False
+
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self._ranks.size
+
+    def set_world_size(self, size: int) -> None:
+        """Leave it as it is."""
+
+    def global_rank(self) -> int:
+        """Return the number of this process."""
+        return self._ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Leave it as it is."""
+
+    def local_rank(self) -> int:
+        """Return 0, for the one device."""
+        return 0
+
+    def node_rank(self) -> int:
+        """Return the number of this process."""
+        return self._ranks.rank

@@ -29,6 +29,7 @@ from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.models.network.normalisation import seasonal_spread
 from forecast.models.network.panel_statistics import cold_scale_of, standardise_scales
+from forecast.models.runtime.shares import all_rows, share_of
 from forecast.training.skip_samples import skip_samples
 from forecast.training.skips import Skip, point_errors, select_least_error, stack, z_score
 
@@ -162,11 +163,11 @@ def _without_smoothing(skip: Skip, model: ModelConfig) -> Skip:
 def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: WindowIndex, limit: Tensor) -> None:
     """Set the cost of each filter on the panel, and the ratio of smoothing's errors to the seasonal spread.
 
-    Only windows with at least the median length of history count.
+    Only windows with at least the median length of history count. Of several processes, each reads its share of them.
     """
     shape, origins = network.shape, torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[tuple[Tensor, ...]] = []
-    for series, cutoff, _ in validation_batches(windows, 512):
+    for series, cutoff, _ in validation_batches(windows[share_of(len(windows))], 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
         batch = data.gather(series, cutoff, limit[series], **window_sizes(network, 1))
         frame = network.frame(batch, origins)
@@ -188,7 +189,7 @@ def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Win
             spread.log().mean((1, 2)),
         )
         parts.append(tuple(values[varied] for values in columns))
-    error, count, own_error, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    error, count, own_error, spread = all_rows(parts, data.device)
     if not len(error):
         return
     long = count >= count.median()

@@ -25,7 +25,7 @@ from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.closed_form import ClosedForm, closed_form
-from forecast.training.distributed import train_on_devices
+from forecast.training.distributed import train_on_devices, train_on_ranks
 from forecast.training.final_fit import FinalFit, settle
 from forecast.training.post_training import enforce_min_gap, scale_intervals, select_soft_threshold
 from forecast.training.result import Curve, Progress, Summary
@@ -105,7 +105,9 @@ def train_member(
     closed = closed_form(training, shape, model, units, rng)
     network, tensors = closed.network.to(training.device).eval(), closed.tensors
     solved = time.monotonic()
-    job = TrainingJob(network, fit, training.panel, split.train_lengths, split.validation, budget, teacher)
+    job = TrainingJob(
+        network, fit, training.panel, split.train_lengths, split.validation, budget, teacher, training.ranks
+    )
     trained = _train_network(network, job, tensors, hooks)
     ended = time.monotonic()
     candidate = copy.deepcopy(network).cpu()
@@ -121,7 +123,7 @@ def train_member(
         "seconds_closed_form": solved - started + time.monotonic() - ended,
         "seconds_training": ended - solved,
     }
-    summary = _summary(evaluated, trained, fit, seconds, resumed) | {
+    summary = _summary(evaluated, trained, job, seconds, resumed) | {
         "parameters": sum(p.numel() for p in evaluated.parameters()),
         "validation_windows": len(split.validation),
         **closed.choice,
@@ -165,7 +167,9 @@ def _train_network(network: RecurrentForecaster, job: TrainingJob, tensors: Pane
     untrained = category_rows(network)
     if fit.max_steps:
         enforce_min_gap(network)
-        if fit.devices == 1:
+        if job.ranks is not None:
+            gpu = train_on_ranks(job, tensors, keeper, hooks.checkpoint)
+        elif fit.devices == 1:
             gpu = train(job, tensors, keeper, hooks.checkpoint)
         else:
             gpu = train_on_devices(job, keeper, hooks.checkpoint, hooks.progress)
@@ -187,12 +191,13 @@ def _train_network(network: RecurrentForecaster, job: TrainingJob, tensors: Pane
 
 
 def _summary(
-    network: RecurrentForecaster, trained: _Trained, fit: FitConfig, seconds: dict[str, float], resumed: int
+    network: RecurrentForecaster, trained: _Trained, job: TrainingJob, seconds: dict[str, float], resumed: int
 ) -> Summary:
     """Return losses, steps and speed of a training; `resumed` is the step of its checkpoint, 0 without one."""
+    fit = job.config
     assert fit.origins is not None
     n_steps = max(step for step, _ in trained.keeper.curve)
-    windows_per_second = (n_steps - resumed) * fit.batch_size * fit.devices / max(seconds["seconds_training"], 1e-9)
+    windows_per_second = (n_steps - resumed) * fit.batch_size * job.n_processes / max(seconds["seconds_training"], 1e-9)
     n_origins = min(fit.origins, network.shape.origins(network.shape.context_length))
     return {
         "val/loss": trained.loss,
@@ -202,6 +207,7 @@ def _summary(
         "best_step": trained.keeper.best_step,
         "steps": n_steps,
         **({"resumed_at_step": resumed} if resumed else {}),
+        **({"ranks": job.ranks.size} if job.ranks else {}),
         **seconds,
         "windows_per_second": windows_per_second,
         "forecasts_per_second": windows_per_second * n_origins,

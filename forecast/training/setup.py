@@ -1,8 +1,10 @@
 """A training before its first step: checked inputs, resolved settings, and checkpoints."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 
 from forecast.artifact import Artifact
-from forecast.config import DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
+from forecast.config import Config, DataConfig, FitConfig, ModelConfig, SourceConfig, WindowConfig
 from forecast.data.ingest.categories import with_trained_categories
 from forecast.data.ingest.classes import with_trained_classes
 from forecast.data.panel import Panel
@@ -23,10 +25,14 @@ from forecast.training.checkpoint import Checkpoint
 from forecast.training.checks import check_inputs, check_model, device_of
 from forecast.training.defaults import context_length_of, shape_of, with_size
 from forecast.training.member_fit import MemberFit
+from forecast.training.ranks import Ranks
 from forecast.training.split import TrainingData, split_panel
 from forecast.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
+
+# Series whose content is compared between processes.
+_COMPARED = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,7 @@ def set_up(
     fit: FitConfig,
     init: PretrainedNetwork | None,
     teacher: Teacher | None,
+    ranks: Ranks | None = None,
 ) -> Setup:
     """Return the training that `fit` describes; arguments and errors are those of `forecast.training.fit.fit`."""
     device = device_of(fit)
@@ -100,14 +107,14 @@ def set_up(
     if teacher is None:  # A teacher reads the same codes.
         panel, categories = with_trained_categories(panel, categories, data, limits)
     groups = {"data": data, "categories": categories, "window": window, "model": model, "init": init}
-    checkpoints = _checkpoints(panel, device, fit, **groups, teacher=teacher)
+    checkpoints = _checkpoints(panel, device, fit, **groups, teacher=teacher, ranks=ranks)
     context = context_length_of(panel, limits, data, window)
     fit, model = with_size(fit, model, window.horizon, limits)
     shape = shape_of(panel, data, categories, window, model, context)
     shape = replace(shape, nonnegative=not shape.n_classes and is_nonnegative(panel, limits))
     check_model(panel, shape, model, fit)
     return Setup(
-        training=TrainingData(panel, device, split),
+        training=TrainingData(panel, device, split, ranks),
         data=data,
         categories=categories,
         window=WindowConfig(context_length=context, horizon=window.horizon),
@@ -130,19 +137,41 @@ def _checkpoints(panel: Panel, device: torch.device, fit: FitConfig, **groups: A
     return [Checkpoint(Path(fit.checkpoint), settings, name=name) for name in names]
 
 
-def _settings(panel: Panel, device: torch.device, *, fit: FitConfig, **groups: Any) -> dict[str, Any]:
+def _settings(
+    panel: Panel, device: torch.device, *, fit: FitConfig, ranks: Ranks | None, **groups: Any
+) -> dict[str, Any]:
     """Return all settings that a training depends on, by path: a checkpoint resumes only with the same ones."""
     source = set(SourceConfig.model_fields)
     settings: dict[str, Any] = {"panel": panel.digest(), "device": device.type}
-    # The device counts, not the accelerator setting.
+    if ranks is not None:
+        settings["ranks"] = ranks.size
+    # The device and the number of processes count, not the settings accelerator and launcher.
     groups["fit"] = fit.model_copy(update={"checkpoint": None, "accelerator": "auto"})
     for group, config in ((group, config) for group, config in groups.items() if config is not None):
         if isinstance(config, Teacher | PretrainedNetwork):
             values = config.digests
         else:
-            values = config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source)
+            values = (
+                config if isinstance(config, dict) else config.model_dump(mode="json", exclude=source | {"launcher"})
+            )
         settings |= {f"{group}.{name}": value for name, value in values.items()}
     return settings
+
+
+def facts_of(panel: Panel, **groups: Config) -> dict[str, str]:
+    """Return what all processes of a training must have alike, by name: versions, settings, and the panel.
+
+    Of the panel, the numbers of series and steps, and the content of a thousand series.
+    """
+    series = np.unique(np.linspace(0, panel.n_series - 1, min(panel.n_series, _COMPARED)).astype(np.int64))
+    facts = {
+        "the version of gatecast": version("gatecast"),
+        "the panel": f"{panel.n_series} {len(panel.target)} {panel.take(series).digest()}",
+    }
+    for group, config in groups.items():
+        values = config.model_dump(mode="json", exclude={*SourceConfig.model_fields, "init", "checkpoint"})
+        facts |= {f"{group}.{name}": json.dumps(value) for name, value in values.items()}
+    return facts
 
 
 def _seen_until(init: PretrainedNetwork | None, panel: Panel, validation: WindowIndex) -> int:

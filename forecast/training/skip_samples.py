@@ -13,6 +13,7 @@ from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import Samples
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
+from forecast.models.runtime.shares import all_rows, share_of
 
 # Values in the windows of the closed-form fit, and bounds of the number of windows.
 _SKIP_VALUES = 20_000_000
@@ -27,12 +28,16 @@ def n_samples(shape: NetworkShape) -> int:
 def skip_samples(
     networks: Sequence[RecurrentForecaster], data: PanelTensors, windows: WindowIndex, limit: Tensor | None
 ) -> list[Samples]:
-    """Return the samples of each network; the networks differ in their anchor only and share gathered windows."""
+    """Return the samples of each network; the networks differ in their anchor only and share gathered windows.
+
+    Of several processes, each reads its share of the windows.
+    """
     shape = networks[0].shape
     origins = torch.zeros(1, dtype=torch.long, device=data.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in networks]
-    position = 0
-    for series, cutoff, _ in validation_batches(windows, 512):
+    share = share_of(len(windows))
+    position = share.start
+    for series, cutoff, _ in validation_batches(windows[share], 512):
         series, cutoff = series.to(data.device), cutoff.to(data.device)
         number = torch.arange(position, position + len(series), device=data.device)
         position += len(series)
@@ -63,4 +68,4 @@ def skip_samples(
                     frame.smooth[usable, 0],
                 )
             )
-    return [Samples(*(torch.cat(columns) for columns in zip(*samples, strict=True))) for samples in parts]
+    return [Samples(*all_rows(samples, data.device)) for samples in parts]

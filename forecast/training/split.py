@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from forecast.data.ingest.classes import with_trained_classes
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, held_out_windows, usable_lengths
+
+if TYPE_CHECKING:
+    from forecast.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class TrainingData:
     panel: Panel
     device: torch.device
     split: Split
+    ranks: "Ranks | None" = None
+    """The processes that train together; None for one process."""
 
 
 def split_panel(panel: Panel, horizon: int, fit: FitConfig) -> Split:

@@ -1,6 +1,7 @@
 """A training of one network, and its start. Lightning, whose import takes seconds, is imported with the first one."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from forecast.config import FitConfig
 from forecast.data.panel import IntArray, Panel
@@ -11,6 +12,9 @@ from forecast.training.best_weights import BestWeights
 from forecast.training.budget import Budget
 from forecast.training.checkpoint import Checkpoint
 from forecast.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from forecast.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class TrainingJob:
     validation: WindowIndex
     budget: Budget
     teacher: Teacher | None = None
+    ranks: "Ranks | None" = None
+    """The processes that train together, if a launcher has started several."""
+
+    @property
+    def n_processes(self) -> int:
+        """Number of processes, each of which takes `batch_size` windows in a step."""
+        return self.ranks.size if self.ranks else self.config.devices
 
 
 def train(

@@ -43,15 +43,15 @@ def say(text: str) -> None:
     print(shown(text), flush=True)
 
 
-def setup() -> None:
-    """Log this package to stderr, and only the errors of libraries."""
+def setup(level: int = logging.INFO) -> None:
+    """Log this package to stderr from a level on, and only the errors of libraries."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it sets up its own handlers on import
     form = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(message)s"
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(form))
     # Not by the levels of their loggers, as Lightning sets its own on import.
     handler.addFilter(lambda record: record.name.split(".")[0] in _OURS or record.levelno >= logging.ERROR)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     warnings.simplefilter("ignore")
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from pipelines.jobs.settings_text import escaped
 from pipelines.verbs import INCIDENTAL, JOBS, cutoff_keys, digest_text
 
 if TYPE_CHECKING:
+    from forecast.config import FitConfig
+    from forecast.training.launcher import Placement
     from pipelines.jobs.ledger import Ledger
     from pipelines.jobs.ledger_entry import Entry, Job, Status
 
@@ -61,32 +63,35 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
         @functools.wraps(work)
         def main(argv: list[str]) -> None:
             config, references = verb_settings(kind, flow, argv)
-            console.setup()
-            _references.set(references)
-            ledger = open_ledger(config.ledger)
-            # A share of a job is recorded by its commit.
-            is_share = isinstance(getattr(config, "shard", None), JobShare)
-            entry = None if is_share else _begin(ledger, describe(flow, config, references))
-            if entry is not None and entry.status == "done":
-                console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
-                return
-            from forecast.data.time.frequency import local_clock
+            place = _place(config)
+            # Rank 0 keeps the record of a training, the commit that of a share.
+            is_worker = place is not None and place.rank > 0
+            is_recorded = not is_worker and not isinstance(getattr(config, "shard", None), JobShare)
+            console.setup(logging.WARNING if is_worker else logging.INFO)
+            with _with_others(config, place):
+                _references.set(references)
+                ledger = open_ledger(config.ledger)
+                entry = _begin(ledger, describe(flow, config, references)) if is_recorded else None
+                if entry is not None and entry.status == "done":
+                    console.say(f"{entry.schedule} of {entry.slot}: done before, run {entry.id}")
+                    return
+                from forecast.data.time.frequency import local_clock
 
-            token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
-            try:
-                with _recording(ledger, entry.id) if entry else nullcontext():
-                    _look(config)
-                    work(config)
-            finally:
-                local_clock.reset(token)
+                token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
+                try:
+                    with _recording(ledger, entry.id) if entry else nullcontext():
+                        _look(config, () if is_worker else _WRITTEN)
+                        work(config)
+                finally:
+                    local_clock.reset(token)
 
         return main
 
     return decorate
 
 
-def _look(config: JobConfig) -> None:
-    """Raise DataError for a missing table, OutputError for a folder that can't be written.
+def _look(config: JobConfig, written: Sequence[str]) -> None:
+    """Raise DataError for a missing table, OutputError for a folder (of the settings `written`) that can't be written.
 
     This check comes before the slow imports of torch and MLflow.
     """
@@ -95,11 +100,11 @@ def _look(config: JobConfig) -> None:
 
     if (data := getattr(config, "data", None)) is not None:
         fingerprint(data)
-    for key in _WRITTEN:
+    for key in written:
         group, name = key.split(".")
         if folder := getattr(getattr(config, group, None), name, None):
             check_location(Path(folder), key)
-    if config.registry.tracking == "best_effort":
+    if written and config.registry.tracking == "best_effort":
         check_location(Path(config.registry.spool), "registry.spool")
 
 
@@ -170,9 +175,25 @@ def _is_setting(values: Any, path: str) -> bool:
     return True
 
 
+def _place(config: JobConfig) -> "Placement | None":
+    """Return the place of this process among those that train one model (`fit.launcher`), if there are several."""
+    from forecast.training.launcher import placement
+
+    fit = getattr(config, "fit", None)
+    return None if fit is None else placement(fit.launcher)
+
+
+def _with_others(config: JobConfig, place: "Placement | None") -> AbstractContextManager[object]:
+    """Join the other processes of a training before anything can fail that they would wait for."""
+    if place is None:
+        return nullcontext()
+    from forecast.training.ranks import joined
+
+    fit: FitConfig = getattr(config, "fit")  # noqa: B009
+    return joined(fit)
+
+
 def _begin(ledger: "Ledger", job: "Job") -> "Entry | None":
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # A worker process of a training, whose main process keeps the record.
-        return None
     if job.slot:
         return ledger.begin(job)
     with _warned():

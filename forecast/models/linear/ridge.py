@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from forecast.models.runtime.shares import all_rows, share_of, total
+
 # Penalties per sample to try; validation chooses.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # With a constant, which around the last value is a drift, and without: validation chooses.
@@ -99,6 +101,7 @@ def spectra(samples: Samples, constants: Iterable[bool] = CONSTANTS) -> list[Spe
     for part in _chunks(samples):
         features = _features(samples, part)
         gram += features.T @ features
+    gram = total(gram)
     result = []
     for constant in constants:
         mask = torch.ones(size, dtype=torch.float64, device=gram.device)
@@ -125,13 +128,14 @@ def solve_ridge(
     cross = _cross(samples, prior)
     cross[-1] *= constant
     partial = torch.nonzero((samples.observed == 0).any(1)).flatten()
+    n_partial, partial = len(partial), partial[share_of(len(partial))]
     window, missing = _features(samples, partial), 1.0 - samples.observed[partial].double()
     solutions = []
     for penalty in penalties:
         shrink = (1.0 / (values + penalty * len(samples.window)))[:, None]
         change = vectors @ (shrink * (vectors.T @ cross))
-        for _ in range(_ROUNDS if len(partial) else 0):
-            filled = cross + window.T @ ((window @ change) * missing)
+        for _ in range(_ROUNDS if n_partial else 0):
+            filled = cross + total(window.T @ ((window @ change) * missing))
             filled[-1] *= constant
             change = vectors @ (shrink * (vectors.T @ filled))
         change[-1] *= _CONSTANT
@@ -183,8 +187,11 @@ def downweight_flat_windows(samples: Samples) -> Samples:
 
 def _errors(samples: Samples, solution: Solution) -> Float[Tensor, " sample"]:
     """Return the mean absolute error of each window."""
-    error = (samples.target - apply_linear(samples.window, solution)) * samples.observed
-    return error.abs().sum(1) / samples.observed.sum(1).clamp(min=1)
+    rows = share_of(len(samples.window))
+    observed = samples.observed[rows]
+    error = (samples.target[rows] - apply_linear(samples.window[rows], solution)) * observed
+    (result,) = all_rows([(error.abs().sum(1) / observed.sum(1).clamp(min=1),)], error.device)
+    return result
 
 
 def _features(samples: Samples, rows: slice | Tensor) -> Float[Tensor, "sample context+1"]:
@@ -199,8 +206,10 @@ def _cross(samples: Samples, prior: Solution) -> Float[Tensor, "context+1 horizo
     for part in _chunks(samples):
         residual = (samples.target[part] - apply_linear(samples.window[part], prior)) * samples.observed[part]
         cross += _features(samples, part).T @ (residual * samples.weight[part, None].sqrt()).double()
-    return cross
+    return total(cross)
 
 
 def _chunks(samples: Samples) -> list[slice]:
-    return [slice(first, first + _CHUNK) for first in range(0, len(samples.window), _CHUNK)]
+    """Return the rows of this process, in parts."""
+    rows = share_of(len(samples.window))
+    return [slice(first, min(first + _CHUNK, rows.stop)) for first in range(rows.start, rows.stop, _CHUNK)]
