@@ -149,14 +149,15 @@ def _open(
 
     if config.output.path:
         check_writable(Path(config.output.path))
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
+    in_memory = not isinstance(config.shard, JobShare)
+    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, in_memory=in_memory)
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel, f"{version.digest}/base")}
     contenders[artifact.kind] = Contender(artifact, loaded.panel, version.digest)
     contenders |= others or {}
     champion = registry.find(CHAMPION) if config.backtest.refit == "never" else None
     if champion and champion.number != version.number:
         model = load_version(registry, champion)
-        panel = read_alike(model, artifact, loaded, config.data).panel
+        panel = read_alike(model, artifact, loaded, config.data, in_memory=in_memory).panel
         contenders[CHAMPION] = Contender(model, panel, champion.digest)
     return version, champion, artifact, loaded, contenders
 

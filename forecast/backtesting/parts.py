@@ -114,7 +114,7 @@ class BacktestInputs:
         visible: dict[int, str] = {}
         for _, panel, _ in self._plan.contenders.values():
             if id(panel) not in visible:
-                shard = panel.rows(block.begin, block.end)
+                shard = panel.rows(block.begin, block.end).in_memory()
                 visible[id(panel)] = shard.visible_digest(block.cutoffs[-1] + self._plan.horizon, 0)
         digest = digest_of(self._shared, block, list(visible.values()))
         return f"part-{block.number:05d}-{digest[:16]}.parquet"

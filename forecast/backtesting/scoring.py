@@ -110,8 +110,9 @@ def score_block(
             if n_points:
                 points = naive_forecasts(windows.bounded, windows.history, index, season=season, points=n_points)
             parts.append(windows.score(name, columns, None, points, all_rows))
+    first_panel, one_pass = next(iter(models.values())).panel, plan.settings.one_pass
     for name, (artifact, panel, _) in models.items():
-        shard, one_pass = panel.rows(begin, end), plan.settings.one_pass
+        shard = windows.panel if panel is first_panel else panel.rows(begin, end).in_memory()
         columns, mean = _with_fallback(artifact, shard, windows.history, index, 0, one_pass=one_pass)
         points = None
         if n_points:
@@ -126,7 +127,7 @@ def _windows_of(
 ) -> _Windows | None:
     """Return the windows with history and at least one observed target; None without any."""
     first, whole_panel, _ = next(iter(models.values()))
-    panel = whole_panel.rows(begin, end)
+    panel = whole_panel.rows(begin, end).in_memory()
     by_cutoff = [windows_at(panel, cutoff) for cutoff in cutoffs]
     index = WindowIndex(
         np.concatenate([part.series for part in by_cutoff]), np.concatenate([part.cutoff for part in by_cutoff])

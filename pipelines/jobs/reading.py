@@ -63,11 +63,13 @@ def read_alike(
     loaded: "Loaded",
     source: SourceConfig,
     cutoffs: "Sequence[datetime | None]" = (),
+    *,
+    in_memory: bool = True,
 ) -> "Loaded":
     """Return the panel as a model reads it: what another one has `loaded`, if they read it the same way."""
     fields = ("data", "categories", "horizon", "grid")
     alike = all(getattr(artifact, name) == getattr(loaded_for, name) for name in fields)
-    return loaded if alike else read_for(artifact, source, cutoffs)
+    return loaded if alike else read_for(artifact, source, cutoffs, in_memory=in_memory)
 
 
 def _noted(read: "Callable[[], Loaded]") -> "Loaded":

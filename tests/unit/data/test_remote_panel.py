@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
+from forecast.backtesting.backtest import backtest, backtest_share
+from forecast.backtesting.result import Contender
+from forecast.config import BacktestSettings, DataConfig, JobShare, ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.panel import Panel
 from forecast.data.prepared import ranges
 from forecast.data.prepared.prepare import prepare
@@ -179,6 +181,30 @@ def test_workers_read_the_ranges_of_their_shards(address: str, closed_form: FitR
             job = ScoreJob(closed_form.artifact, loaded, ScoreSettings(shard_size=3), output, NAMES, engine=engine)
             contents.append(job.write(loaded.panel.last_index).content["files"])
     assert contents[0] == contents[1]
+
+
+def test_a_share_of_a_backtest_reads_the_ranges_of_its_series(
+    folder: Path,
+    address: str,
+    closed_form: FitResult,
+    tmp_path: Path,
+    requests: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("forecast.backtesting.plan._WINDOWS", 4)
+    settings, artifact = BacktestSettings(n_windows=2), closed_form.artifact
+    contenders = {"m": Contender(artifact, artifact.open(SourceConfig(path=address), in_memory=False).panel)}
+    panel = contenders["m"].panel
+    for index in range(2):
+        requests.clear()
+        backtest_share(contenders, settings, JobShare(index, 2), folder=tmp_path / "shards")
+        sizes = [size for name, size in requests if name == "target"]
+        assert sum(sizes) == 2 * panel.lengths[4 * index : 4 * index + 4].sum() * 4
+    on_disk = {"m": Contender(artifact, artifact.open(SourceConfig(path=str(folder))).panel)}
+    backtest(on_disk, settings, folder=tmp_path / "shards", commit=True)
+    backtest(on_disk, settings, folder=tmp_path / "whole")
+    for name in ("scores.parquet", "forecasts.parquet"):
+        assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_needs_the_whole_panel_reads_it_and_says_so(
