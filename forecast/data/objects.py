@@ -46,10 +46,8 @@ class ObjectStore:
         self.uri = uri.rstrip("/")
         self._label, self._obstore, self._options = f"{key}={self.uri}", obstore, storage_options(uri) or {}
         config: Any = {name: value for name, value in self._options.items() if name.startswith("aws_")}
-        if uri.startswith(S3):
-            config["aws_checksum_algorithm"] = "sha256"  # S3 compares it with what arrives.
-            if not {"aws_region", "aws_endpoint_url"} & config.keys():
-                config["aws_region"] = _region(uri)
+        if uri.startswith(S3) and not {"aws_region", "aws_endpoint_url"} & config.keys():
+            config["aws_region"] = _region(uri)
         client: Any = {"connect_timeout": self._options["connect_timeout"], "timeout": _TIMEOUT}
         if config.pop("aws_allow_http", None):
             client["allow_http"] = True
@@ -106,7 +104,9 @@ class ObjectStore:
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
         """Return the hashes of objects, without those that do not exist."""
         names = list(names)
-        return {name: value for name, value in zip(names, parallel(self.sha256, names), strict=True) if value}
+        return {
+            name: value for name, value in zip(names, parallel(self.sha256, names, 4 * _THREADS), strict=True) if value
+        }
 
     def put(self, contents: Mapping[str, Content]) -> dict[str, str]:
         """Write objects, a few at a time, and return their hashes.
@@ -144,7 +144,7 @@ class ObjectStore:
                 existing = self._head(name)
                 if self.sha256(name) == digest:
                     return digest
-                mode: Any = "create" if existing is None else {"e_tag": existing.meta["e_tag"]}
+                mode: Any = _version(existing.meta) if existing else "create"
                 try:
                     self._obstore.put(self._store, name, content, mode=mode, **put)
                 except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
@@ -175,9 +175,9 @@ class ObjectStore:
             raise OutputError(explain(self._label, self.uri, error, action)) from None
 
 
-def parallel(function: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
-    """Return the results of a function for each name, in order, by a few threads; the first error ends the rest."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+def parallel(function: Callable[[str], Any], names: Iterable[str], threads: int = _THREADS) -> list[Any]:
+    """Return the results of a function for each name, in order; the first error ends the rest."""
+    with ThreadPoolExecutor(threads) as pool:
         try:
             return list(pool.map(function, names))
         except BaseException:
@@ -190,6 +190,11 @@ def _hash(content: Content) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return what identifies the version of an object in a conditional write."""
+    return {name: metadata[name] for name in ("e_tag", "version") if metadata[name]}
 
 
 def _region(uri: str) -> str:

@@ -111,7 +111,7 @@ class ObjectSink:
 
     def manifests(self) -> list[dict[str, Any]]:
         """Return the contents of the manifests in the store."""
-        contents = map(self._manifest, self.store.names(MANIFESTS))
+        contents = parallel(self._manifest, self.store.names(MANIFESTS))
         return [content for content in contents if content]
 
     def _manifest(self, name: str) -> dict[str, Any] | None:

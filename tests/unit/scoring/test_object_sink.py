@@ -219,6 +219,27 @@ def test_shares_and_a_commit_on_machines_without_a_shared_disk(place: Place) -> 
     assert lasting(place.objects()) == lasting(first)
 
 
+def test_a_job_that_another_one_overtakes_fails_and_the_object_of_the_other_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(place.uri, "output.uri")
+    assert store.put({"a": b"first"}) == store.put({"a": b"first"})
+    digest = ObjectStore.sha256
+
+    def overtake(self: ObjectStore, name: str) -> str | None:
+        place.put(name, b"of another job")
+        return digest(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "sha256", overtake)
+        with pytest.raises(OutputError, match="another job writes a at the same time"):
+            store.put({"a": b"second"})
+    assert place.objects() == {"a": b"of another job"}
+    store.put({"a": b"second", "b": b"new"})
+    assert place.objects() == {"a": b"second", "b": b"new"}
+    assert store.hashes(["a", "none"]) == {"a": hashlib.sha256(b"second").hexdigest()}
+
+
 def test_versions_share_a_bucket_and_the_one_that_ran_last_is_current(place: Place) -> None:
     place.write()
     place.write(names=OTHER, max=10.0, path="second")
