@@ -58,12 +58,14 @@ from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETR
 from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded
 from forecast.prediction.paths import sample_paths as paths_of
+from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.result import Forecasts
 from forecast.pretraining.pretrained_network import of_model, of_package
 from forecast.pretraining.zero_shot import drop_text, zero_shot, zero_shot_data
 from forecast.reconciliation.hierarchy import Hierarchy, aggregated, hierarchy_of
 from forecast.reconciliation.reconcile import Reconciled, past_errors
 from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
+from forecast.scoring.overrides import overrides_of, read_overrides
 from forecast.scoring.plans import Layout, write_plan_of
 from forecast.scoring.scores import read_scores as scores_of
 from forecast.training.fit import fit as fit_panel
@@ -351,6 +353,7 @@ def forecast(
     static: Table = None,
     cutoff: Cutoff | None = None,
     max_age: int | str | None = AUTO,
+    overrides: Table = None,
 ) -> Forecasts:
     """Return the forecasts of every series in a table from one cutoff.
 
@@ -364,6 +367,9 @@ def forecast(
       common end of the series.
     - `max_age`: the greatest age of a series, from its last observation to the cutoff: steps, a duration such as "90d",
       None for any; the context length of the model by default. An older series is a reject with the reason `ended`.
+    - `overrides`: values that people set in place of forecasts: series_id, timestamp, value or factor, author, and
+      optionally note and valid_until. Such rows have the source `override`, the model's mean as `model_mean`, and
+      `override_author` and `override_note`; overrides that can't be applied are rejects with a reason.
 
     `.frame` has horizon rows per series: series_id, timestamp, cutoff, step (1 to horizon), mean and quantiles (q10 to
     q90) in units of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
@@ -379,13 +385,28 @@ def forecast(
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
         artifact, loaded = _pretrained(artifact, _TableInput(table, known, static), {"horizon": horizon}, data=data)
         if cutoff_time is None:  # With a cutoff, rows after the common end may be needed.
-            return forecast_loaded(artifact, loaded, max_age=age_limit)
+            return _overridden(forecast_loaded(artifact, loaded, max_age=age_limit), artifact, loaded, overrides)
         known, static = (known if artifact.data.known_covariates else None), None
     elif horizon is not None or data is not None:
         raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
-    return forecast_loaded(
-        artifact, read(artifact, table, known, static, cutoff=cutoff_time), cutoff=cutoff_time, max_age=age_limit
-    )
+    loaded = read(artifact, table, known, static, cutoff=cutoff_time)
+    result = forecast_loaded(artifact, loaded, cutoff=cutoff_time, max_age=age_limit)
+    return _overridden(result, artifact, loaded, overrides)
+
+
+def _overridden(forecasts: Forecasts, artifact: Artifact, loaded: Loaded, table: Table) -> Forecasts:
+    """Return forecasts with the overrides in a table, unchanged if it is None. Raises ConfigError, DataError."""
+    if table is None or forecasts.frame.is_empty():
+        return forecasts
+    if artifact.classes is not None:
+        raise ConfigError("overrides: they are numbers; this model forecasts classes")
+    is_path = isinstance(table, str | Path)
+    valid = read_overrides(str(table), loaded.panel) if is_path else overrides_of(table, loaded.panel)
+    cutoff = int(loaded.panel.grid.index(forecasts.frame[CUTOFF].head(1)).item())
+    overrides = valid.at(cutoff, artifact.horizon)
+    frame = overrides.apply(forecasts.frame, [MEAN, *forecast_columns(artifact)])[0]
+    rejects = overrides.rejects.cast(pl.Schema(forecasts.rejects.schema))
+    return Forecasts(frame, pl.concat([forecasts.rejects, rejects]))
 
 
 @verb

@@ -36,6 +36,12 @@ SOURCE_PRETRAINED: Final = "pretrained"
 SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
 SOURCE_LAST_VALUE: Final = "last_value"
 
+SOURCE_OVERRIDE: Final = "override"
+"""A value that a person has set; the columns below keep what the model forecast, and who set it."""
+MODEL_MEAN: Final = "model_mean"
+OVERRIDE_AUTHOR: Final = "override_author"
+OVERRIDE_NOTE: Final = "override_note"
+
 # Baselines of backtests, besides SOURCE_SEASONAL_NAIVE.
 NAIVE: Final = "naive"
 AUTO_ETS: Final = "auto_ets"

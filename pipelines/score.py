@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forecast.data.ingest.loaded import Loaded
     from forecast.engines.engine import Engine
     from forecast.scoring.job import ScoreJob
+    from forecast.scoring.overrides import Overrides
     from forecast.scoring.parts import Output
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
@@ -81,6 +82,7 @@ def run(config: ScoreConfig) -> Scored:
     folder = Path(config.output.path)
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
+    overrides = _read_overrides(config, loaded)
     shadow_version = _shadow_version(registry, config, version)
     scored: Scored | None = None
     try:
@@ -95,7 +97,8 @@ def run(config: ScoreConfig) -> Scored:
             run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
-            job = ScoreJob(artifact, loaded, config.score, config.output, _names(version), run_id=run.id, engine=engine)
+            settings = artifact, loaded, config.score, config.output, _names(version)
+            job = ScoreJob(*settings, run_id=run.id, engine=engine, overrides=overrides)
             outputs, failed = _write(job, cutoffs, "score", commit=config.shard is not None)
             line = ""
             if outputs:
@@ -135,10 +138,12 @@ def run_share(config: ScoreConfig, share: JobShare) -> None:
 
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
+    overrides = _read_overrides(config, loaded)
     shadow_version = _shadow_version(registry, config, version)
     cutoffs = _cutoffs(config, loaded)
     with _locks(config, shared=True), open_engine(config.engine) as engine:
-        jobs = {"": (version, ScoreJob(artifact, loaded, config.score, config.output, _names(version), engine=engine))}
+        settings = artifact, loaded, config.score, config.output, _names(version)
+        jobs = {"": (version, ScoreJob(*settings, engine=engine, overrides=overrides))}
         if shadow_version:
             shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine)
             jobs[f"{SHADOW} "] = shadow_version, shadow
@@ -164,6 +169,14 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     if config.is_builtin:
         return open_builtin(config, cutoffs)
     return open_with_data(registry, config.registry.alias, config.data.source(), cutoffs, in_memory=False)
+
+
+def _read_overrides(config: ScoreConfig, loaded: "Loaded") -> "Overrides | None":
+    """Return the overrides of score.overrides, None without it. Raises DataError."""
+    from forecast.scoring.overrides import read_overrides
+
+    path, output = config.score.overrides, config.output
+    return None if path is None else read_overrides(path, loaded.panel, output.min, output.max)
 
 
 def _names(version: "Version") -> dict[str, str]:

@@ -133,6 +133,9 @@ class ScoreSettings(Config):
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"
     """Known covariates that are missing over the horizon: mask them for the model, stop, reject these series, or carry
     the last value forward."""
+    overrides: str | None = None
+    """A table of values that people set in place of forecasts: series_id, timestamp, value or factor, author, and
+    optionally note and valid_until."""
     state: str | None = None
     """A folder for the encoder's state of each series, from which the next cutoff continues instead of reading the
     context again. The encoder then sees the whole history, not only the context."""

@@ -91,8 +91,13 @@ def bands(columns: Iterable[str]) -> list[Band]:
 
 
 def with_model(forecasts: pl.DataFrame) -> pl.DataFrame:
-    """Return forecasts with a `model` column; without one, the source is used."""
-    return forecasts if MODEL in forecasts.columns else forecasts.with_columns(pl.col(names.SOURCE).alias(MODEL))
+    """Return forecasts with a `model` column; without one, the source is used, for overrides that of their series."""
+    if MODEL in forecasts.columns:
+        return forecasts
+    source = pl.col(names.SOURCE)
+    of_model = source.filter(source != names.SOURCE_OVERRIDE).first().over(names.SERIES_ID)
+    by_hand = (source == names.SOURCE_OVERRIDE) & of_model.is_not_null()
+    return forecasts.with_columns(pl.when(by_hand).then(of_model).otherwise(source).alias(MODEL))
 
 
 def wall_clock(column: str) -> pl.Expr:

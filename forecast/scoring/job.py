@@ -40,6 +40,7 @@ from forecast.prediction.paths import with_samples
 from forecast.scoring.content import check_model_share, content_of
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
+from forecast.scoring.overrides import CutoffOverrides, Overrides
 from forecast.scoring.parts import Output, Progress, ShareOutput, digest_of, frame_digest, read_if_valid, with_model
 from forecast.scoring.plans import check_plan, write_plan
 from forecast.scoring.shard_writer import CutoffRun, ShardWork, ShardWriter
@@ -57,8 +58,8 @@ class ScoreJob:
     """Writes the forecasts of a model on a panel, cutoff by cutoff. The caller holds the locks of its folders.
 
     `names` identifies the model: model, model_version and model_digest; `run_id` is the MLflow run of the job. The
-    shards are forecast by `engine`, in this process without one. Raises ConfigError and OutputError for settings that
-    the model or the sink does not support.
+    shards are forecast by `engine`, in this process without one; `overrides` are applied to the forecasts. Raises
+    ConfigError and OutputError for settings that the model or the sink does not support.
     """
 
     def __init__(
@@ -71,7 +72,10 @@ class ScoreJob:
         *,
         run_id: str = "",
         engine: Engine | None = None,
+        overrides: Overrides | None = None,
     ) -> None:
+        if artifact.classes is not None and overrides is not None:
+            raise ConfigError("score.overrides are numbers; this model forecasts classes")
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
         if score.state is not None:
@@ -88,7 +92,7 @@ class ScoreJob:
         self._sink.check()
         self._rows_written = False
         choice = self.folder / f".runtime-{names['model_digest'][:16]}"
-        self._writer = ShardWriter(artifact, loaded, score, output, names, choice)
+        self._writer = ShardWriter(artifact, loaded, score, output, names, choice, overrides=overrides)
         self._shards = Shards(self._writer, ShardWork.of(self._writer, output, score, names), engine)
 
     def write(self, cutoff: int, progress: Progress | None = None, *, commit: bool = False) -> Output:
@@ -103,7 +107,7 @@ class ScoreJob:
         self._clean()
         key = self._start(cutoff)
         digests = self._shards.digests(cutoff, range(self._writer.count))
-        inputs = self._inputs_of(key)
+        inputs = self._inputs_of(key, cutoff)
         keys = [digest_of(inputs, digest) for digest in digests]
         data_digest, digest = digest_of(digests), digest_of(inputs, keys)
         seconds = {"check": time.monotonic() - stage_start}
@@ -113,7 +117,7 @@ class ScoreJob:
             shutil.rmtree(staging, ignore_errors=True)
         elif (existing := self._published(manifest, key, digest)) and not (staging / _PUBLISHING).exists():
             shutil.rmtree(staging, ignore_errors=True)
-            self._write_rows()
+            self._write_rows(cutoff)
             return Output(manifest, self._make_current(existing, manifest), was_complete=True, seconds=seconds)
 
         parts = self._parts(cutoff, key, dict(enumerate(keys)))
@@ -144,7 +148,7 @@ class ScoreJob:
         """
         key = self._start(cutoff)
         numbers = share.of(self._writer.count)
-        inputs = self._inputs_of(key)
+        inputs = self._inputs_of(key, cutoff)
         digests = self._shards.digests(cutoff, numbers)
         keys = {number: digest_of(inputs, digest) for number, digest in zip(numbers, digests, strict=True)}
         parts = self._parts(cutoff, key, keys)
@@ -167,8 +171,14 @@ class ScoreJob:
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         return ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
 
-    def _inputs_of(self, key: ForecastKey) -> dict[str, Any]:
-        return {CUTOFF: key.cutoff.isoformat(), **self._inputs}
+    def _inputs_of(self, key: ForecastKey, cutoff: int) -> dict[str, Any]:
+        overrides = self._overrides_at(cutoff)
+        digest = None if overrides is None else overrides.digest
+        return {CUTOFF: key.cutoff.isoformat(), **self._inputs, **({"overrides_digest": digest} if digest else {})}
+
+    def _overrides_at(self, cutoff: int) -> CutoffOverrides | None:
+        overrides = self._writer.overrides
+        return None if overrides is None else overrides.at(cutoff, self.artifact.horizon)
 
     def _staging(self, key: ForecastKey) -> Path:
         return self.folder / ".staging" / key.folder
@@ -193,6 +203,8 @@ class ScoreJob:
         content = content_of(counts, self.loaded, self.artifact.horizon, versions, facts)
         forecasts = parts.files()[FORECASTS]
         content["columns"] = list(pl.read_parquet_schema(forecasts[0])) if forecasts else []
+        if (overrides := self._overrides_at(parts.run.cutoff)) is not None:
+            content["overrides"] = overrides.counts(sum(part.overridden for part in counts))
         if parts.failures:
             content[_FAILED_SHARDS] = {str(number): reason for number, reason in sorted(parts.failures.items())}
         check_model_share(content, self._score, self.artifact.network.shape.context_length)
@@ -215,7 +227,7 @@ class ScoreJob:
 
     def _publish(self, run: CutoffRun, files: Files, content: dict[str, Any], manifest: Path) -> dict[str, Any]:
         """Give the shards to the sink, write the manifest last, and return its content."""
-        self._write_rows()
+        self._write_rows(run.cutoff)
         write_text_atomic("", run.staging / _PUBLISHING)
         content |= self._sink.replace(run.key, files, content)
         write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
@@ -245,11 +257,17 @@ class ScoreJob:
             write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)
         return content
 
-    def _write_rows(self) -> None:
-        """Replace the rejects of reading, which belong to no cutoff; once per job."""
+    def _write_rows(self, cutoff: int) -> None:
+        """Replace the rejects of reading, which belong to no cutoff; once per job.
+
+        Among them are the rejects of the overrides, as of the first cutoff of the job.
+        """
         if self._rows_written:
             return
-        rejects = with_model(self.loaded.rejects, self.names, None).with_columns(
+        overrides, rows = self._overrides_at(cutoff), self.loaded.rejects
+        if overrides is not None and overrides.rejects.height:
+            rows = pl.concat([rows, overrides.rejects.cast(pl.Schema(rows.schema))])
+        rejects = with_model(rows, self.names, None).with_columns(
             pl.lit(None, pl.String).alias(MODEL_VERSION), pl.lit(None, pl.String).alias(MODEL_DIGEST)
         )
         self._sink.replace_rows(self.names["model"], rejects, frame_digest(rejects))

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,15 @@ class Part:
     """Cells of known covariates that have the value before."""
     state: dict[str, int]
     """Series by the origin of their state (carried, recomputed, new), if a state is kept."""
+    overridden: int = 0
+    """Rows with an override."""
+
+    def to_json(self) -> str:
+        """Return the counts as JSON for the footer of the file."""
+        values = asdict(self)
+        if not self.overridden:  # As in files without overrides.
+            del values["overridden"]
+        return json.dumps(values)
 
 
 @dataclass(frozen=True)

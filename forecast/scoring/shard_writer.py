@@ -1,10 +1,9 @@
 """One shard of a cutoff: some neighbouring series are forecast, and their files are written."""
 
-import json
 import mmap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +21,7 @@ from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import forecast_columns
 from forecast.scoring.cutoff_model import CutoffModel
 from forecast.scoring.manifests import FORECASTS, REJECTS, ForecastKey
+from forecast.scoring.overrides import Overrides
 from forecast.scoring.parts import COLUMNS, PART, SHARD_ROWS, Part, ShardForecasts, clip_rows, count_by, with_model
 from forecast.scoring.state import StateUpdate
 
@@ -39,7 +39,7 @@ class CutoffRun:
 class ShardWriter:
     """Forecasts and writes the shards of a panel; `names` identifies the model.
 
-    `choice` is the file that keeps the choice of score.runtime=auto.
+    `choice` is the file that keeps the choice of score.runtime=auto. `overrides` are applied to the forecasts.
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class ShardWriter:
         output: ScoreOutput,
         names: dict[str, str],
         choice: Path,
+        *,
+        overrides: Overrides | None = None,
     ) -> None:
+        self.overrides = overrides
         self.loaded, self._score, self._output, self._names = loaded, score, output, names
         self.model = CutoffModel(artifact, score, choice, loaded.panel.n_series)
 
@@ -125,6 +128,13 @@ class ShardWriter:
         assert frame.select(pl.all_horizontal(pl.col(value_columns).is_finite().all())).item(), (
             "a forecast is not finite"
         )
+        sources = count_by(frame.filter(pl.col(STEP) == 1), SOURCE)
+        overridden = 0
+        if self.overrides is not None:
+            overrides = self.overrides.at(run.cutoff, self._horizon)
+            bounds = self._output.min, self._output.max
+            frame, overridden, clipped = overrides.apply(frame, value_columns, *bounds)
+            bounded = {name: count + clipped.get(name, 0) for name, count in bounded.items()}
         frame = frame.with_columns(
             pl.lit(self._names["model"]).alias(MODEL_NAME), pl.lit(self._names["model_digest"]).alias(MODEL_DIGEST)
         )
@@ -133,17 +143,18 @@ class ShardWriter:
         part = Part(
             series=frame.height // self._horizon,
             rejected=rejects.height,
-            sources=count_by(frame.filter(pl.col(STEP) == 1), SOURCE),
+            sources=sources,
             rejects=count_by(rejects, REASON),
             bounded=bounded,
             carried=forecasts.carried,
             state=forecasts.counts,
+            overridden=overridden,
         )
         if update and forecasts.state:
             update.save(name, forecasts.state)
         if rejects.height:
             write_parquet_atomic(rejects, run.staging / REJECTS / name)
-        write_parquet_atomic(frame, run.staging / FORECASTS / name, {PART: json.dumps(asdict(part))})
+        write_parquet_atomic(frame, run.staging / FORECASTS / name, {PART: part.to_json()})
         return part
 
 
@@ -186,6 +197,7 @@ class ShardWork:
     output: ScoreOutput
     names: dict[str, str]
     choice: Path
+    overrides: Overrides | None = None
 
     @classmethod
     def of(cls, writer: ShardWriter, output: ScoreOutput, score: ScoreSettings, names: dict[str, str]) -> "ShardWork":
@@ -193,11 +205,13 @@ class ShardWork:
         loaded = replace(writer.loaded, rejects=writer.loaded.rejects.clear())
         score = score.model_copy(update={"runtime": writer.model.runtime})
         output = output.model_copy(update={"uri": None})  # Only the job itself writes to a database.
-        return cls(writer.model.artifact, loaded, score, output, names, Path())
+        return cls(writer.model.artifact, loaded, score, output, names, Path(), writer.overrides)
 
     def open(self) -> Callable[[DigestTask | WriteTask], str | WrittenShard]:
         """Return the function of a task."""
-        writer = ShardWriter(self.artifact, self.loaded, self.score, self.output, self.names, self.choice)
+        writer = ShardWriter(
+            self.artifact, self.loaded, self.score, self.output, self.names, self.choice, overrides=self.overrides
+        )
         updates: dict[int, StateUpdate | None] = {}
 
         def run(task: DigestTask | WriteTask) -> str | WrittenShard:

@@ -19,6 +19,10 @@ def _totals(outputs: "list[Output]") -> Counter[str]:
         totals.update(rows=content["rows"]["written"], carried_forward=content["carried_forward"])
         for group in ("series", "sources", "rejects", "bounded", "state"):
             totals.update({f"{group}/{metric_name(name)}": count for name, count in content[group].items()})
+        if overrides := content.get("overrides"):
+            rejected = sum(overrides["rejected"].values())
+            totals.update({f"overrides/{name}": overrides[name] for name in ("applied", "without_forecast", "expired")})
+            totals.update({"overrides/rejected": rejected})
     return totals
 
 
@@ -69,6 +73,7 @@ def summary_line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
         *(f"{count:,} {source}" for source, count in _of("sources", totals).items()),
         f"{totals['rows']:,} rows",
         f"{sum(_of('rejects', totals).values()):,} rejects",
+        *_overrides(_of("overrides", totals)),
         *([", ".join(f"state {name} {count:,}" for name, count in state.items())] if state else []),
         *(f"{count:,} values moved to output.{bound}" for bound, count in _of("bounded", totals).items()),
         *([f"{n_done:,} done before"] if 0 < n_done < len(outputs) else []),
@@ -76,3 +81,15 @@ def summary_line(outputs: "list[Output]", folder: Path, seconds: float) -> str:
         f"{seconds:.1f} s",
     ]
     return ", ".join(parts)
+
+
+def _overrides(counts: dict[str, int]) -> list[str]:
+    """Return what became of overrides as texts, nothing without any."""
+    if not counts:
+        return []
+    others = [
+        f"{counts[name]:,} {text}"
+        for name, text in (("rejected", "rejected"), ("expired", "expired"), ("without_forecast", "without a forecast"))
+        if counts[name]
+    ]
+    return [f"{counts['applied']:,} values overridden" + (f" (overrides: {', '.join(others)})" if others else "")]

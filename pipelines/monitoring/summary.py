@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from forecast.monitoring.labels import ALARM, ALL, ANOMALY, FORECAST, NORMAL, RECENT
+from forecast.monitoring.labels import ALARM, ALL, ANOMALY, FEW, FORECAST, NORMAL, RECENT
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import Check
 from forecast.names import SOURCE_SEASONAL_NAIVE
@@ -95,10 +95,12 @@ def summary(result: MonitorResult, model: str, folder: Path, why_not: str) -> st
 
 
 def _anomalies(result: MonitorResult) -> list[str]:
-    """Return the number of anomalies among the judged observations as text, nothing if none is judged."""
+    """Return the number of anomalies among the judged observations as text, nothing without `monitor.anomaly_rate`."""
     counts = result.anomaly_counts
     judged = counts[ANOMALY] + counts[NORMAL]
-    return [f"{counts[ANOMALY]:,} of {judged:,} recent observations are anomalies"] if judged else []
+    if not judged:
+        return ["no observation is judged for anomalies (few earlier ones)"] if counts[FEW] else []
+    return [f"{counts[ANOMALY]:,} of {judged:,} recent observations are anomalies"]
 
 
 def verdicts(checks: Sequence[Check]) -> pl.DataFrame:
