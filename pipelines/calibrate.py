@@ -27,6 +27,7 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     """Calibrate, log and register; return the version, a line about it, and the result."""
     from forecast.calibration.calibrate import calibrate
     from forecast.data.files import check_writable, write_parquet_atomic
+    from forecast.engines.engine import open_engine
     from forecast.names import CHALLENGER
     from forecast.reports import diagnostic_figures
     from pipelines.jobs.reading import open_registry, open_with_data
@@ -40,8 +41,8 @@ def run(config: CalibrateConfig) -> "tuple[Version, str, CalibrationResult]":
     parent, artifact, loaded = open_with_data(registry, config.registry.alias, config.data)
     with registry.run("calibrate", config, {"parent_version": str(parent.number)}) as run:
         data_digest = log_data(run, loaded, "validation", parent)
-        with console.stage("calibrate") as stage:
-            result = calibrate(artifact, loaded.panel, config.calibrate)
+        with console.stage("calibrate") as stage, open_engine(config.engine) as engine:
+            result = calibrate(artifact, loaded.panel, config.calibrate, engine=engine)
             summary = result.summary
             stage.note(cutoffs=f"{summary['windows']:.0f}", series=f"{summary['series']:,.0f}")
         tags = {**tags_of_parent(parent), CALIBRATED: config.calibrate.method}

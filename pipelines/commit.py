@@ -7,6 +7,7 @@ from pipelines.jobs.command_line import action_of
 
 _JOBS: Final = {
     "score": "publish the forecasts of shards: the manifest, the ledger and the MLflow run",
+    "finetune": "register the version that shards have fine-tuned",
     "backtest": "join the scores and forecasts of shards: the tables, the ledger and the MLflow run",
 }
 

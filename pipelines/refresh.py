@@ -12,14 +12,18 @@ def main(config: RefreshConfig) -> None:
     An alias that moves meanwhile has no effect. Raises the errors of the steps: GateRefused if the version is worse.
     """
     ledger, data = config.ledger, config.data
-    tuning = FinetuneConfig(registry=config.registry, ledger=ledger, data=data, finetune=config.finetune)
+    tuning = FinetuneConfig(
+        registry=config.registry, ledger=ledger, data=data, finetune=config.finetune, engine=config.engine
+    )
     with step("finetune", tuning):
         version, line, _ = finetune.run(tuning)
         note(output=str(version))
     note(model=str(version), output=str(version))
     print(f"{version} ({version.kind}): {line}", flush=True)
     registry = config.registry.model_copy(update={"alias": str(version.number)})
-    judging = BacktestConfig(registry=registry, ledger=ledger, data=data, backtest=config.backtest)
+    judging = BacktestConfig(
+        registry=registry, ledger=ledger, data=data, backtest=config.backtest, engine=config.engine
+    )
     with step("backtest", judging):
         _, line, _ = backtest.run(judging)
     print(f"{version} ({version.kind}): {line}", flush=True)

@@ -12,6 +12,7 @@ from forecast.calibration.coverage import coverage_of, summary_of
 from forecast.calibration.windows import calibration_cutoffs, calibration_forecasts
 from forecast.config import CalibrateSettings
 from forecast.data.panel import Panel
+from forecast.engines.engine import Engine
 from forecast.errors import ConfigError
 from forecast.models.postprocess.conformal import Calibration
 
@@ -41,7 +42,9 @@ class CalibrationResult:
         return f"CalibrationResult({summary['windows']:,.0f} windows, {change}{self.artifact!r})"
 
 
-def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> CalibrationResult:
+def calibrate(
+    artifact: Artifact, panel: Panel, settings: CalibrateSettings, *, engine: Engine | None = None
+) -> CalibrationResult:
     """Return the model with each quantile shifted so that its level is the share of past targets below it.
 
     `split`: one shift for each level and part of the horizon, from the errors of all series at cutoffs that the model
@@ -54,10 +57,12 @@ def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> 
     of Angelopoulos, Candes & Tibshirani 2023, NeurIPS). The rate is the one with the least pinball loss, in widths, on
     later cutoffs that share no target with those of the initial shifts; 0, unless it is better by a standard error.
 
+    The cutoffs are forecast by `engine`, in this process without one, with the same result.
+
     The last `check_windows` cutoffs measure the improvement; the returned calibration uses all cutoffs.
 
     Raises ConfigError for models of classes or of one quantile; DataError if the panel has too few cutoffs that the
-    model has not seen, or too few errors.
+    model has not seen, or too few errors; EngineError if the workers fail.
     """
     levels = artifact.model.quantile_levels
     if artifact.classes is not None:
@@ -65,7 +70,7 @@ def calibrate(artifact: Artifact, panel: Panel, settings: CalibrateSettings) -> 
     if len(levels) < 2:
         raise ConfigError("model.quantile_levels: a model of one quantile has no intervals to calibrate")
     cutoffs, n_fit = calibration_cutoffs(artifact, panel, settings)
-    windows = calibration_forecasts(artifact, panel, cutoffs, all_series=settings.method == "adaptive")
+    windows = calibration_forecasts(artifact, panel, cutoffs, all_series=settings.method == "adaptive", engine=engine)
     check = windows[len(windows) - settings.check_windows :] if settings.check_windows else []
     edges = bucket_edges(windows[:n_fit], artifact.horizon)
     calibrator = Calibrator(levels, edges, artifact.horizon, panel.n_series, shrink=settings.shrink)

@@ -1,7 +1,8 @@
 """Forecasts from past cutoffs and their errors, the input of calibration."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +10,18 @@ import numpy.typing as npt
 from forecast.artifact import Artifact
 from forecast.config import CalibrateSettings
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import windows_at
+from forecast.data.windows import WindowIndex, windows_at
+from forecast.engines.engine import Engine, results
 from forecast.errors import DataError
 from forecast.metrics.seasonal_naive import future_values
+from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.predict import predict
 
 Array = npt.NDArray[np.floating]
 # Largest number of series for the shared shifts, evenly spaced.
 _MAX_SERIES = 20_000
+_RANGE: Final = 32 * BATCH_SIZE
+"""Windows that are forecast in one task of an engine."""
 
 BEFORE, AFTER = "before", "after"
 
@@ -67,21 +72,63 @@ def calibration_cutoffs(artifact: Artifact, panel: Panel, settings: CalibrateSet
     return cutoffs, n_fit
 
 
+@dataclass(frozen=True)
+class RangeTask:
+    """The forecasts of some series from a cutoff are wanted."""
+
+    cutoff: int
+    first: int
+    """Index of the first one among the windows at the cutoff."""
+
+
+@dataclass(frozen=True)
+class ForecastWork:
+    """Forecasts from past cutoffs, in ranges of whole batches, so that they don't depend on the ranges."""
+
+    artifact: Artifact
+    """Without calibration."""
+    panel: Panel
+    is_used: npt.NDArray[np.bool_]
+    """[S], whether a series is forecast."""
+
+    def open(self) -> Callable[[RangeTask], Window]:
+        """Return the function of a task."""
+        return self.forecast
+
+    def tasks(self, cutoff: int) -> list[RangeTask]:
+        """Return the tasks of a cutoff, one at least."""
+        return [RangeTask(cutoff, first) for first in range(0, max(1, len(self._windows(cutoff))), _RANGE)]
+
+    def forecast(self, task: RangeTask) -> Window:
+        """Return forecasts and actuals of a task."""
+        windows = self._windows(task.cutoff)[task.first : task.first + _RANGE]
+        actual = future_values(self.panel, windows, self.artifact.horizon).astype(np.float32)
+        return Window(task.cutoff, windows.series, predict(self.artifact, self.panel, windows).tuned, actual)
+
+    def _windows(self, cutoff: int) -> WindowIndex:
+        windows = windows_at(self.panel, cutoff)
+        return windows[np.flatnonzero(self.is_used[windows.series])]
+
+
 def calibration_forecasts(
-    artifact: Artifact, panel: Panel, cutoffs: Sequence[int], *, all_series: bool
+    artifact: Artifact, panel: Panel, cutoffs: Sequence[int], *, all_series: bool, engine: Engine | None = None
 ) -> list[Window]:
-    """Return forecasts and actuals at the cutoffs, of at most _MAX_SERIES series unless `all_series`."""
-    plain = artifact.uncalibrated()
+    """Return forecasts and actuals at the cutoffs, of at most _MAX_SERIES series unless `all_series`.
+
+    They are those of this process, whatever the `engine`. Raises EngineError if the workers fail.
+    """
     is_used = np.ones(panel.n_series, bool)
     if not all_series and panel.n_series > _MAX_SERIES:
         is_used[:] = False
         is_used[np.linspace(0, panel.n_series - 1, _MAX_SERIES).astype(int)] = True
+    work = ForecastWork(artifact.uncalibrated(), panel, is_used)
+    tasks = [task for cutoff in cutoffs for task in work.tasks(cutoff)]
+    ranges = {task: work.forecast(task) for task in tasks} if engine is None else dict(results(engine, work, tasks))
     forecasts = []
     for cutoff in cutoffs:
-        windows = windows_at(panel, cutoff)
-        windows = windows[np.flatnonzero(is_used[windows.series])]
-        actual = future_values(panel, windows, artifact.horizon).astype(np.float32)
-        forecasts.append(Window(cutoff, windows.series, predict(plain, panel, windows).tuned, actual))
+        parts = [ranges.pop(task) for task in tasks if task.cutoff == cutoff]
+        series, quantiles, actual = (np.concatenate([part[field] for part in parts]) for field in (1, 2, 3))
+        forecasts.append(Window(cutoff, series, quantiles, actual))
     return forecasts
 
 

@@ -145,6 +145,19 @@ class FinetuneConfig(JobConfig):
 
     data: SourceTable
     finetune: FinetuneSettings = FinetuneSettings()
+    engine: EngineSettings = EngineSettings()
+    shard: ShardSetting = None
+    """A share of the series, INDEX/COUNT, counted from 0: 3/16 is the fourth of 16. It writes into finetune.checkpoint
+    and nothing else, first its trials, and in a second run its fits; `forecast commit finetune`, which sets `commit`,
+    registers the version."""
+
+    @model_validator(mode="after")
+    def _shards_of_series(self) -> Self:
+        if self.shard is not None and self.finetune.kind == "global":
+            raise ValueError("finetune.kind: global trains weights that all series share, without shards; drop shard")
+        if self.shard is not None and self.finetune.checkpoint is None:
+            raise ValueError("finetune.checkpoint: missing; give the folder that all shards write into")
+        return self
 
 
 class BacktestConfig(JobConfig):
@@ -173,6 +186,7 @@ class CalibrateConfig(JobConfig):
     data: SourceTable
     calibrate: CalibrateSettings = CalibrateSettings()
     output: OutputConfig = OutputConfig()
+    engine: EngineSettings = EngineSettings()
 
 
 class DistilConfig(JobConfig):
@@ -211,6 +225,7 @@ class RefreshConfig(JobConfig):
     data: SourceTable
     finetune: FinetuneSettings = FinetuneSettings()
     backtest: BacktestSettings = BacktestSettings()
+    engine: EngineSettings = EngineSettings()
 
 
 def _non_default_keys(key: str, value: Any, default: Any) -> list[str]:

@@ -65,8 +65,8 @@ class FinetuneSettings(Config):
     of the panel on. The earlier ones are kept for backtests."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     checkpoint: str | None = None
-    """A folder for finished work: the same command, run again after an interruption, resumes with the next group of
-    series. It is emptied at the end."""
+    """A folder for finished work, which all shards of a job share: the same command, run again after an interruption,
+    resumes with the next group of series. It is emptied at the end."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,34 +1,32 @@
 """Fine-tuning of a model on a panel: changes per series that are kept only if they clear the gate."""
 
-import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings
-from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import usable_lengths
-from forecast.finetuning.eligibility import (
-    check_settings,
-    device_of,
-    is_long_enough,
-    requested_series,
-    training_end_of,
-    tuning_settings,
-    with_windows,
-)
-from forecast.finetuning.final_bank import FinalBank, split
+from forecast.config import FinetuneSettings, JobShare
+from forecast.data.panel import Panel
+from forecast.engines.engine import Engine
+from forecast.errors import ConfigError
+from forecast.finetuning.checkpoint import clear_checkpoint
+from forecast.finetuning.eligibility import check_settings, device_of, with_windows
+from forecast.finetuning.final_bank import split
 from forecast.finetuning.report import decisions_of, example_forecasts, summary_of
-from forecast.finetuning.result import NOT_SELECTED, TOO_SHORT, UNCHANGED, FinetuneResult
-from forecast.finetuning.series_tuning import tune
+from forecast.finetuning.result import FinetuneResult
+from forecast.finetuning.series_plan import SeriesPlan
+from forecast.finetuning.series_tuning import Passes, ShareResult, tune, tune_share
 from forecast.finetuning.shared_weights import tune_globally
 from forecast.models.adapters.bank import AdapterBank
-from forecast.models.adapters.origins import SeriesGroup
-from forecast.models.inputs.batch import PanelTensors
 from forecast.models.runtime.torch_setup import prepare
+
+_LOG = logging.getLogger(__name__)
+_NO_SHARDS: Final = "finetune.kind: global trains weights that all series share, which has no shards; leave out shard"
 
 
 def finetune(
@@ -37,6 +35,9 @@ def finetune(
     settings: FinetuneSettings,
     *,
     progress: Callable[[float, str], None] | None = None,
+    engine: Engine | None = None,
+    commit: bool = False,
+    keep_checkpoint: bool = False,
 ) -> FinetuneResult:
     """Return the model with changes for each series that gains from them (`finetune.kind`).
 
@@ -53,66 +54,74 @@ def finetune(
     Losses are the pinball loss of the quantiles for all heads of numbers, the log-loss for classes. Where a change
     would move counts or amounts below 0, `predict` returns 0.
 
+    Groups are tried and fitted by `engine`, in this process without one, with the same result; kind `global` always
+    runs here. With `commit`, nothing is computed: all groups must have been written by `finetune_share`. The checkpoint
+    is emptied at the end, unless `keep_checkpoint`.
+
     Raises ConfigError if the model is fine-tuned already, the selection is empty or unknown, the kind does not fit the
     model, or `checkpoint` holds something else; DataError if the panel does not fit the model, or no series is long
-    enough.
+    enough; OutputError if groups are missing at a commit; EngineError if the workers fail.
     """
     prepare()
     device = device_of(settings)
     check_settings(artifact, panel, settings)
     settings = with_windows(artifact, panel, settings)
     if settings.kind == "global":
+        if commit:
+            raise ConfigError(_NO_SHARDS)
+        if engine is not None:
+            _LOG.info("finetune.kind=global trains weights that all series share: it runs in this process")
         return tune_globally(artifact, panel, settings, device, progress)
-    bank_before, on_device = artifact.bank, artifact.on(device)
-    trained_until = training_end_of(artifact, panel, settings.holdout_windows)
-    usable = usable_lengths(panel, trained_until)
-    data = PanelTensors.of(panel, artifact.network, device)
-    requested = requested_series(on_device, panel, data, usable, settings)
-    too_short = ~is_long_enough(artifact, usable, settings)
-    digests, digests_before = _digests(panel, usable), bank_before.seen if bank_before else {}
-    unchanged = [digests_before.get(name) == digest for name, digest in digests.items()]
-    reason = np.select([~requested, too_short, np.array(unchanged)], [NOT_SELECTED, TOO_SHORT, UNCHANGED], "")
-    chosen = np.flatnonzero(reason == "")
-    plain, parent_digest = artifact.uncalibrated(), artifact.digest()
-    has_final = settings.final and (plain.final or trained_until < panel.last_index)
-    final = FinalBank.of(plain.latest.on(device), data, panel.lengths, settings) if has_final else None
-    job_key = tuning_settings(artifact, panel, settings) if settings.checkpoint else {}
-    group = SeriesGroup(on_device.network, data, chosen, usable[chosen])
-    table, tuned, changes = tune(group, panel, bank_before, settings, progress=progress, final=final, job_key=job_key)
-    retuned = panel.series_id[chosen].tolist()
-    seen = digests_before | {name: digests[name] for name in retuned}
+    plan = SeriesPlan.of(artifact, panel, settings, device)
+    store = plan.shared_store(None) if commit else plan.store()
+    table, tuned, changes = tune(
+        Passes(plan.work, plan.data, store, engine), progress=progress, store=store if commit else None
+    )
+    plain, parent_digest, bank_before = artifact.uncalibrated(), artifact.digest(), artifact.bank
+    retuned = panel.series_id[plan.work.series].tolist()
+    seen = (bank_before.seen if bank_before else {}) | {name: plan.digests[name] for name in retuned}
     bank, final_bank = (
         _merge(existing, AdapterBank(settings.kind, tuned, values, seen), set(retuned))
         for existing, values in zip((bank_before, plain.latest.bank), split(changes), strict=True)
     )
-    decisions = decisions_of(panel, table, reason, settings, bank_before)
-    child = plain.with_bank(bank, trained_until=trained_until, parent_digest=parent_digest)
-    if final:
+    decisions = decisions_of(panel, table, plan.reason, settings, bank_before)
+    child = plain.with_bank(bank, trained_until=plan.trained_until, parent_digest=parent_digest)
+    if plan.work.has_final:
         child = replace(child, final=_final_child(plain.latest, final_bank, panel, parent_digest))
-    shown = example_forecasts(on_device, panel, data, usable, table, settings)
+    shown = example_forecasts(artifact.on(device), panel, plan.data, plan.usable, table, settings)
+    if settings.checkpoint and not keep_checkpoint:
+        clear_checkpoint(Path(settings.checkpoint))
     return FinetuneResult(child, decisions, summary_of(decisions, len(bank.series_id)), shown)
+
+
+def finetune_share(
+    artifact: Artifact,
+    panel: Panel,
+    settings: FinetuneSettings,
+    share: JobShare,
+    *,
+    progress: Callable[[float, str], None] | None = None,
+    engine: Engine | None = None,
+) -> ShareResult:
+    """Do a share of the groups of `finetune`, and write them into `finetune.checkpoint`.
+
+    The groups are tried. Once the trials of all shares are there, a share fits its groups; so each share runs twice.
+    `finetune` with `commit` joins them. Raises as `finetune`; ConfigError without a checkpoint, or with kind `global`;
+    OutputError if it can't be written.
+    """
+    prepare()
+    check_settings(artifact, panel, settings)
+    if settings.kind == "global":
+        raise ConfigError(_NO_SHARDS)
+    plan = SeriesPlan.of(artifact, panel, with_windows(artifact, panel, settings), device_of(settings))
+    store = plan.shared_store(share)
+    return tune_share(Passes(plan.work, plan.data, store, engine), store, share, progress)
 
 
 def _final_child(latest: Artifact, bank: AdapterBank, panel: Panel, parent_digest: str) -> Artifact:
     """Return the model with the changes of the final fit, which has seen all rows of the panel."""
     until = max(panel.last_index, latest.trained_until)
     return latest.with_bank(bank, trained_until=until, parent_digest=parent_digest)
-
-
-# --- incremental fine-tuning
-
-
-def _digests(panel: Panel, usable: IntArray) -> dict[str, str]:
-    """Return a hash of the data of each series: target and covariates up to the usable length."""
-    digests = {}
-    for row, name in enumerate(panel.series_id.tolist()):
-        steps = slice(panel.offsets[row], panel.offsets[row] + usable[row])
-        known_steps = slice(steps.start + row * panel.horizon, steps.stop + row * panel.horizon)
-        hasher = hashlib.blake2b(panel.start[row : row + 1].tobytes(), digest_size=8)
-        for values in (panel.target[steps], panel.past[:, steps], panel.known[:, known_steps]):
-            hasher.update(values.tobytes())
-        digests[name] = hasher.hexdigest()
-    return digests
 
 
 def _merge(before: AdapterBank | None, fresh: AdapterBank, retuned: set[str]) -> AdapterBank:

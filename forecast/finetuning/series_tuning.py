@@ -1,162 +1,203 @@
-"""Search for changes of each series of a panel: two passes over groups of series, with the gate between them."""
+"""Search for changes of each series of a panel: two passes over groups of series, with the gate between them.
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+The groups are independent: they run here, on the workers of an engine, or in shares of a job on any machine. The gate
+needs the trials of all groups.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forecast.config import TuningSettings
-from forecast.data.panel import IntArray, Panel
-from forecast.errors import OutputError
-from forecast.finetuning.final_bank import FinalBank
-from forecast.finetuning.gradient_group import RATES, GradientGroup
-from forecast.finetuning.head_group import HeadGroup
+from forecast.config import JobShare, TuningSettings
+from forecast.engines.engine import Engine, results
+from forecast.finetuning.checkpoint import FIT, TRIAL, GroupStore
+from forecast.finetuning.gradient_group import RATES
+from forecast.finetuning.groups import IS_FINITE, FitTask, Groups, GroupTask, TrialTask, TuningWork
 from forecast.finetuning.series_gate import DIVERGED, NOT_FINITE, TUNED, GateResult, apply_gate
-from forecast.finetuning.trials import POINT_FORECAST, Columns, Fit, n_origin_steps
-from forecast.models.adapters.bank import HEAD, AdapterBank, head_feature_count
+from forecast.finetuning.trials import POINT_FORECAST, Columns, n_origin_steps
+from forecast.models.adapters.bank import HEAD, head_feature_count
 from forecast.models.adapters.examples import group_numbers
-from forecast.models.adapters.origins import SeriesGroup, origin_stride
+from forecast.models.adapters.origins import origin_stride
 from forecast.models.adapters.stacked import Deltas
+from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import Forecaster, require_tunable
-from forecast.models.runtime.state_file import read_state, write_state
 
-_LOG = logging.getLogger(__name__)
-
-# Elements held in memory at once for a group of series.
-MAX_GROUP_ELEMENTS = {"cpu": 60_000_000, "cuda": 2_000_000_000}
+# Elements held in memory at once for a group of series. On a CPU larger groups are no faster, and smaller ones keep
+# more workers busy.
+MAX_GROUP_ELEMENTS = {"cpu": 15_000_000, "cuda": 2_000_000_000}
 
 ROW = "row"
 
-# The two passes, as named in files of the checkpoint. The first takes most of the time.
-_TRIAL, _FIT = "trial", "fit"
-_TRIAL_SHARE = 0.8
+_TRIAL_SHARE: Final = 0.8
+"""Share of the work that is done once all series are tried, about."""
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """What a share of a fine-tuning has done."""
+
+    is_fitted: bool
+    """Whether its groups are fitted; else they are tried, and groups of other shares are not yet."""
+    n_groups: int
+    n_new: int
+    """Groups that were not finished before."""
+    n_series: int
+    missing: str
+    """The shares, or groups, whose trials (once fitted: fits) are missing; empty if the job is complete."""
+
+
+class Passes:
+    """The two passes over the groups: finished ones are read from the store, the others done."""
+
+    def __init__(
+        self, work: TuningWork, data: PanelTensors, store: GroupStore | None, engine: Engine | None = None
+    ) -> None:
+        self.work, self._store = work, store
+        self._engine = engine if work.count > 1 else None
+        self._groups = Groups(work, data)
+
+    def trials(self, numbers: Sequence[int], done: Callable[[int], None]) -> list[Columns]:
+        """Return the losses of groups, and other columns of their trials. `done` is called with each number."""
+        trials = self._all(TRIAL, {number: TrialTask(number) for number in numbers}, done)
+        return [trials[number] for number in numbers]
+
+    def gate(self, trials: Sequence[Columns]) -> GateResult:
+        """Return the decisions of the gate from the trials of all groups."""
+        work, settings = self.work, self.work.settings
+        columns = {name: np.concatenate([group[name] for group in trials]) for name in trials[0]}
+        windows = np.arange(-settings.gate_windows, 0) - settings.report_windows
+        horizon = work.artifact.horizon
+        cutoffs = (work.panel.start[work.series] + work.usable)[:, None] + windows * horizon
+        return apply_gate(columns, cutoffs // horizon, settings)
+
+    def fits(self, numbers: Sequence[int], verdict: GateResult, done: Callable[[int], None]) -> list[Columns]:
+        """Return the changes of the tuned series of groups, as `Groups.run`."""
+        tasks = {number: self._fit_task(number, verdict) for number in numbers}
+        fits = self._all(FIT, tasks, done)
+        return [fits[number] for number in numbers]
+
+    def _fit_task(self, number: int, verdict: GateResult) -> FitTask:
+        part = self.work.part(number)
+        rows = np.flatnonzero(verdict.reason[part] == TUNED)
+        return FitTask(number, rows, {name: values[part][rows] for name, values in verdict.change.items()})
+
+    def _all(self, stage: str, tasks: Mapping[int, GroupTask], done: Callable[[int], None]) -> dict[int, Columns]:
+        """Return the results of tasks, by number."""
+        finished: dict[int, Columns] = {}
+        inputs = {number: _inputs(task) for number, task in tasks.items()}
+        for number in tasks:
+            stored = self._store.read(stage, number, **inputs[number]) if self._store else None
+            if stored is not None:
+                finished[number] = {name: values.numpy() for name, values in stored.items()}
+                done(number)
+        for task, columns in self._run([task for number, task in tasks.items() if number not in finished]):
+            finished[task.number] = columns
+            if self._store:
+                tensors = {name: as_tensor(values) for name, values in columns.items()}
+                self._store.write(stage, task.number, tensors, **inputs[task.number])
+            done(task.number)
+        return finished
+
+    def _run(self, tasks: Sequence[GroupTask]) -> Iterator[tuple[GroupTask, Columns]]:
+        if self._engine is not None:
+            return results(self._engine, self.work, tasks)
+        return ((task, self._groups.run(task)) for task in tasks)
 
 
 def tune(
-    group: SeriesGroup[Forecaster],
-    panel: Panel,
-    bank: AdapterBank | None,
-    settings: TuningSettings,
-    *,
-    progress: Callable[[float, str], None] | None,
-    final: FinalBank | None,
-    job_key: dict[str, Any],
+    passes: Passes, *, progress: Progress | None = None, store: GroupStore | None = None
 ) -> tuple[Columns, list[str], Deltas]:
-    """Return columns of the series of a group, and the ids and stacked changes of the tuned ones, in this order.
+    """Return columns of the series of a job, and the ids and stacked changes of the tuned ones, in this order.
 
     First come the losses of all groups, because the gate needs those of all series; then accepted changes are fitted.
-    They include those of the final fit (`final_bank.split`). `bank` has the existing changes; `job_key` holds all that
-    the result depends on.
+    They include those of the final fit (`final_bank.split`). With a `store`, nothing is computed: raises OutputError if
+    a group is missing there.
     """
-    chosen, horizon = group.series, group.network.shape.horizon
+    work = passes.work
+    numbers, chosen, report = range(work.count), work.series, _Report(work, progress)
     if not len(chosen):
         return {}, [], {}
-    groups = _Groups(group, bank, settings, job_key)
-    report = progress or (lambda _done, _text: None)
-    trials = []
-    for number in range(groups.count):
-        trials.append(groups.trial(number))
-        report(_TRIAL_SHARE * (number + 1) / groups.count, f"{groups.end(number):,} series tried")
-    trial_columns = {name: np.concatenate([group[name] for group in trials]) for name in trials[0]}
-    windows = np.arange(-settings.gate_windows, 0) - settings.report_windows
-    cutoffs = (panel.start[chosen] + group.usable)[:, None] + windows * horizon
-    verdict = apply_gate(trial_columns, cutoffs // horizon, settings)
-    fits = []
-    for number in range(groups.count):
-        fits.append(groups.fit(number, verdict, panel, final))
-        report(_TRIAL_SHARE + (1 - _TRIAL_SHARE) * (number + 1) / groups.count, f"{groups.end(number):,} series fitted")
-    groups.clear()
+    if store:
+        store.check_complete(TRIAL, work.count)
+        store.check_complete(FIT, work.count)
+    verdict = passes.gate(passes.trials(numbers, report.of("tried", 0.0, _TRIAL_SHARE)))
+    fits = passes.fits(numbers, verdict, report.of("fitted", _TRIAL_SHARE, 1.0))
     tuned_rows = np.flatnonzero(verdict.reason == TUNED)
     failed = np.zeros(len(chosen), dtype=bool)
-    failed[tuned_rows] = ~np.concatenate([fit.finite for fit in fits])
-    verdict = verdict.keep_base(failed, NOT_FINITE if settings.kind == HEAD else DIVERGED)
-    points = np.zeros((len(chosen), *fits[0].point_forecast.shape[1:]), dtype=fits[0].point_forecast.dtype)
-    points[tuned_rows] = np.concatenate([fit.point_forecast for fit in fits])
-    changes = {name: torch.cat([fit.changes[name] for fit in fits]) for name in fits[0].changes}
-    names = panel.series_id[chosen[verdict.reason == TUNED]].tolist()
+    failed[tuned_rows] = ~np.concatenate([fit.pop(IS_FINITE) for fit in fits])
+    verdict = verdict.keep_base(failed, NOT_FINITE if work.settings.kind == HEAD else DIVERGED)
+    of_groups = [fit.pop(POINT_FORECAST) for fit in fits]
+    points = np.zeros((len(chosen), *of_groups[0].shape[1:]), dtype=of_groups[0].dtype)
+    points[tuned_rows] = np.concatenate(of_groups)
+    changes = {name: torch.cat([as_tensor(fit[name]) for fit in fits]) for name in fits[0]}
+    names = work.panel.series_id[chosen[verdict.reason == TUNED]].tolist()
     return {ROW: chosen, **verdict.columns(), POINT_FORECAST: points}, names, changes
 
 
-class _Groups:
-    """The series of a job, in groups that fit into memory."""
-
-    def __init__(
-        self,
-        whole: SeriesGroup[Forecaster],
-        bank: AdapterBank | None,
-        settings: TuningSettings,
-        job_key: dict[str, Any],
-    ) -> None:
-        self._whole, self._bank, self._settings = whole, bank, settings
-        device = whole.data.device.type
-        self._size = max(1, MAX_GROUP_ELEMENTS[device] // _elements_per_series(whole.network, settings))
-        self.count = -(-len(whole.series) // self._size)
-        self._store = None
-        if settings.checkpoint is not None:
-            self._store = _Store(Path(settings.checkpoint), {**job_key, "group": self._size, "device": device})
-        self._group: HeadGroup | GradientGroup | None = None
-
-    def end(self, number: int) -> int:
-        """Return the number of series up to the end of a group."""
-        return min((number + 1) * self._size, len(self._whole.series))
-
-    def clear(self) -> None:
-        """Delete the checkpoint."""
-        if self._store:
-            self._store.clear()
-
-    def _make_group(self, rows: IntArray) -> HeadGroup | GradientGroup:
-        """Return the group of some rows of the whole."""
-        kind = HeadGroup if self._settings.kind == HEAD else GradientGroup
-        return kind(self._whole.rows(rows), self._settings)
-
-    def trial(self, number: int) -> Columns:
-        """Return the losses of a group, and other columns of its trial."""
-        trial = self._store.read(_TRIAL, number) if self._store else None
-        if trial is None:
-            self._group = None  # Frees memory before the next group.
-            self._group = self._make_group(np.arange(number * self._size, self.end(number)))
-            trial = {name: torch.from_numpy(values) for name, values in self._group.trial().items()}
-            if self._store:
-                self._store.write(_TRIAL, number, trial)
-        return {name: values.numpy() for name, values in trial.items()}
-
-    def fit(self, number: int, verdict: GateResult, panel: Panel, final: FinalBank | None) -> Fit:
-        """Return the changes of the tuned series of a group."""
-        part = np.arange(number * self._size, self.end(number))
-        rows = np.flatnonzero(verdict.reason[part] == TUNED)
-        stored = self._store.read(_FIT, number) if self._store else None
-        if stored is not None:
-            finite, points = stored.pop("is_finite").numpy(), stored.pop(POINT_FORECAST).numpy()
-            return Fit(stored, finite, points)
-        if self.count == 1:
-            # Reuse the forward passes of the trial, unless it was resumed from a checkpoint.
-            group = (self._group or self._make_group(part)).subset(rows)
-        elif len(rows):
-            self._group = None
-            group = self._make_group(part[rows])
-        else:
-            group = self._make_group(part[:1]).subset(rows)
-        series = self._whole.series[part[rows]]
-        names = panel.series_id[series].tolist()
-        chosen = {name: values[part][rows] for name, values in verdict.change.items()}
-        fit = group.fit(chosen, (self._bank, self._bank.rows(names)) if self._bank else None)
-        if final:
-            finite = fit.finite
-            columns = {name: values[finite] for name, values in chosen.items()}
-            names = [name for name, is_finite in zip(names, finite, strict=True) if is_finite]
-            fit = fit._replace(changes=final.fit(series[finite], names, columns, fit.changes))
-        if self._store:
-            flags = {"is_finite": torch.from_numpy(fit.finite), POINT_FORECAST: torch.from_numpy(fit.point_forecast)}
-            self._store.write(_FIT, number, fit.changes | flags)
-        return fit
+def tune_share(passes: Passes, store: GroupStore, share: JobShare, progress: Progress | None = None) -> ShareResult:
+    """Try the groups of a share; once the trials of all groups are in the store, fit those of the share."""
+    work = passes.work
+    numbers, report = share.of(work.count), _Report(work, progress)
+    n_new = sum(not store.has(TRIAL, number) for number in numbers)
+    passes.trials(numbers, report.of("tried", 0.0, _TRIAL_SHARE))
+    stage, untried = TRIAL, [number for number in range(work.count) if not store.has(TRIAL, number)]
+    missing = untried
+    if not untried:
+        stage, n_new = FIT, sum(not store.has(FIT, number) for number in numbers)
+        verdict = passes.gate(passes.trials(range(work.count), lambda _number: None))
+        passes.fits(numbers, verdict, report.of("fitted", _TRIAL_SHARE, 1.0))
+        missing = [number for number in range(work.count) if not store.has(FIT, number)]
+    n_series = sum(len(work.part(number)) for number in numbers)
+    owners = store.owners(missing, work.count) if missing else ""
+    return ShareResult(stage == FIT, len(numbers), n_new, n_series, owners)
 
 
-# --- memory and checkpoints
+class _Report:
+    """Reports the progress of a pass."""
+
+    def __init__(self, work: TuningWork, progress: Progress | None) -> None:
+        self._work, self._progress = work, progress
+
+    def of(self, verb: str, first: float, last: float) -> Callable[[int], None]:
+        """Return the function to call with each group that ends; the pass is the work from `first` to `last`."""
+        n_groups = n_series = 0
+
+        def done(number: int) -> None:
+            nonlocal n_groups, n_series
+            n_groups, n_series = n_groups + 1, n_series + len(self._work.part(number))
+            if self._progress:
+                share = min(1.0, n_groups / self._work.count)
+                self._progress(first + (last - first) * share, f"{n_series:,} series {verb}")
+
+        return done
+
+
+def _inputs(task: GroupTask) -> dict[str, str]:
+    """Return what a group depends on besides the settings: in a fit, the decisions of the gate."""
+    if isinstance(task, TrialTask):
+        return {}
+    hasher = hashlib.sha256(task.rows.tobytes())
+    for name, values in sorted(task.change.items()):
+        if name != POINT_FORECAST:
+            hasher.update(np.ascontiguousarray(values).tobytes())
+    return {"decisions": hasher.hexdigest()[:16]}
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Return an array as a tensor. Those of a cluster are read-only, and copied."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def group_size(network: Forecaster, settings: TuningSettings, device: str) -> int:
+    """Return the number of series in a group that fits into memory."""
+    return max(1, MAX_GROUP_ELEMENTS[device] // _elements_per_series(network, settings))
 
 
 def _elements_per_series(network: Forecaster, settings: TuningSettings) -> int:
@@ -168,33 +209,3 @@ def _elements_per_series(network: Forecaster, settings: TuningSettings) -> int:
     n_origins = -(-n_origin_steps(network, settings) // origin_stride(network.shape))
     # In single precision, and for a solution in double; the eigenvectors likewise.
     return 3 * n_origins * (n_features + n_shifts) + 2 * n_features * n_features
-
-
-class _Store:
-    """Checkpoint of finished groups: a file for each group and pass."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._folder, self._settings = folder, settings
-
-    def _path(self, stage: str, number: int) -> Path:
-        return self._folder / f"{stage}-{number:05d}.safetensors"
-
-    def read(self, stage: str, number: int) -> dict[str, Tensor] | None:
-        """Return a finished group, None if it is not. Raises ConfigError if it belongs to another job."""
-        path = self._path(stage, number)
-        if not path.exists():
-            return None
-        return read_state(path, self._settings, key="finetune.checkpoint", job="fine-tuning")[0]
-
-    def write(self, stage: str, number: int, tensors: dict[str, Tensor]) -> None:
-        """Write a group atomically; a full disk causes a warning only."""
-        try:
-            write_state(self._path(stage, number), tensors, self._settings, {})
-        except OutputError as error:
-            _LOG.warning("finetune.checkpoint: %s; the job goes on, a restart does this group again", error)
-
-    def clear(self) -> None:
-        """Delete all groups."""
-        for stage in (_TRIAL, _FIT):
-            for path in self._folder.glob(f"{stage}-*.safetensors"):
-                path.unlink()

@@ -1,9 +1,14 @@
 """Work for engines; workers import it from here."""
 
+import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from forecast.engines.engine import Engine
 
 
 class Killer:
@@ -21,3 +26,33 @@ class Killer:
             return task * task
 
         return run
+
+
+@dataclass(frozen=True)
+class _KilledOnce:
+    """Work whose process is killed before its second task, the first time."""
+
+    work: Any
+    marker: Path
+
+    def open(self) -> Callable[[Any], Any]:
+        function, tasks = self.work.open(), itertools.count()
+
+        def run(task: Any) -> Any:
+            if next(tasks) and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(task)
+
+        return run
+
+
+class KillingEngine:
+    """An engine that loses a worker in the middle of the first work."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.n_workers, self._engine, self.marker = engine.n_workers, engine, folder / "killed"
+
+    def run(self, work: Any, tasks: Any) -> Iterator[Any]:
+        """Yield the outcomes, as `Engine.run`."""
+        return self._engine.run(_KilledOnce(work, self.marker), tasks)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ def write_state(
 
     Raises OutputError if the disk refuses it.
     """
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".{socket.gethostname()[:40]}.{os.getpid()}.unfinished")
     header = {"format": _FORMAT, "settings": json.dumps(settings), "state": json.dumps(state)}
     content = {name: values.detach().contiguous() for name, values in tensors.items()}
     try:
@@ -41,11 +42,12 @@ def write_state(
 
 
 def read_state(
-    path: Path, settings: Mapping[str, Any], *, key: str, job: str
+    path: Path, settings: Mapping[str, Any] | None, *, key: str, job: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and state that `write_state` wrote.
 
-    Raises ConfigError that names the setting `key` if that was a `job` with other `settings`, or can't be read.
+    Raises ConfigError that names the setting `key` if that was a `job` with other `settings`, or can't be read. None
+    accepts any settings.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -55,7 +57,8 @@ def read_state(
         raise ConfigError(f"{key}: {path} is not readable ({error}); delete it, or choose another folder") from None
     if header.get("format") != _FORMAT:
         raise ConfigError(f"{key}: {path} is of another version of gatecast; delete it, or choose another folder")
-    before, now = json.loads(header["settings"]), json.loads(json.dumps(settings))
+    before = json.loads(header["settings"])
+    now = before if settings is None else json.loads(json.dumps(settings))
     different = [
         f"{name} was {_text(before.get(name))}, is {_text(now.get(name))}"
         for name in sorted(before.keys() | now.keys())

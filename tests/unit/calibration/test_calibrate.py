@@ -1,7 +1,7 @@
 """Conformal calibration on a panel whose series are not what they were in training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from scipy import stats
 from forecast.artifact import Artifact, load
 from forecast.backtesting.backtest import backtest
 from forecast.backtesting.result import Contender
+from forecast.calibration import windows as windows_module
 from forecast.calibration.calibrate import CalibrationResult, calibrate
 from forecast.calibration.conformal import Calibrator
-from forecast.calibration.windows import Window
+from forecast.calibration.windows import Window, calibration_forecasts
 from forecast.config import BacktestSettings, CalibrateSettings, FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import windows_at
+from forecast.engines.engine import Engine
+from forecast.engines.processes import Processes
 from forecast.errors import DataError
 from forecast.finetuning.finetune import finetune
 from forecast.metrics.seasonal_naive import future_values
@@ -62,6 +65,12 @@ def split(model: Artifact, restless: Loaded) -> CalibrationResult:
 @pytest.fixture(scope="module")
 def adaptive(model: Artifact, restless: Loaded) -> CalibrationResult:
     return calibrate(model, restless.panel, SETTINGS.model_copy(update={"method": "adaptive"}))
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Engine]:
+    with Processes(2) as engine:
+        yield engine
 
 
 def below(artifact: Artifact, loaded: Loaded, cutoffs: range) -> np.ndarray:
@@ -310,3 +319,30 @@ def test_a_rate_is_chosen_where_series_differ_and_not_by_chance(step: int, count
 def test_windows_that_share_targets_with_those_the_shifts_come_from_choose_no_rate() -> None:
     spread = np.where(np.arange(20) < 10, 0.3, 3.0)[:, None] * np.ones((20, HORIZON + 8))
     assert rates(spread, 1) == 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", ["split", "adaptive"])
+def test_processes_give_the_same_calibration(
+    model: Artifact,
+    restless: Loaded,
+    split: CalibrationResult,
+    adaptive: CalibrationResult,
+    method: str,
+    processes: Engine,
+) -> None:
+    local = adaptive if method == "adaptive" else split
+    result = calibrate(model, restless.panel, SETTINGS.model_copy(update={"method": method}), engine=processes)
+    assert local.artifact.calibration is not None
+    assert result.artifact.digest() == local.artifact.digest()
+    assert_frame_equal(result.coverage, local.coverage, check_exact=True)
+    assert result.summary == local.summary
+
+
+def test_ranges_of_series_are_joined(model: Artifact, restless: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = calibration_forecasts(model, restless.panel, [250], all_series=True)
+    monkeypatch.setattr(windows_module, "_RANGE", 16)
+    (joined,) = calibration_forecasts(model, restless.panel, [250], all_series=True)
+    assert joined.series.tolist() == whole.series.tolist()
+    np.testing.assert_array_equal(joined.actual, whole.actual)
+    np.testing.assert_allclose(joined.quantiles, whole.quantiles, rtol=1e-4)

@@ -1,0 +1,125 @@
+"""The series of a fine-tuning in groups that fit into memory, which are tried and fitted independently."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from forecast.artifact import Artifact
+from forecast.config import TuningSettings
+from forecast.data.panel import IntArray, Panel
+from forecast.finetuning.final_bank import FinalBank
+from forecast.finetuning.gradient_group import GradientGroup
+from forecast.finetuning.head_group import HeadGroup
+from forecast.finetuning.trials import POINT_FORECAST, Columns
+from forecast.models.adapters.bank import HEAD
+from forecast.models.adapters.origins import SeriesGroup
+from forecast.models.inputs.batch import PanelTensors
+from forecast.models.runtime.torch_setup import prepare
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """The losses of a group are wanted."""
+
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class FitTask:
+    """The changes of the tuned series of a group are wanted."""
+
+    number: int
+    rows: IntArray
+    """[tuned], index of each tuned series in its group."""
+    change: Columns
+    """Parameters of the change of each of them, as in `GateResult.change`."""
+
+
+GroupTask: TypeAlias = TrialTask | FitTask
+IS_FINITE: Final = "is_finite"
+
+
+@dataclass(frozen=True)
+class TuningWork:
+    """What it takes to fine-tune the groups, here or in a worker of an engine."""
+
+    artifact: Artifact
+    """The base, with its changes in an incremental fine-tuning."""
+    panel: Panel
+    series: IntArray
+    """[S], row of each series in the panel."""
+    usable: IntArray
+    """[S], steps of each series that a fit may use."""
+    settings: TuningSettings
+    device: str
+    size: int
+    """Number of series in a group; the last one may have fewer."""
+    has_final: bool
+    """Whether accepted changes are fitted once more on all rows."""
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return -(-len(self.series) // self.size)
+
+    def part(self, number: int) -> IntArray:
+        """Return the indices of the series of a group."""
+        return np.arange(number * self.size, min((number + 1) * self.size, len(self.series)))
+
+    def open(self) -> Callable[[GroupTask], Columns]:
+        """Return the function of a task."""
+        prepare()
+        return Groups(self, PanelTensors.of(self.panel, self.artifact.network, self.device)).run
+
+
+class Groups:
+    """The groups of a fine-tuning, on a panel that is on its device."""
+
+    def __init__(self, work: TuningWork, data: PanelTensors) -> None:
+        self._work = work
+        base = work.artifact.on(work.device)
+        self._whole = SeriesGroup(base.network, data, work.series, work.usable)
+        latest = work.artifact.uncalibrated().latest.on(work.device)
+        self._final = FinalBank.of(latest, data, work.panel.lengths, work.settings) if work.has_final else None
+        self._group: HeadGroup | GradientGroup | None = None
+
+    def run(self, task: GroupTask) -> Columns:
+        """Return the result of a task.
+
+        Of a trial, the losses of a group and other columns. Of a fit, the changes of the tuned series, without those
+        that are not finite; IS_FINITE and POINT_FORECAST of all tuned series.
+        """
+        return self._trial(task.number) if isinstance(task, TrialTask) else self._fit(task)
+
+    def _open(self, rows: IntArray) -> HeadGroup | GradientGroup:
+        """Return the group of some rows of the whole."""
+        kind = HeadGroup if self._work.settings.kind == HEAD else GradientGroup
+        return kind(self._whole.rows(rows), self._work.settings)
+
+    def _trial(self, number: int) -> Columns:
+        self._group = None  # Frees memory before the next group.
+        self._group = self._open(self._work.part(number))
+        return self._group.trial()
+
+    def _fit(self, task: FitTask) -> Columns:
+        part, rows, bank = self._work.part(task.number), task.rows, self._work.artifact.bank
+        if self._work.count == 1:
+            # Reuse the forward passes of the trial, unless it was resumed from a checkpoint.
+            group = (self._group or self._open(part)).subset(rows)
+        elif len(rows):
+            self._group = None
+            group = self._open(part[rows])
+        else:
+            group = self._open(part[:1]).subset(rows)
+        series = self._whole.series[part[rows]]
+        names = self._work.panel.series_id[series].tolist()
+        fit = group.fit(task.change, (bank, bank.rows(names)) if bank else None)
+        changes = fit.changes
+        if self._final:
+            columns = {name: values[fit.finite] for name, values in task.change.items()}
+            names = [name for name, is_finite in zip(names, fit.finite, strict=True) if is_finite]
+            changes = self._final.fit(series[fit.finite], names, columns, changes)
+        arrays = {name: values.detach().numpy() for name, values in changes.items()}
+        return arrays | {IS_FINITE: fit.finite, POINT_FORECAST: fit.point_forecast}
