@@ -285,6 +285,11 @@ class ScoreConfig(JobConfig):
     def _whole_jobs(self) -> Self:
         if self.shard is not None and self.score.force:
             raise ValueError("score.force is for whole jobs; a shard writes only the parts that are missing")
+        if self.shard is not None and self.score.state is not None and len(self.score.cutoffs or ()) > 1:
+            raise ValueError(
+                "score.state with several cutoffs is for whole jobs: the state of each is published before the next; "
+                "commit one cutoff after the other, or use engine=processes or engine=ray"
+            )
         return self
 
     @model_validator(mode="after")

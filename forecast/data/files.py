@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -159,6 +160,21 @@ def write_bytes_atomic(content: bytes, path: Path, key: str = "output.path", *, 
 def write_text_atomic(text: str, path: Path, key: str = "output.path", *, private: bool = False) -> None:
     """Write a text file as `write_bytes_atomic`."""
     write_bytes_atomic(text.encode(), path, key, private=private)
+
+
+def write_text_once(text: str, path: Path, key: str = "output.path") -> str:
+    """Write a text file unless it exists, and return its content; of several writers at once, the first one wins."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    write_text_atomic(text, temporary, key)
+    try:
+        os.link(temporary, path)  # Fails if it exists, and never shows a part of the text.
+    except FileExistsError:
+        pass
+    except OSError:  # A disk without links.
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Workers write files and return small results; the process of the job alone speak
 databases.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 ATTEMPTS: Final = 3
 """Times that a task is tried if its worker is lost, or reading and writing fails."""
+PAUSES: Final = (0.0, 1.0, 5.0)
+"""Seconds before each attempt: a disk or a network needs time to recover."""
+_PERMANENT: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of a disk that another attempt does not mend: it is full, read-only or forbidden."""
+
+
+class TransientError(Exception):
+    """A task failed to read or write, and may succeed at another attempt."""
 
 
 class Work(Protocol[Task_contra, Result_co]):
@@ -47,8 +56,9 @@ class Engine(Protocol):
     def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
         """Yield the outcome of each task as soon as it ends, in any order.
 
-        A task is tried again if its worker is lost or if reading or writing fails. Any other error of a task is raised
-        here. The workers keep `work` as long as this engine is given the same object.
+        A task is tried again if its worker is lost or if reading or writing fails, unless the disk is full, read-only
+        or forbidden. Any other error of a task is raised here. The workers keep `work` as long as this engine is given
+        the same object.
         """
 
 
@@ -70,7 +80,8 @@ def results(engine: Engine, work: Work[Task, Result], tasks: Sequence[Task]) -> 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether a task with this error is worth another attempt: its disk or network may recover."""
-    return isinstance(error, OSError | OutputError)
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    return isinstance(error, OSError | OutputError) and getattr(cause, "errno", None) not in _PERMANENT
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from forecast.engines import worker
-from forecast.engines.engine import ATTEMPTS, Outcome, Result, Task, Work, is_transient
+from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Result, Task, TransientError, Work
 from forecast.engines.payload import Payload
 
 _THREADS: Final = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -49,14 +50,14 @@ class Processes:
     def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
         """Yield the outcomes, as `Engine.run`."""
         path = self._save(work)
-        waiting = deque((task, 1) for task in tasks)
+        waiting = deque((task, 1, 0.0) for task in tasks)
         idle, running = list(range(self.n_workers)), dict[Future[Any], _Running]()
         try:
             while waiting or running:
                 while waiting and idle:
-                    task, attempt = waiting.popleft()
+                    task, attempt, pause = waiting.popleft()
                     slot = idle.pop()
-                    running[self._submit(slot, path, task)] = _Running(slot, task, attempt)
+                    running[self._submit(slot, path, task, pause)] = _Running(slot, task, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, task, attempt = running.pop(future)
                     idle.append(slot)
@@ -66,10 +67,10 @@ class Processes:
                         self._end(slot)
                     if error is None:
                         yield Outcome(task, future.result())
-                    elif not is_lost and not is_transient(error):
+                    elif not is_lost and not isinstance(error, TransientError):
                         raise error
                     elif attempt < ATTEMPTS:
-                        waiting.appendleft((task, attempt + 1))
+                        waiting.appendleft((task, attempt + 1, 0.0 if is_lost else PAUSES[attempt]))
                     else:
                         yield Outcome(task, None, "its process was killed" if is_lost else str(error))
         finally:
@@ -86,19 +87,21 @@ class Processes:
             self._saved = work, path
         return self._saved[1]
 
-    def _submit(self, slot: int, path: Path, task: object) -> Future[Any]:
+    def _submit(self, slot: int, path: Path, task: object, pause: float) -> Future[Any]:
         """Give a task to the process of a slot, which is replaced if it was killed while it was idle."""
         try:
-            return self._pool(slot).submit(worker.run_saved, path, task)
+            return self._pool(slot).submit(worker.run_saved, path, task, pause)
         except BrokenProcessPool:
             self._end(slot)
-            return self._pool(slot).submit(worker.run_saved, path, task)
+            return self._pool(slot).submit(worker.run_saved, path, task, pause)
 
     def _pool(self, slot: int) -> ProcessPoolExecutor:
         if slot not in self._pools:
             context = multiprocessing.get_context("spawn")
-            self._pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=worker.start)
-            with _one_thread():  # The process is started by the first task.
+            self._pools[slot] = ProcessPoolExecutor(
+                1, mp_context=context, initializer=worker.start, initargs=(self._folder,)
+            )
+            with _environment():  # The process is started by the first task.
                 self._pools[slot].submit(os.getpid)
         return self._pools[slot]
 
@@ -113,8 +116,9 @@ class Processes:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Set the environment of processes that start now to one thread."""
+def _environment() -> Iterator[None]:
+    """Set the environment of processes that start now: one thread, and no interrupts before they ignore them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -125,3 +129,4 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

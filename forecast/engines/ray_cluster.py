@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -11,13 +13,15 @@ from typing import Any, Final, NamedTuple, Self
 
 from forecast.config import EngineSettings
 from forecast.engines import worker
-from forecast.engines.engine import ATTEMPTS, Outcome, Result, Task, Work, is_transient
+from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Result, Task, TransientError, Work
 from forecast.engines.payload import Payload
 from forecast.errors import ConfigError, EngineError
 
 _LOG = logging.getLogger(__name__)
 _IN_FLIGHT_PER_CPU: Final = 2
 _PROBE_SECONDS: Final = 5.0
+_SETTINGS: Final = b"\0\0\0\x04\0\0\0\0\0"
+"""An empty SETTINGS frame of HTTP/2; the fourth byte is the type."""
 _RECOUNT_SECONDS: Final = 10.0
 
 
@@ -48,10 +52,13 @@ class RayCluster:
     def __enter__(self) -> Self:
         address = self._settings.address
         _probe(address)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
             raise EngineError(_no_answer(address, str(error).split("\n", 1)[0])) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # That of Ray aborts the process.
         self._count()
         return self
 
@@ -62,22 +69,23 @@ class RayCluster:
         """Yield the outcomes, as `Engine.run`."""
         ray, (payload, key) = self._ray, self._reference(work)
         remote = ray.remote(num_cpus=1, num_gpus=self._settings.num_gpus, max_retries=0)(_run_task)
-        waiting = deque((task, 1) for task in tasks)
+        waiting = deque((task, 1, 0.0) for task in tasks)
         running: dict[Any, _Running] = {}
         try:
             while waiting or running:
                 self._count()
                 while waiting and len(running) < self.n_workers:
-                    task, attempt = waiting.popleft()
-                    running[remote.remote([payload], key, task)] = _Running(task, attempt)
+                    task, attempt, pause = waiting.popleft()
+                    running[remote.remote([payload], key, task, pause)] = _Running(task, attempt)
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     task, attempt = running.pop(reference)
+                    pause = 0.0
                     try:
                         result = ray.get(reference)
                     except ray.exceptions.RayTaskError as error:
-                        cause, failure = error.cause, str(error.cause)
-                        if not is_transient(cause):
-                            raise cause from error
+                        failure, pause = str(error.cause), PAUSES[min(attempt, ATTEMPTS - 1)]
+                        if not isinstance(error.cause, TransientError):
+                            raise error.cause from error
                     except ray.exceptions.RayError as error:
                         failure = f"its worker was lost ({type(error).__name__})"
                         _LOG.warning("engine: a task is tried again, %s", failure)
@@ -85,7 +93,7 @@ class RayCluster:
                         yield Outcome(task, result)
                         continue
                     if attempt < ATTEMPTS:
-                        waiting.appendleft((task, attempt + 1))
+                        waiting.appendleft((task, attempt + 1, pause))
                     else:
                         yield Outcome(task, None, failure)
         finally:
@@ -108,22 +116,31 @@ class RayCluster:
         self.n_workers = self._settings.workers or max(1, _IN_FLIGHT_PER_CPU * cpus)
 
 
-def _run_task(payload: list[Any], key: str, task: object) -> Any:
+def _run_task(payload: list[Any], key: str, task: object, pause: float) -> Any:
     """Run a task in a worker of the cluster. `payload` holds a reference, which is read once per worker."""
     import ray
 
-    return worker.run(key, lambda: ray.get(payload[0]), task)
+    return worker.run(key, lambda: ray.get(payload[0]), task, pause)
 
 
 def _probe(address: str | None) -> None:
-    """Raise EngineError if nothing listens at an address; Ray itself would wait for minutes."""
+    """Raise EngineError if no server of gRPC, and so no cluster, listens at an address; Ray would wait for minutes.
+
+    A server of HTTP/2 answers the first bytes of a client with its settings (RFC 9113, section 3.4).
+    """
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
-        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+            answer = connection.recv(9)
     except OSError as error:
         raise EngineError(_no_answer(address, error.strerror or str(error))) from None
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise EngineError(_no_answer(address, "another service listens there"))
 
 
 def _no_answer(address: str | None, reason: str) -> str:

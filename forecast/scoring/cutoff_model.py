@@ -5,7 +5,7 @@ from pathlib import Path
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreSettings
-from forecast.data.files import write_text_atomic
+from forecast.data.files import write_text_once
 from forecast.errors import ConfigError
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
 from forecast.prediction.one_pass import BATCH_SIZE
@@ -58,5 +58,5 @@ class CutoffModel:
         if choice.exists():
             return onnx
         faster = is_faster(onnx, self.weights.network, min(n_series, BATCH_SIZE))
-        write_text_atomic("onnx" if faster else "torch", choice)
-        return onnx if faster else None
+        # Of several shares of a job that measure at once, all take the choice of the first.
+        return None if write_text_once("onnx" if faster else "torch", choice) == "torch" else onnx

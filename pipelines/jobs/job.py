@@ -79,7 +79,7 @@ def recorded(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[[list[st
 
                 token = local_clock.set(bool(os.environ.get(LOCAL_CLOCK)))
                 try:
-                    with _recording(ledger, entry.id) if entry else nullcontext():
+                    with _recording(ledger, entry.id) if entry else _terminable():
                         _look(config, () if is_worker else _WRITTEN)
                         work(config)
                 finally:
@@ -207,6 +207,16 @@ def _warned() -> Iterator[None]:
         yield
     except LedgerError as error:
         _LOG.warning("this run is not, or not all, in the ledger: %s", error)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the work with its clean-up."""
+    set_before = on_sigterm(terminate)
+    try:
+        yield
+    finally:
+        on_sigterm(set_before)
 
 
 @contextmanager

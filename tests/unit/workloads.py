@@ -1,5 +1,6 @@
 """Work for engines; workers import it from here."""
 
+import errno
 import itertools
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forecast.engines.engine import Engine
+from forecast.errors import DataError, OutputError
 
 
 class Killer:
@@ -56,3 +58,40 @@ class KillingEngine:
     def run(self, work: Any, tasks: Any) -> Iterator[Any]:
         """Yield the outcomes, as `Engine.run`."""
         return self._engine.run(_KilledOnce(work, self.marker), tasks)
+
+
+class UnpicklableError(Exception):
+    """An error that does not come back from a pickle."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+class Failure:
+    """Work whose task 1 raises an error of a kind at its first attempts."""
+
+    def __init__(self, folder: Path, kind: str, times: int = 99) -> None:
+        self.folder, self.kind, self.times = folder, kind, times
+
+    def open(self) -> Callable[[int], int]:
+        def run(task: int) -> int:
+            attempts = len(list(self.folder.glob(f"{task}-*")))
+            (self.folder / f"{task}-{attempts}").touch()
+            if task == 1 and attempts < self.times:
+                self.fail()
+            return task * task
+
+        return run
+
+    def fail(self) -> None:
+        if self.kind == "full disk":
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                raise OutputError("can't write the part") from error
+        raise {
+            "data": DataError("a column is missing"),
+            "bug": ZeroDivisionError("a bug"),
+            "unpicklable": UnpicklableError(7, "a driver's error"),
+            "network": ConnectionResetError("the disk is away"),
+        }[self.kind]
