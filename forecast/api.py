@@ -373,8 +373,8 @@ def forecast(
 
     `.frame` has horizon rows per series: series_id, timestamp, cutoff, step (1 to horizon), mean and quantiles (q10 to
     q90) in units of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
-    last_value). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series without a
-    forecast: series in = series in `.frame` + rejected series.
+    last_value, closed). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series
+    without a forecast: series in = series in `.frame` + rejected series.
 
     Raises ConfigError for arguments; DataError for a table that can't be read, has too many rejects, or ends before the
     cutoff.
@@ -386,7 +386,7 @@ def forecast(
         artifact, loaded = _pretrained(artifact, _TableInput(table, known, static), {"horizon": horizon}, data=data)
         if cutoff_time is None:  # With a cutoff, rows after the common end may be needed.
             return _overridden(forecast_loaded(artifact, loaded, max_age=age_limit), artifact, loaded, overrides)
-        known, static = (known if artifact.data.known_covariates else None), None
+        known, static = (known if artifact.data.side_columns("known") else None), None
     elif horizon is not None or data is not None:
         raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
     loaded = read(artifact, table, known, static, cutoff=cutoff_time)

@@ -143,7 +143,7 @@ def whole_number(value: object, key: str, least: int) -> int:
 def check_side_tables(data: DataConfig, known: object, static: object) -> None:
     """Raise ConfigError for a table of covariates if the settings name no covariates of its kind."""
     for kind, table in (("known", known), ("static", static)):
-        if table is not None and not getattr(data, f"{kind}_covariates"):
+        if table is not None and not data.side_columns(kind):
             raise ConfigError(
                 f"{kind}: there are no {kind} covariates to read from this table; leave it out, or name them in "
                 f"training: data={{'{kind}_covariates': [...]}}"

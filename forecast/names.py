@@ -35,6 +35,8 @@ SOURCE_FINE_TUNED: Final = "fine_tuned"
 SOURCE_PRETRAINED: Final = "pretrained"
 SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
 SOURCE_LAST_VALUE: Final = "last_value"
+SOURCE_CLOSED: Final = "closed"
+"""The source of a step where nothing is available (data.available): the forecast is 0."""
 
 SOURCE_OVERRIDE: Final = "override"
 """A value that a person has set; the columns below keep what the model forecast, and who set it."""

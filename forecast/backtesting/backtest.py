@@ -48,7 +48,7 @@ def backtest(
     workers fail.
     """
     plan = BacktestPlan.of(contenders, settings)
-    first_model, panel, _ = next(iter(contenders.values()))
+    first_model, panel, _ = next(iter(plan.contenders.values()))
     groups = segments_of(first_model, panel, plan.cutoffs[0], settings.segments)
     inputs = None
     if folder and settings.refit == "never" and (commit or engine or has_parts(folder)):

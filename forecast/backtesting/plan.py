@@ -48,6 +48,7 @@ class BacktestPlan:
     @classmethod
     def of(cls, contenders: dict[str, Contender], settings: BacktestSettings) -> "BacktestPlan":
         """Return the plan. Raises ConfigError and DataError as `backtest`."""
+        contenders = _on_common_series(contenders)
         first_model, panel, _ = next(iter(contenders.values()))
         _check_alike(contenders)
         fitted = check_baselines(settings.baselines, first_model.classes)
@@ -79,6 +80,20 @@ class BacktestPlan:
             for begin in range(0, n_series, size):
                 yield Block(first, tuple(cutoffs), begin, min(begin + size, n_series))
                 first += 1
+
+
+def _on_common_series(contenders: dict[str, Contender]) -> dict[str, Contender]:
+    """Return models and panels of the same series: one that was never available is in no panel with data.available."""
+    panels = [panel for _, panel, _ in contenders.values()]
+    names = panels[0].series_id
+    for panel in panels[1:]:
+        names = np.intersect1d(names, panel.series_id)
+    if not any(len(panel.available) for panel in panels) or all(panel.n_series == len(names) for panel in panels):
+        return contenders
+    return {
+        name: contender._replace(panel=contender.panel.take(np.searchsorted(contender.panel.series_id, names)))
+        for name, contender in contenders.items()
+    }
 
 
 def _check_alike(contenders: dict[str, Contender]) -> None:

@@ -12,6 +12,7 @@ from forecast.artifact import Artifact
 from forecast.backtesting.baselines import forecast_baseline
 from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings
+from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.metrics.scores import midpoints, score_classes, score_points, score_windows
@@ -57,11 +58,8 @@ class _Windows:
     """The model whose support of the target baselines respect."""
     n_points: int
     """Points of the distribution that the CRPS is computed from; 0 without CRPS."""
-
-    @cached_property
-    def actual(self) -> np.ndarray:
-        """[n, horizon]."""
-        return future_values(self.panel, self.index, self.artifact.horizon)
+    actual: np.ndarray
+    """[n, horizon], NaN where not observed, or where nothing was available for one of the models (data.available)."""
 
     @cached_property
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,10 +111,10 @@ def score_block(
     first_panel, one_pass = next(iter(models.values())).panel, plan.settings.one_pass
     for name, (artifact, panel, _) in models.items():
         shard = windows.panel if panel is first_panel else panel.rows(begin, end).in_memory()
-        columns, mean = _with_fallback(artifact, shard, windows.history, index, 0, one_pass=one_pass)
+        columns, mean = _with_fallback(artifact, shard, windows, 0, one_pass=one_pass)
         points = None
         if n_points:
-            points, _ = _with_fallback(artifact, shard, windows.history, index, n_points, one_pass=one_pass)
+            points, _ = _with_fallback(artifact, shard, windows, n_points, one_pass=one_pass)
         parts.append(windows.score(name, columns, mean, points, all_rows))
     scores, forecasts = (pl.concat(tables) for tables in zip(*parts, strict=True))
     return ScoredBlock(scores, forecasts, pl.concat(failures))
@@ -136,15 +134,21 @@ def _windows_of(
     # A sliding window has one cutoff, and nothing before the window is seen.
     length = plan.settings.window_length
     history = panel if length is None else panel.since(cutoffs[0] - length + 1)
-    usable = np.isfinite(future_values(panel, index, first.horizon)).any(1) & np.isfinite(last_values(history, index))
-    index = index[np.flatnonzero(usable)]
+    actual = future_values(panel, index, first.horizon)
+    for _, other, _ in models.values():
+        if other is whole_panel:
+            continue
+        shard = other.rows(begin, end)
+        actual[closed_ahead(shard, _aligned(index, panel, shard), first.horizon)] = np.nan
+    usable = np.flatnonzero(np.isfinite(actual).any(1) & np.isfinite(last_values(history, index)))
+    index, actual = index[usable], actual[usable]
     if not len(index):
         return None
     # The CRPS completes the pinball loss at a few levels if a model forecasts whole distributions of targets that are
     # often 0. Baselines respect the support of such a model.
     positive = [artifact for artifact, *_ in models.values() if artifact.network.head.positive]
     bounded = positive[0] if positive else first
-    return _Windows(panel, history, index, first, bounded, _N_POINTS * bool(positive))
+    return _Windows(panel, history, index, first, bounded, _N_POINTS * bool(positive), actual)
 
 
 def _fitted_baseline(plan: BlockPlan, windows: _Windows, name: str) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
@@ -167,15 +171,24 @@ def _fitted_baseline(plan: BlockPlan, windows: _Windows, name: str) -> tuple[np.
 
 
 def _with_fallback(
-    artifact: Artifact, panel: Panel, history: Panel, windows: WindowIndex, points: int, *, one_pass: bool
+    artifact: Artifact, panel: Panel, block: _Windows, points: int, *, one_pass: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return forecasts and means as in scoring: seasonal naive replaces those of the model that are not finite."""
-    predicted = predict(artifact, panel, windows, points=points, one_pass=one_pass)
+    """Return forecasts and means as in scoring: seasonal naive replaces those of the model that are not finite.
+
+    `panel` are the series of the block as the model reads them.
+    """
+    windows, history = block.index, block.history
+    predicted = predict(artifact, panel, _aligned(windows, block.panel, panel), points=points, one_pass=one_pass)
     columns, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean.copy()
     invalid = np.flatnonzero(~np.isfinite(columns).all((1, 2)))
     columns[invalid] = naive_forecasts(artifact, history, windows[invalid], points=points)
     mean[invalid] = mean_of_naive(artifact, columns[invalid])
     return columns, mean
+
+
+def _aligned(windows: WindowIndex, panel: Panel, other: Panel) -> WindowIndex:
+    """Return windows of a panel as those of another one of the same series, which may begin at other steps."""
+    return WindowIndex(windows.series, windows.cutoff + (panel.start - other.start)[windows.series])
 
 
 def _failures(panel: Panel, windows: WindowIndex, model: str, reasons: list[str]) -> pl.DataFrame:

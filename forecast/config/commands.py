@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from forecast.checkpoints import names
 from forecast.config.base import Config
 from forecast.config.data import (
+    LATER,
     AppendSettings,
     DataConfig,
     DataTable,
@@ -264,7 +265,7 @@ class ScoreConfig(JobConfig):
     def _of_a_pretrained_network(cls, group: Any, info: ValidationInfo) -> Any:
         """Refuse settings that are fixed by the training of a registered model."""
         if isinstance(group, Mapping) and "registry" in info.data and info.data["registry"].alias not in names():
-            defaults = DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
+            defaults = dict.fromkeys(LATER) | DataConfig().without_source().model_dump(mode="json") | {"horizon": None}
             own_keys = defaults.keys() - SourceTable.model_fields.keys()
             fixed = [
                 name for key in own_keys & set(group) for name in _non_default_keys(key, group[key], defaults[key])

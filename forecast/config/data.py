@@ -4,7 +4,16 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from forecast.config.base import AUTO, Config, MaxAge, Secret, Share
@@ -90,6 +99,10 @@ NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format", "l
 """Settings of a source that keep their values from training if a later verb does not give them."""
 
 
+LATER: Final = ("available",)
+"""Settings of a panel that are stored only if they are set."""
+
+
 def _days_joined(days: Any) -> Any:
     return ",".join(map(str, days)) if isinstance(days, list | tuple) else days
 
@@ -129,6 +142,15 @@ class DataConfig(SourceConfig):
     """Columns known over the horizon too, numbers or text (embedded): rows with a null target, or data.known_path."""
     static_covariates: tuple[str, ...] = ()
     """Columns with one value per series, numbers or text (embedded)."""
+    available: str | None = None
+    """Column of 0 and 1 (or truth values) in the rows, in data.known_path or in both: where it is 0, nothing could be
+    sold. Such targets are not observed, and forecasts of such steps are 0 (source `closed`). Null is 1."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later settings that are not set, so that digests of earlier settings stay the same."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if value is not None or name not in LATER}
 
     def with_source(self, source: SourceConfig) -> "DataConfig":
         """Return the settings to read another source, which may override the notation of numbers and times.
@@ -136,10 +158,15 @@ class DataConfig(SourceConfig):
         Raises ConfigError for a table of covariates that the panel does not have.
         """
         for kind in ("known", "static"):
-            if getattr(source, f"{kind}_path") and not getattr(self, f"{kind}_covariates"):
+            if getattr(source, f"{kind}_path") and not self.side_columns(kind):
                 raise ConfigError(f"data.{kind}_path: there are no {kind} covariates to read from it; leave it out")
         updates = {name: value for name, value in source.model_dump().items() if name not in NOTATION or value}
         return self.model_copy(update=updates)
+
+    def side_columns(self, kind: str) -> tuple[str, ...]:
+        """Return the columns that the table of `kind`, known or static, may have besides series_id and timestamp."""
+        covariates: tuple[str, ...] = getattr(self, f"{kind}_covariates")
+        return (*covariates, self.available) if kind == "known" and self.available else covariates
 
     def source(self) -> SourceConfig:
         """Return the settings of the source alone."""
@@ -154,7 +181,7 @@ class DataConfig(SourceConfig):
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
         column_names = [name for name in self.columns.model_dump().values() if name != AUTO]
-        all_names = [*column_names, *covariates]
+        all_names = [*column_names, *covariates, *filter(None, (self.available,))]
         twice = sorted({name for name in all_names if all_names.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
@@ -175,12 +202,14 @@ class DataConfig(SourceConfig):
             raise ValueError("aggregate needs freq: the step to put rows together to")
         if self.holiday_names is not None and self.holidays is None:
             raise ValueError("holiday_names needs holidays: the country")
-        if self.known_path and not self.known_covariates:
+        if self.known_path and not self.side_columns("known"):
             raise ValueError("known_path is given, but no known_covariates: name the columns to read from it")
         if self.static_path and not self.static_covariates:
             raise ValueError("static_path is given, but no static_covariates: name the columns to read from it")
         if self.layout == "wide" and self.static_covariates and not self.static_path:
             raise ValueError("layout=wide has no place for static_covariates; give them in a table at static_path")
+        if self.layout == "wide" and self.available:
+            raise ValueError("layout=wide has no place for available, which differs by series: give rows (layout=long)")
         return self
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import AUTO
+from forecast.data.availability import last_reported
 from forecast.data.panel import IntArray, Panel
 from forecast.data.time.context import default_context
 from forecast.data.time.frequency import clock
@@ -43,12 +44,18 @@ def age_limit(max_age: MaxAge, context_length: int, grid: Grid, cutoff: int) -> 
 
 
 def ages(panel: Panel, windows: WindowIndex) -> IntArray:
-    """Return the steps from the last observation of each window to its cutoff, [n]; -1 where there is none."""
+    """Return the steps from the last observation of each window to its cutoff, [n]; -1 where there is none.
+
+    Steps where nothing is available count like observations: a series that is out of stock has not ended.
+    """
     begin = panel.offsets[windows.series]
     last_step = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)
-    for row in np.flatnonzero(np.isnan(panel.target[begin + last_step])).tolist():
-        observed = np.flatnonzero(~np.isnan(panel.target[begin[row] : begin[row] + last_step[row]]))
-        last_step[row] = observed[-1] if len(observed) else windows.cutoff[row] + 1
+    doubtful = np.isnan(panel.target[begin + last_step])
+    if len(panel.available):
+        doubtful |= last_step < windows.cutoff
+    for row in np.flatnonzero(doubtful).tolist():
+        last = last_reported(panel, int(windows.series[row]), int(windows.cutoff[row]))
+        last_step[row] = windows.cutoff[row] + 1 if last is None else last
     result: IntArray = windows.cutoff - last_step
     return result
 
@@ -88,7 +95,7 @@ def ended_series(panel: Panel, season_length: int, max_age: MaxAge = AUTO) -> En
     typical = float(np.median(lengths))
     context = default_context(panel.grid.frequency, season_length, 1, typical, typical) if max_age == AUTO else 0
     limit = age_limit(max_age, context, panel.grid, end)
-    last = panel.start + lengths - 1  # The last step of a series is observed.
+    last = panel.start + lengths - 1  # The last step of a series is observed, or out of stock.
     ended = np.flatnonzero(end - last > limit) if limit is not None else np.zeros(0, np.int64)
     series = pl.DataFrame(
         {

@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Panel:
     """Series of any length, end to end. S series, N steps in all; nothing is padded.
 
     Step `p` of series `s` is entry `offsets[s] + p` of the flat buffers and has grid index `start[s] + p`.
-    A series runs from its first to its last observed target.
+    A series runs from its first observed target to its last one, or to its last row where nothing was available.
     """
 
     grid: Grid
@@ -57,6 +57,9 @@ class Panel:
     """[S, categorical static covariates], 0 for a value that training did not see."""
     static_numbers: FloatArray
     """[S, numeric static covariates], NaN where missing."""
+    available: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """[0 or 1, N + S * horizon], like `known`: 0 where nothing can be sold, else 1, NaN without a row; no row without
+    data.available. Where it is 0, the target is unobserved."""
 
     def __repr__(self) -> str:
         if not self.n_series:
@@ -79,11 +82,13 @@ class Panel:
             known=self.known[:, known],
             static_categories=self.static_categories[first:last],
             static_numbers=self.static_numbers[first:last],
+            available=self.available[:, known],
         )
 
     def in_memory(self) -> "Panel":
         """Return the panel with its buffers in memory, read if they are RangeArrays in an object store."""
-        buffers: dict[str, Any] = {"target": self.target, "past": self.past, "known": self.known}
+        names = ("target", "past", "known", "available")
+        buffers: dict[str, Any] = {name: getattr(self, name) for name in names}
         remote: dict[str, Any] = {
             name: np.asarray(part) for name, part in buffers.items() if not isinstance(part, np.ndarray)
         }
@@ -91,18 +96,23 @@ class Panel:
 
     def take(self, series: IntArray) -> "Panel":
         """Return a copy of the series with these numbers, in that order."""
-        begin, lengths = self.offsets[series], self.lengths[series]
+        return self.cut(series, np.zeros_like(series), self.lengths[series])
+
+    def cut(self, series: IntArray, first: IntArray, lengths: IntArray) -> "Panel":
+        """Return a copy of `lengths` steps of the series with these numbers, from step `first` of each, [n] all."""
+        begin = self.offsets[series] + first
         steps, known_entries = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
         return replace(
             self,
             series_id=self.series_id[series],
             offsets=np.append(0, np.cumsum(lengths)),
-            start=self.start[series],
+            start=self.start[series] + first,
             target=self.target[steps],
             past=self.past[:, steps],
             known=self.known[:, known_entries],
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
+            available=self.available[:, known_entries] if len(self.available) else self.available,
         )
 
     def _index(self) -> IntArray:
@@ -123,20 +133,7 @@ class Panel:
         entries = np.flatnonzero(np.isfinite(self.target) & (index >= first) & (index <= last))
         series, number = np.unique(np.searchsorted(self.offsets, entries, side="right") - 1, return_index=True)
         begin, end = entries[number], entries[np.append(number[1:], len(entries)) - 1] + 1 if len(entries) else entries
-        lengths = end - begin
-
-        steps, known_entries = _entries(begin, lengths), _entries(begin + series * self.horizon, lengths + self.horizon)
-        return replace(
-            self,
-            series_id=self.series_id[series],
-            offsets=np.append(0, np.cumsum(lengths)),
-            start=index[begin],
-            target=self.target[steps],
-            past=self.past[:, steps],
-            known=self.known[:, known_entries],
-            static_categories=self.static_categories[series],
-            static_numbers=self.static_numbers[series],
-        )
+        return self.cut(series, begin - self.offsets[series], end - begin)
 
     def shards(self, steps: int = 1 << 22) -> Iterator["Panel"]:
         """Yield the panel in shards of about `steps` steps, each of one series at least."""
@@ -173,6 +170,7 @@ class Panel:
             self.target[visible],
             *(row[visible] for row in self.past),
             *(row[visible_known] for row in self.known),
+            *(row[visible_known] for row in self.available),
             self.static_categories,
             self.static_numbers,
         ):
@@ -187,7 +185,7 @@ class Panel:
         """
         buffers: tuple[Any, ...] = (
             *(self.series_id, self.offsets, self.start, self.target),
-            *(self.past, self.known, self.static_categories, self.static_numbers),
+            *(self.past, self.known, self.static_categories, self.static_numbers, self.available),
         )
         for remote in (buffer for buffer in buffers if not isinstance(buffer, np.ndarray)):
             remote.advise(option)
@@ -253,10 +251,12 @@ class Panel:
             hasher = _name_hasher(series_id)
             hasher.update(self.start[number : number + 1].tobytes())
             hasher.update(self.target[steps].tobytes())
-            for values in (self.past[:, steps], self.known[:, ends[number] : ends[number + 1]]):
+            known = slice(ends[number], ends[number + 1])
+            for values in (self.past[:, steps], self.known[:, known]):
                 hasher.update(values.tobytes())
             hasher.update(self.static_categories[number].tobytes())
             hasher.update(self.static_numbers[number].tobytes())
+            hasher.update(self.available[:, known].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
 
@@ -300,6 +300,7 @@ def concatenated(panels: Sequence[Panel]) -> Panel:
         known=np.concatenate([panel.known for panel in panels], axis=1),
         static_categories=np.concatenate([panel.static_categories for panel in panels]),
         static_numbers=np.concatenate([panel.static_numbers for panel in panels]),
+        available=np.concatenate([panel.available for panel in panels], axis=1),
     )
 
 

@@ -7,12 +7,19 @@ import polars as pl
 from forecast.artifact import Artifact
 from forecast.config import AUTO
 from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
+from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.metrics.seasonal_naive import SEASONS_BACK
 from forecast.models.network.carried_state import StateStore
 from forecast.models.runtime.onnx import Forward
-from forecast.names import SOURCE_FINE_TUNED, SOURCE_LAST_VALUE, SOURCE_PRETRAINED, SOURCE_SEASONAL_NAIVE
+from forecast.names import (
+    SOURCE_CLOSED,
+    SOURCE_FINE_TUNED,
+    SOURCE_LAST_VALUE,
+    SOURCE_PRETRAINED,
+    SOURCE_SEASONAL_NAIVE,
+)
 from forecast.prediction.frames import Predictions, forecast_rows, rejected_series
 from forecast.prediction.naive import mean_of_naive, naive_forecasts
 from forecast.prediction.predict import predict
@@ -42,7 +49,8 @@ def forecast_shard(
 
     The weights are those of `artifact` itself, never those of its final fit. Sources in order: fine-tuned; pretrained;
     seasonal naive, if the model's forecast is not finite (no observation within its context) or its mean lies further
-    from the history of the series than ten times its range; last value, if there is no recent full season.
+    from the history of the series than ten times its range; last value, if there is no recent full season. A step where
+    nothing is available (data.available) is 0, with the source `closed`.
 
     Rejects are series that begin after the cutoff or have no observation up to it, those whose last observation is
     older than `max_age`, and those `refused`, [S], because known covariates are missing. `samples`, `forward` and
@@ -61,6 +69,7 @@ def forecast_shard(
     predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
     forecasts = _with_fallbacks(artifact, panel, windows, predicted, samples)
     valid = _finite(forecasts.values, forecasts.mean)
+    forecasts = _with_closures(panel, forecasts)
     frame = forecast_rows(artifact, panel, forecasts.select(valid), samples, cutoff, model_version)
     rejects = pl.concat(
         [
@@ -96,7 +105,16 @@ def _with_fallbacks(
         end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallback]
         has_season = (end >= season - 1) & (windows.cutoff[fallback] - end < season * SEASONS_BACK)
         source[fallback] = np.where(has_season, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
-    return Predictions(windows, values, mean, source)
+    return Predictions(windows, values, mean, np.repeat(source[:, None], mean.shape[1], axis=1))
+
+
+def _with_closures(panel: Panel, forecasts: Predictions) -> Predictions:
+    """Return the forecasts with 0 for the steps where nothing is available."""
+    closed = closed_ahead(panel, forecasts.windows, forecasts.mean.shape[1])
+    if not closed.any():
+        return forecasts
+    values, mean = np.where(closed[..., None], 0.0, forecasts.values), np.where(closed, 0.0, forecasts.mean)
+    return Predictions(forecasts.windows, values, mean, np.where(closed, SOURCE_CLOSED, forecasts.source))
 
 
 def _finite(values: np.ndarray, mean: np.ndarray) -> npt.NDArray[np.bool_]:

@@ -47,7 +47,7 @@ class Predictions(NamedTuple):
     mean: np.ndarray
     """[n, horizon]; for classes the code of the most probable one."""
     source: np.ndarray
-    """[n]."""
+    """[n, horizon]."""
 
     def select(self, mask: npt.NDArray[np.bool_]) -> Self:
         """Return the forecasts of the windows in `mask`, [n]."""
@@ -79,7 +79,7 @@ def forecast_rows(
                 name: values[..., k].ravel()
                 for k, name in enumerate((*forecast_columns(artifact), *map(sample_column, range(samples))))
             },
-            SOURCE: pl.Series(source.tolist(), dtype=pl.String).gather(np.repeat(np.arange(n), horizon)),
+            SOURCE: pl.Series(source.ravel(), dtype=pl.String),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),
         }
     )

@@ -94,6 +94,7 @@ def example(artifact: Artifact) -> tuple[pl.DataFrame, pl.DataFrame]:
                     *(() if is_wide else data.static_covariates),
                 )
             },
+            **({data.available: [1.0] * length} if data.available else {}),
         }
     )
     return table, forecast_frame(artifact, table).frame

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from forecast.artifact import Artifact
+from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError
 from forecast.models.network.ensemble import members_of
@@ -70,6 +71,7 @@ def sample_paths(artifact: Artifact, panel: Panel, *, n: int | None = None, cuto
     artifact = with_samples(artifact.for_cutoff(cutoff), n)
     predicted = predict(artifact, panel, windows, samples=n)
     paths = np.moveaxis(predicted.tuned[..., -n:], -1, 1)
+    paths = np.where(closed_ahead(panel, windows, paths.shape[-1])[:, None], np.float32(0), paths)
     n_series, n_paths, horizon = paths.shape
     step_index = np.tile(np.arange(horizon), n_series * n_paths)
     value = pl.Series(paths.astype(np.float64).ravel(), dtype=pl.Float64).fill_nan(None)

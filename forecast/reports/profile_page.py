@@ -110,7 +110,8 @@ def _rows(counts: Counts) -> str:
     body = lines(
         counts.rows_in,
         {
-            "Kept": counts.rows_kept,
+            "Kept": counts.rows_kept - counts.rows_masked,
+            **({"Kept without their target: out of stock": counts.rows_masked} if counts.rows_masked else {}),
             "Rejected": counts.rows_rejected,
             "Without a target, after the end of their series: for known covariates only": counts.rows_future,
             "After data.until": counts.rows_after_until,

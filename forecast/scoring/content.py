@@ -11,6 +11,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.errors import DataError, listing
 from forecast.names import (
     REASON,
+    SOURCE_CLOSED,
     SOURCE_FINE_TUNED,
     SOURCE_LAST_VALUE,
     SOURCE_PRETRAINED,
@@ -51,6 +52,7 @@ def content_of(
             "rejected": counts.rows_rejected,
             "future": counts.rows_future,
             "after_until": counts.rows_after_until,
+            **({"masked": counts.rows_masked} if counts.rows_masked else {}),
             "written": series * horizon,
             "refused": refused,
         },
@@ -65,7 +67,7 @@ def content_of(
 def check_model_share(content: Mapping[str, Any], score: ScoreSettings, context_length: int) -> None:
     """Raise DataError if the model itself forecast no series, or less than score.min_model_share."""
     sources, series = content["sources"], content["series"]
-    n_model = sum(sources.get(name, 0) for name in (SOURCE_FINE_TUNED, SOURCE_PRETRAINED))
+    n_model = sum(sources.get(name, 0) for name in (SOURCE_FINE_TUNED, SOURCE_PRETRAINED, SOURCE_CLOSED))
     if n_model and n_model >= score.min_model_share * series["forecast"]:
         return
     fallbacks = [f"{sources[name]:,} {name}" for name in (SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE) if name in sources]

@@ -15,7 +15,16 @@ import polars as pl
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import ConfigError
-from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_NAME, MODEL_VERSION, TIMESTAMP
+from forecast.names import (
+    CUTOFF,
+    MODEL_DIGEST,
+    MODEL_NAME,
+    MODEL_VERSION,
+    SERIES_ID,
+    SOURCE,
+    SOURCE_CLOSED,
+    TIMESTAMP,
+)
 from forecast.prediction.result import Forecasts
 from forecast.scoring.manifests import FORECASTS, REJECTS, Kind
 from forecast.scoring.state import StateRows
@@ -183,6 +192,12 @@ def frame_digest(frame: pl.DataFrame) -> str:
 def count_by(frame: pl.DataFrame, column: str) -> dict[str, int]:
     """Return the number of rows by value of a column."""
     return dict(frame.group_by(column).len().sort(column).iter_rows())
+
+
+def count_sources(frame: pl.DataFrame) -> dict[str, int]:
+    """Return the number of series by the source of their forecasts; of a series that closes, that of its open steps."""
+    first = pl.col(SOURCE).filter(pl.col(SOURCE) != SOURCE_CLOSED).first().fill_null(SOURCE_CLOSED)
+    return count_by(frame.group_by(SERIES_ID).agg(first), SOURCE)
 
 
 def digest_of(*parts: object) -> str:

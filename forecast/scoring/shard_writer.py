@@ -15,14 +15,24 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import carry_forward, series_missing_known
 from forecast.data.panel import Panel
 from forecast.errors import OutputError
-from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SERIES_ID, SOURCE, STEP, sample_column
+from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SERIES_ID, sample_column
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import forecast_columns
 from forecast.scoring.cutoff_model import CutoffModel
 from forecast.scoring.manifests import FORECASTS, REJECTS, ForecastKey
 from forecast.scoring.overrides import Overrides
-from forecast.scoring.parts import COLUMNS, PART, SHARD_ROWS, Part, ShardForecasts, clip_rows, count_by, with_model
+from forecast.scoring.parts import (
+    COLUMNS,
+    PART,
+    SHARD_ROWS,
+    Part,
+    ShardForecasts,
+    clip_rows,
+    count_by,
+    count_sources,
+    with_model,
+)
 from forecast.scoring.state import StateUpdate
 
 
@@ -128,7 +138,7 @@ class ShardWriter:
         assert frame.select(pl.all_horizontal(pl.col(value_columns).is_finite().all())).item(), (
             "a forecast is not finite"
         )
-        sources = count_by(frame.filter(pl.col(STEP) == 1), SOURCE)
+        sources = count_sources(frame)
         overridden = 0
         if self.overrides is not None:
             overrides = self.overrides.at(run.cutoff, self._horizon)

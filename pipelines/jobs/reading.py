@@ -82,6 +82,8 @@ def _noted(read: "Callable[[], Loaded]") -> "Loaded":
                 "rejected_known_rows": counts.known_rows_rejected,
                 "unused_known_rows": counts.known_rows_unused,
             }
+        if counts.rows_masked:
+            rejected["rows_out_of_stock"] = counts.rows_masked
         running.note(rows=counts.rows_in, series=counts.series_kept, **rejected)
     return loaded
 

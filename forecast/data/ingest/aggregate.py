@@ -36,7 +36,8 @@ def faults(rows: Rows, resolved: ResolvedTime, n_series: int) -> list[tuple[str,
 def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) -> Rows:
     """Return one row per series and period: the target as `data.aggregate` says, covariates by their mean.
 
-    Categorical covariates, which are codes, get the last code. Missing values are skipped.
+    Categorical covariates, which are codes, get the last code. Missing values are skipped, and so are targets where
+    nothing was available; a sum with such a row is missing. A period is available if one of its rows is.
     """
     names = [f"past {name}" for name in data.past_covariates][: len(rows.past)]
     names += [f"known {name}" for name in data.known_covariates][: len(rows.known)]
@@ -47,6 +48,7 @@ def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) ->
             "instant": rows.instant,
             "after": np.zeros(len(rows), dtype=np.bool_) if rows.after is None else rows.after,
             "target": pl.Series(rows.target).fill_nan(None),
+            "available": np.ones(len(rows), np.float32) if rows.available is None else rows.available,
             **{name: pl.Series(values).fill_nan(None) for name, values in zip(names, rows.columns()[1:], strict=True)},
         }
     )
@@ -57,14 +59,25 @@ def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) ->
     def aggregated(name: str) -> pl.Expr:
         return last_value(name) if name.partition(" ")[2] in categorical else pl.col(name).mean()
 
+    # A period without any available row keeps its target, which is masked later: it shows that the series goes on.
+    closed, visible = pl.col("available").max() == 0, pl.col("target").filter(pl.col("available") != 0)
+    partly = ~closed & (pl.col("available").min() == 0)
     target = {
-        "sum": pl.when(pl.col("target").count() > 0).then(pl.col("target").sum()),
-        "mean": pl.col("target").mean(),
-        "last": last_value("target"),
+        "sum": pl.when((pl.col("target").count() > 0) & ~partly).then(pl.col("target").sum()),
+        "mean": pl.when(closed).then(pl.col("target").mean()).otherwise(visible.mean()),
+        "last": pl.when(closed | ~partly)
+        .then(last_value("target"))
+        .otherwise(visible.sort_by(pl.col("instant").filter(pl.col("available") != 0)).drop_nulls().last()),
     }[data.aggregate or "sum"]
     periods = (
         table.group_by("series", "index")
-        .agg(target.alias("target"), pl.col("after").any(), pl.len().alias("rows"), *map(aggregated, names))
+        .agg(
+            target.alias("target"),
+            pl.col("after").any(),
+            pl.len().alias("rows"),
+            pl.col("available").max(),
+            *map(aggregated, names),
+        )
         .sort("series", "index")
     )
     columns = [periods[name].cast(pl.Float32).fill_null(np.nan).to_numpy() for name in names]
@@ -76,4 +89,5 @@ def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) ->
         known=columns[len(rows.past) :],
         after=None if rows.after is None else periods["after"].to_numpy(),
         merged=periods["rows"].cast(pl.Int64).to_numpy(),
+        available=None if rows.available is None else periods["available"].to_numpy(),
     )

@@ -21,8 +21,12 @@ from forecast.names import SERIES_ID, TIMESTAMP
 
 
 def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
-    """Return the columns that are read from the table of rows."""
+    """Return the columns that are read from the table of rows; data.available may be in the table of known ones."""
     known_keys = ["known_covariates"] if tables.known is None else []
+    if tables.known is None or data.available in tables.rows.collect_schema():
+        known_keys.append("available")
+    elif data.available not in tables.known.collect_schema():
+        known_keys.append("available")  # It is missing: the check of the columns reports it.
     static_keys = ["static_covariates"] if tables.static is None else []
     return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known_keys, *static_keys)
 
@@ -61,10 +65,13 @@ def split_by_runs(columns: validate.Columns) -> tuple[validate.Columns, validate
 
 
 def read_known(frame: pl.LazyFrame, placer: RowPlacer, steps: Steps, horizon: int) -> tuple[FloatArray, Counts]:
-    """Return the known covariates of a separate table, with or without a series_id, and the counts of its rows."""
+    """Return `Rows.ahead` of a separate table, with or without a series_id, and the counts of its rows."""
     data, names, rejects = placer.resolved.data, placer.names, placer.rejects
-    shared = data.columns.series_id not in frame.collect_schema()
-    keys = ["timestamp", "known_covariates"] if shared else ["series_id", "timestamp", "known_covariates"]
+    names_of_table = frame.collect_schema()
+    shared, has_available = data.columns.series_id not in names_of_table, data.available in names_of_table
+    keys = ["timestamp", "known_covariates", *(["available"] if has_available else [])]
+    if not shared:
+        keys.insert(0, "series_id")
     run_columns, other_columns = split_by_runs(validate.columns_of(data, *keys))
     table = validate.read(frame, other_columns, placer.categories)
     rows_in = table.height
@@ -90,6 +97,7 @@ def read_known(frame: pl.LazyFrame, placer: RowPlacer, steps: Steps, horizon: in
         known=[table[validate.KNOWN + name].to_numpy() for name in data.known_covariates],
         after=None,
         instant=times.instant,
+        available=table[validate.AVAILABLE].to_numpy() if has_available else None,
     )
     rows = placer(rows, times, data.known_covariates, "data.known_path: ")
     values = shared_known_steps(steps, rows, horizon) if shared else known_steps(steps, rows, len(names), horizon)

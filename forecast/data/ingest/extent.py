@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from forecast.data.availability import reported
 from forecast.data.ingest.regularise import ranges
 from forecast.data.ingest.rejects import DISTANT, LATE, SHOWN, offenders
 from forecast.data.ingest.rows import BoolArray, Rows
@@ -176,11 +177,10 @@ def observed_rows(rows: Rows, n_series: int) -> tuple[IntArray, IntArray, Observ
 
 
 def observed_steps(panel: Panel) -> Observed:
-    """Return a function from the number of a series to its observed steps."""
+    """Return a function from the number of a series to its steps that are observed, or where nothing was available."""
 
     def observed(series: int) -> IntArray:
-        target = panel.target[panel.offsets[series] : panel.offsets[series + 1]]
-        steps: IntArray = panel.start[series] + np.flatnonzero(~np.isnan(target))
+        steps: IntArray = panel.start[series] + np.flatnonzero(reported(panel.rows(series, series + 1)))
         return steps
 
     return observed

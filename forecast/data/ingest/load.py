@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from forecast.config import DataConfig
+from forecast.data.availability import mask_unavailable, trim
 from forecast.data.ingest import validate
 from forecast.data.ingest.covariates import (
     encode_static,
@@ -32,12 +33,12 @@ from forecast.data.ingest.rejects import NO_TARGET, Rejects, check_rejects
 from forecast.data.ingest.rows import Rows, Runs
 from forecast.data.ingest.timestamps import ResolvedTime, Times, resolve_time
 from forecast.data.ingest.wide import to_long
-from forecast.data.panel import Panel, as_names
+from forecast.data.panel import FloatArray, Panel, as_names
 from forecast.data.sources.columns import recognise
 from forecast.data.sources.open import Tables
 from forecast.data.time.inference import check_settings
 from forecast.errors import DataError, listing
-from forecast.names import TARGET, TIMESTAMP
+from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP
 
 
 def load_panel(
@@ -59,7 +60,8 @@ def load_panel(
     all_categories = (
         find_categories(tables, data) if categories is None else with_table_classes(tables, data, categories)
     )
-    loaded = with_unread(load_part(tables, data, horizon, all_categories, complete=True), tables)
+    loaded = without_unavailable(load_part(tables, data, horizon, all_categories, complete=True))
+    loaded = with_unread(loaded, tables)
     if categories is not None:
         loaded = recode_classes(loaded, categories)
     warn_extent(loaded)
@@ -116,6 +118,7 @@ def _check_target(categories: validate.Categories, data: DataConfig) -> None:
         "data.aggregate": data.aggregate in ("sum", "mean") and data.aggregate,
         "data.lags": data.lags,
         "data.rolling": data.rolling,
+        "data.available": data.available,
     }
     wrong = [f"{key}={value}" for key, value in numeric_settings.items() if value]
     if wrong:
@@ -161,10 +164,12 @@ def load_part(
     steps = regularise(rows, len(names))
     placer.rejects.add(NO_TARGET, series=np.setdiff1d(np.arange(len(names)), steps.series))
     counts = count_rows(rows_in, len(names), rows, steps)
-    if tables.known is None:
-        known_values = known_steps(steps, rows, len(names), horizon)
-    else:
-        known_values, known_counts = read_known(tables.known, placer, steps, horizon)
+    ahead = known_steps(steps, rows, len(names), horizon)
+    known_values, available = ahead[: len(known_names)], [ahead[len(known_names) :]]
+    if tables.known is not None:
+        ahead, known_counts = read_known(tables.known, placer, steps, horizon)
+        known_values = ahead[: len(data.known_covariates)]
+        available.append(ahead[len(data.known_covariates) :])
         counts += known_counts
     codes, numbers = encode_static(static_table[steps.series], data, categories)
     panel = Panel(
@@ -181,10 +186,40 @@ def load_part(
         horizon=horizon,
         static_categories=codes,
         static_numbers=numbers,
+        available=_least(available),
     )
+    panel, n_masked = mask_unavailable(panel)
     if data.columns.target not in categories:
         warn_of_outliers(panel)
+    counts = replace(counts, rows_masked=n_masked, steps_filled=counts.steps_filled + n_masked)
     return Loaded(panel, data, dict(categories), placer.rejects.table(), counts)
+
+
+def _least(parts: Sequence[FloatArray]) -> FloatArray:
+    """Return the least of each step in tables of availability, [0 or 1 row each]: closed if one table says so."""
+    values = np.concatenate(parts)
+    return np.fmin.reduce(values, axis=0, keepdims=True) if len(values) > 1 else values
+
+
+def without_unavailable(loaded: Loaded) -> Loaded:
+    """Return the panel with series that begin with an observed target; others are rejects."""
+    trimmed = trim(loaded.panel)
+    if trimmed.panel is loaded.panel:
+        return loaded
+    names = loaded.panel.series_id[trimmed.without_target].tolist()
+    rejects = pl.DataFrame(
+        {SERIES_ID: names, REASON: [NO_TARGET] * len(names)}, schema={SERIES_ID: pl.String, REASON: pl.String}
+    )
+    counts = replace(
+        loaded.counts,
+        rows_kept=loaded.counts.rows_kept - trimmed.n_rows,
+        rows_rejected=loaded.counts.rows_rejected + trimmed.n_rows,
+        steps_filled=int(np.isnan(trimmed.panel.target).sum()),
+        series_kept=trimmed.panel.n_series,
+        series_rejected=loaded.counts.series_rejected + len(names),
+    )
+    rejects = pl.concat([loaded.rejects, rejects], how="diagonal").sort(loaded.rejects.columns)
+    return replace(loaded, panel=trimmed.panel, counts=counts, rejects=rejects, stored_digest=None)
 
 
 def _take_rows(
@@ -199,6 +234,7 @@ def _take_rows(
         known=[table.drop_in_place(validate.KNOWN + name).to_numpy() for name in known_names],
         after=times.after,
         instant=times.instant,
+        available=table.drop_in_place(validate.AVAILABLE).to_numpy() if validate.AVAILABLE in table.columns else None,
     )
 
 

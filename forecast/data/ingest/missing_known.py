@@ -30,7 +30,10 @@ def carry_forward(panel: Panel, *, cutoff: int, horizon: int, context: int) -> t
     number, n_known = np.arange(panel.n_series), panel.lengths + panel.horizon
     begin = panel.offsets[:-1] + number * reach
     values = np.full((len(panel.known), len(panel.target) + panel.n_series * reach), np.nan, np.float32)
-    values[:, ranges(begin, n_known)] = panel.known
+    entries = ranges(begin, n_known)
+    values[:, entries] = panel.known
+    available = np.full((len(panel.available), values.shape[1]), np.nan, np.float32)
+    available[:, entries] = panel.available
     column = np.arange(values.shape[1])
     series = np.repeat(number, panel.lengths + reach)
     ahead = column - begin[series] + panel.start[series] - cutoff
@@ -42,7 +45,7 @@ def carry_forward(panel: Panel, *, cutoff: int, horizon: int, context: int) -> t
         empty = np.flatnonzero(inside & ~present & (latest >= begin[series]))
         row[empty] = row[latest[empty]]
         n_carried += len(empty)
-    return replace(panel, known=values, horizon=reach), n_carried
+    return replace(panel, known=values, available=available, horizon=reach), n_carried
 
 
 def missing_known(panel: Panel, data: DataConfig, *, horizon: int, cutoff: int | None = None) -> pl.DataFrame:

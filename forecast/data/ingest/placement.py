@@ -47,7 +47,7 @@ class RowPlacer:
             index, on_grid = times.instant, np.ones(len(rows), dtype=np.bool_)
         rows = replace(rows, index=index)
         rejected = np.zeros(len(rows), dtype=np.bool_)
-        for reason, mask, value in _faults(rows, times, on_grid, labels):
+        for reason, mask, value in _faults(rows, times, on_grid, labels, data.available):
             new_rejects = mask & ~rejected
             if new_rejects.any():
                 valid = pl.Series(times.valid[new_rejects])
@@ -120,7 +120,7 @@ class RowPlacer:
 
 
 def _faults(
-    rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str]
+    rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str], available: str | None
 ) -> Iterator[tuple[str, BoolArray, npt.NDArray[np.floating]]]:
     """Yield the rules that a row can break by itself: reason, mask of rows that break it, and the values at fault."""
     if (rows.runs.series < 0).any():
@@ -128,10 +128,12 @@ def _faults(
     for reason, mask in times.faults:
         yield reason, mask, rows.target
     yield "off-grid timestamp", ~on_grid, rows.target
-    for name, value in zip(labels, rows.columns()[-len(labels) :], strict=True):
+    for name, value in zip(labels, rows.columns()[len(rows.columns()) - len(labels) :], strict=True):
         if max(np.fmax.reduce(value, initial=0), -np.fmin.reduce(value, initial=0)) > MAX_MAGNITUDE:
             yield f"{name} not finite", np.isinf(value), value
             yield f"{name} beyond {MAX_MAGNITUDE:g}", (value > MAX_MAGNITUDE) | (value < -MAX_MAGNITUDE), value
+    if rows.available is not None:
+        yield f"{available} neither 0 nor 1", (rows.available != 0) & (rows.available != 1), rows.available
 
 
 def count_rows(rows_in: int, series_in: int, rows: Rows, steps: Steps) -> Counts:

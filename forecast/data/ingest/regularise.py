@@ -101,12 +101,13 @@ def ranges(first: IntArray, length: IntArray) -> IntArray:
 
 
 def known_steps(steps: Steps, rows: Rows, n_series: int, horizon: int) -> FloatArray:
-    """Return the known covariates of each series over its steps and `horizon` more, [columns, N + S * horizon].
+    """Return `Rows.ahead` of each series over its steps and `horizon` more, [columns, N + S * horizon].
 
     NaN where there is no value. Rows of series that are not in `steps`, or outside their range, are ignored.
     """
     size = len(steps.target) + horizon * len(steps.series)
-    if not rows.known:
+    columns = rows.ahead()
+    if not columns:
         return np.empty((0, size), dtype=np.float32)
     first, last, base = np.zeros((3, n_series), dtype=np.int64)
     last -= 1  # An empty range for series that are not in `steps`.
@@ -114,16 +115,17 @@ def known_steps(steps: Steps, rows: Rows, n_series: int, horizon: int) -> FloatA
     last[steps.series] = steps.start + np.diff(steps.offsets) - 1 + horizon
     base[steps.series] = steps.offsets[:-1] + horizon * np.arange(len(steps.series)) - steps.start
     inside = (rows.index >= rows.runs.rows(first)) & (rows.index <= rows.runs.rows(last))
-    return _scatter(size, rows.runs.rows(base) + rows.index, rows.known, inside)
+    return _scatter(size, rows.runs.rows(base) + rows.index, columns, inside)
 
 
 def shared_known_steps(steps: Steps, rows: Rows, horizon: int) -> FloatArray:
     """Return the result of `known_steps` for covariates that all series share, given as rows of one series."""
     begin = int(steps.start.min())
     length = np.diff(steps.offsets) + horizon
-    shared = np.full((len(rows.known), int((steps.start + length).max()) - begin), np.nan, dtype=np.float32)
+    columns = rows.ahead()
+    shared = np.full((len(columns), int((steps.start + length).max()) - begin), np.nan, dtype=np.float32)
     inside = (rows.index >= begin) & (rows.index < begin + shared.shape[1])
-    shared[:, rows.index[inside] - begin] = np.stack(rows.known)[:, inside]
+    shared[:, rows.index[inside] - begin] = np.stack(columns)[:, inside]
     ends = np.cumsum(length)
     values = np.empty((len(shared), int(ends[-1])), dtype=np.float32)
     for number, (start, end) in enumerate(zip(steps.start - begin, ends, strict=True)):

@@ -1,7 +1,7 @@
 """Rejected rows with their reasons, counts of all rows, and the limits on rejects."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -40,7 +40,7 @@ class Counts:
     """Rows without a target after the last observed one of their series: read for known covariates only."""
     rows_after_until: int = 0
     steps_filled: int = 0
-    """Steps of the panel without a row, or with a null target."""
+    """Steps of the panel without an observed target."""
     series_in: int = 0
     series_kept: int = 0
     series_rejected: int = 0
@@ -54,9 +54,15 @@ class Counts:
     lines_in: int = 0
     """Lines of JSON, a series each; one that can't be read is a row that is rejected."""
     lines_rejected: int = 0
+    rows_masked: int = 0
+    """Rows with a target where data.available is 0, which is not observed demand; they count as kept, too."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+    def to_json(self) -> dict[str, int]:
+        """Return the counts by name, as they are stored; `rows_masked` only where it is not 0."""
+        return {name: value for name, value in asdict(self).items() if value or name != "rows_masked"}
 
 
 class Rejects:
@@ -126,6 +132,8 @@ def check_rejects(rejects: pl.DataFrame, counts: Counts, data: DataConfig, grid:
         if reason == "off-grid timestamp":
             grid_of = f"most rows are every {grid.frequency}"
             lines.append(f"    {grid_of}: in training, data.freq, data.weekmask and data.time_zone set the grid")
+        elif reason == NO_TARGET and counts.rows_masked:
+            lines.append(f"    data.available={data.available} is 0 in {counts.rows_masked:,} rows with a target")
         elif reason in (LATE, DISTANT):
             lines.append("    if these dates are right, set data.end_share=0")
     raise DataError("\n".join(lines))

@@ -85,6 +85,8 @@ class Rows:
     """[rows], the instant of each row, if rows are to be aggregated."""
     merged: IntArray | None = None
     """[rows], how many rows of the table each row aggregates; None: one."""
+    available: FloatArray | None = None
+    """[rows], 0 where nothing could be sold, else 1; None without data.available."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -100,6 +102,7 @@ class Rows:
             None if self.after is None else self.after[rows],
             None if self.instant is None else self.instant[rows],
             None if self.merged is None else self.merged[rows],
+            None if self.available is None else self.available[rows],
         )
 
     @cached_property
@@ -165,6 +168,10 @@ class Rows:
         """Return target, past and known covariates."""
         return [self.target, *self.past, *self.known]
 
+    def ahead(self) -> list[FloatArray]:
+        """Return the columns that reach over the horizon: known covariates, then availability if there is any."""
+        return [*self.known, *([] if self.available is None else [self.available])]
+
 
 def span(runs: Runs, index: IntArray, n_series: int) -> tuple[IntArray, IntArray]:
     """Return first and last index of each series; first > last where it has no row."""
@@ -191,7 +198,8 @@ def duplicates(rows: Rows, first: IntArray, last: IntArray) -> tuple[BoolArray, 
     if np.count_nonzero(occupied) == len(rows):
         return None
     repeated = np.flatnonzero(np.bincount(position)[position] > 1)
-    table = pl.DataFrame([position[repeated], *(column[repeated] for column in rows.columns())])
+    columns: list[npt.NDArray[np.floating]] = [rows.target, *rows.past, *rows.ahead()]
+    table = pl.DataFrame([position[repeated], *(column[repeated] for column in columns)])
     key, *values = table.columns
     differs = table.select(pl.any_horizontal(pl.col(values).n_unique().over(key) > 1)).to_series().to_numpy()
     is_repeat = table.select(pl.int_range(pl.len()).over(key) > 0).to_series().to_numpy()

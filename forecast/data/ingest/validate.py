@@ -22,6 +22,7 @@ COVARIATES: Final = ("data.past_covariates", "data.known_covariates", "data.stat
 PAST: Final = "past "
 KNOWN: Final = "known "
 STATIC: Final = "static "
+AVAILABLE: Final = "available"
 ROWS: Final = "rows"
 
 MAX_CLASSES: Final = 1000
@@ -34,8 +35,8 @@ def read(frame: pl.LazyFrame, columns: Columns, categories: Categories | None) -
     """Return only the given columns of a table, under their names inside the reader.
 
     series_id is text, timestamp a Datetime in microseconds or text, target Float64 (classes as codes: position among
-    the `categories`, counted from 0), past and known covariates Float32 (text as codes: position among the
-    `categories`, counted from 1, 0 for any other), static ones text or Float64.
+    the `categories`, counted from 0), available Float32 (1 for a null), past and known covariates Float32 (text as
+    codes: position among the `categories`, counted from 1, 0 for any other), static ones text or Float64.
     Raises DataError for columns that are missing or of the wrong type.
     """
     return frames.collect(select(frame, columns, categories))
@@ -96,12 +97,20 @@ def select(frame: pl.LazyFrame, columns: Columns, categories: Categories | None)
         elif key == "data.static_covariates":
             selected.append(column.cast(pl.String if name in texts else pl.Float64).alias(STATIC + name))
         else:
-            if name in texts:
-                category_type = pl.Enum((categories or {}).get(name, ()))
-                code = column.cast(pl.String).cast(category_type, strict=False).to_physical().cast(pl.Int32) + 1
-                column = pl.when(column.is_not_null()).then(code.fill_null(0))
-            selected.append(column.cast(pl.Float32).alias((PAST if key == "data.past_covariates" else KNOWN) + name))
+            codes = (categories or {}).get(name, ()) if name in texts else None
+            selected.append(_step_value(name, key, codes))
     return frame.select(selected)
+
+
+def _step_value(name: str, key: str, codes: Sequence[str] | None) -> pl.Expr:
+    """Return a column with a value per step: availability, or a covariate, whose text has `codes`."""
+    column = frames.column(name)
+    if key == "data.available":
+        return column.cast(pl.Float32).fill_nan(1).fill_null(1).alias(AVAILABLE)
+    if codes is not None:
+        code = column.cast(pl.String).cast(pl.Enum(codes), strict=False).to_physical().cast(pl.Int32) + 1
+        column = pl.when(column.is_not_null()).then(code.fill_null(0))
+    return column.cast(pl.Float32).alias((PAST if key == "data.past_covariates" else KNOWN) + name)
 
 
 def find_categories(frame: pl.LazyFrame, columns: Columns) -> dict[str, tuple[str, ...]]:
@@ -181,7 +190,8 @@ def columns_of(data: DataConfig, *keys: str) -> list[tuple[str, str]]:
         if key in ColumnsConfig.model_fields:
             result.append((getattr(data.columns, key), f"data.columns.{key}"))
         else:
-            result += [(name, f"data.{key}") for name in getattr(data, key)]
+            names = getattr(data, key) or ()
+            result += [(name, f"data.{key}") for name in ([names] if isinstance(names, str) else names)]
     return result
 
 
@@ -213,7 +223,11 @@ def static_values(runs: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
     return values.select(SERIES_ID, *names).sort(SERIES_ID)
 
 
-_TABLE_KEYS: Final = {"data.known_covariates": "data.known_path", "data.static_covariates": "data.static_path"}
+_TABLE_KEYS: Final = {
+    "data.known_covariates": "data.known_path",
+    "data.static_covariates": "data.static_path",
+    "data.available": "data.known_path",
+}
 """The settings that name tables of covariates."""
 
 
@@ -265,6 +279,7 @@ _EXPECTED_TYPES: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
     "data.past_covariates": ("numbers (text would be a category)", _is_number),
     "data.known_covariates": ("numbers (text would be a category)", _is_number),
     "data.static_covariates": ("numbers (text would be a category)", _is_number),
+    "data.available": ("0 and 1, or truth values", _is_number),
     "classes": ("classes (text or truth values)", lambda dtype: _is_text(dtype) or dtype == pl.Boolean),
     "text or numbers": ("text or numbers", lambda dtype: _is_text(dtype) or _is_number(dtype)),
 }

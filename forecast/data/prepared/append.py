@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
+from forecast.data.availability import unavailable
 from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
-from forecast.data.ingest.load import as_long, find_categories, load_part, with_table_classes
+from forecast.data.ingest.load import as_long, find_categories, load_part, with_table_classes, without_unavailable
 from forecast.data.ingest.loaded import Loaded, with_unread
 from forecast.data.ingest.rejects import NO_TARGET, Counts, check_rejects
 from forecast.data.ingest.timestamps import ResolvedTime
@@ -40,7 +41,8 @@ class Appended(Prepared):
     """Steps that had no value before."""
     new_series: int = 0
     revisions: pl.DataFrame = field(default_factory=pl.DataFrame, repr=False)
-    """series_id, timestamp, before, after: past targets for which the new rows have different values."""
+    """series_id, timestamp, before, after: past targets for which the new rows have different values, or null where
+    nothing was available."""
 
 
 def append(
@@ -127,20 +129,38 @@ def _write_merged(folder: Path, joint: Loaded, new: Loaded, *, keep: bool, appen
     counts = replace(joint.counts, steps_filled=0)
     parts: list[Path] = []
     for number, panel in enumerate(merge_panels(joint.panel, new.panel, keep=keep)):
-        gaps = Counts(steps_filled=int(np.isnan(panel.target).sum()))
-        part = Loaded(with_features(panel, joint.data), joint.data, new.categories, joint.rejects.clear(), gaps)
+        part = Loaded(panel, joint.data, new.categories, joint.rejects.clear(), Counts())
         if not parts:
-            part = replace(part, rejects=joint.rejects, counts=counts + gaps)
+            part = replace(part, rejects=joint.rejects, counts=counts)
+        part = _with_gaps(part)
         parts.append(work_folder / f"{number:05d}")
         write_panel(parts[-1], [part], "")
     write_panel(folder, [open_panel(part) for part in parts], "appended", appended=appended)
     shutil.rmtree(folder / PARTS)
 
 
+def _with_gaps(part: Loaded) -> Loaded:
+    """Return a part of a merged panel with its derived features and the count of its gaps.
+
+    A series without an available step up to now is a reject.
+    """
+    n_series = part.panel.n_series
+    trimmed = without_unavailable(part)
+    n_gaps = int(np.isnan(trimmed.panel.target).sum())
+    n_left_out = n_series - trimmed.panel.n_series
+    counts = replace(
+        trimmed.counts,
+        steps_filled=n_gaps,
+        series_kept=part.counts.series_kept - n_left_out,
+        series_rejected=part.counts.series_rejected + n_left_out,
+    )
+    return replace(trimmed, panel=with_features(trimmed.panel, part.data), counts=counts)
+
+
 def _contradiction(revised: pl.DataFrame) -> DataError:
     """Return the error for targets that differ from those of the panel."""
     examples = [
-        (*row[:2], *(value if isinstance(value, str) else f"{value:g}" for value in row[2:]))
+        (*row[:2], *(value if isinstance(value, str) else _number(value) for value in row[2:]))
         for row in revised.head(5).iter_rows()
     ]
     listed = listing(f"{row[0]} at {row[1]} ({row[2]}, now {row[3]})" for row in examples)
@@ -150,10 +170,14 @@ def _contradiction(revised: pl.DataFrame) -> DataError:
     )
 
 
+def _number(value: float | None) -> str:
+    return "not available" if value is None else f"{value:g}"
+
+
 def _content_key(loaded: Loaded) -> str:
     """Return a hash of the panel and the rejects of a table: the same for any order of its rows."""
     rejects = loaded.rejects.sort(loaded.rejects.columns).write_json().encode()
-    content = [loaded.panel.digest(), hashlib.sha256(rejects).hexdigest(), asdict(loaded.counts)]
+    content = [loaded.panel.digest(), hashlib.sha256(rejects).hexdigest(), loaded.counts.to_json()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -192,14 +216,14 @@ def _compare(old: Panel, new: Panel) -> tuple[pl.DataFrame, int]:
         same = before == shard.target.astype(
             before.dtype
         )  # Compared in the type of the panel: rounding is not a revision.
-        changed = np.flatnonzero(has_value & ~np.isnan(before) & ~same)
+        changed = np.flatnonzero((has_value | unavailable(shard)) & ~np.isnan(before) & ~same)
         parts.append(
             pl.DataFrame(
                 {
                     SERIES_ID: pl.Series(new.series_id[number_by_step[changed]].tolist(), dtype=pl.String),
                     TIMESTAMP: new.grid.timestamps(index[changed]),
                     "before": before[changed],
-                    "after": shard.target[changed],
+                    "after": pl.Series(shard.target[changed]).fill_nan(None),
                 }
             )
         )

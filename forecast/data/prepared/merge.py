@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from forecast.data.availability import mask_unavailable
 from forecast.data.ingest.regularise import ranges
 from forecast.data.ingest.rows import BoolArray
 from forecast.data.panel import IntArray, Names, Panel, TargetArray
@@ -56,6 +57,7 @@ def _merge_block(
     target = np.full((1, int(offsets[-1])), np.nan, dtype=kind)
     past = np.full((n_past, int(offsets[-1])), np.nan, dtype=np.float32)
     known = np.full((len(template.known), int(offsets[-1]) + horizon * len(names)), np.nan, dtype=np.float32)
+    available = np.full((len(template.available), known.shape[1]), np.nan, dtype=np.float32)
     codes = np.zeros((len(names), template.static_categories.shape[1]), dtype=np.int64)
     numbers = np.full((len(names), template.static_numbers.shape[1]), np.nan, dtype=np.float32)
     for order, (panel, series_numbers, present) in enumerate(sources):
@@ -72,9 +74,11 @@ def _merge_block(
         reach = np.minimum(steps + horizon, offsets[rows + 1] + horizon - first)
         target_entries, source_entries = ranges(first + rows * horizon, reach), ranges(begin + number * horizon, reach)
         _overlay(known, target_entries, panel.known[:, source_entries])
+        if len(available):
+            _overlay(available, target_entries, panel.available[:, source_entries])
         codes[rows] = np.where(panel.static_categories[number] > 0, panel.static_categories[number], codes[rows])
         _overlay(numbers.T, rows, panel.static_numbers[number].T)
-    return replace(
+    merged = replace(
         template,
         series_id=names,
         offsets=offsets,
@@ -84,7 +88,12 @@ def _merge_block(
         known=known,
         static_categories=codes,
         static_numbers=numbers,
+        available=available,
     )
+    if keep:  # A step is out of stock unless it has a target already.
+        sold = np.repeat(np.arange(len(names)) * horizon, lengths) + np.arange(len(merged.target))
+        available[:, sold[~np.isnan(merged.target)]] = 1
+    return mask_unavailable(merged)[0]
 
 
 def _overlay(buffer: TargetArray, columns: IntArray, values: TargetArray, *, only_gaps: bool = False) -> None:

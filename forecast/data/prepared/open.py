@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from forecast.config import AUTO, NOTATION, DataConfig
+from forecast.data.availability import reported
 from forecast.data.ingest import validate
 from forecast.data.ingest.covariates import with_calendar
 from forecast.data.ingest.extent import common_end, observed_steps
@@ -31,6 +32,7 @@ _FIXED: Final = (
     "past_covariates",
     "known_covariates",
     "static_covariates",
+    "available",
 )
 
 
@@ -60,7 +62,7 @@ def resolve_panel(
     """Return a stored panel as `open_prepared` does."""
     _check_same(folder, data, stored.data)
     panel = stored.panel
-    if not len(panel.known):
+    if not len(panel.known) and not len(panel.available):
         panel = replace(
             panel, horizon=horizon, known=np.empty((0, len(panel.target) + panel.n_series * horizon), np.float32)
         )
@@ -129,7 +131,8 @@ def _reject_late_steps(loaded: Loaded) -> Loaded:
     beyond = np.flatnonzero(last > end)
     if not len(beyond):
         return loaded
-    late = panel.take(beyond).frame().drop_nulls(TARGET)
+    later_panel = panel.take(beyond)
+    late = later_panel.frame().filter(pl.Series(reported(later_panel)))
     late = late.filter(panel.grid.index(late[TIMESTAMP]) > end)
     shorter, n_late = _truncate(panel, end)
     names = np.setdiff1d(panel.series_id, shorter.series_id).tolist()
@@ -150,37 +153,19 @@ def _reject_late_steps(loaded: Loaded) -> Loaded:
 
 
 def _truncate(panel: Panel, last: int) -> tuple[Panel, int]:
-    """Return a copy of the panel up to grid index `last`, and the number of later targets.
+    """Return a copy of the panel up to grid index `last`, and the number of later targets and unavailable steps.
 
-    A series ends with its last target there; known covariates are kept; series without a target are left out.
+    A series ends with its last target or unavailable step there; known covariates are kept; series without a target
+    are left out.
     """
     panels, n_hidden = [], 0
     for shard in panel.shards():
         index = np.arange(len(shard.target)) - np.repeat(shard.offsets[:-1] - shard.start, shard.lengths)
-        observed = ~np.isnan(shard.target)
-        visible = observed & (index <= last)
-        n_hidden += int((observed & ~visible).sum())
+        rows = reported(shard)
+        visible = rows & (index <= last)
+        n_hidden += int((rows & ~visible).sum())
         final = np.maximum.reduceat(np.where(visible, index, shard.start.repeat(shard.lengths) - 1), shard.offsets[:-1])
         lengths = final - shard.start + 1
-        remaining = lengths > 0
-        inside = index <= np.repeat(final, shard.lengths)
-        ahead = np.arange(shard.known.shape[1]) - np.repeat(
-            shard.offsets[:-1] + shard.horizon * np.arange(shard.n_series), shard.lengths + shard.horizon
-        )
-        known_inside = (ahead < np.repeat(lengths + shard.horizon, shard.lengths + shard.horizon)) & np.repeat(
-            remaining, shard.lengths + shard.horizon
-        )
-        panels.append(
-            replace(
-                shard,
-                series_id=shard.series_id[remaining],
-                offsets=np.append(0, np.cumsum(lengths[remaining])),
-                start=shard.start[remaining],
-                target=shard.target[inside],
-                past=shard.past[:, inside],
-                known=shard.known[:, known_inside],
-                static_categories=shard.static_categories[remaining],
-                static_numbers=shard.static_numbers[remaining],
-            )
-        )
+        remaining = np.flatnonzero(lengths > 0)
+        panels.append(shard.cut(remaining, np.zeros_like(remaining), lengths[remaining]))
     return concatenated(panels), n_hidden

@@ -18,7 +18,7 @@ from typing import Final
 from forecast.config import DataConfig
 from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
-from forecast.data.ingest.load import as_long, find_categories, load_part
+from forecast.data.ingest.load import as_long, find_categories, load_part, without_unavailable
 from forecast.data.ingest.loaded import Loaded, recode, used_categories, with_unread
 from forecast.data.prepared.open import open_prepared, resolve_panel
 from forecast.data.prepared.parts import (
@@ -95,6 +95,7 @@ def prepare(
             earlier = _reusable(path, key)
             if earlier is None:
                 part = load_part(select_series(tables, data, first, last), resolved, horizon, categories)
+                part = without_unavailable(part)
                 if check_source:
                     check_source()
                 write_panel(path, [replace(part, panel=with_features(part.panel, data))], key)

@@ -17,6 +17,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.integrity import BLOCK
 from forecast.data.prepared.ranges import RemoteFile, array_header, open_array
 from forecast.data.prepared.storage import (
+    AVAILABLE,
     CHECKSUMS,
     MALFORMED,
     REJECTS,
@@ -31,7 +32,7 @@ from forecast.data.sources.storage import Location
 from forecast.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-_LARGE: Final = ("target", "past", "known")
+_LARGE: Final = ("target", "past", "known", AVAILABLE)
 
 
 def open_remote_panel(address: str, *, in_memory: bool) -> Loaded:
@@ -50,7 +51,7 @@ def open_remote_panel(address: str, *, in_memory: bool) -> Loaded:
         raise location.failure(error) from None
     files = {name: RemoteFile(f"{folder}/{name}", size, location.label) for name, size in index["files"].items()}
     if in_memory:
-        total = sum(files[f"{name}.npy"].size for name in _LARGE)
+        total = sum(files[f"{name}.npy"].size for name in _LARGE if f"{name}.npy" in files)
         _LOG.info(
             "%s: %s MiB are read into memory; a copy of the panel on a disk is mapped", address, f"{total >> 20:,}"
         )

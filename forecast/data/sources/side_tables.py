@@ -43,7 +43,7 @@ def with_side_tables(source: SourceConfig, remembered: Mapping[str, str], data: 
     present = {*tables.scan(source.path, columns=(), csv_format=csv_format).collect_schema()} if source.path else set()
     paths: dict[str, str] = {}
     for kind in unnamed:
-        key, names = f"data.{kind}_path", getattr(data, f"{kind}_covariates")
+        key, names = f"data.{kind}_path", data.side_columns(kind)
         if not names or present.issuperset(names):
             continue
         path = remembered[key]
