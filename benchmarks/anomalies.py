@@ -6,7 +6,9 @@ from each of 20 Sundays. The last four weeks are judged at a rate of 1 %, with t
 distances from the median halved. Injected anomalies are 2 % of the observations, 4 to 12 standard deviations off.
 
 `python -m benchmarks anomalies auckland` judges the last two weeks of November 2024 on the pedestrian panel, from
-nightly forecasts of 24 hours, and prints the largest anomalies.
+nightly forecasts of 24 hours, and prints the largest anomalies. Then it overrides forecasts and prints who was right:
+ada changes those of the Santa Parade as the parade of the year before changed them, bo 5 % of the hours by 20 %, up or
+down at random.
 """
 
 import resource
@@ -25,6 +27,7 @@ from forecast.monitoring.evaluation import monitor
 from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.monitoring.result import MonitorResult
 from forecast.scoring.job import ScoreJob
+from forecast.scoring.overrides import overrides_of
 
 _SERIES, _DAYS, _WEEKS, _RECENT = 40, 300, 20, 28
 _SIZES = (4, 8, 12)
@@ -90,10 +93,14 @@ def _score(values: np.ndarray, folder: Path) -> tuple[Artifact, SinkConfig]:
     return artifact, _write(artifact, table, cutoffs, folder)
 
 
-def _write(artifact: Artifact, table: pl.DataFrame, cutoffs: list[datetime], folder: Path) -> SinkConfig:
+def _write(
+    artifact: Artifact, table: pl.DataFrame, cutoffs: list[datetime], folder: Path, by_hand: pl.DataFrame | None = None
+) -> SinkConfig:
     loaded = artifact.read(table.lazy(), [])
+    overrides = None if by_hand is None else overrides_of(by_hand, loaded.panel)
     names = {"model": "m", "model_version": "1", "model_digest": "0" * 8}
-    job = ScoreJob(artifact, loaded, ScoreSettings(), ScoreOutput(path=str(folder)), names)
+    output = ScoreOutput(path=str(folder))
+    job = ScoreJob(artifact, loaded, ScoreSettings(), output, names, overrides=overrides)
     for cutoff in cutoffs:
         job.write(loaded.panel.grid.floor(cutoff))
     return SinkConfig(path=str(folder))
@@ -107,15 +114,18 @@ def _pedestrians() -> None:
     fit = {"max_steps": 0, "final": False}
     start = table.filter(pl.col("timestamp") <= nights[0])
     artifact = fc.train(start, horizon=24, data=data, model={"init": None}, fit=fit).artifact
-    with TemporaryDirectory() as folder:
+    loaded, settings = artifact.read(table.lazy(), []), MonitorSettings(recent=336)
+    with TemporaryDirectory() as folder, TemporaryDirectory() as other:
         scores = _write(artifact, table, nights, Path(folder))
-        loaded = artifact.read(table.lazy(), [])
-        result = monitor(artifact, loaded, ScoredForecasts(scores), None, MonitorSettings(recent=336))
+        result = monitor(artifact, loaded, ScoredForecasts(scores), None, settings)
+        overridden = _write(artifact, table, nights, Path(other), _by_hand(table))
+        judged = monitor(artifact, loaded, ScoredForecasts(overridden), None, settings)
     print(result.anomaly_counts, f"coverage of the 80 % interval {result.coverage_80.value:.3f}")
     days = pl.col("timestamp").dt.date().alias("day")
     found = result.anomalies.filter(verdict="anomaly")
     with pl.Config(tbl_rows=30, tbl_cols=12, fmt_str_lengths=40, tbl_width_chars=160):
         print(found.select("series_id", "timestamp", "target", "median", "size", "p_value").head(15))
+        print(judged.fva)
         print(found.group_by(days).agg(pl.len(), pl.col("size").mean().alias("mean size")).sort("day"))
 
 
@@ -152,3 +162,26 @@ def _halve(folder: Path) -> None:
         levels = [name for name in frame.columns if name[0] == "q" and name[1:].isdigit()]
         narrow = [(pl.col("q50") + (pl.col(name) - pl.col("q50")) / 2).alias(name) for name in levels]
         frame.with_columns(narrow).write_parquet(file)
+
+
+def _by_hand(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the overrides of two people."""
+    parade, before = datetime(2024, 11, 24), datetime(2023, 11, 26)
+    hour = pl.col("timestamp").dt.hour()
+    usual = table.filter(
+        pl.col("timestamp").dt.date().is_in([before.date() - timedelta(days=7 * k) for k in (1, 2, 3)])
+    )
+    usual = usual.group_by("series_id", hour.alias("hour")).agg(pl.col("target").median().alias("usual"))
+    then = table.filter(pl.col("timestamp").dt.date() == before.date(), hour.is_between(10, 16))
+    then = then.with_columns(hour=hour).join(usual, on=["series_id", "hour"])
+    factor = (pl.col("target") / pl.col("usual")).clip(0.2, 10)
+    ada = then.filter((pl.col("usual") > 0) & pl.col("target").is_not_null()).select(
+        "series_id", timestamp=pl.lit(parade) + pl.duration(hours="hour"), factor=factor, author=pl.lit("ada")
+    )
+    rng = np.random.default_rng(0)
+    others = table.filter(pl.col("timestamp") >= datetime(2024, 11, 2), pl.col("timestamp").dt.date() != parade.date())
+    others = others.filter(pl.Series(rng.random(others.height) < 0.05))
+    bo = others.select(
+        "series_id", "timestamp", factor=pl.Series(rng.choice([0.8, 1.2], others.height)), author=pl.lit("bo")
+    )
+    return pl.concat([ada, bo])

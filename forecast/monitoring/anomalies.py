@@ -79,13 +79,17 @@ class LatestForecasts:
         return max(0, self._span.recent - self._span.first)
 
     def add(self, part: Part, cutoff: Cutoff, scale: Array) -> None:
-        """Add forecasts; `scale` is the mean seasonal difference of each series up to the cutoff, [n]."""
+        """Add forecasts; `scale` is the mean seasonal difference of each series up to the cutoff, [n].
+
+        Observations whose latest forecast a person has overridden have no verdict.
+        """
         row, step = np.nonzero(np.isfinite(part.actual))
         ids = part.panel.series_id[part.windows.series]
         place = np.searchsorted(self._panel.series_id, ids)[row], cutoff.position + 1 + step - self._span.first
         actual, quantiles = part.actual[row, step], part.quantiles[row, step]
         least = _LEAST_SPREAD * np.nan_to_num(scale)[row]
-        self.deviate[place] = normal_deviates(actual, quantiles, self._levels, least)
+        deviates = normal_deviates(actual, quantiles, self._levels, least)
+        self.deviate[place] = np.where(part.overridden[row, step], np.nan, deviates)
         self.median[place], self.actual[place] = quantiles[:, list(self._levels).index(0.5)], actual
         self.step[place] = step + 1
 

@@ -17,7 +17,7 @@ from forecast.metrics.seasonal_naive import future_values
 from forecast.monitoring.drift import Span
 from forecast.monitoring.forecasts import ScoredForecasts
 from forecast.monitoring.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
-from forecast.names import CUTOFF, MEAN, SERIES_ID, STEP, TIMESTAMP, quantile_column
+from forecast.names import CUTOFF, MEAN, MODEL_MEAN, OVERRIDE_AUTHOR, SERIES_ID, STEP, TIMESTAMP, quantile_column
 from forecast.scoring.manifests import cutoff_moment, in_utc, training_end
 
 Array = npt.NDArray[np.floating]
@@ -64,11 +64,24 @@ class Part(NamedTuple):
     """[n, horizon], NaN where unobserved, or outside the windows."""
     mean: Array | None = None
     """[n, horizon], the mean forecasts."""
+    model_mean: Array | None = None
+    """[n, horizon], the mean of the model where a person has overridden it, else NaN; None without any override."""
+    author: npt.NDArray[np.object_] | None = None
+    """[n, horizon], who has overridden the forecast, else None; None without any override."""
 
     @property
     def series_id(self) -> pl.Series:
         """Ids of the series, [n]."""
         return pl.Series(self.panel.series_id[self.windows.series].tolist(), dtype=pl.String)
+
+    @property
+    def overridden(self) -> npt.NDArray[np.bool_]:
+        """Whether a person has overridden the forecast, [n, horizon]."""
+        return np.zeros(self.actual.shape, np.bool_) if self.model_mean is None else np.isfinite(self.model_mean)
+
+    def without(self, hidden: npt.NDArray[np.bool_]) -> "Part":
+        """Return the part as if the steps in `hidden`, [n, horizon], were not observed."""
+        return self._replace(actual=np.where(hidden, np.nan, self.actual)) if hidden.any() else self
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,7 @@ def observed_parts(
         counts["rows_missing"] += n_unknown * int((inside & due).sum())
         quantiles = frame.select(columns).to_numpy().reshape(len(ids), horizon, len(levels)).astype(np.float64)
         mean = frame[MEAN].to_numpy().reshape(len(ids), horizon).astype(np.float64)
+        model_mean, author = _overrides_in(frame, horizon)
         rows, size = np.flatnonzero(in_panel), max(1, _BLOCK // horizon)
         for block in (rows[first : first + size] for first in range(0, len(rows), size)):
             begin = int(series[block].min())
@@ -202,7 +216,16 @@ def observed_parts(
             counts["rows_scored"] += int(observed.sum())
             counts["rows_missing"] += int((~observed[:, inside & due]).sum())
             counts["rows_recent"] += int(observed[:, steps >= span.recent].sum())
-            yield Part(shard, windows, quantiles[block], actual, mean[block])
+            by_hand = (None, None) if model_mean is None or author is None else (model_mean[block], author[block])
+            yield Part(shard, windows, quantiles[block], actual, mean[block], *by_hand)
+
+
+def _overrides_in(frame: pl.DataFrame, horizon: int) -> tuple[Array | None, npt.NDArray[np.object_] | None]:
+    """Return the mean of the model and the author of overridden rows, [n, horizon] both; None without any."""
+    if MODEL_MEAN not in frame.columns or not frame[MODEL_MEAN].count():
+        return None, None
+    mean = frame[MODEL_MEAN].cast(pl.Float64).fill_null(np.nan).to_numpy().reshape(-1, horizon)
+    return mean, np.array(frame[OVERRIDE_AUTHOR].to_list(), dtype=object).reshape(-1, horizon)
 
 
 def _check_steps(frame: pl.DataFrame, cutoff: Cutoff, panel: Panel, path: str) -> None:

@@ -6,7 +6,7 @@ are exact. The panel is cut at the last evaluated step, so no later value is use
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -18,7 +18,7 @@ from forecast.config import MonitorSettings
 from forecast.data.ages import ENDED
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
-from forecast.data.time.frequency import DAY
+from forecast.data.time.frequency import DAY, BoolArray
 from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.monitoring.alarms import alarms_of
 from forecast.monitoring.anomalies import LatestForecasts
@@ -49,6 +49,7 @@ from forecast.monitoring.step_scores import (
     no_steps,
     score_steps,
 )
+from forecast.monitoring.value_added import no_values, overridden_values, value_added
 from forecast.names import (
     CHAMPION,
     CUTOFF,
@@ -121,6 +122,7 @@ def monitor(
         alarms=alarms,
         anomalies=sums.latest.verdicts(settings.anomaly_rate, evaluation.ages),
         anomaly_rate=settings.anomaly_rate,
+        fva=value_added(pl.concat(sums.overridden), segments),
         observed=len(sums.observed),
         least_observed=min(settings.alarms.min_steps, recent),
         drift=drift(panel, loaded.data, loaded.categories, cycles(panel, loaded.data, span)),
@@ -158,6 +160,7 @@ class _Sums:
         self.latest = LatestForecasts(panel, evaluation.span, evaluation.levels)
         self._panel, self._evaluation, self._n_compared = panel, evaluation, n_compared
         self.pairs = [no_pairs(panel)]
+        self.overridden = [no_values()]
         empty = no_steps(panel, evaluation)
         self.tables = {name: empty.group_by(keys).agg(SUMS.sum()) for name, (keys, _) in TABLES.items()}
 
@@ -170,6 +173,7 @@ class _Sums:
         """Add the forecasts of a cutoff; those that the shadow has forecast, too, are kept with those of the shadow."""
         paired = cutoff.position in comparison.pairs
         span, levels = self._evaluation.span, self._evaluation.levels
+        hidden: dict[str, BoolArray] = {}
         for part in observed_parts(forecasts, cutoff, self._panel, span, levels, self.outcomes):
             observed_steps = cutoff.position + 1 + np.flatnonzero(np.isfinite(part.actual).any(0))
             self.observed.update(observed_steps[observed_steps >= span.recent].tolist())
@@ -179,8 +183,11 @@ class _Sums:
             for name, (keys, models) in TABLES.items():
                 sums = steps.filter(pl.col(MODEL).is_in(models)).group_by(keys).agg(SUMS.sum())
                 self.tables[name] = pl.concat([self.tables[name], sums])
+            self.overridden.append(overridden_values(part, cutoff, self._evaluation))
             if paired:
-                self.pairs.append(window_scores(part, levels, self._evaluation.season, self._n_compared, CHAMPION))
+                hidden |= dict(zip(part.series_id, part.overridden, strict=True)) if part.overridden.any() else {}
+                of_model = part.without(part.overridden)
+                self.pairs.append(window_scores(of_model, levels, self._evaluation.season, self._n_compared, CHAMPION))
         self.tables = {
             name: table.group_by(TABLES[name][0], maintain_order=True).agg(SUMS.sum())
             for name, table in self.tables.items()
@@ -189,13 +196,22 @@ class _Sums:
         due = counts["rows_scored"] + counts["rows_not_yet_observed"] + counts["rows_missing"]
         assert counts["rows"] == due, "a forecast was lost"
         if comparison.shadow is not None and paired:
-            self._add_shadow(comparison.shadow, comparison.pairs[cutoff.position][1])
+            self._add_shadow(comparison.shadow, comparison.pairs[cutoff.position][1], hidden)
 
-    def _add_shadow(self, shadow: ScoredForecasts, cutoff: Cutoff) -> None:
-        """Add the scores of the shadow at a cutoff that both versions have forecast."""
+    def _add_shadow(self, shadow: ScoredForecasts, cutoff: Cutoff, hidden: Mapping[str, BoolArray]) -> None:
+        """Add the scores of the shadow at a cutoff that both versions have forecast.
+
+        `hidden` are the steps of the champion's forecasts that a person has overridden, [horizon], by series.
+        """
         span, levels = self._evaluation.span, self._evaluation.levels
         for part in observed_parts(shadow, cutoff, self._panel, span, levels, RowOutcomes()):
-            self.pairs.append(window_scores(part, levels, self._evaluation.season, self._n_compared, SHADOW))
+            masks = np.zeros_like(part.actual, np.bool_)
+            for row, name in enumerate(part.series_id.to_list() if hidden else []):
+                if name in hidden:
+                    mask = hidden[name][: masks.shape[1]]
+                    masks[row, : len(mask)] = mask
+            compared = part.without(masks)
+            self.pairs.append(window_scores(compared, levels, self._evaluation.season, self._n_compared, SHADOW))
 
 
 def _counts(

@@ -49,6 +49,9 @@ class MonitorResult:
     """Recent observations with a forecast, each with its verdict, anomalies first: `LatestForecasts.verdicts`."""
     anomaly_rate: float | None
     """`monitor.anomaly_rate`."""
+    fva: pl.DataFrame
+    """Forecast value added, of both windows: errors of overrides, model and seasonal naive, by author and segment
+    (`value_added.value_added`); empty without overrides."""
     observed: int
     """Recent timestamps with both a forecast and an observation, of any series."""
     least_observed: int

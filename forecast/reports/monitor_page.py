@@ -22,7 +22,7 @@ from forecast.names import (
     TIMESTAMP,
 )
 from forecast.reports.monitor_charts import COLOURS, MODELS, alarm_series, by_age, over_time
-from forecast.reports.monitor_sections import anomalies_card
+from forecast.reports.monitor_sections import anomalies_card, value_added_card
 from forecast.reports.page import ABSENT, card, milliseconds, page, percent, table
 from forecast.reports.styles import clock_label
 
@@ -82,6 +82,7 @@ def monitor_page(
         by=_POINTS[result.by],
         shadow=_shadow(result, facts),
         anomalies=anomalies_card(result),
+        fva=value_added_card(result),
         drift=_drift(result),
         segments=_segments(result),
         note=_note(result),

@@ -5,10 +5,10 @@ from typing import Final
 
 import polars as pl
 
-from forecast.monitoring.labels import ANOMALY, FEW
+from forecast.monitoring.labels import ALL, ANOMALY, FEW
 from forecast.monitoring.result import MonitorResult
 from forecast.names import SERIES_ID, STEP, TARGET, TIMESTAMP
-from forecast.reports.page import card, percent, table
+from forecast.reports.page import ABSENT, card, percent, table
 
 _SHOWN: Final = 50
 """Largest anomalies on the page."""
@@ -62,6 +62,49 @@ def anomalies_card(result: MonitorResult) -> str:
         texts.append(f"The {_SHOWN} largest are shown; anomalies.parquet has all.")
     body = table(heads, rows) if rows else "<p>There is none.</p>"
     return card("anomalies", "Anomalies", body, " ".join(texts))
+
+
+def value_added_card(result: MonitorResult) -> str:
+    """Return the section on overrides, empty without any."""
+    if result.fva.is_empty():
+        return ""
+    rows = [
+        (
+            "All" if row["group"] == ALL else row["group"],
+            row["value"] or "",
+            f"{row['n_values']:,}",
+            f"{row['n_series']:,}",
+            *(_number(row[f"mae_{name}"]) for name in ("override", "model", "naive")),
+            *(_number(row[f"bias_{name}"]) for name in ("override", "model")),
+            *(ABSENT if row[name] is None else percent(row[name]) for name in ("value_added", "better")),
+            _number(row["p_value"]),
+        )
+        for row in result.fva.iter_rows(named=True)
+    ]
+    numbers = (
+        "Values",
+        "Series",
+        "Override",
+        "Model",
+        "Naive",
+        "Bias",
+        "Model's bias",
+        "Value added",
+        "Better",
+        "P-value",
+    )
+    heads = {"Group": "", "": "wide", **dict.fromkeys(numbers, "number")}
+    caption = (
+        "Values that people have set in place of forecasts, and what was observed since: the mean absolute error of "
+        "the override, of the model and of seasonal naive on the same values, in units of the target. Value added is "
+        "by how much overrides are closer than the model; better is the share of values where they are. A small "
+        "p-value says that this is more than chance."
+    )
+    return card("fva", "Forecast value added", table(heads, rows), caption)
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4g}"
 
 
 def _busiest(anomalies: pl.DataFrame) -> tuple[str, int]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PLOTLY: Final = "../plotly.min.js"
 """Path of plotly.min.js, relative to a page."""
 _ID: Final = ".watch"
-_TABLES: Final = ("scores", "metrics", "cutoffs", "alarms", "anomalies", "drift", "pairs")
+_TABLES: Final = ("scores", "metrics", "cutoffs", "alarms", "anomalies", "drift", "fva", "pairs")
 _CONTENT: Final = "monitor.json"
 
 _LOG = logging.getLogger(__name__)

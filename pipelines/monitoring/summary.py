@@ -41,6 +41,10 @@ def measures(result: MonitorResult, reference: Mapping[str, float | None]) -> di
             "monitor/anomalies": counts[ANOMALY],
             "monitor/observations_judged": counts[ANOMALY] + counts[NORMAL],
         }
+    for row in result.fva.head(1).iter_rows(named=True):
+        values |= {
+            f"monitor/fva/{name}": row[name] for name in ("n_values", "mae_override", "mae_model", "value_added")
+        }
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -88,6 +92,7 @@ def summary(result: MonitorResult, model: str, folder: Path, why_not: str) -> st
         parts.append("nothing recent is observed yet, so nothing is judged")
     else:
         parts.append("no cutoff is left, so nothing is judged")
+    parts += _value_added(result)
     parts += result.freshness.findings
     if why_not:
         parts.append(f"no rollback: {why_not}")
@@ -101,6 +106,15 @@ def _anomalies(result: MonitorResult) -> list[str]:
     if not judged:
         return ["no observation is judged for anomalies (few earlier ones)"] if counts[FEW] else []
     return [f"{counts[ANOMALY]:,} of {judged:,} recent observations are anomalies"]
+
+
+def _value_added(result: MonitorResult) -> list[str]:
+    """Return the error of overrides beside that of the model as text, nothing without overrides."""
+    return [
+        f"{row['n_values']:,} overridden values with a mean error of {row['mae_override']:.4g} (model "
+        f"{row['mae_model']:.4g}, seasonal naive {row['mae_naive']:.4g})"
+        for row in result.fva.head(1).iter_rows(named=True)
+    ]
 
 
 def verdicts(checks: Sequence[Check]) -> pl.DataFrame:

@@ -59,6 +59,30 @@ def test_a_range_of_cutoffs_is_written_skipped_when_done_and_retried_where_it_fa
     assert run["score/rows"] == 4 * len(SERIES) * HORIZON
 
 
+def test_overrides_are_published_and_counted(promoted: Store) -> None:
+    night = END - timedelta(days=2)
+    file = promoted.folder / "overrides.csv"
+    stamp = (night + timedelta(hours=1)).isoformat()
+    file.write_text(f"series_id,timestamp,value,author\n{SERIES[0]},{stamp},-1,ada\n{SERIES[1]},{stamp},7,ada\n")
+    line = promoted.score(None, f"score.cutoff={night.isoformat()}", f"score.overrides={file}", "output.min=0").out
+    assert ", 1 values overridden (overrides: 1 rejected), " in line
+    (content,) = manifests(promoted.folder / "out").values()
+    assert content["overrides"]["rejected"] == {"override: below output.min": 1}
+    rows = written(promoted.folder / "out").filter(source="override")
+    assert rows.select("series_id", "mean", "override_author").rows() == [(SERIES[1], 7.0, "ada")]
+    assert runs(promoted)[-1].data.metrics["score/overrides/applied"] == 1
+    file.write_text("series_id,timestamp,value\n")
+    message = refuse(
+        3,
+        "score",
+        MODEL,
+        f"data.path={promoted.table}",
+        f"output.path={promoted.folder / 'none'}",
+        f"score.overrides={file}",
+    )
+    assert "no column author" in message
+
+
 def test_a_state_goes_forward_with_the_cutoffs(promoted: Store) -> None:
     """In one job or night by night, with late data on the way; the model takes in days at once."""
     out, state = promoted.folder / "out", f"score.state={promoted.folder / 'state'}"
