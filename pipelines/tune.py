@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from forecast.tracking.registry import Registry
     from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
-    from forecast.tuning.tune import Trial, TuneResult
+    from forecast.tuning.trial import Trial
+    from forecast.tuning.tune import TuneResult
 
 
 @recorded(TuneConfig)
@@ -34,6 +35,7 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     """
     from forecast.config import FitSettings
     from forecast.data.files import locked
+    from forecast.engines.engine import open_engine
     from forecast.names import PRETRAINED
     from forecast.tuning.space import check
     from forecast.tuning.tune import tune
@@ -51,13 +53,14 @@ def run(config: TuneConfig) -> "tuple[Version, str, TuneResult]":
     loaded = read_table(config.data, config.window.horizon)
     with locked(folder), registry.run("tune", config) as run:
         data_digest = log_data(run, loaded, "training")
-        with console.stage("tune") as stage:
+        with console.stage("tune") as stage, open_engine(config.engine) as engine:
             result = tune(
                 loaded,
                 settings,
                 config.tune,
                 folder,
                 init=init,
+                engine=engine,
                 on_trial=partial(_log_trial, registry, run, config),
                 progress=lambda share, text: stage.update(f"{share:.0%}, {text}"),
             )
@@ -87,9 +90,9 @@ def _log_trial(registry: "Registry", run: "Run", config: TuneConfig, trial: "Tri
 
     tags = {PARENT_RUN: run.id, "state": trial.state, **({"failure": trial.error} if trial.error else {})}
     with registry.run(f"trial {trial.number}", _training(config, trial.config), tags) as trial_run:
-        if trial.result is not None and trial.value is not None:
-            trial_run.curve(trial.result.curve)
-            summary = {name: value for name, value in trial.result.summary.items() if not isinstance(value, str)}
+        if trial.value is not None:
+            trial_run.curve(trial.curve)
+            summary = {name: value for name, value in trial.summary.items() if not isinstance(value, str)}
             trial_run.metrics({**summary, config.tune.metric: trial.value})
 
 

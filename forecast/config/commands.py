@@ -107,6 +107,7 @@ class TuneConfig(TrainConfig):
     fit: LocalFit = FitConfig()
     tune: TuneSettings = TuneSettings()
     output: OutputFolder
+    engine: EngineSettings = EngineSettings()
 
 
 class PretrainConfig(JobConfig):

@@ -6,7 +6,7 @@ databases.
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
@@ -53,13 +53,34 @@ class Engine(Protocol):
 
     n_workers: int
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+    def run(self, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
         """Yield the outcome of each task as soon as it ends, in any order.
 
+        The next task is taken from `tasks` when a worker is free for it, after all earlier outcomes were yielded.
         A task is tried again if its worker is lost or if reading or writing fails, unless the disk is full, read-only
         or forbidden. Any other error of a task is raised here. The workers keep `work` as long as this engine is given
         the same object.
         """
+
+
+class Queue(Generic[Task]):
+    """Tasks on their way to the workers, read as these become free; those to try again come first."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = iter(tasks)
+        self._again: list[tuple[Task, int, float]] = []
+
+    def pop(self) -> tuple[Task, int, float] | None:
+        """Return the next task, the number of its attempt and the pause before it; None if there is none."""
+        if self._again:
+            return self._again.pop()
+        for task in self._tasks:
+            return task, 1, 0.0
+        return None
+
+    def retry(self, task: Task, attempt: int, pause: float) -> None:
+        """Put a task back."""
+        self._again.append((task, attempt, pause))
 
 
 def results(engine: Engine, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:

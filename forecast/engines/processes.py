@@ -5,8 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from forecast.engines import worker
-from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Result, Task, TransientError, Work
+from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Queue, Result, Task, TransientError, Work
 from forecast.engines.payload import Payload
 
 _THREADS: Final = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -47,17 +46,18 @@ class Processes:
             self._end(slot)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+    def run(self, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
         """Yield the outcomes, as `Engine.run`."""
         path = self._save(work)
-        waiting = deque((task, 1, 0.0) for task in tasks)
-        idle, running = list(range(self.n_workers)), dict[Future[Any], _Running]()
+        queue, idle, running = Queue(tasks), list(range(self.n_workers)), dict[Future[Any], _Running]()
         try:
-            while waiting or running:
-                while waiting and idle:
-                    task, attempt, pause = waiting.popleft()
+            while True:
+                while idle and (entry := queue.pop()):
+                    task, attempt, pause = entry
                     slot = idle.pop()
                     running[self._submit(slot, path, task, pause)] = _Running(slot, task, attempt)
+                if not running:
+                    return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, task, attempt = running.pop(future)
                     idle.append(slot)
@@ -70,7 +70,7 @@ class Processes:
                     elif not is_lost and not isinstance(error, TransientError):
                         raise error
                     elif attempt < ATTEMPTS:
-                        waiting.appendleft((task, attempt + 1, 0.0 if is_lost else PAUSES[attempt]))
+                        queue.retry(task, attempt + 1, 0.0 if is_lost else PAUSES[attempt])
                     else:
                         yield Outcome(task, None, "its process was killed" if is_lost else str(error))
         finally:

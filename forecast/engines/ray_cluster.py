@@ -7,13 +7,12 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, Self
 
 from forecast.config import EngineSettings
 from forecast.engines import worker
-from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Result, Task, TransientError, Work
+from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Queue, Result, Task, TransientError, Work
 from forecast.engines.payload import Payload
 from forecast.errors import ConfigError, EngineError
 
@@ -65,18 +64,19 @@ class RayCluster:
     def __exit__(self, *error: object) -> None:
         self._ray.shutdown()
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Outcome[Task, Result]]:
+    def run(self, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
         """Yield the outcomes, as `Engine.run`."""
         ray, (payload, key) = self._ray, self._reference(work)
         remote = ray.remote(num_cpus=1, num_gpus=self._settings.num_gpus, max_retries=0)(_run_task)
-        waiting = deque((task, 1, 0.0) for task in tasks)
-        running: dict[Any, _Running] = {}
+        queue, running = Queue(tasks), dict[Any, _Running]()
         try:
-            while waiting or running:
+            while True:
                 self._count()
-                while waiting and len(running) < self.n_workers:
-                    task, attempt, pause = waiting.popleft()
+                while len(running) < self.n_workers and (entry := queue.pop()):
+                    task, attempt, pause = entry
                     running[remote.remote([payload], key, task, pause)] = _Running(task, attempt)
+                if not running:
+                    return
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     task, attempt = running.pop(reference)
                     pause = 0.0
@@ -93,7 +93,7 @@ class RayCluster:
                         yield Outcome(task, result)
                         continue
                     if attempt < ATTEMPTS:
-                        waiting.appendleft((task, attempt + 1, pause))
+                        queue.retry(task, attempt + 1, pause)
                     else:
                         yield Outcome(task, None, failure)
         finally:

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 from forecast.tuning.space import GIVEN, KILLED, SETTINGS, Space, drawn_values
 
-_STUDY, BEST = "study.db", "best"
-
+_STUDY, _SHARED_STUDY, BEST = "study.db", "study.log", "best"
+_CANDIDATE: Final = ".trial-"
+"""Start of the names of folders with models that may be the best."""
+_BUSY_SECONDS: Final = 60
+_NAME: Final = "gatecast"
 
 STATES: Final = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
@@ -61,11 +64,44 @@ def judge_trial(loaded: Loaded, windows: WindowIndex, horizon: int, metric: str)
     return score
 
 
+def _storage(optuna: Any, folder: Path, *, shared: bool) -> Any:
+    """Return the storage of the study: SQLite, or for a new study that workers share, a log that any disk can hold."""
+    log = folder / _SHARED_STUDY
+    if log.exists() or (shared and not (folder / _STUDY).exists()):
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(log)))
+    options = {"connect_args": {"timeout": _BUSY_SECONDS}}
+    return optuna.storages.RDBStorage(f"sqlite:///{folder / _STUDY}", engine_kwargs=options)
+
+
+def join_study(optuna: Any, folder: Path, config: FitSettings, settings: TuneSettings) -> "Study":
+    """Return the study of a search that another process leads. Raises OutputError if this one does not see it."""
+    if not folder.is_dir():
+        raise OutputError(
+            f"a worker does not see {folder}; the folder of the search must be on a disk that all machines share, with "
+            "the same path on each"
+        )
+    study: Study = optuna.load_study(study_name=_NAME, storage=_storage(optuna, folder, shared=True))
+    study.pruner = _pruner(optuna, config, settings)
+    return study
+
+
+def _pruner(optuna: Any, config: FitSettings, settings: TuneSettings) -> Any:
+    rung = settings.first_rung or config.fit.validation_every
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=settings.reduction)
+
+
 @contextmanager
 def open_study(
-    optuna: Any, folder: Path, key: str, loaded: Loaded, config: FitSettings, settings: TuneSettings
+    optuna: Any,
+    folder: Path,
+    key: str,
+    loaded: Loaded,
+    config: FitSettings,
+    settings: TuneSettings,
+    *,
+    shared: bool = False,
 ) -> "Iterator[Study]":
-    """Open the study in a folder, a new one or one to resume."""
+    """Open the study in a folder, a new one or one to resume. `shared` with the workers of an engine."""
     description = {
         "panel": loaded.panel.digest(),
         "space": dict(settings.space),
@@ -73,8 +109,8 @@ def open_study(
         **config.model_dump(mode="json", include={"window", "model", "fit"}),
     }
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / _STUDY}")
-        study = optuna.create_study(study_name="gatecast", storage=storage, load_if_exists=True)
+        storage = _storage(optuna, folder, shared=shared)
+        study = optuna.create_study(study_name=_NAME, storage=storage, load_if_exists=True)
     except Exception as error:
         raise OutputError(f"{folder / _STUDY} is no search that can be gone on with: {error}") from error
     stored = study.user_attrs.get(SETTINGS)
@@ -94,14 +130,17 @@ def open_study(
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
     # Another seed after each start, so that a resumed search does not repeat earlier draws.
-    study.sampler = optuna.samplers.TPESampler(seed=config.fit.seed + len(study.trials))
-    rung = settings.first_rung or config.fit.validation_every
-    study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=settings.reduction)
+    # Trials that run count as bad ones, so that the next are drawn elsewhere.
+    study.sampler = optuna.samplers.TPESampler(seed=config.fit.seed + len(study.trials), constant_liar=True)
+    study.pruner = _pruner(optuna, config, settings)
+    for leftover in folder.glob(f"{_CANDIDATE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         yield study
     finally:
         storage.remove_session()
-        storage.engine.dispose()
+        if hasattr(storage, "engine"):
+            storage.engine.dispose()
 
 
 def best_trial(study: "Study") -> "FrozenTrial | None":
@@ -115,13 +154,27 @@ def finished_trials(study: "Study") -> "list[FrozenTrial]":
     return [trial for trial in study.trials if trial.state.is_finished() and KILLED not in trial.user_attrs]
 
 
-def keep_artifact(artifact: Artifact, folder: Path) -> None:
-    """Replace the stored best model."""
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    artifact.save(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+def is_best(study: "Study", value: float | None) -> bool:
+    """Return whether a trial with this value is better than all that were not stopped early."""
+    best = best_trial(study)
+    return value is not None and (best is None or value < (best.value or 0.0))
+
+
+def save_candidate(artifact: Artifact, folder: Path, number: int) -> None:
+    """Save the model of a trial that may be the best."""
+    candidate = folder / f"{_CANDIDATE}{number}"
+    shutil.rmtree(candidate, ignore_errors=True)
+    artifact.save(candidate)
+
+
+def settle_candidate(folder: Path, number: int, *, best: bool) -> None:
+    """Replace the stored best model by that of a trial, or drop the model of the trial."""
+    candidate = folder / f"{_CANDIDATE}{number}"
+    if best:
+        shutil.rmtree(folder / BEST, ignore_errors=True)
+        candidate.rename(folder / BEST)
+    else:
+        shutil.rmtree(candidate, ignore_errors=True)
 
 
 def trial_table(study: "Study", space: Space) -> pl.DataFrame:

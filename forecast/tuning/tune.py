@@ -1,9 +1,9 @@
 """Search for the settings of a training, with early stopping of unpromising trials."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -11,14 +11,10 @@ from forecast import artifact as artifacts
 from forecast.artifact import Artifact
 from forecast.config import FitSettings, TuneSettings
 from forecast.data.ingest.loaded import Loaded
-from forecast.errors import ConfigError, DataError, listing
+from forecast.engines.engine import Engine
+from forecast.errors import DataError, listing
 from forecast.pretraining.pretrained_network import PretrainedNetwork
-from forecast.training.fit import fit
-from forecast.training.result import FitResult
 from forecast.training.split import split_panel, training_data
-
-if TYPE_CHECKING:
-    from optuna.trial import Trial as Running
 from forecast.tuning.space import ERROR, GIVEN, Space, check, draw_values, drawn_values, with_values
 from forecast.tuning.study import (
     BEST,
@@ -26,27 +22,15 @@ from forecast.tuning.study import (
     best_trial,
     finished_trials,
     import_optuna,
-    judge_trial,
-    keep_artifact,
+    is_best,
     open_study,
+    settle_candidate,
     trial_table,
 )
+from forecast.tuning.trial import Trial, Trials, TrialTask, TrialWork
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One training of a search."""
-
-    number: int
-    params: Mapping[str, Any]
-    """The settings that were drawn, by their keys."""
-    config: FitSettings
-    state: str
-    """`complete`, `pruned` (stopped early), or `failed`."""
-    value: float | None
-    """The metric on the validation windows, at the step that the trial ended at; None for one that failed."""
-    result: FitResult | None
-    error: str = ""
+if TYPE_CHECKING:
+    from optuna import Study
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,6 +69,7 @@ def tune(
     *,
     key: str = "output.path",
     init: PretrainedNetwork | None = None,
+    engine: Engine | None = None,
     on_trial: Callable[[Trial], None] = lambda _: None,
     progress: Callable[[float, str], None] | None = None,
 ) -> TuneResult:
@@ -100,33 +85,34 @@ def tune(
     called with each trial. `key` is the setting that names the folder. `init` is the pretrained network of a registered
     version, with which all trials begin.
 
+    With an `engine` its workers run the trials, several at a time. A trial is drawn when a worker is free, and those
+    that run count as bad ones; so the result depends on the order in which trials end. The folder is then on a disk
+    that all workers share. A trial whose worker is lost starts again, three times at most.
+
     Raises ConfigError if optuna is not installed, a key of the space can't be searched, or the folder holds another
     search; DataError if no trial gave a model; OutputError if the folder can't be written.
     """
     space = check(config, settings)
     optuna = import_optuna()
     loaded = training_data(loaded, config.window.horizon, config.model, config.fit)
-    windows = split_panel(loaded.panel, config.window.horizon, config.fit).validation
-    score = judge_trial(loaded, windows, config.window.horizon, settings.metric)
-    with open_study(optuna, folder, key, loaded, config, settings) as study:
-        while len(finished := finished_trials(study)) < settings.n_trials:
-            running = study.ask()
-            trial = _run_trial(running, loaded, config, space, score, init)
-            best_before = best_trial(study)
-            improved = trial.state == "complete" and (best_before is None or trial.value < best_before.value)  # type: ignore[operator]
-            if improved and trial.result is not None:
-                # Only a new best trial gets a final fit.
-                keep_artifact(trial.result.finish() if trial.result.finish else trial.result.artifact, folder / BEST)
-            running.set_user_attr(ERROR, trial.error)
+    split_panel(loaded.panel, config.window.horizon, config.fit)
+    work = TrialWork(replace(loaded, rejects=loaded.rejects.clear()), config, settings, folder, init)
+    with open_study(optuna, folder, key, loaded, config, settings, shared=engine is not None) as study:
+        tasks = _ask(study, space, settings.n_trials)
+        for task, trial in _outcomes(engine, work, study, tasks):
+            is_new_best = trial.state == "complete" and is_best(study, trial.value)
+            settle_candidate(folder, trial.number, best=is_new_best)
+            study._storage.set_trial_user_attr(task.key, ERROR, trial.error)
             state = getattr(optuna.trial.TrialState, STATES[trial.state])
-            study.tell(running, trial.value if trial.state == "complete" else None, state=state)
+            study.tell(trial.number, trial.value if trial.state == "complete" else None, state=state)
             on_trial(trial)
             best = best_trial(study)
             if progress and best is not None:
                 text = f"trial {best.number} has {settings.metric} {best.value:.4f}"
-                progress((len(finished) + 1) / settings.n_trials, text)
+                progress(len(finished_trials(study)) / settings.n_trials, text)
         best = best_trial(study)
         if best is None:
+            finished = finished_trials(study)
             errors = {str(trial.user_attrs[ERROR]) for trial in finished}
             raise DataError(f"none of {len(finished)} trials gave a model: {listing(errors)}")
         best_config = with_values(config, drawn_values(best, space))
@@ -135,38 +121,25 @@ def tune(
         )
 
 
-def _run_trial(
-    running: "Running",
-    loaded: Loaded,
-    config: FitSettings,
-    space: Space,
-    score: Callable[[Artifact], float],
-    init: PretrainedNetwork | None,
-) -> Trial:
-    as_configured = GIVEN in running.user_attrs
-    drawn_settings = {} if as_configured else draw_values(running, space)
-    trial_config = config
-
-    def watch(artifact: Artifact, step: int) -> bool:
-        running.report(score(artifact), step)
-        # The trial with the settings as given is never stopped: it is the reference.
-        return not as_configured and running.should_prune()
-
-    try:
-        trial_config = with_values(config, drawn_settings)
-        result = fit(
-            loaded.panel,
-            data=loaded.data,
-            categories=loaded.categories,
-            window=trial_config.window,
-            model=trial_config.model,
-            fit=trial_config.fit,
-            init=init,
-            watch=watch,
+def _ask(study: "Study", space: Space, n_trials: int) -> Iterator[TrialTask]:
+    """Yield trials, each drawn when it is taken, from all that is known by then."""
+    for _ in range(n_trials - len(finished_trials(study))):
+        running = study.ask()
+        as_configured = GIVEN in running.user_attrs
+        yield TrialTask(
+            running.number, running._trial_id, {} if as_configured else draw_values(running, space), as_configured
         )
-    except (ConfigError, DataError) as error:  # The settings contradict each other or the panel.
-        return Trial(running.number, drawn_settings, trial_config, "failed", None, None, str(error))
-    value = score(result.validation_artifact)
-    return Trial(
-        running.number, drawn_settings, trial_config, "pruned" if result.stopped else "complete", value, result
-    )
+
+
+def _outcomes(
+    engine: Engine | None, work: TrialWork, study: "Study", tasks: Iterator[TrialTask]
+) -> Iterator[tuple[TrialTask, Trial]]:
+    """Yield the trials as they end. One whose worker is lost on all attempts has failed."""
+    if engine is None:
+        trials = Trials(work, study)
+        yield from ((task, trials.run(task)) for task in tasks)
+        return
+    for outcome in engine.run(work, tasks):
+        task = outcome.task
+        lost = Trial(task.number, task.params, work.config, "failed", None, None, outcome.failure)
+        yield task, outcome.result or lost
