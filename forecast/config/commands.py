@@ -35,6 +35,7 @@ from forecast.config.operations import (
     QuickstartSettings,
     ReplaySettings,
     ReportSettings,
+    RetainSettings,
     RunsSettings,
     ScheduleSettings,
     ServerSettings,
@@ -323,6 +324,12 @@ class ScoresConfig(Config):
 
     scores: SinkConfig
     show: ShowSettings = ShowSettings()
+
+
+class RetainConfig(JobConfig):
+    """`forecast retain`: `registry.name` is the registered model; `registry.alias` is not used."""
+
+    retain: RetainSettings
 
 
 class ReplayConfig(Config):

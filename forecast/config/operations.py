@@ -1,11 +1,13 @@
-"""`ledger.*`, `schedule.*`, `runs.*`, `report.*`, `ui.*`, `server.*` and `replay.*`."""
+"""`ledger.*`, `schedule.*`, `runs.*`, `retain.*`, `report.*`, `ui.*`, `server.*` and `replay.*`."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from forecast.config.base import Config, Secret
+from forecast.config.output import TABLE
+from forecast.config.registry import Alias
 
 
 class LedgerConfig(Config):
@@ -22,6 +24,57 @@ class QuickstartSettings(Config):
     until: Literal["look", "forecast", "train"] = "train"
     """The last stage: look (the settings, and a copy of the table where it needs one), forecast (without training), or
     train (and the backtest)."""
+
+
+class RetainSettings(Config):
+    """What is kept, and what is freed."""
+
+    apply: bool = False
+    """Free what the rules say. Without it, a table shows what would go, and nothing is freed."""
+    versions: Annotated[int, Field(ge=0)] | None = None
+    """Number of the newest versions without an alias to keep. Versions with an alias, those that a rollback returns to,
+    and all that a kept version derives from stay anyway. Artifacts of versions that were deleted before go, too."""
+    free: tuple[Alias, ...] = ()
+    """Versions to free, by number. Refused if one has an alias, or if a version that stays needs it."""
+    run_days: Annotated[float, Field(ge=1)] | None = None
+    """Days of runs in MLflow to keep, since their end. The runs behind kept versions (training, backtest) stay."""
+    scores: str | None = None
+    """The output.path of `forecast score`, for retain.forecast_days and retain.cutoffs."""
+    uri: Secret | None = None
+    """The database of these forecasts, with output.sink=sql."""
+    table: Annotated[str, Field(pattern=TABLE)] = "forecasts"
+    """Its table, as output.table."""
+    state: str | None = None
+    """The folder of score.state, for the same rules."""
+    forecast_days: Annotated[float, Field(ge=0)] | None = None
+    """Days before the latest cutoff of which forecasts and carried states are kept. The latest cutoff always stays."""
+    cutoffs: Annotated[int, Field(ge=1)] | None = None
+    """Number of the latest cutoffs to keep. With retain.forecast_days, what either rule keeps stays."""
+    unjudged: bool = False
+    """Also free forecasts that `forecast monitor` still reads."""
+    recent: Annotated[int, Field(ge=1)] | None = None
+    """monitor.recent of the job that watches these forecasts; its default when not given."""
+    history: Annotated[int, Field(ge=1)] | None = None
+    """monitor.history of that job."""
+
+    @property
+    def forecast_rule(self) -> str:
+        """The rules for forecasts and states, as text."""
+        rules = {"forecast_days": self.forecast_days, "cutoffs": self.cutoffs}
+        return " ".join(f"retain.{name}={value:g}" for name, value in rules.items() if value is not None)
+
+    @model_validator(mode="after")
+    def _has_rules(self) -> Self:
+        of_forecasts = self.forecast_days is not None or self.cutoffs is not None
+        if self.versions is None and self.run_days is None and not self.free and not of_forecasts:
+            raise ValueError("no rule; set one or more of versions, free, run_days, forecast_days and cutoffs")
+        if of_forecasts != (self.scores is not None or self.state is not None):
+            raise ValueError(
+                "forecast_days and cutoffs are rules for the folders scores and state; set one of both, and a folder"
+            )
+        if self.uri is not None and self.scores is None:
+            raise ValueError("uri goes with scores, the output.path of the jobs that write into that database")
+        return self
 
 
 class ReplaySettings(Config):

@@ -2,13 +2,16 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from forecast.config.base import AUTO, Config, Cutoffs, MaxAge, Secret
 from forecast.config.registry import Alias
 from forecast.names import OBJECT_STORES
+
+TABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,50}$"
+"""Names of tables that need no quotes in any database."""
 
 
 class ReconcileSettings(Config):
@@ -70,7 +73,7 @@ class SinkConfig(OutputFolder):
     """The database of output.sink=sql: postgresql://user@host/db (password from PGPASSWORD) or sqlite:///file.db. With
     output.sink=parquet, an object store for the files: s3://bucket/folder (gatecast[s3]); output.path then holds the
     manifests, and the parts until they are published."""
-    table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,50}$")] = "forecasts"
+    table: Annotated[str, Field(pattern=TABLE)] = "forecasts"
     """The table for forecasts; rejects and manifests go to tables with the suffixes _rejects and _manifests, and a view
     with _latest shows the latest cutoff of each model. They are created if they do not exist."""
 

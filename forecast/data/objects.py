@@ -66,6 +66,11 @@ class ObjectStore:
         with self._explained("read"):
             return sorted(item["path"] for page in self._obstore.list(self._store, prefix) for item in page)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of the objects below a prefix, a folder, by name."""
+        with self._explained("read"):
+            return {item["path"]: item["size"] for page in self._obstore.list(self._store, prefix) for item in page}
+
     def read(self, name: str) -> bytes | None:
         """Return the content of an object, None if there is none."""
         with self._explained("read"):

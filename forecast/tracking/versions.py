@@ -3,10 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+INIT_VERSION: Final = "init_version"
+"""Tag of a version initialised with the network of another one: the name and number of that version."""
 
 
 @dataclass(frozen=True)

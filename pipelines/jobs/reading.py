@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 from pipelines.jobs.version_tags import side_tables_of
 
 Training = TypeVar("Training", TrainConfig, TuneConfig)
-# Tags of a version initialised with the network of another one: that version, and its digest.
-INIT_VERSION: Final = "init_version"
 INIT_DIGEST: Final = "init_digest"
-"""Tags of a version whose tables of covariates are beside the panel: where they are."""
+"""Tag of a version initialised with the network of another one: the digest of that version."""
 
 
 def open_registry(config: JobConfig) -> "Registry":
@@ -113,6 +111,7 @@ def with_init(config: Training) -> "tuple[Training, PretrainedNetwork | None, di
     """
     from forecast.pretraining.pretrained_network import model_for, of_model
     from forecast.tracking.registry import Registry
+    from forecast.tracking.versions import INIT_VERSION
 
     name = config.model.init
     if name is None or not is_version(name):

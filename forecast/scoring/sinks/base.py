@@ -61,6 +61,12 @@ class Sink(Protocol):
     def replace_rows(self, model: str, rejects: pl.DataFrame, digest: str) -> None:
         """Replace the rejects of reading of a model; `digest` identifies them."""
 
+    def size(self, key: ForecastKey) -> int:
+        """Return the bytes of the files of a key; 0 for rows of tables."""
+
+    def free(self, key: ForecastKey) -> int:
+        """Remove all rows and files of a key, whose manifest is gone; return the bytes freed. May be repeated."""
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the forecasts of a manifest, some series at a time."""
 

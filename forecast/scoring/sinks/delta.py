@@ -79,6 +79,34 @@ class DeltaSink(TableSink):
         self._overwrite(REJECTS, iter([rejects]), f"{CUTOFF} IS NULL AND {MODEL_NAME} = {literal(model)}")
         write_text_atomic(digest, file)
 
+    def free(self, key: ForecastKey) -> int:
+        """Delete the rows of a key, and remove the files that no row needs any more; return the bytes freed."""
+        before = self._bytes()
+        for kind in KINDS:
+            if self._is_table(kind) and self._rows(kind, key):
+                table = self._delta.DeltaTable(str(self._folder / kind))
+                try:
+                    table.delete(self._predicate(key))
+                except self._delta.exceptions.DeltaError as error:
+                    raise OutputError(f"rows of {self._folder / kind} can't be deleted: {error}") from error
+        for kind in filter(self._is_table, KINDS):  # Also after a kill, when the rows are gone already.
+            table = self._delta.DeltaTable(str(self._folder / kind))
+            table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+        return before - self._bytes()
+
+    def _bytes(self) -> int:
+        return sum(file.stat().st_size for kind in KINDS for file in (self._folder / kind).rglob("*.parquet"))
+
+    def _predicate(self, key: ForecastKey) -> str:
+        """Return the SQL condition that selects the rows of a key."""
+        model = f"{MODEL_NAME} IS NULL"
+        if not key.is_legacy:
+            terms = [f"{name} = {literal(value)}" for name, value in zip(MODEL_COLUMNS, key[1:4], strict=True)]
+            model = " AND ".join(terms)
+        elif not self._names_models(FORECASTS):
+            model = "true"
+        return f"{CUTOFF} = {literal(key.cutoff)} AND {model}"
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of the key."""
         frame = self._scan(FORECASTS, *self._conditions(FORECASTS, ForecastKey.of(content)))

@@ -100,6 +100,17 @@ class ObjectSink:
         self.store.put({name: parquet_bytes(rejects)})
         self.store.remove(other for other in self.store.names(folder) if other != name)
 
+    def size(self, key: ForecastKey) -> int:
+        """Return the bytes of the objects of a key."""
+        return sum(sum(self.store.sizes(f"{kind}/{key.folder}").values()) for kind in KINDS)
+
+    def free(self, key: ForecastKey) -> int:
+        """Remove the manifest of a key from the store, then its objects; return the bytes freed."""
+        size = self.size(key)
+        self.store.remove([_manifest_name(key)])
+        self.store.remove(self._names(key))
+        return size - self.size(key)
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of each object in the manifest. Raises OutputError if one is missing."""
         yield from map(self.store.scan, self._existing(content, FORECASTS))

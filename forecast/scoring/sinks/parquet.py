@@ -106,6 +106,17 @@ class ParquetSink:
             if path.name != file.name:
                 path.unlink()
 
+    def size(self, key: ForecastKey) -> int:
+        """Return the bytes of the files of a key."""
+        return sum(file.stat().st_size for file in self._files(key))
+
+    def free(self, key: ForecastKey) -> int:
+        """Remove the folders of a key; return the bytes freed."""
+        size = self.size(key)
+        for kind in KINDS:
+            shutil.rmtree(self._folder / kind / key.folder, ignore_errors=True)
+        return size - self.size(key)
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of each file in the manifest. Raises OutputError if one is missing."""
         yield from map(scan_file, self._existing_files(content, FORECASTS))

@@ -143,6 +143,16 @@ class SqlSink(TableSink):
             database.insert(table, [rejects])
             self._put_row(database, name, _rows_row(name, model, digest, rejects.schema[CUTOFF]))
 
+    def free(self, key: ForecastKey) -> int:
+        """Delete the rows of a key from all tables in one transaction; return 0: the database reuses the space."""
+        with transaction(self._uri, self._key) as database:
+            for table in self._tables.values():
+                if columns := database.columns(table):
+                    database.execute(f'delete from "{table}" where {_condition(key, columns)}')
+            if database.has_table(self._manifests):
+                database.execute(f'delete from "{self._manifests}" where name = ?', (key.folder,))
+        return 0
+
     def forecasts(self, content: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
         """Yield the rows of the key. Raises OutputError if there are none."""
         key, table = ForecastKey.of(content), self._tables[FORECASTS]

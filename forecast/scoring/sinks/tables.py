@@ -39,6 +39,10 @@ class TableSink:
     def restore(self, key: ForecastKey, names: Iterable[str], staging: Path) -> None:
         """Do nothing: there are no parts elsewhere."""
 
+    def size(self, key: ForecastKey) -> int:  # noqa: ARG002
+        """Return 0: tables share their files."""
+        return 0
+
     def clean(self, key: ForecastKey, files: Files) -> None:
         """Do nothing: `replace` has deleted the old rows of the key."""
 

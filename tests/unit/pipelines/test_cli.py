@@ -103,6 +103,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "scores",
         "reconcile",
         "monitor",
+        "retain",
         "report",
         "schedule",
         "runs",

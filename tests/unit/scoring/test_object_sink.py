@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 import forecast as fc
 from forecast.artifact import Artifact
-from forecast.config import JobShare, ReconcileConfig, ScoreOutput, ScoreSettings, SinkConfig
+from forecast.config import JobShare, ReconcileConfig, RetainSettings, ScoreOutput, ScoreSettings, SinkConfig
 from forecast.config import load as validated
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.objects import ObjectStore
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, OutputError
 from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.retention.forecasts import StoredForecasts
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
 from forecast.scoring.scores import Scores
@@ -279,3 +281,21 @@ def test_what_an_object_store_can_not_take_is_refused_before_work(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OutputError, match="does not answer"):
         place.job()
+
+
+def test_old_cutoffs_are_freed_from_a_bucket(place: Place) -> None:
+    for back in (0, 1, 2):
+        place.write(back=back)
+    before = place.objects()
+    settings = RetainSettings(scores=str(place.folder / "out"), cutoffs=2, unjudged=True)
+    (item,) = StoredForecasts(settings, NAMES["model"]).items()[0]
+    assert item.free() == item.size
+    left = place.objects()
+    gone = before.keys() - left.keys()
+    cutoff = place.loaded.panel.grid.timestamps(np.array([place.loaded.panel.last_index - 2]))[0]
+    assert len(gone) == 1 + sum(name.startswith(f"forecasts/{cutoff:%Y-%m-%dT}") for name in before)
+    assert item.size == sum(len(before[name]) for name in gone if not name.startswith("manifests/"))
+    assert left.items() <= before.items()
+    for address in (place.folder / "out", place.uri):
+        assert fc.read_scores(address)["cutoff"].n_unique() == 2
+    assert StoredForecasts(settings, NAMES["model"]).items()[0] == []

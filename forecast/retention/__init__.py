@@ -1,0 +1,1 @@
+"""Retention: which versions, runs, forecasts and states may go, and their removal."""
