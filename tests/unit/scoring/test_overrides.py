@@ -10,7 +10,7 @@ import pytest
 from folders import contents
 
 import forecast as fc
-from forecast.config import ScoreOutput, ScoreSettings
+from forecast.config import JobShare, ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.engines.engine import Engine
 from forecast.engines.processes import Processes
@@ -199,6 +199,34 @@ def test_a_revised_override_counts_once_the_first_has_expired(
     assert (once["applied"], once["expired"], once["rejected"]) == (1, 1, {})
     scores = fc.read_scores(tmp_path, series="s01").filter(source="override")
     assert scores.select("cutoff", "mean").row(0) == (day(149), 2.0)
+
+
+@pytest.mark.parametrize("sink", ["parquet", "delta", "sql"])
+def test_sinks_take_cutoffs_with_and_without_overrides(
+    sink: str, trained: FitResult, weekly_loaded: Loaded, tmp_path: Path
+) -> None:
+    if sink == "delta":
+        pytest.importorskip("deltalake")
+    output = {"sink": sink} | ({"uri": f"sqlite:///{tmp_path}/scores.db"} if sink == "sql" else {})
+    overrides = overrides_of(table(row("s01", 152, value=2.0)), weekly_loaded.panel)
+    for cutoff in (140, 149, 155):
+        write(trained, weekly_loaded, tmp_path, overrides, cutoff=cutoff, **output)
+    scores = fc.read_scores(output.get("uri", tmp_path))
+    assert scores.height == 3 * 8 * 7
+    changed = scores.filter(source="override")
+    assert changed.select("cutoff", "series_id", "mean", "override_author").rows() == [(day(149), "s01", 2.0, "ada")]
+    assert scores["model_mean"].null_count() == scores.height - 1
+
+
+def test_shares_and_a_commit_write_the_same_bytes(trained: FitResult, weekly_loaded: Loaded, tmp_path: Path) -> None:
+    overrides = overrides_of(table(row("s01", 161, value=3.0), row("s07", 166, factor=2.0)), weekly_loaded.panel)
+    whole = write(trained, weekly_loaded, tmp_path / "whole", overrides).content
+    settings, output = ScoreSettings(shard_size=3, runtime="torch"), ScoreOutput(path=str(tmp_path / "shares"))
+    job = ScoreJob(trained.artifact, weekly_loaded, settings, output, NAMES, overrides=overrides)
+    for index in range(2):
+        job.write_share(weekly_loaded.panel.last_index, JobShare(index, 2))
+    shared = job.write(weekly_loaded.panel.last_index, commit=True).content
+    assert (shared["key"], shared["files"], shared["overrides"]) == (whole["key"], whole["files"], whole["overrides"])
 
 
 @pytest.mark.distributed
