@@ -10,7 +10,7 @@ from forecast.monitoring.result import MonitorResult
 from forecast.names import SERIES_ID, STEP, TARGET, TIMESTAMP
 from forecast.reports.page import ABSENT, card, percent, table
 
-_SHOWN: Final = 50
+_SHOWN: Final = 25
 """Largest anomalies on the page."""
 
 
@@ -22,10 +22,11 @@ def anomalies_card(result: MonitorResult) -> str:
         return ""
     anomalies = result.anomalies.filter(verdict=ANOMALY)
     judged = total - counts[FEW]
+    form = "%Y-%m-%d" if result.anomalies[TIMESTAMP].dt.time().n_unique() == 1 else "%Y-%m-%d %H:%M"
     rows = [
         (
             row[SERIES_ID],
-            f"{row[TIMESTAMP]:%Y-%m-%d %H:%M}".removesuffix(" 00:00"),
+            f"{row[TIMESTAMP]:{form}}",
             f"{row[TARGET]:.4g}",
             f"{row['median']:.4g}",
             f"{row['size']:+.3g}",
@@ -52,7 +53,7 @@ def anomalies_card(result: MonitorResult) -> str:
         )
         day, most = _busiest(anomalies)
         if most > 1:
-            texts.append(f"Most of one day are on {day}: {most:,}.")
+            texts.append(f"The day with most is {day}, with {most:,}.")
     if counts[FEW]:
         texts.append(f"{counts[FEW]:,} are not judged: {few_observations(rate)}.")
     texts.append(
