@@ -46,9 +46,11 @@ from forecast.data.prepared.prepare import prepare as prepare_panel
 from forecast.data.read import read_panel
 from forecast.data.sources.frames import collect, to_lazy
 from forecast.data.sources.open import Tables, fingerprint, open_tables, unchanged, used_columns
+from forecast.engines.engine import open_engine
 from forecast.errors import ConfigError, DataError, listing
 from forecast.explanation.explain import explain as explain_forecast
 from forecast.explanation.result import Explanation
+from forecast.finetuning.eligibility import check_engine
 from forecast.finetuning.finetune import finetune as finetune_series
 from forecast.finetuning.result import FinetuneResult
 from forecast.monitoring.evaluation import monitor as evaluate_scores
@@ -142,6 +144,7 @@ def tune(
     data: Settings | None = None,
     model: Settings | None = None,
     fit: Settings | None = None,
+    engine: str | Settings = "local",
     progress: Progress | None = None,
     **settings: Any,
 ) -> TuneResult:
@@ -149,16 +152,17 @@ def tune(
 
     - `folder`: the folder of the search, which resumes there after an interruption.
     - `settings`: the keys of `tune`, such as `n_trials=20`, `space={"model": {"hidden_size": [32, 64]}}`.
+    - `engine`: as of `finetune`; its workers run the trials, and must see `folder`.
     - all others as of `train`.
 
     Raises ConfigError, DataError, OutputError.
     """
     study_folder = arguments.folder(folder)
-    tune_config = validated(TuneSettings, settings)
+    tune_config, where = validated(TuneSettings, settings), arguments.engine_settings(engine)
     window = {"horizon": horizon, "context_length": context_length}
     loaded, config = _training(_TableInput(table, known, static), window, data=data, model=model, fit=fit)
-    with locked(study_folder, "folder"):
-        return tune_settings(loaded, config, tune_config, study_folder, key="folder", progress=progress)
+    with locked(study_folder, "folder"), open_engine(where) as workers:
+        return tune_settings(loaded, config, tune_config, study_folder, key="folder", engine=workers, progress=progress)
 
 
 def read(
@@ -206,19 +210,30 @@ def prepare(
 
 @verb
 def finetune(
-    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, **settings: Any
+    artifact: Artifact,
+    table: Table,
+    *,
+    known: Table = None,
+    static: Table = None,
+    engine: str | Settings = "local",
+    **settings: Any,
 ) -> FinetuneResult:
     """Return the model with changes for each series that gains from them on held-out windows.
 
     - `artifact`: a model that is not fine-tuned yet; with `incremental=True` a fine-tuned one.
     - `table`, `known`, `static`: as of `train`, read as the model's own.
     - `settings`: the keys of `finetune`, such as `kind="lora"`, `series=["a", "b"]`, `gate_windows=4`.
+    - `engine`: `"processes"` for every core of this machine (in a script, below `if __name__ == "__main__":`), `"ray"`,
+      or the keys of `engine`, such as `{"kind": "processes", "workers": 4}`.
 
     `.artifact` is the model; `.decisions` has a row per series with its losses before and after, and the reason.
     Raises ConfigError, DataError.
     """
-    config = validated(FinetuneSettings, settings)
-    return finetune_series(artifact, read(artifact, table, known, static).panel, config)
+    config, where = validated(FinetuneSettings, settings), arguments.engine_settings(engine)
+    check_engine(config, where)
+    panel = read(artifact, table, known, static).panel
+    with open_engine(where) as workers:
+        return finetune_series(artifact, panel, config, engine=workers)
 
 
 @verb
@@ -244,17 +259,26 @@ def backtest(
 
 @verb
 def calibrate(
-    artifact: Artifact, table: Table, *, known: Table = None, static: Table = None, **settings: Any
+    artifact: Artifact,
+    table: Table,
+    *,
+    known: Table = None,
+    static: Table = None,
+    engine: str | Settings = "local",
+    **settings: Any,
 ) -> CalibrationResult:
     """Return the model with quantiles shifted until their empirical coverage matches the nominal levels.
 
     - `table`, `known`, `static`: as of `train`, read as the model's own; it needs cutoffs that the model has not seen.
     - `settings`: the keys of `calibrate`, such as `method="adaptive"`, `n_windows=8`.
+    - `engine`: as of `finetune`.
 
     `.artifact` is the model; `.coverage` has the coverage of intervals on later cutoffs. Raises ConfigError, DataError.
     """
-    config = validated(CalibrateSettings, settings)
-    return calibrate_model(artifact, read(artifact, table, known, static).panel, config)
+    config, where = validated(CalibrateSettings, settings), arguments.engine_settings(engine)
+    panel = read(artifact, table, known, static).panel
+    with open_engine(where) as workers:
+        return calibrate_model(artifact, panel, config, engine=workers)
 
 
 @verb

@@ -13,7 +13,7 @@ import numpy as np
 
 from forecast.artifact import Artifact
 from forecast.checkpoints import names as pretrained_names
-from forecast.config import AUTO, Config, DataConfig, FitSettings, MaxAge, ScoreSettings, paths
+from forecast.config import AUTO, Config, DataConfig, EngineSettings, FitSettings, MaxAge, ScoreSettings, paths
 from forecast.config import load as validated
 from forecast.errors import ConfigError, listing
 
@@ -31,6 +31,12 @@ class _Moment(Config):
     """A single cutoff, for validation."""
 
     cutoff: datetime
+
+
+class _Engine(Config):
+    """An engine, for validation."""
+
+    engine: EngineSettings
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
@@ -127,6 +133,12 @@ def group(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"{key}: must be a dictionary of settings, such as {{'key': value}} (given: {settings!r})")
     return dict(settings or {})
+
+
+def engine_settings(engine: str | Mapping[str, Any]) -> EngineSettings:
+    """Return the settings of an engine, from its name or all of them. Raises ConfigError."""
+    settings = {"kind": engine} if isinstance(engine, str) else group(engine, "engine")
+    return validated(_Engine, {"engine": settings}).engine
 
 
 def whole_number(value: object, key: str, least: int) -> int:

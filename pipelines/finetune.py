@@ -32,6 +32,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
 
     from forecast.engines.engine import open_engine
     from forecast.finetuning.checkpoint import clear_checkpoint
+    from forecast.finetuning.eligibility import check_engine
     from forecast.finetuning.finetune import finetune
     from forecast.names import CHALLENGER, SERIES_ID
     from forecast.reports import diagnostic_figures, figures
@@ -41,7 +42,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     from pipelines.jobs.run_logging import log_data
     from pipelines.jobs.version_tags import child_tags, final_fit_text, uplift_text
 
-    _check_device(config)
+    check_engine(config.finetune, config.engine)
     registry = open_registry(config)
     parent, base, loaded = open_with_data(registry, config.registry.alias, config.data)
     with _lock(config), registry.run("finetune", config, {"parent_version": str(parent.number)}) as run:
@@ -93,11 +94,12 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
 def run_share(config: FinetuneConfig, share: JobShare) -> None:
     """Try or fit the groups of a share. The registry is only read; nothing is registered or recorded."""
     from forecast.engines.engine import open_engine
+    from forecast.finetuning.eligibility import check_engine
     from forecast.finetuning.finetune import finetune_share
     from forecast.tracking.registry import Registry
     from pipelines.jobs.reading import open_with_data
 
-    _check_device(config)
+    check_engine(config.finetune, config.engine)
     parent, base, loaded = open_with_data(Registry(config.registry), config.registry.alias, config.data)
     with _lock(config, shared=True), open_engine(config.engine) as engine, console.stage(f"shard {share}") as stage:
         result = finetune_share(
@@ -132,15 +134,3 @@ def _lock(config: FinetuneConfig, *, shared: bool = False) -> Iterator[None]:
     else:
         with locked(Path(config.finetune.checkpoint), "finetune.checkpoint", shared=shared):
             yield
-
-
-def _check_device(config: FinetuneConfig) -> None:
-    """Raise ConfigError if each process of this machine would take the GPU."""
-    from forecast.errors import ConfigError
-    from forecast.finetuning.eligibility import device_of
-
-    if config.engine.kind == "processes" and device_of(config.finetune) != "cpu":
-        raise ConfigError(
-            "engine=processes: each process would take the same GPU; set finetune.accelerator=cpu for the cores of "
-            "this machine, or engine=local for its GPU"
-        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings, TuningSettings
+from forecast.config import EngineSettings, FinetuneSettings, TuningSettings
 from forecast.data.holdout import MAX_WINDOWS, plan_gate
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
@@ -44,6 +44,15 @@ def device_of(settings: FinetuneSettings) -> str:
     if settings.accelerator == "gpu" and not has_gpu:
         raise ConfigError("finetune.accelerator: gpu asked for, but torch finds none here; set it to cpu or auto")
     return "cuda" if has_gpu and settings.accelerator != "cpu" else "cpu"
+
+
+def check_engine(settings: FinetuneSettings, engine: EngineSettings) -> None:
+    """Raise ConfigError if each process of this machine would take its GPU."""
+    if engine.kind == "processes" and device_of(settings) != "cpu":
+        raise ConfigError(
+            "engine=processes: each process would take the same GPU; set finetune.accelerator=cpu for the cores of "
+            "this machine, or engine=local for its GPU"
+        )
 
 
 def with_windows(artifact: Artifact, panel: Panel, settings: FinetuneSettings) -> TuningSettings:
