@@ -343,7 +343,7 @@ def test_a_backtest_with_refits_leaves_tables_and_a_page_but_does_not_promote(fi
     assert "By volume" in done.out
     small = ["summary", "steps", "levels", "intervals", "segments", "wins", "failures", "skipped"]
     tables = {f"{name}.parquet" for name in ("scores", "forecasts", *small)}
-    assert {path.name for path in out.iterdir()} == {*tables, "report.html"}
+    assert {path.name for path in out.iterdir()} == {*tables, "report.html", ".lock"}
     client, run = mlflow.MlflowClient(), runs(fine_tuned)[-1]
     assert tables | {"report.html"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
     wins = pl.read_parquet(out / "wins.parquet").rows_by_key(["model", "baseline"], named=True, unique=True)
