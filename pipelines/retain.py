@@ -158,7 +158,7 @@ def _version_items(
     for version in versions:
         model = disposal.model_of(version)
         size = disposal.size(model.artifact_uri) if model else 0
-        reason = f"without an alias, not among the newest (retain.versions={retain.versions})"
+        reason = f"no alias, not among the newest {retain.versions}"
 
         def free(version: "Version" = version, model: "StoredModel | None" = model) -> int:
             return disposal.free_version(version, model)

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +57,10 @@ class StoredForecasts:
         self._sink = self._open(self.path, self.contents)
         self.cutoffs = sorted({in_utc(cutoff_moment(content)) for content in self.contents})
 
+    @cached_property
+    def _since(self) -> datetime:
+        return self.threshold()
+
     def threshold(self) -> datetime:
         """Return the oldest cutoff that stays, in UTC: what any of the rules keeps, or monitor reads, stays."""
         since = oldest_kept(self.cutoffs, self._settings)
@@ -83,7 +88,7 @@ class StoredForecasts:
 
     def items(self) -> tuple[list[Item], int]:
         """Return what goes, oldest first, and the number of cutoffs that stay only because monitor reads them."""
-        since, by_rule = self.threshold(), oldest_kept(self.cutoffs, self._settings)
+        since, by_rule = self._since, oldest_kept(self.cutoffs, self._settings)
         items: list[Item] = []
         for folder, contents in self._folders():
             sink = self._sink if folder == self.path else self._open(folder, contents)
@@ -122,7 +127,7 @@ class StoredForecasts:
     def _item(self, folder: Path, sink: Sink, content: Mapping[str, Any], *, is_begun: bool = False) -> Item:
         key = ForecastKey.of(content)
         size = sink.size(key)
-        since = self.threshold().isoformat()
+        reason = f"before {moment_text(self._since, key.cutoff)} ({self._settings.forecast_rule})"
 
         def free() -> int:
             return _free(folder, sink, key)
@@ -130,8 +135,8 @@ class StoredForecasts:
         return Item(
             KIND,
             f"{folder}: {content[CUTOFF]} by {key.model} v{key.version}",
-            size,
-            "a killed job had begun to free it" if is_begun else f"before {since} ({self._settings.forecast_rule})",
+            size + _size(folder / MANIFESTS / key.manifest) + _size(folder / _FREEING / key.manifest),
+            "a killed job had begun to free it" if is_begun else reason,
             free,
             rows=0 if size else int(content["rows"]["written"]) + int(content["rows"]["refused"]),
         )
@@ -147,6 +152,15 @@ def oldest_kept(cutoffs: Sequence[datetime], settings: RetainSettings) -> dateti
     return min(kept)
 
 
+def moment_text(moment: datetime, like: datetime) -> str:
+    """Return a moment in UTC as text, without a time zone if another one has none."""
+    return (moment if like.tzinfo else moment.replace(tzinfo=None)).isoformat()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
 def _journals(folder: Path) -> list[Path]:
     return sorted((folder / _FREEING).glob(f"{CUTOFF}=*.json"))
 
@@ -156,7 +170,7 @@ def _free(folder: Path, sink: Sink, key: ForecastKey) -> int:
     if manifest.exists():
         journal.parent.mkdir(exist_ok=True)
         manifest.replace(journal)
-    freed = sink.free(key)
+    freed = sink.free(key) + _size(journal)
     shutil.rmtree(folder / _STAGING / key.folder, ignore_errors=True)
     journal.unlink(missing_ok=True)
     if not any(journal.parent.iterdir()):

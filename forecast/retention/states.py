@@ -35,7 +35,7 @@ def state_items(settings: RetainSettings, since: datetime | None, digests: Colle
         if digest in digests:
             items.append(_item(folder, "its version goes"))
         elif since is not None and moment < since:
-            items.append(_item(folder, f"before {since.isoformat()} ({settings.forecast_rule})"))
+            items.append(_item(folder, f"before {since:%Y-%m-%dT%H:%M} ({settings.forecast_rule})"))
     begun = [folder for root in _roots(Path(settings.state)) for folder in sorted(root.glob(f"{_FREEING}*"))]
     return [*(_item(folder, "a killed job had begun to free it") for folder in begun), *items]
 

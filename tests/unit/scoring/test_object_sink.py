@@ -294,7 +294,7 @@ def test_old_cutoffs_are_freed_from_a_bucket(place: Place) -> None:
     gone = before.keys() - left.keys()
     cutoff = place.loaded.panel.grid.timestamps(np.array([place.loaded.panel.last_index - 2]))[0]
     assert len(gone) == 1 + sum(name.startswith(f"forecasts/{cutoff:%Y-%m-%dT}") for name in before)
-    assert item.size == sum(len(before[name]) for name in gone if not name.startswith("manifests/"))
+    assert item.size == sum(len(before[name]) for name in gone)
     assert left.items() <= before.items()
     for address in (place.folder / "out", place.uri):
         assert fc.read_scores(address)["cutoff"].n_unique() == 2
