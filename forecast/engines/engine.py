@@ -6,6 +6,7 @@ databases.
 """
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,8 +102,8 @@ def results(engine: Engine, work: Work[Task, Result], tasks: Sequence[Task]) -> 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether a task with this error is worth another attempt: its disk or network may recover."""
-    cause = error.__cause__ if isinstance(error, OutputError) else error
-    return isinstance(error, OSError | OutputError) and getattr(cause, "errno", None) not in _PERMANENT
+    reasons = (os.strerror(number) for number in _PERMANENT)  # Polars passes on the text alone.
+    return isinstance(error, OSError | OutputError) and not any(reason in str(error) for reason in reasons)
 
 
 @contextmanager

@@ -85,10 +85,7 @@ class Failure:
 
     def fail(self) -> None:
         if self.kind == "full disk":
-            try:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
-                raise OutputError("can't write the part") from error
+            raise OutputError(f"can't write the part: {os.strerror(errno.ENOSPC)} (os error 28)")
         raise {
             "data": DataError("a column is missing"),
             "bug": ZeroDivisionError("a bug"),
