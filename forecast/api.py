@@ -59,6 +59,7 @@ from forecast.monitoring.result import MonitorResult
 from forecast.names import CUTOFF, MEAN, REASON, SERIES_ID, SOURCE, SOURCE_PRETRAINED, STEP, TARGET, TIMESTAMP
 from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded
+from forecast.prediction.horizons import with_horizon
 from forecast.prediction.paths import sample_paths as paths_of
 from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.result import Forecasts
@@ -251,6 +252,7 @@ def backtest(
     has seen in training, and DataError.
     """
     config = validated(BacktestSettings, arguments.with_moments(settings))
+    artifact = with_horizon(artifact, config.horizon, "horizon")
     panel = read(artifact, table, known, static).panel
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), panel)}
     contenders[artifact.kind] = Contender(artifact, panel)
@@ -386,6 +388,7 @@ def forecast(
       of `train`.
     - `table`, `known`, `static`: as of `train`, read as the model's own: the history of any series, including series
       that were not in training.
+    - `horizon`: for a model, the number of steps, as score.horizon; by default those that it is trained for.
     - `cutoff`: the last timestamp that the forecast may see: text such as "2024-05-01" or "2024-05-01T06:00", a date
       (its midnight), a datetime or pandas Timestamp; without a time zone it is local time of the panel. When None, the
       common end of the series.
@@ -411,8 +414,10 @@ def forecast(
         if cutoff_time is None:  # With a cutoff, rows after the common end may be needed.
             return _overridden(forecast_loaded(artifact, loaded, max_age=age_limit), artifact, loaded, overrides)
         known, static = (known if artifact.data.side_columns("known") else None), None
-    elif horizon is not None or data is not None:
-        raise ConfigError("horizon and data go with the name of a pretrained network; a model has its own: leave out")
+    elif data is not None:
+        raise ConfigError("data goes with the name of a pretrained network; a model has its own: leave it out")
+    elif horizon is not None:
+        artifact = with_horizon(artifact, arguments.whole_number(horizon, "horizon", 1), "horizon")
     loaded = read(artifact, table, known, static, cutoff=cutoff_time)
     result = forecast_loaded(artifact, loaded, cutoff=cutoff_time, max_age=age_limit)
     return _overridden(result, artifact, loaded, overrides)

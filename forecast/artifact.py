@@ -111,6 +111,11 @@ class Artifact:
         return self.window.horizon
 
     @property
+    def reach(self) -> int:
+        """Number of steps after the cutoff whose known covariates a forecast reads: at least the trained horizon."""
+        return max(self.window.horizon, self.network.shape.horizon)
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Classes of the target in the order of their codes; None for numbers."""
         return self.categories.get(self.data.columns.target)
@@ -168,7 +173,7 @@ class Artifact:
         Rows after the common end of the series are rejects, unless one is at one of the requested `cutoffs`. Raises
         DataError as `load_panel`, and for a table that is not on the grid of the model.
         """
-        return self._read(lambda data: load_panel(tables, data, self.horizon, self.categories), self.data, cutoffs)
+        return self._read(lambda data: load_panel(tables, data, self.reach, self.categories), self.data, cutoffs)
 
     def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = (), *, in_memory: bool = True) -> Loaded:
         """Return the panel at `source.path` (prepared or not) or in its database, as `read` does.
@@ -179,7 +184,7 @@ class Artifact:
         data = self.reading(with_side_tables(source, self.side_tables, self.data))
 
         def read(data: DataConfig) -> Loaded:
-            return read_panel(data, self.horizon, self.categories, in_memory=in_memory)
+            return read_panel(data, self.reach, self.categories, in_memory=in_memory)
 
         return self._read(read, data, cutoffs)
 

@@ -60,7 +60,8 @@ def run(
     `others` are further models for the comparison, by name.
 
     A backtest with refits judges the way a version is trained, not the version itself: it is not recorded in its tags,
-    and does not include the champion. Returns the version, a line about it, and the result.
+    and does not include the champion. One of another horizon is not recorded either. Returns the version, a line about
+    it, and the result.
     """
     from forecast.backtesting.backtest import backtest
     from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES
@@ -99,7 +100,7 @@ def run(
         tables: dict[str, pl.DataFrame | pl.LazyFrame] = {**result.tables()}
         tables |= {SCORES: result.scan(SCORES), FORECASTS: result.scan(FORECASTS)}
         report.log(run, "backtest", version, artifact, loaded, tables, folder=folder)
-        if config.backtest.refit == "never":
+        if config.backtest.refit == "never" and config.backtest.horizon is None:
             _publish(run, result, registry, version, champion)
             run.tag_version(version, {BACKTEST_RUN: run.id})
     line = (
@@ -145,18 +146,22 @@ def _open(
     from forecast.backtesting.result import Contender
     from forecast.data.files import check_writable
     from forecast.names import CHAMPION, SOURCE_PRETRAINED
+    from forecast.prediction.horizons import with_horizon
     from pipelines.jobs.reading import load_version, open_with_data, read_alike
 
     if config.output.path:
         check_writable(Path(config.output.path))
     in_memory = not isinstance(config.shard, JobShare)
-    version, artifact, loaded = open_with_data(registry, config.registry.alias, config.data, in_memory=in_memory)
+    horizon, key = config.backtest.horizon, "backtest.horizon"
+    version, artifact, loaded = open_with_data(
+        registry, config.registry.alias, config.data, in_memory=in_memory, horizon=horizon, key=key
+    )
     contenders = {SOURCE_PRETRAINED: Contender(artifact.base(), loaded.panel, f"{version.digest}/base")}
     contenders[artifact.kind] = Contender(artifact, loaded.panel, version.digest)
     contenders |= others or {}
     champion = registry.find(CHAMPION) if config.backtest.refit == "never" else None
     if champion and champion.number != version.number:
-        model = load_version(registry, champion)
+        model = with_horizon(load_version(registry, champion), horizon, key)
         panel = read_alike(model, artifact, loaded, config.data, in_memory=in_memory).panel
         contenders[CHAMPION] = Contender(model, panel, champion.digest)
     return version, champion, artifact, loaded, contenders

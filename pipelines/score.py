@@ -168,7 +168,8 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     cutoffs = _requested_cutoffs(config)
     if config.is_builtin:
         return open_builtin(config, cutoffs)
-    return open_with_data(registry, config.registry.alias, config.data.source(), cutoffs, in_memory=False)
+    source, horizon = config.data.source(), config.score.horizon
+    return open_with_data(registry, config.registry.alias, source, cutoffs, in_memory=False, horizon=horizon)
 
 
 def _read_overrides(config: ScoreConfig, loaded: "Loaded") -> "Overrides | None":
@@ -216,11 +217,12 @@ def _shadow(
 ) -> "ScoreJob":
     """Return the job of the shadow version; it reuses the loaded panel if that fits."""
     from forecast.names import SHADOW
+    from forecast.prediction.horizons import with_horizon
     from forecast.scoring.job import ScoreJob
     from forecast.scoring.parts import share_of_series
     from pipelines.jobs.reading import load_version, read_alike
 
-    shadow_artifact = load_version(registry, shadow_version)
+    shadow_artifact = with_horizon(load_version(registry, shadow_version), config.score.horizon)
     shared = config.output.model_dump(include={"min", "max"})
     state = config.score.state
     return ScoreJob(

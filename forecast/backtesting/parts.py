@@ -100,9 +100,10 @@ class BacktestInputs:
     def __init__(self, plan: BacktestPlan, folder: Path) -> None:
         self._plan = plan
         self._models = {name: model.digest or model.artifact.digest() for name, model in plan.contenders.items()}
+        excluded = {"n_jobs", "segments", *(["horizon"] if plan.settings.horizon is None else [])}
         self._shared = {
             "models": self._models,
-            "settings": plan.settings.model_dump(mode="json", exclude={"n_jobs", "segments"}),
+            "settings": plan.settings.model_dump(mode="json", exclude=excluded),
             "cutoffs": plan.cutoffs,
             "code": f"gatecast {version('gatecast')}",
         }

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from forecast.checkpoints import names
@@ -86,6 +86,13 @@ class TrainConfig(JobConfig):
     fit: FitConfig = FitConfig()
 
 
+def _of_trained_horizon(backtest: BacktestSettings) -> BacktestSettings:
+    """Return the settings of a backtest that judges a version for what it is trained for."""
+    if backtest.horizon is not None:
+        raise ValueError("horizon is for `forecast backtest`; here a version is judged at the horizon of its training")
+    return backtest
+
+
 class QuickstartConfig(JobConfig):
     """`forecast quickstart`: the settings of `forecast train` and of the backtest; the file decides about others.
 
@@ -97,7 +104,7 @@ class QuickstartConfig(JobConfig):
     window: QuickstartWindow = QuickstartWindow()
     model: ModelConfig = ModelConfig()
     fit: LocalFit = FitConfig()
-    backtest: BacktestSettings = BacktestSettings()
+    backtest: Annotated[BacktestSettings, AfterValidator(_of_trained_horizon)] = BacktestSettings()
     quickstart: QuickstartSettings = QuickstartSettings()
     output: OutputConfig = OutputConfig()
 
@@ -227,7 +234,7 @@ class RefreshConfig(JobConfig):
 
     data: SourceTable
     finetune: FinetuneSettings = FinetuneSettings()
-    backtest: BacktestSettings = BacktestSettings()
+    backtest: Annotated[BacktestSettings, AfterValidator(_of_trained_horizon)] = BacktestSettings()
     engine: EngineSettings = EngineSettings()
 
 
@@ -280,6 +287,8 @@ class ScoreConfig(JobConfig):
     def _is_complete(self) -> Self:
         if self.is_builtin and self.window.horizon is None:
             raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
+        if self.is_builtin and self.score.horizon is not None:
+            raise ValueError(f"score.horizon is for registered models; {self.registry.alias} takes window.horizon")
         if self.is_builtin and (self.score.state is not None or self.score.shadow is not None):
             raise ValueError("score.state and score.shadow are for registered models; `forecast models add` makes one")
         return self

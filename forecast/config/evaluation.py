@@ -16,6 +16,9 @@ class BacktestSettings(Config):
     cutoffs: Cutoffs | None = None
     """Last timestamps that forecasts see: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d. By
     default the latest n_windows with a full horizon after them."""
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Steps to forecast, as score.horizon; by default those that the model is trained for. With another horizon the
+    backtest is not recorded with the version, and `forecast promote` ignores it."""
     n_windows: Annotated[int, Field(ge=1)] | None = None
     """Number of cutoffs; by default 4, or fewer if training saw some of them."""
     step_size: Annotated[int, Field(ge=1)] | None = None
@@ -50,7 +53,16 @@ class BacktestSettings(Config):
     """Processes that fit these two."""
 
     @field_validator(
-        "n_windows", "step_size", "window_length", "refit_every", "fit", "finetune", "one_pass", "segments", "baselines"
+        "n_windows",
+        "step_size",
+        "window_length",
+        "refit",
+        "refit_every",
+        "fit",
+        "finetune",
+        "one_pass",
+        "segments",
+        "baselines",
     )
     @classmethod
     def _fits_together(cls, value: Any, info: ValidationInfo) -> Any:
@@ -65,6 +77,8 @@ class BacktestSettings(Config):
                 raise ValueError("missing; window=sliding needs the number of steps that are seen")
             case "window_length" if value is not None and settings.get("window") == "expanding":
                 raise ValueError("is for window=sliding; window=expanding sees all of the history")
+            case "refit" if value != "never" and settings.get("horizon") is not None:
+                raise ValueError("trains models for the horizon of the version; leave backtest.horizon out")
             case "refit_every" if value is not None and refit == "never":
                 raise ValueError("refit=never has no refits; set refit=finetune or refit=scratch, or leave it out")
             case "fit" if changed and refit != "scratch":

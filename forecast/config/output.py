@@ -131,6 +131,9 @@ class ScoreSettings(Config):
     """Last timestamp the forecast may see; the latest of the panel when not given."""
     cutoffs: Cutoffs | None = None
     """Several cutoffs in one job: a list, or a range FIRST..LAST/STEP such as 2013-11-01..2013-12-01/1d."""
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Steps to forecast; by default those that the model is trained for. Fewer are the first of them, with the same
+    numbers; up to 8 times as many are rolled: sample paths continue the history, and the model forecasts again."""
     shard_size: Annotated[int, Field(ge=1)] | None = None
     """Series per shard, forecast and written at a time; by default as many as give about 65,000 rows."""
     missing_known: Literal["mask", "fail", "quarantine", "carry_forward"] = "mask"

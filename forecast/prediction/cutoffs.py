@@ -36,6 +36,12 @@ def latest_windows(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
 
 def check_model(artifact: Artifact, key: str = "score.state") -> None:
     """Raise ConfigError, which names the setting `key`, for a model whose encoder state can't be carried over runs."""
+    trained = artifact.network.shape.horizon
+    if artifact.horizon > trained:
+        raise ConfigError(
+            f"{key}: states reach as far as the horizon that the model is trained for, {trained:,} steps, and "
+            f"{artifact.horizon:,} are wanted; leave {key} out, or give a horizon of {trained:,} or less"
+        )
     if artifact.model.attention:
         raise ConfigError(
             f"{key}: attention looks at every step of the context again, and this model has it; leave {key} out, or "

@@ -1,5 +1,7 @@
 """The forecast of each series with its fallbacks: fine-tuned, pretrained, seasonal naive, last value."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -66,9 +68,12 @@ def forecast_shard(
     if refused is not None:
         missing_known = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
-    predicted = predict(artifact, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
-    forecasts = _with_fallbacks(artifact, panel, windows, predicted, samples)
+    # A shorter horizon is a prefix of the trained one, with the same sources.
+    whole = replace(artifact, window=artifact.window.model_copy(update={"horizon": artifact.reach}))
+    predicted = predict(whole, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
+    forecasts = _with_fallbacks(whole, panel, windows, predicted, samples)
     valid = _finite(forecasts.values, forecasts.mean)
+    forecasts = forecasts.until(artifact.horizon)
     forecasts = _with_closures(panel, forecasts)
     frame = forecast_rows(artifact, panel, forecasts.select(valid), samples, cutoff, model_version)
     rejects = pl.concat(

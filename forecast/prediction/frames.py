@@ -49,6 +49,11 @@ class Predictions(NamedTuple):
     source: np.ndarray
     """[n, horizon]."""
 
+    def until(self, horizon: int) -> Self:
+        """Return the first `horizon` steps."""
+        values, mean, source = (part[:, :horizon] for part in self[1:])
+        return type(self)(self.windows, values, mean, source)
+
     def select(self, mask: npt.NDArray[np.bool_]) -> Self:
         """Return the forecasts of the windows in `mask`, [n]."""
         index = np.flatnonzero(mask)

@@ -22,6 +22,12 @@ def with_samples(artifact: Artifact, count: int, key: str = "n") -> Artifact:
     Raises ConfigError, which names the setting `key`, for a model that has no paths.
     """
     network = artifact.network
+    if artifact.horizon > network.shape.horizon:
+        raise ConfigError(
+            f"{key}: sample paths reach as far as the horizon that the model is trained for, "
+            f"{network.shape.horizon:,} steps, and {artifact.horizon:,} are wanted; leave {key} out, or shorten the "
+            "horizon"
+        )
     if artifact.bank is not None and artifact.classes is not None:
         raise ConfigError(
             f"{key}: fine-tuning changes the probabilities of classes at each step, which moves no path; sample those "

@@ -28,6 +28,7 @@ from forecast.prediction.postprocess import (
     split_columns,
 )
 from forecast.prediction.result import Predicted
+from forecast.prediction.rolling import roll
 
 
 def predict(
@@ -45,7 +46,8 @@ def predict(
     """Return forecasts of windows, with the weights of `artifact` itself, never those of its final fit.
 
     Nothing after a window's cutoff is read except known covariates, and the forecast of a window does not depend on the
-    other windows.
+    other windows. Beyond the horizon of the network, forecasts are rolled (`rolling.roll`, which has no `samples`,
+    `carried` and `one_pass`); a shorter horizon is a prefix.
 
     - `points`: a number of quantiles, at the midpoints of equal shares, instead of the model's own levels.
     - `samples`: a number of paths, of a model that `with_samples` has returned.
@@ -56,7 +58,11 @@ def predict(
       the states at their cutoffs (`plan_one_pass`).
     - `device`: a copy of the network is used if it is on another one.
     """
-    artifact = artifact.on(device)
+    artifact, trained = artifact.on(device), artifact.network.shape.horizon
+    if artifact.horizon > trained:
+        assert carried is None, "rolled forecasts start from windows"
+        assert not any((samples, one_pass)), "rolled forecasts have quantiles of single windows"
+        return roll(artifact, panel, windows, points=points, forward=forward, device=device)
     levels = torch.tensor(midpoints(points)) if points else None
     order = np.arange(len(windows))
     if artifact.bank and artifact.bank.kind not in (HEAD, *FROZEN):
@@ -69,14 +75,15 @@ def predict(
         tasks = plan_windows(windows[order], data, carried)
     spec = ForecastSpec(levels, samples)
     parts = list(_predict_batches(artifact, panel, data, tasks, spec, forward))
-    shape = (0, artifact.horizon, spec.n_columns(artifact) + samples)
+    shape = (0, trained, spec.n_columns(artifact) + samples)
     no_values, no_mean = np.zeros(shape, np.float32), np.zeros(shape[:2])
     parts = parts or [Predicted(no_values, no_values, no_mean, no_mean, np.zeros(0, bool))]
     names = [field.name for field in fields(Predicted)]
     positions = np.empty(len(windows), np.int64)
     requested = np.flatnonzero(order >= 0)
     positions[order[requested]] = requested
-    return Predicted(*(np.concatenate([getattr(part, name) for part in parts])[positions] for name in names))
+    result = Predicted(*(np.concatenate([getattr(part, name) for part in parts])[positions] for name in names))
+    return result if artifact.horizon == trained else result.until(artifact.horizon)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Results of forecasting: arrays per window, and tables with rejects."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,17 @@ class Predicted:
     """[n, horizon], the means of the distributions; for classes the code of the most probable one."""
     is_tuned: np.ndarray
     """[n], whether the series has changes."""
+
+    def until(self, horizon: int) -> Self:
+        """Return the first `horizon` steps."""
+        steps = slice(horizon)
+        return replace(
+            self,
+            base=self.base[:, steps],
+            tuned=self.tuned[:, steps],
+            base_mean=self.base_mean[:, steps],
+            tuned_mean=self.tuned_mean[:, steps],
+        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -92,7 +92,7 @@ class ShardWriter:
     def digest(self, number: int, cutoff: int) -> str:
         """Return a digest of what is visible at a cutoff of a shard."""
         shard = self.panel(number)
-        digest = shard.in_memory().visible_digest(cutoff, self._horizon)
+        digest = shard.in_memory().visible_digest(cutoff, self.model.artifact.reach)
         shard.advise(mmap.MADV_DONTNEED)
         return digest
 
@@ -112,7 +112,7 @@ class ShardWriter:
         carried_states, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
             context = self.model.artifact.network.shape.context_length
-            shard, carried = carry_forward(shard, cutoff=cutoff, horizon=horizon, context=context)
+            shard, carried = carry_forward(shard, cutoff=cutoff, horizon=self.model.artifact.reach, context=context)
         if len(shard.known) and self._score.missing_known == "quarantine":
             refused = series_missing_known(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
         forecasts = forecast_shard(

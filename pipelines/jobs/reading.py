@@ -65,7 +65,7 @@ def read_alike(
     in_memory: bool = True,
 ) -> "Loaded":
     """Return the panel as a model reads it: what another one has `loaded`, if they read it the same way."""
-    fields = ("data", "categories", "horizon", "grid")
+    fields = ("data", "categories", "reach", "grid")
     alike = all(getattr(artifact, name) == getattr(loaded_for, name) for name in fields)
     return loaded if alike else read_for(artifact, source, cutoffs, in_memory=in_memory)
 
@@ -133,11 +133,16 @@ def open_with_data(
     cutoffs: "Sequence[datetime | None]" = (),
     *,
     in_memory: bool = True,
+    horizon: int | None = None,
+    key: str = "score.horizon",
 ) -> "tuple[Version, Artifact, Loaded]":
     """Return the version that `alias` means now, its model, and the panel in the table that `source` describes.
 
-    Raises as `open_version`, `read_for`.
+    The model forecasts `horizon` steps, the setting `key`. Raises as `open_version`, `read_for`, `with_horizon`.
     """
+    from forecast.prediction.horizons import with_horizon
+
     registry.check_runs()
     version, artifact = open_version(registry, alias)
+    artifact = with_horizon(artifact, horizon, key)
     return version, artifact, read_for(artifact, source, cutoffs, in_memory=in_memory)

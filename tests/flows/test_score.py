@@ -169,6 +169,25 @@ def test_the_end_of_the_panel_is_forecast_with_weights_that_have_seen_it(store: 
     assert {content["model_digest"] for content in contents.values()} == {tags["digest"]}
 
 
+def test_horizons_other_than_the_trained_one(promoted: Store) -> None:
+    promoted.score()
+    promoted.score(None, "score.horizon=5", output="short")
+    promoted.score(None, "score.horizon=30", output="long")
+    trained = promoted.forecasts()
+    keys = "series_id", "step"
+    assert_frame_equal(promoted.forecasts("short").sort(keys), trained.filter(pl.col("step") <= 5).sort(keys))
+    longer = promoted.forecasts("long")
+    assert longer["step"].max() == 30
+    assert_frame_equal(longer.filter(pl.col("step") <= HORIZON).sort(keys), trained.sort(keys))
+    args = MODEL, "registry.alias=champion", f"data.path={promoted.table}", "backtest.n_windows=1"
+    before = mlflow.MlflowClient(promoted.uri).get_model_version(NAME, "2").tags
+    assert "MASE" in succeed("backtest", *args, "backtest.horizon=5").lines[-1]
+    assert mlflow.MlflowClient(promoted.uri).get_model_version(NAME, "2").tags == before
+    score = "score", MODEL, f"data.path={promoted.table}", f"output.path={promoted.folder / 'none'}"
+    assert "more than 8 times the 12" in refuse(2, *score, "score.horizon=97")
+    assert "backtest.horizon: 97 steps" in refuse(2, "backtest", *args, "backtest.horizon=97")
+
+
 def test_a_second_job_is_told_who_is_writing(promoted: Store) -> None:
     from forecast.data.files import locked
 

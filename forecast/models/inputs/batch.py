@@ -50,8 +50,12 @@ class Batch(NamedTuple):
 
     def since(self, step: int) -> "Batch":
         """Return the windows without their first steps."""
+        return self.steps(slice(step, None))
+
+    def steps(self, steps: slice) -> "Batch":
+        """Return some neighbouring steps of the windows."""
         timeless = self.static_categories, self.static_numbers, self.level
-        return self.map(lambda values: values if any(values is tensor for tensor in timeless) else values[:, step:])
+        return self.map(lambda values: values if any(values is tensor for tensor in timeless) else values[:, steps])
 
     def expand(self, count: int) -> "Batch":
         """Return one window repeated `count` times."""

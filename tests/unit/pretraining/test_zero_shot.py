@@ -96,8 +96,8 @@ def test_mistakes_are_told_with_what_to_change(sales: pl.DataFrame, model: Artif
         fc.forecast("gatecast-nano", sales)
     with pytest.raises(ConfigError, match="1,024 steps at most"):
         fc.forecast("gatecast-nano", sales, horizon=1025)
-    with pytest.raises(ConfigError, match="horizon and data go with the name"):
-        fc.forecast(model, sales, horizon=3)
+    with pytest.raises(ConfigError, match="data goes with the name"):
+        fc.forecast(model, sales, data={"freq": "1d"})
     classes = sales.with_columns(target=pl.when(pl.col("target") > 20).then(pl.lit("high")).otherwise(pl.lit("low")))
     with pytest.raises(ConfigError, match=r"model\.head=categorical"):
         fc.forecast("gatecast-nano", classes, horizon=3)
