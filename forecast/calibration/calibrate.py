@@ -57,7 +57,8 @@ def calibrate(
     of Angelopoulos, Candes & Tibshirani 2023, NeurIPS). The rate is the one with the least pinball loss, in widths, on
     later cutoffs that share no target with those of the initial shifts; 0, unless it is better by a standard error.
 
-    The cutoffs are forecast by `engine`, in this process without one, with the same result.
+    The cutoffs are forecast by `engine`, in this process without one, with the same result for the same number of
+    threads, which is one in workers.
 
     The last `check_windows` cutoffs measure the improvement; the returned calibration uses all cutoffs.
 

@@ -54,9 +54,9 @@ def finetune(
     Losses are the pinball loss of the quantiles for all heads of numbers, the log-loss for classes. Where a change
     would move counts or amounts below 0, `predict` returns 0.
 
-    Groups are tried and fitted by `engine`, in this process without one, with the same result; kind `global` always
-    runs here. With `commit`, nothing is computed: all groups must have been written by `finetune_share`. The checkpoint
-    is emptied at the end, unless `keep_checkpoint`.
+    Groups are tried and fitted by `engine`, in this process without one, with the same result for the same number of
+    threads, which is one in workers; kind `global` always runs here. With `commit`, nothing is computed: all groups
+    must have been written by `finetune_share`. The checkpoint is emptied at the end, unless `keep_checkpoint`.
 
     Raises ConfigError if the model is fine-tuned already, the selection is empty or unknown, the kind does not fit the
     model, or `checkpoint` holds something else; DataError if the panel does not fit the model, or no series is long
