@@ -73,9 +73,8 @@ def files(tmp_path: Path, closed_form: FitResult, weekly_loaded: Loaded) -> Scor
     return Scores(tmp_path, "parquet", closed_form, weekly_loaded)
 
 
-@pytest.mark.parametrize(
-    ("rules", "left"),
-    [
+def test_the_rules_and_what_monitor_reads(files: Scores) -> None:
+    cases: list[tuple[dict[str, Any], list[int]]] = [
         ({"cutoffs": 1}, [0, 1, 30]),
         ({"cutoffs": 4}, [0, 1, 30, 50]),
         ({"forecast_days": 55}, [0, 1, 30, 50]),
@@ -84,13 +83,12 @@ def files(tmp_path: Path, closed_form: FitResult, weekly_loaded: Loaded) -> Scor
         ({"forecast_days": 0, "unjudged": True}, [0]),
         ({"forecast_days": 1, "recent": 3, "history": 1}, [0, 1]),
         ({"cutoffs": 1, "history": 45}, [0, 1, 30, 50]),
-    ],
-)
-def test_the_rules_and_what_monitor_reads(rules: dict[str, Any], left: list[int], files: Scores) -> None:
-    settings = RetainSettings.model_validate({"scores": str(files.path), **rules})
-    since = StoredForecasts(settings, "m").threshold()
-    assert [back for back in BACKS if in_utc(END - timedelta(days=back)) >= since] == left
-    assert len(files.items(**rules)) == len(BACKS) - len(left)
+    ]
+    for rules, left in cases:
+        settings = RetainSettings.model_validate({"scores": str(files.path), **rules})
+        since = StoredForecasts(settings, "m").threshold()
+        assert [back for back in BACKS if in_utc(END - timedelta(days=back)) >= since] == left, rules
+        assert len(files.items(**rules)) == len(BACKS) - len(left), rules
 
 
 def test_old_cutoffs_are_freed_from_every_sink(scores: Scores) -> None:
