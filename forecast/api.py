@@ -70,6 +70,7 @@ from forecast.reconciliation.reconcile import Reconciled, past_errors
 from forecast.reconciliation.reconcile import reconcile as reconcile_forecasts
 from forecast.scoring.overrides import overrides_of, read_overrides
 from forecast.scoring.plans import Layout, write_plan_of
+from forecast.scoring.scenarios import scenario_folder
 from forecast.scoring.scores import read_scores as scores_of
 from forecast.training.fit import fit as fit_panel
 from forecast.training.result import FitResult, Progress
@@ -447,6 +448,7 @@ def read_scores(
     model: str | None = None,
     series: str | Sequence[str] | None = None,
     table: str = "forecasts",
+    scenario: str | None = None,
 ) -> pl.DataFrame:
     """Return forecasts that `forecast score` has written, of finished runs only.
 
@@ -457,6 +459,8 @@ def read_scores(
     - `model`: the name of a registered model, if several write there; all when None.
     - `series`: ids of the series to read, or one id; all when None.
     - `table`: the output.table of a database.
+    - `scenario`: the name of a scenario in the folder (score.scenario), which is also in the column `scenario`; the
+      plain forecasts when None.
 
     The frame has the rows of the files by cutoff, model, series and step: series_id, timestamp, cutoff, step, mean and
     quantiles (or class and probabilities, and samples), null if a cutoff has no such column, then source, model_name,
@@ -466,6 +470,8 @@ def read_scores(
     Raises ConfigError for arguments, DataError if there are no forecasts, OutputError for missing files or rows.
     """
     source = path if "://" in str(path) else arguments.folder(path, "path")
+    if scenario is not None:
+        source = scenario_folder(Path(source), scenario)
     cutoff_time = arguments.moment(cutoff)
     names = [series] if isinstance(series, str) else series
     return scores_of(source, cutoff=cutoff_time, latest=latest, model=model, series=names, table=table)

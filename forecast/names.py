@@ -64,6 +64,10 @@ PREVIOUS: Final = "previous"
 # The folder of forecasts by score.shadow in output.path, and the name of that model where it is compared.
 SHADOW: Final = "shadow"
 
+# The column with the name of a scenario in its forecasts, and the folder of all scenarios in output.path.
+SCENARIO: Final = "scenario"
+SCENARIOS: Final = "scenarios"
+
 # Metrics of training; early stopping monitors VAL_LOSS.
 VAL_LOSS: Final = "val/loss"
 TRAIN_LOSS: Final = "train/loss"

@@ -14,6 +14,7 @@ from forecast.errors import GatecastError
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
 from pipelines.jobs.run_logging import log_data, log_missing
+from pipelines.jobs.scenario import log_differences, open_scenario
 from pipelines.jobs.score_summary import log_scores, summary_line
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ def run(config: ScoreConfig) -> Scored:
     from forecast.tracking.registry import Registry
 
     start = time.monotonic()
-    folder = Path(config.output.path)
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
     overrides = _read_overrides(config, loaded)
+    scenario = open_scenario(config, artifact, loaded, _requested_cutoffs(config))
+    output_settings = scenario.output if scenario else config.output
+    folder = Path(output_settings.path)
     shadow_version = _shadow_version(registry, config, version)
     scored: Scored | None = None
     try:
@@ -97,14 +100,15 @@ def run(config: ScoreConfig) -> Scored:
             run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
-            settings = artifact, loaded, config.score, config.output, _names(version)
-            job = ScoreJob(*settings, run_id=run.id, engine=engine, overrides=overrides)
+            settings = artifact, loaded, config.score, output_settings, _names(version)
+            job = ScoreJob(*settings, run_id=run.id, engine=engine, overrides=overrides, scenario=scenario)
             outputs, failed = _write(job, cutoffs, "score", commit=config.shard is not None)
             line = ""
             if outputs:
                 job.write_latest()
                 plan = job.write_plan()
                 line = f", plan {plan}" if plan else ""
+                line += log_differences(run, scenario, outputs) if scenario else ""
             if shadow_version:
                 try:  # The forecasts above are complete, even if these fail.
                     shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine, run.id)
@@ -139,11 +143,13 @@ def run_share(config: ScoreConfig, share: JobShare) -> None:
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
     overrides = _read_overrides(config, loaded)
+    scenario = open_scenario(config, artifact, loaded, _requested_cutoffs(config))
     shadow_version = _shadow_version(registry, config, version)
     cutoffs = _cutoffs(config, loaded)
     with _locks(config, shared=True), open_engine(config.engine) as engine:
-        settings = artifact, loaded, config.score, config.output, _names(version)
-        jobs = {"": (version, ScoreJob(*settings, engine=engine, overrides=overrides))}
+        output_settings = scenario.output if scenario else config.output
+        settings = artifact, loaded, config.score, output_settings, _names(version)
+        jobs = {"": (version, ScoreJob(*settings, engine=engine, overrides=overrides, scenario=scenario))}
         if shadow_version:
             shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine)
             jobs[f"{SHADOW} "] = shadow_version, shadow

@@ -31,7 +31,11 @@ def main(argv: list[str]) -> None:
 
 
 def _place(config: ScoresConfig) -> str:
-    """Return the source of the forecasts: a folder, or a database."""
+    """Return the source of the forecasts: a folder, also that of a scenario, or a database."""
+    from forecast.scoring.scenarios import scenario_folder
+
+    if config.show.scenario is not None:
+        return str(scenario_folder(Path(config.scores.path), config.show.scenario))
     return config.scores.path if config.scores.uri is None else config.scores.uri.get_secret_value()
 
 
@@ -39,6 +43,7 @@ def _list(config: ScoresConfig) -> None:
     import polars as pl
 
     from forecast.scoring.manifests import current
+    from forecast.scoring.scenarios import scenarios_in
     from forecast.scoring.scores import Scores
 
     show = config.show
@@ -51,6 +56,8 @@ def _list(config: ScoresConfig) -> None:
         for content in contents
     ]
     console.table(pl.DataFrame(rows))
+    if show.scenario is None and (names := scenarios_in(Path(config.scores.path))):
+        print(f"scenarios (show.scenario): {', '.join(names)}")
 
 
 def _upgrade(config: ScoresConfig) -> None:

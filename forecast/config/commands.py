@@ -305,6 +305,15 @@ class ScoreConfig(JobConfig):
         return self
 
     @model_validator(mode="after")
+    def _scenario_files(self) -> Self:
+        if self.score.scenario is not None and (self.output.sink != "parquet" or self.output.uri is not None):
+            raise ValueError(
+                "score.scenario compares Parquet files in output.path; write the plain forecasts and the scenario into "
+                "another output.path, without output.sink and output.uri"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _two_folders(self) -> Self:
         if self.score.state is not None and Path(self.score.state).resolve() == Path(self.output.path).resolve():
             raise ValueError("score.state and output.path are the same folder; give each its own")

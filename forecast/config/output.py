@@ -124,6 +124,10 @@ class ScoreOutput(SinkConfig):
         return self
 
 
+ScenarioName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Letters, digits, dots, hyphens and underscores: the name of a folder."""
+
+
 class ScoreSettings(Config):
     """Batch scoring."""
 
@@ -142,6 +146,9 @@ class ScoreSettings(Config):
     overrides: str | None = None
     """A table of values that people set in place of forecasts: series_id, timestamp, value or factor, author, and
     optionally note and valid_until."""
+    scenario: ScenarioName | None = None
+    """Name of a scenario: forecasts with other known covariates after the cutoff, in the folder scenarios/NAME of
+    output.path, and their difference from the plain forecasts there of the same version and cutoff."""
     state: str | None = None
     """A folder for the encoder's state of each series, from which the next cutoff continues instead of reading the
     context again. The encoder then sees the whole history, not only the context."""
@@ -168,6 +175,8 @@ class ScoreSettings(Config):
             raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
         if self.state is not None and self.runtime == "onnx":
             raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
+        if self.scenario is not None and (self.state is not None or self.shadow is not None):
+            raise ValueError("scenario does not go with state and shadow, which are for the nightly forecasts")
         return self
 
 
@@ -189,6 +198,8 @@ class ShowSettings(Config):
     """Registered model of the forecasts; all when not given."""
     series: tuple[str, ...] | None = None
     """Series of the forecasts; all when not given."""
+    scenario: ScenarioName | None = None
+    """A scenario of score.scenario, instead of the plain forecasts."""
     every: bool = False
     """Show every version that has forecast the cutoff, not only the one that scored last."""
     rows: Annotated[int, Field(ge=0)] = 24

@@ -158,10 +158,14 @@ class Panel:
 
         The calendar is excluded: it follows from the grid and the settings.
         """
+        return self.visible_digests(cutoff, horizon)[1]
+
+    def visible_digests(self, cutoff: int, horizon: int) -> tuple[str, str]:
+        """Return the `visible_digest` of the past alone, which is that of no steps after the cutoff, and of all."""
         index = self._index()
         n_known = self.lengths + self.horizon
         ahead = np.arange(int(n_known.sum())) - np.repeat(np.cumsum(n_known) - n_known - self.start, n_known)
-        visible, visible_known = index <= cutoff, ahead <= cutoff + horizon
+        visible = index <= cutoff
         # A NUL ends a name; one within a name is a byte that UTF-8 does not have.
         hasher = hashlib.sha256(b"\0".join(name.encode().replace(b"\0", b"\xff") for name in self.series_id.tolist()))
         for values in (
@@ -169,13 +173,16 @@ class Panel:
             np.clip(cutoff + 1 - self.start, 0, self.lengths),
             self.target[visible],
             *(row[visible] for row in self.past),
-            *(row[visible_known] for row in self.known),
-            *(row[visible_known] for row in self.available),
-            self.static_categories,
-            self.static_numbers,
         ):
             hasher.update(values.tobytes())
-        return hasher.hexdigest()
+        planned = [*self.known, *self.available]
+        digests = []
+        for steps in dict.fromkeys((0, horizon)) if planned else (0,):
+            copy, within = hasher.copy(), ahead <= cutoff + steps
+            for values in (*(row[within] for row in planned), self.static_categories, self.static_numbers):
+                copy.update(values.tobytes())
+            digests.append(copy.hexdigest())
+        return digests[0], digests[-1]
 
     def advise(self, option: int) -> None:
         """Advise the system on the pages of a memory-mapped panel or shard; see mmap.madvise.

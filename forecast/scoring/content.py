@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from forecast.config import ScoreSettings
+from forecast.config import DataConfig, ScoreSettings
 from forecast.data.ages import ENDED
 from forecast.data.ingest.loaded import Loaded
+from forecast.data.sources.side_tables import side_tables
 from forecast.errors import DataError, listing
 from forecast.names import (
     REASON,
@@ -17,7 +19,27 @@ from forecast.names import (
     SOURCE_PRETRAINED,
     SOURCE_SEASONAL_NAIVE,
 )
+from forecast.redaction import redacted
 from forecast.scoring.parts import Part, count_by
+
+PAST: Final = "past"
+"""Field of a manifest: the number of series per shard, and digests of what each has at or before the cutoff."""
+TABLES: Final = "tables"
+"""Field of a manifest: the paths of the tables by their settings."""
+_DIGITS: Final = 16
+
+
+def past_of(size: int, digests: Sequence[str]) -> dict[str, Any]:
+    """Return the field PAST: the past is all that forecasts see, except known covariates after the cutoff."""
+    return {"shard_size": size, "digests": [digest[:_DIGITS] for digest in digests]}
+
+
+def tables_of(data: DataConfig) -> dict[str, str]:
+    """Return the field TABLES, without databases and addresses with a secret."""
+    path = None if data.path is None or redacted(str(data.path)) != str(data.path) else str(data.path)
+    if path is not None and "://" not in path:
+        path = str(Path(path).absolute())
+    return ({} if path is None else {"data.path": path}) | side_tables(data)
 
 
 def content_of(

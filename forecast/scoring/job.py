@@ -2,6 +2,7 @@
 
     .lock                                                held by the job that writes here
     shadow/                                              all of this for the version of score.shadow
+    scenarios/NAME/                                      all of this for score.scenario=NAME, and differences
     .staging/KEY/forecasts/part-00007-1f2e....parquet    a complete shard; rejects are beside the forecasts
     manifests/cutoff=....json                            counts, versions, and the contents of the sink
     latest/MODEL.parquet                                 the forecasts of the latest cutoff, for other tools
@@ -34,15 +35,16 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import missing_known
 from forecast.engines.engine import Engine
 from forecast.errors import ConfigError, DataError, EngineError, listing
-from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SERIES_ID
+from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SCENARIO, SERIES_ID
 from forecast.prediction.cutoffs import check_cutoff, check_model
 from forecast.prediction.paths import with_samples
-from forecast.scoring.content import check_model_share, content_of
+from forecast.scoring.content import PAST, TABLES, check_model_share, content_of, past_of, tables_of
 from forecast.scoring.latest import write_latest
-from forecast.scoring.manifests import FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
+from forecast.scoring.manifests import FAILED_SHARDS, FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
 from forecast.scoring.overrides import CutoffOverrides, Overrides
 from forecast.scoring.parts import Output, Progress, ShareOutput, digest_of, frame_digest, read_if_valid, with_model
 from forecast.scoring.plans import check_plan, write_plan
+from forecast.scoring.scenarios import Scenario
 from forecast.scoring.shard_writer import CutoffRun, ShardWork, ShardWriter
 from forecast.scoring.shards import CutoffParts, Shards, check_complete
 from forecast.scoring.sinks.base import Files, Sink
@@ -50,16 +52,15 @@ from forecast.scoring.sinks.open import open_sink
 
 _PUBLISHING: Final = "publishing"
 """File in the staging folder while the sink takes over the shards; it marks an interrupted publication."""
-_FAILED_SHARDS: Final = "failed_shards"
-"""Key of manifests with shards that failed on all attempts, which the next job tries again."""
 
 
 class ScoreJob:
     """Writes the forecasts of a model on a panel, cutoff by cutoff. The caller holds the locks of its folders.
 
     `names` identifies the model: model, model_version and model_digest; `run_id` is the MLflow run of the job. The
-    shards are forecast by `engine`, in this process without one; `overrides` are applied to the forecasts. Raises
-    ConfigError and OutputError for settings that the model or the sink does not support.
+    shards are forecast by `engine`, in this process without one; `overrides` are applied to the forecasts. With a
+    `scenario`, `output` is that of the scenario. Raises ConfigError and OutputError for settings that the model or the
+    sink does not support.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ScoreJob:
         run_id: str = "",
         engine: Engine | None = None,
         overrides: Overrides | None = None,
+        scenario: Scenario | None = None,
     ) -> None:
         if artifact.classes is not None and overrides is not None:
             raise ConfigError("score.overrides are numbers; this model forecasts classes")
@@ -85,13 +87,14 @@ class ScoreJob:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
             artifact = with_samples(artifact, output.n_samples, "output.n_samples")
         check_plan(output, artifact, loaded.panel.n_series)
-        self.artifact, self.loaded = artifact, loaded
+        self.artifact, self.loaded, self._scenario = artifact, loaded, scenario
+        names = names if scenario is None else {**names, SCENARIO: scenario.name}
         self._score, self._output, self.names, self._run_id = score, output, names, run_id
         self.folder = Path(output.path)
         self._sink: Sink = open_sink(output)
         self._sink.check()
         self._rows_written = False
-        choice = self.folder / f".runtime-{names['model_digest'][:16]}"
+        choice = (scenario.base if scenario else self.folder) / f".runtime-{names['model_digest'][:16]}"
         self._writer = ShardWriter(artifact, loaded, score, output, names, choice, overrides=overrides)
         self._shards = Shards(self._writer, ShardWork.of(self._writer, output, score, names), engine)
 
@@ -106,8 +109,9 @@ class ScoreJob:
         job_start = stage_start = time.monotonic()
         self._clean()
         key = self._start(cutoff)
-        digests = self._shards.digests(cutoff, range(self._writer.count))
         inputs = self._inputs_of(key, cutoff)
+        pairs = self._shards.digests(cutoff, range(self._writer.count))
+        past, digests = [past for past, _ in pairs], [digest for _, digest in pairs]
         keys = [digest_of(inputs, digest) for digest in digests]
         data_digest, digest = digest_of(digests), digest_of(inputs, keys)
         seconds = {"check": time.monotonic() - stage_start}
@@ -127,6 +131,7 @@ class ScoreJob:
         self._shards.write(parts, seconds, progress)
         stage_start = time.monotonic()
         content = self._content(parts, inputs | {"data_digest": data_digest, "key": digest})
+        content |= {PAST: past_of(self._writer.size, past), TABLES: tables_of(self.loaded.data)}
         if parts.update:
             parts.update.publish()  # A job that resumes recomputes unpublished forecasts from it, with the same result.
         content = self._publish(parts.run, parts.files(), content, manifest)
@@ -150,7 +155,7 @@ class ScoreJob:
         numbers = share.of(self._writer.count)
         inputs = self._inputs_of(key, cutoff)
         digests = self._shards.digests(cutoff, numbers)
-        keys = {number: digest_of(inputs, digest) for number, digest in zip(numbers, digests, strict=True)}
+        keys = {number: digest_of(inputs, digest) for number, (_, digest) in zip(numbers, digests, strict=True)}
         parts = self._parts(cutoff, key, keys)
         n_missing = len(self._shards.find(parts))
         self._shards.write(parts, {}, progress)
@@ -174,7 +179,8 @@ class ScoreJob:
     def _inputs_of(self, key: ForecastKey, cutoff: int) -> dict[str, Any]:
         overrides = self._overrides_at(cutoff)
         digest = None if overrides is None else overrides.digest
-        return {CUTOFF: key.cutoff.isoformat(), **self._inputs, **({"overrides_digest": digest} if digest else {})}
+        inputs = {CUTOFF: key.cutoff.isoformat(), **self._inputs, **({"overrides_digest": digest} if digest else {})}
+        return inputs if self._scenario is None else inputs | self._scenario.check(key, cutoff, inputs)
 
     def _overrides_at(self, cutoff: int) -> CutoffOverrides | None:
         overrides = self._writer.overrides
@@ -206,7 +212,7 @@ class ScoreJob:
         if (overrides := self._overrides_at(parts.run.cutoff)) is not None:
             content["overrides"] = overrides.counts(sum(part.overridden for part in counts))
         if parts.failures:
-            content[_FAILED_SHARDS] = {str(number): reason for number, reason in sorted(parts.failures.items())}
+            content[FAILED_SHARDS] = {str(number): reason for number, reason in sorted(parts.failures.items())}
         check_model_share(content, self._score, self.artifact.network.shape.context_length)
         return content
 
@@ -215,7 +221,7 @@ class ScoreJob:
         content = read_if_valid(manifest)
         inventory = self._sink.inventory(key) if content else {}
         if (
-            _FAILED_SHARDS not in content
+            FAILED_SHARDS not in content
             and content.get("key") == digest
             and all(content.get(name) == value for name, value in inventory.items())
         ):

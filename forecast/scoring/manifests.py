@@ -17,6 +17,8 @@ REJECTS: Final = "rejects"
 KINDS: Final[tuple[Kind, ...]] = (REJECTS, FORECASTS)
 """Kinds of output, in the order of writing."""
 MANIFESTS: Final = "manifests"
+FAILED_SHARDS: Final = "failed_shards"
+"""Key of manifests with shards that failed on all attempts, which the next job tries again."""
 
 LAYOUT: Final = 2
 """Version of the output layout. The unnumbered layout before it had hive folders for one model, not named in rows."""

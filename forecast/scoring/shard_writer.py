@@ -15,7 +15,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import carry_forward, series_missing_known
 from forecast.data.panel import Panel
 from forecast.errors import OutputError
-from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SERIES_ID, sample_column
+from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SCENARIO, SERIES_ID, sample_column
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import forecast_columns
@@ -89,12 +89,12 @@ class ShardWriter:
         panel = self.loaded.panel
         return panel.rows(number * self.size, min((number + 1) * self.size, panel.n_series))
 
-    def digest(self, number: int, cutoff: int) -> str:
-        """Return a digest of what is visible at a cutoff of a shard."""
+    def digests(self, number: int, cutoff: int) -> tuple[str, str]:
+        """Return digests of the past of a shard, and of all that is visible at a cutoff."""
         shard = self.panel(number)
-        digest = shard.in_memory().visible_digest(cutoff, self.model.artifact.reach)
+        digests = shard.in_memory().visible_digests(cutoff, self.model.artifact.reach)
         shard.advise(mmap.MADV_DONTNEED)
-        return digest
+        return digests
 
     def state_update(self, cutoff: int) -> StateUpdate | None:
         """Return the update of the carried state at the selected cutoff, None without score.state."""
@@ -145,8 +145,11 @@ class ShardWriter:
             bounds = self._output.min, self._output.max
             frame, overridden, clipped = overrides.apply(frame, value_columns, *bounds)
             bounded = {name: count + clipped.get(name, 0) for name, count in bounded.items()}
+        scenario = [pl.lit(self._names[SCENARIO]).alias(SCENARIO)] if SCENARIO in self._names else []
         frame = frame.with_columns(
-            pl.lit(self._names["model"]).alias(MODEL_NAME), pl.lit(self._names["model_digest"]).alias(MODEL_DIGEST)
+            *scenario,
+            pl.lit(self._names["model"]).alias(MODEL_NAME),
+            pl.lit(self._names["model_digest"]).alias(MODEL_DIGEST),
         )
         rejects = forecasts.forecasts.rejects.cast(pl.Schema(self.loaded.rejects.schema)).sort(SERIES_ID)
         rejects = with_model(rejects, self._names, run.key.cutoff)
@@ -173,7 +176,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class DigestTask:
-    """The digest of a shard is wanted."""
+    """The digests of a shard are wanted."""
 
     number: int
     cutoff: int
@@ -217,16 +220,16 @@ class ShardWork:
         output = output.model_copy(update={"uri": None})  # Only the job itself writes to a database.
         return cls(writer.model.artifact, loaded, score, output, names, Path(), writer.overrides)
 
-    def open(self) -> Callable[[DigestTask | WriteTask], str | WrittenShard]:
+    def open(self) -> Callable[[DigestTask | WriteTask], tuple[str, str] | WrittenShard]:
         """Return the function of a task."""
         writer = ShardWriter(
             self.artifact, self.loaded, self.score, self.output, self.names, self.choice, overrides=self.overrides
         )
         updates: dict[int, StateUpdate | None] = {}
 
-        def run(task: DigestTask | WriteTask) -> str | WrittenShard:
+        def run(task: DigestTask | WriteTask) -> tuple[str, str] | WrittenShard:
             if isinstance(task, DigestTask):
-                return writer.digest(task.number, task.cutoff)
+                return writer.digests(task.number, task.cutoff)
             if not task.run.staging.is_dir():
                 raise OutputError(_not_shared(task.run.staging))
             start = time.monotonic()

@@ -75,12 +75,13 @@ class Shards:
     def __init__(self, writer: ShardWriter, work: ShardWork, engine: Engine | None) -> None:
         self._writer, self._work, self._engine = writer, work, engine
 
-    def digests(self, cutoff: int, numbers: Sequence[int]) -> list[str]:
-        """Return a digest of what is visible at a cutoff of each shard."""
+    def digests(self, cutoff: int, numbers: Sequence[int]) -> list[tuple[str, str]]:
+        """Return digests of the past, and of what is visible at a cutoff, of each shard."""
         if self._engine is None:
-            return [self._writer.digest(number, cutoff) for number, _ in self._read_ahead(numbers)]
+            return [self._writer.digests(number, cutoff) for number, _ in self._read_ahead(numbers)]
         tasks = [DigestTask(number, cutoff) for number in numbers]
-        digests = {task.number: str(digest) for task, digest in results(self._engine, self._work, tasks)}
+        pairs = ((task.number, result) for task, result in results(self._engine, self._work, tasks))
+        digests = {number: result for number, result in pairs if not isinstance(result, WrittenShard)}
         return [digests[number] for number in numbers]
 
     def find(self, parts: CutoffParts) -> list[int]:

@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 MANIFEST = [
     *("cutoff", "layout", "horizon", "model", "model_version", "model_digest", "runtime", "config_digest", "code"),
     *("data_digest", "key", "trained_until", "run_id", "written_at", "series", "rows", "sources", "rejects", "bounded"),
-    *("carried_forward", "state", "columns", "files"),
+    *("carried_forward", "state", "columns", "past", "tables", "files"),
 ]
 
 
