@@ -37,7 +37,7 @@ def main(*argv: str) -> None:
     torch.set_num_threads(1)
     print("seed | history | MASE | WQL | bias | coverage of 80 % | CPU s")
     for seed in range(options.seeds):
-        demand = _demand(options.series, seed).with_columns(in_stock=1.0)
+        demand = demand_of(options.series, seed).with_columns(in_stock=1.0)
         sales = _out_of_stock(demand, options.share, seed)
         for name, table, data in (
             ("true demand", demand, {}),
@@ -50,7 +50,7 @@ def main(*argv: str) -> None:
             print(f"{seed} | {name} | {_scores(frame, demand)} | {seconds:.0f}", flush=True)
 
 
-def _demand(n_series: int, seed: int) -> pl.DataFrame:
+def demand_of(n_series: int, seed: int) -> pl.DataFrame:
     """Return series_id, timestamp and target of series that sold something in the year before the first cutoff."""
     folder = Path(os.environ.get("GATECAST_BENCH_DATA", ROOT.parent / "shared" / "data")) / "m5"
     sales = pl.concat([pl.read_parquet(folder / f"{part}.parquet") for part in ("train", "test")])

@@ -666,7 +666,7 @@ def _training(
     config = validated(FitSettings, {"window": window, **groups})
     arguments.check_side_tables(config.data, known, static)
     config = config.model_copy(update={"data": read(config.data)})
-    static = static if config.data.static_covariates else None
+    static = static if config.data.side_columns("static") else None
     if isinstance(table, str | Path):
         loaded = read_panel(_with_paths(config.data, table, known, static), config.window.horizon)
     else:

@@ -20,6 +20,9 @@ MODEL_DIGEST: Final = "model_digest"
 MODEL_COLUMNS: Final = (MODEL_NAME, MODEL_VERSION, MODEL_DIGEST)
 """Columns of written forecasts that identify the model."""
 
+# Column of scores: the mean weight of the observed steps of a window (data.weight).
+WEIGHT: Final = "weight"
+
 # Column of scores: the timestamp of the last observed target of a window.
 OBSERVED_UNTIL: Final = "observed_until"
 

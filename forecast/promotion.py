@@ -22,6 +22,7 @@ from forecast.names import (
     SOURCE_FINE_TUNED,
     SOURCE_PRETRAINED,
     SOURCE_SEASONAL_NAIVE,
+    WEIGHT,
 )
 
 Array = npt.NDArray[np.floating]
@@ -75,8 +76,8 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
 
     Raises GateRefused if the challenger is worse than the incumbent in MASE or in WQL (for classes, in log-loss), or,
     with `must_beat`, better in neither. Being worse by less than a thousandth counts only without being better by more
-    in the other metric. The column OBSERVED_UNTIL of the scores is the last observed target of each window; without it,
-    cutoffs are assumed to share no targets.
+    in the other metric. With weights (data.weight), the weighted metrics decide. The column OBSERVED_UNTIL of the
+    scores is the last observed target of each window; without it, cutoffs are assumed to share no targets.
     """
     keys = [SERIES_ID, CUTOFF]
     challenger_scores = scores.filter(pl.col(MODEL) == challenger)
@@ -90,6 +91,8 @@ def compare(scores: pl.DataFrame, challenger: str, incumbent: str, *, must_beat:
         columns, score = {"log-loss": LOG_LOSS}, pl.col(LOG_LOSS) / pl.col("n_steps")
     else:
         columns, score = {"MASE": "mase", "WQL": "wql"}, pl.col("mase").fill_nan(None)
+    if WEIGHT in scores.columns:
+        columns = {f"weighted {label}": f"w_{name}" for label, name in columns.items()}
     challenger_summary, incumbent_summary = (
         summarise(part).row(0, named=True) for part in (challenger_scores, incumbent_scores)
     )
@@ -124,8 +127,10 @@ def _number(value: float | None) -> float:
 
 
 def _test(challenger: pl.DataFrame, incumbent: pl.DataFrame) -> PairedTest:
-    """Return the test over cutoffs of the differences in `score`, weighted by the number of steps of each score."""
+    """Return the test over cutoffs of the differences in `score`, weighted by its number of steps and its weight."""
     keys, steps = [SERIES_ID, CUTOFF], pl.col("n_steps")
+    if WEIGHT in challenger.columns:
+        challenger = challenger.with_columns(n_steps=steps * pl.col(WEIGHT))
     until = [OBSERVED_UNTIL] if OBSERVED_UNTIL in challenger.columns else []
     by_cutoff = (
         challenger.select(*keys, "score", "n_steps", *until)

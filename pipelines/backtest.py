@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 _SHOWN: Final = (
     *("mase", "smape", "rmsse", "wql", "crps", "wape", "bias", "coverage"),
     *("log_loss", "brier", "accuracy", "macro_f1"),
+    *("w_mase", "w_rmsse", "w_wql", "w_crps", "w_wape", "w_bias", "w_coverage", "w_log_loss", "w_brier", "w_accuracy"),
 )
 
 _MAIN: Final = ("mase", "wql", "coverage", "log_loss", "accuracy", "macro_f1")
 """Metrics of a version, by which MLflow ranks models."""
 _OF_JUDGED: Final = (*_SHOWN, "width", "n_windows", "n_series")
-_OF_OTHERS: Final = ("mase", "wql", "log_loss")
+_OF_OTHERS: Final = ("mase", "wql", "log_loss", "w_mase", "w_wql", "w_log_loss")
 _OF_WINS: Final = ("mase", "pinball", "log_loss")
 """Metrics `backtest/MODEL/METRIC` of the judged model, of each other one, and of the comparison by series."""
 
@@ -277,6 +278,7 @@ def _headline(result: "BacktestResult") -> str:
     rows = result.summary.rows_by_key("model", named=True, unique=True)
     of_model, naive = rows[_judged_model(result)], rows["seasonal_naive"]
     metrics = {"MASE": "mase", "WQL": "wql", "CRPS": "crps", "log-loss": "log_loss", "macro F1": "macro_f1"}
+    metrics |= {"weighted MASE": "w_mase", "weighted WQL": "w_wql"}
     parts = [
         f"{label} {of_model[name]:.4f} ({'seasonal naive ' * (number == 0)}{naive[name]:.4f})"
         for number, (label, name) in enumerate((label, name) for label, name in metrics.items() if name in of_model)

@@ -116,7 +116,8 @@ class BacktestInputs:
         for _, panel, _ in self._plan.contenders.values():
             if id(panel) not in visible:
                 shard = panel.rows(block.begin, block.end).in_memory()
-                visible[id(panel)] = shard.visible_digest(block.cutoffs[-1] + self._plan.horizon, 0)
+                last = block.cutoffs[-1] + self._plan.horizon
+                visible[id(panel)] = shard.visible_digest(last, 0, weighted=True)
         digest = digest_of(self._shared, block, list(visible.values()))
         return f"part-{block.number:05d}-{digest[:16]}.parquet"
 

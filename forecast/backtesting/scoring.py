@@ -16,8 +16,8 @@ from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.metrics.scores import midpoints, score_classes, score_points, score_windows
-from forecast.metrics.seasonal_naive import future_values, last_values, seasonal_naive_errors
-from forecast.names import CLASS, CRPS, CUTOFF, MEAN, MODEL, NAIVE, REASON, SERIES_ID, STEP, TARGET, TIMESTAMP
+from forecast.metrics.seasonal_naive import future_values, future_weights, last_values, seasonal_naive_errors
+from forecast.names import CLASS, CRPS, CUTOFF, MEAN, MODEL, NAIVE, REASON, SERIES_ID, STEP, TARGET, TIMESTAMP, WEIGHT
 from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_support
 from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.predict import predict
@@ -66,6 +66,16 @@ class _Windows:
         """The scales of MASE and RMSSE, [n]: of the whole history up to the cutoff, even if the window slides."""
         return seasonal_naive_errors(self.panel, self.index, self.artifact.network.shape.season_length)
 
+    @cached_property
+    def weight(self) -> np.ndarray | None:
+        """[n], mean weight of the observed steps of each window; None without data.weight."""
+        if not len(self.panel.weight):
+            return None
+        observed = np.isfinite(self.actual)
+        weights = future_weights(self.panel, self.index, self.artifact.horizon)
+        mean: np.ndarray = (weights * observed).sum(1) / observed.sum(1)
+        return mean
+
     def score(
         self, name: str, columns: np.ndarray, mean: np.ndarray | None, points: np.ndarray | None, rows: np.ndarray
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -80,6 +90,8 @@ class _Windows:
                 actual, columns[rows], levels=levels, scale=scale[rows], root_scale=root_scale[rows], mean=mean
             )
             scores |= {} if points is None else {CRPS: score_points(actual, points[rows])}
+        if self.weight is not None:
+            scores[WEIGHT] = self.weight[rows]
         table = pl.DataFrame({**_keys(self.panel, windows, name), **scores})
         return table, _forecast_rows(self, windows, actual, name, columns[rows], mean)
 

@@ -99,7 +99,7 @@ NOTATION: Final = ("separator", "decimal", "null_values", "timestamp_format", "l
 """Settings of a source that keep their values from training if a later verb does not give them."""
 
 
-LATER: Final = ("available",)
+LATER: Final = ("available", "weight")
 """Settings of a panel that are stored only if they are set."""
 
 
@@ -145,6 +145,9 @@ class DataConfig(SourceConfig):
     available: str | None = None
     """Column of 0 and 1 (or truth values) in the rows, in data.known_path or in both: where it is 0, nothing could be
     sold. Such targets are not observed, and forecasts of such steps are 0 (source `closed`). Null is 1."""
+    weight: str | None = None
+    """Column of numbers from 0 on, in the rows (per step) or in data.static_path: revenue, cost of stock. Losses, gates
+    and metrics count each step by it; its unit does not matter. Null counts as 0."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -166,7 +169,8 @@ class DataConfig(SourceConfig):
     def side_columns(self, kind: str) -> tuple[str, ...]:
         """Return the columns that the table of `kind`, known or static, may have besides series_id and timestamp."""
         covariates: tuple[str, ...] = getattr(self, f"{kind}_covariates")
-        return (*covariates, self.available) if kind == "known" and self.available else covariates
+        more = self.available if kind == "known" else self.weight
+        return (*covariates, more) if more else covariates
 
     def source(self) -> SourceConfig:
         """Return the settings of the source alone."""
@@ -181,7 +185,7 @@ class DataConfig(SourceConfig):
     def _columns_differ(self) -> Self:
         covariates = [*self.past_covariates, *self.known_covariates, *self.static_covariates]
         column_names = [name for name in self.columns.model_dump().values() if name != AUTO]
-        all_names = [*column_names, *covariates, *filter(None, (self.available,))]
+        all_names = [*column_names, *covariates, *filter(None, (self.available, self.weight))]
         twice = sorted({name for name in all_names if all_names.count(name) > 1})
         if twice:
             raise ValueError(f"column(s) used twice: {', '.join(twice)}")
@@ -204,10 +208,12 @@ class DataConfig(SourceConfig):
             raise ValueError("holiday_names needs holidays: the country")
         if self.known_path and not self.side_columns("known"):
             raise ValueError("known_path is given, but no known_covariates: name the columns to read from it")
-        if self.static_path and not self.static_covariates:
+        if self.static_path and not self.side_columns("static"):
             raise ValueError("static_path is given, but no static_covariates: name the columns to read from it")
         if self.layout == "wide" and self.static_covariates and not self.static_path:
             raise ValueError("layout=wide has no place for static_covariates; give them in a table at static_path")
+        if self.layout == "wide" and self.weight and not self.static_path:
+            raise ValueError("layout=wide has no place for weight, which differs by series; give it at static_path")
         if self.layout == "wide" and self.available:
             raise ValueError("layout=wide has no place for available, which differs by series: give rows (layout=long)")
         return self

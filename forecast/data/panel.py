@@ -60,6 +60,8 @@ class Panel:
     available: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """[0 or 1, N + S * horizon], like `known`: 0 where nothing can be sold, else 1, NaN without a row; no row without
     data.available. Where it is 0, the target is unobserved."""
+    weight: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """[0 or 1, N], like `past`: what an error at a step counts, in any unit; no row without data.weight."""
 
     def __repr__(self) -> str:
         if not self.n_series:
@@ -83,11 +85,12 @@ class Panel:
             static_categories=self.static_categories[first:last],
             static_numbers=self.static_numbers[first:last],
             available=self.available[:, known],
+            weight=self.weight[:, begin:end],
         )
 
     def in_memory(self) -> "Panel":
         """Return the panel with its buffers in memory, read if they are RangeArrays in an object store."""
-        names = ("target", "past", "known", "available")
+        names = ("target", "past", "known", "available", "weight")
         buffers: dict[str, Any] = {name: getattr(self, name) for name in names}
         remote: dict[str, Any] = {
             name: np.asarray(part) for name, part in buffers.items() if not isinstance(part, np.ndarray)
@@ -113,6 +116,7 @@ class Panel:
             static_categories=self.static_categories[series],
             static_numbers=self.static_numbers[series],
             available=self.available[:, known_entries] if len(self.available) else self.available,
+            weight=self.weight[:, steps] if len(self.weight) else self.weight,
         )
 
     def _index(self) -> IntArray:
@@ -153,12 +157,16 @@ class Panel:
             yield shard.target[within & ~np.isnan(shard.target)]
             first += shard.n_series
 
-    def visible_digest(self, cutoff: int, horizon: int) -> str:
+    def visible_digest(self, cutoff: int, horizon: int, *, weighted: bool = False) -> str:
         """Return a hash of all inputs that forecasts of `horizon` steps from grid index `cutoff` may use.
 
-        The calendar is excluded: it follows from the grid and the settings.
+        The calendar is excluded: it follows from the grid and the settings. Weights, which change no forecast, are
+        included if it is to be `weighted`.
         """
-        return self.visible_digests(cutoff, horizon)[1]
+        digest = self.visible_digests(cutoff, horizon)[1]
+        if not weighted or not len(self.weight):
+            return digest
+        return hashlib.sha256(digest.encode() + self.weight[0][self._index() <= cutoff].tobytes()).hexdigest()
 
     def visible_digests(self, cutoff: int, horizon: int) -> tuple[str, str]:
         """Return the `visible_digest` of the past alone, which is that of no steps after the cutoff, and of all."""
@@ -193,6 +201,7 @@ class Panel:
         buffers: tuple[Any, ...] = (
             *(self.series_id, self.offsets, self.start, self.target),
             *(self.past, self.known, self.static_categories, self.static_numbers, self.available),
+            self.weight,
         )
         for remote in (buffer for buffer in buffers if not isinstance(buffer, np.ndarray)):
             remote.advise(option)
@@ -264,6 +273,7 @@ class Panel:
             hasher.update(self.static_categories[number].tobytes())
             hasher.update(self.static_numbers[number].tobytes())
             hasher.update(self.available[:, known].tobytes())
+            hasher.update(self.weight[:, steps].tobytes())
             digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
         return digests
 
@@ -308,6 +318,7 @@ def concatenated(panels: Sequence[Panel]) -> Panel:
         static_categories=np.concatenate([panel.static_categories for panel in panels]),
         static_numbers=np.concatenate([panel.static_numbers for panel in panels]),
         available=np.concatenate([panel.available for panel in panels], axis=1),
+        weight=np.concatenate([panel.weight for panel in panels], axis=1),
     )
 
 

@@ -137,6 +137,14 @@ def last_values(panel: Panel, windows: WindowIndex) -> Array:
     return values
 
 
+def future_weights(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
+    """Return the weights of the steps after each cutoff (data.weight), [n, horizon]; 0 outside the series."""
+    step = windows.cutoff[:, None] + np.arange(1, horizon + 1)
+    inside = (step >= 0) & (step < panel.lengths[windows.series][:, None])
+    entries = np.where(inside, panel.offsets[windows.series][:, None] + step, 0)
+    return np.where(inside, np.nan_to_num(panel.weight[0, entries]), 0.0).astype(np.float64)
+
+
 def future_values(panel: Panel, windows: WindowIndex, horizon: int) -> Array:
     """Return the targets after each cutoff, [n, horizon]; NaN where not observed."""
     step = windows.cutoff[:, None] + np.arange(1, horizon + 1)

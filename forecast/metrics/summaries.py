@@ -1,6 +1,7 @@
 """Scores summarised by model, step, level and class."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
@@ -17,9 +18,19 @@ from forecast.names import (
     SOURCE_PRETRAINED,
     STEP,
     TARGET,
+    WEIGHT,
     class_column,
     quantile_column,
 )
+
+# Ratios of sums over all steps of all windows: of two columns of scores.
+_RATIOS: Final = {
+    "wql": ("pinball", "abs_target"),
+    CRPS: (CRPS, "n_steps"),
+    "wape": ("abs_error", "abs_target"),
+    "bias": ("error", "abs_target"),
+    "coverage": ("covered", "n_steps"),
+}
 
 _ORDER = (*BASELINES, SOURCE_PRETRAINED, SOURCE_FINE_TUNED)
 
@@ -44,17 +55,18 @@ def summarise(scores: pl.DataFrame | pl.LazyFrame, by: Sequence[str] = ()) -> pl
 
     `n_undefined` windows have no MASE and no RMSSE (a constant or too short past), and are left out of their means. For
     classes, log_loss, brier and accuracy, means over all steps. A lazy frame is read in blocks.
+
+    Scores with a weight per window also have each mean and ratio with the windows counted by it, as w_mase, w_wql, ...:
+    a weighted mean over windows, or a ratio of weighted sums. Multiplying all weights by a number changes nothing.
     """
     frame = scores.lazy()
     names = frame.collect_schema().names()
     steps = pl.col("n_steps").sum()
     counts = [pl.col(SERIES_ID).n_unique().alias("n_series"), pl.len().cast(pl.Int64).alias("n_windows")]
+    weighted: list[pl.Expr] = []
     if LOG_LOSS in names:
-        means = [
-            (pl.col(LOG_LOSS).sum() / steps).alias(LOG_LOSS),
-            (pl.col("brier").sum() / steps).alias("brier"),
-            (pl.col("correct").sum() / steps).alias("accuracy"),
-        ]
+        ratios = {LOG_LOSS: (LOG_LOSS, "n_steps"), "brier": ("brier", "n_steps"), "accuracy": ("correct", "n_steps")}
+        means = [(pl.col(part).sum() / pl.col(whole).sum()).alias(name) for name, (part, whole) in ratios.items()]
     else:
         size = pl.col("abs_target").sum()
         means = [
@@ -69,9 +81,23 @@ def summarise(scores: pl.DataFrame | pl.LazyFrame, by: Sequence[str] = ()) -> pl
             (pl.col("covered").sum() / steps).alias("coverage"),
             (pl.col("width").sum() / size).alias("width"),
         ]
+        ratios = {name: sums for name, sums in _RATIOS.items() if sums[0] in names}
+        weighted = [_weighted_mean(name) for name in ("mase", "rmsse")]
         counts.append(pl.col("mase").is_nan().sum().alias("n_undefined"))
+    if WEIGHT in names:
+        weighted += [
+            ((pl.col(part) * pl.col(WEIGHT)).sum() / (pl.col(whole) * pl.col(WEIGHT)).sum()).alias(f"w_{name}")
+            for name, (part, whole) in ratios.items()
+        ]
+        means += [pl.when(value.is_finite()).then(value) for value in weighted]
     summary = frame.group_by(*by, MODEL).agg(*means, *counts).collect(engine="streaming")
     return by_model(summary, *by).sort(*by, maintain_order=True) if by else by_model(summary)
+
+
+def _weighted_mean(name: str) -> pl.Expr:
+    """Return the mean of a score over the windows that have it, counted by their weights."""
+    weight = pl.col(WEIGHT).filter(pl.col(name).is_not_nan())
+    return ((pl.col(name).fill_nan(0.0) * pl.col(WEIGHT)).sum() / weight.sum()).alias(f"w_{name}")
 
 
 def confusion(forecasts: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:

@@ -10,14 +10,16 @@ from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.data.sources.frames import column
 from forecast.metrics.scores import score_windows
-from forecast.metrics.seasonal_naive import Array
+from forecast.metrics.seasonal_naive import Array, future_weights
 from forecast.monitoring.cutoffs import Cutoff, Part, no_part
 from forecast.monitoring.drift import Span
 from forecast.monitoring.labels import AGE, ALL, FORECAST, HISTORY, RECENT, TIME
 from forecast.names import MODEL, SERIES_ID, SOURCE_SEASONAL_NAIVE
 from forecast.prediction.naive import naive_forecasts
 
-SUMS: Final = pl.col("^(scaled|n_scaled|abs_error|pinball|abs_target|error|n_steps|covered_.*)$")
+SUMS: Final = pl.col("^(scaled|n_scaled|abs_error|pinball|abs_target|error|n_steps|covered_.*|w_.*)$")
+_WEIGHTED: Final = ("scaled", "n_scaled", "pinball", "abs_target")
+"""Sums that have a weighted one beside them, with data.weight."""
 TABLES: Final[dict[str, tuple[list[str], list[str]]]] = {
     "scores": ([SERIES_ID, "window", AGE, MODEL], [FORECAST, SOURCE_SEASONAL_NAIVE]),
     "days": ([SERIES_ID, "window", "day", AGE], [FORECAST]),
@@ -70,6 +72,7 @@ def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation, scales: tupl
         TIME: day.gather(step) if by == "day" else cutoff_time.gather(np.zeros(len(step), dtype=np.int64)),
         "day": day.gather(step),
     }
+    weight = future_weights(part.panel, part.windows, horizon)[row, step] if len(part.panel.weight) else None
     frames = []
     for model, quantiles, means in ((FORECAST, part.quantiles, part.mean), (SOURCE_SEASONAL_NAIVE, naive, None)):
         predicted = quantiles[row, step]
@@ -82,7 +85,7 @@ def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation, scales: tupl
             root_scale=root[row],
             mean=None if means is None else means[row, step][:, None],
         )
-        values = {
+        values: dict[str, Array] = {
             "scaled": np.nan_to_num(scored["mase"]),
             "n_scaled": np.isfinite(scored["mase"]).astype(np.int64),
             **{name: scored[name] for name in ("abs_error", "pinball", "abs_target", "error", "n_steps")},
@@ -93,6 +96,8 @@ def score_steps(part: Part, cutoff: Cutoff, evaluation: Evaluation, scales: tupl
                 for band, low, high in bands(levels)
             },
         }
+        if weight is not None:
+            values |= {f"w_{name}": values[name] * weight for name in _WEIGHTED}
         frames.append(
             pl.DataFrame(keys | {MODEL: pl.repeat(model, len(row), eager=True)} | values).filter(pl.Series(is_valid))
         )
@@ -150,6 +155,7 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     mase            mean |y - q50| / scale over the steps of series with a scale, the mean seasonal difference up to the
                     cutoff (`metrics.score_windows`, a step at a time)
     wql, wape, bias sums of pinball loss, |y - q50| and mean - y over the sum of |y|; bias is that of the mean forecast
+    w_mase, w_wql   the same with the steps counted by data.weight, if the panel has weights
     coverage_80     share of steps inside the interval with a nominal coverage of 80 %; likewise the others
     """
     series = [pl.col(SERIES_ID).n_unique().alias("n_series")] if SERIES_ID in sums.columns else []
@@ -166,5 +172,8 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
             if name.startswith("covered_")
         },
     }
+    if "w_pinball" in grouped.columns:
+        metrics["w_mase"] = pl.col("w_scaled") / pl.col("w_n_scaled")
+        metrics["w_wql"] = pl.col("w_pinball") / pl.col("w_abs_target")
     finite = [pl.when(value.is_finite()).then(value).alias(name) for name, value in metrics.items()]
     return grouped.select(*keys, *finite, "n_steps", *(["n_series"] if series else []))

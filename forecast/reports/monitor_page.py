@@ -131,8 +131,11 @@ def _accuracy(result: MonitorResult) -> str:
         for model, label in MODELS.items():
             values = result.metrics.filter(group=ALL, window=window, model=model)
             if values.height:
-                rows.append((f"{label}, {window}", *_metrics(values.row(0, named=True), result)))
+                row = values.row(0, named=True)
+                weighted = [_number(row[name]) for name in ("w_mase", "w_wql") if name in row]
+                rows.append((f"{label}, {window}", *_metrics(row, result), *weighted))
     heads = {"": "wide", "MASE": "number", "WQL": "number", "Bias": "number", _interval(result): "number"}
+    heads |= dict.fromkeys(("Weighted MASE", "Weighted WQL") if "w_mase" in result.metrics.columns else (), "number")
     caption = (
         "Bias is the mean of forecast minus observation, over the mean size. Seasonal naive is of the same cutoffs."
     )

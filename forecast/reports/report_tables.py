@@ -25,6 +25,13 @@ METRICS: Final = {
     "log_loss": "Log-loss",
     "brier": "Brier score",
     "rmse": "RMSE",
+    "w_mase": "Weighted MASE",
+    "w_wql": "Weighted WQL",
+    "w_crps": "Weighted CRPS",
+    "w_wape": "Weighted WAPE",
+    "w_rmsse": "Weighted RMSSE",
+    "w_log_loss": "Weighted log-loss",
+    "w_brier": "Weighted Brier score",
 }
 _LARGER: Final = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 _COUNTS: Final = {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, target_weights, targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import Samples
 from forecast.models.network.forecaster import RecurrentForecaster
@@ -51,6 +51,10 @@ def skip_samples(
             frame = network.frame(batch, origins, statistics)
             target, observed = targets(batch, frame, origins, shape)
             weight = (loss_weights(target, observed, frame, shape) > 0).to(target.dtype)
+            data_weight = target_weights(batch, origins, shape)
+            if data_weight is not None:  # A window counts with the mean weight of its targets.
+                total = (data_weight * observed).sum(-1, keepdim=True)
+                weight = weight * total / observed.sum(-1, keepdim=True).clamp(min=1)
             # Constant windows, and those without observed targets, are dropped.
             usable = torch.nonzero(weight[:, 0].amax(-1) > 0).flatten()
             samples.append(

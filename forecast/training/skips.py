@@ -221,7 +221,7 @@ def _errors_of_data(skip_candidate: Skip) -> Float[Tensor, "sample 2"]:
     actual = _restored(samples, samples.target, unit)
     loss = pinball(_restored(samples, quantiles, unit), actual, levels.double()) / _deviation(samples, unit)
     relative = point_errors(samples, skip_candidate.forecast(samples), unit)[:, 1]
-    return torch.stack([(loss.clamp(max=_REACH) * samples.observed).sum(1), relative], 1)
+    return torch.stack([(loss.clamp(max=_REACH) * samples.observed).sum(1) * samples.weight, relative], 1)
 
 
 def point_errors(
@@ -229,7 +229,8 @@ def point_errors(
 ) -> Float[Tensor, "sample 2"]:
     """Return the absolute error of each window's forecasts, in units of its deviation, and the relative error.
 
-    Both are sums over the horizon, on the scale of the data. Relative errors are 0 if some targets are not positive.
+    Both are sums over the horizon, on the scale of the data, times the weight of the window. Relative errors are 0 if
+    some targets are not positive.
     With `squares`, which are least at a mean, the first is the squared error and the second 0.
     """
     forecasts, actual = (_restored(samples, values, unit) for values in (forecasts, samples.target))
@@ -237,10 +238,10 @@ def point_errors(
     # Windows that hardly vary must not decide alone.
     scaled = (error / _deviation(samples, unit)).clamp(max=_REACH)
     if squares:
-        return torch.stack([scaled.square().sum(1), torch.zeros_like(scaled[:, 0])], dim=1)
+        return torch.stack([scaled.square().sum(1) * samples.weight, torch.zeros_like(scaled[:, 0])], dim=1)
     relative = error / (forecasts.abs() + actual.abs()).clamp(min=1e-12)
     positive = bool((actual > 0)[samples.observed > 0].all())
-    return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1)
+    return torch.stack([scaled.sum(1), relative.sum(1) * positive], dim=1) * samples.weight[:, None]
 
 
 def _restored(samples: Samples, values: Tensor, unit: float) -> Tensor:

@@ -12,7 +12,7 @@ from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex, overlap
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, target_weights, targets
 from forecast.models.network.ensemble import Ensemble, Forecaster, as_ensemble, members_of
 from forecast.models.network.losses import (
     HeldOutForecasts,
@@ -133,7 +133,9 @@ def share_of(pretrained: UniversalForecaster, network: Forecaster, data: PanelTe
         batch = data.gather(series, cutoff, cutoff + mean_of_both.shape.horizon + 1, **window_sizes(mean_of_both, 1))
         (*panel_quantiles, rival), frame = mean_of_both.member_quantiles(batch, origins)
         target, observed = targets(batch, frame, origins, mean_of_both.shape)
-        weight, mean = loss_weights(target, observed, frame, mean_of_both.shape), torch.stack(panel_quantiles).mean(0)
+        weight = target_weights(batch, origins, mean_of_both.shape)
+        weight = loss_weights(target, observed, frame, mean_of_both.shape, weight)
+        mean = torch.stack(panel_quantiles).mean(0)
         for number, share in enumerate(_SHARES.tolist()):
             total[number] += float((mean_of_both.head.errors(torch.lerp(mean, rival, share), target) * weight).sum())
     if not total.any():

@@ -9,7 +9,7 @@ from torch import Tensor
 from forecast.models.heads.quadrature import expectation_levels
 from forecast.models.heads.quantile import QuantileHead
 from forecast.models.inputs.batch import Batch
-from forecast.models.inputs.frame import loss_weights
+from forecast.models.inputs.frame import loss_weights, target_weights
 from forecast.models.network.ensemble import Forecaster, Member
 from forecast.models.network.output import Output
 
@@ -55,4 +55,6 @@ class Teacher:
             middle = (teacher_output.quantiles[..., head.median] * factor[..., 0] + shift[..., 0]) / divisor[..., 0]
         errors = torch.stack([head.errors(output.arguments, target) for target in quantiles.unbind(-1)], dim=-1)
         valid = frame.begun[..., None].expand_as(middle)
-        return errors @ masses.to(errors.dtype), loss_weights(middle, valid, frame, network.shape)
+        return errors @ masses.to(errors.dtype), loss_weights(
+            middle, valid, frame, network.shape, target_weights(batch, origins, network.shape)
+        )

@@ -39,7 +39,7 @@ def aggregate_rows(rows: Rows, data: DataConfig, categorical: Container[str]) ->
     Categorical covariates, which are codes, get the last code. Missing values are skipped, and so are targets where
     nothing was available; a sum with such a row is missing. A period is available if one of its rows is.
     """
-    names = [f"past {name}" for name in data.past_covariates][: len(rows.past)]
+    names = [f"past {name}" for name in (*data.past_covariates, str(data.weight))][: len(rows.past)]
     names += [f"known {name}" for name in data.known_covariates][: len(rows.known)]
     table = pl.DataFrame(
         {

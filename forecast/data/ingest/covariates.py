@@ -15,6 +15,7 @@ from forecast.data.ingest.regularise import Steps, known_steps, shared_known_ste
 from forecast.data.ingest.rejects import Counts, Rejects, check_steps
 from forecast.data.ingest.rows import Rows, Runs
 from forecast.data.ingest.timestamps import Times
+from forecast.data.ingest.weights import has_static_weight
 from forecast.data.panel import FloatArray, IntArray, Panel
 from forecast.data.sources.open import Tables
 from forecast.names import SERIES_ID, TIMESTAMP
@@ -28,6 +29,8 @@ def row_columns(tables: Tables, data: DataConfig) -> validate.Columns:
     elif data.available not in tables.known.collect_schema():
         known_keys.append("available")  # It is missing: the check of the columns reports it.
     static_keys = ["static_covariates"] if tables.static is None else []
+    if data.weight is not None and not has_static_weight(tables, data):
+        known_keys.append("weight")
     return validate.columns_of(data, "series_id", "timestamp", "target", "past_covariates", *known_keys, *static_keys)
 
 

@@ -32,6 +32,7 @@ from forecast.data.ingest.regularise import known_steps, regularise
 from forecast.data.ingest.rejects import NO_TARGET, Rejects, check_rejects
 from forecast.data.ingest.rows import Rows, Runs
 from forecast.data.ingest.timestamps import ResolvedTime, Times, resolve_time
+from forecast.data.ingest.weights import check_weights, static_weights, warn_of_missing, without_missing_weight
 from forecast.data.ingest.wide import to_long
 from forecast.data.panel import FloatArray, Panel, as_names
 from forecast.data.sources.columns import recognise
@@ -56,6 +57,8 @@ def load_panel(
     check_settings(data)
     if isinstance(tables, pl.LazyFrame):
         tables = Tables(tables)
+    if categories is not None:
+        data = without_missing_weight(tables, data)
     tables, data = as_long(tables, data, categories)
     all_categories = (
         find_categories(tables, data) if categories is None else with_table_classes(tables, data, categories)
@@ -64,6 +67,8 @@ def load_panel(
     loaded = with_unread(loaded, tables)
     if categories is not None:
         loaded = recode_classes(loaded, categories)
+    else:
+        check_weights([loaded.panel], loaded.data)
     warn_extent(loaded)
     check_rejects(loaded.rejects, loaded.counts, loaded.data, loaded.panel.grid)
     if categories is None:
@@ -156,10 +161,13 @@ def load_part(
     data, grid = resolved.data, resolved.grid
     times = Times.of(table.drop_in_place(TIMESTAMP), resolved)
     known_names = data.known_covariates if tables.known is None else ()
+    has_weight = validate.WEIGHT in table.columns
     rows = _take_rows(table, runs, times, data.past_covariates, known_names)
     del table
     placer = RowPlacer(resolved, names, Rejects(names, grid), categories, complete=complete)
-    rows = placer(rows, times, [TARGET, *data.past_covariates, *known_names])
+    rows = placer(
+        rows, times, [TARGET, *data.past_covariates, *([str(data.weight)] if has_weight else []), *known_names]
+    )
     del times, runs
     steps = regularise(rows, len(names))
     placer.rejects.add(NO_TARGET, series=np.setdiff1d(np.arange(len(names)), steps.series))
@@ -171,6 +179,10 @@ def load_part(
         known_values = ahead[: len(data.known_covariates)]
         available.append(ahead[len(data.known_covariates) :])
         counts += known_counts
+    weight = steps.past[len(data.past_covariates) :]
+    if data.weight is not None and not has_weight:
+        by_series = static_weights(tables, data, names.gather(steps.series))
+        weight = np.repeat(by_series, np.diff(steps.offsets))[None]
     codes, numbers = encode_static(static_table[steps.series], data, categories)
     panel = Panel(
         grid=grid,
@@ -178,7 +190,7 @@ def load_part(
         offsets=steps.offsets,
         start=steps.start,
         target=steps.target,
-        past=steps.past,
+        past=steps.past[: len(data.past_covariates)],
         known=known_values,
         calendar=np.empty((0, 0), dtype=np.float32),
         calendar_start=0,
@@ -187,8 +199,10 @@ def load_part(
         static_categories=codes,
         static_numbers=numbers,
         available=_least(available),
+        weight=weight,
     )
     panel, n_masked = mask_unavailable(panel)
+    warn_of_missing(panel, data)
     if data.columns.target not in categories:
         warn_of_outliers(panel)
     counts = replace(counts, rows_masked=n_masked, steps_filled=counts.steps_filled + n_masked)
@@ -225,12 +239,16 @@ def without_unavailable(loaded: Loaded) -> Loaded:
 def _take_rows(
     table: pl.DataFrame, runs: Runs, times: Times, past_names: Sequence[str], known_names: Sequence[str]
 ) -> Rows:
-    """Return the rows of a table; its columns are dropped from it, so that memory does not hold them twice."""
+    """Return the rows of a table; its columns are dropped from it, so that memory does not hold them twice.
+
+    Weights are the last of the past covariates, if there are weights by row.
+    """
+    past = [validate.PAST + name for name in past_names] + [validate.WEIGHT] * (validate.WEIGHT in table.columns)
     return Rows(
         runs=runs,
         index=times.clock,
         target=hide_rows(table.drop_in_place(TARGET).to_numpy(), times.after),
-        past=[hide_rows(table.drop_in_place(validate.PAST + name).to_numpy(), times.after) for name in past_names],
+        past=[hide_rows(table.drop_in_place(name).to_numpy(), times.after) for name in past],
         known=[table.drop_in_place(validate.KNOWN + name).to_numpy() for name in known_names],
         after=times.after,
         instant=times.instant,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from forecast.config import DataConfig
 from forecast.data.ingest import aggregate, validate
 from forecast.data.ingest.extent import common_end, distant_rows, observed_rows
 from forecast.data.ingest.regularise import Steps
@@ -47,7 +48,7 @@ class RowPlacer:
             index, on_grid = times.instant, np.ones(len(rows), dtype=np.bool_)
         rows = replace(rows, index=index)
         rejected = np.zeros(len(rows), dtype=np.bool_)
-        for reason, mask, value in _faults(rows, times, on_grid, labels, data.available):
+        for reason, mask, value in _faults(rows, times, on_grid, labels, data):
             new_rejects = mask & ~rejected
             if new_rejects.any():
                 valid = pl.Series(times.valid[new_rejects])
@@ -120,7 +121,7 @@ class RowPlacer:
 
 
 def _faults(
-    rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str], available: str | None
+    rows: Rows, times: Times, on_grid: BoolArray, labels: Sequence[str], data: DataConfig
 ) -> Iterator[tuple[str, BoolArray, npt.NDArray[np.floating]]]:
     """Yield the rules that a row can break by itself: reason, mask of rows that break it, and the values at fault."""
     if (rows.runs.series < 0).any():
@@ -132,8 +133,10 @@ def _faults(
         if max(np.fmax.reduce(value, initial=0), -np.fmin.reduce(value, initial=0)) > MAX_MAGNITUDE:
             yield f"{name} not finite", np.isinf(value), value
             yield f"{name} beyond {MAX_MAGNITUDE:g}", (value > MAX_MAGNITUDE) | (value < -MAX_MAGNITUDE), value
+        if name == data.weight and len(value) and np.fmin.reduce(value) < 0:
+            yield f"{name} negative", value < 0, value
     if rows.available is not None:
-        yield f"{available} neither 0 nor 1", (rows.available != 0) & (rows.available != 1), rows.available
+        yield f"{data.available} neither 0 nor 1", (rows.available != 0) & (rows.available != 1), rows.available
 
 
 def count_rows(rows_in: int, series_in: int, rows: Rows, steps: Steps) -> Counts:

@@ -23,6 +23,7 @@ PAST: Final = "past "
 KNOWN: Final = "known "
 STATIC: Final = "static "
 AVAILABLE: Final = "available"
+WEIGHT: Final = "weight"
 ROWS: Final = "rows"
 
 MAX_CLASSES: Final = 1000
@@ -107,6 +108,8 @@ def _step_value(name: str, key: str, codes: Sequence[str] | None) -> pl.Expr:
     column = frames.column(name)
     if key == "data.available":
         return column.cast(pl.Float32).fill_nan(1).fill_null(1).alias(AVAILABLE)
+    if key == "data.weight":
+        return column.cast(pl.Float32).alias(WEIGHT)
     if codes is not None:
         code = column.cast(pl.String).cast(pl.Enum(codes), strict=False).to_physical().cast(pl.Int32) + 1
         column = pl.when(column.is_not_null()).then(code.fill_null(0))
@@ -227,6 +230,7 @@ _TABLE_KEYS: Final = {
     "data.known_covariates": "data.known_path",
     "data.static_covariates": "data.static_path",
     "data.available": "data.known_path",
+    "data.weight": "data.static_path",
 }
 """The settings that name tables of covariates."""
 
@@ -280,6 +284,7 @@ _EXPECTED_TYPES: Final[dict[str, tuple[str, Callable[[pl.DataType], bool]]]] = {
     "data.known_covariates": ("numbers (text would be a category)", _is_number),
     "data.static_covariates": ("numbers (text would be a category)", _is_number),
     "data.available": ("0 and 1, or truth values", _is_number),
+    "data.weight": ("numbers", _is_number),
     "classes": ("classes (text or truth values)", lambda dtype: _is_text(dtype) or dtype == pl.Boolean),
     "text or numbers": ("text or numbers", lambda dtype: _is_text(dtype) or _is_number(dtype)),
 }

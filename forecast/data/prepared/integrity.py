@@ -78,7 +78,7 @@ def check_structure(panel: Panel, n_static: int) -> None:
     """
     n_series, steps = panel.n_series, len(panel.target)
     kinds: dict[str, type[np.generic]] = dict.fromkeys(("offsets", "start", "static_categories"), np.int64)
-    kinds |= dict.fromkeys(("past", "known", "static_numbers", "available"), np.float32)
+    kinds |= dict.fromkeys(("past", "known", "static_numbers", "available", "weight"), np.float32)
     wrong = [
         f"{name} holds {getattr(panel, name).dtype}"
         for name, kind in kinds.items()
@@ -97,6 +97,8 @@ def check_structure(panel: Panel, n_static: int) -> None:
     }
     if len(panel.available):
         shapes["available"] = (1, steps + n_series * panel.horizon)
+    if len(panel.weight):
+        shapes["weight"] = (1, steps)
     wrong += [
         f"{name} has shape {getattr(panel, name).shape}, not {shape}"
         for name, shape in shapes.items()

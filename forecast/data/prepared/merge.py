@@ -58,6 +58,7 @@ def _merge_block(
     past = np.full((n_past, int(offsets[-1])), np.nan, dtype=np.float32)
     known = np.full((len(template.known), int(offsets[-1]) + horizon * len(names)), np.nan, dtype=np.float32)
     available = np.full((len(template.available), known.shape[1]), np.nan, dtype=np.float32)
+    weight = np.full((len(template.weight), past.shape[1]), np.nan, dtype=np.float32)
     codes = np.zeros((len(names), template.static_categories.shape[1]), dtype=np.int64)
     numbers = np.full((len(names), template.static_numbers.shape[1]), np.nan, dtype=np.float32)
     for order, (panel, series_numbers, present) in enumerate(sources):
@@ -70,6 +71,8 @@ def _merge_block(
         target_entries, source_entries = ranges(first, steps), ranges(begin, steps)
         _overlay(target, target_entries, panel.target[None, source_entries], only_gaps=keep and order == 1)
         _overlay(past, target_entries, panel.past[:n_past, source_entries])
+        if len(weight):
+            _overlay(weight, target_entries, panel.weight[:, source_entries])
         # The horizon of the old panel may lie inside the longer series; steps beyond the merged series are dropped.
         reach = np.minimum(steps + horizon, offsets[rows + 1] + horizon - first)
         target_entries, source_entries = ranges(first + rows * horizon, reach), ranges(begin + number * horizon, reach)
@@ -89,6 +92,7 @@ def _merge_block(
         static_categories=codes,
         static_numbers=numbers,
         available=available,
+        weight=weight,
     )
     if keep:  # A step is out of stock unless it has a target already.
         sold = np.repeat(np.arange(len(names)) * horizon, lengths) + np.arange(len(merged.target))

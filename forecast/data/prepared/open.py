@@ -1,5 +1,6 @@
 """A prepared panel opened, with settings that may differ from those it was prepared with."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ from forecast.data.prepared.storage import open_panel
 from forecast.errors import ConfigError, DataError
 from forecast.names import REASON, SERIES_ID, TARGET, TIMESTAMP, VALUE
 
+_LOG = logging.getLogger(__name__)
+
 # Settings that determine the buffers: a verb can't change them.
 _FIXED: Final = (
     "freq",
@@ -33,6 +36,7 @@ _FIXED: Final = (
     "known_covariates",
     "static_covariates",
     "available",
+    "weight",
 )
 
 
@@ -60,6 +64,9 @@ def resolve_panel(
     folder: Path | str, stored: Loaded, data: DataConfig, horizon: int, categories: validate.Categories | None = None
 ) -> Loaded:
     """Return a stored panel as `open_prepared` does."""
+    if categories is not None and data.weight is not None and stored.data.weight is None:
+        _LOG.warning("data.weight: %s has no weights; nothing is weighted, which changes no forecast", folder)
+        data = data.model_copy(update={"weight": None})
     _check_same(folder, data, stored.data)
     panel = stored.panel
     if not len(panel.known) and not len(panel.available):

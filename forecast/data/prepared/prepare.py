@@ -20,6 +20,7 @@ from forecast.data.files import locked
 from forecast.data.ingest.covariates import with_features
 from forecast.data.ingest.load import as_long, find_categories, load_part, without_unavailable
 from forecast.data.ingest.loaded import Loaded, recode, used_categories, with_unread
+from forecast.data.ingest.weights import check_weights
 from forecast.data.prepared.open import open_prepared, resolve_panel
 from forecast.data.prepared.parts import (
     PARTS,
@@ -102,6 +103,7 @@ def prepare(
                 earlier = open_panel(path)
             loaded_parts.append(earlier)
         categories = used_categories(categories, data, [part.panel for part in loaded_parts])
+        check_weights([part.panel for part in loaded_parts], data)
         loaded_parts[0] = with_unread(loaded_parts[0], tables)
         if check_source:
             check_source()

@@ -21,6 +21,7 @@ from forecast.data.prepared.storage import (
     CHECKSUMS,
     MALFORMED,
     REJECTS,
+    WEIGHT,
     build_panel,
     check_buffers,
     check_sizes,
@@ -32,7 +33,7 @@ from forecast.data.sources.storage import Location
 from forecast.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-_LARGE: Final = ("target", "past", "known", AVAILABLE)
+_LARGE: Final = ("target", "past", "known", AVAILABLE, WEIGHT)
 
 
 def open_remote_panel(address: str, *, in_memory: bool) -> Loaded:

@@ -35,7 +35,9 @@ CHECKSUMS: Final = "checksums"
 APPENDED: Final = "appended"
 _BUFFERS: Final = ("offsets", "start", "target", "past", "known", "static_categories", "static_numbers")
 AVAILABLE: Final = "available"
-"""The buffer that only panels with data.available have."""
+WEIGHT: Final = "weight"
+_OPTIONAL: Final = (AVAILABLE, WEIGHT)
+"""Buffers that only panels with data.available and data.weight have."""
 DATA_FOLDER: Final = re.compile(r"data-[0-9a-f]{16}")
 # Attempts to open a panel that other jobs replace meanwhile.
 _ATTEMPTS: Final = 20
@@ -99,7 +101,7 @@ def write_panel(
     digest = digest_of(first.panel.grid, np.concatenate(buffers["digests"]))
     try:
         for name, values in buffers.items():
-            _write_buffer(temporary / f"{name}.npy", values, axis=1 if name in ("past", "known", AVAILABLE) else 0)
+            _write_buffer(temporary / f"{name}.npy", values, axis=1 if name in ("past", "known", *_OPTIONAL) else 0)
         rejects.write_parquet(temporary / REJECTS)
         content = digest + hashlib.sha256((temporary / REJECTS).read_bytes()).hexdigest()
         data_folder = folder / f"data-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
@@ -145,7 +147,7 @@ def _buffers_of(panels: Sequence[Panel]) -> dict[str, Sequence[npt.NDArray[Any]]
         "offsets": [np.append(0, np.cumsum(lengths))],
         "digests": [panel.series_digests() for panel in panels],
         **{name: [getattr(panel, name) for panel in panels] for name in _BUFFERS if name != "offsets"},
-        **({AVAILABLE: [panel.available for panel in panels]} if len(panels[0].available) else {}),
+        **{name: [getattr(panel, name) for panel in panels] for name in _OPTIONAL if len(getattr(panels[0], name))},
     }
 
 
@@ -287,7 +289,7 @@ def build_panel(index: Mapping[str, Any], buffer: Callable[[str], Any], rejects:
         calendar_start=0,
         clock_shift=np.empty(0, dtype=np.int64),
         horizon=index["horizon"],
-        **({AVAILABLE: buffer(AVAILABLE)} if f"{AVAILABLE}.npy" in index["files"] else {}),
+        **{name: buffer(name) for name in _OPTIONAL if f"{name}.npy" in index["files"]},
     )
     return Loaded(
         panel=panel,

@@ -34,7 +34,8 @@ def recognise(names: Collection[str], data: DataConfig) -> DataConfig:
         return data
     # In a wide table a column may be a series, whatever its name.
     required = [role for role in roles if role == TIMESTAMP or data.layout == "long"]
-    assigned = {*data.past_covariates, *data.side_columns("known"), *data.static_covariates, *configured.values()}
+    covariates = {*data.past_covariates, *data.side_columns("known"), *data.side_columns("static")}
+    assigned = {*covariates, *configured.values()}
     candidates = {
         role: [name for name in KNOWN_NAMES[role] if name in names and name not in assigned] for role in required
     }

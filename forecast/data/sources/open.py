@@ -49,11 +49,11 @@ def used_columns(data: DataConfig, *, known: bool = False, static: bool = False)
     """
     ids, times, targets = (possible_names(data, role) for role in KNOWN_NAMES)
     other_covariates = [*(() if known else data.known_covariates), *(() if static else data.static_covariates)]
-    other_covariates += filter(None, (data.available,))
+    other_covariates += filter(None, (data.available, data.weight))
     return UsedColumns(
         [*ids, *times, *targets, *data.past_covariates, *other_covariates] if data.layout == "long" else None,
         [*ids, *times, *data.side_columns("known")],
-        [*ids, *data.static_covariates],
+        [*ids, *data.side_columns("static")],
     )
 
 

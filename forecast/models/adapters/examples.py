@@ -22,7 +22,7 @@ from forecast.models.adapters.origins import (
 )
 from forecast.models.adapters.stacked import Deltas
 from forecast.models.heads.base import Head
-from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, target_weights, targets
 from forecast.models.network.ensemble import Member
 from forecast.models.network.losses import window_sizes
 from forecast.models.tensors import each, join
@@ -120,7 +120,8 @@ class CachedExamples(Examples):
             here, local = torch.nonzero(wanted[slot] == windows.ago, as_tuple=True)
             reading = model.encode(windows.batch, windows.origins)
             target, observed = targets(windows.batch, reading.frame, windows.origins, shape)
-            weight = loss_weights(target, observed, reading.frame, shape)
+            weight = target_weights(windows.batch, windows.origins, shape)
+            weight = loss_weights(target, observed, reading.frame, shape, weight)
             light = each(model.trim(reading, decodes=True), lambda values: values[here, local][:, None])
             numbers = model.step_parameters(light)[:, 0]
             light = each(model.trim(light, decodes=decodes), lambda values: values[:, 0])
@@ -206,7 +207,8 @@ class FullExamples(Examples):
         batch = self.data.gather(series.flatten(), first.flatten(), limit.flatten(), **window_sizes(self.network, span))
         arguments, frame = stacked.forecasts(network, changes, batch, origins)
         target, observed = targets(batch, frame, origins, self.network.shape)
-        weight = loss_weights(target, observed, frame, self.network.shape)
+        weight = target_weights(batch, origins, self.network.shape)
+        weight = loss_weights(target, observed, frame, self.network.shape, weight)
         return Scored(*(values.unflatten(0, first.shape) for values in (arguments, target, weight)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forecast.data.panel import IntArray
 from forecast.models.inputs.batch import Batch, PanelTensors
-from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, target_weights, targets
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.losses import window_sizes
@@ -152,7 +152,8 @@ def forecast(network: Forecaster, windows: Pass) -> tuple[Output, Tensor, Tensor
     """Return the forecasts, the targets and their loss weights, both [window, origin, horizon]."""
     output = network(windows.batch, windows.origins)
     target, observed = targets(windows.batch, output.frame, windows.origins, network.shape)
-    return output, target, loss_weights(target, observed, output.frame, network.shape)
+    weight = target_weights(windows.batch, windows.origins, network.shape)
+    return output, target, loss_weights(target, observed, output.frame, network.shape, weight)
 
 
 def recency(ago: Tensor, half_life: float | None) -> Float[Tensor, "*axes"]:

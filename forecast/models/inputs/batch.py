@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     but no inputs."""
     level: Float[Tensor, " batch"] | None = None
     """Level subtracted from the target of each window, float64; None if nothing was (`PanelTensors`)."""
+    weight: Float[Tensor, "batch time"] | None = None
+    """What an error at each step counts, on average 1; None if each counts the same."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with `change` applied to each tensor."""
@@ -112,6 +114,7 @@ class PanelTensors:
         mask = outlier_mask(panel, unit) if outliers else None
         self.outlier = None if mask is None else put(mask)
         self.past = put(panel.past)
+        self.weight = put(_normalised(panel.weight)) if len(panel.weight) else None
         self.known = put(panel.known)
         self.calendar = put(panel.calendar)
         self.clock_shift = put(panel.clock_shift) if panel.clock_shift.any() else None
@@ -192,6 +195,7 @@ class PanelTensors:
             static_numbers=self.static_numbers[series],
             outcome=outcome,
             level=level,
+            weight=None if self.weight is None else _windows(self.weight, offset + step)[0].masked_fill(~visible, 0.0),
         )
         return batch.map(lambda values: values.to(self.device))
 
@@ -233,6 +237,13 @@ class PanelTensors:
         ahead = torch.arange(1, horizon + 1, device=self._home)
         position = ahead + self._shift_at(column + ahead) - self._shift_at(column)
         return (position - 1).clamp(0, horizon - 1).to(self.device)
+
+
+def _normalised(weight: np.ndarray) -> np.ndarray:
+    """Return weights whose mean, of those above 0, is 1, [1, N]: their unit does not matter; 0 where missing."""
+    weight = np.nan_to_num(np.asarray(weight), nan=0.0).astype(np.float64)
+    counted = weight[weight > 0]
+    return (weight / counted.mean() if len(counted) else weight).astype(np.float32)
 
 
 def _free_memory(device: torch.device) -> float:

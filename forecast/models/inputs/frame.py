@@ -48,18 +48,27 @@ def targets(batch: Batch, frame: Frame, origins: Tensor, shape: NetworkShape) ->
     return scaled * observed, observed & frame.begun[..., None]
 
 
+def target_weights(batch: Batch, origins: Tensor, shape: NetworkShape) -> Tensor | None:
+    """Return the weights that the panel gives the targets after each origin, [batch, origin, horizon]; None without."""
+    return None if batch.weight is None else gather_windows(batch.weight, origins + shape.context_length, shape.horizon)
+
+
 def loss_weights(
     target: Float[Tensor, "batch origin horizon"],
     observed: Bool[Tensor, "batch origin horizon"],
     frame: Frame,
     shape: NetworkShape,
+    weight: Float[Tensor, "batch origin horizon"] | None = None,
 ) -> Float[Tensor, "batch origin horizon"]:
     """Return the weight of each target: 0 if it is missing or the window is constant, less after a quiet window.
 
-    Targets after steps that vary less than the context before them may be large in units of the scale. The weight
-    depends on the window only: a weight that fell with the outcome would bias means downwards.
+    It is multiplied by `weight`, that of `target_weights`. Targets after steps that vary less than the context before
+    them may be large in units of the scale. This weight depends on the window only: a weight that fell with the outcome
+    would bias means downwards.
     """
     if shape.n_classes:
-        return observed.to(target.dtype)
-    usable = observed & (frame.scale > 0)[..., None]
-    return usable / frame.window.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)
+        result = observed.to(target.dtype)
+    else:
+        usable = observed & (frame.scale > 0)[..., None]
+        result = usable / frame.window.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)
+    return result if weight is None else result * weight

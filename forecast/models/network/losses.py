@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import Batch, PanelTensors
-from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.inputs.frame import loss_weights, target_weights, targets
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.output import Output
 
@@ -36,7 +36,8 @@ def output_errors(network: Forecaster, batch: Batch, origins: Tensor, output: Ou
     target, observed = targets(batch, output.frame, origins, network.shape)
     sampled = network.n_paths > 1 and not network.training
     errors = output.head.scores if sampled else network.head.errors
-    return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape)
+    weight = target_weights(batch, origins, network.shape)
+    return errors(output.arguments, target), loss_weights(target, observed, output.frame, network.shape, weight)
 
 
 def validation_batches(windows: WindowIndex, size: int = 256) -> DataLoader[Indices]:
@@ -58,6 +59,8 @@ class HeldOutForecasts(NamedTuple):
     """In units of the frame."""
     observed: Bool[Tensor, "window horizon"]
     """Whether a target is observed and its window varies."""
+    weight: Float[Tensor, "window 1 horizon"] | None = None
+    """`target_weights`."""
 
 
 def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowIndex) -> Iterator[HeldOutForecasts]:
@@ -68,14 +71,15 @@ def held_out_forecasts(network: Forecaster, data: PanelTensors, windows: WindowI
         output = network(batch, origins)
         target, observed = targets(batch, output.frame, origins, network.shape)
         usable = (observed & (output.frame.scale > 0)[..., None])[:, 0]
-        yield HeldOutForecasts(series, output, target[:, 0], usable)
+        weight = target_weights(batch, origins, network.shape)
+        yield HeldOutForecasts(series, output, target[:, 0], usable, weight)
 
 
 def forecast_loss(network: Forecaster, forecasts: Iterable[HeldOutForecasts]) -> float:
     """Return the mean loss of existing `forecasts` of `network`, as `validation_loss`."""
     total, mass = 0.0, 0.0
-    for _, output, target, observed in forecasts:
-        weight = loss_weights(target[:, None], observed[:, None], output.frame, network.shape)
+    for _, output, target, observed, data_weight in forecasts:
+        weight = loss_weights(target[:, None], observed[:, None], output.frame, network.shape, data_weight)
         total += float((network.head.errors(output.arguments, target[:, None]) * weight).sum())
         mass += float(weight.sum())
     return total / max(mass, 1e-9)

@@ -23,7 +23,7 @@ def coupling_of(forecasts: Iterable[HeldOutForecasts], *, prior: float = 0.0) ->
     an autoregressive process of order one count as much as `prior` windows do.
     """
     parts = []
-    for _, output, target, observed in forecasts:
+    for _, output, target, observed, _ in forecasts:
         if isinstance(output.head, SampledHead | CategoricalHead):
             return None
         errors = (target - output.head.location(output.arguments)[:, 0]) / output.frame.spread[:, 0]

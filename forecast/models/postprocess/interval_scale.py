@@ -85,7 +85,7 @@ def _factors(
 ) -> tuple[Float[Tensor, "window horizon pair"], Bool[Tensor, "window horizon"], Int[Tensor, " window"]]:
     """Return by what factor each interval must be wider to hold each target, where targets are observed, and series."""
     parts: list[tuple[Tensor, ...]] = []
-    for series, output, target, observed in forecasts:
+    for series, output, target, observed, _ in forecasts:
         quantiles = output.quantiles[:, 0]
         middle = quantiles[..., [quantiles.shape[-1] // 2]]
         error = target[..., None] - middle
