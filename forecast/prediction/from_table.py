@@ -1,5 +1,6 @@
 """Forecasts of all series of a panel or a table, from one cutoff."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -67,6 +68,8 @@ def forecast_frame(
 
     Raises DataError as `Artifact.read`.
     """
+    if artifact.data.weight is not None:  # Weights change no forecast.
+        artifact = replace(artifact, data=artifact.data.model_copy(update={"weight": None}))
     rows = to_lazy(frame, used_columns(artifact.data).rows)
     loaded = artifact.read(rows, [cutoff])
     return forecast_loaded(artifact, loaded, cutoff=cutoff, max_age=max_age, model_version=model_version)

@@ -20,7 +20,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.metrics.summaries import summarise
 from forecast.monitoring.evaluation import monitor
 from forecast.monitoring.forecasts import ScoredForecasts
-from forecast.prediction.from_table import forecast
+from forecast.prediction.from_table import example, forecast
 from forecast.promotion import compare
 from forecast.scoring.job import ScoreJob
 from forecast.training.result import FitResult
@@ -75,6 +75,15 @@ def test_a_series_of_weight_zero_has_no_influence_on_the_fit_and_is_forecast(
     frame = forecast(model.artifact, loaded(sales, 7, weight="revenue").panel).frame
     assert frame["series_id"].n_unique() == 8
     assert set(frame["source"]) == {"pretrained"}
+
+
+def test_the_example_of_a_model_needs_no_weights(
+    train: Train, loaded: Read, sales: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, frame = example(train(loaded(sales, 7, weight="revenue")).artifact)
+    assert "revenue" not in rows.columns
+    assert frame.height == 7
+    assert "data.weight" not in caplog.text
 
 
 def test_a_backtest_has_weighted_metrics_beside_the_others_and_promotion_takes_them(
