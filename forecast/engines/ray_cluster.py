@@ -54,7 +54,7 @@ class RayCluster:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError, self._ray.exceptions.RayError) as error:
             raise EngineError(_no_answer(address, str(error).split("\n", 1)[0])) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # That of Ray aborts the process.
