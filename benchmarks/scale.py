@@ -5,7 +5,6 @@ measurement is a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels 
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -188,81 +187,34 @@ def failures() -> None:
 
 def _on_ray(given: dict[str, Any], folder: str, lost: str) -> Figures:
     """Score on a cluster of processes started as on three machines; `lost` is killed once a part is written."""
-    with _cluster() as (address, raylets):
+    with _cluster() as (address, gcs, raylet):
         engine = {"kind": "ray", "address": address}
         if lost != "head":
-            return task("score", **given, folder=folder, engine=engine, kill=str(raylets[-1]) if lost else "")
+            return task("score", **given, folder=folder, engine=engine, kill=str(raylet) if lost else "")
         start = time.monotonic()
         try:
-            task("score", **given, folder=folder, engine=engine, kill=str(_pid_of("gcs_server", address)))
+            task("score", **given, folder=folder, engine=engine, kill=str(gcs))
         except RuntimeError as error:
             print(f"the head was killed: the job ended after {time.monotonic() - start:.0f} s: {error}")
-    with _cluster() as (address, _):
+    with _cluster() as (address, _, _):
         return task("score", **given, folder=folder, engine={"kind": "ray", "address": address})
 
 
 @contextmanager
-def _cluster() -> Iterator[tuple[str, list[int]]]:
-    """Start a head without CPUs and two nodes with one by `ray start`; yield the address, and the nodes' processes."""
-    ray = str(Path(sys.executable).parent / "ray")
-    port = 26379 + os.getpid() % 1000
-    # Workers import the checkout. Without this mode, a head that the command starts asks its nodes for a token.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    started: list[subprocess.Popen[bytes]] = []
+def _cluster() -> Iterator[tuple[str, int, int]]:
+    """Start a head without CPUs and two nodes with one; yield the address, and the processes of the head and a node."""
+    from ray.cluster_utils import Cluster
 
-    def start(*words: str) -> None:
-        command = [ray, "start", "--block", "--disable-usage-stats", "--include-dashboard=false", *words]
-        with Path(os.devnull).open("wb") as nowhere:
-            started.append(
-                subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True)
-            )
-
+    roots = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ.update(PYTHONPATH=roots, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        address = f"127.0.0.1:{port}"
-        start("--head", "--num-cpus=0", f"--port={port}", "--node-ip-address=127.0.0.1")
-        _wait(lambda: _pid_of("gcs_server", address))
-        time.sleep(5)
-        for _ in range(2):
-            start("--num-cpus=1", f"--address={address}", "--node-ip-address=127.0.0.1")
-        _wait(lambda: len(_pids_of("raylet/raylet", address)) == 3)
-        time.sleep(5)
-        yield address, _pids_of("raylet/raylet", address)
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        gcs = cluster.head_node.all_processes["gcs_server"][0].process.pid
+        yield cluster.address, gcs, nodes[-1].all_processes["raylet"][0].process.pid
     finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-
-
-def _wait(condition: Callable[[], Any]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError("the Ray cluster did not start")
-
-
-def _pids_of(program: str, address: str) -> list[int]:
-    """Return the processes of a program of the cluster at an address, in the order of their start."""
-    port = address.rpartition(":")[2]
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            text = command.read_bytes().decode(errors="replace")
-            if program in text.split("\0")[0] and port in text:
-                found.append(int(command.parent.name))
-    return sorted(found)
-
-
-def _pid_of(program: str, address: str) -> int:
-    return next(iter(_pids_of(program, address)), 0)
+        cluster.shutdown()
 
 
 PARTS: dict[str, Callable[[], None]] = {"equal": equal, "overhead": overhead, "many": many, "failures": failures}
