@@ -39,6 +39,7 @@ SOURCE_PRETRAINED: Final = "pretrained"
 SOURCE_SEASONAL_NAIVE: Final = "seasonal_naive"
 SOURCE_LAST_VALUE: Final = "last_value"
 SOURCE_CLOSED: Final = "closed"
+SOURCE_COLD: Final = "cold"
 """The source of a step where nothing is available (data.available): the forecast is 0."""
 
 SOURCE_OVERRIDE: Final = "override"

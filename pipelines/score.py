@@ -167,6 +167,8 @@ def run_share(config: ScoreConfig, share: JobShare) -> None:
 def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact, Loaded]":
     """Return the version, its model and the panel. Opened once: the alias may move, and the version go, meanwhile."""
     from forecast.data.files import check_writable
+    from forecast.data.ingest.cold import with_cold_series
+    from forecast.data.sources.side_tables import with_side_tables
     from pipelines.jobs.builtin import open_builtin
     from pipelines.jobs.reading import open_with_data
 
@@ -175,7 +177,14 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     if config.is_builtin:
         return open_builtin(config, cutoffs)
     source, horizon = config.data.source(), config.score.horizon
-    return open_with_data(registry, config.registry.alias, source, cutoffs, in_memory=False, horizon=horizon)
+    version, artifact, loaded = open_with_data(
+        registry, config.registry.alias, source, cutoffs, in_memory=False, horizon=horizon
+    )
+    if config.score.cold_start:
+        loaded = with_cold_series(
+            loaded, artifact.reading(with_side_tables(source, artifact.side_tables, artifact.data))
+        )
+    return version, artifact, loaded
 
 
 def _read_overrides(config: ScoreConfig, loaded: "Loaded") -> "Overrides | None":

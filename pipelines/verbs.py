@@ -96,7 +96,11 @@ INCIDENTAL: Final[dict[str, Any]] = {
 """Settings that do not affect results: places of records, checkpoints and workers."""
 
 
-_ADDED: Final = {"monitor": ("anomaly_rate",), "score": ("overrides", "horizon", "scenario"), "backtest": ("horizon",)}
+_ADDED: Final = {
+    "monitor": ("anomaly_rate",),
+    "score": ("cold_start", "overrides", "horizon", "scenario"),
+    "backtest": ("horizon",),
+}
 """Settings that earlier releases lack, by group: at their default they are not part of digests."""
 
 

@@ -287,6 +287,8 @@ class ScoreConfig(JobConfig):
     def _is_complete(self) -> Self:
         if self.is_builtin and self.window.horizon is None:
             raise ValueError(f"window.horizon: missing; give the steps that {self.registry.alias} forecasts")
+        if self.is_builtin and self.score.cold_start:
+            raise ValueError("score.cold_start is for registered models; `forecast models add` makes one")
         if self.is_builtin and self.score.horizon is not None:
             raise ValueError(f"score.horizon is for registered models; {self.registry.alias} takes window.horizon")
         if self.is_builtin and (self.score.state is not None or self.score.shadow is not None):

@@ -149,6 +149,9 @@ class ScoreSettings(Config):
     scenario: ScenarioName | None = None
     """Name of a scenario: forecasts with other known covariates after the cutoff, in the folder scenarios/NAME of
     output.path, and their difference from the plain forecasts there of the same version and cutoff."""
+    cold_start: bool = False
+    """Also forecast series without any observation, of the static table or of rows without a target, from the recent
+    values of the series that are most like them by static covariates (source: cold); otherwise they are rejects."""
     state: str | None = None
     """A folder for the encoder's state of each series, from which the next cutoff continues instead of reading the
     context again. The encoder then sees the whole history, not only the context."""
@@ -175,6 +178,8 @@ class ScoreSettings(Config):
             raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
         if self.state is not None and self.runtime == "onnx":
             raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
+        if self.cold_start and (self.state is not None or self.scenario is not None or self.shadow is not None):
+            raise ValueError("cold_start does not go with state, scenario and shadow: series begin there with a value")
         if self.scenario is not None and (self.state is not None or self.shadow is not None):
             raise ValueError("scenario does not go with state and shadow, which are for the nightly forecasts")
         return self

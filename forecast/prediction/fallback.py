@@ -12,16 +12,19 @@ from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
 from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
+from forecast.metrics.scores import midpoints
 from forecast.metrics.seasonal_naive import SEASONS_BACK
 from forecast.models.network.carried_state import StateStore
 from forecast.models.runtime.onnx import Forward
 from forecast.names import (
     SOURCE_CLOSED,
+    SOURCE_COLD,
     SOURCE_FINE_TUNED,
     SOURCE_LAST_VALUE,
     SOURCE_PRETRAINED,
     SOURCE_SEASONAL_NAIVE,
 )
+from forecast.prediction.cold import ColdProfile
 from forecast.prediction.frames import Predictions, forecast_rows, rejected_series
 from forecast.prediction.naive import mean_of_naive, naive_forecasts
 from forecast.prediction.predict import predict
@@ -45,6 +48,7 @@ def forecast_shard(
     model_version: str = "",
     samples: int = 0,
     forward: Forward | None = None,
+    cold: ColdProfile | None = None,
     device: str = "cpu",
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`; the panel may be a shard of a larger one.
@@ -56,7 +60,7 @@ def forecast_shard(
 
     Rejects are series that begin after the cutoff or have no observation up to it, those whose last observation is
     older than `max_age`, and those `refused`, [S], because known covariates are missing. `samples`, `forward` and
-    `carried` as in `predict`.
+    `carried` as in `predict`. With `cold`, series without any observation are forecast from it.
     """
     windows = windows_at(panel, cutoff)
     not_started = np.setdiff1d(np.arange(panel.n_series), windows.series)
@@ -72,6 +76,8 @@ def forecast_shard(
     whole = replace(artifact, window=artifact.window.model_copy(update={"horizon": artifact.reach}))
     predicted = predict(whole, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
     forecasts = _with_fallbacks(whole, panel, windows, predicted, samples)
+    if cold is not None:
+        forecasts = _with_cold(whole, panel, forecasts, samples, cold)
     valid = _finite(forecasts.values, forecasts.mean)
     forecasts = forecasts.until(artifact.horizon)
     forecasts = _with_closures(panel, forecasts)
@@ -111,6 +117,21 @@ def _with_fallbacks(
         has_season = (end >= season - 1) & (windows.cutoff[fallback] - end < season * SEASONS_BACK)
         source[fallback] = np.where(has_season, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
     return Predictions(windows, values, mean, np.repeat(source[:, None], mean.shape[1], axis=1))
+
+
+def _with_cold(
+    artifact: Artifact, panel: Panel, forecasts: Predictions, samples: int, cold: ColdProfile
+) -> Predictions:
+    """Return the forecasts with those of the profile for the series that have no observation at all."""
+    source, levels = forecasts.source.copy(), (*artifact.model.quantile_levels, *midpoints(samples))
+    for row in np.flatnonzero(~_finite(forecasts.values, forecasts.mean)):
+        series = forecasts.windows.series[row]
+        if np.isfinite(panel.target[panel.offsets[series] : panel.offsets[series + 1]]).any():
+            continue
+        covariates = panel.static_categories[series], panel.static_numbers[series]
+        forecasts.values[row], forecasts.mean[row] = cold.forecast(*covariates, artifact.horizon, levels)
+        source[row] = SOURCE_COLD
+    return forecasts._replace(source=source)
 
 
 def _with_closures(panel: Panel, forecasts: Predictions) -> Predictions:

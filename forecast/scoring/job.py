@@ -82,6 +82,8 @@ class ScoreJob:
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
         if score.state is not None:
             check_model(artifact)
+        if score.cold_start and artifact.classes is not None:
+            raise ConfigError("score.cold_start is for numbers; this model forecasts classes")
         if output.n_samples:
             if artifact.classes is not None:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
@@ -180,6 +182,8 @@ class ScoreJob:
         overrides = self._overrides_at(cutoff)
         digest = None if overrides is None else overrides.digest
         inputs = {CUTOFF: key.cutoff.isoformat(), **self._inputs, **({"overrides_digest": digest} if digest else {})}
+        if (profile := self._writer.cold_profile(cutoff)) is not None:
+            inputs["cold_digest"] = profile.digest()
         return inputs if self._scenario is None else inputs | self._scenario.check(key, cutoff, inputs)
 
     def _overrides_at(self, cutoff: int) -> CutoffOverrides | None:

@@ -16,6 +16,7 @@ from forecast.data.ingest.missing_known import carry_forward, series_missing_kno
 from forecast.data.panel import Panel
 from forecast.errors import OutputError
 from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SCENARIO, SERIES_ID, sample_column
+from forecast.prediction.cold import ColdProfile
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.postprocess import forecast_columns
@@ -64,6 +65,7 @@ class ShardWriter:
         overrides: Overrides | None = None,
     ) -> None:
         self.overrides = overrides
+        self._profiles: dict[int, ColdProfile] = {}
         self.loaded, self._score, self._output, self._names = loaded, score, output, names
         self.model = CutoffModel(artifact, score, choice, loaded.panel.n_series)
 
@@ -105,6 +107,17 @@ class ShardWriter:
             folder /= "evaluated"
         return StateUpdate(folder, self.model.weights, self.loaded.panel, cutoff, self._names["model_digest"])
 
+    def cold_profile(self, cutoff: int) -> ColdProfile | None:
+        """Return what series without an observation are forecast from; None without score.cold_start."""
+        if not self._score.cold_start:
+            return None
+        if cutoff not in self._profiles:
+            season = self.model.artifact.network.shape.season_length
+            if self.loaded.panel.grid.frequency.sub_daily:  # A week, of days that differ.
+                season *= 7
+            self._profiles = {cutoff: ColdProfile(self.loaded.panel, cutoff, season)}
+        return self._profiles[cutoff]
+
     def forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
         """Return the forecasts of a shard."""
         shard = shard.in_memory()
@@ -125,6 +138,7 @@ class ShardWriter:
             model_version=self._names["model_version"],
             samples=self._output.n_samples,
             forward=self.model.forward,
+            cold=self.cold_profile(cutoff),
         )
         return ShardForecasts(forecasts, carried, state, counts)
 

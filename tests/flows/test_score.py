@@ -169,6 +169,24 @@ def test_the_end_of_the_panel_is_forecast_with_weights_that_have_seen_it(store: 
     assert {content["model_digest"] for content in contents.values()} == {tags["digest"]}
 
 
+def test_a_series_without_a_value_is_forecast_where_it_is_wanted(promoted: Store) -> None:
+    rows = pl.read_parquet(promoted.table)
+    new = rows.filter(pl.col("series_id") == rows["series_id"][0]).tail(2)
+    new = new.with_columns(series_id=pl.lit("new"), target=pl.lit(None, rows.schema["target"]))
+    path = promoted.write(pl.concat([rows, new]), "cold.parquet")
+    promoted.score(path, output="plain")
+    assert promoted.rejects("plain")["reason"].to_list() == ["no observed target"]
+    promoted.score(path, "score.cold_start=true", "engine=processes", output="cold")
+    frame = promoted.forecasts("cold")
+    cold = frame.filter(pl.col("series_id") == "new")
+    assert (cold.height, set(cold["source"])) == (HORIZON, {"cold"})
+    keys = "series_id", "step"
+    expected = promoted.forecasts("plain").sort(keys)
+    assert_frame_equal(frame.filter(pl.col("source") != "cold").sort(keys), expected)
+    score = "score", MODEL, f"data.path={path}", f"output.path={promoted.folder / 'none'}", "score.cold_start=true"
+    assert "cold_start does not go with state" in refuse(2, *score, "score.state=state")
+
+
 def test_horizons_other_than_the_trained_one(promoted: Store) -> None:
     promoted.score()
     promoted.score(None, "score.horizon=5", output="short")
