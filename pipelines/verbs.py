@@ -46,6 +46,7 @@ VERBS: Final = {
     "score": Verb("pipelines.score:main", "write the forecasts of a registered model"),
     "commit": Verb("pipelines.commit:main", "join the shards of a job: check that all are there, and publish"),
     "scores": Verb("pipelines.scores:main", "list or show forecasts that were written, with their versions"),
+    "compare": Verb("pipelines.compare:main", "show what changed between two forecasts, and why"),
     "reconcile": Verb("pipelines.reconcile:main", "make the forecasts of series and of their sums add up"),
     "monitor": Verb("pipelines.monitor:main", "compare forecasts with actuals, and roll back a worse champion"),
     "retain": Verb("pipelines.retain:main", "free old versions, runs, forecasts and states, after a look at them"),

@@ -29,6 +29,7 @@ from forecast.config.commands import (
     AppendConfig,
     BacktestConfig,
     CalibrateConfig,
+    CompareConfig,
     DeleteConfig,
     DiffConfig,
     DistilConfig,
@@ -94,6 +95,7 @@ from forecast.config.operations import (
     UiSettings,
 )
 from forecast.config.output import (
+    CompareSettings,
     OutputConfig,
     OutputFolder,
     ReconcileSettings,
@@ -139,6 +141,8 @@ __all__ = [
     "CalibrateConfig",
     "CalibrateSettings",
     "ColumnsConfig",
+    "CompareConfig",
+    "CompareSettings",
     "Config",
     "Cutoffs",
     "DataConfig",

@@ -42,6 +42,7 @@ from forecast.config.operations import (
     UiSettings,
 )
 from forecast.config.output import (
+    CompareSettings,
     OutputConfig,
     OutputFolder,
     ReconcileSource,
@@ -437,6 +438,15 @@ class ReportConfig(VerbConfig):
         if self.report.cutoff is not None and self.report.scores is None:
             raise ValueError("report.cutoff is one of report.scores; give that folder, too")
         return self
+
+
+class CompareConfig(VerbConfig):
+    """`forecast compare`: `data` is the table as it is now, `scores` the output of `forecast score`."""
+
+    data: SourceConfig
+    scores: OutputFolder
+    compare: CompareSettings = CompareSettings()
+    output: OutputFolder
 
 
 class UiConfig(VerbConfig):

@@ -194,6 +194,24 @@ class ServingSettings(Config):
     """As score.max_age."""
 
 
+class CompareSettings(Config):
+    """The two forecasts to compare."""
+
+    before: str | None = None
+    """The earlier forecasts: their cutoff in scores.path, or the path of a manifest (.json); the second latest cutoff
+    when not given."""
+    after: str | None = None
+    """The later forecasts, in the same way; the latest cutoff when not given."""
+    model: str | None = None
+    """Registered model of the forecasts, if several write into scores.path."""
+    max_age: MaxAge = AUTO
+    """score.max_age of the two jobs, to forecast as they did."""
+    min: float | None = None
+    """output.min of the two jobs."""
+    max: float | None = None
+    """output.max of the two jobs."""
+
+
 class ShowSettings(Config):
     """Selection of the forecasts to show."""
 

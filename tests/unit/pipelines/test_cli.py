@@ -101,6 +101,7 @@ def test_the_verbs_grow_on_purpose() -> None:
         "score",
         "commit",
         "scores",
+        "compare",
         "reconcile",
         "monitor",
         "retain",

@@ -1,0 +1,1 @@
+"""What changed from one forecast to a later one, and why."""
