@@ -29,6 +29,7 @@ BASE_KEY: Final = "base_key"
 _COMPARED: Final = {
     "config_digest": "settings (output.sink, min, max or n_samples, score.missing_known, max_age or state)",
     "overrides_digest": "overrides",
+    "cold_digest": "score.cold_start",
     "runtime": "score.runtime",
     "code": "a version of gatecast",
     "horizon": "a horizon",
