@@ -12,6 +12,9 @@ from pipelines.jobs.job import note, recorded
 if TYPE_CHECKING:
     import polars as pl
 
+    from forecast.data.ingest.loaded import Loaded
+    from forecast.finetuning.result import FinetuneResult
+    from forecast.tracking.run import Run
     from forecast.tracking.versions import Version
 
 
@@ -28,14 +31,11 @@ def main(config: FinetuneConfig) -> None:
 
 def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
     """Fine-tune, log and register; return the version, a line about it, and the decisions."""
-    import numpy as np
-
     from forecast.engines.engine import open_engine
     from forecast.finetuning.checkpoint import clear_checkpoint
     from forecast.finetuning.eligibility import check_engine
     from forecast.finetuning.finetune import finetune
-    from forecast.names import CHALLENGER, SERIES_ID
-    from forecast.reports import diagnostic_figures, figures
+    from forecast.names import CHALLENGER
     from pipelines import report
     from pipelines.jobs.reading import open_registry, open_with_data
     from pipelines.jobs.registration import Registration
@@ -68,13 +68,7 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
             registry, run, result.artifact, config, data_digest, alias=CHALLENGER, tags=tags, metrics=metrics
         )
         with console.stage("register") as stage, registration:
-            run.table(result.decisions, "decisions.parquet")
-            run.table(result.shown, "forecasts.parquet")
-            run.figure(diagnostic_figures.uplift_histogram(result.decisions), "plots/uplift.png")
-            rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
-            history = loaded.panel.frame(rows, base.classes)
-            figure = figures.best_and_worst(history, result.shown, result.decisions)
-            run.figure(figure, "plots/best_and_worst.png")
+            _log_result(run, result, loaded)
             version = registration.register()
             tables = {"decisions": result.decisions, "forecasts": result.shown}
             report.log(run, "finetune", version, result.artifact, loaded, tables)
@@ -89,6 +83,21 @@ def run(config: FinetuneConfig) -> "tuple[Version, str, pl.DataFrame]":
         f"{final_fit_text(result.artifact)}, run {run.id}"
     )
     return version, line, result.decisions
+
+
+def _log_result(run: "Run", result: "FinetuneResult", loaded: "Loaded") -> None:
+    """Log the decisions, and example forecasts with their history."""
+    import numpy as np
+
+    from forecast.names import SERIES_ID
+    from forecast.reports import diagnostic_figures, figures
+
+    run.table(result.decisions, "decisions.parquet")
+    run.table(result.shown, "forecasts.parquet")
+    run.figure(diagnostic_figures.uplift_histogram(result.decisions), "plots/uplift.png")
+    rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
+    history = loaded.panel.frame(rows, result.artifact.classes)
+    run.figure(figures.best_and_worst(history, result.shown, result.decisions), "plots/best_and_worst.png")
 
 
 def run_share(config: FinetuneConfig, share: JobShare) -> None:

@@ -111,7 +111,7 @@ def run(config: ScoreConfig) -> Scored:
                 line += log_differences(run, scenario, outputs) if scenario else ""
             if shadow_version:
                 try:  # The forecasts above are complete, even if these fail.
-                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine, run.id)
+                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine=engine, run_id=run.id)
                     _warn_in_sample(shadow_version, shadow.artifact, cutoffs)
                     shadow_outputs, failed_too = _write(shadow, cutoffs, SHADOW, commit=config.shard is not None)
                 except GatecastError as error:
@@ -151,7 +151,7 @@ def run_share(config: ScoreConfig, share: JobShare) -> None:
         settings = artifact, loaded, config.score, output_settings, _names(version)
         jobs = {"": (version, ScoreJob(*settings, engine=engine, overrides=overrides, scenario=scenario))}
         if shadow_version:
-            shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine)
+            shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine=engine)
             jobs[f"{SHADOW} "] = shadow_version, shadow
         for (label, (job_version, job)), cutoff in product(jobs.items(), cutoffs.values()):
             with console.stage(f"{label}shard {share}") as stage:
@@ -227,6 +227,7 @@ def _shadow(
     shadow_version: "Version",
     artifact: "Artifact",
     loaded: "Loaded",
+    *,
     engine: "Engine | None",
     run_id: str = "",
 ) -> "ScoreJob":

@@ -1,6 +1,6 @@
 """`forecast train`: table -> panel -> model, registered as `pretrained`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from forecast.config import TrainConfig
 from pipelines.jobs import console
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 # Fewer validation windows than this get a remark.
 _FEW_WINDOWS = 20
+
+
+_SPEED: Final = (
+    *("ranks", "windows_per_second", "forecasts_per_second", "gpu_busy_share", "gpu_peak_gib", "resumed_at_step"),
+)
+"""Entries of the summary that the log shows, if they exist."""
 
 
 @recorded(TrainConfig)
@@ -84,15 +90,7 @@ def run(config: TrainConfig) -> "tuple[Version, str]":
             stage.note(
                 steps=summary["steps"], val_loss=summary["val/loss"], closed_form=summary["val/loss_closed_form"]
             )
-            speed = (
-                "ranks",
-                "windows_per_second",
-                "forecasts_per_second",
-                "gpu_busy_share",
-                "gpu_peak_gib",
-                "resumed_at_step",
-            )
-            stage.note(**{name: summary[name] for name in speed if name in summary})
+            stage.note(**{name: summary[name] for name in _SPEED if name in summary})
         artifact = result.artifact
         registration = Registration(
             registry, run, artifact, config, data_digest, alias=PRETRAINED, tags=tags, metrics=summary

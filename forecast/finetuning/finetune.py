@@ -23,6 +23,7 @@ from forecast.finetuning.series_plan import SeriesPlan
 from forecast.finetuning.series_tuning import Passes, ShareResult, tune, tune_share
 from forecast.finetuning.shared_weights import tune_globally
 from forecast.models.adapters.bank import AdapterBank
+from forecast.models.adapters.stacked import Deltas
 from forecast.models.runtime.torch_setup import prepare
 
 _LOG = logging.getLogger(__name__)
@@ -77,21 +78,13 @@ def finetune(
     table, tuned, changes = tune(
         Passes(plan.work, plan.data, store, engine), progress=progress, store=store if commit else None
     )
-    plain, parent_digest, bank_before = artifact.uncalibrated(), artifact.digest(), artifact.bank
-    retuned = panel.series_id[plan.work.series].tolist()
-    seen = (bank_before.seen if bank_before else {}) | {name: plan.digests[name] for name in retuned}
-    bank, final_bank = (
-        _merge(existing, AdapterBank(settings.kind, tuned, values, seen), set(retuned))
-        for existing, values in zip((bank_before, plain.latest.bank), split(changes), strict=True)
-    )
-    decisions = decisions_of(panel, table, plan.reason, settings, bank_before)
-    child = plain.with_bank(bank, trained_until=plan.trained_until, parent_digest=parent_digest)
-    if plan.work.has_final:
-        child = replace(child, final=_final_child(plain.latest, final_bank, panel, parent_digest))
+    child = _child(artifact, plan, tuned, changes, panel)
+    decisions = decisions_of(panel, table, plan.reason, settings, artifact.bank)
+    n_changes = len(child.bank.series_id) if child.bank else 0
     shown = example_forecasts(artifact.on(device), panel, plan.data, plan.usable, table, settings)
     if settings.checkpoint and not keep_checkpoint:
         clear_checkpoint(Path(settings.checkpoint))
-    return FinetuneResult(child, decisions, summary_of(decisions, len(bank.series_id)), shown)
+    return FinetuneResult(child, decisions, summary_of(decisions, n_changes), shown)
 
 
 def finetune_share(
@@ -116,6 +109,21 @@ def finetune_share(
     plan = SeriesPlan.of(artifact, panel, with_windows(artifact, panel, settings), device_of(settings))
     store = plan.shared_store(share)
     return tune_share(Passes(plan.work, plan.data, store, engine), store, share, progress)
+
+
+def _child(artifact: Artifact, plan: SeriesPlan, tuned: list[str], changes: Deltas, panel: Panel) -> Artifact:
+    """Return the model with the changes of the tuned series beside those that series keep."""
+    plain, parent_digest, before = artifact.uncalibrated(), artifact.digest(), artifact.bank
+    retuned = panel.series_id[plan.work.series].tolist()
+    seen = (before.seen if before else {}) | {name: plan.digests[name] for name in retuned}
+    bank, final_bank = (
+        _merge(existing, AdapterBank(plan.work.settings.kind, tuned, values, seen), set(retuned))
+        for existing, values in zip((before, plain.latest.bank), split(changes), strict=True)
+    )
+    child = plain.with_bank(bank, trained_until=plan.trained_until, parent_digest=parent_digest)
+    if plan.work.has_final:
+        child = replace(child, final=_final_child(plain.latest, final_bank, panel, parent_digest))
+    return child
 
 
 def _final_child(latest: Artifact, bank: AdapterBank, panel: Panel, parent_digest: str) -> Artifact:

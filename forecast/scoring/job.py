@@ -32,10 +32,10 @@ from forecast.artifact import Artifact
 from forecast.config import JobShare, ScoreOutput, ScoreSettings
 from forecast.data.files import write_text_atomic
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.ingest.missing_known import missing_known
+from forecast.data.ingest.missing_known import check_known
 from forecast.engines.engine import Engine
-from forecast.errors import ConfigError, DataError, EngineError, listing
-from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SCENARIO, SERIES_ID
+from forecast.errors import ConfigError, EngineError, listing
+from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SCENARIO
 from forecast.prediction.cutoffs import check_cutoff, check_model
 from forecast.prediction.paths import with_samples
 from forecast.scoring.content import PAST, TABLES, check_model_share, content_of, past_of, tables_of
@@ -174,7 +174,8 @@ class ScoreJob:
         panel = self.loaded.panel
         check_cutoff(panel, cutoff)
         self._writer.model.select(cutoff)
-        self._check_known(cutoff)
+        if self._score.missing_known == "fail":
+            check_known(panel, self.loaded.data, cutoff=cutoff, horizon=self.artifact.horizon)
         moment = panel.grid.timestamps(np.array([cutoff]))[0]
         return ForecastKey(moment, self.names["model"], self.names["model_version"], self.names["model_digest"])
 
@@ -298,17 +299,3 @@ class ScoreJob:
             "config_digest": digest_of(settings),
             "code": f"gatecast {version('gatecast')}",
         }
-
-    def _check_known(self, cutoff: int) -> None:
-        if self._score.missing_known != "fail":
-            return
-        horizon = self.artifact.horizon
-        missing = missing_known(self.loaded.panel, self.loaded.data, horizon=horizon, cutoff=cutoff)
-        missing = missing.filter(pl.col("missing_horizon") > 0)
-        if missing.height:
-            names = missing[SERIES_ID].unique(maintain_order=True)
-            raise DataError(
-                f"{missing['missing_horizon'].sum():,} cells of {listing(missing['covariate'].unique().sort())} are "
-                f"missing over the horizon, in {len(names):,} series: {listing(names)}; mend the table, or set "
-                "score.missing_known to mask, quarantine or carry_forward"
-            )

@@ -59,10 +59,9 @@ def fit(
     of the new model have no cutoff before the last real value that `init` was trained on (`Artifact.trained_until`).
 
     With a `teacher`, of the same panel, context and segments, a share of the loss is against its forecasts.
-    `watch` is for one network on one device; it defers the final fit to `FitResult.finish`.
-
-    With `fit.launcher`, all processes of torchrun or Slurm call this function with the same arguments and train one
-    model, which each of them returns (`forecast.training.ranks`). Progress is that of rank 0.
+    `watch` is for one network on one device; it defers the final fit to `FitResult.finish`. With `fit.launcher`, all
+    processes of torchrun or Slurm call this function with the same arguments, and each returns the model that they
+    train together (`forecast.training.ranks`). Progress is that of rank 0.
 
     Raises DataError if there are no windows to train on, or model.head does not fit the targets (counts, amounts,
     classes); ConfigError if the accelerator is not there, `fit.checkpoint` holds another training, or processes differ
@@ -70,9 +69,9 @@ def fit(
     """
     prepare()
     with joined(fit) as ranks:
+        if ranks is not None and (watch or teacher):
+            raise ConfigError(f"fit.launcher={fit.launcher} is for training only; set fit.launcher=none")
         if ranks is not None:
-            if watch or teacher:
-                raise ConfigError(f"fit.launcher={fit.launcher} is for training only; set fit.launcher=none")
             ranks.check_alike(facts_of(panel, data=data, window=window, model=model, fit=fit))
         leads = ranks is None or ranks.leads
         setup = set_up(
@@ -88,13 +87,12 @@ def fit(
             ranks=ranks,
         )
         with only_deterministic(setup.fit.deterministic and setup.training.device.type == "cuda"):
-            if ranks is not None and not leads:
-                served: FitResult = ranks.serve(setup.training)
-                return served
-            result = _fit(setup, progress, watch)
-        if ranks is not None:
+            if ranks is None:
+                return _fit(setup, progress, watch)
+            result: FitResult = _fit(setup, progress, watch) if leads else ranks.serve(setup.training)
+        if leads:
             ranks.send_result(result)
-    return result
+        return result
 
 
 def _fit(setup: Setup, progress: Progress | None, watch: Watch | None) -> FitResult:

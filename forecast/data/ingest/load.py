@@ -179,10 +179,6 @@ def load_part(
         known_values = ahead[: len(data.known_covariates)]
         available.append(ahead[len(data.known_covariates) :])
         counts += known_counts
-    weight = steps.past[len(data.past_covariates) :]
-    if data.weight is not None and not has_weight:
-        by_series = static_weights(tables, data, names.gather(steps.series))
-        weight = np.repeat(by_series, np.diff(steps.offsets))[None]
     codes, numbers = encode_static(static_table[steps.series], data, categories)
     panel = Panel(
         grid=grid,
@@ -199,8 +195,11 @@ def load_part(
         static_categories=codes,
         static_numbers=numbers,
         available=_least(available),
-        weight=weight,
+        weight=steps.past[len(data.past_covariates) :],
     )
+    if data.weight is not None and not has_weight:
+        by_series = static_weights(tables, data, names.gather(steps.series))
+        panel = replace(panel, weight=np.repeat(by_series, panel.lengths)[None])
     panel, n_masked = mask_unavailable(panel)
     warn_of_missing(panel, data)
     if data.columns.target not in categories:

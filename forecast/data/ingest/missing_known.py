@@ -9,6 +9,7 @@ from forecast.config import DataConfig
 from forecast.data.ingest.regularise import ranges
 from forecast.data.ingest.rows import BoolArray
 from forecast.data.panel import Panel
+from forecast.errors import DataError, listing
 from forecast.names import SERIES_ID
 
 
@@ -17,6 +18,18 @@ def series_missing_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon
     counts = missing_known(panel, data, horizon=horizon, cutoff=cutoff)
     names = counts.filter(counts["missing_horizon"] > 0)[SERIES_ID].unique()
     return np.isin(panel.series_id, names.to_numpy().astype(panel.series_id.dtype))
+
+
+def check_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon: int) -> None:
+    """Raise DataError if a known covariate is missing in the `horizon` steps after grid index `cutoff`."""
+    missing = missing_known(panel, data, horizon=horizon, cutoff=cutoff).filter(pl.col("missing_horizon") > 0)
+    if missing.height:
+        names = missing[SERIES_ID].unique(maintain_order=True)
+        raise DataError(
+            f"{missing['missing_horizon'].sum():,} cells of {listing(missing['covariate'].unique().sort())} are "
+            f"missing over the horizon, in {len(names):,} series: {listing(names)}; mend the table, or set "
+            "score.missing_known to mask, quarantine or carry_forward"
+        )
 
 
 def carry_forward(panel: Panel, *, cutoff: int, horizon: int, context: int) -> tuple[Panel, int]:
