@@ -9,21 +9,18 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forecast.config import JobShare, ScoreConfig, ScoreOutput
+from forecast.config import JobShare, ScoreConfig
 from forecast.errors import GatecastError
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
 from pipelines.jobs.run_logging import log_data, log_missing
 from pipelines.jobs.scenario import log_differences, open_scenario
+from pipelines.jobs.score_jobs import names_of, requested_cutoffs, shadow_job, shadow_version_of
 from pipelines.jobs.score_summary import log_scores, summary_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
-    from forecast.engines.engine import Engine
     from forecast.scoring.job import ScoreJob
     from forecast.scoring.overrides import Overrides
     from forecast.scoring.parts import Output
@@ -83,10 +80,10 @@ def run(config: ScoreConfig) -> Scored:
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
     overrides = _read_overrides(config, loaded)
-    scenario = open_scenario(config, artifact, loaded, _requested_cutoffs(config))
+    scenario = open_scenario(config, artifact, loaded, requested_cutoffs(config))
     output_settings = scenario.output if scenario else config.output
     folder = Path(output_settings.path)
-    shadow_version = _shadow_version(registry, config, version)
+    shadow_version = shadow_version_of(registry, config, version)
     scored: Scored | None = None
     try:
         with (
@@ -100,7 +97,7 @@ def run(config: ScoreConfig) -> Scored:
             run.label(version, list(cutoffs))
             log_missing(run, loaded, horizon=artifact.horizon, cutoffs=list(cutoffs.values()))
             _warn_in_sample(version, artifact, cutoffs)
-            settings = artifact, loaded, config.score, output_settings, _names(version)
+            settings = artifact, loaded, config.score, output_settings, names_of(version)
             job = ScoreJob(*settings, run_id=run.id, engine=engine, overrides=overrides, scenario=scenario)
             outputs, failed = _write(job, cutoffs, "score", commit=config.shard is not None)
             line = ""
@@ -111,7 +108,9 @@ def run(config: ScoreConfig) -> Scored:
                 line += log_differences(run, scenario, outputs) if scenario else ""
             if shadow_version:
                 try:  # The forecasts above are complete, even if these fail.
-                    shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine=engine, run_id=run.id)
+                    shadow = shadow_job(
+                        registry, config, shadow_version, artifact, loaded, engine=engine, run_id=run.id
+                    )
                     _warn_in_sample(shadow_version, shadow.artifact, cutoffs)
                     shadow_outputs, failed_too = _write(shadow, cutoffs, SHADOW, commit=config.shard is not None)
                 except GatecastError as error:
@@ -143,15 +142,15 @@ def run_share(config: ScoreConfig, share: JobShare) -> None:
     registry = Registry(config.registry)
     version, artifact, loaded = _open(registry, config)
     overrides = _read_overrides(config, loaded)
-    scenario = open_scenario(config, artifact, loaded, _requested_cutoffs(config))
-    shadow_version = _shadow_version(registry, config, version)
+    scenario = open_scenario(config, artifact, loaded, requested_cutoffs(config))
+    shadow_version = shadow_version_of(registry, config, version)
     cutoffs = _cutoffs(config, loaded)
     with _locks(config, shared=True), open_engine(config.engine) as engine:
         output_settings = scenario.output if scenario else config.output
-        settings = artifact, loaded, config.score, output_settings, _names(version)
+        settings = artifact, loaded, config.score, output_settings, names_of(version)
         jobs = {"": (version, ScoreJob(*settings, engine=engine, overrides=overrides, scenario=scenario))}
         if shadow_version:
-            shadow = _shadow(registry, config, shadow_version, artifact, loaded, engine=engine)
+            shadow = shadow_job(registry, config, shadow_version, artifact, loaded, engine=engine)
             jobs[f"{SHADOW} "] = shadow_version, shadow
         for (label, (job_version, job)), cutoff in product(jobs.items(), cutoffs.values()):
             with console.stage(f"{label}shard {share}") as stage:
@@ -173,7 +172,7 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     from pipelines.jobs.reading import open_with_data
 
     check_writable(Path(config.output.path))
-    cutoffs = _requested_cutoffs(config)
+    cutoffs = requested_cutoffs(config)
     if config.is_builtin:
         return open_builtin(config, cutoffs)
     source, horizon = config.data.source(), config.score.horizon
@@ -193,66 +192,6 @@ def _read_overrides(config: ScoreConfig, loaded: "Loaded") -> "Overrides | None"
 
     path, output = config.score.overrides, config.output
     return None if path is None else read_overrides(path, loaded.panel, output.min, output.max)
-
-
-def _names(version: "Version") -> dict[str, str]:
-    return {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
-
-
-def _shadow_version(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
-    """Return the version of score.shadow; None, with a log message, if it is the same one. Raises RegistryError."""
-    from forecast.names import PREVIOUS
-
-    setting = config.score.shadow
-    if setting is None:
-        return None
-    if setting == PREVIOUS:
-        champions = registry.champions()
-        version_of_shadow, why = champions.target()
-        if champions.damage:
-            _LOG.warning("score.shadow=%s: no shadow: %s", setting, why)
-            return None
-    else:
-        version_of_shadow, why = registry.resolve(setting, "score.shadow"), ""
-    if version_of_shadow is None or version_of_shadow.number == version.number:
-        reason = "it is the one that scores; no shadow" if version_of_shadow else f"there is none; no shadow ({why})"
-        _LOG.info("score.shadow=%s: %s", setting, reason)
-        return None
-    return version_of_shadow
-
-
-def _shadow(
-    registry: "Registry",
-    config: ScoreConfig,
-    shadow_version: "Version",
-    artifact: "Artifact",
-    loaded: "Loaded",
-    *,
-    engine: "Engine | None",
-    run_id: str = "",
-) -> "ScoreJob":
-    """Return the job of the shadow version; it reuses the loaded panel if that fits."""
-    from forecast.names import SHADOW
-    from forecast.prediction.horizons import with_horizon
-    from forecast.scoring.job import ScoreJob
-    from forecast.scoring.parts import share_of_series
-    from pipelines.jobs.reading import load_version, read_alike
-
-    shadow_artifact = with_horizon(load_version(registry, shadow_version), config.score.horizon)
-    shared = config.output.model_dump(include={"min", "max"})
-    state = config.score.state
-    return ScoreJob(
-        shadow_artifact,
-        share_of_series(
-            read_alike(shadow_artifact, artifact, loaded, config.data.source(), _requested_cutoffs(config)),
-            config.score.shadow_share,
-        ),
-        config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),
-        ScoreOutput(path=str(Path(config.output.path) / SHADOW), **shared),
-        _names(shadow_version),
-        run_id=run_id,
-        engine=engine,
-    )
 
 
 @contextmanager
@@ -291,18 +230,13 @@ def _write(
     return outputs, failed
 
 
-def _requested_cutoffs(config: ScoreConfig) -> "Sequence[datetime | None]":
-    """Return the requested cutoffs, None for the end of the panel."""
-    return config.score.cutoffs or (config.score.cutoff,)
-
-
 def _cutoffs(config: ScoreConfig, loaded: "Loaded") -> dict[str, int]:
     """Return the grid indices of the cutoffs by timestamp, earliest first, as the state needs."""
     import numpy as np
 
     grid = loaded.panel.grid
     index = sorted(
-        {loaded.panel.last_index if moment is None else grid.floor(moment) for moment in _requested_cutoffs(config)}
+        {loaded.panel.last_index if moment is None else grid.floor(moment) for moment in requested_cutoffs(config)}
     )
     return dict(zip((moment.isoformat() for moment in grid.timestamps(np.array(index))), index, strict=True))
 
