@@ -56,7 +56,7 @@ class EngineSettings(Config):
     and two per CPU of the cluster."""
     address: str | None = None
     """The cluster: HOST:PORT of its head, ray://HOST:PORT of its client server, or auto for the one of this machine. A
-    cluster on this machine is started when not given."""
+    cluster of this machine alone is started when neither this nor RAY_ADDRESS is given."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of each task on Ray; a fraction shares one."""
 

@@ -49,11 +49,14 @@ class RayCluster:
         self.n_workers = 0
 
     def __enter__(self) -> Self:
-        address = self._settings.address
+        address = self._settings.address or os.environ.get("RAY_ADDRESS")
         _probe(address)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            # Without an address, Ray would join whatever cluster was started last on this machine.
+            self._ray.init(
+                address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+            )
         except (ConnectionError, RuntimeError, TimeoutError, ValueError, self._ray.exceptions.RayError) as error:
             raise EngineError(_no_answer(address, str(error).split("\n", 1)[0])) from error
         if threading.current_thread() is threading.main_thread():
