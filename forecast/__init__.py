@@ -40,6 +40,7 @@ __all__ = [
     "attention",
     "backtest",
     "calibrate",
+    "compare",
     "distil",
     "explain",
     "finetune",

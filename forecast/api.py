@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -18,6 +19,7 @@ from forecast.backtesting.backtest import backtest as backtest_models
 from forecast.backtesting.result import BacktestResult, Contender
 from forecast.calibration.calibrate import CalibrationResult
 from forecast.calibration.calibrate import calibrate as calibrate_model
+from forecast.comparison.decompose import COVARIATES, DATA, MODEL, decompose
 from forecast.compression.distil import DistilResult
 from forecast.compression.distil import distil as distil_model
 from forecast.config import (
@@ -40,6 +42,7 @@ from forecast.config import (
 from forecast.config import load as validated
 from forecast.data.ages import ENDED
 from forecast.data.files import locked
+from forecast.data.ingest.cold import with_cold_series
 from forecast.data.ingest.load import load_panel
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare as prepare_panel
@@ -381,6 +384,7 @@ def forecast(
     cutoff: Cutoff | None = None,
     max_age: int | str | None = AUTO,
     overrides: Table = None,
+    cold_start: bool = False,
 ) -> Forecasts:
     """Return the forecasts of every series in a table from one cutoff.
 
@@ -398,10 +402,12 @@ def forecast(
     - `overrides`: values that people set in place of forecasts: series_id, timestamp, value or factor, author, and
       optionally note and valid_until. Such rows have the source `override`, the model's mean as `model_mean`, and
       `override_author` and `override_note`; overrides that can't be applied are rejects with a reason.
+    - `cold_start`: forecast series without any observation, those of the static table among them, from the series
+      nearest by static covariates; their source is `cold`.
 
     `.frame` has horizon rows per series: series_id, timestamp, cutoff, step (1 to horizon), mean and quantiles (q10 to
     q90) in units of the target, or class and probabilities, then source (fine_tuned, pretrained, seasonal_naive,
-    last_value, closed). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series
+    last_value, cold, closed). `.rejects` has series_id, timestamp, reason and value of each bad row and of each series
     without a forecast: series in = series in `.frame` + rejected series.
 
     Raises ConfigError for arguments; DataError for a table that can't be read, has too many rejects, or ends before the
@@ -411,6 +417,8 @@ def forecast(
     if isinstance(artifact, str):
         if horizon is None:
             raise ConfigError(f"horizon: missing; give the steps that {artifact} forecasts, such as horizon=24")
+        if cold_start:
+            raise ConfigError(f"cold_start: it is for trained models; {artifact} has seen no other series of the panel")
         artifact, loaded = _pretrained(artifact, _TableInput(table, known, static), {"horizon": horizon}, data=data)
         if cutoff_time is None:  # With a cutoff, rows after the common end may be needed.
             return _overridden(forecast_loaded(artifact, loaded, max_age=age_limit), artifact, loaded, overrides)
@@ -420,8 +428,63 @@ def forecast(
     elif horizon is not None:
         artifact = with_horizon(artifact, arguments.whole_number(horizon, "horizon", 1), "horizon")
     loaded = read(artifact, table, known, static, cutoff=cutoff_time)
-    result = forecast_loaded(artifact, loaded, cutoff=cutoff_time, max_age=age_limit)
+    if cold_start:
+        loaded = _with_cold_series(artifact, loaded, _TableInput(table, known, static))
+    result = forecast_loaded(artifact, loaded, cutoff=cutoff_time, max_age=age_limit, cold_start=cold_start)
     return _overridden(result, artifact, loaded, overrides)
+
+
+@verb
+def compare(
+    before: Artifact,
+    after: Artifact,
+    table: Table,
+    *,
+    cutoffs: tuple[Cutoff, Cutoff],
+    known: tuple[Table, Table] = (None, None),
+    static: Table = None,
+) -> pl.DataFrame:
+    """Return why the forecasts of the same timestamps differ: new data, another model, or other known covariates.
+
+    - `before`, `after`: the models of the earlier and the later forecast; the same one if only the data is newer.
+    - `table`, `static`: as of `forecast`, with rows up to the later cutoff.
+    - `cutoffs`: the cutoffs of the two forecasts, less than a horizon apart.
+    - `known`: the tables of known covariates of the two; the same one if the plan has not changed.
+
+    The result has series_id, timestamp, mean_before, mean_after, change, and its parts: data, model, covariates, and
+    other, which is 0 up to rounding. The parts are Shapley values (Shapley 1953) and add up to the change.
+
+    Raises ConfigError for models of classes, DataError for tables as `forecast`, or without common timestamps.
+    """
+    if before.classes is not None or after.classes is not None:
+        raise ConfigError("compare: it is for numbers; a model forecasts classes")
+    differing = {
+        DATA: arguments.moment(cutoffs[0]) != arguments.moment(cutoffs[1]),
+        MODEL: before.digest() != after.digest(),
+        COVARIATES: known[0] is not known[1],
+    }
+
+    @cache
+    def forecast_with(changed: frozenset[str]) -> pl.DataFrame:
+        model, plan, cutoff = (before, after)[MODEL in changed], known[COVARIATES in changed], cutoffs[DATA in changed]
+        return forecast(model, table, known=plan, static=static, cutoff=cutoff).frame
+
+    causes = [name for name, differs in differing.items() if differs]
+    changes = decompose(forecast_with(frozenset()), forecast_with(frozenset(causes)), causes, forecast_with)
+    if changes.is_empty():
+        raise DataError(
+            "cutoffs: the two forecasts have no timestamp in common; give cutoffs less than a horizon apart"
+        )
+    return changes
+
+
+def _with_cold_series(artifact: Artifact, loaded: Loaded, tables: _TableInput) -> Loaded:
+    """Return the panel with the series that have no observation. Raises ConfigError for models of classes."""
+    if artifact.classes is not None:
+        raise ConfigError("cold_start: it is for numbers; this model forecasts classes")
+    if isinstance(tables.table, str | Path):
+        return with_cold_series(loaded, artifact.reading(_with_paths(SourceConfig(), *tables)))
+    return with_cold_series(loaded, _tables(*tables, artifact.data))
 
 
 def _overridden(forecasts: Forecasts, artifact: Artifact, loaded: Loaded, table: Table) -> Forecasts:

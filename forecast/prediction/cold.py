@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class ColdProfile:
         warm = np.isfinite(values).any(1)
         self._recent = values[warm].astype(np.float64)
         self._categories, self._numbers = panel.static_categories[warm], panel.static_numbers[warm]
+
+    @classmethod
+    def of(cls, panel: Panel, cutoff: int, season_length: int) -> Self:
+        """Return the pools for a model's season; below a daily step the season is a week, as its days differ."""
+        return cls(panel, cutoff, season_length * (7 if panel.grid.frequency.sub_daily else 1))
 
     def digest(self) -> str:
         """Return a hash of all that forecasts depend on, besides the covariates of a series."""

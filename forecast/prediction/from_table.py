@@ -14,6 +14,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.sources.frames import to_lazy
 from forecast.data.sources.open import used_columns
+from forecast.prediction.cold import ColdProfile
 from forecast.prediction.cutoffs import check_cutoff
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.result import Forecasts
@@ -27,15 +28,20 @@ def forecast(
     max_age: MaxAge = AUTO,
     model_version: str = "",
     device: str = "cpu",
+    cold_start: bool = False,
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`, the latest step of the panel when None.
 
-    Series whose last observation is older than `max_age` are rejects. Raises DataError if the panel ends before the
+    Series whose last observation is older than `max_age` are rejects; so are those without any, unless `cold_start`
+    forecasts them from the others. Raises DataError if the panel ends before the
     cutoff, or begins after it.
     """
     cutoff = check_cutoff(panel, cutoff)
     artifact = artifact.for_cutoff(cutoff)
-    return forecast_shard(artifact, panel, cutoff, max_age=max_age, model_version=model_version, device=device)
+    cold = ColdProfile.of(panel, cutoff, artifact.network.shape.season_length) if cold_start else None
+    return forecast_shard(
+        artifact, panel, cutoff, max_age=max_age, model_version=model_version, device=device, cold=cold
+    )
 
 
 def forecast_loaded(
@@ -45,14 +51,17 @@ def forecast_loaded(
     cutoff: datetime | None = None,
     max_age: MaxAge = AUTO,
     model_version: str = "",
+    cold_start: bool = False,
 ) -> Forecasts:
     """Return the forecasts of every series of a panel that `artifact` has read, with rejected rows and series.
 
     `cutoff` is the last timestamp that a forecast may see, the latest of the panel when None. Series whose last
-    observation is older than `max_age` are rejects.
+    observation is older than `max_age` are rejects. `cold_start` as in `forecast`.
     """
     index = None if cutoff is None else loaded.panel.grid.floor(cutoff)
-    result = forecast(artifact, loaded.panel, cutoff=index, max_age=max_age, model_version=model_version)
+    result = forecast(
+        artifact, loaded.panel, cutoff=index, max_age=max_age, model_version=model_version, cold_start=cold_start
+    )
     return Forecasts(result.frame, pl.concat([loaded.rejects, result.rejects]))
 
 

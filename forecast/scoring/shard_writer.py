@@ -112,10 +112,8 @@ class ShardWriter:
         if not self._score.cold_start:
             return None
         if cutoff not in self._profiles:
-            season = self.model.artifact.network.shape.season_length
-            if self.loaded.panel.grid.frequency.sub_daily:  # A week, of days that differ.
-                season *= 7
-            self._profiles = {cutoff: ColdProfile(self.loaded.panel, cutoff, season)}
+            season_length = self.model.artifact.network.shape.season_length
+            self._profiles = {cutoff: ColdProfile.of(self.loaded.panel, cutoff, season_length)}
         return self._profiles[cutoff]
 
     def forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:

@@ -13,21 +13,21 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import NO_TARGET
 from forecast.data.panel import IntArray, Panel, as_names, concatenated
 from forecast.data.read import text_columns
-from forecast.data.sources.open import is_prepared, open_tables
+from forecast.data.sources.open import Tables, is_prepared, open_tables
 from forecast.errors import ConfigError
 from forecast.names import REASON, SERIES_ID
 
 
-def with_cold_series(loaded: Loaded, source: DataConfig) -> Loaded:
+def with_cold_series(loaded: Loaded, source: DataConfig | Tables) -> Loaded:
     """Return the panel with the series of its tables that have no observation, as series of gaps.
 
     They are the series of the static table that the panel lacks, and those whose rows have no target. `source` has the
-    paths of the tables. Raises ConfigError for a prepared panel, which holds observed series only.
+    tables, or their paths. Raises ConfigError for a prepared panel, which holds observed series only.
     """
-    if source.path is not None and is_prepared(source.path):
+    if isinstance(source, DataConfig) and source.path is not None and is_prepared(source.path):
         raise ConfigError(
-            f"score.cold_start: {source.path} is a prepared panel, which holds series with observations only; give the "
-            "table that it was prepared from as data.path"
+            f"cold_start: {source.path} is a prepared panel, which holds series with observations only; give the "
+            "table that it was prepared from"
         )
     no_target = loaded.rejects.filter(pl.col(REASON) == NO_TARGET)[SERIES_ID].unique()
     static = _static_values(loaded, source, no_target)
@@ -48,12 +48,14 @@ def with_cold_series(loaded: Loaded, source: DataConfig) -> Loaded:
     return replace(loaded, panel=panel.take(order), rejects=rejects, counts=counts, stored_digest=None)
 
 
-def _static_values(loaded: Loaded, source: DataConfig, no_target: pl.Series) -> pl.DataFrame:
+def _static_values(loaded: Loaded, source: DataConfig | Tables, no_target: pl.Series) -> pl.DataFrame:
     """Return the static covariates of the series without an observation, a row each, sorted."""
     data, categories = loaded.data, loaded.categories
     if not data.static_covariates:
         return no_target.sort().to_frame()
-    tables, _ = as_long(open_tables(source, text_columns(data, categories)), data, categories)
+    if isinstance(source, DataConfig):
+        source = open_tables(source, text_columns(data, categories))
+    tables, _ = as_long(source, data, categories)
     columns = validate.columns_of(data, "series_id", "static_covariates")
     table = tables.rows if tables.static is None else tables.static
     values = validate.static_values(validate.read(table, columns, categories), data)

@@ -7,7 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+import forecast as fc
 from forecast.comparison.decompose import CAUSES, PARTS, by_series, decompose, shapley, shares
+from forecast.errors import DataError
+from forecast.training.result import FitResult
 
 KEYS = [(name, datetime(2024, 1, 1) + timedelta(days=day)) for name in "abc" for day in range(4)]
 
@@ -58,3 +61,18 @@ def test_rows_add_up_and_what_can_not_be_computed_again_is_other() -> None:
     assert series["change"].abs().is_sorted(descending=True)
     assert series["steps"].sum() == 9
     assert sum(shares(rows).values()) == pytest.approx(1)
+
+
+def test_a_function_divides_the_change_of_a_forecast(trained: FitResult, weekly_table: pl.DataFrame) -> None:
+    before, table = trained.artifact, weekly_table
+    last = table.filter(pl.col("target").is_not_null())["timestamp"].max()
+    cutoffs = str(last - timedelta(days=2)), str(last)
+    changes = fc.compare(before, before, table, cutoffs=cutoffs)
+    first, second = (fc.forecast(before, table, cutoff=cutoff).frame for cutoff in cutoffs)
+    common = first.join(second, on=["series_id", "timestamp"]).sort("series_id", "timestamp")
+    assert changes.height == common.height > 0
+    np.testing.assert_allclose(changes["change"], common["mean_right"] - common["mean"], atol=1e-6)
+    np.testing.assert_allclose(changes["data"], changes["change"], atol=1e-9)
+    assert changes.select(pl.col("model", "covariates").abs().sum()).row(0) == (0.0, 0.0)
+    with pytest.raises(DataError, match="no timestamp in common"):
+        fc.compare(before, before, table, cutoffs=(str(last - timedelta(days=20)), str(last)))

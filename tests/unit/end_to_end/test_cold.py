@@ -1,12 +1,14 @@
 """Series without any observation, forecast from the series that are most like them."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
 import forecast as fc
@@ -147,3 +149,27 @@ def test_what_does_not_fit_is_refused(artifact: Artifact, files: SourceConfig, t
     source = files.model_copy(update={"path": str(tmp_path / "panel"), "static_path": None})
     with pytest.raises(ConfigError, match="is a prepared panel, which holds series with observations only"):
         read(artifact, source)
+
+
+def test_a_function_forecasts_series_of_a_table_without_any_history(
+    artifact: Artifact, sales: pl.DataFrame, static: pl.DataFrame, files: SourceConfig
+) -> None:
+    cutoff = sales["timestamp"].max()
+    promo = pl.DataFrame({"timestamp": pl.datetime_range(cutoff, cutoff + timedelta(days=10), "1d", eager=True)})
+    known = promo.with_columns(promo=0.0)
+    plain = fc.forecast(artifact, sales, known=known, static=static).frame
+    frame = fc.forecast(artifact, sales, known=known, static=static, cold_start=True).frame
+    assert_frame_equal(frame.filter(pl.col("source") != "cold"), plain, rel_tol=1e-5)
+    cold = frame.filter(source="cold")
+    assert set(cold["series_id"]) == {"a_small", "b_large", "z_other"}
+    small, large = (cold.filter(series_id=name)["mean"].to_numpy() for name in ("a_small", "b_large"))
+    np.testing.assert_allclose(large, 10 * small, rtol=0.05)
+    assert files.path is not None
+    assert files.static_path is not None
+    from_files = fc.forecast(artifact, files.path, static=files.static_path, cold_start=True).frame
+    assert {"a_small", "b_large", "z_other", "n_null"} == set(from_files.filter(source="cold")["series_id"])
+
+
+def test_a_pretrained_network_has_no_cold_start(sales: pl.DataFrame) -> None:
+    with pytest.raises(ConfigError, match="cold_start: it is for trained models"):
+        fc.forecast("gatecast-nano", sales, horizon=7, cold_start=True)
