@@ -18,6 +18,8 @@ from forecast.errors import DataError
 _LOG = logging.getLogger(__name__)
 _THREADS: Final = 8
 _REQUEST: Final = 1 << 24
+# What AWS calls a missing object; the second if the answer has no body.
+_MISSING: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
 """Bytes of a request at most."""
 _HEADER: Final = 1 << 10
 _WORTH_A_LINE: Final = 1 << 26
@@ -57,7 +59,7 @@ class RemoteFile:
         try:
             content: bytes = _open(self.address, self.label).read_at(size, begin)
         except OSError as error:
-            if "NO_SUCH_KEY" in str(error):
+            if any(code in str(error) for code in _MISSING):
                 raise DataError(f"{self.address} is gone: the panel was replaced; run the job again") from None
             raise ReadError(str(_location(self.address, self.label).failure(error))) from None
         return content
