@@ -18,9 +18,9 @@ from forecast.errors import DataError
 _LOG = logging.getLogger(__name__)
 _THREADS: Final = 8
 _REQUEST: Final = 1 << 24
-# What AWS calls a missing object; the second if the answer has no body.
-_MISSING: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
 """Bytes of a request at most."""
+_MISSING: Final = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+"""What AWS calls a missing object: the second if the answer has no body."""
 _HEADER: Final = 1 << 10
 _WORTH_A_LINE: Final = 1 << 26
 """Bytes of a whole buffer from which on the log says that it is read."""
