@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from forecast.engines import worker
 from forecast.engines.engine import ATTEMPTS, PAUSES, Outcome, Queue, Result, Task, TransientError, Work
 from forecast.engines.payload import Payload
+from forecast.environment import environment_set
 
 _THREADS: Final = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 
@@ -119,14 +120,8 @@ class Processes:
 def _environment() -> Iterator[None]:
     """Set the environment of processes that start now: one thread, and no interrupts before they ignore them."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
-        yield
+        with environment_set(dict.fromkeys(_THREADS, "1")):
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

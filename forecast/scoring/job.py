@@ -127,10 +127,11 @@ class ScoreJob:
             return Output(manifest, self._make_current(existing, manifest), was_complete=True, seconds=seconds)
 
         parts = self._parts(cutoff, key, dict(enumerate(keys)))
+        missing = self._shards.find(parts)
         if commit:
-            check_complete(parts, self._shards.find(parts))
+            check_complete(parts, missing)
         parts.remove_others()
-        self._shards.write(parts, seconds, progress)
+        self._shards.write(parts, missing, seconds, progress)
         stage_start = time.monotonic()
         content = self._content(parts, inputs | {"data_digest": data_digest, "key": digest})
         content |= {PAST: past_of(self._writer.size, past), TABLES: tables_of(self.loaded.data)}
@@ -159,15 +160,15 @@ class ScoreJob:
         digests = self._shards.digests(cutoff, numbers)
         keys = {number: digest_of(inputs, digest) for number, (_, digest) in zip(numbers, digests, strict=True)}
         parts = self._parts(cutoff, key, keys)
-        n_missing = len(self._shards.find(parts))
-        self._shards.write(parts, {}, progress)
+        missing = self._shards.find(parts)
+        self._shards.write(parts, missing, {}, progress)
         if parts.failures:
             raise EngineError(
                 f"{len(parts.failures):,} of {len(keys):,} shards failed: {listing(parts.failures.values())}"
             )
         self._sink.stage(key, parts.files())
         n_series = sum(self._writer.panel(number).n_series for number in numbers)
-        return ShareOutput(inputs[CUTOFF], len(keys), n_missing, n_series)
+        return ShareOutput(inputs[CUTOFF], len(keys), len(missing), n_series)
 
     def _start(self, cutoff: int) -> ForecastKey:
         """Check a cutoff, and select the weights of the model for it."""

@@ -96,13 +96,14 @@ class Shards:
                 parts.parts[number] = part
         return missing
 
-    def write(self, parts: CutoffParts, seconds: dict[str, float], progress: Progress | None) -> None:
-        """Forecast and write the shards that are missing; `seconds` get the time by stage.
+    def write(
+        self, parts: CutoffParts, missing: Sequence[int], seconds: dict[str, float], progress: Progress | None
+    ) -> None:
+        """Forecast and write the shards that `find` has named; `seconds` get the time by stage.
 
         `progress` is called with the number of series that are complete. A shard that fails on all attempts of an
         engine is written as rejects. Raises EngineError if all fail.
         """
-        missing = self.find(parts)
         seconds.update({"forecast": 0.0, "write": 0.0})
         n_done = sum(self._writer.panel(number).n_series for number in parts.parts)
 

@@ -10,11 +10,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from forecast.environment import environment_set
 from forecast.redaction import without_password
 
 _LOG = logging.getLogger(__name__)
@@ -29,21 +29,6 @@ _BYTES_PER_SECOND: Final = 500_000
 """Slowest tolerated upload."""
 
 R = TypeVar("R")
-
-
-@contextmanager
-def environment_set(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the context."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class Calls:

@@ -16,9 +16,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forecast.config import RegistryConfig
+from forecast.environment import environment_set
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
-from forecast.tracking.calls import Calls, TimedClient, environment_set
+from forecast.tracking.calls import Calls, TimedClient
 from forecast.tracking.database import prepare_database
 
 # Read when MLflow is imported. MLflow's defaults are 120 s, seven times over.

@@ -108,7 +108,7 @@ class InProcess(JobProcesses):
     def run(self, schedule: Schedule, slot: Slot, *, may_wait: bool) -> tuple[int, int]:  # noqa: ARG002  no job waits
         """Run the job of a slot, and return its exit code and the number of this process."""
         schedule_variables = {SCHEDULE: slot.name, SLOT: slot.key, "GATECAST_LEDGER": self._ledger_uri}
-        from forecast.tracking.calls import environment_set
+        from forecast.environment import environment_set
 
         with environment_set(schedule_variables):
             return self._verb([*schedule.flow.split(), *schedule.settings(slot.cutoff)]), os.getpid()
@@ -144,7 +144,7 @@ class Replay:
 
     def run(self) -> None:
         """Replay the days, check that nothing is lost or duplicated, and print the cost."""
-        from forecast.tracking.calls import environment_set
+        from forecast.environment import environment_set
 
         start = time.monotonic()
         with environment_set({"GATECAST_LEDGER": self._ledger_uri}):
