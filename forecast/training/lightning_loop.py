@@ -66,6 +66,7 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, torch.utils.data.DataLoader(windows, batch_size=None))
+    network.to(data.device)  # Lightning leaves it on the host.
     return meter.values()
 
 

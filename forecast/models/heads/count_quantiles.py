@@ -86,10 +86,11 @@ def _below(count: Tensor, mean: Tensor, ratio: Tensor) -> Tensor:
     """Return the probability of `count` or less."""
     from scipy.special import betainc, gammaincc
 
-    count, mean, ratio = (values.cpu() for values in (count, mean, ratio))
+    device, (count, mean, ratio) = count.device, (values.cpu() for values in (count, mean, ratio))
     size = 1 / ratio.clamp(min=1e-300)
     poisson = torch.from_numpy(gammaincc((count + 1).clamp(min=1e-300).numpy(), mean.numpy()))
     share = 1 / (1 + mean * ratio)
     negative_binomial = torch.from_numpy(betainc(size.numpy(), (count + 1).clamp(min=1e-300).numpy(), share.numpy()))
     # With hardly any excess variance, in units of the mean, `betainc` loses accuracy at these sizes.
-    return torch.where(count < 0, 0.0, torch.where(mean * ratio < 1e-9, poisson, negative_binomial))
+    probability = torch.where(mean * ratio < 1e-9, poisson, negative_binomial)
+    return torch.where(count < 0, 0.0, probability).to(device)
