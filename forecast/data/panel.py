@@ -4,6 +4,7 @@ import hashlib
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -256,26 +257,38 @@ class Panel:
 
     def digest(self) -> str:
         """Return a hash of the content: the same for any order of rows, chunking or sharding of the same data."""
-        return digest_of(self.grid, self.series_digests())
+        return digest_of(self.grid, self.series_digests)
 
+    @cached_property
     def series_digests(self) -> npt.NDArray[np.uint8]:
-        """Return a hash of the content of each series, [S, 16]."""
-        digests = np.empty((self.n_series, 16), dtype=np.uint8)
-        ends = self.offsets + np.arange(self.n_series + 1) * self.horizon
+        """A hash of the content of each series, [S, 16]."""
+        digests = []
+        offsets, starts = self.offsets.tolist(), self.start.tobytes()
+        target = np.asarray(self.target)  # A slice of an array costs less than one of a memory-mapped file.
+        # Covariates and the like by step, then by step with the horizon, in the order in which they are hashed.
+        past, known, available, weight = (
+            np.asarray(values) if len(values) else None
+            for values in (self.past, self.known, self.available, self.weight)
+        )
+        static = [values for values in (self.static_categories, self.static_numbers) if values.shape[1]]
         for number, series_id in enumerate(self.series_id.tolist()):
-            steps = slice(self.offsets[number], self.offsets[number + 1])
+            begin, end = offsets[number : number + 2]
+            horizon = slice(begin + number * self.horizon, end + (number + 1) * self.horizon)
             hasher = _name_hasher(series_id)
-            hasher.update(self.start[number : number + 1].tobytes())
-            hasher.update(self.target[steps].tobytes())
-            known = slice(ends[number], ends[number + 1])
-            for values in (self.past[:, steps], self.known[:, known]):
-                hasher.update(values.tobytes())
-            hasher.update(self.static_categories[number].tobytes())
-            hasher.update(self.static_numbers[number].tobytes())
-            hasher.update(self.available[:, known].tobytes())
-            hasher.update(self.weight[:, steps].tobytes())
-            digests[number] = np.frombuffer(hasher.digest(), dtype=np.uint8)
-        return digests
+            hasher.update(starts[8 * number : 8 * number + 8])
+            hasher.update(target[begin:end])
+            if past is not None:
+                hasher.update(past[:, begin:end].tobytes())
+            if known is not None:
+                hasher.update(known[:, horizon].tobytes())
+            for values in static:
+                hasher.update(values[number].tobytes())
+            if available is not None:
+                hasher.update(available[:, horizon].tobytes())
+            if weight is not None:
+                hasher.update(weight[:, begin:end].tobytes())
+            digests.append(hasher.digest())
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
 
 
 def as_names(values: Iterable[str]) -> Names:

@@ -145,7 +145,7 @@ def _buffers_of(panels: Sequence[Panel]) -> dict[str, Sequence[npt.NDArray[Any]]
         "series_id": [np.frombuffer(b"".join(part), dtype=np.uint8) for part in names],
         _NAME_ENDS: [np.cumsum(name_sizes)],
         "offsets": [np.append(0, np.cumsum(lengths))],
-        "digests": [panel.series_digests() for panel in panels],
+        "digests": [panel.series_digests for panel in panels],
         **{name: [getattr(panel, name) for panel in panels] for name in _BUFFERS if name != "offsets"},
         **{name: [getattr(panel, name) for panel in panels] for name in _OPTIONAL if len(getattr(panels[0], name))},
     }

@@ -127,7 +127,7 @@ def test_the_buffers_are_mapped_read_only_and_shards_are_views(tmp_path: Path) -
     assert len(shards) > 2
     assert all(np.shares_memory(shard.target, panel.target) for shard in shards)
     assert sum(shard.n_series for shard in shards) == panel.n_series
-    assert b"".join(shard.series_digests().tobytes() for shard in shards) == panel.series_digests().tobytes()
+    assert b"".join(shard.series_digests.tobytes() for shard in shards) == panel.series_digests.tobytes()
 
 
 def test_a_panel_of_the_same_source_is_reused_and_another_one_replaces_it(tmp_path: Path) -> None:

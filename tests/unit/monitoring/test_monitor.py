@@ -318,9 +318,9 @@ def test_the_share_of_a_shadow_does_not_depend_on_the_other_series(weekly_loaded
 def test_some_series_of_a_panel_are_as_they_were(weekly_loaded: Loaded) -> None:
     panel = weekly_loaded.panel
     taken = panel.take(np.array([6, 1]))
-    digests = panel.series_digests()
+    digests = panel.series_digests
     assert taken.series_id.tolist() == ["s06", "s01"]
-    assert taken.series_digests().tolist() == digests[[6, 1]].tolist()
+    assert taken.series_digests.tolist() == digests[[6, 1]].tolist()
 
 
 def test_thresholds() -> None:
