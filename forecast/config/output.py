@@ -155,9 +155,9 @@ class ScoreSettings(Config):
     state: str | None = None
     """A folder for the encoder's state of each series, from which the next cutoff continues instead of reading the
     context again. The encoder then sees the whole history, not only the context."""
-    runtime: Literal["torch", "onnx", "auto"] = "torch"
-    """Runtime of the network: torch, ONNX Runtime (gatecast[onnx]), or auto for the faster one, which is measured once
-    for each model and output.path and stored there."""
+    runtime: Literal["torch", "onnx", "cuda", "auto"] = "torch"
+    """Runtime of the network: torch, ONNX Runtime (gatecast[onnx]), torch on a GPU (cuda), or auto for the faster of
+    the first two, which is measured once for each model and output.path and stored there."""
     force: bool = False
     """Forecast and write finished cutoffs again."""
     min_model_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -178,6 +178,8 @@ class ScoreSettings(Config):
             raise ValueError("cutoff and cutoffs are both given; cutoffs=[...] takes all of them")
         if self.state is not None and self.runtime == "onnx":
             raise ValueError("state and runtime=onnx are both given; an ONNX graph has no state to go on from")
+        if self.state is not None and self.runtime == "cuda":
+            raise ValueError("state and runtime=cuda are both given; states are advanced on the CPU; use runtime=torch")
         if self.cold_start and (self.state is not None or self.scenario is not None or self.shadow is not None):
             raise ValueError("cold_start does not go with state, scenario and shadow: series begin there with a value")
         if self.scenario is not None and (self.state is not None or self.shadow is not None):

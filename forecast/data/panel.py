@@ -276,7 +276,7 @@ class Panel:
             horizon = slice(begin + number * self.horizon, end + (number + 1) * self.horizon)
             hasher = _name_hasher(series_id)
             hasher.update(starts[8 * number : 8 * number + 8])
-            hasher.update(target[begin:end])
+            hasher.update(target[begin:end].data)
             if past is not None:
                 hasher.update(past[:, begin:end].tobytes())
             if known is not None:

@@ -2,6 +2,9 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from forecast.artifact import Artifact
 from forecast.config import ScoreSettings
@@ -15,11 +18,14 @@ class CutoffModel:
     """A model with the weights for the current cutoff, in ONNX Runtime or torch (`score.runtime`).
 
     The choice of score.runtime=auto is kept in the scores folder: files must not depend on the load of the machine.
-    Raises ConfigError if ONNX Runtime is asked for and can't run the model.
+    Raises ConfigError if ONNX Runtime is asked for and can't run the model, or a GPU and there is none.
     """
 
     def __init__(self, artifact: Artifact, score: ScoreSettings, choice: Path, n_series: int) -> None:
+        if score.runtime == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("score.runtime: cuda asked for, but torch finds no GPU here; set it to torch or auto")
         self.artifact = artifact
+        self.device: Literal["cpu", "cuda"] = "cuda" if score.runtime == "cuda" else "cpu"
         self.weights = artifact.latest
         """The model with the weights for the cutoff."""
         self.forward = self._forward(score, choice, n_series)
@@ -27,7 +33,9 @@ class CutoffModel:
 
     @property
     def runtime(self) -> str:
-        """`onnx` or `torch`."""
+        """`onnx`, `torch` or `cuda`."""
+        if self.device == "cuda":
+            return self.device
         return "torch" if self.forward is None else "onnx"
 
     @property
@@ -44,7 +52,7 @@ class CutoffModel:
 
     def _forward(self, score: ScoreSettings, choice: Path, n_series: int) -> Forward | None:
         """Return the network in ONNX Runtime, None to run it in torch; `choice` is the file that keeps the faster."""
-        if score.runtime == "torch" or score.state is not None:
+        if score.runtime in ("torch", "cuda") or score.state is not None:
             return None  # An ONNX graph cannot resume from a state.
         if score.runtime == "onnx":
             return OnnxForecaster(self.weights.network)

@@ -136,6 +136,7 @@ class ShardWriter:
             model_version=self._names["model_version"],
             samples=self._output.n_samples,
             forward=self.model.forward,
+            device=self.model.device,
             cold=self.cold_profile(cutoff),
         )
         return ShardForecasts(forecasts, carried, state, counts)

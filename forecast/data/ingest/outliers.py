@@ -219,8 +219,9 @@ def _row_quantiles(values: npt.NDArray[np.float64], level: float) -> npt.NDArray
     As `np.nanquantile`, which takes a Python loop over the rows.
     """
     ordered = np.sort(values, axis=1)  # NaN last.
-    last = np.maximum((~np.isnan(ordered)).sum(1) - 1, 0)
-    position = level * last
+    last = (~np.isnan(ordered)).sum(1) - 1
+    position = level * np.maximum(last, 0)
     rows, below = np.arange(len(ordered)), np.floor(position).astype(np.int64)
     low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, last)]
-    return np.nan_to_num(low + (high - low) * (position - below), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    quantiles = low + (high - low) * (position - below)
+    return np.where(last < 0, 0.0, quantiles)

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.testing
 import pytest
 import pytorch_lightning as lightning
 import torch
@@ -17,16 +19,18 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings, FitConfig
+from forecast.config import FinetuneSettings, FitConfig, ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import windows_at
+from forecast.errors import ConfigError
 from forecast.finetuning import finetune
 from forecast.finetuning.series_tuning import MAX_GROUP_ELEMENTS
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.prediction.paths import with_samples
 from forecast.prediction.predict import predict
+from forecast.scoring.job import ScoreJob
 from forecast.training import lightning_loop, setup
 from forecast.training.result import FitResult
 
@@ -210,3 +214,36 @@ def test_a_network_of_classes_is_trained_and_fine_tuned(
     with training_device():
         remote = forecasts()
     np.testing.assert_allclose(remote, forecasts(), rtol=1e-3)
+
+
+def test_a_scoring_job_forecasts_on_its_device(
+    trained: FitResult, weekly_loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"model": "m", "model_version": "3", "model_digest": "ab12"}
+
+    def score(runtime: str) -> tuple[str, pl.DataFrame]:
+        folder = tmp_path / runtime
+        settings = ScoreSettings.model_validate({"runtime": runtime, "shard_size": 5})
+        job = ScoreJob(trained.artifact, weekly_loaded, settings, ScoreOutput(path=str(folder)), names)
+        if runtime == "cuda":
+            job._writer.model.device = DEVICE  # type: ignore[assignment]
+        content = job.write(weekly_loaded.panel.last_index).content
+        return content["runtime"], pl.read_parquet(sorted(folder.glob("forecasts/*/*.parquet")))
+
+    _, host = score("torch")
+    with monkeypatch.context() as patch, pretended_device():
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        _, remote = score("cuda")
+    polars.testing.assert_frame_equal(remote, host, check_exact=False, rel_tol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_refused(trained: FitResult, weekly_loaded: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"score\.runtime: cuda asked for, but torch finds no GPU here"):
+        ScoreJob(
+            trained.artifact,
+            weekly_loaded,
+            ScoreSettings(runtime="cuda"),
+            ScoreOutput(path=str(tmp_path)),
+            {"model_digest": ""},
+        )
