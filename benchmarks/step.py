@@ -23,6 +23,18 @@ CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 10
 
 def main() -> None:
     """Print CPU per step, its ratio to the bare network, and the share of the gather, for two segment lengths."""
+    panel = hourly_panel()
+    for segment in (1, 24):
+        spent = costs(panel, segment)
+        print(
+            f"segment {segment}: step {spent['step']:.0f} ms CPU ({spent['forecasts']:.0f} forecasts), "
+            f"bare LSTM {spent['bare']:.0f} ms, ratio {spent['step'] / spent['bare']:.2f}; "
+            f"gather {spent['gather'] / spent['step']:.1%} of the step"
+        )
+
+
+def hourly_panel() -> Panel:
+    """Return 200 series of 1,000 hours with a daily pattern."""
     rng = np.random.default_rng(0)
     steps = np.arange(1_000)
     stamps = np.datetime64("2024-01-01T00:00:00", "us") + steps * np.timedelta64(3_600_000_000, "us")
@@ -33,18 +45,21 @@ def main() -> None:
             "target": np.tile(np.sin(steps * 2 * np.pi / 24), 200) + rng.normal(size=200 * len(steps)),
         }
     )
-    panel = load_panel(table.lazy(), DataConfig(freq="1h"), HORIZON).panel
-    for segment in (1, 24):
-        spent = costs(panel, segment)
-        print(
-            f"segment {segment}: step {spent['step']:.0f} ms CPU ({spent['forecasts']:.0f} forecasts), "
-            f"bare LSTM {spent['bare']:.0f} ms, ratio {spent['step'] / spent['bare']:.2f}; "
-            f"gather {spent['gather'] / spent['step']:.1%} of the step"
-        )
+    return load_panel(table.lazy(), DataConfig(freq="1h"), HORIZON).panel
 
 
-def costs(panel: Panel, segment: int) -> dict[str, float]:
-    """Return CPU ms of a step, of its gather and of the bare network, and the forecasts in a step."""
+def clock(device: str) -> float:
+    """Return seconds: of this process' threads on a CPU that may be shared, of the clock on a GPU."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def costs(
+    panel: Panel, segment: int, *, device: str = "cpu", batch_size: int = BATCH, hidden: int = HIDDEN, bf16: bool = False
+) -> dict[str, float]:
+    """Return ms (`clock`) of a step, of its gather and of the bare network, and the forecasts in a step."""
     prepare()
     shape = NetworkShape(
         context_length=CONTEXT,
@@ -57,32 +72,36 @@ def costs(panel: Panel, segment: int) -> dict[str, float]:
         n_static_numbers=0,
         segment_length=segment,
     )
-    network = RecurrentForecaster(shape, ModelConfig(hidden_size=HIDDEN, num_layers=LAYERS))
-    data, limits, span = PanelTensors(panel), torch.from_numpy(panel.lengths), CONTEXT - segment + 1
+    network = RecurrentForecaster(shape, ModelConfig(hidden_size=hidden, num_layers=LAYERS)).to(device)
+    data, span = PanelTensors(panel, device), CONTEXT - segment + 1
+    limits = torch.from_numpy(panel.lengths).to(device)
     sampler = OriginSampler(panel.lengths, span=span)
     stream = iter(
-        TrainingWindows(sampler, batch_size=BATCH, candidates=np.arange(0, span, segment), origins=16, seed=0)
+        TrainingWindows(sampler, batch_size=batch_size, candidates=np.arange(0, span, segment), origins=16, seed=0)
     )
     ours = torch.optim.AdamW(network.parameters(), fused=True)
-    bare = nn.LSTM(network.encoder.input_size, HIDDEN, LAYERS, batch_first=True)
+    bare = nn.LSTM(network.encoder.input_size, hidden, LAYERS, batch_first=True).to(device)
     theirs = torch.optim.AdamW(bare.parameters(), fused=True)
-    inputs = torch.randn(BATCH, (CONTEXT + span - 1) // segment, network.encoder.input_size)
+    inputs = torch.randn(batch_size, (CONTEXT + span - 1) // segment, network.encoder.input_size, device=device)
     spent = {"gather": 0.0, "step": 0.0, "bare": 0.0}
     for number in range(STEPS + 2):
         if number == 2:  # the first ones warm up
             spent = dict.fromkeys(spent, 0.0)
-        series, first, origins = next(stream)
-        begun = time.process_time()
+        series, first, origins = (values.to(device) for values in next(stream))
+        begun = clock(device)
         batch = data.gather(series, first, limits[series], **window_sizes(network, span))
-        spent["gather"] += time.process_time() - begun
-        error, weight = step_errors(network, batch, origins)
+        spent["gather"] += clock(device) - begun
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            error, weight = step_errors(network, batch, origins)
         ours.zero_grad()
         ((error * weight).sum() / weight.sum()).backward()
         ours.step()
-        spent["step"] += time.process_time() - begun
-        begun = time.process_time()
+        spent["step"] += clock(device) - begun
+        begun = clock(device)
         theirs.zero_grad()
-        bare(inputs)[0].square().mean().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = bare(inputs)[0].float().square().mean()
+        loss.backward()
         theirs.step()
-        spent["bare"] += time.process_time() - begun
-    return {**{name: seconds / STEPS * 1000 for name, seconds in spent.items()}, "forecasts": BATCH * len(origins)}
+        spent["bare"] += clock(device) - begun
+    return {**{name: seconds / STEPS * 1000 for name, seconds in spent.items()}, "forecasts": batch_size * len(origins)}
