@@ -2,7 +2,7 @@
 
 `make bench-accuracy` and `make bench-race` are `python -m benchmarks accuracy` and `race`, which take
 arguments, and long; so do `finetune`, `calibrate`, `small_panels`, `pretrained`, `covariates`,
-`new_series`, `anomalies`, `stock_outs`, `horizons`, `cold`, `what_if` and `weights`.
+`new_series`, `anomalies`, `stock_outs`, `horizons`, `cold`, `what_if`, `weights` and `gpu`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 NAMES = (
     *("data", "step", "score", "backtest", "synthetic"),
     *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained", "covariates", "new_series"),
-    *("anomalies", "stock_outs", "horizons", "cold", "what_if", "weights"),
+    *("anomalies", "stock_outs", "horizons", "cold", "what_if", "weights", "gpu"),
 )
 TAKE_ARGUMENTS = NAMES[5:]
 

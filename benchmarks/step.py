@@ -57,7 +57,13 @@ def clock(device: str) -> float:
 
 
 def costs(
-    panel: Panel, segment: int, *, device: str = "cpu", batch_size: int = BATCH, hidden: int = HIDDEN, bf16: bool = False
+    panel: Panel,
+    segment: int,
+    *,
+    device: str = "cpu",
+    batch_size: int = BATCH,
+    hidden: int = HIDDEN,
+    bf16: bool = False,
 ) -> dict[str, float]:
     """Return ms (`clock`) of a step, of its gather and of the bare network, and the forecasts in a step."""
     prepare()

@@ -204,7 +204,7 @@ def small_model(folder: str, context: int, horizon: int) -> Figures:
 def score(model: str, panel: str, folder: str, state: str | None = None, before: int = 0) -> Figures:
     """Forecasts of a prepared panel from so many steps before its end, to Parquet."""
     with Meter(anonymous=True) as meter:
-        content = _score(model, panel, folder, state, before)
+        content = score_panel(model, panel, folder, state, before)
     return {**meter.figures, "rows": content["rows"]["written"], "state": content["state"]}
 
 
@@ -234,7 +234,7 @@ def _write_model(
 def score_table(model: str, path: str, warm: str, folder: str, runtime: str) -> Figures:
     """Parquet in, Parquet out; a small table goes first."""
     content, figures = warmed(
-        lambda table: _score(model, table, f"{folder}/{Path(table).name}", runtime=runtime), warm, path
+        lambda table: score_panel(model, table, f"{folder}/{Path(table).name}", runtime=runtime), warm, path
     )
     return {**figures, "rows": content["rows"]["written"]}
 
@@ -277,7 +277,7 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
         # A child by fork: nothing but imports has been done so far, so no thread is lost.
         child = os.fork()
         if not child:
-            _score(model, panel, str(out))
+            score_panel(model, panel, str(out))
             os._exit(0)
         if number:
             time.sleep(rng.uniform(0.0, found["undisturbed"]))
@@ -287,7 +287,7 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
             found["kept"].append(len(list(out.rglob("part-*.parquet"))))
             child = os.fork()
             if not child:
-                _score(model, panel, str(out))
+                score_panel(model, panel, str(out))
                 os._exit(0)
         os.waitpid(child, 0)
         files = {
@@ -303,15 +303,16 @@ def kills(model: str, panel: str, folder: str, kills: int) -> Figures:
     return found
 
 
-def _score(
+def score_panel(
     model: str, panel: str, folder: str, state: str | None = None, before: int = 0, runtime: str = "torch"
 ) -> dict[str, Any]:
-    found = artifacts.load(Path(model))
-    loaded = found.open(SourceConfig(path=panel))
+    """Write the forecasts of a panel from so many steps before its end; return their manifest."""
+    artifact = artifacts.load(Path(model))
+    loaded = artifact.open(SourceConfig(path=panel))
     names = {"model": "small", "model_version": "1", "model_digest": artifacts.digest(Path(model))}
     with locked(Path(folder)):
         settings = ScoreSettings.model_validate({"runtime": runtime, "state": state})
-        job = ScoreJob(found, loaded, settings, ScoreOutput(path=folder), names)
+        job = ScoreJob(artifact, loaded, settings, ScoreOutput(path=folder), names)
         return job.write(loaded.panel.last_index - before).content
 
 
